@@ -1,0 +1,90 @@
+"""Errors of the device side and of the shared contracts.
+
+CoveyError                exit code 1
+├── ConfigError           3   a configuration file, a flag or the environment
+├── DataError             4   the user's own rows
+├── BundleError           5   a bundle or manifest: missing, altered, extra, another version
+├── ProtocolError         6   a message: another version, wrong types, out of bounds
+├── NetworkError          7   broker or server cannot be reached, a transfer broke off
+├── StorageError          8   disk full, directory not writable
+└── TrainingError         9   a loss or scalar that is not finite, a replay that does not match its hash
+
+Exit code 2 is argparse's: wrong usage. The server adds 11 (job), the exporter 10 (export). The codes are stable.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import ClassVar
+
+
+class CoveyError(Exception):
+    """Something went wrong that a person can act on.
+
+    Args:
+        what: what was wrong, naming the thing that was.
+        hint: what to do about it, as a sentence.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  what to do: {self.hint}" if self.hint else self.what
+
+
+class ConfigError(CoveyError):
+    """A configuration file, a flag or the environment is wrong."""
+
+    exit_code = 3
+
+
+class DataError(CoveyError):
+    """The user's own rows are wrong; the message names the file and the line."""
+
+    exit_code = 4
+
+
+class BundleError(CoveyError):
+    """A bundle or its manifest is missing something, was altered, or is of another version."""
+
+    exit_code = 5
+
+
+class ProtocolError(CoveyError):
+    """A message is of another version, has wrong types, or is out of bounds."""
+
+    exit_code = 6
+
+
+class NetworkError(CoveyError):
+    """The broker or the server cannot be reached, or a transfer broke off."""
+
+    exit_code = 7
+
+
+class StorageError(CoveyError):
+    """The disk is full, or a directory cannot be written."""
+
+    exit_code = 8
+
+
+class TrainingError(CoveyError):
+    """A loss or a scalar is not finite, or a replay does not end on its hash."""
+
+    exit_code = 9
+
+
+def storage_error(error: OSError, path: object) -> StorageError:
+    """Say what an OSError on a path means for the person at the board."""
+    if error.errno == errno.ENOSPC:
+        return StorageError(
+            f"disk full while writing {path}", "free some space and start again; nothing was lost"
+        )
+    return StorageError(
+        f"cannot write {path}: {error.strerror or error}", "check the directory's owner and permissions"
+    )

@@ -1,0 +1,268 @@
+"""The bundle's manifest: every file with its hash, every graph with its inputs, the layout and the task.
+
+``manifest.json`` is written last, so a folder without one is an interrupted export. The bundle's name is the SHA-256
+of the manifest's bytes; through the hashes in it, that names every byte of the bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
+
+from edge_runtime.errors import BundleError
+from edge_runtime.layout import Parameter, check_layout
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MANIFEST_FILE = "manifest.json"
+FORMAT_VERSION = 1
+
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Dtype = Literal["float32", "int64"]
+GraphKind = Literal["front", "back", "predict"]
+InputRole = Literal["weight", "frozen", "trainable", "batch", "boundary"]
+TaskKind = Literal["classify-head", "classify-prompt"]
+
+_PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A part of the manifest: unknown fields are refused, values never change."""
+
+
+class FileEntry(_Strict):
+    """One file of the bundle: path relative to the bundle (posix), hash and size."""
+
+    path: str
+    sha256: Sha256
+    size_bytes: int
+
+
+class GraphInput(_Strict):
+    """One input of a graph.
+
+    Attributes:
+        name: its name in the graph.
+        dtype: element type.
+        shape: fixed sizes, or ``batch``/``tokens`` (or another symbol) where the size is dynamic.
+        role: ``weight`` (from the weights file), ``frozen`` (from the adapter file, not trained), ``trainable`` (from
+            the flat vector), ``batch`` (input_ids, attention_mask, labels) or ``boundary`` (an output of ``front``).
+        source: the name in the weights file, the adapter file, the layout, the batch, or the front's outputs.
+    """
+
+    name: str
+    dtype: Dtype
+    shape: list[int | str]
+    role: InputRole
+    source: str
+
+
+class GraphOutput(_Strict):
+    """One output of a graph: ``loss`` (scalar, mean over the rows), ``logits`` (batch, labels) or a boundary tensor."""
+
+    name: str
+    dtype: Dtype
+    shape: list[int | str]
+
+
+class Graph(_Strict):
+    """One inference graph. ``split`` is None for ``predict``."""
+
+    kind: GraphKind
+    runtime: Literal["onnxruntime"]
+    file: str
+    split: int | None
+    inputs: list[GraphInput]
+    outputs: list[GraphOutput]
+
+
+class Task(_Strict):
+    """What the model decides.
+
+    Attributes:
+        kind: ``classify-head`` (a linear head on the encoder) or ``classify-prompt`` (logits of the label words only).
+        labels: names of the labels; a row's label is one of them, or its index.
+        template: the prompt, with ``{text}`` once; None for classify-head.
+        label_words: one word a label; None for classify-head.
+        label_token_ids: the token id of each label word; None for classify-head.
+        max_tokens: rows longer than this are cut, the template's words are kept.
+        pad_token_id: fills up shorter rows, on the right.
+    """
+
+    kind: TaskKind
+    labels: list[str]
+    template: str | None
+    label_words: list[str] | None
+    label_token_ids: list[int] | None
+    max_tokens: int
+    pad_token_id: int
+
+
+class Model(_Strict):
+    """Where the weights come from: Hugging Face ``model_type``, number of layers, parameters in the base model."""
+
+    name: str
+    model_type: str
+    layers: int
+    parameters: int
+
+
+class Lora(_Strict):
+    """The LoRA configuration, as PEFT knows it. ``trained`` lists the matrices that are trained (B, or A and B)."""
+
+    r: int
+    alpha: float
+    targets: list[str]
+    layers: list[int]
+    trained: list[Literal["A", "B"]]
+
+
+class Golden(_Strict):
+    """Golden vectors: batches with the losses and logits that PyTorch gave.
+
+    Attributes:
+        file: a safetensors file; batch n has ``n.input_ids``, ``n.attention_mask``, ``n.labels``, ``n.loss`` and
+            ``n.logits``, all at the bundle's initial adapter.
+        batches: how many batches.
+        tolerance: the largest absolute difference allowed.
+    """
+
+    file: str
+    batches: int
+    tolerance: float
+
+
+class Manifest(_Strict):
+    """The manifest of a bundle. See the module's docstring.
+
+    Attributes:
+        created_by: versions of covey, torch, transformers, peft, onnx that made the bundle.
+        splits: layer indexes at which the graphs are cut; one front and one back graph each.
+        parameters: the layout of the trainable vector.
+        weights_file: base weights (safetensors, Hugging Face names).
+        adapter_file: the initial adapter in PEFT's own format, beside its adapter_config.json.
+    """
+
+    format_version: int
+    created_by: dict[str, str]
+    model: Model
+    task: Task
+    lora: Lora
+    splits: list[int]
+    parameters: list[Parameter]
+    weights_file: str
+    adapter_file: str
+    tokenizer_file: str
+    golden: Golden
+    graphs: list[Graph]
+    files: list[FileEntry]
+
+    def file(self, path: str) -> FileEntry:
+        """Return the entry of a file, or raise BundleError."""
+        for entry in self.files:
+            if entry.path == path:
+                return entry
+        raise BundleError(f"the manifest lists no file {path}", "export the bundle again")
+
+    def graph(self, kind: GraphKind, split: int | None = None) -> Graph:
+        """Return the graph of a kind (and split, for front and back), or raise BundleError."""
+        for graph in self.graphs:
+            if graph.kind == kind and graph.split == split:
+                return graph
+        at = "" if split is None else f" at split {split}"
+        raise BundleError(
+            f"the bundle has no {kind} graph{at}; its splits are {self.splits}",
+            "choose one of its splits, or export with --split",
+        )
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Return the bytes of manifest.json."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+
+
+def bundle_sha256(manifest_bytes: bytes) -> str:
+    """Return the bundle's name."""
+    return hashlib.sha256(manifest_bytes).hexdigest()
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Read and check a manifest.
+
+    Raises:
+        BundleError: not JSON, another format version, wrong types, unsafe or missing paths, a broken layout.
+    """
+    try:
+        version = msgspec.json.decode(data, type=_Version).format_version
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"the manifest cannot be read: {error}", "export the bundle again") from error
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"the bundle has format version {version}, this Covey reads version {FORMAT_VERSION}",
+            "upgrade Covey on this machine" if version > FORMAT_VERSION else "export the bundle again",
+        )
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"the manifest is not valid: {error}", "export the bundle again") from error
+    _check(manifest)
+    return manifest
+
+
+def read_manifest(bundle: Path) -> tuple[Manifest, str]:
+    """Read the manifest of a bundle folder.
+
+    Returns:
+        The manifest, and the bundle's sha256.
+
+    Raises:
+        BundleError: there is none (an interrupted export), or it is not valid.
+    """
+    try:
+        data = (bundle / MANIFEST_FILE).read_bytes()
+    except FileNotFoundError as error:
+        what = (
+            "no such folder" if not bundle.is_dir() else f"no {MANIFEST_FILE} in it (an interrupted export?)"
+        )
+        raise BundleError(f"{bundle} is not a bundle: {what}", "make one with: covey export") from error
+    except OSError as error:
+        raise BundleError(
+            f"cannot read {bundle / MANIFEST_FILE}: {error.strerror}", "check its permissions"
+        ) from error
+    return decode_manifest(data), bundle_sha256(data)
+
+
+class _Version(msgspec.Struct):
+    format_version: int
+
+
+def _check(manifest: Manifest) -> None:
+    paths = [entry.path for entry in manifest.files]
+    for path in paths:
+        if not _PATH.fullmatch(path) or path == MANIFEST_FILE:
+            raise BundleError(f"the manifest lists an unsafe path: {path!r}", "do not use this bundle")
+    if len(set(paths)) != len(paths):
+        raise BundleError("the manifest lists a file twice", "export the bundle again")
+    named = [manifest.weights_file, manifest.adapter_file, manifest.tokenizer_file, manifest.golden.file]
+    for path in named + [graph.file for graph in manifest.graphs]:
+        manifest.file(path)
+    check_layout(manifest.parameters)
+    manifest.graph("predict")
+    if not manifest.splits:
+        raise BundleError("the manifest lists no split", "export with --split")
+    trainable = {parameter.name for parameter in manifest.parameters}
+    for split in manifest.splits:
+        manifest.graph("front", split)
+        manifest.graph("back", split)
+    for graph in manifest.graphs:
+        for tensor in graph.inputs:
+            if tensor.role == "trainable" and tensor.source not in trainable:
+                raise BundleError(
+                    f"{graph.file}: {tensor.source} is not in the layout", "export the bundle again"
+                )
+    if len(manifest.task.labels) < 2:  # noqa: PLR2004 a classification needs two
+        raise BundleError("the task has fewer than two labels", "export with --labels A,B")

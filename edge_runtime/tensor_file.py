@@ -1,0 +1,73 @@
+"""Tensors mapped from a safetensors file: read-only views, no copy, so a tensor nobody touches is never paged in.
+
+The safetensors library reads NumPy tensors into memory of their own; a device that holds one copy of the weights for
+several graphs needs views. Format: 8 bytes header length (little-endian), a JSON header, the data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge_runtime.errors import BundleError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_DTYPES = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
+_MAX_HEADER_BYTES = 100_000_000
+
+Tensor = np.ndarray[tuple[Any, ...], np.dtype[Any]]
+
+
+def map_tensors(path: Path) -> dict[str, Tensor]:
+    """Map every tensor of a safetensors file.
+
+    Returns:
+        Read-only arrays (float32 or int64) that share one mapping of the file, by name.
+
+    Raises:
+        BundleError: the file is missing, truncated or of an unknown element type.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header_size = int.from_bytes(file.read(8), "little")
+            if not 2 <= header_size <= min(_MAX_HEADER_BYTES, size - 8):
+                raise BundleError(
+                    f"{path.name} is not a safetensors file", "fetch or export the bundle again"
+                )
+            header: dict[str, Any] = json.loads(file.read(header_size))
+    except OSError as error:
+        raise BundleError(
+            f"cannot read {path}: {error.strerror}", "fetch or export the bundle again"
+        ) from error
+    except ValueError as error:
+        raise BundleError(
+            f"{path.name} has a broken header: {error}", "fetch or export the bundle again"
+        ) from error
+    data_start = 8 + header_size
+    mapped = np.memmap(path, dtype=np.uint8, mode="r")
+    return {
+        name: _view(path.name, mapped[data_start:], name, entry)
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+def _view(file: str, data: Tensor, name: str, entry: Any) -> Tensor:  # noqa: ANN401 parsed JSON
+    try:
+        dtype = _DTYPES[entry["dtype"]]
+        shape = tuple(int(side) for side in entry["shape"])
+        begin, end = (int(offset) for offset in entry["data_offsets"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(
+            f"{file}: bad entry for {name}: {error!r}", "fetch or export the bundle again"
+        ) from error
+    if not 0 <= begin <= end <= data.size or end - begin != math.prod(shape) * dtype.itemsize:
+        raise BundleError(f"{file}: {name} lies outside the file", "fetch or export the bundle again")
+    # A plain ndarray over the mapping: np.memmap's own methods cost time on every slice.
+    return np.asarray(data[begin:end]).view(np.ndarray).view(dtype).reshape(shape)
