@@ -82,9 +82,7 @@ class TrainingError(CoveyError):
 def storage_error(error: OSError, path: object) -> StorageError:
     """Say what an OSError on a path means for the person at the board."""
     if error.errno == errno.ENOSPC:
-        return StorageError(
-            f"disk full while writing {path}", "free some space and start again; nothing was lost"
-        )
+        return StorageError(f"disk full while writing {path}", "free some space and start again; nothing was lost")
     return StorageError(
         f"cannot write {path}: {error.strerror or error}", "check the directory's owner and permissions"
     )

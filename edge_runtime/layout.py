@@ -68,9 +68,7 @@ def check_layout(parameters: Sequence[Parameter]) -> None:
     offset, layer, seen = 0, parameters[0].layer, set[str]()
     for parameter in parameters:
         if parameter.name in seen:
-            raise BundleError(
-                f"parameter {parameter.name} occurs twice in the layout", "export the bundle again"
-            )
+            raise BundleError(f"parameter {parameter.name} occurs twice in the layout", "export the bundle again")
         if parameter.offset != offset or any(side < 1 for side in parameter.shape):
             raise BundleError(
                 f"parameter {parameter.name}: offset {parameter.offset} or shape {parameter.shape} does not fit "

@@ -34,7 +34,7 @@ class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A part of the manifest: unknown fields are refused, values never change."""
 
 
-class FileEntry(_Strict):
+class FileEntry(_Strict, frozen=True):
     """One file of the bundle: path relative to the bundle (posix), hash and size."""
 
     path: str
@@ -42,7 +42,7 @@ class FileEntry(_Strict):
     size_bytes: int
 
 
-class GraphInput(_Strict):
+class GraphInput(_Strict, frozen=True):
     """One input of a graph.
 
     Attributes:
@@ -61,7 +61,7 @@ class GraphInput(_Strict):
     source: str
 
 
-class GraphOutput(_Strict):
+class GraphOutput(_Strict, frozen=True):
     """One output of a graph: ``loss`` (scalar, mean over the rows), ``logits`` (batch, labels) or a boundary tensor."""
 
     name: str
@@ -69,7 +69,7 @@ class GraphOutput(_Strict):
     shape: list[int | str]
 
 
-class Graph(_Strict):
+class Graph(_Strict, frozen=True):
     """One inference graph. ``split`` is None for ``predict``."""
 
     kind: GraphKind
@@ -80,7 +80,7 @@ class Graph(_Strict):
     outputs: list[GraphOutput]
 
 
-class Task(_Strict):
+class Task(_Strict, frozen=True):
     """What the model decides.
 
     Attributes:
@@ -102,7 +102,7 @@ class Task(_Strict):
     pad_token_id: int
 
 
-class Model(_Strict):
+class Model(_Strict, frozen=True):
     """Where the weights come from: Hugging Face ``model_type``, number of layers, parameters in the base model."""
 
     name: str
@@ -111,7 +111,7 @@ class Model(_Strict):
     parameters: int
 
 
-class Lora(_Strict):
+class Lora(_Strict, frozen=True):
     """The LoRA configuration, as PEFT knows it. ``trained`` lists the matrices that are trained (B, or A and B)."""
 
     r: int
@@ -121,7 +121,7 @@ class Lora(_Strict):
     trained: list[Literal["A", "B"]]
 
 
-class Golden(_Strict):
+class Golden(_Strict, frozen=True):
     """Golden vectors: batches with the losses and logits that PyTorch gave.
 
     Attributes:
@@ -136,7 +136,7 @@ class Golden(_Strict):
     tolerance: float
 
 
-class Manifest(_Strict):
+class Manifest(_Strict, frozen=True):
     """The manifest of a bundle. See the module's docstring.
 
     Attributes:
@@ -225,14 +225,10 @@ def read_manifest(bundle: Path) -> tuple[Manifest, str]:
     try:
         data = (bundle / MANIFEST_FILE).read_bytes()
     except FileNotFoundError as error:
-        what = (
-            "no such folder" if not bundle.is_dir() else f"no {MANIFEST_FILE} in it (an interrupted export?)"
-        )
+        what = "no such folder" if not bundle.is_dir() else f"no {MANIFEST_FILE} in it (an interrupted export?)"
         raise BundleError(f"{bundle} is not a bundle: {what}", "make one with: covey export") from error
     except OSError as error:
-        raise BundleError(
-            f"cannot read {bundle / MANIFEST_FILE}: {error.strerror}", "check its permissions"
-        ) from error
+        raise BundleError(f"cannot read {bundle / MANIFEST_FILE}: {error.strerror}", "check its permissions") from error
     return decode_manifest(data), bundle_sha256(data)
 
 
@@ -241,6 +237,24 @@ class _Version(msgspec.Struct):
 
 
 def _check(manifest: Manifest) -> None:
+    _check_paths(manifest)
+    check_layout(manifest.parameters)
+    manifest.graph("predict")
+    if not manifest.splits:
+        raise BundleError("the manifest lists no split", "export with --split")
+    for split in manifest.splits:
+        manifest.graph("front", split)
+        manifest.graph("back", split)
+    trainable = {parameter.name for parameter in manifest.parameters}
+    for graph in manifest.graphs:
+        for tensor in graph.inputs:
+            if tensor.role == "trainable" and tensor.source not in trainable:
+                raise BundleError(f"{graph.file}: {tensor.source} is not in the layout", "export the bundle again")
+    if len(manifest.task.labels) < 2:
+        raise BundleError("the task has fewer than two labels", "export with --labels A,B")
+
+
+def _check_paths(manifest: Manifest) -> None:
     paths = [entry.path for entry in manifest.files]
     for path in paths:
         if not _PATH.fullmatch(path) or path == MANIFEST_FILE:
@@ -250,19 +264,3 @@ def _check(manifest: Manifest) -> None:
     named = [manifest.weights_file, manifest.adapter_file, manifest.tokenizer_file, manifest.golden.file]
     for path in named + [graph.file for graph in manifest.graphs]:
         manifest.file(path)
-    check_layout(manifest.parameters)
-    manifest.graph("predict")
-    if not manifest.splits:
-        raise BundleError("the manifest lists no split", "export with --split")
-    trainable = {parameter.name for parameter in manifest.parameters}
-    for split in manifest.splits:
-        manifest.graph("front", split)
-        manifest.graph("back", split)
-    for graph in manifest.graphs:
-        for tensor in graph.inputs:
-            if tensor.role == "trainable" and tensor.source not in trainable:
-                raise BundleError(
-                    f"{graph.file}: {tensor.source} is not in the layout", "export the bundle again"
-                )
-    if len(manifest.task.labels) < 2:  # noqa: PLR2004 a classification needs two
-        raise BundleError("the task has fewer than two labels", "export with --labels A,B")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,37 +38,29 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
         with path.open("rb") as file:
             header_size = int.from_bytes(file.read(8), "little")
             if not 2 <= header_size <= min(_MAX_HEADER_BYTES, size - 8):
-                raise BundleError(
-                    f"{path.name} is not a safetensors file", "fetch or export the bundle again"
-                )
+                raise BundleError(f"{path.name} is not a safetensors file", "fetch or export the bundle again")
             header: dict[str, Any] = json.loads(file.read(header_size))
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
-        raise BundleError(
-            f"cannot read {path}: {error.strerror}", "fetch or export the bundle again"
-        ) from error
+        raise BundleError(f"cannot read {path}: {error.strerror}", "fetch or export the bundle again") from error
     except ValueError as error:
-        raise BundleError(
-            f"{path.name} has a broken header: {error}", "fetch or export the bundle again"
-        ) from error
+        raise BundleError(f"{path.name} has a broken header: {error}", "fetch or export the bundle again") from error
     data_start = 8 + header_size
-    mapped = np.memmap(path, dtype=np.uint8, mode="r")
     return {
-        name: _view(path.name, mapped[data_start:], name, entry)
+        name: _view(path.name, data, data_start, name, entry)
         for name, entry in header.items()
         if name != "__metadata__"
     }
 
 
-def _view(file: str, data: Tensor, name: str, entry: Any) -> Tensor:  # noqa: ANN401 parsed JSON
+def _view(file: str, data: mmap.mmap, data_start: int, name: str, entry: Any) -> Tensor:  # noqa: ANN401 parsed JSON
     try:
         dtype = _DTYPES[entry["dtype"]]
         shape = tuple(int(side) for side in entry["shape"])
-        begin, end = (int(offset) for offset in entry["data_offsets"])
+        begin, end = (data_start + int(offset) for offset in entry["data_offsets"])
     except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(
-            f"{file}: bad entry for {name}: {error!r}", "fetch or export the bundle again"
-        ) from error
-    if not 0 <= begin <= end <= data.size or end - begin != math.prod(shape) * dtype.itemsize:
+        raise BundleError(f"{file}: bad entry for {name}: {error!r}", "fetch or export the bundle again") from error
+    count = math.prod(shape)
+    if not data_start <= begin <= end <= len(data) or end - begin != count * dtype.itemsize:
         raise BundleError(f"{file}: {name} lies outside the file", "fetch or export the bundle again")
-    # A plain ndarray over the mapping: np.memmap's own methods cost time on every slice.
-    return np.asarray(data[begin:end]).view(np.ndarray).view(dtype).reshape(shape)
+    return np.frombuffer(data, dtype=dtype, count=count, offset=begin).reshape(shape)

@@ -1,0 +1,81 @@
+"""From text to padded token batches, on the device, with the bundle's own tokenizer and template."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from edge_runtime.engine import Batch
+from edge_runtime.errors import BundleError, DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from edge_runtime.manifest import Task
+
+TEXT_FIELD = "{text}"
+
+
+class TextEncoder:
+    """Turns texts into token ids the way the bundle's task wants them.
+
+    A row that is too long loses the end of its text; special tokens and the template's words are always kept.
+    """
+
+    def __init__(self, tokenizer_file: Path, task: Task) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        except Exception as error:  # the tokenizers library raises plain Exception
+            raise BundleError(f"cannot read {tokenizer_file}: {error}", "fetch or export the bundle again") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._task = task
+        self._template = task.template or TEXT_FIELD
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text, at most ``task.max_tokens`` of them.
+
+        Raises:
+            DataError: the template alone fills the whole row.
+        """
+        prompts = [self._template.replace(TEXT_FIELD, text) for text in texts]
+        rows: list[list[int]] = [encoding.ids for encoding in self._tokenizer.encode_batch(prompts)]
+        for index, ids in enumerate(rows):
+            if len(ids) > self._task.max_tokens:
+                rows[index] = self._encode_cut(texts[index])
+        return rows
+
+    def _encode_cut(self, text: str) -> list[int]:
+        """Cut characters off the text's end, token by token, until the prompt fits."""
+        offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        keep = min(len(offsets), self._task.max_tokens)
+        while keep >= 0:
+            kept = text[: offsets[keep - 1][1]] if keep else ""
+            ids: list[int] = self._tokenizer.encode(self._template.replace(TEXT_FIELD, kept)).ids
+            if len(ids) <= self._task.max_tokens:
+                return ids
+            keep -= max(1, len(ids) - self._task.max_tokens)
+        raise DataError(
+            f"the template {self._template!r} alone is longer than {self._task.max_tokens} tokens",
+            "export with a larger --max-tokens or a shorter --template",
+        )
+
+
+def pad(rows: Sequence[Sequence[int]], labels: Sequence[int], pad_token_id: int) -> Batch:
+    """Stack rows into a batch, padded on the right to the longest of them.
+
+    Args:
+        rows: token ids of each row, at least one row, no row empty.
+        labels: index of each row's label.
+        pad_token_id: fills the shorter rows.
+    """
+    longest = max(len(row) for row in rows)
+    input_ids = np.full((len(rows), longest), pad_token_id, dtype=np.int64)
+    attention_mask = np.zeros((len(rows), longest), dtype=np.int64)
+    for index, row in enumerate(rows):
+        input_ids[index, : len(row)] = row
+        attention_mask[index, : len(row)] = 1
+    return Batch(input_ids, attention_mask, np.asarray(labels, dtype=np.int64))
