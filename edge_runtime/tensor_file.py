@@ -18,7 +18,7 @@ from edge_runtime.errors import BundleError
 if TYPE_CHECKING:
     from pathlib import Path
 
-_DTYPES = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 _MAX_HEADER_BYTES = 100_000_000
 
 Tensor = np.ndarray[tuple[Any, ...], np.dtype[Any]]
