@@ -1,13 +1,12 @@
 """What a step needs of an engine: a front, a back and a prediction, at given trainable parameters.
 
-An engine holds the frozen weights; the trainable ones come with every call and the engine keeps none of them.
 ONNX Runtime (engine_onnxruntime) and a quadratic bowl with a known gradient (engine_quadratic) implement it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,25 +39,29 @@ BoundaryT = TypeVar("BoundaryT")
 
 
 class Engine(Protocol[BoundaryT]):
-    """Runs the two blocks of a model. ``BoundaryT`` is what crosses the cut; its meaning is the engine's own."""
+    """Runs the two blocks of a model. ``BoundaryT`` is what crosses the cut; its meaning is the engine's own.
+
+    The trainable parameters of each block lie in a workspace that the engine reads when it runs: a step writes
+    perturbed parameters there, straight into memory that the session is bound to. Nothing else is kept between calls.
+    """
 
     @property
-    def front_size(self) -> int:
-        """Length of the front block's trainable vector."""
+    def front_workspace(self) -> FloatVector:
+        """Trainable parameters of the front block, float32, (front size,); written by the step."""
 
     @property
-    def back_size(self) -> int:
-        """Length of the back block's trainable vector."""
+    def back_workspace(self) -> FloatVector:
+        """Trainable parameters of the back block, float32, (back size,); written by the step."""
 
-    def front(self, theta_front: FloatVector, batch: Batch) -> BoundaryT:
-        """Run the front block; the result stays valid until it is dropped."""
+    def front(self, batch: Batch) -> BoundaryT:
+        """Run the front block at its workspace; the result stays valid until it is dropped."""
 
-    def back(self, boundary: BoundaryT, theta_back: FloatVector, batch: Batch) -> float:
-        """Run the back block and return the mean loss over the batch's rows."""
+    def back(self, boundary: BoundaryT, batch: Batch) -> float:
+        """Run the back block at its workspace; return the mean loss over the batch's rows."""
 
 
 class Predictor(Protocol):
     """Runs the whole model for prediction."""
 
-    def logits(self, theta: FloatVector, batch: Batch) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Return the logits, float32, (rows, labels)."""
+    def logits(self, theta: FloatVector, batch: Batch) -> FloatVector:
+        """Return the logits at trainable parameters ``theta``: float32, (rows, labels). Labels are not read."""

@@ -1,0 +1,64 @@
+"""An engine whose gradient is known: loss(θ) = ½ (θ − θ*)ᵀ H (θ − θ*).
+
+It ships so that tests and simulations run the real step, protocol and server without a model. Rows of a batch do not
+matter; central differences are exact on a quadratic, so the estimator's mean is the gradient itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from edge_runtime.engine import Batch
+    from edge_runtime.perturbation import FloatVector
+
+FloatMatrix = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
+
+
+class QuadraticEngine:
+    """A quadratic bowl over ``front_size + back_size`` parameters.
+
+    Args:
+        hessian: symmetric, float64, (n, n). Entries between the blocks couple them.
+        optimum: float64, (n,).
+        front_size: how many of the parameters are the front's.
+    """
+
+    def __init__(self, hessian: FloatMatrix, optimum: FloatMatrix, front_size: int) -> None:
+        n = optimum.size
+        if hessian.shape != (n, n) or not 0 <= front_size <= n:
+            raise ValueError(f"hessian {hessian.shape}, optimum {optimum.shape}, front_size {front_size} do not fit")
+        self._hessian = hessian
+        self._optimum = optimum
+        self._front_workspace: FloatVector = np.zeros(front_size, dtype=np.float32)
+        self._back_workspace: FloatVector = np.zeros(n - front_size, dtype=np.float32)
+
+    @property
+    def front_workspace(self) -> FloatVector:
+        """See Engine."""
+        return self._front_workspace
+
+    @property
+    def back_workspace(self) -> FloatVector:
+        """See Engine."""
+        return self._back_workspace
+
+    def front(self, batch: Batch) -> FloatVector:  # noqa: ARG002 the bowl has no data
+        """Return the front's parameters: they are what crosses the cut."""
+        return self._front_workspace.copy()
+
+    def back(self, boundary: FloatVector, batch: Batch) -> float:  # noqa: ARG002 the bowl has no data
+        """Return the loss."""
+        return self.loss(np.concatenate([boundary, self._back_workspace]))
+
+    def loss(self, theta: FloatVector) -> float:
+        """Return the loss at ``theta``, computed in float64."""
+        distance = theta.astype(np.float64) - self._optimum
+        return float(0.5 * distance @ self._hessian @ distance)
+
+    def gradient(self, theta: FloatVector) -> FloatMatrix:
+        """Return the exact gradient at ``theta``, float64, (n,)."""
+        gradient: FloatMatrix = self._hessian @ (theta.astype(np.float64) - self._optimum)
+        return gradient

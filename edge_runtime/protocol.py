@@ -1,0 +1,260 @@
+"""Every message between the server and a device, and every topic. MessagePack on the wire, MQTT 3.1.1 features only.
+
+Each message carries the protocol's version ``v`` and its tag ``type``. Payloads stay under 128 KB; big things (bundles,
+adapters, long logs) go over HTTP by sha256. Golden encodings of these structs are kept in the tests: a change that
+alters them needs a new version.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+
+from edge_runtime.errors import ProtocolError
+from edge_runtime.manifest import Sha256
+from edge_runtime.spzo import StepRule
+
+PROTOCOL_VERSION = 1
+MAX_PAYLOAD_BYTES = 128 * 1024
+
+_TOPIC_ROOT = "covey/v1"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+Kind = Literal["birth", "state", "plan", "report", "report/ack"]
+
+
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", kw_only=True):
+    """What all messages share: the version."""
+
+    v: int = PROTOCOL_VERSION
+
+
+class Birth(_Message, frozen=True, tag="birth", kw_only=True):
+    """A device announces itself; retained. ``boot_id`` is new with every start of the process."""
+
+    device: Name
+    boot_id: str
+    covey_version: str
+    python_version: str
+    machine: str
+    runtimes: dict[str, str]
+    methods: list[str]
+    rows: Count | None
+    bundle_sha256: Sha256 | None
+    adapter_sha256: Sha256 | None
+
+
+class DeviceState(_Message, frozen=True, tag="state", kw_only=True):
+    """What a device is doing; retained. ``lost`` is the last will, sent by the broker."""
+
+    state: Literal["online", "busy", "offline", "lost"]
+    boot_id: str
+
+
+class BlobRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Something to fetch over HTTP: ``<blob_url>/<sha256>``."""
+
+    sha256: Sha256
+    size_bytes: Count
+
+
+class AdapterRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An adapter, and a shorter way to it.
+
+    Attributes:
+        file: the adapter file itself.
+        logs: replay logs, in order, that lead to it from ``logs_base_sha256``; empty where the file is cheaper.
+        logs_base_sha256: the adapter that the device is thought to have; None when there are no logs.
+    """
+
+    file: BlobRef
+    logs: list[BlobRef]
+    logs_base_sha256: Sha256 | None
+
+
+class TrainPlan(_Message, frozen=True, tag="train", kw_only=True):
+    """Train one round.
+
+    Attributes:
+        job: name of the job.
+        job_seed: from which all seeds follow.
+        round: index of the round, from 0.
+        attempt: counts how often the round was begun, from 0.
+        bundle_sha256: the bundle to train.
+        adapter: the adapter to start from.
+        rule: the step's rule.
+        split: index of the back block's first layer.
+        steps: local steps.
+        batch_size: rows a step.
+        mean_square: mean square of the last round's scalars; None in the first.
+        deadline_s: seconds from receipt; a later report is not used.
+        blob_url: where blobs are; without a host (``http://:8080/blobs``) it is on the broker's host.
+    """
+
+    job: Name
+    job_seed: Annotated[int, msgspec.Meta(ge=0)]
+    round: Count
+    attempt: Count
+    bundle_sha256: Sha256
+    adapter: AdapterRef
+    rule: StepRule
+    split: Count
+    steps: Annotated[int, msgspec.Meta(ge=1, le=4096)]
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=4096)]
+    mean_square: float | None
+    deadline_s: Annotated[float, msgspec.Meta(gt=0)]
+    blob_url: str
+
+
+class SyncPlan(_Message, frozen=True, tag="sync", kw_only=True):
+    """Take over an adapter without training. ``final`` says that the job is finished."""
+
+    job: Name
+    round: Count
+    bundle_sha256: Sha256
+    adapter: AdapterRef
+    final: bool
+    blob_url: str
+
+
+class PlanAccepted(_Message, frozen=True, tag="accepted", kw_only=True):
+    """The device begins a round."""
+
+    job: Name
+    round: Count
+    attempt: Count
+    device: Name
+
+
+class PlanRefused(_Message, frozen=True, tag="refused", kw_only=True):
+    """The device cannot do a round; ``code`` is the exit code of the error, ``message`` says why."""
+
+    job: Name
+    round: Count
+    attempt: Count
+    device: Name
+    code: int
+    message: Annotated[str, msgspec.Meta(max_length=2000)]
+
+
+class RoundReport(_Message, frozen=True, tag="report", kw_only=True):
+    """The result of a round on one device: scalars, and what they cost.
+
+    Attributes:
+        adapter_sha256: hash of the adapter that the round started from, computed by the device.
+        scalars: float32, little-endian, steps × scalars a step.
+        examples: rows of private data on the device.
+        loss: mean of all losses seen; it belongs to perturbed models on training rows.
+        seconds: time of the local steps.
+        front_passes: runs of the front block.
+        back_passes: runs of the back block.
+        blob_bytes: bytes fetched over HTTP for this round's adapter.
+    """
+
+    job: Name
+    round: Count
+    attempt: Count
+    device: Name
+    adapter_sha256: Sha256
+    scalars: Annotated[bytes, msgspec.Meta(max_length=96 * 1024)]
+    examples: Annotated[int, msgspec.Meta(ge=1, le=2**40)]
+    loss: float
+    seconds: Annotated[float, msgspec.Meta(ge=0)]
+    front_passes: Count
+    back_passes: Count
+    blob_bytes: Count
+
+
+class Synced(_Message, frozen=True, tag="synced", kw_only=True):
+    """The device has an adapter: its hash, computed from its own parameters."""
+
+    job: Name
+    round: Count
+    device: Name
+    adapter_sha256: Sha256
+    blob_bytes: Count
+
+
+class ReportAck(_Message, frozen=True, tag="ack", kw_only=True):
+    """What became of a report. Anything but ``taken`` changed nothing on the server."""
+
+    job: Name
+    round: Count
+    attempt: Count
+    outcome: Literal["taken", "duplicate", "late", "unknown", "invalid"]
+    reason: str = ""
+
+
+Plan = TrainPlan | SyncPlan
+DeviceReport = PlanAccepted | PlanRefused | RoundReport | Synced
+AnyMessage = Birth | DeviceState | Plan | DeviceReport | ReportAck
+
+MessageT = TypeVar("MessageT")
+
+
+class _Version(msgspec.Struct):
+    v: int
+
+
+def encode(message: AnyMessage) -> bytes:
+    """Return a message's bytes.
+
+    Raises:
+        ProtocolError: it is larger than MAX_PAYLOAD_BYTES.
+    """
+    payload = msgspec.msgpack.encode(message)
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise ProtocolError(
+            f"a {type(message).__name__} of {len(payload)} bytes is over the limit of {MAX_PAYLOAD_BYTES}",
+            "lower steps or the number of perturbations in the job",
+        )
+    return payload
+
+
+def decode(payload: bytes, expected: type[MessageT]) -> MessageT:
+    """Read a message of a type, or of a union of types.
+
+    Raises:
+        ProtocolError: not MessagePack, another version, another type, a wrong or missing field, too large.
+    """
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise ProtocolError(f"a message of {len(payload)} bytes is over the limit", "look at who sent it")
+    try:
+        version = msgspec.msgpack.decode(payload, type=_Version).v
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"a message cannot be read: {error}", "look at who sent it") from error
+    if version != PROTOCOL_VERSION:
+        raise ProtocolError(
+            f"a message has protocol version {version}, this Covey speaks version {PROTOCOL_VERSION}",
+            "install the same version of Covey on the devices and on the server",
+        )
+    try:
+        return msgspec.msgpack.decode(payload, type=expected)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(
+            f"a message is not valid: {error}", "install the same version of Covey everywhere"
+        ) from error
+
+
+def topic(fleet: str, device: str, kind: Kind) -> str:
+    """Return the topic of one kind of message; ``device`` may be ``+`` in a subscription.
+
+    Raises:
+        ProtocolError: a name has characters that a topic or a file name should not have.
+    """
+    for name in (fleet, device):
+        if name != "+" and not _NAME.fullmatch(name):
+            raise ProtocolError(
+                f"{name!r} cannot be the name of a fleet or a device",
+                "use up to 63 letters, digits, '.', '_' and '-', beginning with a letter or digit",
+            )
+    return f"{_TOPIC_ROOT}/{fleet}/{device}/{kind}"
+
+
+def device_of(topic_name: str) -> str:
+    """Return the device in a topic."""
+    return topic_name.split("/")[3]

@@ -1,0 +1,156 @@
+"""How messages travel: the seam between Covey and a broker.
+
+MqttTransport (transport_mqtt) is the real one; Hub and InProcessTransport here are a broker in the process: retained
+messages, wills and wildcards, for tests and simulations of large fleets.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message that arrived."""
+
+    topic: str
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class Connected:
+    """The connection stands, for the first time or again: announce yourself."""
+
+
+@dataclass(frozen=True)
+class Will:
+    """What the broker publishes, retained, when this member vanishes without a goodbye."""
+
+    topic: str
+    payload: bytes
+
+
+Event = Message | Connected
+
+
+class Transport(Protocol):
+    """A connection to a broker. Messages are delivered at least once (QoS 1)."""
+
+    @property
+    def broker_host(self) -> str:
+        """Host name of the broker."""
+
+    def subscribe(self, topic_filter: str) -> None:
+        """Ask for messages; holds across reconnects."""
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        """Send a message; kept and sent later where the connection is down."""
+
+    def receive(self, timeout_s: float | None) -> Event | None:
+        """Return the next event, in order of arrival, or None after ``timeout_s`` (None: wait for ever)."""
+
+    def close(self) -> None:
+        """Send what is waiting and leave without a will."""
+
+
+def matches(topic_filter: str, topic: str) -> bool:
+    """Whether a topic fits a filter with ``+`` and a trailing ``#``."""
+    wanted, parts = topic_filter.split("/"), topic.split("/")
+    for index, part in enumerate(wanted):
+        if part == "#":
+            return True
+        if index >= len(parts) or part not in ("+", parts[index]):
+            return False
+    return len(wanted) == len(parts)
+
+
+class Hub:
+    """A broker in the process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._retained: dict[str, bytes] = {}
+        self._members: list[InProcessTransport] = []
+
+    def join(self, will: Will | None = None) -> InProcessTransport:
+        """Return a new member's transport."""
+        member = InProcessTransport(self, will)
+        with self._lock:
+            self._members.append(member)
+        member.deliver(Connected())
+        return member
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
+        """Pass a message on to all who asked for it."""
+        with self._lock:
+            if retain:
+                self._retained[topic] = payload
+            members = list(self._members)
+        for member in members:
+            if member.wants(topic):
+                member.deliver(Message(topic, payload))
+
+    def send_retained(self, member: InProcessTransport, topic_filter: str) -> None:
+        """Give a new subscriber what is retained."""
+        with self._lock:
+            retained = [Message(t, p) for t, p in self._retained.items() if matches(topic_filter, t)]
+        for message in retained:
+            member.deliver(message)
+
+    def leave(self, member: InProcessTransport) -> None:
+        """Forget a member."""
+        with self._lock:
+            if member in self._members:
+                self._members.remove(member)
+
+
+class InProcessTransport:
+    """A member's connection to a Hub."""
+
+    def __init__(self, hub: Hub, will: Will | None) -> None:
+        self._hub = hub
+        self._will = will
+        self._filters: list[str] = []
+        self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+
+    @property
+    def broker_host(self) -> str:
+        """See Transport."""
+        return "127.0.0.1"
+
+    def wants(self, topic: str) -> bool:
+        """Whether one of its filters matches."""
+        return any(matches(topic_filter, topic) for topic_filter in self._filters)
+
+    def deliver(self, event: Event) -> None:
+        """Put an event into the inbox."""
+        self._inbox.put(event)
+
+    def subscribe(self, topic_filter: str) -> None:
+        """See Transport."""
+        self._filters.append(topic_filter)
+        self._hub.send_retained(self, topic_filter)
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        """See Transport."""
+        self._hub.publish(topic, payload, retain=retain)
+
+    def receive(self, timeout_s: float | None) -> Event | None:
+        """See Transport."""
+        try:
+            return self._inbox.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+    def close(self) -> None:
+        """See Transport."""
+        self._hub.leave(self)
+
+    def vanish(self) -> None:
+        """Leave the way a power cut does: the hub publishes the will."""
+        self._hub.leave(self)
+        if self._will is not None:
+            self._hub.publish(self._will.topic, self._will.payload, retain=True)
