@@ -5,17 +5,15 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
 
 from edge_runtime.errors import ConfigError, NetworkError
 from edge_runtime.transport import Connected, Event, Message, Will
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _LOG = logging.getLogger(__name__)
 _QOS = 1
@@ -95,7 +93,7 @@ class MqttTransport:
         self._connected = threading.Event()
         self._refusal = ""
         self._client = mqtt.Client(
-            mqtt.CallbackAPIVersion.VERSION2, client_id=identity, protocol=mqtt.MQTTv311, clean_session=False
+            CallbackAPIVersion.VERSION2, client_id=identity, protocol=mqtt.MQTTv311, clean_session=False
         )
         self._client.reconnect_delay_set(_RECONNECT_MIN_S, _RECONNECT_MAX_S)
         if address.username is not None:
@@ -143,7 +141,7 @@ class MqttTransport:
             _LOG.warning("connection to the broker lost (%s); trying again", reason)
 
     def _on_message(self, _client: Any, _data: Any, message: mqtt.MQTTMessage) -> None:  # noqa: ANN401
-        self._inbox.put(Message(message.topic, message.payload))
+        self._inbox.put(Message(message.topic, bytes(message.payload)))
 
     @property
     def broker_host(self) -> str:
@@ -176,11 +174,3 @@ class MqttTransport:
                 _LOG.info("could not say goodbye: %s", error)
         self._client.disconnect()
         self._client.loop_stop()
-
-
-def read_password(path: Path) -> str:
-    """Return the first line of a password file."""
-    try:
-        return path.read_text().splitlines()[0]
-    except (OSError, IndexError) as error:
-        raise ConfigError(f"cannot read the password in {path}: {error}", "write it on the first line") from error

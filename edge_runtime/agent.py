@@ -1,0 +1,299 @@
+"""The device's side of the protocol: announce, take plans, train, report, prove the adapter by its hash.
+
+One plan at a time, in the order of arrival; a newer plan of the server ends the one at work. A report is in the journal
+before it is sent, so the same plan coming again (after a lost connection or a restart) is answered without training.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import platform
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edge_runtime import __version__, protocol
+from edge_runtime.errors import CoveyError, ProtocolError
+from edge_runtime.fetch import Fetcher, blob_base
+from edge_runtime.layout import adapter_sha256
+from edge_runtime.replay import pack_scalars
+from edge_runtime.trainer import RoundWork, train_round
+from edge_runtime.transport import Connected, Message, Will
+from edge_runtime.workshop import Workshop, install_bundle, obtain_adapter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edge_runtime.config import EdgeConfig
+    from edge_runtime.perturbation import FloatVector
+    from edge_runtime.store import Store
+    from edge_runtime.transport import Transport
+
+_LOG = logging.getLogger(__name__)
+METHODS = ["spzo"]
+_RUNTIMES = ("onnxruntime", "numpy", "tokenizers")
+
+
+def lost_will(config: EdgeConfig, boot_id: str) -> Will:
+    """Return the last will: the broker says ``lost`` for a device that vanishes."""
+    state = protocol.DeviceState(state="lost", boot_id=boot_id)
+    return Will(protocol.topic(config.fleet, config.name, "state"), protocol.encode(state))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The job that the device took part in is finished, and its final adapter is here."""
+
+    job: str
+    adapter_sha256: str
+
+
+class Agent:
+    """A device at work.
+
+    Args:
+        config: the device's configuration.
+        store: its state directory.
+        transport: its connection; the will must be lost_will's.
+        boot_id: new with every start.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        config: EdgeConfig,
+        store: Store,
+        transport: Transport,
+        boot_id: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._transport = transport
+        self._boot_id = boot_id
+        self._clock = clock
+        self._workshop: Workshop | None = None
+        self._waiting: collections.deque[Message] = collections.deque()
+        self._journal = store.journal()
+        transport.subscribe(self._topic("plan"))
+        transport.subscribe(self._topic("report/ack"))
+
+    def _topic(self, kind: protocol.Kind) -> str:
+        return protocol.topic(self._config.fleet, self._config.name, kind)
+
+    # -- events -------------------------------------------------------------------------------------------------
+
+    def run(self, *, until_finished: bool = False, should_stop: Callable[[], bool] = lambda: False) -> Finished | None:
+        """Serve plans until told to stop, or, with ``until_finished``, until a job's final adapter is here."""
+        while not should_stop():
+            message = self._waiting.popleft() if self._waiting else self._receive(1.0)
+            if message is None:
+                continue
+            finished = self._handle(message)
+            if finished is not None and until_finished:
+                return finished
+        return None
+
+    def goodbye(self) -> tuple[str, bytes]:
+        """Return the last message of a device that leaves in order: its state, ``offline``."""
+        return self._topic("state"), protocol.encode(protocol.DeviceState(state="offline", boot_id=self._boot_id))
+
+    def _receive(self, timeout_s: float) -> Message | None:
+        """Return the next message; announces itself where the connection is new."""
+        event = self._transport.receive(timeout_s)
+        if isinstance(event, Connected):
+            self._announce()
+            return None
+        return event
+
+    def _announce(self) -> None:
+        birth = protocol.Birth(
+            device=self._config.name,
+            boot_id=self._boot_id,
+            covey_version=__version__,
+            python_version=platform.python_version(),
+            machine=platform.machine(),
+            runtimes={name: metadata.version(name) for name in _RUNTIMES},
+            methods=METHODS,
+            rows=len(self._workshop.rows) if self._workshop is not None else None,
+            bundle_sha256=self._journal.bundle_sha256,
+            adapter_sha256=self._journal.adapter_sha256,
+        )
+        self._transport.publish(self._topic("birth"), protocol.encode(birth), retain=True)
+        self._set_state("online")
+
+    def _set_state(self, state: str) -> None:
+        message = protocol.DeviceState(state=state, boot_id=self._boot_id)  # type: ignore[arg-type]
+        self._transport.publish(self._topic("state"), protocol.encode(message), retain=True)
+
+    def _report(self, report: protocol.DeviceReport) -> None:
+        self._transport.publish(self._topic("report"), protocol.encode(report))
+
+    # -- plans --------------------------------------------------------------------------------------------------
+
+    def _handle(self, message: Message) -> Finished | None:
+        try:
+            if message.topic == self._topic("report/ack"):
+                self._take_ack(protocol.decode(message.payload, protocol.ReportAck))
+                return None
+            plan: protocol.Plan = protocol.decode(message.payload, protocol.Plan)  # type: ignore[arg-type]
+        except ProtocolError as error:
+            _LOG.error("ignored a message on %s: %s", message.topic, error)
+            return None
+        if self._superseded(plan):
+            _LOG.info("skipped the plan of round %d: a newer one is here", plan.round)
+            return None
+        self._set_state("busy")
+        try:
+            if isinstance(plan, protocol.SyncPlan):
+                return self._sync(plan)
+            self._train(plan)
+        except CoveyError as error:
+            _LOG.error("round %d of job %s failed: %s", plan.round, plan.job, error)
+            self._refuse(plan, error)
+        finally:
+            self._set_state("online")
+        return None
+
+    def _take_ack(self, ack: protocol.ReportAck) -> None:
+        level = logging.INFO if ack.outcome == "taken" else logging.WARNING
+        _LOG.log(level, "round %d: report %s %s", ack.round, ack.outcome, ack.reason)
+
+    def _superseded(self, plan: protocol.Plan) -> bool:
+        """Whether a later plan is waiting. Events are taken from the transport, none is lost."""
+        while (event := self._transport.receive(0)) is not None:
+            if isinstance(event, Connected):
+                self._announce()
+            else:
+                self._waiting.append(event)
+        return any(
+            _supersedes(message.payload, plan) for message in self._waiting if message.topic == self._topic("plan")
+        )
+
+    def _refuse(self, plan: protocol.Plan, error: CoveyError) -> None:
+        attempt = plan.attempt if isinstance(plan, protocol.TrainPlan) else 0
+        self._report(
+            protocol.PlanRefused(
+                job=plan.job,
+                round=plan.round,
+                attempt=attempt,
+                device=self._config.name,
+                code=error.exit_code,
+                message=str(error)[:2000],
+            )
+        )
+
+    def _prepare(self, plan: protocol.Plan) -> tuple[Workshop, FloatVector, int]:
+        """Return the workshop of the plan's bundle, the plan's adapter, and the bytes the adapter took."""
+        fetcher = Fetcher(blob_base(plan.blob_url, self._transport.broker_host, self._config.server_url))
+        if self._workshop is None or self._workshop.bundle.sha256 != plan.bundle_sha256:
+            self._workshop = None
+            bundle = install_bundle(self._store, fetcher, plan.bundle_sha256, self._config.threads)
+            self._workshop = Workshop(bundle, self._config.data, self._config.threads)
+        fetcher.fetched_bytes = 0
+        theta = obtain_adapter(self._store, fetcher, self._workshop.bundle, plan.adapter)
+        self._write_journal(job=plan.job, bundle_sha256=plan.bundle_sha256, adapter_sha256=plan.adapter.file.sha256)
+        return self._workshop, theta, fetcher.fetched_bytes
+
+    def _write_journal(self, **changes: object) -> None:
+        journal = msgspec.structs.replace(self._journal, **changes)
+        if journal != self._journal:
+            self._store.write_journal(journal)
+            self._journal = journal
+
+    def _sync(self, plan: protocol.SyncPlan) -> Finished | None:
+        _, theta, fetched_bytes = self._prepare(plan)
+        have = adapter_sha256(theta)
+        self._report(
+            protocol.Synced(
+                job=plan.job,
+                round=plan.round,
+                device=self._config.name,
+                adapter_sha256=have,
+                blob_bytes=fetched_bytes,
+            )
+        )
+        _LOG.info("adapter %s of job %s is here", have[:12], plan.job)
+        return Finished(plan.job, have) if plan.final else None
+
+    def _train(self, plan: protocol.TrainPlan) -> None:
+        if self._send_again(plan):
+            return
+        accepted = protocol.PlanAccepted(job=plan.job, round=plan.round, attempt=plan.attempt, device=self._config.name)
+        self._report(accepted)
+        workshop, theta, fetched_bytes = self._prepare(plan)
+        work = RoundWork(
+            job_seed=plan.job_seed,
+            round=plan.round,
+            device=self._config.name,
+            rule=plan.rule,
+            steps=plan.steps,
+            batch_size=plan.batch_size,
+            mean_square=plan.mean_square,
+        )
+        engine = workshop.engine(plan.split)
+        started = self._clock()
+        result = train_round(engine, theta, workshop.rows, work, lambda _step, _loss: not self._superseded(plan))
+        if result is None:
+            _LOG.info("gave up round %d: a newer plan is here", plan.round)
+            return
+        report = protocol.RoundReport(
+            job=plan.job,
+            round=plan.round,
+            attempt=plan.attempt,
+            device=self._config.name,
+            adapter_sha256=adapter_sha256(theta),
+            scalars=pack_scalars(result.scalars),
+            examples=len(workshop.rows),
+            loss=result.loss,
+            seconds=self._clock() - started,
+            front_passes=result.front_passes,
+            back_passes=result.back_passes,
+            blob_bytes=fetched_bytes,
+        )
+        self._write_journal(report=protocol.encode(report))
+        self._report(report)
+        _LOG.info("round %d: loss %.4f in %.1f s", plan.round, report.loss, report.seconds)
+
+    def _send_again(self, plan: protocol.TrainPlan) -> bool:
+        """Send the journal's report where it answers this very plan."""
+        if self._journal.report is None:
+            return False
+        report = protocol.decode(self._journal.report, protocol.RoundReport)
+        same = (report.job, report.round, report.attempt, report.adapter_sha256) == (
+            plan.job,
+            plan.round,
+            plan.attempt,
+            plan.adapter.file.sha256,
+        )
+        if same:
+            self._report(report)
+        return same
+
+
+def _supersedes(payload: bytes, plan: protocol.Plan) -> bool:
+    """Whether a waiting plan makes this one pointless: another job, a later round or attempt."""
+    try:
+        other: protocol.Plan = protocol.decode(payload, protocol.Plan)  # type: ignore[arg-type]
+    except ProtocolError:
+        return False  # it is reported when its turn comes
+    if other.job != plan.job:
+        return True
+    return _order(other) > _order(plan)
+
+
+def _order(plan: protocol.Plan) -> tuple[int, int]:
+    return plan.round, plan.attempt if isinstance(plan, protocol.TrainPlan) else 0
+
+
+def current_adapter(store: Store) -> tuple[Path, Path] | None:
+    """Return the folder of the current bundle and the file of the current adapter; None before the first round."""
+    journal = store.journal()
+    if journal.bundle_sha256 is None or journal.adapter_sha256 is None:
+        return None
+    return store.bundles / journal.bundle_sha256, store.adapter_file(journal.adapter_sha256)

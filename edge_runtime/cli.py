@@ -1,0 +1,215 @@
+"""``covey-edge``: the commands of a device. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_runtime import __version__, output
+from edge_runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edge_runtime.bundle import Bundle
+    from edge_runtime.manifest import Task
+    from edge_runtime.perturbation import FloatVector
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``covey-edge``; returns the exit code (errors.py lists them)."""
+    return output.main(_parser(), argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="covey-edge",
+        description="Train and predict on this device. The data stays here; only scalars leave.",
+        epilog="Exit codes: 0 done, 2 usage, 3 configuration, 4 data, 5 bundle, 6 protocol, 7 network, 8 storage, "
+        "9 training.",
+    )
+    parser.add_argument("--version", action="version", version=f"covey-edge {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="join the fleet and train when asked", description=_run.__doc__)
+    run.add_argument("--config", type=Path, required=True, metavar="edge.toml")
+    run.add_argument("--until-finished", action="store_true", help="end when a job's final adapter is here")
+    output.add_format(run)
+    run.set_defaults(run=_run)
+
+    predict = commands.add_parser(
+        "predict", help="classify texts with the current adapter", description=_predict.__doc__
+    )
+    source = predict.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", type=Path, metavar="edge.toml", help="use the device's current bundle and adapter")
+    source.add_argument("--bundle", type=Path, help="use this bundle")
+    predict.add_argument("--adapter", type=Path, help="with --bundle: an adapter file (default: the bundle's own)")
+    predict.add_argument("--threads", type=int, default=0, help="threads of one operator (default: one a core)")
+    predict.add_argument("text", nargs="+", help="texts to classify")
+    output.add_format(predict)
+    predict.set_defaults(run=_predict)
+
+    data = commands.add_parser("data", help="look at the private rows").add_subparsers(required=True, metavar="COMMAND")
+    check = data.add_parser("check", help="check every row, line by line", description=_data_check.__doc__)
+    check.add_argument("--config", type=Path, metavar="edge.toml", help="take file and fields from the configuration")
+    check.add_argument("--data", type=Path, help="the file (.jsonl or .csv), instead of the configuration's")
+    check.add_argument("--bundle", type=Path, help="take the labels from this bundle, and count tokens")
+    check.add_argument("--labels", help="the labels, separated by commas, where there is no bundle yet")
+    check.add_argument("--text-field", help="field with the text (default: text)")
+    check.add_argument("--label-field", help="field with the label (default: label)")
+    output.add_format(check)
+    check.set_defaults(run=_data_check)
+
+    add_bundle_commands(commands)
+    return parser
+
+
+def add_bundle_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``bundle verify``, which ``covey`` and ``covey-edge`` share."""
+    bundle = commands.add_parser("bundle", help="look at bundles").add_subparsers(required=True, metavar="COMMAND")
+    verify = bundle.add_parser("verify", help="check a bundle", description=_bundle_verify.__doc__)
+    verify.add_argument("bundle", type=Path)
+    verify.add_argument("--threads", type=int, default=0, help="threads of one operator (default: one a core)")
+    output.add_format(verify)
+    verify.set_defaults(run=_bundle_verify)
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Join the fleet: announce, take plans, train on the local rows, report scalars, prove the adapter by hash."""
+    from edge_runtime.agent import Agent, lost_will  # noqa: PLC0415
+    from edge_runtime.config import read_edge_config  # noqa: PLC0415
+    from edge_runtime.store import Store  # noqa: PLC0415
+    from edge_runtime.transport_mqtt import MqttTransport, parse_broker  # noqa: PLC0415
+
+    config = read_edge_config(args.config)
+    if not Path(config.data.path).is_file():
+        raise ConfigError(f"no data file at {config.data.path}", "set [data] path in the configuration")
+    store = Store(Path(config.state_dir))
+    boot_id = os.urandom(8).hex()
+    transport = MqttTransport(
+        parse_broker(config.broker),
+        f"covey-{config.fleet}-{config.name}",
+        will=lost_will(config, boot_id),
+        tls=config.tls,
+        connect_timeout_s=config.connect_timeout_s,
+    )
+    agent = Agent(config, store, transport, boot_id)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        finished = agent.run(until_finished=args.until_finished, should_stop=stop.is_set)
+    finally:
+        transport.close(agent.goodbye())
+    if finished is not None:
+        result = {"job": finished.job, "adapter_sha256": finished.adapter_sha256}
+        output.emit(args, result, f"job {finished.job} is finished; adapter {finished.adapter_sha256}")
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    """Classify texts: label, and the probability of every label."""
+    from edge_runtime.predict import predict  # noqa: PLC0415
+
+    bundle, theta = _predict_source(args)
+    predictions = predict(bundle, theta, args.text, args.threads)
+    text = "\n".join(f"{p.label}\t{p.probabilities[p.label]:.3f}\t{p.text}" for p in predictions)
+    rows = [{"text": p.text, "label": p.label, "probabilities": p.probabilities} for p in predictions]
+    output.emit(args, {"bundle_sha256": bundle.sha256, "predictions": rows}, text)
+    return 0
+
+
+def _predict_source(args: argparse.Namespace) -> tuple[Bundle, FloatVector]:
+    from edge_runtime.bundle import open_bundle  # noqa: PLC0415
+    from edge_runtime.layout import from_bytes  # noqa: PLC0415
+
+    folder, adapter = args.bundle, args.adapter
+    if args.config is not None:
+        from edge_runtime.agent import current_adapter  # noqa: PLC0415
+        from edge_runtime.config import read_edge_config  # noqa: PLC0415
+        from edge_runtime.store import Store  # noqa: PLC0415
+
+        current = current_adapter(Store(Path(read_edge_config(args.config).state_dir)))
+        if current is None:
+            raise ConfigError("this device has no adapter yet", "let it take part in a round, or give --bundle")
+        folder, adapter = current
+    bundle = open_bundle(folder)
+    if adapter is None:
+        return bundle, bundle.initial_adapter()
+    try:
+        return bundle, from_bytes(adapter.read_bytes(), bundle.manifest.parameters)
+    except OSError as error:
+        raise ConfigError(f"cannot read {adapter}: {error.strerror}", "give an adapter file") from error
+
+
+def _data_check(args: argparse.Namespace) -> int:
+    """Check every row and say which lines are wrong; with a bundle, also how many tokens the rows have."""
+    from edge_runtime.config import DataConfig, read_edge_config  # noqa: PLC0415
+    from edge_runtime.data import label_counts, read_rows  # noqa: PLC0415
+
+    config = read_edge_config(args.config).data if args.config else DataConfig(path="")
+    path = args.data or (Path(config.path) if config.path else None)
+    if path is None:
+        raise ConfigError("no file to check", "give --config edge.toml or --data FILE")
+    task = _task_of(args)
+    labels = task.labels if task is not None else [label.strip() for label in (args.labels or "").split(",")]
+    if len(labels) < 2:
+        raise ConfigError("the labels are not known", "give --bundle BUNDLE or --labels A,B")
+    rows = read_rows(path, labels, args.text_field or config.text_field, args.label_field or config.label_field)
+    result: dict[str, object] = {"path": str(path), "rows": len(rows), "labels": label_counts(rows, labels)}
+    lines = [f"{path}: {len(rows)} rows, all good"]
+    lines += [f"  {label}: {count}" for label, count in label_counts(rows, labels).items()]
+    if task is not None:
+        from edge_runtime.text import TextEncoder  # noqa: PLC0415
+
+        encoder = TextEncoder(args.bundle / "tokenizer" / "tokenizer.json", task)
+        lengths = sorted(len(ids) for ids in encoder.encode([row.text for row in rows]))
+        median, longest = lengths[len(lengths) // 2], lengths[-1]
+        cut = sum(length >= task.max_tokens for length in lengths)
+        result |= {"tokens_median": median, "tokens_max": longest, "rows_at_max_tokens": cut}
+        lines.append(f"  tokens: median {median}, longest {longest}; {cut} rows reach the limit of {task.max_tokens}")
+    output.emit(args, result, "\n".join(lines))
+    return 0
+
+
+def _task_of(args: argparse.Namespace) -> Task | None:
+    from edge_runtime.manifest import read_manifest  # noqa: PLC0415
+
+    return read_manifest(args.bundle)[0].task if args.bundle else None
+
+
+def _bundle_verify(args: argparse.Namespace) -> int:
+    """Check hashes of all files, the layout, and the golden vectors against what PyTorch gave."""
+    from edge_runtime.bundle import open_bundle, verify_files  # noqa: PLC0415
+    from edge_runtime.golden import check_golden  # noqa: PLC0415
+
+    bundle = open_bundle(args.bundle)
+    verify_files(bundle)
+    parity = check_golden(bundle, args.threads)
+    manifest = bundle.manifest
+    result = {
+        "bundle_sha256": bundle.sha256,
+        "files": len(manifest.files),
+        "size_bytes": sum(entry.size_bytes for entry in manifest.files),
+        "splits": manifest.splits,
+        "trainable_parameters": manifest.parameters[-1].stop,
+        "parity_loss": parity.loss,
+        "parity_logits": parity.logits,
+    }
+    text = (
+        f"{args.bundle}: good\n"
+        f"  bundle     {bundle.sha256}\n"
+        f"  model      {manifest.model.name} ({manifest.model.model_type}, {manifest.model.layers} layers)\n"
+        f"  files      {len(manifest.files)}, {sum(e.size_bytes for e in manifest.files) / 1e6:.1f} MB, hashes match\n"
+        f"  layout     {manifest.parameters[-1].stop} trainable parameters, splits {manifest.splits}\n"
+        f"  parity     loss within {parity.loss:.1e}, logits within {parity.logits:.1e} of PyTorch"
+    )
+    output.emit(args, result, text)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,91 @@
+"""``edge.toml``: the device's configuration, checked when it is read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import msgspec
+
+from edge_runtime.errors import ConfigError
+from edge_runtime.protocol import Name
+from edge_runtime.transport_mqtt import TlsFiles
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
+
+StructT = TypeVar("StructT")
+
+
+class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the device's private rows are.
+
+    Attributes:
+        path: a ``.jsonl`` or ``.csv`` file; relative to the configuration file.
+        text_field: name of the field or column with the text.
+        label_field: name of the field or column with the label (a label's name, or its index).
+    """
+
+    path: str
+    text_field: str = "text"
+    label_field: str = "label"
+
+
+class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Configuration of one device.
+
+    Attributes:
+        name: the device's name, unique in its fleet.
+        broker: ``mqtt://host[:1883]`` or ``mqtts://host[:8883]``, with ``user:password@`` if needed.
+        data: the private rows.
+        fleet: name of the fleet.
+        state_dir: bundles, adapters and the journal; relative to the configuration file.
+        threads: threads of one operator; 0: one a core.
+        server_url: base address of the server's HTTP side, where it is not the one the server tells.
+        connect_timeout_s: how long the first connection to the broker may take.
+        tls: certificate files, for ``mqtts``.
+    """
+
+    name: Name
+    broker: str
+    data: DataConfig
+    fleet: Name = "default"
+    state_dir: str = "covey-state"
+    threads: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
+    server_url: str | None = None
+    connect_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    tls: TlsFiles | None = None
+
+
+def read_toml(path: Path, kind: type[StructT]) -> StructT:
+    """Read a TOML file into a struct.
+
+    Raises:
+        ConfigError: no file, not TOML, an unknown field, a wrong type or value.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", "check the path") from error
+    try:
+        return msgspec.toml.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}", "correct the file; docs/configuration.md lists every field") from error
+
+
+def read_edge_config(path: Path) -> EdgeConfig:
+    """Read ``edge.toml``; its relative paths become relative to the file's folder.
+
+    Raises:
+        ConfigError: see read_toml.
+    """
+    config = read_toml(path, EdgeConfig)
+    base = path.resolve().parent
+    changes: dict[str, Any] = {
+        "state_dir": str(base / config.state_dir),
+        "data": msgspec.structs.replace(config.data, path=str(base / config.data.path)),
+    }
+    if config.tls is not None:
+        files = {field: value and str(base / value) for field, value in msgspec.structs.asdict(config.tls).items()}
+        changes["tls"] = TlsFiles(**files)
+    return msgspec.structs.replace(config, **changes)

@@ -1,0 +1,157 @@
+"""The device's private rows: JSON Lines or CSV, checked line by line, and the order in which batches take them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge_runtime.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+_SHOWN_PROBLEMS = 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example: its text, and the index of its label."""
+
+    text: str
+    label: int
+
+
+def read_rows(path: Path, labels: Sequence[str], text_field: str = "text", label_field: str = "label") -> list[Row]:
+    """Read and check a file of examples.
+
+    Args:
+        path: a ``.jsonl`` (also ``.json``, ``.ndjson``) or ``.csv`` file, UTF-8. Blank lines are skipped.
+        labels: names of the labels; a row gives a name, or an index.
+        text_field: name of the field or column with the text.
+        label_field: name of the field or column with the label.
+
+    Raises:
+        DataError: no such file, no rows, or rows that are wrong: names the first lines and what is wrong with each.
+    """
+    rows: list[Row] = []
+    problems: list[str] = []
+    for line, record in _records(path):
+        problem = record if isinstance(record, str) else _problem(record, labels, text_field, label_field)
+        if problem is not None:
+            problems.append(f"line {line}: {problem}")
+        elif not isinstance(record, str):
+            rows.append(Row(record[text_field], _label_index(record[label_field], labels)))
+    if problems:
+        more = f"\n  … and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
+        raise DataError(
+            f"{path}: {len(problems)} of {len(problems) + len(rows)} rows are wrong\n  "
+            + "\n  ".join(problems[:_SHOWN_PROBLEMS])
+            + more,
+            f"correct these lines; each row needs {text_field!r} and {label_field!r} (one of {', '.join(labels)})",
+        )
+    if not rows:
+        raise DataError(f"{path} has no rows", f"write one row a line, with {text_field!r} and {label_field!r}")
+    return rows
+
+
+def label_counts(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, int]:
+    """Return how many rows each label has."""
+    counts = Counter(row.label for row in rows)
+    return {label: counts[index] for index, label in enumerate(labels)}
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Yield (line number, record, or what is wrong with the line)."""
+    readers: dict[str, Callable[[Any], Iterator[tuple[int, dict[str, Any] | str]]]] = {
+        ".jsonl": _json_records,
+        ".ndjson": _json_records,
+        ".json": _json_records,
+        ".csv": _csv_records,
+    }
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: unknown kind of file {path.suffix!r}", "give a .jsonl or a .csv file")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield from reader(file)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}", "check the path and its permissions") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 at byte {error.start}", "convert the file to UTF-8") from error
+    except csv.Error as error:
+        raise DataError(f"{path} cannot be read as CSV: {error}", "check its quotes") from error
+
+
+def _json_records(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:  # noqa: ANN401 a text file
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            yield number, f"not JSON: {error}"
+            continue
+        yield number, record if isinstance(record, dict) else f"not a JSON object but {type(record).__name__}"
+
+
+def _csv_records(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:  # noqa: ANN401 a text file
+    reader = csv.DictReader(file, strict=True)
+    for record in reader:
+        if None in record:
+            yield reader.line_num, "more values than columns"
+        else:
+            yield reader.line_num, record
+
+
+def _problem(record: dict[str, Any], labels: Sequence[str], text_field: str, label_field: str) -> str | None:
+    for field in (text_field, label_field):
+        if record.get(field) is None:
+            return f"no {field!r}"
+    text, label = record[text_field], record[label_field]
+    if not isinstance(text, str):
+        return f"{text_field!r} is not text but {type(text).__name__}"
+    if not text.strip():
+        return f"{text_field!r} is empty"
+    if _label_index(label, labels) < 0:
+        return f"{label_field!r} is {label!r}, not one of {', '.join(labels)}"
+    return None
+
+
+def _label_index(label: Any, labels: Sequence[str]) -> int:  # noqa: ANN401 parsed JSON
+    """Return the index of a label given by name or index, -1 where it is neither."""
+    if isinstance(label, str):
+        if label in labels:
+            return list(labels).index(label)
+        if not (label.isascii() and label.isdigit()):
+            return -1
+        label = int(label)
+    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(labels):
+        return label
+    return -1
+
+
+def batch_indices(n_rows: int, batch_size: int, batch_number: int, seed_of_epoch: Callable[[int], int]) -> list[int]:
+    """Return the rows of one batch of an endless pass over the data.
+
+    Every epoch visits each row once, in an order of its own; a batch may span two epochs. Nothing is kept between
+    calls: a device that was off for some rounds takes up where the numbers say.
+
+    Args:
+        n_rows: rows on the device, at least 1.
+        batch_size: rows a batch; a device with fewer rows gives all it has.
+        batch_number: index of the batch, from 0, over the whole job.
+        seed_of_epoch: seed of each epoch's order.
+    """
+    size = min(batch_size, n_rows)
+    positions = range(batch_number * size, (batch_number + 1) * size)
+    orders = {
+        epoch: np.random.Generator(np.random.PCG64(seed_of_epoch(epoch))).permutation(n_rows)
+        for epoch in {position // n_rows for position in positions}
+    }
+    return [int(orders[position // n_rows][position % n_rows]) for position in positions]

@@ -1,0 +1,96 @@
+"""Golden vectors: a device checks a bundle against the losses and logits that PyTorch gave at export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edge_runtime.engine import Batch
+from edge_runtime.engine_onnxruntime import OnnxEngine, OnnxPredictor
+from edge_runtime.errors import BundleError
+from edge_runtime.tensor_file import map_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from edge_runtime.bundle import Bundle
+    from edge_runtime.perturbation import FloatVector
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """One batch, with what PyTorch gave for it at the bundle's initial adapter."""
+
+    batch: Batch
+    loss: float
+    logits: FloatVector
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Largest absolute differences from PyTorch eager over all golden batches and splits."""
+
+    loss: float
+    logits: float
+
+
+def golden_cases(bundle: Bundle) -> Iterator[GoldenCase]:
+    """Yield the bundle's golden batches."""
+    golden = bundle.manifest.golden
+    tensors = map_tensors(bundle.file(golden.file))
+    for n in range(golden.batches):
+        try:
+            batch = Batch(tensors[f"{n}.input_ids"], tensors[f"{n}.attention_mask"], tensors[f"{n}.labels"])
+            yield GoldenCase(batch, float(tensors[f"{n}.loss"]), tensors[f"{n}.logits"])
+        except KeyError as error:
+            raise BundleError(f"{golden.file} does not hold {error}", "export the bundle again") from error
+
+
+def measure_parity(bundle: Bundle, threads: int = 0) -> Parity:
+    """Run every golden batch through ``predict`` and through front and back of every split.
+
+    Raises:
+        BundleError: a graph cannot be loaded.
+    """
+    theta = bundle.initial_adapter()
+    cases = list(golden_cases(bundle))
+    predictor = OnnxPredictor(bundle, threads)
+    logits = [_difference(predictor.logits(theta, case.batch), case.logits) for case in cases]
+    del predictor  # one graph's memory at a time: a small board has no more
+    losses = [0.0]
+    for split in bundle.manifest.splits:
+        engine = OnnxEngine(bundle, split, threads)
+        np.copyto(engine.front_workspace, theta[: engine.front_workspace.size])
+        np.copyto(engine.back_workspace, theta[engine.front_workspace.size :])
+        for case in cases:
+            boundary = engine.front(case.batch)
+            losses.append(_difference(np.float32(engine.back(boundary, case.batch)), np.float32(case.loss)))
+            logits.append(_difference(engine.back_logits(boundary, case.batch), case.logits))
+    return Parity(loss=max(losses), logits=max(logits))
+
+
+def check_golden(bundle: Bundle, threads: int = 0) -> Parity:
+    """Measure parity and insist on the manifest's tolerance.
+
+    Raises:
+        BundleError: a difference is too large, or not a number.
+    """
+    parity = measure_parity(bundle, threads)
+    tolerance = bundle.manifest.golden.tolerance
+    if not (parity.loss <= tolerance and parity.logits <= tolerance):
+        raise BundleError(
+            f"the bundle's golden vectors differ from PyTorch by {parity.loss:.1e} (loss) and {parity.logits:.1e} "
+            f"(logits); {tolerance:.0e} is allowed",
+            "report this machine and its onnxruntime version; do not train on it",
+        )
+    return parity
+
+
+def _difference(a: FloatVector | np.float32, b: FloatVector | np.float32) -> float:
+    """Return the largest absolute difference; infinity where the shapes differ or a value is not finite."""
+    if np.shape(a) != np.shape(b):
+        return float("inf")
+    difference = float(np.abs(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)).max())
+    return difference if np.isfinite(difference) else float("inf")
