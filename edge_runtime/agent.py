@@ -12,7 +12,6 @@ import platform
 import time
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -28,6 +27,7 @@ from edge_runtime.workshop import Workshop, install_bundle, obtain_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from edge_runtime.config import EdgeConfig
     from edge_runtime.perturbation import FloatVector

@@ -123,7 +123,7 @@ class Fetcher:
         for number in range(_ATTEMPTS):
             try:
                 attempt()
-            except _BrokenTransferError as error:  # noqa: PERF203 that is what a retry is
+            except _BrokenTransferError as error:
                 if number == _ATTEMPTS - 1:
                     raise NetworkError(
                         f"cannot fetch {self._blob_url}/{sha256[:12]}…: {error}",

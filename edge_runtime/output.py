@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import sys
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from edge_runtime.errors import CoveyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    import argparse
+    from collections.abc import Mapping, Sequence
 
-Command = Callable[[argparse.Namespace], int] if TYPE_CHECKING else object
 INTERRUPTED = 130
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from edge_runtime.perturbation import FloatVector
 
 _BATCH_SIZE = 16
+
+FloatArray = np.ndarray[tuple[Any, ...], np.dtype[np.floating[Any]]]
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ def all_logits(
     return logits
 
 
-def log_sum_exp(logits: FloatVector) -> FloatVector:
-    """Return log Σ exp over the last axis, without overflow."""
+def log_sum_exp(logits: FloatArray) -> FloatArray:
+    """Return log Σ exp over the last axis, without overflow, in the precision of ``logits``."""
     top = logits.max(axis=-1)
-    total: FloatVector = top + np.log(np.exp(logits - top[..., None]).sum(axis=-1))
+    total: FloatArray = top + np.log(np.exp(logits - top[..., None]).sum(axis=-1))
     return total

@@ -1,0 +1,57 @@
+"""Content by its sha256: what the HTTP side serves."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from edge_runtime.manifest import MANIFEST_FILE
+from edge_runtime.protocol import BlobRef
+from edge_runtime.store import write_atomically
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edge_runtime.bundle import Bundle
+
+
+class BlobStore:
+    """A folder of files named by their hash, and bundles that are served from where they are.
+
+    Args:
+        root: the folder; made when the first blob is added.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._elsewhere: dict[str, Path] = {}
+
+    def add(self, data: bytes) -> BlobRef:
+        """Keep a blob; once it returns the blob survives a power cut.
+
+        Raises:
+            StorageError: disk full or not writable.
+        """
+        sha256 = hashlib.sha256(data).hexdigest()
+        path = self._root / sha256
+        if not path.exists():
+            write_atomically(path, data)
+        return BlobRef(sha256, len(data))
+
+    def read(self, sha256: str) -> bytes | None:
+        """Return a blob's bytes, or None where it is not here."""
+        path = self.path(sha256)
+        return path.read_bytes() if path is not None else None
+
+    def path(self, sha256: str) -> Path | None:
+        """Return where a blob is, or None where it is not here."""
+        if sha256 in self._elsewhere:
+            return self._elsewhere[sha256]
+        path = self._root / sha256
+        return path if len(sha256) == 64 and sha256.isalnum() and path.is_file() else None
+
+    def add_bundle(self, bundle: Bundle) -> None:
+        """Serve a checked bundle's files from its own folder."""
+        self._elsewhere[bundle.sha256] = bundle.path / MANIFEST_FILE
+        for entry in bundle.manifest.files:
+            self._elsewhere[entry.sha256] = bundle.path / entry.path

@@ -1,0 +1,100 @@
+"""``job.toml``: one fine-tuning run, checked against its bundle before anything starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
+
+from edge_runtime.config import read_toml
+from edge_runtime.errors import ConfigError
+from edge_runtime.protocol import MAX_PAYLOAD_BYTES, Name
+from edge_runtime.spzo import StepRule, check_rule
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edge_runtime.manifest import Manifest
+
+_REPORT_OVERHEAD_BYTES = 512
+
+
+class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A fine-tuning run.
+
+    Attributes:
+        name: its name; ledger, adapters and logs carry it.
+        eval_file: held-out rows (``.jsonl`` or ``.csv``) that every round's adapter is evaluated on; relative to the
+            file. They stay on the server.
+        rounds: how many rounds.
+        steps: local steps of a device in a round.
+        batch_size: rows a step.
+        split: index of the back block's first layer; None takes the bundle's last split.
+        seed: every random choice follows from it.
+        cohort: devices a round; 0 takes all that are online.
+        over_selection: offer the round to this factor more devices; the round ends with ``cohort`` reports.
+        min_reports: fewer reports at the deadline abandon the round's attempt.
+        min_devices: devices that must be online before the first round; 0 takes ``min_reports``.
+        deadline_s: seconds from offer to the last report that counts.
+        max_attempts: attempts of one round before the job fails.
+        weighting: devices count by their number of rows, or all the same.
+        step: how a step perturbs and updates.
+    """
+
+    name: Name
+    eval_file: str
+    rounds: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 20
+    steps: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 4
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 8
+    split: int | None = None
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+    cohort: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
+    over_selection: Annotated[float, msgspec.Meta(ge=1, le=10)] = 1.0
+    min_reports: Annotated[int, msgspec.Meta(ge=1)] = 1
+    min_devices: Annotated[int, msgspec.Meta(ge=0)] = 0
+    deadline_s: Annotated[float, msgspec.Meta(gt=0)] = 600.0
+    max_attempts: Annotated[int, msgspec.Meta(ge=1)] = 5
+    weighting: Literal["examples", "uniform"] = "examples"
+    step: StepRule = StepRule()
+
+    @property
+    def devices_to_start(self) -> int:
+        """Devices that must be online before the first round."""
+        return self.min_devices or self.min_reports
+
+
+def read_job(path: Path) -> Job:
+    """Read ``job.toml``; ``eval_file`` becomes relative to its folder.
+
+    Raises:
+        ConfigError: no file, not TOML, an unknown field, a wrong type or value, fields that contradict each other.
+    """
+    job = read_toml(path, Job)
+    if job.cohort and job.min_reports > job.cohort:
+        raise ConfigError(
+            f"{path}: min_reports = {job.min_reports} can never be reached with cohort = {job.cohort}",
+            "lower min_reports, or raise cohort",
+        )
+    report_bytes = 4 * job.steps * job.step.scalars_per_step + _REPORT_OVERHEAD_BYTES
+    if report_bytes > MAX_PAYLOAD_BYTES * 3 // 4:
+        raise ConfigError(
+            f"{path}: a report would have {report_bytes} bytes, more than one message can carry",
+            "lower steps or the number of perturbations",
+        )
+    check_rule(job.step)
+    return msgspec.structs.replace(job, eval_file=str(path.resolve().parent / job.eval_file))
+
+
+def fit_to_bundle(job: Job, manifest: Manifest) -> Job:
+    """Return the job with its split filled in.
+
+    Raises:
+        ConfigError: the bundle has no such split.
+    """
+    split = manifest.splits[-1] if job.split is None else job.split
+    if split not in manifest.splits:
+        raise ConfigError(
+            f"split = {split} is not in the bundle; it has {', '.join(map(str, manifest.splits))}",
+            "change the job's split, or export with --split",
+        )
+    return msgspec.structs.replace(job, split=split)

@@ -1,0 +1,126 @@
+"""A round as a state machine: no I/O, no clock of its own.
+
+::
+
+    offered ──► accepted ──► reported
+       │            │
+       └────────────┴──► refused | lost          round: open ──► aggregated | abandoned
+
+Exactly once by (job, round, attempt, device): a duplicate, late or foreign report changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+Outcome = Literal["taken", "duplicate", "late", "unknown"]
+Decision = Literal["wait", "aggregate", "abandon"]
+
+
+class OfferState(str, Enum):
+    """What became of the plan that one device got."""
+
+    OFFERED = "offered"
+    ACCEPTED = "accepted"
+    REPORTED = "reported"
+    REFUSED = "refused"
+    LOST = "lost"
+
+
+_PENDING = (OfferState.OFFERED, OfferState.ACCEPTED)
+
+
+@dataclass(frozen=True)
+class Round:
+    """An attempt at a round.
+
+    Attributes:
+        index: index of the round, from 0.
+        attempt: counts how often it was begun, from 0.
+        deadline_at: when reports stop to count, in seconds of the caller's clock.
+        min_reports: what an aggregation needs at the deadline.
+        enough_reports: with so many the round ends at once; the others were offered as a reserve.
+        offers: state of each device that got the plan.
+    """
+
+    index: int
+    attempt: int
+    deadline_at: float
+    min_reports: int
+    enough_reports: int
+    offers: Mapping[str, OfferState]
+
+    def count(self, *states: OfferState) -> int:
+        """Return how many offers are in one of these states."""
+        return sum(state in states for state in self.offers.values())
+
+    @property
+    def reported(self) -> list[str]:
+        """Devices whose reports were taken, in the order of their names."""
+        return sorted(device for device, state in self.offers.items() if state is OfferState.REPORTED)
+
+
+def open_round(
+    index: int, attempt: int, devices: Iterable[str], deadline_at: float, min_reports: int, enough_reports: int
+) -> Round:
+    """Return a new attempt, offered to these devices."""
+    offers = dict.fromkeys(sorted(devices), OfferState.OFFERED)
+    return Round(index, attempt, deadline_at, min_reports, enough_reports, offers)
+
+
+def accept(state: Round, device: str) -> Round:
+    """The device begins."""
+    return _move(state, device, OfferState.ACCEPTED) if state.offers.get(device) is OfferState.OFFERED else state
+
+
+def judge(state: Round, device: str, index: int, attempt: int, now: float) -> Outcome:
+    """Say what a report is worth, before it is recorded."""
+    if (index, attempt) < (state.index, state.attempt):
+        return "late"
+    if (index, attempt) > (state.index, state.attempt) or device not in state.offers:
+        return "unknown"
+    if state.offers[device] is OfferState.REPORTED:
+        return "duplicate"
+    return "taken" if now <= state.deadline_at else "late"
+
+
+def report(state: Round, device: str) -> Round:
+    """Record a report that was judged ``taken``; a device thought lost or unwilling may still report in time."""
+    return _move(state, device, OfferState.REPORTED)
+
+
+def refuse(state: Round, device: str) -> Round:
+    """The device cannot do the round."""
+    return _move(state, device, OfferState.REFUSED) if state.offers.get(device) in _PENDING else state
+
+
+def lose(state: Round, device: str) -> Round:
+    """The device is gone; its report is not waited for."""
+    return _move(state, device, OfferState.LOST) if state.offers.get(device) in _PENDING else state
+
+
+def offer_again(state: Round, device: str) -> Round:
+    """A lost device is back in time, with the plan once more."""
+    return _move(state, device, OfferState.OFFERED) if state.offers.get(device) is OfferState.LOST else state
+
+
+def decide(state: Round, now: float) -> Decision:
+    """Say what to do: all reports in (or enough of them), the deadline, or nobody left to wait for."""
+    reports, pending = state.count(OfferState.REPORTED), state.count(*_PENDING)
+    if reports >= state.enough_reports or (pending == 0 and reports >= state.min_reports):
+        return "aggregate"
+    if now > state.deadline_at or pending == 0:
+        return "aggregate" if reports >= state.min_reports else "abandon"
+    return "wait"
+
+
+def _move(state: Round, device: str, to: OfferState) -> Round:
+    if device not in state.offers:
+        return state
+    return dataclasses.replace(state, offers={**state.offers, device: to})
