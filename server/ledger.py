@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+LEDGER_FILE = "ledger.sqlite"
 SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE jobs (

@@ -1,0 +1,192 @@
+"""``covey``: the operator's commands. Each side adds its own through the entry point group ``covey.commands``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import threading
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_runtime import __version__, output
+from edge_runtime.cli import add_bundle_commands
+from edge_runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from server.ledger import Ledger
+
+COMMAND_GROUP = "covey.commands"
+Commands = argparse._SubParsersAction  # noqa: SLF001 argparse has no public name for it
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``covey``; returns the exit code (errors.py of each side lists them)."""
+    parser = argparse.ArgumentParser(
+        prog="covey",
+        description="Fine-tune language models on a fleet of small devices without moving their data.",
+        epilog="Exit codes: 0 done, 2 usage, 3 configuration, 4 data, 5 bundle, 6 protocol, 7 network, 8 storage, "
+        "9 training, 10 export, 11 job.",
+    )
+    parser.add_argument("--version", action="version", version=f"covey {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for entry_point in sorted(metadata.entry_points(group=COMMAND_GROUP), key=lambda entry: entry.name):
+        entry_point.load()(commands)
+    return output.main(parser, argv)
+
+
+def default_state_dir() -> Path:
+    """Return where the server keeps its state: ``$XDG_STATE_HOME/covey``, by default ``~/.local/state/covey``."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "covey"
+
+
+def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Add the server's commands."""
+    add_bundle_commands(commands)
+    _add_serve(commands)
+    job = commands.add_parser("job", help="look at jobs").add_subparsers(required=True, metavar="COMMAND")
+    show = job.add_parser("show", help="one job, round by round", description=_job_show.__doc__)
+    show.add_argument("job", help="name of the job")
+    listing = job.add_parser("list", help="all jobs", description=_job_list.__doc__)
+    device = commands.add_parser("device", help="look at devices").add_subparsers(required=True, metavar="COMMAND")
+    devices = device.add_parser("list", help="all devices", description=_device_list.__doc__)
+    for parser, command in ((show, _job_show), (listing, _job_list), (devices, _device_list)):
+        _add_state_dir(parser)
+        output.add_format(parser)
+        parser.set_defaults(run=command)
+
+
+def _add_state_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--state-dir", type=Path, default=default_state_dir(), help="the server's state (default: %(default)s)"
+    )
+
+
+def _add_serve(commands: Commands[argparse.ArgumentParser]) -> None:
+    serve = commands.add_parser("serve", help="run a job on a fleet", description=_serve.__doc__)
+    serve.add_argument("--bundle", type=Path, required=True, help="the exported bundle")
+    serve.add_argument("--job", type=Path, required=True, metavar="job.toml", help="the job (docs/configuration.md)")
+    serve.add_argument("--broker", default="embedded", help="embedded (default), mqtt://host:1883 or mqtts://host:8883")
+    serve.add_argument("--fleet", default="default", help="name of the fleet (default: %(default)s)")
+    serve.add_argument(
+        "--listen",
+        default="0.0.0.0",  # noqa: S104 the devices are on the network
+        help="address of the HTTP side and the embedded broker (default: %(default)s, every interface)",
+    )
+    serve.add_argument(
+        "--mqtt-port", type=int, default=1883, help="embedded broker's port; 0: a free one (%(default)s)"
+    )
+    serve.add_argument("--http-port", type=int, default=8080, help="HTTP port; 0: a free one (default: %(default)s)")
+    serve.add_argument(
+        "--public-url",
+        help="HTTP address for the devices, e.g. http://server:8080 (default: --http-port on the broker's host)",
+    )
+    serve.add_argument("--threads", type=int, default=0, help="threads of the evaluation (default: one a core)")
+    for name, what in (("ca", "authority that signed the broker"), ("cert", "own certificate"), ("key", "own key")):
+        serve.add_argument(f"--tls-{name}", metavar="FILE", help=f"for mqtts: {what} (PEM)")
+    _add_state_dir(serve)
+    output.add_format(serve)
+    serve.set_defaults(run=_serve)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    """Run a job: wait for devices, coordinate its rounds, write the finished adapter. Killed, it resumes."""
+    try:
+        from server.progress import watch  # noqa: PLC0415
+        from server.serve import ServeOptions, load_job, run_job  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigError(f"the server is not installed ({error})", "pip install 'covey[server]'") from error
+    from edge_runtime.transport_mqtt import TlsFiles  # noqa: PLC0415
+
+    options = ServeOptions(
+        bundle=args.bundle,
+        state_dir=args.state_dir,
+        fleet=args.fleet,
+        broker=args.broker,
+        listen=args.listen,
+        mqtt_port=args.mqtt_port,
+        http_port=args.http_port,
+        public_url=args.public_url,
+        threads=args.threads,
+        tls=TlsFiles(args.tls_ca, args.tls_cert, args.tls_key),
+    )
+    job, bundle = load_job(args.job, args.bundle)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with watch(job, args.format) as observe:
+        summary = run_job(job, bundle, options, observe, stop.is_set)
+    if summary is None:
+        return output.INTERRUPTED
+    output.emit(args, {"event": "finished", **summary}, _summary_text(summary))
+    return 0
+
+
+def _open_ledger(args: argparse.Namespace) -> Ledger:
+    from server.ledger import LEDGER_FILE, Ledger  # noqa: PLC0415
+
+    return Ledger(args.state_dir / LEDGER_FILE, read_only=True)
+
+
+def _job_list(args: argparse.Namespace) -> int:
+    """List all jobs of the ledger."""
+    from server.summary import job_list  # noqa: PLC0415
+
+    jobs = job_list(_open_ledger(args))
+    columns = ("job", "state", "rounds", "rounds_wanted", "reports", "loss_start", "loss_end", "accuracy_end")
+    output.emit(args, {"jobs": jobs}, _table(jobs, columns))
+    return 0
+
+
+def _job_show(args: argparse.Namespace) -> int:
+    """Show one job: its summary, and every attempt at every round."""
+    from server.summary import job_rounds, job_summary  # noqa: PLC0415
+
+    ledger = _open_ledger(args)
+    summary, rounds = job_summary(ledger, args.job), job_rounds(ledger, args.job)
+    columns = (
+        "round",
+        "attempt",
+        "state",
+        "offered",
+        "reports",
+        "slowest_s",
+        "bytes_up",
+        "bytes_down",
+        "loss",
+        "accuracy",
+    )
+    text = f"{_summary_text(summary)}\n\n{_table(rounds, columns)}"
+    output.emit(args, {**summary, "round_list": rounds}, text)
+    return 0
+
+
+def _device_list(args: argparse.Namespace) -> int:
+    """List all devices that ever announced themselves."""
+    from server.summary import device_list  # noqa: PLC0415
+
+    devices = device_list(_open_ledger(args))
+    columns = ("fleet", "device", "state", "machine", "rows", "reports", "mean_seconds", "adapter_sha256", "last_seen")
+    output.emit(args, {"devices": devices}, _table(devices, columns))
+    return 0
+
+
+def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    return output.table(columns, [[_short(row[column]) for column in columns] for row in rows])
+
+
+def _short(value: object) -> object:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value[:12] if isinstance(value, str) and len(value) == 64 else value
+
+
+def _summary_text(summary: dict[str, Any]) -> str:
+    return "\n".join(f"{key:28} {'-' if value is None else value}" for key, value in summary.items())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

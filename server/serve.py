@@ -1,0 +1,143 @@
+"""One job from its files to its finished adapter: wires broker, HTTP side, ledger and coordinator together."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edge_runtime.bundle import open_bundle, verify_files
+from edge_runtime.data import read_rows
+from edge_runtime.engine_onnxruntime import OnnxPredictor
+from edge_runtime.errors import storage_error
+from edge_runtime.text import TextEncoder
+from edge_runtime.trainer import EncodedRows
+from edge_runtime.transport_mqtt import MqttTransport
+from server.adapters import AdapterChain
+from server.blobs import BlobStore
+from server.broker import EMBEDDED, open_broker
+from server.coordinator import Coordinator, Setting
+from server.errors import JobError
+from server.evaluate import evaluate
+from server.finished import write_peft_folder
+from server.http_app import make_app, serve_http
+from server.job import fit_to_bundle, read_job
+from server.ledger import LEDGER_FILE, Ledger
+from server.summary import job_summary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from edge_runtime.bundle import Bundle
+    from edge_runtime.transport_mqtt import TlsFiles
+    from server.events import Observer
+    from server.job import Job
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Where things are; ``covey serve --help`` explains each."""
+
+    bundle: Path
+    state_dir: Path
+    fleet: str = "default"
+    broker: str = EMBEDDED
+    listen: str = "0.0.0.0"  # noqa: S104 the devices are on the network
+    mqtt_port: int = 1883
+    http_port: int = 8080
+    public_url: str | None = None
+    threads: int = 0
+    tls: TlsFiles | None = None
+
+
+def load_job(path: Path, bundle_path: Path) -> tuple[Job, Bundle]:
+    """Read a job and its bundle, and check that they fit.
+
+    Raises:
+        ConfigError, BundleError: names what does not fit.
+    """
+    bundle = open_bundle(bundle_path)
+    verify_files(bundle)
+    return fit_to_bundle(read_job(path), bundle.manifest), bundle
+
+
+def run_job(
+    job: Job,
+    bundle: Bundle,
+    options: ServeOptions,
+    observe: Observer,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
+    """Run a job to its end.
+
+    Returns:
+        The job's summary (summary.job_summary), or None where it was stopped and can be resumed.
+
+    Raises:
+        CoveyError: see errors.py; what was done is in the ledger.
+    """
+    rows = _held_out_rows(job, bundle)
+    predictor = OnnxPredictor(bundle, options.threads)
+    n_labels = len(bundle.manifest.task.labels)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_only_one(options.state_dir))
+        ledger = Ledger(options.state_dir / LEDGER_FILE)
+        stack.callback(ledger.close)
+        resumed = ledger.begin_job(job.name, options.fleet, bundle.sha256, msgspec.to_builtins(job))
+        blobs = BlobStore(options.state_dir / "blobs")
+        blobs.add_bundle(bundle)
+        chain = AdapterChain(bundle, blobs, ledger.closed_rounds(job.name))
+        port = stack.enter_context(serve_http(make_app(blobs), options.listen, options.http_port))
+        address = stack.enter_context(open_broker(options.broker, options.listen, options.mqtt_port))
+        transport = MqttTransport(address, f"covey-server-{options.fleet}", tls=options.tls)
+        stack.callback(transport.close)
+        _LOG.info("devices connect to port %d; bundles and adapters on port %d", address.port, port)
+        setting = Setting(
+            fleet=options.fleet,
+            job=job,
+            manifest=bundle.manifest,
+            bundle_sha256=bundle.sha256,
+            blob_url=f"{(options.public_url or f'http://:{port}').rstrip('/')}/blobs",
+            evaluate=lambda theta: evaluate(predictor, theta, rows, n_labels),
+            clock=time.monotonic,
+        )
+        coordinator = Coordinator(setting, ledger, blobs, chain, transport, observe)
+        if not coordinator.run(resumed=resumed, should_stop=should_stop):
+            return None
+        result_dir = options.state_dir / "jobs" / job.name / "adapter"
+        summary = job_summary(ledger, job.name)
+        if not (result_dir / "adapter_config.json").exists():
+            write_peft_folder(bundle, chain.theta, result_dir, summary)
+        ledger.end_job(job.name, "finished", str(result_dir))
+        return {**summary, "state": "finished", "result_dir": str(result_dir)}
+
+
+def _held_out_rows(job: Job, bundle: Bundle) -> EncodedRows:
+    task = bundle.manifest.task
+    rows = read_rows(Path(job.eval_file), task.labels)
+    encoder = TextEncoder(bundle.file(bundle.manifest.tokenizer_file), task)
+    return EncodedRows(encoder.encode([row.text for row in rows]), [row.label for row in rows], task.pad_token_id)
+
+
+@contextlib.contextmanager
+def _only_one(state_dir: Path) -> Iterator[None]:
+    """Hold the state directory: two servers on one ledger would each aggregate half a round."""
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        lock = (state_dir / "lock").open("w")
+    except OSError as error:
+        raise storage_error(error, state_dir) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise JobError(f"another server uses {state_dir}", "stop it, or give another --state-dir") from error
+        yield

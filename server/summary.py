@@ -1,0 +1,85 @@
+"""What a ledger says about jobs, rounds and devices, as plain values for tables and JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from server.errors import JobError
+
+if TYPE_CHECKING:
+    from server.ledger import Ledger
+
+
+def job_list(ledger: Ledger) -> list[dict[str, Any]]:
+    """Return every job: name, state, rounds done and wanted, loss and accuracy at start and now."""
+    return [job_summary(ledger, row["name"]) for row in ledger.rows("SELECT name FROM jobs ORDER BY created_at, name")]
+
+
+def job_summary(ledger: Ledger, name: str) -> dict[str, Any]:
+    """Return one job's summary. Losses and accuracies are held-out; bytes are means over reports; None: not known.
+
+    Raises:
+        JobError: no such job.
+    """
+    jobs = ledger.rows("SELECT * FROM jobs WHERE name = ?", name)
+    if not jobs:
+        raise JobError(f"there is no job {name}", "see: covey job list")
+    job = jobs[0]
+    done = ledger.rows("SELECT * FROM rounds WHERE job = ? AND state = 'aggregated' ORDER BY round", name)
+    last = done[-1] if done else {}
+    traffic = ledger.rows(
+        "SELECT count(*) AS reports, avg(o.bytes_up) AS up, avg(o.bytes_down) AS down, sum(o.front_passes) AS front, "
+        "sum(o.back_passes) AS back, count(DISTINCT o.device) AS devices FROM offers o JOIN rounds r "
+        "USING (job, round, attempt) WHERE o.job = ? AND o.state = 'reported' AND r.state = 'aggregated'",
+        name,
+    )[0]
+    return {
+        "job": name,
+        "fleet": job["fleet"],
+        "state": job["state"],
+        "bundle_sha256": job["bundle_sha256"],
+        "rounds": len(done),
+        "rounds_wanted": json.loads(job["config"])["rounds"],
+        "devices": traffic["devices"],
+        "reports": traffic["reports"],
+        "loss_start": job["loss_start"],
+        "loss_end": last.get("loss", job["loss_start"]),
+        "accuracy_start": job["accuracy_start"],
+        "accuracy_end": last.get("accuracy", job["accuracy_start"]),
+        "front_passes": traffic["front"] or 0,
+        "back_passes": traffic["back"] or 0,
+        "bytes_up_per_device_round": traffic["up"],
+        "bytes_down_per_device_round": traffic["down"],
+        "adapter_sha256": last.get("result_sha256"),
+        "result_dir": job["result_dir"],
+    }
+
+
+def job_rounds(ledger: Ledger, name: str) -> list[dict[str, Any]]:
+    """Return every attempt at every round of a job, with its offers counted."""
+    return ledger.rows(
+        "SELECT r.round, r.attempt, r.state, count(o.device) AS offered, sum(o.state = 'reported') AS reports, "
+        "max(o.seconds) AS slowest_s, sum(o.bytes_up) AS bytes_up, sum(o.bytes_down) AS bytes_down, "
+        "avg(o.loss) AS train_loss, r.loss, r.accuracy, r.result_sha256 AS adapter_sha256, r.opened_at, r.closed_at "
+        "FROM rounds r LEFT JOIN offers o USING (job, round, attempt) WHERE r.job = ? "
+        "GROUP BY r.round, r.attempt ORDER BY r.round, r.attempt",
+        name,
+    )
+
+
+def device_list(ledger: Ledger) -> list[dict[str, Any]]:
+    """Return every device that ever announced itself, with what it said and what it did."""
+    rows = ledger.rows(
+        "SELECT d.fleet, d.name AS device, d.state, d.birth, d.adapter_sha256, d.last_seen, "
+        "count(o.job) AS reports, avg(o.seconds) AS mean_seconds FROM devices d "
+        "LEFT JOIN offers o ON o.device = d.name AND o.state = 'reported' GROUP BY d.fleet, d.name "
+        "ORDER BY d.fleet, d.name"
+    )
+    for row in rows:
+        birth = json.loads(row.pop("birth") or "{}")
+        row["machine"] = birth.get("machine")
+        row["covey_version"] = birth.get("covey_version")
+        row["runtimes"] = birth.get("runtimes")
+        row["rows"] = birth.get("rows")
+    return rows
