@@ -10,18 +10,20 @@ import numpy as np
 from edge_runtime.engine import Batch
 from edge_runtime.engine_onnxruntime import OnnxEngine, OnnxPredictor
 from edge_runtime.errors import BundleError
+from edge_runtime.perturbation import FRONT, perturb_into
 from edge_runtime.tensor_file import map_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from edge_runtime.bundle import Bundle
+    from edge_runtime.manifest import Golden
     from edge_runtime.perturbation import FloatVector
 
 
 @dataclass(frozen=True)
 class GoldenCase:
-    """One batch, with what PyTorch gave for it at the bundle's initial adapter."""
+    """One batch, with what PyTorch gave for it."""
 
     batch: Batch
     loss: float
@@ -34,6 +36,13 @@ class Parity:
 
     loss: float
     logits: float
+
+
+def golden_adapter(initial: FloatVector, golden: Golden) -> FloatVector:
+    """Return the adapter at which the golden vectors were computed."""
+    theta = np.empty_like(initial)
+    perturb_into(theta, initial, golden.seed, FRONT, golden.scale)
+    return theta
 
 
 def golden_cases(bundle: Bundle) -> Iterator[GoldenCase]:
@@ -54,7 +63,7 @@ def measure_parity(bundle: Bundle, threads: int = 0) -> Parity:
     Raises:
         BundleError: a graph cannot be loaded.
     """
-    theta = bundle.initial_adapter()
+    theta = golden_adapter(bundle.initial_adapter(), bundle.manifest.golden)
     cases = list(golden_cases(bundle))
     predictor = OnnxPredictor(bundle, threads)
     logits = [_difference(predictor.logits(theta, case.batch), case.logits) for case in cases]

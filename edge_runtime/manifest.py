@@ -22,7 +22,7 @@ MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 1
 
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-Dtype = Literal["float32", "int64"]
+Dtype = Literal["float32", "int64", "bool"]
 GraphKind = Literal["front", "back", "predict"]
 InputRole = Literal["weight", "frozen", "trainable", "batch", "boundary"]
 TaskKind = Literal["classify-head", "classify-prompt"]
@@ -126,13 +126,18 @@ class Golden(_Strict, frozen=True):
 
     Attributes:
         file: a safetensors file; batch n has ``n.input_ids``, ``n.attention_mask``, ``n.labels``, ``n.loss`` and
-            ``n.logits``, all at the bundle's initial adapter.
+            ``n.logits``.
         batches: how many batches.
+        seed: the adapter of the golden vectors is the initial one plus ``scale`` times the perturbation (seed, FRONT)
+            over the whole layout, so that every trainable tensor matters (B matrices and new heads start at zero).
+        scale: see ``seed``.
         tolerance: the largest absolute difference allowed.
     """
 
     file: str
     batches: int
+    seed: int
+    scale: float
     tolerance: float
 
 

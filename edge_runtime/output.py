@@ -37,12 +37,15 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     """Parse, run the command that was chosen (``args.run``), and turn errors into exit codes."""
     args = parser.parse_args(argv)
+    verbose = getattr(args, "verbose", False)
     logging.basicConfig(
-        level=logging.DEBUG if getattr(args, "verbose", False) else logging.INFO,
+        level=logging.INFO if verbose else logging.WARNING,
         format="%(asctime)s %(levelname)s %(message)s",
         datefmt="%H:%M:%S",
         stream=sys.stderr,
     )
+    for package in ("edge_runtime", "server", "export"):
+        logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)
     try:
         code: int = args.run(args)
     except CoveyError as error:

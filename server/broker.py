@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 EMBEDDED = "embedded"
 _TOPIC_BYTES = 1024
+_EVERY_INTERFACE = ("0.0.0.0", "::")  # noqa: S104 compared, not bound
 
 
 @contextlib.contextmanager
@@ -52,7 +53,11 @@ def open_broker(broker: str, host: str, port: int) -> Iterator[BrokerAddress]:
     _LOG.info("embedded broker on %s:%d (no TLS, no passwords: for a trusted network)", host, chosen)
     try:
         yield BrokerAddress(
-            "127.0.0.1" if host in ("0.0.0.0", "::") else host, chosen, tls=False, username=None, password=None
-        )  # noqa: S104, E501
+            host="127.0.0.1" if host in _EVERY_INTERFACE else host,
+            port=chosen,
+            tls=False,
+            username=None,
+            password=None,
+        )
     finally:
         embedded.stop()

@@ -1,0 +1,115 @@
+"""``covey export``. torch and transformers are imported when the command runs, not before."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from edge_runtime import output
+from edge_runtime.errors import ConfigError
+
+Commands = argparse._SubParsersAction  # noqa: SLF001 argparse has no public name for it
+
+
+def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Add ``export``."""
+    parser = commands.add_parser("export", help="make a bundle from a Hugging Face folder", description=_export.__doc__)
+    parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR", help="local model folder, or one with an adapter")
+    parser.add_argument("--task", required=True, choices=("classify-head", "classify-prompt"))
+    parser.add_argument("--labels", required=True, help="names of the labels, separated by commas")
+    parser.add_argument("--template", help="prompt with {text} in it, e.g. '{text} It was'")
+    parser.add_argument("--label-words", help="one word a label, separated by commas, spaces count: ' terrible, great'")
+    parser.add_argument("--split", required=True, help="layers at which the back block begins, e.g. 5 or 3,4,5")
+    parser.add_argument("--max-tokens", type=int, default=128, help="longer rows are cut (default: %(default)s)")
+    parser.add_argument("--lora-r", type=int, default=8, help="rank (default: %(default)s)")
+    parser.add_argument("--lora-alpha", type=float, default=16.0, help="scale, over the rank (default: %(default)s)")
+    parser.add_argument(
+        "--lora-targets", help="modules, separated by commas (default: the query and value projections)"
+    )
+    parser.add_argument("--lora-layers", help="layers with LoRA, e.g. 4,5 (default: all)")
+    parser.add_argument(
+        "--lora-train",
+        choices=("B", "AB"),
+        default="B",
+        help="which matrices are trained; B alone has half the noise and averages exactly (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pooling", choices=("mean", "cls", "last"), help="how tokens become one vector, for a new head"
+    )
+    parser.add_argument("--logit-scale", type=float, default=1.0, help="factor on a new head's logits (%(default)s)")
+    parser.add_argument("--head-init", type=Path, metavar="FILE", help="labelled rows: the head starts at class means")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the new adapter (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="the bundle's folder")
+    parser.add_argument("--force", action="store_true", help="replace a bundle that is there")
+    output.add_format(parser)
+    parser.set_defaults(run=_export)
+
+
+def _export(args: argparse.Namespace) -> int:
+    """Make a bundle: ONNX graphs with weights as inputs, weights, adapter, tokenizer, golden vectors, manifest."""
+    started = time.monotonic()
+    labels = _names(args.labels)
+    splits = sorted(set(_numbers("--split", args.split)))
+    layers = _numbers("--lora-layers", args.lora_layers) if args.lora_layers else None
+    try:
+        from export.bundle_writer import export_bundle  # noqa: PLC0415
+        from export.folder import look_at  # noqa: PLC0415
+        from export.lora import DEFAULT_TARGETS, LoraOptions  # noqa: PLC0415
+        from export.model import TaskOptions  # noqa: PLC0415
+    except ImportError as error:
+        raise ConfigError(f"the exporter is not installed ({error})", "pip install 'covey[export]'") from error
+
+    def progress(step: str) -> None:
+        print(f"{time.monotonic() - started:5.1f} s  {step}", file=sys.stderr)
+
+    folder = look_at(args.model_dir)
+    options = TaskOptions(
+        kind=args.task,
+        labels=labels,
+        template=args.template,
+        label_words=args.label_words.split(",") if args.label_words else None,
+        max_tokens=args.max_tokens,
+        pooling=args.pooling,
+        logit_scale=args.logit_scale,
+        head_init=args.head_init,
+    )
+    lora_options = LoraOptions(
+        r=args.lora_r,
+        alpha=args.lora_alpha,
+        targets=_names(args.lora_targets) if args.lora_targets else DEFAULT_TARGETS[folder.model_type],
+        layers=layers,
+        trained=list(args.lora_train),
+        seed=args.seed,
+    )
+    exported = export_bundle(folder, options, lora_options, splits, args.out, force=args.force, progress=progress)
+    manifest, parity = exported.bundle.manifest, exported.parity
+    result = {
+        "bundle": str(args.out),
+        "bundle_sha256": exported.bundle.sha256,
+        "size_bytes": sum(entry.size_bytes for entry in manifest.files),
+        "trainable_parameters": manifest.parameters[-1].stop,
+        "splits": manifest.splits,
+        "parity_loss": parity.loss,
+        "parity_logits": parity.logits,
+        "wall_s": round(time.monotonic() - started, 1),
+    }
+    text = (
+        f"{args.out}: bundle {exported.bundle.sha256[:12]}, {result['size_bytes'] / 1e6:.1f} MB, "  # type: ignore[operator]
+        f"{manifest.parameters[-1].stop} trainable parameters, splits {manifest.splits}; "
+        f"loss within {parity.loss:.1e} and logits within {parity.logits:.1e} of PyTorch"
+    )
+    output.emit(args, result, text)
+    return 0
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
+
+
+def _numbers(flag: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"{flag} {text!r} is not a list of numbers", "write numbers with commas: 3,4,5") from error

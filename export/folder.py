@@ -1,0 +1,163 @@
+"""A local model folder: what is in it, and the model and tokenizer that it gives.
+
+Hugging Face folders (config.json, *.safetensors), folders with a PEFT adapter in them, and folders whose only model
+file is a GGUF, which is dequantised to float32.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from export.errors import ExportError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ENCODERS = ("bert", "roberta")
+DECODERS = ("llama",)
+SUPPORTED = ENCODERS + DECODERS
+
+_AUTO_CLASSES = {
+    "base": AutoModel,
+    "causal": AutoModelForCausalLM,
+    "sequence-classification": AutoModelForSequenceClassification,
+}
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model folder that was looked at, not yet loaded.
+
+    Attributes:
+        path: the folder with the base model.
+        adapter: the folder with a PEFT adapter to go on with; None where there is none.
+        gguf_file: name of the GGUF file; None for a folder of safetensors.
+        config: the model's Hugging Face configuration.
+    """
+
+    path: Path
+    adapter: Path | None
+    gguf_file: str | None
+    config: Any
+
+    @property
+    def model_type(self) -> str:
+        """Hugging Face's name of the architecture."""
+        return str(self.config.model_type)
+
+    @property
+    def layers(self) -> int:
+        """Number of transformer layers."""
+        return int(self.config.num_hidden_layers)
+
+    @property
+    def is_decoder(self) -> bool:
+        """Whether tokens see only what stands before them."""
+        return self.model_type in DECODERS
+
+    @property
+    def has_trained_classifier(self) -> bool:
+        """Whether the folder is a ``…ForSequenceClassification``, with a head of its own."""
+        return any(name.endswith("ForSequenceClassification") for name in self.config.architectures or [])
+
+
+def look_at(path: Path) -> ModelFolder:
+    """Find out what a folder holds.
+
+    Raises:
+        ExportError: not a model folder, or an architecture that is not supported.
+    """
+    if not path.is_dir():
+        raise ExportError(f"{path} is not a folder", "give a local Hugging Face model folder")
+    adapter = path if (path / "adapter_config.json").is_file() else None
+    base = path
+    if adapter is not None and not (path / "config.json").is_file():
+        base = _base_of(path)
+    gguf_files = sorted(file.name for file in base.glob("*.gguf"))
+    gguf_file = gguf_files[0] if len(gguf_files) == 1 and not list(base.glob("*.safetensors")) else None
+    if gguf_file is None and not (base / "config.json").is_file():
+        raise ExportError(
+            f"{base} has no config.json and not exactly one .gguf file", "give a local Hugging Face model folder"
+        )
+    try:
+        config = AutoConfig.from_pretrained(base, **({"gguf_file": gguf_file} if gguf_file else {}))
+    except (OSError, ValueError, KeyError) as error:
+        raise ExportError(f"cannot read the model's configuration in {base}: {error}", "check the folder") from error
+    if config.model_type not in SUPPORTED:
+        raise ExportError(
+            f"architecture {config.model_type!r} is not supported", f"supported are: {', '.join(SUPPORTED)}"
+        )
+    return ModelFolder(base, adapter, gguf_file, config)
+
+
+def _base_of(adapter: Path) -> Path:
+    """Return the folder of the model that an adapter belongs to: beside it, or where its configuration says."""
+    try:
+        name: str = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+        base = adapter / name
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ExportError(
+            f"{adapter / 'adapter_config.json'} does not name its base model ({error!r})",
+            "put the base model's files into the same folder",
+        ) from error
+    if not base.is_dir():
+        raise ExportError(
+            f"the adapter's base model {name!r} is not a local folder",
+            "put the base model's files into the adapter's folder, or set base_model_name_or_path to a local path",
+        )
+    return base
+
+
+def load_model(folder: ModelFolder, kind: str) -> Any:
+    """Load the base model in float32, in evaluation mode.
+
+    Args:
+        folder: where from.
+        kind: ``base``, ``causal`` or ``sequence-classification``.
+
+    Raises:
+        ExportError: the weights cannot be loaded, or are not floats.
+    """
+    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa"}
+    if folder.gguf_file is not None:
+        options["gguf_file"] = folder.gguf_file
+    if kind == "base" and folder.model_type in ENCODERS:
+        options["add_pooling_layer"] = False
+    try:
+        model = _AUTO_CLASSES[kind].from_pretrained(folder.path, **options)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise ExportError(f"cannot load the model in {folder.path}: {error}", "check its files") from error
+    if folder.gguf_file is not None:
+        # The weights are plain floats now; the configuration must not say otherwise.
+        model.hf_quantizer = None
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+    odd = next((name for name, p in model.named_parameters() if p.dtype != torch.float32), None)
+    if odd is not None:
+        raise ExportError(f"parameter {odd} is not float32", "give a model that is not quantised, or a GGUF file")
+    model.config.use_cache = False
+    return model.eval()
+
+
+def load_tokenizer(folder: ModelFolder) -> Any:
+    """Load the tokenizer in its fast form, which the device's ``tokenizers`` library reads.
+
+    Raises:
+        ExportError: there is none, or it has no fast form.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder.path, use_fast=True, **({"gguf_file": folder.gguf_file} if folder.gguf_file else {})
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ExportError(
+            f"cannot load the tokenizer in {folder.path}: {error}", "put tokenizer.json beside the model"
+        ) from error
+    if not tokenizer.is_fast:
+        raise ExportError(f"the tokenizer in {folder.path} has no fast form", "put tokenizer.json beside the model")
+    return tokenizer

@@ -1,0 +1,68 @@
+"""A head's start from examples: class means, and a temperature that fits them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from export.tasks import PooledClassifier
+
+_TEMPERATURES = torch.logspace(-2, 3, 101)
+_BATCH = 32
+
+
+def fit_head(
+    model: PooledClassifier,
+    tokenizer: Any,  # noqa: ANN401
+    texts: list[str],
+    labels: list[int],
+    max_tokens: int,
+    pad_token_id: int,
+) -> None:
+    """Set the head of ``model`` from class means of its features.
+
+    Each label's weight is its mean feature less the mean of all labels' means, so that a point in the middle is
+    neutral; one common factor is chosen by cross-entropy on the examples.
+
+    Args:
+        model: changed in place; its logit scale is allowed for.
+        tokenizer: a fast Hugging Face tokenizer.
+        texts: the examples.
+        labels: index of each one's label; every label occurs.
+        max_tokens: longer texts are cut.
+        pad_token_id: fills up shorter rows.
+    """
+    features = _features(model, tokenizer, texts, max_tokens, pad_token_id)
+    target = torch.tensor(labels)
+    n_labels = model.classifier.out_features
+    means = torch.stack([features[target == label].mean(dim=0) for label in range(n_labels)])
+    middle = means.mean(dim=0)
+    weight = means - middle
+    bias = -(weight @ middle) - 0.5 * (weight * weight).sum(dim=1)
+    scores = features @ weight.T + bias
+    losses = torch.stack([torch.nn.functional.cross_entropy(scores * t, target) for t in _TEMPERATURES])
+    factor = _TEMPERATURES[int(losses.argmin())] / model.logit_scale
+    with torch.no_grad():
+        model.classifier.weight.copy_(weight * factor)
+        model.classifier.bias.copy_(bias * factor)
+
+
+def _features(
+    model: PooledClassifier,
+    tokenizer: Any,  # noqa: ANN401
+    texts: list[str],
+    max_tokens: int,
+    pad_token_id: int,
+) -> torch.Tensor:
+    rows = [tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"] for text in texts]
+    parts = []
+    for start in range(0, len(rows), _BATCH):
+        chunk = rows[start : start + _BATCH]
+        longest = max(len(row) for row in chunk)
+        input_ids = torch.tensor([row + [pad_token_id] * (longest - len(row)) for row in chunk])
+        attention_mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in chunk])
+        with torch.no_grad():
+            parts.append(model.features(input_ids, attention_mask))
+    return torch.cat(parts)

@@ -1,0 +1,143 @@
+"""LoRA on the model: a new adapter, or one to go on with; which of its tensors are trained, and in which order."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+
+from edge_runtime.golden import golden_adapter
+from edge_runtime.layout import Parameter, views
+from export.errors import ExportError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from edge_runtime.manifest import Golden
+    from export.folder import ModelFolder
+
+DEFAULT_TARGETS = {"bert": ["query", "value"], "roberta": ["query", "value"], "llama": ["q_proj", "v_proj"]}
+_LAYER = re.compile(r"\.(?:layer|layers)\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """What ``--lora-…`` asks for. ``layers`` None: all; ``trained``: the matrices that are trained."""
+
+    r: int
+    alpha: float
+    targets: list[str]
+    layers: list[int] | None
+    trained: list[str]
+    seed: int
+
+
+def layer_of(name: str) -> int | None:
+    """Return the transformer layer in a parameter's or module's dotted name, or None."""
+    found = _LAYER.search(f".{name}.")
+    return int(found.group(1)) if found else None
+
+
+def add_lora(model: Any, options: LoraOptions, head_modules: list[str], n_layers: int) -> Any:  # noqa: ANN401
+    """Wrap a model with a new adapter: A random from the seed, B zero, so that the model is unchanged at first.
+
+    Raises:
+        ExportError: targets or layers that are not in the model.
+    """
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    for target in options.targets:
+        if target not in names:
+            raise ExportError(
+                f"--lora-targets: the model has no linear module {target!r}",
+                f"it has: {', '.join(sorted(names))}",
+            )
+    if options.layers is not None and not all(0 <= layer < n_layers for layer in options.layers):
+        raise ExportError(f"--lora-layers {options.layers}: layers are 0 to {n_layers - 1}", "choose among these")
+    torch.manual_seed(options.seed)
+    config = LoraConfig(
+        r=options.r,
+        lora_alpha=options.alpha,
+        target_modules=list(options.targets),
+        layers_to_transform=options.layers,
+        modules_to_save=list(head_modules) or None,
+        lora_dropout=0.0,
+    )
+    try:
+        return get_peft_model(model, config).eval()
+    except ValueError as error:
+        raise ExportError(
+            f"PEFT refuses the LoRA options: {error}", "check --lora-targets and --lora-layers"
+        ) from error
+
+
+def load_lora(model: Any, adapter: Path) -> Any:  # noqa: ANN401
+    """Wrap a model with a PEFT adapter from disk.
+
+    Raises:
+        ExportError: it is not LoRA, or does not fit the model.
+    """
+    try:
+        kind = json.loads((adapter / "adapter_config.json").read_text()).get("peft_type")
+        if kind != "LORA":
+            raise ExportError(f"the adapter in {adapter} is {kind}, not LORA", "give a LoRA adapter")
+        return PeftModel.from_pretrained(model, adapter, is_trainable=True).eval()
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ExportError(f"cannot load the adapter in {adapter}: {error}", "give one that fits the model") from error
+
+
+def adapter_names(peft_model: Any) -> dict[int, str]:  # noqa: ANN401
+    """Return the name of each adapter tensor in PEFT's file, by the address of its data."""
+    return {tensor.data_ptr(): name for name, tensor in get_peft_model_state_dict(peft_model).items()}
+
+
+def make_layout(peft_model: Any, folder: ModelFolder, trained: list[str]) -> list[Parameter]:  # noqa: ANN401
+    """Return the layout of the trained tensors, ordered by depth, then by name.
+
+    Args:
+        peft_model: the wrapped model.
+        folder: the model's folder, for its depth.
+        trained: ``A`` and ``B``, or ``B`` alone; a head is always trained.
+    """
+
+    def layer(name: str) -> int:
+        inside = layer_of(name)
+        if inside is not None:
+            return inside
+        return -1 if "lora_" in name else folder.layers
+
+    state = get_peft_model_state_dict(peft_model)
+    names = [
+        name
+        for name in state
+        if not any(f"lora_{matrix}." in name for matrix in "AB") or any(f"lora_{matrix}." in name for matrix in trained)
+    ]
+    parameters: list[Parameter] = []
+    offset = 0
+    for name in sorted(names, key=lambda name: (layer(name), name)):
+        parameters.append(Parameter(name, list(state[name].shape), layer(name), offset))
+        offset = parameters[-1].stop
+    return parameters
+
+
+@contextlib.contextmanager
+def perturbed(peft_model: Any, parameters: list[Parameter], golden: Golden) -> Iterator[None]:
+    """Have the trained tensors at the adapter of the golden vectors meanwhile."""
+    state = get_peft_model_state_dict(peft_model)
+    initial = np.concatenate([state[p.name].detach().numpy().ravel() for p in parameters]).astype(np.float32)
+    targets = views(golden_adapter(initial, golden), parameters)
+    before = {p.name: state[p.name].detach().clone() for p in parameters}
+    with torch.no_grad():
+        for name, value in targets.items():
+            state[name].copy_(torch.from_numpy(np.ascontiguousarray(value)))
+        try:
+            yield
+        finally:
+            for name, tensor in before.items():
+                state[name].copy_(tensor)

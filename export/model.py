@@ -1,0 +1,212 @@
+"""The model to export: base, adapter and task put together, and the loss of it traced once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from edge_runtime.manifest import Task
+from edge_runtime.text import TEXT_FIELD
+from export import lora
+from export.errors import ExportError
+from export.folder import load_model, load_tokenizer
+from export.head_init import fit_head
+from export.onnx_graphs import quiet
+from export.tasks import LossModel, PooledClassifier, TaskModel, default_pooling, label_word_ids, read_examples
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch.export import ExportedProgram
+
+    from export.folder import ModelFolder
+    from export.lora import LoraOptions
+    from export.tasks import Pooling
+
+MAX_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What the task flags of ``covey export`` ask for; None: the default."""
+
+    kind: str
+    labels: list[str]
+    template: str | None
+    label_words: list[str] | None
+    max_tokens: int
+    pooling: Pooling | None
+    logit_scale: float
+    head_init: Path | None
+
+
+@dataclass(frozen=True)
+class ExportModel:
+    """A model with its adapter, ready to be traced.
+
+    Attributes:
+        peft_model: the model as PEFT wrapped it; evaluation mode, float32.
+        task_model: its logits.
+        tokenizer: Hugging Face's tokenizer.
+        task: the manifest's task.
+        rebuild: what ``covey_task.json`` says, to build the same module again (finished.py).
+    """
+
+    peft_model: Any
+    task_model: TaskModel
+    tokenizer: Any
+    task: Task
+    rebuild: dict[str, Any]
+
+
+def build(folder: ModelFolder, options: TaskOptions, lora_options: LoraOptions) -> ExportModel:
+    """Load a folder and put the task and the adapter on it.
+
+    Raises:
+        ExportError: something does not fit; the message names it.
+    """
+    _check(folder, options)
+    tokenizer = load_tokenizer(folder)
+    word_ids = None
+    if options.kind == "classify-prompt":
+        word_ids = label_word_ids(tokenizer, options.label_words or [])
+    task = Task(
+        kind=options.kind,  # type: ignore[arg-type]
+        labels=options.labels,
+        template=options.template,
+        label_words=options.label_words,
+        label_token_ids=word_ids,
+        max_tokens=min(options.max_tokens, _longest(folder)),
+        pad_token_id=_pad_token(tokenizer),
+    )
+    rebuild = {
+        "task": options.kind,
+        "labels": options.labels,
+        "template": options.template,
+        "label_words": options.label_words,
+        "label_token_ids": word_ids,
+        "pooling": _pooling(folder, options),
+        "logit_scale": options.logit_scale,
+        "model_type": folder.model_type,
+    }
+    base, head_modules = base_module(folder, rebuild)
+    if isinstance(base, PooledClassifier) and options.head_init is not None:
+        texts, labels = read_examples(options.head_init, options.labels)
+        fit_head(base, tokenizer, texts, labels, task.max_tokens, task.pad_token_id)
+    if folder.adapter is not None:
+        peft_model = lora.load_lora(base, folder.adapter)
+    else:
+        peft_model = lora.add_lora(base, lora_options, head_modules, folder.layers)
+    return ExportModel(peft_model, TaskModel(peft_model, word_ids).eval(), tokenizer, task, rebuild)
+
+
+def base_module(folder: ModelFolder, rebuild: dict[str, Any]) -> tuple[Any, list[str]]:
+    """Return the module that PEFT wraps, and the names of its head's modules, which are saved with the adapter.
+
+    Args:
+        folder: the model's folder.
+        rebuild: the content of ``covey_task.json``.
+    """
+    if rebuild["task"] == "classify-prompt":
+        return load_model(folder, "causal"), []
+    if rebuild["pooling"] is None:
+        model = load_model(folder, "sequence-classification")
+        return model, ["score" if hasattr(model, "score") else "classifier"]
+    encoder = load_model(folder, "base")
+    model = PooledClassifier(encoder, len(rebuild["labels"]), rebuild["pooling"], rebuild["logit_scale"])
+    return model.eval(), ["classifier"]
+
+
+def _pooling(folder: ModelFolder, options: TaskOptions) -> Pooling | None:
+    """Return the pooling of a head of ours; None where there is none of ours."""
+    if options.kind == "classify-prompt" or (folder.has_trained_classifier and options.pooling is None):
+        return None
+    return options.pooling or default_pooling(folder)
+
+
+def _check(folder: ModelFolder, options: TaskOptions) -> None:
+    n_labels = len(options.labels)
+    if n_labels < 2 or len(set(options.labels)) != n_labels or not all(options.labels):
+        raise ExportError(f"--labels {','.join(options.labels)}: need two or more different names", "as in: no,yes")
+    if options.kind == "classify-prompt":
+        _check_prompt(folder, options)
+    elif options.kind != "classify-head":
+        raise ExportError(f"unknown task {options.kind!r}", "tasks are: classify-head, classify-prompt")
+    elif options.template is not None and options.template.count(TEXT_FIELD) != 1:
+        raise ExportError(f"--template {options.template!r} must hold {TEXT_FIELD} once", "as in: '{text} It was'")
+    elif folder.has_trained_classifier and options.pooling is None and folder.config.num_labels != n_labels:
+        raise ExportError(
+            f"the model's own head has {folder.config.num_labels} labels, --labels names {n_labels}",
+            "name all of its labels, or give --pooling for a new head",
+        )
+
+
+def _check_prompt(folder: ModelFolder, options: TaskOptions) -> None:
+    if not folder.is_decoder:
+        raise ExportError(
+            f"classify-prompt needs a causal language model, {folder.model_type} is an encoder",
+            "use --task classify-head",
+        )
+    if options.template is None or options.template.count(TEXT_FIELD) != 1:
+        raise ExportError(f"classify-prompt needs a --template with {TEXT_FIELD} once", "as in: '{text} It was'")
+    if not options.label_words or len(options.label_words) != len(options.labels):
+        raise ExportError(
+            f"--label-words: {len(options.label_words or [])} words for {len(options.labels)} labels",
+            "give one word for each label, in the same order, as in: --label-words ' terrible, great'",
+        )
+
+
+def _longest(folder: ModelFolder) -> int:
+    """Return how many tokens the model can take; RoBERTa's positions begin after the padding's."""
+    longest = int(folder.config.max_position_embeddings)
+    return longest - folder.config.pad_token_id - 1 if folder.model_type == "roberta" else longest
+
+
+def _pad_token(tokenizer: Any) -> int:  # noqa: ANN401
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0
+
+
+def trace(model: ExportModel, folder: ModelFolder) -> ExportedProgram:
+    """Trace loss and logits with dynamic numbers of rows and tokens.
+
+    Raises:
+        ExportError: torch.export cannot trace the model.
+    """
+    input_ids, attention_mask, labels = example_batch(model.task, int(folder.config.vocab_size), rows=3, tokens=10)
+    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+    tokens = torch.export.Dim("tokens", min=2, max=model.task.max_tokens)
+    rows_and_tokens = {0: batch, 1: tokens}
+    shapes = {"input_ids": rows_and_tokens, "attention_mask": rows_and_tokens, "labels": {0: batch}}
+    try:
+        with quiet(), torch.no_grad():
+            return torch.export.export(
+                LossModel(model.task_model).eval(), (input_ids, attention_mask, labels), dynamic_shapes=shapes
+            )
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ExportError(f"torch.export cannot trace the model: {error}", "report the model and versions") from error
+
+
+def example_batch(task: Task, vocab_size: int, rows: int, tokens: int, seed: int = 0) -> list[torch.Tensor]:
+    """Return input_ids, attention_mask and labels of random rows; every second one is padded."""
+    generator = torch.Generator().manual_seed(seed)
+    input_ids = torch.randint(0, vocab_size, (rows, tokens), generator=generator)
+    # A pad token inside a row would end it for models that look for padding themselves.
+    input_ids[input_ids == task.pad_token_id] = (task.pad_token_id + 1) % vocab_size
+    attention_mask = torch.ones_like(input_ids)
+    for row in range(1, rows, 2):
+        length = max(2, tokens - 1 - row % tokens)
+        attention_mask[row, length:] = 0
+        input_ids[row, length:] = task.pad_token_id
+    labels = torch.randint(0, len(task.labels), (rows,), generator=generator)
+    return [input_ids, attention_mask, labels]
+
+
+def write_rebuild(rebuild: dict[str, Any], path: Path) -> None:
+    """Write ``covey_task.json``."""
+    path.write_text(json.dumps(rebuild, indent=1) + "\n")
