@@ -163,9 +163,10 @@ def _data_check(args: argparse.Namespace) -> int:
     lines = [f"{path}: {len(rows)} rows, all good"]
     lines += [f"  {label}: {count}" for label, count in label_counts(rows, labels).items()]
     if task is not None:
+        from edge_runtime.manifest import read_manifest  # noqa: PLC0415
         from edge_runtime.text import TextEncoder  # noqa: PLC0415
 
-        encoder = TextEncoder(args.bundle / "tokenizer" / "tokenizer.json", task)
+        encoder = TextEncoder(args.bundle / read_manifest(args.bundle)[0].tokenizer_file, task)
         lengths = sorted(len(ids) for ids in encoder.encode([row.text for row in rows]))
         median, longest = lengths[len(lengths) // 2], lengths[-1]
         cut = sum(length >= task.max_tokens for length in lengths)

@@ -171,7 +171,7 @@ def _write(
             alpha=float(peft_config.lora_alpha),
             targets=sorted(peft_config.target_modules),
             layers=sorted({p.layer for p in parameters if "lora_" in p.name}),
-            trained=[matrix for matrix in ("A", "B") if matrix in lora_options.trained],  # type: ignore[misc]
+            trained=[matrix for matrix in ("A", "B") if matrix in lora_options.trained],
         ),
         splits=splits,
         parameters=parameters,
@@ -198,7 +198,7 @@ class _GraphWriter:
         self,
         model: ExportModel,
         folder: ModelFolder,
-        program: Any,  # noqa: ANN401 torch.export.ExportedProgram
+        program: Any,
         trained: set[str],
         partial: Path,
     ) -> None:

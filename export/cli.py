@@ -10,7 +10,7 @@ from pathlib import Path
 from edge_runtime import output
 from edge_runtime.errors import ConfigError
 
-Commands = argparse._SubParsersAction  # noqa: SLF001 argparse has no public name for it
+Commands = argparse._SubParsersAction
 
 
 def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -54,10 +54,10 @@ def _export(args: argparse.Namespace) -> int:
     splits = sorted(set(_numbers("--split", args.split)))
     layers = _numbers("--lora-layers", args.lora_layers) if args.lora_layers else None
     try:
-        from export.bundle_writer import export_bundle  # noqa: PLC0415
-        from export.folder import look_at  # noqa: PLC0415
-        from export.lora import DEFAULT_TARGETS, LoraOptions  # noqa: PLC0415
-        from export.model import TaskOptions  # noqa: PLC0415
+        from export.bundle_writer import export_bundle
+        from export.folder import look_at
+        from export.lora import DEFAULT_TARGETS, LoraOptions
+        from export.model import TaskOptions
     except ImportError as error:
         raise ConfigError(f"the exporter is not installed ({error})", "pip install 'covey[export]'") from error
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def base_for(adapter: Path, model_dir: Path) -> Any:  # noqa: ANN401
+def base_for(adapter: Path, model_dir: Path) -> Any:
     """Return the module that ``PeftModel.from_pretrained(module, adapter)`` wants.
 
     Raises:

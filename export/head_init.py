@@ -15,7 +15,7 @@ _BATCH = 32
 
 def fit_head(
     model: PooledClassifier,
-    tokenizer: Any,  # noqa: ANN401
+    tokenizer: Any,
     texts: list[str],
     labels: list[int],
     max_tokens: int,
@@ -51,7 +51,7 @@ def fit_head(
 
 def _features(
     model: PooledClassifier,
-    tokenizer: Any,  # noqa: ANN401
+    tokenizer: Any,
     texts: list[str],
     max_tokens: int,
     pad_token_id: int,

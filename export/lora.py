@@ -45,7 +45,7 @@ def layer_of(name: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def add_lora(model: Any, options: LoraOptions, head_modules: list[str], n_layers: int) -> Any:  # noqa: ANN401
+def add_lora(model: Any, options: LoraOptions, head_modules: list[str], n_layers: int) -> Any:
     """Wrap a model with a new adapter: A random from the seed, B zero, so that the model is unchanged at first.
 
     Raises:
@@ -77,7 +77,7 @@ def add_lora(model: Any, options: LoraOptions, head_modules: list[str], n_layers
         ) from error
 
 
-def load_lora(model: Any, adapter: Path) -> Any:  # noqa: ANN401
+def load_lora(model: Any, adapter: Path) -> Any:
     """Wrap a model with a PEFT adapter from disk.
 
     Raises:
@@ -92,12 +92,12 @@ def load_lora(model: Any, adapter: Path) -> Any:  # noqa: ANN401
         raise ExportError(f"cannot load the adapter in {adapter}: {error}", "give one that fits the model") from error
 
 
-def adapter_names(peft_model: Any) -> dict[int, str]:  # noqa: ANN401
+def adapter_names(peft_model: Any) -> dict[int, str]:
     """Return the name of each adapter tensor in PEFT's file, by the address of its data."""
     return {tensor.data_ptr(): name for name, tensor in get_peft_model_state_dict(peft_model).items()}
 
 
-def make_layout(peft_model: Any, folder: ModelFolder, trained: list[str]) -> list[Parameter]:  # noqa: ANN401
+def make_layout(peft_model: Any, folder: ModelFolder, trained: list[str]) -> list[Parameter]:
     """Return the layout of the trained tensors, ordered by depth, then by name.
 
     Args:

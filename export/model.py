@@ -165,7 +165,7 @@ def _longest(folder: ModelFolder) -> int:
     return longest - folder.config.pad_token_id - 1 if folder.model_type == "roberta" else longest
 
 
-def _pad_token(tokenizer: Any) -> int:  # noqa: ANN401
+def _pad_token(tokenizer: Any) -> int:
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)

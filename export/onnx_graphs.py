@@ -41,7 +41,7 @@ def dimension_names(batch_values: dict[str, Any]) -> dict[Any, str]:
     return {size.node.expr: name for size, name in zip(batch_values["input_ids"].shape, _SYMBOLS, strict=True)}
 
 
-def shape_of(value: Any, names: dict[Any, str]) -> list[int | str]:  # noqa: ANN401 a fake tensor
+def shape_of(value: Any, names: dict[Any, str]) -> list[int | str]:
     """Return a shape as the manifest writes it: numbers, and names of symbolic sizes."""
     return [
         names.get(size.node.expr, str(size)) if isinstance(size, torch.SymInt) else int(size) for size in value.shape
@@ -80,7 +80,7 @@ def write_onnx(
                 opset_version=OPSET,
                 verbose=False,
             )
-            assert exported is not None  # noqa: S101 dynamo=True always returns a program
+            assert exported is not None
             exported.save(path)
     except (RuntimeError, ValueError, torch.onnx.OnnxExporterError) as error:
         raise ExportError(

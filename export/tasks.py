@@ -53,7 +53,7 @@ class PooledClassifier(nn.Module):
         logit_scale: constant factor on the logits; a larger one lets equal steps of the head do more.
     """
 
-    def __init__(self, encoder: Any, n_labels: int, pooling: Pooling, logit_scale: float) -> None:  # noqa: ANN401
+    def __init__(self, encoder: Any, n_labels: int, pooling: Pooling, logit_scale: float) -> None:
         super().__init__()
         self.config = encoder.config
         self.encoder = encoder
@@ -87,7 +87,7 @@ class TaskModel(nn.Module):
         label_token_ids: token id of each label word, for classify-prompt; None for classify-head.
     """
 
-    def __init__(self, model: Any, label_token_ids: list[int] | None) -> None:  # noqa: ANN401
+    def __init__(self, model: Any, label_token_ids: list[int] | None) -> None:
         super().__init__()
         self.model = model
         ids = None if label_token_ids is None else torch.tensor(label_token_ids)
@@ -120,7 +120,7 @@ class LossModel(nn.Module):
         return nn.functional.cross_entropy(logits, labels), logits
 
 
-def label_word_ids(tokenizer: Any, label_words: list[str]) -> list[int]:  # noqa: ANN401
+def label_word_ids(tokenizer: Any, label_words: list[str]) -> list[int]:
     """Return the token id of each label word.
 
     Raises:
@@ -147,7 +147,7 @@ def read_examples(path: Path, labels: list[str]) -> tuple[list[str], list[int]]:
     Raises:
         ExportError: the rows are wrong, or a label has none.
     """
-    from edge_runtime.data import read_rows  # noqa: PLC0415 only for --head-init
+    from edge_runtime.data import read_rows
 
     try:
         rows = read_rows(path, labels)

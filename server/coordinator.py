@@ -432,13 +432,13 @@ class Coordinator:
         deadline_at = self._setting.clock() + _FINAL_SYNC_S
         sent: set[str] = set()
         while not should_stop():
-            here = self._online()
-            for name in set(here) - sent:
+            here = set(self._online())
+            for name in here - sent:
                 self._send_sync(name)
-                sent.add(name)
-            proved = [name for name in here if self._devices[name].adapter_sha256 == self._chain.sha256]
-            self._observe(events.Syncing(proved=len(proved), devices=len(here)))
-            if len(proved) == len(here) or self._setting.clock() > deadline_at:
+            sent |= here
+            proved = {name for name in sent if self._devices[name].adapter_sha256 == self._chain.sha256}
+            self._observe(events.Syncing(proved=len(proved), devices=len(sent)))
+            if here <= proved or self._setting.clock() > deadline_at:
                 return True
             self._handle_next(_TICK_S)
         return False
