@@ -80,10 +80,10 @@ def add_bundle_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
 
 def _run(args: argparse.Namespace) -> int:
     """Join the fleet: announce, take plans, train on the local rows, report scalars, prove the adapter by hash."""
-    from edge_runtime.agent import Agent, lost_will  # noqa: PLC0415
-    from edge_runtime.config import read_edge_config  # noqa: PLC0415
-    from edge_runtime.store import Store  # noqa: PLC0415
-    from edge_runtime.transport_mqtt import MqttTransport, parse_broker  # noqa: PLC0415
+    from edge_runtime.agent import Agent, lost_will
+    from edge_runtime.config import read_edge_config
+    from edge_runtime.store import Store
+    from edge_runtime.transport_mqtt import MqttTransport, parse_broker
 
     config = read_edge_config(args.config)
     if not Path(config.data.path).is_file():
@@ -112,7 +112,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     """Classify texts: label, and the probability of every label."""
-    from edge_runtime.predict import predict  # noqa: PLC0415
+    from edge_runtime.predict import predict
 
     bundle, theta = _predict_source(args)
     predictions = predict(bundle, theta, args.text, args.threads)
@@ -123,14 +123,14 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _predict_source(args: argparse.Namespace) -> tuple[Bundle, FloatVector]:
-    from edge_runtime.bundle import open_bundle  # noqa: PLC0415
-    from edge_runtime.layout import from_bytes  # noqa: PLC0415
+    from edge_runtime.bundle import open_bundle
+    from edge_runtime.layout import from_bytes
 
     folder, adapter = args.bundle, args.adapter
     if args.config is not None:
-        from edge_runtime.agent import current_adapter  # noqa: PLC0415
-        from edge_runtime.config import read_edge_config  # noqa: PLC0415
-        from edge_runtime.store import Store  # noqa: PLC0415
+        from edge_runtime.agent import current_adapter
+        from edge_runtime.config import read_edge_config
+        from edge_runtime.store import Store
 
         current = current_adapter(Store(Path(read_edge_config(args.config).state_dir)))
         if current is None:
@@ -147,8 +147,8 @@ def _predict_source(args: argparse.Namespace) -> tuple[Bundle, FloatVector]:
 
 def _data_check(args: argparse.Namespace) -> int:
     """Check every row and say which lines are wrong; with a bundle, also how many tokens the rows have."""
-    from edge_runtime.config import DataConfig, read_edge_config  # noqa: PLC0415
-    from edge_runtime.data import label_counts, read_rows  # noqa: PLC0415
+    from edge_runtime.config import DataConfig, read_edge_config
+    from edge_runtime.data import label_counts, read_rows
 
     config = read_edge_config(args.config).data if args.config else DataConfig(path="")
     path = args.data or (Path(config.path) if config.path else None)
@@ -163,8 +163,8 @@ def _data_check(args: argparse.Namespace) -> int:
     lines = [f"{path}: {len(rows)} rows, all good"]
     lines += [f"  {label}: {count}" for label, count in label_counts(rows, labels).items()]
     if task is not None:
-        from edge_runtime.manifest import read_manifest  # noqa: PLC0415
-        from edge_runtime.text import TextEncoder  # noqa: PLC0415
+        from edge_runtime.manifest import read_manifest
+        from edge_runtime.text import TextEncoder
 
         encoder = TextEncoder(args.bundle / read_manifest(args.bundle)[0].tokenizer_file, task)
         lengths = sorted(len(ids) for ids in encoder.encode([row.text for row in rows]))
@@ -177,15 +177,15 @@ def _data_check(args: argparse.Namespace) -> int:
 
 
 def _task_of(args: argparse.Namespace) -> Task | None:
-    from edge_runtime.manifest import read_manifest  # noqa: PLC0415
+    from edge_runtime.manifest import read_manifest
 
     return read_manifest(args.bundle)[0].task if args.bundle else None
 
 
 def _bundle_verify(args: argparse.Namespace) -> int:
     """Check hashes of all files, the layout, and the golden vectors against what PyTorch gave."""
-    from edge_runtime.bundle import open_bundle, verify_files  # noqa: PLC0415
-    from edge_runtime.golden import check_golden  # noqa: PLC0415
+    from edge_runtime.bundle import open_bundle, verify_files
+    from edge_runtime.golden import check_golden
 
     bundle = open_bundle(args.bundle)
     verify_files(bundle)

@@ -54,7 +54,7 @@ TOKENIZER_FILE = "tokenizer/tokenizer.json"
 GOLDEN_FILE = "golden.safetensors"
 GOLDEN_TOLERANCE = 1e-5
 _GOLDEN_SEED = 20260101
-_GOLDEN_SCALE = 0.01
+_GOLDEN_SCALE = 0.001
 _GOLDEN_SHAPES = ((2, 9), (4, 24), (1, 5))
 _DTYPES = {torch.float32: "float32", torch.int64: "int64", torch.bool: "bool"}
 

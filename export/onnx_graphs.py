@@ -80,7 +80,7 @@ def write_onnx(
                 opset_version=OPSET,
                 verbose=False,
             )
-            assert exported is not None
+            assert exported is not None  # noqa: S101 dynamo=True always returns a program
             exported.save(path)
     except (RuntimeError, ValueError, torch.onnx.OnnxExporterError) as error:
         raise ExportError(

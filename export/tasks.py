@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from edge_runtime.data import read_rows
 from edge_runtime.errors import CoveyError
 from export.errors import ExportError
 
@@ -147,8 +148,6 @@ def read_examples(path: Path, labels: list[str]) -> tuple[list[str], list[int]]:
     Raises:
         ExportError: the rows are wrong, or a label has none.
     """
-    from edge_runtime.data import read_rows
-
     try:
         rows = read_rows(path, labels)
     except CoveyError as error:

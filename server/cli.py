@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from server.ledger import Ledger
 
 COMMAND_GROUP = "covey.commands"
-Commands = argparse._SubParsersAction  # noqa: SLF001 argparse has no public name for it
+Commands = argparse._SubParsersAction
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,11 +95,11 @@ def _add_serve(commands: Commands[argparse.ArgumentParser]) -> None:
 def _serve(args: argparse.Namespace) -> int:
     """Run a job: wait for devices, coordinate its rounds, write the finished adapter. Killed, it resumes."""
     try:
-        from server.progress import watch  # noqa: PLC0415
-        from server.serve import ServeOptions, load_job, run_job  # noqa: PLC0415
+        from server.progress import watch
+        from server.serve import ServeOptions, load_job, run_job
     except ImportError as error:
         raise ConfigError(f"the server is not installed ({error})", "pip install 'covey[server]'") from error
-    from edge_runtime.transport_mqtt import TlsFiles  # noqa: PLC0415
+    from edge_runtime.transport_mqtt import TlsFiles
 
     options = ServeOptions(
         bundle=args.bundle,
@@ -126,14 +126,14 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _open_ledger(args: argparse.Namespace) -> Ledger:
-    from server.ledger import LEDGER_FILE, Ledger  # noqa: PLC0415
+    from server.ledger import LEDGER_FILE, Ledger
 
     return Ledger(args.state_dir / LEDGER_FILE, read_only=True)
 
 
 def _job_list(args: argparse.Namespace) -> int:
     """List all jobs of the ledger."""
-    from server.summary import job_list  # noqa: PLC0415
+    from server.summary import job_list
 
     jobs = job_list(_open_ledger(args))
     columns = ("job", "state", "rounds", "rounds_wanted", "reports", "loss_start", "loss_end", "accuracy_end")
@@ -143,7 +143,7 @@ def _job_list(args: argparse.Namespace) -> int:
 
 def _job_show(args: argparse.Namespace) -> int:
     """Show one job: its summary, and every attempt at every round."""
-    from server.summary import job_rounds, job_summary  # noqa: PLC0415
+    from server.summary import job_rounds, job_summary
 
     ledger = _open_ledger(args)
     summary, rounds = job_summary(ledger, args.job), job_rounds(ledger, args.job)
@@ -166,7 +166,7 @@ def _job_show(args: argparse.Namespace) -> int:
 
 def _device_list(args: argparse.Namespace) -> int:
     """List all devices that ever announced themselves."""
-    from server.summary import device_list  # noqa: PLC0415
+    from server.summary import device_list
 
     devices = device_list(_open_ledger(args))
     columns = ("fleet", "device", "state", "machine", "rows", "reports", "mean_seconds", "adapter_sha256", "last_seen")
