@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -19,9 +19,6 @@ from edge_runtime.manifest import (
     MANIFEST_FILE,
     FileEntry,
     Golden,
-    Graph,
-    GraphInput,
-    GraphOutput,
     Lora,
     Manifest,
     Model,
@@ -30,10 +27,10 @@ from edge_runtime.manifest import (
 )
 from edge_runtime.store import write_atomically
 from export import lora
-from export.cut import cut, whole
 from export.errors import ExportError
-from export.model import MAX_BATCH, build, example_batch, trace, write_rebuild
-from export.onnx_graphs import dimension_names, shape_of, write_onnx
+from export.graph_writer import GraphWriter
+from export.lift import lift
+from export.model import build, example_batch, trace, write_rebuild
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,8 +38,6 @@ if TYPE_CHECKING:
 
     from edge_runtime.golden import Parity
     from edge_runtime.layout import Parameter
-    from edge_runtime.manifest import GraphKind
-    from export.cut import Part
     from export.folder import ModelFolder
     from export.lora import LoraOptions
     from export.model import ExportModel, TaskOptions
@@ -56,7 +51,6 @@ GOLDEN_TOLERANCE = 1e-5
 _GOLDEN_SEED = 20260101
 _GOLDEN_SCALE = 0.001
 _GOLDEN_SHAPES = ((2, 9), (4, 24), (1, 5))
-_DTYPES = {torch.float32: "float32", torch.int64: "int64", torch.bool: "bool"}
 
 
 @dataclass(frozen=True)
@@ -139,16 +133,12 @@ def _write(
     parameters = lora.make_layout(model.peft_model, folder, lora_options.trained)
     progress("tracing")
     program = trace(model, folder)
-    writer = _GraphWriter(model, folder, program, {p.name for p in parameters}, partial)
-    graphs = []
-    for split in splits:
-        progress(f"cutting at layer {split}")
-        front, back = cut(program, split)
-        graphs += [writer.write("front", split, front), writer.write("back", split, back)]
-    progress("writing the prediction graph")
-    graphs.append(writer.write("predict", None, whole(program)))
+    lifted = lift(program, splits)
+    progress("converting to ONNX")
+    writer = GraphWriter(model, folder, program, lifted, {p.name for p in parameters})
+    graphs = writer.write(splits, partial)
     progress("writing weights, adapter and tokenizer")
-    writer.write_weights()
+    writer.write_weights(partial / WEIGHTS_FILE)
     model.peft_model.save_pretrained(partial / "adapter", safe_serialization=True)
     (partial / "adapter" / "README.md").unlink(missing_ok=True)
     write_rebuild(model.rebuild, partial / REBUILD_FILE)
@@ -189,88 +179,6 @@ def _write(
     write_atomically(partial / MANIFEST_FILE, data)
     verify_files(bundle)
     return Exported(bundle, parity)
-
-
-class _GraphWriter:
-    """Writes the graphs of one model and remembers which weights they use."""
-
-    def __init__(
-        self,
-        model: ExportModel,
-        folder: ModelFolder,
-        program: Any,
-        trained: set[str],
-        partial: Path,
-    ) -> None:
-        self._trained = trained
-        self._partial = partial
-        self._adapter_names = lora.adapter_names(model.peft_model)
-        self._state = {name: tensor.detach() for name, tensor in program.state_dict.items()}
-        self._weights: dict[str, torch.Tensor] = {}
-        self._name_of_data: dict[int, str] = {}
-        batch = example_batch(model.task, int(folder.config.vocab_size), rows=3, tokens=10)
-        self._examples = dict(zip(("input_ids", "attention_mask", "labels"), batch, strict=True))
-        values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
-        self._dimensions = dimension_names(values)
-        self._bounds = {"batch": (1, MAX_BATCH), "tokens": (2, model.task.max_tokens)}
-
-    @property
-    def weight_count(self) -> int:
-        """Number of base parameters that the graphs use."""
-        return sum(tensor.numel() for tensor in self._weights.values())
-
-    def write(self, kind: GraphKind, split: int | None, part: Part) -> Graph:
-        """Write one part as an ONNX file and describe it."""
-        name = f"graphs/{kind}.onnx" if split is None else f"graphs/{kind}_{split}.onnx"
-        examples = [
-            self._state[item.source] if item.kind == "parameter" else self._examples[item.source]
-            for item in part.inputs
-        ]
-        write_onnx(part, examples, self._dimensions, self._bounds, self._partial / name)
-        if kind == "front":
-            with torch.no_grad():
-                self._examples |= dict(zip(part.outputs, part.module(*examples), strict=True))
-        inputs = []
-        for item in part.inputs:
-            role, source = self._role(item.source) if item.kind == "parameter" else (item.kind, item.source)
-            inputs.append(
-                GraphInput(
-                    name=item.name,
-                    dtype=_DTYPES[item.value.dtype],  # type: ignore[arg-type]
-                    shape=shape_of(item.value, self._dimensions),
-                    role=role,  # type: ignore[arg-type]
-                    source=source,
-                )
-            )
-        outputs = [
-            GraphOutput(output, _DTYPES[value.dtype], shape_of(value, self._dimensions))  # type: ignore[arg-type]
-            for output, value in zip(part.outputs, part.output_values, strict=True)
-        ]
-        return Graph(kind=kind, runtime="onnxruntime", file=name, split=split, inputs=inputs, outputs=outputs)
-
-    def _role(self, parameter: str) -> tuple[str, str]:
-        """Return the role of a parameter and its name in its file; a tied weight has one name."""
-        tensor = self._state[parameter]
-        address = tensor.data_ptr()
-        if address in self._adapter_names:
-            name = self._adapter_names[address]
-            return ("trainable" if name in self._trained else "frozen"), name
-        if address not in self._name_of_data:
-            name = hugging_face_name(parameter)
-            self._name_of_data[address] = name
-            self._weights[name] = tensor
-        return "weight", self._name_of_data[address]
-
-    def write_weights(self) -> None:
-        """Write the base weights that the graphs use, once each."""
-        tensors = {name: tensor.contiguous() for name, tensor in self._weights.items()}
-        save_file(tensors, self._partial / WEIGHTS_FILE, metadata={"format": "pt"})
-
-
-def hugging_face_name(parameter: str) -> str:
-    """Return a base parameter's name without what the wrappers put around it."""
-    name = parameter.removeprefix("task_model.model.base_model.model.")
-    return name.replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
 def _write_golden(model: ExportModel, folder: ModelFolder, parameters: list[Parameter], path: Path) -> Golden:

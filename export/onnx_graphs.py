@@ -1,4 +1,8 @@
-"""From a part of the program to an ONNX file for ONNX Runtime, with weights, adapter and batch as inputs."""
+"""Graph surgery, second half: one conversion to ONNX, then front, back and predict as pieces of its graph.
+
+The conversion takes nearly all the time of an export, so it is done once for all splits. Small computations that two
+pieces need (sizes, the mask's conversion) are in both.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,15 @@ import logging
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import onnx
 import torch
 
 from export.errors import ExportError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
-    from export.cut import Part
+    from export.lift import Lifted
 
 OPSET = 20
 """The first with Gelu as one operator; LayerNormalization is one since 17."""
@@ -36,9 +40,10 @@ def quiet() -> Iterator[None]:
     logger.setLevel(level)
 
 
-def dimension_names(batch_values: dict[str, Any]) -> dict[Any, str]:
+def dimension_names(lifted: Lifted) -> dict[Any, str]:
     """Return the names of the program's symbolic sizes, from the traced ``input_ids`` of shape (batch, tokens)."""
-    return {size.node.expr: name for size, name in zip(batch_values["input_ids"].shape, _SYMBOLS, strict=True)}
+    value = next(item.value for item in lifted.inputs if item.source == "input_ids")
+    return {size.node.expr: name for size, name in zip(value.shape, _SYMBOLS, strict=True)}
 
 
 def shape_of(value: Any, names: dict[Any, str]) -> list[int | str]:
@@ -48,41 +53,70 @@ def shape_of(value: Any, names: dict[Any, str]) -> list[int | str]:
     ]
 
 
-def write_onnx(
-    part: Part, examples: list[torch.Tensor], names: dict[Any, str], bounds: dict[str, tuple[int, int]], path: Path
-) -> None:
-    """Convert a part and write the file.
+def to_onnx(lifted: Lifted, examples: Sequence[torch.Tensor], bounds: dict[str, tuple[int, int]]) -> onnx.ModelProto:
+    """Convert a lifted program; inputs and outputs keep their names.
 
     Args:
-        part: the part; its inputs keep their names.
+        lifted: the program.
         examples: a tensor for each input.
-        names: see dimension_names.
         bounds: smallest and largest value of each named size.
-        path: where to write.
 
     Raises:
         ExportError: the converter failed.
     """
+    names = dimension_names(lifted)
     dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in bounds.items()}
     shapes = tuple(
         {index: dims[size] for index, size in enumerate(shape_of(item.value, names)) if isinstance(size, str)}
-        for item in part.inputs
+        for item in lifted.inputs
     )
     try:
         with quiet(), torch.no_grad():
             exported = torch.onnx.export(
-                part.module,
+                lifted.module,
                 tuple(examples),
                 dynamo=True,
                 dynamic_shapes=shapes,
-                input_names=[item.name for item in part.inputs],
-                output_names=part.outputs,
+                input_names=[item.name for item in lifted.inputs],
+                output_names=list(lifted.outputs),
                 opset_version=OPSET,
                 verbose=False,
             )
-            assert exported is not None  # noqa: S101 dynamo=True always returns a program
-            exported.save(path)
     except (RuntimeError, ValueError, torch.onnx.OnnxExporterError) as error:
-        raise ExportError(
-            f"the graph {path.name} cannot be converted to ONNX: {error}", "report the model and the versions"
-        ) from error
+        raise ExportError(f"the model cannot be converted to ONNX: {error}", "report the model and versions") from error
+    assert exported is not None  # noqa: S101 dynamo=True always returns a program
+    return exported.model_proto
+
+
+def piece(model: onnx.ModelProto, outputs: Sequence[str], stops: Sequence[str]) -> onnx.ModelProto:
+    """Return the piece of a graph that computes ``outputs``; values named in ``stops`` become its inputs.
+
+    Args:
+        model: the whole graph; ``outputs`` and ``stops`` are outputs of it.
+        outputs: what the piece gives.
+        stops: what it gets, where it needs it.
+    """
+    graph = model.graph
+    producer = {name: node for node in graph.node for name in node.output}
+    needed: set[str] = set()
+    waiting = list(outputs)
+    while waiting:
+        name = waiting.pop()
+        if name in needed:
+            continue
+        needed.add(name)
+        if name in producer and name not in stops:
+            waiting += [source for source in producer[name].input if source]
+    nodes = [node for node in graph.node if any(name in needed and name not in stops for name in node.output)]
+    described = {value.name: value for value in graph.output}
+    made = onnx.helper.make_graph(
+        nodes,
+        "covey",
+        inputs=[value for value in graph.input if value.name in needed] + [described[n] for n in stops if n in needed],
+        outputs=[described[name] for name in outputs],
+        initializer=[tensor for tensor in graph.initializer if tensor.name in needed],
+    )
+    result = onnx.helper.make_model(made, opset_imports=model.opset_import, functions=model.functions)
+    result.ir_version = model.ir_version
+    result.producer_name = "covey"
+    return result

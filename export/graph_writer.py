@@ -1,0 +1,141 @@
+"""Writes the graphs of a bundle and the weights that they share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx
+import torch
+from safetensors.torch import save_file
+
+from edge_runtime.manifest import Graph, GraphInput, GraphOutput
+from export import lora
+from export.errors import ExportError
+from export.model import MAX_BATCH, example_batch
+from export.onnx_graphs import dimension_names, piece, shape_of, to_onnx
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch.export import ExportedProgram
+
+    from edge_runtime.manifest import GraphKind
+    from export.folder import ModelFolder
+    from export.lift import Lifted
+    from export.model import ExportModel
+
+_DTYPES = {torch.float32: "float32", torch.int64: "int64", torch.bool: "bool"}
+
+
+class GraphWriter:
+    """Converts a lifted program once and writes its pieces.
+
+    Args:
+        model: the model.
+        folder: where it came from.
+        program: what was traced.
+        lifted: the same with its weights as inputs.
+        trained: names of the trained tensors in the adapter file.
+    """
+
+    def __init__(
+        self,
+        model: ExportModel,
+        folder: ModelFolder,
+        program: ExportedProgram,
+        lifted: Lifted,
+        trained: set[str],
+    ) -> None:
+        self._lifted = lifted
+        self._trained = trained
+        self._adapter_names = lora.adapter_names(model.peft_model)
+        self._state = {name: tensor.detach() for name, tensor in program.state_dict.items()}
+        self._dimensions = dimension_names(lifted)
+        self._weights: dict[str, torch.Tensor] = {}
+        self._name_of_data: dict[int, str] = {}
+        batch = example_batch(model.task, int(folder.config.vocab_size), rows=3, tokens=10)
+        examples = dict(zip(("input_ids", "attention_mask", "labels"), batch, strict=True))
+        self._model = to_onnx(
+            lifted,
+            [self._state[i.source] if i.kind == "parameter" else examples[i.source] for i in lifted.inputs],
+            {"batch": (1, MAX_BATCH), "tokens": (2, model.task.max_tokens)},
+        )
+
+    @property
+    def weight_count(self) -> int:
+        """Number of base parameters that the graphs use."""
+        return sum(tensor.numel() for tensor in self._weights.values())
+
+    def write(self, splits: list[int], bundle: Path) -> list[Graph]:
+        """Write front and back of each split, and predict; return what the manifest says about them.
+
+        Raises:
+            ExportError: a back needs weights of layers below its split: the cut is not clean.
+        """
+        graphs = []
+        for split in splits:
+            boundary = self._lifted.boundaries[split]
+            graphs.append(self._write_piece("front", split, boundary, [], bundle))
+            back = self._write_piece("back", split, ["loss", "logits"], boundary, bundle)
+            allowed = {self._role(parameter)[1] for parameter in self._lifted.back_parameters[split]}
+            used = {i.source for i in back.inputs if i.role in ("weight", "frozen", "trainable")}
+            if not used <= allowed:
+                raise ExportError(
+                    f"the back block at split {split} needs {sorted(used - allowed)[:3]}", "choose another --split"
+                )
+            graphs.append(back)
+        graphs.append(self._write_piece("predict", None, ["logits"], [], bundle))
+        return graphs
+
+    def _write_piece(
+        self, kind: GraphKind, split: int | None, outputs: list[str], stops: list[str], bundle: Path
+    ) -> Graph:
+        file = f"graphs/{kind}.onnx" if split is None else f"graphs/{kind}_{split}.onnx"
+        made = piece(self._model, outputs, stops)
+        onnx.save(made, bundle / file)
+        by_name = {item.name: item for item in self._lifted.inputs}
+        inputs = []
+        for value in made.graph.input:
+            item = by_name.get(value.name)
+            fake = self._lifted.outputs[value.name] if item is None else item.value
+            role, source = ("boundary", value.name) if item is None else (item.kind, item.source)
+            if role == "parameter":
+                role, source = self._role(source)
+            shape, dtype = shape_of(fake, self._dimensions), _DTYPES[fake.dtype]
+            inputs.append(GraphInput(value.name, dtype, shape, role, source))  # type: ignore[arg-type]
+        described = [(name, self._lifted.outputs[name]) for name in outputs]
+        return Graph(
+            kind=kind,
+            runtime="onnxruntime",
+            file=file,
+            split=split,
+            inputs=inputs,
+            outputs=[
+                GraphOutput(name, _DTYPES[fake.dtype], shape_of(fake, self._dimensions))  # type: ignore[arg-type]
+                for name, fake in described
+            ],
+        )
+
+    def _role(self, parameter: str) -> tuple[str, str]:
+        """Return the role of a parameter and its name in its file; a tied weight has one name."""
+        tensor = self._state[parameter]
+        address = tensor.data_ptr()
+        if address in self._adapter_names:
+            name = self._adapter_names[address]
+            return ("trainable" if name in self._trained else "frozen"), name
+        if address not in self._name_of_data:
+            name = hugging_face_name(parameter)
+            self._name_of_data[address] = name
+            self._weights[name] = tensor
+        return "weight", self._name_of_data[address]
+
+    def write_weights(self, path: Path) -> None:
+        """Write the base weights that the graphs use, once each."""
+        tensors = {name: tensor.contiguous() for name, tensor in self._weights.items()}
+        save_file(tensors, path, metadata={"format": "pt"})
+
+
+def hugging_face_name(parameter: str) -> str:
+    """Return a base parameter's name without what the wrappers put around it."""
+    name = parameter.removeprefix("task_model.model.base_model.model.")
+    return name.replace(".base_layer.", ".").replace(".original_module.", ".")
