@@ -89,10 +89,10 @@ def export_bundle(
         StorageError: disk full or not writable.
     """
     for split in splits:
-        if not 1 <= split < folder.layers:
+        if not 1 <= split <= folder.layers:
             raise ExportError(
                 f"--split {split} is out of range: the model has {folder.layers} layers",
-                f"choose from 1 to {folder.layers - 1}; the back block begins at that layer",
+                f"choose from 1 to {folder.layers}; the back block begins at that layer ({folder.layers}: the head alone)",
             )
     _check_out(out, force=force)
     partial = out.with_name(out.name + ".partial")
@@ -131,6 +131,12 @@ def _write(
     model = build(folder, options, lora_options)
     peft_config = model.peft_model.peft_config["default"]
     parameters = lora.make_layout(model.peft_model, folder, lora_options.trained)
+    for split in splits:
+        if parameters[-1].layer < split:
+            raise ExportError(
+                f"--split {split}: the back block would have no trainable parameters",
+                f"choose a split up to {parameters[-1].layer}, or train more with --lora-layers",
+            )
     progress("tracing")
     program = trace(model, folder)
     lifted = lift(program, splits)

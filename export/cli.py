@@ -14,14 +14,18 @@ Commands = argparse._SubParsersAction
 
 
 def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
-    """Add ``export``."""
+    """Add ``export`` and ``probe``."""
     parser = commands.add_parser("export", help="make a bundle from a Hugging Face folder", description=_export.__doc__)
     parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR", help="local model folder, or one with an adapter")
     parser.add_argument("--task", required=True, choices=("classify-head", "classify-prompt"))
     parser.add_argument("--labels", required=True, help="names of the labels, separated by commas")
     parser.add_argument("--template", help="prompt with {text} in it, e.g. '{text} It was'")
     parser.add_argument("--label-words", help="one word a label, separated by commas, spaces count: ' terrible, great'")
-    parser.add_argument("--split", required=True, help="layers at which the back block begins, e.g. 5 or 3,4,5")
+    parser.add_argument(
+        "--split",
+        required=True,
+        help="layers at which the back block begins, e.g. 5 or 3,4,5; the number of layers: the head alone",
+    )
     parser.add_argument("--max-tokens", type=int, default=128, help="longer rows are cut (default: %(default)s)")
     parser.add_argument("--lora-r", type=int, default=8, help="rank (default: %(default)s)")
     parser.add_argument("--lora-alpha", type=float, default=16.0, help="scale, over the rank (default: %(default)s)")
@@ -45,6 +49,34 @@ def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--force", action="store_true", help="replace a bundle that is there")
     output.add_format(parser)
     parser.set_defaults(run=_export)
+    _add_probe(commands)
+
+
+def _add_probe(commands: Commands[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "probe", help="how far a frozen model gets on labelled rows", description=_probe.__doc__
+    )
+    parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR", help="local model folder")
+    parser.add_argument("--labels", required=True, help="names of the labels, separated by commas")
+    parser.add_argument("--train", type=Path, required=True, metavar="FILE", help="training rows (.jsonl or .csv)")
+    parser.add_argument("--test", type=Path, required=True, metavar="FILE", help="held-out rows")
+    parser.add_argument("--max-tokens", type=int, default=128, help="longer rows are cut (default: %(default)s)")
+    output.add_format(parser)
+    parser.set_defaults(run=_probe)
+
+
+def _probe(args: argparse.Namespace) -> int:
+    """Fit a linear probe on the frozen model's features: the baseline that fine-tuning has to beat."""
+    try:
+        from export.folder import look_at
+        from export.probe import linear_probe
+    except ImportError as error:
+        raise ConfigError(f"the exporter is not installed ({error})", "pip install 'covey[export]'") from error
+    result = linear_probe(look_at(args.model_dir), _names(args.labels), args.train, args.test, args.max_tokens)
+    values = {"loss": result.loss, "accuracy": result.accuracy, "train_rows": result.train_rows}
+    text = f"linear probe on {result.train_rows} rows: loss {result.loss:.4f}, accuracy {result.accuracy:.3f}"
+    output.emit(args, values, text)
+    return 0
 
 
 def _export(args: argparse.Namespace) -> int:

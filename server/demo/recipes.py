@@ -1,0 +1,70 @@
+"""What the demo trains, by model: package, export flags, job. Chosen by measurement; docs/demo.md says how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from server.demo.packages import MINILM, SMOLLM2
+
+if TYPE_CHECKING:
+    from server.demo.packages import Package
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One demo.
+
+    Attributes:
+        name: what ``--model`` calls it.
+        package: where the model comes from.
+        export_flags: flags of ``covey export``.
+        max_tokens: longer reviews are cut.
+        movies_per_device: movies whose reviews are one device's private data.
+        test_rows: held-out reviews, of other movies.
+        job: fields of ``job.toml``.
+        step: fields of its ``[step]``.
+    """
+
+    name: str
+    package: Package
+    export_flags: tuple[str, ...]
+    max_tokens: int
+    movies_per_device: int
+    test_rows: int
+    job: dict[str, Any] = field(default_factory=dict)
+    step: dict[str, Any] = field(default_factory=dict)
+
+
+RECIPES = {
+    "minilm": Recipe(
+        name="minilm",
+        package=MINILM,
+        # The back block is the head alone: 64 perturbations of it cost less than one pass through the encoder.
+        export_flags=("--task", "classify-head", "--lora-layers", "5", "--logit-scale", "10", "--split", "6"),
+        max_tokens=48,
+        movies_per_device=6,
+        test_rows=600,
+        job={"rounds": 16, "steps": 4, "batch_size": 16, "cohort": 0},
+        step={"back_perturbations": 64, "learning_rate": 0.03, "eps": 0.01},
+    ),
+    "smollm2": Recipe(
+        name="smollm2",
+        package=SMOLLM2,
+        export_flags=(
+            "--task",
+            "classify-prompt",
+            "--template",
+            "{text} It was",
+            "--label-words",
+            " terrible, great",
+            "--split",
+            "20",
+        ),  # fmt: skip
+        max_tokens=48,
+        movies_per_device=6,
+        test_rows=200,
+        job={"rounds": 8, "steps": 2, "batch_size": 8, "cohort": 4},
+        step={"back_perturbations": 4, "learning_rate": 0.03, "eps": 0.01},
+    ),
+}

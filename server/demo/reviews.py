@@ -1,0 +1,88 @@
+"""Rotten Tomatoes reviews, divided by movie: a movie's reviews belong to one device, or to the test, never to both."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import io
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+LABELS = ("rotten", "fresh")
+_SPLIT_SEED = 20260101
+
+
+@dataclass(frozen=True)
+class Review:
+    """A snippet of a review, and the critic's verdict."""
+
+    text: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Division:
+    """Reviews of disjoint sets of movies.
+
+    Attributes:
+        devices: each device's private rows.
+        test: held-out rows; the server evaluates on them.
+        public: labelled rows that anybody may see, for the start of a head.
+    """
+
+    devices: list[list[Review]]
+    test: list[Review]
+    public: list[Review]
+
+
+def read_reviews(path: Path) -> dict[str, list[Review]]:
+    """Return the reviews of each movie; plot summaries are left out."""
+    text = bz2.decompress(path.read_bytes()).decode()
+    movies: dict[str, list[Review]] = defaultdict(list)
+    for row in csv.DictReader(io.StringIO(text)):
+        if row["category"] in LABELS:
+            movies[row["movie_name"]].append(Review(row["text"], row["category"]))
+    return dict(movies)
+
+
+def divide(
+    movies: dict[str, list[Review]], n_devices: int, movies_per_device: int, test_rows: int, public_rows: int
+) -> Division:
+    """Divide movies among devices, test and public rows; always the same way."""
+    names = sorted(movies)
+    order = np.random.Generator(np.random.PCG64(_SPLIT_SEED)).permutation(len(names))
+    shuffled = iter([names[index] for index in order])
+    devices = [
+        [review for _ in range(movies_per_device) for review in movies[next(shuffled)]] for _ in range(n_devices)
+    ]
+    test: list[Review] = []
+    while len(test) < test_rows:
+        test += movies[next(shuffled)]
+    by_label: dict[str, list[Review]] = {label: [] for label in LABELS}
+    while any(len(rows) < public_rows // len(LABELS) for rows in by_label.values()):
+        for review in movies[next(shuffled)]:
+            by_label[review.label].append(review)
+    public = [review for rows in by_label.values() for review in rows[: public_rows // len(LABELS)]]
+    return Division(devices, test[:test_rows], public)
+
+
+def write_jsonl(reviews: Sequence[Review], path: Path) -> None:
+    """Write reviews as JSON Lines with ``text`` and ``label``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": r.text, "label": r.label}) + "\n" for r in reviews)
+
+
+def majority_accuracy(train: Sequence[Review], test: Sequence[Review]) -> float:
+    """Return the accuracy of always saying the training rows' most frequent label."""
+    labels = [review.label for review in train]
+    majority = max(LABELS, key=labels.count)
+    return sum(review.label == majority for review in test) / len(test)

