@@ -92,7 +92,7 @@ def export_bundle(
         if not 1 <= split <= folder.layers:
             raise ExportError(
                 f"--split {split} is out of range: the model has {folder.layers} layers",
-                f"choose from 1 to {folder.layers}; the back block begins at that layer ({folder.layers}: the head alone)",
+                f"choose from 1 to {folder.layers}: the layer at which the back block begins",
             )
     _check_out(out, force=force)
     partial = out.with_name(out.name + ".partial")

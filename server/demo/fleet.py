@@ -1,4 +1,4 @@
-"""Device processes of the demo: each is ``covey-edge run`` with a configuration, data and a state directory of its own."""
+"""Device processes of the demo: each is ``covey-edge run`` with its own configuration, data and state directory."""
 
 from __future__ import annotations
 

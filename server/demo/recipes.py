@@ -60,7 +60,7 @@ RECIPES = {
             " terrible, great",
             "--split",
             "20",
-        ),  # fmt: skip
+        ),
         max_tokens=48,
         movies_per_device=6,
         test_rows=200,

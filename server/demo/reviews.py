@@ -81,8 +81,7 @@ def write_jsonl(reviews: Sequence[Review], path: Path) -> None:
         file.writelines(json.dumps({"text": r.text, "label": r.label}) + "\n" for r in reviews)
 
 
-def majority_accuracy(train: Sequence[Review], test: Sequence[Review]) -> float:
-    """Return the accuracy of always saying the training rows' most frequent label."""
-    labels = [review.label for review in train]
-    majority = max(LABELS, key=labels.count)
-    return sum(review.label == majority for review in test) / len(test)
+def majority_accuracy(test: Sequence[Review]) -> float:
+    """Return the best accuracy that saying one label for every row can have."""
+    labels = [review.label for review in test]
+    return max(labels.count(label) for label in LABELS) / len(labels)

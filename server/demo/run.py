@@ -85,7 +85,7 @@ def run_demo(
     if wrong:
         raise JobError(f"devices ended on another adapter than the server: {', '.join(wrong)}", "see their logs")
     result = _result(recipe, bundle, summary, job.split or 0, n_devices, time.monotonic() - started)
-    console.print(_table(prepared, summary, result))
+    _show(prepared, summary, result, console)
     return result
 
 
@@ -131,7 +131,7 @@ def _toml(fields: dict[str, Any]) -> str:
 def _covey(*arguments: str) -> dict[str, Any]:
     """Run a ``covey`` command in a process of its own, which gives its memory back, and return its JSON."""
     command = [sys.executable, "-m", "server.cli", *arguments]
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise JobError(f"covey {arguments[0]} failed:\n{result.stderr.strip()[-2000:]}", "see the message above")
     answer: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
@@ -161,25 +161,25 @@ def _result(
     }
 
 
-def _table(prepared: Prepared, summary: dict[str, Any], result: dict[str, Any]) -> Table:
+def _show(prepared: Prepared, summary: dict[str, Any], result: dict[str, Any], console: Console) -> None:
     division = prepared.division
-    train = [review for rows in division.devices for review in rows]
-    majority = majority_accuracy(train, division.test)
+    majority = majority_accuracy(division.test)
     table = Table(title=f"{len(division.test)} held-out reviews of movies that no device has")
     for column in ("", "loss", "accuracy"):
         table.add_column(column, justify="left" if not column else "right")
-    table.add_row("majority label", "", f"{majority:.3f}")
+    table.add_row("most frequent label of these reviews", "", f"{majority:.3f}")
     table.add_row("before training", f"{result['loss_start']:.4f}", f"{result['accuracy_start']:.3f}")
     after = ("after training, data never moved", f"{result['loss_end']:.4f}", f"{result['accuracy_end']:.3f}")
     table.add_row(*after, style="bold")
     probe = prepared.probe
     table.add_row("linear probe, all data in one place", f"{probe['loss']:.4f}", f"{probe['accuracy']:.3f}")
     fall = 1 - result["loss_end"] / result["loss_start"]
-    table.caption = (
-        f"held-out loss {fall:+.1%} lower; {result['forwards']:.0f} full forward passes in all "
-        f"({result['front_passes']} front, {result['back_passes']} back)\n"
+    console.print(table)
+    console.print(
+        f"held-out loss fell by {fall:.1%}, with {result['forwards']:.0f} full forward passes in all devices together\n"
         f"a device and round: {result['bytes_up_per_device_round']} bytes up, "
-        f"{result['bytes_down_per_device_round']} bytes down; all {result['devices']} devices ended on the server's hash\n"
-        f"adapter for PEFT: {summary['result_dir']}"
+        f"{result['bytes_down_per_device_round']} bytes down\n"
+        f"all {result['devices']} devices proved the server's adapter {result['adapter_sha256'][:12]}\n"
+        f"for PEFT: {summary['result_dir']}",
+        highlight=False,
     )
-    return table

@@ -1,0 +1,45 @@
+# make demo and make test need nothing but Python 3.11+ and a C library; both set up a virtual environment first.
+PYTHON ?= python3
+VENV ?= .venv
+MODEL ?= minilm
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.covey-installed
+
+.PHONY: help install demo test test-all lint format bench clean
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) ## a virtual environment with everything
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Covey's server and exporter need Python 3.11 or newer; run: make PYTHON=python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,export,dev]'
+	@touch $@
+
+demo: $(STAMP) ## 8 devices learn from real reviews (MODEL=minilm or smollm2)
+	@$(BIN)/covey demo --model $(MODEL)
+
+test: $(STAMP) ## the default tests
+	$(BIN)/python -m pytest
+
+test-all: $(STAMP) ## the slow tests too
+	$(BIN)/python -m pytest -m 'not hil'
+
+lint: $(STAMP) ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## speed and memory, as ratios; the last line is JSON
+	$(BIN)/python benchmarks/step.py
+
+clean: ## remove the virtual environment and the demo's files
+	rm -rf $(VENV) .covey .pytest_cache .mypy_cache .ruff_cache .hypothesis
