@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from server.demo.packages import Package
 
 
+MOVIES_PER_DEVICE = 8
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One demo.
@@ -20,8 +23,8 @@ class Recipe:
         package: where the model comes from.
         export_flags: flags of ``covey export``.
         max_tokens: longer reviews are cut.
-        movies_per_device: movies whose reviews are one device's private data.
-        test_rows: held-out reviews, of other movies.
+        test_movies: movies of the held-out reviews; no device has one of them.
+        rows_per_test_movie: held-out reviews of each.
         job: fields of ``job.toml``.
         step: fields of its ``[step]``.
     """
@@ -30,8 +33,8 @@ class Recipe:
     package: Package
     export_flags: tuple[str, ...]
     max_tokens: int
-    movies_per_device: int
-    test_rows: int
+    test_movies: int
+    rows_per_test_movie: int
     job: dict[str, Any] = field(default_factory=dict)
     step: dict[str, Any] = field(default_factory=dict)
 
@@ -43,8 +46,8 @@ RECIPES = {
         # The back block is the head alone: 64 perturbations of it cost less than one pass through the encoder.
         export_flags=("--task", "classify-head", "--lora-layers", "5", "--logit-scale", "10", "--split", "6"),
         max_tokens=48,
-        movies_per_device=6,
-        test_rows=600,
+        test_movies=60,
+        rows_per_test_movie=10,
         job={"rounds": 16, "steps": 4, "batch_size": 16, "cohort": 0},
         step={"back_perturbations": 64, "learning_rate": 0.03, "eps": 0.01},
     ),
@@ -62,9 +65,9 @@ RECIPES = {
             "20",
         ),
         max_tokens=48,
-        movies_per_device=6,
-        test_rows=200,
-        job={"rounds": 8, "steps": 2, "batch_size": 8, "cohort": 4},
+        test_movies=50,
+        rows_per_test_movie=4,
+        job={"rounds": 10, "steps": 2, "batch_size": 8, "cohort": 4},
         step={"back_perturbations": 4, "learning_rate": 0.03, "eps": 0.01},
     ),
 }

@@ -35,12 +35,10 @@ class Division:
     Attributes:
         devices: each device's private rows.
         test: held-out rows; the server evaluates on them.
-        public: labelled rows that anybody may see, for the start of a head.
     """
 
     devices: list[list[Review]]
     test: list[Review]
-    public: list[Review]
 
 
 def read_reviews(path: Path) -> dict[str, list[Review]]:
@@ -54,24 +52,17 @@ def read_reviews(path: Path) -> dict[str, list[Review]]:
 
 
 def divide(
-    movies: dict[str, list[Review]], n_devices: int, movies_per_device: int, test_rows: int, public_rows: int
+    movies: dict[str, list[Review]], n_devices: int, movies_per_device: int, test_movies: int, rows_per_test_movie: int
 ) -> Division:
-    """Divide movies among devices, test and public rows; always the same way."""
+    """Divide movies among devices and test; always the same way. Test rows are spread over many movies."""
     names = sorted(movies)
     order = np.random.Generator(np.random.PCG64(_SPLIT_SEED)).permutation(len(names))
     shuffled = iter([names[index] for index in order])
     devices = [
         [review for _ in range(movies_per_device) for review in movies[next(shuffled)]] for _ in range(n_devices)
     ]
-    test: list[Review] = []
-    while len(test) < test_rows:
-        test += movies[next(shuffled)]
-    by_label: dict[str, list[Review]] = {label: [] for label in LABELS}
-    while any(len(rows) < public_rows // len(LABELS) for rows in by_label.values()):
-        for review in movies[next(shuffled)]:
-            by_label[review.label].append(review)
-    public = [review for rows in by_label.values() for review in rows[: public_rows // len(LABELS)]]
-    return Division(devices, test[:test_rows], public)
+    test = [review for _ in range(test_movies) for review in movies[next(shuffled)][:rows_per_test_movie]]
+    return Division(devices, test)
 
 
 def write_jsonl(reviews: Sequence[Review], path: Path) -> None:

