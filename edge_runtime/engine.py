@@ -5,34 +5,11 @@ ONNX Runtime (engine_onnxruntime) and a quadratic bowl with a known gradient (en
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from edge_runtime.batch import Batch
     from edge_runtime.perturbation import FloatVector
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows of tokens, padded on the right to the longest of them.
-
-    Attributes:
-        input_ids: int64, (rows, tokens).
-        attention_mask: int64, (rows, tokens), 1 for a real token.
-        labels: int64, (rows,), index of each row's label.
-    """
-
-    input_ids: NDArray[np.int64]
-    attention_mask: NDArray[np.int64]
-    labels: NDArray[np.int64]
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return int(self.input_ids.shape[0])
 
 
 BoundaryT = TypeVar("BoundaryT")

@@ -20,8 +20,8 @@ from edge_runtime.tensor_file import map_tensors
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from edge_runtime.batch import Batch
     from edge_runtime.bundle import Bundle
-    from edge_runtime.engine import Batch
     from edge_runtime.layout import Parameter
     from edge_runtime.manifest import Graph
     from edge_runtime.perturbation import FloatVector

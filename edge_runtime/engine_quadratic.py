@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from edge_runtime.engine import Batch
+    from edge_runtime.batch import Batch
     from edge_runtime.perturbation import FloatVector
 
 FloatMatrix = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge_runtime.engine import Batch
+from edge_runtime.batch import Batch
 from edge_runtime.engine_onnxruntime import OnnxEngine, OnnxPredictor
 from edge_runtime.errors import BundleError
 from edge_runtime.perturbation import FRONT, perturb_into

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edge_runtime.batch import pad
 from edge_runtime.engine_onnxruntime import OnnxPredictor
-from edge_runtime.text import TextEncoder, pad
+from edge_runtime.text import TextEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

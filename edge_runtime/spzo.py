@@ -37,7 +37,8 @@ from edge_runtime.errors import ConfigError, TrainingError
 from edge_runtime.perturbation import BACK, FRONT, perturb_into
 
 if TYPE_CHECKING:
-    from edge_runtime.engine import Batch, Engine
+    from edge_runtime.batch import Batch
+    from edge_runtime.engine import Engine
     from edge_runtime.perturbation import FloatVector
 
 BoundaryT = TypeVar("BoundaryT")

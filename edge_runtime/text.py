@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 from tokenizers import Tokenizer
 
-from edge_runtime.engine import Batch
 from edge_runtime.errors import BundleError, DataError
 
 if TYPE_CHECKING:
@@ -62,20 +60,3 @@ class TextEncoder:
             f"the template {self._template!r} alone is longer than {self._task.max_tokens} tokens",
             "export with a larger --max-tokens or a shorter --template",
         )
-
-
-def pad(rows: Sequence[Sequence[int]], labels: Sequence[int], pad_token_id: int) -> Batch:
-    """Stack rows into a batch, padded on the right to the longest of them.
-
-    Args:
-        rows: token ids of each row, at least one row, no row empty.
-        labels: index of each row's label.
-        pad_token_id: fills the shorter rows.
-    """
-    longest = max(len(row) for row in rows)
-    input_ids = np.full((len(rows), longest), pad_token_id, dtype=np.int64)
-    attention_mask = np.zeros((len(rows), longest), dtype=np.int64)
-    for index, row in enumerate(rows):
-        input_ids[index, : len(row)] = row
-        attention_mask[index, : len(row)] = 1
-    return Batch(input_ids, attention_mask, np.asarray(labels, dtype=np.int64))

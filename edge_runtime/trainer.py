@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from edge_runtime import seeds
+from edge_runtime.batch import pad
 from edge_runtime.data import batch_indices
 from edge_runtime.replay import apply_step, step_coefficients
 from edge_runtime.spzo import check_rule, spzo_step, step_seeds
-from edge_runtime.text import pad
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from edge_runtime.engine import Batch, Engine
+    from edge_runtime.batch import Batch
+    from edge_runtime.engine import Engine
     from edge_runtime.perturbation import FloatVector
     from edge_runtime.spzo import StepRule
 

@@ -18,11 +18,12 @@ LABELS = ["bad", "good"]
 @pytest.fixture(scope="session")
 def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
     """Return a function that exports a tiny model, once for each set of arguments."""
+    from tiny_models import make_model
+
     from export.bundle_writer import export_bundle
     from export.folder import look_at
     from export.lora import DEFAULT_TARGETS, LoraOptions
     from export.model import TaskOptions
-    from tiny_models import make_model
 
     root = tmp_path_factory.mktemp("tiny")
     made: dict[str, Bundle] = {}

@@ -7,6 +7,7 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
+from tiny_models import reviews, write_rows
 
 from edge_runtime import cli as edge_cli
 from edge_runtime import errors
@@ -14,7 +15,6 @@ from edge_runtime.config import read_edge_config
 from export.errors import ExportError
 from server import cli as server_cli
 from server.errors import JobError
-from tiny_models import reviews, write_rows
 
 if TYPE_CHECKING:
     from pathlib import Path

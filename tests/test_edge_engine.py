@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from edge_runtime.batch import pad
 from edge_runtime.engine_onnxruntime import OnnxEngine, OnnxPredictor, make_session
 from edge_runtime.errors import BundleError, TrainingError
 from edge_runtime.golden import golden_adapter
 from edge_runtime.perturbation import BACK, FRONT, rademacher
 from edge_runtime.predict import predict
 from edge_runtime.spzo import StepRule, spzo_step, step_seeds
-from edge_runtime.text import pad
 from export.finished import load_finished
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from edge_runtime.engine import Batch
+from edge_runtime.batch import Batch
 from edge_runtime.engine_quadratic import QuadraticEngine
 from edge_runtime.errors import ConfigError, TrainingError
 from edge_runtime.perturbation import BACK, FRONT, rademacher

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from edge_runtime.batch import pad
 from edge_runtime.errors import BundleError, DataError
-from edge_runtime.text import TextEncoder, pad
+from edge_runtime.text import TextEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
