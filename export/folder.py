@@ -6,17 +6,21 @@ file is a GGUF, which is dequantised to float32.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from export.errors import ExportError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 ENCODERS = ("bert", "roberta")
 DECODERS = ("llama",)
@@ -129,8 +133,9 @@ def load_model(folder: ModelFolder, kind: str) -> Any:
     if kind == "base" and folder.model_type in ENCODERS:
         options["add_pooling_layer"] = False
     try:
-        model = _AUTO_CLASSES[kind].from_pretrained(folder.path, **options)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        with _without_adapter(folder.path) as path:
+            model = _AUTO_CLASSES[kind].from_pretrained(path, **options)
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise ExportError(f"cannot load the model in {folder.path}: {error}", "check its files") from error
     if folder.gguf_file is not None:
         # The weights are plain floats now; the configuration must not say otherwise.
@@ -142,6 +147,19 @@ def load_model(folder: ModelFolder, kind: str) -> Any:
         raise ExportError(f"parameter {odd} is not float32", "give a model that is not quantised, or a GGUF file")
     model.config.use_cache = False
     return model.eval()
+
+
+@contextlib.contextmanager
+def _without_adapter(path: Path) -> Iterator[Path]:
+    """Yield a folder with the base model's files only: transformers would put an adapter beside them on by itself."""
+    if not (path / "adapter_config.json").is_file():
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        for file in path.iterdir():
+            if not file.name.startswith("adapter_"):
+                (Path(scratch) / file.name).symlink_to(file.resolve())
+        yield Path(scratch)
 
 
 def load_tokenizer(folder: ModelFolder) -> Any:

@@ -119,4 +119,12 @@ def piece(model: onnx.ModelProto, outputs: Sequence[str], stops: Sequence[str]) 
     result = onnx.helper.make_model(made, opset_imports=model.opset_import, functions=model.functions)
     result.ir_version = model.ir_version
     result.producer_name = "covey"
+    _strip(result.graph)
     return result
+
+
+def _strip(graph: onnx.GraphProto) -> None:
+    """Remove what the converter notes about sources: two thirds of the file, with paths of the exporting machine."""
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]
+        part.ClearField("doc_string")

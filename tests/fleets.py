@@ -155,7 +155,9 @@ def mosquitto(folder: Path, config: str = "") -> Iterator[int]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "mosquitto.conf"
     plain = "listener {port} 127.0.0.1\nallow_anonymous true\n"
-    path.write_text((config or plain).format(port=port) + "max_queued_messages 0\n")
+    path.write_text(
+        (config or plain).format(port=port) + "max_queued_messages 0\nuser root\n"
+    )  # else it cannot read tmp_path
     binary = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
     with (folder / "mosquitto.log").open("wb") as log:
         process = subprocess.Popen([binary, "-c", str(path)], stdout=log, stderr=log)

@@ -162,7 +162,7 @@ def test_a_duplicate_report_changes_nothing(tmp_path: Path, tiny_bundle: Bundle)
             outcomes, seen = [], set[bytes]()
             while server.popen.poll() is None:
                 event = echo.receive(0.2)
-                if not isinstance(event, Message):
+                if not isinstance(event, Message) or event.payload == b"noise":
                     continue
                 if event.topic != topic:
                     outcomes.append(protocol.decode(event.payload, protocol.ReportAck).outcome)
@@ -194,3 +194,53 @@ def test_a_duplicate_report_changes_nothing(tmp_path: Path, tiny_bundle: Bundle)
             assert server.result()["adapter_sha256"] == result["adapter_sha256"]
         finally:
             quiet.stop()
+
+
+@pytest.mark.mosquitto
+@NEEDS_MOSQUITTO
+def test_a_job_runs_over_tls_with_a_certificate_for_each_member(tmp_path: Path, tiny_bundle: Bundle) -> None:
+    """Real TLS both ways: without the right certificate nobody gets in."""
+    certificates = make_certificates(tmp_path / "tls", ["broker", "server", "device-0"])
+    listener = (
+        "listener {{port}} 127.0.0.1\nrequire_certificate true\nuse_identity_as_username true\n"
+        "allow_anonymous false\ncafile {ca}\ncertfile {broker}.pem\nkeyfile {broker}.key\n"
+    ).format(ca=certificates / "ca.pem", broker=certificates / "broker")
+    with mosquitto(tmp_path / "mosquitto", listener) as port:
+        fleet = Fleet(tmp_path, tiny_bundle, port, external=True)
+        try:
+            url = f"mqtts://localhost:{port}"
+            flags = ["--broker", url, "--tls-ca", str(certificates / "ca.pem")]
+            flags += ["--tls-cert", str(certificates / "server.pem"), "--tls-key", str(certificates / "server.key")]
+            server = fleet.serve(write_job(fleet.root, rounds=2), *flags)
+            ca = {"ca_file": str(certificates / "ca.pem")}
+            own = ca | {f"{part}_file": str(certificates / f"device-0.{end}") for part, end in PARTS}
+            stranger = fleet.device("stranger", 1, broker=url, tls=ca, connect_timeout_s=3.0)
+            device = fleet.device("device-0", 0, broker=url, tls=own)
+            assert device.result()["adapter_sha256"] == server.result()["adapter_sha256"]
+            assert stranger.popen.wait(60) == 7
+            assert "no connection to the broker" in stranger.stderr.read_text()
+        finally:
+            fleet.stop()
+
+
+PARTS = (("cert", "pem"), ("key", "key"))
+
+
+def make_certificates(folder: Path, names: list[str]) -> Path:
+    """Make an authority and a certificate for each name, with openssl."""
+    folder.mkdir()
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=test authority", "-days", "2")
+    for name in names:
+        openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        (folder / "ext").write_text("subjectAltName=DNS:localhost\n")
+        signing = ("-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "ext")
+        openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.pem", *signing)
+    for path in folder.iterdir():
+        path.chmod(0o644)  # mosquitto gives up root before it reads its key
+    folder.chmod(0o755)
+    return folder
