@@ -81,7 +81,7 @@ def aggregate(
         job=job.name,
         job_seed=job.seed,
         round=round_index,
-        rule=job.step,
+        rule=job.rule_of(round_index),
         front_size=front_size(parameters, job.split),
         steps=job.steps,
         mean_square=mean_square,

@@ -38,6 +38,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         deadline_s: seconds from offer to the last report that counts.
         max_attempts: attempts of one round before the job fails.
         weighting: devices count by their number of rows, or all the same.
+        schedule: the learning rate stays (``constant``), or falls in equal steps towards 0 at the end (``linear``).
         step: how a step perturbs and updates.
     """
 
@@ -55,12 +56,20 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     deadline_s: Annotated[float, msgspec.Meta(gt=0)] = 600.0
     max_attempts: Annotated[int, msgspec.Meta(ge=1)] = 5
     weighting: Literal["examples", "uniform"] = "examples"
+    schedule: Literal["constant", "linear"] = "linear"
     step: StepRule = StepRule()
 
     @property
     def devices_to_start(self) -> int:
         """Devices that must be online before the first round."""
         return self.min_devices or self.min_reports
+
+    def rule_of(self, round_index: int) -> StepRule:
+        """Return the step's rule in a round, with the learning rate that the schedule gives."""
+        if self.schedule == "constant":
+            return self.step
+        left = (self.rounds - round_index) / self.rounds
+        return msgspec.structs.replace(self.step, learning_rate=self.step.learning_rate * left)
 
 
 def read_job(path: Path) -> Job:

@@ -64,6 +64,18 @@ def test_a_split_that_the_bundle_has_not_is_named(tiny_bundle: Bundle) -> None:
         fit_to_bundle(Job(name="job", eval_file="x", split=9), tiny_bundle.manifest)
 
 
+@given(rounds=st.integers(1, 50), rate=st.floats(1e-4, 1.0))
+def test_the_learning_rate_falls_to_nearly_zero_or_stays(rounds: int, rate: float) -> None:
+    step = StepRule(learning_rate=rate)
+    falling = Job(name="job", eval_file="x", rounds=rounds, step=step)
+    rates = [falling.rule_of(index).learning_rate for index in range(rounds)]
+    assert rates[0] == pytest.approx(rate)
+    assert rates[-1] == pytest.approx(rate / rounds)
+    assert rates == sorted(rates, reverse=True)
+    steady = Job(name="job", eval_file="x", rounds=rounds, step=step, schedule="constant")
+    assert {steady.rule_of(index).learning_rate for index in range(rounds)} == {rate}
+
+
 @given(n=st.integers(1, 30), cohort=st.integers(0, 40), factor=st.floats(1, 3), seed=st.integers(0, 99))
 def test_cohorts(n: int, cohort: int, factor: float, seed: int) -> None:
     names = [f"d{index}" for index in range(n)]

@@ -1,0 +1,165 @@
+"""The open attempt at a round, in memory and in the ledger in step: what is decided is written before it shows."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from server import events, rounds
+from server.aggregate import TakenReport
+from server.rounds import OfferState, Round
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from edge_runtime.protocol import RoundReport
+    from server.events import Observer
+    from server.job import Job
+    from server.ledger import Ledger
+
+_LOG = logging.getLogger(__name__)
+
+
+class Offers:
+    """One attempt at a round.
+
+    Args:
+        job: the job.
+        ledger: where changes are written.
+        observe: told what happens.
+        state: the attempt as it stands; open_offers and resume_offers make one.
+    """
+
+    def __init__(self, job: Job, ledger: Ledger, observe: Observer, state: Round) -> None:
+        self._job = job
+        self._ledger = ledger
+        self._observe = observe
+        self.state = state
+
+    def holds(self, device: str) -> bool:
+        """Whether the device was offered this attempt."""
+        return device in self.state.offers
+
+    def is_current(self, index: int, attempt: int) -> bool:
+        """Whether a message is about this attempt."""
+        return (index, attempt) == (self.state.index, self.state.attempt)
+
+    def waiting(self) -> list[str]:
+        """Devices that have the plan, or should have it, and have not answered."""
+        pending = (OfferState.OFFERED, OfferState.ACCEPTED)
+        return [device for device, state in self.state.offers.items() if state in pending]
+
+    def count_bytes(self, device: str, *, up: int = 0, down: int = 0) -> None:
+        """Count what travelled for a device's part."""
+        self._ledger.add_bytes(self._job.name, self.state.index, self.state.attempt, device, up=up, down=down)
+
+    def accept(self, device: str, size_bytes: int) -> None:
+        """The device begins."""
+        self.count_bytes(device, up=size_bytes)
+        changed = rounds.accept(self.state, device)
+        if changed is not self.state:
+            self.state = changed
+            self._write(device, OfferState.ACCEPTED)
+
+    def offer_again(self, device: str) -> None:
+        """A device that has started anew may be waited for again."""
+        changed = rounds.offer_again(self.state, device)
+        if changed is not self.state:
+            self.state = changed
+            self._write(device, OfferState.OFFERED)
+
+    def lose(self, device: str, reason: str) -> None:
+        """The device is gone."""
+        self._fail(device, rounds.lose(self.state, device), OfferState.LOST, reason)
+
+    def refuse(self, device: str, reason: str) -> None:
+        """The device will not report, or its report is of no use."""
+        self._fail(device, rounds.refuse(self.state, device), OfferState.REFUSED, reason)
+
+    def _fail(self, device: str, changed: Round, state: OfferState, reason: str) -> None:
+        if changed is self.state:
+            return
+        self.state = changed
+        self._write(device, state, reason)
+        self._observe(events.OfferFailed(round=changed.index, device=device, reason=reason))
+
+    def _write(self, device: str, state: OfferState, detail: str | None = None) -> None:
+        self._ledger.offer_is(self._job.name, self.state.index, self.state.attempt, device, state.value, detail)
+
+    def record(self, device: str, report: RoundReport, size_bytes: int) -> None:
+        """Take a report that was judged ``taken`` and checked."""
+        values = {
+            "scalars": report.scalars,
+            "examples": report.examples,
+            "loss": report.loss,
+            "seconds": report.seconds,
+            "front_passes": report.front_passes,
+            "back_passes": report.back_passes,
+        }
+        with self._ledger.transaction():
+            self._ledger.take_report(self._job.name, self.state.index, self.state.attempt, device, values)
+            self.count_bytes(device, up=size_bytes, down=report.blob_bytes)
+        self.state = rounds.report(self.state, device)
+        self._observe(
+            events.ReportTaken(
+                round=self.state.index, device=device, loss=report.loss, seconds=report.seconds, bytes_up=size_bytes
+            )
+        )
+
+    def taken(self) -> dict[str, TakenReport]:
+        """Return the reports that count, from the ledger."""
+        rows = self._ledger.rows(
+            "SELECT device, scalars, examples FROM offers WHERE job = ? AND round = ? AND attempt = ? "
+            "AND state = 'reported'",
+            self._job.name, self.state.index, self.state.attempt,
+        )  # fmt: skip
+        return {row["device"]: TakenReport(row["scalars"], row["examples"]) for row in rows}
+
+    def abandon(self) -> None:
+        """Too few reports: give the attempt up."""
+        self._ledger.abandon_round(self._job.name, self.state.index, self.state.attempt)
+        reports = len(self.state.reported)
+        self._observe(events.RoundAbandoned(round=self.state.index, attempt=self.state.attempt, reports=reports))
+
+
+def _enough(job: Job, offered: int) -> int:
+    return min(job.cohort, offered) if job.cohort else offered
+
+
+def open_offers(
+    job: Job,
+    ledger: Ledger,
+    observe: Observer,
+    index: int,
+    attempt: int,
+    base: tuple[str, float | None],
+    cohort: Iterable[str],
+    now: float,
+) -> Offers:
+    """Open an attempt and enter it; ``base`` is the adapter's hash and the mean square that the plans carry."""
+    names = sorted(cohort)
+    ledger.open_round(job.name, index, attempt, *base, names)
+    state = rounds.open_round(index, attempt, names, now + job.deadline_s, job.min_reports, _enough(job, len(names)))
+    observe(events.RoundOpened(round=index, attempt=attempt, devices=names))
+    return Offers(job, ledger, observe, state)
+
+
+def resume_offers(job: Job, ledger: Ledger, observe: Observer, now: float) -> Offers | None:
+    """Return the attempt that was open when the server stopped, with its reports and a new deadline; None: none was."""
+    for row in ledger.rows("SELECT round, attempt FROM rounds WHERE job = ? AND state = 'open'", job.name):
+        offers = ledger.rows(
+            "SELECT device, state FROM offers WHERE job = ? AND round = ? AND attempt = ?",
+            job.name, row["round"], row["attempt"],
+        )  # fmt: skip
+        states = {offer["device"]: OfferState(offer["state"]) for offer in offers}
+        state = Round(
+            index=row["round"],
+            attempt=row["attempt"],
+            deadline_at=now + job.deadline_s,
+            min_reports=job.min_reports,
+            enough_reports=_enough(job, len(states)),
+            offers=states,
+        )
+        _LOG.info("resumed in round %d with %d reports", state.index, len(state.reported))
+        return Offers(job, ledger, observe, state)
+    return None
