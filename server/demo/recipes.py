@@ -48,7 +48,7 @@ RECIPES = {
         max_tokens=48,
         test_movies=100,
         rows_per_test_movie=6,
-        job={"rounds": 16, "steps": 4, "batch_size": 16, "cohort": 0},
+        job={"rounds": 24, "steps": 4, "batch_size": 16, "cohort": 0},
         step={"back_perturbations": 64, "learning_rate": 0.03, "eps": 0.01},
     ),
     "smollm2": Recipe(
@@ -67,7 +67,7 @@ RECIPES = {
         max_tokens=48,
         test_movies=50,
         rows_per_test_movie=4,
-        job={"rounds": 10, "steps": 2, "batch_size": 8, "cohort": 4},
-        step={"back_perturbations": 4, "learning_rate": 0.03, "eps": 0.01},
+        job={"rounds": 16, "steps": 2, "batch_size": 8, "cohort": 4},
+        step={"back_perturbations": 4, "learning_rate": 0.04, "eps": 0.01},
     ),
 }
