@@ -238,9 +238,13 @@ class Agent:
         )
         engine = workshop.engine(plan.split)
         started = self._clock()
-        result = train_round(engine, theta, workshop.rows, work, lambda _step, _loss: not self._superseded(plan))
+
+        def goes_on(_step: int, _loss: float) -> bool:
+            return not self._superseded(plan) and self._clock() - started <= plan.deadline_s
+
+        result = train_round(engine, theta, workshop.rows, work, goes_on)
         if result is None:
-            _LOG.info("gave up round %d: a newer plan is here", plan.round)
+            _LOG.info("gave up round %d: its deadline has passed, or a newer plan is here", plan.round)
             return
         report = protocol.RoundReport(
             job=plan.job,

@@ -58,7 +58,7 @@ class Fetcher:
             chunks.clear()
             received = 0
             with self._open(sha256, 0) as response:
-                while chunk := response.read(_CHUNK_BYTES):
+                while chunk := _read(response):
                     received += len(chunk)
                     self.fetched_bytes += len(chunk)
                     if received > max_bytes:

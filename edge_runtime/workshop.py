@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,10 @@ import msgspec
 
 from edge_runtime.bundle import Bundle, open_bundle, verify_files
 from edge_runtime.data import read_rows
-from edge_runtime.errors import BundleError, NetworkError, ProtocolError, TrainingError
+from edge_runtime.errors import BundleError, NetworkError, ProtocolError, TrainingError, storage_error
 from edge_runtime.fetch import fetch_bundle
 from edge_runtime.layout import adapter_sha256, from_bytes, to_bytes, total_size
+from edge_runtime.manifest import read_manifest
 from edge_runtime.replay import RoundLog, replay_checked
 from edge_runtime.trainer import EncodedRows
 
@@ -72,11 +74,14 @@ def install_bundle(store: Store, fetcher: Fetcher, sha256: str, threads: int) ->
     """
     path = store.bundles / sha256
     if path.is_dir():
-        bundle = open_bundle(path)
-        if bundle.sha256 == sha256:
+        try:
+            bundle = open_bundle(path)
             verify_files(bundle)
+        except BundleError as error:
+            _LOG.warning("the bundle on disk is damaged (%s); fetching what is wrong again", error.what)
+            _set_aside(path)
+        else:
             return bundle
-        raise BundleError(f"{path} holds another bundle ({bundle.sha256[:12]})", "remove that folder")
     _LOG.info("fetching bundle %s", sha256[:12])
 
     def check(bundle: Bundle) -> None:
@@ -85,6 +90,23 @@ def install_bundle(store: Store, fetcher: Fetcher, sha256: str, threads: int) ->
         check_golden(bundle, threads)
 
     return fetch_bundle(fetcher, sha256, store.bundles, check)
+
+
+def _set_aside(path: Path) -> None:
+    """Make a damaged bundle one that is being fetched: its good files need not travel again, extra ones go."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        path.replace(partial)
+        try:
+            listed = {entry.path for entry in read_manifest(partial)[0].files}
+        except BundleError:
+            listed = set()
+        for file in partial.rglob("*"):
+            if file.is_file() and file.relative_to(partial).as_posix() not in listed:
+                file.unlink()
+    except OSError as error:
+        raise storage_error(error, path) from error
 
 
 def obtain_adapter(store: Store, fetcher: Fetcher, bundle: Bundle, reference: AdapterRef) -> FloatVector:

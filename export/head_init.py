@@ -58,12 +58,14 @@ def features_of(
 ) -> torch.Tensor:
     """Return the pooled features of texts: float32, (texts, width)."""
     rows = [tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"] for text in texts]
-    parts = []
-    for start in range(0, len(rows), _BATCH):
-        chunk = rows[start : start + _BATCH]
-        longest = max(len(row) for row in chunk)
-        input_ids = torch.tensor([row + [pad_token_id] * (longest - len(row)) for row in chunk])
-        attention_mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in chunk])
+    # Rows of like length share a batch, so little is padded.
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    features = torch.empty(len(rows), model.classifier.in_features)
+    for start in range(0, len(order), _BATCH):
+        chunk = order[start : start + _BATCH]
+        longest = max(len(rows[index]) for index in chunk)
+        input_ids = torch.tensor([rows[index] + [pad_token_id] * (longest - len(rows[index])) for index in chunk])
+        attention_mask = torch.tensor([[1] * len(rows[i]) + [0] * (longest - len(rows[i])) for i in chunk])
         with torch.no_grad():
-            parts.append(model.features(input_ids, attention_mask))
-    return torch.cat(parts)
+            features[chunk] = model.features(input_ids, attention_mask)
+    return features

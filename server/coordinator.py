@@ -94,6 +94,7 @@ class Coordinator:
         self._devices: dict[str, Device] = {}
         self._offers: Offers | None = None
         self._waiting_for: tuple[int, int] | None = None
+        self._failed_attempts = 0  # of the round at hand, since this start
         self._evaluator = BackgroundEvaluator(setting.evaluate)
         for kind in ("birth", "state", "report"):
             transport.subscribe(protocol.topic(setting.fleet, "+", kind))
@@ -202,11 +203,11 @@ class Coordinator:
             return
         self._waiting_for = None
         attempt = len(self._ledger.rows("SELECT 1 FROM rounds WHERE job = ? AND round = ?", self._job.name, index))
-        if attempt >= self._job.max_attempts:
+        if self._failed_attempts >= self._job.max_attempts:
             self._ledger.end_job(self._job.name, "failed", None)
             raise JobError(
-                f"round {index} had fewer than {self._job.min_reports} reports in {attempt} attempts",
-                "look at the devices' logs; raise deadline_s or lower min_reports in the job",
+                f"round {index} had fewer than {self._job.min_reports} reports in {self._failed_attempts} attempts",
+                "look at the devices' logs; raise deadline_s or lower min_reports in the job, and start it again",
             )
         cohort = choose_cohort(online, self._job.cohort, self._job.over_selection, self._job.seed, index, attempt)
         base = (self._chain.sha256, self._chain.mean_square)
@@ -249,9 +250,11 @@ class Coordinator:
         if decision == "aggregate":
             self._aggregate(self._offers)
             self._offers = None
+            self._failed_attempts = 0
         elif decision == "abandon":
             self._offers.abandon()
             self._offers = None
+            self._failed_attempts += 1
 
     def _aggregate(self, offers: Offers) -> None:
         index, reports = offers.state.index, offers.taken()

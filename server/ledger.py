@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LEDGER_FILE = "ledger.sqlite"
+MAY_CHANGE = frozenset({"cohort", "over_selection", "min_reports", "min_devices", "deadline_s", "max_attempts"})
+"""Fields of a job that may be other ones when it is resumed: they decide who reports, not what a report means."""
+
 SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE jobs (
@@ -138,12 +141,11 @@ class Ledger:
         Raises:
             JobError: it is finished, or was begun with another bundle or configuration.
         """
-        wanted = json.dumps(config, sort_keys=True)
         found = self.rows("SELECT * FROM jobs WHERE name = ?", name)
         if not found:
             self._write(
                 "INSERT INTO jobs (name, fleet, bundle_sha256, config, state) VALUES (?, ?, ?, ?, 'running')",
-                name, fleet, bundle_sha256, wanted,
+                name, fleet, bundle_sha256, json.dumps(config),
             )  # fmt: skip
             return False
         job = found[0]
@@ -151,12 +153,15 @@ class Ledger:
             raise JobError(
                 f"job {name} is finished; its result is in {job['result_dir']}", "give the new job another name"
             )
-        if (job["fleet"], job["bundle_sha256"], job["config"]) != (fleet, bundle_sha256, wanted):
+        before = json.loads(job["config"])
+        changed = sorted(key for key in before.keys() | config.keys() if before.get(key) != config.get(key))
+        if (job["fleet"], job["bundle_sha256"]) != (fleet, bundle_sha256) or not MAY_CHANGE.issuperset(changed):
             raise JobError(
-                f"job {name} was begun with another bundle, fleet or configuration",
+                f"job {name} was begun with another bundle, fleet or configuration"
+                + (f" ({', '.join(changed)})" if changed else ""),
                 "use the same ones to resume it, or give the new job another name",
             )
-        self._write("UPDATE jobs SET state = 'running' WHERE name = ?", name)
+        self._write("UPDATE jobs SET state = 'running', config = ? WHERE name = ?", json.dumps(config), name)
         return True
 
     def start_evaluated(self, job: str, loss: float, accuracy: float) -> None:

@@ -14,6 +14,7 @@ from tiny_models import reviews, write_rows
 
 from edge_runtime import protocol
 from edge_runtime.agent import Agent, Finished, lost_will
+from edge_runtime.bundle import open_bundle, verify_files
 from edge_runtime.config import DataConfig, EdgeConfig
 from edge_runtime.layout import adapter_sha256, to_bytes
 from edge_runtime.protocol import AdapterRef, BlobRef
@@ -150,6 +151,24 @@ def test_an_adapter_damaged_on_disk_is_fetched_again(bench: Bench) -> None:
     _, finished = talk(bench, [sync(bench, reference)])
     assert finished == Finished("job", adapter_sha256(theta))
     assert path.read_bytes() == to_bytes(theta)
+
+
+def test_a_bundle_damaged_on_disk_is_mended(bench: Bench) -> None:
+    reference, theta, _ = bench.next_adapter()
+    talk(bench, [sync(bench, reference)])
+    folder = bench.store.bundles / bench.bundle.sha256
+    weights = folder / bench.bundle.manifest.weights_file
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\xff\xff\xff\xff")
+    (folder / "graphs" / "stray").write_bytes(b"x")
+    _, finished = talk(bench, [sync(bench, reference)])
+    assert finished == Finished("job", adapter_sha256(theta))
+    verify_files(open_bundle(folder))
+
+
+def test_a_device_does_not_work_past_the_deadline(bench: Bench) -> None:
+    plan = bench.train_plan(bench.initial(), steps=200, deadline_s=1e-6)
+    reports, _ = talk(bench, [plan, sync(bench, bench.initial(), 0)])
+    assert [type(report) for report in reports] == [protocol.PlanAccepted, protocol.Synced]
 
 
 def test_the_same_plan_again_is_answered_without_training(bench: Bench) -> None:

@@ -126,8 +126,11 @@ def ledger(tmp_path: Path) -> Ledger:
 def test_a_job_can_be_taken_up_but_not_changed(ledger: Ledger) -> None:
     assert not ledger.begin_job("job", "default", "b" * 64, {"rounds": 2})
     assert ledger.begin_job("job", "default", "b" * 64, {"rounds": 2})
-    with pytest.raises(JobError, match="another bundle, fleet or configuration"):
+    with pytest.raises(JobError, match=r"another bundle, fleet or configuration \(rounds\)"):
         ledger.begin_job("job", "default", "b" * 64, {"rounds": 3})
+    with pytest.raises(JobError, match="another bundle"):
+        ledger.begin_job("job", "default", "c" * 64, {"rounds": 2})
+    assert ledger.begin_job("job", "default", "b" * 64, {"rounds": 2, "deadline_s": 5.0})
     ledger.end_job("job", "finished", "somewhere")
     with pytest.raises(JobError, match="is finished; its result is in somewhere"):
         ledger.begin_job("job", "default", "b" * 64, {"rounds": 2})
