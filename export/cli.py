@@ -42,7 +42,7 @@ def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--pooling", choices=("mean", "cls", "last"), help="how tokens become one vector, for a new head"
     )
-    parser.add_argument("--logit-scale", type=float, default=1.0, help="factor on a new head's logits (%(default)s)")
+    parser.add_argument("--logit-scale", type=float, help="factor on a new head's logits (default: 1)")
     parser.add_argument("--head-init", type=Path, metavar="FILE", help="labelled rows: the head starts at class means")
     parser.add_argument("--seed", type=int, default=0, help="seed of the new adapter (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="the bundle's folder")

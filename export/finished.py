@@ -7,14 +7,14 @@ enough. A head of ours (PooledClassifier) needs its module built first: ``base_f
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
 
-from export.errors import ExportError
 from export.folder import look_at
 from export.model import base_module
+from export.quiet import quiet
+from export.rebuild import read_rebuild
 from export.tasks import TaskModel
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def base_for(adapter: Path, model_dir: Path) -> Any:
     Raises:
         ExportError: ``covey_task.json`` is missing or of no use.
     """
-    return base_module(look_at(model_dir), _rebuild(adapter))[0]
+    return base_module(look_at(model_dir), read_rebuild(adapter))[0]
 
 
 def load_finished(adapter: Path, model_dir: Path) -> TaskModel:
@@ -37,14 +37,7 @@ def load_finished(adapter: Path, model_dir: Path) -> TaskModel:
         adapter: a folder that ``covey serve`` wrote, or a bundle's ``adapter`` folder.
         model_dir: the base model's folder, the one that was exported.
     """
-    model = PeftModel.from_pretrained(base_for(adapter, model_dir), adapter)
-    return TaskModel(model, _rebuild(adapter)["label_token_ids"]).eval()
-
-
-def _rebuild(adapter: Path) -> dict[str, Any]:
-    path = adapter / "covey_task.json"
-    try:
-        rebuild: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ExportError(f"cannot read {path}: {error}", "give the folder that covey serve wrote") from error
-    return rebuild
+    base = base_for(adapter, model_dir)
+    with quiet():
+        model = PeftModel.from_pretrained(base, adapter)
+    return TaskModel(model, read_rebuild(adapter)["label_token_ids"]).eval()

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from export.errors import ExportError
+from export.quiet import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 ENCODERS = ("bert", "roberta")
 DECODERS = ("llama",)
 SUPPORTED = ENCODERS + DECODERS
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 _AUTO_CLASSES = {
     "base": AutoModel,
@@ -125,16 +128,17 @@ def load_model(folder: ModelFolder, kind: str) -> Any:
         kind: ``base``, ``causal`` or ``sequence-classification``.
 
     Raises:
-        ExportError: the weights cannot be loaded, or are not floats.
+        ExportError: weights cannot be loaded, are missing, or are not floats.
     """
+    _check_floats(folder)
     options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa"}
     if folder.gguf_file is not None:
         options["gguf_file"] = folder.gguf_file
     if kind == "base" and folder.model_type in ENCODERS:
         options["add_pooling_layer"] = False
     try:
-        with _without_adapter(folder.path) as path:
-            model = _AUTO_CLASSES[kind].from_pretrained(path, **options)
+        with _without_adapter(folder.path) as path, quiet():
+            model, report = _AUTO_CLASSES[kind].from_pretrained(path, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise ExportError(f"cannot load the model in {folder.path}: {error}", "check its files") from error
     if folder.gguf_file is not None:
@@ -142,11 +146,34 @@ def load_model(folder: ModelFolder, kind: str) -> Any:
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
+    # transformers gives random values to what a checkpoint lacks, and says so only in its log.
+    missing = sorted(set(report["missing_keys"]) & {name for name, _ in model.named_parameters()})
+    if missing:
+        raise ExportError(
+            f"the weights in {folder.path} lack {', '.join(missing[:3])}" + (" and more" if missing[3:] else ""),
+            "give a folder with all of the model's weights; for a new head on an encoder, give --pooling",
+        )
     odd = next((name for name, p in model.named_parameters() if p.dtype != torch.float32), None)
     if odd is not None:
         raise ExportError(f"parameter {odd} is not float32", "give a model that is not quantised, or a GGUF file")
     model.config.use_cache = False
     return model.eval()
+
+
+def _check_floats(folder: ModelFolder) -> None:
+    """Refuse quantised weights: a cast to float32 would take their integers for the weights."""
+    for path in sorted(folder.path.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 not a dict
+                    dtype = tensors.get_slice(name).get_dtype()
+                    if name.endswith((".weight", ".bias")) and dtype not in _FLOATS:
+                        raise ExportError(
+                            f"{path.name}: {name} is {dtype}, not a float",
+                            "give a model that is not quantised, or a GGUF",
+                        )
+        except (OSError, SafetensorError) as error:
+            raise ExportError(f"cannot load the model: {path}: {error}", "check its files") from error
 
 
 @contextlib.contextmanager
@@ -169,13 +196,18 @@ def load_tokenizer(folder: ModelFolder) -> Any:
         ExportError: there is none, or it has no fast form.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder.path, use_fast=True, **({"gguf_file": folder.gguf_file} if folder.gguf_file else {})
-        )
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder.path, use_fast=True, **({"gguf_file": folder.gguf_file} if folder.gguf_file else {})
+            )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ExportError(
             f"cannot load the tokenizer in {folder.path}: {error}", "put tokenizer.json beside the model"
         ) from error
+    # Without a vocabulary, transformers makes an empty tokenizer of the model's type and says nothing.
+    known = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
+    if folder.gguf_file is None and not any((folder.path / name).is_file() for name in known):
+        raise ExportError(f"there is no tokenizer in {folder.path}", "put tokenizer.json beside the model")
     if not tokenizer.is_fast:
         raise ExportError(f"the tokenizer in {folder.path} has no fast form", "put tokenizer.json beside the model")
     return tokenizer

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from torch.export import ExportedProgram
 
+    from edge_runtime.layout import Parameter
     from edge_runtime.manifest import GraphKind
     from export.folder import ModelFolder
     from export.lift import Lifted
@@ -35,7 +36,7 @@ class GraphWriter:
         folder: where it came from.
         program: what was traced.
         lifted: the same with its weights as inputs.
-        trained: names of the trained tensors in the adapter file.
+        parameters: the layout of the trained tensors.
     """
 
     def __init__(
@@ -44,10 +45,10 @@ class GraphWriter:
         folder: ModelFolder,
         program: ExportedProgram,
         lifted: Lifted,
-        trained: set[str],
+        parameters: list[Parameter],
     ) -> None:
         self._lifted = lifted
-        self._trained = trained
+        self._layer = {parameter.name: parameter.layer for parameter in parameters}
         self._adapter_names = lora.adapter_names(model.peft_model)
         self._state = {name: tensor.detach() for name, tensor in program.state_dict.items()}
         self._dimensions = dimension_names(lifted)
@@ -70,12 +71,19 @@ class GraphWriter:
         """Write front and back of each split, and predict; return what the manifest says about them.
 
         Raises:
-            ExportError: a back needs weights of layers below its split: the cut is not clean.
+            ExportError: a back needs weights of layers below its split: the cut is not clean; or a trained tensor is
+                used by no graph, or by the wrong one.
         """
+        predict = self._write_piece("predict", None, ["logits"], [], bundle)
+        unused = sorted(set(self._layer) - _trained_by(predict))
+        if unused:
+            raise ExportError(
+                f"{unused[0]} would be trained, but the task does not compute with it", "choose other --lora-targets"
+            )
         graphs = []
         for split in splits:
             boundary = self._lifted.boundaries[split]
-            graphs.append(self._write_piece("front", split, boundary, [], bundle))
+            front = self._write_piece("front", split, boundary, [], bundle)
             back = self._write_piece("back", split, ["loss", "logits"], boundary, bundle)
             allowed = {self._role(parameter)[1] for parameter in self._lifted.back_parameters[split]}
             used = {i.source for i in back.inputs if i.role in ("weight", "frozen", "trainable")}
@@ -83,9 +91,14 @@ class GraphWriter:
                 raise ExportError(
                     f"the back block at split {split} needs {sorted(used - allowed)[:3]}", "choose another --split"
                 )
-            graphs.append(back)
-        graphs.append(self._write_piece("predict", None, ["logits"], [], bundle))
-        return graphs
+            below = {name for name, layer in self._layer.items() if layer < split}
+            misplaced = sorted((_trained_by(front) - below) | (_trained_by(back) & below))
+            if misplaced:
+                raise ExportError(
+                    f"{misplaced[0]} is on the wrong side of split {split}", "choose other --lora-targets or --split"
+                )
+            graphs += [front, back]
+        return [*graphs, predict]
 
     def _write_piece(
         self, kind: GraphKind, split: int | None, outputs: list[str], stops: list[str], bundle: Path
@@ -122,7 +135,7 @@ class GraphWriter:
         address = tensor.data_ptr()
         if address in self._adapter_names:
             name = self._adapter_names[address]
-            return ("trainable" if name in self._trained else "frozen"), name
+            return ("trainable" if name in self._layer else "frozen"), name
         if address not in self._name_of_data:
             name = hugging_face_name(parameter)
             self._name_of_data[address] = name
@@ -133,6 +146,10 @@ class GraphWriter:
         """Write the base weights that the graphs use, once each."""
         tensors = {name: tensor.contiguous() for name, tensor in self._weights.items()}
         save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _trained_by(graph: Graph) -> set[str]:
+    return {tensor.source for tensor in graph.inputs if tensor.role == "trainable"}
 
 
 def hugging_face_name(parameter: str) -> str:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 
 from edge_runtime.golden import golden_adapter
 from edge_runtime.layout import Parameter, views
 from export.errors import ExportError
+from export.quiet import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,31 +72,85 @@ def add_lora(model: Any, options: LoraOptions, head_modules: list[str], n_layers
         lora_dropout=0.0,
     )
     try:
-        return get_peft_model(model, config).eval()
+        with quiet():
+            return get_peft_model(model, config).eval()
     except ValueError as error:
         raise ExportError(
             f"PEFT refuses the LoRA options: {error}", "check --lora-targets and --lora-layers"
         ) from error
 
 
-def load_lora(model: Any, adapter: Path) -> Any:
+def load_lora(model: Any, adapter: Path, head_modules: list[str]) -> Any:
     """Wrap a model with a PEFT adapter from disk.
 
+    Args:
+        model: the base model.
+        adapter: the folder with the adapter.
+        head_modules: modules that only the adapter can give, because the base model has none that are trained.
+
     Raises:
-        ExportError: it is not LoRA, or does not fit the model.
+        ExportError: it is not LoRA, does not fit the model, or has no head for it.
     """
+    stored_in = adapter / "adapter_model.safetensors"
     try:
         kind = json.loads((adapter / "adapter_config.json").read_text()).get("peft_type")
         if kind != "LORA":
             raise ExportError(f"the adapter in {adapter} is {kind}, not LORA", "give a LoRA adapter")
-        return PeftModel.from_pretrained(model, adapter, is_trainable=True).eval()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        with quiet(), safe_open(stored_in, framework="pt") as tensors:
+            stored = set(tensors.keys())
+            peft_model = PeftModel.from_pretrained(model, adapter, is_trainable=True).eval()
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ExportError(f"cannot load the adapter in {adapter}: {error}", "give one that fits the model") from error
+    # PEFT leaves what an adapter lacks at random, and ignores what fits nowhere.
+    odd = sorted(stored ^ set(adapter_state(peft_model)))
+    if odd:
+        raise ExportError(
+            f"{odd[0]} is {'in the adapter, but not in the model' if odd[0] in stored else 'missing in the adapter'}",
+            "give an adapter that was trained on this model, for this task",
+        )
+    for head in head_modules:
+        if head not in (peft_model.peft_config["default"].modules_to_save or []):
+            raise ExportError(
+                f"the adapter in {adapter} has no head {head!r}, and the model has none that was trained",
+                "begin with a new adapter: remove adapter_config.json and adapter_model.safetensors",
+            )
+    return peft_model
+
+
+def adapter_state(peft_model: Any) -> dict[str, torch.Tensor]:
+    """Return the adapter's tensors under their names in PEFT's file; whole embeddings are never part of it.
+
+    PEFT would otherwise ask the model hub whether the vocabulary was changed.
+    """
+    state: dict[str, torch.Tensor] = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+    return state
+
+
+def target_names(peft_model: Any) -> list[str]:
+    """Return the modules that the adapter is on, as its configuration names them (a list, or one pattern)."""
+    targets = peft_model.peft_config["default"].target_modules
+    return [targets] if isinstance(targets, str) else sorted(targets)
+
+
+def save_adapter(peft_model: Any, folder: Path) -> None:
+    """Write the adapter in PEFT's own format, the same bytes on every machine and in every process.
+
+    PEFT writes sets in the order of their hashes, and the path that the base model was loaded from.
+    """
+    with quiet():
+        peft_model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()
+    config["base_model_name_or_path"] = None
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def adapter_names(peft_model: Any) -> dict[int, str]:
     """Return the name of each adapter tensor in PEFT's file, by the address of its data."""
-    return {tensor.data_ptr(): name for name, tensor in get_peft_model_state_dict(peft_model).items()}
+    return {tensor.data_ptr(): name for name, tensor in adapter_state(peft_model).items()}
 
 
 def make_layout(peft_model: Any, folder: ModelFolder, trained: list[str]) -> list[Parameter]:
@@ -107,12 +163,11 @@ def make_layout(peft_model: Any, folder: ModelFolder, trained: list[str]) -> lis
     """
 
     def layer(name: str) -> int:
+        # Outside the layers, what LoRA or a head is on (a pooler, a classifier) stands behind them.
         inside = layer_of(name)
-        if inside is not None:
-            return inside
-        return -1 if "lora_" in name else folder.layers
+        return folder.layers if inside is None else inside
 
-    state = get_peft_model_state_dict(peft_model)
+    state = adapter_state(peft_model)
     names = [
         name
         for name in state
@@ -129,7 +184,7 @@ def make_layout(peft_model: Any, folder: ModelFolder, trained: list[str]) -> lis
 @contextlib.contextmanager
 def perturbed(peft_model: Any, parameters: list[Parameter], golden: Golden) -> Iterator[None]:
     """Have the trained tensors at the adapter of the golden vectors meanwhile."""
-    state = get_peft_model_state_dict(peft_model)
+    state = adapter_state(peft_model)
     initial = np.concatenate([state[p.name].detach().numpy().ravel() for p in parameters]).astype(np.float32)
     targets = views(golden_adapter(initial, golden), parameters)
     before = {p.name: state[p.name].detach().clone() for p in parameters}

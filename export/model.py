@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,8 @@ from export import lora
 from export.errors import ExportError
 from export.folder import load_model, load_tokenizer
 from export.head_init import fit_head
-from export.onnx_graphs import quiet
+from export.quiet import quiet
+from export.rebuild import go_on_with
 from export.tasks import LossModel, PooledClassifier, TaskModel, default_pooling, label_word_ids, read_examples
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from export.folder import ModelFolder
     from export.lora import LoraOptions
+    from export.rebuild import Rebuild
     from export.tasks import Pooling
 
 MAX_BATCH = 4096
@@ -31,7 +32,7 @@ MAX_BATCH = 4096
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """What the task flags of ``covey export`` ask for; None: the default."""
+    """What the task flags of ``covey export`` ask for; None: the default, or what the adapter was trained with."""
 
     kind: str
     labels: list[str]
@@ -39,7 +40,7 @@ class TaskOptions:
     label_words: list[str] | None
     max_tokens: int
     pooling: Pooling | None
-    logit_scale: float
+    logit_scale: float | None
     head_init: Path | None
 
 
@@ -59,7 +60,7 @@ class ExportModel:
     task_model: TaskModel
     tokenizer: Any
     task: Task
-    rebuild: dict[str, Any]
+    rebuild: Rebuild
 
 
 def build(folder: ModelFolder, options: TaskOptions, lora_options: LoraOptions) -> ExportModel:
@@ -68,6 +69,8 @@ def build(folder: ModelFolder, options: TaskOptions, lora_options: LoraOptions) 
     Raises:
         ExportError: something does not fit; the message names it.
     """
+    if folder.adapter is not None:
+        options = go_on_with(options, folder.adapter)
     _check(folder, options)
     tokenizer = load_tokenizer(folder)
     word_ids = None
@@ -82,28 +85,32 @@ def build(folder: ModelFolder, options: TaskOptions, lora_options: LoraOptions) 
         max_tokens=min(options.max_tokens, _longest(folder)),
         pad_token_id=_pad_token(tokenizer),
     )
-    rebuild = {
+    rebuild: Rebuild = {
         "task": options.kind,
         "labels": options.labels,
         "template": options.template,
         "label_words": options.label_words,
         "label_token_ids": word_ids,
         "pooling": _pooling(folder, options),
-        "logit_scale": options.logit_scale,
+        "logit_scale": options.logit_scale or 1.0,
         "model_type": folder.model_type,
     }
     base, head_modules = base_module(folder, rebuild)
     if isinstance(base, PooledClassifier) and options.head_init is not None:
         texts, labels = read_examples(options.head_init, options.labels)
+        texts = [(options.template or TEXT_FIELD).replace(TEXT_FIELD, text) for text in texts]
         fit_head(base, tokenizer, texts, labels, task.max_tokens, task.pad_token_id)
+    if rebuild["task"] == "classify-head" and rebuild["pooling"] is None:
+        _check_padding(base, task)
     if folder.adapter is not None:
-        peft_model = lora.load_lora(base, folder.adapter)
+        needed = head_modules if isinstance(base, PooledClassifier) else []
+        peft_model = lora.load_lora(base, folder.adapter, needed)
     else:
         peft_model = lora.add_lora(base, lora_options, head_modules, folder.layers)
     return ExportModel(peft_model, TaskModel(peft_model, word_ids).eval(), tokenizer, task, rebuild)
 
 
-def base_module(folder: ModelFolder, rebuild: dict[str, Any]) -> tuple[Any, list[str]]:
+def base_module(folder: ModelFolder, rebuild: Rebuild) -> tuple[Any, list[str]]:
     """Return the module that PEFT wraps, and the names of its head's modules, which are saved with the adapter.
 
     Args:
@@ -135,12 +142,27 @@ def _check(folder: ModelFolder, options: TaskOptions) -> None:
         _check_prompt(folder, options)
     elif options.kind != "classify-head":
         raise ExportError(f"unknown task {options.kind!r}", "tasks are: classify-head, classify-prompt")
+    elif options.logit_scale is not None and options.logit_scale <= 0:
+        raise ExportError(f"--logit-scale {options.logit_scale}: must be above 0", "try 1 to 20")
+    elif options.label_words is not None:
+        raise ExportError("--label-words: classify-head has none", "leave them out, or use --task classify-prompt")
     elif options.template is not None and options.template.count(TEXT_FIELD) != 1:
         raise ExportError(f"--template {options.template!r} must hold {TEXT_FIELD} once", "as in: '{text} It was'")
     elif folder.has_trained_classifier and options.pooling is None and folder.config.num_labels != n_labels:
         raise ExportError(
             f"the model's own head has {folder.config.num_labels} labels, --labels names {n_labels}",
             "name all of its labels, or give --pooling for a new head",
+        )
+
+
+def _check_padding(classifier: Any, task: Task) -> None:
+    """A decoder's own classifier looks for the padding to find the last token: it must be the tokenizer's."""
+    config = classifier.config
+    if hasattr(classifier, "score") and config.pad_token_id != task.pad_token_id:
+        raise ExportError(
+            f"the model's configuration has pad_token_id {config.pad_token_id}, its tokenizer pads with "
+            f"{task.pad_token_id}: its classifier would read the wrong token",
+            f"set pad_token_id to {task.pad_token_id} in config.json",
         )
 
 
@@ -205,8 +227,3 @@ def example_batch(task: Task, vocab_size: int, rows: int, tokens: int, seed: int
         input_ids[row, length:] = task.pad_token_id
     labels = torch.randint(0, len(task.labels), (rows,), generator=generator)
     return [input_ids, attention_mask, labels]
-
-
-def write_rebuild(rebuild: dict[str, Any], path: Path) -> None:
-    """Write ``covey_task.json``."""
-    path.write_text(json.dumps(rebuild, indent=1) + "\n")

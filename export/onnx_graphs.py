@@ -6,19 +6,16 @@ pieces need (sizes, the mask's conversion) are in both.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import onnx
 import torch
 
 from export.errors import ExportError
+from export.quiet import quiet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from export.lift import Lifted
 
@@ -26,18 +23,6 @@ OPSET = 20
 """The first with Gelu as one operator; LayerNormalization is one since 17."""
 
 _SYMBOLS = ("batch", "tokens")
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the exporters' warnings and chatter; their errors are exceptions."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
-    logger.setLevel(level)
 
 
 def dimension_names(lifted: Lifted) -> dict[Any, str]:

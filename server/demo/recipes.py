@@ -46,8 +46,8 @@ RECIPES = {
         # The back block is the head alone: 64 perturbations of it cost less than one pass through the encoder.
         export_flags=("--task", "classify-head", "--lora-layers", "5", "--logit-scale", "10", "--split", "6"),
         max_tokens=48,
-        test_movies=100,
-        rows_per_test_movie=6,
+        test_movies=300,
+        rows_per_test_movie=2,
         job={"rounds": 24, "steps": 4, "batch_size": 16, "cohort": 0},
         step={"back_perturbations": 64, "learning_rate": 0.03, "eps": 0.01},
     ),
@@ -65,9 +65,9 @@ RECIPES = {
             "20",
         ),
         max_tokens=48,
-        test_movies=50,
-        rows_per_test_movie=4,
-        job={"rounds": 16, "steps": 2, "batch_size": 8, "cohort": 4},
+        test_movies=200,
+        rows_per_test_movie=1,
+        job={"rounds": 24, "steps": 2, "batch_size": 8, "cohort": 4},
         step={"back_perturbations": 4, "learning_rate": 0.04, "eps": 0.01},
     ),
 }
