@@ -112,6 +112,10 @@ class Agent:
         return event
 
     def _announce(self) -> None:
+        self._publish_birth()
+        self._set_state("online")
+
+    def _publish_birth(self) -> None:
         birth = protocol.Birth(
             device=self._config.name,
             boot_id=self._boot_id,
@@ -125,7 +129,6 @@ class Agent:
             adapter_sha256=self._journal.adapter_sha256,
         )
         self._transport.publish(self._topic("birth"), protocol.encode(birth), retain=True)
-        self._set_state("online")
 
     def _set_state(self, state: str) -> None:
         message = protocol.DeviceState(state=state, boot_id=self._boot_id)  # type: ignore[arg-type]
@@ -191,13 +194,16 @@ class Agent:
     def _prepare(self, plan: protocol.Plan) -> tuple[Workshop, FloatVector, int]:
         """Return the workshop of the plan's bundle, the plan's adapter, and the bytes the adapter took."""
         fetcher = Fetcher(blob_base(plan.blob_url, self._transport.broker_host, self._config.server_url))
-        if self._workshop is None or self._workshop.bundle.sha256 != plan.bundle_sha256:
+        is_new = self._workshop is None or self._workshop.bundle.sha256 != plan.bundle_sha256
+        if self._workshop is None or is_new:
             self._workshop = None
             bundle = install_bundle(self._store, fetcher, plan.bundle_sha256, self._config.threads)
             self._workshop = Workshop(bundle, self._config.data, self._config.threads)
         fetcher.fetched_bytes = 0
         theta = obtain_adapter(self._store, fetcher, self._workshop.bundle, plan.adapter)
         self._write_journal(job=plan.job, bundle_sha256=plan.bundle_sha256, adapter_sha256=plan.adapter.file.sha256)
+        if is_new:
+            self._publish_birth()  # now it knows its bundle and its rows
         return self._workshop, theta, fetcher.fetched_bytes
 
     def _write_journal(self, **changes: object) -> None:

@@ -37,6 +37,9 @@ class GraphWriter:
         program: what was traced.
         lifted: the same with its weights as inputs.
         parameters: the layout of the trained tensors.
+
+    Raises:
+        ExportError: the task does not compute with a trained tensor, or the converter failed.
     """
 
     def __init__(
@@ -54,6 +57,12 @@ class GraphWriter:
         self._dimensions = dimension_names(lifted)
         self._weights: dict[str, torch.Tensor] = {}
         self._name_of_data: dict[int, str] = {}
+        used = {self._state[item.source].data_ptr() for item in lifted.inputs if item.kind == "parameter"}
+        unused = sorted(n for address, n in self._adapter_names.items() if n in self._layer and address not in used)
+        if unused:
+            raise ExportError(
+                f"{unused[0]} would be trained, but the task does not compute with it", "choose other --lora-targets"
+            )
         batch = example_batch(model.task, int(folder.config.vocab_size), rows=3, tokens=10)
         examples = dict(zip(("input_ids", "attention_mask", "labels"), batch, strict=True))
         self._model = to_onnx(
@@ -71,15 +80,8 @@ class GraphWriter:
         """Write front and back of each split, and predict; return what the manifest says about them.
 
         Raises:
-            ExportError: a back needs weights of layers below its split: the cut is not clean; or a trained tensor is
-                used by no graph, or by the wrong one.
+            ExportError: a back needs weights of layers below its split: the cut is not clean.
         """
-        predict = self._write_piece("predict", None, ["logits"], [], bundle)
-        unused = sorted(set(self._layer) - _trained_by(predict))
-        if unused:
-            raise ExportError(
-                f"{unused[0]} would be trained, but the task does not compute with it", "choose other --lora-targets"
-            )
         graphs = []
         for split in splits:
             boundary = self._lifted.boundaries[split]
@@ -98,7 +100,7 @@ class GraphWriter:
                     f"{misplaced[0]} is on the wrong side of split {split}", "choose other --lora-targets or --split"
                 )
             graphs += [front, back]
-        return [*graphs, predict]
+        return [*graphs, self._write_piece("predict", None, ["logits"], [], bundle)]
 
     def _write_piece(
         self, kind: GraphKind, split: int | None, outputs: list[str], stops: list[str], bundle: Path

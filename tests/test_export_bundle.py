@@ -9,20 +9,23 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from tiny_models import LAYERS, make_model, reviews, write_rows
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from edge_runtime.batch import pad
 from edge_runtime.bundle import open_bundle, verify_files
 from edge_runtime.engine_onnxruntime import OnnxEngine, OnnxPredictor
-from edge_runtime.golden import golden_adapter
-from edge_runtime.layout import front_size
+from edge_runtime.errors import StorageError
+from edge_runtime.golden import golden_adapter, golden_cases
+from edge_runtime.layout import front_size, views
 from edge_runtime.tensor_file import map_tensors
 from export.errors import ExportError
 from export.finished import base_for, load_finished
 from export.folder import look_at
 from export.head_init import fit_head
+from export.lora import DEFAULT_TARGETS, LoraOptions, make_layout
 from export.model import TaskOptions, build
 from export.tasks import PooledClassifier
 from server.cli import main
@@ -123,6 +126,35 @@ def test_bundles_are_whole(tiny_export: Callable[..., Bundle], kind: str, option
         assert all("batch" in output.shape or "tokens" in output.shape for output in boundary)
 
 
+@pytest.mark.parametrize("matrix", ["lora_B", "classifier"])
+def test_golden_vectors_notice_what_is_left_out(tiny_bundle: Bundle, matrix: str) -> None:
+    """A head that starts at zero shrinks every difference: the golden adapter must be large enough to tell."""
+    theta = golden_adapter(tiny_bundle.initial_adapter(), tiny_bundle.manifest.golden)
+    without = theta.copy()
+    for name, view in views(without, tiny_bundle.manifest.parameters).items():
+        if matrix in name:
+            view[...] = 0
+    predictor = OnnxPredictor(tiny_bundle, 1)
+    cases = list(golden_cases(tiny_bundle))
+
+    def difference(adapter: FloatVector) -> float:
+        return max(float(np.abs(predictor.logits(adapter, case.batch) - case.logits).max()) for case in cases)
+
+    tolerance = tiny_bundle.manifest.golden.tolerance
+    assert difference(theta) < tolerance
+    assert difference(without) > 50 * tolerance
+
+
+def test_a_bundle_says_nothing_about_the_machine_that_made_it(tiny_export: Callable[..., Bundle]) -> None:
+    """No paths, and no order of a set: the same export is the same bytes anywhere."""
+    for bundle in (tiny_export("bert-classifier"), tiny_export("llama", task="classify-prompt")):
+        config = json.loads(bundle.file("adapter/adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] is None
+        assert config["target_modules"] == sorted(config["target_modules"])
+        for path in bundle.path.rglob("*"):
+            assert not path.is_file() or str(bundle.path.parents[1]).encode() not in path.read_bytes()
+
+
 def test_tied_embeddings_are_stored_once(tiny_export: Callable[..., Bundle]) -> None:
     bundle = tiny_export("llama-tied", task="classify-prompt", train="AB")
     vocabulary = [name for name, t in map_tensors(bundle.file("weights.safetensors")).items() if t.shape[0] > 100]
@@ -195,7 +227,9 @@ def test_an_adapter_is_taken_up_where_it_was(tmp_path: Path, capsys: pytest.Capt
                 parameter.normal_(0, 0.2)
     model.eval().save_pretrained(folder)
     assert export(folder, tmp_path / "bundle", *HEAD, "--format", "json") == 0
-    assert json.loads(capsys.readouterr().out)["parity_logits"] < 1e-5
+    said = capsys.readouterr()
+    assert json.loads(said.out)["parity_logits"] < 1e-5
+    assert len(said.err.splitlines()) == 5  # progress, and nothing of what the libraries have to say
     bundle = open_bundle(tmp_path / "bundle")
     assert (bundle.manifest.lora.r, bundle.manifest.lora.targets) == (4, ["key"])
     batch = batches()[3]
@@ -207,6 +241,71 @@ def test_an_adapter_is_taken_up_where_it_was(tmp_path: Path, capsys: pytest.Capt
     assert set(before) == set(map_tensors(bundle.file(bundle.manifest.adapter_file)))
 
 
+NEW_LORA = LoraOptions(4, 8.0, ["query", "value"], None, ["B"], seed=0)
+
+
+def finished_beside_model(bundle: Bundle, folder: Path) -> Path:
+    """A tiny BERT's folder with a finished adapter of ours in it."""
+    make_model("bert", folder)
+    for path in finished_folder(bundle, generic_adapter(bundle), folder / "finished").iterdir():
+        path.rename(folder / path.name)
+    return folder
+
+
+def test_a_finished_adapter_is_gone_on_with_as_it_was_trained(
+    tiny_export: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    """Pooling and logit scale are the adapter's, unless an option contradicts it: that is an error."""
+    bundle = tiny_export("bert", splits=(2,), train="AB", pooling="cls")
+    folder = finished_beside_model(bundle, tmp_path / "model")
+    open_options = TaskOptions("classify-head", ["bad", "good"], None, None, 32, None, None, None)
+    model = build(look_at(folder), open_options, NEW_LORA)
+    assert (model.rebuild["pooling"], model.rebuild["logit_scale"]) == ("cls", 3.0)
+    batch = batches()[0]
+    with torch.no_grad():
+        logits = model.task_model(torch.from_numpy(batch.input_ids), torch.from_numpy(batch.attention_mask)).numpy()
+    assert np.abs(OnnxPredictor(bundle, 1).logits(generic_adapter(bundle), batch) - logits).max() < 1e-5
+    for other in (
+        TaskOptions("classify-head", ["good", "bad"], None, None, 32, None, None, None),
+        TaskOptions("classify-head", ["bad", "good"], None, None, 32, "mean", None, None),
+        TaskOptions("classify-head", ["bad", "good"], None, None, 32, None, 1.0, None),
+    ):
+        with pytest.raises(ExportError, match="does not fit the adapter"):
+            build(look_at(folder), other, NEW_LORA)
+
+
+def test_adapters_that_do_not_fit_are_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """PEFT would leave what is missing at random, ignore what is left over, and only warn."""
+    folder = finished_beside_model(tiny_bundle, tmp_path / "model")
+    options = TaskOptions("classify-head", ["bad", "good"], None, None, 32, None, None, None)
+    whole = load_file(folder / "adapter_model.safetensors")
+    first = min(whole)
+
+    def refusal(tensors: dict[str, torch.Tensor]) -> str:
+        save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+        with pytest.raises(ExportError) as caught:
+            build(look_at(folder), options, NEW_LORA)
+        return str(caught.value)
+
+    assert f"{first} is missing in the adapter" in refusal({n: t for n, t in whole.items() if n != first})
+    assert "extra is in the adapter, but not in the model" in refusal(whole | {"extra": torch.zeros(1)})
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": None}))
+    assert "no head 'classifier'" in refusal({n: t for n, t in whole.items() if "lora_" in n})
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "IA3"}))
+    assert "is IA3, not LORA" in refusal(whole)
+
+
+def test_lora_behind_the_layers_belongs_to_the_back(tmp_path: Path) -> None:
+    """BERT's pooler has no layer number; it stands behind all layers."""
+    folder = look_at(make_model("bert-classifier", tmp_path / "model"))
+    options = TaskOptions("classify-head", ["bad", "good"], None, None, 32, None, None, None)
+    model = build(folder, options, LoraOptions(4, 8.0, ["dense"], None, ["B"], seed=0))
+    layers = {p.name: p.layer for p in make_layout(model.peft_model, folder, ["B"])}
+    assert layers["base_model.model.bert.pooler.dense.lora_B.weight"] == LAYERS
+    assert list(layers.values()) == sorted(layers.values())
+
+
 @pytest.mark.parametrize(
     ("kind", "flags", "message"),
     [
@@ -214,6 +313,8 @@ def test_an_adapter_is_taken_up_where_it_was(tmp_path: Path, capsys: pytest.Capt
         ("bert", (*HEAD[:-1], "4"), "--split 4 is out of range"),
         ("bert", (*HEAD[:-1], "x"), "not a list of numbers"),
         ("bert", ("--task", "classify-head", "--labels", "bad", "--split", "1"), "need two or more"),
+        ("bert", (*HEAD, "--label-words", " bad, good"), "classify-head has none"),
+        ("bert", (*HEAD, "--logit-scale", "0"), "must be above 0"),
         ("bert", (*HEAD, "--lora-targets", "q_proj"), "no linear module 'q_proj'"),
         ("bert", (*HEAD, "--lora-layers", "7"), "layers are 0 to 2"),
         ("bert", (*PROMPT, *TEMPLATE, "--label-words", "bad,good"), "needs a causal language model"),
@@ -223,6 +324,10 @@ def test_an_adapter_is_taken_up_where_it_was(tmp_path: Path, capsys: pytest.Capt
         ("llama", (*PROMPT, *TEMPLATE, "--label-words", " great, great"), "not all different"),
         ("llama", (*PROMPT, "--template", "It was", "--label-words", " bad, good"), "with {text} once"),
         ("llama", (*PROMPT[:-1], "3", *TEMPLATE, "--label-words", " bad, good"), "no trainable parameters"),
+        (
+            "llama", (*PROMPT, *TEMPLATE, "--label-words", " bad, good", "--lora-targets", "lm_head,q_proj"),
+            "lm_head.lora_B.weight would be trained",
+        ),
         ("bert-classifier", ("--task", "classify-head", "--labels", "a,b,c", "--split", "1"), "has 2 labels"),
     ],
 )  # fmt: skip
@@ -250,6 +355,18 @@ def test_folders_that_cannot_be_exported(tmp_path: Path, capsys: pytest.CaptureF
     folder = make_model("bert", tmp_path / "model")
     (folder / "model.safetensors").write_bytes(b"short")
     assert "cannot load the model" in error_of(folder)
+    folder = make_model("bert", tmp_path / "quantised")
+    weights = load_file(folder / "model.safetensors")
+    name = "encoder.layer.0.output.dense.weight"
+    save_file(weights | {name: weights[name].to(torch.int8)}, folder / "model.safetensors", {"format": "pt"})
+    assert f"{name} is I8, not a float" in error_of(folder)
+    del weights[name]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert f"lack {name}" in error_of(folder)
+    folder = make_model("bert", tmp_path / "wordless")
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    assert "there is no tokenizer" in error_of(folder)
     folder = make_model("bert", tmp_path / "adapter")
     (folder / "config.json").unlink()
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/somewhere"}')
@@ -262,15 +379,16 @@ def test_an_unknown_task_is_wrong_usage() -> None:
     assert caught.value.code == 2
 
 
-def test_a_bundle_is_not_overwritten_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bundle_is_not_overwritten_unasked(
+    bundle_copy: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = make_model("bert", tmp_path / "model")
-    out = tmp_path / "bundle"
-    assert export(folder, out, *HEAD) == 0
-    first = open_bundle(out).sha256
+    out = bundle_copy.path
     assert export(folder, out, *HEAD) == ExportError.exit_code
     assert "--force to replace" in capsys.readouterr().err
+    assert open_bundle(out).sha256 == bundle_copy.sha256
     assert export(folder, out, *HEAD, "--force", "--seed", "5") == 0
-    assert open_bundle(out).sha256 != first
+    assert open_bundle(out).sha256 != bundle_copy.sha256
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     assert export(folder, tmp_path / "mine", *HEAD, "--force") == ExportError.exit_code
@@ -288,11 +406,36 @@ def test_an_export_that_fails_late_leaves_no_manifest(tmp_path: Path, monkeypatc
     assert not list(tmp_path.rglob("manifest.json"))
 
 
-def test_an_export_repeats_exactly(tmp_path: Path) -> None:
-    folder = make_model("bert", tmp_path / "model")
-    for out in ("one", "two"):
-        assert export(folder, tmp_path / out, *HEAD) == 0
-    assert open_bundle(tmp_path / "one").sha256 == open_bundle(tmp_path / "two").sha256
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library that writes tensors has an exception of its own for it."""
+    import export.bundle_writer as writer
+
+    def write(*arguments: Any) -> Any:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(writer, "_write", write)
+    with pytest.raises(StorageError, match="disk full"):
+        writer.export_bundle(
+            look_at(make_model("bert", tmp_path / "model")),
+            TaskOptions("classify-head", ["bad", "good"], None, None, 16, None, None, None),
+            NEW_LORA,
+            [1],
+            tmp_path / "bundle",
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_export_repeats_exactly(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """From another folder too."""
+    import shutil
+
+    from export.bundle_writer import export_bundle
+
+    folder = look_at(shutil.copytree(model_dir_of(tiny_bundle, "bert"), tmp_path / "elsewhere" / "bert"))
+    options = TaskOptions("classify-head", ["bad", "good"], None, None, 32, None, 3.0, None)
+    lora = LoraOptions(4, 8.0, DEFAULT_TARGETS["bert"], None, ["B"], seed=1)
+    again = export_bundle(folder, options, lora, [1, 2], tmp_path / "bundle").bundle
+    assert again.sha256 == tiny_bundle.sha256
 
 
 def test_a_head_starts_at_class_means(tmp_path: Path) -> None:
@@ -300,8 +443,6 @@ def test_a_head_starts_at_class_means(tmp_path: Path) -> None:
     folder = make_model("bert", tmp_path / "model")
     rows = write_rows(reviews(60, seed=1), tmp_path / "rows.jsonl")
     options = TaskOptions("classify-head", ["bad", "good"], None, None, 32, "mean", 3.0, rows)
-    from export.lora import LoraOptions
-
     model = build(look_at(folder), options, LoraOptions(4, 8.0, ["query"], None, ["B"], 0))
     base: PooledClassifier = model.peft_model.get_base_model()
     head = base.classifier.original_module

@@ -69,6 +69,7 @@ def test_three_devices_finish_a_job(fleet: Fleet) -> None:
     assert [(d["device"], d["reports"], d["adapter_sha256"]) for d in listed] == [
         (f"device-{index}", 4, result["adapter_sha256"]) for index in range(3)
     ]
+    assert [device["rows"] for device in listed] == [24, 28, 32]
 
 
 def test_a_device_killed_in_mid_round_costs_its_report_not_the_round(fleet: Fleet) -> None:
