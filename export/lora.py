@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from edge_runtime.golden import golden_adapter
 from edge_runtime.layout import Parameter, views
@@ -91,18 +92,20 @@ def load_lora(model: Any, adapter: Path, head_modules: list[str]) -> Any:
     Raises:
         ExportError: it is not LoRA, does not fit the model, or has no head for it.
     """
-    stored_in = adapter / "adapter_model.safetensors"
     try:
         kind = json.loads((adapter / "adapter_config.json").read_text()).get("peft_type")
         if kind != "LORA":
             raise ExportError(f"the adapter in {adapter} is {kind}, not LORA", "give a LoRA adapter")
-        with quiet(), safe_open(stored_in, framework="pt") as tensors:
-            stored = set(tensors.keys())
-            peft_model = PeftModel.from_pretrained(model, adapter, is_trainable=True).eval()
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        stored = load_file(adapter / "adapter_model.safetensors")
+        with quiet():
+            config = LoraConfig.from_pretrained(adapter, inference_mode=False)
+            peft_model = get_peft_model(model, config).eval()
+            # PEFT leaves what an adapter lacks at random, ignores what fits nowhere, and only warns.
+            odd = sorted(set(stored) ^ set(adapter_state(peft_model)))
+            if not odd:
+                set_peft_model_state_dict(peft_model, stored)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ExportError(f"cannot load the adapter in {adapter}: {error}", "give one that fits the model") from error
-    # PEFT leaves what an adapter lacks at random, and ignores what fits nowhere.
-    odd = sorted(stored ^ set(adapter_state(peft_model)))
     if odd:
         raise ExportError(
             f"{odd[0]} is {'in the adapter, but not in the model' if odd[0] in stored else 'missing in the adapter'}",

@@ -226,6 +226,7 @@ def test_an_adapter_is_taken_up_where_it_was(tmp_path: Path, capsys: pytest.Capt
             if "lora_B" in name or "modules_to_save" in name:
                 parameter.normal_(0, 0.2)
     model.eval().save_pretrained(folder)
+    capsys.readouterr()
     assert export(folder, tmp_path / "bundle", *HEAD, "--format", "json") == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["parity_logits"] < 1e-5
