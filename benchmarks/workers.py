@@ -13,7 +13,8 @@ import numpy as np
 
 from edge_runtime.batch import Batch
 from edge_runtime.bundle import open_bundle
-from edge_runtime.spzo import StepRule, spzo_step, step_seeds
+from edge_runtime.rule import StepRule, step_seeds
+from edge_runtime.spzo import spzo_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,7 +20,8 @@ from edge_runtime import __version__, protocol
 from edge_runtime.errors import CoveyError, ProtocolError
 from edge_runtime.fetch import Fetcher, blob_base
 from edge_runtime.layout import adapter_sha256
-from edge_runtime.replay import pack_scalars
+from edge_runtime.privacy import check_privacy
+from edge_runtime.round_log import pack_scalars
 from edge_runtime.trainer import RoundWork, train_round
 from edge_runtime.transport import Connected, Message, Will
 from edge_runtime.workshop import Workshop, install_bundle, obtain_adapter
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from edge_runtime.transport import Transport
 
 _LOG = logging.getLogger(__name__)
-METHODS = ["spzo"]
+METHODS = ["spzo"]  # with every switch of rule.py
 _RUNTIMES = ("onnxruntime", "numpy", "tokenizers")
 
 
@@ -78,6 +79,7 @@ class Agent:
         self._boot_id = boot_id
         self._clock = clock
         self._workshop: Workshop | None = None
+        self._link_bytes_per_s: float | None = None
         self._waiting: collections.deque[Message] = collections.deque()
         self._journal = store.journal()
         transport.subscribe(self._topic("plan"))
@@ -201,6 +203,7 @@ class Agent:
             self._workshop = Workshop(bundle, self._config.data, self._config.threads)
         fetcher.fetched_bytes = 0
         theta = obtain_adapter(self._store, fetcher, self._workshop.bundle, plan.adapter)
+        self._link_bytes_per_s = fetcher.bytes_per_s or self._link_bytes_per_s
         self._write_journal(job=plan.job, bundle_sha256=plan.bundle_sha256, adapter_sha256=plan.adapter.file.sha256)
         if is_new:
             self._publish_birth()  # now it knows its bundle and its rows
@@ -230,6 +233,7 @@ class Agent:
     def _train(self, plan: protocol.TrainPlan) -> None:
         if self._send_again(plan):
             return
+        check_privacy(plan.privacy, self._config.least_noise_multiplier)
         accepted = protocol.PlanAccepted(job=plan.job, round=plan.round, attempt=plan.attempt, device=self._config.name)
         self._report(accepted)
         workshop, theta, fetched_bytes = self._prepare(plan)
@@ -241,6 +245,7 @@ class Agent:
             steps=plan.steps,
             batch_size=plan.batch_size,
             mean_square=plan.mean_square,
+            privacy=plan.privacy,
         )
         engine = workshop.engine(plan.split)
         started = self._clock()
@@ -248,7 +253,7 @@ class Agent:
         def goes_on(_step: int, _loss: float) -> bool:
             return not self._superseded(plan) and self._clock() - started <= plan.deadline_s
 
-        result = train_round(engine, theta, workshop.rows, work, goes_on)
+        result = train_round(engine, theta, workshop.rows, work, goes_on, clock=self._clock)
         if result is None:
             _LOG.info("gave up round %d: its deadline has passed, or a newer plan is here", plan.round)
             return
@@ -260,15 +265,19 @@ class Agent:
             adapter_sha256=adapter_sha256(theta),
             scalars=pack_scalars(result.scalars),
             examples=len(workshop.rows),
-            loss=result.loss,
+            loss=None if plan.privacy is not None else result.loss,
             seconds=self._clock() - started,
             front_passes=result.front_passes,
             back_passes=result.back_passes,
+            front_seconds=result.front_seconds,
+            back_seconds=result.back_seconds,
+            link_bytes_per_s=self._link_bytes_per_s,
+            replay_parameters_per_s=workshop.replay_parameters_per_s(self._clock),
             blob_bytes=fetched_bytes,
         )
         self._write_journal(report=protocol.encode(report))
         self._report(report)
-        _LOG.info("round %d: loss %.4f in %.1f s", plan.round, report.loss, report.seconds)
+        _LOG.info("round %d: loss %.4f in %.1f s", plan.round, result.loss, report.seconds)
 
     def _send_again(self, plan: protocol.TrainPlan) -> bool:
         """Send the journal's report where it answers this very plan."""

@@ -123,8 +123,9 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _predict_source(args: argparse.Namespace) -> tuple[Bundle, FloatVector]:
+    from edge_runtime.adapter_file import map_adapter
     from edge_runtime.bundle import open_bundle
-    from edge_runtime.layout import from_bytes
+    from edge_runtime.layout import total_size
 
     folder, adapter = args.bundle, args.adapter
     if args.config is not None:
@@ -139,10 +140,7 @@ def _predict_source(args: argparse.Namespace) -> tuple[Bundle, FloatVector]:
     bundle = open_bundle(folder)
     if adapter is None:
         return bundle, bundle.initial_adapter()
-    try:
-        return bundle, from_bytes(adapter.read_bytes(), bundle.manifest.parameters)
-    except OSError as error:
-        raise ConfigError(f"cannot read {adapter}: {error.strerror}", "give an adapter file") from error
+    return bundle, map_adapter(adapter, total_size(bundle.manifest.parameters))
 
 
 def _data_check(args: argparse.Namespace) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 
@@ -11,8 +11,8 @@ from edge_runtime.protocol import Name
 from edge_runtime.transport_mqtt import TlsFiles
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
-    from typing import Any
 
 StructT = TypeVar("StructT")
 
@@ -44,6 +44,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         server_url: base address of the server's HTTP side, where it is not the one the server tells.
         connect_timeout_s: how long the first connection to the broker may take.
         tls: certificate files, for ``mqtts``.
+        least_noise_multiplier: train only in jobs whose [privacy] has this noise_multiplier or more; None: in all.
     """
 
     name: Name
@@ -55,10 +56,13 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     server_url: str | None = None
     connect_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
     tls: TlsFiles | None = None
+    least_noise_multiplier: Annotated[float, msgspec.Meta(ge=0)] | None = None
 
 
-def read_toml(path: Path, kind: type[StructT]) -> StructT:
-    """Read a TOML file into a struct.
+def read_toml(
+    path: Path, kind: type[StructT], prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+) -> StructT:
+    """Read a TOML file into a struct; ``prepare`` may change the table before its types are checked.
 
     Raises:
         ConfigError: no file, not TOML, an unknown field, a wrong type or value.
@@ -68,7 +72,8 @@ def read_toml(path: Path, kind: type[StructT]) -> StructT:
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", "check the path") from error
     try:
-        return msgspec.toml.decode(data, type=kind)
+        table = msgspec.toml.decode(data, type=dict[str, Any])
+        return msgspec.convert(table if prepare is None else prepare(table), kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}", "correct the file; docs/configuration.md lists every field") from error
 

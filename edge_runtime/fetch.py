@@ -28,6 +28,7 @@ _ATTEMPTS = 6
 _TIMEOUT_S = 30.0
 _MAX_MANIFEST_BYTES = 1 << 24
 _SPARE_BYTES = 16 << 20
+_BYTES_TO_MEASURE = 1 << 16
 
 
 class Fetcher:
@@ -36,15 +37,31 @@ class Fetcher:
     Args:
         blob_url: blobs are at ``<blob_url>/<sha256>``.
         sleep: waits between attempts, in seconds; passed in for tests.
+        clock: monotonic seconds.
 
     Attributes:
         fetched_bytes: bytes that came over the network so far.
     """
 
-    def __init__(self, blob_url: str, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self,
+        blob_url: str,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._blob_url = blob_url.rstrip("/")
         self._sleep = sleep
+        self._clock = clock
+        self._seconds = 0.0
+        self._measured_bytes = 0
         self.fetched_bytes = 0
+
+    @property
+    def bytes_per_s(self) -> float | None:
+        """How fast blobs came, connection included; None before enough came to tell."""
+        if self._measured_bytes < _BYTES_TO_MEASURE or self._seconds <= 0:
+            return None
+        return self._measured_bytes / self._seconds
 
     def data(self, sha256: str, max_bytes: int) -> bytes:
         """Return a small blob.
@@ -121,6 +138,7 @@ class Fetcher:
 
     def _retry(self, attempt: Callable[[], None], sha256: str) -> None:
         for number in range(_ATTEMPTS):
+            before, started = self.fetched_bytes, self._clock()
             try:
                 attempt()
             except _BrokenTransferError as error:
@@ -132,6 +150,8 @@ class Fetcher:
                 _LOG.warning("fetching %s broke off (%s); trying again", sha256[:12], error)
                 self._sleep(2.0**number / 2)
             else:
+                self._seconds += self._clock() - started
+                self._measured_bytes += self.fetched_bytes - before
                 return
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from edge_runtime.perturbation import FloatVector
 
+_HASHED_AT_ONCE = 1 << 20
+
 
 class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One trainable tensor.
@@ -121,5 +123,8 @@ def from_bytes(data: bytes, parameters: Sequence[Parameter]) -> FloatVector:
 
 
 def adapter_sha256(flat: FloatVector) -> str:
-    """Return the adapter's name: the SHA-256 of its file, in hex."""
-    return hashlib.sha256(to_bytes(flat)).hexdigest()
+    """Return the adapter's name: the SHA-256 of its file, in hex; read part by part, so that it may be mapped."""
+    digest = hashlib.sha256()
+    for start in range(0, flat.size, _HASHED_AT_ONCE):
+        digest.update(np.ascontiguousarray(flat[start : start + _HASHED_AT_ONCE], dtype="<f4").data)
+    return digest.hexdigest()

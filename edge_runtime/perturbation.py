@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 FloatVector = np.ndarray[tuple[Any, ...], np.dtype[np.float32]]
@@ -113,3 +115,38 @@ def perturb_into(out: FloatVector, clean: FloatVector, seed: int, block: int, sc
         step = rademacher(seed, block, start, stop)
         np.multiply(step, factor, out=step)
         np.add(clean[start:stop], step, out=out[start:stop])
+
+
+def perturb_many_into(
+    out: FloatVector,
+    clean: FloatVector,
+    seeds: Sequence[int],
+    block: int,
+    scales: Sequence[float],
+    offset: int = 0,
+) -> None:
+    """Write ``clean + scales[0] · z_0 + scales[1] · z_1 + …`` to ``out``, in one pass over memory.
+
+    The bits are those of adding one perturbation after the other.
+
+    Args:
+        out: float32, shape (n,), written; may be ``clean`` itself.
+        clean: float32, shape (n,): parameters ``offset`` … ``offset + n − 1`` of the block.
+        seeds: the perturbations' seeds; none copies ``clean``.
+        block: FRONT or BACK.
+        scales: a coefficient for each seed, rounded to float32.
+        offset: where in the block ``clean`` begins.
+
+    Raises:
+        ValueError: the shapes or the numbers of seeds and scales differ.
+    """
+    if out.shape != clean.shape or out.ndim != 1 or len(seeds) != len(scales):
+        raise ValueError(f"shapes {out.shape} and {clean.shape}, {len(seeds)} seeds and {len(scales)} scales differ")
+    for start in range(0, clean.size, _CHUNK_BITS):
+        stop = min(start + _CHUNK_BITS, clean.size)
+        if out is not clean:
+            np.copyto(out[start:stop], clean[start:stop])
+        for seed, scale in zip(seeds, scales, strict=True):
+            step = rademacher(seed, block, offset + start, offset + stop)
+            np.multiply(step, np.float32(scale), out=step)
+            np.add(out[start:stop], step, out=out[start:stop])

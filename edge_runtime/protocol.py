@@ -14,9 +14,10 @@ import msgspec
 
 from edge_runtime.errors import ProtocolError
 from edge_runtime.manifest import Sha256
-from edge_runtime.spzo import StepRule
+from edge_runtime.privacy import Privacy
+from edge_runtime.rule import StepRule
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_PAYLOAD_BYTES = 128 * 1024
 
 _TOPIC_ROOT = "covey/v1"
@@ -24,6 +25,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+Rate = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
 Kind = Literal["birth", "state", "plan", "report", "report/ack"]
 
 
@@ -67,13 +70,15 @@ class AdapterRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         file: the adapter file itself.
-        logs: replay logs, in order, that lead to it from ``logs_base_sha256``; empty where the file is cheaper.
-        logs_base_sha256: the adapter that the device is thought to have; None when there are no logs.
+        log: a chain of replay logs that leads to it from ``log_base_sha256``; None where the file is cheaper.
+        log_base_sha256: the adapter that the device is thought to have; None when there is no log.
+        log_previous_sha256: the adapter before that one, where the log's momentum needs it too.
     """
 
     file: BlobRef
-    logs: list[BlobRef]
-    logs_base_sha256: Sha256 | None
+    log: BlobRef | None
+    log_base_sha256: Sha256 | None
+    log_previous_sha256: Sha256 | None = None
 
 
 class TrainPlan(_Message, frozen=True, tag="train", kw_only=True):
@@ -91,6 +96,7 @@ class TrainPlan(_Message, frozen=True, tag="train", kw_only=True):
         steps: local steps.
         batch_size: rows a step.
         mean_square: mean square of the last round's scalars; None in the first.
+        privacy: how scalars are clipped and noised; None: they are not.
         deadline_s: seconds from receipt; a later report is not used.
         blob_url: where blobs are; without a host (``http://:8080/blobs``) it is on the broker's host.
     """
@@ -106,6 +112,7 @@ class TrainPlan(_Message, frozen=True, tag="train", kw_only=True):
     steps: Annotated[int, msgspec.Meta(ge=1, le=4096)]
     batch_size: Annotated[int, msgspec.Meta(ge=1, le=4096)]
     mean_square: float | None
+    privacy: Privacy | None
     deadline_s: Annotated[float, msgspec.Meta(gt=0)]
     blob_url: str
 
@@ -148,10 +155,14 @@ class RoundReport(_Message, frozen=True, tag="report", kw_only=True):
         adapter_sha256: hash of the adapter that the round started from, computed by the device.
         scalars: float32, little-endian, steps × scalars a step.
         examples: rows of private data on the device.
-        loss: mean of all losses seen; it belongs to perturbed models on training rows.
+        loss: mean of all losses seen; it belongs to perturbed models on training rows; None in a private round.
         seconds: time of the local steps.
         front_passes: runs of the front block.
         back_passes: runs of the back block.
+        front_seconds: time of these runs alone.
+        back_seconds: time of these runs alone.
+        link_bytes_per_s: how fast blobs came last, where enough came to tell; None: not known.
+        replay_parameters_per_s: parameters × directions that the device replays a second; None: not known.
         blob_bytes: bytes fetched over HTTP for this round's adapter.
     """
 
@@ -162,10 +173,14 @@ class RoundReport(_Message, frozen=True, tag="report", kw_only=True):
     adapter_sha256: Sha256
     scalars: Annotated[bytes, msgspec.Meta(max_length=96 * 1024)]
     examples: Annotated[int, msgspec.Meta(ge=1, le=2**40)]
-    loss: float
-    seconds: Annotated[float, msgspec.Meta(ge=0)]
+    loss: float | None
+    seconds: Seconds
     front_passes: Count
     back_passes: Count
+    front_seconds: Seconds
+    back_seconds: Seconds
+    link_bytes_per_s: Rate | None
+    replay_parameters_per_s: Rate | None
     blob_bytes: Count
 
 

@@ -38,3 +38,8 @@ def epoch_seed(job_seed: int, device: str, epoch: int) -> int:
 def cohort_seed(job_seed: int, round_index: int) -> int:
     """Seed of the choice of devices for a round, 0 … 2⁶⁴−1."""
     return _derive(b"cohort", job_seed, round_index)
+
+
+def pool_seed(job_seed: int, index: int) -> int:
+    """Seed ``index`` of a job's finite pool of directions, 0 … 2⁶⁴−1."""
+    return _derive(b"pool", job_seed, index)

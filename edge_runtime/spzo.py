@@ -17,6 +17,9 @@ Devices"; its body was not available to us, the abstract and summary were):
     y = front(θf)
     for j in 1..P2:  h_j = (back(y, θb + eps z_j) − back(y, θb − eps z_j)) / (2 eps)
 
+``difference = "forward"`` replaces the loss at −eps by one clean loss a step (as FZOO and DeComFL do), and divides by
+eps.
+
 ``b_ij``, the mean of the other g_ij' of the same i, is ours, not the paper's (``leave_one_out``): the g_ij share the
 front's term, and taking it out is unbiased because b_ij does not depend on z_ij.
 
@@ -27,82 +30,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import msgspec
 import numpy as np
 
-from edge_runtime import seeds
-from edge_runtime.errors import ConfigError, TrainingError
-from edge_runtime.perturbation import BACK, FRONT, perturb_into
+from edge_runtime.errors import TrainingError
+from edge_runtime.perturbation import BACK, FRONT, perturb_many_into
+from edge_runtime.update import Terms
 
 if TYPE_CHECKING:
     from edge_runtime.batch import Batch
     from edge_runtime.engine import Engine
     from edge_runtime.perturbation import FloatVector
+    from edge_runtime.rule import StepRule, StepSeeds
 
 BoundaryT = TypeVar("BoundaryT")
-
-MAX_PERTURBATIONS = 256
-
-
-class StepRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a step perturbs, and how its scalars become an update.
-
-    Attributes:
-        variant: ``nested`` or ``clean``; see the module's docstring.
-        front_perturbations: P1.
-        back_perturbations: P2; for each front direction in ``nested``, in all in ``clean``.
-        eps: scale of a perturbation.
-        learning_rate: scale of an update; with ``normalize = "rms"``, of an update whose scalars have size 1.
-        leave_one_out: take the mean of the other scalars out of each back scalar; needs P2 of 2 or more.
-        normalize: ``rms`` divides by a running root mean square of the scalars, ``none`` does not.
-    """
-
-    variant: Literal["nested", "clean"] = "nested"
-    front_perturbations: Annotated[int, msgspec.Meta(ge=1, le=MAX_PERTURBATIONS)] = 1
-    back_perturbations: Annotated[int, msgspec.Meta(ge=1, le=MAX_PERTURBATIONS)] = 8
-    eps: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1e-2
-    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1e3)] = 1e-2
-    leave_one_out: bool = False
-    normalize: Literal["none", "rms"] = "rms"
-
-    @property
-    def scalars_per_step(self) -> int:
-        """How many scalars one step reports."""
-        p1, p2 = self.front_perturbations, self.back_perturbations
-        return p1 * p2 if self.variant == "nested" else p1 + p2
-
-
-def check_rule(rule: StepRule) -> None:
-    """Check what the types cannot say.
-
-    Raises:
-        ConfigError: leave-one-out where the back scalars have nothing in common to take out.
-    """
-    if rule.leave_one_out and (rule.variant == "clean" or rule.back_perturbations < 2):
-        raise ConfigError(
-            'leave_one_out needs variant = "nested" and back_perturbations of 2 or more',
-            "change the job's [step]",
-        )
-
-
-@dataclass(frozen=True)
-class StepSeeds:
-    """Seeds of a step's directions: ``front[i]``, and ``back`` in the order in which the scalars use them."""
-
-    front: tuple[int, ...]
-    back: tuple[int, ...]
-
-
-def step_seeds(rule: StepRule, job_seed: int, round_index: int, device: str, step: int) -> StepSeeds:
-    """Derive the seeds of one step. ``back`` has P1·P2 entries, i before j, in ``nested``, P2 in ``clean``."""
-    p1, p2 = rule.front_perturbations, rule.back_perturbations
-    outer = p1 if rule.variant == "nested" else 1
-    return StepSeeds(
-        front=tuple(seeds.front_seed(job_seed, round_index, device, step, i) for i in range(p1)),
-        back=tuple(seeds.back_seed(job_seed, round_index, device, step, i, j) for i in range(outer) for j in range(p2)),
-    )
 
 
 @dataclass(frozen=True)
@@ -123,7 +65,12 @@ class StepResult:
 
 
 def spzo_step(
-    engine: Engine[BoundaryT], theta: FloatVector, batch: Batch, rule: StepRule, step_seeds: StepSeeds
+    engine: Engine[BoundaryT],
+    theta: FloatVector,
+    batch: Batch,
+    rule: StepRule,
+    step_seeds: StepSeeds,
+    pending: Terms | None = None,
 ) -> StepResult:
     """Measure the projected gradients of one batch; ``theta`` stays as it is.
 
@@ -133,6 +80,8 @@ def spzo_step(
         batch: the rows.
         rule: how to perturb.
         step_seeds: the directions.
+        pending: updates since ``theta`` that are not in it; the step measures at theta plus these, bit for bit as if
+            they had been added one after the other. So a model whose copy would not fit needs none.
 
     Raises:
         TrainingError: a loss is not finite, or theta's length does not fit the engine.
@@ -142,72 +91,86 @@ def spzo_step(
             f"theta has {theta.size} parameters, the engine {engine.front_workspace.size + engine.back_workspace.size}",
             "use the adapter and the split of the same bundle",
         )
+    blocks = _Blocks(engine, theta, pending or Terms())
     run = _nested if rule.variant == "nested" else _clean
-    pairs, front_passes = run(_Blocks(engine, theta), batch, rule, step_seeds)
-    losses = [loss for pair in pairs for loss in pair]
-    if not all(math.isfinite(loss) for loss in losses):
+    pairs = run(blocks, batch, rule, step_seeds)
+    if not all(math.isfinite(loss) for loss in blocks.losses):
         raise TrainingError(
-            f"a loss is not finite ({next(loss for loss in losses if not math.isfinite(loss))})",
+            f"a loss is not finite ({next(loss for loss in blocks.losses if not math.isfinite(loss))})",
             "lower learning_rate or eps in the job, or look for broken rows with: covey-edge data check",
         )
-    scalars = np.array([(plus - minus) / (2 * rule.eps) for plus, minus in pairs], dtype=np.float32)
-    return StepResult(scalars, math.fsum(losses) / len(losses), front_passes, len(losses))
+    distance = rule.eps if rule.difference == "forward" else 2 * rule.eps
+    scalars = np.array([(plus - minus) / distance for plus, minus in pairs], dtype=np.float32)
+    loss = math.fsum(blocks.losses) / len(blocks.losses)
+    return StepResult(scalars, loss, blocks.front_passes, len(blocks.losses))
 
 
 class _Blocks:
     """An engine with a clean theta: each run writes the perturbed block to the workspace first."""
 
-    def __init__(self, engine: Engine[BoundaryT], theta: FloatVector) -> None:
+    def __init__(self, engine: Engine[BoundaryT], theta: FloatVector, pending: Terms) -> None:
         self._engine = engine
         self._front = theta[: engine.front_workspace.size]
         self._back = theta[engine.front_workspace.size :]
+        self._pending = pending
+        self.front_passes = 0
+        self.losses: list[float] = []
 
     @property
     def front_is_frozen(self) -> bool:
         return self._front.size == 0
 
     def front(self, batch: Batch, seed: int | None = None, scale: float = 0.0) -> object:
-        _write(self._engine.front_workspace, self._front, seed, FRONT, scale)
+        _write(self._engine.front_workspace, self._front, self._pending.front, FRONT, seed, scale)
+        self.front_passes += 1
         return self._engine.front(batch)
 
     def back(self, boundary: object, batch: Batch, seed: int | None = None, scale: float = 0.0) -> float:
-        _write(self._engine.back_workspace, self._back, seed, BACK, scale)
-        return self._engine.back(boundary, batch)  # type: ignore[arg-type]
+        _write(self._engine.back_workspace, self._back, self._pending.back, BACK, seed, scale)
+        self.losses.append(self._engine.back(boundary, batch))  # type: ignore[arg-type]
+        return self.losses[-1]
 
 
-def _write(workspace: FloatVector, clean: FloatVector, seed: int | None, block: int, scale: float) -> None:
-    if seed is None:
-        np.copyto(workspace, clean)
-    else:
-        perturb_into(workspace, clean, seed, block, scale)
+def _write(
+    workspace: FloatVector,
+    clean: FloatVector,
+    pending: list[tuple[int, float]],
+    block: int,
+    seed: int | None,
+    scale: float,
+) -> None:
+    terms = pending if seed is None else [*pending, (seed, scale)]
+    perturb_many_into(workspace, clean, [seed for seed, _ in terms], block, [factor for _, factor in terms])
 
 
-def _nested(
-    blocks: _Blocks, batch: Batch, rule: StepRule, step_seeds: StepSeeds
-) -> tuple[list[tuple[float, float]], int]:
+def _nested(blocks: _Blocks, batch: Batch, rule: StepRule, step_seeds: StepSeeds) -> list[tuple[float, float]]:
     pairs: list[tuple[float, float]] = []
-    eps, p2 = rule.eps, rule.back_perturbations
-    frozen = blocks.front(batch) if blocks.front_is_frozen else None
+    eps, p2, one_sided = rule.eps, rule.back_perturbations, rule.difference == "forward"
+    clean = blocks.front(batch) if one_sided or blocks.front_is_frozen else None
+    clean_loss = blocks.back(clean, batch) if one_sided else math.nan
     for i, front in enumerate(step_seeds.front):
-        plus = frozen if frozen is not None else blocks.front(batch, front, eps)
-        minus = frozen if frozen is not None else blocks.front(batch, front, -eps)
-        pairs += [
-            (blocks.back(plus, batch, back, eps), blocks.back(minus, batch, back, -eps))
-            for back in step_seeds.back[i * p2 : (i + 1) * p2]
-        ]
-    return pairs, 1 if frozen is not None else 2 * len(step_seeds.front)
+        plus = clean if blocks.front_is_frozen else blocks.front(batch, front, eps)
+        minus = clean if blocks.front_is_frozen or one_sided else blocks.front(batch, front, -eps)
+        for back in step_seeds.back[i * p2 : (i + 1) * p2]:
+            loss = blocks.back(plus, batch, back, eps)
+            pairs.append((loss, clean_loss if one_sided else blocks.back(minus, batch, back, -eps)))
+    return pairs
 
 
-def _clean(
-    blocks: _Blocks, batch: Batch, rule: StepRule, step_seeds: StepSeeds
-) -> tuple[list[tuple[float, float]], int]:
+def _clean(blocks: _Blocks, batch: Batch, rule: StepRule, step_seeds: StepSeeds) -> list[tuple[float, float]]:
     pairs: list[tuple[float, float]] = []
-    eps = rule.eps
+    eps, one_sided = rule.eps, rule.difference == "forward"
+    clean = blocks.front(batch)
+    clean_loss = blocks.back(clean, batch) if one_sided else math.nan
     for front in step_seeds.front:
+        # A frozen front has no directions: its scalars are measured as 0, at no cost.
+        if blocks.front_is_frozen:
+            pairs.append((0.0, 0.0))
+            continue
         plus = blocks.back(blocks.front(batch, front, eps), batch)
-        pairs.append((plus, blocks.back(blocks.front(batch, front, -eps), batch)))
-    boundary = blocks.front(batch)
-    pairs += [
-        (blocks.back(boundary, batch, back, eps), blocks.back(boundary, batch, back, -eps)) for back in step_seeds.back
-    ]
-    return pairs, 2 * len(step_seeds.front) + 1
+        minus = clean_loss if one_sided else blocks.back(blocks.front(batch, front, -eps), batch)
+        pairs.append((plus, minus))
+    for back in step_seeds.back:
+        plus = blocks.back(clean, batch, back, eps)
+        pairs.append((plus, clean_loss if one_sided else blocks.back(clean, batch, back, -eps)))
+    return pairs

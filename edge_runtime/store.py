@@ -81,6 +81,8 @@ class Store:
         try:
             for folder in (self.bundles, self._adapters):
                 folder.mkdir(parents=True, exist_ok=True)
+            for left_over in (*self._adapters.glob("*.partial"), *self._adapters.glob("*.before")):
+                left_over.unlink()
         except OSError as error:
             raise storage_error(error, root) from error
 
@@ -117,9 +119,22 @@ class Store:
         """Return where an adapter is, or would be."""
         return self._adapters / f"{sha256}.bin"
 
-    def write_adapter(self, sha256: str, data: bytes) -> None:
-        """Keep an adapter, and forget all but the newest ones."""
-        write_atomically(self.adapter_file(sha256), data)
+    def keep_adapter(self, path: Path, sha256: str) -> None:
+        """Make a whole, synced file in the state directory the adapter of this hash, and forget old ones.
+
+        Raises:
+            StorageError: it cannot be renamed.
+        """
+        target = self.adapter_file(sha256)
+        try:
+            path.replace(target)
+            sync_directory(target.parent)
+        except OSError as error:
+            raise storage_error(error, target) from error
+        self.forget_old_adapters()
+
+    def forget_old_adapters(self) -> None:
+        """Forget all but the newest adapters."""
         kept = sorted(self._adapters.glob("*.bin"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
         for path in kept[_KEPT_ADAPTERS:]:
             path.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -11,8 +12,11 @@ import numpy as np
 from edge_runtime import seeds
 from edge_runtime.batch import pad
 from edge_runtime.data import batch_indices
-from edge_runtime.replay import apply_step, step_coefficients
-from edge_runtime.spzo import check_rule, spzo_step, step_seeds
+from edge_runtime.privacy import privatise, secret_rng
+from edge_runtime.rule import check_rule, step_seeds
+from edge_runtime.spzo import spzo_step
+from edge_runtime.timing import TimedEngine
+from edge_runtime.update import Terms, apply_step, step_coefficients
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,7 +24,8 @@ if TYPE_CHECKING:
     from edge_runtime.batch import Batch
     from edge_runtime.engine import Engine
     from edge_runtime.perturbation import FloatVector
-    from edge_runtime.spzo import StepRule
+    from edge_runtime.privacy import Privacy
+    from edge_runtime.rule import StepRule
 
 BoundaryT = TypeVar("BoundaryT")
 
@@ -52,6 +57,7 @@ class RoundWork:
     steps: int
     batch_size: int
     mean_square: float | None
+    privacy: Privacy | None = None
 
 
 @dataclass(frozen=True)
@@ -59,18 +65,22 @@ class RoundResult:
     """What a round gave.
 
     Attributes:
-        scalars: float32, (steps, scalars a step).
-        theta: the device's local adapter after the round, float32, (parameters,).
+        scalars: float32, (steps, scalars a step); clipped and noised where the round is private.
+        theta: the device's local adapter after the round, float32, (parameters,); None where no copy was made.
         loss: mean of the steps' losses.
         front_passes: runs of the front block.
         back_passes: runs of the back block.
+        front_seconds: time of the front passes alone.
+        back_seconds: time of the back passes alone.
     """
 
     scalars: FloatVector
-    theta: FloatVector
+    theta: FloatVector | None
     loss: float
     front_passes: int
     back_passes: int
+    front_seconds: float
+    back_seconds: float
 
 
 def train_round(
@@ -79,15 +89,23 @@ def train_round(
     rows: EncodedRows,
     work: RoundWork,
     on_step: Callable[[int, float], bool] = lambda _step, _loss: True,
+    *,
+    copy: bool = True,
+    rng: np.random.Generator | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> RoundResult | None:
     """Run the local steps of a round; ``theta`` stays as it is.
 
     Args:
         engine: front and back at the round's split.
-        theta: the adapter to start from.
+        theta: the adapter to start from; may be mapped.
         rows: the private rows.
         work: what to do.
         on_step: told each step's index and loss; the round is given up when it returns False.
+        copy: keep the local adapter as a copy of ``theta``. Without, its updates are added each time the workspaces
+            are written: the same bits, no second copy of a whole model in memory.
+        rng: where a private round's noise comes from; None: from the operating system's entropy.
+        clock: monotonic seconds.
 
     Returns:
         The result, or None where the round was given up.
@@ -97,8 +115,11 @@ def train_round(
         ConfigError: a rule that cannot be.
     """
     check_rule(work.rule)
-    local, mean_square = theta.copy(), work.mean_square
-    results = []
+    timed = TimedEngine(engine, clock)
+    front_size = engine.front_workspace.size
+    rng = secret_rng() if rng is None else rng
+    local, pending, mean_square = theta.copy() if copy else theta, Terms(), work.mean_square
+    results, all_scalars = [], []
     for step in range(work.steps):
         indices = batch_indices(
             len(rows),
@@ -107,16 +128,23 @@ def train_round(
             lambda epoch: seeds.epoch_seed(work.job_seed, work.device, epoch),
         )
         directions = step_seeds(work.rule, work.job_seed, work.round, work.device, step)
-        result = spzo_step(engine, local, rows.batch(indices), work.rule, directions)
-        coefficients, mean_square = step_coefficients(result.scalars.tolist(), work.rule, mean_square)
-        apply_step(local, engine.front_workspace.size, directions, coefficients)
+        result = spzo_step(timed, local, rows.batch(indices), work.rule, directions, pending)
+        scalars = result.scalars if work.privacy is None else privatise(result.scalars, work.privacy, rng)
+        coefficients, mean_square = step_coefficients(scalars.tolist(), work.rule, mean_square)
+        if copy:
+            apply_step(local, front_size, directions, coefficients)
+        else:
+            pending.add(directions, coefficients)
         results.append(result)
+        all_scalars.append(scalars)
         if not on_step(step, result.loss):
             return None
     return RoundResult(
-        scalars=np.stack([result.scalars for result in results]),
-        theta=local,
+        scalars=np.stack(all_scalars),
+        theta=local if copy else None,
         loss=math.fsum(result.loss for result in results) / len(results),
         front_passes=sum(result.front_passes for result in results),
         back_passes=sum(result.back_passes for result in results),
+        front_seconds=timed.front_seconds,
+        back_seconds=timed.back_seconds,
     )

@@ -7,27 +7,30 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
+import numpy as np
 
+from edge_runtime.adapter_file import check_adapter, follow_logs, map_adapter
 from edge_runtime.bundle import Bundle, open_bundle, verify_files
 from edge_runtime.data import read_rows
 from edge_runtime.errors import BundleError, NetworkError, ProtocolError, TrainingError, storage_error
 from edge_runtime.fetch import fetch_bundle
-from edge_runtime.layout import adapter_sha256, from_bytes, to_bytes, total_size
+from edge_runtime.layout import adapter_sha256, total_size
 from edge_runtime.manifest import read_manifest
-from edge_runtime.replay import RoundLog, replay_checked
+from edge_runtime.perturbation import FRONT, perturb_many_into
+from edge_runtime.round_log import decode_chain
 from edge_runtime.trainer import EncodedRows
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from edge_runtime.config import DataConfig
     from edge_runtime.engine_onnxruntime import OnnxEngine
     from edge_runtime.fetch import Fetcher
     from edge_runtime.perturbation import FloatVector
-    from edge_runtime.protocol import AdapterRef, BlobRef
+    from edge_runtime.protocol import AdapterRef
     from edge_runtime.store import Store
 
 _LOG = logging.getLogger(__name__)
-ROUND_LOG_VERSION = 1
 
 
 class Workshop:
@@ -45,6 +48,7 @@ class Workshop:
         self.bundle = bundle
         self._threads = threads
         self._engine: tuple[int, OnnxEngine] | None = None
+        self._replay_rate: float | None = None
         self.rows = _encode_rows(bundle, data)
 
     def engine(self, split: int) -> OnnxEngine:
@@ -55,6 +59,17 @@ class Workshop:
             self._engine = None
             self._engine = (split, OnnxEngine(self.bundle, split, self._threads))
         return self._engine[1]
+
+    def replay_parameters_per_s(self, clock: Callable[[], float]) -> float:
+        """Return how many parameters × directions this machine replays a second; measured once, in some ms."""
+        if self._replay_rate is None:
+            vector: FloatVector = np.zeros(1 << 16, dtype=np.float32)
+            seeds = list(range(16))
+            perturb_many_into(vector, vector, seeds, FRONT, [0.5] * len(seeds))
+            started = clock()
+            perturb_many_into(vector, vector, seeds, FRONT, [0.5] * len(seeds))
+            self._replay_rate = vector.size * len(seeds) / max(clock() - started, 1e-6)
+        return self._replay_rate
 
 
 def _encode_rows(bundle: Bundle, data: DataConfig) -> EncodedRows:
@@ -110,72 +125,61 @@ def _set_aside(path: Path) -> None:
 
 
 def obtain_adapter(store: Store, fetcher: Fetcher, bundle: Bundle, reference: AdapterRef) -> FloatVector:
-    """Return the adapter of a plan, by the shortest way that ends on its hash, and keep it on disk.
+    """Return the adapter of a plan, mapped, by the shortest way that ends on its hash, and keep it on disk.
 
     It may be on disk already or be the bundle's own; else the replay logs are followed; else the file is fetched.
 
     Raises:
         NetworkError, BundleError, StorageError: it could not be had.
     """
-    wanted = reference.file.sha256
-    parameters = bundle.manifest.parameters
-    theta = _on_disk(store, bundle, wanted)
-    if theta is None and reference.logs_base_sha256 is not None:
-        base = _on_disk(store, bundle, reference.logs_base_sha256)
-        theta = _follow_logs(base, fetcher, reference.logs, wanted) if base is not None else None
-    if theta is None:
-        theta = from_bytes(fetcher.data(wanted, 4 * total_size(parameters)), parameters)
-    if not store.adapter_file(wanted).exists():
-        store.write_adapter(wanted, to_bytes(theta))
+    wanted, size = reference.file.sha256, total_size(bundle.manifest.parameters)
+    if (theta := _at_hand(store, bundle, wanted)) is not None:
+        return theta
+    if reference.log is not None and reference.log_base_sha256 is not None:
+        base = _at_hand(store, bundle, reference.log_base_sha256)
+        needed = reference.log_previous_sha256
+        previous = None if needed is None else _at_hand(store, bundle, needed)
+        if base is not None and (needed is None or previous is not None):
+            _follow(store, fetcher, base, previous, reference)
+    if (theta := _at_hand(store, bundle, wanted)) is None:
+        fetcher.file(wanted, 4 * size, store.adapter_file(wanted))
+        theta = map_adapter(store.adapter_file(wanted), size)
+        check_adapter(theta, wanted)
+        store.forget_old_adapters()
     return theta
 
 
-def _on_disk(store: Store, bundle: Bundle, sha256: str) -> FloatVector | None:
+def _at_hand(store: Store, bundle: Bundle, sha256: str) -> FloatVector | None:
     """Return an adapter that needs no network; a damaged file counts as absent."""
     path = store.adapter_file(sha256)
     if path.exists():
         try:
-            theta = from_bytes(path.read_bytes(), bundle.manifest.parameters)
+            theta = map_adapter(path, total_size(bundle.manifest.parameters))
+            check_adapter(theta, sha256)
         except BundleError as error:
-            _LOG.warning("adapter %s on disk is damaged: %s", sha256[:12], error.what)
+            _LOG.warning("adapter %s on disk is of no use: %s", sha256[:12], error.what)
+            path.unlink()
         else:
-            if adapter_sha256(theta) == sha256:
-                return theta
-            _LOG.warning("adapter %s on disk is damaged: its hash differs", sha256[:12])
-        path.unlink()
+            return theta
     initial = bundle.initial_adapter()
     return initial if adapter_sha256(initial) == sha256 else None
 
 
-def _follow_logs(theta: FloatVector, fetcher: Fetcher, logs: list[BlobRef], wanted: str) -> FloatVector | None:
-    """Replay logs; None where they do not lead to the wanted adapter (the file then heals it)."""
+def _follow(
+    store: Store, fetcher: Fetcher, base: FloatVector, previous: FloatVector | None, reference: AdapterRef
+) -> None:
+    """Replay a chain of logs into the store; where they do not lead to the adapter, the file heals it."""
+    assert reference.log is not None  # noqa: S101
+    assert reference.log_base_sha256 is not None  # noqa: S101
     try:
-        for blob in logs:
-            theta = replay_checked(theta, decode_log(fetcher.data(blob.sha256, blob.size_bytes)))
+        logs = decode_chain(fetcher.data(reference.log.sha256, reference.log.size_bytes))
+        with_momentum = logs[-1].momentum > 0
+        partial = store.adapter_file(logs[-1].result_sha256).with_suffix(".partial")
+        before = store.adapter_file(logs[-1].base_sha256).with_suffix(".before") if with_momentum else None
+        follow_logs(partial, base, reference.log_base_sha256, logs, previous, before)
+        # The next round's momentum needs the adapter before this one.
+        if before is not None:
+            store.keep_adapter(before, logs[-1].base_sha256)
+        store.keep_adapter(partial, logs[-1].result_sha256)
     except (TrainingError, ProtocolError, NetworkError) as error:
         _LOG.warning("replay failed, fetching the adapter instead: %s", error.what)
-        return None
-    return theta if adapter_sha256(theta) == wanted else None
-
-
-def encode_log(log: RoundLog) -> bytes:
-    """Return a replay log's bytes."""
-    return msgspec.msgpack.encode(log)
-
-
-def decode_log(data: bytes) -> RoundLog:
-    """Read a replay log.
-
-    Raises:
-        ProtocolError: not one, or of another version.
-    """
-    try:
-        log = msgspec.msgpack.decode(data, type=RoundLog)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"a replay log cannot be read: {error}", "install the same version everywhere") from error
-    if log.v != ROUND_LOG_VERSION:
-        raise ProtocolError(
-            f"a replay log has version {log.v}, this Covey reads version {ROUND_LOG_VERSION}",
-            "install the same version of Covey on the devices and on the server",
-        )
-    return log

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edge_runtime.layout import adapter_sha256, from_bytes, to_bytes
+import msgspec
+
+from edge_runtime.adapter_file import map_adapter, write_replayed
+from edge_runtime.layout import adapter_sha256
 from edge_runtime.protocol import AdapterRef, BlobRef
+from edge_runtime.round_log import decode_chain, encode_chain
 from server.errors import JobError
 
 if TYPE_CHECKING:
@@ -13,72 +17,150 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle import Bundle
     from edge_runtime.perturbation import FloatVector
+    from edge_runtime.round_log import RoundLog
     from server.blobs import BlobStore
     from server.ledger import ClosedRound
+
+_KEPT_FILES = 3  # the current adapter, the one before for momentum, and one for a device that is still fetching
 
 
 class AdapterChain:
     """The adapters of a job from the bundle's initial one on.
 
+    The last few are kept as files, and logs as long as they can be the cheaper way; the ledger has every scalar.
+
     Args:
         bundle: the job's bundle.
         blobs: where adapters and logs are kept.
         closed: rounds that are done, where a job is resumed.
+        momentum: whether a log needs the adapter before its base, too.
+
+    Attributes:
+        theta: the current adapter, mapped.
+        closed: the rounds so far.
+        initial_sha256: hash of the bundle's own adapter.
 
     Raises:
         JobError: a resumed job's adapter is not in ``blobs``.
     """
 
-    def __init__(self, bundle: Bundle, blobs: BlobStore, closed: Sequence[ClosedRound]) -> None:
+    def __init__(self, bundle: Bundle, blobs: BlobStore, closed: Sequence[ClosedRound], *, momentum: bool) -> None:
         self._blobs = blobs
-        initial = bundle.initial_adapter()
-        self.initial_sha256 = adapter_sha256(initial)
+        self._momentum = momentum
+        self._bundle = bundle
+        self._initial = bundle.initial_adapter()
+        self.initial_sha256 = adapter_sha256(self._initial)
         self.closed = list(closed)
-        self.theta = self._load(bundle) if closed else initial
-        self._current = self._blobs.add(to_bytes(self.theta))
+        self.theta = self._load(self.sha256)
+        self._merged: dict[str, BlobRef] = {}
 
-    def _load(self, bundle: Bundle) -> FloatVector:
-        wanted = self.closed[-1].result_sha256
-        data = self._blobs.read(wanted)
-        if data is None:
-            raise JobError(f"adapter {wanted[:12]} is not in the state directory", "restore it, or begin a new job")
-        return from_bytes(data, bundle.manifest.parameters)
+    def _load(self, sha256: str) -> FloatVector:
+        if sha256 == self.initial_sha256:
+            return self._initial
+        path = self._blobs.path(sha256)
+        if path is None:
+            raise JobError(f"adapter {sha256[:12]} is not in the state directory", "restore it, or begin a new job")
+        return map_adapter(path, self._initial.size)
 
     @property
     def sha256(self) -> str:
         """The current adapter's hash."""
-        return self._current.sha256
+        return self.closed[-1].result_sha256 if self.closed else self.initial_sha256
+
+    @property
+    def previous_sha256(self) -> str | None:
+        """Hash of the adapter before the current one; None in the first round."""
+        return self.closed[-1].base_sha256 if self.closed else None
 
     @property
     def mean_square(self) -> float | None:
         """Mean square of the last round's scalars."""
         return self.closed[-1].mean_square if self.closed else None
 
-    def keep(self, theta: FloatVector) -> str:
-        """Keep a new adapter's file; the chain does not go on to it yet."""
-        return self._blobs.add(to_bytes(theta)).sha256
+    def extend(self, log: RoundLog) -> tuple[RoundLog, BlobRef]:
+        """Write the adapter after a round, and the round's log; the chain does not go on to it yet.
 
-    def advance(self, theta: FloatVector, closed: ClosedRound) -> None:
-        """Go on to the adapter of a closed round."""
-        self.theta = theta
+        Returns:
+            The log with its result, and where it is.
+
+        Raises:
+            TrainingError: the result is not finite.
+            StorageError: disk full or not writable.
+        """
+        previous = None if log.previous_sha256 is None else self._load(log.previous_sha256)
+        path = self._blobs.temporary()
+        result = write_replayed(path, self.theta, [log], previous)
+        self._blobs.adopt(path, result)
+        log = msgspec.structs.replace(log, result_sha256=result)
+        return log, self._blobs.add(encode_chain([log]))
+
+    def advance(self, closed: ClosedRound) -> None:
+        """Go on to the adapter of a closed round, and forget what no device can need any more."""
         self.closed.append(closed)
-        self._current = BlobRef(closed.result_sha256, 4 * theta.size)
+        self.theta = self._load(closed.result_sha256)
+        for merged in self._merged.values():
+            self._blobs.remove(merged.sha256)
+        self._merged.clear()
+        needed = {done.result_sha256 for done in self.closed[-_KEPT_FILES:]}
+        for done in self.closed[-2 * _KEPT_FILES : -_KEPT_FILES]:
+            if done.result_sha256 not in needed:
+                self._blobs.remove(done.result_sha256)
+        size = 0
+        for done in reversed(self.closed):
+            if size >= 4 * self.theta.size:
+                self._blobs.remove(done.log_sha256)
+            size += done.log_size_bytes
 
-    def reference(self, device_adapter_sha256: str | None) -> AdapterRef:
-        """Return the current adapter, with the logs to it where they are fewer bytes than the file.
+    def reference(
+        self,
+        device_adapter_sha256: str | None,
+        link_bytes_per_s: float | None = None,
+        replay_parameters_per_s: float | None = None,
+    ) -> AdapterRef:
+        """Return the current adapter, with a log to it where that is the cheaper way.
 
         Args:
             device_adapter_sha256: what the device has; None: only the bundle.
+            link_bytes_per_s: the device's measured link; None: fewer bytes are the cheaper way.
+            replay_parameters_per_s: parameters × directions that the device replays a second; None: at no cost.
         """
+        file = BlobRef(self.sha256, 4 * self.theta.size)
         base = device_adapter_sha256 or self.initial_sha256
-        logs: list[BlobRef] = []
-        reached = self.sha256
-        for closed in reversed(self.closed):
-            if reached == base:
-                break
-            logs.insert(0, BlobRef(closed.log_sha256, closed.log_size_bytes))
-            reached = closed.base_sha256
-        cheaper = sum(log.size_bytes for log in logs) < self._current.size_bytes
-        if reached != base or not logs or not cheaper:
-            return AdapterRef(self._current, [], None)
-        return AdapterRef(self._current, logs, base)
+        missed = self._missed(base, file.size_bytes)
+        if not missed:
+            return AdapterRef(file, None, None)
+        size = sum(done.log_size_bytes for done in missed)
+        if link_bytes_per_s is not None and replay_parameters_per_s is not None:
+            replay_s = sum(done.terms for done in missed) * self.theta.size / replay_parameters_per_s
+            if size / link_bytes_per_s + replay_s >= file.size_bytes / link_bytes_per_s:
+                return AdapterRef(file, None, None)
+        first = missed[0].index
+        previous = self.closed[first - 1].base_sha256 if self._momentum and first > 0 else None
+        return AdapterRef(file, self._log(base, missed), base, previous)
+
+    def _missed(self, base: str, most_bytes: int) -> list[ClosedRound]:
+        """Return the rounds from an adapter to the current one; none where the file has fewer bytes than their logs."""
+        if base == self.sha256:
+            return []
+        missed: list[ClosedRound] = []
+        size = 0
+        for done in reversed(self.closed):
+            size += done.log_size_bytes
+            if size >= most_bytes:
+                return []
+            missed.insert(0, done)
+            if done.base_sha256 == base:
+                return missed
+        return []
+
+    def _log(self, base: str, missed: Sequence[ClosedRound]) -> BlobRef | None:
+        """Return one blob with all logs."""
+        if len(missed) == 1:
+            return BlobRef(missed[0].log_sha256, missed[0].log_size_bytes)
+        if base not in self._merged:
+            found = [self._blobs.read(done.log_sha256) for done in missed]
+            if None in found:
+                return None
+            logs = [log for data in found if data is not None for log in decode_chain(data)]
+            self._merged[base] = self._blobs.add(encode_chain(logs))
+        return self._merged[base]

@@ -1,32 +1,31 @@
-"""From the cohort's reports to the next adapter: shares, the replay log, the replay."""
+"""From the cohort's reports to a round's log and figures."""
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
-import numpy as np
-
-from edge_runtime.layout import adapter_sha256, front_size
-from edge_runtime.replay import DeviceScalars, RoundLog, mean_square_of, replay, unpack_scalars
-from edge_runtime.workshop import ROUND_LOG_VERSION
-from server.errors import JobError
+from edge_runtime.layout import front_size
+from edge_runtime.replay import compact, mean_square_of
+from edge_runtime.round_log import DeviceScalars, RoundLog, unpack_scalars
+from server.planning import RoundFigures, RoundPlan, variances
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from edge_runtime.layout import Parameter
-    from edge_runtime.perturbation import FloatVector
     from server.job import Job
 
 
 @dataclass(frozen=True)
 class TakenReport:
-    """What the server keeps of a report: packed scalars and the device's number of rows."""
+    """What the server keeps of a report: packed scalars, rows of the device, seconds of a pass (None: not known)."""
 
     scalars: bytes
     examples: int
+    front_s: float | None = None
+    back_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -34,14 +33,14 @@ class Aggregate:
     """A round's result.
 
     Attributes:
-        theta: the new adapter, float32, (parameters,).
-        log: what turns the old adapter into it.
-        mean_square: mean square of the cohort's scalars, for the next round's normalisation.
+        log: what turns the old adapter into the new one; its ``result_sha256`` is not known yet.
+        mean_square: mean square of the cohort's scalars, for the next round's normalisation; None without.
+        figures: what the round showed of its blocks.
     """
 
-    theta: FloatVector
     log: RoundLog
     mean_square: float | None
+    figures: RoundFigures
 
 
 def shares(examples: Mapping[str, int], weighting: str) -> dict[str, float]:
@@ -52,51 +51,60 @@ def shares(examples: Mapping[str, int], weighting: str) -> dict[str, float]:
 
 
 def aggregate(
-    theta: FloatVector,
     parameters: Sequence[Parameter],
     job: Job,
     round_index: int,
+    plan: RoundPlan,
+    adapters: tuple[str, str | None],
     mean_square: float | None,
     reports: Mapping[str, TakenReport],
 ) -> Aggregate:
-    """Rebuild the weighted mean of the devices' local models from their scalars.
+    """Make the log of a round: the weighted mean of the devices' local models.
 
     Args:
-        theta: the adapter that the round started from.
         parameters: the layout.
-        job: the job, its split filled in.
+        job: the job.
         round_index: index of the round.
+        plan: what the devices did.
+        adapters: hashes of the adapter that the round started from, and of the one before it (None: there is none).
         mean_square: what the plans of the round carried.
         reports: the reports that count, by device; at least one.
 
     Raises:
         ProtocolError: scalars that do not fit the rule.
-        JobError: the new adapter is not finite.
     """
-    assert job.split is not None  # noqa: S101 fit_to_bundle has run
     weights = shares({device: report.examples for device, report in reports.items()}, job.weighting)
-    base = adapter_sha256(theta)
+    base, previous = adapters
     log = RoundLog(
-        v=ROUND_LOG_VERSION,
         job=job.name,
         job_seed=job.seed,
         round=round_index,
-        rule=job.rule_of(round_index),
-        front_size=front_size(parameters, job.split),
+        rule=plan.rule,
+        front_size=front_size(parameters, plan.split),
         steps=job.steps,
         mean_square=mean_square,
+        momentum=job.server_momentum,
+        previous_sha256=previous if job.server_momentum > 0 else None,
         base_sha256=base,
         result_sha256=base,
         devices=[DeviceScalars(device, weight, reports[device].scalars) for device, weight in weights.items()],
+        terms=None,
     )
-    result = replay(theta, log)
-    if not np.isfinite(result).all():
-        raise JobError(
-            f"round {round_index} gives an adapter that is not finite", "lower learning_rate in the job's [step]"
-        )
-    rows = [unpack_scalars(device.scalars, job.steps, job.step.scalars_per_step) for device in log.devices]
+    rows = [unpack_scalars(device.scalars, job.steps, plan.rule.scalars_per_step) for device in log.devices]
+    v1, v2 = variances(plan.rule, [step for steps in rows for step in steps])
     return Aggregate(
-        theta=result,
-        log=msgspec.structs.replace(log, result_sha256=adapter_sha256(result)),
-        mean_square=mean_square_of(rows) if job.step.normalize == "rms" else None,
+        log=compact(log),
+        mean_square=mean_square_of(rows) if plan.rule.normalize == "rms" else None,
+        figures=RoundFigures(
+            plan.split,
+            v1,
+            v2,
+            _median(r.front_s for r in reports.values()),
+            _median(r.back_s for r in reports.values()),
+        ),
     )
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None

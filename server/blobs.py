@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from typing import TYPE_CHECKING
 
+from edge_runtime.errors import storage_error
 from edge_runtime.manifest import MANIFEST_FILE
 from edge_runtime.protocol import BlobRef
-from edge_runtime.store import write_atomically
+from edge_runtime.store import sync_directory, write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,6 +39,36 @@ class BlobStore:
         if not path.exists():
             write_atomically(path, data)
         return BlobRef(sha256, len(data))
+
+    def temporary(self) -> Path:
+        """Return a path on the same disk for a file that adopt will take.
+
+        Raises:
+            StorageError: the folder cannot be made.
+        """
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(error, self._root) from error
+        return self._root / f"new-{uuid.uuid4().hex}.tmp"
+
+    def adopt(self, path: Path, sha256: str) -> BlobRef:
+        """Make a whole, synced file a blob.
+
+        Raises:
+            StorageError: it cannot be renamed.
+        """
+        try:
+            path.replace(self._root / sha256)
+            sync_directory(self._root)
+            return BlobRef(sha256, (self._root / sha256).stat().st_size)
+        except OSError as error:
+            raise storage_error(error, path) from error
+
+    def remove(self, sha256: str) -> None:
+        """Forget a blob; a bundle's files are never touched."""
+        if sha256 not in self._elsewhere:
+            (self._root / sha256).unlink(missing_ok=True)
 
     def read(self, sha256: str) -> bytes | None:
         """Return a blob's bytes, or None where it is not here."""

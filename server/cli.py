@@ -191,6 +191,8 @@ def _job_show(args: argparse.Namespace) -> int:
         "state",
         "offered",
         "reports",
+        "split",
+        "back_perturbations",
         "slowest_s",
         "bytes_up",
         "bytes_down",

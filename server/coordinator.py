@@ -11,9 +11,10 @@ import msgspec
 
 from edge_runtime import protocol
 from edge_runtime.errors import ProtocolError
-from edge_runtime.replay import unpack_scalars
+from edge_runtime.privacy import Privacy
+from edge_runtime.replay import round_terms
+from edge_runtime.round_log import unpack_scalars
 from edge_runtime.transport import Connected
-from edge_runtime.workshop import encode_log
 from server import events, rounds
 from server.aggregate import aggregate
 from server.errors import JobError
@@ -21,12 +22,14 @@ from server.evaluator import BackgroundEvaluator
 from server.fleet import Device, choose_cohort
 from server.ledger import ClosedRound, Ledger
 from server.offers import Offers, open_offers, resume_offers
+from server.planning import next_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edge_runtime.manifest import Manifest
     from edge_runtime.perturbation import FloatVector
+    from edge_runtime.rule import StepRule
     from edge_runtime.transport import Message, Transport
     from server.adapters import AdapterChain
     from server.blobs import BlobStore
@@ -211,15 +214,16 @@ class Coordinator:
             )
         cohort = choose_cohort(online, self._job.cohort, self._job.over_selection, self._job.seed, index, attempt)
         base = (self._chain.sha256, self._chain.mean_square)
+        history = [closed.figures for closed in self._chain.closed]
+        plan = next_plan(self._job, self._setting.manifest, index, history)
         now = self._setting.clock()
-        self._offers = open_offers(self._job, self._ledger, self._observe, index, attempt, base, cohort, now)
+        self._offers = open_offers(self._job, self._ledger, self._observe, index, attempt, plan, base, cohort, now)
         for name in cohort:
             self._send_plan(name)
 
     def _send_plan(self, name: str) -> None:
         assert self._offers is not None  # noqa: S101
-        assert self._job.split is not None  # noqa: S101 fit_to_bundle has run
-        state = self._offers.state
+        state, private = self._offers.state, self._job.privacy
         plan = protocol.TrainPlan(
             job=self._job.name,
             job_seed=self._job.seed,
@@ -227,11 +231,12 @@ class Coordinator:
             attempt=state.attempt,
             bundle_sha256=self._setting.bundle_sha256,
             adapter=self._reference(name),
-            rule=self._job.rule_of(state.index),
-            split=self._job.split,
+            rule=self._offers.plan.rule,
+            split=self._offers.plan.split,
             steps=self._job.steps,
             batch_size=self._job.batch_size,
             mean_square=self._chain.mean_square,
+            privacy=None if private is None else Privacy(private.clip, private.noise_multiplier),
             deadline_s=max(1.0, state.deadline_at - self._setting.clock()),
             blob_url=self._setting.blob_url,
         )
@@ -240,8 +245,8 @@ class Coordinator:
         self._transport.publish(protocol.topic(self._setting.fleet, name, "plan"), payload)
 
     def _reference(self, name: str) -> protocol.AdapterRef:
-        device = self._devices.get(name)
-        return self._chain.reference(device.adapter_sha256 if device is not None else None)
+        device = self._devices.get(name) or Device(name)
+        return self._chain.reference(device.adapter_sha256, device.link_bytes_per_s, device.replay_parameters_per_s)
 
     def _decide(self) -> None:
         if self._offers is None:
@@ -258,20 +263,29 @@ class Coordinator:
 
     def _aggregate(self, offers: Offers) -> None:
         index, reports = offers.state.index, offers.taken()
-        parameters, mean_square = self._setting.manifest.parameters, self._chain.mean_square
-        result = aggregate(self._chain.theta, parameters, self._job, index, mean_square, reports)
-        log = self._blobs.add(encode_log(result.log))
-        self._chain.keep(result.theta)
+        chain = self._chain
+        result = aggregate(
+            self._setting.manifest.parameters,
+            self._job,
+            index,
+            offers.plan,
+            (chain.sha256, chain.previous_sha256),
+            chain.mean_square,
+            reports,
+        )
+        log, blob = chain.extend(result.log)
         closed = ClosedRound(
             index=index,
-            base_sha256=result.log.base_sha256,
-            result_sha256=result.log.result_sha256,
-            log_sha256=log.sha256,
-            log_size_bytes=log.size_bytes,
+            base_sha256=log.base_sha256,
+            result_sha256=log.result_sha256,
+            log_sha256=blob.sha256,
+            log_size_bytes=blob.size_bytes,
+            terms=len(round_terms(log)),
             mean_square=result.mean_square,
+            figures=result.figures,
         )
         self._ledger.close_round(self._job.name, offers.state.attempt, closed)
-        self._chain.advance(result.theta, closed)
+        chain.advance(closed)
         self._observe(events.RoundClosed(round=index, reports=len(reports), adapter_sha256=closed.result_sha256))
         self._collect_evaluation(wait=True)
         self._evaluator.start(index, self._chain.theta)
@@ -308,7 +322,9 @@ class Coordinator:
             outcome = rounds.judge(self._offers.state, device.name, report.round, report.attempt, now)
             if outcome == "taken":
                 try:
-                    self._check(report)
+                    self._check(report, self._offers.plan.rule)
+                    device.link_bytes_per_s = report.link_bytes_per_s
+                    device.replay_parameters_per_s = report.replay_parameters_per_s
                     self._offers.record(device.name, report, size_bytes)
                     self._prove(device, report.adapter_sha256)
                 except ProtocolError as error:
@@ -323,15 +339,15 @@ class Coordinator:
         )
         self._transport.publish(protocol.topic(self._setting.fleet, device.name, "report/ack"), protocol.encode(ack))
 
-    def _check(self, report: protocol.RoundReport) -> None:
+    def _check(self, report: protocol.RoundReport, rule: StepRule) -> None:
         """Check a report against its plan; the types were checked at the border."""
-        unpack_scalars(report.scalars, self._job.steps, self._job.step.scalars_per_step)
+        unpack_scalars(report.scalars, self._job.steps, rule.scalars_per_step)
         if report.adapter_sha256 != self._chain.sha256:
             raise ProtocolError(
                 f"trained adapter {report.adapter_sha256[:12]}, the round's is {self._chain.sha256[:12]}",
                 "the device fetches the adapter with its next plan",
             )
-        if not math.isfinite(report.loss) or not math.isfinite(report.seconds):
+        if not math.isfinite(report.loss or 0.0) or not math.isfinite(report.seconds):
             raise ProtocolError("loss or seconds are not finite", "look at the device")
 
     # -- the end ------------------------------------------------------------------------------------------------

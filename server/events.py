@@ -37,11 +37,11 @@ class RoundOpened(_Event, frozen=True, tag="round_opened", kw_only=True):
 
 
 class ReportTaken(_Event, frozen=True, tag="report", kw_only=True):
-    """A device reported."""
+    """A device reported; ``loss`` is None in a private round."""
 
     round: int
     device: str
-    loss: float
+    loss: float | None
     seconds: float
     bytes_up: int
 

@@ -18,12 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class Device:
-    """One device: its last state, its last birth, and the adapter it has shown to have (None: not known)."""
+    """One device: its last state, its last birth, the adapter it has shown to have, and what it measured.
+
+    None: not known.
+    """
 
     name: str
     state: str = "offline"
     birth: Birth | None = None
     adapter_sha256: str | None = None
+    link_bytes_per_s: float | None = None
+    replay_parameters_per_s: float | None = None
 
     @property
     def is_here(self) -> bool:

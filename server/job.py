@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
 from edge_runtime.config import read_toml
 from edge_runtime.errors import ConfigError
 from edge_runtime.protocol import MAX_PAYLOAD_BYTES, Name
-from edge_runtime.spzo import StepRule, check_rule
+from edge_runtime.rule import MAX_PERTURBATIONS, StepRule, check_rule
+from server.methods import expand
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,6 +18,34 @@ if TYPE_CHECKING:
     from edge_runtime.manifest import Manifest
 
 _REPORT_OVERHEAD_BYTES = 512
+
+
+class JobPrivacy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Differential privacy of each device's rows, as a whole; see edge_runtime/privacy.py.
+
+    Attributes:
+        clip: largest absolute value of a scalar.
+        noise_multiplier: standard deviation of the noise, as a multiple of ``clip``; 0 only clips.
+        delta: the δ for which the job's result reports ε.
+    """
+
+    clip: Annotated[float, msgspec.Meta(gt=0, le=1e5)]
+    noise_multiplier: Annotated[float, msgspec.Meta(ge=0, le=1e3)]
+    delta: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 1e-5
+
+
+class Adaptive(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the server may choose from round to round; see planning.next_plan.
+
+    Attributes:
+        back_perturbations: P2.
+        split: which of the bundle's splits.
+        most_back_perturbations: the largest P2 that may be chosen.
+    """
+
+    back_perturbations: bool = True
+    split: bool = False
+    most_back_perturbations: Annotated[int, msgspec.Meta(ge=2, le=MAX_PERTURBATIONS)] = 32
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,7 +68,11 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         max_attempts: attempts of one round before the job fails.
         weighting: devices count by their number of rows, or all the same.
         schedule: the learning rate stays (``constant``), or falls in equal steps towards 0 at the end (``linear``).
+        method: which rule [step] begins with; see methods.METHODS.
+        server_momentum: share of a round's movement that the next one repeats.
         step: how a step perturbs and updates.
+        adaptive: what the server may choose itself; None: nothing.
+        privacy: how scalars are clipped and noised on the device; None: they are not.
     """
 
     name: Name
@@ -57,7 +90,11 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_attempts: Annotated[int, msgspec.Meta(ge=1)] = 5
     weighting: Literal["examples", "uniform"] = "examples"
     schedule: Literal["constant", "linear"] = "linear"
+    method: str = "spzo"
+    server_momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
     step: StepRule = StepRule()
+    adaptive: Adaptive | None = None
+    privacy: JobPrivacy | None = None
 
     @property
     def devices_to_start(self) -> int:
@@ -78,20 +115,42 @@ def read_job(path: Path) -> Job:
     Raises:
         ConfigError: no file, not TOML, an unknown field, a wrong type or value, fields that contradict each other.
     """
-    job = read_toml(path, Job)
+    job = read_toml(path, Job, _with_method)
     if job.cohort and job.min_reports > job.cohort:
         raise ConfigError(
             f"{path}: min_reports = {job.min_reports} can never be reached with cohort = {job.cohort}",
             "lower min_reports, or raise cohort",
         )
-    report_bytes = 4 * job.steps * job.step.scalars_per_step + _REPORT_OVERHEAD_BYTES
+    rule = job.step
+    if job.adaptive is not None:
+        if rule.variant != "nested" or rule.normalize == "std":
+            raise ConfigError(
+                f'{path}: [adaptive] needs variant = "nested" and normalize "rms" or "none"',
+                "leave [adaptive] out, or change [step]",
+            )
+        most = max(rule.back_perturbations, job.adaptive.most_back_perturbations)
+        rule = msgspec.structs.replace(rule, back_perturbations=most)
+    report_bytes = 4 * job.steps * rule.scalars_per_step + _REPORT_OVERHEAD_BYTES
     if report_bytes > MAX_PAYLOAD_BYTES * 3 // 4:
         raise ConfigError(
             f"{path}: a report would have {report_bytes} bytes, more than one message can carry",
             "lower steps or the number of perturbations",
         )
+    if job.privacy is not None and job.weighting != "uniform":
+        raise ConfigError(
+            f'{path}: a private job needs weighting = "uniform": shares by rows would tell how many a device has',
+            'set weighting = "uniform"',
+        )
     check_rule(job.step)
     return msgspec.structs.replace(job, eval_file=str(path.resolve().parent / job.eval_file))
+
+
+def _with_method(table: dict[str, Any]) -> dict[str, Any]:
+    """Fill in what the job's method fixes and defaults to."""
+    step = table.get("step", {})
+    if not isinstance(step, dict):
+        return table  # the types are checked next
+    return {**table, "step": expand(table.get("method", "spzo"), step)}
 
 
 def fit_to_bundle(job: Job, manifest: Manifest) -> Job:

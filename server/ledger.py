@@ -13,8 +13,11 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from edge_runtime.errors import StorageError, storage_error
 from server.errors import JobError
+from server.planning import RoundFigures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +27,7 @@ LEDGER_FILE = "ledger.sqlite"
 MAY_CHANGE = frozenset({"cohort", "over_selection", "min_reports", "min_devices", "deadline_s", "max_attempts"})
 """Fields of a job that may be other ones when it is resumed: they decide who reports, not what a report means."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE jobs (
     name TEXT PRIMARY KEY, fleet TEXT NOT NULL, bundle_sha256 TEXT NOT NULL, config TEXT NOT NULL,
@@ -32,13 +35,14 @@ CREATE TABLE jobs (
     loss_start REAL, accuracy_start REAL, result_dir TEXT);
 CREATE TABLE rounds (
     job TEXT NOT NULL REFERENCES jobs(name), round INTEGER NOT NULL, attempt INTEGER NOT NULL, state TEXT NOT NULL,
-    base_sha256 TEXT NOT NULL, base_mean_square REAL, opened_at TEXT NOT NULL DEFAULT (datetime('now')),
-    closed_at TEXT, result_sha256 TEXT, log_sha256 TEXT, log_size_bytes INTEGER, mean_square REAL,
+    plan TEXT NOT NULL, base_sha256 TEXT NOT NULL, base_mean_square REAL,
+    opened_at TEXT NOT NULL DEFAULT (datetime('now')), closed_at TEXT, result_sha256 TEXT, log_sha256 TEXT,
+    log_size_bytes INTEGER, terms INTEGER, mean_square REAL, figures TEXT,
     loss REAL, accuracy REAL, PRIMARY KEY (job, round, attempt));
 CREATE TABLE offers (
     job TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL, device TEXT NOT NULL, state TEXT NOT NULL,
     detail TEXT, scalars BLOB, examples INTEGER, loss REAL, seconds REAL, front_passes INTEGER, back_passes INTEGER,
-    bytes_up INTEGER NOT NULL DEFAULT 0, bytes_down INTEGER NOT NULL DEFAULT 0,
+    front_seconds REAL, back_seconds REAL, bytes_up INTEGER NOT NULL DEFAULT 0, bytes_down INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (job, round, attempt, device), FOREIGN KEY (job, round, attempt) REFERENCES rounds);
 CREATE TABLE devices (
     fleet TEXT NOT NULL, name TEXT NOT NULL, state TEXT NOT NULL, birth TEXT, adapter_sha256 TEXT,
@@ -55,7 +59,9 @@ class ClosedRound:
     result_sha256: str
     log_sha256: str
     log_size_bytes: int
+    terms: int
     mean_square: float | None
+    figures: RoundFigures
 
 
 class Ledger:
@@ -178,14 +184,21 @@ class Ledger:
     # -- rounds -------------------------------------------------------------------------------------------------
 
     def open_round(
-        self, job: str, index: int, attempt: int, base_sha256: str, mean_square: float | None, devices: list[str]
+        self,
+        job: str,
+        index: int,
+        attempt: int,
+        plan: str,
+        base_sha256: str,
+        mean_square: float | None,
+        devices: list[str],
     ) -> None:
-        """Enter an attempt at a round and its offers."""
+        """Enter an attempt at a round and its offers; ``plan`` is planning.RoundPlan as JSON."""
         with self.transaction():
             self._db.execute(
-                "INSERT INTO rounds (job, round, attempt, state, base_sha256, base_mean_square) "
-                "VALUES (?, ?, ?, 'open', ?, ?)",
-                (job, index, attempt, base_sha256, mean_square),
+                "INSERT INTO rounds (job, round, attempt, state, plan, base_sha256, base_mean_square) "
+                "VALUES (?, ?, ?, 'open', ?, ?, ?)",
+                (job, index, attempt, plan, base_sha256, mean_square),
             )
             self._db.executemany(
                 "INSERT INTO offers (job, round, attempt, device, state) VALUES (?, ?, ?, ?, 'offered')",
@@ -220,9 +233,9 @@ class Ledger:
         """Enter a round's result."""
         self._write(
             "UPDATE rounds SET state = 'aggregated', closed_at = datetime('now'), result_sha256 = ?, log_sha256 = ?, "
-            "log_size_bytes = ?, mean_square = ? WHERE job = ? AND round = ? AND attempt = ?",
-            closed.result_sha256, closed.log_sha256, closed.log_size_bytes, closed.mean_square,
-            job, closed.index, attempt,
+            "log_size_bytes = ?, terms = ?, mean_square = ?, figures = ? WHERE job = ? AND round = ? AND attempt = ?",
+            closed.result_sha256, closed.log_sha256, closed.log_size_bytes, closed.terms, closed.mean_square,
+            msgspec.json.encode(closed.figures).decode(), job, closed.index, attempt,
         )  # fmt: skip
 
     def abandon_round(self, job: str, index: int, attempt: int) -> None:
@@ -249,7 +262,9 @@ class Ledger:
                 row["result_sha256"],
                 row["log_sha256"],
                 row["log_size_bytes"],
+                row["terms"],
                 row["mean_square"],
+                msgspec.json.decode(row["figures"], type=RoundFigures),
             )
             for row in self.rows("SELECT * FROM rounds WHERE job = ? AND state = 'aggregated' ORDER BY round", job)
         ]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from server import events, rounds
 from server.aggregate import TakenReport
+from server.planning import RoundPlan
 from server.rounds import OfferState, Round
 
 if TYPE_CHECKING:
@@ -27,13 +30,15 @@ class Offers:
         job: the job.
         ledger: where changes are written.
         observe: told what happens.
+        plan: what the devices do.
         state: the attempt as it stands; open_offers and resume_offers make one.
     """
 
-    def __init__(self, job: Job, ledger: Ledger, observe: Observer, state: Round) -> None:
+    def __init__(self, job: Job, ledger: Ledger, observe: Observer, plan: RoundPlan, state: Round) -> None:
         self._job = job
         self._ledger = ledger
         self._observe = observe
+        self.plan = plan
         self.state = state
 
     def holds(self, device: str) -> bool:
@@ -95,6 +100,8 @@ class Offers:
             "seconds": report.seconds,
             "front_passes": report.front_passes,
             "back_passes": report.back_passes,
+            "front_seconds": report.front_seconds,
+            "back_seconds": report.back_seconds,
         }
         with self._ledger.transaction():
             self._ledger.take_report(self._job.name, self.state.index, self.state.attempt, device, values)
@@ -109,11 +116,14 @@ class Offers:
     def taken(self) -> dict[str, TakenReport]:
         """Return the reports that count, from the ledger."""
         rows = self._ledger.rows(
-            "SELECT device, scalars, examples FROM offers WHERE job = ? AND round = ? AND attempt = ? "
+            "SELECT device, scalars, examples, front_seconds / nullif(front_passes, 0) AS front_s, "
+            "back_seconds / nullif(back_passes, 0) AS back_s FROM offers WHERE job = ? AND round = ? AND attempt = ? "
             "AND state = 'reported'",
             self._job.name, self.state.index, self.state.attempt,
         )  # fmt: skip
-        return {row["device"]: TakenReport(row["scalars"], row["examples"]) for row in rows}
+        return {
+            row["device"]: TakenReport(row["scalars"], row["examples"], row["front_s"], row["back_s"]) for row in rows
+        }
 
     def abandon(self) -> None:
         """Too few reports: give the attempt up."""
@@ -132,21 +142,22 @@ def open_offers(
     observe: Observer,
     index: int,
     attempt: int,
+    plan: RoundPlan,
     base: tuple[str, float | None],
     cohort: Iterable[str],
     now: float,
 ) -> Offers:
     """Open an attempt and enter it; ``base`` is the adapter's hash and the mean square that the plans carry."""
     names = sorted(cohort)
-    ledger.open_round(job.name, index, attempt, *base, names)
+    ledger.open_round(job.name, index, attempt, msgspec.json.encode(plan).decode(), *base, names)
     state = rounds.open_round(index, attempt, names, now + job.deadline_s, job.min_reports, _enough(job, len(names)))
     observe(events.RoundOpened(round=index, attempt=attempt, devices=names))
-    return Offers(job, ledger, observe, state)
+    return Offers(job, ledger, observe, plan, state)
 
 
 def resume_offers(job: Job, ledger: Ledger, observe: Observer, now: float) -> Offers | None:
     """Return the attempt that was open when the server stopped, with its reports and a new deadline; None: none was."""
-    for row in ledger.rows("SELECT round, attempt FROM rounds WHERE job = ? AND state = 'open'", job.name):
+    for row in ledger.rows("SELECT round, attempt, plan FROM rounds WHERE job = ? AND state = 'open'", job.name):
         offers = ledger.rows(
             "SELECT device, state FROM offers WHERE job = ? AND round = ? AND attempt = ?",
             job.name, row["round"], row["attempt"],
@@ -161,5 +172,5 @@ def resume_offers(job: Job, ledger: Ledger, observe: Observer, now: float) -> Of
             offers=states,
         )
         _LOG.info("resumed in round %d with %d reports", state.index, len(state.reported))
-        return Offers(job, ledger, observe, state)
+        return Offers(job, ledger, observe, msgspec.json.decode(row["plan"], type=RoundPlan), state)
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 import sys
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ class _Row:
         self.reports = 0
         self.failed = 0
         self.offered = 0
-        self.train_loss = 0.0
+        self.train_losses: list[float] = []
         self.seconds = 0.0
         self.bytes_up = 0
         self.status = "open"
@@ -78,7 +79,7 @@ class Progress:
                 self._note = f"round {event.round + 1} of {self._job.rounds}"
             case events.ReportTaken():
                 row = self._row(event.round)
-                row.train_loss = (row.train_loss * row.reports + event.loss) / (row.reports + 1)
+                row.train_losses += [] if event.loss is None else [event.loss]
                 row.seconds = max(row.seconds, event.seconds)
                 row.reports += 1
                 row.bytes_up += event.bytes_up
@@ -110,9 +111,8 @@ class Progress:
             row = self._rows[index]
             loss = f"{row.evaluation.loss:.4f}" if row.evaluation else ""
             accuracy = f"{row.evaluation.accuracy:.3f}" if row.evaluation else ""
-            train = (
-                (f"{row.seconds:.1f} s", str(row.bytes_up), f"{row.train_loss:.4f}") if row.reports else ("", "", "")
-            )
+            train_loss = f"{statistics.fmean(row.train_losses):.4f}" if row.train_losses else ""
+            train = (f"{row.seconds:.1f} s", str(row.bytes_up), train_loss) if row.reports else ("", "", "")
             table.add_row(str(index + 1), f"{row.reports}/{row.offered}", *train, loss, accuracy, row.status)
         return table
 

@@ -94,7 +94,7 @@ def run_job(
         resumed = ledger.begin_job(job.name, options.fleet, bundle.sha256, msgspec.to_builtins(job))
         blobs = BlobStore(options.state_dir / "blobs")
         blobs.add_bundle(bundle)
-        chain = AdapterChain(bundle, blobs, ledger.closed_rounds(job.name))
+        chain = AdapterChain(bundle, blobs, ledger.closed_rounds(job.name), momentum=job.server_momentum > 0)
         port = stack.enter_context(serve_http(make_app(blobs), options.listen, options.http_port))
         address = stack.enter_context(open_broker(options.broker, options.listen, options.mqtt_port))
         transport = MqttTransport(address, f"covey-server-{options.fleet}", tls=options.tls)

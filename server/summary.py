@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import json
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from server.errors import JobError
+from server.planning import RoundPlan
+from server.privacy import device_epsilon
 
 if TYPE_CHECKING:
     from server.ledger import Ledger
@@ -52,20 +57,47 @@ def job_summary(ledger: Ledger, name: str) -> dict[str, Any]:
         "bytes_up_per_device_round": traffic["up"],
         "bytes_down_per_device_round": traffic["down"],
         "adapter_sha256": last.get("result_sha256"),
+        **_privacy(ledger, name, json.loads(job["config"])),
         "result_dir": job["result_dir"],
     }
 
 
+def _privacy(ledger: Ledger, name: str, config: dict[str, Any]) -> dict[str, float | None]:
+    """Return ε and δ of the device that was asked most; None where the job is not private.
+
+    Every plan that was sent counts, also one whose report came too late: an upper bound.
+    """
+    if config.get("privacy") is None:
+        return {"epsilon": None, "delta": None}
+    releases: collections.Counter[str] = collections.Counter()
+    for row in ledger.rows(
+        "SELECT o.device, r.plan FROM offers o JOIN rounds r USING (job, round, attempt) WHERE o.job = ?", name
+    ):
+        rule = msgspec.json.decode(row["plan"], type=RoundPlan).rule
+        releases[row["device"]] += config["steps"] * rule.scalars_per_step
+    delta = config["privacy"]["delta"]
+    most = max(releases.values(), default=0)
+    return {"epsilon": device_epsilon(most, config["privacy"]["noise_multiplier"], delta), "delta": delta}
+
+
 def job_rounds(ledger: Ledger, name: str) -> list[dict[str, Any]]:
-    """Return every attempt at every round of a job, with its offers counted."""
-    return ledger.rows(
+    """Return every attempt at every round of a job, with its plan, and its offers counted."""
+    rows = ledger.rows(
         "SELECT r.round, r.attempt, r.state, count(o.device) AS offered, sum(o.state = 'reported') AS reports, "
-        "max(o.seconds) AS slowest_s, sum(o.bytes_up) AS bytes_up, sum(o.bytes_down) AS bytes_down, "
+        "max(o.seconds) AS slowest_s, sum(o.bytes_up) AS bytes_up, sum(o.bytes_down) AS bytes_down, r.plan, "
         "avg(o.loss) AS train_loss, r.loss, r.accuracy, r.result_sha256 AS adapter_sha256, r.opened_at, r.closed_at "
         "FROM rounds r LEFT JOIN offers o USING (job, round, attempt) WHERE r.job = ? "
         "GROUP BY r.round, r.attempt ORDER BY r.round, r.attempt",
         name,
     )
+    for row in rows:
+        plan = msgspec.json.decode(row.pop("plan"), type=RoundPlan)
+        row |= {
+            "split": plan.split,
+            "front_perturbations": plan.rule.front_perturbations,
+            "back_perturbations": plan.rule.back_perturbations,
+        }
+    return rows
 
 
 def device_list(ledger: Ledger) -> list[dict[str, Any]]:

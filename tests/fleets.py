@@ -48,10 +48,13 @@ def toml(fields: dict[str, Any]) -> str:
 
 
 def write_job(folder: Path, step: dict[str, Any] | None = None, **fields: Any) -> Path:
-    """Write ``job.toml`` and its held-out rows."""
+    """Write ``job.toml`` and its held-out rows; a dictionary among the fields is a table."""
     write_rows(reviews(40, seed=99), folder / "test.jsonl")
     path = folder / "job.toml"
-    path.write_text(toml(JOB | fields) + "[step]\n" + toml(STEP | (step or {})))
+    tables = {name: value for name, value in fields.items() if isinstance(value, dict)}
+    plain = {name: value for name, value in fields.items() if name not in tables}
+    tables["step"] = STEP | step if step else STEP
+    path.write_text(toml(JOB | plain) + "".join(f"[{name}]\n{toml(table)}" for name, table in tables.items()))
     return path
 
 

@@ -15,7 +15,8 @@ from edge_runtime.errors import BundleError, TrainingError
 from edge_runtime.golden import golden_adapter
 from edge_runtime.perturbation import BACK, FRONT, rademacher
 from edge_runtime.predict import predict
-from edge_runtime.spzo import StepRule, spzo_step, step_seeds
+from edge_runtime.rule import StepRule, step_seeds
+from edge_runtime.spzo import spzo_step
 from export.finished import load_finished
 
 if TYPE_CHECKING:

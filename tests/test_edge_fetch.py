@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.server
+import os
 import shutil
 import subprocess
 import threading
@@ -225,6 +226,9 @@ def test_files_are_old_or_new(tmp_path: Path) -> None:
 def test_only_the_newest_adapters_are_kept(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for index in range(4):
-        store.write_adapter(f"{index:064}", bytes([index]))
+        new = tmp_path / "new"
+        new.write_bytes(bytes([index]))
+        os.utime(new, ns=(index, index))
+        store.keep_adapter(new, f"{index:064}")
     kept = sorted(path.name for path in (tmp_path / "adapters").iterdir())
     assert kept == [f"{2:064}.bin", f"{3:064}.bin"]

@@ -10,39 +10,40 @@ from hypothesis import strategies as st
 from edge_runtime import protocol
 from edge_runtime.errors import ProtocolError
 from edge_runtime.protocol import AdapterRef, BlobRef
-from edge_runtime.spzo import StepRule
+from edge_runtime.rule import StepRule
 
 SHA = "ab" * 32
 REPORT = protocol.RoundReport(
     job="job", round=1, attempt=0, device="pi", adapter_sha256=SHA, scalars=b"\0" * 8, examples=10, loss=0.5,
-    seconds=1.5, front_passes=2, back_passes=4, blob_bytes=0,
+    seconds=1.5, front_passes=2, back_passes=4, front_seconds=0.5, back_seconds=1.0,
+    link_bytes_per_s=1e6, replay_parameters_per_s=None, blob_bytes=0,
 )  # fmt: skip
 PLAN = protocol.TrainPlan(
     job="job", job_seed=1, round=2, attempt=0, bundle_sha256=SHA,
-    adapter=AdapterRef(BlobRef(SHA, 400), [BlobRef(SHA, 40)], SHA), rule=StepRule(), split=5, steps=4, batch_size=8,
-    mean_square=None, deadline_s=60.0, blob_url="http://:8080/blobs",
+    adapter=AdapterRef(BlobRef(SHA, 400), BlobRef(SHA, 40), SHA), rule=StepRule(), split=5, steps=4, batch_size=8,
+    mean_square=None, privacy=None, deadline_s=60.0, blob_url="http://:8080/blobs",
 )  # fmt: skip
 MESSAGES: list[tuple[protocol.AnyMessage, str]] = [
-    (PLAN, "142b6f8e6129c59d"),
-    (REPORT, "ae14870a2ae2b515"),
+    (PLAN, "f91cdc0e31c2d363"),
+    (REPORT, "263bb50140c09555"),
     (
         protocol.Birth(
             device="pi", boot_id="1", covey_version="0.1.0", python_version="3.11", machine="aarch64",
             runtimes={"numpy": "2"}, methods=["spzo"], rows=None, bundle_sha256=None, adapter_sha256=SHA,
         ),
-        "8859ecf2d013d604",
+        "4baa754822599378",
     ),
-    (protocol.DeviceState(state="lost", boot_id="1"), "5e6d637ed17a0d61"),
-    (protocol.ReportAck(job="job", round=1, attempt=0, outcome="taken"), "09d1ab454306f565"),
-    (protocol.PlanAccepted(job="job", round=1, attempt=0, device="pi"), "9ed33373365237dc"),
-    (protocol.PlanRefused(job="job", round=1, attempt=0, device="pi", code=4, message="m"), "0b32ef62fd941c1c"),
-    (protocol.Synced(job="job", round=1, device="pi", adapter_sha256=SHA, blob_bytes=3), "bfecd8a325f04099"),
+    (protocol.DeviceState(state="lost", boot_id="1"), "c50e6f8eee48c490"),
+    (protocol.ReportAck(job="job", round=1, attempt=0, outcome="taken"), "d238285b8e873c3b"),
+    (protocol.PlanAccepted(job="job", round=1, attempt=0, device="pi"), "9d8f8aef0be0a497"),
+    (protocol.PlanRefused(job="job", round=1, attempt=0, device="pi", code=4, message="m"), "29f9e5fb34b7fb5d"),
+    (protocol.Synced(job="job", round=1, device="pi", adapter_sha256=SHA, blob_bytes=3), "e9eb72c1a62bd662"),
     (
         protocol.SyncPlan(
-            job="job", round=1, bundle_sha256=SHA, adapter=AdapterRef(BlobRef(SHA, 4), [], None), final=True,
+            job="job", round=1, bundle_sha256=SHA, adapter=AdapterRef(BlobRef(SHA, 4), None, None), final=True,
             blob_url="http://h/blobs",
         ),
-        "6b37bd6f33c5e1ba",
+        "2cda2f7283df4850",
     ),
 ]  # fmt: skip
 
@@ -64,8 +65,8 @@ def test_messages_say_what_they_are() -> None:
 
 
 def test_another_version_is_named() -> None:
-    fields = msgspec.msgpack.decode(protocol.encode(REPORT)) | {"v": 2}
-    with pytest.raises(ProtocolError, match="protocol version 2, this Covey speaks version 1"):
+    fields = msgspec.msgpack.decode(protocol.encode(REPORT)) | {"v": 1}
+    with pytest.raises(ProtocolError, match="protocol version 1, this Covey speaks version 2"):
         protocol.decode(msgspec.msgpack.encode(fields), protocol.RoundReport)
 
 
@@ -73,7 +74,8 @@ def test_another_version_is_named() -> None:
     "change",
     [
         {"round": "1"}, {"round": -1}, {"scalars": "text"}, {"adapter_sha256": "xyz"}, {"device": "a/b"},
-        {"examples": 0}, {"type": "birth"}, {"surprise": 1}, {"seconds": -1.0}, {"loss": None},
+        {"examples": 0}, {"type": "birth"}, {"surprise": 1}, {"seconds": -1.0}, {"loss": "low"},
+        {"replay_parameters_per_s": 0.0},
     ],
     ids=str,
 )  # fmt: skip

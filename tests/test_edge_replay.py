@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,22 +12,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_runtime.adapter_file import follow_logs, write_replayed
 from edge_runtime.errors import ProtocolError, TrainingError
 from edge_runtime.layout import adapter_sha256
-from edge_runtime.replay import (
+from edge_runtime.perturbation import BACK, FRONT, FloatVector, rademacher
+from edge_runtime.replay import compact, mean_square_of, replay
+from edge_runtime.round_log import (
     SCALAR_BOUND,
     DeviceScalars,
+    LogChain,
     RoundLog,
-    apply_step,
-    mean_square_of,
+    decode_chain,
+    encode_chain,
     pack_scalars,
-    replay,
-    replay_checked,
-    step_coefficients,
     unpack_scalars,
 )
-from edge_runtime.spzo import StepRule, step_seeds
-from edge_runtime.workshop import decode_log, encode_log
+from edge_runtime.rule import StepRule, step_seeds
+from edge_runtime.update import apply_step, step_coefficients
 
 N, FRONT_SIZE = 300, 130
 
@@ -37,6 +39,7 @@ rules = st.builds(
     back_perturbations=st.integers(1, 5),
     learning_rate=st.floats(1e-4, 1.0),
     leave_one_out=st.booleans(),
+    difference=st.sampled_from(["central", "forward"]),
     normalize=st.sampled_from(["none", "rms"]),
 )
 
@@ -52,8 +55,8 @@ def make_log(rule: StepRule, devices: int = 2, steps: int = 2, seed: int = 0, **
         for index in range(devices)
     ]
     log = RoundLog(
-        v=1, job="job", job_seed=11, round=3, rule=rule, front_size=FRONT_SIZE, steps=steps, mean_square=None,
-        base_sha256="0" * 64, result_sha256="0" * 64, devices=entries,
+        job="job", job_seed=11, round=3, rule=rule, front_size=FRONT_SIZE, steps=steps, mean_square=None,
+        momentum=0.0, previous_sha256=None, base_sha256="0" * 64, result_sha256="0" * 64, devices=entries, terms=None,
     )  # fmt: skip
     return msgspec.structs.replace(log, **changes)
 
@@ -65,7 +68,7 @@ THETA = np.linspace(-1, 1, N, dtype=np.float32)
 @given(rule=rules, devices=st.integers(1, 3), seed=st.integers(0, 1000))
 def test_a_log_gives_the_same_bits_after_the_wire(rule: StepRule, devices: int, seed: int) -> None:
     log = make_log(rule, devices, seed=seed)
-    assert replay(THETA, decode_log(encode_log(log))).tobytes() == replay(THETA, log).tobytes()
+    assert replay(THETA, decode_chain(encode_chain([log]))[0]).tobytes() == replay(THETA, log).tobytes()
 
 
 @settings(deadline=None)
@@ -126,15 +129,107 @@ def test_hand_computed_coefficients() -> None:
     assert coefficients.back == (-0.5, 0.5)
 
 
-def test_checked_replay_names_a_wrong_base_and_a_wrong_result() -> None:
-    log = make_log(StepRule())
-    with pytest.raises(TrainingError, match="starts from"):
-        replay_checked(THETA, log)
-    log = msgspec.structs.replace(log, base_sha256=adapter_sha256(THETA))
+def chain_of(rounds: int, momentum: float = 0.0, **rule: Any) -> tuple[list[RoundLog], list[FloatVector]]:
+    """Logs of consecutive rounds, and the adapters before, between and after them."""
+    logs, thetas = [], [THETA]
+    for index in range(rounds):
+        before = adapter_sha256(thetas[-2]) if momentum and index else None
+        log = make_log(
+            StepRule(**rule), 3, seed=index, round=index, momentum=momentum, previous_sha256=before,
+            base_sha256=adapter_sha256(thetas[-1]),
+        )  # fmt: skip
+        thetas.append(replay(thetas[-1], log, thetas[-2] if before else None))
+        logs.append(compact(msgspec.structs.replace(log, result_sha256=adapter_sha256(thetas[-1]))))
+    return logs, thetas
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_chain_is_followed_in_one_pass_to_the_same_bits(tmp_path: Path, momentum: float) -> None:
+    logs, thetas = chain_of(4, momentum)
+    for first in range(4):
+        previous = thetas[first - 1] if momentum and first else None
+        path, before = tmp_path / "after", tmp_path / "before"
+        follow_logs(path, thetas[first], adapter_sha256(thetas[first]), logs[first:], previous, before)
+        assert path.read_bytes() == thetas[-1].tobytes()
+        assert before.read_bytes() == thetas[-2].tobytes()
+
+
+def test_momentum_repeats_a_share_of_the_last_movement() -> None:
+    _, thetas = chain_of(2, 0.5)
+    logs, _ = chain_of(2)
+    plain = replay(thetas[1], msgspec.structs.replace(logs[1], previous_sha256=None))
+    assert np.abs(thetas[2] - (plain + 0.5 * (thetas[1] - thetas[0]))).max() < 1e-5
+
+
+def test_a_wrong_base_a_gap_a_wrong_result_and_a_missing_adapter_are_named(tmp_path: Path) -> None:
+    logs, _ = chain_of(3)
+    path = tmp_path / "after"
+    with pytest.raises(TrainingError, match="gap: round 0 starts from"):
+        follow_logs(path, THETA, "1" * 64, logs)
+    with pytest.raises(TrainingError, match="gap: round 2 starts from"):
+        follow_logs(path, THETA, adapter_sha256(THETA), [logs[0], logs[2]])
+    lie = msgspec.structs.replace(logs[2], result_sha256="2" * 64)
     with pytest.raises(TrainingError, match="ended on"):
-        replay_checked(THETA, log)
-    good = msgspec.structs.replace(log, result_sha256=adapter_sha256(replay(THETA, log)))
-    assert adapter_sha256(replay_checked(THETA, good)) == good.result_sha256
+        follow_logs(path, THETA, adapter_sha256(THETA), [*logs[:2], lie])
+    with pytest.raises(TrainingError, match="the adapter before is not here"):
+        replay(THETA, chain_of(2, 0.5)[0][1])
+    with pytest.raises(TrainingError, match="not finite"):
+        write_replayed(path, np.full(N, np.inf, np.float32), [make_log(StepRule())])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rule", [{"shared_directions": True}, {"seed_pool": 5}, {"seed_pool": 3, "variant": "clean"}])
+def test_shared_directions_make_a_log_that_does_not_grow_with_the_cohort(rule: dict[str, Any]) -> None:
+    few, many = (make_log(StepRule(**rule, front_perturbations=2), devices) for devices in (2, 40))
+    for log in (few, many):
+        short = compact(log)
+        assert replay(THETA, decode_chain(encode_chain([short]))[0]).tobytes() == replay(THETA, log).tobytes()
+        assert short.devices == []
+    assert len(encode_chain([compact(many)])) < 1.2 * len(encode_chain([compact(few)]))
+    assert len(encode_chain([compact(many)])) < 0.2 * len(encode_chain([many]))
+    assert compact(make_log(StepRule())) == make_log(StepRule())
+
+
+def test_shared_directions_average_the_devices_scalars() -> None:
+    """DeComFL (Li et al., ICLR 2025): the model moves along shared directions by the mean of the devices' scalars."""
+    rule = StepRule(
+        front_perturbations=2, back_perturbations=1, difference="forward", shared_directions=True, normalize="none",
+        learning_rate=0.1,
+    )  # fmt: skip
+    devices = [
+        DeviceScalars("a", 0.5, pack_scalars(np.array([1.0, 2.0], np.float32))),
+        DeviceScalars("b", 0.5, pack_scalars(np.array([3.0, -4.0], np.float32))),
+    ]
+    found = replay(THETA, msgspec.structs.replace(make_log(rule, steps=1), devices=devices))
+    seeds = step_seeds(rule, 11, 3, "anyone", 0)
+    expected = THETA.astype(np.float64)
+    for index, mean in enumerate((2.0, -1.0)):
+        z = np.concatenate(
+            [
+                rademacher(seeds.front[index], FRONT, 0, FRONT_SIZE),
+                rademacher(seeds.back[index], BACK, 0, N - FRONT_SIZE),
+            ]
+        )
+        expected -= 0.1 * mean / 2 * z
+    assert np.abs(found - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"back": b"123"}, "broken list"),
+        ({"back": np.array([np.inf], "<f4").tobytes()}, "not finite"),
+        ({"back_pool": np.array([5], "<u4").tobytes(), "back": b"\0" * 4}, "outside its pool"),
+        ({"back_pool": b""}, "more coefficients"),
+    ],
+)
+def test_broken_terms_are_refused(change: dict[str, bytes], message: str) -> None:
+    log = compact(make_log(StepRule(seed_pool=5)))
+    assert log.terms is not None
+    with pytest.raises(ProtocolError, match=message):
+        replay(THETA, msgspec.structs.replace(log, terms=msgspec.structs.replace(log.terms, **change)))
+    with pytest.raises(ProtocolError, match="does not share"):
+        replay(THETA, msgspec.structs.replace(log, rule=StepRule()))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 2 * SCALAR_BOUND])
@@ -151,12 +246,14 @@ def test_scalars_of_the_wrong_length_are_refused() -> None:
 @given(data=st.binary(max_size=300))
 def test_broken_logs_are_refused(data: bytes) -> None:
     with pytest.raises(ProtocolError):
-        decode_log(data)
+        decode_chain(data)
 
 
-def test_a_log_of_another_version_is_refused() -> None:
-    with pytest.raises(ProtocolError, match="version 2"):
-        decode_log(encode_log(make_log(StepRule(), v=2)))
+def test_a_log_of_another_version_and_an_empty_one_are_refused() -> None:
+    with pytest.raises(ProtocolError, match="version 3"):
+        decode_chain(msgspec.msgpack.encode(LogChain(3, [make_log(StepRule())])))
+    with pytest.raises(ProtocolError, match="cannot be read"):
+        decode_chain(encode_chain([]))
 
 
 def test_mean_square() -> None:

@@ -11,8 +11,9 @@ from edge_runtime.batch import Batch
 from edge_runtime.engine_quadratic import QuadraticEngine
 from edge_runtime.errors import ConfigError, TrainingError
 from edge_runtime.perturbation import BACK, FRONT, rademacher
-from edge_runtime.replay import apply_step, step_coefficients
-from edge_runtime.spzo import StepRule, StepSeeds, check_rule, spzo_step, step_seeds
+from edge_runtime.rule import StepRule, StepSeeds, check_rule, step_seeds
+from edge_runtime.spzo import spzo_step
+from edge_runtime.update import apply_step, step_coefficients
 
 if TYPE_CHECKING:
     from edge_runtime.perturbation import FloatVector

@@ -18,11 +18,11 @@ from edge_runtime.bundle import open_bundle, verify_files
 from edge_runtime.config import DataConfig, EdgeConfig
 from edge_runtime.layout import adapter_sha256, to_bytes
 from edge_runtime.protocol import AdapterRef, BlobRef
-from edge_runtime.replay import pack_scalars, replay
-from edge_runtime.spzo import StepRule
+from edge_runtime.replay import replay
+from edge_runtime.round_log import RoundLog, encode_chain, pack_scalars
+from edge_runtime.rule import StepRule
 from edge_runtime.store import Store
 from edge_runtime.transport import Hub, InProcessTransport, Message, matches
-from edge_runtime.workshop import encode_log
 from server.adapters import AdapterChain
 from server.aggregate import TakenReport, aggregate
 from server.blobs import BlobStore
@@ -32,6 +32,7 @@ from server.evaluate import Evaluation
 from server.http_app import make_app, serve_http
 from server.job import Job
 from server.ledger import Ledger
+from server.planning import RoundPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -67,23 +68,30 @@ class Bench:
     def train_plan(self, adapter: AdapterRef, **changes: Any) -> protocol.TrainPlan:
         plan = protocol.TrainPlan(
             job="job", job_seed=0, round=0, attempt=0, bundle_sha256=self.bundle.sha256, adapter=adapter, rule=RULE,
-            split=2, steps=1, batch_size=4, mean_square=None, deadline_s=60.0, blob_url=self.url,
+            split=2, steps=1, batch_size=4, mean_square=None, privacy=None, deadline_s=60.0, blob_url=self.url,
         )  # fmt: skip
         return msgspec.structs.replace(plan, **changes)
 
     def initial(self) -> AdapterRef:
         theta = self.bundle.initial_adapter()
-        return AdapterRef(BlobRef(adapter_sha256(theta), 4 * theta.size), [], None)
+        return AdapterRef(BlobRef(adapter_sha256(theta), 4 * theta.size), None, None)
 
     def next_adapter(self) -> tuple[AdapterRef, FloatVector, BlobRef]:
         """An adapter one round on: its file and the log to it are on the server."""
         theta = self.bundle.initial_adapter()
         scalars = np.array([0.5, -1.5], np.float32)
         reports = {"pi": TakenReport(pack_scalars(scalars), 12)}
-        result = aggregate(theta, self.bundle.manifest.parameters, JOB, 0, None, reports)
-        log = self.blobs.add(encode_log(result.log))
-        file = self.blobs.add(to_bytes(result.theta))
-        return AdapterRef(file, [log], result.log.base_sha256), result.theta, log
+        log = self.first_round(reports)
+        result = replay(theta, log)
+        file = self.blobs.add(to_bytes(result))
+        blob = self.blobs.add(encode_chain([msgspec.structs.replace(log, result_sha256=file.sha256)]))
+        return AdapterRef(file, blob, log.base_sha256), result, blob
+
+    def first_round(self, reports: dict[str, TakenReport]) -> RoundLog:
+        """The log of a first round; its result is not in it."""
+        initial = adapter_sha256(self.bundle.initial_adapter())
+        parameters = self.bundle.manifest.parameters
+        return aggregate(parameters, JOB, 0, RoundPlan(2, JOB.step), (initial, None), None, reports).log
 
 
 @pytest.fixture
@@ -132,12 +140,9 @@ def test_a_device_follows_the_log_to_the_servers_bits(bench: Bench) -> None:
 
 def test_a_log_that_leads_elsewhere_is_healed_by_the_file(bench: Bench) -> None:
     reference, theta, _ = bench.next_adapter()
-    other = aggregate(
-        bench.bundle.initial_adapter(), bench.bundle.manifest.parameters, JOB, 0, None,
-        {"pi": TakenReport(pack_scalars(np.array([9.0, 9.0], np.float32)), 1)},
-    )  # fmt: skip
-    lie = msgspec.structs.replace(other.log, result_sha256=reference.file.sha256)
-    wrong = AdapterRef(reference.file, [bench.blobs.add(encode_log(lie))], reference.logs_base_sha256)
+    other = bench.first_round({"pi": TakenReport(pack_scalars(np.array([9.0, 9.0], np.float32)), 1)})
+    lie = msgspec.structs.replace(other, result_sha256=reference.file.sha256)
+    wrong = AdapterRef(reference.file, bench.blobs.add(encode_chain([lie])), reference.log_base_sha256)
     reports, finished = talk(bench, [sync(bench, wrong)])
     assert finished == Finished("job", adapter_sha256(theta))
     assert reports[-1].blob_bytes > reference.file.size_bytes
@@ -209,7 +214,7 @@ def test_a_plan_that_cannot_be_done_is_refused_with_a_reason(bench: Bench, spoil
         rule = msgspec.structs.replace(RULE, learning_rate=1e3, normalize="none", eps=1.0)
         theta = (bench.bundle.initial_adapter() + np.float32(3e38)).astype(np.float32)
         file_ref = bench.blobs.add(to_bytes(theta))
-        plan = msgspec.structs.replace(plan, rule=rule, adapter=AdapterRef(file_ref, [], None))
+        plan = msgspec.structs.replace(plan, rule=rule, adapter=AdapterRef(file_ref, None, None))
     server = bench.hub.join()
     server.subscribe(bench.topic("report"))
     agent = bench.agent()
@@ -297,7 +302,8 @@ def good_report(plan: protocol.TrainPlan, device: str, **changes: Any) -> protoc
     report = protocol.RoundReport(
         job=plan.job, round=plan.round, attempt=plan.attempt, device=device,
         adapter_sha256=plan.adapter.file.sha256, scalars=pack_scalars(np.array([0.5, 1.0], np.float32)), examples=5,
-        loss=0.7, seconds=1.0, front_passes=2, back_passes=4, blob_bytes=0,
+        loss=0.7, seconds=1.0, front_passes=2, back_passes=4, front_seconds=0.5,
+        back_seconds=0.5, link_bytes_per_s=None, replay_parameters_per_s=None, blob_bytes=0,
     )  # fmt: skip
     return msgspec.structs.replace(report, **changes)
 
@@ -311,7 +317,7 @@ def coordinator(bench: Bench, job: Job, clock: Callable[[], float] = time.monoto
         fleet="default", job=job, manifest=bench.bundle.manifest, bundle_sha256=bench.bundle.sha256,
         blob_url=bench.url, evaluate=lambda _theta: Evaluation(0.5, 0.5), clock=clock,
     )  # fmt: skip
-    chain = AdapterChain(bench.bundle, bench.blobs, [])
+    chain = AdapterChain(bench.bundle, bench.blobs, [], momentum=False)
     yield Coordinator(setting, ledger, bench.blobs, chain, bench.hub.join(), seen.append), ledger
     ledger.close()
 
@@ -373,7 +379,9 @@ def test_reports_for_others_and_for_other_rounds_change_nothing(bench: Bench) ->
     mean_square = None
     for index in range(2):
         reports = {"good": TakenReport(pack_scalars(np.array([0.5, 1.0], np.float32)), 5)}
-        result = aggregate(theta, bench.bundle.manifest.parameters, JOB, index, mean_square, reports)
+        plan = RoundPlan(2, JOB.rule_of(index))
+        base = (adapter_sha256(theta), None)
+        result = aggregate(bench.bundle.manifest.parameters, JOB, index, plan, base, mean_square, reports)
         theta, mean_square = replay(theta, result.log), result.mean_square
     assert adapter_sha256(theta) == final
 

@@ -15,6 +15,7 @@ from fleets import Fleet, free_port, has_mosquitto, mosquitto, wait_for, write_j
 from edge_runtime import protocol
 from edge_runtime.transport import Message
 from edge_runtime.transport_mqtt import MqttTransport, parse_broker
+from server.privacy import device_epsilon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,6 +71,43 @@ def test_three_devices_finish_a_job(fleet: Fleet) -> None:
         (f"device-{index}", 4, result["adapter_sha256"]) for index in range(3)
     ]
     assert [device["rows"] for device in listed] == [24, 28, 32]
+
+
+@pytest.mark.parametrize("method", ["decomfl", "fedkseed"])
+def test_other_methods_with_momentum_end_on_the_same_bits(embedded_fleet: Fleet, method: str) -> None:
+    """A device that is chosen now and then catches up by logs that hold the whole cohort's movement."""
+    fleet = embedded_fleet
+    step = {"back_perturbations": 1, "front_perturbations": 2}
+    job = write_job(
+        fleet.root, step, method=method, server_momentum=0.8, rounds=8, min_devices=3, cohort=1, weighting="uniform"
+    )
+    server = fleet.serve(job)
+    devices = [fleet.device(f"device-{index}", index) for index in range(3)]
+    result = server.result()
+    assert [device.result()["adapter_sha256"] for device in devices] == [result["adapter_sha256"]] * 3
+    assert "replay failed" not in "".join(device.stderr.read_text() for device in devices)
+    assert result["epsilon"] is None
+
+
+def test_a_private_adaptive_job(embedded_fleet: Fleet) -> None:
+    fleet = embedded_fleet
+    job = write_job(
+        fleet.root, rounds=4, min_devices=2, weighting="uniform",
+        privacy={"clip": 1.0, "noise_multiplier": 40.0, "delta": 1e-5},
+        adaptive={"split": True, "most_back_perturbations": 16},
+    )  # fmt: skip
+    server = fleet.serve(job)
+    devices = [fleet.device(f"device-{index}", index, least_noise_multiplier=40.0) for index in range(2)]
+    fleet.device("careful", 2, least_noise_multiplier=41.0)
+    result = server.result()
+    assert [device.result()["adapter_sha256"] for device in devices] == [result["adapter_sha256"]] * 2
+    rows = covey(fleet, "job", "show", "job")["round_list"]
+    assert {row["split"] for row in rows[:2]} == {1, 2}
+    releases = sum(2 * row["back_perturbations"] for row in rows)
+    assert result["epsilon"] == pytest.approx(device_epsilon(releases, 40.0, 1e-5))
+    assert [e["loss"] for e in server.events() if e["event"] == "report"] == [None] * result["reports"]
+    failed = [e for e in server.events() if e["event"] == "offer_failed"]
+    assert all(e["device"] == "careful" and "asks for 41 or more" in e["reason"] for e in failed)
 
 
 def test_a_device_killed_in_mid_round_costs_its_report_not_the_round(fleet: Fleet) -> None:
