@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from edge_runtime.perturbation import FloatVector
     from edge_runtime.store import Store
     from edge_runtime.transport import Transport
+    from edge_runtime.workshop import EngineMaker
 
 _LOG = logging.getLogger(__name__)
 METHODS = ["spzo"]  # with every switch of rule.py
@@ -63,6 +64,7 @@ class Agent:
         transport: its connection; the will must be lost_will's.
         boot_id: new with every start.
         clock: monotonic seconds.
+        make_engine: see Workshop.
     """
 
     def __init__(
@@ -72,12 +74,14 @@ class Agent:
         transport: Transport,
         boot_id: str,
         clock: Callable[[], float] = time.monotonic,
+        make_engine: EngineMaker | None = None,
     ) -> None:
         self._config = config
         self._store = store
         self._transport = transport
         self._boot_id = boot_id
         self._clock = clock
+        self._make_engine = make_engine
         self._workshop: Workshop | None = None
         self._link_bytes_per_s: float | None = None
         self._waiting: collections.deque[Message] = collections.deque()
@@ -100,6 +104,11 @@ class Agent:
             if finished is not None and until_finished:
                 return finished
         return None
+
+    def serve_waiting(self) -> Finished | None:
+        """Handle one message that is here, without waiting; see run. For several devices in one thread."""
+        message = self._waiting.popleft() if self._waiting else self._receive(0)
+        return None if message is None else self._handle(message)
 
     def goodbye(self) -> tuple[str, bytes]:
         """Return the last message of a device that leaves in order: its state, ``offline``."""
@@ -200,7 +209,7 @@ class Agent:
         if self._workshop is None or is_new:
             self._workshop = None
             bundle = install_bundle(self._store, fetcher, plan.bundle_sha256, self._config.threads)
-            self._workshop = Workshop(bundle, self._config.data, self._config.threads)
+            self._workshop = Workshop(bundle, self._config.data, self._config.threads, self._make_engine)
         fetcher.fetched_bytes = 0
         theta = obtain_adapter(self._store, fetcher, self._workshop.bundle, plan.adapter)
         self._link_bytes_per_s = fetcher.bytes_per_s or self._link_bytes_per_s

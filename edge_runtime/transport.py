@@ -68,9 +68,14 @@ def matches(topic_filter: str, topic: str) -> bool:
 
 
 class Hub:
-    """A broker in the process."""
+    """A broker in the process.
+
+    Attributes:
+        published: messages that were published so far.
+    """
 
     def __init__(self) -> None:
+        self.published = 0
         self._lock = threading.Lock()
         self._retained: dict[str, bytes] = {}
         self._members: list[InProcessTransport] = []
@@ -86,6 +91,7 @@ class Hub:
     def publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
         """Pass a message on to all who asked for it."""
         with self._lock:
+            self.published += 1
             if retain:
                 self._retained[topic] = payload
             members = list(self._members)
@@ -141,7 +147,7 @@ class InProcessTransport:
     def receive(self, timeout_s: float | None) -> Event | None:
         """See Transport."""
         try:
-            return self._inbox.get(timeout=timeout_s)
+            return self._inbox.get(block=timeout_s != 0, timeout=timeout_s)
         except queue.Empty:
             return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edge_runtime.config import DataConfig
-    from edge_runtime.engine_onnxruntime import OnnxEngine
+    from edge_runtime.engine import Engine
     from edge_runtime.fetch import Fetcher
     from edge_runtime.perturbation import FloatVector
     from edge_runtime.protocol import AdapterRef
     from edge_runtime.store import Store
+
+    EngineMaker = Callable[[Bundle, int, int], Engine[Any]]
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,22 +44,23 @@ class Workshop:
         bundle: a checked bundle.
         data: the private rows.
         threads: threads of one operator.
+        make_engine: makes the engine of a bundle at a split, with so many threads; None: on ONNX Runtime.
     """
 
-    def __init__(self, bundle: Bundle, data: DataConfig, threads: int) -> None:
+    def __init__(self, bundle: Bundle, data: DataConfig, threads: int, make_engine: EngineMaker | None = None) -> None:
         self.bundle = bundle
         self._threads = threads
-        self._engine: tuple[int, OnnxEngine] | None = None
+        self._make_engine = make_engine
+        self._engine: tuple[int, Engine[Any]] | None = None
         self._replay_rate: float | None = None
         self.rows = _encode_rows(bundle, data)
 
-    def engine(self, split: int) -> OnnxEngine:
+    def engine(self, split: int) -> Engine[Any]:
         """Return the engine at a split; the last one used is kept."""
-        from edge_runtime.engine_onnxruntime import OnnxEngine  # noqa: PLC0415 loaded with the first bundle
-
         if self._engine is None or self._engine[0] != split:
             self._engine = None
-            self._engine = (split, OnnxEngine(self.bundle, split, self._threads))
+            make = self._make_engine or _onnx_engine
+            self._engine = (split, make(self.bundle, split, self._threads))
         return self._engine[1]
 
     def replay_parameters_per_s(self, clock: Callable[[], float]) -> float:
@@ -70,6 +73,12 @@ class Workshop:
             perturb_many_into(vector, vector, seeds, FRONT, [0.5] * len(seeds))
             self._replay_rate = vector.size * len(seeds) / max(clock() - started, 1e-6)
         return self._replay_rate
+
+
+def _onnx_engine(bundle: Bundle, split: int, threads: int) -> Engine[Any]:
+    from edge_runtime.engine_onnxruntime import OnnxEngine  # noqa: PLC0415 loaded with the first bundle
+
+    return OnnxEngine(bundle, split, threads)
 
 
 def _encode_rows(bundle: Bundle, data: DataConfig) -> EncodedRows:

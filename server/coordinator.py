@@ -287,8 +287,9 @@ class Coordinator:
         self._ledger.close_round(self._job.name, offers.state.attempt, closed)
         chain.advance(closed)
         self._observe(events.RoundClosed(round=index, reports=len(reports), adapter_sha256=closed.result_sha256))
-        self._collect_evaluation(wait=True)
-        self._evaluator.start(index, self._chain.theta)
+        if (index + 1) % self._job.eval_every == 0 or index + 1 == self._job.rounds:
+            self._collect_evaluation(wait=True)
+            self._evaluator.start(index, self._chain.theta)
 
     def _collect_evaluation(self, *, wait: bool) -> None:
         collected = self._evaluator.collect(wait=wait)

@@ -66,6 +66,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         min_devices: devices that must be online before the first round; 0 takes ``min_reports``.
         deadline_s: seconds from offer to the last report that counts.
         max_attempts: attempts of one round before the job fails.
+        eval_every: every so many rounds the adapter is evaluated, and after the last one.
         weighting: devices count by their number of rows, or all the same.
         schedule: the learning rate stays (``constant``), or falls in equal steps towards 0 at the end (``linear``).
         method: which rule [step] begins with; see methods.METHODS.
@@ -88,6 +89,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_devices: Annotated[int, msgspec.Meta(ge=0)] = 0
     deadline_s: Annotated[float, msgspec.Meta(gt=0)] = 600.0
     max_attempts: Annotated[int, msgspec.Meta(ge=1)] = 5
+    eval_every: Annotated[int, msgspec.Meta(ge=1)] = 1
     weighting: Literal["examples", "uniform"] = "examples"
     schedule: Literal["constant", "linear"] = "linear"
     method: str = "spzo"

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from edge_runtime.bundle import Bundle
+    from edge_runtime.transport import Transport
     from edge_runtime.transport_mqtt import TlsFiles
     from server.events import Observer
     from server.job import Job
@@ -84,6 +85,35 @@ def run_job(
     Raises:
         CoveyError: see errors.py; what was done is in the ledger.
     """
+
+    def connect(stack: contextlib.ExitStack, http_port: int) -> Transport:
+        address = stack.enter_context(open_broker(options.broker, options.listen, options.mqtt_port))
+        transport = MqttTransport(address, f"covey-server-{options.fleet}", tls=options.tls)
+        stack.callback(transport.close)
+        _LOG.info("devices connect to port %d; bundles and adapters on port %d", address.port, http_port)
+        return transport
+
+    return coordinate(job, bundle, options, connect, observe, should_stop)
+
+
+def coordinate(
+    job: Job,
+    bundle: Bundle,
+    options: ServeOptions,
+    connect: Callable[[contextlib.ExitStack, int], Transport],
+    observe: Observer,
+    should_stop: Callable[[], bool],
+) -> dict[str, Any] | None:
+    """Run a job over any transport; see run_job.
+
+    Args:
+        job: the job.
+        bundle: its bundle.
+        options: where things are; those of the broker are not looked at.
+        connect: makes the transport once the HTTP side is up; told its port, and where to leave what must be closed.
+        observe: told what happens.
+        should_stop: asked between messages.
+    """
     rows = _held_out_rows(job, bundle)
     predictor = OnnxPredictor(bundle, options.threads)
     n_labels = len(bundle.manifest.task.labels)
@@ -96,10 +126,7 @@ def run_job(
         blobs.add_bundle(bundle)
         chain = AdapterChain(bundle, blobs, ledger.closed_rounds(job.name), momentum=job.server_momentum > 0)
         port = stack.enter_context(serve_http(make_app(blobs), options.listen, options.http_port))
-        address = stack.enter_context(open_broker(options.broker, options.listen, options.mqtt_port))
-        transport = MqttTransport(address, f"covey-server-{options.fleet}", tls=options.tls)
-        stack.callback(transport.close)
-        _LOG.info("devices connect to port %d; bundles and adapters on port %d", address.port, port)
+        transport = connect(stack, port)
         setting = Setting(
             fleet=options.fleet,
             job=job,

@@ -33,6 +33,7 @@ def job_summary(ledger: Ledger, name: str) -> dict[str, Any]:
     job = jobs[0]
     done = ledger.rows("SELECT * FROM rounds WHERE job = ? AND state = 'aggregated' ORDER BY round", name)
     last = done[-1] if done else {}
+    told: dict[str, Any] = next((row for row in reversed(done) if row["loss"] is not None), {})
     traffic = ledger.rows(
         "SELECT count(*) AS reports, avg(o.bytes_up) AS up, avg(o.bytes_down) AS down, sum(o.front_passes) AS front, "
         "sum(o.back_passes) AS back, count(DISTINCT o.device) AS devices FROM offers o JOIN rounds r "
@@ -49,9 +50,9 @@ def job_summary(ledger: Ledger, name: str) -> dict[str, Any]:
         "devices": traffic["devices"],
         "reports": traffic["reports"],
         "loss_start": job["loss_start"],
-        "loss_end": last.get("loss", job["loss_start"]),
+        "loss_end": told.get("loss", job["loss_start"]),
         "accuracy_start": job["accuracy_start"],
-        "accuracy_end": last.get("accuracy", job["accuracy_start"]),
+        "accuracy_end": told.get("accuracy", job["accuracy_start"]),
         "front_passes": traffic["front"] or 0,
         "back_passes": traffic["back"] or 0,
         "bytes_up_per_device_round": traffic["up"],

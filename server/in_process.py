@@ -1,0 +1,118 @@
+"""A whole fleet in one process: the real server, protocol and devices over an in-process broker. For simulation.
+
+The devices take turns in one thread and share one engine a split, which is a function of its inputs: so many devices
+cost little more memory than one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_runtime.agent import Agent, lost_will
+from edge_runtime.engine_onnxruntime import OnnxEngine
+from edge_runtime.store import Store
+from edge_runtime.transport import Hub
+from server.errors import JobError
+from server.serve import ServeOptions, coordinate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from edge_runtime.bundle import Bundle
+    from edge_runtime.config import EdgeConfig
+    from edge_runtime.engine import Engine
+    from edge_runtime.transport import Transport
+    from server.events import Observer
+    from server.job import Job
+
+_IDLE_S = 0.002
+
+
+class SharedEngines:
+    """Makes each engine once, for all devices of the process."""
+
+    def __init__(self) -> None:
+        self._engines: dict[tuple[str, int], OnnxEngine] = {}
+
+    def __call__(self, bundle: Bundle, split: int, threads: int) -> Engine[Any]:
+        """Return the engine of a bundle at a split; the first caller's number of threads holds."""
+        key = (bundle.sha256, split)
+        if key not in self._engines:
+            self._engines[key] = OnnxEngine(bundle, split, threads)
+        return self._engines[key]
+
+
+def run_in_process(
+    job: Job,
+    bundle: Bundle,
+    state_dir: Path,
+    devices: Sequence[EdgeConfig],
+    observe: Observer = lambda _event: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Run a job with its fleet.
+
+    Args:
+        job: the job, its split filled in.
+        bundle: a checked bundle; the devices use it where it is.
+        state_dir: the server's state directory.
+        devices: their configurations; brokers are not looked at.
+        observe: told what happens.
+        should_stop: asked between messages.
+
+    Returns:
+        The job's summary (summary.job_summary).
+
+    Raises:
+        JobError: it was stopped, or a device ended on another adapter than the server.
+        CoveyError: what went wrong.
+    """
+    hub, finals = Hub(), dict[str, str]()
+
+    def connect(stack: contextlib.ExitStack, _http_port: int) -> Transport:
+        stack.enter_context(_running(hub, bundle, devices, finals))
+        return hub.join()
+
+    options = ServeOptions(bundle=bundle.path, state_dir=state_dir, listen="127.0.0.1", http_port=0, threads=1)
+    summary = coordinate(job, bundle, options, connect, observe, should_stop)
+    if summary is None:
+        raise JobError("the job was stopped", "start it again to resume it")
+    wrong = sorted(name for name, sha256 in finals.items() if sha256 != summary["adapter_sha256"])
+    if wrong or len(finals) != len(devices):
+        raise JobError(f"{len(finals)} of {len(devices)} devices finished, on another adapter: {wrong}", "see the log")
+    return summary
+
+
+@contextlib.contextmanager
+def _running(hub: Hub, bundle: Bundle, devices: Sequence[EdgeConfig], finals: dict[str, str]) -> Iterator[None]:
+    """Serve all devices from a thread of their own meanwhile."""
+    engines, agents = SharedEngines(), {}
+    for config in devices:
+        store = Store(Path(config.state_dir))
+        installed = store.bundles / bundle.sha256
+        if not installed.exists():
+            installed.symlink_to(bundle.path.resolve(), target_is_directory=True)
+        transport = hub.join(lost_will(config, "simulated"))
+        agents[config.name] = Agent(config, store, transport, "simulated", make_engine=engines)
+    done = threading.Event()
+
+    def serve() -> None:
+        while not done.is_set():
+            before = hub.published
+            for name, agent in agents.items():
+                finished = agent.serve_waiting()
+                if finished is not None:
+                    finals[name] = finished.adapter_sha256
+            if hub.published == before:
+                done.wait(_IDLE_S)
+
+    thread = threading.Thread(target=serve, name="devices", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
