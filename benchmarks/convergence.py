@@ -58,6 +58,7 @@ class Setup:
     """A model with its task, and what is compared on it."""
 
     layers: int
+    split: int
     export_flags: tuple[str, ...]
     rounds: int
     batch_size: int
@@ -67,8 +68,8 @@ class Setup:
     entries: dict[str, Entry]
 
 
-RMS = (0.01, 0.02, 0.04)
-STD = (0.02, 0.04, 0.08)
+RMS = (0.005, 0.015, 0.04)
+STD = (0.01, 0.03, 0.09)
 
 # About 8 forward equivalents a device and round on SmolLM2 (split 20 of 30) and MiniLM (split 4 of 6).
 COMMON = {
@@ -88,12 +89,13 @@ COMMON = {
 SETUPS = {
     "minilm": Setup(
         layers=6,
+        split=4,
         export_flags=("--task", "classify-head", "--logit-scale", "10", "--split", "4,6"),
-        rounds=40,
+        rounds=16,
         batch_size=16,
         max_tokens=48,
         held_out_movies=150,
-        eval_every=4,
+        eval_every=2,
         entries={
             **COMMON,
             # The head alone behind the split: back passes cost next to nothing.
@@ -102,15 +104,16 @@ SETUPS = {
     ),
     "smollm2": Setup(
         layers=30,
+        split=20,
         export_flags=(
             "--task", "classify-prompt", "--template", "{text} It was", "--label-words", " terrible, great",
             "--split", "20",
         ),
-        rounds=12,
+        rounds=8,
         batch_size=8,
         max_tokens=48,
         held_out_movies=120,
-        eval_every=3,
+        eval_every=2,
         entries=COMMON,
     ),
 }  # fmt: skip
@@ -189,7 +192,7 @@ def run(
     job = {
         "rounds": rounds, "steps": entry.steps, "batch_size": setup.batch_size, "cohort": COHORT, "seed": seed,
         "min_devices": DEVICES, "min_reports": COHORT, "eval_every": setup.eval_every, "method": entry.method,
-        **entry.job, **({} if entry.split is None else {"split": entry.split}),
+        **entry.job, "split": entry.split or setup.split,
     }  # fmt: skip
     step = {**entry.step, "learning_rate": rate}
     key = {"model": args.model, "mode": "lora", "name": name, "rows": rows, "job": job, "step": step}
