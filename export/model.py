@@ -10,6 +10,7 @@ import torch
 from edge_runtime.manifest import Task
 from edge_runtime.text import TEXT_FIELD
 from export import lora
+from export.architectures import longest_row
 from export.errors import ExportError
 from export.folder import load_model, load_tokenizer
 from export.head_init import fit_head
@@ -82,7 +83,7 @@ def build(folder: ModelFolder, options: TaskOptions, lora_options: LoraOptions) 
         template=options.template,
         label_words=options.label_words,
         label_token_ids=word_ids,
-        max_tokens=min(options.max_tokens, _longest(folder)),
+        max_tokens=min(options.max_tokens, longest_row(folder.config)),
         pad_token_id=_pad_token(tokenizer),
     )
     rebuild: Rebuild = {
@@ -179,12 +180,6 @@ def _check_prompt(folder: ModelFolder, options: TaskOptions) -> None:
             f"--label-words: {len(options.label_words or [])} words for {len(options.labels)} labels",
             "give one word for each label, in the same order, as in: --label-words ' terrible, great'",
         )
-
-
-def _longest(folder: ModelFolder) -> int:
-    """Return how many tokens the model can take; RoBERTa's positions begin after the padding's."""
-    longest = int(folder.config.max_position_embeddings)
-    return longest - folder.config.pad_token_id - 1 if folder.model_type == "roberta" else longest
 
 
 def _pad_token(tokenizer: Any) -> int:

@@ -15,6 +15,7 @@ from torch import nn
 
 from edge_runtime.data import read_rows
 from edge_runtime.errors import CoveyError
+from export.architectures import hidden_width
 from export.errors import ExportError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class PooledClassifier(nn.Module):
         self.encoder = encoder
         self.pooling = pooling
         self.logit_scale = logit_scale
-        self.classifier = nn.Linear(encoder.config.hidden_size, n_labels)
+        self.classifier = nn.Linear(hidden_width(encoder.config), n_labels)
         nn.init.zeros_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
 
