@@ -133,7 +133,9 @@ def _make_decoder(kind: str, vocab_size: int) -> Any:
     if family == "opt":
         del sizes["intermediate_size"]
         narrow = variant == "narrow"
-        config = OPTConfig(ffn_dim=64, word_embed_proj_dim=16 if narrow else 32, do_layer_norm_before=not narrow, **sizes)
+        config = OPTConfig(
+            ffn_dim=64, word_embed_proj_dim=16 if narrow else 32, do_layer_norm_before=not narrow, **sizes
+        )
         return OPTForCausalLM(config)
     sizes["num_key_value_heads"] = 2
     if family == "qwen2":
