@@ -2,8 +2,8 @@
 
 ``classify-head`` puts a linear head on the encoder, or uses a Hugging Face classifier with its own head.
 ``classify-prompt`` asks a language model for one token, the next one (causal) or the masked one, and compares the label
-words only: that token's hidden state goes through the model's own head, and then meets those rows of the output embedding
-that belong to the label words. No batch × tokens × vocabulary tensor is made.
+words only: that token's hidden state goes through the model's own head, and then meets the label words' rows of the
+output embedding. No batch × tokens × vocabulary tensor is made.
 """
 
 from __future__ import annotations
