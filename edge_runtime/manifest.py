@@ -86,11 +86,14 @@ class Task(_Strict, frozen=True):
     Attributes:
         kind: ``classify-head`` (a linear head on the encoder) or ``classify-prompt`` (logits of the label words only).
         labels: names of the labels; a row's label is one of them, or its index.
-        template: the prompt, with ``{text}`` once; None for classify-head.
+        template: the prompt, with ``{text}`` once, and ``{mask}`` once for a masked language model; may be None for
+            classify-head.
         label_words: one word a label; None for classify-head.
         label_token_ids: the token id of each label word; None for classify-head.
         max_tokens: rows longer than this are cut, the template's words are kept.
         pad_token_id: fills up shorter rows, on the right.
+        mask_token: what stands for ``{mask}`` in the prompt; None where the model is not a masked language model.
+        mask_token_id: its token id.
     """
 
     kind: TaskKind
@@ -100,6 +103,8 @@ class Task(_Strict, frozen=True):
     label_token_ids: list[int] | None
     max_tokens: int
     pad_token_id: int
+    mask_token: str | None = None
+    mask_token_id: int | None = None
 
 
 class Model(_Strict, frozen=True):

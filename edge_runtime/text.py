@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from edge_runtime.manifest import Task
 
 TEXT_FIELD = "{text}"
+MASK_FIELD = "{mask}"
 
 
 class TextEncoder:
     """Turns texts into token ids the way the bundle's task wants them.
 
-    A row that is too long loses the end of its text; special tokens and the template's words are always kept.
+    A row that is too long loses the end of its text; special tokens, the template's words and its mask are always kept.
+    A mask token in a text itself is taken out: the model is asked about one token.
     """
 
     def __init__(self, tokenizer_file: Path, task: Task) -> None:
@@ -31,7 +33,8 @@ class TextEncoder:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._task = task
-        self._template = task.template or TEXT_FIELD
+        self._mask = task.mask_token
+        self._template = (task.template or TEXT_FIELD).replace(MASK_FIELD, task.mask_token or MASK_FIELD)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, at most ``task.max_tokens`` of them.
@@ -39,6 +42,8 @@ class TextEncoder:
         Raises:
             DataError: the template alone fills the whole row.
         """
+        if self._mask is not None:
+            texts = [text.replace(self._mask, " ") for text in texts]
         prompts = [self._template.replace(TEXT_FIELD, text) for text in texts]
         rows: list[list[int]] = [encoding.ids for encoding in self._tokenizer.encode_batch(prompts)]
         for index, ids in enumerate(rows):

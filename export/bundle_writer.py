@@ -200,16 +200,18 @@ def _write_golden(model: ExportModel, folder: ModelFolder, parameters: list[Para
 
     The adapter is perturbed meanwhile: at its start B is zero, a new head too, and nothing would be compared.
     """
+    # The longest row too: relative positions far apart, the last of the absolute ones.
+    shapes = (*_GOLDEN_SHAPES, (1, model.task.max_tokens))
     golden = Golden(
         file=path.name,
-        batches=len(_GOLDEN_SHAPES),
+        batches=len(shapes),
         seed=_GOLDEN_SEED,
         scale=_GOLDEN_SCALE,
         tolerance=GOLDEN_TOLERANCE,
     )
     tensors: dict[str, torch.Tensor] = {}
     with lora.perturbed(model.peft_model, parameters, golden):
-        for n, (rows, tokens) in enumerate(_GOLDEN_SHAPES):
+        for n, (rows, tokens) in enumerate(shapes):
             tokens_here = min(tokens, model.task.max_tokens)
             batch = example_batch(model.task, int(folder.config.vocab_size), rows, tokens_here, seed=n + 1)
             input_ids, attention_mask, labels = batch

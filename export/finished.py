@@ -40,4 +40,5 @@ def load_finished(adapter: Path, model_dir: Path) -> TaskModel:
     base = base_for(adapter, model_dir)
     with quiet():
         model = PeftModel.from_pretrained(base, adapter)
-    return TaskModel(model, read_rebuild(adapter)["label_token_ids"]).eval()
+    rebuild = read_rebuild(adapter)
+    return TaskModel(model, rebuild["label_token_ids"], rebuild["mask_token_id"]).eval()

@@ -15,23 +15,28 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
+from export.architectures import ARCHITECTURES
 from export.errors import ExportError
 from export.quiet import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ENCODERS = ("bert", "roberta")
-DECODERS = ("llama",)
-SUPPORTED = ENCODERS + DECODERS
-
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 _AUTO_CLASSES = {
     "base": AutoModel,
     "causal": AutoModelForCausalLM,
+    "masked": AutoModelForMaskedLM,
     "sequence-classification": AutoModelForSequenceClassification,
 }
 
@@ -65,7 +70,7 @@ class ModelFolder:
     @property
     def is_decoder(self) -> bool:
         """Whether tokens see only what stands before them."""
-        return self.model_type in DECODERS
+        return ARCHITECTURES[self.model_type].is_decoder
 
     @property
     def has_trained_classifier(self) -> bool:
@@ -95,9 +100,9 @@ def look_at(path: Path) -> ModelFolder:
         config = AutoConfig.from_pretrained(base, **({"gguf_file": gguf_file} if gguf_file else {}))
     except (OSError, ValueError, KeyError) as error:
         raise ExportError(f"cannot read the model's configuration in {base}: {error}", "check the folder") from error
-    if config.model_type not in SUPPORTED:
+    if config.model_type not in ARCHITECTURES:
         raise ExportError(
-            f"architecture {config.model_type!r} is not supported", f"supported are: {', '.join(SUPPORTED)}"
+            f"architecture {config.model_type!r} is not supported", f"supported are: {', '.join(ARCHITECTURES)}"
         )
     return ModelFolder(base, adapter, gguf_file, config)
 
@@ -125,16 +130,17 @@ def load_model(folder: ModelFolder, kind: str) -> Any:
 
     Args:
         folder: where from.
-        kind: ``base``, ``causal`` or ``sequence-classification``.
+        kind: ``base``, ``causal``, ``masked`` or ``sequence-classification``.
 
     Raises:
         ExportError: weights cannot be loaded, are missing, or are not floats.
     """
     _check_floats(folder)
-    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa"}
+    architecture = ARCHITECTURES[folder.model_type]
+    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": architecture.attention}
     if folder.gguf_file is not None:
         options["gguf_file"] = folder.gguf_file
-    if kind == "base" and folder.model_type in ENCODERS:
+    if kind == "base" and architecture.has_pooler:
         options["add_pooling_layer"] = False
     try:
         with _without_adapter(folder.path) as path, quiet():

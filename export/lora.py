@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from edge_runtime.golden import golden_adapter
 from edge_runtime.layout import Parameter, views
+from export.architectures import ARCHITECTURES
 from export.errors import ExportError
 from export.quiet import quiet
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from edge_runtime.manifest import Golden
     from export.folder import ModelFolder
 
-DEFAULT_TARGETS = {"bert": ["query", "value"], "roberta": ["query", "value"], "llama": ["q_proj", "v_proj"]}
+DEFAULT_TARGETS = {name: architecture.lora_targets for name, architecture in ARCHITECTURES.items()}
 _LAYER = re.compile(r"\.(?:layer|layers)\.(\d+)\.")
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from edge_runtime.manifest import Task
-from edge_runtime.text import TEXT_FIELD
+from edge_runtime.text import MASK_FIELD, TEXT_FIELD
 from export import lora
+from export.architectures import longest_row
 from export.errors import ExportError
 from export.folder import load_model, load_tokenizer
 from export.head_init import fit_head
@@ -76,14 +77,19 @@ def build(folder: ModelFolder, options: TaskOptions, lora_options: LoraOptions) 
     word_ids = None
     if options.kind == "classify-prompt":
         word_ids = label_word_ids(tokenizer, options.label_words or [])
+    masked = options.kind == "classify-prompt" and not folder.is_decoder
+    if masked and tokenizer.mask_token is None:
+        raise ExportError("the tokenizer has no mask token", "use --task classify-head")
     task = Task(
         kind=options.kind,  # type: ignore[arg-type]
         labels=options.labels,
         template=options.template,
         label_words=options.label_words,
         label_token_ids=word_ids,
-        max_tokens=min(options.max_tokens, _longest(folder)),
+        max_tokens=min(options.max_tokens, longest_row(folder.config)),
         pad_token_id=_pad_token(tokenizer),
+        mask_token=tokenizer.mask_token if masked else None,
+        mask_token_id=tokenizer.mask_token_id if masked else None,
     )
     rebuild: Rebuild = {
         "task": options.kind,
@@ -91,6 +97,7 @@ def build(folder: ModelFolder, options: TaskOptions, lora_options: LoraOptions) 
         "template": options.template,
         "label_words": options.label_words,
         "label_token_ids": word_ids,
+        "mask_token_id": task.mask_token_id,
         "pooling": _pooling(folder, options),
         "logit_scale": options.logit_scale or 1.0,
         "model_type": folder.model_type,
@@ -107,7 +114,7 @@ def build(folder: ModelFolder, options: TaskOptions, lora_options: LoraOptions) 
         peft_model = lora.load_lora(base, folder.adapter, needed)
     else:
         peft_model = lora.add_lora(base, lora_options, head_modules, folder.layers)
-    return ExportModel(peft_model, TaskModel(peft_model, word_ids).eval(), tokenizer, task, rebuild)
+    return ExportModel(peft_model, TaskModel(peft_model, word_ids, task.mask_token_id).eval(), tokenizer, task, rebuild)
 
 
 def base_module(folder: ModelFolder, rebuild: Rebuild) -> tuple[Any, list[str]]:
@@ -118,7 +125,9 @@ def base_module(folder: ModelFolder, rebuild: Rebuild) -> tuple[Any, list[str]]:
         rebuild: the content of ``covey_task.json``.
     """
     if rebuild["task"] == "classify-prompt":
-        return load_model(folder, "causal"), []
+        model = load_model(folder, "causal" if folder.is_decoder else "masked")
+        _check_decoder(model)
+        return model, []
     if rebuild["pooling"] is None:
         model = load_model(folder, "sequence-classification")
         return model, ["score" if hasattr(model, "score") else "classifier"]
@@ -166,25 +175,27 @@ def _check_padding(classifier: Any, task: Task) -> None:
         )
 
 
+def _check_decoder(model: Any) -> None:
+    """A label word's logit is a row of the output embedding: there must be one for each token."""
+    decoder = model.get_output_embeddings()
+    if decoder is None or decoder.weight.shape[0] != model.config.vocab_size:
+        raise ExportError(f"{type(model).__name__} has no plain output embedding", "use --task classify-head")
+
+
 def _check_prompt(folder: ModelFolder, options: TaskOptions) -> None:
-    if not folder.is_decoder:
-        raise ExportError(
-            f"classify-prompt needs a causal language model, {folder.model_type} is an encoder",
-            "use --task classify-head",
-        )
     if options.template is None or options.template.count(TEXT_FIELD) != 1:
         raise ExportError(f"classify-prompt needs a --template with {TEXT_FIELD} once", "as in: '{text} It was'")
+    if options.template.count(MASK_FIELD) != (0 if folder.is_decoder else 1):
+        raise ExportError(
+            f"--template {options.template!r}: {folder.model_type} "
+            + (f"continues a text, it has no {MASK_FIELD}" if folder.is_decoder else f"needs {MASK_FIELD} once"),
+            f"as in: '{TEXT_FIELD} It was'" if folder.is_decoder else f"as in: '{TEXT_FIELD} It was {MASK_FIELD}'",
+        )
     if not options.label_words or len(options.label_words) != len(options.labels):
         raise ExportError(
             f"--label-words: {len(options.label_words or [])} words for {len(options.labels)} labels",
             "give one word for each label, in the same order, as in: --label-words ' terrible, great'",
         )
-
-
-def _longest(folder: ModelFolder) -> int:
-    """Return how many tokens the model can take; RoBERTa's positions begin after the padding's."""
-    longest = int(folder.config.max_position_embeddings)
-    return longest - folder.config.pad_token_id - 1 if folder.model_type == "roberta" else longest
 
 
 def _pad_token(tokenizer: Any) -> int:
@@ -225,5 +236,8 @@ def example_batch(task: Task, vocab_size: int, rows: int, tokens: int, seed: int
         length = max(2, tokens - 1 - row % tokens)
         attention_mask[row, length:] = 0
         input_ids[row, length:] = task.pad_token_id
+    if task.mask_token_id is not None:
+        input_ids[input_ids == task.mask_token_id] = (task.pad_token_id + 1) % vocab_size
+        input_ids[:, 1] = task.mask_token_id
     labels = torch.randint(0, len(task.labels), (rows,), generator=generator)
     return [input_ids, attention_mask, labels]

@@ -24,6 +24,7 @@ class Rebuild(TypedDict):
     template: str | None
     label_words: list[str] | None
     label_token_ids: list[int] | None
+    mask_token_id: int | None
     pooling: Any
     logit_scale: float
     model_type: str

@@ -1,8 +1,9 @@
 """Tasks as modules: (input_ids, attention_mask) → logits, and the loss on top.
 
 ``classify-head`` puts a linear head on the encoder, or uses a Hugging Face classifier with its own head.
-``classify-prompt`` asks a causal language model for the next token and compares the label words only: the rows of the
-output embedding that belong to them are the whole head, no batch × tokens × vocabulary tensor is made.
+``classify-prompt`` asks a language model for one token, the next one (causal) or the masked one, and compares the label
+words only: that token's hidden state goes through the model's own head, and then meets the label words' rows of the
+output embedding. No batch × tokens × vocabulary tensor is made.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import nn
 
 from edge_runtime.data import read_rows
 from edge_runtime.errors import CoveyError
+from export.architectures import hidden_width
 from export.errors import ExportError
 
 if TYPE_CHECKING:
@@ -37,11 +39,49 @@ def default_pooling(folder: ModelFolder) -> Pooling:
     return "last" if folder.is_decoder and not declared else "mean"
 
 
-def last_token(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Return each row's hidden state at its last real token: (rows, tokens, width) → (rows, width)."""
-    index = (attention_mask.sum(dim=1) - 1).clamp(min=0)
-    index = index.reshape(-1, 1, 1).expand(-1, 1, hidden.shape[-1])
-    return hidden.gather(1, index).squeeze(1)
+def last_position(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Return the position of each row's last real token: (rows, tokens) → (rows,)."""
+    return (attention_mask.sum(dim=1) - 1).clamp(min=0)
+
+
+def mask_position(input_ids: torch.Tensor, mask_token_id: int) -> torch.Tensor:
+    """Return the position of each row's first mask token, 0 where it has none: (rows, tokens) → (rows,)."""
+    return (input_ids == mask_token_id).to(torch.int32).argmax(dim=1)
+
+
+def at_position(hidden: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    """Return each row's hidden state at one position: (rows, tokens, width) → (rows, 1, width)."""
+    return hidden.gather(1, position.reshape(-1, 1, 1).expand(-1, 1, hidden.shape[-1]))
+
+
+def next_word(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Return what a causal language model gives to its output embedding, at each row's last token: (rows, width)."""
+    hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
+    return at_position(hidden, last_position(attention_mask)).squeeze(1)
+
+
+def masked_word(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, mask_token_id: int) -> torch.Tensor:
+    """Return what a masked language model gives to its output embedding, at each row's mask: (rows, width).
+
+    The model runs as it is; hooks take the mask's hidden state out of what its base gives, and catch what its head
+    makes of it. The logits of the whole vocabulary (of one token a row) are not used: they are not in the graph.
+    """
+    caught: list[torch.Tensor] = []
+
+    def mask_only(_base: Any, _arguments: Any, output: Any) -> Any:
+        output["last_hidden_state"] = at_position(output["last_hidden_state"], mask_position(input_ids, mask_token_id))
+        return output
+
+    hooks = [
+        model.base_model.register_forward_hook(mask_only),
+        model.get_output_embeddings().register_forward_pre_hook(lambda _decoder, given: caught.append(given[0])),
+    ]
+    try:
+        model(input_ids=input_ids, attention_mask=attention_mask)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return caught[0].squeeze(1)
 
 
 class PooledClassifier(nn.Module):
@@ -60,7 +100,7 @@ class PooledClassifier(nn.Module):
         self.encoder = encoder
         self.pooling = pooling
         self.logit_scale = logit_scale
-        self.classifier = nn.Linear(encoder.config.hidden_size, n_labels)
+        self.classifier = nn.Linear(hidden_width(encoder.config), n_labels)
         nn.init.zeros_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
 
@@ -70,7 +110,7 @@ class PooledClassifier(nn.Module):
         if self.pooling == "cls":
             return hidden[:, 0]
         if self.pooling == "last":
-            return last_token(hidden, attention_mask)
+            return at_position(hidden, last_position(attention_mask)).squeeze(1)
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
         return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
 
@@ -86,11 +126,13 @@ class TaskModel(nn.Module):
     Args:
         model: what PEFT wrapped, or the bare model.
         label_token_ids: token id of each label word, for classify-prompt; None for classify-head.
+        mask_token_id: id of the mask token, for a masked language model; None for others.
     """
 
-    def __init__(self, model: Any, label_token_ids: list[int] | None) -> None:
+    def __init__(self, model: Any, label_token_ids: list[int] | None, mask_token_id: int | None) -> None:
         super().__init__()
         self.model = model
+        self.mask_token_id = mask_token_id
         ids = None if label_token_ids is None else torch.tensor(label_token_ids)
         self.register_buffer("label_token_ids", ids, persistent=False)
 
@@ -100,10 +142,14 @@ class TaskModel(nn.Module):
             out = self.model(input_ids=input_ids, attention_mask=attention_mask)
             logits: torch.Tensor = out if isinstance(out, torch.Tensor) else out.logits
             return logits
-        causal = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        hidden = causal.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
-        words = causal.get_output_embeddings().weight.index_select(0, self.label_token_ids)
-        return nn.functional.linear(last_token(hidden, attention_mask), words)
+        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        if self.mask_token_id is None:
+            hidden = next_word(model, input_ids, attention_mask)
+        else:
+            hidden = masked_word(model, input_ids, attention_mask, self.mask_token_id)
+        decoder = model.get_output_embeddings()
+        bias = None if decoder.bias is None else decoder.bias.index_select(0, self.label_token_ids)
+        return nn.functional.linear(hidden, decoder.weight.index_select(0, self.label_token_ids), bias)
 
 
 class LossModel(nn.Module):

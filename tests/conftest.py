@@ -30,18 +30,21 @@ def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundl
 
     def export(
         kind: str, *, task: str = "classify-head", splits: tuple[int, ...] = (1, 2), train: str = "B",
-        pooling: str | None = None, layers: list[int] | None = None,
+        pooling: str | None = None, layers: list[int] | None = None, max_tokens: int = 32,
     ) -> Bundle:  # fmt: skip
-        key = f"{kind}-{task}-{'_'.join(map(str, splits))}-{train}-{pooling}-{layers}"
+        key = f"{kind}-{task}-{'_'.join(map(str, splits))}-{train}-{pooling}-{layers}-{max_tokens}"
         if key not in made:
             model_dir = root / "models" / kind
             if not model_dir.exists():
                 make_model(kind, model_dir)
             folder = look_at(model_dir)
             prompt = task == "classify-prompt"
+            template, words = "{text} It was", [" terrible", " great"]
+            if kind.endswith("-mlm"):
+                template, words = "{text} It was {mask}", ["terrible", "great"]
             options = TaskOptions(
-                kind=task, labels=LABELS, template="{text} It was" if prompt else None,
-                label_words=[" terrible", " great"] if prompt else None, max_tokens=32, pooling=pooling,
+                kind=task, labels=LABELS, template=template if prompt else None,
+                label_words=words if prompt else None, max_tokens=max_tokens, pooling=pooling,
                 logit_scale=3.0, head_init=None,
             )  # fmt: skip
             lora = LoraOptions(4, 8.0, DEFAULT_TARGETS[folder.model_type], layers, list(train), seed=1)

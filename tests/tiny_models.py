@@ -9,12 +9,32 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     BertConfig,
+    BertForMaskedLM,
     BertForSequenceClassification,
     BertModel,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
+    DebertaV2ForSequenceClassification,
+    DebertaV2Model,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    DistilBertForSequenceClassification,
+    DistilBertModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MPNetConfig,
+    MPNetForMaskedLM,
+    MPNetForSequenceClassification,
+    MPNetModel,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     RobertaConfig,
+    RobertaForMaskedLM,
     RobertaForSequenceClassification,
     RobertaModel,
 )
@@ -33,7 +53,7 @@ _SIZES = {"hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads":
 
 def _word_tokenizer() -> PreTrainedTokenizerFast:
     """A WordPiece tokenizer with [CLS] … [SEP], as BERT's."""
-    vocabulary = {word: index for index, word in enumerate(SPECIAL + WORDS + ["##s", "##ing"])}
+    vocabulary = {word: index for index, word in enumerate(SPECIAL + WORDS + ["##s", "##ing", "[MASK]"])}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -41,8 +61,9 @@ def _word_tokenizer() -> PreTrainedTokenizerFast:
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    )
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        mask_token="[MASK]",
+    )  # fmt: skip
 
 
 def _byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -73,30 +94,75 @@ def _save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
     return folder
 
 
+_ENCODERS: dict[str, dict[str, Any]] = {
+    "bert": {"": BertModel, "-classifier": BertForSequenceClassification, "-mlm": BertForMaskedLM},
+    "roberta": {"": RobertaModel, "-classifier": RobertaForSequenceClassification, "-mlm": RobertaForMaskedLM},
+    "deberta": {"": DebertaV2Model, "-classifier": DebertaV2ForSequenceClassification, "-mlm": DebertaV2ForMaskedLM},
+    "distilbert": {
+        "": DistilBertModel, "-classifier": DistilBertForSequenceClassification, "-mlm": DistilBertForMaskedLM
+    },
+    "mpnet": {"": MPNetModel, "-classifier": MPNetForSequenceClassification, "-mlm": MPNetForMaskedLM},
+}  # fmt: skip
+POSITIONS = 64
+
+
+def _encoder_config(kind: str, vocab_size: int) -> Any:
+    """As the real ones, small: DeBERTa-v3 with its buckets (few, so that short rows reach the logarithmic ones)."""
+    sizes = {"vocab_size": vocab_size, "max_position_embeddings": POSITIONS, "pad_token_id": 0, **_SIZES}
+    if kind == "bert":
+        return BertConfig(**sizes)
+    if kind == "roberta":
+        return RobertaConfig(type_vocab_size=1, **sizes)
+    if kind == "mpnet":
+        return MPNetConfig(**sizes)
+    if kind == "distilbert":
+        return DistilBertConfig(
+            vocab_size=vocab_size, max_position_embeddings=POSITIONS, pad_token_id=0, dim=32, n_layers=LAYERS,
+            n_heads=4, hidden_dim=64,
+        )  # fmt: skip
+    return DebertaV2Config(
+        relative_attention=True, position_buckets=8, norm_rel_ebd="layer_norm", share_att_key=True,
+        pos_att_type=["p2c", "c2p"], position_biased_input=False, type_vocab_size=0, **sizes,
+    )  # fmt: skip
+
+
+def _make_decoder(kind: str, vocab_size: int) -> Any:
+    family, _, variant = kind.partition("-")
+    sizes = {"vocab_size": vocab_size, "max_position_embeddings": POSITIONS, "pad_token_id": 0, **_SIZES}
+    sizes["tie_word_embeddings"] = variant == "tied"
+    if family == "opt":
+        del sizes["intermediate_size"]
+        narrow = variant == "narrow"
+        config = OPTConfig(
+            ffn_dim=64, word_embed_proj_dim=16 if narrow else 32, do_layer_norm_before=not narrow, **sizes
+        )
+        return OPTForCausalLM(config)
+    sizes["num_key_value_heads"] = 2
+    if family == "qwen2":
+        return Qwen2ForCausalLM(Qwen2Config(**sizes))
+    if family == "qwen3":
+        return Qwen3ForCausalLM(Qwen3Config(head_dim=16, **sizes))
+    return LlamaForCausalLM(LlamaConfig(**sizes))
+
+
 def make_model(kind: str, folder: Path, seed: int = 0) -> Path:
     """Write a tiny model and return its folder.
 
-    Kinds: bert, roberta (bare encoders), bert-classifier, roberta-classifier (two labels), llama (causal, with two
-    key-value heads for four query heads), llama-tied (tied embeddings).
+    Kinds: bert, roberta, deberta, distilbert, mpnet (bare encoders), the same with -classifier (two labels) or -mlm;
+    llama, qwen2, qwen3 (two key-value heads for four query heads), opt, the same with -tied (tied embeddings);
+    opt-narrow (embeddings narrower than the layers, as in OPT-350M).
     """
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    if kind.startswith("llama"):
+    family, dash, variant = kind.partition("-")
+    if family not in _ENCODERS:
         tokenizer = _byte_tokenizer()
-        config = LlamaConfig(
-            vocab_size=len(tokenizer), num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0,
-            tie_word_embeddings=kind == "llama-tied", **_SIZES,
-        )  # fmt: skip
-        return _save(LlamaForCausalLM(config), tokenizer, folder)
+        return _save(_make_decoder(kind, len(tokenizer)), tokenizer, folder)
     tokenizer = _word_tokenizer()
-    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 64, "pad_token_id": 0, **_SIZES}
-    makers = {
-        "bert": lambda: BertModel(BertConfig(**sizes), add_pooling_layer=False),
-        "bert-classifier": lambda: BertForSequenceClassification(BertConfig(num_labels=2, **sizes)),
-        "roberta": lambda: RobertaModel(RobertaConfig(type_vocab_size=1, **sizes), add_pooling_layer=False),
-        "roberta-classifier": lambda: RobertaForSequenceClassification(RobertaConfig(type_vocab_size=1, **sizes)),
-    }
-    return _save(makers[kind](), tokenizer, folder)
+    config = _encoder_config(family, len(tokenizer))
+    config.num_labels = 2
+    bare = {"add_pooling_layer": False} if not variant and family in ("bert", "roberta", "mpnet") else {}
+    return _save(_ENCODERS[family][dash + variant](config, **bare), tokenizer, folder)
 
 
 def reviews(n_rows: int, seed: int) -> list[dict[str, str]]:

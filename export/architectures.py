@@ -1,0 +1,56 @@
+"""What Covey must know of each architecture; everything else is read from the model or from its traced graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One kind of transformer, by Hugging Face's ``model_type``.
+
+    Attributes:
+        is_decoder: tokens see only what stands before them.
+        lora_targets: where LoRA goes unless ``--lora-targets`` says otherwise: the query and value projections.
+        has_pooler: the bare model is built with a pooler that is not needed here.
+        attention: the implementation that is traced; ``sdpa`` where the architecture has it.
+    """
+
+    is_decoder: bool
+    lora_targets: list[str]
+    has_pooler: bool = False
+    attention: str = "sdpa"
+
+
+_LLAMA = Architecture(is_decoder=True, lora_targets=["q_proj", "v_proj"])
+
+ARCHITECTURES = {
+    "bert": Architecture(is_decoder=False, lora_targets=["query", "value"], has_pooler=True),
+    "roberta": Architecture(is_decoder=False, lora_targets=["query", "value"], has_pooler=True),
+    "deberta-v2": Architecture(is_decoder=False, lora_targets=["query_proj", "value_proj"], attention="eager"),
+    "distilbert": Architecture(is_decoder=False, lora_targets=["q_lin", "v_lin"]),
+    "mpnet": Architecture(is_decoder=False, lora_targets=["q", "v"], has_pooler=True, attention="eager"),
+    "llama": _LLAMA,
+    "opt": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+}
+"""DeBERTa-v3 is a ``deberta-v2``; SmolLM2 is a ``llama``."""
+
+_MPNET_PADDING = 1
+
+
+def longest_row(config: Any) -> int:
+    """Return how many tokens a model can take; RoBERTa's and MPNet's positions begin after the padding's."""
+    longest = int(config.max_position_embeddings)
+    if config.model_type == "roberta":
+        return longest - int(config.pad_token_id) - 1
+    if config.model_type == "mpnet":
+        return longest - _MPNET_PADDING - 1  # whatever its configuration says
+    return longest
+
+
+def hidden_width(config: Any) -> int:
+    """Return the width of a model's last hidden state; OPT-350M projects its own to the embedding's."""
+    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
