@@ -19,7 +19,6 @@ import msgspec
 from edge_runtime import __version__, protocol
 from edge_runtime.errors import CoveyError, ProtocolError
 from edge_runtime.fetch import Fetcher, blob_base
-from edge_runtime.layout import adapter_sha256
 from edge_runtime.privacy import check_privacy
 from edge_runtime.round_log import pack_scalars
 from edge_runtime.trainer import RoundWork, train_round
@@ -225,8 +224,8 @@ class Agent:
             self._journal = journal
 
     def _sync(self, plan: protocol.SyncPlan) -> Finished | None:
-        _, theta, fetched_bytes = self._prepare(plan)
-        have = adapter_sha256(theta)
+        _, _, fetched_bytes = self._prepare(plan)
+        have = plan.adapter.file.sha256  # obtain_adapter has hashed the bytes
         self._report(
             protocol.Synced(
                 job=plan.job,
@@ -262,7 +261,7 @@ class Agent:
         def goes_on(_step: int, _loss: float) -> bool:
             return not self._superseded(plan) and self._clock() - started <= plan.deadline_s
 
-        result = train_round(engine, theta, workshop.rows, work, goes_on, clock=self._clock)
+        result = train_round(engine, theta, workshop.rows, work, goes_on, copy=workshop.copies, clock=self._clock)
         if result is None:
             _LOG.info("gave up round %d: its deadline has passed, or a newer plan is here", plan.round)
             return
@@ -271,7 +270,7 @@ class Agent:
             round=plan.round,
             attempt=plan.attempt,
             device=self._config.name,
-            adapter_sha256=adapter_sha256(theta),
+            adapter_sha256=plan.adapter.file.sha256,  # of the bytes that are trained: obtain_adapter has hashed them
             scalars=pack_scalars(result.scalars),
             examples=len(workshop.rows),
             loss=None if plan.privacy is not None else result.loss,

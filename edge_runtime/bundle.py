@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_runtime.errors import BundleError
-from edge_runtime.layout import views
+from edge_runtime.layout import total_size, views
 from edge_runtime.manifest import MANIFEST_FILE, read_manifest
-from edge_runtime.tensor_file import map_tensors
+from edge_runtime.tensor_file import map_flat, map_tensors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,12 +35,14 @@ class Bundle:
         return self.path / name
 
     def initial_adapter(self) -> FloatVector:
-        """Return the trainable vector that the bundle starts from.
+        """Return the trainable vector that the bundle starts from; mapped, not read, where it is every weight.
 
         Raises:
             BundleError: a parameter of the layout is not in the adapter file, or has another shape.
         """
         parameters = self.manifest.parameters
+        if self.manifest.train == "full":
+            return map_flat(self.file(self.manifest.adapter_file), [p.name for p in parameters], total_size(parameters))
         tensors = map_tensors(self.file(self.manifest.adapter_file))
         flat: FloatVector = np.empty(parameters[-1].stop, dtype=np.float32)
         for name, view in views(flat, parameters).items():

@@ -19,7 +19,8 @@ class Engine(Protocol[BoundaryT]):
     """Runs the two blocks of a model. ``BoundaryT`` is what crosses the cut; its meaning is the engine's own.
 
     The trainable parameters of each block lie in a workspace that the engine reads when it runs: a step writes
-    perturbed parameters there, straight into memory that the session is bound to. Nothing else is kept between calls.
+    perturbed parameters there, straight into memory that the session is bound to. The two may share memory: a block's
+    workspace is written before each run of the block. Nothing else is kept between calls.
     """
 
     @property

@@ -83,6 +83,12 @@ class _GraphRunner:
             if tensor.source not in source or list(source[tensor.source].shape) != tensor.shape:
                 raise BundleError(f"{graph.file} needs {tensor.source} {tensor.shape}: not there", "export again")
             self._bound[tensor.name] = ort.OrtValue.ortvalue_from_numpy(source[tensor.source])
+        self._trainable_inputs = [(i.name, i.source) for i in graph.inputs if i.role == "trainable"]
+
+    def bind(self, trainable: dict[str, Tensor]) -> None:
+        """Read the trainable parameters from other arrays from now on."""
+        for name, source in self._trainable_inputs:
+            self._bound[name] = ort.OrtValue.ortvalue_from_numpy(trainable[source])
 
     def run(self, batch: Batch, boundary: Boundary | None) -> OrtValues:
         feeds = dict(self._bound)
@@ -103,6 +109,8 @@ class _GraphRunner:
 def _frozen_tensors(bundle: Bundle) -> dict[str, Tensor]:
     """Map base weights and the adapter's frozen matrices; their names do not collide (PEFT prefixes its own)."""
     manifest = bundle.manifest
+    if manifest.train == "full":
+        return {}
     return map_tensors(bundle.file(manifest.weights_file)) | map_tensors(bundle.file(manifest.adapter_file))
 
 
@@ -115,6 +123,9 @@ def _block_views(workspace: FloatVector, parameters: Sequence[Parameter]) -> dic
 
 class OnnxEngine:
     """Front and back of a bundle at one split.
+
+    Where every weight is trained, the two workspaces lie in the same memory: a step writes a block's workspace just
+    before it runs the block, so the larger block is all that a process holds.
 
     Args:
         bundle: an opened bundle.
@@ -129,8 +140,10 @@ class OnnxEngine:
         manifest = bundle.manifest
         front_graph, back_graph = manifest.graph("front", split), manifest.graph("back", split)
         cut = front_size(manifest.parameters, split)
-        self._front_workspace: FloatVector = np.zeros(cut, dtype=np.float32)
-        self._back_workspace: FloatVector = np.zeros(total_size(manifest.parameters) - cut, dtype=np.float32)
+        sizes = (cut, total_size(manifest.parameters) - cut)
+        memory: FloatVector = np.zeros(max(sizes) if manifest.train == "full" else sum(sizes), dtype=np.float32)
+        self._front_workspace: FloatVector = memory[: sizes[0]]
+        self._back_workspace: FloatVector = memory[memory.size - sizes[1] :]
         front = [p for p in manifest.parameters if p.layer < split]
         back = [p for p in manifest.parameters if p.layer >= split]
         frozen = _frozen_tensors(bundle)
@@ -165,14 +178,21 @@ class OnnxPredictor:
     """The whole model of a bundle, for prediction."""
 
     def __init__(self, bundle: Bundle, threads: int = 0) -> None:
-        parameters = bundle.manifest.parameters
-        self._workspace: FloatVector = np.zeros(total_size(parameters), dtype=np.float32)
-        trainable = _block_views(self._workspace, parameters)
+        self._parameters = bundle.manifest.parameters
+        self._is_full = bundle.manifest.train == "full"
+        self._workspace = (
+            bundle.initial_adapter() if self._is_full else np.zeros(total_size(self._parameters), dtype=np.float32)
+        )
+        trainable = _block_views(self._workspace, self._parameters)
         graph = bundle.manifest.graph("predict")
         self._runner = _GraphRunner(bundle, graph, _frozen_tensors(bundle), trainable, threads)
 
     def logits(self, theta: FloatVector, batch: Batch) -> FloatVector:
-        """See Predictor."""
-        np.copyto(self._workspace, theta)
+        """See Predictor. Where every weight is trained, they are read where they are, not copied."""
+        if not self._is_full:
+            np.copyto(self._workspace, theta)
+        elif self._workspace is not theta:
+            self._workspace = theta
+            self._runner.bind(_block_views(theta, self._parameters))
         logits: FloatVector = self._runner.run(batch, None)["logits"].numpy()
         return logits

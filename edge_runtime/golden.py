@@ -74,10 +74,11 @@ def measure_parity(bundle: Bundle, threads: int = 0) -> Parity:
     losses = [0.0]
     for split in bundle.manifest.splits:
         engine = OnnxEngine(bundle, split, threads)
-        np.copyto(engine.front_workspace, theta[: engine.front_workspace.size])
-        np.copyto(engine.back_workspace, theta[engine.front_workspace.size :])
         for case in cases:
+            # Each workspace is written just before its block runs: they may lie in the same memory.
+            np.copyto(engine.front_workspace, theta[: engine.front_workspace.size])
             boundary = engine.front(case.batch)
+            np.copyto(engine.back_workspace, theta[engine.front_workspace.size :])
             losses.append(_difference(np.float32(engine.back(boundary, case.batch)), np.float32(case.loss)))
             logits.append(_difference(engine.back_logits(boundary, case.batch), case.logits))
     return Parity(loss=max(losses), logits=max(logits))

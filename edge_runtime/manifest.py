@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MANIFEST_FILE = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Dtype = Literal["float32", "int64", "bool"]
@@ -151,17 +151,19 @@ class Manifest(_Strict, frozen=True):
 
     Attributes:
         created_by: versions of covey, torch, transformers, peft, onnx that made the bundle.
+        lora: None where every weight is trained.
         splits: layer indexes at which the graphs are cut; one front and one back graph each.
         parameters: the layout of the trainable vector.
         weights_file: base weights (safetensors, Hugging Face names).
-        adapter_file: the initial adapter in PEFT's own format, beside its adapter_config.json.
+        adapter_file: the initial adapter in PEFT's own format, beside its adapter_config.json; the weights file itself,
+            its data in layout order, where every weight is trained.
     """
 
     format_version: int
     created_by: dict[str, str]
     model: Model
     task: Task
-    lora: Lora
+    lora: Lora | None
     splits: list[int]
     parameters: list[Parameter]
     weights_file: str
@@ -170,6 +172,11 @@ class Manifest(_Strict, frozen=True):
     golden: Golden
     graphs: list[Graph]
     files: list[FileEntry]
+
+    @property
+    def train(self) -> Literal["lora", "full"]:
+        """What is trained: LoRA matrices and a head, or every weight."""
+        return "full" if self.lora is None else "lora"
 
     def file(self, path: str) -> FileEntry:
         """Return the entry of a file, or raise BundleError."""

@@ -60,6 +60,12 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise storage_error(error, path) from error
 
 
+def sync_file(path: Path) -> None:
+    """Make a file that another library wrote last."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def sync_directory(path: Path) -> None:
     """Make renames in a directory last."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -16,6 +16,7 @@ import numpy as np
 from edge_runtime.errors import BundleError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
@@ -51,6 +52,36 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
         for name, entry in header.items()
         if name != "__metadata__"
     }
+
+
+def map_flat(path: Path, names: Sequence[str], size: int) -> Tensor:
+    """Map the data of a safetensors file as one vector.
+
+    Args:
+        path: the file; its tensors are float32 and lie one after the other in the order of ``names``.
+        names: of all its tensors.
+        size: elements in all.
+
+    Returns:
+        A read-only float32 array of shape (size,).
+
+    Raises:
+        BundleError: the file is not like that.
+    """
+    tensors = map_tensors(path)
+    flat = None
+    if list(tensors) == list(names) and sum(tensor.size for tensor in tensors.values()) == size:
+        starts = [tensor.__array_interface__["data"][0] for tensor in tensors.values()]
+        stops = [start + tensor.nbytes for start, tensor in zip(starts, tensors.values(), strict=True)]
+        if starts[1:] == stops[:-1] and all(tensor.dtype == np.float32 for tensor in tensors.values()):
+            first = next(iter(tensors.values()))
+            offset = path.stat().st_size - 4 * size
+            flat = np.memmap(path, dtype="<f4", mode="r", offset=offset)
+            if flat[: first.size].tobytes() != first.tobytes():
+                flat = None
+    if flat is None:
+        raise BundleError(f"{path.name} does not hold the layout's tensors in its order", "export the bundle again")
+    return flat
 
 
 def _view(file: str, data: mmap.mmap, data_start: int, name: str, entry: Any) -> Tensor:  # noqa: ANN401 parsed JSON

@@ -55,6 +55,11 @@ class Workshop:
         self._replay_rate: float | None = None
         self.rows = _encode_rows(bundle, data)
 
+    @property
+    def copies(self) -> bool:
+        """Whether a round works on a copy of the adapter; every weight of a model would not fit twice."""
+        return self.bundle.manifest.train == "lora"
+
     def engine(self, split: int) -> Engine[Any]:
         """Return the engine at a split; the last one used is kept."""
         if self._engine is None or self._engine[0] != split:

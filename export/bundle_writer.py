@@ -27,7 +27,7 @@ from edge_runtime.manifest import (
     encode_manifest,
 )
 from edge_runtime.store import write_atomically
-from export import lora
+from export import full, lora
 from export.errors import ExportError
 from export.graph_writer import GraphWriter
 from export.lift import lift
@@ -52,6 +52,8 @@ GOLDEN_TOLERANCE = 1e-5
 _GOLDEN_SEED = 20260101
 _GOLDEN_SCALE = 0.02
 """Large enough that a LoRA left out, on a head that starts at zero, differs by far more than the tolerance."""
+_GOLDEN_SCALE_FULL = 1e-3
+"""Every weight moves: more would turn the model into noise."""
 _GOLDEN_SHAPES = ((2, 9), (4, 24), (1, 5))
 
 
@@ -66,7 +68,7 @@ class Exported:
 def export_bundle(
     folder: ModelFolder,
     options: TaskOptions,
-    lora_options: LoraOptions,
+    lora_options: LoraOptions | None,
     splits: list[int],
     out: Path,
     *,
@@ -80,7 +82,7 @@ def export_bundle(
     Args:
         folder: the model.
         options: the task.
-        lora_options: the adapter; not used where the folder has one.
+        lora_options: the adapter; what is in it is not used where the folder has one. None trains every weight.
         splits: layer indexes to cut at.
         out: the bundle's folder.
         force: replace a bundle that is there.
@@ -131,35 +133,46 @@ def _check_out(out: Path, *, force: bool) -> None:
 def _write(
     folder: ModelFolder,
     options: TaskOptions,
-    lora_options: LoraOptions,
+    lora_options: LoraOptions | None,
     splits: list[int],
     partial: Path,
     progress: Callable[[str], None],
 ) -> Exported:
     progress("loading the model")
     model = build(folder, options, lora_options)
-    peft_config = model.peft_model.peft_config["default"]
-    parameters = lora.make_layout(model.peft_model, folder, lora_options.trained)
-    for split in splits:
-        if parameters[-1].layer < split:
-            raise ExportError(
-                f"--split {split}: the back block would have no trainable parameters",
-                f"choose a split up to {parameters[-1].layer}, or train more with --lora-layers",
-            )
+    parameters = []
+    if lora_options is not None:
+        parameters = lora.make_layout(model.peft_model, folder, lora_options.trained)
+        for split in splits:
+            if parameters[-1].layer < split:
+                raise ExportError(
+                    f"--split {split}: the back block would have no trainable parameters",
+                    f"choose a split up to {parameters[-1].layer}, or train more with --lora-layers",
+                )
     progress("tracing")
     program = trace(model, folder)
     lifted = lift(program, splits)
+    if lora_options is None:
+        parameters = full.make_layout(model.peft_model, program, lifted, folder)
+        names, state = full.parameter_names(model.peft_model), full.parameter_state(model.peft_model)
+    else:
+        names, state = lora.adapter_names(model.peft_model), lora.adapter_state(model.peft_model)
     progress("converting to ONNX")
-    writer = GraphWriter(model, folder, program, lifted, parameters)
+    writer = GraphWriter(model, folder, program, lifted, parameters, names)
     graphs = writer.write(splits, partial)
     progress("writing weights, adapter and tokenizer")
-    writer.write_weights(partial / WEIGHTS_FILE)
-    lora.save_adapter(model.peft_model, partial / "adapter")
+    if lora_options is None:
+        full.write_flat(partial / WEIGHTS_FILE, parameters, state)
+        full.save_config(model.peft_model, partial / "adapter")
+    else:
+        writer.write_weights(partial / WEIGHTS_FILE)
+        lora.save_adapter(model.peft_model, partial / "adapter")
     write_rebuild(model.rebuild, partial / "adapter")
     model.tokenizer.save_pretrained(partial / "tokenizer")
     if not (partial / TOKENIZER_FILE).is_file():
         raise ExportError("the tokenizer has no tokenizer.json", "put one beside the model")
-    golden = _write_golden(model, folder, parameters, partial / GOLDEN_FILE)
+    scale = _GOLDEN_SCALE if lora_options is not None else _GOLDEN_SCALE_FULL
+    golden = _write_golden(model, folder, parameters, state, scale, partial / GOLDEN_FILE)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         created_by={"covey": __version__, **_versions("torch", "transformers", "peft", "onnx", "onnxscript")},
@@ -167,20 +180,14 @@ def _write(
             name=folder.path.resolve().name,
             model_type=folder.model_type,
             layers=folder.layers,
-            parameters=writer.weight_count,
+            parameters=writer.weight_count if lora_options is not None else parameters[-1].stop,
         ),
         task=model.task,
-        lora=Lora(
-            r=peft_config.r,
-            alpha=float(peft_config.lora_alpha),
-            targets=lora.target_names(model.peft_model),
-            layers=sorted({p.layer for p in parameters if "lora_" in p.name}),
-            trained=[matrix for matrix in ("A", "B") if matrix in lora_options.trained],
-        ),
+        lora=None if lora_options is None else _describe_lora(model, parameters, lora_options),
         splits=splits,
         parameters=parameters,
         weights_file=WEIGHTS_FILE,
-        adapter_file=ADAPTER_FILE,
+        adapter_file=ADAPTER_FILE if lora_options is not None else WEIGHTS_FILE,
         tokenizer_file=TOKENIZER_FILE,
         golden=golden,
         graphs=graphs,
@@ -195,7 +202,25 @@ def _write(
     return Exported(bundle, parity)
 
 
-def _write_golden(model: ExportModel, folder: ModelFolder, parameters: list[Parameter], path: Path) -> Golden:
+def _describe_lora(model: ExportModel, parameters: list[Parameter], lora_options: LoraOptions) -> Lora:
+    config = model.peft_model.peft_config["default"]
+    return Lora(
+        r=config.r,
+        alpha=float(config.lora_alpha),
+        targets=lora.target_names(model.peft_model),
+        layers=sorted({p.layer for p in parameters if "lora_" in p.name}),
+        trained=[matrix for matrix in ("A", "B") if matrix in lora_options.trained],
+    )
+
+
+def _write_golden(
+    model: ExportModel,
+    folder: ModelFolder,
+    parameters: list[Parameter],
+    state: dict[str, torch.Tensor],
+    scale: float,
+    path: Path,
+) -> Golden:
     """Write batches with the losses and logits of PyTorch eager, through the module itself, not the traced program.
 
     The adapter is perturbed meanwhile: at its start B is zero, a new head too, and nothing would be compared.
@@ -206,11 +231,11 @@ def _write_golden(model: ExportModel, folder: ModelFolder, parameters: list[Para
         file=path.name,
         batches=len(shapes),
         seed=_GOLDEN_SEED,
-        scale=_GOLDEN_SCALE,
+        scale=scale,
         tolerance=GOLDEN_TOLERANCE,
     )
     tensors: dict[str, torch.Tensor] = {}
-    with lora.perturbed(model.peft_model, parameters, golden):
+    with lora.perturbed(state, parameters, golden):
         for n, (rows, tokens) in enumerate(shapes):
             tokens_here = min(tokens, model.task.max_tokens)
             batch = example_batch(model.task, int(folder.config.vocab_size), rows, tokens_here, seed=n + 1)

@@ -27,6 +27,12 @@ def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
         help="layers at which the back block begins, e.g. 5 or 3,4,5; the number of layers: the head alone",
     )
     parser.add_argument("--max-tokens", type=int, default=128, help="longer rows are cut (default: %(default)s)")
+    parser.add_argument(
+        "--train",
+        choices=("lora", "full"),
+        default="lora",
+        help="LoRA matrices and a head, or every weight (default: %(default)s)",
+    )
     parser.add_argument("--lora-r", type=int, default=8, help="rank (default: %(default)s)")
     parser.add_argument("--lora-alpha", type=float, default=16.0, help="scale, over the rank (default: %(default)s)")
     parser.add_argument(
@@ -115,7 +121,8 @@ def _export(args: argparse.Namespace) -> int:
         trained=list(args.lora_train),
         seed=args.seed,
     )
-    exported = export_bundle(folder, options, lora_options, splits, args.out, force=args.force, progress=progress)
+    trained = lora_options if args.train == "lora" else None
+    exported = export_bundle(folder, options, trained, splits, args.out, force=args.force, progress=progress)
     manifest, parity = exported.bundle.manifest, exported.parity
     result = {
         "bundle": str(args.out),

@@ -10,8 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
+from safetensors.torch import load_file
 
 from export.folder import look_at
+from export.full import untie
 from export.model import base_module
 from export.quiet import quiet
 from export.rebuild import read_rebuild
@@ -19,6 +21,8 @@ from export.tasks import TaskModel
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+WEIGHTS_FILE = "model.safetensors"
 
 
 def base_for(adapter: Path, model_dir: Path) -> Any:
@@ -37,8 +41,12 @@ def load_finished(adapter: Path, model_dir: Path) -> TaskModel:
         adapter: a folder that ``covey serve`` wrote, or a bundle's ``adapter`` folder.
         model_dir: the base model's folder, the one that was exported.
     """
-    base = base_for(adapter, model_dir)
-    with quiet():
-        model = PeftModel.from_pretrained(base, adapter)
-    rebuild = read_rebuild(adapter)
+    model, rebuild = base_for(adapter, model_dir), read_rebuild(adapter)
+    if (adapter / WEIGHTS_FILE).is_file():
+        # Every weight was trained; what the task does not compute with is not in the file.
+        untie(model)
+        model.load_state_dict(load_file(adapter / WEIGHTS_FILE), strict=False)
+    else:
+        with quiet():
+            model = PeftModel.from_pretrained(model, adapter)
     return TaskModel(model, rebuild["label_token_ids"], rebuild["mask_token_id"]).eval()

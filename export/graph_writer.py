@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import save_file
 
 from edge_runtime.manifest import Graph, GraphInput, GraphOutput
-from export import lora
 from export.errors import ExportError
 from export.model import MAX_BATCH, example_batch
 from export.onnx_graphs import dimension_names, piece, shape_of, to_onnx
@@ -37,6 +36,7 @@ class GraphWriter:
         program: what was traced.
         lifted: the same with its weights as inputs.
         parameters: the layout of the trained tensors.
+        names: the name of each tensor of the adapter, or of the whole model, by the address of its data.
 
     Raises:
         ExportError: the task does not compute with a trained tensor, or the converter failed.
@@ -49,10 +49,11 @@ class GraphWriter:
         program: ExportedProgram,
         lifted: Lifted,
         parameters: list[Parameter],
+        names: dict[int, str],
     ) -> None:
         self._lifted = lifted
         self._layer = {parameter.name: parameter.layer for parameter in parameters}
-        self._adapter_names = lora.adapter_names(model.peft_model)
+        self._adapter_names = names
         self._state = {name: tensor.detach() for name, tensor in program.state_dict.items()}
         self._dimensions = dimension_names(lifted)
         self._weights: dict[str, torch.Tensor] = {}
@@ -73,7 +74,7 @@ class GraphWriter:
 
     @property
     def weight_count(self) -> int:
-        """Number of base parameters that the graphs use."""
+        """Number of frozen base parameters that the graphs use."""
         return sum(tensor.numel() for tensor in self._weights.values())
 
     def write(self, splits: list[int], bundle: Path) -> list[Graph]:

@@ -186,9 +186,8 @@ def make_layout(peft_model: Any, folder: ModelFolder, trained: list[str]) -> lis
 
 
 @contextlib.contextmanager
-def perturbed(peft_model: Any, parameters: list[Parameter], golden: Golden) -> Iterator[None]:
-    """Have the trained tensors at the adapter of the golden vectors meanwhile."""
-    state = adapter_state(peft_model)
+def perturbed(state: dict[str, torch.Tensor], parameters: list[Parameter], golden: Golden) -> Iterator[None]:
+    """Have the trained tensors at the adapter of the golden vectors meanwhile; ``state`` holds them by name."""
     initial = np.concatenate([state[p.name].detach().numpy().ravel() for p in parameters]).astype(np.float32)
     targets = views(golden_adapter(initial, golden), parameters)
     before = {p.name: state[p.name].detach().clone() for p in parameters}

@@ -13,6 +13,7 @@ from export import lora
 from export.architectures import longest_row
 from export.errors import ExportError
 from export.folder import load_model, load_tokenizer
+from export.full import untie
 from export.head_init import fit_head
 from export.quiet import quiet
 from export.rebuild import go_on_with
@@ -50,7 +51,7 @@ class ExportModel:
     """A model with its adapter, ready to be traced.
 
     Attributes:
-        peft_model: the model as PEFT wrapped it; evaluation mode, float32.
+        peft_model: the model as PEFT wrapped it, or bare where every weight is trained; evaluation mode, float32.
         task_model: its logits.
         tokenizer: Hugging Face's tokenizer.
         task: the manifest's task.
@@ -64,12 +65,17 @@ class ExportModel:
     rebuild: Rebuild
 
 
-def build(folder: ModelFolder, options: TaskOptions, lora_options: LoraOptions) -> ExportModel:
-    """Load a folder and put the task and the adapter on it.
+def build(folder: ModelFolder, options: TaskOptions, lora_options: LoraOptions | None) -> ExportModel:
+    """Load a folder and put the task and the adapter on it; no adapter where ``lora_options`` is None.
 
     Raises:
         ExportError: something does not fit; the message names it.
     """
+    if lora_options is None and folder.adapter is not None:
+        raise ExportError(
+            f"--train full: {folder.path} has an adapter, whose weights would be left out",
+            "merge it into the model first (PEFT: merge_and_unload), or train LoRA",
+        )
     if folder.adapter is not None:
         options = go_on_with(options, folder.adapter)
     _check(folder, options)
@@ -109,7 +115,10 @@ def build(folder: ModelFolder, options: TaskOptions, lora_options: LoraOptions) 
         fit_head(base, tokenizer, texts, labels, task.max_tokens, task.pad_token_id)
     if rebuild["task"] == "classify-head" and rebuild["pooling"] is None:
         _check_padding(base, task)
-    if folder.adapter is not None:
+    if lora_options is None:
+        untie(base)
+        peft_model = base
+    elif folder.adapter is not None:
         needed = head_modules if isinstance(base, PooledClassifier) else []
         peft_model = lora.load_lora(base, folder.adapter, needed)
     else:

@@ -1,4 +1,4 @@
-"""The finished adapter as a PEFT folder: what ``PeftModel.from_pretrained`` loads."""
+"""The finished adapter as a PEFT folder, or the finished model as a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import shutil
 from typing import TYPE_CHECKING
 
 import numpy as np
-from safetensors.numpy import save
+from safetensors.numpy import save_file
 
 from edge_runtime.errors import StorageError, storage_error
 from edge_runtime.layout import adapter_sha256, views
-from edge_runtime.store import sync_directory, write_atomically
-from edge_runtime.tensor_file import map_tensors
+from edge_runtime.store import sync_directory, sync_file, write_atomically
+from edge_runtime.tensor_file import Tensor, map_tensors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from edge_runtime.bundle import Bundle
     from edge_runtime.perturbation import FloatVector
 
+FULL_FILE = "model.safetensors"
 JOB_FILE = "covey_job.json"
 
 
-def write_peft_folder(bundle: Bundle, theta: FloatVector, folder: Path, summary: dict[str, Any]) -> None:
-    """Write an adapter beside the configuration files that the bundle's own adapter has.
+def write_finished(bundle: Bundle, theta: FloatVector, folder: Path, summary: dict[str, Any]) -> None:
+    """Write an adapter, or a whole model, beside the configuration files that the bundle has for it.
 
     The folder appears by a rename, so it is whole or not there.
 
@@ -41,17 +42,25 @@ def write_peft_folder(bundle: Bundle, theta: FloatVector, folder: Path, summary:
     if folder.exists():
         raise StorageError(f"{folder} exists", "move it away; results are never overwritten")
     partial = folder.with_name(folder.name + ".partial")
-    adapter_file = bundle.file(bundle.manifest.adapter_file)
-    # Frozen matrices are copied as they are, trained ones replaced.
-    tensors = map_tensors(adapter_file) | views(theta, bundle.manifest.parameters)
+    manifest = bundle.manifest
+    tensors: dict[str, Tensor] = dict(views(theta, manifest.parameters))
+    name = FULL_FILE
+    beside = [bundle.path / "adapter"]
+    if manifest.train == "lora":
+        # Frozen matrices are copied as they are, trained ones replaced.
+        tensors = map_tensors(bundle.file(manifest.adapter_file)) | tensors
+        name = bundle.file(manifest.adapter_file).name
+    else:
+        beside.append(bundle.file(manifest.tokenizer_file).parent)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        for path in sorted(adapter_file.parent.iterdir()):
-            if path.name != adapter_file.name:
+        for path in (path for part in beside for path in sorted(part.iterdir())):
+            if path.name != name:
                 shutil.copyfile(path, partial / path.name)
         contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        write_atomically(partial / adapter_file.name, save(contiguous, metadata={"format": "pt"}))
+        save_file(contiguous, partial / name, metadata={"format": "pt"})
+        sync_file(partial / name)
         described = {**summary, "bundle_sha256": bundle.sha256, "adapter_sha256": adapter_sha256(theta)}
         write_atomically(partial / JOB_FILE, json.dumps(described, indent=1).encode() + b"\n")
         partial.replace(folder)

@@ -69,6 +69,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         eval_every: every so many rounds the adapter is evaluated, and after the last one.
         weighting: devices count by their number of rows, or all the same.
         schedule: the learning rate stays (``constant``), or falls in equal steps towards 0 at the end (``linear``).
+        train: ``lora`` or ``full``: what the bundle must train; None: whatever it does.
         method: which rule [step] begins with; see methods.METHODS.
         server_momentum: share of a round's movement that the next one repeats.
         step: how a step perturbs and updates.
@@ -92,6 +93,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     eval_every: Annotated[int, msgspec.Meta(ge=1)] = 1
     weighting: Literal["examples", "uniform"] = "examples"
     schedule: Literal["constant", "linear"] = "linear"
+    train: Literal["lora", "full"] | None = None
     method: str = "spzo"
     server_momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
     step: StepRule = StepRule()
@@ -159,12 +161,17 @@ def fit_to_bundle(job: Job, manifest: Manifest) -> Job:
     """Return the job with its split filled in.
 
     Raises:
-        ConfigError: the bundle has no such split.
+        ConfigError: the bundle has no such split, or trains something else.
     """
     split = manifest.splits[-1] if job.split is None else job.split
     if split not in manifest.splits:
         raise ConfigError(
             f"split = {split} is not in the bundle; it has {', '.join(map(str, manifest.splits))}",
             "change the job's split, or export with --split",
+        )
+    if job.train not in (None, manifest.train):
+        raise ConfigError(
+            f'train = "{job.train}" does not fit the bundle, which trains "{manifest.train}"',
+            f"export it with --train {job.train}, or change the job",
         )
     return msgspec.structs.replace(job, split=split)

@@ -25,7 +25,7 @@ from server.broker import EMBEDDED, open_broker
 from server.coordinator import Coordinator, Setting
 from server.errors import JobError
 from server.evaluate import evaluate
-from server.finished import write_peft_folder
+from server.finished import JOB_FILE, write_finished
 from server.http_app import make_app, serve_http
 from server.job import fit_to_bundle, read_job
 from server.ledger import LEDGER_FILE, Ledger
@@ -141,8 +141,8 @@ def coordinate(
             return None
         result_dir = options.state_dir / "jobs" / job.name / "adapter"
         summary = job_summary(ledger, job.name)
-        if not (result_dir / "adapter_config.json").exists():
-            write_peft_folder(bundle, chain.theta, result_dir, summary)
+        if not (result_dir / JOB_FILE).exists():
+            write_finished(bundle, chain.theta, result_dir, summary)
         ledger.end_job(job.name, "finished", str(result_dir))
         return {**summary, "state": "finished", "result_dir": str(result_dir)}
 

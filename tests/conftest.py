@@ -17,7 +17,7 @@ LABELS = ["bad", "good"]
 
 @pytest.fixture(scope="session")
 def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
-    """Return a function that exports a tiny model, once for each set of arguments."""
+    """Return a function that exports a tiny model, once for each set of arguments; ``train``: B, AB or full."""
     from tiny_models import make_model
 
     from export.bundle_writer import export_bundle
@@ -48,6 +48,7 @@ def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundl
                 logit_scale=3.0, head_init=None,
             )  # fmt: skip
             lora = LoraOptions(4, 8.0, DEFAULT_TARGETS[folder.model_type], layers, list(train), seed=1)
+            lora = None if train == "full" else lora
             made[key] = export_bundle(folder, options, lora, list(splits), root / "bundles" / key).bundle
         return made[key]
 

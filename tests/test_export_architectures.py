@@ -20,7 +20,7 @@ from edge_runtime.text import TextEncoder
 from export.architectures import ARCHITECTURES, longest_row
 from export.finished import load_finished
 from export.folder import look_at
-from server.finished import write_peft_folder
+from server.finished import write_finished
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,7 +90,7 @@ def test_graphs_agree_with_pytorch(tiny_export: Callable[..., Bundle], kind: str
     manifest = bundle.manifest
     golden = msgspec.structs.replace(manifest.golden, seed=77)
     theta = golden_adapter(bundle.initial_adapter(), golden)
-    write_peft_folder(bundle, theta, tmp_path / "adapter", {})
+    write_finished(bundle, theta, tmp_path / "adapter", {})
     eager = reference(bundle, kind, tmp_path / "adapter")
     predictor = OnnxPredictor(bundle, 1)
     engines = [OnnxEngine(bundle, split, 1) for split in SPLITS]

@@ -29,7 +29,7 @@ from export.lora import DEFAULT_TARGETS, LoraOptions, make_layout
 from export.model import TaskOptions, build
 from export.tasks import PooledClassifier
 from server.cli import main
-from server.finished import write_peft_folder
+from server.finished import write_finished
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +70,7 @@ def generic_adapter(bundle: Bundle) -> FloatVector:
 
 
 def finished_folder(bundle: Bundle, theta: FloatVector, folder: Path) -> Path:
-    write_peft_folder(bundle, theta, folder, {"job": "test"})
+    write_finished(bundle, theta, folder, {"job": "test"})
     return folder
 
 
