@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import logging
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from edge_runtime.bundle import Bundle, open_bundle, verify_files
-from edge_runtime.data import read_rows
 from edge_runtime.errors import BundleError, NetworkError, ProtocolError, TrainingError, storage_error
 from edge_runtime.fetch import fetch_bundle
 from edge_runtime.layout import adapter_sha256, from_bytes, to_bytes, total_size
 from edge_runtime.manifest import read_manifest
 from edge_runtime.replay import RoundLog, replay_checked
-from edge_runtime.trainer import EncodedRows
+from edge_runtime.rows import load_rows
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edge_runtime.config import DataConfig
     from edge_runtime.engine_onnxruntime import OnnxEngine
     from edge_runtime.fetch import Fetcher
@@ -45,7 +45,7 @@ class Workshop:
         self.bundle = bundle
         self._threads = threads
         self._engine: tuple[int, OnnxEngine] | None = None
-        self.rows = _encode_rows(bundle, data)
+        self.rows = load_rows(bundle, data)
 
     def engine(self, split: int) -> OnnxEngine:
         """Return the engine at a split; the last one used is kept."""
@@ -55,15 +55,6 @@ class Workshop:
             self._engine = None
             self._engine = (split, OnnxEngine(self.bundle, split, self._threads))
         return self._engine[1]
-
-
-def _encode_rows(bundle: Bundle, data: DataConfig) -> EncodedRows:
-    from edge_runtime.text import TextEncoder  # noqa: PLC0415 loaded with the first bundle
-
-    task = bundle.manifest.task
-    rows = read_rows(Path(data.path), task.labels, data.text_field, data.label_field)
-    encoder = TextEncoder(bundle.file(bundle.manifest.tokenizer_file), task)
-    return EncodedRows(encoder.encode([row.text for row in rows]), [row.label for row in rows], task.pad_token_id)
 
 
 def install_bundle(store: Store, fetcher: Fetcher, sha256: str, threads: int) -> Bundle:
