@@ -2,7 +2,8 @@
 
 Rotten Tomatoes, divided by movie: 20 devices with 8 movies each, validation and test rows of other movies. Each method
 gets the same budget of forward equivalents a device and round; its learning rate is the best of a grid on the
-validation rows (seed 0), which is extended where its edge is best, then three other seeds run on the test rows. The last round counts, not the best one.
+validation rows (seed 0), which is extended where its edge is best; then three other seeds run on the test rows. The
+last round counts, not the best one.
 
 Runs land in a JSON Lines file, one a line, and are not repeated: stop and start as you like.
 

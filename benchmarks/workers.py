@@ -79,7 +79,8 @@ def inference_in_memory(settings: dict[str, Any]) -> Work:
 def train_round(settings: dict[str, Any]) -> Work:
     """``run``: a training round of some steps on rows of one length, as a device does it."""
     from edge_runtime.engine_onnxruntime import OnnxEngine
-    from edge_runtime.trainer import EncodedRows, RoundWork
+    from edge_runtime.rows import EncodedRows
+    from edge_runtime.trainer import RoundWork
     from edge_runtime.trainer import train_round as train
 
     bundle, batch = open_bundle(Path(settings["bundle"])), random_batch(settings)

@@ -1,9 +1,9 @@
-"""A batch: rows of token ids, padded on the right to the longest of them."""
+"""A batch: rows of token ids, padded on the right to the longest of them, and what is to be predicted."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +20,7 @@ class Batch:
     Attributes:
         input_ids: int64, (rows, tokens).
         attention_mask: int64, (rows, tokens), 1 for a real token.
-        labels: int64, (rows,), index of each row's label.
+        labels: int64, what is to be predicted: (rows,), index of each row's label; see CompletionBatch for completions.
     """
 
     input_ids: NDArray[np.int64]
@@ -31,6 +31,64 @@ class Batch:
     def rows(self) -> int:
         """Number of rows."""
         return int(self.input_ids.shape[0])
+
+
+IGNORED = -100
+"""The label of a place that only fills up a chunk."""
+CHUNK_TOKENS = 64
+"""At so many positions at once the logits of the whole vocabulary are in memory."""
+
+
+@dataclass(frozen=True)
+class CompletionBatch(Batch):
+    """Rows of tokens, and the positions whose next token is to be predicted, in chunks.
+
+    Only these positions meet the output embedding, one chunk after the other: there are never more logits than those of
+    one chunk, (chunk, vocabulary). The last chunk is filled up with position 0 and label IGNORED.
+
+    Attributes:
+        labels: int64, (chunks, chunk), the token that follows each position, or IGNORED.
+        positions: int64, (chunks, chunk), row × tokens + place in the row.
+    """
+
+    positions: NDArray[np.int64]
+
+    def by_row(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the sum over each row of a value a position, (chunks, chunk): float64, (rows,)."""
+        counted = self.labels.ravel() != IGNORED
+        row = self.positions.ravel()[counted] // self.input_ids.shape[1]
+        weights = np.asarray(values, dtype=np.float64).ravel()[counted]
+        return np.bincount(row, weights=weights, minlength=self.rows).astype(np.float64)
+
+
+def pad_completions(
+    rows: Sequence[Sequence[int]], starts: Sequence[int], pad_token_id: int, chunk_tokens: int = CHUNK_TOKENS
+) -> CompletionBatch:
+    """Stack prompts with their completions into a batch.
+
+    Args:
+        rows: token ids of each row, prompt and completion.
+        starts: index of each row's first completion token, at least 1 and below the row's length.
+        pad_token_id: fills the shorter rows.
+        chunk_tokens: the largest chunk; chunks are as even as they can be.
+    """
+    batch = pad(rows, [0] * len(rows), pad_token_id)
+    tokens = batch.input_ids.shape[1]
+    positions = [
+        index * tokens + place - 1
+        for index, (row, start) in enumerate(zip(rows, starts, strict=True))
+        for place in range(start, len(row))
+    ]
+    labels = [token for row, start in zip(rows, starts, strict=True) for token in row[start:]]
+    chunks = -(-len(positions) // chunk_tokens)
+    chunk = -(-len(positions) // chunks)
+    missing = chunks * chunk - len(positions)
+    return CompletionBatch(
+        batch.input_ids,
+        batch.attention_mask,
+        np.asarray(labels + [IGNORED] * missing, dtype=np.int64).reshape(chunks, chunk),
+        np.asarray(positions + [0] * missing, dtype=np.int64).reshape(chunks, chunk),
+    )
 
 
 def pad(rows: Sequence[Sequence[int]], labels: Sequence[int], pad_token_id: int) -> Batch:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 from edge_runtime import __version__, output
 from edge_runtime.errors import ConfigError
+from edge_runtime.manifest import CAUSAL_LM
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edge_runtime.bundle import Bundle
+    from edge_runtime.config import DataConfig
     from edge_runtime.manifest import Task
     from edge_runtime.perturbation import FloatVector
 
@@ -42,14 +44,17 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(run=_run)
 
     predict = commands.add_parser(
-        "predict", help="classify texts with the current adapter", description=_predict.__doc__
+        "predict", help="classify or continue texts with the current adapter", description=_predict.__doc__
     )
     source = predict.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", type=Path, metavar="edge.toml", help="use the device's current bundle and adapter")
     source.add_argument("--bundle", type=Path, help="use this bundle")
     predict.add_argument("--adapter", type=Path, help="with --bundle: an adapter file (default: the bundle's own)")
     predict.add_argument("--threads", type=int, default=0, help="threads of one operator (default: one a core)")
-    predict.add_argument("text", nargs="+", help="texts to classify")
+    predict.add_argument(
+        "--max-new-tokens", type=int, default=16, help="causal-lm: continue by so many (default: %(default)s)"
+    )
+    predict.add_argument("text", nargs="+", help="texts to classify; causal-lm: prompts to continue")
     output.add_format(predict)
     predict.set_defaults(run=_predict)
 
@@ -59,8 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--data", type=Path, help="the file (.jsonl or .csv), instead of the configuration's")
     check.add_argument("--bundle", type=Path, help="take the labels from this bundle, and count tokens")
     check.add_argument("--labels", help="the labels, separated by commas, where there is no bundle yet")
+    check.add_argument(
+        "--task", choices=("classify", CAUSAL_LM), default="classify", help="what the rows are for, without a bundle"
+    )
     check.add_argument("--text-field", help="field with the text (default: text)")
     check.add_argument("--label-field", help="field with the label (default: label)")
+    check.add_argument("--prompt-field", help="causal-lm: field with the prompt (default: prompt)")
+    check.add_argument("--completion-field", help="causal-lm: field with the completion (default: completion)")
     output.add_format(check)
     check.set_defaults(run=_data_check)
 
@@ -111,10 +121,16 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    """Classify texts: label, and the probability of every label."""
-    from edge_runtime.predict import predict
+    """Classify texts: label, and the probability of every label. causal-lm: continue prompts, greedily."""
+    from edge_runtime.predict import complete, predict
 
     bundle, theta = _predict_source(args)
+    if bundle.manifest.task.kind == CAUSAL_LM:
+        made = complete(bundle, theta, args.text, args.max_new_tokens, args.threads)
+        continued = [{"prompt": c.prompt, "completion": c.completion} for c in made]
+        values = {"bundle_sha256": bundle.sha256, "predictions": continued}
+        output.emit(args, values, "\n".join(f"{c.prompt}{c.completion}" for c in made))
+        return 0
     predictions = predict(bundle, theta, args.text, args.threads)
     text = "\n".join(f"{p.label}\t{p.probabilities[p.label]:.3f}\t{p.text}" for p in predictions)
     rows = [{"text": p.text, "label": p.label, "probabilities": p.probabilities} for p in predictions]
@@ -145,33 +161,46 @@ def _predict_source(args: argparse.Namespace) -> tuple[Bundle, FloatVector]:
 
 def _data_check(args: argparse.Namespace) -> int:
     """Check every row and say which lines are wrong; with a bundle, also how many tokens the rows have."""
+    import msgspec
+
     from edge_runtime.config import DataConfig, read_edge_config
-    from edge_runtime.data import label_counts, read_rows
 
     config = read_edge_config(args.config).data if args.config else DataConfig(path="")
-    path = args.data or (Path(config.path) if config.path else None)
-    if path is None:
+    fields = ("text_field", "label_field", "prompt_field", "completion_field")
+    config = msgspec.structs.replace(
+        config, path=str(args.data or config.path), **{f: getattr(args, f) for f in fields if getattr(args, f)}
+    )
+    if not config.path:
         raise ConfigError("no file to check", "give --config edge.toml or --data FILE")
     task = _task_of(args)
-    labels = task.labels if task is not None else [label.strip() for label in (args.labels or "").split(",")]
-    if len(labels) < 2:
-        raise ConfigError("the labels are not known", "give --bundle BUNDLE or --labels A,B")
-    rows = read_rows(path, labels, args.text_field or config.text_field, args.label_field or config.label_field)
-    result: dict[str, object] = {"path": str(path), "rows": len(rows), "labels": label_counts(rows, labels)}
-    lines = [f"{path}: {len(rows)} rows, all good"]
-    lines += [f"  {label}: {count}" for label, count in label_counts(rows, labels).items()]
+    rows, counts = _checked_rows(args, config, task)
+    result: dict[str, object] = {"path": config.path, "rows": rows} | ({} if counts is None else {"labels": counts})
+    lines = [f"{config.path}: {rows} rows, all good"]
+    lines += [f"  {label}: {count}" for label, count in (counts or {}).items()]
     if task is not None:
-        from edge_runtime.manifest import read_manifest
-        from edge_runtime.text import TextEncoder
+        from edge_runtime.bundle import open_bundle
+        from edge_runtime.rows import load_rows
 
-        encoder = TextEncoder(args.bundle / read_manifest(args.bundle)[0].tokenizer_file, task)
-        lengths = sorted(len(ids) for ids in encoder.encode([row.text for row in rows]))
+        lengths = sorted(len(ids) for ids in load_rows(open_bundle(args.bundle), config).tokens)
         median, longest = lengths[len(lengths) // 2], lengths[-1]
         cut = sum(length >= task.max_tokens for length in lengths)
         result |= {"tokens_median": median, "tokens_max": longest, "rows_at_max_tokens": cut}
         lines.append(f"  tokens: median {median}, longest {longest}; {cut} rows reach the limit of {task.max_tokens}")
     output.emit(args, result, "\n".join(lines))
     return 0
+
+
+def _checked_rows(args: argparse.Namespace, data: DataConfig, task: Task | None) -> tuple[int, dict[str, int] | None]:
+    """Return how many rows there are, and how many of each label; None where the task has no labels."""
+    from edge_runtime.data import label_counts, read_completions, read_rows
+
+    if (args.task if task is None else task.kind) == CAUSAL_LM:
+        return len(read_completions(Path(data.path), data.prompt_field, data.completion_field)), None
+    labels = task.labels if task is not None else [label.strip() for label in (args.labels or "").split(",")]
+    if len(labels) < 2:
+        raise ConfigError("the labels are not known", "give --bundle BUNDLE or --labels A,B")
+    rows = read_rows(Path(data.path), labels, data.text_field, data.label_field)
+    return len(rows), label_counts(rows, labels)
 
 
 def _task_of(args: argparse.Namespace) -> Task | None:

@@ -24,11 +24,15 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         path: a ``.jsonl`` or ``.csv`` file; relative to the configuration file.
         text_field: name of the field or column with the text.
         label_field: name of the field or column with the label (a label's name, or its index).
+        prompt_field: causal-lm: name of the field or column with the prompt.
+        completion_field: causal-lm: name of the field or column with the text that should follow.
     """
 
     path: str
     text_field: str = "text"
     label_field: str = "label"
+    prompt_field: str = "prompt"
+    completion_field: str = "completion"
 
 
 class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

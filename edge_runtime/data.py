@@ -6,7 +6,7 @@ import csv
 import json
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _SHOWN_PROBLEMS = 5
 
+RowT = TypeVar("RowT")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -25,6 +27,14 @@ class Row:
 
     text: str
     label: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One example for a causal language model: a prompt, and the text that should follow it."""
+
+    prompt: str
+    completion: str
 
 
 def read_rows(path: Path, labels: Sequence[str], text_field: str = "text", label_field: str = "label") -> list[Row]:
@@ -39,24 +49,61 @@ def read_rows(path: Path, labels: Sequence[str], text_field: str = "text", label
     Raises:
         DataError: no such file, no rows, or rows that are wrong: names the first lines and what is wrong with each.
     """
-    rows: list[Row] = []
+
+    def row(record: dict[str, Any]) -> Row | str:
+        problem = _problem(record, labels, text_field, label_field)
+        return problem or Row(record[text_field], _label_index(record[label_field], labels))
+
+    return _read(path, row, f"{text_field!r} and {label_field!r} (one of {', '.join(labels)})")
+
+
+def read_completions(
+    path: Path, prompt_field: str = "prompt", completion_field: str = "completion"
+) -> list[Completion]:
+    """Read and check a file of prompts with their completions; a prompt may be empty, a completion not.
+
+    Args:
+        path: see read_rows.
+        prompt_field: name of the field or column with the prompt.
+        completion_field: name of the field or column with the text that should follow; it usually begins with a space.
+
+    Raises:
+        DataError: see read_rows.
+    """
+
+    def row(record: dict[str, Any]) -> Completion | str:
+        for field in (prompt_field, completion_field):
+            if record.get(field) is None:
+                return f"no {field!r}"
+            if not isinstance(record[field], str):
+                return f"{field!r} is not text but {type(record[field]).__name__}"
+        if not record[completion_field].strip():
+            return f"{completion_field!r} is empty"
+        return Completion(record[prompt_field], record[completion_field])
+
+    return _read(path, row, f"{prompt_field!r} and {completion_field!r}")
+
+
+def _read(path: Path, row_of: Callable[[dict[str, Any]], RowT | str], wanted: str) -> list[RowT]:
+    """Read all rows; ``row_of`` gives a row, or says what is wrong with a record."""
+    rows: list[RowT] = []
     problems: list[str] = []
     for line, record in _records(path):
-        problem = record if isinstance(record, str) else _problem(record, labels, text_field, label_field)
-        if problem is not None:
-            problems.append(f"line {line}: {problem}")
-        elif not isinstance(record, str):
-            rows.append(Row(record[text_field], _label_index(record[label_field], labels)))
+        row = record if isinstance(record, str) else row_of(record)
+        if isinstance(row, str):
+            problems.append(f"line {line}: {row}")
+        else:
+            rows.append(row)
     if problems:
         more = f"\n  … and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
         raise DataError(
             f"{path}: {len(problems)} of {len(problems) + len(rows)} rows are wrong\n  "
             + "\n  ".join(problems[:_SHOWN_PROBLEMS])
             + more,
-            f"correct these lines; each row needs {text_field!r} and {label_field!r} (one of {', '.join(labels)})",
+            f"correct these lines; each row needs {wanted}",
         )
     if not rows:
-        raise DataError(f"{path} has no rows", f"write one row a line, with {text_field!r} and {label_field!r}")
+        raise DataError(f"{path} has no rows", f"write one row a line, with {wanted}")
     return rows
 
 

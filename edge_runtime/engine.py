@@ -8,9 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from edge_runtime.batch import Batch
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edge_runtime.batch import Batch, CompletionBatch
     from edge_runtime.perturbation import FloatVector
 
+    TokenIds = NDArray[np.int64]
 
 BoundaryT = TypeVar("BoundaryT")
 
@@ -35,7 +39,7 @@ class Engine(Protocol[BoundaryT]):
         """Run the front block at its workspace; the result stays valid until it is dropped."""
 
     def back(self, boundary: BoundaryT, batch: Batch) -> float:
-        """Run the back block at its workspace; return the mean loss over the batch's rows."""
+        """Run the back block at its workspace; return the mean loss over the batch's rows, or its completion tokens."""
 
 
 class Predictor(Protocol):
@@ -43,3 +47,6 @@ class Predictor(Protocol):
 
     def logits(self, theta: FloatVector, batch: Batch) -> FloatVector:
         """Return the logits at trainable parameters ``theta``: float32, (rows, labels). Labels are not read."""
+
+    def token_scores(self, theta: FloatVector, batch: CompletionBatch) -> tuple[FloatVector, TokenIds]:
+        """Return the losses (nats, float32) and likeliest tokens (int64) at the batch's positions, (chunks, chunk)."""

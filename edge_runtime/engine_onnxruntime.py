@@ -20,8 +20,9 @@ from edge_runtime.tensor_file import map_tensors
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edge_runtime.batch import Batch
+    from edge_runtime.batch import Batch, CompletionBatch
     from edge_runtime.bundle import Bundle
+    from edge_runtime.engine import TokenIds
     from edge_runtime.layout import Parameter
     from edge_runtime.manifest import Graph
     from edge_runtime.perturbation import FloatVector
@@ -168,9 +169,13 @@ class OnnxEngine:
         """Run the back block; return the mean loss over the rows."""
         return float(self._back.run(batch, boundary)["loss"].numpy())
 
+    def back_outputs(self, boundary: Boundary, batch: Batch) -> dict[str, Any]:
+        """Run the back block; return what it gives beside the loss, by name: see manifest.output_names."""
+        return {name: value.numpy() for name, value in self._back.run(batch, boundary).items() if name != "loss"}
+
     def back_logits(self, boundary: Boundary, batch: Batch) -> FloatVector:
         """Run the back block; return the logits, float32, (rows, labels)."""
-        logits: FloatVector = self._back.run(batch, boundary)["logits"].numpy()
+        logits: FloatVector = self.back_outputs(boundary, batch)["logits"]
         return logits
 
 
@@ -188,11 +193,23 @@ class OnnxPredictor:
         self._runner = _GraphRunner(bundle, graph, _frozen_tensors(bundle), trainable, threads)
 
     def logits(self, theta: FloatVector, batch: Batch) -> FloatVector:
-        """See Predictor. Where every weight is trained, they are read where they are, not copied."""
+        """See Predictor."""
+        logits: FloatVector = self.outputs(theta, batch)["logits"]
+        return logits
+
+    def token_scores(self, theta: FloatVector, batch: CompletionBatch) -> tuple[FloatVector, TokenIds]:
+        """See Predictor."""
+        outputs = self.outputs(theta, batch)
+        return outputs["token_losses"], outputs["best_tokens"]
+
+    def outputs(self, theta: FloatVector, batch: Batch) -> dict[str, Any]:
+        """Return what the graph gives, by name: see manifest.output_names.
+
+        Where every weight is trained, they are read where they are, not copied.
+        """
         if not self._is_full:
             np.copyto(self._workspace, theta)
         elif self._workspace is not theta:
             self._workspace = theta
             self._runner.bind(_block_views(theta, self._parameters))
-        logits: FloatVector = self._runner.run(batch, None)["logits"].numpy()
-        return logits
+        return {name: value.numpy() for name, value in self._runner.run(batch, None).items()}

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge_runtime.batch import Batch
+from edge_runtime.batch import Batch, CompletionBatch
 from edge_runtime.engine_onnxruntime import OnnxEngine, OnnxPredictor
 from edge_runtime.errors import BundleError
+from edge_runtime.manifest import output_names
 from edge_runtime.perturbation import FRONT, perturb_into
 from edge_runtime.tensor_file import map_tensors
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GoldenCase:
-    """One batch, with what PyTorch gave for it."""
+    """One batch, with what PyTorch gave for it: the loss, and the first of the task's outputs."""
 
     batch: Batch
     loss: float
@@ -33,6 +34,8 @@ class GoldenCase:
 @dataclass(frozen=True)
 class Parity:
     """Largest differences from PyTorch eager over all golden batches and splits: absolute up to 1, relative above.
+
+    ``logits`` are the token losses for causal-lm.
 
     float32 itself is relative: logits near 30 differ by 3e-5 between any two orders of summation.
     """
@@ -50,12 +53,15 @@ def golden_adapter(initial: FloatVector, golden: Golden) -> FloatVector:
 
 def golden_cases(bundle: Bundle) -> Iterator[GoldenCase]:
     """Yield the bundle's golden batches."""
-    golden = bundle.manifest.golden
+    golden, output = bundle.manifest.golden, output_names(bundle.manifest.task.kind)[0]
     tensors = map_tensors(bundle.file(golden.file))
     for n in range(golden.batches):
         try:
             batch = Batch(tensors[f"{n}.input_ids"], tensors[f"{n}.attention_mask"], tensors[f"{n}.labels"])
-            yield GoldenCase(batch, float(tensors[f"{n}.loss"]), tensors[f"{n}.logits"])
+            if output == "token_losses":
+                positions = tensors[f"{n}.positions"]
+                batch = CompletionBatch(batch.input_ids, batch.attention_mask, batch.labels, positions)
+            yield GoldenCase(batch, float(tensors[f"{n}.loss"]), tensors[f"{n}.{output}"])
         except KeyError as error:
             raise BundleError(f"{golden.file} does not hold {error}", "export the bundle again") from error
 
@@ -67,9 +73,9 @@ def measure_parity(bundle: Bundle, threads: int = 0) -> Parity:
         BundleError: a graph cannot be loaded.
     """
     theta = golden_adapter(bundle.initial_adapter(), bundle.manifest.golden)
-    cases = list(golden_cases(bundle))
+    cases, output = list(golden_cases(bundle)), output_names(bundle.manifest.task.kind)[0]
     predictor = OnnxPredictor(bundle, threads)
-    logits = [_difference(predictor.logits(theta, case.batch), case.logits) for case in cases]
+    logits = [_difference(predictor.outputs(theta, case.batch)[output], case.logits) for case in cases]
     del predictor  # one graph's memory at a time: a small board has no more
     losses = [0.0]
     for split in bundle.manifest.splits:
@@ -80,7 +86,7 @@ def measure_parity(bundle: Bundle, threads: int = 0) -> Parity:
             boundary = engine.front(case.batch)
             np.copyto(engine.back_workspace, theta[engine.front_workspace.size :])
             losses.append(_difference(np.float32(engine.back(boundary, case.batch)), np.float32(case.loss)))
-            logits.append(_difference(engine.back_logits(boundary, case.batch), case.logits))
+            logits.append(_difference(engine.back_outputs(boundary, case.batch)[output], case.logits))
     return Parity(loss=max(losses), logits=max(logits))
 
 

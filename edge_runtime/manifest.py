@@ -25,7 +25,8 @@ Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Dtype = Literal["float32", "int64", "bool"]
 GraphKind = Literal["front", "back", "predict"]
 InputRole = Literal["weight", "frozen", "trainable", "batch", "boundary"]
-TaskKind = Literal["classify-head", "classify-prompt"]
+TaskKind = Literal["classify-head", "classify-prompt", "causal-lm"]
+CAUSAL_LM: TaskKind = "causal-lm"
 
 _PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
@@ -50,7 +51,8 @@ class GraphInput(_Strict, frozen=True):
         dtype: element type.
         shape: fixed sizes, or ``batch``/``tokens`` (or another symbol) where the size is dynamic.
         role: ``weight`` (from the weights file), ``frozen`` (from the adapter file, not trained), ``trainable`` (from
-            the flat vector), ``batch`` (input_ids, attention_mask, labels) or ``boundary`` (an output of ``front``).
+            the flat vector), ``batch`` (a field of batch.Batch or batch.CompletionBatch) or ``boundary`` (an output of
+            ``front``).
         source: the name in the weights file, the adapter file, the layout, the batch, or the front's outputs.
     """
 
@@ -62,7 +64,10 @@ class GraphInput(_Strict, frozen=True):
 
 
 class GraphOutput(_Strict, frozen=True):
-    """One output of a graph: ``loss`` (scalar, mean over the rows), ``logits`` (batch, labels) or a boundary tensor."""
+    """One output of a graph: ``loss`` (a scalar), one of ``output_names`` or a boundary tensor.
+
+    The loss is the mean over the rows, for ``causal-lm`` over all completion tokens of the batch.
+    """
 
     name: str
     dtype: Dtype
@@ -84,8 +89,9 @@ class Task(_Strict, frozen=True):
     """What the model decides.
 
     Attributes:
-        kind: ``classify-head`` (a linear head on the encoder) or ``classify-prompt`` (logits of the label words only).
-        labels: names of the labels; a row's label is one of them, or its index.
+        kind: ``classify-head`` (a linear head on the encoder), ``classify-prompt`` (logits of the label words only) or
+            ``causal-lm`` (next token, loss on the completion only).
+        labels: names of the labels; a row's label is one of them, or its index; empty for causal-lm.
         template: the prompt, with ``{text}`` once, and ``{mask}`` once for a masked language model; may be None for
             classify-head.
         label_words: one word a label; None for classify-head.
@@ -94,6 +100,8 @@ class Task(_Strict, frozen=True):
         pad_token_id: fills up shorter rows, on the right.
         mask_token: what stands for ``{mask}`` in the prompt; None where the model is not a masked language model.
         mask_token_id: its token id.
+        eos_token_id: ends each completion and counts as a token of it; None where the tokenizer has none, and for tasks
+            other than causal-lm.
     """
 
     kind: TaskKind
@@ -105,6 +113,7 @@ class Task(_Strict, frozen=True):
     pad_token_id: int
     mask_token: str | None = None
     mask_token_id: int | None = None
+    eos_token_id: int | None = None
 
 
 class Model(_Strict, frozen=True):
@@ -130,8 +139,8 @@ class Golden(_Strict, frozen=True):
     """Golden vectors: batches with the losses and logits that PyTorch gave.
 
     Attributes:
-        file: a safetensors file; batch n has ``n.input_ids``, ``n.attention_mask``, ``n.labels``, ``n.loss`` and
-            ``n.logits``.
+        file: a safetensors file; batch n has ``n.input_ids``, ``n.attention_mask``, ``n.labels``, ``n.loss`` and the
+            first of ``output_names`` (``n.logits`` or ``n.token_losses``); for causal-lm also ``n.positions``.
         batches: how many batches.
         seed: the adapter of the golden vectors is the initial one plus ``scale`` times the perturbation (seed, FRONT)
             over the whole layout, so that every trainable tensor matters (B matrices and new heads start at zero).
@@ -195,6 +204,16 @@ class Manifest(_Strict, frozen=True):
             f"the bundle has no {kind} graph{at}; its splits are {self.splits}",
             "choose one of its splits, or export with --split",
         )
+
+
+def output_names(kind: TaskKind) -> list[str]:
+    """Return what ``predict`` gives for a task, and ``back`` beside the loss.
+
+    ``logits``: float32, (batch, labels). ``token_losses``: float32, (chunks, chunk), the cross-entropy (nats) at each
+    of the batch's positions, 0 where its label is -100. ``best_tokens``: int64, (chunks, chunk), the likeliest next
+    tokens.
+    """
+    return ["token_losses", "best_tokens"] if kind == CAUSAL_LM else ["logits"]
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -267,7 +286,7 @@ def _check(manifest: Manifest) -> None:
         for tensor in graph.inputs:
             if tensor.role == "trainable" and tensor.source not in trainable:
                 raise BundleError(f"{graph.file}: {tensor.source} is not in the layout", "export the bundle again")
-    if len(manifest.task.labels) < 2:
+    if manifest.task.kind != CAUSAL_LM and len(manifest.task.labels) < 2:
         raise BundleError("the task has fewer than two labels", "export with --labels A,B")
 
 

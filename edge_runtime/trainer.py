@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from edge_runtime import seeds
-from edge_runtime.batch import pad
 from edge_runtime.data import batch_indices
 from edge_runtime.privacy import privatise, secret_rng
 from edge_runtime.rule import check_rule, step_seeds
@@ -19,31 +18,15 @@ from edge_runtime.timing import TimedEngine
 from edge_runtime.update import Terms, apply_step, step_coefficients
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from edge_runtime.batch import Batch
     from edge_runtime.engine import Engine
     from edge_runtime.perturbation import FloatVector
     from edge_runtime.privacy import Privacy
+    from edge_runtime.rows import Rows
     from edge_runtime.rule import StepRule
 
 BoundaryT = TypeVar("BoundaryT")
-
-
-@dataclass(frozen=True)
-class EncodedRows:
-    """A device's private rows as token ids, with their labels' indexes."""
-
-    tokens: Sequence[Sequence[int]]
-    labels: Sequence[int]
-    pad_token_id: int
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def batch(self, indices: Sequence[int]) -> Batch:
-        """Return these rows, padded to the longest of them."""
-        return pad([self.tokens[i] for i in indices], [self.labels[i] for i in indices], self.pad_token_id)
 
 
 @dataclass(frozen=True)
@@ -86,7 +69,7 @@ class RoundResult:
 def train_round(
     engine: Engine[BoundaryT],
     theta: FloatVector,
-    rows: EncodedRows,
+    rows: Rows,
     work: RoundWork,
     on_step: Callable[[int, float], bool] = lambda _step, _loss: True,
     *,

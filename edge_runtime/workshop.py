@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import logging
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edge_runtime.adapter_file import check_adapter, follow_logs, map_adapter
 from edge_runtime.bundle import Bundle, open_bundle, verify_files
-from edge_runtime.data import read_rows
 from edge_runtime.errors import BundleError, NetworkError, ProtocolError, TrainingError, storage_error
 from edge_runtime.fetch import fetch_bundle
 from edge_runtime.layout import adapter_sha256, total_size
 from edge_runtime.manifest import read_manifest
 from edge_runtime.perturbation import FRONT, perturb_many_into
 from edge_runtime.round_log import decode_chain
-from edge_runtime.trainer import EncodedRows
+from edge_runtime.rows import load_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from edge_runtime.config import DataConfig
     from edge_runtime.engine import Engine
@@ -53,7 +52,7 @@ class Workshop:
         self._make_engine = make_engine
         self._engine: tuple[int, Engine[Any]] | None = None
         self._replay_rate: float | None = None
-        self.rows = _encode_rows(bundle, data)
+        self.rows = load_rows(bundle, data)
 
     @property
     def copies(self) -> bool:
@@ -84,15 +83,6 @@ def _onnx_engine(bundle: Bundle, split: int, threads: int) -> Engine[Any]:
     from edge_runtime.engine_onnxruntime import OnnxEngine  # noqa: PLC0415 loaded with the first bundle
 
     return OnnxEngine(bundle, split, threads)
-
-
-def _encode_rows(bundle: Bundle, data: DataConfig) -> EncodedRows:
-    from edge_runtime.text import TextEncoder  # noqa: PLC0415 loaded with the first bundle
-
-    task = bundle.manifest.task
-    rows = read_rows(Path(data.path), task.labels, data.text_field, data.label_field)
-    encoder = TextEncoder(bundle.file(bundle.manifest.tokenizer_file), task)
-    return EncodedRows(encoder.encode([row.text for row in rows]), [row.label for row in rows], task.pad_token_id)
 
 
 def install_bundle(store: Store, fetcher: Fetcher, sha256: str, threads: int) -> Bundle:

@@ -25,13 +25,14 @@ from edge_runtime.manifest import (
     Model,
     bundle_sha256,
     encode_manifest,
+    output_names,
 )
 from edge_runtime.store import write_atomically
 from export import full, lora
 from export.errors import ExportError
 from export.graph_writer import GraphWriter
 from export.lift import lift
-from export.model import build, example_batch, trace
+from export.model import build, eager, example_batch, trace
 from export.rebuild import write_rebuild
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def _write(
                 )
     progress("tracing")
     program = trace(model, folder)
-    lifted = lift(program, splits)
+    lifted = lift(program, splits, output_names(model.task.kind))
     if lora_options is None:
         parameters = full.make_layout(model.peft_model, program, lifted, folder)
         names, state = full.parameter_names(model.peft_model), full.parameter_state(model.peft_model)
@@ -239,12 +240,9 @@ def _write_golden(
         for n, (rows, tokens) in enumerate(shapes):
             tokens_here = min(tokens, model.task.max_tokens)
             batch = example_batch(model.task, int(folder.config.vocab_size), rows, tokens_here, seed=n + 1)
-            input_ids, attention_mask, labels = batch
             with torch.no_grad():
-                logits = model.task_model(input_ids, attention_mask)
-                loss = torch.nn.functional.cross_entropy(logits, labels)
-            named = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-            named |= {"loss": loss, "logits": logits}
+                loss, values = eager(model, batch)
+            named = batch | {"loss": loss, output_names(model.task.kind)[0]: values}
             tensors |= {f"{n}.{name}": tensor.contiguous() for name, tensor in named.items()}
     save_file(tensors, path)
     return golden

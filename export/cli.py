@@ -17,9 +17,11 @@ def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add ``export`` and ``probe``."""
     parser = commands.add_parser("export", help="make a bundle from a Hugging Face folder", description=_export.__doc__)
     parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR", help="local model folder, or one with an adapter")
-    parser.add_argument("--task", required=True, choices=("classify-head", "classify-prompt"))
-    parser.add_argument("--labels", required=True, help="names of the labels, separated by commas")
-    parser.add_argument("--template", help="prompt with {text} in it, e.g. '{text} It was'")
+    parser.add_argument("--task", required=True, choices=("classify-head", "classify-prompt", "causal-lm"))
+    parser.add_argument("--labels", help="names of the labels, separated by commas; causal-lm has none")
+    parser.add_argument(
+        "--template", help="prompt with {text} in it, e.g. '{text} It was'; a masked model's also with {mask}"
+    )
     parser.add_argument("--label-words", help="one word a label, separated by commas, spaces count: ' terrible, great'")
     parser.add_argument(
         "--split",
@@ -88,7 +90,7 @@ def _probe(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     """Make a bundle: ONNX graphs with weights as inputs, weights, adapter, tokenizer, golden vectors, manifest."""
     started = time.monotonic()
-    labels = _names(args.labels)
+    labels = _names(args.labels) if args.labels else []
     splits = sorted(set(_numbers("--split", args.split)))
     layers = _numbers("--lora-layers", args.lora_layers) if args.lora_layers else None
     try:

@@ -8,9 +8,9 @@ import onnx
 import torch
 from safetensors.torch import save_file
 
-from edge_runtime.manifest import Graph, GraphInput, GraphOutput
+from edge_runtime.manifest import Graph, GraphInput, GraphOutput, output_names
 from export.errors import ExportError
-from export.model import MAX_BATCH, example_batch
+from export.model import example_batch, size_bounds, sizes
 from export.onnx_graphs import dimension_names, piece, shape_of, to_onnx
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class GraphWriter:
         self._layer = {parameter.name: parameter.layer for parameter in parameters}
         self._adapter_names = names
         self._state = {name: tensor.detach() for name, tensor in program.state_dict.items()}
-        self._dimensions = dimension_names(lifted)
+        self._dimensions = dimension_names(lifted, sizes(model.task))
         self._weights: dict[str, torch.Tensor] = {}
         self._name_of_data: dict[int, str] = {}
         used = {self._state[item.source].data_ptr() for item in lifted.inputs if item.kind == "parameter"}
@@ -64,12 +64,13 @@ class GraphWriter:
             raise ExportError(
                 f"{unused[0]} would be trained, but the task does not compute with it", "choose other --lora-targets"
             )
-        batch = example_batch(model.task, int(folder.config.vocab_size), rows=3, tokens=10)
-        examples = dict(zip(("input_ids", "attention_mask", "labels"), batch, strict=True))
+        self._answers = output_names(model.task.kind)
+        examples = example_batch(model.task, int(folder.config.vocab_size), rows=3, tokens=10)
         self._model = to_onnx(
             lifted,
             [self._state[i.source] if i.kind == "parameter" else examples[i.source] for i in lifted.inputs],
-            {"batch": (1, MAX_BATCH), "tokens": (2, model.task.max_tokens)},
+            size_bounds(model.task),
+            self._dimensions,
         )
 
     @property
@@ -87,7 +88,7 @@ class GraphWriter:
         for split in splits:
             boundary = self._lifted.boundaries[split]
             front = self._write_piece("front", split, boundary, [], bundle)
-            back = self._write_piece("back", split, ["loss", "logits"], boundary, bundle)
+            back = self._write_piece("back", split, ["loss", *self._answers], boundary, bundle)
             allowed = {self._role(parameter)[1] for parameter in self._lifted.back_parameters[split]}
             used = {i.source for i in back.inputs if i.role in ("weight", "frozen", "trainable")}
             if not used <= allowed:
@@ -101,7 +102,7 @@ class GraphWriter:
                     f"{misplaced[0]} is on the wrong side of split {split}", "choose other --lora-targets or --split"
                 )
             graphs += [front, back]
-        return [*graphs, self._write_piece("predict", None, ["logits"], [], bundle)]
+        return [*graphs, self._write_piece("predict", None, self._answers, [], bundle)]
 
     def _write_piece(
         self, kind: GraphKind, split: int | None, outputs: list[str], stops: list[str], bundle: Path

@@ -40,7 +40,7 @@ class Lifted:
     """A program as a plain module.
 
     Attributes:
-        module: takes ``inputs`` by position; gives ``loss``, ``logits`` and then every boundary tensor.
+        module: takes ``inputs`` by position; gives the loss, the task's outputs and then every boundary tensor.
         inputs: parameters and batch tensors.
         outputs: names of the outputs, with their fake values.
         boundaries: for each split the names of the outputs that cross it.
@@ -54,8 +54,13 @@ class Lifted:
     back_parameters: dict[int, set[str]]
 
 
-def lift(program: ExportedProgram, splits: list[int]) -> Lifted:
-    """Lift the weights of a program with outputs (loss, logits), and find what crosses each split.
+def lift(program: ExportedProgram, splits: list[int], answers: list[str]) -> Lifted:
+    """Lift the weights of a program, and find what crosses each split.
+
+    Args:
+        program: its outputs are the loss and then ``answers``.
+        splits: layer indexes.
+        answers: names of the task's outputs; see manifest.output_names.
 
     Raises:
         ExportError: no operation of the program belongs to a layer below a split.
@@ -65,8 +70,9 @@ def lift(program: ExportedProgram, splits: list[int]) -> Lifted:
     for nodes, _ in crossing.values():
         for node in nodes:
             boundary.setdefault(node, f"boundary_{len(boundary)}")
-    loss, logits = _outputs(program)
-    outputs = {"loss": loss, "logits": logits} | {name: node for node, name in boundary.items()}
+    outputs = dict(zip(["loss", *answers], _outputs(program), strict=True)) | {
+        name: node for node, name in boundary.items()
+    }
     module, inputs = _as_module(program, list(outputs.values()))
     return Lifted(
         module=module,
@@ -147,6 +153,9 @@ def _as_module(program: ExportedProgram, outputs: list[fx.Node]) -> tuple[fx.Gra
                 name = f"constant_{len(made)}"
                 root.register_buffer(name, _constant(program, node.name))
                 made[node] = graph.get_attr(name)
+        elif node.op == "get_attr" and node in used:  # the body of a scan
+            root.add_module(str(node.target), getattr(program.graph_module, str(node.target)))
+            made[node] = graph.get_attr(str(node.target))
         elif node in needed:
             made[node] = graph.node_copy(node, lambda argument: made[argument])
     graph.output(tuple(made[node] for node in outputs))

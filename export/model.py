@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from edge_runtime.manifest import Task
+from edge_runtime.batch import IGNORED, pad_completions
+from edge_runtime.manifest import CAUSAL_LM, Task
 from edge_runtime.text import MASK_FIELD, TEXT_FIELD
 from export import lora
 from export.architectures import longest_row
+from export.completion import CompletionLoss
 from export.errors import ExportError
 from export.folder import load_model, load_tokenizer
 from export.full import untie
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from export.tasks import Pooling
 
 MAX_BATCH = 4096
+MAX_CHUNK = 4096
+MAX_CHUNKS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class ExportModel:
     Attributes:
         peft_model: the model as PEFT wrapped it, or bare where every weight is trained; evaluation mode, float32.
         task_model: its logits.
+        loss_model: what is traced: it takes an example batch, in the batch's order, and gives the loss and what
+            manifest.output_names lists.
         tokenizer: Hugging Face's tokenizer.
         task: the manifest's task.
         rebuild: what ``covey_task.json`` says, to build the same module again (finished.py).
@@ -60,6 +66,7 @@ class ExportModel:
 
     peft_model: Any
     task_model: TaskModel
+    loss_model: LossModel | CompletionLoss
     tokenizer: Any
     task: Task
     rebuild: Rebuild
@@ -96,6 +103,7 @@ def build(folder: ModelFolder, options: TaskOptions, lora_options: LoraOptions |
         pad_token_id=_pad_token(tokenizer),
         mask_token=tokenizer.mask_token if masked else None,
         mask_token_id=tokenizer.mask_token_id if masked else None,
+        eos_token_id=tokenizer.eos_token_id if options.kind == CAUSAL_LM else None,
     )
     rebuild: Rebuild = {
         "task": options.kind,
@@ -123,7 +131,11 @@ def build(folder: ModelFolder, options: TaskOptions, lora_options: LoraOptions |
         peft_model = lora.load_lora(base, folder.adapter, needed)
     else:
         peft_model = lora.add_lora(base, lora_options, head_modules, folder.layers)
-    return ExportModel(peft_model, TaskModel(peft_model, word_ids, task.mask_token_id).eval(), tokenizer, task, rebuild)
+    # Tracing and evaluation alone: a scan over tensors with gradients would trace its own gradient.
+    peft_model.requires_grad_(False)
+    task_model = TaskModel(peft_model, word_ids, task.mask_token_id).eval()
+    loss_model = CompletionLoss(peft_model) if task.kind == CAUSAL_LM else LossModel(task_model)
+    return ExportModel(peft_model, task_model, loss_model.eval(), tokenizer, task, rebuild)
 
 
 def base_module(folder: ModelFolder, rebuild: Rebuild) -> tuple[Any, list[str]]:
@@ -133,7 +145,7 @@ def base_module(folder: ModelFolder, rebuild: Rebuild) -> tuple[Any, list[str]]:
         folder: the model's folder.
         rebuild: the content of ``covey_task.json``.
     """
-    if rebuild["task"] == "classify-prompt":
+    if rebuild["task"] in ("classify-prompt", CAUSAL_LM):
         model = load_model(folder, "causal" if folder.is_decoder else "masked")
         _check_decoder(model)
         return model, []
@@ -147,19 +159,22 @@ def base_module(folder: ModelFolder, rebuild: Rebuild) -> tuple[Any, list[str]]:
 
 def _pooling(folder: ModelFolder, options: TaskOptions) -> Pooling | None:
     """Return the pooling of a head of ours; None where there is none of ours."""
-    if options.kind == "classify-prompt" or (folder.has_trained_classifier and options.pooling is None):
+    if options.kind != "classify-head" or (folder.has_trained_classifier and options.pooling is None):
         return None
     return options.pooling or default_pooling(folder)
 
 
 def _check(folder: ModelFolder, options: TaskOptions) -> None:
+    if options.kind == CAUSAL_LM:
+        _check_causal(folder, options)
+        return
     n_labels = len(options.labels)
     if n_labels < 2 or len(set(options.labels)) != n_labels or not all(options.labels):
         raise ExportError(f"--labels {','.join(options.labels)}: need two or more different names", "as in: no,yes")
     if options.kind == "classify-prompt":
         _check_prompt(folder, options)
     elif options.kind != "classify-head":
-        raise ExportError(f"unknown task {options.kind!r}", "tasks are: classify-head, classify-prompt")
+        raise ExportError(f"unknown task {options.kind!r}", "tasks are: classify-head, classify-prompt, causal-lm")
     elif options.logit_scale is not None and options.logit_scale <= 0:
         raise ExportError(f"--logit-scale {options.logit_scale}: must be above 0", "try 1 to 20")
     elif options.label_words is not None:
@@ -171,6 +186,24 @@ def _check(folder: ModelFolder, options: TaskOptions) -> None:
             f"the model's own head has {folder.config.num_labels} labels, --labels names {n_labels}",
             "name all of its labels, or give --pooling for a new head",
         )
+
+
+def _check_causal(folder: ModelFolder, options: TaskOptions) -> None:
+    if not folder.is_decoder:
+        raise ExportError(
+            f"causal-lm needs a causal language model, {folder.model_type} is an encoder",
+            "use --task classify-head or classify-prompt",
+        )
+    given = {
+        "--labels": options.labels,
+        "--template": options.template,
+        "--label-words": options.label_words,
+        "--pooling": options.pooling,
+        "--head-init": options.head_init,
+    }
+    for flag, value in given.items():
+        if value:
+            raise ExportError(f"{flag}: causal-lm has none", "leave it out: rows bring their prompts and completions")
 
 
 def _check_padding(classifier: Any, task: Task) -> None:
@@ -215,38 +248,73 @@ def _pad_token(tokenizer: Any) -> int:
 
 
 def trace(model: ExportModel, folder: ModelFolder) -> ExportedProgram:
-    """Trace loss and logits with dynamic numbers of rows and tokens.
+    """Trace the loss and what else the task gives, with dynamic numbers of rows and tokens.
 
     Raises:
         ExportError: torch.export cannot trace the model.
     """
-    input_ids, attention_mask, labels = example_batch(model.task, int(folder.config.vocab_size), rows=3, tokens=10)
-    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
-    tokens = torch.export.Dim("tokens", min=2, max=model.task.max_tokens)
-    rows_and_tokens = {0: batch, 1: tokens}
-    shapes = {"input_ids": rows_and_tokens, "attention_mask": rows_and_tokens, "labels": {0: batch}}
+    batch = example_batch(model.task, int(folder.config.vocab_size), rows=3, tokens=10)
+    dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in size_bounds(model.task).items()}
+    shapes = {name: {axis: dims[size] for axis, size in enumerate(sizes(model.task)[name])} for name in batch}
     try:
         with quiet(), torch.no_grad():
-            return torch.export.export(
-                LossModel(model.task_model).eval(), (input_ids, attention_mask, labels), dynamic_shapes=shapes
-            )
+            return torch.export.export(model.loss_model, tuple(batch.values()), dynamic_shapes=shapes)
     except (RuntimeError, ValueError, TypeError) as error:
         raise ExportError(f"torch.export cannot trace the model: {error}", "report the model and versions") from error
 
 
-def example_batch(task: Task, vocab_size: int, rows: int, tokens: int, seed: int = 0) -> list[torch.Tensor]:
-    """Return input_ids, attention_mask and labels of random rows; every second one is padded."""
+def eager(model: ExportModel, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the loss and the first of the task's outputs as PyTorch gives them, by another way than the traced one.
+
+    For causal-lm that is Hugging Face's own forward pass with all logits.
+    """
+    logits, labels = model.task_model(batch["input_ids"], batch["attention_mask"]), batch["labels"]
+    if model.task.kind != CAUSAL_LM:
+        return torch.nn.functional.cross_entropy(logits, labels), logits
+    there = logits.flatten(0, 1)[batch["positions"].flatten()]
+    losses = torch.nn.functional.cross_entropy(there, labels.flatten(), ignore_index=IGNORED, reduction="none")
+    return losses.sum() / (labels != IGNORED).sum(), losses.reshape(labels.shape)
+
+
+def sizes(task: Task) -> dict[str, tuple[str, ...]]:
+    """Return the names of the sizes of each tensor of a batch, in the order in which the traced module takes them."""
+    rows: dict[str, tuple[str, ...]] = {"input_ids": ("batch", "tokens"), "attention_mask": ("batch", "tokens")}
+    if task.kind == CAUSAL_LM:
+        return rows | {"labels": ("chunks", "chunk"), "positions": ("chunks", "chunk")}
+    return rows | {"labels": ("batch",)}
+
+
+def size_bounds(task: Task) -> dict[str, tuple[int, int]]:
+    """Return the smallest and the largest value of each named size."""
+    bounds = {"batch": (1, MAX_BATCH), "tokens": (2, task.max_tokens)}
+    if task.kind == CAUSAL_LM:
+        bounds |= {"chunks": (1, MAX_CHUNKS), "chunk": (1, MAX_CHUNK)}
+    return bounds
+
+
+def example_batch(task: Task, vocab_size: int, rows: int, tokens: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Return a batch of random rows; every second one is padded.
+
+    For causal-lm the second half of each row is its completion, in chunks of up to 5 positions: several of them, the
+    last one not full where that is possible.
+    """
     generator = torch.Generator().manual_seed(seed)
     input_ids = torch.randint(0, vocab_size, (rows, tokens), generator=generator)
     # A pad token inside a row would end it for models that look for padding themselves.
     input_ids[input_ids == task.pad_token_id] = (task.pad_token_id + 1) % vocab_size
     attention_mask = torch.ones_like(input_ids)
+    lengths = [tokens] * rows
     for row in range(1, rows, 2):
-        length = max(2, tokens - 1 - row % tokens)
+        lengths[row] = length = max(2, tokens - 1 - row % tokens)
         attention_mask[row, length:] = 0
         input_ids[row, length:] = task.pad_token_id
     if task.mask_token_id is not None:
         input_ids[input_ids == task.mask_token_id] = (task.pad_token_id + 1) % vocab_size
         input_ids[:, 1] = task.mask_token_id
+    if task.kind == CAUSAL_LM:
+        texts = [row[:length] for row, length in zip(input_ids.tolist(), lengths, strict=True)]
+        batch = pad_completions(texts, [len(text) // 2 for text in texts], task.pad_token_id, chunk_tokens=5)
+        labels, positions = torch.from_numpy(batch.labels), torch.from_numpy(batch.positions)
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, "positions": positions}
     labels = torch.randint(0, len(task.labels), (rows,), generator=generator)
-    return [input_ids, attention_mask, labels]
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}

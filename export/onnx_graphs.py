@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 OPSET = 20
 """The first with Gelu as one operator; LayerNormalization is one since 17."""
 
-_SYMBOLS = ("batch", "tokens")
 
-
-def dimension_names(lifted: Lifted) -> dict[Any, str]:
-    """Return the names of the program's symbolic sizes, from the traced ``input_ids`` of shape (batch, tokens)."""
-    value = next(item.value for item in lifted.inputs if item.source == "input_ids")
-    return {size.node.expr: name for size, name in zip(value.shape, _SYMBOLS, strict=True)}
+def dimension_names(lifted: Lifted, sizes: dict[str, tuple[str, ...]]) -> dict[Any, str]:
+    """Return the names of the program's symbolic sizes, from the names of the sizes of each tensor of a batch."""
+    return {
+        size.node.expr: name
+        for item in lifted.inputs
+        if item.kind == "batch"
+        for size, name in zip(item.value.shape, sizes[item.source], strict=True)
+    }
 
 
 def shape_of(value: Any, names: dict[Any, str]) -> list[int | str]:
@@ -38,18 +40,20 @@ def shape_of(value: Any, names: dict[Any, str]) -> list[int | str]:
     ]
 
 
-def to_onnx(lifted: Lifted, examples: Sequence[torch.Tensor], bounds: dict[str, tuple[int, int]]) -> onnx.ModelProto:
+def to_onnx(
+    lifted: Lifted, examples: Sequence[torch.Tensor], bounds: dict[str, tuple[int, int]], names: dict[Any, str]
+) -> onnx.ModelProto:
     """Convert a lifted program; inputs and outputs keep their names.
 
     Args:
         lifted: the program.
         examples: a tensor for each input.
         bounds: smallest and largest value of each named size.
+        names: of the symbolic sizes; see dimension_names.
 
     Raises:
         ExportError: the converter failed.
     """
-    names = dimension_names(lifted)
     dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in bounds.items()}
     shapes = tuple(
         {index: dims[size] for index, size in enumerate(shape_of(item.value, names)) if isinstance(size, str)}
@@ -91,7 +95,7 @@ def piece(model: onnx.ModelProto, outputs: Sequence[str], stops: Sequence[str]) 
             continue
         needed.add(name)
         if name in producer and name not in stops:
-            waiting += [source for source in producer[name].input if source]
+            waiting += _read_by(producer[name])
     nodes = [node for node in graph.node if any(name in needed and name not in stops for name in node.output)]
     described = {value.name: value for value in graph.output}
     made = onnx.helper.make_graph(
@@ -108,8 +112,26 @@ def piece(model: onnx.ModelProto, outputs: Sequence[str], stops: Sequence[str]) 
     return result
 
 
+def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """Return the graphs inside a node, as a Scan has one."""
+    return [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+
+
+def _read_by(node: onnx.NodeProto) -> set[str]:
+    """Return the values that a node reads, also what the graphs inside it take from outside."""
+    read = {name for name in node.input if name}
+    for body in _bodies(node):
+        own = {value.name for value in (*body.input, *body.initializer)}
+        own |= {name for inner in body.node for name in inner.output}
+        read |= {name for inner in body.node for name in _read_by(inner)} - own
+    return read
+
+
 def _strip(graph: onnx.GraphProto) -> None:
     """Remove what the converter notes about sources: two thirds of the file, with paths of the exporting machine."""
-    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
         del part.metadata_props[:]
         part.ClearField("doc_string")
+    for node in graph.node:
+        for body in _bodies(node):
+            _strip(body)

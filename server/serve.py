@@ -7,17 +7,15 @@ import fcntl
 import logging
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from edge_runtime.bundle import open_bundle, verify_files
-from edge_runtime.data import read_rows
+from edge_runtime.config import DataConfig
 from edge_runtime.engine_onnxruntime import OnnxPredictor
 from edge_runtime.errors import storage_error
-from edge_runtime.text import TextEncoder
-from edge_runtime.trainer import EncodedRows
+from edge_runtime.rows import load_rows
 from edge_runtime.transport_mqtt import MqttTransport
 from server.adapters import AdapterChain
 from server.blobs import BlobStore
@@ -33,6 +31,7 @@ from server.summary import job_summary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from edge_runtime.bundle import Bundle
     from edge_runtime.transport import Transport
@@ -114,7 +113,7 @@ def coordinate(
         observe: told what happens.
         should_stop: asked between messages.
     """
-    rows = _held_out_rows(job, bundle)
+    rows = load_rows(bundle, DataConfig(path=job.eval_file))
     predictor = OnnxPredictor(bundle, options.threads)
     n_labels = len(bundle.manifest.task.labels)
     with contextlib.ExitStack() as stack:
@@ -145,13 +144,6 @@ def coordinate(
             write_finished(bundle, chain.theta, result_dir, summary)
         ledger.end_job(job.name, "finished", str(result_dir))
         return {**summary, "state": "finished", "result_dir": str(result_dir)}
-
-
-def _held_out_rows(job: Job, bundle: Bundle) -> EncodedRows:
-    task = bundle.manifest.task
-    rows = read_rows(Path(job.eval_file), task.labels)
-    encoder = TextEncoder(bundle.file(bundle.manifest.tokenizer_file), task)
-    return EncodedRows(encoder.encode([row.text for row in rows]), [row.label for row in rows], task.pad_token_id)
 
 
 @contextlib.contextmanager

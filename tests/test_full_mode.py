@@ -20,10 +20,11 @@ from edge_runtime.engine_onnxruntime import OnnxEngine, OnnxPredictor
 from edge_runtime.errors import BundleError, ConfigError
 from edge_runtime.golden import golden_adapter
 from edge_runtime.layout import adapter_sha256, front_size, views
+from edge_runtime.rows import EncodedRows
 from edge_runtime.rule import StepRule, step_seeds
 from edge_runtime.spzo import spzo_step
 from edge_runtime.tensor_file import map_flat
-from edge_runtime.trainer import EncodedRows, RoundWork, train_round
+from edge_runtime.trainer import RoundWork, train_round
 from edge_runtime.update import Terms, apply_terms
 from export.bundle_writer import export_bundle
 from export.errors import ExportError
