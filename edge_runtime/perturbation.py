@@ -1,11 +1,11 @@
 """Perturbations: vectors of ±1 that have the same bits on every machine.
 
-One bit a parameter from Philox 4×64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011; the
-generator of Random123 and of NumPy), keyed by (seed, block). Parameter i of a block takes bit i of the stream: bit
-``i % 64`` of word ``i // 64``, where words 4k…4k+3 are the output of counter k. A bit of 0 means +1, of 1 means −1.
+One bit a parameter from Philox 4×64-10 (philox.py), keyed by (seed, block). Parameter i of a block takes bit i of the
+stream: bit ``i % 64`` of word ``i // 64``, where words 4k…4k+3 are the output of counter k. A bit of 0 means +1, of 1
+means −1.
 
 The generator is counter-based, so any slice can be made alone. No transcendental function is involved and a product
-with ±1 is exact, so x86, ARM and GPU agree bit for bit; tests pin golden values.
+with ±1 is exact, so x86, ARM and GPU agree bit for bit; tests pin golden values. kernel.py says which code does it.
 """
 
 from __future__ import annotations
@@ -14,55 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edge_runtime.kernel import kernel
+from edge_runtime.kernel_numpy import SIGNS_OF_BYTE
+from edge_runtime.kernel_numpy import perturb as perturb_numpy
+from edge_runtime.philox import BITS_PER_COUNTER, BITS_PER_WORD, MAX_U64, philox_words
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
+__all__ = ["BACK", "FRONT", "FloatVector", "perturb_into", "perturb_many_into", "philox_words", "rademacher"]
 
 FloatVector = np.ndarray[tuple[Any, ...], np.dtype[np.float32]]
 
 FRONT = 0
 BACK = 1
 """Values of ``block`` in the Philox key."""
-
-_WORDS_PER_COUNTER = 4
-_BITS_PER_WORD = 64
-_BITS_PER_COUNTER = _WORDS_PER_COUNTER * _BITS_PER_WORD
-_MAX_U64 = 2**64 - 1
-_COUNTER_MODULUS = 2**256
-_CHUNK_BITS = 1 << 18
-"""Parameters expanded at a time: 1 MiB of float32, which stays in a Pi's cache."""
-
-# Row b holds the eight signs of byte b, lowest bit first: indexing with raw bytes expands a perturbation.
-_SIGNS_OF_BYTE: FloatVector = (
-    1.0 - 2.0 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-).astype(np.float32)
-
-
-def philox_words(seed: int, block: int, first_counter: int, n_words: int) -> NDArray[np.uint64]:
-    """Return raw Philox 4×64-10 output.
-
-    Args:
-        seed: first key word, 0 … 2⁶⁴−1.
-        block: second key word, 0 … 2⁶⁴−1.
-        first_counter: counter of the first output, 0 … 2²⁵⁶−1.
-        n_words: how many 64-bit words.
-
-    Returns:
-        uint64 array of shape (n_words,).
-
-    Raises:
-        ValueError: an argument is out of range.
-    """
-    if not (0 <= seed <= _MAX_U64 and 0 <= block <= _MAX_U64):
-        raise ValueError(f"seed and block must be in 0 … 2**64-1, got {seed} and {block}")
-    if n_words < 0 or not 0 <= first_counter < _COUNTER_MODULUS:
-        raise ValueError(f"bad range: first_counter={first_counter}, n_words={n_words}")
-    # NumPy increments its counter before it computes an output: start one lower.
-    start = (first_counter - 1) % _COUNTER_MODULUS
-    counter = np.array([(start >> (64 * word)) & _MAX_U64 for word in range(4)], dtype=np.uint64)
-    generator = np.random.Philox(key=np.array([seed, block], dtype=np.uint64), counter=counter)
-    return generator.random_raw(n_words)
 
 
 def rademacher(seed: int, block: int, start: int, stop: int) -> FloatVector:
@@ -84,18 +50,18 @@ def rademacher(seed: int, block: int, start: int, stop: int) -> FloatVector:
         raise ValueError(f"need 0 <= start <= stop, got {start} and {stop}")
     if start == stop:
         return np.empty(0, dtype=np.float32)
-    first_counter, skipped_bits = divmod(start, _BITS_PER_COUNTER)
-    n_words = -(-(skipped_bits + stop - start) // _BITS_PER_WORD)
+    first_counter, skipped_bits = divmod(start, BITS_PER_COUNTER)
+    n_words = -(-(skipped_bits + stop - start) // BITS_PER_WORD)
     words = philox_words(seed, block, first_counter, n_words).astype("<u8", copy=False)
-    signs = _SIGNS_OF_BYTE[words.view(np.uint8)].reshape(-1)
+    signs = SIGNS_OF_BYTE[words.view(np.uint8)].reshape(-1)
     return signs[skipped_bits : skipped_bits + stop - start]
 
 
 def perturb_into(out: FloatVector, clean: FloatVector, seed: int, block: int, scale: float) -> None:
     """Write ``clean + scale · z`` to ``out``, z being the perturbation (seed, block).
 
-    Each parameter costs one float32 multiply (exact, for z is ±1) and one float32 add. ``scale`` is rounded to
-    float32 first. ``out`` may be ``clean`` itself: that is an update in place.
+    Each parameter costs one float32 add: ``scale · z`` is exact, for z is ±1. ``scale`` is rounded to float32 first.
+    ``out`` may be ``clean`` itself: that is an update in place.
 
     Args:
         out: float32, shape (n,), written.
@@ -105,16 +71,10 @@ def perturb_into(out: FloatVector, clean: FloatVector, seed: int, block: int, sc
         scale: ±eps for a perturbation, a coefficient for an update.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: shapes differ, an array is not float32, or they overlap without being the same.
+        ConfigError: COVEY_KERNEL cannot be followed; see kernel.py.
     """
-    if out.shape != clean.shape or out.ndim != 1:
-        raise ValueError(f"out and clean must be flat and equal in length, got {out.shape} and {clean.shape}")
-    factor = np.float32(scale)
-    for start in range(0, clean.size, _CHUNK_BITS):
-        stop = min(start + _CHUNK_BITS, clean.size)
-        step = rademacher(seed, block, start, stop)
-        np.multiply(step, factor, out=step)
-        np.add(clean[start:stop], step, out=out[start:stop])
+    perturb_many_into(out, clean, (seed,), block, (scale,))
 
 
 def perturb_many_into(
@@ -127,26 +87,43 @@ def perturb_many_into(
 ) -> None:
     """Write ``clean + scales[0] · z_0 + scales[1] · z_1 + …`` to ``out``, in one pass over memory.
 
-    The bits are those of adding one perturbation after the other.
+    The bits are those of one perturb_into a seed, in this order.
 
     Args:
         out: float32, shape (n,), written; may be ``clean`` itself.
-        clean: float32, shape (n,): parameters ``offset`` … ``offset + n − 1`` of the block.
-        seeds: the perturbations' seeds; none copies ``clean``.
+        clean: float32, shape (n,): a block or a slice of it.
+        seeds: the perturbations' seeds, each 0 … 2⁶⁴−1.
         block: FRONT or BACK.
-        scales: a coefficient for each seed, rounded to float32.
-        offset: where in the block ``clean`` begins.
+        scales: one for each seed; rounded to float32 first.
+        offset: where the slice starts, in parameters from the block's first.
 
     Raises:
-        ValueError: the shapes or the numbers of seeds and scales differ.
+        ValueError: shapes or numbers differ or are out of range, an array is not float32, or they overlap without
+            being the same.
+        ConfigError: COVEY_KERNEL cannot be followed; see kernel.py.
     """
-    if out.shape != clean.shape or out.ndim != 1 or len(seeds) != len(scales):
-        raise ValueError(f"shapes {out.shape} and {clean.shape}, {len(seeds)} seeds and {len(scales)} scales differ")
-    for start in range(0, clean.size, _CHUNK_BITS):
-        stop = min(start + _CHUNK_BITS, clean.size)
-        if out is not clean:
-            np.copyto(out[start:stop], clean[start:stop])
-        for seed, scale in zip(seeds, scales, strict=True):
-            step = rademacher(seed, block, offset + start, offset + stop)
-            np.multiply(step, np.float32(scale), out=step)
-            np.add(out[start:stop], step, out=out[start:stop])
+    _check_arrays(out, clean)
+    if len(seeds) != len(scales):
+        raise ValueError(f"need one scale for each seed, got {len(seeds)} seeds and {len(scales)} scales")
+    if not (0 <= block <= MAX_U64 and all(0 <= seed <= MAX_U64 for seed in seeds)):
+        raise ValueError(f"seeds and block must be in 0 … 2**64-1, got {seeds} and {block}")
+    if not 0 <= offset <= MAX_U64 - out.size:
+        raise ValueError(f"the slice must lie in 0 … 2**64-1, got offset {offset}")
+    if not out.size:
+        return
+    if not seeds:
+        np.copyto(out, clean)
+        return
+    plain = all(array.flags.c_contiguous and array.flags.aligned for array in (out, clean))
+    perturb = kernel().perturb if plain else perturb_numpy
+    perturb(out, clean, np.array(seeds, dtype=np.uint64), block, np.array(scales, dtype=np.float32), offset)
+
+
+def _check_arrays(out: FloatVector, clean: FloatVector) -> None:
+    if out.shape != clean.shape or out.ndim != 1:
+        raise ValueError(f"out and clean must be flat and equal in length, got {out.shape} and {clean.shape}")
+    if out.dtype != np.dtype(np.float32) or clean.dtype != np.dtype(np.float32) or not out.flags.writeable:
+        raise ValueError(f"out and clean must be float32 and out writeable, got {out.dtype} and {clean.dtype}")
+    same = out.ctypes.data == clean.ctypes.data and out.strides == clean.strides
+    if not same and np.may_share_memory(out, clean):
+        raise ValueError("out and clean must be the same array or have no memory in common")
