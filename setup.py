@@ -1,16 +1,20 @@
-"""Builds the compiled kernel (edge_runtime/native/perturb.c) where there is a C compiler; all else is in pyproject.toml.
+"""Builds the compiled kernel, edge_runtime/native/perturb.c, where there is a C compiler.
 
 The kernel is a plain shared library that ctypes loads: it knows nothing of Python, so one wheel serves every Python
-version. Without a compiler the installation succeeds, and NumPy does the work.
+version. Without a compiler the installation succeeds, and NumPy does the work. With COVEY_KERNEL=numpy in the
+environment nothing is compiled, and the wheel is for every platform.
 """
 
 from __future__ import annotations
+
+import os
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 KERNEL = "edge_runtime.native.perturb"
+PURE = os.environ.get("COVEY_KERNEL") == "numpy"
 
 
 class BuildKernel(build_ext):
@@ -36,7 +40,9 @@ class TagWheel(bdist_wheel):
 
 
 setup(
-    ext_modules=[
+    ext_modules=[]
+    if PURE
+    else [
         Extension(
             KERNEL,
             ["edge_runtime/native/perturb.c"],
@@ -44,5 +50,5 @@ setup(
             optional=True,
         )
     ],
-    cmdclass={"build_ext": BuildKernel, "bdist_wheel": TagWheel},
+    cmdclass={} if PURE else {"build_ext": BuildKernel, "bdist_wheel": TagWheel},
 )
