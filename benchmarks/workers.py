@@ -171,6 +171,7 @@ def torch_mezo(settings: dict[str, Any]) -> Work:
     As in the MeZO paper's Algorithm 1, on the same trainable tensors; as many full forwards as the SPZO step's cost.
     """
     import torch
+    from backprop import file_name
 
     from export.finished import load_finished, untrained
 
@@ -181,7 +182,7 @@ def torch_mezo(settings: dict[str, Any]) -> Work:
         model = untrained(bundle.file("adapter"), Path(settings["model_dir"]))
     else:
         model = load_finished(bundle.file("adapter"), Path(settings["model_dir"]))
-    parameters = [p for name, p in model.named_parameters() if _file_name(name) in trained]
+    parameters = [p for name, p in model.named_parameters() if file_name(name) in trained]
     if sum(p.numel() for p in parameters) != bundle.manifest.parameters[-1].stop:
         raise SystemExit("MeZO would train other tensors than SPZO")
     arrays = (batch.input_ids, batch.attention_mask, batch.labels)
@@ -206,11 +207,6 @@ def torch_mezo(settings: dict[str, Any]) -> Work:
                 shift(seed, -1e-6 * (plus - minus))
 
     return {"run": run}
-
-
-def _file_name(name: str) -> str:
-    """Return a parameter's name in PEFT's adapter file."""
-    return name.removeprefix("model.").replace(".default", "").replace(".modules_to_save", "")
 
 
 KINDS = {
