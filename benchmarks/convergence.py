@@ -131,6 +131,7 @@ def main() -> None:
     parser.add_argument("--methods", help="only these, separated by commas")
     parser.add_argument("--quick", action="store_true", help="three methods, one learning rate, one seed, fewer rounds")
     parser.add_argument("--summary", action="store_true", help="run nothing, print what the results say")
+    parser.add_argument("--report", action="store_true", help="run nothing, write the picture, print a Markdown table")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -141,6 +142,13 @@ def main() -> None:
     if args.quick:
         args.results = args.results.with_name("quick.jsonl")
         args.results.unlink(missing_ok=True)
+    if args.report:
+        from plot import plot_curves, table
+
+        results = [r for r in read_results(args.results) if r["model"] == args.model and r["rows"] == "test"]
+        plot_curves(results, names, f"{args.model}, LoRA", ROOT / "docs" / f"convergence_{args.model}.png")
+        print(table(results, names))
+        return
     if not args.summary:
         prepared = prepare(args.model, setup, args.workdir)
         for name in names:

@@ -1,0 +1,70 @@
+"""Pictures and tables of what convergence.py found: ``python benchmarks/convergence.py --report``."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Results = list[dict[str, Any]]
+
+
+def plot_curves(results: Results, names: list[str], title: str, path: Path) -> None:
+    """Draw held-out loss against forward equivalents: the mean over seeds, and each seed faintly."""
+    figure, axes = plt.subplots(figsize=(8, 5))
+    for index, name in enumerate(names):
+        runs = [r for r in results if r["name"] == name]
+        if not runs:
+            continue
+        colour = f"C{index % 10}"
+        style = "-" if index < 10 else "--"
+        start = statistics.fmean(r["loss_start"] for r in runs)
+        for run in runs:
+            axes.plot([0, *(p[0] for p in run["curve"])], [run["loss_start"], *(p[1] for p in run["curve"])],
+                      color=colour, alpha=0.15)  # fmt: skip
+        curve = np.mean([[p[:2] for p in run["curve"]] for run in runs], axis=0)
+        axes.plot([0, *curve[:, 0]], [start, *curve[:, 1]], style, color=colour, label=f"{name} ({len(runs)})")
+    axes.set_xlabel("forward equivalents, all devices together")
+    axes.set_ylabel("held-out loss")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def table(results: Results, names: list[str]) -> str:
+    """Return a Markdown table, a method a line: mean ± standard deviation over seeds."""
+    lines = [
+        "| method | learning rate | seeds | held-out loss | accuracy | forwards | up, B | down, B | s | peak MB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in names:
+        runs = [r for r in results if r["name"] == name]
+        if not runs:
+            continue
+        first = runs[0]
+        lines.append(
+            f"| {name} | {first['step']['learning_rate']} | {len(runs)} | {spread(runs, 'loss_end')} | "
+            f"{spread(runs, 'accuracy_end')} | {first['forwards']:.0f} | {first['bytes_up_per_device_round']} | "
+            f"{first['bytes_down_per_device_round']} | {statistics.fmean(r['wall_s'] for r in runs):.0f} | "
+            f"{max(r['peak_rss_mb'] for r in runs):.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def spread(runs: Results, key: str) -> str:
+    """Return mean ± standard deviation over seeds."""
+    values = [run[key] for run in runs]
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.fmean(values):.3f} ± {deviation:.3f}"
