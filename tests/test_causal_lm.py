@@ -75,7 +75,7 @@ def eager_losses(model: Any, batch: CompletionBatch) -> tuple[np.ndarray[Any, An
 
 
 def batches(pad_token_id: int) -> list[CompletionBatch]:
-    """One chunk and several, a last one that is not full, one position alone, the longest row, a prompt of one token."""
+    """One chunk and several, a last one that is not full, one position alone, the longest row, short prompts."""
     rng = np.random.Generator(np.random.PCG64(5))
     made = []
     for lengths, starts, chunk in (
