@@ -43,9 +43,9 @@ def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundl
             if kind.endswith("-mlm"):
                 template, words = "{text} It was {mask}", ["terrible", "great"]
             options = TaskOptions(
-                kind=task, labels=LABELS, template=template if prompt else None,
+                kind=task, labels=[] if task == "causal-lm" else LABELS, template=template if prompt else None,
                 label_words=words if prompt else None, max_tokens=max_tokens, pooling=pooling,
-                logit_scale=3.0, head_init=None,
+                logit_scale=3.0 if task == "classify-head" else None, head_init=None,
             )  # fmt: skip
             lora = LoraOptions(4, 8.0, DEFAULT_TARGETS[folder.model_type], layers, list(train), seed=1)
             lora = None if train == "full" else lora

@@ -11,13 +11,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tiny_models import reviews, write_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from edge_runtime.bundle import Bundle
@@ -47,9 +48,13 @@ def toml(fields: dict[str, Any]) -> str:
     return "".join(f"{key} = {json.dumps(value)}\n" for key, value in fields.items())
 
 
-def write_job(folder: Path, step: dict[str, Any] | None = None, **fields: Any) -> Path:
+RowsOf = Callable[[int, int], list[dict[str, str]]]
+"""Makes rows from their number and a seed."""
+
+
+def write_job(folder: Path, step: dict[str, Any] | None = None, *, rows_of: RowsOf = reviews, **fields: Any) -> Path:
     """Write ``job.toml`` and its held-out rows; a dictionary among the fields is a table."""
-    write_rows(reviews(40, seed=99), folder / "test.jsonl")
+    write_rows(rows_of(40, 99), folder / "test.jsonl")
     path = folder / "job.toml"
     tables = {name: value for name, value in fields.items() if isinstance(value, dict)}
     plain = {name: value for name, value in fields.items() if name not in tables}
@@ -58,9 +63,9 @@ def write_job(folder: Path, step: dict[str, Any] | None = None, **fields: Any) -
     return path
 
 
-def write_edge(folder: Path, name: str, port: int, seed: int, **fields: Any) -> Path:
+def write_edge(folder: Path, name: str, port: int, seed: int, *, rows_of: RowsOf = reviews, **fields: Any) -> Path:
     """Write ``edge.toml`` and private rows for a device."""
-    write_rows(reviews(24 + 4 * seed, seed), folder / "data.jsonl")
+    write_rows(rows_of(24 + 4 * seed, seed), folder / "data.jsonl")
     path = folder / "edge.toml"
     broker = fields.pop("broker", f"mqtt://127.0.0.1:{port}")
     tls = fields.pop("tls", None)

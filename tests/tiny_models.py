@@ -182,6 +182,12 @@ def reviews(n_rows: int, seed: int) -> list[dict[str, str]]:
     return rows
 
 
+def completions(n_rows: int, seed: int) -> list[dict[str, str]]:
+    """Random prompts whose completion a model can learn: it repeats whether the prompt holds praise or blame."""
+    verdicts = {"good": " very good film", "bad": " bad"}
+    return [{"prompt": f"{row['text']} it was", "completion": verdicts[row["label"]]} for row in reviews(n_rows, seed)]
+
+
 def write_rows(rows: list[dict[str, str]], path: Path) -> Path:
     """Write rows as JSON Lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
