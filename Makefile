@@ -5,14 +5,14 @@ MODEL ?= minilm
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.covey-installed
 
-.PHONY: help install demo test test-all lint format bench clean
+.PHONY: help install demo test test-all lint format bench bench-perturb clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 install: $(STAMP) ## a virtual environment with everything
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml setup.py edge_runtime/native/perturb.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Covey's server and exporter need Python 3.11 or newer; run: make PYTHON=python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -41,5 +41,8 @@ format: $(STAMP) ## format the code
 bench: $(STAMP) ## speed and memory, as ratios; the last line is JSON
 	$(BIN)/python benchmarks/step.py
 
+bench-perturb: $(STAMP) ## speed of perturbing and replay; the last line is JSON
+	$(BIN)/python benchmarks/perturb.py
+
 clean: ## remove the virtual environment and the demo's files
-	rm -rf $(VENV) .covey .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .covey build edge_runtime/native/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

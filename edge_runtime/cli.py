@@ -92,12 +92,14 @@ def _run(args: argparse.Namespace) -> int:
     """Join the fleet: announce, take plans, train on the local rows, report scalars, prove the adapter by hash."""
     from edge_runtime.agent import Agent, lost_will
     from edge_runtime.config import read_edge_config
+    from edge_runtime.kernel import kernel
     from edge_runtime.store import Store
     from edge_runtime.transport_mqtt import MqttTransport, parse_broker
 
     config = read_edge_config(args.config)
     if not Path(config.data.path).is_file():
         raise ConfigError(f"no data file at {config.data.path}", "set [data] path in the configuration")
+    kernel()  # a wrong COVEY_KERNEL is said now, not in the first round
     store = Store(Path(config.state_dir))
     boot_id = os.urandom(8).hex()
     transport = MqttTransport(
@@ -213,6 +215,7 @@ def _bundle_verify(args: argparse.Namespace) -> int:
     """Check hashes of all files, the layout, and the golden vectors against what PyTorch gave."""
     from edge_runtime.bundle import open_bundle, verify_files
     from edge_runtime.golden import check_golden
+    from edge_runtime.kernel import kernel_name, kernel_reason
 
     bundle = open_bundle(args.bundle)
     verify_files(bundle)
@@ -226,6 +229,7 @@ def _bundle_verify(args: argparse.Namespace) -> int:
         "trainable_parameters": manifest.parameters[-1].stop,
         "parity_loss": parity.loss,
         "parity_logits": parity.logits,
+        "kernel": kernel_name(),
     }
     text = (
         f"{args.bundle}: good\n"
@@ -233,7 +237,8 @@ def _bundle_verify(args: argparse.Namespace) -> int:
         f"  model      {manifest.model.name} ({manifest.model.model_type}, {manifest.model.layers} layers)\n"
         f"  files      {len(manifest.files)}, {sum(e.size_bytes for e in manifest.files) / 1e6:.1f} MB, hashes match\n"
         f"  layout     {manifest.parameters[-1].stop} trainable parameters, splits {manifest.splits}\n"
-        f"  parity     loss within {parity.loss:.1e}, logits within {parity.logits:.1e} of PyTorch"
+        f"  parity     loss within {parity.loss:.1e}, logits within {parity.logits:.1e} of PyTorch\n"
+        f"  kernel     {kernel_name()}: {kernel_reason()}"
     )
     output.emit(args, result, text)
     return 0

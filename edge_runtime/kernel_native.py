@@ -46,7 +46,7 @@ def load(path: Path = LIBRARY) -> Perturb:
     if sys.byteorder != "little":
         raise KernelMissingError("the machine is big-endian")
     if not path.is_file():
-        raise KernelMissingError("it was not built: there was no C compiler at install time")
+        raise KernelMissingError("it was not built: no C compiler at install time, or a wheel for every platform")
     try:
         library = ctypes.CDLL(str(path))
         function, abi = library.covey_perturb, library.covey_perturb_abi
