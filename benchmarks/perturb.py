@@ -94,7 +94,7 @@ def measure_replay(native: Perturb, size: int, n_seeds: int, repeats: int) -> di
 
 
 def in_turn(works: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Return the seconds of each kind of work: done in turn, the order reversed every time, the first round left out."""
+    """Return the seconds of each kind of work: in turn, the order reversed each time, the first round left out."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for repeat in range(repeats + 1):
         print(f"\r{' against '.join(works)}: {repeat} of {repeats} ", end="", file=sys.stderr)

@@ -28,7 +28,7 @@ from edge_runtime.rows import EncodedCompletions, load_rows
 from export.errors import ExportError
 from server.cli import main
 from server.evaluate import evaluate
-from server.finished import write_peft_folder
+from server.finished import write_finished
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +55,7 @@ def adapter_of(bundle: Bundle) -> FloatVector:
 
 def eager_model(bundle: Bundle, kind: str, folder: Path) -> Any:
     """PEFT on the usual Auto class: every token's logits over the whole vocabulary."""
-    write_peft_folder(bundle, adapter_of(bundle), folder, {})
+    write_finished(bundle, adapter_of(bundle), folder, {})
     base = AutoModelForCausalLM.from_pretrained(bundle.path.parents[1] / "models" / kind)
     return PeftModel.from_pretrained(base, folder).eval()
 
