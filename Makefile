@@ -5,7 +5,7 @@ MODEL ?= minilm
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.covey-installed
 
-.PHONY: help install demo test test-all lint format bench bench-perturb clean
+.PHONY: help install demo test test-all lint format bench bench-full bench-convergence bench-perturb clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -38,8 +38,15 @@ format: $(STAMP) ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## speed and memory, as ratios; the last line is JSON
+bench: $(STAMP) ## speed and memory as ratios, and a short comparison of methods; each ends with a line of JSON
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/convergence.py --quick
+
+bench-full: $(STAMP) ## speed and memory where every weight is trained (SmolLM2; some minutes)
+	$(BIN)/python benchmarks/step.py --train full --repeats 5
+
+bench-convergence: $(STAMP) ## all methods, tuned, three seeds (hours; can be stopped and started)
+	$(BIN)/python benchmarks/convergence.py --model $(MODEL)
 
 bench-perturb: $(STAMP) ## speed of perturbing and replay; the last line is JSON
 	$(BIN)/python benchmarks/perturb.py
