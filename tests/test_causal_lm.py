@@ -135,17 +135,19 @@ def test_no_token_has_a_vocabulary_of_logits_but_those_of_a_chunk(
     engine = OnnxEngine(bundle, 1, 1)
     engine.back(engine.front(batch), batch)
     profile = json.loads(Path(engine._back._session.end_profiling()).read_text())
-    shapes = [
-        tuple(shape)
+    made = [
+        (event["args"]["op_name"], tuple(shape))
         for event in profile
         for described in event.get("args", {}).get("output_type_shape", [])
         for shape in described.values()
     ]
-    assert {shape for shape in shapes if vocabulary in shape} == {(chunk, vocabulary)}
-    assert sum(shape == (chunk, vocabulary) for shape in shapes) == math.ceil(rows * (tokens - 2) / chunk)
-    assert (
-        max(math.prod(shape) for shape in shapes) < rows * tokens * vocabulary / 2
-    )  # the attention scores are the largest
+    assert {shape for _, shape in made if vocabulary in shape} == {(chunk, vocabulary)}
+    products = [operator for operator, shape in made if shape == (chunk, vocabulary) and "Gemm" in operator]
+    assert len(products) == math.ceil(rows * (tokens - 2) / chunk)
+    # The attention scores are the largest.
+    assert max(math.prod(shape) for _, shape in made) < rows * tokens * vocabulary / 2
+    # ONNX Runtime's is too inexact over a real vocabulary, which a tiny model does not show.
+    assert "ReduceLogSumExp" not in {operator for operator, _ in made}
 
 
 def test_rows_are_scored_one_by_one(bundle: Bundle, tmp_path: Path) -> None:
