@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,9 +10,7 @@ import msgspec
 
 from edge_runtime import protocol
 from edge_runtime.errors import ProtocolError
-from edge_runtime.privacy import Privacy
 from edge_runtime.replay import round_terms
-from edge_runtime.round_log import unpack_scalars
 from edge_runtime.transport import Connected
 from server import events, rounds
 from server.aggregate import aggregate
@@ -21,6 +18,7 @@ from server.errors import JobError
 from server.evaluator import BackgroundEvaluator
 from server.fleet import Device, choose_cohort
 from server.ledger import ClosedRound, Ledger
+from server.messages import check_report, final_sync, train_plan
 from server.offers import Offers, open_offers, resume_offers
 from server.planning import next_plan
 
@@ -29,10 +27,8 @@ if TYPE_CHECKING:
 
     from edge_runtime.manifest import Manifest
     from edge_runtime.perturbation import FloatVector
-    from edge_runtime.rule import StepRule
     from edge_runtime.transport import Message, Transport
     from server.adapters import AdapterChain
-    from server.blobs import BlobStore
     from server.evaluate import Evaluation
     from server.events import Observer
     from server.job import Job
@@ -72,7 +68,6 @@ class Coordinator:
     Args:
         setting: what the job runs in.
         ledger: the job is entered in it.
-        blobs: where adapters and logs are kept.
         chain: the job's adapters so far.
         transport: the server's connection.
         observe: told what happens.
@@ -82,7 +77,6 @@ class Coordinator:
         self,
         setting: Setting,
         ledger: Ledger,
-        blobs: BlobStore,
         chain: AdapterChain,
         transport: Transport,
         observe: Observer,
@@ -90,7 +84,6 @@ class Coordinator:
         self._setting = setting
         self._job = setting.job
         self._ledger = ledger
-        self._blobs = blobs
         self._chain = chain
         self._transport = transport
         self._observe = observe
@@ -223,23 +216,7 @@ class Coordinator:
 
     def _send_plan(self, name: str) -> None:
         assert self._offers is not None  # noqa: S101
-        state, private = self._offers.state, self._job.privacy
-        plan = protocol.TrainPlan(
-            job=self._job.name,
-            job_seed=self._job.seed,
-            round=state.index,
-            attempt=state.attempt,
-            bundle_sha256=self._setting.bundle_sha256,
-            adapter=self._reference(name),
-            rule=self._offers.plan.rule,
-            split=self._offers.plan.split,
-            steps=self._job.steps,
-            batch_size=self._job.batch_size,
-            mean_square=self._chain.mean_square,
-            privacy=None if private is None else Privacy(private.clip, private.noise_multiplier),
-            deadline_s=max(1.0, state.deadline_at - self._setting.clock()),
-            blob_url=self._setting.blob_url,
-        )
+        plan = train_plan(self._setting, self._offers, self._reference(name), self._chain.mean_square)
         payload = protocol.encode(plan)
         self._offers.count_bytes(name, down=len(payload))
         self._transport.publish(protocol.topic(self._setting.fleet, name, "plan"), payload)
@@ -323,7 +300,7 @@ class Coordinator:
             outcome = rounds.judge(self._offers.state, device.name, report.round, report.attempt, now)
             if outcome == "taken":
                 try:
-                    self._check(report, self._offers.plan.rule)
+                    check_report(report, self._offers.plan.rule, self._job.steps, self._chain.sha256)
                     device.link_bytes_per_s = report.link_bytes_per_s
                     device.replay_parameters_per_s = report.replay_parameters_per_s
                     self._offers.record(device.name, report, size_bytes)
@@ -339,17 +316,6 @@ class Coordinator:
             reason=reason,
         )
         self._transport.publish(protocol.topic(self._setting.fleet, device.name, "report/ack"), protocol.encode(ack))
-
-    def _check(self, report: protocol.RoundReport, rule: StepRule) -> None:
-        """Check a report against its plan; the types were checked at the border."""
-        unpack_scalars(report.scalars, self._job.steps, rule.scalars_per_step)
-        if report.adapter_sha256 != self._chain.sha256:
-            raise ProtocolError(
-                f"trained adapter {report.adapter_sha256[:12]}, the round's is {self._chain.sha256[:12]}",
-                "the device fetches the adapter with its next plan",
-            )
-        if not math.isfinite(report.loss or 0.0) or not math.isfinite(report.seconds):
-            raise ProtocolError("loss or seconds are not finite", "look at the device")
 
     # -- the end ------------------------------------------------------------------------------------------------
 
@@ -375,12 +341,5 @@ class Coordinator:
         return False
 
     def _send_sync(self, name: str) -> None:
-        plan = protocol.SyncPlan(
-            job=self._job.name,
-            round=len(self._chain.closed),
-            bundle_sha256=self._setting.bundle_sha256,
-            adapter=self._reference(name),
-            final=True,
-            blob_url=self._setting.blob_url,
-        )
+        plan = final_sync(self._setting, len(self._chain.closed), self._reference(name))
         self._transport.publish(protocol.topic(self._setting.fleet, name, "plan"), protocol.encode(plan))

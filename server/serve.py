@@ -135,7 +135,7 @@ def coordinate(
             evaluate=lambda theta: evaluate(predictor, theta, rows, n_labels),
             clock=time.monotonic,
         )
-        coordinator = Coordinator(setting, ledger, blobs, chain, transport, observe)
+        coordinator = Coordinator(setting, ledger, chain, transport, observe)
         if not coordinator.run(resumed=resumed, should_stop=should_stop):
             return None
         result_dir = options.state_dir / "jobs" / job.name / "adapter"

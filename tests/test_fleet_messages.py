@@ -318,7 +318,7 @@ def coordinator(bench: Bench, job: Job, clock: Callable[[], float] = time.monoto
         blob_url=bench.url, evaluate=lambda _theta: Evaluation(0.5, 0.5), clock=clock,
     )  # fmt: skip
     chain = AdapterChain(bench.bundle, bench.blobs, [], momentum=False)
-    yield Coordinator(setting, ledger, bench.blobs, chain, bench.hub.join(), seen.append), ledger
+    yield Coordinator(setting, ledger, chain, bench.hub.join(), seen.append), ledger
     ledger.close()
 
 
