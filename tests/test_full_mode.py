@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from edge_runtime.bundle import Bundle, verify_files
 from edge_runtime.engine_onnxruntime import OnnxEngine, OnnxPredictor
 from edge_runtime.errors import BundleError, ConfigError
-from edge_runtime.golden import golden_adapter
+from edge_runtime.golden import check_golden, golden_adapter
 from edge_runtime.layout import adapter_sha256, front_size, views
 from edge_runtime.rows import EncodedRows
 from edge_runtime.rule import StepRule, step_seeds
@@ -187,3 +187,10 @@ def test_mode_and_bundle_must_fit(tiny_export: Callable[..., Bundle], tmp_path: 
     options = TaskOptions("classify-head", ["bad", "good"], None, None, 32, None, None, None)
     with pytest.raises(ExportError, match="merge it into the model first"):
         export_bundle(look_at(folder), options, None, [1], tmp_path / "bundle")
+
+
+def test_completions_train_every_weight_too(tiny_export: Callable[..., Bundle]) -> None:
+    bundle = tiny_export("llama-tied", task="causal-lm", train="full")
+    assert bundle.manifest.train == "full"
+    assert {"lm_head.weight", "model.embed_tokens.weight"} <= {p.name for p in bundle.manifest.parameters}
+    assert check_golden(bundle).loss < 1e-5
