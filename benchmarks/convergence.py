@@ -376,7 +376,7 @@ def mean_and_spread(values: list[float]) -> str:
 def saving(results: list[dict[str, Any]], rival: str, ours: str) -> dict[str, Any] | None:
     """Return how many times fewer forwards we need for the rival's final loss, seed by seed.
 
-    A seed whose run of ours never gets there counts as None in ``each``.
+    A seed whose run of ours never gets there is None in ``each``, and counts as 0 in the rest.
     """
     each: list[float | None] = []
     for seed in SEEDS:
@@ -386,15 +386,10 @@ def saving(results: list[dict[str, Any]], rival: str, ours: str) -> dict[str, An
             continue
         needed = forwards_to(mine["curve"], theirs["loss_end"])
         each.append(None if needed is None else round(theirs["forwards"] / needed, 3))
-    reached = [value for value in each if value is not None]
-    if not each:
+    values = [value or 0.0 for value in each]
+    if not values:
         return None
-    return {
-        "median": round(statistics.median(reached), 3) if reached else None,
-        "min": min(reached, default=None),
-        "max": max(reached, default=None),
-        "each": each,
-    }
+    return {"median": round(statistics.median(values), 3), "min": min(values), "max": max(values), "each": each}
 
 
 if __name__ == "__main__":
