@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_runtime.errors import BundleError, TrainingError, storage_error
-from edge_runtime.layout import adapter_sha256
-from edge_runtime.replay import CHUNK, replay_part, round_terms
+from edge_runtime.layout import CHUNK, adapter_sha256
+from edge_runtime.replay import replay_part, round_terms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def map_adapter(path: Path, size: int) -> FloatVector:
-    """Map an adapter file: float32, (size,), read-only. Its hash and values are not looked at; see check_adapter.
+    """Map an adapter file: float32, (size,), read-only. Neither hash nor values are looked at: see check_finite.
 
     Raises:
         BundleError: the length does not fit the layout, or it cannot be read.
@@ -43,6 +43,17 @@ def map_adapter(path: Path, size: int) -> FloatVector:
         raise BundleError(f"cannot read {path}: {error.strerror}", "fetch the adapter again") from error
 
 
+def check_finite(theta: FloatVector) -> None:
+    """Check that all values are finite.
+
+    Raises:
+        BundleError: one is not.
+    """
+    for start in range(0, theta.size, CHUNK):
+        if not np.isfinite(theta[start : start + CHUNK]).all():
+            raise BundleError("the adapter holds values that are not finite", "start from an earlier adapter")
+
+
 def check_adapter(theta: FloatVector, sha256: str) -> None:
     """Check an adapter's hash and that its values are finite.
 
@@ -51,9 +62,7 @@ def check_adapter(theta: FloatVector, sha256: str) -> None:
     """
     if adapter_sha256(theta) != sha256:
         raise BundleError(f"adapter {sha256[:12]} is damaged: its hash differs", "fetch the adapter again")
-    for start in range(0, theta.size, CHUNK):
-        if not np.isfinite(theta[start : start + CHUNK]).all():
-            raise BundleError("the adapter holds values that are not finite", "start from an earlier adapter")
+    check_finite(theta)
 
 
 def write_replayed(
@@ -62,7 +71,7 @@ def write_replayed(
     logs: Sequence[RoundLog],
     previous: FloatVector | None = None,
     before_path: Path | None = None,
-) -> str:
+) -> tuple[str, int]:
     """Write the adapter after one or more rounds to a new file: one pass, whatever the number of rounds.
 
     Nothing but a part of 4 MiB is in memory at a time.
@@ -75,7 +84,7 @@ def write_replayed(
         before_path: where the adapter before the last round goes; None: it is not kept.
 
     Returns:
-        The SHA-256 of what was written to ``path``.
+        The SHA-256 of what was written to ``path``, and the number of terms in all rounds.
 
     Raises:
         ProtocolError, TrainingError: a log does not fit, or the result is not finite; no file is left.
@@ -105,7 +114,7 @@ def write_replayed(
                     before_file.write(before.astype("<f4", copy=False).data)
     except OSError as error:
         raise storage_error(error, path) from error
-    return digest.hexdigest()
+    return digest.hexdigest(), sum(len(added) for added in terms)
 
 
 @contextlib.contextmanager
@@ -157,7 +166,7 @@ def follow_logs(
                 "fetch the adapter itself",
             )
         reached = log.result_sha256
-    found = write_replayed(path, theta, logs, previous, before_path)
+    found, _ = write_replayed(path, theta, logs, previous, before_path)
     if found != reached:
         path.unlink()
         if before_path is not None:

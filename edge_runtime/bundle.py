@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_runtime.errors import BundleError
-from edge_runtime.layout import total_size, views
+from edge_runtime.layout import adapter_sha256, total_size, views
 from edge_runtime.manifest import MANIFEST_FILE, read_manifest
 from edge_runtime.tensor_file import map_flat, map_tensors
 
@@ -33,6 +34,11 @@ class Bundle:
     def file(self, name: str) -> Path:
         """Return the path of one of its files."""
         return self.path / name
+
+    @functools.cached_property
+    def initial_sha256(self) -> str:
+        """Hash of the initial adapter; computed once, it may be as large as the model."""
+        return adapter_sha256(self.initial_adapter())
 
     def initial_adapter(self) -> FloatVector:
         """Return the trainable vector that the bundle starts from; mapped, not read, where it is every weight.

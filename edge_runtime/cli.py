@@ -141,7 +141,7 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _predict_source(args: argparse.Namespace) -> tuple[Bundle, FloatVector]:
-    from edge_runtime.adapter_file import map_adapter
+    from edge_runtime.adapter_file import check_finite, map_adapter
     from edge_runtime.bundle import open_bundle
     from edge_runtime.layout import total_size
 
@@ -158,7 +158,13 @@ def _predict_source(args: argparse.Namespace) -> tuple[Bundle, FloatVector]:
     bundle = open_bundle(folder)
     if adapter is None:
         return bundle, bundle.initial_adapter()
-    return bundle, map_adapter(adapter, total_size(bundle.manifest.parameters))
+    try:
+        adapter.stat()
+    except OSError as error:
+        raise ConfigError(f"cannot read {adapter}: {error.strerror}", "give an adapter file") from error
+    theta = map_adapter(adapter, total_size(bundle.manifest.parameters))
+    check_finite(theta)
+    return bundle, theta
 
 
 def _data_check(args: argparse.Namespace) -> int:

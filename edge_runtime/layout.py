@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from edge_runtime.perturbation import FloatVector
 
-_HASHED_AT_ONCE = 1 << 20
+CHUNK = 1 << 20
+"""Parameters that are hashed, checked or replayed at a time: 4 MiB."""
 
 
 class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -97,34 +98,9 @@ def views(flat: FloatVector, parameters: Sequence[Parameter]) -> dict[str, Float
     return {p.name: flat[p.offset : p.stop].reshape(p.shape) for p in parameters}
 
 
-def to_bytes(flat: FloatVector) -> bytes:
-    """Return the adapter file: float32, little-endian, in layout order."""
-    return flat.astype("<f4", copy=False).tobytes()
-
-
-def from_bytes(data: bytes, parameters: Sequence[Parameter]) -> FloatVector:
-    """Read an adapter file.
-
-    Returns:
-        A writable float32 vector of shape (total_size,).
-
-    Raises:
-        BundleError: the length does not fit the layout, or a value is not finite.
-    """
-    if len(data) != 4 * total_size(parameters):
-        raise BundleError(
-            f"the adapter has {len(data)} bytes, the layout needs {4 * total_size(parameters)}",
-            "use the adapter that belongs to this bundle",
-        )
-    flat = np.frombuffer(data, dtype="<f4").astype(np.float32)
-    if not np.isfinite(flat).all():
-        raise BundleError("the adapter holds values that are not finite", "start from an earlier adapter")
-    return flat
-
-
 def adapter_sha256(flat: FloatVector) -> str:
     """Return the adapter's name: the SHA-256 of its file, in hex; read part by part, so that it may be mapped."""
     digest = hashlib.sha256()
-    for start in range(0, flat.size, _HASHED_AT_ONCE):
-        digest.update(np.ascontiguousarray(flat[start : start + _HASHED_AT_ONCE], dtype="<f4").data)
+    for start in range(0, flat.size, CHUNK):
+        digest.update(np.ascontiguousarray(flat[start : start + CHUNK], dtype="<f4").data)
     return digest.hexdigest()

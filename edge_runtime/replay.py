@@ -6,6 +6,7 @@ model's weights can be rebuilt from one mapped file into another (adapter_file.p
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,10 @@ import numpy as np
 
 from edge_runtime import seeds
 from edge_runtime.errors import ProtocolError, TrainingError
-from edge_runtime.perturbation import BACK, FRONT, perturb_many_into
+from edge_runtime.perturbation import BACK, FRONT
 from edge_runtime.round_log import PackedTerms, RoundLog, unpack_scalars
 from edge_runtime.rule import ALL_DEVICES, step_seeds
-from edge_runtime.update import Terms, step_coefficients
+from edge_runtime.update import Terms, add_terms, step_coefficients
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from edge_runtime.perturbation import FloatVector
-
-CHUNK = 1 << 20
-"""Parameters that are replayed at a time: 4 MiB."""
 
 
 def round_terms(log: RoundLog) -> Terms:
@@ -63,7 +61,7 @@ def compact(log: RoundLog) -> RoundLog:
     if log.terms is not None or not log.rule.merges_devices:
         return log
     terms = round_terms(log)
-    pool = _pool_indices(log)
+    pool = None if log.rule.seed_pool is None else _pool_indices(log.job_seed, log.rule.seed_pool)
     packed = PackedTerms(
         front=_pack([c for _, c in terms.front], "<f4"),
         back=_pack([c for _, c in terms.back], "<f4"),
@@ -73,10 +71,9 @@ def compact(log: RoundLog) -> RoundLog:
     return msgspec.structs.replace(log, devices=[], terms=packed)
 
 
-def _pool_indices(log: RoundLog) -> dict[int, int] | None:
-    if log.rule.seed_pool is None:
-        return None
-    return {seeds.pool_seed(log.job_seed, index): index for index in range(log.rule.seed_pool)}
+@functools.lru_cache(maxsize=1)  # a job's pool is the same in every round
+def _pool_indices(job_seed: int, pool: int) -> dict[int, int]:
+    return {seeds.pool_seed(job_seed, index): index for index in range(pool)}
 
 
 def _pack(values: Sequence[float], dtype: str) -> bytes:
@@ -90,10 +87,11 @@ def _unpack(data: bytes, dtype: str) -> NDArray[Any]:
 
 
 def _unpack_terms(log: RoundLog, packed: PackedTerms) -> Terms:
-    parts = []
-    directions = [step_seeds(log.rule, log.job_seed, log.round, ALL_DEVICES, step) for step in range(log.steps)]
-    if log.rule.seed_pool is None and not log.rule.shared_directions:
+    if not log.rule.merges_devices:
         raise ProtocolError("a replay log merges directions that its rule does not share", "fetch the adapter itself")
+    steps = range(log.steps) if log.rule.seed_pool is None else ()
+    directions = [step_seeds(log.rule, log.job_seed, log.round, ALL_DEVICES, step) for step in steps]
+    parts = []
     for data, pool, in_order in (
         (packed.front, packed.front_pool, [seed for step in directions for seed in step.front]),
         (packed.back, packed.back_pool, [seed for step in directions for seed in step.back]),
@@ -174,8 +172,7 @@ def replay_part(
         low, high = max(start, first), min(start + out.size, last)
         if low < high and block_terms:
             part = out[low - start : high - start]
-            used, scales = [seed for seed, _ in block_terms], [c for _, c in block_terms]
-            perturb_many_into(part, part, used, block, scales, offset=low - first)
+            add_terms(part, part, block_terms, block, offset=low - first)
 
 
 def mean_square_of(all_scalars: Sequence[Sequence[Sequence[float]]]) -> float | None:

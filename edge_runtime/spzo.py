@@ -35,8 +35,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from edge_runtime.errors import TrainingError
-from edge_runtime.perturbation import BACK, FRONT, perturb_many_into
-from edge_runtime.update import Terms
+from edge_runtime.perturbation import BACK, FRONT
+from edge_runtime.update import Terms, add_terms
 
 if TYPE_CHECKING:
     from edge_runtime.batch import Batch
@@ -121,26 +121,16 @@ class _Blocks:
         return self._front.size == 0
 
     def front(self, batch: Batch, seed: int | None = None, scale: float = 0.0) -> object:
-        _write(self._engine.front_workspace, self._front, self._pending.front, FRONT, seed, scale)
+        terms = self._pending.front if seed is None else [*self._pending.front, (seed, scale)]
+        add_terms(self._engine.front_workspace, self._front, terms, FRONT)
         self.front_passes += 1
         return self._engine.front(batch)
 
     def back(self, boundary: object, batch: Batch, seed: int | None = None, scale: float = 0.0) -> float:
-        _write(self._engine.back_workspace, self._back, self._pending.back, BACK, seed, scale)
+        terms = self._pending.back if seed is None else [*self._pending.back, (seed, scale)]
+        add_terms(self._engine.back_workspace, self._back, terms, BACK)
         self.losses.append(self._engine.back(boundary, batch))  # type: ignore[arg-type]
         return self.losses[-1]
-
-
-def _write(
-    workspace: FloatVector,
-    clean: FloatVector,
-    pending: list[tuple[int, float]],
-    block: int,
-    seed: int | None,
-    scale: float,
-) -> None:
-    terms = pending if seed is None else [*pending, (seed, scale)]
-    perturb_many_into(workspace, clean, [seed for seed, _ in terms], block, [factor for _, factor in terms])
 
 
 def _nested(blocks: _Blocks, batch: Batch, rule: StepRule, step_seeds: StepSeeds) -> list[tuple[float, float]]:

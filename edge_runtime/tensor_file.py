@@ -6,6 +6,7 @@ several graphs needs views. Format: 8 bytes header length (little-endian), a JSO
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import mmap
@@ -34,24 +35,8 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         BundleError: the file is missing, truncated or of an unknown element type.
     """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            header_size = int.from_bytes(file.read(8), "little")
-            if not 2 <= header_size <= min(_MAX_HEADER_BYTES, size - 8):
-                raise BundleError(f"{path.name} is not a safetensors file", "fetch or export the bundle again")
-            header: dict[str, Any] = json.loads(file.read(header_size))
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise BundleError(f"cannot read {path}: {error.strerror}", "fetch or export the bundle again") from error
-    except ValueError as error:
-        raise BundleError(f"{path.name} has a broken header: {error}", "fetch or export the bundle again") from error
-    data_start = 8 + header_size
-    return {
-        name: _view(path.name, data, data_start, name, entry)
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+    data, data_start, header = _open(path)
+    return {name: _view(path.name, data, data_start, name, entry) for name, entry in header.items()}
 
 
 def map_flat(path: Path, names: Sequence[str], size: int) -> Tensor:
@@ -68,20 +53,33 @@ def map_flat(path: Path, names: Sequence[str], size: int) -> Tensor:
     Raises:
         BundleError: the file is not like that.
     """
-    tensors = map_tensors(path)
-    flat = None
-    if list(tensors) == list(names) and sum(tensor.size for tensor in tensors.values()) == size:
-        starts = [tensor.__array_interface__["data"][0] for tensor in tensors.values()]
-        stops = [start + tensor.nbytes for start, tensor in zip(starts, tensors.values(), strict=True)]
-        if starts[1:] == stops[:-1] and all(tensor.dtype == np.float32 for tensor in tensors.values()):
-            first = next(iter(tensors.values()))
-            offset = path.stat().st_size - 4 * size
-            flat = np.memmap(path, dtype="<f4", mode="r", offset=offset)
-            if flat[: first.size].tobytes() != first.tobytes():
-                flat = None
-    if flat is None:
+    data, data_start, header = _open(path)
+    tensors = {name: _view(path.name, data, data_start, name, entry) for name, entry in header.items()}
+    stops = list(itertools.accumulate(tensor.nbytes for tensor in tensors.values()))
+    in_order = all(
+        entry["dtype"] == "F32" and entry["data_offsets"][1] == stop
+        for entry, stop in zip(header.values(), stops, strict=True)
+    )
+    if list(header) != list(names) or not in_order or stops[-1:] != [4 * size]:
         raise BundleError(f"{path.name} does not hold the layout's tensors in its order", "export the bundle again")
-    return flat
+    return np.frombuffer(data, dtype="<f4", count=size, offset=data_start)
+
+
+def _open(path: Path) -> tuple[mmap.mmap, int, dict[str, Any]]:
+    """Map a file; return the mapping, where the data begins in it, and the entry of each tensor."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header_size = int.from_bytes(file.read(8), "little")
+            if not 2 <= header_size <= min(_MAX_HEADER_BYTES, size - 8):
+                raise BundleError(f"{path.name} is not a safetensors file", "fetch or export the bundle again")
+            header: dict[str, Any] = json.loads(file.read(header_size))
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror}", "fetch or export the bundle again") from error
+    except ValueError as error:
+        raise BundleError(f"{path.name} has a broken header: {error}", "fetch or export the bundle again") from error
+    return data, 8 + header_size, {name: entry for name, entry in header.items() if name != "__metadata__"}
 
 
 def _view(file: str, data: mmap.mmap, data_start: int, name: str, entry: Any) -> Tensor:  # noqa: ANN401 parsed JSON

@@ -99,13 +99,17 @@ def _clean_estimate(scalars: Sequence[float], rule: StepRule) -> tuple[list[floa
     return [g / p1 for g in scalars[:p1]], [g / p2 for g in scalars[p1:]]
 
 
+def add_terms(
+    out: FloatVector, clean: FloatVector, terms: Sequence[tuple[int, float]], block: int, offset: int = 0
+) -> None:
+    """Write ``clean`` plus a block's terms to ``out``, one after the other; arrays and offset as perturb_many_into."""
+    perturb_many_into(out, clean, [seed for seed, _ in terms], block, [scale for _, scale in terms], offset)
+
+
 def apply_terms(out: FloatVector, theta: FloatVector, front_size: int, terms: Terms) -> None:
     """Write ``theta`` plus all terms to ``out``, one after the other: float32, (parameters,); may be the same array."""
-    for block, part, block_terms in (
-        (FRONT, slice(None, front_size), terms.front if front_size else []),
-        (BACK, slice(front_size, None), terms.back),
-    ):
-        perturb_many_into(out[part], theta[part], [seed for seed, _ in block_terms], block, [c for _, c in block_terms])
+    add_terms(out[:front_size], theta[:front_size], terms.front, FRONT)
+    add_terms(out[front_size:], theta[front_size:], terms.back, BACK)
 
 
 def apply_step(theta: FloatVector, front_size: int, seeds: StepSeeds, coefficients: Coefficients) -> None:

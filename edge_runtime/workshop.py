@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_runtime.adapter_file import check_adapter, follow_logs, map_adapter
+from edge_runtime.adapter_file import check_adapter, check_finite, follow_logs, map_adapter
 from edge_runtime.bundle import Bundle, open_bundle, verify_files
 from edge_runtime.errors import BundleError, NetworkError, ProtocolError, TrainingError, storage_error
 from edge_runtime.fetch import fetch_bundle
-from edge_runtime.layout import adapter_sha256, total_size
+from edge_runtime.layout import total_size
 from edge_runtime.manifest import read_manifest
 from edge_runtime.perturbation import FRONT, perturb_many_into
 from edge_runtime.round_log import decode_chain
@@ -148,7 +148,7 @@ def obtain_adapter(store: Store, fetcher: Fetcher, bundle: Bundle, reference: Ad
     if (theta := _at_hand(store, bundle, wanted)) is None:
         fetcher.file(wanted, 4 * size, store.adapter_file(wanted))
         theta = map_adapter(store.adapter_file(wanted), size)
-        check_adapter(theta, wanted)
+        check_finite(theta)  # the fetcher has looked at the hash
         store.forget_old_adapters()
     return theta
 
@@ -165,8 +165,7 @@ def _at_hand(store: Store, bundle: Bundle, sha256: str) -> FloatVector | None:
             path.unlink()
         else:
             return theta
-    initial = bundle.initial_adapter()
-    return initial if adapter_sha256(initial) == sha256 else None
+    return bundle.initial_adapter() if bundle.initial_sha256 == sha256 else None
 
 
 def _follow(

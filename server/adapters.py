@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge_runtime.adapter_file import map_adapter, write_replayed
-from edge_runtime.layout import adapter_sha256
 from edge_runtime.protocol import AdapterRef, BlobRef
 from edge_runtime.round_log import decode_chain, encode_chain
 from server.errors import JobError
@@ -47,9 +46,8 @@ class AdapterChain:
     def __init__(self, bundle: Bundle, blobs: BlobStore, closed: Sequence[ClosedRound], *, momentum: bool) -> None:
         self._blobs = blobs
         self._momentum = momentum
-        self._bundle = bundle
         self._initial = bundle.initial_adapter()
-        self.initial_sha256 = adapter_sha256(self._initial)
+        self.initial_sha256 = bundle.initial_sha256
         self.closed = list(closed)
         self.theta = self._load(self.sha256)
         self._merged: dict[str, BlobRef] = {}
@@ -77,11 +75,11 @@ class AdapterChain:
         """Mean square of the last round's scalars."""
         return self.closed[-1].mean_square if self.closed else None
 
-    def extend(self, log: RoundLog) -> tuple[RoundLog, BlobRef]:
+    def extend(self, log: RoundLog) -> tuple[RoundLog, BlobRef, int]:
         """Write the adapter after a round, and the round's log; the chain does not go on to it yet.
 
         Returns:
-            The log with its result, and where it is.
+            The log with its result, where it is, and how many terms it has.
 
         Raises:
             TrainingError: the result is not finite.
@@ -89,10 +87,10 @@ class AdapterChain:
         """
         previous = None if log.previous_sha256 is None else self._load(log.previous_sha256)
         path = self._blobs.temporary()
-        result = write_replayed(path, self.theta, [log], previous)
+        result, terms = write_replayed(path, self.theta, [log], previous)
         self._blobs.adopt(path, result)
         log = msgspec.structs.replace(log, result_sha256=result)
-        return log, self._blobs.add(encode_chain([log]))
+        return log, self._blobs.add(encode_chain([log])), terms
 
     def advance(self, closed: ClosedRound) -> None:
         """Go on to the adapter of a closed round, and forget what no device can need any more."""
@@ -108,6 +106,8 @@ class AdapterChain:
         size = 0
         for done in reversed(self.closed):
             if size >= 4 * self.theta.size:
+                if self._blobs.path(done.log_sha256) is None:
+                    break  # it and all before it went in earlier rounds
                 self._blobs.remove(done.log_sha256)
             size += done.log_size_bytes
 

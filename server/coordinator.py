@@ -10,7 +10,6 @@ import msgspec
 
 from edge_runtime import protocol
 from edge_runtime.errors import ProtocolError
-from edge_runtime.replay import round_terms
 from edge_runtime.transport import Connected
 from server import events, rounds
 from server.aggregate import aggregate
@@ -250,14 +249,14 @@ class Coordinator:
             chain.mean_square,
             reports,
         )
-        log, blob = chain.extend(result.log)
+        log, blob, terms = chain.extend(result.log)
         closed = ClosedRound(
             index=index,
             base_sha256=log.base_sha256,
             result_sha256=log.result_sha256,
             log_sha256=blob.sha256,
             log_size_bytes=blob.size_bytes,
-            terms=len(round_terms(log)),
+            terms=terms,
             mean_square=result.mean_square,
             figures=result.figures,
         )

@@ -8,6 +8,7 @@ import msgspec
 
 from edge_runtime.config import read_toml
 from edge_runtime.errors import ConfigError
+from edge_runtime.privacy import Privacy
 from edge_runtime.protocol import MAX_PAYLOAD_BYTES, Name
 from edge_runtime.rule import MAX_PERTURBATIONS, StepRule, check_rule
 from server.methods import expand
@@ -20,17 +21,13 @@ if TYPE_CHECKING:
 _REPORT_OVERHEAD_BYTES = 512
 
 
-class JobPrivacy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class JobPrivacy(Privacy, frozen=True, forbid_unknown_fields=True):
     """Differential privacy of each device's rows, as a whole; see edge_runtime/privacy.py.
 
     Attributes:
-        clip: largest absolute value of a scalar.
-        noise_multiplier: standard deviation of the noise, as a multiple of ``clip``; 0 only clips.
         delta: the δ for which the job's result reports ε.
     """
 
-    clip: Annotated[float, msgspec.Meta(gt=0, le=1e5)]
-    noise_multiplier: Annotated[float, msgspec.Meta(ge=0, le=1e3)]
     delta: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 1e-5
 
 

@@ -51,8 +51,7 @@ class Offers:
 
     def waiting(self) -> list[str]:
         """Devices that have the plan, or should have it, and have not answered."""
-        pending = (OfferState.OFFERED, OfferState.ACCEPTED)
-        return [device for device, state in self.state.offers.items() if state in pending]
+        return [device for device, state in self.state.offers.items() if state in rounds.PENDING]
 
     def count_bytes(self, device: str, *, up: int = 0, down: int = 0) -> None:
         """Count what travelled for a device's part."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 import statistics
 from typing import TYPE_CHECKING
@@ -12,12 +13,13 @@ from edge_runtime.layout import front_size
 from edge_runtime.rule import StepRule
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from edge_runtime.manifest import Manifest
     from server.job import Job
 
 _WINDOW = 4
+Known = tuple[float, float, float, float]
 _FEWEST = 2  # one back direction says nothing of the spread within a front direction
 
 
@@ -100,37 +102,39 @@ def _choose_split(splits: Sequence[int], default: int, history: Sequence[RoundFi
         return untried[0]
     costs = {}
     for split in splits:
-        known = _known(split, history)
-        if known is not None:
-            v1, v2, f1, f2 = known
+        last = _complete([figures for figures in history if figures.split == split])[-_WINDOW:]
+        if last:
+            v1, v2, f1, f2 = _mean(last)
             costs[split] = (math.sqrt(v1 * f1) + math.sqrt(v2 * f2)) ** 2
     return min(costs, key=lambda split: costs[split]) if costs else default
 
 
 def _best_back_perturbations(split: int, start: int, most: int, history: Sequence[RoundFigures]) -> int:
-    p2 = min(start, most)
-    for index, figures in enumerate(history):
-        known = _known(split, history[: index + 1])
-        if figures.split != split or known is None:
+    p2, last = min(start, most), collections.deque[Known](maxlen=_WINDOW)
+    for figures in history:
+        if figures.split != split:
             continue
-        v1, v2, f1, f2 = known
+        last.extend(_complete([figures]))
+        if not last:
+            continue
+        v1, v2, f1, f2 = _mean(last)
         best = math.sqrt(v2 * f1 / (v1 * f2)) if v1 > 0 and f2 > 0 else math.inf
         p2 = int(min(max(best, p2 / 2, _FEWEST), 2 * p2, most) + 0.5)
     return p2
 
 
-def _known(split: int, history: Sequence[RoundFigures]) -> tuple[float, float, float, float] | None:
-    """Return V1, V2, F1, F2 at a split, each the mean over the last rounds there."""
-    rows = [
+def _complete(history: Sequence[RoundFigures]) -> list[Known]:
+    """Return V1, V2, F1, F2 of the rounds that know all four."""
+    return [
         (f.front_variance, f.back_variance, f.front_s, f.back_s)
         for f in history
-        if f.split == split
-        and f.front_variance is not None
+        if f.front_variance is not None
         and f.back_variance is not None
         and f.front_s is not None
         and f.back_s is not None
-    ][-_WINDOW:]
-    if not rows:
-        return None
+    ]
+
+
+def _mean(rows: Iterable[Known]) -> Known:
     v1, v2, f1, f2 = (statistics.fmean(column) for column in zip(*rows, strict=True))
     return v1, v2, f1, f2

@@ -33,7 +33,7 @@ class OfferState(str, Enum):
     LOST = "lost"
 
 
-_PENDING = (OfferState.OFFERED, OfferState.ACCEPTED)
+PENDING = (OfferState.OFFERED, OfferState.ACCEPTED)
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,12 @@ def report(state: Round, device: str) -> Round:
 
 def refuse(state: Round, device: str) -> Round:
     """The device cannot do the round."""
-    return _move(state, device, OfferState.REFUSED) if state.offers.get(device) in _PENDING else state
+    return _move(state, device, OfferState.REFUSED) if state.offers.get(device) in PENDING else state
 
 
 def lose(state: Round, device: str) -> Round:
     """The device is gone; its report is not waited for."""
-    return _move(state, device, OfferState.LOST) if state.offers.get(device) in _PENDING else state
+    return _move(state, device, OfferState.LOST) if state.offers.get(device) in PENDING else state
 
 
 def offer_again(state: Round, device: str) -> Round:
@@ -112,7 +112,7 @@ def offer_again(state: Round, device: str) -> Round:
 
 def decide(state: Round, now: float) -> Decision:
     """Say what to do: all reports in (or enough of them), the deadline, or nobody left to wait for."""
-    reports, pending = state.count(OfferState.REPORTED), state.count(*_PENDING)
+    reports, pending = state.count(OfferState.REPORTED), state.count(*PENDING)
     if reports >= state.enough_reports or (pending == 0 and reports >= state.min_reports):
         return "aggregate"
     if now > state.deadline_at or pending == 0:

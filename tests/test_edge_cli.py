@@ -6,6 +6,7 @@ import json
 import socket
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from tiny_models import reviews, write_rows
 
@@ -141,3 +142,10 @@ def test_predict(tmp_path: Path, tiny_bundle: Bundle, capsys: pytest.CaptureFixt
     (tmp_path / "short.bin").write_bytes(b"1234")
     code = edge_cli.main(["predict", "--bundle", str(tiny_bundle.path), "--adapter", str(tmp_path / "short.bin"), "x"])
     assert code == 5
+    code = edge_cli.main(["predict", "--bundle", str(tiny_bundle.path), "--adapter", str(tmp_path / "none.bin"), "x"])
+    assert code == 3
+    (tmp_path / "nan.bin").write_bytes(np.full(tiny_bundle.manifest.parameters[-1].stop, np.nan, "<f4").tobytes())
+    capsys.readouterr()
+    code = edge_cli.main(["predict", "--bundle", str(tiny_bundle.path), "--adapter", str(tmp_path / "nan.bin"), "x"])
+    assert code == 5
+    assert "not finite" in capsys.readouterr().err

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import math
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_runtime.adapter_file import check_finite, map_adapter
 from edge_runtime.errors import BundleError
 from edge_runtime.layout import (
     Parameter,
     adapter_sha256,
     check_layout,
-    from_bytes,
     front_size,
-    to_bytes,
     total_size,
     views,
 )
+from edge_runtime.perturbation import FloatVector
 
 
 def make_layout(shapes: list[list[int]], layers: list[int]) -> list[Parameter]:
@@ -48,11 +50,21 @@ def test_every_split_cuts_the_vector_in_two(layout: list[Parameter], split: int)
     assert total_size(layout) == sum(math.prod(p.shape) for p in layout)
 
 
+def mapped(data: bytes, layout: list[Parameter]) -> FloatVector:
+    """The adapter in a file of these bytes, checked."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "adapter.bin"
+        path.write_bytes(data)
+        theta = map_adapter(path, total_size(layout))
+    check_finite(theta)
+    return theta
+
+
 @given(layout=layouts)
 def test_bytes_round_trip_and_name_the_adapter(layout: list[Parameter]) -> None:
     flat = np.arange(total_size(layout), dtype=np.float32) / 3
-    data = to_bytes(flat)
-    assert from_bytes(data, layout).tobytes() == flat.tobytes()
+    data = flat.tobytes()
+    assert mapped(data, layout).tobytes() == flat.tobytes()
     assert adapter_sha256(flat) == hashlib.sha256(data).hexdigest()
     pieces = views(flat, layout)
     assert b"".join(pieces[p.name].tobytes() for p in layout) == data
@@ -79,8 +91,8 @@ def test_broken_layouts_are_refused(broken: list[Parameter], message: str) -> No
 def test_wrong_adapters_are_refused() -> None:
     layout = make_layout([[2, 2]], [0])
     with pytest.raises(BundleError, match="bytes"):
-        from_bytes(b"\0" * 15, layout)
+        mapped(b"\0" * 15, layout)
     with pytest.raises(BundleError, match="not finite"):
-        from_bytes(np.array([0, np.nan, 0, 0], np.float32).tobytes(), layout)
+        mapped(np.array([0, np.nan, 0, 0], np.float32).tobytes(), layout)
     with pytest.raises(BundleError, match="shape"):
         views(np.zeros(5, np.float32), layout)

@@ -16,7 +16,7 @@ from edge_runtime import protocol
 from edge_runtime.agent import Agent, Finished, lost_will
 from edge_runtime.bundle import open_bundle, verify_files
 from edge_runtime.config import DataConfig, EdgeConfig
-from edge_runtime.layout import adapter_sha256, to_bytes
+from edge_runtime.layout import adapter_sha256
 from edge_runtime.protocol import AdapterRef, BlobRef
 from edge_runtime.replay import replay
 from edge_runtime.round_log import RoundLog, encode_chain, pack_scalars
@@ -83,7 +83,7 @@ class Bench:
         reports = {"pi": TakenReport(pack_scalars(scalars), 12)}
         log = self.first_round(reports)
         result = replay(theta, log)
-        file = self.blobs.add(to_bytes(result))
+        file = self.blobs.add(result.tobytes())
         blob = self.blobs.add(encode_chain([msgspec.structs.replace(log, result_sha256=file.sha256)]))
         return AdapterRef(file, blob, log.base_sha256), result, blob
 
@@ -135,7 +135,7 @@ def test_a_device_follows_the_log_to_the_servers_bits(bench: Bench) -> None:
     assert finished == Finished("job", adapter_sha256(theta))
     assert isinstance(reports[-1], protocol.Synced)
     assert reports[-1].blob_bytes == log.size_bytes
-    assert bench.store.adapter_file(reference.file.sha256).read_bytes() == to_bytes(theta)
+    assert bench.store.adapter_file(reference.file.sha256).read_bytes() == theta.tobytes()
 
 
 def test_a_log_that_leads_elsewhere_is_healed_by_the_file(bench: Bench) -> None:
@@ -155,7 +155,7 @@ def test_an_adapter_damaged_on_disk_is_fetched_again(bench: Bench) -> None:
     path.write_bytes(b"\x01" + path.read_bytes()[1:])
     _, finished = talk(bench, [sync(bench, reference)])
     assert finished == Finished("job", adapter_sha256(theta))
-    assert path.read_bytes() == to_bytes(theta)
+    assert path.read_bytes() == theta.tobytes()
 
 
 def test_a_bundle_damaged_on_disk_is_mended(bench: Bench) -> None:
@@ -213,7 +213,7 @@ def test_a_plan_that_cannot_be_done_is_refused_with_a_reason(bench: Bench, spoil
     else:
         rule = msgspec.structs.replace(RULE, learning_rate=1e3, normalize="none", eps=1.0)
         theta = (bench.bundle.initial_adapter() + np.float32(3e38)).astype(np.float32)
-        file_ref = bench.blobs.add(to_bytes(theta))
+        file_ref = bench.blobs.add(theta.tobytes())
         plan = msgspec.structs.replace(plan, rule=rule, adapter=AdapterRef(file_ref, None, None))
     server = bench.hub.join()
     server.subscribe(bench.topic("report"))

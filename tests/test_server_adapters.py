@@ -44,12 +44,12 @@ class Chains:
         return aggregate(self.bundle.manifest.parameters, JOB, index, plan, adapters, None, reports).log
 
     def close(self, scalar: float = 0.5) -> str:
-        log, blob = self.chain.extend(self.next_log(scalar))
+        log, blob, terms = self.chain.extend(self.next_log(scalar))
         figures = aggregate(
             self.bundle.manifest.parameters, JOB, log.round, RoundPlan(2, log.rule), ("a" * 64, None), None,
             {"pi": TakenReport(log.devices[0].scalars, 1)},
         ).figures  # fmt: skip
-        terms = len(round_terms(log))
+        assert terms == len(round_terms(log))
         closed = ClosedRound(
             log.round, log.base_sha256, log.result_sha256, blob.sha256, blob.size_bytes, terms, None, figures
         )
