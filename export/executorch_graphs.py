@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import os
 import time
 import warnings
 from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,10 +19,13 @@ from executorch.exir.passes import MemoryPlanningPass
 from torch import fx
 from torch.fx.passes.dialect.common.cse_pass import CSEPass
 
+from edge_runtime.errors import StorageError
+from edge_runtime.store import write_atomically
+from export import xnnpack
 from export.errors import ExportError
 from export.onnx_graphs import shape_of
 from export.quiet import quiet
-from export.xnnpack import PRODUCTS, fast_compiler, partitioner
+from export.xnnpack import PRODUCTS, describe, fast_compiler, partitioner
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -100,15 +108,15 @@ def trace_piece(
         made: the piece.
         examples: a tensor for each of its inputs, by name.
         fakes: the inputs' fake values in the lifted program, whose sizes are symbols.
-        bounds: smallest and largest value of each named size.
+        bounds: smallest and largest value of each named size; fixed where they are equal.
         names: of the symbolic sizes; see onnx_graphs.dimension_names.
 
     Raises:
         ExportError: torch.export cannot trace it.
     """
-    dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in bounds.items()}
+    dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in bounds.items() if low < high}
     shapes = tuple(
-        {axis: dims[size] for axis, size in enumerate(shape_of(fakes[name], names)) if isinstance(size, str)}
+        {axis: dims[size] for axis, size in enumerate(shape_of(fakes[name], names)) if size in dims}
         for name in made.inputs
     )
     try:
@@ -122,15 +130,51 @@ def trace_piece(
         ) from error
 
 
-def lower(program: ExportedProgram) -> LoweredGraph:
+def lower(program: ExportedProgram, cache: Path | None = None) -> LoweredGraph:
     """Lower an exported program whose weights are inputs to a ``.pte``: float32, XNNPACK, inputs not copied.
 
     Args:
         program: any; its sizes may be dynamic up to a bound.
+        cache: a folder in which equal programs are found again; None: none.
 
     Raises:
         ExportError: ExecuTorch cannot lower it, or a matrix product would be left to portable kernels.
     """
+    if cache is None:
+        return _lower(program)
+    path = cache / f"{_key(program)}.pte"
+    started = time.perf_counter()
+    try:
+        described, _, data = path.read_bytes().partition(b"\n")
+        known = json.loads(described)
+        return LoweredGraph(data, known["portable"], known["delegates"], time.perf_counter() - started)
+    except (OSError, ValueError, KeyError):
+        made = _lower(program)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        described = json.dumps({"portable": made.portable, "delegates": made.delegates}).encode()
+        write_atomically(path, described + b"\n" + made.data)
+    except (OSError, StorageError) as error:
+        logging.getLogger(__name__).warning("a lowered graph cannot be kept for the next export: %s", error)
+    return made
+
+
+def default_cache() -> Path:
+    """Return the folder of the user's cache in which lowered graphs are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "covey" / "lowered"
+
+
+def _key(program: ExportedProgram) -> str:
+    """Hash a program, and what lowers it."""
+    digest = hashlib.sha256(describe(program).encode())
+    for name in ("torch", "executorch"):
+        digest.update(metadata.version(name).encode())
+    for name in (__file__, xnnpack.__file__):
+        digest.update(Path(name).read_bytes())
+    return digest.hexdigest()
+
+
+def _lower(program: ExportedProgram) -> LoweredGraph:
     started = time.perf_counter()
     try:
         with quiet(), warnings.catch_warnings(), fast_compiler(), torch.no_grad():
@@ -142,13 +186,8 @@ def lower(program: ExportedProgram) -> LoweredGraph:
                 partitioner=[partitioner()],
                 compile_config=EdgeCompileConfig(_check_ir_validity=False),
             )
-            left = edge.exported_program().graph_module
-            portable = _operators(left)
-            slow = sorted(name for name in portable if name.split(".")[-2:][0] in SLOW)
-            if slow:
-                raise ExportError(
-                    f"ExecuTorch would run {', '.join(slow)} on slow portable kernels", "report the model and versions"
-                )
+            portable = _operators(edge.exported_program().graph_module)
+            check_products(portable)
             planning = MemoryPlanningPass(alloc_graph_input=False)
             data = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning)).buffer
     except ExportError:
@@ -161,6 +200,19 @@ def lower(program: ExportedProgram) -> LoweredGraph:
         ) from error
     delegates = portable.pop("executorch_call_delegate", 0)
     return LoweredGraph(bytes(data), portable, delegates, time.perf_counter() - started)
+
+
+def check_products(portable: Mapping[str, int]) -> None:
+    """Insist that no matrix product is left to ExecuTorch's own kernels.
+
+    Raises:
+        ExportError: one is.
+    """
+    slow = sorted(name for name in portable if name.split(".")[-2:][0] in SLOW)
+    if slow:
+        raise ExportError(
+            f"ExecuTorch would run {', '.join(slow)} on slow portable kernels", "report the model and versions"
+        )
 
 
 def _without_duplicates(program: ExportedProgram) -> ExportedProgram:

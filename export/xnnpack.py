@@ -12,6 +12,7 @@ alike, and as weights are inputs they are equal: each kind is compiled once a pr
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,6 +36,8 @@ from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPr
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.backends.xnnpack.serialization.xnnpack_graph_schema import XNNBatchMatrixMultiply, XNode
 from executorch.backends.xnnpack.utils.utils import get_input_node
+from executorch.exir.backend.partitioner import PartitionResult
+from executorch.exir.graph_module import get_control_flow_submodules
 from executorch.exir.passes.memory_format_ops_pass import DimOrderOpsRevertPass
 from torch import fx
 from torch.library import Library, impl, register_fake
@@ -50,13 +53,13 @@ _TRANSPOSE_B = 1
 
 
 @impl(_LIBRARY, "product", "CompositeExplicitAutograd")
-def _product(a: torch.Tensor, b: torch.Tensor, transposed: bool) -> torch.Tensor:  # noqa: FBT001 the operator's schema
+def _product(a: torch.Tensor, b: torch.Tensor, transposed: bool) -> torch.Tensor:
     """Multiply matrices with equal leading sizes: (…, m, k) by (…, k, n), or by (…, n, k) if ``transposed``."""
     return torch.matmul(a, b.transpose(-1, -2) if transposed else b)
 
 
 @register_fake("covey::product", lib=_LIBRARY)
-def _(a: torch.Tensor, b: torch.Tensor, transposed: bool) -> torch.Tensor:  # noqa: FBT001 the operator's schema
+def _(a: torch.Tensor, b: torch.Tensor, transposed: bool) -> torch.Tensor:
     return a.new_empty((*a.shape[:-1], b.shape[-2 if transposed else -1]))
 
 
@@ -66,7 +69,7 @@ def _attention(
     value: torch.Tensor,
     attn_mask: torch.Tensor | None = None,
     dropout_p: float = 0.0,
-    is_causal: bool = False,  # noqa: FBT001, FBT002 torch's signature
+    is_causal: bool = False,
     *,
     scale: float | None = None,
     enable_gqa: bool = False,
@@ -78,20 +81,20 @@ def _attention(
     """
     if dropout_p or is_causal or enable_gqa:
         raise NotImplementedError("attention with dropout, is_causal or enable_gqa")
-    scores = torch.ops.covey.product(query * (query.shape[-1] ** -0.5 if scale is None else scale), key, True)  # noqa: FBT003
+    scores = torch.ops.covey.product(query * (query.shape[-1] ** -0.5 if scale is None else scale), key, True)
     if attn_mask is not None:
         if attn_mask.dtype == torch.bool:
             attn_mask = torch.where(attn_mask, 0.0, torch.finfo(query.dtype).min)
         scores = scores + attn_mask
-    return torch.ops.covey.product(torch.softmax(scores, -1), value, False)  # noqa: FBT003
+    return torch.ops.covey.product(torch.softmax(scores, -1), value, False)
 
 
 def _mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return torch.ops.covey.product(a, b, False)  # noqa: FBT003
+    return torch.ops.covey.product(a, b, False)
 
 
 def _addmm(bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, beta: float = 1, alpha: float = 1) -> torch.Tensor:
-    made = torch.ops.covey.product(a, b, False)  # noqa: FBT003
+    made = torch.ops.covey.product(a, b, False)
     return (bias if beta == 1 else bias * beta) + (made if alpha == 1 else made * alpha)
 
 
@@ -134,10 +137,24 @@ _PASSES = [XNNPACKRemoveCloneOpsTransform, DimOrderOpsRevertPass, FuseActivation
 """Those of the exporter's passes that change anything in float32 graphs without convolutions."""
 
 
+class _Partitioner(XnnpackPartitioner):
+    """Takes the products in the bodies of scans too: the exporter's own looks at the outermost graph alone."""
+
+    def partition(self, exported_program: Any) -> PartitionResult:
+        result = super().partition(exported_program)
+        tags = dict(result.partition_tags)
+        for _, body, _ in get_control_flow_submodules(result.tagged_exported_program.graph_module):
+            for node in body.graph.nodes:
+                if getattr(node.target, "__name__", "") in ("aten.linear.default", "covey.product.default"):
+                    node.meta["delegation_tag"] = tag = f"scan_{len(tags)}"
+                    tags[tag] = self.delegation_spec
+        return PartitionResult(result.tagged_exported_program, tags)
+
+
 def partitioner() -> XnnpackPartitioner:
     """Return a partitioner that takes linear layers whose weights are inputs, and our products."""
     configs = [config for config in ALL_PARTITIONER_CONFIGS if config not in _LEFT_OUT]
-    return XnnpackPartitioner(
+    return _Partitioner(
         configs=[*configs, _ProductConfig],
         config_precisions=ConfigPrecisionType.FP32,
         force_non_static_weights_for_f32_linear=True,
@@ -154,12 +171,15 @@ _compiled: dict[str, Any] = {}
 
 @contextlib.contextmanager
 def fast_compiler() -> Iterator[None]:
-    """Compile delegated blocks with the passes they need, and equal ones once. Of ExecuTorch 1.5.1: its version is pinned."""
+    """Compile delegated blocks with the passes they need, and equal ones once.
+
+    It reaches into the exporter of the one version that this package is made for (edge_runtime/executorch_build.py).
+    """
     backend, manager = xnnpack_preprocess.XnnpackBackend, xnnpack_preprocess.XNNPACKPassManager
     preprocess = backend.preprocess
 
     def once(edge_program: Any, compile_specs: Any) -> Any:
-        key = _description(edge_program)
+        key = describe(edge_program)
         if key not in _compiled:
             _compiled[key] = preprocess(edge_program, compile_specs)
         return _compiled[key]
@@ -172,20 +192,34 @@ def fast_compiler() -> Iterator[None]:
         backend.preprocess, xnnpack_preprocess.XNNPACKPassManager = staticmethod(preprocess), manager
 
 
-def _description(program: Any) -> str:
-    """Describe a block up to the names of its values: operators, arguments, element types, sizes and their bounds."""
-    constants = program.state_dict or program.constants
-    if constants:  # a block with data in it is like no other
-        return f"{id(program)}"
+def describe(program: Any) -> str:
+    """Describe a program up to the names of its values: operators, arguments, element types, sizes, bounds, constants.
+
+    Programs with equal descriptions are lowered to the same bytes.
+    """
+    bounds = sorted(f"{size}:{bound}" for size, bound in program.range_constraints.items())
+    held = {**dict(program.state_dict), **dict(program.constants)}
+    return "\n".join([*_lines(program.graph_module, held), *bounds])
+
+
+def _lines(module: fx.GraphModule, held: dict[str, Any]) -> Iterator[str]:
     numbers: dict[fx.Node, int] = {}
-    lines = []
-    for node in program.graph.nodes:
+    for node in module.graph.nodes:
         numbers[node] = len(numbers)
         arguments = fx.node.map_arg((node.args, node.kwargs), lambda n: f"%{numbers[n]}")
         values = node.meta.get("val")
         values = values if isinstance(values, (tuple, list)) else [values]
         described = [f"{v.dtype}{list(v.shape)}" if isinstance(v, torch.Tensor) else str(v) for v in values]
         target = node.target if node.op == "call_function" else ""
-        lines.append(f"{node.op} {target} {arguments} {described}")
-    bounds = sorted(f"{size}:{bound}" for size, bound in program.range_constraints.items())
-    return "\n".join([*lines, *bounds])
+        yield f"{node.op} {target} {arguments} {described}"
+        if node.op == "get_attr":
+            value = getattr(module, str(node.target), None)
+            if isinstance(value, fx.GraphModule):
+                yield from _lines(value, {})
+            elif isinstance(value, torch.Tensor):
+                yield _digest(value)
+    yield from (_digest(value) for _, value in sorted(held.items()) if isinstance(value, torch.Tensor))
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
