@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from edge_runtime.batch import CompletionBatch, fill_chunks
 from edge_runtime.engine_bundle import BundleEngine, BundlePredictor
 from edge_runtime.errors import BundleError, TrainingError
-from edge_runtime.executorch_library import ExecutorchError, GraphFile, map_file, set_threads, versionfrom edge_runtime.manifest import CAUSAL_LM, output_names
+from edge_runtime.executorch_library import ExecutorchError, GraphFile, map_file, set_threads, version
+from edge_runtime.manifest import CAUSAL_LM, output_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
