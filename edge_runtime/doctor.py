@@ -187,7 +187,7 @@ def _broker(config: EdgeConfig) -> Finding:
     try:
         with socket.create_connection((address.host, address.port), _TIMEOUT_S) as plain:
             if address.tls:
-                context = ssl.create_default_context(cafile=config.tls and config.tls.ca_file)
+                context = ssl.create_default_context(cafile=None if config.tls is None else config.tls.ca_file)
                 if config.tls is not None and config.tls.cert_file is not None:
                     context.load_cert_chain(config.tls.cert_file, config.tls.key_file)
                 context.wrap_socket(plain, server_hostname=address.host).close()

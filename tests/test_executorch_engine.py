@@ -218,7 +218,7 @@ def test_without_a_compiler_the_error_says_what_to_install(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="no C\\+\\+ compiler") as caught:
         compile_library(find_sdk(), tmp_path / "x.so", compiler="no-such-compiler")
     assert "apt install g++" in caught.value.hint
-    with pytest.raises(ConfigError, match="has no libexecutorch.so"):
+    with pytest.raises(ConfigError, match=r"has no libexecutorch.so"):
         compile_library(tmp_path, tmp_path / "x.so")
 
 
