@@ -45,6 +45,14 @@ class QuadraticEngine:
         """See Engine."""
         return self._back_workspace
 
+    def front_reads(self, batch: Batch) -> list[slice]:  # noqa: ARG002 the bowl has no data
+        """Return all of the front."""
+        return [slice(0, self._front_workspace.size)]
+
+    def back_reads(self, batch: Batch) -> list[slice]:  # noqa: ARG002 the bowl has no data
+        """Return all of the back."""
+        return [slice(0, self._back_workspace.size)]
+
     def front(self, batch: Batch) -> FloatVector:  # noqa: ARG002 the bowl has no data
         """Return the front's parameters: they are what crosses the cut."""
         return self._front_workspace.copy()
