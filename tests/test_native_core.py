@@ -98,6 +98,12 @@ class Bowl:
         self.front_workspace = np.zeros(FRONT_SIZE, np.float32)
         self.back_workspace = np.zeros(N - FRONT_SIZE, np.float32)
 
+    def front_reads(self, _batch: object) -> list[slice]:
+        return [slice(0, FRONT_SIZE)]
+
+    def back_reads(self, _batch: object) -> list[slice]:
+        return [slice(0, N - FRONT_SIZE)]
+
     def front(self, _batch: object) -> FloatVector:
         return self.front_workspace.copy()
 
@@ -621,7 +627,7 @@ def test_the_library_exports_its_interface_and_nothing_else(core_build: Path) ->
 @pytest.fixture(scope="session")
 def mutate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = build(
-        tmp_path_factory.mktemp("sanitized"), "-DCOVEY_SANITIZE=ON", "-DCOVEY_TESTS=ON", "-DCMAKE_BUILD_TYPE=Debug",
+        tmp_path_factory.mktemp("sanitized"), "-DCOVEY_SANITIZE=ON", "-DCOVEY_TESTS=ON", "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
         target="covey-mutate",
     )  # fmt: skip
     return folder / "covey-mutate"

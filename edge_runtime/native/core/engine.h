@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "covey.h"
 
@@ -17,8 +18,14 @@ public:
     virtual ~Boundary() = default;
 };
 
+// A part of a block's parameters, begin ... end - 1.
+struct Part {
+    std::uint64_t begin, end;
+};
+
 // The trainable parameters of each block lie in a workspace that the engine reads when it runs. A block's workspace is
-// written before each run of the block, so the two may share memory. Nothing else is kept between calls.
+// written before each run of the block, at least where that run reads it, so the two may share memory. Nothing else is
+// kept between calls.
 class Engine {
 public:
     virtual ~Engine() = default;
@@ -27,6 +34,9 @@ public:
     virtual std::size_t back_size() const = 0;
     virtual float *front_workspace() = 0;
     virtual float *back_workspace() = 0;
+    // The parts of a workspace that a run on this batch reads.
+    virtual std::vector<Part> front_reads(const Batch & /*batch*/) const { return {{0, front_size()}}; }
+    virtual std::vector<Part> back_reads(const Batch & /*batch*/) const { return {{0, back_size()}}; }
     virtual std::unique_ptr<Boundary> front(const Batch &batch) = 0;
     // Returns the mean loss over the batch's rows, or its completion tokens.
     virtual double back(const Boundary &boundary, const Batch &batch) = 0;

@@ -10,6 +10,7 @@
 #include "covey_executorch.h"
 #include "error.h"
 #include "golden.h"
+#include "reads.h"
 #include "update.h"
 
 namespace covey {
@@ -214,10 +215,10 @@ void set_threads(std::uint32_t threads)
 class ExecutorchEngine : public Engine {
 public:
     ExecutorchEngine(const Bundle &bundle, std::int64_t split, std::uint32_t threads)
+        : manifest_(&bundle.manifest()), split_(split), front_graph_(&manifest_->graph("front", "executorch", split)),
+          back_graph_(&manifest_->graph("back", "executorch", split))
     {
-        const Manifest &manifest = bundle.manifest();
-        const Graph &front = manifest.graph("front", "executorch", split);
-        const Graph &back = manifest.graph("back", "executorch", split);
+        const Manifest &manifest = *manifest_;
         front_size_ = manifest.front_size(split);
         back_size_ = manifest.total_size() - front_size_;
         std::vector<const TensorFile *> frozen;
@@ -230,8 +231,8 @@ public:
         check_sizes(bundle);
         memory_.resize(manifest.trains_every_weight ? std::max(front_size_, back_size_) : manifest.total_size());
         set_threads(threads);
-        front_.emplace(bundle, front, frozen, front_workspace(), 0);
-        back_.emplace(bundle, back, frozen, back_workspace(), front_size_);
+        front_.emplace(bundle, *front_graph_, frozen, front_workspace(), 0);
+        back_.emplace(bundle, *back_graph_, frozen, back_workspace(), front_size_);
     }
 
     std::size_t front_size() const override { return front_size_; }
@@ -239,6 +240,14 @@ public:
     float *front_workspace() override { return memory_.data(); }
     float *back_workspace() override { return memory_.data() + (memory_.size() - back_size_); }
 
+    std::vector<Part> front_reads(const Batch &batch) const override
+    {
+        return read_parts(*manifest_, *front_graph_, true, split_, batch);
+    }
+    std::vector<Part> back_reads(const Batch &batch) const override
+    {
+        return read_parts(*manifest_, *back_graph_, false, split_, batch);
+    }
     std::unique_ptr<Boundary> front(const Batch &batch) override
     {
         front_->run(batch, nullptr);
@@ -260,6 +269,9 @@ private:
     // The parameters lie in files of the bundle: a layout that claims more than those hold gets no memory.
     static void check_sizes(const Bundle &bundle) { InitialAdapter{bundle}; }
 
+    const Manifest *manifest_;
+    std::int64_t split_;
+    const Graph *front_graph_, *back_graph_;
     std::size_t front_size_ = 0, back_size_ = 0;
     std::vector<float> memory_;
     std::vector<std::unique_ptr<TensorFile>> files_;

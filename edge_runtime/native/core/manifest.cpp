@@ -39,12 +39,29 @@ Parameter read_parameter(const Value &value)
 GraphInput read_input(const Value &value)
 {
     Fields fields(value, "an input of a graph in the manifest", Code::bundle);
-    GraphInput input{fields.text("dtype"), fields.text("role"), fields.text("source"), {}};
+    GraphInput input{fields.text("dtype"), fields.text("role"), fields.text("source"), {}, false, {}};
     for (const Value &side : fields.array("shape")) {
         if (const auto *name = std::get_if<std::string>(&side.data))
             input.shape.emplace_back(*name);
         else
             input.shape.emplace_back(whole_number(side, fields, "a side"));
+    }
+    const Value *rows = fields.optional("rows");
+    if (rows != nullptr && std::holds_alternative<std::string>(rows->data)) {
+        input.reads_tokens = std::get<std::string>(rows->data) == "input_ids";
+        if (!input.reads_tokens)
+            fields.refuse("rows is not input_ids");
+    } else if (rows != nullptr) {
+        const auto *list = std::get_if<Array>(&rows->data);
+        if (list == nullptr)
+            fields.refuse("rows is not a list");
+        input.rows.emplace();
+        const auto *height = input.shape.empty() ? nullptr : std::get_if<std::int64_t>(&input.shape[0]);
+        for (const Value &row : *list) {
+            input.rows->push_back(whole_number(row, fields, "a row"));
+            if (height == nullptr || input.rows->back() < 0 || input.rows->back() >= *height)
+                fields.refuse(input.source + " has no row " + std::to_string(input.rows->back()));
+        }
     }
     return input;
 }

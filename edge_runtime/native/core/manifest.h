@@ -27,6 +27,9 @@ struct FileEntry {
 struct GraphInput {
     std::string dtype, role, source;
     std::vector<std::variant<std::int64_t, std::string>> shape; // a name where the size is dynamic
+    // Where the graph reads only some rows of a trainable tensor: the batch's tokens, or these.
+    bool reads_tokens = false;
+    std::optional<std::vector<std::int64_t>> rows;
 };
 
 struct Graph {

@@ -17,27 +17,23 @@ using Pairs = std::vector<std::pair<double, double>>;
 // An engine with a clean theta: each run writes the perturbed block to the workspace first.
 class Blocks {
 public:
-    Blocks(Engine &engine, const float *theta, const Terms &pending) : engine_(engine), theta_(theta), pending_(pending)
+    Blocks(Engine &engine, const float *theta, const Terms &pending, const Batch &batch)
+        : engine_(engine), theta_(theta), pending_(pending), batch_(batch), front_reads_(engine.front_reads(batch)),
+          back_reads_(engine.back_reads(batch))
     {
     }
 
     bool front_is_frozen() const { return engine_.front_size() == 0; }
 
-    std::unique_ptr<Boundary> front(const Batch &batch)
+    std::unique_ptr<Boundary> front() { return run_front(pending_.front); }
+    std::unique_ptr<Boundary> front(std::uint64_t seed, double scale)
     {
-        return run_front(batch, pending_.front);
+        return run_front(with(pending_.front, seed, scale));
     }
-    std::unique_ptr<Boundary> front(const Batch &batch, std::uint64_t seed, double scale)
+    double back(const Boundary &boundary) { return run_back(boundary, pending_.back); }
+    double back(const Boundary &boundary, std::uint64_t seed, double scale)
     {
-        return run_front(batch, with(pending_.front, seed, scale));
-    }
-    double back(const Boundary &boundary, const Batch &batch)
-    {
-        return run_back(boundary, batch, pending_.back);
-    }
-    double back(const Boundary &boundary, const Batch &batch, std::uint64_t seed, double scale)
-    {
-        return run_back(boundary, batch, with(pending_.back, seed, scale));
+        return run_back(boundary, with(pending_.back, seed, scale));
     }
 
     std::uint64_t front_passes = 0;
@@ -49,67 +45,75 @@ private:
         terms.add(seed, scale);
         return terms;
     }
-    std::unique_ptr<Boundary> run_front(const Batch &batch, const BlockTerms &terms)
+    static void write(float *out, const float *clean, const std::vector<Part> &parts, const BlockTerms &terms,
+                      std::uint64_t block)
     {
-        add_terms(engine_.front_workspace(), theta_, engine_.front_size(), terms, front_block);
-        front_passes++;
-        return engine_.front(batch);
+        for (const auto &[begin, end] : parts)
+            add_terms(out + begin, clean + begin, end - begin, terms, block, begin);
     }
-    double run_back(const Boundary &boundary, const Batch &batch, const BlockTerms &terms)
+    std::unique_ptr<Boundary> run_front(const BlockTerms &terms)
     {
-        add_terms(engine_.back_workspace(), theta_ + engine_.front_size(), engine_.back_size(), terms, back_block);
-        losses.push_back(engine_.back(boundary, batch));
+        write(engine_.front_workspace(), theta_, front_reads_, terms, front_block);
+        front_passes++;
+        return engine_.front(batch_);
+    }
+    double run_back(const Boundary &boundary, const BlockTerms &terms)
+    {
+        write(engine_.back_workspace(), theta_ + engine_.front_size(), back_reads_, terms, back_block);
+        losses.push_back(engine_.back(boundary, batch_));
         return losses.back();
     }
 
     Engine &engine_;
     const float *theta_;
     const Terms &pending_;
+    const Batch &batch_;
+    std::vector<Part> front_reads_, back_reads_;
 };
 
-Pairs nested(Blocks &blocks, const Batch &batch, const StepRule &rule, const StepSeeds &seeds)
+Pairs nested(Blocks &blocks, const StepRule &rule, const StepSeeds &seeds)
 {
     Pairs pairs;
     const bool one_sided = rule.difference == Difference::forward, frozen = blocks.front_is_frozen();
     std::unique_ptr<Boundary> clean;
     double clean_loss = 0.0;
     if (one_sided || frozen)
-        clean = blocks.front(batch);
+        clean = blocks.front();
     if (one_sided)
-        clean_loss = blocks.back(*clean, batch);
+        clean_loss = blocks.back(*clean);
     for (std::size_t i = 0; i < seeds.front.size(); i++) {
         std::unique_ptr<Boundary> plus, minus;
         if (!frozen)
-            plus = blocks.front(batch, seeds.front[i], rule.eps);
+            plus = blocks.front(seeds.front[i], rule.eps);
         if (!frozen && !one_sided)
-            minus = blocks.front(batch, seeds.front[i], -rule.eps);
+            minus = blocks.front(seeds.front[i], -rule.eps);
         for (std::size_t j = i * rule.back_perturbations; j < (i + 1) * rule.back_perturbations; j++) {
-            const double loss = blocks.back(frozen ? *clean : *plus, batch, seeds.back[j], rule.eps);
+            const double loss = blocks.back(frozen ? *clean : *plus, seeds.back[j], rule.eps);
             pairs.emplace_back(loss, one_sided ? clean_loss
-                                               : blocks.back(frozen ? *clean : *minus, batch, seeds.back[j], -rule.eps));
+                                               : blocks.back(frozen ? *clean : *minus, seeds.back[j], -rule.eps));
         }
     }
     return pairs;
 }
 
-Pairs around_clean(Blocks &blocks, const Batch &batch, const StepRule &rule, const StepSeeds &seeds)
+Pairs around_clean(Blocks &blocks, const StepRule &rule, const StepSeeds &seeds)
 {
     Pairs pairs;
     const bool one_sided = rule.difference == Difference::forward;
-    const std::unique_ptr<Boundary> clean = blocks.front(batch);
-    const double clean_loss = one_sided ? blocks.back(*clean, batch) : 0.0;
+    const std::unique_ptr<Boundary> clean = blocks.front();
+    const double clean_loss = one_sided ? blocks.back(*clean) : 0.0;
     for (const std::uint64_t seed : seeds.front) {
         // A frozen front has no directions: its scalars are measured as 0, at no cost.
         if (blocks.front_is_frozen()) {
             pairs.emplace_back(0.0, 0.0);
             continue;
         }
-        const double plus = blocks.back(*blocks.front(batch, seed, rule.eps), batch);
-        pairs.emplace_back(plus, one_sided ? clean_loss : blocks.back(*blocks.front(batch, seed, -rule.eps), batch));
+        const double plus = blocks.back(*blocks.front(seed, rule.eps));
+        pairs.emplace_back(plus, one_sided ? clean_loss : blocks.back(*blocks.front(seed, -rule.eps)));
     }
     for (const std::uint64_t seed : seeds.back) {
-        const double plus = blocks.back(*clean, batch, seed, rule.eps);
-        pairs.emplace_back(plus, one_sided ? clean_loss : blocks.back(*clean, batch, seed, -rule.eps));
+        const double plus = blocks.back(*clean, seed, rule.eps);
+        pairs.emplace_back(plus, one_sided ? clean_loss : blocks.back(*clean, seed, -rule.eps));
     }
     return pairs;
 }
@@ -155,8 +159,8 @@ double exact_sum(const std::vector<double> &values)
 StepResult spzo_step(Engine &engine, const float *theta, const Batch &batch, const StepRule &rule,
                      const StepSeeds &seeds, const Terms &pending)
 {
-    Blocks blocks(engine, theta, pending);
-    const Pairs pairs = (rule.variant == Variant::nested ? nested : around_clean)(blocks, batch, rule, seeds);
+    Blocks blocks(engine, theta, pending, batch);
+    const Pairs pairs = (rule.variant == Variant::nested ? nested : around_clean)(blocks, rule, seeds);
     for (const double loss : blocks.losses)
         if (!std::isfinite(loss))
             throw Error(Code::training, "a loss is not finite (" + std::to_string(loss) + ")",
