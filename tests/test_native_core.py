@@ -656,9 +656,9 @@ def test_damaged_logs_never_crash(mutate: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["manifest.json", "adapter/adapter_model.safetensors", "golden.safetensors"])
 def test_damaged_bundles_never_crash(mutate: Path, bundle_copy: Bundle, name: str) -> None:
-    counts = run_mutations(mutate, "bundle", bundle_copy.path, name, 0, 1500)
-    assert counts["taken"] + counts["refused"] == 1500
-    assert counts["refused"] > 100
+    counts = run_mutations(mutate, "bundle", bundle_copy.path, name, 0, 400)
+    assert counts["taken"] + counts["refused"] == 400
+    assert counts["refused"] > 30
 
 
 @pytest.fixture(autouse=True)

@@ -104,9 +104,9 @@ int open_bundle(const char *folder, const std::string &path, covey_error *error)
         const covey_batch batch = covey::batch_from(file, 0);
         volatile std::int64_t sum = 0; // reads every value
         for (std::int64_t k = 0; k < batch.rows * batch.tokens; k++)
-            sum = sum + (batch.input_ids[k] ^ batch.attention_mask[k]);
+            sum = sum ^ batch.input_ids[k] ^ batch.attention_mask[k];
         for (std::int64_t k = 0; k < batch.rows; k++)
-            sum = sum + (batch.labels[k] & 1);
+            sum = sum ^ batch.labels[k];
         return COVEY_OK;
     } catch (const covey::Error &caught) {
         *error = covey_error{static_cast<int32_t>(caught.code()), "x", "x"};
