@@ -7,6 +7,7 @@ before it is sent, so the same plan coming again (after a lost connection or a r
 from __future__ import annotations
 
 import collections
+import functools
 import logging
 import platform
 import time
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge_runtime import __version__, protocol
+from edge_runtime import __version__, engines, executorch_build, protocol
 from edge_runtime.errors import CoveyError, ProtocolError
 from edge_runtime.fetch import Fetcher, blob_base
 from edge_runtime.privacy import check_privacy
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edge_runtime.config import EdgeConfig
+    from edge_runtime.manifest import Runtime
     from edge_runtime.perturbation import FloatVector
     from edge_runtime.store import Store
     from edge_runtime.transport import Transport
@@ -37,7 +39,12 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 METHODS = ["spzo"]  # with every switch of rule.py
-_RUNTIMES = ("onnxruntime", "numpy", "tokenizers")
+
+
+def _runtimes(engine: Runtime) -> dict[str, str]:
+    """Return versions by name; the engine's comes first."""
+    version = executorch_build.VERSION if engine == "executorch" else metadata.version(engine)
+    return {engine: version, **{name: metadata.version(name) for name in ("numpy", "tokenizers")}}
 
 
 def lost_will(config: EdgeConfig, boot_id: str) -> Will:
@@ -63,7 +70,7 @@ class Agent:
         transport: its connection; the will must be lost_will's.
         boot_id: new with every start.
         clock: monotonic seconds.
-        make_engine: see Workshop.
+        make_engine: see Workshop; None: the configuration's engine.
     """
 
     def __init__(
@@ -80,7 +87,7 @@ class Agent:
         self._transport = transport
         self._boot_id = boot_id
         self._clock = clock
-        self._make_engine = make_engine
+        self._make_engine = make_engine or functools.partial(engines.make_engine, config.engine)
         self._workshop: Workshop | None = None
         self._link_bytes_per_s: float | None = None
         self._waiting: collections.deque[Message] = collections.deque()
@@ -132,7 +139,7 @@ class Agent:
             covey_version=__version__,
             python_version=platform.python_version(),
             machine=platform.machine(),
-            runtimes={name: metadata.version(name) for name in _RUNTIMES},
+            runtimes=_runtimes(self._config.engine),
             methods=METHODS,
             rows=len(self._workshop.rows) if self._workshop is not None else None,
             bundle_sha256=self._journal.bundle_sha256,
@@ -207,7 +214,7 @@ class Agent:
         is_new = self._workshop is None or self._workshop.bundle.sha256 != plan.bundle_sha256
         if self._workshop is None or is_new:
             self._workshop = None
-            bundle = install_bundle(self._store, fetcher, plan.bundle_sha256, self._config.threads)
+            bundle = install_bundle(self._store, fetcher, plan.bundle_sha256, self._config.threads, self._config.engine)
             self._workshop = Workshop(bundle, self._config.data, self._config.threads, self._make_engine)
         fetcher.fetched_bytes = 0
         theta = obtain_adapter(self._store, fetcher, self._workshop.bundle, plan.adapter)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_runtime.batch import Batch, CompletionBatch
-from edge_runtime.engine_onnxruntime import OnnxEngine, OnnxPredictor
+from edge_runtime.engines import make_engine, make_predictor
 from edge_runtime.errors import BundleError
 from edge_runtime.manifest import output_names
 from edge_runtime.perturbation import FRONT, perturb_into
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from edge_runtime.bundle import Bundle
-    from edge_runtime.manifest import Golden
+    from edge_runtime.manifest import Golden, Runtime
     from edge_runtime.perturbation import FloatVector
 
 
@@ -66,7 +66,7 @@ def golden_cases(bundle: Bundle) -> Iterator[GoldenCase]:
             raise BundleError(f"{golden.file} does not hold {error}", "export the bundle again") from error
 
 
-def measure_parity(bundle: Bundle, threads: int = 0) -> Parity:
+def measure_parity(bundle: Bundle, threads: int = 0, runtime: Runtime = "onnxruntime") -> Parity:
     """Run every golden batch through ``predict`` and through front and back of every split.
 
     Raises:
@@ -74,12 +74,12 @@ def measure_parity(bundle: Bundle, threads: int = 0) -> Parity:
     """
     theta = golden_adapter(bundle.initial_adapter(), bundle.manifest.golden)
     cases, output = list(golden_cases(bundle)), output_names(bundle.manifest.task.kind)[0]
-    predictor = OnnxPredictor(bundle, threads)
+    predictor = make_predictor(runtime, bundle, threads)
     logits = [_difference(predictor.outputs(theta, case.batch)[output], case.logits) for case in cases]
     del predictor  # one graph's memory at a time: a small board has no more
     losses = [0.0]
     for split in bundle.manifest.splits:
-        engine = OnnxEngine(bundle, split, threads)
+        engine = make_engine(runtime, bundle, split, threads)
         for case in cases:
             # Each workspace is written just before its block runs: they may lie in the same memory.
             np.copyto(engine.front_workspace, theta[: engine.front_workspace.size])
@@ -90,19 +90,19 @@ def measure_parity(bundle: Bundle, threads: int = 0) -> Parity:
     return Parity(loss=max(losses), logits=max(logits))
 
 
-def check_golden(bundle: Bundle, threads: int = 0) -> Parity:
+def check_golden(bundle: Bundle, threads: int = 0, runtime: Runtime = "onnxruntime") -> Parity:
     """Measure parity and insist on the manifest's tolerance.
 
     Raises:
         BundleError: a difference is too large, or not a number.
     """
-    parity = measure_parity(bundle, threads)
+    parity = measure_parity(bundle, threads, runtime)
     tolerance = bundle.manifest.golden.tolerance
     if not (parity.loss <= tolerance and parity.logits <= tolerance):
         raise BundleError(
-            f"the bundle's golden vectors differ from PyTorch by {parity.loss:.1e} (loss) and {parity.logits:.1e} "
-            f"(logits); {tolerance:.0e} is allowed",
-            "report this machine and its onnxruntime version; do not train on it",
+            f"the bundle's golden vectors differ from PyTorch on {runtime} by {parity.loss:.1e} (loss) and "
+            f"{parity.logits:.1e} (logits); {tolerance:.0e} is allowed",
+            f"report this machine and its {runtime} version; do not train on it",
         )
     return parity
 

@@ -26,6 +26,7 @@ Dtype = Literal["float32", "int64", "bool"]
 GraphKind = Literal["front", "back", "predict"]
 InputRole = Literal["weight", "frozen", "trainable", "batch", "boundary"]
 Rows = Literal["input_ids"] | list[int]
+Runtime = Literal["onnxruntime", "executorch"]
 TaskKind = Literal["classify-head", "classify-prompt", "causal-lm"]
 CAUSAL_LM: TaskKind = "causal-lm"
 
@@ -79,14 +80,25 @@ class GraphOutput(_Strict, frozen=True):
 
 
 class Graph(_Strict, frozen=True):
-    """One inference graph. ``split`` is None for ``predict``."""
+    """One inference graph.
+
+    Attributes:
+        kind: what it computes.
+        runtime: what runs it. ExecuTorch's inputs and outputs have no names in the file: they are in this order.
+        file: its path in the bundle.
+        split: None for ``predict``.
+        inputs: what it reads.
+        outputs: what it gives.
+        bounds: the largest value of named sizes, where the runtime plans its memory for them; none: any size.
+    """
 
     kind: GraphKind
-    runtime: Literal["onnxruntime"]
+    runtime: Runtime
     file: str
     split: int | None
     inputs: list[GraphInput]
     outputs: list[GraphOutput]
+    bounds: dict[str, int] = {}
 
 
 class Task(_Strict, frozen=True):
@@ -198,11 +210,21 @@ class Manifest(_Strict, frozen=True):
                 return entry
         raise BundleError(f"the manifest lists no file {path}", "export the bundle again")
 
-    def graph(self, kind: GraphKind, split: int | None = None) -> Graph:
-        """Return the graph of a kind (and split, for front and back), or raise BundleError."""
+    @property
+    def runtimes(self) -> list[Runtime]:
+        """The runtimes that have a graph of the whole model, in the manifest's order."""
+        return [graph.runtime for graph in self.graphs if graph.kind == "predict"]
+
+    def graph(self, kind: GraphKind, split: int | None = None, runtime: Runtime = "onnxruntime") -> Graph:
+        """Return a runtime's graph of a kind (and split, for front and back), or raise BundleError."""
         for graph in self.graphs:
-            if graph.kind == kind and graph.split == split:
+            if graph.kind == kind and graph.split == split and graph.runtime == runtime:
                 return graph
+        if runtime not in self.runtimes:
+            raise BundleError(
+                f"the bundle has no graphs for {runtime}, only for {', '.join(self.runtimes)}",
+                f"export with --runtime onnx,{runtime}, or set another engine",
+            )
         at = "" if split is None else f" at split {split}"
         raise BundleError(
             f"the bundle has no {kind} graph{at}; its splits are {self.splits}",
@@ -282,9 +304,10 @@ def _check(manifest: Manifest) -> None:
     manifest.graph("predict")
     if not manifest.splits:
         raise BundleError("the manifest lists no split", "export with --split")
-    for split in manifest.splits:
-        manifest.graph("front", split)
-        manifest.graph("back", split)
+    for runtime in manifest.runtimes:
+        for split in manifest.splits:
+            manifest.graph("front", split, runtime)
+            manifest.graph("back", split, runtime)
     trainable = {parameter.name for parameter in manifest.parameters}
     for graph in manifest.graphs:
         for tensor in graph.inputs:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edge_runtime.config import DataConfig
     from edge_runtime.engine import Engine
     from edge_runtime.fetch import Fetcher
+    from edge_runtime.manifest import Runtime
     from edge_runtime.perturbation import FloatVector
     from edge_runtime.protocol import AdapterRef
     from edge_runtime.store import Store
@@ -37,16 +38,16 @@ _LOG = logging.getLogger(__name__)
 class Workshop:
     """A bundle that is ready to train.
 
-    ONNX Runtime and the tokenizer are loaded when they are first needed: a device that waits for work stays small.
+    The runtime and the tokenizer are loaded when they are first needed: a device that waits for work stays small.
 
     Args:
         bundle: a checked bundle.
         data: the private rows.
         threads: threads of one operator.
-        make_engine: makes the engine of a bundle at a split, with so many threads; None: on ONNX Runtime.
+        make_engine: makes the engine of a bundle at a split, with so many threads.
     """
 
-    def __init__(self, bundle: Bundle, data: DataConfig, threads: int, make_engine: EngineMaker | None = None) -> None:
+    def __init__(self, bundle: Bundle, data: DataConfig, threads: int, make_engine: EngineMaker) -> None:
         self.bundle = bundle
         self._threads = threads
         self._make_engine = make_engine
@@ -63,8 +64,7 @@ class Workshop:
         """Return the engine at a split; the last one used is kept."""
         if self._engine is None or self._engine[0] != split:
             self._engine = None
-            make = self._make_engine or _onnx_engine
-            self._engine = (split, make(self.bundle, split, self._threads))
+            self._engine = (split, self._make_engine(self.bundle, split, self._threads))
         return self._engine[1]
 
     def replay_parameters_per_s(self, clock: Callable[[], float]) -> float:
@@ -79,13 +79,7 @@ class Workshop:
         return self._replay_rate
 
 
-def _onnx_engine(bundle: Bundle, split: int, threads: int) -> Engine[Any]:
-    from edge_runtime.engine_onnxruntime import OnnxEngine  # noqa: PLC0415 loaded with the first bundle
-
-    return OnnxEngine(bundle, split, threads)
-
-
-def install_bundle(store: Store, fetcher: Fetcher, sha256: str, threads: int) -> Bundle:
+def install_bundle(store: Store, fetcher: Fetcher, sha256: str, threads: int, runtime: Runtime) -> Bundle:
     """Return a checked bundle: from disk if it is there and whole, else fetched.
 
     Raises:
@@ -104,9 +98,9 @@ def install_bundle(store: Store, fetcher: Fetcher, sha256: str, threads: int) ->
     _LOG.info("fetching bundle %s", sha256[:12])
 
     def check(bundle: Bundle) -> None:
-        from edge_runtime.golden import check_golden  # noqa: PLC0415 loads ONNX Runtime
+        from edge_runtime.golden import check_golden  # noqa: PLC0415 not at hand on a device that waits
 
-        check_golden(bundle, threads)
+        check_golden(bundle, threads, runtime)
 
     return fetch_bundle(fetcher, sha256, store.bundles, check)
 

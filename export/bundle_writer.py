@@ -32,15 +32,16 @@ from export import full, lora
 from export.errors import ExportError
 from export.graph_writer import GraphWriter
 from export.lift import lift
-from export.model import build, eager, example_batch, trace
+from export.model import MAX_BATCH, build, eager, example_batch, trace
 from export.rebuild import write_rebuild
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from edge_runtime.golden import Parity
     from edge_runtime.layout import Parameter
+    from edge_runtime.manifest import Runtime
     from export.folder import ModelFolder
     from export.lora import LoraOptions
     from export.model import ExportModel, TaskOptions
@@ -49,6 +50,9 @@ WEIGHTS_FILE = "weights.safetensors"
 ADAPTER_FILE = "adapter/adapter_model.safetensors"
 TOKENIZER_FILE = "tokenizer/tokenizer.json"
 GOLDEN_FILE = "golden.safetensors"
+MAX_BATCH_EXECUTORCH = 32
+SMALLEST_MAX_BATCH = 16
+"""Predictions are made for so many rows at once."""
 GOLDEN_TOLERANCE = 1e-5
 _GOLDEN_SEED = 20260101
 _GOLDEN_SCALE = 0.02
@@ -73,6 +77,8 @@ def export_bundle(
     splits: list[int],
     out: Path,
     *,
+    runtimes: Sequence[Runtime] = ("onnxruntime",),
+    max_batch: int = MAX_BATCH_EXECUTORCH,
     force: bool = False,
     progress: Callable[[str], None] = lambda _step: None,
 ) -> Exported:
@@ -86,6 +92,8 @@ def export_bundle(
         lora_options: the adapter; what is in it is not used where the folder has one. None trains every weight.
         splits: layer indexes to cut at.
         out: the bundle's folder.
+        runtimes: what runs the graphs; always ONNX Runtime, with which the server evaluates.
+        max_batch: most rows of a batch on ExecuTorch.
         force: replace a bundle that is there.
         progress: told what is being done.
 
@@ -99,13 +107,17 @@ def export_bundle(
                 f"--split {split} is out of range: the model has {folder.layers} layers",
                 f"choose from 1 to {folder.layers}: the layer at which the back block begins",
             )
+    if not SMALLEST_MAX_BATCH <= max_batch <= MAX_BATCH:
+        raise ExportError(
+            f"--max-batch {max_batch} is out of range", f"choose from {SMALLEST_MAX_BATCH} to {MAX_BATCH}"
+        )
     _check_out(out, force=force)
     partial = out.with_name(out.name + ".partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         for name in ("graphs", "adapter", "tokenizer"):
             (partial / name).mkdir(parents=True)
-        exported = _write(folder, options, lora_options, splits, partial, progress)
+        exported = _write(folder, options, lora_options, splits, partial, runtimes, max_batch, progress)
         if out.exists():
             shutil.rmtree(out)
         partial.replace(out)
@@ -137,6 +149,8 @@ def _write(
     lora_options: LoraOptions | None,
     splits: list[int],
     partial: Path,
+    runtimes: Sequence[Runtime],
+    max_batch: int,
     progress: Callable[[str], None],
 ) -> Exported:
     progress("loading the model")
@@ -161,6 +175,9 @@ def _write(
     progress("converting to ONNX")
     writer = GraphWriter(model, folder, program, lifted, parameters, names)
     graphs = writer.write(splits, partial)
+    if "executorch" in runtimes:
+        progress("lowering for ExecuTorch")
+        graphs += writer.write_executorch(graphs, partial, max_batch, progress)
     progress("writing weights, adapter and tokenizer")
     if lora_options is None:
         full.write_flat(partial / WEIGHTS_FILE, parameters, state)
@@ -176,7 +193,7 @@ def _write(
     golden = _write_golden(model, folder, parameters, state, scale, partial / GOLDEN_FILE)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
-        created_by={"covey": __version__, **_versions("torch", "transformers", "peft", "onnx", "onnxscript")},
+        created_by={"covey": __version__, **_versions(runtimes)},
         model=Model(
             name=folder.path.resolve().name,
             model_type=folder.model_type,
@@ -198,6 +215,9 @@ def _write(
     bundle = Bundle(partial, manifest, bundle_sha256(data))
     progress("checking parity with PyTorch")
     parity = check_golden(bundle)
+    if "executorch" in runtimes:
+        progress("checking parity of ExecuTorch with PyTorch")
+        check_golden(bundle, runtime="executorch")
     write_atomically(partial / MANIFEST_FILE, data)
     verify_files(bundle)
     return Exported(bundle, parity)
@@ -256,5 +276,7 @@ def _list_files(folder: Path) -> list[FileEntry]:
     ]
 
 
-def _versions(*names: str) -> dict[str, str]:
+def _versions(runtimes: Sequence[Runtime]) -> dict[str, str]:
+    names = ["torch", "transformers", "peft", "onnx", "onnxscript"]
+    names += ["executorch"] if "executorch" in runtimes else []
     return {name: metadata.version(name) for name in names}

@@ -7,12 +7,13 @@ cost little more memory than one.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.agent import Agent, lost_will
-from edge_runtime.engine_onnxruntime import OnnxEngine
+from edge_runtime.engines import make_engine
 from edge_runtime.store import Store
 from edge_runtime.transport import Hub
 from server.errors import JobError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle import Bundle
     from edge_runtime.config import EdgeConfig
     from edge_runtime.engine import Engine
+    from edge_runtime.manifest import Runtime
     from edge_runtime.transport import Transport
     from server.events import Observer
     from server.job import Job
@@ -35,13 +37,13 @@ class SharedEngines:
     """Makes each engine once, for all devices of the process."""
 
     def __init__(self) -> None:
-        self._engines: dict[tuple[str, int], OnnxEngine] = {}
+        self._engines: dict[tuple[Runtime, str, int], Engine[Any]] = {}
 
-    def __call__(self, bundle: Bundle, split: int, threads: int) -> Engine[Any]:
+    def __call__(self, runtime: Runtime, bundle: Bundle, split: int, threads: int) -> Engine[Any]:
         """Return the engine of a bundle at a split; the first caller's number of threads holds."""
-        key = (bundle.sha256, split)
+        key = (runtime, bundle.sha256, split)
         if key not in self._engines:
-            self._engines[key] = OnnxEngine(bundle, split, threads)
+            self._engines[key] = make_engine(runtime, bundle, split, threads)
         return self._engines[key]
 
 
@@ -96,7 +98,9 @@ def _running(hub: Hub, bundle: Bundle, devices: Sequence[EdgeConfig], finals: di
         if not installed.exists():
             installed.symlink_to(bundle.path.resolve(), target_is_directory=True)
         transport = hub.join(lost_will(config, "simulated"))
-        agents[config.name] = Agent(config, store, transport, "simulated", make_engine=engines)
+        agents[config.name] = Agent(
+            config, store, transport, "simulated", make_engine=functools.partial(engines, config.engine)
+        )
     done = threading.Event()
 
     def serve() -> None:
