@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from edge_runtime import seeds
 from edge_runtime.bundle import open_bundle
@@ -41,7 +42,9 @@ def run_backprop(settings: dict[str, Any], devices: int) -> dict[str, Any]:
         parameter.requires_grad_(file_name(name) in trained)
         if parameter.requires_grad:
             parameters.append(parameter)
-    model.model.gradient_checkpointing_enable({"use_reentrant": False})
+    # Transformers checkpoints layers in training mode only.
+    transformer = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    transformer.gradient_checkpointing_enable({"use_reentrant": False})
     names = [f"device-{index:02}" for index in range(devices)]
     rows = {name: load(bundle, root / "devices" / f"{name[-2:]}.jsonl") for name in names}
     held_out = load(bundle, root / f"{settings['rows']}.jsonl")

@@ -26,7 +26,8 @@ class Engine(Protocol[BoundaryT]):
 
     The trainable parameters of each block lie in a workspace that the engine reads when it runs: a step writes
     perturbed parameters there, straight into memory that the session is bound to. The two may share memory: a block's
-    workspace is written before each run of the block. Nothing else is kept between calls.
+    workspace is written before each run of the block, at least where that run reads it. Nothing else is kept between
+    calls.
     """
 
     @property
@@ -36,6 +37,12 @@ class Engine(Protocol[BoundaryT]):
     @property
     def back_workspace(self) -> FloatVector:
         """Trainable parameters of the back block, float32, (back size,); written by the step."""
+
+    def front_reads(self, batch: Batch) -> Sequence[slice]:
+        """Return the parts of the front workspace that a run on this batch reads."""
+
+    def back_reads(self, batch: Batch) -> Sequence[slice]:
+        """Return the parts of the back workspace that a run on this batch reads."""
 
     def front(self, batch: Batch) -> BoundaryT:
         """Run the front block at its workspace; the result stays valid until it is dropped."""

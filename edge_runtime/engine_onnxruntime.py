@@ -15,6 +15,7 @@ import onnxruntime as ort
 
 from edge_runtime.errors import BundleError, TrainingError
 from edge_runtime.layout import front_size, total_size
+from edge_runtime.reads import read_slices, rows_read
 from edge_runtime.tensor_file import map_tensors
 
 if TYPE_CHECKING:
@@ -147,6 +148,8 @@ class OnnxEngine:
         self._back_workspace: FloatVector = memory[memory.size - sizes[1] :]
         front = [p for p in manifest.parameters if p.layer < split]
         back = [p for p in manifest.parameters if p.layer >= split]
+        self._front_reads = functools.partial(read_slices, front, rows_read(front_graph.inputs))
+        self._back_reads = functools.partial(read_slices, back, rows_read(back_graph.inputs))
         frozen = _frozen_tensors(bundle)
         self._front = _GraphRunner(bundle, front_graph, frozen, _block_views(self._front_workspace, front), threads)
         self._back = _GraphRunner(bundle, back_graph, frozen, _block_views(self._back_workspace, back), threads)
@@ -160,6 +163,14 @@ class OnnxEngine:
     def back_workspace(self) -> FloatVector:
         """See Engine."""
         return self._back_workspace
+
+    def front_reads(self, batch: Batch) -> list[slice]:
+        """See Engine."""
+        return self._front_reads(batch)
+
+    def back_reads(self, batch: Batch) -> list[slice]:
+        """See Engine."""
+        return self._back_reads(batch)
 
     def front(self, batch: Batch) -> Boundary:
         """Run the front block; the returned tensors are ONNX Runtime's own, not copied."""

@@ -16,7 +16,7 @@ import numpy as np
 from edge_runtime.errors import BundleError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from edge_runtime.perturbation import FloatVector
 
@@ -48,6 +48,19 @@ class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def stop(self) -> int:
         """One past its last element in the flat vector."""
         return self.offset + self.size
+
+
+def lay_out(shapes: Mapping[str, Sequence[int]], layer: Callable[[str], int]) -> list[Parameter]:
+    """Return the layout of tensors, ordered by depth, then by name.
+
+    Args:
+        shapes: of each tensor.
+        layer: gives a tensor's layer by its name: see Parameter.
+    """
+    parameters: list[Parameter] = []
+    for name in sorted(shapes, key=lambda name: (layer(name), name)):
+        parameters.append(Parameter(name, list(shapes[name]), layer(name), total_size(parameters)))
+    return parameters
 
 
 def total_size(parameters: Sequence[Parameter]) -> int:

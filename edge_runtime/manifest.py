@@ -26,6 +26,7 @@ Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Dtype = Literal["float32", "int64", "bool"]
 GraphKind = Literal["front", "back", "predict", "train"]
 InputRole = Literal["weight", "frozen", "trainable", "batch", "boundary"]
+Rows = Literal["input_ids"] | list[int]
 TaskKind = Literal["classify-head", "classify-prompt", "causal-lm"]
 CAUSAL_LM: TaskKind = "causal-lm"
 
@@ -57,6 +58,9 @@ class GraphInput(_Strict, frozen=True):
         source: the name in the weights file, the adapter file, the layout, the batch, or the front's outputs; with a
             slot, ``{layer}`` in it stands for the number of the layer that is bound to the slot.
         slot: for a tensor of a layer in a ``train`` graph: which of its active layers, counted from the lowest.
+        rows: where the graph reads only some rows of a trainable tensor, as of an embedding: the field of the batch
+            that lists them, or their indexes; None: it may read them all.
+>>>>>>> origin/main
     """
 
     name: str
@@ -65,6 +69,7 @@ class GraphInput(_Strict, frozen=True):
     role: InputRole
     source: str
     slot: int | None = None
+    rows: Rows | None = None
 
 
 class GraphOutput(_Strict, frozen=True):
@@ -330,8 +335,14 @@ def _check(manifest: Manifest) -> None:
         for tensor in graph.inputs:
             if tensor.role == "trainable" and tensor.source not in trainable:
                 raise BundleError(f"{graph.file}: {tensor.source} is not in the layout", "export the bundle again")
+            if isinstance(tensor.rows, list) and not _are_rows(tensor.rows, tensor.shape):
+                raise BundleError(f"{graph.file}: {tensor.source} has no rows {tensor.rows}", "export the bundle again")
     if manifest.task.kind != CAUSAL_LM and len(manifest.task.labels) < 2:
         raise BundleError("the task has fewer than two labels", "export with --labels A,B")
+
+
+def _are_rows(rows: list[int], shape: list[int | str]) -> bool:
+    return bool(shape) and isinstance(shape[0], int) and all(0 <= row < shape[0] for row in rows)
 
 
 def _check_paths(manifest: Manifest) -> None:

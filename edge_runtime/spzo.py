@@ -91,9 +91,9 @@ def spzo_step(
             f"theta has {theta.size} parameters, the engine {engine.front_workspace.size + engine.back_workspace.size}",
             "use the adapter and the split of the same bundle",
         )
-    blocks = _Blocks(engine, theta, pending or Terms())
+    blocks = _Blocks(engine, theta, pending or Terms(), batch)
     run = _nested if rule.variant == "nested" else _clean
-    pairs = run(blocks, batch, rule, step_seeds)
+    pairs = run(blocks, rule, step_seeds)
     if not all(math.isfinite(loss) for loss in blocks.losses):
         raise TrainingError(
             f"a loss is not finite ({next(loss for loss in blocks.losses if not math.isfinite(loss))})",
@@ -106,10 +106,12 @@ def spzo_step(
 
 
 class _Blocks:
-    """An engine with a clean theta: each run writes the perturbed block to the workspace first."""
+    """An engine with a clean theta: each run writes what it will read of the perturbed block to the workspace first."""
 
-    def __init__(self, engine: Engine[BoundaryT], theta: FloatVector, pending: Terms) -> None:
+    def __init__(self, engine: Engine[BoundaryT], theta: FloatVector, pending: Terms, batch: Batch) -> None:
         self._engine = engine
+        self._batch = batch
+        self._front_reads, self._back_reads = engine.front_reads(batch), engine.back_reads(batch)
         self._front = theta[: engine.front_workspace.size]
         self._back = theta[engine.front_workspace.size :]
         self._pending = pending
@@ -120,47 +122,49 @@ class _Blocks:
     def front_is_frozen(self) -> bool:
         return self._front.size == 0
 
-    def front(self, batch: Batch, seed: int | None = None, scale: float = 0.0) -> object:
+    def front(self, seed: int | None = None, scale: float = 0.0) -> object:
         terms = self._pending.front if seed is None else [*self._pending.front, (seed, scale)]
-        add_terms(self._engine.front_workspace, self._front, terms, FRONT)
+        for part in self._front_reads:
+            add_terms(self._engine.front_workspace[part], self._front[part], terms, FRONT, offset=part.start)
         self.front_passes += 1
-        return self._engine.front(batch)
+        return self._engine.front(self._batch)
 
-    def back(self, boundary: object, batch: Batch, seed: int | None = None, scale: float = 0.0) -> float:
+    def back(self, boundary: object, seed: int | None = None, scale: float = 0.0) -> float:
         terms = self._pending.back if seed is None else [*self._pending.back, (seed, scale)]
-        add_terms(self._engine.back_workspace, self._back, terms, BACK)
-        self.losses.append(self._engine.back(boundary, batch))  # type: ignore[arg-type]
+        for part in self._back_reads:
+            add_terms(self._engine.back_workspace[part], self._back[part], terms, BACK, offset=part.start)
+        self.losses.append(self._engine.back(boundary, self._batch))  # type: ignore[arg-type]
         return self.losses[-1]
 
 
-def _nested(blocks: _Blocks, batch: Batch, rule: StepRule, step_seeds: StepSeeds) -> list[tuple[float, float]]:
+def _nested(blocks: _Blocks, rule: StepRule, step_seeds: StepSeeds) -> list[tuple[float, float]]:
     pairs: list[tuple[float, float]] = []
     eps, p2, one_sided = rule.eps, rule.back_perturbations, rule.difference == "forward"
-    clean = blocks.front(batch) if one_sided or blocks.front_is_frozen else None
-    clean_loss = blocks.back(clean, batch) if one_sided else math.nan
+    clean = blocks.front() if one_sided or blocks.front_is_frozen else None
+    clean_loss = blocks.back(clean) if one_sided else math.nan
     for i, front in enumerate(step_seeds.front):
-        plus = clean if blocks.front_is_frozen else blocks.front(batch, front, eps)
-        minus = clean if blocks.front_is_frozen or one_sided else blocks.front(batch, front, -eps)
+        plus = clean if blocks.front_is_frozen else blocks.front(front, eps)
+        minus = clean if blocks.front_is_frozen or one_sided else blocks.front(front, -eps)
         for back in step_seeds.back[i * p2 : (i + 1) * p2]:
-            loss = blocks.back(plus, batch, back, eps)
-            pairs.append((loss, clean_loss if one_sided else blocks.back(minus, batch, back, -eps)))
+            loss = blocks.back(plus, back, eps)
+            pairs.append((loss, clean_loss if one_sided else blocks.back(minus, back, -eps)))
     return pairs
 
 
-def _clean(blocks: _Blocks, batch: Batch, rule: StepRule, step_seeds: StepSeeds) -> list[tuple[float, float]]:
+def _clean(blocks: _Blocks, rule: StepRule, step_seeds: StepSeeds) -> list[tuple[float, float]]:
     pairs: list[tuple[float, float]] = []
     eps, one_sided = rule.eps, rule.difference == "forward"
-    clean = blocks.front(batch)
-    clean_loss = blocks.back(clean, batch) if one_sided else math.nan
+    clean = blocks.front()
+    clean_loss = blocks.back(clean) if one_sided else math.nan
     for front in step_seeds.front:
         # A frozen front has no directions: its scalars are measured as 0, at no cost.
         if blocks.front_is_frozen:
             pairs.append((0.0, 0.0))
             continue
-        plus = blocks.back(blocks.front(batch, front, eps), batch)
-        minus = clean_loss if one_sided else blocks.back(blocks.front(batch, front, -eps), batch)
+        plus = blocks.back(blocks.front(front, eps))
+        minus = clean_loss if one_sided else blocks.back(blocks.front(front, -eps))
         pairs.append((plus, minus))
     for back in step_seeds.back:
-        plus = blocks.back(clean, batch, back, eps)
-        pairs.append((plus, clean_loss if one_sided else blocks.back(clean, batch, back, -eps)))
+        plus = blocks.back(clean, back, eps)
+        pairs.append((plus, clean_loss if one_sided else blocks.back(clean, back, -eps)))
     return pairs

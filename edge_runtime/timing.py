@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from edge_runtime.batch import Batch
     from edge_runtime.engine import Engine
@@ -41,6 +41,14 @@ class TimedEngine(Generic[BoundaryT]):
     def back_workspace(self) -> FloatVector:
         """See Engine."""
         return self._engine.back_workspace
+
+    def front_reads(self, batch: Batch) -> Sequence[slice]:
+        """See Engine."""
+        return self._engine.front_reads(batch)
+
+    def back_reads(self, batch: Batch) -> Sequence[slice]:
+        """See Engine."""
+        return self._engine.back_reads(batch)
 
     def front(self, batch: Batch) -> BoundaryT:
         """See Engine."""

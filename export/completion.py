@@ -9,6 +9,7 @@ from torch import nn
 from torch._higher_order_ops.scan import scan
 
 from edge_runtime.batch import IGNORED
+from export.lora import unwrapped
 
 
 class CompletionLoss(nn.Module):
@@ -40,7 +41,7 @@ class CompletionLoss(nn.Module):
             The mean loss over the labelled positions; each position's loss, 0 where its label is IGNORED, and its
             likeliest next token, both (chunks, chunk).
         """
-        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        model = unwrapped(self.model)
         hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0].flatten(0, 1)
         weight, bias = model.get_output_embeddings().weight, model.get_output_embeddings().bias
 

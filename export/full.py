@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from edge_runtime.layout import Parameter
+from edge_runtime.layout import Parameter, lay_out
 from export.errors import ExportError
 from export.lora import layer_of
 
@@ -70,14 +70,10 @@ def make_layout(model: Any, program: ExportedProgram, lifted: Lifted, folder: Mo
         inside = layer_of(name)
         return inside if inside is not None else folder.layers if name in behind else 0
 
-    parameters: list[Parameter] = []
-    offset = 0
-    for name in sorted(used, key=lambda name: (layer(name), name)):
+    for name in sorted(used):
         if state[name].dtype != torch.float32:
             raise ExportError(f"{name} is {state[name].dtype}, not float32", "export the model in float32")
-        parameters.append(Parameter(name, list(state[name].shape), layer(name), offset))
-        offset = parameters[-1].stop
-    return parameters
+    return lay_out({name: state[name].shape for name in used}, layer)
 
 
 def write_flat(path: Path, parameters: Sequence[Parameter], state: Mapping[str, torch.Tensor]) -> None:

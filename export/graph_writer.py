@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from edge_runtime.manifest import Graph, GraphInput, GraphOutput, output_names
 from export.errors import ExportError
 from export.model import example_batch, size_bounds, sizes
-from export.onnx_graphs import dimension_names, piece, shape_of, to_onnx
+from export.onnx_graphs import dimension_names, piece, rows_read, shape_of, to_onnx
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,7 +119,8 @@ class GraphWriter:
             if role == "parameter":
                 role, source = self._role(source)
             shape, dtype = shape_of(fake, self._dimensions), _DTYPES[fake.dtype]
-            inputs.append(GraphInput(value.name, dtype, shape, role, source))  # type: ignore[arg-type]
+            rows = rows_read(made.graph, value.name) if role == "trainable" else None
+            inputs.append(GraphInput(value.name, dtype, shape, role, source, rows))  # type: ignore[arg-type]
         described = [(name, self._lifted.outputs[name]) for name in outputs]
         return Graph(
             kind=kind,

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from edge_runtime.golden import golden_adapter
-from edge_runtime.layout import Parameter, views
+from edge_runtime.layout import Parameter, lay_out, views
 from export.architectures import ARCHITECTURES
 from export.errors import ExportError
 from export.quiet import quiet
@@ -157,6 +157,11 @@ def adapter_names(peft_model: Any) -> dict[int, str]:
     return {tensor.data_ptr(): name for name, tensor in adapter_state(peft_model).items()}
 
 
+def unwrapped(model: Any) -> Any:
+    """Return the model inside PEFT's wrapper, or the model itself where every weight is trained."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def make_layout(peft_model: Any, folder: ModelFolder, trained: list[str]) -> list[Parameter]:
     """Return the layout of the trained tensors, ordered by depth, then by name.
 
@@ -172,17 +177,12 @@ def make_layout(peft_model: Any, folder: ModelFolder, trained: list[str]) -> lis
         return folder.layers if inside is None else inside
 
     state = adapter_state(peft_model)
-    names = [
-        name
-        for name in state
+    shapes = {
+        name: tensor.shape
+        for name, tensor in state.items()
         if not any(f"lora_{matrix}." in name for matrix in "AB") or any(f"lora_{matrix}." in name for matrix in trained)
-    ]
-    parameters: list[Parameter] = []
-    offset = 0
-    for name in sorted(names, key=lambda name: (layer(name), name)):
-        parameters.append(Parameter(name, list(state[name].shape), layer(name), offset))
-        offset = parameters[-1].stop
-    return parameters
+    }
+    return lay_out(shapes, layer)
 
 
 @contextlib.contextmanager

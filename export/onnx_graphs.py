@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import onnx
+import onnx.numpy_helper
 import torch
 
 from export.errors import ExportError
@@ -17,6 +18,7 @@ from export.quiet import quiet
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from edge_runtime.manifest import Rows
     from export.lift import Lifted
 
 OPSET = 20
@@ -125,6 +127,31 @@ def _read_by(node: onnx.NodeProto) -> set[str]:
         own |= {name for inner in body.node for name in inner.output}
         read |= {name for inner in body.node for name in _read_by(inner)} - own
     return read
+
+
+def rows_read(graph: onnx.GraphProto, name: str) -> Rows | None:
+    """Return which rows of an input a graph reads: see manifest.GraphInput.
+
+    Only what is certain counts: every reader gathers rows, by the batch's tokens or by constant indexes.
+    """
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    found: list[Rows] = []
+    for node in graph.node:
+        if name not in _read_by(node):
+            continue
+        if node.op_type != "Gather" or node.input[0] != name or _axis(node) != 0:
+            return None
+        if node.input[1] == "input_ids":
+            found.append("input_ids")
+        elif node.input[1] in constants:
+            found.append(sorted({int(i) for i in onnx.numpy_helper.to_array(constants[node.input[1]]).reshape(-1)}))
+        else:
+            return None
+    return found[0] if found and all(rows == found[0] for rows in found) else None
+
+
+def _axis(gather: onnx.NodeProto) -> int:
+    return next((int(attribute.i) for attribute in gather.attribute if attribute.name == "axis"), 0)
 
 
 def _strip(graph: onnx.GraphProto) -> None:

@@ -18,6 +18,7 @@ from edge_runtime.data import read_rows
 from edge_runtime.errors import CoveyError
 from export.architectures import hidden_width
 from export.errors import ExportError
+from export.lora import unwrapped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -142,7 +143,7 @@ class TaskModel(nn.Module):
             out = self.model(input_ids=input_ids, attention_mask=attention_mask)
             logits: torch.Tensor = out if isinstance(out, torch.Tensor) else out.logits
             return logits
-        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        model = unwrapped(self.model)
         if self.mask_token_id is None:
             hidden = next_word(model, input_ids, attention_mask)
         else:

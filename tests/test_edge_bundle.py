@@ -96,6 +96,15 @@ def test_unsafe_paths_are_refused(bundle_copy: Bundle, path: str) -> None:
         open_bundle(bundle_copy.path)
 
 
+@pytest.mark.parametrize("rows", [[10**6], [-1]])
+def test_rows_that_a_tensor_does_not_have_are_refused(bundle_copy: Bundle, rows: list[int]) -> None:
+    graphs = json.loads(bundle_copy.file(MANIFEST_FILE).read_text())["graphs"]
+    next(tensor for tensor in graphs[0]["inputs"] if tensor["role"] == "trainable")["rows"] = rows
+    rewrite(bundle_copy, graphs=graphs)
+    with pytest.raises(BundleError, match="has no rows"):
+        open_bundle(bundle_copy.path)
+
+
 @given(data=st.binary(max_size=300))
 def test_noise_is_not_a_manifest(data: bytes) -> None:
     with pytest.raises(BundleError):

@@ -116,6 +116,7 @@ def test_activations_are_reused(rule: StepRule, front_passes: int, back_passes: 
 
     class Counting:
         front_workspace, back_workspace = engine.front_workspace, engine.back_workspace
+        front_reads, back_reads = engine.front_reads, engine.back_reads
 
         def front(self, batch: Batch) -> FloatVector:
             calls["front"] += 1

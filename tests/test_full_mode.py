@@ -113,6 +113,29 @@ def test_a_block_at_a_time_is_in_memory(case: tuple[Bundle, Path]) -> None:
         assert base.size == max(front, total - front)
 
 
+def test_a_run_reads_no_more_than_the_step_writes(case: tuple[Bundle, Path]) -> None:
+    """All of the workspace but what a step writes holds NaN: one value too many would show in the loss."""
+    bundle, _ = case
+    theta, rule = bundle.initial_adapter(), StepRule(back_perturbations=2, eps=1e-3, normalize="none")
+    for split in bundle.manifest.splits:
+        engine, whole = OnnxEngine(bundle, split, 1), OnnxEngine(bundle, split, 1)
+        rows = {i.source: i.rows for g in bundle.manifest.graphs if g.split == split for i in g.inputs if i.rows}
+        embeddings = [name for name in rows if "word_embeddings" in name or "embed_tokens" in name]
+        assert [rows[name] for name in embeddings] == ["input_ids"]
+        words = [rows[name] for name in rows if "lm_head.weight" in name]
+        assert words in ([], [sorted(bundle.manifest.task.label_token_ids or [])])
+        for index, batch in enumerate(batches()):
+            directions = step_seeds(rule, 1, 0, "pi", index)
+            read = sum(part.stop - part.start for part in engine.front_reads(batch))
+            assert read < engine.front_workspace.size
+            engine.front_workspace[:] = np.nan
+            engine.back_workspace[:] = np.nan
+            scalars = spzo_step(engine, theta, batch, rule, directions).scalars
+            whole.front_reads = lambda _batch, size=whole.front_workspace.size: [slice(0, size)]  # type: ignore[method-assign]
+            whole.back_reads = lambda _batch, size=whole.back_workspace.size: [slice(0, size)]  # type: ignore[method-assign]
+            assert scalars.tobytes() == spzo_step(whole, theta, batch, rule, directions).scalars.tobytes()
+
+
 def test_scalars_are_pytorchs(tiny_export: Callable[..., Bundle]) -> None:
     """One step at the mapped weights against the same losses computed by another route: the predictor."""
     bundle = tiny_export("bert", train="full")
