@@ -60,7 +60,6 @@ class GraphInput(_Strict, frozen=True):
         slot: for a tensor of a layer in a ``train`` graph: which of its active layers, counted from the lowest.
         rows: where the graph reads only some rows of a trainable tensor, as of an embedding: the field of the batch
             that lists them, or their indexes; None: it may read them all.
->>>>>>> origin/main
     """
 
     name: str
