@@ -143,7 +143,7 @@ class Fetcher:
             self._seconds += self._clock() - started
             self._measured_bytes += self.fetched_bytes - before
 
-        try_again(timed, self._sleep, f"fetching {self._blob_url}/{sha256[:12]}…")
+        try_again(timed, self._sleep, f"fetch {self._blob_url}/{sha256[:12]}…")
 
 
 class BrokenTransferError(Exception):
@@ -156,7 +156,7 @@ def try_again(attempt: Callable[[], None], sleep: Callable[[float], None], what:
     Args:
         attempt: raises BrokenTransferError where another try may help.
         sleep: waits, in seconds.
-        what: what is tried, for messages.
+        what: what is tried, for messages: a verb and its object.
 
     Raises:
         NetworkError: no attempt succeeded.
@@ -167,9 +167,9 @@ def try_again(attempt: Callable[[], None], sleep: Callable[[float], None], what:
         except BrokenTransferError as error:
             if number == _ATTEMPTS - 1:
                 raise NetworkError(
-                    f"{what} failed: {error}", "check that the server runs and that a firewall lets this machine in"
+                    f"cannot {what}: {error}", "check that the server runs and that a firewall lets this machine in"
                 ) from error
-            _LOG.warning("%s broke off (%s); trying again", what, error)
+            _LOG.warning("cannot %s yet (%s); trying again", what, error)
             sleep(2.0**number / 2)
         else:
             return

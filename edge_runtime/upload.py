@@ -50,7 +50,7 @@ def upload(blob_url: str, sha256: str, path: Path, sleep: Callable[[float], None
                 offset = _offset(answer)
 
     try:
-        try_again(attempt, sleep, f"sending {url.rsplit('/', 2)[0]}/{sha256[:12]}…")
+        try_again(attempt, sleep, f"send {blob_url}/{sha256[:12]}…")
     except OSError as error:
         raise storage_error(error, path) from error
     return sent

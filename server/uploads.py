@@ -30,11 +30,15 @@ class Uploads:
     """What may be sent to a blob store. Nothing may, until it is expected. Safe to use from several threads.
 
     Args:
-        blobs: where whole uploads go.
+        blobs: where whole uploads go. Not the store of what is served: a device may name any hash, and what it named
+            is removed in the end.
+
+    Attributes:
+        blobs: the same.
     """
 
     def __init__(self, blobs: BlobStore) -> None:
-        self._blobs = blobs
+        self.blobs = blobs
         self._expected: dict[str, int] = {}
         self._at_work: set[str] = set()
         self._lock = threading.Lock()
@@ -45,10 +49,12 @@ class Uploads:
             self._expected[blob.sha256] = blob.size_bytes
 
     def forget_all(self) -> None:
-        """Let nothing be sent any more, and drop what is incomplete: the round is over."""
+        """Let nothing be sent any more, and drop what came: the round is over."""
         with self._lock:
+            for sha256 in self._expected.keys() - self._at_work:
+                self.blobs.remove(sha256)
             self._expected.clear()
-            self._blobs.drop_partials(except_for=self._at_work)
+            self.blobs.drop_partials(except_for=self._at_work)
 
     def _size(self, sha256: str) -> int:
         with self._lock:
@@ -57,9 +63,9 @@ class Uploads:
             return self._expected[sha256]
 
     def _have(self, sha256: str, size: int) -> int:
-        if self._blobs.path(sha256) is not None:
+        if self.blobs.path(sha256) is not None:
             return size
-        partial = self._blobs.partial(sha256)
+        partial = self.blobs.partial(sha256)
         return partial.stat().st_size if partial.exists() else 0
 
     async def head(self, sha256: str) -> Response:
@@ -91,7 +97,7 @@ class Uploads:
         return Response(status_code=204, headers=_HEADERS | {"Upload-Offset": str(have)})
 
     async def _append(self, sha256: str, have: int, size: int, request: Request) -> int:
-        partial = self._blobs.partial(sha256)
+        partial = self.blobs.partial(sha256)
         try:
             with partial.open("ab") as file:
                 async for chunk in request.stream():
@@ -105,7 +111,7 @@ class Uploads:
                 if await asyncio.to_thread(file_sha256, partial) != sha256:
                     partial.unlink()
                     raise HTTPException(460, "all bytes are here, and their hash is another one")
-                self._blobs.adopt(partial, sha256)
+                self.blobs.adopt(partial, sha256)
         except ClientDisconnect as error:
             raise HTTPException(400, "the request broke off; what came is kept") from error
         except OSError as error:
