@@ -250,10 +250,11 @@ class Coordinator:
             self._offers = None
             self._failed_attempts = 0
         elif decision == "abandon":
-            for delta in self._offers.taken_deltas().values():
+            deltas = self._offers.taken_deltas()
+            self._offers.abandon()
+            for delta in deltas.values():
                 self._setting.uploads.blobs.remove(delta.sha256)
             self._setting.uploads.forget_all()
-            self._offers.abandon()
             self._offers = None
             self._failed_attempts += 1
 

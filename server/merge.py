@@ -253,7 +253,8 @@ def merged_adapter(
     result = theta.astype(np.float64) + movement
     if previous is not None and momentum > 0:
         result += momentum * (theta.astype(np.float64) - previous)
-    adapter: FloatVector = result.astype(np.float32)
+    with np.errstate(over="ignore"):  # it is looked at next
+        adapter: FloatVector = result.astype(np.float32)
     if not np.isfinite(adapter).all():
         raise TrainingError("the round gives an adapter that is not finite", "lower learning_rate in the job's [stld]")
     return adapter
