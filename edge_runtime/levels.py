@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edge_runtime.errors import BundleError
+from edge_runtime.errors import BundleError, TrainingError
 from edge_runtime.layout import total_size
 
 if TYPE_CHECKING:
@@ -82,3 +84,24 @@ def check_training_graph(graph: Graph, parameters: Sequence[Parameter], layers: 
         raise BundleError(f"{graph.file}: not one gradient for each trainable tensor", "export the bundle again")
     if not graph.outputs or graph.outputs[0].name != "loss":
         raise BundleError(f"{graph.file}: its first output is not the loss", "export the bundle again")
+
+
+def check_layers(layers: Sequence[int], n_layers: int) -> None:
+    """Check a choice of active layers.
+
+    Raises:
+        TrainingError: a layer that does not exist, one twice, or not in ascending order.
+    """
+    ascending = all(below < above for below, above in itertools.pairwise(layers))
+    if not ascending or not all(0 <= layer < n_layers for layer in layers):
+        raise TrainingError(
+            f"active layers {list(layers)} of a model with {n_layers}", "give different layers, in ascending order"
+        )
+
+
+def weight_bytes(graph: Graph) -> int:
+    """Return the bytes of the frozen tensors that a training graph reads: the same whichever layers are active.
+
+    A table of embeddings counts as a whole, although only its rows for the batch's tokens are read.
+    """
+    return sum(4 * math.prod(int(side) for side in t.shape) for t in graph.inputs if t.role in ("weight", "frozen"))

@@ -171,7 +171,9 @@ class Golden(_Strict, frozen=True):
 
     Attributes:
         file: a safetensors file; batch n has ``n.input_ids``, ``n.attention_mask``, ``n.labels``, ``n.loss`` and the
-            first of ``output_names`` (``n.logits`` or ``n.token_losses``); for causal-lm also ``n.positions``.
+            first of ``output_names`` (``n.logits`` or ``n.token_losses``); for causal-lm also ``n.positions``. Level k
+            has ``train_k.loss`` and ``train_k.gradients`` of batch 0 with the layers of golden.training_layers: the
+            whole layout, 0 for absent layers.
         batches: how many batches.
         seed: the adapter of the golden vectors is the initial one plus ``scale`` times the perturbation (seed, FRONT)
             over the whole layout, so that every trainable tensor matters (B matrices and new heads start at zero).

@@ -104,7 +104,9 @@ def _onnx_engine(bundle: Bundle, split: int, threads: int) -> Engine[Any]:
 
 
 def _onnx_training_engine(bundle: Bundle, threads: int) -> TrainingEngine:
-    raise BundleError("TODO")
+    from edge_runtime.training_onnxruntime import OnnxTrainingEngine  # noqa: PLC0415 loaded with the first bundle
+
+    return OnnxTrainingEngine(bundle, threads)
 
 
 def install_bundle(store: Store, fetcher: Fetcher, sha256: str, threads: int) -> Bundle:
