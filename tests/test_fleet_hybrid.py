@@ -391,7 +391,7 @@ def fleet(root: Path) -> list[EdgeConfig]:
                 threads=1,
                 state_dir=str(root / name),
                 training=training,
-            )  # fmt: skip
+            )
         )
     return configs
 
