@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 import pytest
-from fleets import write_job
+from fleets import Fleet, free_port, write_job
 from layered import make_bowl, make_training_bowl, with_levels
 from test_fleet_messages import FORWARD_ONLY, Bench, ScriptedDevice, coordinator, drain, good_report, run_with, sync
 from tiny_models import reviews, write_rows
 
 from edge_runtime import memory, protocol
 from edge_runtime.agent import Agent, lost_will
+from edge_runtime.backprop import mean_gradient
 from edge_runtime.cli import main
 from edge_runtime.config import DataConfig, EdgeConfig
 from edge_runtime.delta import encode_delta
@@ -25,9 +26,11 @@ from edge_runtime.layout import adapter_sha256, total_size
 from edge_runtime.levels import layer_slices
 from edge_runtime.personal import load_personal
 from edge_runtime.protocol import AdapterRef
+from edge_runtime.rows import EncodedRows
 from edge_runtime.rule import StepRule
 from edge_runtime.stld import Stld
 from edge_runtime.store import Store
+from edge_runtime.training_onnxruntime import OnnxTrainingEngine
 from edge_runtime.upload import upload
 from server.blobs import BlobStore
 from server.errors import JobError
@@ -37,6 +40,7 @@ from server.in_process import run_in_process
 from server.job import Job, JobStld, fit_to_bundle, read_job
 from server.ledger import LEDGER_FILE, Ledger
 from server.serve import load_job
+from server.summary import job_devices
 from server.uploads import Uploads
 from server.work import choose_work, takes_part
 
@@ -483,3 +487,68 @@ def test_a_bundle_without_training_graphs_is_named(tiny_bundle: Bundle, tmp_path
     job = read_job(tmp_path / "job.toml")
     with pytest.raises(ConfigError, match="no training graphs"):
         fit_to_bundle(job, tiny_bundle.manifest)
+
+
+# -- real training graphs ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def graphs(tiny_export: Any) -> Bundle:
+    """A tiny BERT with training graphs of 1, 2 and 3 of its 3 layers."""
+    bundle: Bundle = tiny_export("bert", levels=(1, 2, 3))
+    return bundle
+
+
+def test_micro_batches_add_up_to_the_batch(graphs: Bundle) -> None:
+    engine, theta = OnnxTrainingEngine(graphs, 1), graphs.initial_adapter()
+    rows = EncodedRows([[2, 5 + n, 7, 3][: 2 + n % 3] for n in range(7)], [n % 2 for n in range(7)], 0)
+    whole, parts = np.zeros_like(theta), np.zeros_like(theta)
+    losses = [
+        mean_gradient(engine, theta, [0, 2], rows, range(7), rows_at_once, out)
+        for rows_at_once, out in ((7, whole), (3, parts))
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert np.abs(whole - parts).max() < 1e-6
+    assert np.abs(whole).max() > 1e-3
+
+
+def test_a_fleet_learns_on_onnx_runtime(graphs: Bundle, tmp_path: Path) -> None:
+    job, bundle = hybrid_job(tmp_path, graphs, rounds=3, stld={"learning_rate": 0.01, "steps": 8})
+    result = run_in_process(job, bundle, tmp_path / "server", fleet(tmp_path))
+    assert result["loss_end"] < result["loss_start"] - 0.01
+    rows = job_devices(Ledger(tmp_path / "server" / LEDGER_FILE, read_only=True), "job")
+    assert [(row["device"], row["level"], row["reports"]) for row in rows] == [
+        ("deep", 3, 3), ("half", 3, 3), ("phone", None, 3), ("tablet", None, 3),
+    ]  # fmt: skip
+    assert all(row["bytes_up"] > 0 and row["mean_seconds"] > 0 for row in rows)
+    assert (rows[0]["peak_rss_bytes"] or 0) > 1e7
+
+
+@pytest.mark.timeout(180)
+def test_a_server_and_a_device_killed_in_a_hybrid_round_end_on_the_same_bits(graphs: Bundle, tmp_path: Path) -> None:
+    """Real processes; kill -9 of the server and of a backprop device, both started again."""
+
+    def run(root: Path, *, kill: bool) -> str:
+        root.mkdir()
+        made = Fleet(root, graphs, free_port(), external=False)
+        stld = {"steps": 6, "batch_size": 4, "personal_share": 0.34, "device_levels": {"b": 2, "c": 0}}
+        job = write_job(root, rounds=3, steps=6, min_devices=3, min_reports=3, stld=stld)
+        try:
+            server = made.serve(job)
+            devices = [made.device(name, seed) for seed, name in enumerate("abc")]
+            if kill:
+                server.wait_event("report")
+                server.popen.kill()
+                server.popen.wait()
+                devices[0].popen.kill()
+                devices[0].popen.wait()
+                server = made.serve(job)
+                devices[0] = made.device("a", 0)
+            result = server.result()
+            assert {device.result()["adapter_sha256"] for device in devices} == {result["adapter_sha256"]}
+            assert not list((root / "server" / "deltas").glob("*"))
+            return str(result["adapter_sha256"])
+        finally:
+            made.stop()
+
+    assert run(tmp_path / "whole", kill=False) == run(tmp_path / "killed", kill=True)
