@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle import Bundle
     from edge_runtime.perturbation import FloatVector
-    from edge_runtime.store import Journal, Store
+    from edge_runtime.store import Store
     from edge_runtime.workshop import Workshop
 
 
@@ -48,7 +48,7 @@ def do_backprop(
     workshop: Workshop,
     theta: FloatVector,
     store: Store,
-    journal: Journal,
+    personal_sha256: str | None,
     goes_on: Callable[[int, float], bool],
     clock: Callable[[], float],
 ) -> tuple[protocol.DeltaReport, str | None] | None:
@@ -61,7 +61,7 @@ def do_backprop(
         workshop: bundle, rows and engine.
         theta: the shared adapter, float32, (parameters,).
         store: where the files go.
-        journal: names the personal layers so far.
+        personal_sha256: the personal layers before the round.
         goes_on: told each step's index and loss; the round is given up when it returns False.
         clock: monotonic seconds.
 
@@ -74,7 +74,7 @@ def do_backprop(
     """
     manifest = workshop.bundle.manifest
     levels = check_plan(plan, workshop.bundle, training, free_bytes())
-    personal = personal_or_none(store, journal, workshop.bundle, plan.job)
+    personal = personal_or_none(store, personal_sha256, workshop.bundle, plan.job)
     engine = workshop.training_engine()
     work = BackpropWork(plan.job_seed, plan.round, device, plan.stld, plan.level, levels)
     started = clock()
@@ -85,8 +85,8 @@ def do_backprop(
     delta = encode_delta(result.movement, manifest.parameters, result.sent, manifest.model.layers)
     sha256 = hashlib.sha256(delta).hexdigest()
     write_atomically(store.delta_file(sha256), delta)
-    kept = plan.stld.personal_share > 0
-    personal_sha256 = save_personal(store, workshop.bundle, plan.job, result.personal) if kept else None
+    keeps = plan.stld.personal_share > 0
+    after_sha256 = save_personal(store, workshop.bundle, plan.job, result.personal) if keeps else None
     report = protocol.DeltaReport(
         job=plan.job,
         round=plan.round,
@@ -105,4 +105,4 @@ def do_backprop(
         replay_parameters_per_s=None,
         blob_bytes=0,
     )
-    return report, personal_sha256
+    return report, after_sha256

@@ -170,7 +170,7 @@ def _predict_source(args: argparse.Namespace) -> tuple[Bundle, FloatVector]:
         from edge_runtime.personal import load_personal, with_personal
 
         journal = store.journal()
-        theta = with_personal(theta, load_personal(store, journal, bundle, journal.job or ""), bundle)
+        theta = with_personal(theta, load_personal(store, journal.personal_sha256, bundle, journal.job or ""), bundle)
     return bundle, theta
 
 
