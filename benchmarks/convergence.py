@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from measure import ROOT, provenance
+from tables import table
 
 DEVICES, MOVIES_PER_DEVICE, SEEDS, TUNING_SEED = 20, 8, (1, 2, 3), 0
 COHORT = 5
@@ -162,7 +163,7 @@ def main() -> None:
         args.results = args.results.with_name("quick.jsonl")
         args.results.unlink(missing_ok=True)
     if args.report:
-        from plot import plot_curves, table
+        from plot import plot_curves
 
         results = test_runs(args.results, args.model, args.mode, names)
         picture = ROOT / "docs" / f"convergence_{args.model}_{args.mode}.png"
@@ -262,6 +263,7 @@ def run_one(settings: dict[str, Any]) -> dict[str, Any]:
 
         return run_backprop(settings, DEVICES)
     from edge_runtime.config import DataConfig, EdgeConfig
+    from server.demo.run import toml
     from server.in_process import run_in_process
     from server.ledger import LEDGER_FILE, Ledger
     from server.serve import load_job
@@ -310,11 +312,6 @@ def run_one(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def toml(fields: dict[str, Any]) -> str:
-    """Return numbers, strings and booleans as TOML, which writes them as JSON does."""
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in fields.items())
-
-
 def read_results(path: Path) -> list[dict[str, Any]]:
     """Return the results so far."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -341,20 +338,7 @@ def test_runs(path: Path, model: str, mode: str, names: list[str]) -> list[dict[
 def summarise(path: Path, model: str, mode: str, names: list[str]) -> None:
     """Print a table, and one line of JSON."""
     results = test_runs(path, model, mode, names)
-    print(
-        f"{'method':14} {'rate':>6} {'runs':>4} {'loss':>16} {'accuracy':>16} {'forwards':>8} "
-        f"{'up':>6} {'down':>6} {'s':>6}"
-    )
-    for name in names:
-        runs = [r for r in results if r["name"] == name]
-        if not runs:
-            continue
-        loss, accuracy = [r["loss_end"] for r in runs], [r["accuracy_end"] for r in runs]
-        print(
-            f"{name:14} {runs[0]['step']['learning_rate']:>6} {len(runs):>4} {mean_and_spread(loss):>16} "
-            f"{mean_and_spread(accuracy):>16} {runs[0]['forwards']:>8.0f} {runs[0]['bytes_up_per_device_round']:>6} "
-            f"{runs[0]['bytes_down_per_device_round']:>6} {statistics.fmean(r['wall_s'] for r in runs):>6.0f}"
-        )
+    print(table(results, names))
     line: dict[str, Any] = {"model": model, "mode": mode}
     for rival in ("mezo", "decomfl"):
         line[f"forwards_{rival}_over_spzo"] = saving(results, rival, "spzo")
@@ -365,12 +349,6 @@ def summarise(path: Path, model: str, mode: str, names: list[str]) -> None:
     if line["best_of_ours"]:
         line["forwards_mezo_over_best_of_ours"] = saving(results, "mezo", line["best_of_ours"])
     print(json.dumps({**line, **provenance()}))
-
-
-def mean_and_spread(values: list[float]) -> str:
-    """Return mean ± standard deviation over seeds."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):.4f} ± {deviation:.4f}"
 
 
 def saving(results: list[dict[str, Any]], rival: str, ours: str) -> dict[str, Any] | None:

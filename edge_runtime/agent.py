@@ -7,6 +7,7 @@ before it is sent, so the same plan coming again (after a lost connection or a r
 from __future__ import annotations
 
 import collections
+import functools
 import logging
 import time
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge_runtime import protocol
+from edge_runtime import engines, protocol
 from edge_runtime.backprop_plan import do_backprop
 from edge_runtime.birth import make_birth
 from edge_runtime.errors import CoveyError, NetworkError, ProtocolError
@@ -62,7 +63,7 @@ class Agent:
         transport: its connection; the will must be lost_will's.
         boot_id: new with every start.
         clock: monotonic seconds.
-        make_engine: see Workshop.
+        make_engine: see Workshop; None: the configuration's engine.
         make_training_engine: see Workshop.
     """
 
@@ -81,7 +82,7 @@ class Agent:
         self._transport = transport
         self._boot_id = boot_id
         self._clock = clock
-        self._make_engine = make_engine
+        self._make_engine = make_engine or functools.partial(engines.make_engine, config.engine)
         self._make_training_engine = make_training_engine
         self._blob_url: str | None = None  # of the last plan
         self._uploaded: collections.Counter[str] = collections.Counter()
@@ -237,7 +238,7 @@ class Agent:
         is_new = self._workshop is None or self._workshop.bundle.sha256 != plan.bundle_sha256
         if self._workshop is None or is_new:
             self._workshop = None
-            bundle = install_bundle(self._store, fetcher, plan.bundle_sha256, self._config.threads)
+            bundle = install_bundle(self._store, fetcher, plan.bundle_sha256, self._config.threads, self._config.engine)
             makers = (self._make_engine, self._make_training_engine)
             self._workshop = Workshop(bundle, self._config.data, self._config.threads, *makers)
         fetcher.fetched_bytes = 0
@@ -294,7 +295,7 @@ class Agent:
             again = self._journal.personal_round == plan.round
             before = self._journal.personal_before_sha256 if again else self._journal.personal_sha256
             done = do_backprop(
-                plan, self._config.name, self._config.training, workshop, theta, self._store, before, goes_on,
+                plan, self._config.name, self._config.backpropagates, workshop, theta, self._store, before, goes_on,
                 self._clock,
             )  # fmt: skip
             report, after = done if done is not None else (None, None)

@@ -23,16 +23,21 @@ if TYPE_CHECKING:
     from edge_runtime.workshop import Workshop
 
 
-def check_plan(plan: protocol.BackpropPlan, bundle: Bundle, training: str, bytes_free: int | None) -> list[int]:
+def check_plan(
+    plan: protocol.BackpropPlan, bundle: Bundle, bytes_free: int | None, *, backpropagates: bool
+) -> list[int]:
     """Check that a device can do a plan, before anything is loaded; return the levels that it can hold.
 
     Raises:
-        ConfigError: its owner lets it train with forward passes only.
+        ConfigError: it trains with forward passes only: see EdgeConfig.backpropagates.
         BundleError: the bundle has no such level.
         TrainingError: the level does not fit into memory.
     """
-    if training == "forward-only":
-        raise ConfigError("the plan needs backpropagation, this device is forward-only", 'set training = "auto"')
+    if not backpropagates:
+        raise ConfigError(
+            "the plan needs backpropagation, this device is forward-only",
+            'set training = "auto" and engine = "onnxruntime"',
+        )
     manifest = bundle.manifest
     if not manifest.levels:
         raise BundleError("the bundle has no training graphs", "export it with --levels")
@@ -44,7 +49,7 @@ def check_plan(plan: protocol.BackpropPlan, bundle: Bundle, training: str, bytes
 def do_backprop(
     plan: protocol.BackpropPlan,
     device: str,
-    training: str,
+    backpropagates: bool,
     workshop: Workshop,
     theta: FloatVector,
     store: Store,
@@ -57,7 +62,7 @@ def do_backprop(
     Args:
         plan: what to do.
         device: the device's name.
-        training: what its owner lets it do: see EdgeConfig.
+        backpropagates: see EdgeConfig.
         workshop: bundle, rows and engine.
         theta: the shared adapter, float32, (parameters,).
         store: where the files go.
@@ -73,7 +78,7 @@ def do_backprop(
         CoveyError: see check_plan, train_backprop and write_atomically.
     """
     manifest = workshop.bundle.manifest
-    levels = check_plan(plan, workshop.bundle, training, free_bytes())
+    levels = check_plan(plan, workshop.bundle, free_bytes(), backpropagates=backpropagates)
     personal = personal_or_none(store, personal_sha256, workshop.bundle, plan.job)
     engine = workshop.training_engine()
     work = BackpropWork(plan.job_seed, plan.round, device, plan.stld, plan.level, levels)

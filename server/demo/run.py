@@ -128,14 +128,14 @@ def _prepare(
     job = workdir / "job.toml"
     fields = {"name": f"demo-{recipe.name}", "eval_file": "data/test.jsonl", **recipe.job, "min_devices": n_devices}
     fields |= {"rounds": rounds} if rounds is not None else {}
-    text = _toml(fields) + "\n[step]\n" + _toml(recipe.step)
+    text = toml(fields) + "\n[step]\n" + toml(recipe.step)
     if recipe.stld:
-        text += "\n[stld]\n" + _toml(recipe.stld) + "[stld.device_levels]\n" + _toml(levels)
+        text += "\n[stld]\n" + toml(recipe.stld) + "[stld.device_levels]\n" + toml(levels)
     job.write_text(text)
     return Prepared(division, workdir / "bundle", job, probe, broker_port, configs)
 
 
-def _toml(fields: dict[str, Any]) -> str:
+def toml(fields: dict[str, Any]) -> str:
     """Return numbers and strings as TOML, which writes them as JSON does."""
     return "".join(f"{key} = {json.dumps(value)}\n" for key, value in fields.items())
 
