@@ -5,7 +5,7 @@ MODEL ?= minilm
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.covey-installed
 
-.PHONY: help install demo test test-all lint format bench bench-full bench-convergence bench-perturb clean
+.PHONY: help install demo test test-all lint format bench bench-full bench-convergence bench-levels bench-perturb clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ bench-full: $(STAMP) ## speed and memory where every weight is trained (SmolLM2;
 
 bench-convergence: $(STAMP) ## all methods, tuned, three seeds (hours; can be stopped and started)
 	$(BIN)/python benchmarks/convergence.py --model $(MODEL)
+
+bench-levels: $(STAMP) ## speed and memory of training graphs, against PyTorch (some minutes)
+	$(BIN)/python benchmarks/levels.py
 
 bench-perturb: $(STAMP) ## speed of perturbing and replay; the last line is JSON
 	$(BIN)/python benchmarks/perturb.py
