@@ -56,8 +56,8 @@ def write_device(folder: Path, name: str, broker_port: int, rows: list[Review], 
         f'broker = "mqtt://127.0.0.1:{broker_port}"\n'
         'state_dir = "state"\n'
         f'engine = "{engine}"\n'
-        f'training = "{training}"\n'
-        "threads = 1  # all devices of the demo share this machine\n\n"
+        "threads = 1  # all devices of the demo share this machine\n"
+        f'training = "{training}"\n\n'
         '[data]\npath = "data.jsonl"\n'
     )
     return config

@@ -95,7 +95,7 @@ def run_demo(
     if wrong:
         raise JobError(f"devices ended on another adapter than the server: {', '.join(wrong)}", "see their logs")
     result = _result(recipe, bundle, summary, job.split or 0, n_devices, time.monotonic() - started)
-    if job.stld is not None:
+    if recipe.stld:
         result["device_list"] = described_devices(bundle, job.name, options.state_dir, prepared.configs)
     _show(prepared, summary, result, console)
     return result
@@ -133,24 +133,22 @@ def _prepare(
     _covey("export", str(model_dir), *labels, *recipe.export_flags, *head, *runtime, "--out", str(workdir / "bundle"))
     with bind(_HOST, 0) as probe_socket:
         broker_port = int(probe_socket.getsockname()[1])
-    # Training graphs run on ONNX Runtime.
-    backprop = recipe.levels.items() if engine != "executorch" else ()
-    levels = {f"device-{number}": level for number, level in backprop if number <= n_devices}
+    levels = {f"device-{number}": level for number, level in recipe.levels.items() if number <= n_devices}
     runtimes: tuple[Runtime, ...] = ("onnxruntime", "executorch") if engine == "mixed" else (engine,)
     configs = {}
-    for index, rows in enumerate(division.devices):
-        name = f"device-{index + 1}"
+    for number, rows in enumerate(division.devices, start=1):
+        name = f"device-{number}"
         own, private = (rows[::OWN_TEST], [row for i, row in enumerate(rows) if i % OWN_TEST]) if levels else ([], rows)
         write_jsonl(own, workdir / name / OWN_TEST_FILE)
-        runs, training = runtimes[index % len(runtimes)], "forward-only"
-        if name in levels:
-            runs, training = "onnxruntime", "auto"
-        configs[name] = write_device(workdir / name, name, broker_port, private, runs, training)
+        # Backpropagation is ONNX Runtime's.
+        runs_on: Runtime = "onnxruntime" if name in levels else runtimes[number % len(runtimes)]
+        training = "auto" if name in levels else "forward-only"
+        configs[name] = write_device(workdir / name, name, broker_port, private, runs_on, training)
     job = workdir / "job.toml"
     fields = {"name": f"demo-{recipe.name}", "eval_file": "data/test.jsonl", **recipe.job, "min_devices": n_devices}
     fields |= {"rounds": rounds} if rounds is not None else {}
     text = toml(fields) + "\n[step]\n" + toml(recipe.step)
-    if levels:
+    if recipe.stld:
         text += "\n[stld]\n" + toml(recipe.stld) + "[stld.device_levels]\n" + toml(levels)
     job.write_text(text)
     return Prepared(division, workdir / "bundle", job, probe, broker_port, configs)
