@@ -52,6 +52,17 @@ RECIPES = {
         name="minilm",
         package=MINILM,
         # The back block is the head alone: 64 perturbations of it cost less than one pass through the encoder.
+        export_flags=("--task", "classify-head", "--lora-layers", "5", "--logit-scale", "10", "--split", "6"),
+        max_tokens=48,
+        test_movies=300,
+        rows_per_test_movie=2,
+        probe_rows_per_device=1000,
+        job={"rounds": 20, "steps": 4, "batch_size": 16, "cohort": 0},
+        step={"back_perturbations": 64, "learning_rate": 0.03, "eps": 0.01},
+    ),
+    "minilm-hybrid": Recipe(
+        name="minilm-hybrid",
+        package=MINILM,
         export_flags=("--task", "classify-head", "--logit-scale", "10", "--split", "6", "--levels", "1.0,0.5"),
         max_tokens=48,
         test_movies=300,
