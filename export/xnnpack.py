@@ -5,7 +5,7 @@ three-dimensional bmm; the rest runs on portable kernels, 29 times slower. So al
 of ours, which it gets as its batch matrix product, four-dimensional ones too.
 
 The exporter runs 17 passes over each delegated block. Most are for quantisation and convolutions, and one compiles a
-model of its own to look for its pattern: together nine tenths of the time. The blocks of a transformer's layers are
+model of its own to look for its pattern: together more than half of the time. The blocks of a transformer's layers are
 alike, and as weights are inputs they are equal: each kind is compiled once a process.
 """
 
