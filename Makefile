@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 MODEL ?= minilm
+ENGINE ?= onnxruntime
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.covey-installed
 
@@ -19,8 +20,8 @@ $(STAMP): pyproject.toml setup.py edge_runtime/native/perturb.c
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,export,dev]'
 	@touch $@
 
-demo: $(STAMP) ## 8 devices learn from real reviews (MODEL=minilm or smollm2)
-	@$(BIN)/covey demo --model $(MODEL)
+demo: $(STAMP) ## 8 devices learn from real reviews (MODEL=minilm or smollm2, ENGINE=onnxruntime, executorch or mixed)
+	@$(BIN)/covey demo --model $(MODEL) --engine $(ENGINE)
 
 test: $(STAMP) ## the default tests
 	$(BIN)/python -m pytest

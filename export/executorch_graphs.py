@@ -74,7 +74,7 @@ def piece(lifted: Lifted, outputs: Sequence[str], stops: Sequence[str]) -> Piece
     """
     whole = lifted.module.graph
     results = next(node for node in whole.nodes if node.op == "output").args[0]
-    named = dict(zip(lifted.outputs, results, strict=True))  # type: ignore[arg-type]
+    named = dict(zip(lifted.outputs, results, strict=True))
     stop = {named[name]: name for name in stops}
     needed: set[fx.Node] = set()
     waiting = [named[name] for name in outputs]
