@@ -16,6 +16,8 @@
 namespace covey {
 namespace {
 
+constexpr std::int64_t ignored = -100; // the label of a place that only fills up a chunk
+
 // A tensor that a graph gave: what crosses the cut is copied, for the graph's next run overwrites it.
 struct Output {
     covey_executorch_tensor type;
@@ -172,10 +174,28 @@ private:
         }
         refuse("needs " + input.source + ": not there");
     }
+    // Chunks of positions are filled up with what does not count: the graph takes those of one width.
+    const std::int64_t *fill_chunks(std::uint32_t index, const std::int64_t *data, const Batch &batch,
+                                    std::int64_t filler, std::vector<std::int64_t> &sizes)
+    {
+        const GraphInput &input = graph_.inputs[index];
+        const auto *width = input.shape.size() == 2 ? std::get_if<std::int64_t>(&input.shape[1]) : nullptr;
+        if (width == nullptr || *width == batch.chunk)
+            return data;
+        if (batch.chunks < 1 || batch.chunk < 1 || batch.chunk > *width)
+            throw Error(Code::config, "a batch has chunks of " + std::to_string(batch.chunk) +
+                                          " positions; the bundle's graphs take up to " + std::to_string(*width),
+                        "make smaller chunks");
+        std::vector<std::int64_t> &filled = filled_[index];
+        filled.assign(static_cast<std::size_t>(batch.chunks * *width), filler);
+        for (std::int64_t row = 0; row < batch.chunks; row++)
+            std::copy_n(data + row * batch.chunk, batch.chunk, filled.data() + row * *width);
+        sizes[1] = *width;
+        return filled.data();
+    }
     void bind_batch(std::uint32_t index, const Batch &batch)
     {
         const std::string &source = graph_.inputs[index].source;
-        const std::vector<std::int64_t> tokens = {batch.rows, batch.tokens}, chunks = {batch.chunks, batch.chunk};
         const bool is_tokens = source == "input_ids" || source == "attention_mask";
         const std::int64_t *data = source == "input_ids"        ? batch.input_ids
                                    : source == "attention_mask" ? batch.attention_mask
@@ -184,8 +204,14 @@ private:
                                                                 : nullptr;
         if (data == nullptr)
             throw Error(Code::config, "the batch has no " + source, "fill the fields that the task needs; see covey.h");
-        const std::vector<std::int64_t> rows = {batch.rows};
-        bind(index, data, is_tokens ? tokens : batch.positions == nullptr ? rows : chunks, "int64", Code::training);
+        std::vector<std::int64_t> sizes = {batch.rows, batch.tokens};
+        if (!is_tokens && batch.positions == nullptr) {
+            sizes = {batch.rows};
+        } else if (!is_tokens) {
+            sizes = {batch.chunks, batch.chunk};
+            data = fill_chunks(index, data, batch, source == "labels" ? ignored : 0, sizes);
+        }
+        bind(index, data, sizes, "int64", Code::training);
     }
     void bind_boundary(std::uint32_t index, const Outputs &boundary)
     {
@@ -200,6 +226,7 @@ private:
     const Graph &graph_;
     MappedFile file_;
     covey_executorch_graph *handle_ = nullptr;
+    std::map<std::uint32_t, std::vector<std::int64_t>> filled_; // by input
 };
 
 void set_threads(std::uint32_t threads)
@@ -278,13 +305,17 @@ private:
     std::optional<Runner> front_, back_; // closed before what they are bound to
 };
 
-double difference(const float *found, const float *expected, std::size_t n)
+// The largest difference of a (rows, width) output from (rows, chunk) expected values, chunk at most width.
+double difference(const float *found, std::size_t width, const float *expected, std::size_t rows, std::size_t chunk)
 {
     double largest = 0.0, scale = 1.0;
-    for (std::size_t k = 0; k < n; k++) {
-        const double off = std::fabs(static_cast<double>(found[k]) - static_cast<double>(expected[k]));
-        largest = off <= largest ? largest : off; // a NaN stays
-        scale = std::max(scale, std::fabs(static_cast<double>(expected[k])));
+    for (std::size_t row = 0; row < rows; row++) {
+        for (std::size_t k = 0; k < chunk; k++) {
+            const auto wanted = static_cast<double>(expected[row * chunk + k]);
+            const double off = std::fabs(static_cast<double>(found[row * width + k]) - wanted);
+            largest = off <= largest ? largest : off; // a NaN stays
+            scale = std::max(scale, std::fabs(wanted));
+        }
     }
     return largest / scale;
 }
@@ -320,12 +351,16 @@ double check_golden(const Bundle &bundle, std::uint32_t threads)
             const auto found_loss = static_cast<float>(engine.back(*boundary, batch));
             const std::unique_ptr<Outputs> outputs = engine.back_outputs();
             const Output &output = outputs->by_name[name];
-            if (loss.size_bytes != sizeof(float) || output.bytes.size() != expected.size_bytes)
+            const bool fits = loss.size_bytes == sizeof(float) && expected.shape.size() == 2 &&
+                              output.type.dtype == COVEY_EXECUTORCH_FLOAT32 && output.type.rank == 2 &&
+                              output.type.sizes[0] == expected.shape[0] && output.type.sizes[1] >= expected.shape[1];
+            if (!fits)
                 throw Error(Code::bundle, "the golden vectors have other shapes than the graphs", "export again");
             for (const double now :
-                 {difference(&found_loss, static_cast<const float *>(loss.data), 1),
+                 {difference(&found_loss, 1, static_cast<const float *>(loss.data), 1, 1),
                   difference(reinterpret_cast<const float *>(output.bytes.data()),
-                             static_cast<const float *>(expected.data), expected.size_bytes / sizeof(float))})
+                             static_cast<std::size_t>(output.type.sizes[1]), static_cast<const float *>(expected.data),
+                             static_cast<std::size_t>(expected.shape[0]), static_cast<std::size_t>(expected.shape[1]))})
                 largest = now <= largest ? largest : now;
         }
     }
