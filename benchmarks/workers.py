@@ -19,6 +19,8 @@ from edge_runtime.spzo import spzo_step
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edge_runtime.manifest import Runtime
+
 Work = dict[str, "Callable[[], Any]"]
 
 
@@ -89,6 +91,41 @@ def train_round(settings: dict[str, Any]) -> Work:
     work = RoundWork(0, 0, "d", rule_of(settings), steps=4, batch_size=settings["rows"], mean_square=None)
     theta = bundle.initial_adapter()
     return {"run": lambda: train(engine, theta, rows, work)}
+
+
+def blocks_onnxruntime(settings: dict[str, Any]) -> Work:
+    """``run``: front and back once, on ONNX Runtime."""
+    return _blocks("onnxruntime", settings)
+
+
+def blocks_executorch(settings: dict[str, Any]) -> Work:
+    """``run``: the same on ExecuTorch."""
+    return _blocks("executorch", settings)
+
+
+def _blocks(runtime: Runtime, settings: dict[str, Any]) -> Work:
+    from edge_runtime.engines import make_engine
+
+    bundle, batch = open_bundle(Path(settings["bundle"])), random_batch(settings)
+    engine, theta = make_engine(runtime, bundle, settings["split"], settings["threads"]), bundle.initial_adapter()
+    engine.front_workspace[:] = theta[: engine.front_workspace.size]
+    engine.back_workspace[:] = theta[engine.front_workspace.size :]
+    return {"run": lambda: engine.back(engine.front(batch), batch)}
+
+
+def load_executorch(settings: dict[str, Any]) -> Work:
+    """``first_load``: library, both graphs and the weights' mapping, once a process; nothing is loaded before."""
+    from edge_runtime.engines import make_engine
+
+    bundle, made = open_bundle(Path(settings["bundle"])), []
+
+    def first_load() -> float:
+        started = time.perf_counter()
+        made.append(make_engine("executorch", bundle, settings["split"], settings["threads"]))
+        return time.perf_counter() - started
+
+    seconds = first_load()
+    return {"first_load": lambda: seconds}
 
 
 def matmuls(settings: dict[str, Any]) -> Work:
@@ -214,6 +251,9 @@ KINDS = {
     "inference": inference,
     "inference_in_memory": inference_in_memory,
     "train_round": train_round,
+    "blocks_onnxruntime": blocks_onnxruntime,
+    "blocks_executorch": blocks_executorch,
+    "load_executorch": load_executorch,
     "matmuls": matmuls,
     "torch_mezo": torch_mezo,
 }
@@ -227,8 +267,10 @@ def main() -> None:
     print("{}", flush=True)
     for line in sys.stdin:
         started = time.perf_counter()
-        work[line.strip()]()
+        measured = work[line.strip()]()
         seconds = time.perf_counter() - started
+        if line.strip() == "first_load":
+            seconds = measured  # what was measured when the process began
         # On Linux ru_maxrss is in KiB.
         print(
             json.dumps({"seconds": seconds, "peak_rss_mb": _peak_rss_mb(), "anonymous_mb": _anonymous_mb()}), flush=True
