@@ -6,7 +6,7 @@ ENGINE ?= onnxruntime
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.covey-installed
 
-.PHONY: help install demo test test-all lint format bench bench-full bench-convergence bench-engines bench-perturb clean
+.PHONY: help install demo test test-all lint format bench bench-full bench-convergence bench-engines bench-levels bench-perturb clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,9 @@ bench-convergence: $(STAMP) ## all methods, tuned, three seeds (hours; can be st
 
 bench-engines: $(STAMP) ## ExecuTorch against ONNX Runtime; the last line is JSON
 	$(BIN)/python benchmarks/engines.py
+
+bench-levels: $(STAMP) ## speed and memory of training graphs, against PyTorch (some minutes)
+	$(BIN)/python benchmarks/levels.py
 
 bench-perturb: $(STAMP) ## speed of perturbing and replay; the last line is JSON
 	$(BIN)/python benchmarks/perturb.py

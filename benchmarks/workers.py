@@ -246,7 +246,79 @@ def torch_mezo(settings: dict[str, Any]) -> Work:
     return {"run": run}
 
 
+def gradients(settings: dict[str, Any]) -> Work:
+    """``run``: loss and gradients with ``level`` active layers. ``half``: with ``half`` of them."""
+    from edge_runtime.golden import training_layers
+    from edge_runtime.training_onnxruntime import OnnxTrainingEngine
+
+    bundle, batch = open_bundle(Path(settings["bundle"])), random_batch(settings)
+    engine, theta = OnnxTrainingEngine(bundle, settings["threads"]), bundle.initial_adapter()
+    out = np.zeros_like(theta)
+
+    def at(level: int) -> Callable[[], float]:
+        layers = training_layers(level, bundle.manifest.model.layers)
+        return lambda: engine.gradients(theta, layers, batch, out)
+
+    if settings["half"] == settings["level"]:
+        return {"run": at(settings["level"])}  # one level alone, for its memory
+    return {"run": at(settings["level"]), "half": at(settings["half"])}
+
+
+def all_levels(settings: dict[str, Any]) -> Work:
+    """``run``: every level of a bundle, up and down."""
+    from edge_runtime.golden import training_layers
+    from edge_runtime.training_onnxruntime import OnnxTrainingEngine
+
+    bundle, batch = open_bundle(Path(settings["bundle"])), random_batch(settings)
+    engine, theta = OnnxTrainingEngine(bundle, settings["threads"]), bundle.initial_adapter()
+    out = np.zeros_like(theta)
+
+    def run() -> None:
+        for level in (*engine.levels, *reversed(engine.levels)):
+            engine.gradients(theta, training_layers(level, bundle.manifest.model.layers), batch, out)
+
+    return {"run": run}
+
+
+def libraries(settings: dict[str, Any]) -> Work:
+    """``run``: nothing, in a process that has loaded what training needs."""
+    import edge_runtime.training_onnxruntime as _engine
+
+    random_batch(settings)
+    return {"run": lambda: _engine}
+
+
+def torch_lora(settings: dict[str, Any]) -> Work:
+    """``run``: loss and gradients in PyTorch of the same trained tensors, all layers."""
+    import torch
+    from backprop import file_name
+
+    from export.finished import load_finished
+
+    torch.set_num_threads(settings["threads"])
+    bundle, batch = open_bundle(Path(settings["bundle"])), random_batch(settings)
+    trained = {p.name for p in bundle.manifest.parameters}
+    model = load_finished(bundle.file("adapter"), Path(settings["model_dir"]))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(file_name(name) in trained)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if sum(p.numel() for p in parameters) != bundle.manifest.parameters[-1].stop:
+        raise SystemExit("PyTorch would train other tensors")
+    arrays = (batch.input_ids, batch.attention_mask, batch.labels)
+    input_ids, attention_mask, labels = (torch.from_numpy(array) for array in arrays)
+
+    def run() -> None:
+        loss = torch.nn.functional.cross_entropy(model(input_ids, attention_mask), labels)
+        torch.autograd.grad(loss, parameters)
+
+    return {"run": run}
+
+
 KINDS = {
+    "gradients": gradients,
+    "all_levels": all_levels,
+    "libraries": libraries,
+    "torch_lora": torch_lora,
     "step": step,
     "inference": inference,
     "inference_in_memory": inference_in_memory,

@@ -92,7 +92,7 @@ class BundleEngine:
         back = [p for p in manifest.parameters if p.layer >= split]
         self._front_reads = functools.partial(read_slices, front, rows_read(front_graph.inputs))
         self._back_reads = functools.partial(read_slices, back, rows_read(back_graph.inputs))
-        frozen = _frozen_tensors(bundle)
+        frozen = frozen_tensors(bundle)
         views = _block_views(self._front_workspace, front)
         self._front = make_runner(bundle, front_graph, _bound_inputs(front_graph, frozen, views))
         views = _block_views(self._back_workspace, back)
@@ -152,7 +152,7 @@ class BundlePredictor:
         )
         trainable = _block_views(self._workspace, self._parameters)
         graph = bundle.manifest.graph("predict", runtime=runtime)
-        self._runner = make_runner(bundle, graph, _bound_inputs(graph, _frozen_tensors(bundle), trainable))
+        self._runner = make_runner(bundle, graph, _bound_inputs(graph, frozen_tensors(bundle), trainable))
 
     def logits(self, theta: FloatVector, batch: Batch) -> FloatVector:
         """See Predictor."""
@@ -189,7 +189,7 @@ def _bound_inputs(graph: Graph, frozen: Mapping[str, Tensor], trainable: Mapping
     return bound
 
 
-def _frozen_tensors(bundle: Bundle) -> dict[str, Tensor]:
+def frozen_tensors(bundle: Bundle) -> dict[str, Tensor]:
     """Map base weights and the adapter's frozen matrices; their names do not collide (PEFT prefixes its own)."""
     manifest = bundle.manifest
     if manifest.train == "full":

@@ -35,13 +35,23 @@ class GoldenCase:
 class Parity:
     """Largest differences from PyTorch eager over all golden batches and splits: absolute up to 1, relative above.
 
-    ``logits`` are the token losses for causal-lm.
+    ``logits`` are the token losses for causal-lm; ``gradients`` are those of the training graphs, 0 without any.
 
     float32 itself is relative: logits near 30 differ by 3e-5 between any two orders of summation.
     """
 
     loss: float
     logits: float
+    gradients: float = 0.0
+
+
+GRADIENT_TOLERANCE = 1e-4
+"""The largest difference allowed between gradients: sums over more terms than a loss."""
+
+
+def training_layers(level: int, n_layers: int) -> list[int]:
+    """Return the active layers of a level's golden vectors: spread out, the uppermost among them."""
+    return [((slot + 1) * n_layers - 1) // level for slot in range(level)]
 
 
 def golden_adapter(initial: FloatVector, golden: Golden) -> FloatVector:
@@ -67,7 +77,7 @@ def golden_cases(bundle: Bundle) -> Iterator[GoldenCase]:
 
 
 def measure_parity(bundle: Bundle, threads: int = 0, runtime: Runtime = "onnxruntime") -> Parity:
-    """Run every golden batch through ``predict`` and through front and back of every split.
+    """Run every golden batch through ``predict`` and front and back of every split, the first through training graphs.
 
     Raises:
         BundleError: a graph cannot be loaded.
@@ -87,7 +97,30 @@ def measure_parity(bundle: Bundle, threads: int = 0, runtime: Runtime = "onnxrun
             np.copyto(engine.back_workspace, theta[engine.front_workspace.size :])
             losses.append(_difference(np.float32(engine.back(boundary, case.batch)), np.float32(case.loss)))
             logits.append(_difference(engine.back_outputs(boundary, case.batch)[output], case.logits))
-    return Parity(loss=max(losses), logits=max(logits))
+        del engine
+    gradients = [0.0]
+    if bundle.manifest.levels and runtime == "onnxruntime":
+        found = _training_differences(bundle, theta, cases[0].batch, threads)
+        losses += [loss for loss, _ in found]
+        gradients += [gradient for _, gradient in found]
+    return Parity(max(losses), max(logits), max(gradients))
+
+
+def _training_differences(bundle: Bundle, theta: FloatVector, batch: Batch, threads: int) -> list[tuple[float, float]]:
+    """Return how far loss and gradients of each level's graph are from PyTorch."""
+    from edge_runtime.training_onnxruntime import OnnxTrainingEngine  # noqa: PLC0415 only where it is the runtime
+
+    manifest, differences = bundle.manifest, []
+    expected, training = map_tensors(bundle.file(manifest.golden.file)), OnnxTrainingEngine(bundle, threads)
+    for level in manifest.levels:
+        found = np.zeros_like(theta)
+        loss = training.gradients(theta, training_layers(level, manifest.model.layers), batch, found)
+        try:
+            wanted = np.float32(expected[f"train_{level}.loss"]), expected[f"train_{level}.gradients"]
+        except KeyError as error:
+            raise BundleError(f"{manifest.golden.file} does not hold {error}", "export the bundle again") from error
+        differences.append((_difference(np.float32(loss), wanted[0]), _difference(found, wanted[1])))
+    return differences
 
 
 def check_golden(bundle: Bundle, threads: int = 0, runtime: Runtime = "onnxruntime") -> Parity:
@@ -98,10 +131,12 @@ def check_golden(bundle: Bundle, threads: int = 0, runtime: Runtime = "onnxrunti
     """
     parity = measure_parity(bundle, threads, runtime)
     tolerance = bundle.manifest.golden.tolerance
-    if not (parity.loss <= tolerance and parity.logits <= tolerance):
+    within = parity.loss <= tolerance and parity.logits <= tolerance and parity.gradients <= GRADIENT_TOLERANCE
+    if not within:
         raise BundleError(
-            f"the bundle's golden vectors differ from PyTorch on {runtime} by {parity.loss:.1e} (loss) and "
-            f"{parity.logits:.1e} (logits); {tolerance:.0e} is allowed",
+            f"the bundle's golden vectors differ from PyTorch on {runtime} by {parity.loss:.1e} (loss), "
+            f"{parity.logits:.1e} (logits) and {parity.gradients:.1e} (gradients); {tolerance:.0e} is allowed, "
+            f"{GRADIENT_TOLERANCE:.0e} for gradients",
             f"report this machine and its {runtime} version; do not train on it",
         )
     return parity

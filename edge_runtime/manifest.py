@@ -14,16 +14,17 @@ import msgspec
 
 from edge_runtime.errors import BundleError
 from edge_runtime.layout import Parameter, check_layout
+from edge_runtime.levels import check_training_graph
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 MANIFEST_FILE = "manifest.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Dtype = Literal["float32", "int64", "bool"]
-GraphKind = Literal["front", "back", "predict"]
+GraphKind = Literal["front", "back", "predict", "train"]
 InputRole = Literal["weight", "frozen", "trainable", "batch", "boundary"]
 Rows = Literal["input_ids"] | list[int]
 Runtime = Literal["onnxruntime", "executorch"]
@@ -55,7 +56,9 @@ class GraphInput(_Strict, frozen=True):
         role: ``weight`` (from the weights file), ``frozen`` (from the adapter file, not trained), ``trainable`` (from
             the flat vector), ``batch`` (a field of batch.Batch or batch.CompletionBatch) or ``boundary`` (an output of
             ``front``).
-        source: the name in the weights file, the adapter file, the layout, the batch, or the front's outputs.
+        source: the name in the weights file, the adapter file, the layout, the batch, or the front's outputs; with a
+            slot, ``{layer}`` in it stands for the number of the layer that is bound to the slot.
+        slot: for a tensor of a layer in a ``train`` graph: which of its active layers, counted from the lowest.
         rows: where the graph reads only some rows of a trainable tensor, as of an embedding: the field of the batch
             that lists them, or their indexes; None: it may read them all.
     """
@@ -65,30 +68,43 @@ class GraphInput(_Strict, frozen=True):
     shape: list[int | str]
     role: InputRole
     source: str
+    slot: int | None = None
     rows: Rows | None = None
 
 
 class GraphOutput(_Strict, frozen=True):
-    """One output of a graph: ``loss`` (a scalar), one of ``output_names`` or a boundary tensor.
+    """One output of a graph: ``loss`` (a scalar), one of ``output_names``, a boundary tensor or a gradient.
 
     The loss is the mean over the rows, for ``causal-lm`` over all completion tokens of the batch.
+
+    Attributes:
+        name: its name in the graph.
+        dtype: element type.
+        shape: as an input's.
+        source: for a gradient, the tensor of the layout that it belongs to, as an input's; else None.
+        slot: for a gradient of a layer's tensor, which of the graph's active layers.
     """
 
     name: str
     dtype: Dtype
     shape: list[int | str]
+    source: str | None = None
+    slot: int | None = None
 
 
 class Graph(_Strict, frozen=True):
-    """One inference graph.
+    """One graph.
 
     Attributes:
-        kind: what it computes.
+        kind: ``front`` and ``back`` of a split, ``predict``, or ``train``: loss and gradients with some of the layers.
         runtime: what runs it. ExecuTorch's inputs and outputs have no names in the file: they are in this order.
         file: its path in the bundle.
-        split: None for ``predict``.
-        inputs: what it reads.
-        outputs: what it gives.
+        split: of ``front`` and ``back``.
+        inputs: what it takes.
+        outputs: what it gives; ``train``: the loss, then one gradient for each trainable input.
+        level: of ``train``, the number of active layers.
+        recomputes: of ``train``, whether a layer's activations are computed again for its backward pass, so that only
+            one hidden state a layer is kept.
         bounds: the largest value of named sizes, where the runtime plans its memory for them; none: any size.
     """
 
@@ -98,6 +114,8 @@ class Graph(_Strict, frozen=True):
     split: int | None
     inputs: list[GraphInput]
     outputs: list[GraphOutput]
+    level: int | None = None
+    recomputes: bool = False
     bounds: dict[str, int] = {}
 
 
@@ -156,7 +174,9 @@ class Golden(_Strict, frozen=True):
 
     Attributes:
         file: a safetensors file; batch n has ``n.input_ids``, ``n.attention_mask``, ``n.labels``, ``n.loss`` and the
-            first of ``output_names`` (``n.logits`` or ``n.token_losses``); for causal-lm also ``n.positions``.
+            first of ``output_names`` (``n.logits`` or ``n.token_losses``); for causal-lm also ``n.positions``. Level k
+            has ``train_k.loss`` and ``train_k.gradients`` of batch 0 with the layers of golden.training_layers: the
+            whole layout, 0 for absent layers.
         batches: how many batches.
         seed: the adapter of the golden vectors is the initial one plus ``scale`` times the perturbation (seed, FRONT)
             over the whole layout, so that every trainable tensor matters (B matrices and new heads start at zero).
@@ -178,6 +198,7 @@ class Manifest(_Strict, frozen=True):
         created_by: versions of covey, torch, transformers, peft, onnx that made the bundle.
         lora: None where every weight is trained.
         splits: layer indexes at which the graphs are cut; one front and one back graph each.
+        levels: numbers of active layers for which there is a training graph, ascending; empty: forward-only.
         parameters: the layout of the trainable vector.
         weights_file: base weights (safetensors, Hugging Face names).
         adapter_file: the initial adapter in PEFT's own format, beside its adapter_config.json; the weights file itself,
@@ -197,6 +218,7 @@ class Manifest(_Strict, frozen=True):
     golden: Golden
     graphs: list[Graph]
     files: list[FileEntry]
+    levels: list[int] = []
 
     @property
     def train(self) -> Literal["lora", "full"]:
@@ -229,6 +251,16 @@ class Manifest(_Strict, frozen=True):
         raise BundleError(
             f"the bundle has no {kind} graph{at}; its splits are {self.splits}",
             "choose one of its splits, or export with --split",
+        )
+
+    def training_graph(self, level: int) -> Graph:
+        """Return the training graph with so many active layers, or raise BundleError."""
+        for graph in self.graphs:
+            if graph.kind == "train" and graph.level == level:
+                return graph
+        raise BundleError(
+            f"the bundle has no training graph with {level} active layers; its levels are {self.levels}",
+            "choose one of its levels, or export with --levels",
         )
 
 
@@ -304,23 +336,32 @@ def _check(manifest: Manifest) -> None:
     manifest.graph("predict")
     if not manifest.splits:
         raise BundleError("the manifest lists no split", "export with --split")
-    for runtime in manifest.runtimes:
-        for split in manifest.splits:
-            manifest.graph("front", split, runtime)
-            manifest.graph("back", split, runtime)
-    trainable = {parameter.name for parameter in manifest.parameters}
-    for graph in manifest.graphs:
-        for tensor in graph.inputs:
-            if tensor.role == "trainable" and tensor.source not in trainable:
-                raise BundleError(f"{graph.file}: {tensor.source} is not in the layout", "export the bundle again")
-            if isinstance(tensor.rows, list) and not _are_rows(tensor.rows, tensor.shape):
-                raise BundleError(f"{graph.file}: {tensor.source} has no rows {tensor.rows}", "export the bundle again")
+    _check_graphs(manifest)
     if manifest.task.kind != CAUSAL_LM and len(manifest.task.labels) < 2:
         raise BundleError("the task has fewer than two labels", "export with --labels A,B")
 
 
 def _are_rows(rows: list[int], shape: list[int | str]) -> bool:
     return bool(shape) and isinstance(shape[0], int) and all(0 <= row < shape[0] for row in rows)
+
+
+def _check_graphs(manifest: Manifest) -> None:
+    for runtime in manifest.runtimes:
+        for split in manifest.splits:
+            manifest.graph("front", split, runtime)
+            manifest.graph("back", split, runtime)
+    if manifest.levels != sorted({graph.level for graph in manifest.graphs if graph.level is not None}):
+        raise BundleError("the manifest's levels are not those of its training graphs", "export the bundle again")
+    trainable = {parameter.name for parameter in manifest.parameters}
+    for graph in manifest.graphs:
+        if graph.kind == "train":
+            check_training_graph(graph, manifest.parameters, manifest.model.layers)
+            continue
+        for tensor in graph.inputs:
+            if tensor.role == "trainable" and tensor.source not in trainable:
+                raise BundleError(f"{graph.file}: {tensor.source} is not in the layout", "export the bundle again")
+            if isinstance(tensor.rows, list) and not _are_rows(tensor.rows, tensor.shape):
+                raise BundleError(f"{graph.file}: {tensor.source} has no rows {tensor.rows}", "export the bundle again")
 
 
 def _check_paths(manifest: Manifest) -> None:

@@ -32,9 +32,10 @@ def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundl
     def export(
         kind: str, *, task: str = "classify-head", splits: tuple[int, ...] = (1, 2), train: str = "B",
         pooling: str | None = None, layers: list[int] | None = None, max_tokens: int = 32,
-        runtimes: tuple[str, ...] = ("onnxruntime",),
+        levels: tuple[int, ...] = (), recompute: bool = False, runtimes: tuple[str, ...] = ("onnxruntime",),
     ) -> Bundle:  # fmt: skip
         key = f"{kind}-{task}-{'_'.join(map(str, splits))}-{train}-{pooling}-{layers}-{max_tokens}-{len(runtimes)}"
+        key += f"-{levels}-{recompute}"
         if key not in made:
             model_dir = root / "models" / kind
             if not model_dir.exists():
@@ -51,8 +52,10 @@ def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundl
             )  # fmt: skip
             lora = LoraOptions(4, 8.0, DEFAULT_TARGETS[folder.model_type], layers, list(train), seed=1)
             lora = None if train == "full" else lora
-            out = root / "bundles" / key
-            made[key] = export_bundle(folder, options, lora, list(splits), out, runtimes=runtimes, max_batch=16).bundle
+            made[key] = export_bundle(
+                folder, options, lora, list(splits), root / "bundles" / key, levels=levels, recompute=recompute,
+                runtimes=runtimes, max_batch=16,
+            ).bundle  # fmt: skip
         return made[key]
 
     return export

