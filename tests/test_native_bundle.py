@@ -15,7 +15,7 @@ from native_library import ROOT, Core, CoreError, needs_cmake, run_mutations, wr
 
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BundleError, ConfigError
-from edge_runtime.manifest import MANIFEST_FILE
+from edge_runtime.manifest import FORMAT_VERSION, MANIFEST_FILE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400), needs_cmake]
 
@@ -77,7 +77,7 @@ def test_every_file_is_guarded(core: Core, bundle_copy: Bundle) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 1}, "format version 1, this Covey reads version 2"),
+        ({"format_version": 1}, f"format version 1, this Covey reads version {FORMAT_VERSION}"),
         ({"splits": []}, "no split"),
         ({"weights_file": "elsewhere"}, "no file elsewhere"),
         ({"parameters": []}, "layout is empty"),

@@ -10,7 +10,7 @@
 
 namespace covey {
 
-constexpr std::int64_t format_version = 2;
+constexpr std::int64_t format_version = 3;
 
 struct Parameter {
     std::string name;
