@@ -60,7 +60,7 @@ RECIPES = {
         job={"rounds": 20, "steps": 4, "batch_size": 16, "cohort": 0},
         step={"back_perturbations": 64, "learning_rate": 0.03, "eps": 0.01},
         start_movies=64,
-        stld={"steps": 8, "batch_size": 16, "learning_rate": 0.005, "personal_share": 0.34},
+        stld={"steps": 8, "batch_size": 16, "learning_rate": 0.001, "personal_share": 0.34},
         levels={1: 6, 2: 3},
     ),
     "smollm2": Recipe(
