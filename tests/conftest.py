@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+pytest_plugins = ["native_fixtures"]
 LABELS = ["bad", "good"]
 
 

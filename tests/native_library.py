@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -234,3 +235,20 @@ def run_round(
         return scalars, local, losses
     finally:
         core.library.covey_round_close(handle)
+
+
+def run_mutations(program: Path, *arguments: object) -> dict[str, int]:
+    """Run tests/native/mutate.cpp; return how many were taken and refused."""
+    result = subprocess.run(
+        [str(program), *map(str, arguments)], check=False, capture_output=True, text=True,
+        env=os.environ | {"ASAN_OPTIONS": "allocator_may_return_null=1:detect_leaks=1"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    counts: dict[str, int] = json.loads(result.stdout)
+    return counts
+
+
+def write(path: Path, theta: FloatVector) -> Path:
+    """Write an adapter file; return its path."""
+    path.write_bytes(theta.tobytes())
+    return path

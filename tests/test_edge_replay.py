@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from round_logs import make_log
 
 from edge_runtime.adapter_file import follow_logs, write_replayed
 from edge_runtime.errors import ProtocolError, TrainingError
@@ -42,23 +43,6 @@ rules = st.builds(
     difference=st.sampled_from(["central", "forward"]),
     normalize=st.sampled_from(["none", "rms"]),
 )
-
-
-def make_log(rule: StepRule, devices: int = 2, steps: int = 2, seed: int = 0, **changes: Any) -> RoundLog:
-    rng = np.random.Generator(np.random.PCG64(seed))
-    entries = [
-        DeviceScalars(
-            f"device-{index}",
-            1 / devices,
-            pack_scalars(rng.normal(size=(steps, rule.scalars_per_step)).astype(np.float32)),
-        )
-        for index in range(devices)
-    ]
-    log = RoundLog(
-        job="job", job_seed=11, round=3, rule=rule, front_size=FRONT_SIZE, steps=steps, mean_square=None,
-        momentum=0.0, previous_sha256=None, base_sha256="0" * 64, result_sha256="0" * 64, devices=entries, terms=None,
-    )  # fmt: skip
-    return msgspec.structs.replace(log, **changes)
 
 
 THETA = np.linspace(-1, 1, N, dtype=np.float32)

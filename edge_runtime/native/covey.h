@@ -32,6 +32,7 @@ enum covey_code {
     COVEY_OK = 0,
     COVEY_UNEXPECTED = 1, /* out of memory, or a fault of ours */
     COVEY_CONFIG = 3,     /* an argument, or a rule that cannot be */
+    COVEY_DATA = 4,       /* a batch with a token that the model does not have */
     COVEY_BUNDLE = 5,     /* a bundle or an adapter: missing, altered, of another version */
     COVEY_PROTOCOL = 6,   /* a replay log that is broken or of another version */
     COVEY_STORAGE = 8,    /* disk full, not writable */
@@ -57,8 +58,9 @@ COVEY_API int32_t covey_bundle_open(const char *path, covey_bundle **bundle, cov
 COVEY_API void covey_bundle_close(covey_bundle *bundle);
 /* Reads every file and compares it with its hash; an app does this once, when it has fetched a bundle. */
 COVEY_API int32_t covey_bundle_verify(const covey_bundle *bundle, covey_error *error);
-/* Runs the golden vectors through ExecuTorch's graphs of every split; *difference is the largest from PyTorch, absolute
- * up to 1 and relative above. Fails where it is above the manifest's tolerance. threads: see covey_engine_executorch. */
+/* Runs the golden vectors through ExecuTorch's graphs of every split; *difference is the largest from PyTorch,
+ * absolute up to 1 and relative above. Fails where it is above the manifest's tolerance. threads: see
+ * covey_engine_executorch. */
 COVEY_API int32_t covey_bundle_check_golden(const covey_bundle *bundle, uint32_t threads, double *difference,
                                             covey_error *error);
 /* SHA-256 of the manifest: the bundle's name in plans. Valid as long as the bundle is open. */

@@ -131,7 +131,9 @@ int main(int argc, char **argv)
         covey_error error{};
         if (log) {
             // Behind its last byte nothing may be read.
-            counts.add(covey_replay(data.data(), data.size(), argv[3], nullptr, argv[4], nullptr, nullptr, &error), error);
+            const int code =
+                covey_replay(data.data(), data.size(), argv[3], nullptr, argv[4], nullptr, nullptr, &error);
+            counts.add(code, error);
             continue;
         }
         write(path, data);

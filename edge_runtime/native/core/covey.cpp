@@ -245,7 +245,8 @@ int32_t covey_round_open(covey_engine *engine, const float *theta, const covey_w
         require(engine != nullptr && theta != nullptr && work != nullptr && round != nullptr && work->device != nullptr,
                 "an engine, theta, work, round or device is missing");
         *round = nullptr;
-        covey::RoundWork all{work->job_seed, work->round, work->device, rule_of(work->rule), std::nullopt, std::nullopt};
+        covey::RoundWork all{work->job_seed, work->round, work->device, rule_of(work->rule),
+                             std::nullopt,   std::nullopt};
         if (!(work->mean_square < 0))
             all.mean_square = work->mean_square;
         if (work->clip != 0)

@@ -7,7 +7,16 @@
 
 namespace covey {
 
-enum class Code { unexpected = 1, usage = 2, config = 3, data = 4, bundle = 5, protocol = 6, storage = 8, training = 9 };
+enum class Code {
+    unexpected = 1,
+    usage = 2,
+    config = 3,
+    data = 4,
+    bundle = 5,
+    protocol = 6,
+    storage = 8,
+    training = 9
+};
 
 class Error : public std::runtime_error {
 public:

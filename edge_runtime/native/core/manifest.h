@@ -1,5 +1,5 @@
-// What the core needs of a bundle's manifest (edge_runtime/manifest.py). Fields that it does not need are not looked at:
-// the format's version guards their meaning.
+// What the core needs of a bundle's manifest (edge_runtime/manifest.py). Fields that it does not need are not looked
+// at: the format's version guards their meaning.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace covey {
 
-constexpr std::int64_t format_version = 2;
+constexpr std::int64_t format_version = 3;
 
 struct Parameter {
     std::string name;

@@ -20,7 +20,8 @@ template <typename T> std::vector<T> numbers(const Bytes &data, const Fields &lo
 }
 
 template <typename Choice>
-Choice choose(Fields &fields, const char *name, Choice absent, std::initializer_list<std::pair<const char *, Choice>> all)
+Choice choose(Fields &fields, const char *name, Choice absent,
+              std::initializer_list<std::pair<const char *, Choice>> all)
 {
     if (!fields.is_present(name))
         return absent;

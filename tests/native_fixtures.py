@@ -1,0 +1,43 @@
+"""The core for apps, built once a session: plain, and under sanitizers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from native_library import Core, build
+
+
+@pytest.fixture(scope="session")
+def core_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("core"), "-DBUILD_SHARED_LIBS=ON")
+
+
+@pytest.fixture(scope="session")
+def core(core_build: Path) -> Core:
+    return Core(core_build / "libcovey.so")
+
+
+@pytest.fixture(scope="session")
+def command(core_build: Path) -> Callable[..., tuple[int, dict[str, Any]]]:
+    def run(*arguments: object) -> tuple[int, dict[str, Any]]:
+        result = subprocess.run(
+            [str(core_build / "covey-core"), *map(str, arguments), "--format", "json"],
+            check=False, capture_output=True, text=True,
+        )  # fmt: skip
+        return result.returncode, json.loads(result.stdout)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def mutate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = build(
+        tmp_path_factory.mktemp("sanitized"), "-DCOVEY_SANITIZE=ON", "-DCOVEY_TESTS=ON",
+        "-DCMAKE_BUILD_TYPE=RelWithDebInfo", target="covey-mutate",
+    )  # fmt: skip
+    return folder / "covey-mutate"
