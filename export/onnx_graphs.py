@@ -137,7 +137,7 @@ def rows_read(graph: onnx.GraphProto, name: str) -> Rows | None:
     constants = {tensor.name: tensor for tensor in graph.initializer}
     found: list[Rows] = []
     for node in graph.node:
-        if name not in _read_by(node):
+        if name not in read_by(node):
             continue
         if node.op_type != "Gather" or node.input[0] != name or _axis(node) != 0:
             return None
