@@ -133,6 +133,14 @@ class Board:
             battery=self._battery(),
         )
 
+    def power_w(self) -> float | None:
+        """Return what the board takes; see read."""
+        return self._power()[0]
+
+    def memory_of_self(self, field: str) -> int | None:
+        """Return ``VmRSS`` (resident now) or ``VmHWM`` (its peak) of this process, in bytes."""
+        return _kilobytes(self._text("proc/self/status"), field)
+
     def _temperature(self) -> float | None:
         """Return the hottest zone in °C; zones that are switched off say an error or an impossible figure."""
         zones = [value / 1e3 for value in self._numbers("sys/class/thermal/thermal_zone*/temp")]
@@ -250,9 +258,7 @@ class Board:
         return self._numbers(f"sys/devices/system/cpu/cpu[0-9]*/cpufreq/{name}")
 
     def _meminfo(self, field: str) -> int | None:
-        text = _field(self._text("proc/meminfo"), field)
-        found = re.fullmatch(r"(\d+) kB", text or "")
-        return int(found.group(1)) * 1024 if found else None
+        return _kilobytes(self._text("proc/meminfo"), field)
 
     def _glob(self, pattern: str) -> list[Path]:
         return sorted(self._root.glob(pattern))
@@ -292,6 +298,11 @@ def _hex(text: str) -> int | None:
 def _field(text: str | None, name: str) -> str | None:
     found = re.search(rf"^{re.escape(name)}\s*:\s*(.*?)\s*$", text or "", re.MULTILINE)
     return found.group(1) if found else None
+
+
+def _kilobytes(text: str | None, name: str) -> int | None:
+    found = re.fullmatch(r"(\d+) kB", _field(text, name) or "")
+    return int(found.group(1)) * 1024 if found else None
 
 
 def _scaled(value: float | None, factor: float) -> float | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from edge_runtime import __version__, output
 from edge_runtime.errors import ConfigError
 from edge_runtime.manifest import CAUSAL_LM
+from edge_runtime.profile_cli import add_profile_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     output.add_format(check)
     check.set_defaults(run=_data_check)
 
+    add_profile_command(commands)
     add_bundle_commands(commands)
     return parser
 

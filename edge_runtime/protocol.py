@@ -15,9 +15,10 @@ import msgspec
 from edge_runtime.errors import ProtocolError
 from edge_runtime.manifest import Sha256
 from edge_runtime.privacy import Privacy
+from edge_runtime.profile import Profile
 from edge_runtime.rule import StepRule
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MAX_PAYLOAD_BYTES = 128 * 1024
 
 _TOPIC_ROOT = "covey/v1"
@@ -27,7 +28,7 @@ Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Rate = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
-Kind = Literal["birth", "state", "plan", "report", "report/ack"]
+Kind = Literal["birth", "state", "profile", "plan", "report", "report/ack", "probe"]
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", kw_only=True):
@@ -52,10 +53,24 @@ class Birth(_Message, frozen=True, tag="birth", kw_only=True):
 
 
 class DeviceState(_Message, frozen=True, tag="state", kw_only=True):
-    """What a device is doing; retained. ``lost`` is the last will, sent by the broker."""
+    """What a device is doing; retained. ``lost`` is the last will, sent by the broker.
+
+    Attributes:
+        state: ``online`` devices can be offered work.
+        boot_id: as in the birth.
+        not_now: why it should be offered no work at present, by its owner's rules (eligibility.py); None: it may be.
+    """
 
     state: Literal["online", "busy", "offline", "lost"]
     boot_id: str
+    not_now: Annotated[str, msgspec.Meta(max_length=500)] | None = None
+
+
+class ProfileMessage(_Message, frozen=True, tag="profile", kw_only=True):
+    """A device's profile; retained."""
+
+    device: Name
+    profile: Profile
 
 
 class BlobRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -206,7 +221,7 @@ class ReportAck(_Message, frozen=True, tag="ack", kw_only=True):
 
 Plan = TrainPlan | SyncPlan
 DeviceReport = PlanAccepted | PlanRefused | RoundReport | Synced
-AnyMessage = Birth | DeviceState | Plan | DeviceReport | ReportAck
+AnyMessage = Birth | DeviceState | ProfileMessage | Plan | DeviceReport | ReportAck
 
 MessageT = TypeVar("MessageT")
 
