@@ -32,6 +32,11 @@ class Batch:
         """Number of rows."""
         return int(self.input_ids.shape[0])
 
+    @property
+    def loss_terms(self) -> int:
+        """How many terms the mean loss is over: rows, or completion tokens."""
+        return self.rows
+
 
 IGNORED = -100
 """The label of a place that only fills up a chunk."""
@@ -52,6 +57,11 @@ class CompletionBatch(Batch):
     """
 
     positions: NDArray[np.int64]
+
+    @property
+    def loss_terms(self) -> int:
+        """See Batch."""
+        return int((self.labels != IGNORED).sum())
 
     def by_row(self, values: NDArray[Any]) -> NDArray[np.float64]:
         """Return the sum over each row of a value a position, (chunks, chunk): float64, (rows,)."""
@@ -106,3 +116,20 @@ def pad(rows: Sequence[Sequence[int]], labels: Sequence[int], pad_token_id: int)
         input_ids[index, : len(row)] = row
         attention_mask[index, : len(row)] = 1
     return Batch(input_ids, attention_mask, np.asarray(labels, dtype=np.int64))
+
+
+def fill_chunks(
+    labels: NDArray[np.int64], positions: NDArray[np.int64], chunk_tokens: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Fill chunks of positions up to a fixed width, with labels that do not count.
+
+    Args:
+        labels: int64, (chunks, chunk).
+        positions: int64, (chunks, chunk).
+        chunk_tokens: the width; at least chunk.
+
+    Returns:
+        Labels and positions, int64, (chunks, chunk_tokens).
+    """
+    missing = ((0, 0), (0, chunk_tokens - labels.shape[1]))
+    return np.pad(labels, missing, constant_values=IGNORED), np.pad(positions, missing)

@@ -21,7 +21,7 @@ from edge_runtime.board import Board
 from edge_runtime.bundle import Bundle, open_bundle
 from edge_runtime.errors import CoveyError
 from edge_runtime.golden import golden_adapter, golden_cases, training_layers
-from edge_runtime.manifest import CAUSAL_LM
+from edge_runtime.manifest import CAUSAL_LM, Runtime
 from edge_runtime.profile import GraphProfile, Latency, Sustained, percentile
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class WorkOrder(msgspec.Struct, frozen=True):
     """
 
     bundle: str
-    runtime: str
+    runtime: Runtime
     kind: Literal["split", "predict", "train"]
     number: int | None
     threads: int
@@ -103,9 +103,9 @@ def measure(order: WorkOrder, clock: Callable[[], float] = time.perf_counter) ->
         return _measure_split(order, bundle, batches, theta, base, started, clock)
     run: Callable[[Batch], object]
     if order.kind == "predict":
-        from edge_runtime.engine_onnxruntime import OnnxPredictor  # noqa: PLC0415 only the runtime that is measured
+        from edge_runtime.engines import make_predictor  # noqa: PLC0415 not before ``base`` was read
 
-        predictor = OnnxPredictor(bundle, order.threads)
+        predictor = make_predictor(order.runtime, bundle, order.threads)
 
         def run(batch: Batch) -> object:
             return predictor.outputs(theta, batch)
@@ -144,9 +144,9 @@ def _measure_split(
     clock: Callable[[], float],
 ) -> list[GraphProfile]:
     """Time front and back; the larger block's peak is reset before the other one's runs."""
-    from edge_runtime.engine_onnxruntime import OnnxEngine  # noqa: PLC0415
+    from edge_runtime.engines import make_engine  # noqa: PLC0415
 
-    engine = OnnxEngine(bundle, order.number or 0, order.threads)
+    engine = make_engine(order.runtime, bundle, order.number or 0, order.threads)
     loaded_s = clock() - started
     cut = engine.front_workspace.size
     np.copyto(engine.front_workspace, theta[:cut])

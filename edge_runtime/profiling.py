@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edge_runtime.bundle import Bundle
-    from edge_runtime.manifest import Manifest
+    from edge_runtime.manifest import Manifest, Runtime
 
 _PACKAGES = ("numpy", "onnxruntime", "executorch", "tokenizers")
 _CLOCK: Literal["perf_counter"] = "perf_counter"
@@ -88,9 +88,9 @@ def work_orders(bundle: Bundle, options: ProfileOptions) -> list[WorkOrder]:
     return orders
 
 
-def _units(manifest: Manifest) -> list[tuple[str, Literal["split", "predict", "train"], int | None]]:
+def _units(manifest: Manifest) -> list[tuple[Runtime, Literal["split", "predict", "train"], int | None]]:
     """Return what is loaded together: runtime, kind and number."""
-    units: dict[tuple[str, Literal["split", "predict", "train"], int | None], None] = {}
+    units: dict[tuple[Runtime, Literal["split", "predict", "train"], int | None], None] = {}
     for graph in manifest.graphs:
         match graph.kind:
             case "front" | "back":

@@ -5,6 +5,8 @@
     state_dir/
       bundles/<sha256>/           checked bundles; ``<sha256>.partial/`` is one being fetched
       adapters/<sha256>.bin       the current adapter and the one before it
+      personal/<sha256>.safetensors  the layers of the current job that stay here
+      deltas/<sha256>.safetensors    the delta of the last report, until the next round
       journal.json                which bundle and adapter are current, and the last report
 """
 
@@ -19,6 +21,7 @@ from edge_runtime.errors import StorageError, storage_error
 from edge_runtime.manifest import Sha256
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
 _KEPT_ADAPTERS = 2
@@ -32,12 +35,18 @@ class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         bundle_sha256: current bundle.
         adapter_sha256: current adapter; None: the bundle's initial one.
         report: the last round report as it was sent, to be sent again when the same plan comes again.
+        personal_sha256: file of the job's personal layers; None: there are none.
+        personal_round: the round that made them.
+        personal_before_sha256: those before that round: a new attempt at it begins with them.
     """
 
     job: str | None = None
     bundle_sha256: Sha256 | None = None
     adapter_sha256: Sha256 | None = None
     report: bytes | None = None
+    personal_sha256: Sha256 | None = None
+    personal_round: int | None = None
+    personal_before_sha256: Sha256 | None = None
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -85,7 +94,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         try:
-            for folder in (self.bundles, self._adapters):
+            for folder in (self.bundles, self._adapters, self._personal, self._deltas):
                 folder.mkdir(parents=True, exist_ok=True)
             for left_over in (*self._adapters.glob("*.partial"), *self._adapters.glob("*.before")):
                 left_over.unlink()
@@ -100,6 +109,14 @@ class Store:
     @property
     def _adapters(self) -> Path:
         return self.root / "adapters"
+
+    @property
+    def _personal(self) -> Path:
+        return self.root / "personal"
+
+    @property
+    def _deltas(self) -> Path:
+        return self.root / "deltas"
 
     @property
     def _journal_file(self) -> Path:
@@ -144,3 +161,19 @@ class Store:
         kept = sorted(self._adapters.glob("*.bin"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
         for path in kept[_KEPT_ADAPTERS:]:
             path.unlink()
+
+    def personal_file(self, sha256: str) -> Path:
+        """Return where personal layers are, or would be."""
+        return self._personal / f"{sha256}.safetensors"
+
+    def delta_file(self, sha256: str) -> Path:
+        """Return where a delta is, or would be."""
+        return self._deltas / f"{sha256}.safetensors"
+
+    def keep_only(self, personal: Collection[str | None], delta_sha256: str | None) -> None:
+        """Forget all personal layers and deltas but these: after the journal names them."""
+        kept = {self.personal_file(sha256) for sha256 in personal if sha256 is not None}
+        kept.add(self.delta_file(delta_sha256 or ""))
+        for path in (*self._personal.iterdir(), *self._deltas.iterdir()):
+            if path not in kept:
+                path.unlink()

@@ -180,11 +180,12 @@ def _job_list(args: argparse.Namespace) -> int:
 
 
 def _job_show(args: argparse.Namespace) -> int:
-    """Show one job: its summary, and every attempt at every round."""
-    from server.summary import job_rounds, job_summary
+    """Show one job: its summary, every attempt at every round, and what each device did."""
+    from server.summary import job_devices, job_rounds, job_summary
 
     ledger = _open_ledger(args)
     summary, rounds = job_summary(ledger, args.job), job_rounds(ledger, args.job)
+    devices = job_devices(ledger, args.job)
     columns = (
         "round",
         "attempt",
@@ -199,8 +200,9 @@ def _job_show(args: argparse.Namespace) -> int:
         "loss",
         "accuracy",
     )
-    text = f"{_summary_text(summary)}\n\n{_table(rounds, columns)}"
-    output.emit(args, {**summary, "round_list": rounds}, text)
+    of_devices = ("device", "kind", "level", "reports", "mean_seconds", "bytes_up", "bytes_down", "personal_layers")
+    text = f"{_summary_text(summary)}\n\n{_table(rounds, columns)}\n\n{_table(devices, of_devices)}"
+    output.emit(args, {**summary, "round_list": rounds, "device_list": devices}, text)
     return 0
 
 

@@ -7,12 +7,13 @@ cost little more memory than one.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.agent import Agent, lost_will
-from edge_runtime.engine_onnxruntime import OnnxEngine
+from edge_runtime.engines import make_engine
 from edge_runtime.store import Store
 from edge_runtime.transport import Hub
 from server.errors import JobError
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from edge_runtime.bundle import Bundle
     from edge_runtime.config import EdgeConfig
     from edge_runtime.engine import Engine
+    from edge_runtime.manifest import Runtime
     from edge_runtime.transport import Transport
+    from edge_runtime.workshop import EngineMaker, TrainingEngineMaker
     from server.events import Observer
     from server.job import Job
 
@@ -35,13 +38,13 @@ class SharedEngines:
     """Makes each engine once, for all devices of the process."""
 
     def __init__(self) -> None:
-        self._engines: dict[tuple[str, int], OnnxEngine] = {}
+        self._engines: dict[tuple[Runtime, str, int], Engine[Any]] = {}
 
-    def __call__(self, bundle: Bundle, split: int, threads: int) -> Engine[Any]:
+    def __call__(self, runtime: Runtime, bundle: Bundle, split: int, threads: int) -> Engine[Any]:
         """Return the engine of a bundle at a split; the first caller's number of threads holds."""
-        key = (bundle.sha256, split)
+        key = (runtime, bundle.sha256, split)
         if key not in self._engines:
-            self._engines[key] = OnnxEngine(bundle, split, threads)
+            self._engines[key] = make_engine(runtime, bundle, split, threads)
         return self._engines[key]
 
 
@@ -52,6 +55,8 @@ def run_in_process(
     devices: Sequence[EdgeConfig],
     observe: Observer = lambda _event: None,
     should_stop: Callable[[], bool] = lambda: False,
+    make_engine: EngineMaker | None = None,
+    make_training_engine: TrainingEngineMaker | None = None,
 ) -> dict[str, Any]:
     """Run a job with its fleet.
 
@@ -62,6 +67,8 @@ def run_in_process(
         devices: their configurations; brokers are not looked at.
         observe: told what happens.
         should_stop: asked between messages.
+        make_engine: makes the devices' engines; None: each is made once, on ONNX Runtime.
+        make_training_engine: makes the backprop devices' engines; None: it is made once, on ONNX Runtime.
 
     Returns:
         The job's summary (summary.job_summary).
@@ -71,9 +78,10 @@ def run_in_process(
         CoveyError: what went wrong.
     """
     hub, finals = Hub(), dict[str, str]()
+    makers = (make_engine, make_training_engine)
 
     def connect(stack: contextlib.ExitStack, _http_port: int) -> Transport:
-        stack.enter_context(_running(hub, bundle, devices, finals))
+        stack.enter_context(_running(hub, bundle, devices, finals, makers))
         return hub.join()
 
     options = ServeOptions(bundle=bundle.path, state_dir=state_dir, listen="127.0.0.1", http_port=0, threads=1)
@@ -87,16 +95,29 @@ def run_in_process(
 
 
 @contextlib.contextmanager
-def _running(hub: Hub, bundle: Bundle, devices: Sequence[EdgeConfig], finals: dict[str, str]) -> Iterator[None]:
+def _running(
+    hub: Hub,
+    bundle: Bundle,
+    devices: Sequence[EdgeConfig],
+    finals: dict[str, str],
+    makers: tuple[EngineMaker | None, TrainingEngineMaker | None],
+) -> Iterator[None]:
     """Serve all devices from a thread of their own meanwhile."""
-    engines, agents = SharedEngines(), {}
+    engines, agents, (make_engine, make_training_engine) = SharedEngines(), {}, makers
     for config in devices:
         store = Store(Path(config.state_dir))
         installed = store.bundles / bundle.sha256
         if not installed.exists():
             installed.symlink_to(bundle.path.resolve(), target_is_directory=True)
         transport = hub.join(lost_will(config, "simulated"))
-        agents[config.name] = Agent(config, store, transport, "simulated", make_engine=engines)
+        agents[config.name] = Agent(
+            config,
+            store,
+            transport,
+            "simulated",
+            make_engine=make_engine or functools.partial(engines, config.engine),
+            make_training_engine=make_training_engine,
+        )
     done = threading.Event()
 
     def serve() -> None:
