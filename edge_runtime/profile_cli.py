@@ -49,7 +49,7 @@ def run_profile(args: argparse.Namespace) -> int:
     """Time every graph of a bundle on this device, with memory, heat, power, rates and link.
 
     Each graph runs in a process of its own. With --config the profile is kept in the state directory and published,
-    retained; where the broker cannot be reached, ``covey-edge run`` publishes it later.
+    retained.
     """
     from edge_runtime.bundle import open_bundle, verify_files
     from edge_runtime.config import read_edge_config
@@ -194,7 +194,7 @@ def _connect(config: EdgeConfig) -> MqttTransport | None:
             parse_broker(config.broker), identity, tls=config.tls, connect_timeout_s=config.connect_timeout_s
         )
     except NetworkError as error:
-        _LOG.warning("%s; the profile is published when covey-edge run connects", error.what)
+        _LOG.warning("%s; the profile is kept but not published", error.what)
         return None
 
 
