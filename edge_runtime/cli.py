@@ -78,6 +78,14 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_data_check)
 
     add_profile_command(commands)
+    doctor = commands.add_parser(
+        "doctor", help="what this device has and can reach, and what to do", description=_doctor.__doc__
+    )
+    doctor.add_argument("--config", type=Path, metavar="edge.toml", help="look at its broker, server and data too")
+    doctor.add_argument("--build", action="store_true", help="compile the ExecuTorch engine if that is not done yet")
+    output.add_format(doctor)
+    doctor.set_defaults(run=_doctor)
+
     add_bundle_commands(commands)
     return parser
 
@@ -232,6 +240,25 @@ def _checked_rows(args: argparse.Namespace, data: DataConfig, task: Task | None)
         raise ConfigError("the labels are not known", "give --bundle BUNDLE or --labels A,B")
     rows = read_rows(Path(data.path), labels, data.text_field, data.label_field)
     return len(rows), label_counts(rows, labels)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    """Check engines, memory, sensors, clock, data, broker and server. Exit code 0, or that of the first problem."""
+    import time
+
+    from edge_runtime.config import read_edge_config
+    from edge_runtime.doctor import examine
+
+    config = read_edge_config(args.config) if args.config else None
+    findings = list(examine(config, time.time, build=args.build))
+    checks = [
+        {"check": f.check, "status": f.status, "found": f.found, "advice": f.advice, **f.values} for f in findings
+    ]
+    rows = [(f.check, f.status, f.found + (f"\n{'':25}→ {f.advice}" if f.advice else "")) for f in findings]
+    text = "\n".join(f"{check:13} {status:9} {found}" for check, status, found in rows)
+    problems = [f for f in findings if f.status == "problem"]
+    output.emit(args, {"healthy": not problems, "checks": checks}, text)
+    return problems[0].exit_code if problems else 0
 
 
 def _task_of(args: argparse.Namespace) -> Task | None:

@@ -39,7 +39,7 @@ class _GraphRunner:
         self._boundary_inputs = [(index, i.source) for index, i in indexed if i.role == "boundary"]
         self._trainable_inputs = [(index, i.source) for index, i in indexed if i.role == "trainable"]
         set_threads(threads)
-        self._file = _open(bundle, graph)
+        self._file = open_graph(bundle, graph)
         try:
             for index, tensor in indexed:
                 if tensor.name in bound:
@@ -86,7 +86,13 @@ class _GraphRunner:
         return value
 
 
-def _open(bundle: Bundle, graph: Graph) -> GraphFile:
+def open_graph(bundle: Bundle, graph: Graph) -> GraphFile:
+    """Open one of a bundle's graphs, after its hash has been compared with the manifest's.
+
+    Raises:
+        BundleError: the file was altered, is of another version of ExecuTorch, needs a delegate that is not there, or
+            is not what its manifest says.
+    """
     path, entry = bundle.file(graph.file), bundle.manifest.file(graph.file)
     data = map_file(path)
     if len(data) != entry.size_bytes or hashlib.sha256(data).hexdigest() != entry.sha256:

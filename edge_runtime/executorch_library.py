@@ -54,10 +54,13 @@ class _TensorInfo(ctypes.Structure):
     _fields_ = (("dtype", ctypes.c_int32), ("rank", ctypes.c_uint32), ("sizes", ctypes.c_int64 * _MAX_RANK))
 
 
-@_Log
-def _on_log(level: bytes, where: bytes, message: bytes) -> None:
+def _log_line(level: bytes, where: bytes, message: bytes) -> None:
     text = message.decode(errors="replace")
     _LOG.log(_LEVELS.get(level.decode(), logging.DEBUG), "%s %s", where.decode(errors="replace"), text)
+
+
+_on_log = _Log(_log_line)
+"""Kept for as long as the process lives: the library calls it."""
 
 
 @functools.cache

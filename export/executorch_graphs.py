@@ -67,6 +67,8 @@ class LoweredGraph:
 def piece(lifted: Lifted, outputs: Sequence[str], stops: Sequence[str]) -> Piece:
     """Return the part of a lifted program that computes ``outputs``; values named in ``stops`` become its inputs.
 
+    Its products are already those that XNNPACK takes.
+
     Args:
         lifted: the whole; ``outputs`` and ``stops`` are outputs of it.
         outputs: what the piece gives.
@@ -74,7 +76,7 @@ def piece(lifted: Lifted, outputs: Sequence[str], stops: Sequence[str]) -> Piece
     """
     whole = lifted.module.graph
     results = next(node for node in whole.nodes if node.op == "output").args[0]
-    named = dict(zip(lifted.outputs, results, strict=True))  # type: ignore[arg-type]
+    named = dict(zip(lifted.outputs, results, strict=True))
     stop = {named[name]: name for name in stops}
     needed: set[fx.Node] = set()
     waiting = [named[name] for name in outputs]
@@ -91,6 +93,8 @@ def piece(lifted: Lifted, outputs: Sequence[str], stops: Sequence[str]) -> Piece
     for node in whole.nodes:
         if node in needed and node not in made:
             made[node] = graph.node_copy(node, lambda argument: made[argument])
+            # Said here, before the piece is traced, it costs no tracing of its own.
+            made[node].target = PRODUCTS.get(node.target, node.target)
     graph.output(tuple(made[named[name]] for name in outputs))
     return Piece(fx.GraphModule(lifted.module, graph), [stop.get(node, node.name) for node in inputs])
 
@@ -179,8 +183,9 @@ def _lower(program: ExportedProgram) -> LoweredGraph:
     try:
         with quiet(), warnings.catch_warnings(), fast_compiler(), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = program.run_decompositions(PRODUCTS)
-            program = _without_duplicates(program)
+            if any(node.target in PRODUCTS for node in program.graph.nodes):
+                program = program.run_decompositions(PRODUCTS)
+            CSEPass()(program.graph_module)  # each layer turns the same mask into numbers
             edge = to_edge_transform_and_lower(
                 program,
                 partitioner=[partitioner()],
@@ -213,12 +218,6 @@ def check_products(portable: Mapping[str, int]) -> None:
         raise ExportError(
             f"ExecuTorch would run {', '.join(slow)} on slow portable kernels", "report the model and versions"
         )
-
-
-def _without_duplicates(program: ExportedProgram) -> ExportedProgram:
-    """Compute once what is computed twice: each layer turns the same mask into numbers."""
-    CSEPass()(program.graph_module)
-    return program
 
 
 def _operators(module: fx.GraphModule) -> dict[str, int]:

@@ -52,15 +52,17 @@ _TRANSPOSE_B = 1
 """XNN_FLAG_TRANSPOSE_B."""
 
 
-@impl(_LIBRARY, "product", "CompositeExplicitAutograd")
 def _product(a: torch.Tensor, b: torch.Tensor, transposed: bool) -> torch.Tensor:
     """Multiply matrices with equal leading sizes: (…, m, k) by (…, k, n), or by (…, n, k) if ``transposed``."""
     return torch.matmul(a, b.transpose(-1, -2) if transposed else b)
 
 
-@register_fake("covey::product", lib=_LIBRARY)
-def _(a: torch.Tensor, b: torch.Tensor, transposed: bool) -> torch.Tensor:
+def _product_of_fakes(a: torch.Tensor, b: torch.Tensor, transposed: bool) -> torch.Tensor:
     return a.new_empty((*a.shape[:-1], b.shape[-2 if transposed else -1]))
+
+
+impl(_LIBRARY, "product", "CompositeExplicitAutograd")(_product)
+register_fake("covey::product", lib=_LIBRARY)(_product_of_fakes)
 
 
 def _attention(

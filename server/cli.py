@@ -97,6 +97,12 @@ def _add_serve(commands: Commands[argparse.ArgumentParser]) -> None:
 def _add_demo(commands: Commands[argparse.ArgumentParser]) -> None:
     demo = commands.add_parser("demo", help="a fleet of processes on this machine learns", description=_demo.__doc__)
     demo.add_argument("--model", choices=("minilm", "smollm2"), default="minilm", help="default: %(default)s")
+    demo.add_argument(
+        "--engine",
+        choices=("onnxruntime", "executorch", "mixed"),
+        default="onnxruntime",
+        help="what runs the model on the devices; mixed: every second one on ExecuTorch (default: %(default)s)",
+    )
     demo.add_argument("--devices", type=int, default=8, help="device processes (default: %(default)s)")
     demo.add_argument("--rounds", type=int, help="rounds (default: the recipe's)")
     demo.add_argument("--workdir", type=Path, default=Path(".covey/demo"), help="emptied first (default: %(default)s)")
@@ -117,7 +123,9 @@ def _demo(args: argparse.Namespace) -> int:
         raise ConfigError("--devices and --rounds must be at least 1", "leave them out for the defaults")
     stop = _stop_on_signals()
     cache = args.cache or default_cache()
-    result = run_demo(RECIPES[args.model], args.devices, args.rounds, args.workdir.resolve(), cache, stop.is_set)
+    result = run_demo(
+        RECIPES[args.model], args.devices, args.rounds, args.workdir.resolve(), cache, stop.is_set, args.engine
+    )
     if result is None:
         return output.INTERRUPTED
     print(json.dumps(result))

@@ -627,7 +627,8 @@ def test_the_library_exports_its_interface_and_nothing_else(core_build: Path) ->
 @pytest.fixture(scope="session")
 def mutate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = build(
-        tmp_path_factory.mktemp("sanitized"), "-DCOVEY_SANITIZE=ON", "-DCOVEY_TESTS=ON", "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
+        tmp_path_factory.mktemp("sanitized"), "-DCOVEY_SANITIZE=ON", "-DCOVEY_TESTS=ON",
+        "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
         target="covey-mutate",
     )  # fmt: skip
     return folder / "covey-mutate"

