@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from edge_runtime import __version__, output
 from edge_runtime.errors import ConfigError
 from edge_runtime.manifest import CAUSAL_LM
+from edge_runtime.profile_cli import add_profile_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     output.add_format(check)
     check.set_defaults(run=_data_check)
 
+    add_profile_command(commands)
     doctor = commands.add_parser(
         "doctor", help="what this device has and can reach, and what to do", description=_doctor.__doc__
     )

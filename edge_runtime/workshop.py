@@ -6,15 +6,13 @@ import logging
 import shutil
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from edge_runtime.adapter_file import check_adapter, check_finite, follow_logs, map_adapter
 from edge_runtime.bundle import Bundle, open_bundle, verify_files
 from edge_runtime.errors import BundleError, NetworkError, ProtocolError, TrainingError, storage_error
 from edge_runtime.fetch import fetch_bundle
 from edge_runtime.layout import total_size
 from edge_runtime.manifest import read_manifest
-from edge_runtime.perturbation import FRONT, perturb_many_into
+from edge_runtime.rates import replay_parameters_per_s
 from edge_runtime.round_log import decode_chain
 from edge_runtime.rows import load_rows
 
@@ -89,12 +87,7 @@ class Workshop:
     def replay_parameters_per_s(self, clock: Callable[[], float]) -> float:
         """Return how many parameters × directions this machine replays a second; measured once, in some ms."""
         if self._replay_rate is None:
-            vector: FloatVector = np.zeros(1 << 16, dtype=np.float32)
-            seeds = list(range(16))
-            perturb_many_into(vector, vector, seeds, FRONT, [0.5] * len(seeds))
-            started = clock()
-            perturb_many_into(vector, vector, seeds, FRONT, [0.5] * len(seeds))
-            self._replay_rate = vector.size * len(seeds) / max(clock() - started, 1e-6)
+            self._replay_rate = replay_parameters_per_s(clock)
         return self._replay_rate
 
 

@@ -1,0 +1,323 @@
+"""What a board is and what its sensors say, read from /proc and /sys. Unknown is None.
+
+Where the figures are (all public):
+
+- Raspberry Pi: ``hwmon`` named ``rpi_volt`` (under-voltage alarm), the firmware's ``get_throttled`` word in sysfs where
+  the kernel shows it, else ``vcgencmd get_throttled``; Pi 5: ``vcgencmd pmic_read_adc`` (volts, amperes of each rail).
+- Jetson: INA3221 under ``hwmon`` (``in*_label``, ``in*_input`` mV, ``curr*_input`` mA), what tegrastats shows.
+- x86: RAPL under ``powercap`` (energy in µJ, so power takes two readings).
+- all: ``thermal_zone*``, ``cpufreq``, ``power_supply``, ``/proc/meminfo``, ``/proc/loadavg``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_runtime.profile import BoardFacts, Reading
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Run = Callable[[list[str]], str | None]
+
+THROTTLED_NOW = 0b1110
+"""Bits of the Pi firmware's word: clock capped (1), throttled (2), soft temperature limit (3); 0 is under-voltage."""
+_UNDER_VOLTAGE = 0b1
+_SINCE_BOOT = 16
+_JETSON_INPUTS = ("VDD_IN", "VIN_SYS_5V0", "POM_5V_IN")
+_RAPL_S = 0.2
+_COMMAND_S = 5.0
+
+_BOARDS = (
+    ("raspberry pi 4", "raspberry-pi-4"),
+    ("raspberry pi 5", "raspberry-pi-5"),
+    ("jetson agx orin", "jetson-agx-orin"),
+    ("jetson orin nano", "jetson-orin-nano"),
+    ("linux,dummy-virt", "qemu-arm64"),
+)
+
+
+def run_command(command: list[str]) -> str | None:
+    """Return what a command prints; None where it is not installed or fails."""
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+class Board:
+    """Reads one machine.
+
+    Args:
+        root: above ``proc`` and ``sys``; another one in tests.
+        run: runs a command, as run_command.
+        clock: monotonic seconds.
+        sleep: waits, between two readings of an energy counter.
+    """
+
+    def __init__(
+        self,
+        root: Path = Path("/"),
+        run: Run = run_command,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._root, self._run, self._clock, self._sleep = root, run, clock, sleep
+
+    # -- what it is ---------------------------------------------------------------------------------------------
+
+    def facts(self, board: str | None = None) -> BoardFacts:
+        """Return what the board is; ``board`` names its profile folder where it is not one that is known."""
+        model = self._text("proc/device-tree/model") or self._text("sys/class/dmi/id/product_name")
+        machine = os.uname().machine if self._root == Path("/") else self._text("proc/sys/kernel/arch")
+        return BoardFacts(
+            board=board or self._known_board(model) or _slug(model, machine),
+            model=model,
+            machine=machine,
+            cores=self._cores(),
+            cpu=self._cpuinfo("model name") or self._cpuinfo("Hardware"),
+            memory_bytes=self._meminfo("MemTotal"),
+            max_clock_hz=_scaled(max(self._cpufreq("cpuinfo_max_freq"), default=None), 1e3),
+            os=self._os(),
+            kernel=self._text("proc/sys/kernel/osrelease"),
+        )
+
+    def _known_board(self, model: str | None) -> str | None:
+        lowered = (model or "").lower()
+        return next((board for part, board in _BOARDS if all(word in lowered for word in part.split())), None)
+
+    def _cores(self) -> int | None:
+        """Count the online processors, from a list such as ``0-3,6``."""
+        text = self._text("sys/devices/system/cpu/online")
+        if text is None or not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+            return None
+        ranges = [part.partition("-") for part in text.split(",")]
+        return sum(int(last or first) - int(first) + 1 for first, _, last in ranges)
+
+    def _cpuinfo(self, field: str) -> str | None:
+        return _field(self._text("proc/cpuinfo"), field)
+
+    def _os(self) -> str | None:
+        text = self._text("etc/os-release")
+        found = re.search(r'^PRETTY_NAME="?([^"\n]*)', text or "", re.MULTILINE)
+        return found.group(1) if found else None
+
+    # -- what its sensors say -----------------------------------------------------------------------------------
+
+    def read(self, disk: Path | None = None) -> Reading:
+        """Return what the sensors say now; ``disk`` is where bundles are kept. May take a fifth of a second."""
+        flags = self._pi_flags()
+        power, sensor = self._power()
+        return Reading(
+            temperature_c=self._temperature(),
+            throttled=self._throttled(flags),
+            throttled_since_boot=None if flags is None else bool((flags >> _SINCE_BOOT) & THROTTLED_NOW),
+            under_voltage=self._under_voltage(flags),
+            clock_hz=_scaled(max(self._cpufreq("scaling_cur_freq"), default=None), 1e3),
+            governor=next(iter(self._texts("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")), None),
+            power_w=power,
+            power_sensor=sensor,
+            load=self._load(),
+            memory_free_bytes=self._meminfo("MemAvailable"),
+            disk_free_bytes=_disk_free(disk),
+            on_mains=self._on_mains(),
+            battery=self._battery(),
+        )
+
+    def power_w(self) -> float | None:
+        """Return what the board takes; see read."""
+        return self._power()[0]
+
+    def memory_of_self(self, field: str) -> int | None:
+        """Return ``VmRSS`` (resident now) or ``VmHWM`` (its peak) of this process, in bytes."""
+        return _kilobytes(self._text("proc/self/status"), field)
+
+    def _temperature(self) -> float | None:
+        """Return the hottest zone in °C; zones that are switched off say an error or an impossible figure."""
+        zones = [value / 1e3 for value in self._numbers("sys/class/thermal/thermal_zone*/temp")]
+        return max((zone for zone in zones if -60 < zone < 200), default=None)
+
+    def _pi_flags(self) -> int | None:
+        """Return the Pi firmware's throttling word."""
+        for text in self._texts("sys/devices/platform/soc*/soc*:firmware/get_throttled"):
+            return _hex(text)
+        if "raspberry pi" not in (self._text("proc/device-tree/model") or "").lower():
+            return None
+        printed = self._run(["vcgencmd", "get_throttled"])
+        return None if printed is None else _hex(printed.strip().removeprefix("throttled="))
+
+    def _throttled(self, flags: int | None) -> bool | None:
+        """Tell from the Pi's word, else from cooling devices that hold the processor's clock down."""
+        if flags is not None:
+            return bool(flags & THROTTLED_NOW)
+        states = []
+        for folder in self._glob("sys/class/thermal/cooling_device*"):
+            kind = _read(folder / "type") or ""
+            state = _number(folder / "cur_state")
+            if state is not None and re.match(r"cpufreq|cpu-|processor|thermal-cpufreq", kind, re.IGNORECASE):
+                states.append(state > 0)
+        return any(states) if states else None
+
+    def _under_voltage(self, flags: int | None) -> bool | None:
+        if flags is not None:
+            return bool(flags & _UNDER_VOLTAGE)
+        for folder in self._hwmon("rpi_volt"):
+            alarm = _number(folder / "in0_lcrit_alarm")
+            if alarm is not None:
+                return alarm > 0
+        return None
+
+    def _power(self) -> tuple[float | None, str | None]:
+        """Return watts and where they were read: the whole board where it can be had, else the processor."""
+        for read, name in ((self._ina3221, "ina3221"), (self._pmic, "pmic"), (self._rapl, "rapl")):
+            power = read()
+            if power is not None:
+                return power, name
+        return None, None
+
+    def _ina3221(self) -> float | None:
+        """Return what goes into a Jetson: its input rail, or the sum of all rails where that one has no sensor."""
+        rails = {}
+        for folder in self._hwmon("ina3221"):
+            for number in (1, 2, 3):
+                label = _read(folder / f"in{number}_label") or f"{folder.name}.{number}"
+                milli_v, milli_a = _number(folder / f"in{number}_input"), _number(folder / f"curr{number}_input")
+                if milli_v is not None and milli_a is not None and "NC" not in label:
+                    rails[label] = milli_v * milli_a / 1e6
+        whole = [rails[label] for label in _JETSON_INPUTS if label in rails]
+        return whole[0] if whole else sum(rails.values()) if rails else None
+
+    def _pmic(self) -> float | None:
+        """Return the sum of a Pi 5's rails, without what its USB ports and its own regulators take."""
+        if "raspberry pi 5" not in (self._text("proc/device-tree/model") or "").lower():
+            return None
+        printed = self._run(["vcgencmd", "pmic_read_adc"]) or ""
+        found = re.findall(r"(\w+?)_([AV]) (?:current|volt)\(\d+\)=([\d.]+)[AV]", printed)
+        amperes = {rail: float(value) for rail, kind, value in found if kind == "A"}
+        volts = {rail: float(value) for rail, kind, value in found if kind == "V"}
+        both = amperes.keys() & volts.keys()
+        return sum(amperes[rail] * volts[rail] for rail in both) if both else None
+
+    def _rapl(self) -> float | None:
+        before = self._energy()
+        if not before:
+            return None
+        started = self._clock()
+        self._sleep(_RAPL_S)
+        after, seconds = self._energy(), self._clock() - started
+        used = [after[zone] - before[zone] for zone in before.keys() & after.keys()]
+        return None if seconds <= 0 or min(used, default=-1.0) < 0 else sum(used) / seconds  # < 0: it wrapped
+
+    def _energy(self) -> dict[str, float]:
+        """Return the joules of each package; only root may read them on most systems."""
+        packages = ((f.name, _number(f / "energy_uj")) for f in self._glob("sys/class/powercap/intel-rapl:[0-9]"))
+        return {name: value / 1e6 for name, value in packages if value is not None}
+
+    def _load(self) -> float | None:
+        text = self._text("proc/loadavg")
+        try:
+            return float((text or "").split()[0]) / (self._cores() or 1)
+        except (IndexError, ValueError):
+            return None
+
+    def _on_mains(self) -> bool | None:
+        """Tell from the supplies in sysfs; where there is none, nobody knows."""
+        online = [
+            value
+            for folder in self._supplies(("Mains", "USB", "USB_C", "USB_PD", "Wireless"))
+            if (value := _number(folder / "online")) is not None
+        ]
+        return any(online) if online else None
+
+    def _battery(self) -> float | None:
+        charges = [
+            value / 100
+            for folder in self._supplies(("Battery",))
+            if (value := _number(folder / "capacity")) is not None and 0 <= value <= 100
+        ]
+        return min(charges, default=None)
+
+    # -- files --------------------------------------------------------------------------------------------------
+
+    def _supplies(self, kinds: tuple[str, ...]) -> Iterator[Path]:
+        return (folder for folder in self._glob("sys/class/power_supply/*") if _read(folder / "type") in kinds)
+
+    def _hwmon(self, name: str) -> Iterator[Path]:
+        return (folder for folder in self._glob("sys/class/hwmon/hwmon*") if _read(folder / "name") == name)
+
+    def _cpufreq(self, name: str) -> list[float]:
+        return self._numbers(f"sys/devices/system/cpu/cpu[0-9]*/cpufreq/{name}")
+
+    def _meminfo(self, field: str) -> int | None:
+        return _kilobytes(self._text("proc/meminfo"), field)
+
+    def _glob(self, pattern: str) -> list[Path]:
+        return sorted(self._root.glob(pattern))
+
+    def _text(self, path: str) -> str | None:
+        return _read(self._root / path)
+
+    def _texts(self, pattern: str) -> list[str]:
+        return [text for path in self._glob(pattern) if (text := _read(path)) is not None]
+
+    def _numbers(self, pattern: str) -> list[float]:
+        return [value for path in self._glob(pattern) if (value := _number(path)) is not None]
+
+
+def _read(path: Path) -> str | None:
+    """Return a file's text without what ends it (device-tree strings end with a zero byte); None: not readable."""
+    try:
+        return path.read_bytes().decode(errors="replace").strip("\0\n ") or None
+    except OSError:
+        return None
+
+
+def _number(path: Path) -> float | None:
+    try:
+        return float(_read(path) or "")
+    except ValueError:
+        return None
+
+
+def _hex(text: str) -> int | None:
+    try:
+        return int(text, 16)
+    except ValueError:
+        return None
+
+
+def _field(text: str | None, name: str) -> str | None:
+    found = re.search(rf"^{re.escape(name)}\s*:\s*(.*?)\s*$", text or "", re.MULTILINE)
+    return found.group(1) if found else None
+
+
+def _kilobytes(text: str | None, name: str) -> int | None:
+    found = re.fullmatch(r"(\d+) kB", _field(text, name) or "")
+    return int(found.group(1)) * 1024 if found else None
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def _disk_free(path: Path | None) -> int | None:
+    if path is None:
+        return None
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return None
+
+
+def _slug(model: str | None, machine: str | None) -> str:
+    slug = re.sub(r"[^a-z0-9]+", "-", (model or machine or "").lower()).strip("-")[:63].strip("-")
+    return slug or "unknown-board"

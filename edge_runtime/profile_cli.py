@@ -1,0 +1,218 @@
+"""``covey-edge profile``: measure this device, keep the profile, tell the server."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edge_runtime import output, protocol
+from edge_runtime.errors import ConfigError, NetworkError, ProtocolError
+from edge_runtime.profile import PROFILE_FILE, check_profile, encode_profile
+
+if TYPE_CHECKING:
+    import argparse
+
+    from edge_runtime.config import EdgeConfig
+    from edge_runtime.manifest import Manifest
+    from edge_runtime.profile import GraphProfile, Profile, Rates
+    from edge_runtime.store import Store
+    from edge_runtime.transport_mqtt import MqttTransport
+
+_LOG = logging.getLogger(__name__)
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def add_profile_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``profile``."""
+    profile = commands.add_parser("profile", help="measure this device", description=run_profile.__doc__)
+    profile.add_argument("--bundle", type=Path, help="whose graphs (default: the device's current bundle)")
+    profile.add_argument("--config", type=Path, metavar="edge.toml", help="keep the profile, and tell the server")
+    profile.add_argument("--sustain", metavar="10m", help="also run the whole model for so long: thermal load")
+    profile.add_argument("--shapes", metavar="1x16,8x32", help="batch sizes × tokens (default: a few)")
+    profile.add_argument(
+        "--seconds", type=float, default=2.0, help="for each graph and shape (default: %(default)s), at least 5 runs"
+    )
+    profile.add_argument("--threads", type=int, help="threads of one operator (default: the configuration's)")
+    profile.add_argument("--board", help="name of the board's folder in device_profiles (default: as recognised)")
+    profile.add_argument("--output", type=Path, metavar="FILE", help="write the profile to this file too")
+    profile.add_argument("--no-publish", action="store_true", help="do not connect to the broker")
+    output.add_format(profile)
+    profile.set_defaults(run=run_profile)
+
+
+def run_profile(args: argparse.Namespace) -> int:
+    """Time every graph of a bundle on this device, with memory, heat, power, rates and link.
+
+    Each graph runs in a process of its own. With --config the profile is kept in the state directory and published,
+    retained.
+    """
+    from edge_runtime.bundle import open_bundle, verify_files
+    from edge_runtime.config import read_edge_config
+    from edge_runtime.profiling import ProfileOptions, measure_profile
+    from edge_runtime.store import Store, write_atomically
+
+    config = read_edge_config(args.config) if args.config else None
+    options = ProfileOptions(
+        threads=args.threads if args.threads is not None else config.threads if config is not None else 0,
+        shapes=_shapes(args.shapes),
+        seconds=args.seconds,
+        sustain_s=duration_s(args.sustain) if args.sustain else 0.0,
+        board=_board(args.board),
+        device=None if config is None else config.name,
+    )
+    store = None if config is None else Store(Path(config.state_dir))
+    bundle = open_bundle(args.bundle or _current_bundle(store))
+    verify_files(bundle)
+    transport = None if config is None or args.no_publish else _connect(config)
+    try:
+        profile = measure_profile(
+            bundle,
+            options,
+            measure_link=lambda rates: rates if config is None else _link(rates, config, transport, bundle.manifest),
+            progress=lambda done, total, what: print(f"[{done}/{total}] {what}", file=sys.stderr),
+        )
+        for doubt in check_profile(profile):
+            _LOG.warning("%s", doubt)
+        data = encode_profile(profile)
+        for path in ([args.output] if args.output else []) + ([store.root / PROFILE_FILE] if store else []):
+            write_atomically(path, data)
+    except BaseException:
+        if transport is not None:
+            transport.close()
+        raise
+    if transport is not None and config is not None:
+        transport.close(profile_message(config, profile))
+    published = transport is not None
+    values = {"profile": msgspec.to_builtins(profile), "published": published}
+    output.emit(args, values, profile_text(profile))
+    return 0
+
+
+def profile_message(config: EdgeConfig, profile: Profile) -> tuple[str, bytes]:
+    """Return topic and payload of a device's profile; to be retained."""
+    message = protocol.ProfileMessage(device=config.name, profile=profile)
+    return protocol.topic(config.fleet, config.name, "profile"), protocol.encode(message)
+
+
+def profile_text(profile: Profile) -> str:
+    """Return a profile as a table, a line a graph and shape; it says whether it was measured."""
+    rows = [row for graph in profile.graphs for row in _graph_rows(graph)]
+    columns = ("graph", "engine", "load_s", "peak_MB", "shape", "median_ms", "p10_ms", "p90_ms", "runs", "watts")
+    return f"{heading(profile)}\n\n{output.table(columns, rows)}"
+
+
+def heading(profile: Profile) -> str:
+    """Return what a profile is of, and how it is known."""
+    facts, measured, modelled = profile.facts, profile.measured, profile.modelled
+    lines = [
+        f"{facts.board}: {profile.source.upper()}"
+        + (
+            f" {measured.measured_at}, Covey {measured.covey_version}" if measured is not None else ", nothing here ran"
+        ),
+        f"  board   {', '.join(str(x) for x in (facts.model, facts.cpu, facts.os) if x) or '-'}",
+        f"  bundle  {profile.bundle.sha256[:12]} {profile.bundle.model}, {profile.bundle.layers} layers",
+    ]
+    if modelled is not None:
+        lines.append(f"  formula {modelled.formula}")
+    if measured is not None:
+        before, after = measured.before, measured.after
+        lines.append(f"  heat    {_value(before.temperature_c)} → {_value(after.temperature_c)} °C, throttled "
+                     f"{_value(before.throttled)} → {_value(after.throttled)}")  # fmt: skip
+    rates = msgspec.structs.asdict(profile.rates)
+    lines.append("  rates   " + ", ".join(f"{name} {_value(value)}" for name, value in rates.items()))
+    if profile.slowdown > 1:
+        lines.append(f"  under thermal load {profile.slowdown:.2f} times as slow")
+    return "\n".join(lines)
+
+
+def _graph_rows(graph: GraphProfile) -> list[list[object]]:
+    peak = None if graph.peak_rss_bytes is None else round(graph.peak_rss_bytes / 1e6)
+    head: list[object] = [graph.name, graph.engine, _value(graph.load_s), peak]
+    if not graph.latencies:
+        return [[*head, (graph.note or "not measured").splitlines()[0], None, None, None, None, None]]
+    return [
+        [
+            *head, f"{x.batch_size}x{x.tokens}", _value(x.median_s * 1e3),
+            *(_value(None if q is None else q * 1e3) for q in (x.low_s, x.high_s)), x.count, _value(x.power_w),
+        ]
+        for x in graph.latencies
+    ]  # fmt: skip
+
+
+def _value(value: float | None) -> str:
+    return "-" if value is None else str(value).lower() if isinstance(value, bool) else f"{value:.3g}"
+
+
+def duration_s(text: str) -> float:
+    """Return the seconds of ``90s``, ``10m``, ``1h`` or a plain number of seconds.
+
+    Raises:
+        ConfigError: it is none of these, or 0.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    seconds = float(found.group(1)) * _UNITS[found.group(2) or "s"] if found else 0.0
+    if not 0 < seconds <= 24 * 3600:
+        raise ConfigError(f"{text!r} is not a duration of up to a day", "write it as 90s, 10m or 1h")
+    return seconds
+
+
+def _shapes(text: str | None) -> tuple[tuple[int, int], ...]:
+    parts = [] if text is None else [re.fullmatch(r"(\d{1,4})x(\d{1,5})", part.strip()) for part in text.split(",")]
+    shapes = [(int(part.group(1)), int(part.group(2))) for part in parts if part is not None]
+    if len(shapes) != len(parts):
+        raise ConfigError(f"{text!r} are not shapes", "write batch sizes × tokens as 1x16,8x32")
+    return tuple(shapes)
+
+
+def _board(name: str | None) -> str | None:
+    if name is not None and not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", name):
+        raise ConfigError(f"{name!r} cannot be the name of a board", "use lower-case letters, digits and '-'")
+    return name
+
+
+def _current_bundle(store: Store | None) -> Path:
+    from edge_runtime.agent import current_adapter
+
+    current = None if store is None else current_adapter(store)
+    if current is None:
+        raise ConfigError("there is no bundle to measure", "give --bundle BUNDLE; this device has none of its own yet")
+    return current[0]
+
+
+def _connect(config: EdgeConfig) -> MqttTransport | None:
+    """Connect beside the device's own connection; None, with a warning, where the broker cannot be reached."""
+    from edge_runtime.transport_mqtt import MqttTransport, parse_broker
+
+    identity = f"covey-{config.fleet}-{config.name}-profile"
+    try:
+        return MqttTransport(
+            parse_broker(config.broker), identity, tls=config.tls, connect_timeout_s=config.connect_timeout_s
+        )
+    except NetworkError as error:
+        _LOG.warning("%s; the profile is kept but not published", error.what)
+        return None
+
+
+def _link(rates: Rates, config: EdgeConfig, transport: MqttTransport | None, manifest: Manifest) -> Rates:
+    """Add what the link does; what cannot be measured stays unknown."""
+    from edge_runtime.fetch import Fetcher, blob_base
+    from edge_runtime.rates import link_down_bytes_per_s, link_up_bytes_per_s
+
+    down = up = None
+    if config.server_url is not None:
+        try:
+            fetcher = Fetcher(blob_base("http://:8080/blobs", "", config.server_url))
+            down = link_down_bytes_per_s(fetcher, manifest)
+        except NetworkError as error:
+            _LOG.warning("the link down is not known: %s", error.what)
+    if transport is not None:
+        try:
+            up = link_up_bytes_per_s(transport, protocol.topic(config.fleet, config.name, "probe"))
+        except (NetworkError, ProtocolError) as error:
+            _LOG.warning("the link up is not known: %s", error.what)
+    return msgspec.structs.replace(rates, link_down_bytes_per_s=down, link_up_bytes_per_s=up)

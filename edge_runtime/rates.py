@@ -1,0 +1,95 @@
+"""How fast this machine perturbs and replays, and how fast its link is: what a profile and the server's plans need."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edge_runtime.errors import NetworkError
+from edge_runtime.perturbation import FRONT, perturb_into, perturb_many_into
+from edge_runtime.transport import Connected
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edge_runtime.fetch import Fetcher
+    from edge_runtime.manifest import Manifest
+    from edge_runtime.perturbation import FloatVector
+    from edge_runtime.transport import Transport
+
+    Clock = Callable[[], float]
+
+_PARAMETERS = 1 << 16
+_DIRECTIONS = 16
+_LEAST_S = 1e-6
+_LINK_BYTES = 8 << 20
+_PIECE_BYTES = 64 * 1024
+_PIECES = 8
+
+
+def replay_parameters_per_s(clock: Clock) -> float:
+    """Return how many parameters × directions this machine replays a second; takes some ms."""
+    vector: FloatVector = np.zeros(_PARAMETERS, dtype=np.float32)
+    seeds, scales = list(range(_DIRECTIONS)), [0.5] * _DIRECTIONS
+    perturb_many_into(vector, vector, seeds, FRONT, scales)
+    started = clock()
+    perturb_many_into(vector, vector, seeds, FRONT, scales)
+    return vector.size * len(seeds) / max(clock() - started, _LEAST_S)
+
+
+def perturb_parameters_per_s(clock: Clock) -> float:
+    """Return how many parameters this machine perturbs a second, one direction at a time; takes some ms."""
+    clean: FloatVector = np.zeros(_PARAMETERS, dtype=np.float32)
+    out = np.empty_like(clean)
+    perturb_into(out, clean, 0, FRONT, 0.5)
+    started = clock()
+    for seed in range(_DIRECTIONS):
+        perturb_into(out, clean, seed, FRONT, 0.5)
+    return clean.size * _DIRECTIONS / max(clock() - started, _LEAST_S)
+
+
+def link_down_bytes_per_s(fetcher: Fetcher, manifest: Manifest) -> float | None:
+    """Return how fast the server's blobs come, from the bundle's largest file of at most 8 MB; None: too small to tell.
+
+    Raises:
+        NetworkError: the server cannot be reached, or does not serve this bundle.
+    """
+    files = [entry for entry in manifest.files if entry.size_bytes <= _LINK_BYTES]
+    largest = max(files, key=lambda entry: entry.size_bytes)
+    fetcher.data(largest.sha256, largest.size_bytes)
+    return fetcher.bytes_per_s
+
+
+def link_up_bytes_per_s(
+    transport: Transport, topic: str, clock: Clock = time.monotonic, timeout_s: float = 60
+) -> float:
+    """Return how fast messages go to the broker and come back: a lower bound of the way up.
+
+    Args:
+        transport: a connection of its own, which asks for nothing else.
+        topic: one that nobody else uses.
+        clock: monotonic seconds.
+        timeout_s: how long the pieces may take.
+
+    Raises:
+        NetworkError: they did not come back in time.
+    """
+    transport.subscribe(topic)
+    transport.publish(topic, b"")  # once it is back, the subscription stands
+    _await(transport, 1, clock, timeout_s)
+    started = clock()
+    for _ in range(_PIECES):
+        transport.publish(topic, bytes(_PIECE_BYTES))
+    _await(transport, _PIECES, clock, timeout_s)
+    return _PIECES * _PIECE_BYTES / max(clock() - started, _LEAST_S)
+
+
+def _await(transport: Transport, messages: int, clock: Clock, timeout_s: float) -> None:
+    ends_at = clock() + timeout_s
+    while messages:
+        event = transport.receive(max(0.0, ends_at - clock()) or _LEAST_S)
+        if event is None and clock() >= ends_at:
+            raise NetworkError(f"messages to the broker did not come back in {timeout_s:g} s", "look at the link")
+        messages -= event is not None and not isinstance(event, Connected)
