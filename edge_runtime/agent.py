@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import collections
 import logging
-import platform
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge_runtime import __version__, protocol
-from edge_runtime.errors import CoveyError, ProtocolError
+from edge_runtime import protocol
+from edge_runtime.backprop_plan import do_backprop
+from edge_runtime.birth import make_birth
+from edge_runtime.errors import CoveyError, NetworkError, ProtocolError
 from edge_runtime.fetch import Fetcher, blob_base
+from edge_runtime.forward_plan import do_forward
 from edge_runtime.privacy import check_privacy
-from edge_runtime.round_log import pack_scalars
-from edge_runtime.trainer import RoundWork, train_round
 from edge_runtime.transport import Connected, Message, Will
+from edge_runtime.upload import upload
 from edge_runtime.workshop import Workshop, install_bundle, obtain_adapter
 
 if TYPE_CHECKING:
@@ -33,11 +33,10 @@ if TYPE_CHECKING:
     from edge_runtime.perturbation import FloatVector
     from edge_runtime.store import Store
     from edge_runtime.transport import Transport
-    from edge_runtime.workshop import EngineMaker
+    from edge_runtime.workshop import EngineMaker, TrainingEngineMaker
 
 _LOG = logging.getLogger(__name__)
-METHODS = ["spzo"]  # with every switch of rule.py
-_RUNTIMES = ("onnxruntime", "numpy", "tokenizers")
+_UPLOADS = 3  # of one delta, where the server has lost it
 
 
 def lost_will(config: EdgeConfig, boot_id: str) -> Will:
@@ -64,6 +63,7 @@ class Agent:
         boot_id: new with every start.
         clock: monotonic seconds.
         make_engine: see Workshop.
+        make_training_engine: see Workshop.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class Agent:
         boot_id: str,
         clock: Callable[[], float] = time.monotonic,
         make_engine: EngineMaker | None = None,
+        make_training_engine: TrainingEngineMaker | None = None,
     ) -> None:
         self._config = config
         self._store = store
@@ -81,6 +82,9 @@ class Agent:
         self._boot_id = boot_id
         self._clock = clock
         self._make_engine = make_engine
+        self._make_training_engine = make_training_engine
+        self._blob_url: str | None = None  # of the last plan
+        self._uploaded: collections.Counter[str] = collections.Counter()
         self._workshop: Workshop | None = None
         self._link_bytes_per_s: float | None = None
         self._waiting: collections.deque[Message] = collections.deque()
@@ -126,18 +130,7 @@ class Agent:
         self._set_state("online")
 
     def _publish_birth(self) -> None:
-        birth = protocol.Birth(
-            device=self._config.name,
-            boot_id=self._boot_id,
-            covey_version=__version__,
-            python_version=platform.python_version(),
-            machine=platform.machine(),
-            runtimes={name: metadata.version(name) for name in _RUNTIMES},
-            methods=METHODS,
-            rows=len(self._workshop.rows) if self._workshop is not None else None,
-            bundle_sha256=self._journal.bundle_sha256,
-            adapter_sha256=self._journal.adapter_sha256,
-        )
+        birth = make_birth(self._config, self._boot_id, self._journal, self._workshop)
         self._transport.publish(self._topic("birth"), protocol.encode(birth), retain=True)
 
     def _set_state(self, state: str) -> None:
@@ -163,19 +156,51 @@ class Agent:
             return None
         self._set_state("busy")
         try:
+            self._blob_url = blob_base(plan.blob_url, self._transport.broker_host, self._config.server_url)
             if isinstance(plan, protocol.SyncPlan):
                 return self._sync(plan)
-            self._train(plan)
+            self._take_part(plan)
         except CoveyError as error:
             _LOG.error("round %d of job %s failed: %s", plan.round, plan.job, error)
-            self._refuse(plan, error)
+            self._refuse(plan.job, *_order(plan), error)
         finally:
             self._set_state("online")
         return None
 
     def _take_ack(self, ack: protocol.ReportAck) -> None:
-        level = logging.INFO if ack.outcome == "taken" else logging.WARNING
+        level = logging.INFO if ack.outcome in ("taken", "upload") else logging.WARNING
         _LOG.log(level, "round %d: report %s %s", ack.round, ack.outcome, ack.reason)
+        if ack.outcome != "upload":
+            return
+        report = self._last_report()
+        asked = (ack.job, ack.round, ack.attempt)
+        if isinstance(report, protocol.DeltaReport) and (report.job, report.round, report.attempt) == asked:
+            self._send_delta(report)
+
+    def _send_delta(self, report: protocol.DeltaReport) -> None:
+        """Upload a delta that the server waits for, and send its report again."""
+        sha256 = report.delta.sha256
+        self._uploaded[sha256] += 1
+        try:
+            if self._blob_url is None or self._uploaded[sha256] > _UPLOADS:
+                raise NetworkError("the server asks for the delta again and again", "look at the server's log")
+            upload(self._blob_url, sha256, self._store.delta_file(sha256))
+        except CoveyError as error:
+            _LOG.error("round %d: the delta could not be sent: %s", report.round, error)
+            self._refuse(report.job, report.round, report.attempt, error)
+        else:
+            self._report(report)
+
+    def _last_report(self) -> protocol.Report | None:
+        """Return the journal's report; None where there is none, or one of an older version of the protocol."""
+        if self._journal.report is None:
+            return None
+        try:
+            report: protocol.Report = protocol.decode(self._journal.report, protocol.Report)  # type: ignore[arg-type]
+        except ProtocolError as error:
+            _LOG.warning("the journal's report is of no use: %s", error.what)
+            return None
+        return report
 
     def _superseded(self, plan: protocol.Plan) -> bool:
         """Whether a later plan is waiting. Events are taken from the transport, none is lost."""
@@ -188,31 +213,37 @@ class Agent:
             _supersedes(message.payload, plan) for message in self._waiting if message.topic == self._topic("plan")
         )
 
-    def _refuse(self, plan: protocol.Plan, error: CoveyError) -> None:
-        attempt = plan.attempt if isinstance(plan, protocol.TrainPlan) else 0
-        self._report(
-            protocol.PlanRefused(
-                job=plan.job,
-                round=plan.round,
-                attempt=attempt,
-                device=self._config.name,
-                code=error.exit_code,
-                message=str(error)[:2000],
-            )
+    def _refuse(self, job: str, index: int, attempt: int, error: CoveyError) -> None:
+        refused = protocol.PlanRefused(
+            job=job,
+            round=index,
+            attempt=attempt,
+            device=self._config.name,
+            code=error.exit_code,
+            message=str(error)[:2000],
         )
+        self._report(refused)
 
     def _prepare(self, plan: protocol.Plan) -> tuple[Workshop, FloatVector, int]:
         """Return the workshop of the plan's bundle, the plan's adapter, and the bytes the adapter took."""
-        fetcher = Fetcher(blob_base(plan.blob_url, self._transport.broker_host, self._config.server_url))
+        assert self._blob_url is not None  # noqa: S101 set when the plan came
+        fetcher = Fetcher(self._blob_url)
         is_new = self._workshop is None or self._workshop.bundle.sha256 != plan.bundle_sha256
         if self._workshop is None or is_new:
             self._workshop = None
             bundle = install_bundle(self._store, fetcher, plan.bundle_sha256, self._config.threads)
-            self._workshop = Workshop(bundle, self._config.data, self._config.threads, self._make_engine)
+            makers = (self._make_engine, self._make_training_engine)
+            self._workshop = Workshop(bundle, self._config.data, self._config.threads, *makers)
         fetcher.fetched_bytes = 0
         theta = obtain_adapter(self._store, fetcher, self._workshop.bundle, plan.adapter)
         self._link_bytes_per_s = fetcher.bytes_per_s or self._link_bytes_per_s
-        self._write_journal(job=plan.job, bundle_sha256=plan.bundle_sha256, adapter_sha256=plan.adapter.file.sha256)
+        same = (self._journal.job, self._journal.bundle_sha256) == (plan.job, plan.bundle_sha256)
+        self._write_journal(
+            job=plan.job,
+            bundle_sha256=plan.bundle_sha256,
+            adapter_sha256=plan.adapter.file.sha256,
+            personal_sha256=self._journal.personal_sha256 if same else None,
+        )
         if is_new:
             self._publish_birth()  # now it knows its bundle and its rows
         return self._workshop, theta, fetcher.fetched_bytes
@@ -238,60 +269,50 @@ class Agent:
         _LOG.info("adapter %s of job %s is here", have[:12], plan.job)
         return Finished(plan.job, have) if plan.final else None
 
-    def _train(self, plan: protocol.TrainPlan) -> None:
+    def _take_part(self, plan: protocol.TrainPlan | protocol.BackpropPlan) -> None:
+        """Train a round, enter its report in the journal, and send it."""
         if self._send_again(plan):
             return
-        check_privacy(plan.privacy, self._config.least_noise_multiplier)
-        accepted = protocol.PlanAccepted(job=plan.job, round=plan.round, attempt=plan.attempt, device=self._config.name)
-        self._report(accepted)
-        workshop, theta, fetched_bytes = self._prepare(plan)
-        work = RoundWork(
-            job_seed=plan.job_seed,
-            round=plan.round,
-            device=self._config.name,
-            rule=plan.rule,
-            steps=plan.steps,
-            batch_size=plan.batch_size,
-            mean_square=plan.mean_square,
-            privacy=plan.privacy,
+        privacy = plan.privacy if isinstance(plan, protocol.TrainPlan) else None
+        check_privacy(privacy, self._config.least_noise_multiplier)
+        self._report(
+            protocol.PlanAccepted(job=plan.job, round=plan.round, attempt=plan.attempt, device=self._config.name)
         )
-        engine = workshop.engine(plan.split)
+        workshop, theta, fetched_bytes = self._prepare(plan)
         started = self._clock()
 
         def goes_on(_step: int, _loss: float) -> bool:
             return not self._superseded(plan) and self._clock() - started <= plan.deadline_s
 
-        result = train_round(engine, theta, workshop.rows, work, goes_on, copy=workshop.copies, clock=self._clock)
-        if result is None:
+        report: protocol.Report | None
+        personal = self._journal.personal_sha256
+        if isinstance(plan, protocol.TrainPlan):
+            report = do_forward(plan, self._config.name, workshop, theta, goes_on, self._clock)
+        else:
+            made = do_backprop(
+                plan, self._config.name, self._config.training, workshop, theta, self._store, self._journal, goes_on,
+                self._clock,
+            )  # fmt: skip
+            report, personal = made if made is not None else (None, personal)
+        if report is None:
             _LOG.info("gave up round %d: its deadline has passed, or a newer plan is here", plan.round)
             return
-        report = protocol.RoundReport(
-            job=plan.job,
-            round=plan.round,
-            attempt=plan.attempt,
-            device=self._config.name,
-            adapter_sha256=plan.adapter.file.sha256,  # of the bytes that are trained: obtain_adapter has hashed them
-            scalars=pack_scalars(result.scalars),
-            examples=len(workshop.rows),
-            loss=None if plan.privacy is not None else result.loss,
-            seconds=self._clock() - started,
-            front_passes=result.front_passes,
-            back_passes=result.back_passes,
-            front_seconds=result.front_seconds,
-            back_seconds=result.back_seconds,
+        report = msgspec.structs.replace(
+            report,
             link_bytes_per_s=self._link_bytes_per_s,
             replay_parameters_per_s=workshop.replay_parameters_per_s(self._clock),
             blob_bytes=fetched_bytes,
         )
-        self._write_journal(report=protocol.encode(report))
+        self._write_journal(report=protocol.encode(report), personal_sha256=personal)
+        self._store.keep_only(personal, report.delta.sha256 if isinstance(report, protocol.DeltaReport) else None)
         self._report(report)
-        _LOG.info("round %d: loss %.4f in %.1f s", plan.round, result.loss, report.seconds)
+        _LOG.info("round %d: loss %s in %.1f s", plan.round, report.loss, report.seconds)
 
-    def _send_again(self, plan: protocol.TrainPlan) -> bool:
+    def _send_again(self, plan: protocol.TrainPlan | protocol.BackpropPlan) -> bool:
         """Send the journal's report where it answers this very plan."""
-        if self._journal.report is None:
+        report = self._last_report()
+        if report is None:
             return False
-        report = protocol.decode(self._journal.report, protocol.RoundReport)
         same = (report.job, report.round, report.attempt, report.adapter_sha256) == (
             plan.job,
             plan.round,
@@ -315,7 +336,7 @@ def _supersedes(payload: bytes, plan: protocol.Plan) -> bool:
 
 
 def _order(plan: protocol.Plan) -> tuple[int, int]:
-    return plan.round, plan.attempt if isinstance(plan, protocol.TrainPlan) else 0
+    return plan.round, 0 if isinstance(plan, protocol.SyncPlan) else plan.attempt
 
 
 def current_adapter(store: Store) -> tuple[Path, Path] | None:

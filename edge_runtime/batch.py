@@ -32,6 +32,11 @@ class Batch:
         """Number of rows."""
         return int(self.input_ids.shape[0])
 
+    @property
+    def loss_terms(self) -> int:
+        """How many terms the mean loss is over: rows, or completion tokens."""
+        return self.rows
+
 
 IGNORED = -100
 """The label of a place that only fills up a chunk."""
@@ -52,6 +57,11 @@ class CompletionBatch(Batch):
     """
 
     positions: NDArray[np.int64]
+
+    @property
+    def loss_terms(self) -> int:
+        """See Batch."""
+        return int((self.labels != IGNORED).sum())
 
     def by_row(self, values: NDArray[Any]) -> NDArray[np.float64]:
         """Return the sum over each row of a value a position, (chunks, chunk): float64, (rows,)."""

@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--config", type=Path, metavar="edge.toml", help="use the device's current bundle and adapter")
     source.add_argument("--bundle", type=Path, help="use this bundle")
     predict.add_argument("--adapter", type=Path, help="with --bundle: an adapter file (default: the bundle's own)")
+    predict.add_argument("--shared", action="store_true", help="with --config: leave the device's personal layers out")
     predict.add_argument("--threads", type=int, default=0, help="threads of one operator (default: one a core)")
     predict.add_argument(
         "--max-new-tokens", type=int, default=16, help="causal-lm: continue by so many (default: %(default)s)"
@@ -151,7 +152,8 @@ def _predict_source(args: argparse.Namespace) -> tuple[Bundle, FloatVector]:
         from edge_runtime.config import read_edge_config
         from edge_runtime.store import Store
 
-        current = current_adapter(Store(Path(read_edge_config(args.config).state_dir)))
+        store = Store(Path(read_edge_config(args.config).state_dir))
+        current = current_adapter(store)
         if current is None:
             raise ConfigError("this device has no adapter yet", "let it take part in a round, or give --bundle")
         folder, adapter = current
@@ -164,6 +166,11 @@ def _predict_source(args: argparse.Namespace) -> tuple[Bundle, FloatVector]:
         raise ConfigError(f"cannot read {adapter}: {error.strerror}", "give an adapter file") from error
     theta = map_adapter(adapter, total_size(bundle.manifest.parameters))
     check_finite(theta)
+    if args.config is not None and not args.shared:
+        from edge_runtime.personal import load_personal, with_personal
+
+        journal = store.journal()
+        theta = with_personal(theta, load_personal(store, journal, bundle, journal.job or ""), bundle)
     return bundle, theta
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -48,6 +48,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         server_url: base address of the server's HTTP side, where it is not the one the server tells.
         connect_timeout_s: how long the first connection to the broker may take.
         tls: certificate files, for ``mqtts``.
+        training: ``auto``: with backpropagation where a job asks for it and memory allows; or ``forward-only``.
         least_noise_multiplier: train only in jobs whose [privacy] has this noise_multiplier or more; None: in all.
     """
 
@@ -60,6 +61,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     server_url: str | None = None
     connect_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
     tls: TlsFiles | None = None
+    training: Literal["auto", "forward-only"] = "auto"
     least_noise_multiplier: Annotated[float, msgspec.Meta(ge=0)] | None = None
 
 

@@ -51,6 +51,32 @@ class Engine(Protocol[BoundaryT]):
         """Run the back block at its workspace; return the mean loss over the batch's rows, or its completion tokens."""
 
 
+class TrainingEngine(Protocol):
+    """Loss and gradients of a model with some of its layers, at given trainable parameters."""
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Numbers of active layers for which there is a graph, ascending."""
+
+    def gradients(self, theta: FloatVector, layers: Sequence[int], batch: Batch, out: FloatVector) -> float:
+        """Run with these layers (ascending) and write the gradients of what is trained.
+
+        Args:
+            theta: trainable parameters, float32, whole layout.
+            layers: the active layers, ascending; as many as one of ``levels``.
+            batch: the rows.
+            out: d loss / d theta of the active layers' adapters and of parameters outside the layers is written here,
+                float32, whole layout; entries of absent layers are left alone.
+
+        Returns:
+            The mean loss over the batch's rows, or its completion tokens.
+
+        Raises:
+            BundleError: there is no graph for so many layers.
+            TrainingError: the runtime failed on the batch.
+        """
+
+
 class Predictor(Protocol):
     """Runs the whole model for prediction."""
 

@@ -108,7 +108,7 @@ class _GraphRunner:
         return dict(zip(self._outputs, values, strict=True))
 
 
-def _frozen_tensors(bundle: Bundle) -> dict[str, Tensor]:
+def frozen_tensors(bundle: Bundle) -> dict[str, Tensor]:
     """Map base weights and the adapter's frozen matrices; their names do not collide (PEFT prefixes its own)."""
     manifest = bundle.manifest
     if manifest.train == "full":
@@ -150,7 +150,7 @@ class OnnxEngine:
         back = [p for p in manifest.parameters if p.layer >= split]
         self._front_reads = functools.partial(read_slices, front, rows_read(front_graph.inputs))
         self._back_reads = functools.partial(read_slices, back, rows_read(back_graph.inputs))
-        frozen = _frozen_tensors(bundle)
+        frozen = frozen_tensors(bundle)
         self._front = _GraphRunner(bundle, front_graph, frozen, _block_views(self._front_workspace, front), threads)
         self._back = _GraphRunner(bundle, back_graph, frozen, _block_views(self._back_workspace, back), threads)
 
@@ -201,7 +201,7 @@ class OnnxPredictor:
         )
         trainable = _block_views(self._workspace, self._parameters)
         graph = bundle.manifest.graph("predict")
-        self._runner = _GraphRunner(bundle, graph, _frozen_tensors(bundle), trainable, threads)
+        self._runner = _GraphRunner(bundle, graph, frozen_tensors(bundle), trainable, threads)
 
     def logits(self, theta: FloatVector, batch: Batch) -> FloatVector:
         """See Predictor."""

@@ -10,8 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edge_runtime.errors import BundleError
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edge_runtime.batch import Batch
+    from edge_runtime.levels import LayerSlices
     from edge_runtime.perturbation import FloatVector
 
 FloatMatrix = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
@@ -70,3 +75,38 @@ class QuadraticEngine:
         """Return the exact gradient at ``theta``, float64, (n,)."""
         gradient: FloatMatrix = self._hessian @ (theta.astype(np.float64) - self._optimum)
         return gradient
+
+
+class LayeredQuadraticEngine(QuadraticEngine):
+    """The bowl as a stack of layers, for layer dropout: an absent layer's parameters count as 0.
+
+    Args:
+        hessian: see QuadraticEngine.
+        optimum: see QuadraticEngine.
+        front_size: see QuadraticEngine.
+        slices: which parameters belong to which layer.
+        levels: the numbers of active layers that it takes, ascending.
+    """
+
+    def __init__(
+        self, hessian: FloatMatrix, optimum: FloatMatrix, front_size: int, slices: LayerSlices, levels: Sequence[int]
+    ) -> None:
+        super().__init__(hessian, optimum, front_size)
+        self._slices = slices
+        self._levels = tuple(levels)
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """See TrainingEngine."""
+        return self._levels
+
+    def gradients(self, theta: FloatVector, layers: Sequence[int], batch: Batch, out: FloatVector) -> float:  # noqa: ARG002
+        """See TrainingEngine; exact, computed in float64."""
+        if len(layers) not in self._levels:
+            raise BundleError(f"no graph with {len(layers)} active layers", f"levels are {self._levels}")
+        present = np.zeros(theta.size, dtype=np.bool_)
+        for part in (*self._slices.rest, *(self._slices.layers[layer] for layer in layers)):
+            present[part] = True
+        seen = np.where(present, theta, np.float32(0))
+        out[present] = self.gradient(seen)[present]
+        return self.loss(seen)

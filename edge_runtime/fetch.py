@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 18
 _ATTEMPTS = 6
-_TIMEOUT_S = 30.0
+TIMEOUT_S = 30.0
 _MAX_MANIFEST_BYTES = 1 << 24
 _SPARE_BYTES = 16 << 20
 _BYTES_TO_MEASURE = 1 << 16
@@ -82,7 +82,7 @@ class Fetcher:
                         raise NetworkError(f"blob {sha256[:12]} is larger than {max_bytes} bytes", "look at the server")
                     chunks.append(chunk)
             if hashlib.sha256(b"".join(chunks)).hexdigest() != sha256:
-                raise _BrokenTransferError(f"blob {sha256[:12]} arrived with another hash")
+                raise BrokenTransferError(f"blob {sha256[:12]} arrived with another hash")
 
         self._retry(attempt, sha256)
         return b"".join(chunks)
@@ -103,7 +103,7 @@ class Fetcher:
             if partial.stat().st_size != size_bytes or file_sha256(partial) != sha256:
                 if partial.stat().st_size >= size_bytes:
                     partial.unlink()
-                raise _BrokenTransferError(f"blob {sha256[:12]} arrived incomplete or with another hash")
+                raise BrokenTransferError(f"blob {sha256[:12]} arrived incomplete or with another hash")
 
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,45 +125,61 @@ class Fetcher:
         if start:
             request.add_header("Range", f"bytes={start}-")
         try:
-            response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=_TIMEOUT_S)  # noqa: S310
+            response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_S)  # noqa: S310
         except urllib.error.HTTPError as error:
             if error.code < http.client.INTERNAL_SERVER_ERROR:
                 raise NetworkError(
                     f"the server answered {error.code} for blob {sha256[:12]}", "look at the server's log"
                 ) from error
-            raise _BrokenTransferError(f"the server answered {error.code}") from error
+            raise BrokenTransferError(f"the server answered {error.code}") from error
         except (OSError, http.client.HTTPException) as error:
-            raise _BrokenTransferError(str(error)) from error
+            raise BrokenTransferError(str(error)) from error
         return response
 
     def _retry(self, attempt: Callable[[], None], sha256: str) -> None:
-        for number in range(_ATTEMPTS):
+        def timed() -> None:
             before, started = self.fetched_bytes, self._clock()
-            try:
-                attempt()
-            except _BrokenTransferError as error:
-                if number == _ATTEMPTS - 1:
-                    raise NetworkError(
-                        f"cannot fetch {self._blob_url}/{sha256[:12]}…: {error}",
-                        "check that the server runs and that a firewall lets this machine in",
-                    ) from error
-                _LOG.warning("fetching %s broke off (%s); trying again", sha256[:12], error)
-                self._sleep(2.0**number / 2)
-            else:
-                self._seconds += self._clock() - started
-                self._measured_bytes += self.fetched_bytes - before
-                return
+            attempt()
+            self._seconds += self._clock() - started
+            self._measured_bytes += self.fetched_bytes - before
+
+        try_again(timed, self._sleep, f"fetch {self._blob_url}/{sha256[:12]}…")
 
 
-class _BrokenTransferError(Exception):
+class BrokenTransferError(Exception):
     """A transfer that may succeed when tried again."""
+
+
+def try_again(attempt: Callable[[], None], sleep: Callable[[float], None], what: str) -> None:
+    """Try a transfer until it succeeds, with growing pauses.
+
+    Args:
+        attempt: raises BrokenTransferError where another try may help.
+        sleep: waits, in seconds.
+        what: what is tried, for messages: a verb and its object.
+
+    Raises:
+        NetworkError: no attempt succeeded.
+    """
+    for number in range(_ATTEMPTS):
+        try:
+            attempt()
+        except BrokenTransferError as error:
+            if number == _ATTEMPTS - 1:
+                raise NetworkError(
+                    f"cannot {what}: {error}", "check that the server runs and that a firewall lets this machine in"
+                ) from error
+            _LOG.warning("cannot %s yet (%s); trying again", what, error)
+            sleep(2.0**number / 2)
+        else:
+            return
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
     try:
         return response.read1(_CHUNK_BYTES)
     except (OSError, http.client.HTTPException) as error:
-        raise _BrokenTransferError(str(error)) from error
+        raise BrokenTransferError(str(error)) from error
 
 
 def blob_base(blob_url: str, broker_host: str, server_url: str | None) -> str:

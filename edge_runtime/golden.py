@@ -13,6 +13,7 @@ from edge_runtime.errors import BundleError
 from edge_runtime.manifest import output_names
 from edge_runtime.perturbation import FRONT, perturb_into
 from edge_runtime.tensor_file import map_tensors
+from edge_runtime.training_onnxruntime import OnnxTrainingEngine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,13 +36,23 @@ class GoldenCase:
 class Parity:
     """Largest differences from PyTorch eager over all golden batches and splits: absolute up to 1, relative above.
 
-    ``logits`` are the token losses for causal-lm.
+    ``logits`` are the token losses for causal-lm; ``gradients`` are those of the training graphs, 0 without any.
 
     float32 itself is relative: logits near 30 differ by 3e-5 between any two orders of summation.
     """
 
     loss: float
     logits: float
+    gradients: float = 0.0
+
+
+GRADIENT_TOLERANCE = 1e-4
+"""The largest difference allowed between gradients: sums over more terms than a loss."""
+
+
+def training_layers(level: int, n_layers: int) -> list[int]:
+    """Return the active layers of a level's golden vectors: spread out, the uppermost among them."""
+    return [((slot + 1) * n_layers - 1) // level for slot in range(level)]
 
 
 def golden_adapter(initial: FloatVector, golden: Golden) -> FloatVector:
@@ -67,7 +78,7 @@ def golden_cases(bundle: Bundle) -> Iterator[GoldenCase]:
 
 
 def measure_parity(bundle: Bundle, threads: int = 0) -> Parity:
-    """Run every golden batch through ``predict`` and through front and back of every split.
+    """Run every golden batch through ``predict`` and front and back of every split, the first through training graphs.
 
     Raises:
         BundleError: a graph cannot be loaded.
@@ -87,7 +98,23 @@ def measure_parity(bundle: Bundle, threads: int = 0) -> Parity:
             np.copyto(engine.back_workspace, theta[engine.front_workspace.size :])
             losses.append(_difference(np.float32(engine.back(boundary, case.batch)), np.float32(case.loss)))
             logits.append(_difference(engine.back_outputs(boundary, case.batch)[output], case.logits))
-    return Parity(loss=max(losses), logits=max(logits))
+        del engine
+    gradients = [0.0]
+    if bundle.manifest.levels:
+        expected = map_tensors(bundle.file(bundle.manifest.golden.file))
+        training = OnnxTrainingEngine(bundle, threads)
+        for level in bundle.manifest.levels:
+            found = np.zeros_like(theta)
+            layers = training_layers(level, bundle.manifest.model.layers)
+            loss = training.gradients(theta, layers, cases[0].batch, found)
+            try:
+                losses.append(_difference(np.float32(loss), np.float32(expected[f"train_{level}.loss"])))
+                gradients.append(_difference(found, expected[f"train_{level}.gradients"]))
+            except KeyError as error:
+                raise BundleError(
+                    f"{bundle.manifest.golden.file} does not hold {error}", "export the bundle again"
+                ) from error
+    return Parity(max(losses), max(logits), max(gradients))
 
 
 def check_golden(bundle: Bundle, threads: int = 0) -> Parity:
@@ -98,10 +125,12 @@ def check_golden(bundle: Bundle, threads: int = 0) -> Parity:
     """
     parity = measure_parity(bundle, threads)
     tolerance = bundle.manifest.golden.tolerance
-    if not (parity.loss <= tolerance and parity.logits <= tolerance):
+    within = parity.loss <= tolerance and parity.logits <= tolerance and parity.gradients <= GRADIENT_TOLERANCE
+    if not within:
         raise BundleError(
-            f"the bundle's golden vectors differ from PyTorch by {parity.loss:.1e} (loss) and {parity.logits:.1e} "
-            f"(logits); {tolerance:.0e} is allowed",
+            f"the bundle's golden vectors differ from PyTorch by {parity.loss:.1e} (loss), {parity.logits:.1e} "
+            f"(logits) and {parity.gradients:.1e} (gradients); {tolerance:.0e} is allowed, "
+            f"{GRADIENT_TOLERANCE:.0e} for gradients",
             "report this machine and its onnxruntime version; do not train on it",
         )
     return parity

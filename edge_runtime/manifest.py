@@ -14,16 +14,17 @@ import msgspec
 
 from edge_runtime.errors import BundleError
 from edge_runtime.layout import Parameter, check_layout
+from edge_runtime.levels import check_training_graph
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 MANIFEST_FILE = "manifest.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Dtype = Literal["float32", "int64", "bool"]
-GraphKind = Literal["front", "back", "predict"]
+GraphKind = Literal["front", "back", "predict", "train"]
 InputRole = Literal["weight", "frozen", "trainable", "batch", "boundary"]
 Rows = Literal["input_ids"] | list[int]
 TaskKind = Literal["classify-head", "classify-prompt", "causal-lm"]
@@ -54,7 +55,9 @@ class GraphInput(_Strict, frozen=True):
         role: ``weight`` (from the weights file), ``frozen`` (from the adapter file, not trained), ``trainable`` (from
             the flat vector), ``batch`` (a field of batch.Batch or batch.CompletionBatch) or ``boundary`` (an output of
             ``front``).
-        source: the name in the weights file, the adapter file, the layout, the batch, or the front's outputs.
+        source: the name in the weights file, the adapter file, the layout, the batch, or the front's outputs; with a
+            slot, ``{layer}`` in it stands for the number of the layer that is bound to the slot.
+        slot: for a tensor of a layer in a ``train`` graph: which of its active layers, counted from the lowest.
         rows: where the graph reads only some rows of a trainable tensor, as of an embedding: the field of the batch
             that lists them, or their indexes; None: it may read them all.
     """
@@ -64,22 +67,44 @@ class GraphInput(_Strict, frozen=True):
     shape: list[int | str]
     role: InputRole
     source: str
+    slot: int | None = None
     rows: Rows | None = None
 
 
 class GraphOutput(_Strict, frozen=True):
-    """One output of a graph: ``loss`` (a scalar), one of ``output_names`` or a boundary tensor.
+    """One output of a graph: ``loss`` (a scalar), one of ``output_names``, a boundary tensor or a gradient.
 
     The loss is the mean over the rows, for ``causal-lm`` over all completion tokens of the batch.
+
+    Attributes:
+        name: its name in the graph.
+        dtype: element type.
+        shape: as an input's.
+        source: for a gradient, the tensor of the layout that it belongs to, as an input's; else None.
+        slot: for a gradient of a layer's tensor, which of the graph's active layers.
     """
 
     name: str
     dtype: Dtype
     shape: list[int | str]
+    source: str | None = None
+    slot: int | None = None
 
 
 class Graph(_Strict, frozen=True):
-    """One inference graph. ``split`` is None for ``predict``."""
+    """One graph.
+
+    Attributes:
+        kind: ``front`` and ``back`` of a split, ``predict``, or ``train``: loss and gradients with some of the layers.
+        runtime: what runs it.
+        file: its path in the bundle.
+        split: of ``front`` and ``back``.
+        inputs: what it takes.
+        outputs: what it gives; ``train``: the loss, then one gradient for each trainable input.
+        level: of ``train``, the number of active layers.
+        recomputes: of ``train``, whether a layer's activations are computed again for its backward pass, so that only
+            one hidden state a layer is kept.
+    """
 
     kind: GraphKind
     runtime: Literal["onnxruntime"]
@@ -87,6 +112,8 @@ class Graph(_Strict, frozen=True):
     split: int | None
     inputs: list[GraphInput]
     outputs: list[GraphOutput]
+    level: int | None = None
+    recomputes: bool = False
 
 
 class Task(_Strict, frozen=True):
@@ -144,7 +171,9 @@ class Golden(_Strict, frozen=True):
 
     Attributes:
         file: a safetensors file; batch n has ``n.input_ids``, ``n.attention_mask``, ``n.labels``, ``n.loss`` and the
-            first of ``output_names`` (``n.logits`` or ``n.token_losses``); for causal-lm also ``n.positions``.
+            first of ``output_names`` (``n.logits`` or ``n.token_losses``); for causal-lm also ``n.positions``. Level k
+            has ``train_k.loss`` and ``train_k.gradients`` of batch 0 with the layers of golden.training_layers: the
+            whole layout, 0 for absent layers.
         batches: how many batches.
         seed: the adapter of the golden vectors is the initial one plus ``scale`` times the perturbation (seed, FRONT)
             over the whole layout, so that every trainable tensor matters (B matrices and new heads start at zero).
@@ -166,6 +195,7 @@ class Manifest(_Strict, frozen=True):
         created_by: versions of covey, torch, transformers, peft, onnx that made the bundle.
         lora: None where every weight is trained.
         splits: layer indexes at which the graphs are cut; one front and one back graph each.
+        levels: numbers of active layers for which there is a training graph, ascending; empty: forward-only.
         parameters: the layout of the trainable vector.
         weights_file: base weights (safetensors, Hugging Face names).
         adapter_file: the initial adapter in PEFT's own format, beside its adapter_config.json; the weights file itself,
@@ -185,6 +215,7 @@ class Manifest(_Strict, frozen=True):
     golden: Golden
     graphs: list[Graph]
     files: list[FileEntry]
+    levels: list[int] = []
 
     @property
     def train(self) -> Literal["lora", "full"]:
@@ -207,6 +238,16 @@ class Manifest(_Strict, frozen=True):
         raise BundleError(
             f"the bundle has no {kind} graph{at}; its splits are {self.splits}",
             "choose one of its splits, or export with --split",
+        )
+
+    def training_graph(self, level: int) -> Graph:
+        """Return the training graph with so many active layers, or raise BundleError."""
+        for graph in self.graphs:
+            if graph.kind == "train" and graph.level == level:
+                return graph
+        raise BundleError(
+            f"the bundle has no training graph with {level} active layers; its levels are {self.levels}",
+            "choose one of its levels, or export with --levels",
         )
 
 
@@ -285,8 +326,13 @@ def _check(manifest: Manifest) -> None:
     for split in manifest.splits:
         manifest.graph("front", split)
         manifest.graph("back", split)
+    if manifest.levels != sorted({graph.level for graph in manifest.graphs if graph.level is not None}):
+        raise BundleError("the manifest's levels are not those of its training graphs", "export the bundle again")
     trainable = {parameter.name for parameter in manifest.parameters}
     for graph in manifest.graphs:
+        if graph.kind == "train":
+            check_training_graph(graph, manifest.parameters, manifest.model.layers)
+            continue
         for tensor in graph.inputs:
             if tensor.role == "trainable" and tensor.source not in trainable:
                 raise BundleError(f"{graph.file}: {tensor.source} is not in the layout", "export the bundle again")

@@ -16,8 +16,9 @@ from edge_runtime.errors import ProtocolError
 from edge_runtime.manifest import Sha256
 from edge_runtime.privacy import Privacy
 from edge_runtime.rule import StepRule
+from edge_runtime.stld import Stld
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MAX_PAYLOAD_BYTES = 128 * 1024
 
 _TOPIC_ROOT = "covey/v1"
@@ -36,6 +37,28 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     v: int = PROTOCOL_VERSION
 
 
+class LevelNeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Memory that training with so many active layers takes: with one row of the longest length, and for each more."""
+
+    level: Annotated[int, msgspec.Meta(ge=1, le=4096)]
+    bytes_needed: Count
+    bytes_a_row: Count
+
+
+class Capability(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a device can train.
+
+    Attributes:
+        kind: ``forward-only``, or ``backprop`` where its owner lets it (it can do both then).
+        levels: levels of its bundle that it can hold with one row at a time; None: it has no bundle yet.
+        bytes_free: memory that can be had; None: not known.
+    """
+
+    kind: Literal["forward-only", "backprop"]
+    levels: list[LevelNeed] | None
+    bytes_free: Count | None
+
+
 class Birth(_Message, frozen=True, tag="birth", kw_only=True):
     """A device announces itself; retained. ``boot_id`` is new with every start of the process."""
 
@@ -49,6 +72,7 @@ class Birth(_Message, frozen=True, tag="birth", kw_only=True):
     rows: Count | None
     bundle_sha256: Sha256 | None
     adapter_sha256: Sha256 | None
+    capability: Capability
 
 
 class DeviceState(_Message, frozen=True, tag="state", kw_only=True):
@@ -113,6 +137,26 @@ class TrainPlan(_Message, frozen=True, tag="train", kw_only=True):
     batch_size: Annotated[int, msgspec.Meta(ge=1, le=4096)]
     mean_square: float | None
     privacy: Privacy | None
+    deadline_s: Annotated[float, msgspec.Meta(gt=0)]
+    blob_url: str
+
+
+class BackpropPlan(_Message, frozen=True, tag="backprop", kw_only=True):
+    """Train one round with backpropagation and layer dropout; see TrainPlan for the fields that are not told here.
+
+    Attributes:
+        stld: how layers are drawn, and the local steps.
+        level: number of active layers (``bernoulli``: their mean).
+    """
+
+    job: Name
+    job_seed: Annotated[int, msgspec.Meta(ge=0)]
+    round: Count
+    attempt: Count
+    bundle_sha256: Sha256
+    adapter: AdapterRef
+    stld: Stld
+    level: Annotated[int, msgspec.Meta(ge=1, le=4096)]
     deadline_s: Annotated[float, msgspec.Meta(gt=0)]
     blob_url: str
 
@@ -184,6 +228,39 @@ class RoundReport(_Message, frozen=True, tag="report", kw_only=True):
     blob_bytes: Count
 
 
+class DeltaReport(_Message, frozen=True, tag="delta", kw_only=True):
+    """The result of a round on a backprop device; see RoundReport for the fields that are not told here.
+
+    The delta itself is uploaded once the server has answered ``upload``; then the same report is sent again.
+
+    Attributes:
+        delta: the movement of the shared layers, a safetensors file; see delta.py.
+        layers: the layers in it, ascending.
+        personal_layers: how many layers stayed on the device.
+        level: the plan's level.
+        loss: mean loss of the local steps, with the active layers only.
+        peak_rss_bytes: largest resident memory of the process so far; None: not known.
+        blob_bytes: bytes fetched over HTTP for this round's adapter.
+    """
+
+    job: Name
+    round: Count
+    attempt: Count
+    device: Name
+    adapter_sha256: Sha256
+    delta: BlobRef
+    layers: Annotated[list[Annotated[int, msgspec.Meta(ge=0, le=4096)]], msgspec.Meta(max_length=4096)]
+    personal_layers: Count
+    level: Annotated[int, msgspec.Meta(ge=1, le=4096)]
+    examples: Annotated[int, msgspec.Meta(ge=1, le=2**40)]
+    loss: float
+    seconds: Seconds
+    peak_rss_bytes: Count | None
+    link_bytes_per_s: Rate | None
+    replay_parameters_per_s: Rate | None
+    blob_bytes: Count
+
+
 class Synced(_Message, frozen=True, tag="synced", kw_only=True):
     """The device has an adapter: its hash, computed from its own parameters."""
 
@@ -195,17 +272,21 @@ class Synced(_Message, frozen=True, tag="synced", kw_only=True):
 
 
 class ReportAck(_Message, frozen=True, tag="ack", kw_only=True):
-    """What became of a report. Anything but ``taken`` changed nothing on the server."""
+    """What became of a report. Anything but ``taken`` changed nothing on the server.
+
+    ``upload``: send the delta of this report, and then the report again.
+    """
 
     job: Name
     round: Count
     attempt: Count
-    outcome: Literal["taken", "duplicate", "late", "unknown", "invalid"]
+    outcome: Literal["taken", "upload", "duplicate", "late", "unknown", "invalid"]
     reason: str = ""
 
 
-Plan = TrainPlan | SyncPlan
-DeviceReport = PlanAccepted | PlanRefused | RoundReport | Synced
+Plan = TrainPlan | BackpropPlan | SyncPlan
+Report = RoundReport | DeltaReport
+DeviceReport = PlanAccepted | PlanRefused | Report | Synced
 AnyMessage = Birth | DeviceState | Plan | DeviceReport | ReportAck
 
 MessageT = TypeVar("MessageT")

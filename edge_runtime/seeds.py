@@ -43,3 +43,13 @@ def cohort_seed(job_seed: int, round_index: int) -> int:
 def pool_seed(job_seed: int, index: int) -> int:
     """Seed ``index`` of a job's finite pool of directions, 0 … 2⁶⁴−1."""
     return _derive(b"pool", job_seed, index)
+
+
+def layer_seed(job_seed: int, round_index: int, device: str, step: int) -> int:
+    """Seed of the choice of layers for a step with layer dropout, 0 … 2⁶⁴−1."""
+    return _derive(b"layers", job_seed, round_index, device, step)
+
+
+def importance_seed(job_seed: int, device: str) -> int:
+    """Seed of the importance of a device's layers where it is random, 0 … 2⁶⁴−1."""
+    return _derive(b"importance", job_seed, device)

@@ -5,6 +5,8 @@
     state_dir/
       bundles/<sha256>/           checked bundles; ``<sha256>.partial/`` is one being fetched
       adapters/<sha256>.bin       the current adapter and the one before it
+      personal/<sha256>.safetensors  the layers of the current job that stay here
+      deltas/<sha256>.safetensors    the delta of the last report, until the next round
       journal.json                which bundle and adapter are current, and the last report
 """
 
@@ -32,12 +34,14 @@ class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         bundle_sha256: current bundle.
         adapter_sha256: current adapter; None: the bundle's initial one.
         report: the last round report as it was sent, to be sent again when the same plan comes again.
+        personal_sha256: file of the job's personal layers; None: there are none.
     """
 
     job: str | None = None
     bundle_sha256: Sha256 | None = None
     adapter_sha256: Sha256 | None = None
     report: bytes | None = None
+    personal_sha256: Sha256 | None = None
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -85,7 +89,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         try:
-            for folder in (self.bundles, self._adapters):
+            for folder in (self.bundles, self._adapters, self._personal, self._deltas):
                 folder.mkdir(parents=True, exist_ok=True)
             for left_over in (*self._adapters.glob("*.partial"), *self._adapters.glob("*.before")):
                 left_over.unlink()
@@ -100,6 +104,14 @@ class Store:
     @property
     def _adapters(self) -> Path:
         return self.root / "adapters"
+
+    @property
+    def _personal(self) -> Path:
+        return self.root / "personal"
+
+    @property
+    def _deltas(self) -> Path:
+        return self.root / "deltas"
 
     @property
     def _journal_file(self) -> Path:
@@ -144,3 +156,18 @@ class Store:
         kept = sorted(self._adapters.glob("*.bin"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
         for path in kept[_KEPT_ADAPTERS:]:
             path.unlink()
+
+    def personal_file(self, sha256: str) -> Path:
+        """Return where personal layers are, or would be."""
+        return self._personal / f"{sha256}.safetensors"
+
+    def delta_file(self, sha256: str) -> Path:
+        """Return where a delta is, or would be."""
+        return self._deltas / f"{sha256}.safetensors"
+
+    def keep_only(self, personal_sha256: str | None, delta_sha256: str | None) -> None:
+        """Forget all personal layers and deltas but these: after the journal names them."""
+        kept = [self.personal_file(personal_sha256 or ""), self.delta_file(delta_sha256 or "")]
+        for path in (*self._personal.iterdir(), *self._deltas.iterdir()):
+            if path not in kept:
+                path.unlink()

@@ -17,7 +17,7 @@ import numpy as np
 from edge_runtime.errors import BundleError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
@@ -65,8 +65,31 @@ def map_flat(path: Path, names: Sequence[str], size: int) -> Tensor:
     return np.frombuffer(data, dtype="<f4", count=size, offset=data_start)
 
 
-def _open(path: Path) -> tuple[mmap.mmap, int, dict[str, Any]]:
-    """Map a file; return the mapping, where the data begins in it, and the entry of each tensor."""
+def encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return the bytes of a safetensors file: float32 tensors in the order given, equal bytes for equal input."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    stop = 0
+    for name, tensor in tensors.items():
+        start, stop = stop, stop + 4 * tensor.size
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, stop]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    data = b"".join(np.ascontiguousarray(tensor, dtype="<f4").tobytes() for tensor in tensors.values())
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file.
+
+    Raises:
+        BundleError: see map_tensors.
+    """
+    metadata = _header(path)[1].get("__metadata__", {})
+    return {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
+
+
+def _header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Return where the data begins in a file, and its header."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -74,12 +97,24 @@ def _open(path: Path) -> tuple[mmap.mmap, int, dict[str, Any]]:
             if not 2 <= header_size <= min(_MAX_HEADER_BYTES, size - 8):
                 raise BundleError(f"{path.name} is not a safetensors file", "fetch or export the bundle again")
             header: dict[str, Any] = json.loads(file.read(header_size))
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror}", "fetch or export the bundle again") from error
     except ValueError as error:
         raise BundleError(f"{path.name} has a broken header: {error}", "fetch or export the bundle again") from error
-    return data, 8 + header_size, {name: entry for name, entry in header.items() if name != "__metadata__"}
+    if not isinstance(header, dict):
+        raise BundleError(f"{path.name} has a broken header: not an object", "fetch or export the bundle again")
+    return 8 + header_size, header
+
+
+def _open(path: Path) -> tuple[mmap.mmap, int, dict[str, Any]]:
+    """Map a file; return the mapping, where the data begins in it, and the entry of each tensor."""
+    data_start, header = _header(path)
+    try:
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror}", "fetch or export the bundle again") from error
+    return data, data_start, {name: entry for name, entry in header.items() if name != "__metadata__"}
 
 
 def _view(file: str, data: mmap.mmap, data_start: int, name: str, entry: Any) -> Tensor:  # noqa: ANN401 parsed JSON

@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edge_runtime.config import DataConfig
-    from edge_runtime.engine import Engine
+    from edge_runtime.engine import Engine, TrainingEngine
     from edge_runtime.fetch import Fetcher
     from edge_runtime.perturbation import FloatVector
     from edge_runtime.protocol import AdapterRef
     from edge_runtime.store import Store
 
     EngineMaker = Callable[[Bundle, int, int], Engine[Any]]
+    TrainingEngineMaker = Callable[[Bundle, int], TrainingEngine]
 
 _LOG = logging.getLogger(__name__)
 
@@ -44,13 +45,23 @@ class Workshop:
         data: the private rows.
         threads: threads of one operator.
         make_engine: makes the engine of a bundle at a split, with so many threads; None: on ONNX Runtime.
+        make_training_engine: makes the engine of a bundle's training graphs, with so many threads; None: the same.
     """
 
-    def __init__(self, bundle: Bundle, data: DataConfig, threads: int, make_engine: EngineMaker | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        data: DataConfig,
+        threads: int,
+        make_engine: EngineMaker | None = None,
+        make_training_engine: TrainingEngineMaker | None = None,
+    ) -> None:
         self.bundle = bundle
         self._threads = threads
         self._make_engine = make_engine
+        self._make_training_engine = make_training_engine
         self._engine: tuple[int, Engine[Any]] | None = None
+        self._training_engine: TrainingEngine | None = None
         self._replay_rate: float | None = None
         self.rows = load_rows(bundle, data)
 
@@ -62,10 +73,17 @@ class Workshop:
     def engine(self, split: int) -> Engine[Any]:
         """Return the engine at a split; the last one used is kept."""
         if self._engine is None or self._engine[0] != split:
-            self._engine = None
+            self._engine = self._training_engine = None
             make = self._make_engine or _onnx_engine
             self._engine = (split, make(self.bundle, split, self._threads))
         return self._engine[1]
+
+    def training_engine(self) -> TrainingEngine:
+        """Return the engine of the training graphs; the last engine used is kept."""
+        if self._training_engine is None:
+            self._engine = None
+            self._training_engine = (self._make_training_engine or _onnx_training_engine)(self.bundle, self._threads)
+        return self._training_engine
 
     def replay_parameters_per_s(self, clock: Callable[[], float]) -> float:
         """Return how many parameters × directions this machine replays a second; measured once, in some ms."""
@@ -83,6 +101,12 @@ def _onnx_engine(bundle: Bundle, split: int, threads: int) -> Engine[Any]:
     from edge_runtime.engine_onnxruntime import OnnxEngine  # noqa: PLC0415 loaded with the first bundle
 
     return OnnxEngine(bundle, split, threads)
+
+
+def _onnx_training_engine(bundle: Bundle, threads: int) -> TrainingEngine:
+    from edge_runtime.training_onnxruntime import OnnxTrainingEngine  # noqa: PLC0415 loaded with the first bundle
+
+    return OnnxTrainingEngine(bundle, threads)
 
 
 def install_bundle(store: Store, fetcher: Fetcher, sha256: str, threads: int) -> Bundle:

@@ -32,11 +32,12 @@ from export import full, lora
 from export.errors import ExportError
 from export.graph_writer import GraphWriter
 from export.lift import lift
-from export.model import build, eager, example_batch, trace
+from export.model import build, eager, example_batch, sizes, trace
 from export.rebuild import write_rebuild
+from export.training_graphs import TrainingGraphs, check_alike, golden_gradients
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from edge_runtime.golden import Parity
@@ -73,6 +74,8 @@ def export_bundle(
     splits: list[int],
     out: Path,
     *,
+    levels: Sequence[int] = (),
+    recompute: bool = False,
     force: bool = False,
     progress: Callable[[str], None] = lambda _step: None,
 ) -> Exported:
@@ -86,6 +89,8 @@ def export_bundle(
         lora_options: the adapter; what is in it is not used where the folder has one. None trains every weight.
         splits: layer indexes to cut at.
         out: the bundle's folder.
+        levels: numbers of active layers to write training graphs for.
+        recompute: whether training graphs compute layers again instead of keeping their activations.
         force: replace a bundle that is there.
         progress: told what is being done.
 
@@ -99,13 +104,18 @@ def export_bundle(
                 f"--split {split} is out of range: the model has {folder.layers} layers",
                 f"choose from 1 to {folder.layers}: the layer at which the back block begins",
             )
+    if levels and lora_options is None:
+        raise ExportError(
+            "--levels: with --train full a gradient would be as large as the model",
+            "train LoRA, or leave out --levels: every weight is trained with forward passes alone",
+        )
     _check_out(out, force=force)
     partial = out.with_name(out.name + ".partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         for name in ("graphs", "adapter", "tokenizer"):
             (partial / name).mkdir(parents=True)
-        exported = _write(folder, options, lora_options, splits, partial, progress)
+        exported = _write(folder, options, lora_options, splits, partial, progress, levels, recompute=recompute)
         if out.exists():
             shutil.rmtree(out)
         partial.replace(out)
@@ -138,6 +148,9 @@ def _write(
     splits: list[int],
     partial: Path,
     progress: Callable[[str], None],
+    levels: Sequence[int],
+    *,
+    recompute: bool,
 ) -> Exported:
     progress("loading the model")
     model = build(folder, options, lora_options)
@@ -150,6 +163,8 @@ def _write(
                     f"--split {split}: the back block would have no trainable parameters",
                     f"choose a split up to {parameters[-1].layer}, or train more with --lora-layers",
                 )
+    if levels:
+        check_alike(folder, parameters)
     progress("tracing")
     program = trace(model, folder)
     lifted = lift(program, splits, output_names(model.task.kind))
@@ -161,6 +176,11 @@ def _write(
     progress("converting to ONNX")
     writer = GraphWriter(model, folder, program, lifted, parameters, names)
     graphs = writer.write(splits, partial)
+    if levels:
+        progress("tracing and converting the training graphs")
+        addresses = {state[parameter.name].data_ptr() for parameter in parameters}
+        training = TrainingGraphs(model, folder, parameters, addresses, writer)
+        graphs += [training.write(level, partial, recompute=recompute) for level in levels]
     progress("writing weights, adapter and tokenizer")
     if lora_options is None:
         full.write_flat(partial / WEIGHTS_FILE, parameters, state)
@@ -173,7 +193,7 @@ def _write(
     if not (partial / TOKENIZER_FILE).is_file():
         raise ExportError("the tokenizer has no tokenizer.json", "put one beside the model")
     scale = _GOLDEN_SCALE if lora_options is not None else _GOLDEN_SCALE_FULL
-    golden = _write_golden(model, folder, parameters, state, scale, partial / GOLDEN_FILE)
+    golden = _write_golden(model, folder, parameters, state, scale, partial / GOLDEN_FILE, levels)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         created_by={"covey": __version__, **_versions("torch", "transformers", "peft", "onnx", "onnxscript")},
@@ -192,6 +212,7 @@ def _write(
         tokenizer_file=TOKENIZER_FILE,
         golden=golden,
         graphs=graphs,
+        levels=list(levels),
         files=_list_files(partial),
     )
     data = encode_manifest(manifest)
@@ -221,8 +242,9 @@ def _write_golden(
     state: dict[str, torch.Tensor],
     scale: float,
     path: Path,
+    levels: Sequence[int],
 ) -> Golden:
-    """Write batches with the losses and logits of PyTorch eager, through the module itself, not the traced program.
+    """Write batches with the losses, logits and gradients of PyTorch eager: the module itself, not what was traced.
 
     The adapter is perturbed meanwhile: at its start B is zero, a new head too, and nothing would be compared.
     """
@@ -244,6 +266,10 @@ def _write_golden(
                 loss, values = eager(model, batch)
             named = batch | {"loss": loss, output_names(model.task.kind)[0]: values}
             tensors |= {f"{n}.{name}": tensor.contiguous() for name, tensor in named.items()}
+        first = {name: tensors[f"0.{name}"] for name in sizes(model.task)}
+        for level in levels:
+            loss, gradients = golden_gradients(model, folder, parameters, state, level, first)
+            tensors |= {f"train_{level}.loss": loss, f"train_{level}.gradients": gradients}
     save_file(tensors, path)
     return golden
 

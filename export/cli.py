@@ -28,6 +28,15 @@ def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
         required=True,
         help="layers at which the back block begins, e.g. 5 or 3,4,5; the number of layers: the head alone",
     )
+    parser.add_argument(
+        "--levels",
+        help="training graphs, for devices that backpropagate: shares of active layers, e.g. 1.0,0.5 (default: none)",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        action="store_true",
+        help="training graphs compute layers again instead of keeping their activations: less memory, more time",
+    )
     parser.add_argument("--max-tokens", type=int, default=128, help="longer rows are cut (default: %(default)s)")
     parser.add_argument(
         "--train",
@@ -93,11 +102,15 @@ def _export(args: argparse.Namespace) -> int:
     labels = _names(args.labels) if args.labels else []
     splits = sorted(set(_numbers("--split", args.split)))
     layers = _numbers("--lora-layers", args.lora_layers) if args.lora_layers else None
+    shares = _shares("--levels", args.levels) if args.levels else []
+    if args.checkpoint and not shares:
+        raise ConfigError("--checkpoint is about training graphs", "give --levels too, as in: 1.0,0.5")
     try:
         from export.bundle_writer import export_bundle
         from export.folder import look_at
         from export.lora import DEFAULT_TARGETS, LoraOptions
         from export.model import TaskOptions
+        from export.training_graphs import level_counts
     except ImportError as error:
         raise ConfigError(f"the exporter is not installed ({error})", "pip install 'covey[export]'") from error
 
@@ -124,7 +137,17 @@ def _export(args: argparse.Namespace) -> int:
         seed=args.seed,
     )
     trained = lora_options if args.train == "lora" else None
-    exported = export_bundle(folder, options, trained, splits, args.out, force=args.force, progress=progress)
+    exported = export_bundle(
+        folder,
+        options,
+        trained,
+        splits,
+        args.out,
+        levels=level_counts(shares, folder.layers),
+        recompute=args.checkpoint,
+        force=args.force,
+        progress=progress,
+    )
     manifest, parity = exported.bundle.manifest, exported.parity
     result = {
         "bundle": str(args.out),
@@ -132,8 +155,10 @@ def _export(args: argparse.Namespace) -> int:
         "size_bytes": sum(entry.size_bytes for entry in manifest.files),
         "trainable_parameters": manifest.parameters[-1].stop,
         "splits": manifest.splits,
+        "levels": manifest.levels,
         "parity_loss": parity.loss,
         "parity_logits": parity.logits,
+        "parity_gradients": parity.gradients if manifest.levels else None,
         "wall_s": round(time.monotonic() - started, 1),
     }
     text = (
@@ -141,6 +166,8 @@ def _export(args: argparse.Namespace) -> int:
         f"{manifest.parameters[-1].stop} trainable parameters, splits {manifest.splits}; "
         f"loss within {parity.loss:.1e} and logits within {parity.logits:.1e} of PyTorch"
     )
+    if manifest.levels:
+        text += f"; levels {manifest.levels} of {manifest.model.layers} layers, gradients within {parity.gradients:.1e}"
     output.emit(args, result, text)
     return 0
 
@@ -154,3 +181,10 @@ def _numbers(flag: str, text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise ConfigError(f"{flag} {text!r} is not a list of numbers", "write numbers with commas: 3,4,5") from error
+
+
+def _shares(flag: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"{flag} {text!r} is not a list of shares", "write shares with commas: 1.0,0.5") from error

@@ -57,6 +57,7 @@ class GraphWriter:
         self._state = {name: tensor.detach() for name, tensor in program.state_dict.items()}
         self._dimensions = dimension_names(lifted, sizes(model.task))
         self._weights: dict[str, torch.Tensor] = {}
+        self._frozen: dict[str, torch.Tensor] = {}
         self._name_of_data: dict[int, str] = {}
         used = {self._state[item.source].data_ptr() for item in lifted.inputs if item.kind == "parameter"}
         unused = sorted(n for address, n in self._adapter_names.items() if n in self._layer and address not in used)
@@ -77,6 +78,11 @@ class GraphWriter:
     def weight_count(self) -> int:
         """Number of frozen base parameters that the graphs use."""
         return sum(tensor.numel() for tensor in self._weights.values())
+
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        """Shape of each frozen tensor that was asked for, by its name in its file."""
+        return {name: list(tensor.shape) for name, tensor in (*self._weights.items(), *self._frozen.items())}
 
     def write(self, splits: list[int], bundle: Path) -> list[Graph]:
         """Write front and back of each split, and predict; return what the manifest says about them.
@@ -136,11 +142,22 @@ class GraphWriter:
 
     def _role(self, parameter: str) -> tuple[str, str]:
         """Return the role of a parameter and its name in its file; a tied weight has one name."""
-        tensor = self._state[parameter]
+        return self.role_of(self._state[parameter], parameter)
+
+    def role_of(self, tensor: torch.Tensor, parameter: str) -> tuple[str, str]:
+        """Return the role of a tensor and its name in its file.
+
+        Args:
+            tensor: its data is a parameter's.
+            parameter: its name in a program; a weight is called by the first one that was asked for.
+        """
         address = tensor.data_ptr()
         if address in self._adapter_names:
             name = self._adapter_names[address]
-            return ("trainable" if name in self._layer else "frozen"), name
+            if name in self._layer:
+                return "trainable", name
+            self._frozen[name] = tensor
+            return "frozen", name
         if address not in self._name_of_data:
             name = hugging_face_name(parameter)
             self._name_of_data[address] = name

@@ -18,7 +18,7 @@ from export.errors import ExportError
 from export.lora import layer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from torch.export import ExportedProgram
 
@@ -73,7 +73,7 @@ def lift(program: ExportedProgram, splits: list[int], answers: list[str]) -> Lif
     outputs = dict(zip(["loss", *answers], _outputs(program), strict=True)) | {
         name: node for node, name in boundary.items()
     }
-    module, inputs = _as_module(program, list(outputs.values()))
+    module, inputs = as_module(program, list(outputs.values()))
     return Lifted(
         module=module,
         inputs=inputs,
@@ -130,9 +130,18 @@ def _needed(outputs: Iterable[fx.Node], stop: set[fx.Node]) -> set[fx.Node]:
     return found
 
 
-def _as_module(program: ExportedProgram, outputs: list[fx.Node]) -> tuple[fx.GraphModule, list[LiftedInput]]:
-    """Return a module that computes the outputs, without the program's assertions; buffers become its constants."""
+def as_module(
+    program: ExportedProgram, outputs: list[fx.Node], batch_names: Sequence[str] | None = None
+) -> tuple[fx.GraphModule, list[LiftedInput]]:
+    """Return a module that computes the outputs, without the program's assertions; buffers become its constants.
+
+    Args:
+        program: what was traced.
+        outputs: nodes of its graph.
+        batch_names: names of the program's own inputs, in order; None: as the program names them.
+    """
     signature = program.graph_signature
+    batch = dict(zip(signature.user_inputs, batch_names or signature.user_inputs, strict=True))
     needed = _needed(outputs, set())
     used = {argument for node in needed for argument in node.all_input_nodes}
     graph, root = fx.Graph(), torch.nn.Module()
@@ -146,9 +155,10 @@ def _as_module(program: ExportedProgram, outputs: list[fx.Node]) -> tuple[fx.Gra
                     LiftedInput(name, "parameter", signature.inputs_to_parameters[node.name], node.meta["val"])
                 )
                 made[node] = graph.placeholder(name)
-            elif node.name in signature.user_inputs:
-                inputs.append(LiftedInput(node.name, "batch", node.name, node.meta["val"]))
-                made[node] = graph.placeholder(node.name)
+            elif node.name in batch:
+                name = batch[node.name]
+                inputs.append(LiftedInput(name, "batch", name, node.meta["val"]))
+                made[node] = graph.placeholder(name)
             else:
                 name = f"constant_{len(made)}"
                 root.register_buffer(name, _constant(program, node.name))

@@ -97,7 +97,7 @@ def piece(model: onnx.ModelProto, outputs: Sequence[str], stops: Sequence[str]) 
             continue
         needed.add(name)
         if name in producer and name not in stops:
-            waiting += _read_by(producer[name])
+            waiting += read_by(producer[name])
     nodes = [node for node in graph.node if any(name in needed and name not in stops for name in node.output)]
     described = {value.name: value for value in graph.output}
     made = onnx.helper.make_graph(
@@ -114,18 +114,18 @@ def piece(model: onnx.ModelProto, outputs: Sequence[str], stops: Sequence[str]) 
     return result
 
 
-def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     """Return the graphs inside a node, as a Scan has one."""
     return [attribute.g for attribute in node.attribute if attribute.HasField("g")]
 
 
-def _read_by(node: onnx.NodeProto) -> set[str]:
+def read_by(node: onnx.NodeProto) -> set[str]:
     """Return the values that a node reads, also what the graphs inside it take from outside."""
     read = {name for name in node.input if name}
-    for body in _bodies(node):
+    for body in bodies(node):
         own = {value.name for value in (*body.input, *body.initializer)}
         own |= {name for inner in body.node for name in inner.output}
-        read |= {name for inner in body.node for name in _read_by(inner)} - own
+        read |= {name for inner in body.node for name in read_by(inner)} - own
     return read
 
 
@@ -137,7 +137,7 @@ def rows_read(graph: onnx.GraphProto, name: str) -> Rows | None:
     constants = {tensor.name: tensor for tensor in graph.initializer}
     found: list[Rows] = []
     for node in graph.node:
-        if name not in _read_by(node):
+        if name not in read_by(node):
             continue
         if node.op_type != "Gather" or node.input[0] != name or _axis(node) != 0:
             return None
@@ -160,5 +160,5 @@ def _strip(graph: onnx.GraphProto) -> None:
         del part.metadata_props[:]
         part.ClearField("doc_string")
     for node in graph.node:
-        for body in _bodies(node):
+        for body in bodies(node):
             _strip(body)

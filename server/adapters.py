@@ -92,6 +92,18 @@ class AdapterChain:
         log = msgspec.structs.replace(log, result_sha256=result)
         return log, self._blobs.add(encode_chain([log])), terms
 
+    def add_file(self, theta: FloatVector) -> str:
+        """Write the adapter after a round that has no log, and return its hash; the chain does not go on to it yet.
+
+        Raises:
+            StorageError: disk full or not writable.
+        """
+        return self._blobs.add(theta.astype("<f4", copy=False).tobytes()).sha256
+
+    def previous(self) -> FloatVector | None:
+        """Return the adapter before the current one; None in the first round."""
+        return None if self.previous_sha256 is None else self._load(self.previous_sha256)
+
     def advance(self, closed: ClosedRound) -> None:
         """Go on to the adapter of a closed round, and forget what no device can need any more."""
         self.closed.append(closed)
@@ -103,9 +115,12 @@ class AdapterChain:
         for done in self.closed[-2 * _KEPT_FILES : -_KEPT_FILES]:
             if done.result_sha256 not in needed:
                 self._blobs.remove(done.result_sha256)
-        size = 0
+        size, reached = 0, True  # whether the logs from here on lead to the current adapter
         for done in reversed(self.closed):
-            if size >= 4 * self.theta.size:
+            if done.log_sha256 is None or done.log_size_bytes is None:
+                reached = False
+                continue
+            if size >= 4 * self.theta.size or not reached:
                 if self._blobs.path(done.log_sha256) is None:
                     break  # it and all before it went in earlier rounds
                 self._blobs.remove(done.log_sha256)
@@ -129,7 +144,7 @@ class AdapterChain:
         missed = self._missed(base, file.size_bytes)
         if not missed:
             return AdapterRef(file, None, None)
-        size = sum(done.log_size_bytes for done in missed)
+        size = sum(done.log_size_bytes or 0 for done in missed)
         if link_bytes_per_s is not None and replay_parameters_per_s is not None:
             replay_s = sum(done.terms for done in missed) * self.theta.size / replay_parameters_per_s
             if size / link_bytes_per_s + replay_s >= file.size_bytes / link_bytes_per_s:
@@ -145,6 +160,8 @@ class AdapterChain:
         missed: list[ClosedRound] = []
         size = 0
         for done in reversed(self.closed):
+            if done.log_size_bytes is None:
+                return []  # only the file leads over a round with backprop devices
             size += done.log_size_bytes
             if size >= most_bytes:
                 return []
@@ -155,10 +172,11 @@ class AdapterChain:
 
     def _log(self, base: str, missed: Sequence[ClosedRound]) -> BlobRef | None:
         """Return one blob with all logs."""
-        if len(missed) == 1:
-            return BlobRef(missed[0].log_sha256, missed[0].log_size_bytes)
+        logged = [BlobRef(done.log_sha256, done.log_size_bytes or 0) for done in missed if done.log_sha256 is not None]
+        if len(logged) == 1:
+            return logged[0]
         if base not in self._merged:
-            found = [self._blobs.read(done.log_sha256) for done in missed]
+            found = [self._blobs.read(log.sha256) for log in logged]
             if None in found:
                 return None
             logs = [log for data in found if data is not None for log in decode_chain(data)]

@@ -29,6 +29,15 @@ class TakenReport:
 
 
 @dataclass(frozen=True)
+class TakenDelta:
+    """What the server keeps of a delta report: the blob's hash, the layers in it, rows of the device."""
+
+    sha256: str
+    layers: list[int]
+    examples: int
+
+
+@dataclass(frozen=True)
 class Aggregate:
     """A round's result.
 

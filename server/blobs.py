@@ -12,6 +12,7 @@ from edge_runtime.protocol import BlobRef
 from edge_runtime.store import sync_directory, write_atomically
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from edge_runtime.bundle import Bundle
@@ -46,11 +47,28 @@ class BlobStore:
         Raises:
             StorageError: the folder cannot be made.
         """
+        return self._made_root() / f"new-{uuid.uuid4().hex}.tmp"
+
+    def _made_root(self) -> Path:
         try:
             self._root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise storage_error(error, self._root) from error
-        return self._root / f"new-{uuid.uuid4().hex}.tmp"
+        return self._root
+
+    def partial(self, sha256: str) -> Path:
+        """Return where a blob that is being sent grows; adopt will take it.
+
+        Raises:
+            StorageError: the folder cannot be made.
+        """
+        return self._made_root() / f"{sha256}.part"
+
+    def drop_partials(self, except_for: Collection[str]) -> None:
+        """Forget what was never sent to its end."""
+        for path in self._root.glob("*.part"):
+            if path.stem not in except_for:
+                path.unlink()
 
     def adopt(self, path: Path, sha256: str) -> BlobRef:
         """Make a whole, synced file a blob.

@@ -12,14 +12,15 @@ from edge_runtime import protocol
 from edge_runtime.errors import ProtocolError
 from edge_runtime.transport import Connected
 from server import events, rounds
-from server.aggregate import aggregate
+from server.closing import close_round
 from server.errors import JobError
 from server.evaluator import BackgroundEvaluator
 from server.fleet import Device, choose_cohort
-from server.ledger import ClosedRound, Ledger
-from server.messages import check_report, final_sync, train_plan
+from server.messages import final_sync, plan_for
 from server.offers import Offers, open_offers, resume_offers
 from server.planning import next_plan
+from server.reports import Reports
+from server.work import choose_work, takes_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from server.evaluate import Evaluation
     from server.events import Observer
     from server.job import Job
+    from server.ledger import Ledger
+    from server.uploads import Uploads
 
 _LOG = logging.getLogger(__name__)
 _TICK_S = 0.5
@@ -48,6 +51,7 @@ class Setting:
         manifest: the bundle's manifest.
         bundle_sha256: the bundle's name.
         blob_url: where devices fetch blobs.
+        uploads: what devices may send.
         evaluate: evaluates an adapter on the held-out rows; called from another thread.
         clock: monotonic seconds.
     """
@@ -57,6 +61,7 @@ class Setting:
     manifest: Manifest
     bundle_sha256: str
     blob_url: str
+    uploads: Uploads
     evaluate: Callable[[FloatVector], Evaluation]
     clock: Callable[[], float]
 
@@ -90,6 +95,7 @@ class Coordinator:
         self._offers: Offers | None = None
         self._waiting_for: tuple[int, int] | None = None
         self._failed_attempts = 0  # of the round at hand, since this start
+        self._reports = Reports(setting, chain)
         self._evaluator = BackgroundEvaluator(setting.evaluate)
         for kind in ("birth", "state", "report"):
             transport.subscribe(protocol.topic(setting.fleet, "+", kind))
@@ -182,6 +188,15 @@ class Coordinator:
     def _online(self) -> list[str]:
         return sorted(device.name for device in self._devices.values() if device.is_here)
 
+    def _levels(self) -> dict[str, int | None]:
+        """Return who can take part in a round now, in the order of the names, and how: see choose_work."""
+        job, setting = self._job, self._setting
+        chosen = {
+            name: choose_work(job, setting.manifest, setting.bundle_sha256, self._devices[name])
+            for name in self._online()
+        }
+        return {name: level for name, level in chosen.items() if takes_part(job, level)}
+
     def _prove(self, device: Device, sha256: str) -> None:
         device.adapter_sha256 = sha256
         self._ledger.device_proved(self._setting.fleet, device.name, sha256)
@@ -189,7 +204,8 @@ class Coordinator:
     # -- rounds -------------------------------------------------------------------------------------------------
 
     def _try_to_open(self) -> None:
-        index, online = len(self._chain.closed), self._online()
+        index, levels = len(self._chain.closed), self._levels()
+        online = list(levels)
         needed = self._job.devices_to_start if index == 0 else self._job.min_reports
         if len(online) < needed:
             if self._waiting_for != (len(online), needed):
@@ -207,7 +223,8 @@ class Coordinator:
         cohort = choose_cohort(online, self._job.cohort, self._job.over_selection, self._job.seed, index, attempt)
         base = (self._chain.sha256, self._chain.mean_square)
         history = [closed.figures for closed in self._chain.closed]
-        plan = next_plan(self._job, self._setting.manifest, index, history)
+        chosen = {name: level for name in cohort if (level := levels[name]) is not None}
+        plan = next_plan(self._job, self._setting.manifest, index, history, chosen)
         now = self._setting.clock()
         self._offers = open_offers(self._job, self._ledger, self._observe, index, attempt, plan, base, cohort, now)
         for name in cohort:
@@ -215,7 +232,7 @@ class Coordinator:
 
     def _send_plan(self, name: str) -> None:
         assert self._offers is not None  # noqa: S101
-        plan = train_plan(self._setting, self._offers, self._reference(name), self._chain.mean_square)
+        plan = plan_for(self._setting, self._offers, name, self._reference(name), self._chain.mean_square)
         payload = protocol.encode(plan)
         self._offers.count_bytes(name, down=len(payload))
         self._transport.publish(protocol.topic(self._setting.fleet, name, "plan"), payload)
@@ -233,39 +250,23 @@ class Coordinator:
             self._offers = None
             self._failed_attempts = 0
         elif decision == "abandon":
+            deltas = self._offers.taken_deltas()
             self._offers.abandon()
+            for delta in deltas.values():
+                self._setting.uploads.blobs.remove(delta.sha256)
+            self._setting.uploads.forget_all()
             self._offers = None
             self._failed_attempts += 1
 
     def _aggregate(self, offers: Offers) -> None:
-        index, reports = offers.state.index, offers.taken()
-        chain = self._chain
-        result = aggregate(
-            self._setting.manifest.parameters,
-            self._job,
-            index,
-            offers.plan,
-            (chain.sha256, chain.previous_sha256),
-            chain.mean_square,
-            reports,
-        )
-        log, blob, terms = chain.extend(result.log)
-        closed = ClosedRound(
-            index=index,
-            base_sha256=log.base_sha256,
-            result_sha256=log.result_sha256,
-            log_sha256=blob.sha256,
-            log_size_bytes=blob.size_bytes,
-            terms=terms,
-            mean_square=result.mean_square,
-            figures=result.figures,
-        )
-        self._ledger.close_round(self._job.name, offers.state.attempt, closed)
-        chain.advance(closed)
-        self._observe(events.RoundClosed(round=index, reports=len(reports), adapter_sha256=closed.result_sha256))
-        if (index + 1) % self._job.eval_every == 0 or index + 1 == self._job.rounds:
+        setting, chain = self._setting, self._chain
+        reports = len(offers.state.reported)
+        closed = close_round(self._job, setting.manifest, self._ledger, chain, setting.uploads.blobs, offers)
+        setting.uploads.forget_all()
+        self._observe(events.RoundClosed(round=closed.index, reports=reports, adapter_sha256=closed.result_sha256))
+        if (closed.index + 1) % self._job.eval_every == 0 or closed.index + 1 == self._job.rounds:
             self._collect_evaluation(wait=True)
-            self._evaluator.start(index, self._chain.theta)
+            self._evaluator.start(closed.index, chain.theta)
 
     def _collect_evaluation(self, *, wait: bool) -> None:
         collected = self._evaluator.collect(wait=wait)
@@ -283,38 +284,19 @@ class Coordinator:
     def _take_report(self, device: Device, report: protocol.DeviceReport, size_bytes: int) -> None:
         if isinstance(report, protocol.Synced):
             self._prove(device, report.adapter_sha256)
-        elif isinstance(report, protocol.RoundReport):
-            self._judge(device, report, size_bytes)
-        elif self._offers is not None and self._offers.is_current(report.round, report.attempt):
-            if isinstance(report, protocol.PlanAccepted):
+        elif isinstance(report, protocol.PlanAccepted):
+            if self._offers is not None and self._offers.is_current(report.round, report.attempt):
                 self._offers.accept(device.name, size_bytes)
-            else:
+        elif isinstance(report, protocol.PlanRefused):
+            if self._offers is not None and self._offers.is_current(report.round, report.attempt):
+                self._reports.note_refusal(device, self._offers, report)
                 self._offers.refuse(device.name, report.message)
-
-    def _judge(self, device: Device, report: protocol.RoundReport, size_bytes: int) -> None:
-        outcome: str = "late" if report.round < len(self._chain.closed) else "unknown"
-        reason = ""
-        if self._offers is not None:
-            now = self._setting.clock()
-            outcome = rounds.judge(self._offers.state, device.name, report.round, report.attempt, now)
-            if outcome == "taken":
-                try:
-                    check_report(report, self._offers.plan.rule, self._job.steps, self._chain.sha256)
-                    device.link_bytes_per_s = report.link_bytes_per_s
-                    device.replay_parameters_per_s = report.replay_parameters_per_s
-                    self._offers.record(device.name, report, size_bytes)
-                    self._prove(device, report.adapter_sha256)
-                except ProtocolError as error:
-                    outcome, reason = "invalid", error.what
-                    self._offers.refuse(device.name, error.what)
-        ack = protocol.ReportAck(
-            job=report.job,
-            round=report.round,
-            attempt=report.attempt,
-            outcome=outcome,  # type: ignore[arg-type]
-            reason=reason,
-        )
-        self._transport.publish(protocol.topic(self._setting.fleet, device.name, "report/ack"), protocol.encode(ack))
+        else:
+            ack = self._reports.take(device, self._offers, report, size_bytes)
+            if ack.outcome == "taken":
+                self._prove(device, report.adapter_sha256)
+            topic = protocol.topic(self._setting.fleet, device.name, "report/ack")
+            self._transport.publish(topic, protocol.encode(ack))
 
     # -- the end ------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Device:
     """One device: its last state, its last birth, the adapter it has shown to have, and what it measured.
 
-    None: not known.
+    ``refused_level``: the smallest level that it could not hold. None: not known.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Device:
     adapter_sha256: str | None = None
     link_bytes_per_s: float | None = None
     replay_parameters_per_s: float | None = None
+    refused_level: int | None = None
 
     @property
     def is_here(self) -> bool:

@@ -23,10 +23,14 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from server.blobs import BlobStore
+    from server.uploads import Uploads
 
 
-def make_app(blobs: BlobStore) -> Starlette:
-    """Return the application: ``GET /blobs/<sha256>`` (with Range) and ``GET /healthz``."""
+def make_app(blobs: BlobStore, uploads: Uploads | None = None) -> Starlette:
+    """Return the application: ``GET /blobs/<sha256>`` (with Range) and ``GET /healthz``.
+
+    With ``uploads`` also ``HEAD`` and ``PATCH /blobs/<sha256>/upload``.
+    """
 
     async def blob(request: Request) -> Response:
         path = blobs.path(request.path_params["sha256"])
@@ -37,7 +41,15 @@ def make_app(blobs: BlobStore) -> Starlette:
     async def health(_request: Request) -> Response:
         return JSONResponse({"status": "ok", "covey_version": __version__})
 
-    return Starlette(routes=[Route("/blobs/{sha256}", blob), Route("/healthz", health)])
+    async def upload(request: Request) -> Response:
+        assert uploads is not None  # noqa: S101 else there is no such route
+        sha256 = request.path_params["sha256"]
+        return await (uploads.head(sha256) if request.method == "HEAD" else uploads.patch(sha256, request))
+
+    routes = [Route("/blobs/{sha256}", blob), Route("/healthz", health)]
+    if uploads is not None:
+        routes.append(Route("/blobs/{sha256}/upload", upload, methods=["HEAD", "PATCH"]))
+    return Starlette(routes=routes)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edge_runtime.config import EdgeConfig
     from edge_runtime.engine import Engine
     from edge_runtime.transport import Transport
+    from edge_runtime.workshop import EngineMaker, TrainingEngineMaker
     from server.events import Observer
     from server.job import Job
 
@@ -52,6 +53,8 @@ def run_in_process(
     devices: Sequence[EdgeConfig],
     observe: Observer = lambda _event: None,
     should_stop: Callable[[], bool] = lambda: False,
+    make_engine: EngineMaker | None = None,
+    make_training_engine: TrainingEngineMaker | None = None,
 ) -> dict[str, Any]:
     """Run a job with its fleet.
 
@@ -62,6 +65,8 @@ def run_in_process(
         devices: their configurations; brokers are not looked at.
         observe: told what happens.
         should_stop: asked between messages.
+        make_engine: makes the devices' engines; None: each is made once, on ONNX Runtime.
+        make_training_engine: makes the backprop devices' engines; None: it is made once, on ONNX Runtime.
 
     Returns:
         The job's summary (summary.job_summary).
@@ -71,9 +76,10 @@ def run_in_process(
         CoveyError: what went wrong.
     """
     hub, finals = Hub(), dict[str, str]()
+    makers = (make_engine or SharedEngines(), make_training_engine)
 
     def connect(stack: contextlib.ExitStack, _http_port: int) -> Transport:
-        stack.enter_context(_running(hub, bundle, devices, finals))
+        stack.enter_context(_running(hub, bundle, devices, finals, makers))
         return hub.join()
 
     options = ServeOptions(bundle=bundle.path, state_dir=state_dir, listen="127.0.0.1", http_port=0, threads=1)
@@ -87,16 +93,24 @@ def run_in_process(
 
 
 @contextlib.contextmanager
-def _running(hub: Hub, bundle: Bundle, devices: Sequence[EdgeConfig], finals: dict[str, str]) -> Iterator[None]:
+def _running(
+    hub: Hub,
+    bundle: Bundle,
+    devices: Sequence[EdgeConfig],
+    finals: dict[str, str],
+    makers: tuple[EngineMaker, TrainingEngineMaker | None],
+) -> Iterator[None]:
     """Serve all devices from a thread of their own meanwhile."""
-    engines, agents = SharedEngines(), {}
+    agents, (make_engine, make_training_engine) = {}, makers
     for config in devices:
         store = Store(Path(config.state_dir))
         installed = store.bundles / bundle.sha256
         if not installed.exists():
             installed.symlink_to(bundle.path.resolve(), target_is_directory=True)
         transport = hub.join(lost_will(config, "simulated"))
-        agents[config.name] = Agent(config, store, transport, "simulated", make_engine=engines)
+        agents[config.name] = Agent(
+            config, store, transport, "simulated", make_engine=make_engine, make_training_engine=make_training_engine
+        )
     done = threading.Event()
 
     def serve() -> None:

@@ -11,6 +11,7 @@ from edge_runtime.errors import ConfigError
 from edge_runtime.privacy import Privacy
 from edge_runtime.protocol import MAX_PAYLOAD_BYTES, Name
 from edge_runtime.rule import MAX_PERTURBATIONS, StepRule, check_rule
+from edge_runtime.stld import Stld
 from server.methods import expand
 
 if TYPE_CHECKING:
@@ -45,6 +46,22 @@ class Adaptive(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     most_back_perturbations: Annotated[int, msgspec.Meta(ge=2, le=MAX_PERTURBATIONS)] = 32
 
 
+class JobStld(Stld, frozen=True, forbid_unknown_fields=True):
+    """Backprop devices with layer dropout; see edge_runtime/stld.py for the fields that are not told here.
+
+    Attributes:
+        levels: numbers of active layers that may be used; None: all of the bundle.
+        device_levels: levels of devices by name, 0: forward-only; the others get the largest one that they can hold.
+        forward_only: devices that cannot backpropagate take part with forward passes.
+        merging: ``noise``: the two kinds count by examples and noise (docs/hybrid.md); ``examples``: by examples alone.
+    """
+
+    levels: list[int] | None = None
+    device_levels: dict[str, Annotated[int, msgspec.Meta(ge=0)]] = msgspec.field(default_factory=dict)
+    forward_only: bool = True
+    merging: Literal["noise", "examples"] = "noise"
+
+
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A fine-tuning run.
 
@@ -70,6 +87,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         method: which rule [step] begins with; see methods.METHODS.
         server_momentum: share of a round's movement that the next one repeats.
         step: how a step perturbs and updates.
+        stld: backpropagation with layer dropout on the devices that can; None: all are forward-only.
         adaptive: what the server may choose itself; None: nothing.
         privacy: how scalars are clipped and noised on the device; None: they are not.
     """
@@ -94,6 +112,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     method: str = "spzo"
     server_momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
     step: StepRule = StepRule()
+    stld: JobStld | None = None
     adaptive: Adaptive | None = None
     privacy: JobPrivacy | None = None
 
@@ -104,10 +123,22 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def rule_of(self, round_index: int) -> StepRule:
         """Return the step's rule in a round, with the learning rate that the schedule gives."""
-        if self.schedule == "constant":
-            return self.step
-        left = (self.rounds - round_index) / self.rounds
-        return msgspec.structs.replace(self.step, learning_rate=self.step.learning_rate * left)
+        rate = self.step.learning_rate * self._rate_left(round_index)
+        return msgspec.structs.replace(self.step, learning_rate=rate)
+
+    def stld_of(self, round_index: int) -> Stld | None:
+        """Return what backprop devices do in a round, with the learning rate that the schedule gives."""
+        if self.stld is None:
+            return None
+        fields = {name: getattr(self.stld, name) for name in Stld.__struct_fields__}
+        return Stld(**fields | {"learning_rate": self.stld.learning_rate * self._rate_left(round_index)})
+
+    def _rate_left(self, round_index: int) -> float:
+        return 1.0 if self.schedule == "constant" else (self.rounds - round_index) / self.rounds
+
+    def levels(self, manifest: Manifest) -> list[int]:
+        """Return the levels that the job may use, of those in the bundle."""
+        return [] if self.stld is None else self.stld.levels or manifest.levels
 
 
 def read_job(path: Path) -> Job:
@@ -142,6 +173,10 @@ def read_job(path: Path) -> Job:
             f'{path}: a private job needs weighting = "uniform": shares by rows would tell how many a device has',
             'set weighting = "uniform"',
         )
+    if job.privacy is not None and job.stld is not None:
+        raise ConfigError(
+            f"{path}: [privacy] and [stld] exclude each other: a delta is not noised", "leave one of them out"
+        )
     check_rule(job.step)
     return msgspec.structs.replace(job, eval_file=str(path.resolve().parent / job.eval_file))
 
@@ -171,4 +206,20 @@ def fit_to_bundle(job: Job, manifest: Manifest) -> Job:
             f'train = "{job.train}" does not fit the bundle, which trains "{manifest.train}"',
             f"export it with --train {job.train}, or change the job",
         )
+    _check_levels(job, manifest)
     return msgspec.structs.replace(job, split=split)
+
+
+def _check_levels(job: Job, manifest: Manifest) -> None:
+    if job.stld is None:
+        return
+    if manifest.train != "lora":
+        raise ConfigError("[stld] trains LoRA bundles only, this one trains every weight", "leave [stld] out")
+    if not manifest.levels:
+        raise ConfigError("the bundle has no training graphs for [stld]", "export it with --levels")
+    for level in [*(job.stld.levels or []), *(level for level in job.stld.device_levels.values() if level)]:
+        if level not in manifest.levels:
+            raise ConfigError(
+                f"level {level} of [stld] is not in the bundle; it has {', '.join(map(str, manifest.levels))}",
+                "change the job's levels, or export with --levels",
+            )

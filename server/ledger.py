@@ -20,14 +20,14 @@ from server.errors import JobError
 from server.planning import RoundFigures
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 LEDGER_FILE = "ledger.sqlite"
 MAY_CHANGE = frozenset({"cohort", "over_selection", "min_reports", "min_devices", "deadline_s", "max_attempts"})
 """Fields of a job that may be other ones when it is resumed: they decide who reports, not what a report means."""
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _SCHEMA = """
 CREATE TABLE jobs (
     name TEXT PRIMARY KEY, fleet TEXT NOT NULL, bundle_sha256 TEXT NOT NULL, config TEXT NOT NULL,
@@ -42,7 +42,8 @@ CREATE TABLE rounds (
 CREATE TABLE offers (
     job TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL, device TEXT NOT NULL, state TEXT NOT NULL,
     detail TEXT, scalars BLOB, examples INTEGER, loss REAL, seconds REAL, front_passes INTEGER, back_passes INTEGER,
-    front_seconds REAL, back_seconds REAL, bytes_up INTEGER NOT NULL DEFAULT 0, bytes_down INTEGER NOT NULL DEFAULT 0,
+    front_seconds REAL, back_seconds REAL, level INTEGER, delta_sha256 TEXT, layers TEXT, personal_layers INTEGER,
+    peak_rss_bytes INTEGER, bytes_up INTEGER NOT NULL DEFAULT 0, bytes_down INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (job, round, attempt, device), FOREIGN KEY (job, round, attempt) REFERENCES rounds);
 CREATE TABLE devices (
     fleet TEXT NOT NULL, name TEXT NOT NULL, state TEXT NOT NULL, birth TEXT, adapter_sha256 TEXT,
@@ -52,13 +53,16 @@ CREATE TABLE devices (
 
 @dataclass(frozen=True)
 class ClosedRound:
-    """An aggregated round, as far as the next one needs it."""
+    """An aggregated round, as far as the next one needs it.
+
+    ``log_sha256`` and ``log_size_bytes`` are None where backprop devices took part: its adapter is had as a file only.
+    """
 
     index: int
     base_sha256: str
     result_sha256: str
-    log_sha256: str
-    log_size_bytes: int
+    log_sha256: str | None
+    log_size_bytes: int | None
     terms: int
     mean_square: float | None
     figures: RoundFigures
@@ -191,9 +195,12 @@ class Ledger:
         plan: str,
         base_sha256: str,
         mean_square: float | None,
-        devices: list[str],
+        devices: Mapping[str, int | None],
     ) -> None:
-        """Enter an attempt at a round and its offers; ``plan`` is planning.RoundPlan as JSON."""
+        """Enter an attempt at a round and its offers.
+
+        ``plan`` is planning.RoundPlan as JSON, ``devices`` gives each device's level, None for forward-only.
+        """
         with self.transaction():
             self._db.execute(
                 "INSERT INTO rounds (job, round, attempt, state, plan, base_sha256, base_mean_square) "
@@ -201,8 +208,8 @@ class Ledger:
                 (job, index, attempt, plan, base_sha256, mean_square),
             )
             self._db.executemany(
-                "INSERT INTO offers (job, round, attempt, device, state) VALUES (?, ?, ?, ?, 'offered')",
-                [(job, index, attempt, device) for device in devices],
+                "INSERT INTO offers (job, round, attempt, device, level, state) VALUES (?, ?, ?, ?, ?, 'offered')",
+                [(job, index, attempt, device, level) for device, level in devices.items()],
             )
 
     def offer_is(self, job: str, index: int, attempt: int, device: str, state: str, detail: str | None = None) -> None:

@@ -6,21 +6,39 @@ import math
 from typing import TYPE_CHECKING
 
 from edge_runtime import protocol
+from edge_runtime.delta import check_norms, most_bytes, read_delta
 from edge_runtime.errors import ProtocolError
 from edge_runtime.privacy import Privacy
 from edge_runtime.round_log import unpack_scalars
 
 if TYPE_CHECKING:
-    from edge_runtime.rule import StepRule
+    from pathlib import Path
+
+    from edge_runtime.manifest import Manifest
+    from edge_runtime.perturbation import FloatVector
     from server.coordinator import Setting
     from server.offers import Offers
 
 
-def train_plan(
-    setting: Setting, offers: Offers, adapter: protocol.AdapterRef, mean_square: float | None
-) -> protocol.TrainPlan:
-    """Return the plan of an open round, with the time that is left."""
+def plan_for(
+    setting: Setting, offers: Offers, device: str, adapter: protocol.AdapterRef, mean_square: float | None
+) -> protocol.TrainPlan | protocol.BackpropPlan:
+    """Return a device's plan of an open round, with the time that is left."""
     job, state, private = setting.job, offers.state, setting.job.privacy
+    level = offers.plan.levels.get(device)
+    if level is not None and offers.plan.stld is not None:
+        return protocol.BackpropPlan(
+            job=job.name,
+            job_seed=job.seed,
+            round=state.index,
+            attempt=state.attempt,
+            bundle_sha256=setting.bundle_sha256,
+            adapter=adapter,
+            stld=offers.plan.stld,
+            level=level,
+            deadline_s=max(1.0, state.deadline_at - setting.clock()),
+            blob_url=setting.blob_url,
+        )
     return protocol.TrainPlan(
         job=job.name,
         job_seed=job.seed,
@@ -51,13 +69,29 @@ def final_sync(setting: Setting, round_index: int, adapter: protocol.AdapterRef)
     )
 
 
-def check_report(report: protocol.RoundReport, rule: StepRule, steps: int, adapter_sha256: str) -> None:
-    """Check a report against its plan; the types were checked at the border.
+def check_report(report: protocol.Report, offers: Offers, steps: int, adapter_sha256: str, manifest: Manifest) -> None:
+    """Check a report against its plan; the types were checked at the border. A delta itself is not looked at.
 
     Raises:
-        ProtocolError: scalars that do not fit, another adapter, numbers that are not finite.
+        ProtocolError: the answer to another kind of plan, scalars or layers that do not fit, another adapter, numbers
+            that are not finite.
     """
-    unpack_scalars(report.scalars, steps, rule.scalars_per_step)
+    level = offers.plan.levels.get(report.device)
+    if isinstance(report, protocol.RoundReport) != (level is None):
+        raise ProtocolError("the report answers another kind of plan", "look at the device")
+    if isinstance(report, protocol.RoundReport):
+        unpack_scalars(report.scalars, steps, offers.plan.rule.scalars_per_step)
+    else:
+        if report.level != level:
+            raise ProtocolError(f"trained at level {report.level}, the plan says {level}", "look at the device")
+        if report.layers != sorted(set(report.layers)) or report.layers[-1:] >= [manifest.model.layers]:
+            raise ProtocolError(f"layers {report.layers} of {manifest.model.layers}", "look at the device")
+        if report.delta.size_bytes > most_bytes(manifest.parameters):
+            raise ProtocolError(
+                f"the delta would have {report.delta.size_bytes} bytes, the layout needs at most "
+                f"{most_bytes(manifest.parameters)}",
+                "look at the device",
+            )
     if report.adapter_sha256 != adapter_sha256:
         raise ProtocolError(
             f"trained adapter {report.adapter_sha256[:12]}, the round's is {adapter_sha256[:12]}",
@@ -65,3 +99,17 @@ def check_report(report: protocol.RoundReport, rule: StepRule, steps: int, adapt
         )
     if not math.isfinite(report.loss or 0.0) or not math.isfinite(report.seconds):
         raise ProtocolError("loss or seconds are not finite", "look at the device")
+
+
+def check_delta(
+    path: Path, report: protocol.DeltaReport, offers: Offers, manifest: Manifest, theta: FloatVector
+) -> None:
+    """Check an uploaded delta; its hash was checked when it came.
+
+    Raises:
+        ProtocolError: other tensors or shapes, values that are not finite, a norm that the steps cannot give.
+    """
+    assert offers.plan.stld is not None  # noqa: S101 check_report has seen a level
+    movement = read_delta(path, manifest.parameters, report.layers, manifest.model.layers)
+    stld = offers.plan.stld
+    check_norms(movement, theta, manifest.parameters, stld.steps, stld.learning_rate, stld.weight_decay)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from edge_runtime.protocol import RoundReport
 from server import events, rounds
-from server.aggregate import TakenReport
+from server.aggregate import TakenDelta, TakenReport
 from server.planning import RoundPlan
 from server.rounds import OfferState, Round
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from edge_runtime.protocol import RoundReport
+    from edge_runtime.protocol import Report
     from server.events import Observer
     from server.job import Job
     from server.ledger import Ledger
@@ -90,39 +92,60 @@ class Offers:
     def _write(self, device: str, state: OfferState, detail: str | None = None) -> None:
         self._ledger.offer_is(self._job.name, self.state.index, self.state.attempt, device, state.value, detail)
 
-    def record(self, device: str, report: RoundReport, size_bytes: int) -> None:
-        """Take a report that was judged ``taken`` and checked."""
-        values = {
-            "scalars": report.scalars,
-            "examples": report.examples,
-            "loss": report.loss,
-            "seconds": report.seconds,
-            "front_passes": report.front_passes,
-            "back_passes": report.back_passes,
-            "front_seconds": report.front_seconds,
-            "back_seconds": report.back_seconds,
-        }
+    def record(self, device: str, report: Report, size_bytes: int) -> None:
+        """Take a report that was judged ``taken`` and checked; a delta is in the blob store."""
+        values: dict[str, Any] = {"examples": report.examples, "loss": report.loss, "seconds": report.seconds}
+        if isinstance(report, RoundReport):
+            values |= {
+                "scalars": report.scalars,
+                "front_passes": report.front_passes,
+                "back_passes": report.back_passes,
+                "front_seconds": report.front_seconds,
+                "back_seconds": report.back_seconds,
+            }
+            sent_bytes = size_bytes
+        else:
+            values |= {
+                "delta_sha256": report.delta.sha256,
+                "layers": msgspec.json.encode(report.layers).decode(),
+                "personal_layers": report.personal_layers,
+                "peak_rss_bytes": report.peak_rss_bytes,
+            }
+            sent_bytes = size_bytes + report.delta.size_bytes
         with self._ledger.transaction():
             self._ledger.take_report(self._job.name, self.state.index, self.state.attempt, device, values)
-            self.count_bytes(device, up=size_bytes, down=report.blob_bytes)
+            self.count_bytes(device, up=sent_bytes, down=report.blob_bytes)
         self.state = rounds.report(self.state, device)
         self._observe(
             events.ReportTaken(
-                round=self.state.index, device=device, loss=report.loss, seconds=report.seconds, bytes_up=size_bytes
+                round=self.state.index, device=device, loss=report.loss, seconds=report.seconds, bytes_up=sent_bytes
             )
         )
 
     def taken(self) -> dict[str, TakenReport]:
-        """Return the reports that count, from the ledger."""
-        rows = self._ledger.rows(
-            "SELECT device, scalars, examples, front_seconds / nullif(front_passes, 0) AS front_s, "
-            "back_seconds / nullif(back_passes, 0) AS back_s FROM offers WHERE job = ? AND round = ? AND attempt = ? "
-            "AND state = 'reported'",
-            self._job.name, self.state.index, self.state.attempt,
-        )  # fmt: skip
+        """Return the forward-only reports that count, from the ledger."""
+        rows = self._taken_rows(
+            "scalars, examples, front_seconds / nullif(front_passes, 0) AS front_s, "
+            "back_seconds / nullif(back_passes, 0) AS back_s",
+            "scalars IS NOT NULL",
+        )
         return {
             row["device"]: TakenReport(row["scalars"], row["examples"], row["front_s"], row["back_s"]) for row in rows
         }
+
+    def taken_deltas(self) -> dict[str, TakenDelta]:
+        """Return the backprop reports that count, from the ledger."""
+        rows = self._taken_rows("delta_sha256, layers, examples", "delta_sha256 IS NOT NULL")
+        return {
+            row["device"]: TakenDelta(row["delta_sha256"], json.loads(row["layers"]), row["examples"]) for row in rows
+        }
+
+    def _taken_rows(self, columns: str, condition: str) -> list[dict[str, Any]]:
+        return self._ledger.rows(
+            f"SELECT device, {columns} FROM offers WHERE job = ? AND round = ? AND attempt = ? "  # noqa: S608 our own
+            f"AND state = 'reported' AND {condition} ORDER BY device",
+            self._job.name, self.state.index, self.state.attempt,
+        )  # fmt: skip
 
     def abandon(self) -> None:
         """Too few reports: give the attempt up."""
@@ -148,7 +171,8 @@ def open_offers(
 ) -> Offers:
     """Open an attempt and enter it; ``base`` is the adapter's hash and the mean square that the plans carry."""
     names = sorted(cohort)
-    ledger.open_round(job.name, index, attempt, msgspec.json.encode(plan).decode(), *base, names)
+    levels = {name: plan.levels.get(name) for name in names}
+    ledger.open_round(job.name, index, attempt, msgspec.json.encode(plan).decode(), *base, levels)
     state = rounds.open_round(index, attempt, names, now + job.deadline_s, job.min_reports, _enough(job, len(names)))
     observe(events.RoundOpened(round=index, attempt=attempt, devices=names))
     return Offers(job, ledger, observe, plan, state)

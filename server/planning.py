@@ -11,9 +11,11 @@ import msgspec
 
 from edge_runtime.layout import front_size
 from edge_runtime.rule import StepRule
+from edge_runtime.stld import Stld
+from server.merge import MergeFigures
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from edge_runtime.manifest import Manifest
     from server.job import Job
@@ -24,10 +26,19 @@ _FEWEST = 2  # one back direction says nothing of the spread within a front dire
 
 
 class RoundPlan(msgspec.Struct, frozen=True):
-    """What every device of a round does."""
+    """What the devices of a round do.
+
+    Attributes:
+        split: of the forward-only devices.
+        rule: of the forward-only devices.
+        stld: of the backprop devices; None: there are none in this job.
+        levels: the level of each backprop device, by name; the others are forward-only.
+    """
 
     split: int
     rule: StepRule
+    stld: Stld | None = None
+    levels: dict[str, int] = {}
 
 
 class RoundFigures(msgspec.Struct, frozen=True):
@@ -39,6 +50,7 @@ class RoundFigures(msgspec.Struct, frozen=True):
         back_variance: V2, the variance that back directions cause.
         front_s: F1, seconds of a front pass: the median over devices.
         back_s: F2, seconds of a back pass.
+        merge: how the two kinds of devices were merged; None where no device backpropagated.
     """
 
     split: int
@@ -46,6 +58,7 @@ class RoundFigures(msgspec.Struct, frozen=True):
     back_variance: float | None
     front_s: float | None
     back_s: float | None
+    merge: MergeFigures | None = None
 
 
 def variances(rule: StepRule, steps: Sequence[Sequence[float]]) -> tuple[float | None, float | None]:
@@ -71,7 +84,13 @@ def variances(rule: StepRule, steps: Sequence[Sequence[float]]) -> tuple[float |
     return max(0.0, means - within / p2), within
 
 
-def next_plan(job: Job, manifest: Manifest, round_index: int, history: Sequence[RoundFigures]) -> RoundPlan:
+def next_plan(
+    job: Job,
+    manifest: Manifest,
+    round_index: int,
+    history: Sequence[RoundFigures],
+    levels: Mapping[str, int] | None = None,
+) -> RoundPlan:
     """Return the plan of a round.
 
     With ``[adaptive]`` in the job: P2 = sqrt(V2·F1 / (V1·F2)), the best for its split, at most twice or half of the
@@ -83,17 +102,19 @@ def next_plan(job: Job, manifest: Manifest, round_index: int, history: Sequence[
         manifest: the bundle's manifest.
         round_index: index of the round.
         history: figures of the job's closed rounds, in order.
+        levels: the level of each backprop device of the cohort; None: there are none.
     """
     assert job.split is not None  # noqa: S101 fit_to_bundle has run
     rule, split = job.rule_of(round_index), job.split
+    stld, chosen = job.stld_of(round_index), dict(levels or {})
     if job.adaptive is None:
-        return RoundPlan(split, rule)
+        return RoundPlan(split, rule, stld, chosen)
     if job.adaptive.split and len(manifest.splits) > 1:
         split = _choose_split(manifest.splits, split, history)
     p2 = max(_FEWEST, rule.back_perturbations)
     if job.adaptive.back_perturbations and front_size(manifest.parameters, split) > 0:
         p2 = _best_back_perturbations(split, p2, job.adaptive.most_back_perturbations, history)
-    return RoundPlan(split, msgspec.structs.replace(rule, back_perturbations=p2))
+    return RoundPlan(split, msgspec.structs.replace(rule, back_perturbations=p2), stld, chosen)
 
 
 def _choose_split(splits: Sequence[int], default: int, history: Sequence[RoundFigures]) -> int:

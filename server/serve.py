@@ -28,6 +28,7 @@ from server.http_app import make_app, serve_http
 from server.job import fit_to_bundle, read_job
 from server.ledger import LEDGER_FILE, Ledger
 from server.summary import job_summary
+from server.uploads import Uploads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -124,7 +125,8 @@ def coordinate(
         blobs = BlobStore(options.state_dir / "blobs")
         blobs.add_bundle(bundle)
         chain = AdapterChain(bundle, blobs, ledger.closed_rounds(job.name), momentum=job.server_momentum > 0)
-        port = stack.enter_context(serve_http(make_app(blobs), options.listen, options.http_port))
+        uploads = Uploads(BlobStore(options.state_dir / "deltas"))
+        port = stack.enter_context(serve_http(make_app(blobs, uploads), options.listen, options.http_port))
         transport = connect(stack, port)
         setting = Setting(
             fleet=options.fleet,
@@ -132,6 +134,7 @@ def coordinate(
             manifest=bundle.manifest,
             bundle_sha256=bundle.sha256,
             blob_url=f"{(options.public_url or f'http://:{port}').rstrip('/')}/blobs",
+            uploads=uploads,
             evaluate=lambda theta: evaluate(predictor, theta, rows, n_labels),
             clock=time.monotonic,
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import json
+import statistics
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -99,6 +101,41 @@ def job_rounds(ledger: Ledger, name: str) -> list[dict[str, Any]]:
             "back_perturbations": plan.rule.back_perturbations,
         }
     return rows
+
+
+def job_devices(ledger: Ledger, name: str) -> list[dict[str, Any]]:
+    """Return what each device did in a job's aggregated rounds, by its last level; None: forward-only, or not known.
+
+    ``layers_sent`` counts layers over all its deltas; bytes are means over its reports, the delta's included.
+    """
+    rows = ledger.rows(
+        "SELECT o.device, o.level, o.seconds, o.bytes_up, o.bytes_down, o.layers, o.personal_layers, o.peak_rss_bytes, "
+        "o.loss FROM offers o JOIN rounds r USING (job, round, attempt) "
+        "WHERE o.job = ? AND o.state = 'reported' AND r.state = 'aggregated' ORDER BY o.device, o.round",
+        name,
+    )
+    devices = []
+    for device, group in itertools.groupby(rows, key=lambda row: row["device"]):
+        reports = list(group)
+        peaks = [row["peak_rss_bytes"] for row in reports if row["peak_rss_bytes"] is not None]
+        sent = [len(json.loads(row["layers"])) for row in reports if row["layers"] is not None]
+        last = reports[-1]
+        devices.append(
+            {
+                "device": device,
+                "kind": "forward-only" if last["level"] is None else "backprop",
+                "level": last["level"],
+                "reports": len(reports),
+                "mean_seconds": statistics.fmean(row["seconds"] for row in reports),
+                "bytes_up": statistics.fmean(row["bytes_up"] for row in reports),
+                "bytes_down": statistics.fmean(row["bytes_down"] for row in reports),
+                "layers_sent": sum(sent) if sent else None,
+                "personal_layers": last["personal_layers"],
+                "peak_rss_bytes": max(peaks) if peaks else None,
+                "train_loss": last["loss"],
+            }
+        )
+    return devices
 
 
 def device_list(ledger: Ledger) -> list[dict[str, Any]]:

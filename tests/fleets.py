@@ -44,8 +44,14 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -
 
 
 def toml(fields: dict[str, Any]) -> str:
-    """Return numbers and strings as TOML."""
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in fields.items())
+    """Return numbers, strings and tables of them as TOML."""
+
+    def one(value: Any) -> str:
+        if not isinstance(value, dict):
+            return json.dumps(value)
+        return "{" + ", ".join(f"{key} = {one(entry)}" for key, entry in value.items()) + "}"
+
+    return "".join(f"{key} = {one(value)}\n" for key, value in fields.items())
 
 
 RowsOf = Callable[[int, int], list[dict[str, str]]]

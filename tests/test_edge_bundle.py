@@ -56,8 +56,8 @@ def test_every_file_is_guarded(bundle_copy: Bundle, capsys: pytest.CaptureFixtur
 
 
 def test_another_format_version_is_named(bundle_copy: Bundle) -> None:
-    rewrite(bundle_copy, format_version=1)
-    with pytest.raises(BundleError, match="format version 1, this Covey reads version 2"):
+    rewrite(bundle_copy, format_version=2)
+    with pytest.raises(BundleError, match="format version 2, this Covey reads version 3"):
         open_bundle(bundle_copy.path)
 
 

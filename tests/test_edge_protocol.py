@@ -11,6 +11,7 @@ from edge_runtime import protocol
 from edge_runtime.errors import ProtocolError
 from edge_runtime.protocol import AdapterRef, BlobRef
 from edge_runtime.rule import StepRule
+from edge_runtime.stld import Stld
 
 SHA = "ab" * 32
 REPORT = protocol.RoundReport(
@@ -24,26 +25,43 @@ PLAN = protocol.TrainPlan(
     mean_square=None, privacy=None, deadline_s=60.0, blob_url="http://:8080/blobs",
 )  # fmt: skip
 MESSAGES: list[tuple[protocol.AnyMessage, str]] = [
-    (PLAN, "f91cdc0e31c2d363"),
-    (REPORT, "263bb50140c09555"),
+    (PLAN, "b872516c3bc2073d"),
+    (REPORT, "ea04dd526c78481d"),
     (
         protocol.Birth(
             device="pi", boot_id="1", covey_version="0.1.0", python_version="3.11", machine="aarch64",
             runtimes={"numpy": "2"}, methods=["spzo"], rows=None, bundle_sha256=None, adapter_sha256=SHA,
+            capability=protocol.Capability(kind="backprop", levels=[protocol.LevelNeed(3, 9, 2)], bytes_free=None),
         ),
-        "4baa754822599378",
+        "bad172882e2d857b",
     ),
-    (protocol.DeviceState(state="lost", boot_id="1"), "c50e6f8eee48c490"),
-    (protocol.ReportAck(job="job", round=1, attempt=0, outcome="taken"), "d238285b8e873c3b"),
-    (protocol.PlanAccepted(job="job", round=1, attempt=0, device="pi"), "9d8f8aef0be0a497"),
-    (protocol.PlanRefused(job="job", round=1, attempt=0, device="pi", code=4, message="m"), "29f9e5fb34b7fb5d"),
-    (protocol.Synced(job="job", round=1, device="pi", adapter_sha256=SHA, blob_bytes=3), "e9eb72c1a62bd662"),
+    (protocol.DeviceState(state="lost", boot_id="1"), "6663f72af24457ba"),
+    (protocol.ReportAck(job="job", round=1, attempt=0, outcome="taken"), "a8d87fc35be97a89"),
+    (protocol.PlanAccepted(job="job", round=1, attempt=0, device="pi"), "e321152076c1fe7a"),
+    (protocol.PlanRefused(job="job", round=1, attempt=0, device="pi", code=4, message="m"), "6be33f43ef1cfea8"),
+    (protocol.Synced(job="job", round=1, device="pi", adapter_sha256=SHA, blob_bytes=3), "01af059871edf297"),
     (
         protocol.SyncPlan(
             job="job", round=1, bundle_sha256=SHA, adapter=AdapterRef(BlobRef(SHA, 4), None, None), final=True,
             blob_url="http://h/blobs",
         ),
-        "2cda2f7283df4850",
+        "e06d7dd13133e0f6",
+    ),
+    (
+        protocol.BackpropPlan(
+            job="job", job_seed=1, round=2, attempt=0, bundle_sha256=SHA,
+            adapter=AdapterRef(BlobRef(SHA, 400), None, None), stld=Stld(), level=3, deadline_s=60.0,
+            blob_url="http://:8080/blobs",
+        ),
+        "9c03972f32139407",
+    ),
+    (
+        protocol.DeltaReport(
+            job="job", round=1, attempt=0, device="pi", adapter_sha256=SHA, delta=BlobRef(SHA, 400), layers=[0, 2],
+            personal_layers=1, level=3, examples=10, loss=0.5, seconds=1.5, peak_rss_bytes=None, link_bytes_per_s=1e6,
+            replay_parameters_per_s=None, blob_bytes=0,
+        ),
+        "2feb7a284f5b003d",
     ),
 ]  # fmt: skip
 
@@ -66,7 +84,7 @@ def test_messages_say_what_they_are() -> None:
 
 def test_another_version_is_named() -> None:
     fields = msgspec.msgpack.decode(protocol.encode(REPORT)) | {"v": 1}
-    with pytest.raises(ProtocolError, match="protocol version 1, this Covey speaks version 2"):
+    with pytest.raises(ProtocolError, match="protocol version 1, this Covey speaks version 3"):
         protocol.decode(msgspec.msgpack.encode(fields), protocol.RoundReport)
 
 

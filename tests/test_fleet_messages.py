@@ -33,6 +33,7 @@ from server.http_app import make_app, serve_http
 from server.job import Job
 from server.ledger import Ledger
 from server.planning import RoundPlan
+from server.uploads import Uploads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle import Bundle
     from edge_runtime.perturbation import FloatVector
 
+FORWARD_ONLY = protocol.Capability(kind="forward-only", levels=[], bytes_free=None)
 RULE = StepRule(back_perturbations=2, learning_rate=0.05)
 JOB = Job(name="job", eval_file="unused", rounds=2, steps=1, batch_size=4, split=2, min_reports=1, step=RULE)
 
@@ -48,8 +50,8 @@ JOB = Job(name="job", eval_file="unused", rounds=2, steps=1, batch_size=4, split
 class Bench:
     """A hub, blobs behind real HTTP, a device's store: what both kinds of test need."""
 
-    def __init__(self, root: Path, bundle: Bundle, url: str, blobs: BlobStore) -> None:
-        self.root, self.bundle, self.url, self.blobs = root, bundle, url, blobs
+    def __init__(self, root: Path, bundle: Bundle, url: str, blobs: BlobStore, uploads: Uploads) -> None:
+        self.root, self.bundle, self.url, self.blobs, self.uploads = root, bundle, url, blobs, uploads
         self.hub = Hub()
         self.store = Store(root / "state")
         self.config = EdgeConfig(
@@ -57,7 +59,7 @@ class Bench:
             state_dir=str(root / "state"),
         )  # fmt: skip
         write_rows(reviews(12, 3), root / "data.jsonl")
-        blobs.add_bundle(bundle)
+        self.blobs.add_bundle(bundle)
 
     def topic(self, kind: protocol.Kind, device: str = "pi") -> str:
         return protocol.topic("default", device, kind)
@@ -96,9 +98,9 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path, tiny_bundle: Bundle) -> Iterator[Bench]:
-    blobs = BlobStore(tmp_path / "blobs")
-    with serve_http(make_app(blobs), "127.0.0.1", 0) as port:
-        yield Bench(tmp_path, tiny_bundle, f"http://127.0.0.1:{port}/blobs", blobs)
+    blobs, uploads = BlobStore(tmp_path / "blobs"), Uploads(BlobStore(tmp_path / "deltas"))
+    with serve_http(make_app(blobs, uploads), "127.0.0.1", 0) as port:
+        yield Bench(tmp_path, tiny_bundle, f"http://127.0.0.1:{port}/blobs", blobs, uploads)
 
 
 def talk(bench: Bench, plans: list[protocol.Plan]) -> tuple[list[Any], Finished | None]:
@@ -270,7 +272,7 @@ class ScriptedDevice:
         self.theta = bench.bundle.initial_adapter()
         birth = protocol.Birth(
             device=name, boot_id="1", covey_version="0", python_version="3", machine="m", runtimes={}, methods=["spzo"],
-            rows=5, bundle_sha256=None, adapter_sha256=None,
+            rows=5, bundle_sha256=None, adapter_sha256=None, capability=FORWARD_ONLY,
         )  # fmt: skip
         self.send("birth", birth, retain=True)
         self.send("state", protocol.DeviceState(state="online", boot_id="1"), retain=True)
@@ -315,7 +317,7 @@ def coordinator(bench: Bench, job: Job, clock: Callable[[], float] = time.monoto
     seen: list[Any] = []
     setting = Setting(
         fleet="default", job=job, manifest=bench.bundle.manifest, bundle_sha256=bench.bundle.sha256,
-        blob_url=bench.url, evaluate=lambda _theta: Evaluation(0.5, 0.5), clock=clock,
+        blob_url=bench.url, uploads=bench.uploads, evaluate=lambda _theta: Evaluation(0.5, 0.5), clock=clock,
     )  # fmt: skip
     chain = AdapterChain(bench.bundle, bench.blobs, [], momentum=False)
     yield Coordinator(setting, ledger, chain, bench.hub.join(), seen.append), ledger

@@ -1,0 +1,108 @@
+"""A backprop plan on a device: from the plan to the files and the report; nothing counts before the journal says so."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from edge_runtime import protocol
+from edge_runtime.backprop import BackpropWork, train_backprop
+from edge_runtime.delta import encode_delta
+from edge_runtime.errors import BundleError, ConfigError
+from edge_runtime.levels import layer_slices
+from edge_runtime.memory import check_level, free_bytes, level_need, levels_that_fit, peak_rss_bytes
+from edge_runtime.personal import personal_or_none, save_personal
+from edge_runtime.store import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edge_runtime.bundle import Bundle
+    from edge_runtime.perturbation import FloatVector
+    from edge_runtime.store import Journal, Store
+    from edge_runtime.workshop import Workshop
+
+
+def check_plan(plan: protocol.BackpropPlan, bundle: Bundle, training: str, bytes_free: int | None) -> list[int]:
+    """Check that a device can do a plan, before anything is loaded; return the levels that it can hold.
+
+    Raises:
+        ConfigError: its owner lets it train with forward passes only.
+        BundleError: the bundle has no such level.
+        TrainingError: the level does not fit into memory.
+    """
+    if training == "forward-only":
+        raise ConfigError("the plan needs backpropagation, this device is forward-only", 'set training = "auto"')
+    manifest = bundle.manifest
+    if not manifest.levels:
+        raise BundleError("the bundle has no training graphs", "export it with --levels")
+    rows = plan.stld.rows_at_once
+    check_level(manifest, plan.level, rows, bytes_free)
+    return levels_that_fit([level_need(manifest, level) for level in manifest.levels], bytes_free, rows)
+
+
+def do_backprop(
+    plan: protocol.BackpropPlan,
+    device: str,
+    training: str,
+    workshop: Workshop,
+    theta: FloatVector,
+    store: Store,
+    journal: Journal,
+    goes_on: Callable[[int, float], bool],
+    clock: Callable[[], float],
+) -> tuple[protocol.DeltaReport, str | None] | None:
+    """Train a plan's round, and write the delta and the personal layers.
+
+    Args:
+        plan: what to do.
+        device: the device's name.
+        training: what its owner lets it do: see EdgeConfig.
+        workshop: bundle, rows and engine.
+        theta: the shared adapter, float32, (parameters,).
+        store: where the files go.
+        journal: names the personal layers so far.
+        goes_on: told each step's index and loss; the round is given up when it returns False.
+        clock: monotonic seconds.
+
+    Returns:
+        The report, what it does not know (link, rates, fetched bytes) left out, and the hash of the personal layers;
+        None where the round was given up.
+
+    Raises:
+        CoveyError: see check_plan, train_backprop and write_atomically.
+    """
+    manifest = workshop.bundle.manifest
+    levels = check_plan(plan, workshop.bundle, training, free_bytes())
+    personal = personal_or_none(store, journal, workshop.bundle, plan.job)
+    engine = workshop.training_engine()
+    work = BackpropWork(plan.job_seed, plan.round, device, plan.stld, plan.level, levels)
+    started = clock()
+    result = train_backprop(engine, theta, workshop.rows, work, layer_slices(manifest), personal, goes_on)
+    if result is None:
+        return None
+    seconds = clock() - started
+    delta = encode_delta(result.movement, manifest.parameters, result.sent, manifest.model.layers)
+    sha256 = hashlib.sha256(delta).hexdigest()
+    write_atomically(store.delta_file(sha256), delta)
+    kept = plan.stld.personal_share > 0
+    personal_sha256 = save_personal(store, workshop.bundle, plan.job, result.personal) if kept else None
+    report = protocol.DeltaReport(
+        job=plan.job,
+        round=plan.round,
+        attempt=plan.attempt,
+        device=device,
+        adapter_sha256=plan.adapter.file.sha256,  # of the bytes that are trained: obtain_adapter has hashed them
+        delta=protocol.BlobRef(sha256, len(delta)),
+        layers=result.sent,
+        personal_layers=len(result.personal.layers),
+        level=plan.level,
+        examples=len(workshop.rows),
+        loss=result.loss,
+        seconds=seconds,
+        peak_rss_bytes=peak_rss_bytes(),
+        link_bytes_per_s=None,
+        replay_parameters_per_s=None,
+        blob_bytes=0,
+    )
+    return report, personal_sha256

@@ -1,0 +1,50 @@
+"""What a device says of itself when it joins."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from edge_runtime import __version__, protocol
+from edge_runtime.memory import free_bytes, level_need, levels_that_fit
+
+if TYPE_CHECKING:
+    from edge_runtime.config import EdgeConfig
+    from edge_runtime.store import Journal
+    from edge_runtime.workshop import Workshop
+
+METHODS = ["spzo"]  # with every switch of rule.py
+_RUNTIMES = ("onnxruntime", "numpy", "tokenizers")
+
+
+def make_birth(config: EdgeConfig, boot_id: str, journal: Journal, workshop: Workshop | None) -> protocol.Birth:
+    """Return the birth message of a device as it is now."""
+    return protocol.Birth(
+        device=config.name,
+        boot_id=boot_id,
+        covey_version=__version__,
+        python_version=platform.python_version(),
+        machine=platform.machine(),
+        runtimes={name: metadata.version(name) for name in _RUNTIMES},
+        methods=METHODS,
+        rows=len(workshop.rows) if workshop is not None else None,
+        bundle_sha256=journal.bundle_sha256,
+        adapter_sha256=journal.adapter_sha256,
+        capability=capability(config, workshop),
+    )
+
+
+def capability(config: EdgeConfig, workshop: Workshop | None) -> protocol.Capability:
+    """Return how the device can train: what its owner lets it do, and what its memory can hold."""
+    bytes_free = free_bytes()
+    if config.training == "forward-only":
+        return protocol.Capability(kind="forward-only", levels=[], bytes_free=bytes_free)
+    if workshop is None:
+        return protocol.Capability(kind="backprop", levels=None, bytes_free=bytes_free)
+    manifest = workshop.bundle.manifest
+    needs = [level_need(manifest, level) for level in manifest.levels]
+    fit = levels_that_fit(needs, bytes_free, rows=1)
+    return protocol.Capability(
+        kind="backprop", levels=[need for need in needs if need.level in fit], bytes_free=bytes_free
+    )

@@ -1,0 +1,74 @@
+"""A forward-only plan on a device: from the plan to the report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edge_runtime import protocol
+from edge_runtime.round_log import pack_scalars
+from edge_runtime.trainer import RoundWork, train_round
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edge_runtime.perturbation import FloatVector
+    from edge_runtime.workshop import Workshop
+
+
+def do_forward(
+    plan: protocol.TrainPlan,
+    device: str,
+    workshop: Workshop,
+    theta: FloatVector,
+    goes_on: Callable[[int, float], bool],
+    clock: Callable[[], float],
+) -> protocol.RoundReport | None:
+    """Train a plan's round with forward passes.
+
+    Args:
+        plan: what to do.
+        device: the device's name.
+        workshop: bundle, rows and engine.
+        theta: the adapter, float32, (parameters,).
+        goes_on: told each step's index and loss; the round is given up when it returns False.
+        clock: monotonic seconds.
+
+    Returns:
+        The report, what it does not know (link, rates, fetched bytes) left out; None where the round was given up.
+
+    Raises:
+        CoveyError: see train_round.
+    """
+    work = RoundWork(
+        job_seed=plan.job_seed,
+        round=plan.round,
+        device=device,
+        rule=plan.rule,
+        steps=plan.steps,
+        batch_size=plan.batch_size,
+        mean_square=plan.mean_square,
+        privacy=plan.privacy,
+    )
+    engine = workshop.engine(plan.split)
+    started = clock()
+    result = train_round(engine, theta, workshop.rows, work, goes_on, copy=workshop.copies, clock=clock)
+    if result is None:
+        return None
+    return protocol.RoundReport(
+        job=plan.job,
+        round=plan.round,
+        attempt=plan.attempt,
+        device=device,
+        adapter_sha256=plan.adapter.file.sha256,  # of the bytes that are trained: obtain_adapter has hashed them
+        scalars=pack_scalars(result.scalars),
+        examples=len(workshop.rows),
+        loss=None if plan.privacy is not None else result.loss,
+        seconds=clock() - started,
+        front_passes=result.front_passes,
+        back_passes=result.back_passes,
+        front_seconds=result.front_seconds,
+        back_seconds=result.back_seconds,
+        link_bytes_per_s=None,
+        replay_parameters_per_s=None,
+        blob_bytes=0,
+    )

@@ -1,0 +1,167 @@
+"""Layer dropout (STLD): which layers a mini-batch runs.
+
+Our reading of DropPEFT ("Efficient Federated Fine-Tuning of Large Language Models with Layer Dropout"; its body was not
+available to us, the abstract was): every mini-batch draws its layers anew, a layer that is dropped passes its input
+through, and the drop probabilities over depth follow a named shape. A level k is a mean or, with ``draw = "exact"``, a
+number of active layers: one training graph with k layer slots serves every choice.
+
+No residual is rescaled: the training graphs have no input for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
+import numpy as np
+
+from edge_runtime.errors import BundleError, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+Shape = Literal["uniform", "incremental", "decay", "normal"]
+Draw = Literal["exact", "bernoulli"]
+Criterion = Literal["gradient", "fisher", "update", "random", "depth"]
+Probabilities = np.ndarray[tuple[int], np.dtype[np.float64]]
+
+_LEAST_SHARE = 0.5
+_TRIES = 1000
+
+
+class Stld(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a backprop device does in a round.
+
+    Attributes:
+        shape: drop probabilities over depth; see inclusion_probabilities.
+        draw: ``exact``: every mini-batch runs as many layers as the level says; ``bernoulli``: every layer is drawn by
+            itself, as in the paper, so the number varies among the levels that the device can hold.
+        steps: local steps.
+        batch_size: rows a step.
+        micro_batch_size: rows that are run at once; the gradients of a step's micro-batches are added up. None: all.
+        learning_rate: of AdamW.
+        weight_decay: of AdamW.
+        clip_norm: longest gradient of a step, over what is trained in it; None: it is not clipped.
+        personal_share: share of the layers that stay personal, the most important ones; 0: all are shared.
+        importance: what makes a layer important: see ptls.py.
+    """
+
+    shape: Shape = "uniform"
+    draw: Draw = "exact"
+    steps: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 8
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 8
+    micro_batch_size: Annotated[int, msgspec.Meta(ge=1, le=4096)] | None = None
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1e-3
+    weight_decay: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    clip_norm: Annotated[float, msgspec.Meta(gt=0)] | None = 1.0
+    personal_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    importance: Criterion = "gradient"
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of the largest micro-batch."""
+        return min(self.micro_batch_size or self.batch_size, self.batch_size)
+
+
+def inclusion_probabilities(layers: int, level: int, shape: Shape) -> Probabilities:
+    """Return the probability of each layer to be active; they add up to ``level``.
+
+    The drop probabilities are proportional to a weight: the same for all layers (``uniform``), growing with depth
+    (``incremental``), falling with depth (``decay``), or a bell around the middle (``normal``). No layer is active with
+    less than half of the mean probability; what that takes away is spread over the others.
+
+    Args:
+        layers: L.
+        level: k, 1 … L.
+        shape: the name.
+
+    Returns:
+        float64, (layers,).
+
+    Raises:
+        ConfigError: the level is not 1 … L.
+    """
+    if not 1 <= level <= layers:
+        raise ConfigError(f"{level} active layers of a model with {layers}", "choose one of the bundle's levels")
+    depth = np.arange(layers, dtype=np.float64)
+    middle = (layers - 1) / 2
+    weights = {
+        "uniform": np.ones(layers),
+        "incremental": depth + 1,
+        "decay": layers - depth,
+        "normal": np.exp(-0.5 * ((depth - middle) / (layers / 4)) ** 2),
+    }[shape]
+    most = 1 - _LEAST_SHARE * level / layers
+    drop = np.zeros(layers)
+    free = np.ones(layers, dtype=np.bool_)
+    while free.any():
+        left = layers - level - drop[~free].sum()
+        drop[free] = left * weights[free] / weights[free].sum()
+        over = free & (drop > most)
+        if not over.any():
+            break
+        drop[over] = most
+        free &= ~over
+    probabilities: Probabilities = 1 - drop
+    return probabilities
+
+
+def draw_layers(rng: np.random.Generator, probabilities: Probabilities, level: int) -> list[int]:
+    """Draw exactly ``level`` layers with these inclusion probabilities.
+
+    Systematic sampling over a random order (Goodman and Kish, 1950): the probabilities are laid end to end, and every
+    unit of length from a random start picks the layer it falls on.
+
+    Args:
+        rng: where the draw comes from.
+        probabilities: float64, (layers,), each at most 1, adding up to ``level``.
+        level: how many.
+
+    Returns:
+        Layers, ascending.
+    """
+    order = rng.permutation(len(probabilities))
+    ends = np.cumsum(probabilities[order])
+    ends[-1] = level  # no mark lies behind it, whatever the sum's rounding
+    picked = order[np.searchsorted(ends, rng.random() + np.arange(level), side="right")]
+    return sorted(int(layer) for layer in picked)
+
+
+def draw_bernoulli(rng: np.random.Generator, probabilities: Probabilities, levels: Collection[int]) -> list[int]:
+    """Draw every layer by itself, again until there is a graph for so many.
+
+    Args:
+        rng: where the draw comes from.
+        probabilities: float64, (layers,).
+        levels: numbers of layers that may come out.
+
+    Returns:
+        Layers, ascending.
+
+    Raises:
+        BundleError: none of the levels comes out in 1,000 tries.
+    """
+    for _ in range(_TRIES):
+        picked = np.flatnonzero(rng.random(len(probabilities)) < probabilities)
+        if len(picked) in levels:
+            return [int(layer) for layer in picked]
+    raise BundleError(
+        f"layers drawn one by one never are as many as a level of the bundle has ({sorted(levels)})",
+        'export more levels, or set draw = "exact" in the job\'s [stld]',
+    )
+
+
+def choose_layers(rng: np.random.Generator, stld: Stld, layers: int, level: int, levels: Collection[int]) -> list[int]:
+    """Return the layers of one mini-batch, ascending.
+
+    Args:
+        rng: where the draw comes from; a step's own.
+        stld: shape and way to draw.
+        layers: L.
+        level: the plan's level.
+        levels: for ``bernoulli``, the levels of the bundle that the device can hold.
+    """
+    probabilities = inclusion_probabilities(layers, level, stld.shape)
+    if stld.draw == "bernoulli":
+        return draw_bernoulli(rng, probabilities, levels)
+    return draw_layers(rng, probabilities, level)
