@@ -2,6 +2,7 @@
 
 CoveyError                exit code 1
 ├── ConfigError           3   a configuration file, a flag or the environment
+│   └── ProfileError      3   a device's profile: not valid, of another bundle
 ├── DataError             4   the user's own rows
 ├── BundleError           5   a bundle or manifest: missing, altered, extra, another version
 ├── ProtocolError         6   a message: another version, wrong types, out of bounds
@@ -65,6 +66,10 @@ class NetworkError(CoveyError):
     """The broker or the server cannot be reached, or a transfer broke off."""
 
     exit_code = 7
+
+
+class ProfileError(ConfigError):
+    """A device's profile is not valid, or belongs to another bundle."""
 
 
 class StorageError(CoveyError):

@@ -1,0 +1,394 @@
+"""A device's profile: what each graph of a bundle costs on it, and how that is known.
+
+A profile is *measured*, with its provenance, or *modelled*, with its formula and public sources; a modelled one never
+says that it was measured. The JSON Schema of these structs is device_profiles/profile.schema.json.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
+
+from edge_runtime.errors import ProfileError
+from edge_runtime.manifest import Sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edge_runtime.manifest import Manifest
+
+PROFILE_VERSION: Literal[1] = 1
+
+Slug = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e18)]
+Duration = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**50)]
+AtLeastOne = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+Text = Annotated[str, msgspec.Meta(max_length=2000)]
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A part of a profile: unknown fields are refused, values never change. None: not known."""
+
+
+class BoardFacts(_Strict, frozen=True, kw_only=True):
+    """What a board is; nothing here changes while it runs.
+
+    Attributes:
+        board: the name of its folder in device_profiles.
+        model: what the firmware calls it.
+        machine: architecture, as ``uname -m``.
+        cores: processors that are online.
+        cpu: name of the processor.
+        memory_bytes: all of the memory.
+        max_clock_hz: highest clock of the fastest core.
+        os: distribution and version.
+        kernel: release of the kernel.
+    """
+
+    board: Slug
+    model: Text | None = None
+    machine: Text | None = None
+    cores: AtLeastOne | None = None
+    cpu: Text | None = None
+    memory_bytes: Bytes | None = None
+    max_clock_hz: Positive | None = None
+    os: Text | None = None
+    kernel: Text | None = None
+
+
+class Reading(_Strict, frozen=True, kw_only=True):
+    """What a board's sensors say at one moment.
+
+    Attributes:
+        temperature_c: hottest thermal zone.
+        throttled: whether the clock is held down right now, by heat or by a weak supply.
+        throttled_since_boot: whether it was at any time since power-on.
+        under_voltage: whether the supply is too weak right now.
+        clock_hz: clock of the fastest core.
+        governor: the clock's governor.
+        power_w: what the board or its processor takes.
+        power_sensor: where ``power_w`` was read.
+        load: runnable processes a core, over the last minute.
+        memory_free_bytes: memory that can be had without swapping.
+        disk_free_bytes: where bundles are kept.
+        on_mains: whether a charger or supply is connected.
+        battery: charge, 0 … 1.
+    """
+
+    temperature_c: Annotated[float, msgspec.Meta(ge=-60, le=200)] | None = None
+    throttled: bool | None = None
+    throttled_since_boot: bool | None = None
+    under_voltage: bool | None = None
+    clock_hz: Positive | None = None
+    governor: Text | None = None
+    power_w: Annotated[float, msgspec.Meta(ge=0, le=1e5)] | None = None
+    power_sensor: Text | None = None
+    load: Annotated[float, msgspec.Meta(ge=0, le=1e6)] | None = None
+    memory_free_bytes: Bytes | None = None
+    disk_free_bytes: Bytes | None = None
+    on_mains: bool | None = None
+    battery: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+
+
+class Latency(_Strict, frozen=True, kw_only=True):
+    """How long one run takes at one shape.
+
+    Attributes:
+        batch_size: rows.
+        tokens: tokens a row.
+        median_s: seconds a run; of a modelled profile, what the formula gives.
+        low_s: 10th percentile; None where modelled.
+        high_s: 90th percentile; None where modelled.
+        count: timed runs, without the warm-up; None where modelled.
+        power_w: mean power meanwhile.
+    """
+
+    batch_size: AtLeastOne
+    tokens: AtLeastOne
+    median_s: Duration
+    low_s: Duration | None = None
+    high_s: Duration | None = None
+    count: AtLeastOne | None = None
+    power_w: Annotated[float, msgspec.Meta(ge=0, le=1e5)] | None = None
+
+
+class Sustained(_Strict, frozen=True, kw_only=True):
+    """What is left under thermal load: the same shape run over and over.
+
+    Attributes:
+        seconds: how long.
+        first_s: median of the runs of the first tenth of that time.
+        last_s: median of the runs of the last tenth: the sustained figure.
+        before: sensors at its beginning.
+        after: sensors at its end.
+    """
+
+    batch_size: AtLeastOne
+    tokens: AtLeastOne
+    seconds: Duration
+    first_s: Duration
+    last_s: Duration
+    count: AtLeastOne
+    before: Reading
+    after: Reading
+
+
+class GraphProfile(_Strict, frozen=True, kw_only=True):
+    """What one graph costs on one engine.
+
+    Attributes:
+        kind: of the manifest: ``front``, ``back``, ``predict``, ``train``.
+        engine: the runtime.
+        split: of ``front`` and ``back``.
+        level: active layers, of ``train``.
+        load_s: time to load it, its file in the page cache.
+        peak_rss_bytes: highest resident memory of a process that only loads and runs it, at the largest shape.
+        base_rss_bytes: the same process before it loaded the graph.
+        latencies: one for each shape.
+        sustained: under thermal load, where asked for.
+        note: why something is missing.
+    """
+
+    kind: Literal["front", "back", "predict", "train"]
+    engine: Text
+    split: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    level: AtLeastOne | None = None
+    load_s: Duration | None = None
+    peak_rss_bytes: Bytes | None = None
+    base_rss_bytes: Bytes | None = None
+    latencies: list[Latency]
+    sustained: Sustained | None = None
+    note: Text | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name among the graphs of a profile."""
+        number = self.split if self.split is not None else self.level
+        return self.kind if number is None else f"{self.kind} {number}"
+
+
+class Rates(_Strict, frozen=True, kw_only=True):
+    """What does not depend on a graph.
+
+    Attributes:
+        perturb_parameters_per_s: parameters perturbed once, a second.
+        replay_parameters_per_s: parameters × directions replayed a second.
+        link_down_bytes_per_s: from the server.
+        link_up_bytes_per_s: to the broker.
+    """
+
+    perturb_parameters_per_s: Positive | None = None
+    replay_parameters_per_s: Positive | None = None
+    link_down_bytes_per_s: Positive | None = None
+    link_up_bytes_per_s: Positive | None = None
+
+
+class BundleFacts(_Strict, frozen=True, kw_only=True):
+    """Which bundle the graphs belong to."""
+
+    sha256: Sha256
+    model: Text
+    layers: AtLeastOne
+    trainable_parameters: AtLeastOne
+
+
+class Provenance(_Strict, frozen=True, kw_only=True):
+    """How a measured profile came about.
+
+    Attributes:
+        measured_at: UTC, ISO 8601.
+        seconds: how long it took, by the monotonic clock.
+        wall_seconds: the same by the wall clock: another figure means that the clock was set meanwhile.
+        clock: the clock that timed the runs, and its resolution in seconds.
+        covey_version: version of Covey.
+        commit: git commit of Covey; None where it was installed from a wheel.
+        versions: Python, NumPy, runtimes, kernel of the perturbation.
+        threads: of one operator; 0: one a core.
+        warm_up: runs before the timed ones.
+        before: sensors before the first run.
+        after: sensors after the last one.
+    """
+
+    measured_at: Text
+    seconds: Duration
+    wall_seconds: float
+    clock: Text
+    covey_version: Text
+    commit: Text | None
+    versions: dict[str, str]
+    threads: Annotated[int, msgspec.Meta(ge=0)]
+    warm_up: Annotated[int, msgspec.Meta(ge=0)]
+    before: Reading
+    after: Reading
+
+
+class PublicSource(_Strict, frozen=True, kw_only=True):
+    """A public figure that a model uses."""
+
+    what: Text
+    value: Positive
+    unit: Text
+    url: Text
+
+
+class Modelling(_Strict, frozen=True, kw_only=True):
+    """Where the figures of a modelled profile come from: the formula, public figures, and what is only assumed."""
+
+    formula: Text
+    sources: list[PublicSource]
+    assumptions: list[Text]
+
+
+class Profile(_Strict, frozen=True, kw_only=True):
+    """A profile. Exactly one of ``measured`` and ``modelled`` is there."""
+
+    format_version: Literal[1] = PROFILE_VERSION
+    device: Text | None = None
+    facts: BoardFacts
+    measured: Provenance | None = None
+    modelled: Modelling | None = None
+    bundle: BundleFacts
+    graphs: list[GraphProfile]
+    rates: Rates = Rates()
+
+    @property
+    def source(self) -> Literal["measured", "modelled"]:
+        """How its figures are known."""
+        return "modelled" if self.measured is None else "measured"
+
+    def graph(
+        self, kind: str, *, split: int | None = None, level: int | None = None, engine: str | None = None
+    ) -> GraphProfile | None:
+        """Return the profile of a graph that has latencies; the quickest engine's where none is named. None: none."""
+        found = [
+            graph
+            for graph in self.graphs
+            if (graph.kind, graph.split, graph.level) == (kind, split, level)
+            and engine in (None, graph.engine)
+            and graph.latencies
+        ]
+        return min(found, key=lambda graph: latency_s(graph, 8, 32), default=None)
+
+
+def latency_s(graph: GraphProfile, batch_size: int, tokens: int) -> float:
+    """Return the seconds of a run at a shape; the sustained share counts where it is known.
+
+    Between measured shapes, time is a line over the number of tokens of the batch, never below 0; below the smallest
+    and above the largest it goes on in proportion.
+
+    Raises:
+        ProfileError: the graph has no latencies.
+    """
+    if not graph.latencies:
+        raise ProfileError(f"the profile of {graph.name} has no latencies", "measure it again: covey-edge profile")
+    by_size: dict[int, list[float]] = {}
+    for latency in graph.latencies:
+        by_size.setdefault(latency.batch_size * latency.tokens, []).append(latency.median_s)
+    points = sorted((size, sum(times) / len(times)) for size, times in by_size.items())
+    slow = graph.sustained.last_s / graph.sustained.first_s if graph.sustained is not None else 1.0
+    return max(1.0, slow) * _interpolate(points, batch_size * tokens)
+
+
+def _interpolate(points: Sequence[tuple[int, float]], size: int) -> float:
+    below = [p for p in points if p[0] <= size]
+    above = [p for p in points if p[0] >= size]
+    if below and above:
+        (x0, y0), (x1, y1) = below[-1], above[0]
+        return y0 if x0 == x1 else y0 + (y1 - y0) * (size - x0) / (x1 - x0)
+    x, y = below[-1] if below else above[0]
+    return y * size / x
+
+
+def check_profile(profile: Profile) -> list[str]:
+    """Check what types cannot say; return what is doubtful but can be used.
+
+    Raises:
+        ProfileError: both or neither of measured and modelled, a graph twice, quantiles in the wrong order, a clock
+            that ran backwards.
+    """
+    if (profile.measured is None) == (profile.modelled is None):
+        raise ProfileError("a profile is either measured or modelled", "make it with: covey-edge profile")
+    seen = set()
+    for graph in profile.graphs:
+        key = (graph.name, graph.engine)
+        if key in seen:
+            raise ProfileError(f"the profile lists {graph.name} on {graph.engine} twice", "measure it again")
+        seen.add(key)
+        for latency in graph.latencies:
+            if profile.modelled is not None and latency.count is not None:
+                raise ProfileError(f"{graph.name} is modelled but counts timed runs", "model it again")
+            low, high = latency.low_s or latency.median_s, latency.high_s or latency.median_s
+            if not low <= latency.median_s <= high:
+                raise ProfileError(f"{graph.name}: the median is not between the percentiles", "measure it again")
+    return _doubts(profile)
+
+
+def _doubts(profile: Profile) -> list[str]:
+    measured = profile.measured
+    doubts: list[str] = []
+    if measured is None:
+        return doubts
+    if measured.wall_seconds < 0 or abs(measured.wall_seconds - measured.seconds) > 2.0 + 0.01 * measured.seconds:
+        doubts.append(
+            f"the wall clock moved {measured.wall_seconds:.0f} s in {measured.seconds:.0f} s: its date may be wrong; "
+            "times are of the monotonic clock"
+        )
+    if measured.before.throttled or measured.after.throttled:
+        doubts.append("the board was throttled: on a cool board, or with a better supply, it is faster")
+    return doubts
+
+
+def missing_graphs(profile: Profile, manifest: Manifest, bundle_sha256: str) -> list[str]:
+    """Return the graphs of a bundle that a profile says nothing about.
+
+    Raises:
+        ProfileError: it is the profile of another bundle.
+    """
+    if profile.bundle.sha256 != bundle_sha256:
+        raise ProfileError(
+            f"this is a profile of bundle {profile.bundle.sha256[:12]} ({profile.bundle.model}), "
+            f"not of {bundle_sha256[:12]} ({manifest.model.name})",
+            "measure this bundle: covey-edge profile --bundle BUNDLE",
+        )
+    known = {graph.name for graph in profile.graphs if graph.latencies}
+    names = []
+    for graph in manifest.graphs:
+        number = graph.split if graph.split is not None else getattr(graph, "level", None)
+        name = graph.kind if number is None else f"{graph.kind} {number}"
+        if name not in known and name not in names:
+            names.append(name)
+    return names
+
+
+def encode_profile(profile: Profile) -> bytes:
+    """Return a profile as JSON."""
+    return msgspec.json.format(msgspec.json.encode(profile), indent=1) + b"\n"
+
+
+def decode_profile(data: bytes) -> Profile:
+    """Read a profile from JSON and check it.
+
+    Raises:
+        ProfileError: not JSON, another version, a missing or unknown field, a time that is not positive or not finite.
+    """
+    try:
+        profile = msgspec.json.decode(data, type=Profile)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProfileError(f"the profile is not valid: {error}", "make it again with: covey-edge profile") from error
+    check_profile(profile)
+    return profile
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return a percentile (nearest rank) of at least one value."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, max(0, math.ceil(share * len(ordered)) - 1))]
+
+
+def json_schema() -> bytes:
+    """Return the JSON Schema of a profile."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(Profile)}
+    return msgspec.json.format(msgspec.json.encode(schema), indent=1) + b"\n"
