@@ -15,6 +15,7 @@ import msgspec
 from edge_runtime.errors import ProtocolError
 from edge_runtime.manifest import Sha256
 from edge_runtime.privacy import Privacy
+from edge_runtime.profile import Profile
 from edge_runtime.rule import StepRule
 from edge_runtime.stld import Stld
 
@@ -28,7 +29,7 @@ Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Rate = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
-Kind = Literal["birth", "state", "plan", "report", "report/ack"]
+Kind = Literal["birth", "state", "profile", "plan", "report", "report/ack", "probe"]
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", kw_only=True):
@@ -80,6 +81,13 @@ class DeviceState(_Message, frozen=True, tag="state", kw_only=True):
 
     state: Literal["online", "busy", "offline", "lost"]
     boot_id: str
+
+
+class ProfileMessage(_Message, frozen=True, tag="profile", kw_only=True):
+    """A device's profile; retained."""
+
+    device: Name
+    profile: Profile
 
 
 class BlobRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -287,7 +295,7 @@ class ReportAck(_Message, frozen=True, tag="ack", kw_only=True):
 Plan = TrainPlan | BackpropPlan | SyncPlan
 Report = RoundReport | DeltaReport
 DeviceReport = PlanAccepted | PlanRefused | Report | Synced
-AnyMessage = Birth | DeviceState | Plan | DeviceReport | ReportAck
+AnyMessage = Birth | DeviceState | ProfileMessage | Plan | DeviceReport | ReportAck
 
 MessageT = TypeVar("MessageT")
 
