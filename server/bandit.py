@@ -193,7 +193,8 @@ def choose(
     """
     priors = _priors(candidates)
     state = msgspec.structs.replace(state, gains=gain_model.with_arms(state.gains, priors))
-    opened = [_open(state, candidate, deadline_s, now) for candidate in _with_fleet(state, candidates)]
+    overhead_s = fleet_overhead_s(state.times.values())
+    opened = [_open(state, candidate, overhead_s, deadline_s, now) for candidate in _with_fleet(state, candidates)]
     able = [entry for entry in opened if entry.free]
     chosen = {}
     if able:
@@ -213,7 +214,7 @@ def choose(
 
 
 def _priors(candidates: Sequence[Candidate]) -> dict[str, float]:
-    """Return a prior gain of every arm: the root of its share of the largest cost of its kind; rounds overrule it."""
+    """Return a prior gain of every arm: its share of the largest cost of its kind, so that none is better a second."""
     costs: dict[Arm, float] = {}
     for candidate in candidates:
         for made in candidate.offers:
@@ -221,7 +222,7 @@ def _priors(candidates: Sequence[Candidate]) -> dict[str, float]:
     largest = {
         kind: max((c for a, c in costs.items() if a.kind == kind), default=1.0) for kind in ("backprop", "forward")
     }
-    return {arm.name: math.sqrt(costs[arm] / largest[arm.kind]) for arm in sorted(costs, key=_order)}
+    return {arm.name: costs[arm] / largest[arm.kind] for arm in sorted(costs, key=_order)}
 
 
 def _order(arm: Arm) -> tuple[str, int, int, int]:
@@ -236,9 +237,15 @@ def _with_fleet(state: BanditState, candidates: Sequence[Candidate]) -> list[tup
     return [(candidate, base_seconds(candidate.offers, unit)) for candidate in candidates]
 
 
-def _open(state: BanditState, based: tuple[Candidate, list[float | None]], deadline_s: float, now: float) -> _Open:
+def _open(
+    state: BanditState,
+    based: tuple[Candidate, list[float | None]],
+    overhead_s: float,
+    deadline_s: float,
+    now: float,
+) -> _Open:
     candidate, bases = based
-    times, overhead_s = state.times.get(candidate.device), fleet_overhead_s(state.times.values())
+    times = state.times.get(candidate.device)
     estimates, free = [], []
     for index, (made, base_s) in enumerate(zip(candidate.offers, bases, strict=True)):
         found: Expected = expected(made, base_s, times, now, overhead_s)
@@ -263,13 +270,11 @@ def _seconds(entry: _Open, index: int) -> float:
 def _thompson(state: BanditState, able: Sequence[_Open], enough: int, rng: np.random.Generator) -> _Chosen:
     column = {name: index for index, name in enumerate(state.gains.arms)}
     known = gain_model.mean_gains(state.gains)
-    drawn = gain_model.draw(state.gains, len(able), rng).tolist()
+    # One draw for the whole fleet: a round is one choice, and a draw a device would average out.
+    drawn = gain_model.draw(state.gains, rng).tolist()
     rows, quickest, marks = [], [], []
     for device, entry in enumerate(able):
-        row = {
-            index: (_seconds(entry, index), drawn[device][column[entry.estimates[index].arm.name]])
-            for index in entry.free
-        }
+        row = {index: (_seconds(entry, index), drawn[column[entry.estimates[index].arm.name]]) for index in entry.free}
         rows.append(row)
         quickest.append(min(seconds for seconds, _ in row.values()))
         marks += [(seconds, device, entry.candidate.share * gain) for seconds, gain in row.values()]

@@ -76,12 +76,12 @@ def posterior(gains: Gains) -> tuple[Vector, Any]:
     return np.maximum(mean, _LEAST), (covariance + covariance.T) / 2
 
 
-def draw(gains: Gains, count: int, rng: np.random.Generator) -> Vector:
-    """Draw gains from the posterior: float64, (count, arms), none of them below a small positive gain."""
+def draw(gains: Gains, rng: np.random.Generator) -> Vector:
+    """Draw gains from the posterior: float64, (arms,), none of them below a small positive gain."""
     mean, covariance = posterior(gains)
     values, vectors = np.linalg.eigh(covariance)
     root = vectors * np.sqrt(np.maximum(values, 0.0))
-    drawn: Vector = mean + rng.standard_normal((count, mean.size)) @ root.T
+    drawn: Vector = mean + root @ rng.standard_normal(mean.size)
     return np.maximum(drawn, _LEAST)
 
 

@@ -160,7 +160,7 @@ def simulate(
         deadline_s=options.deadline_s,
         schedule="constant",
         step=StepRule(back_perturbations=4, learning_rate=0.05),
-        stld=JobStld(learning_rate=0.02, steps=4) if levels else None,
+        stld=JobStld(learning_rate=0.02, steps=2) if levels else None,
         bandit=None if options.policy is None else JobBandit(policy=options.policy),
     )
     with contextlib.ExitStack() as stack:
@@ -192,12 +192,13 @@ def simulate(
         chain = AdapterChain(bowl, served, [], momentum=False)
         transport = VirtualTransport(world, fleet.deliver)
         evaluator = InlineEvaluator(bowl.evaluate)
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         coordinator = Coordinator(setting, ledger, chain, transport, observe, evaluator)
         if not coordinator.run(resumed=False, should_stop=should_stop):
             return None
         ledger.end_job(job.name, "finished", None)
         return {**_result(ledger, job), "virtual_s": world.now, "wall_s": time.perf_counter() - started,
+                "cpu_s": time.process_time() - cpu_started,
                 "device_rounds": fleet.device_rounds, "messages": world.delivered}  # fmt: skip
 
 
