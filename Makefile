@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 MODEL ?= minilm
+ENGINE ?= onnxruntime
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.covey-installed
 
-.PHONY: help install demo test test-all lint format bench bench-full bench-convergence bench-perturb clean
+.PHONY: help install demo test test-all lint format bench bench-full bench-convergence bench-engines bench-levels bench-perturb clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -16,11 +17,11 @@ $(STAMP): pyproject.toml setup.py edge_runtime/native/perturb.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Covey's server and exporter need Python 3.11 or newer; run: make PYTHON=python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,export,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,export,executorch,dev]'
 	@touch $@
 
-demo: $(STAMP) ## 8 devices learn from real reviews (MODEL=minilm or smollm2)
-	@$(BIN)/covey demo --model $(MODEL)
+demo: $(STAMP) ## 8 devices learn from real reviews (MODEL=minilm or smollm2, ENGINE=onnxruntime, executorch or mixed)
+	@$(BIN)/covey demo --model $(MODEL) --engine $(ENGINE)
 
 test: $(STAMP) ## the default tests
 	$(BIN)/python -m pytest
@@ -47,6 +48,12 @@ bench-full: $(STAMP) ## speed and memory where every weight is trained (SmolLM2;
 
 bench-convergence: $(STAMP) ## all methods, tuned, three seeds (hours; can be stopped and started)
 	$(BIN)/python benchmarks/convergence.py --model $(MODEL)
+
+bench-engines: $(STAMP) ## ExecuTorch against ONNX Runtime; the last line is JSON
+	$(BIN)/python benchmarks/engines.py
+
+bench-levels: $(STAMP) ## speed and memory of training graphs, against PyTorch (some minutes)
+	$(BIN)/python benchmarks/levels.py
 
 bench-perturb: $(STAMP) ## speed of perturbing and replay; the last line is JSON
 	$(BIN)/python benchmarks/perturb.py

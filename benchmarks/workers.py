@@ -19,6 +19,8 @@ from edge_runtime.spzo import spzo_step
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edge_runtime.manifest import Runtime
+
 Work = dict[str, "Callable[[], Any]"]
 
 
@@ -89,6 +91,41 @@ def train_round(settings: dict[str, Any]) -> Work:
     work = RoundWork(0, 0, "d", rule_of(settings), steps=4, batch_size=settings["rows"], mean_square=None)
     theta = bundle.initial_adapter()
     return {"run": lambda: train(engine, theta, rows, work)}
+
+
+def blocks_onnxruntime(settings: dict[str, Any]) -> Work:
+    """``run``: front and back once, on ONNX Runtime."""
+    return _blocks("onnxruntime", settings)
+
+
+def blocks_executorch(settings: dict[str, Any]) -> Work:
+    """``run``: the same on ExecuTorch."""
+    return _blocks("executorch", settings)
+
+
+def _blocks(runtime: Runtime, settings: dict[str, Any]) -> Work:
+    from edge_runtime.engines import make_engine
+
+    bundle, batch = open_bundle(Path(settings["bundle"])), random_batch(settings)
+    engine, theta = make_engine(runtime, bundle, settings["split"], settings["threads"]), bundle.initial_adapter()
+    engine.front_workspace[:] = theta[: engine.front_workspace.size]
+    engine.back_workspace[:] = theta[engine.front_workspace.size :]
+    return {"run": lambda: engine.back(engine.front(batch), batch)}
+
+
+def load_executorch(settings: dict[str, Any]) -> Work:
+    """``first_load``: library, both graphs and the weights' mapping, once a process; nothing is loaded before."""
+    from edge_runtime.engines import make_engine
+
+    bundle, made = open_bundle(Path(settings["bundle"])), []
+
+    def first_load() -> float:
+        started = time.perf_counter()
+        made.append(make_engine("executorch", bundle, settings["split"], settings["threads"]))
+        return time.perf_counter() - started
+
+    seconds = first_load()
+    return {"first_load": lambda: seconds}
 
 
 def matmuls(settings: dict[str, Any]) -> Work:
@@ -209,11 +246,86 @@ def torch_mezo(settings: dict[str, Any]) -> Work:
     return {"run": run}
 
 
+def gradients(settings: dict[str, Any]) -> Work:
+    """``run``: loss and gradients with ``level`` active layers. ``half``: with ``half`` of them."""
+    from edge_runtime.golden import training_layers
+    from edge_runtime.training_onnxruntime import OnnxTrainingEngine
+
+    bundle, batch = open_bundle(Path(settings["bundle"])), random_batch(settings)
+    engine, theta = OnnxTrainingEngine(bundle, settings["threads"]), bundle.initial_adapter()
+    out = np.zeros_like(theta)
+
+    def at(level: int) -> Callable[[], float]:
+        layers = training_layers(level, bundle.manifest.model.layers)
+        return lambda: engine.gradients(theta, layers, batch, out)
+
+    if settings["half"] == settings["level"]:
+        return {"run": at(settings["level"])}  # one level alone, for its memory
+    return {"run": at(settings["level"]), "half": at(settings["half"])}
+
+
+def all_levels(settings: dict[str, Any]) -> Work:
+    """``run``: every level of a bundle, up and down."""
+    from edge_runtime.golden import training_layers
+    from edge_runtime.training_onnxruntime import OnnxTrainingEngine
+
+    bundle, batch = open_bundle(Path(settings["bundle"])), random_batch(settings)
+    engine, theta = OnnxTrainingEngine(bundle, settings["threads"]), bundle.initial_adapter()
+    out = np.zeros_like(theta)
+
+    def run() -> None:
+        for level in (*engine.levels, *reversed(engine.levels)):
+            engine.gradients(theta, training_layers(level, bundle.manifest.model.layers), batch, out)
+
+    return {"run": run}
+
+
+def libraries(settings: dict[str, Any]) -> Work:
+    """``run``: nothing, in a process that has loaded what training needs."""
+    import edge_runtime.training_onnxruntime as _engine
+
+    random_batch(settings)
+    return {"run": lambda: _engine}
+
+
+def torch_lora(settings: dict[str, Any]) -> Work:
+    """``run``: loss and gradients in PyTorch of the same trained tensors, all layers."""
+    import torch
+    from backprop import file_name
+
+    from export.finished import load_finished
+
+    torch.set_num_threads(settings["threads"])
+    bundle, batch = open_bundle(Path(settings["bundle"])), random_batch(settings)
+    trained = {p.name for p in bundle.manifest.parameters}
+    model = load_finished(bundle.file("adapter"), Path(settings["model_dir"]))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(file_name(name) in trained)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if sum(p.numel() for p in parameters) != bundle.manifest.parameters[-1].stop:
+        raise SystemExit("PyTorch would train other tensors")
+    arrays = (batch.input_ids, batch.attention_mask, batch.labels)
+    input_ids, attention_mask, labels = (torch.from_numpy(array) for array in arrays)
+
+    def run() -> None:
+        loss = torch.nn.functional.cross_entropy(model(input_ids, attention_mask), labels)
+        torch.autograd.grad(loss, parameters)
+
+    return {"run": run}
+
+
 KINDS = {
+    "gradients": gradients,
+    "all_levels": all_levels,
+    "libraries": libraries,
+    "torch_lora": torch_lora,
     "step": step,
     "inference": inference,
     "inference_in_memory": inference_in_memory,
     "train_round": train_round,
+    "blocks_onnxruntime": blocks_onnxruntime,
+    "blocks_executorch": blocks_executorch,
+    "load_executorch": load_executorch,
     "matmuls": matmuls,
     "torch_mezo": torch_mezo,
 }
@@ -227,8 +339,10 @@ def main() -> None:
     print("{}", flush=True)
     for line in sys.stdin:
         started = time.perf_counter()
-        work[line.strip()]()
+        measured = work[line.strip()]()
         seconds = time.perf_counter() - started
+        if line.strip() == "first_load":
+            seconds = measured  # what was measured when the process began
         # On Linux ru_maxrss is in KiB.
         print(
             json.dumps({"seconds": seconds, "peak_rss_mb": _peak_rss_mb(), "anonymous_mb": _anonymous_mb()}), flush=True

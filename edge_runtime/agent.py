@@ -7,6 +7,7 @@ before it is sent, so the same plan coming again (after a lost connection or a r
 from __future__ import annotations
 
 import collections
+import functools
 import logging
 import time
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge_runtime import protocol
+from edge_runtime import engines, protocol
 from edge_runtime.backprop_plan import do_backprop
 from edge_runtime.birth import make_birth
 from edge_runtime.errors import CoveyError, NetworkError, ProtocolError
@@ -62,7 +63,7 @@ class Agent:
         transport: its connection; the will must be lost_will's.
         boot_id: new with every start.
         clock: monotonic seconds.
-        make_engine: see Workshop.
+        make_engine: see Workshop; None: the configuration's engine.
         make_training_engine: see Workshop.
     """
 
@@ -81,7 +82,7 @@ class Agent:
         self._transport = transport
         self._boot_id = boot_id
         self._clock = clock
-        self._make_engine = make_engine
+        self._make_engine = make_engine or functools.partial(engines.make_engine, config.engine)
         self._make_training_engine = make_training_engine
         self._blob_url: str | None = None  # of the last plan
         self._uploaded: collections.Counter[str] = collections.Counter()
@@ -187,6 +188,8 @@ class Agent:
             upload(self._blob_url, sha256, self._store.delta_file(sha256))
         except CoveyError as error:
             _LOG.error("round %d: the delta could not be sent: %s", report.round, error)
+            if self._plan_waits():
+                return  # of a server that was started anew, perhaps elsewhere: the report is its answer
             self._refuse(report.job, report.round, report.attempt, error)
         else:
             self._report(report)
@@ -203,15 +206,19 @@ class Agent:
         return report
 
     def _superseded(self, plan: protocol.Plan) -> bool:
-        """Whether a later plan is waiting. Events are taken from the transport, none is lost."""
+        """Whether a later plan is waiting."""
+        return self._plan_waits() and any(
+            _supersedes(message.payload, plan) for message in self._waiting if message.topic == self._topic("plan")
+        )
+
+    def _plan_waits(self) -> bool:
+        """Whether any plan is waiting. Events are taken from the transport, none is lost."""
         while (event := self._transport.receive(0)) is not None:
             if isinstance(event, Connected):
                 self._announce()
             else:
                 self._waiting.append(event)
-        return any(
-            _supersedes(message.payload, plan) for message in self._waiting if message.topic == self._topic("plan")
-        )
+        return any(message.topic == self._topic("plan") for message in self._waiting)
 
     def _refuse(self, job: str, index: int, attempt: int, error: CoveyError) -> None:
         refused = protocol.PlanRefused(
@@ -231,19 +238,15 @@ class Agent:
         is_new = self._workshop is None or self._workshop.bundle.sha256 != plan.bundle_sha256
         if self._workshop is None or is_new:
             self._workshop = None
-            bundle = install_bundle(self._store, fetcher, plan.bundle_sha256, self._config.threads)
+            bundle = install_bundle(self._store, fetcher, plan.bundle_sha256, self._config.threads, self._config.engine)
             makers = (self._make_engine, self._make_training_engine)
             self._workshop = Workshop(bundle, self._config.data, self._config.threads, *makers)
         fetcher.fetched_bytes = 0
         theta = obtain_adapter(self._store, fetcher, self._workshop.bundle, plan.adapter)
         self._link_bytes_per_s = fetcher.bytes_per_s or self._link_bytes_per_s
-        same = (self._journal.job, self._journal.bundle_sha256) == (plan.job, plan.bundle_sha256)
-        self._write_journal(
-            job=plan.job,
-            bundle_sha256=plan.bundle_sha256,
-            adapter_sha256=plan.adapter.file.sha256,
-            personal_sha256=self._journal.personal_sha256 if same else None,
-        )
+        if (self._journal.job, self._journal.bundle_sha256) != (plan.job, plan.bundle_sha256):
+            self._write_journal(personal_sha256=None, personal_round=None, personal_before_sha256=None)
+        self._write_journal(job=plan.job, bundle_sha256=plan.bundle_sha256, adapter_sha256=plan.adapter.file.sha256)
         if is_new:
             self._publish_birth()  # now it knows its bundle and its rows
         return self._workshop, theta, fetcher.fetched_bytes
@@ -285,15 +288,18 @@ class Agent:
             return not self._superseded(plan) and self._clock() - started <= plan.deadline_s
 
         report: protocol.Report | None
-        personal = self._journal.personal_sha256
+        journal: dict[str, object] = {}
         if isinstance(plan, protocol.TrainPlan):
             report = do_forward(plan, self._config.name, workshop, theta, goes_on, self._clock)
         else:
-            made = do_backprop(
-                plan, self._config.name, self._config.training, workshop, theta, self._store, self._journal, goes_on,
+            again = self._journal.personal_round == plan.round
+            before = self._journal.personal_before_sha256 if again else self._journal.personal_sha256
+            done = do_backprop(
+                plan, self._config.name, self._config.backpropagates, workshop, theta, self._store, before, goes_on,
                 self._clock,
             )  # fmt: skip
-            report, personal = made if made is not None else (None, personal)
+            report, after = done if done is not None else (None, None)
+            journal = {"personal_sha256": after, "personal_round": plan.round, "personal_before_sha256": before}
         if report is None:
             _LOG.info("gave up round %d: its deadline has passed, or a newer plan is here", plan.round)
             return
@@ -303,8 +309,11 @@ class Agent:
             replay_parameters_per_s=workshop.replay_parameters_per_s(self._clock),
             blob_bytes=fetched_bytes,
         )
-        self._write_journal(report=protocol.encode(report), personal_sha256=personal)
-        self._store.keep_only(personal, report.delta.sha256 if isinstance(report, protocol.DeltaReport) else None)
+        self._write_journal(report=protocol.encode(report), **journal)
+        self._store.keep_only(
+            (self._journal.personal_sha256, self._journal.personal_before_sha256),
+            report.delta.sha256 if isinstance(report, protocol.DeltaReport) else None,
+        )
         self._report(report)
         _LOG.info("round %d: loss %s in %.1f s", plan.round, report.loss, report.seconds)
 

@@ -19,20 +19,25 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle import Bundle
     from edge_runtime.perturbation import FloatVector
-    from edge_runtime.store import Journal, Store
+    from edge_runtime.store import Store
     from edge_runtime.workshop import Workshop
 
 
-def check_plan(plan: protocol.BackpropPlan, bundle: Bundle, training: str, bytes_free: int | None) -> list[int]:
+def check_plan(
+    plan: protocol.BackpropPlan, bundle: Bundle, bytes_free: int | None, *, backpropagates: bool
+) -> list[int]:
     """Check that a device can do a plan, before anything is loaded; return the levels that it can hold.
 
     Raises:
-        ConfigError: its owner lets it train with forward passes only.
+        ConfigError: it trains with forward passes only: see EdgeConfig.backpropagates.
         BundleError: the bundle has no such level.
         TrainingError: the level does not fit into memory.
     """
-    if training == "forward-only":
-        raise ConfigError("the plan needs backpropagation, this device is forward-only", 'set training = "auto"')
+    if not backpropagates:
+        raise ConfigError(
+            "the plan needs backpropagation, this device is forward-only",
+            'set training = "auto" and engine = "onnxruntime"',
+        )
     manifest = bundle.manifest
     if not manifest.levels:
         raise BundleError("the bundle has no training graphs", "export it with --levels")
@@ -44,11 +49,11 @@ def check_plan(plan: protocol.BackpropPlan, bundle: Bundle, training: str, bytes
 def do_backprop(
     plan: protocol.BackpropPlan,
     device: str,
-    training: str,
+    backpropagates: bool,
     workshop: Workshop,
     theta: FloatVector,
     store: Store,
-    journal: Journal,
+    personal_sha256: str | None,
     goes_on: Callable[[int, float], bool],
     clock: Callable[[], float],
 ) -> tuple[protocol.DeltaReport, str | None] | None:
@@ -57,11 +62,11 @@ def do_backprop(
     Args:
         plan: what to do.
         device: the device's name.
-        training: what its owner lets it do: see EdgeConfig.
+        backpropagates: see EdgeConfig.
         workshop: bundle, rows and engine.
         theta: the shared adapter, float32, (parameters,).
         store: where the files go.
-        journal: names the personal layers so far.
+        personal_sha256: the personal layers before the round.
         goes_on: told each step's index and loss; the round is given up when it returns False.
         clock: monotonic seconds.
 
@@ -73,8 +78,8 @@ def do_backprop(
         CoveyError: see check_plan, train_backprop and write_atomically.
     """
     manifest = workshop.bundle.manifest
-    levels = check_plan(plan, workshop.bundle, training, free_bytes())
-    personal = personal_or_none(store, journal, workshop.bundle, plan.job)
+    levels = check_plan(plan, workshop.bundle, free_bytes(), backpropagates=backpropagates)
+    personal = personal_or_none(store, personal_sha256, workshop.bundle, plan.job)
     engine = workshop.training_engine()
     work = BackpropWork(plan.job_seed, plan.round, device, plan.stld, plan.level, levels)
     started = clock()
@@ -85,8 +90,8 @@ def do_backprop(
     delta = encode_delta(result.movement, manifest.parameters, result.sent, manifest.model.layers)
     sha256 = hashlib.sha256(delta).hexdigest()
     write_atomically(store.delta_file(sha256), delta)
-    kept = plan.stld.personal_share > 0
-    personal_sha256 = save_personal(store, workshop.bundle, plan.job, result.personal) if kept else None
+    keeps = plan.stld.personal_share > 0
+    after_sha256 = save_personal(store, workshop.bundle, plan.job, result.personal) if keeps else None
     report = protocol.DeltaReport(
         job=plan.job,
         round=plan.round,
@@ -105,4 +110,4 @@ def do_backprop(
         replay_parameters_per_s=None,
         blob_bytes=0,
     )
-    return report, personal_sha256
+    return report, after_sha256

@@ -116,3 +116,20 @@ def pad(rows: Sequence[Sequence[int]], labels: Sequence[int], pad_token_id: int)
         input_ids[index, : len(row)] = row
         attention_mask[index, : len(row)] = 1
     return Batch(input_ids, attention_mask, np.asarray(labels, dtype=np.int64))
+
+
+def fill_chunks(
+    labels: NDArray[np.int64], positions: NDArray[np.int64], chunk_tokens: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Fill chunks of positions up to a fixed width, with labels that do not count.
+
+    Args:
+        labels: int64, (chunks, chunk).
+        positions: int64, (chunks, chunk).
+        chunk_tokens: the width; at least chunk.
+
+    Returns:
+        Labels and positions, int64, (chunks, chunk_tokens).
+    """
+    missing = ((0, 0), (0, chunk_tokens - labels.shape[1]))
+    return np.pad(labels, missing, constant_values=IGNORED), np.pad(positions, missing)

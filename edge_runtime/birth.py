@@ -6,16 +6,16 @@ import platform
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from edge_runtime import __version__, protocol
+from edge_runtime import __version__, executorch_build, protocol
 from edge_runtime.memory import free_bytes, level_need, levels_that_fit
 
 if TYPE_CHECKING:
     from edge_runtime.config import EdgeConfig
+    from edge_runtime.manifest import Runtime
     from edge_runtime.store import Journal
     from edge_runtime.workshop import Workshop
 
 METHODS = ["spzo"]  # with every switch of rule.py
-_RUNTIMES = ("onnxruntime", "numpy", "tokenizers")
 
 
 def make_birth(config: EdgeConfig, boot_id: str, journal: Journal, workshop: Workshop | None) -> protocol.Birth:
@@ -26,7 +26,7 @@ def make_birth(config: EdgeConfig, boot_id: str, journal: Journal, workshop: Wor
         covey_version=__version__,
         python_version=platform.python_version(),
         machine=platform.machine(),
-        runtimes={name: metadata.version(name) for name in _RUNTIMES},
+        runtimes=_runtimes(config.engine),
         methods=METHODS,
         rows=len(workshop.rows) if workshop is not None else None,
         bundle_sha256=journal.bundle_sha256,
@@ -35,10 +35,16 @@ def make_birth(config: EdgeConfig, boot_id: str, journal: Journal, workshop: Wor
     )
 
 
+def _runtimes(engine: Runtime) -> dict[str, str]:
+    """Return versions by name; the engine's comes first."""
+    version = executorch_build.VERSION if engine == "executorch" else metadata.version(engine)
+    return {engine: version, **{name: metadata.version(name) for name in ("numpy", "tokenizers")}}
+
+
 def capability(config: EdgeConfig, workshop: Workshop | None) -> protocol.Capability:
     """Return how the device can train: what its owner lets it do, and what its memory can hold."""
     bytes_free = free_bytes()
-    if config.training == "forward-only":
+    if not config.backpropagates:
         return protocol.Capability(kind="forward-only", levels=[], bytes_free=bytes_free)
     if workshop is None:
         return protocol.Capability(kind="backprop", levels=None, bytes_free=bytes_free)

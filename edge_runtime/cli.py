@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle import Bundle
     from edge_runtime.config import DataConfig
-    from edge_runtime.manifest import Task
+    from edge_runtime.manifest import Runtime, Task
     from edge_runtime.perturbation import FloatVector
 
 
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--adapter", type=Path, help="with --bundle: an adapter file (default: the bundle's own)")
     predict.add_argument("--shared", action="store_true", help="with --config: leave the device's personal layers out")
     predict.add_argument("--threads", type=int, default=0, help="threads of one operator (default: one a core)")
+    _add_engine(predict, None)
     predict.add_argument(
         "--max-new-tokens", type=int, default=16, help="causal-lm: continue by so many (default: %(default)s)"
     )
@@ -75,6 +76,14 @@ def _parser() -> argparse.ArgumentParser:
     output.add_format(check)
     check.set_defaults(run=_data_check)
 
+    doctor = commands.add_parser(
+        "doctor", help="what this device has and can reach, and what to do", description=_doctor.__doc__
+    )
+    doctor.add_argument("--config", type=Path, metavar="edge.toml", help="look at its broker, server and data too")
+    doctor.add_argument("--build", action="store_true", help="compile the ExecuTorch engine if that is not done yet")
+    output.add_format(doctor)
+    doctor.set_defaults(run=_doctor)
+
     add_bundle_commands(commands)
     return parser
 
@@ -85,8 +94,18 @@ def add_bundle_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     verify = bundle.add_parser("verify", help="check a bundle", description=_bundle_verify.__doc__)
     verify.add_argument("bundle", type=Path)
     verify.add_argument("--threads", type=int, default=0, help="threads of one operator (default: one a core)")
+    _add_engine(verify, "onnxruntime")
     output.add_format(verify)
     verify.set_defaults(run=_bundle_verify)
+
+
+def _add_engine(parser: argparse.ArgumentParser, default: Runtime | None) -> None:
+    parser.add_argument(
+        "--engine",
+        choices=("onnxruntime", "executorch"),
+        default=default,
+        help=f"what runs the graphs (default: {default or 'the configured one'})",
+    )
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -127,39 +146,42 @@ def _predict(args: argparse.Namespace) -> int:
     """Classify texts: label, and the probability of every label. causal-lm: continue prompts, greedily."""
     from edge_runtime.predict import complete, predict
 
-    bundle, theta = _predict_source(args)
+    bundle, theta, engine = _predict_source(args)
     if bundle.manifest.task.kind == CAUSAL_LM:
-        made = complete(bundle, theta, args.text, args.max_new_tokens, args.threads)
+        made = complete(bundle, theta, args.text, args.max_new_tokens, args.threads, engine)
         continued = [{"prompt": c.prompt, "completion": c.completion} for c in made]
         values = {"bundle_sha256": bundle.sha256, "predictions": continued}
         output.emit(args, values, "\n".join(f"{c.prompt}{c.completion}" for c in made))
         return 0
-    predictions = predict(bundle, theta, args.text, args.threads)
+    predictions = predict(bundle, theta, args.text, args.threads, engine)
     text = "\n".join(f"{p.label}\t{p.probabilities[p.label]:.3f}\t{p.text}" for p in predictions)
     rows = [{"text": p.text, "label": p.label, "probabilities": p.probabilities} for p in predictions]
     output.emit(args, {"bundle_sha256": bundle.sha256, "predictions": rows}, text)
     return 0
 
 
-def _predict_source(args: argparse.Namespace) -> tuple[Bundle, FloatVector]:
+def _predict_source(args: argparse.Namespace) -> tuple[Bundle, FloatVector, Runtime]:
+    """Return the bundle, the adapter, and the engine that was asked for, or is configured."""
     from edge_runtime.adapter_file import check_finite, map_adapter
     from edge_runtime.bundle import open_bundle
     from edge_runtime.layout import total_size
 
-    folder, adapter = args.bundle, args.adapter
+    folder, adapter, engine = args.bundle, args.adapter, args.engine
     if args.config is not None:
         from edge_runtime.agent import current_adapter
         from edge_runtime.config import read_edge_config
         from edge_runtime.store import Store
 
-        store = Store(Path(read_edge_config(args.config).state_dir))
+        config = read_edge_config(args.config)
+        engine = engine or config.engine
+        store = Store(Path(config.state_dir))
         current = current_adapter(store)
         if current is None:
             raise ConfigError("this device has no adapter yet", "let it take part in a round, or give --bundle")
         folder, adapter = current
     bundle = open_bundle(folder)
     if adapter is None:
-        return bundle, bundle.initial_adapter()
+        return bundle, bundle.initial_adapter(), engine or "onnxruntime"
     try:
         adapter.stat()
     except OSError as error:
@@ -170,8 +192,8 @@ def _predict_source(args: argparse.Namespace) -> tuple[Bundle, FloatVector]:
         from edge_runtime.personal import load_personal, with_personal
 
         journal = store.journal()
-        theta = with_personal(theta, load_personal(store, journal, bundle, journal.job or ""), bundle)
-    return bundle, theta
+        theta = with_personal(theta, load_personal(store, journal.personal_sha256, bundle, journal.job or ""), bundle)
+    return bundle, theta, engine or "onnxruntime"
 
 
 def _data_check(args: argparse.Namespace) -> int:
@@ -218,6 +240,25 @@ def _checked_rows(args: argparse.Namespace, data: DataConfig, task: Task | None)
     return len(rows), label_counts(rows, labels)
 
 
+def _doctor(args: argparse.Namespace) -> int:
+    """Check engines, memory, sensors, clock, data, broker and server. Exit code 0, or that of the first problem."""
+    import time
+
+    from edge_runtime.config import read_edge_config
+    from edge_runtime.doctor import examine
+
+    config = read_edge_config(args.config) if args.config else None
+    findings = list(examine(config, time.time, build=args.build))
+    checks = [
+        {"check": f.check, "status": f.status, "found": f.found, "advice": f.advice, **f.values} for f in findings
+    ]
+    rows = [(f.check, f.status, f.found + (f"\n{'':25}→ {f.advice}" if f.advice else "")) for f in findings]
+    text = "\n".join(f"{check:13} {status:9} {found}" for check, status, found in rows)
+    problems = [f for f in findings if f.status == "problem"]
+    output.emit(args, {"healthy": not problems, "checks": checks}, text)
+    return problems[0].exit_code if problems else 0
+
+
 def _task_of(args: argparse.Namespace) -> Task | None:
     from edge_runtime.manifest import read_manifest
 
@@ -232,7 +273,7 @@ def _bundle_verify(args: argparse.Namespace) -> int:
 
     bundle = open_bundle(args.bundle)
     verify_files(bundle)
-    parity = check_golden(bundle, args.threads)
+    parity = check_golden(bundle, args.threads, args.engine)
     manifest = bundle.manifest
     result = {
         "bundle_sha256": bundle.sha256,
@@ -240,6 +281,8 @@ def _bundle_verify(args: argparse.Namespace) -> int:
         "size_bytes": sum(entry.size_bytes for entry in manifest.files),
         "splits": manifest.splits,
         "trainable_parameters": manifest.parameters[-1].stop,
+        "runtimes": manifest.runtimes,
+        "engine": args.engine,
         "parity_loss": parity.loss,
         "parity_logits": parity.logits,
         "kernel": kernel_name(),
@@ -250,7 +293,7 @@ def _bundle_verify(args: argparse.Namespace) -> int:
         f"  model      {manifest.model.name} ({manifest.model.model_type}, {manifest.model.layers} layers)\n"
         f"  files      {len(manifest.files)}, {sum(e.size_bytes for e in manifest.files) / 1e6:.1f} MB, hashes match\n"
         f"  layout     {manifest.parameters[-1].stop} trainable parameters, splits {manifest.splits}\n"
-        f"  parity     loss within {parity.loss:.1e}, logits within {parity.logits:.1e} of PyTorch\n"
+        f"  parity     loss within {parity.loss:.1e}, logits within {parity.logits:.1e} of PyTorch, on {args.engine}\n"
         f"  kernel     {kernel_name()}: {kernel_reason()}"
     )
     output.emit(args, result, text)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import msgspec
 
 from edge_runtime.errors import ConfigError
+from edge_runtime.manifest import Runtime
 from edge_runtime.protocol import Name
 from edge_runtime.transport_mqtt import TlsFiles
 
@@ -45,6 +46,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         fleet: name of the fleet.
         state_dir: bundles, adapters and the journal; relative to the configuration file.
         threads: threads of one operator; 0: one a core.
+        engine: what runs the graphs; never another one instead.
         server_url: base address of the server's HTTP side, where it is not the one the server tells.
         connect_timeout_s: how long the first connection to the broker may take.
         tls: certificate files, for ``mqtts``.
@@ -58,11 +60,17 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fleet: Name = "default"
     state_dir: str = "covey-state"
     threads: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
+    engine: Runtime = "onnxruntime"
     server_url: str | None = None
     connect_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
     tls: TlsFiles | None = None
     training: Literal["auto", "forward-only"] = "auto"
     least_noise_multiplier: Annotated[float, msgspec.Meta(ge=0)] | None = None
+
+    @property
+    def backpropagates(self) -> bool:
+        """Whether the device may be asked to; training graphs run on ONNX Runtime."""
+        return self.training == "auto" and self.engine == "onnxruntime"
 
 
 def read_toml(

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_runtime.batch import Batch, CompletionBatch
-from edge_runtime.engine_onnxruntime import OnnxEngine, OnnxPredictor
+from edge_runtime.engines import make_engine, make_predictor
 from edge_runtime.errors import BundleError
 from edge_runtime.manifest import output_names
 from edge_runtime.perturbation import FRONT, perturb_into
 from edge_runtime.tensor_file import map_tensors
-from edge_runtime.training_onnxruntime import OnnxTrainingEngine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from edge_runtime.bundle import Bundle
-    from edge_runtime.manifest import Golden
+    from edge_runtime.manifest import Golden, Runtime
     from edge_runtime.perturbation import FloatVector
 
 
@@ -77,7 +76,7 @@ def golden_cases(bundle: Bundle) -> Iterator[GoldenCase]:
             raise BundleError(f"{golden.file} does not hold {error}", "export the bundle again") from error
 
 
-def measure_parity(bundle: Bundle, threads: int = 0) -> Parity:
+def measure_parity(bundle: Bundle, threads: int = 0, runtime: Runtime = "onnxruntime") -> Parity:
     """Run every golden batch through ``predict`` and front and back of every split, the first through training graphs.
 
     Raises:
@@ -85,12 +84,12 @@ def measure_parity(bundle: Bundle, threads: int = 0) -> Parity:
     """
     theta = golden_adapter(bundle.initial_adapter(), bundle.manifest.golden)
     cases, output = list(golden_cases(bundle)), output_names(bundle.manifest.task.kind)[0]
-    predictor = OnnxPredictor(bundle, threads)
+    predictor = make_predictor(runtime, bundle, threads)
     logits = [_difference(predictor.outputs(theta, case.batch)[output], case.logits) for case in cases]
     del predictor  # one graph's memory at a time: a small board has no more
     losses = [0.0]
     for split in bundle.manifest.splits:
-        engine = OnnxEngine(bundle, split, threads)
+        engine = make_engine(runtime, bundle, split, threads)
         for case in cases:
             # Each workspace is written just before its block runs: they may lie in the same memory.
             np.copyto(engine.front_workspace, theta[: engine.front_workspace.size])
@@ -100,38 +99,45 @@ def measure_parity(bundle: Bundle, threads: int = 0) -> Parity:
             logits.append(_difference(engine.back_outputs(boundary, case.batch)[output], case.logits))
         del engine
     gradients = [0.0]
-    if bundle.manifest.levels:
-        expected = map_tensors(bundle.file(bundle.manifest.golden.file))
-        training = OnnxTrainingEngine(bundle, threads)
-        for level in bundle.manifest.levels:
-            found = np.zeros_like(theta)
-            layers = training_layers(level, bundle.manifest.model.layers)
-            loss = training.gradients(theta, layers, cases[0].batch, found)
-            try:
-                losses.append(_difference(np.float32(loss), np.float32(expected[f"train_{level}.loss"])))
-                gradients.append(_difference(found, expected[f"train_{level}.gradients"]))
-            except KeyError as error:
-                raise BundleError(
-                    f"{bundle.manifest.golden.file} does not hold {error}", "export the bundle again"
-                ) from error
+    if bundle.manifest.levels and runtime == "onnxruntime":
+        found = _training_differences(bundle, theta, cases[0].batch, threads)
+        losses += [loss for loss, _ in found]
+        gradients += [gradient for _, gradient in found]
     return Parity(max(losses), max(logits), max(gradients))
 
 
-def check_golden(bundle: Bundle, threads: int = 0) -> Parity:
+def _training_differences(bundle: Bundle, theta: FloatVector, batch: Batch, threads: int) -> list[tuple[float, float]]:
+    """Return how far loss and gradients of each level's graph are from PyTorch."""
+    from edge_runtime.training_onnxruntime import OnnxTrainingEngine  # noqa: PLC0415 only where it is the runtime
+
+    manifest, differences = bundle.manifest, []
+    expected, training = map_tensors(bundle.file(manifest.golden.file)), OnnxTrainingEngine(bundle, threads)
+    for level in manifest.levels:
+        found = np.zeros_like(theta)
+        loss = training.gradients(theta, training_layers(level, manifest.model.layers), batch, found)
+        try:
+            wanted = np.float32(expected[f"train_{level}.loss"]), expected[f"train_{level}.gradients"]
+        except KeyError as error:
+            raise BundleError(f"{manifest.golden.file} does not hold {error}", "export the bundle again") from error
+        differences.append((_difference(np.float32(loss), wanted[0]), _difference(found, wanted[1])))
+    return differences
+
+
+def check_golden(bundle: Bundle, threads: int = 0, runtime: Runtime = "onnxruntime") -> Parity:
     """Measure parity and insist on the manifest's tolerance.
 
     Raises:
         BundleError: a difference is too large, or not a number.
     """
-    parity = measure_parity(bundle, threads)
+    parity = measure_parity(bundle, threads, runtime)
     tolerance = bundle.manifest.golden.tolerance
     within = parity.loss <= tolerance and parity.logits <= tolerance and parity.gradients <= GRADIENT_TOLERANCE
     if not within:
         raise BundleError(
-            f"the bundle's golden vectors differ from PyTorch by {parity.loss:.1e} (loss), {parity.logits:.1e} "
-            f"(logits) and {parity.gradients:.1e} (gradients); {tolerance:.0e} is allowed, "
+            f"the bundle's golden vectors differ from PyTorch on {runtime} by {parity.loss:.1e} (loss), "
+            f"{parity.logits:.1e} (logits) and {parity.gradients:.1e} (gradients); {tolerance:.0e} is allowed, "
             f"{GRADIENT_TOLERANCE:.0e} for gradients",
-            "report this machine and its onnxruntime version; do not train on it",
+            f"report this machine and its {runtime} version; do not train on it",
         )
     return parity
 

@@ -27,6 +27,7 @@ Dtype = Literal["float32", "int64", "bool"]
 GraphKind = Literal["front", "back", "predict", "train"]
 InputRole = Literal["weight", "frozen", "trainable", "batch", "boundary"]
 Rows = Literal["input_ids"] | list[int]
+Runtime = Literal["onnxruntime", "executorch"]
 TaskKind = Literal["classify-head", "classify-prompt", "causal-lm"]
 CAUSAL_LM: TaskKind = "causal-lm"
 
@@ -96,7 +97,7 @@ class Graph(_Strict, frozen=True):
 
     Attributes:
         kind: ``front`` and ``back`` of a split, ``predict``, or ``train``: loss and gradients with some of the layers.
-        runtime: what runs it.
+        runtime: what runs it. ExecuTorch's inputs and outputs have no names in the file: they are in this order.
         file: its path in the bundle.
         split: of ``front`` and ``back``.
         inputs: what it takes.
@@ -104,16 +105,18 @@ class Graph(_Strict, frozen=True):
         level: of ``train``, the number of active layers.
         recomputes: of ``train``, whether a layer's activations are computed again for its backward pass, so that only
             one hidden state a layer is kept.
+        bounds: the largest value of named sizes, where the runtime plans its memory for them; none: any size.
     """
 
     kind: GraphKind
-    runtime: Literal["onnxruntime"]
+    runtime: Runtime
     file: str
     split: int | None
     inputs: list[GraphInput]
     outputs: list[GraphOutput]
     level: int | None = None
     recomputes: bool = False
+    bounds: dict[str, int] = {}
 
 
 class Task(_Strict, frozen=True):
@@ -229,11 +232,21 @@ class Manifest(_Strict, frozen=True):
                 return entry
         raise BundleError(f"the manifest lists no file {path}", "export the bundle again")
 
-    def graph(self, kind: GraphKind, split: int | None = None) -> Graph:
-        """Return the graph of a kind (and split, for front and back), or raise BundleError."""
+    @property
+    def runtimes(self) -> list[Runtime]:
+        """The runtimes that have a graph of the whole model, in the manifest's order."""
+        return [graph.runtime for graph in self.graphs if graph.kind == "predict"]
+
+    def graph(self, kind: GraphKind, split: int | None = None, runtime: Runtime = "onnxruntime") -> Graph:
+        """Return a runtime's graph of a kind (and split, for front and back), or raise BundleError."""
         for graph in self.graphs:
-            if graph.kind == kind and graph.split == split:
+            if graph.kind == kind and graph.split == split and graph.runtime == runtime:
                 return graph
+        if runtime not in self.runtimes:
+            raise BundleError(
+                f"the bundle has no graphs for {runtime}, only for {', '.join(self.runtimes)}",
+                f"export with --runtime onnx,{runtime}, or set another engine",
+            )
         at = "" if split is None else f" at split {split}"
         raise BundleError(
             f"the bundle has no {kind} graph{at}; its splits are {self.splits}",
@@ -323,9 +336,20 @@ def _check(manifest: Manifest) -> None:
     manifest.graph("predict")
     if not manifest.splits:
         raise BundleError("the manifest lists no split", "export with --split")
-    for split in manifest.splits:
-        manifest.graph("front", split)
-        manifest.graph("back", split)
+    _check_graphs(manifest)
+    if manifest.task.kind != CAUSAL_LM and len(manifest.task.labels) < 2:
+        raise BundleError("the task has fewer than two labels", "export with --labels A,B")
+
+
+def _are_rows(rows: list[int], shape: list[int | str]) -> bool:
+    return bool(shape) and isinstance(shape[0], int) and all(0 <= row < shape[0] for row in rows)
+
+
+def _check_graphs(manifest: Manifest) -> None:
+    for runtime in manifest.runtimes:
+        for split in manifest.splits:
+            manifest.graph("front", split, runtime)
+            manifest.graph("back", split, runtime)
     if manifest.levels != sorted({graph.level for graph in manifest.graphs if graph.level is not None}):
         raise BundleError("the manifest's levels are not those of its training graphs", "export the bundle again")
     trainable = {parameter.name for parameter in manifest.parameters}
@@ -338,12 +362,6 @@ def _check(manifest: Manifest) -> None:
                 raise BundleError(f"{graph.file}: {tensor.source} is not in the layout", "export the bundle again")
             if isinstance(tensor.rows, list) and not _are_rows(tensor.rows, tensor.shape):
                 raise BundleError(f"{graph.file}: {tensor.source} has no rows {tensor.rows}", "export the bundle again")
-    if manifest.task.kind != CAUSAL_LM and len(manifest.task.labels) < 2:
-        raise BundleError("the task has fewer than two labels", "export with --labels A,B")
-
-
-def _are_rows(rows: list[int], shape: list[int | str]) -> bool:
-    return bool(shape) and isinstance(shape[0], int) and all(0 <= row < shape[0] for row in rows)
 
 
 def _check_paths(manifest: Manifest) -> None:

@@ -20,7 +20,7 @@ from edge_runtime.tensor_file import encode_tensors, map_tensors, read_metadata
 if TYPE_CHECKING:
     from edge_runtime.bundle import Bundle
     from edge_runtime.perturbation import FloatVector
-    from edge_runtime.store import Journal, Store
+    from edge_runtime.store import Store
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,14 +51,13 @@ def save_personal(store: Store, bundle: Bundle, job: str, personal: Personal) ->
     return sha256
 
 
-def load_personal(store: Store, journal: Journal, bundle: Bundle, job: str) -> Personal:
-    """Return the personal layers of a job; none where the journal names none, or those of another job.
+def load_personal(store: Store, sha256: str | None, bundle: Bundle, job: str) -> Personal:
+    """Return the personal layers of a job; none where there is no file, or where it is another job's.
 
     Raises:
         BundleError: the file is missing, damaged, or of another bundle.
     """
-    sha256 = journal.personal_sha256
-    if sha256 is None or journal.job != job:
+    if sha256 is None:
         return no_personal(bundle)
     path = store.personal_file(sha256)
     hint = f"remove {path.name} in {path.parent} to begin with the shared layers again"
@@ -89,10 +88,10 @@ def load_personal(store: Store, journal: Journal, bundle: Bundle, job: str) -> P
     return Personal(layers, statistics)
 
 
-def personal_or_none(store: Store, journal: Journal, bundle: Bundle, job: str) -> Personal:
+def personal_or_none(store: Store, sha256: str | None, bundle: Bundle, job: str) -> Personal:
     """Return the personal layers of a job, or none, with a line in the log, where they are of no use."""
     try:
-        return load_personal(store, journal, bundle, job)
+        return load_personal(store, sha256, bundle, job)
     except BundleError as error:
         _LOG.error("training begins with the shared layers: %s", error)
         return no_personal(bundle)

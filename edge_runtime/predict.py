@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_runtime.batch import IGNORED, CompletionBatch, pad
-from edge_runtime.engine_onnxruntime import OnnxPredictor
+from edge_runtime.engines import make_predictor
 from edge_runtime.errors import ConfigError
 from edge_runtime.manifest import CAUSAL_LM
 from edge_runtime.text import CompletionEncoder, TextEncoder
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle import Bundle
     from edge_runtime.engine import Predictor
+    from edge_runtime.manifest import Runtime
     from edge_runtime.perturbation import FloatVector
     from edge_runtime.rows import EncodedCompletions
 
@@ -35,7 +36,9 @@ class Prediction:
     probabilities: dict[str, float]
 
 
-def predict(bundle: Bundle, theta: FloatVector, texts: Sequence[str], threads: int = 0) -> list[Prediction]:
+def predict(
+    bundle: Bundle, theta: FloatVector, texts: Sequence[str], threads: int = 0, runtime: Runtime = "onnxruntime"
+) -> list[Prediction]:
     """Classify texts with the adapter ``theta``.
 
     Raises:
@@ -46,7 +49,7 @@ def predict(bundle: Bundle, theta: FloatVector, texts: Sequence[str], threads: i
     if task.kind == CAUSAL_LM:
         raise ConfigError("the bundle's task is causal-lm: it has no labels", "use predict.complete")
     tokens = TextEncoder(bundle.file(bundle.manifest.tokenizer_file), task).encode(texts)
-    logits = all_logits(OnnxPredictor(bundle, threads), theta, tokens, task.pad_token_id, len(task.labels))
+    logits = all_logits(make_predictor(runtime, bundle, threads), theta, tokens, task.pad_token_id, len(task.labels))
     probabilities = np.exp(logits - log_sum_exp(logits)[:, None])
     return [
         Prediction(
@@ -68,7 +71,12 @@ class Continuation:
 
 
 def complete(
-    bundle: Bundle, theta: FloatVector, prompts: Sequence[str], max_new_tokens: int, threads: int = 0
+    bundle: Bundle,
+    theta: FloatVector,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    threads: int = 0,
+    runtime: Runtime = "onnxruntime",
 ) -> list[Continuation]:
     """Continue prompts with the likeliest token each time, until the end-of-text token or ``max_new_tokens``.
 
@@ -82,7 +90,7 @@ def complete(
     if task.kind != CAUSAL_LM:
         raise ConfigError(f"the bundle's task is {task.kind}: it does not continue prompts", "use predict.predict")
     encoder = CompletionEncoder(bundle.file(bundle.manifest.tokenizer_file), task)
-    predictor = OnnxPredictor(bundle, threads)
+    predictor = make_predictor(runtime, bundle, threads)
     results = []
     for prompt in prompts:
         ids = encoder.encode_prompt(prompt)

@@ -143,7 +143,7 @@ class TrainPlan(_Message, frozen=True, tag="train", kw_only=True):
     split: Count
     steps: Annotated[int, msgspec.Meta(ge=1, le=4096)]
     batch_size: Annotated[int, msgspec.Meta(ge=1, le=4096)]
-    mean_square: float | None
+    mean_square: Annotated[float, msgspec.Meta(ge=0)] | None
     privacy: Privacy | None
     deadline_s: Annotated[float, msgspec.Meta(gt=0)]
     blob_url: str

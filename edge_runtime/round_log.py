@@ -79,7 +79,7 @@ class RoundLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="rou
     rule: StepRule
     front_size: Annotated[int, msgspec.Meta(ge=0)]
     steps: Annotated[int, msgspec.Meta(ge=1)]
-    mean_square: float | None
+    mean_square: Annotated[float, msgspec.Meta(ge=0)] | None
     momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)]
     previous_sha256: Sha256 | None
     base_sha256: Sha256

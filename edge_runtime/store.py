@@ -21,6 +21,7 @@ from edge_runtime.errors import StorageError, storage_error
 from edge_runtime.manifest import Sha256
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
 _KEPT_ADAPTERS = 2
@@ -35,6 +36,8 @@ class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         adapter_sha256: current adapter; None: the bundle's initial one.
         report: the last round report as it was sent, to be sent again when the same plan comes again.
         personal_sha256: file of the job's personal layers; None: there are none.
+        personal_round: the round that made them.
+        personal_before_sha256: those before that round: a new attempt at it begins with them.
     """
 
     job: str | None = None
@@ -42,6 +45,8 @@ class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     adapter_sha256: Sha256 | None = None
     report: bytes | None = None
     personal_sha256: Sha256 | None = None
+    personal_round: int | None = None
+    personal_before_sha256: Sha256 | None = None
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -165,9 +170,10 @@ class Store:
         """Return where a delta is, or would be."""
         return self._deltas / f"{sha256}.safetensors"
 
-    def keep_only(self, personal_sha256: str | None, delta_sha256: str | None) -> None:
+    def keep_only(self, personal: Collection[str | None], delta_sha256: str | None) -> None:
         """Forget all personal layers and deltas but these: after the journal names them."""
-        kept = [self.personal_file(personal_sha256 or ""), self.delta_file(delta_sha256 or "")]
+        kept = {self.personal_file(sha256) for sha256 in personal if sha256 is not None}
+        kept.add(self.delta_file(delta_sha256 or ""))
         for path in (*self._personal.iterdir(), *self._deltas.iterdir()):
             if path not in kept:
                 path.unlink()

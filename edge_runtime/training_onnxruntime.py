@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import onnxruntime as ort
 
-from edge_runtime.engine_onnxruntime import frozen_tensors, make_session
+from edge_runtime.engine_bundle import frozen_tensors
+from edge_runtime.engine_onnxruntime import make_session
 from edge_runtime.errors import BundleError, TrainingError
 from edge_runtime.layout import views
 from edge_runtime.levels import check_layers, source_of
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.batch import Batch
     from edge_runtime.bundle import Bundle
-    from edge_runtime.engine_onnxruntime import OrtValues
+    from edge_runtime.engine_bundle import Boundary
     from edge_runtime.manifest import Graph
     from edge_runtime.perturbation import FloatVector
 
@@ -77,10 +78,10 @@ class OnnxTrainingEngine:
         graph = self._bundle.manifest.training_graph(len(layers))
         return [source_of(tensor, layers) for tensor in graph.inputs if tensor.role == "weight"]
 
-    def _bind(self, graph: Graph, layers: Sequence[int], theta: FloatVector) -> OrtValues:
+    def _bind(self, graph: Graph, layers: Sequence[int], theta: FloatVector) -> Boundary:
         """Return the graph's weights and trainable tensors: the arrays themselves, not copies."""
         trainable = views(theta, self._bundle.manifest.parameters)
-        bound: OrtValues = {}
+        bound: Boundary = {}
         for tensor in graph.inputs:
             if tensor.role == "batch":
                 continue

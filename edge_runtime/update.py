@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from edge_runtime.perturbation import BACK, FRONT, perturb_many_into
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from edge_runtime.perturbation import FloatVector
     from edge_runtime.rule import StepRule, StepSeeds
@@ -65,14 +65,24 @@ def step_coefficients(
     return Coefficients(tuple(factor * c for c in front), tuple(factor * c for c in back)), mean_square
 
 
+def _plain_sum(values: Iterable[float]) -> float:
+    """Add up in order, rounding each time: the built-in sum has compensated for rounding since Python 3.12."""
+    total = 0.0
+    for value in values:
+        total += value
+    return total
+
+
 def _size_of(scalars: Sequence[float], rule: StepRule, mean_square: float | None) -> tuple[float, float | None]:
     """Return what the scalars are divided by, and the new running mean square."""
     if rule.normalize == "none":
         return 1.0, None
     if rule.normalize == "std":
-        mean = sum(scalars) / len(scalars)
-        return math.sqrt(sum((g - mean) ** 2 for g in scalars) / (len(scalars) - 1)), None
-    now = sum(g * g for g in scalars) / len(scalars)
+        mean = _plain_sum(scalars) / len(scalars)
+        # Not ** 2: that is the C library's pow, which rounds as it likes.
+        squares = _plain_sum((g - mean) * (g - mean) for g in scalars)
+        return math.sqrt(squares / (len(scalars) - 1)), None
+    now = _plain_sum(g * g for g in scalars) / len(scalars)
     previous = now if mean_square is None else mean_square
     mean_square = _MEAN_SQUARE_DECAY * previous + (1 - _MEAN_SQUARE_DECAY) * now
     return math.sqrt(mean_square), mean_square
@@ -81,14 +91,14 @@ def _size_of(scalars: Sequence[float], rule: StepRule, mean_square: float | None
 def _without_the_others(group: Sequence[float], *, leave_one_out: bool) -> list[float]:
     if not leave_one_out or len(group) < 2:
         return list(group)
-    total = sum(group)
+    total = _plain_sum(group)
     return [g - (total - g) / (len(group) - 1) for g in group]
 
 
 def _nested_estimate(scalars: Sequence[float], rule: StepRule) -> tuple[list[float], list[float]]:
     p1, p2 = rule.front_perturbations, rule.back_perturbations
     groups = [scalars[i * p2 : (i + 1) * p2] for i in range(p1)]
-    front = [sum(group) / (p1 * p2) for group in groups]
+    front = [_plain_sum(group) / (p1 * p2) for group in groups]
     back = [g / (p1 * p2) for group in groups for g in _without_the_others(group, leave_one_out=rule.leave_one_out)]
     return front, back
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edge_runtime.config import DataConfig
     from edge_runtime.engine import Engine, TrainingEngine
     from edge_runtime.fetch import Fetcher
+    from edge_runtime.manifest import Runtime
     from edge_runtime.perturbation import FloatVector
     from edge_runtime.protocol import AdapterRef
     from edge_runtime.store import Store
@@ -38,14 +39,15 @@ _LOG = logging.getLogger(__name__)
 class Workshop:
     """A bundle that is ready to train.
 
-    ONNX Runtime and the tokenizer are loaded when they are first needed: a device that waits for work stays small.
+    The runtime and the tokenizer are loaded when they are first needed: a device that waits for work stays small.
 
     Args:
         bundle: a checked bundle.
         data: the private rows.
         threads: threads of one operator.
-        make_engine: makes the engine of a bundle at a split, with so many threads; None: on ONNX Runtime.
-        make_training_engine: makes the engine of a bundle's training graphs, with so many threads; None: the same.
+        make_engine: makes the engine of a bundle at a split, with so many threads.
+        make_training_engine: makes the engine of a bundle's training graphs, with so many threads; None: on ONNX
+            Runtime.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Workshop:
         bundle: Bundle,
         data: DataConfig,
         threads: int,
-        make_engine: EngineMaker | None = None,
+        make_engine: EngineMaker,
         make_training_engine: TrainingEngineMaker | None = None,
     ) -> None:
         self.bundle = bundle
@@ -74,8 +76,7 @@ class Workshop:
         """Return the engine at a split; the last one used is kept."""
         if self._engine is None or self._engine[0] != split:
             self._engine = self._training_engine = None
-            make = self._make_engine or _onnx_engine
-            self._engine = (split, make(self.bundle, split, self._threads))
+            self._engine = (split, self._make_engine(self.bundle, split, self._threads))
         return self._engine[1]
 
     def training_engine(self) -> TrainingEngine:
@@ -97,19 +98,13 @@ class Workshop:
         return self._replay_rate
 
 
-def _onnx_engine(bundle: Bundle, split: int, threads: int) -> Engine[Any]:
-    from edge_runtime.engine_onnxruntime import OnnxEngine  # noqa: PLC0415 loaded with the first bundle
-
-    return OnnxEngine(bundle, split, threads)
-
-
 def _onnx_training_engine(bundle: Bundle, threads: int) -> TrainingEngine:
     from edge_runtime.training_onnxruntime import OnnxTrainingEngine  # noqa: PLC0415 loaded with the first bundle
 
     return OnnxTrainingEngine(bundle, threads)
 
 
-def install_bundle(store: Store, fetcher: Fetcher, sha256: str, threads: int) -> Bundle:
+def install_bundle(store: Store, fetcher: Fetcher, sha256: str, threads: int, runtime: Runtime) -> Bundle:
     """Return a checked bundle: from disk if it is there and whole, else fetched.
 
     Raises:
@@ -128,9 +123,9 @@ def install_bundle(store: Store, fetcher: Fetcher, sha256: str, threads: int) ->
     _LOG.info("fetching bundle %s", sha256[:12])
 
     def check(bundle: Bundle) -> None:
-        from edge_runtime.golden import check_golden  # noqa: PLC0415 loads ONNX Runtime
+        from edge_runtime.golden import check_golden  # noqa: PLC0415 not at hand on a device that waits
 
-        check_golden(bundle, threads)
+        check_golden(bundle, threads, runtime)
 
     return fetch_bundle(fetcher, sha256, store.bundles, check)
 

@@ -32,7 +32,7 @@ from export import full, lora
 from export.errors import ExportError
 from export.graph_writer import GraphWriter
 from export.lift import lift
-from export.model import build, eager, example_batch, sizes, trace
+from export.model import MAX_BATCH, build, eager, example_batch, sizes, trace
 from export.rebuild import write_rebuild
 from export.training_graphs import TrainingGraphs, check_alike, golden_gradients
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.golden import Parity
     from edge_runtime.layout import Parameter
+    from edge_runtime.manifest import Runtime
     from export.folder import ModelFolder
     from export.lora import LoraOptions
     from export.model import ExportModel, TaskOptions
@@ -50,6 +51,9 @@ WEIGHTS_FILE = "weights.safetensors"
 ADAPTER_FILE = "adapter/adapter_model.safetensors"
 TOKENIZER_FILE = "tokenizer/tokenizer.json"
 GOLDEN_FILE = "golden.safetensors"
+MAX_BATCH_EXECUTORCH = 32
+SMALLEST_MAX_BATCH = 16
+"""Predictions are made for so many rows at once."""
 GOLDEN_TOLERANCE = 1e-5
 _GOLDEN_SEED = 20260101
 _GOLDEN_SCALE = 0.02
@@ -74,6 +78,8 @@ def export_bundle(
     splits: list[int],
     out: Path,
     *,
+    runtimes: Sequence[Runtime] = ("onnxruntime",),
+    max_batch: int = MAX_BATCH_EXECUTORCH,
     levels: Sequence[int] = (),
     recompute: bool = False,
     force: bool = False,
@@ -89,6 +95,8 @@ def export_bundle(
         lora_options: the adapter; what is in it is not used where the folder has one. None trains every weight.
         splits: layer indexes to cut at.
         out: the bundle's folder.
+        runtimes: what runs the graphs; always ONNX Runtime, with which the server evaluates.
+        max_batch: most rows of a batch on ExecuTorch.
         levels: numbers of active layers to write training graphs for.
         recompute: whether training graphs compute layers again instead of keeping their activations.
         force: replace a bundle that is there.
@@ -109,13 +117,19 @@ def export_bundle(
             "--levels: with --train full a gradient would be as large as the model",
             "train LoRA, or leave out --levels: every weight is trained with forward passes alone",
         )
+    if not SMALLEST_MAX_BATCH <= max_batch <= MAX_BATCH:
+        raise ExportError(
+            f"--max-batch {max_batch} is out of range", f"choose from {SMALLEST_MAX_BATCH} to {MAX_BATCH}"
+        )
     _check_out(out, force=force)
     partial = out.with_name(out.name + ".partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         for name in ("graphs", "adapter", "tokenizer"):
             (partial / name).mkdir(parents=True)
-        exported = _write(folder, options, lora_options, splits, partial, progress, levels, recompute=recompute)
+        exported = _write(
+            folder, options, lora_options, splits, partial, runtimes, max_batch, progress, levels, recompute=recompute
+        )
         if out.exists():
             shutil.rmtree(out)
         partial.replace(out)
@@ -147,6 +161,8 @@ def _write(
     lora_options: LoraOptions | None,
     splits: list[int],
     partial: Path,
+    runtimes: Sequence[Runtime],
+    max_batch: int,
     progress: Callable[[str], None],
     levels: Sequence[int],
     *,
@@ -157,14 +173,7 @@ def _write(
     parameters = []
     if lora_options is not None:
         parameters = lora.make_layout(model.peft_model, folder, lora_options.trained)
-        for split in splits:
-            if parameters[-1].layer < split:
-                raise ExportError(
-                    f"--split {split}: the back block would have no trainable parameters",
-                    f"choose a split up to {parameters[-1].layer}, or train more with --lora-layers",
-                )
-    if levels:
-        check_alike(folder, parameters)
+        _check_trained(folder, parameters, splits, levels)
     progress("tracing")
     program = trace(model, folder)
     lifted = lift(program, splits, output_names(model.task.kind))
@@ -181,6 +190,11 @@ def _write(
         addresses = {state[parameter.name].data_ptr() for parameter in parameters}
         training = TrainingGraphs(model, folder, parameters, addresses, writer)
         graphs += [training.write(level, partial, recompute=recompute) for level in levels]
+    if "executorch" in runtimes:
+        progress("lowering for ExecuTorch")
+        graphs += writer.write_executorch(
+            [graph for graph in graphs if graph.kind != "train"], partial, max_batch, progress
+        )
     progress("writing weights, adapter and tokenizer")
     if lora_options is None:
         full.write_flat(partial / WEIGHTS_FILE, parameters, state)
@@ -196,7 +210,7 @@ def _write(
     golden = _write_golden(model, folder, parameters, state, scale, partial / GOLDEN_FILE, levels)
     manifest = Manifest(
         format_version=FORMAT_VERSION,
-        created_by={"covey": __version__, **_versions("torch", "transformers", "peft", "onnx", "onnxscript")},
+        created_by={"covey": __version__, **_versions(runtimes)},
         model=Model(
             name=folder.path.resolve().name,
             model_type=folder.model_type,
@@ -219,9 +233,23 @@ def _write(
     bundle = Bundle(partial, manifest, bundle_sha256(data))
     progress("checking parity with PyTorch")
     parity = check_golden(bundle)
+    if "executorch" in runtimes:
+        progress("checking parity of ExecuTorch with PyTorch")
+        check_golden(bundle, runtime="executorch")
     write_atomically(partial / MANIFEST_FILE, data)
     verify_files(bundle)
     return Exported(bundle, parity)
+
+
+def _check_trained(folder: ModelFolder, parameters: list[Parameter], splits: list[int], levels: Sequence[int]) -> None:
+    for split in splits:
+        if parameters[-1].layer < split:
+            raise ExportError(
+                f"--split {split}: the back block would have no trainable parameters",
+                f"choose a split up to {parameters[-1].layer}, or train more with --lora-layers",
+            )
+    if levels:
+        check_alike(folder, parameters)
 
 
 def _describe_lora(model: ExportModel, parameters: list[Parameter], lora_options: LoraOptions) -> Lora:
@@ -282,5 +310,7 @@ def _list_files(folder: Path) -> list[FileEntry]:
     ]
 
 
-def _versions(*names: str) -> dict[str, str]:
+def _versions(runtimes: Sequence[Runtime]) -> dict[str, str]:
+    names = ["torch", "transformers", "peft", "onnx", "onnxscript"]
+    names += ["executorch"] if "executorch" in runtimes else []
     return {name: metadata.version(name) for name in names}

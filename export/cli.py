@@ -61,6 +61,16 @@ def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--logit-scale", type=float, help="factor on a new head's logits (default: 1)")
     parser.add_argument("--head-init", type=Path, metavar="FILE", help="labelled rows: the head starts at class means")
+    parser.add_argument(
+        "--runtime",
+        choices=("onnx", "onnx,executorch"),
+        default="onnx",
+        help="what runs the graphs on the devices; ONNX Runtime is always one, the server needs it "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-batch", type=int, default=32, help="ExecuTorch: most rows of a batch (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the new adapter (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="the bundle's folder")
     parser.add_argument("--force", action="store_true", help="replace a bundle that is there")
@@ -111,8 +121,12 @@ def _export(args: argparse.Namespace) -> int:
         from export.lora import DEFAULT_TARGETS, LoraOptions
         from export.model import TaskOptions
         from export.training_graphs import level_counts
+
+        if "executorch" in args.runtime:
+            import export.executorch_graphs  # noqa: F401 said now, not after minutes
     except ImportError as error:
-        raise ConfigError(f"the exporter is not installed ({error})", "pip install 'covey[export]'") from error
+        extras = "export,executorch" if "executorch" in args.runtime else "export"
+        raise ConfigError(f"the exporter is not installed ({error})", f"pip install 'covey[{extras}]'") from error
 
     def progress(step: str) -> None:
         print(f"{time.monotonic() - started:5.1f} s  {step}", file=sys.stderr)
@@ -145,6 +159,8 @@ def _export(args: argparse.Namespace) -> int:
         args.out,
         levels=level_counts(shares, folder.layers),
         recompute=args.checkpoint,
+        runtimes=["onnxruntime", "executorch"] if "executorch" in args.runtime else ["onnxruntime"],
+        max_batch=args.max_batch,
         force=args.force,
         progress=progress,
     )
@@ -156,6 +172,7 @@ def _export(args: argparse.Namespace) -> int:
         "trainable_parameters": manifest.parameters[-1].stop,
         "splits": manifest.splits,
         "levels": manifest.levels,
+        "runtimes": manifest.runtimes,
         "parity_loss": parity.loss,
         "parity_logits": parity.logits,
         "parity_gradients": parity.gradients if manifest.levels else None,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
 import onnx
 import torch
 from safetensors.torch import save_file
 
+from edge_runtime.batch import CHUNK_TOKENS, fill_chunks
 from edge_runtime.manifest import Graph, GraphInput, GraphOutput, output_names
 from export.errors import ExportError
 from export.model import example_batch, size_bounds, sizes
 from export.onnx_graphs import dimension_names, piece, rows_read, shape_of, to_onnx
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch.export import ExportedProgram
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from export.lift import Lifted
     from export.model import ExportModel
 
+TensorT = TypeVar("TensorT", GraphInput, GraphOutput)
 _DTYPES = {torch.float32: "float32", torch.int64: "int64", torch.bool: "bool"}
 
 
@@ -67,9 +71,11 @@ class GraphWriter:
             )
         self._answers = output_names(model.task.kind)
         examples = example_batch(model.task, int(folder.config.vocab_size), rows=3, tokens=10)
+        self._task = model.task
+        self._examples = [self._state[i.source] if i.kind == "parameter" else examples[i.source] for i in lifted.inputs]
         self._model = to_onnx(
             lifted,
-            [self._state[i.source] if i.kind == "parameter" else examples[i.source] for i in lifted.inputs],
+            self._examples,
             size_bounds(model.task),
             self._dimensions,
         )
@@ -116,18 +122,11 @@ class GraphWriter:
         file = f"graphs/{kind}.onnx" if split is None else f"graphs/{kind}_{split}.onnx"
         made = piece(self._model, outputs, stops)
         onnx.save(made, bundle / file)
-        by_name = {item.name: item for item in self._lifted.inputs}
         inputs = []
         for value in made.graph.input:
-            item = by_name.get(value.name)
-            fake = self._lifted.outputs[value.name] if item is None else item.value
-            role, source = ("boundary", value.name) if item is None else (item.kind, item.source)
-            if role == "parameter":
-                role, source = self._role(source)
-            shape, dtype = shape_of(fake, self._dimensions), _DTYPES[fake.dtype]
-            rows = rows_read(made.graph, value.name) if role == "trainable" else None
-            inputs.append(GraphInput(value.name, dtype, shape, role, source, rows))  # type: ignore[arg-type]
-        described = [(name, self._lifted.outputs[name]) for name in outputs]
+            described = self._describe_input(value.name)
+            rows = rows_read(made.graph, value.name) if described.role == "trainable" else None
+            inputs.append(msgspec.structs.replace(described, rows=rows))
         return Graph(
             kind=kind,
             runtime="onnxruntime",
@@ -136,9 +135,71 @@ class GraphWriter:
             inputs=inputs,
             outputs=[
                 GraphOutput(name, _DTYPES[fake.dtype], shape_of(fake, self._dimensions))  # type: ignore[arg-type]
-                for name, fake in described
+                for name, fake in ((name, self._lifted.outputs[name]) for name in outputs)
             ],
         )
+
+    def _describe_input(self, name: str) -> GraphInput:
+        item = next((item for item in self._lifted.inputs if item.name == name), None)
+        fake = self._lifted.outputs[name] if item is None else item.value
+        role, source = ("boundary", name) if item is None else (item.kind, item.source)
+        if role == "parameter":
+            role, source = self._role(source)
+        return GraphInput(name, _DTYPES[fake.dtype], shape_of(fake, self._dimensions), role, source)  # type: ignore[arg-type]
+
+    def write_executorch(
+        self, graphs: list[Graph], bundle: Path, max_batch: int, progress: Callable[[str], None]
+    ) -> list[Graph]:
+        """Write for ExecuTorch what has been written for ONNX Runtime; return what the manifest says about it.
+
+        Args:
+            graphs: what ``write`` gave.
+            bundle: the bundle's folder.
+            max_batch: most rows of a batch: ExecuTorch plans its memory for it.
+            progress: told what is being done.
+
+        Raises:
+            ExportError: a graph cannot be lowered.
+        """
+        from export import executorch_graphs  # noqa: PLC0415 an extra of its own
+
+        bounds = size_bounds(self._task) | {"batch": (1, max_batch)}
+        examples = {item.name: tensor for item, tensor in zip(self._lifted.inputs, self._examples, strict=True)}
+        if "chunk" in bounds:
+            # ExecuTorch's scan cannot stack tensors whose sizes change: the engine fills chunks up.
+            positions = max_batch * self._task.max_tokens
+            bounds |= {"chunks": (1, max(CHUNK_TOKENS, -(-positions // CHUNK_TOKENS))), "chunk": (CHUNK_TOKENS,) * 2}
+            full = fill_chunks(examples["labels"].numpy(), examples["positions"].numpy(), CHUNK_TOKENS)
+            examples |= {"labels": torch.from_numpy(full[0]), "positions": torch.from_numpy(full[1])}
+        with torch.no_grad():
+            results = self._lifted.module(*(examples[item.name] for item in self._lifted.inputs))
+        examples |= dict(zip(self._lifted.outputs, results, strict=True))
+        fakes = self._lifted.outputs | {item.name: item.value for item in self._lifted.inputs}
+        written = []
+        for graph in graphs:
+            stops = [] if graph.kind == "front" else self._lifted.boundaries.get(graph.split or -1, [])
+            cut = executorch_graphs.piece(self._lifted, [output.name for output in graph.outputs], stops)
+            program = executorch_graphs.trace_piece(cut, examples, fakes, bounds, self._dimensions)
+            made = executorch_graphs.lower(program, executorch_graphs.default_cache())
+            file = graph.file.removesuffix(".onnx") + ".pte"
+            (bundle / file).write_bytes(made.data)
+            progress(f"lowered {file} in {made.seconds:.1f} s: {made.delegates} blocks for XNNPACK")
+            rows = {tensor.name: tensor.rows for tensor in graph.inputs}
+            inputs = [
+                msgspec.structs.replace(_fixed(self._describe_input(name), bounds), rows=rows.get(name))
+                for name in cut.inputs
+            ]
+            written.append(
+                msgspec.structs.replace(
+                    graph,
+                    runtime="executorch",
+                    file=file,
+                    inputs=inputs,
+                    outputs=[_fixed(output, bounds) for output in graph.outputs],
+                    bounds={name: high for name, (_, high) in bounds.items()},
+                )
+            )
+        return written
 
     def _role(self, parameter: str) -> tuple[str, str]:
         """Return the role of a parameter and its name in its file; a tied weight has one name."""
@@ -168,6 +229,12 @@ class GraphWriter:
         """Write the base weights that the graphs use, once each."""
         tensors = {name: tensor.contiguous() for name, tensor in self._weights.items()}
         save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _fixed(tensor: TensorT, bounds: dict[str, tuple[int, int]]) -> TensorT:
+    """Write sizes that can have but one value as that."""
+    fixed = {name: low for name, (low, high) in bounds.items() if low == high}
+    return msgspec.structs.replace(tensor, shape=[fixed.get(size, size) for size in tensor.shape])  # type: ignore[arg-type]
 
 
 def _trained_by(graph: Graph) -> set[str]:

@@ -103,6 +103,12 @@ def _add_serve(commands: Commands[argparse.ArgumentParser]) -> None:
 def _add_demo(commands: Commands[argparse.ArgumentParser]) -> None:
     demo = commands.add_parser("demo", help="a fleet of processes on this machine learns", description=_demo.__doc__)
     demo.add_argument("--model", choices=("minilm", "smollm2"), default="minilm", help="default: %(default)s")
+    demo.add_argument(
+        "--engine",
+        choices=("onnxruntime", "executorch", "mixed"),
+        default="onnxruntime",
+        help="what runs the model on the devices; mixed: every second one on ExecuTorch (default: %(default)s)",
+    )
     demo.add_argument("--devices", type=int, default=8, help="device processes (default: %(default)s)")
     demo.add_argument("--rounds", type=int, help="rounds (default: the recipe's)")
     demo.add_argument("--workdir", type=Path, default=Path(".covey/demo"), help="emptied first (default: %(default)s)")
@@ -123,7 +129,9 @@ def _demo(args: argparse.Namespace) -> int:
         raise ConfigError("--devices and --rounds must be at least 1", "leave them out for the defaults")
     stop = _stop_on_signals()
     cache = args.cache or default_cache()
-    result = run_demo(RECIPES[args.model], args.devices, args.rounds, args.workdir.resolve(), cache, stop.is_set)
+    result = run_demo(
+        RECIPES[args.model], args.devices, args.rounds, args.workdir.resolve(), cache, stop.is_set, args.engine
+    )
     if result is None:
         return output.INTERRUPTED
     print(json.dumps(result))
@@ -186,11 +194,12 @@ def _job_list(args: argparse.Namespace) -> int:
 
 
 def _job_show(args: argparse.Namespace) -> int:
-    """Show one job: its summary, and every attempt at every round."""
-    from server.summary import job_rounds, job_summary
+    """Show one job: its summary, every attempt at every round, and what each device did."""
+    from server.summary import job_devices, job_rounds, job_summary
 
     ledger = _open_ledger(args)
     summary, rounds = job_summary(ledger, args.job), job_rounds(ledger, args.job)
+    devices = job_devices(ledger, args.job)
     columns = (
         "round",
         "attempt",
@@ -205,8 +214,9 @@ def _job_show(args: argparse.Namespace) -> int:
         "loss",
         "accuracy",
     )
-    text = f"{_summary_text(summary)}\n\n{_table(rounds, columns)}"
-    output.emit(args, {**summary, "round_list": rounds}, text)
+    of_devices = ("device", "kind", "level", "reports", "mean_seconds", "bytes_up", "bytes_down", "personal_layers")
+    text = f"{_summary_text(summary)}\n\n{_table(rounds, columns)}\n\n{_table(devices, of_devices)}"
+    output.emit(args, {**summary, "round_list": rounds, "device_list": devices}, text)
     return 0
 
 

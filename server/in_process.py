@@ -7,12 +7,13 @@ cost little more memory than one.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.agent import Agent, lost_will
-from edge_runtime.engine_onnxruntime import OnnxEngine
+from edge_runtime.engines import make_engine
 from edge_runtime.store import Store
 from edge_runtime.transport import Hub
 from server.errors import JobError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle import Bundle
     from edge_runtime.config import EdgeConfig
     from edge_runtime.engine import Engine
+    from edge_runtime.manifest import Runtime
     from edge_runtime.transport import Transport
     from edge_runtime.workshop import EngineMaker, TrainingEngineMaker
     from server.events import Observer
@@ -36,13 +38,13 @@ class SharedEngines:
     """Makes each engine once, for all devices of the process."""
 
     def __init__(self) -> None:
-        self._engines: dict[tuple[str, int], OnnxEngine] = {}
+        self._engines: dict[tuple[Runtime, str, int], Engine[Any]] = {}
 
-    def __call__(self, bundle: Bundle, split: int, threads: int) -> Engine[Any]:
+    def __call__(self, runtime: Runtime, bundle: Bundle, split: int, threads: int) -> Engine[Any]:
         """Return the engine of a bundle at a split; the first caller's number of threads holds."""
-        key = (bundle.sha256, split)
+        key = (runtime, bundle.sha256, split)
         if key not in self._engines:
-            self._engines[key] = OnnxEngine(bundle, split, threads)
+            self._engines[key] = make_engine(runtime, bundle, split, threads)
         return self._engines[key]
 
 
@@ -76,7 +78,7 @@ def run_in_process(
         CoveyError: what went wrong.
     """
     hub, finals = Hub(), dict[str, str]()
-    makers = (make_engine or SharedEngines(), make_training_engine)
+    makers = (make_engine, make_training_engine)
 
     def connect(stack: contextlib.ExitStack, _http_port: int) -> Transport:
         stack.enter_context(_running(hub, bundle, devices, finals, makers))
@@ -98,10 +100,10 @@ def _running(
     bundle: Bundle,
     devices: Sequence[EdgeConfig],
     finals: dict[str, str],
-    makers: tuple[EngineMaker, TrainingEngineMaker | None],
+    makers: tuple[EngineMaker | None, TrainingEngineMaker | None],
 ) -> Iterator[None]:
     """Serve all devices from a thread of their own meanwhile."""
-    agents, (make_engine, make_training_engine) = {}, makers
+    engines, agents, (make_engine, make_training_engine) = SharedEngines(), {}, makers
     for config in devices:
         store = Store(Path(config.state_dir))
         installed = store.bundles / bundle.sha256
@@ -109,7 +111,12 @@ def _running(
             installed.symlink_to(bundle.path.resolve(), target_is_directory=True)
         transport = hub.join(lost_will(config, "simulated"))
         agents[config.name] = Agent(
-            config, store, transport, "simulated", make_engine=make_engine, make_training_engine=make_training_engine
+            config,
+            store,
+            transport,
+            "simulated",
+            make_engine=make_engine or functools.partial(engines, config.engine),
+            make_training_engine=make_training_engine,
         )
     done = threading.Event()
 

@@ -152,4 +152,5 @@ def device_list(ledger: Ledger) -> list[dict[str, Any]]:
         row["covey_version"] = birth.get("covey_version")
         row["runtimes"] = birth.get("runtimes")
         row["rows"] = birth.get("rows")
+        row["training"] = birth.get("capability", {}).get("kind")
     return rows

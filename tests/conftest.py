@@ -31,9 +31,10 @@ def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundl
     def export(
         kind: str, *, task: str = "classify-head", splits: tuple[int, ...] = (1, 2), train: str = "B",
         pooling: str | None = None, layers: list[int] | None = None, max_tokens: int = 32,
-        levels: tuple[int, ...] = (), recompute: bool = False,
+        levels: tuple[int, ...] = (), recompute: bool = False, runtimes: tuple[str, ...] = ("onnxruntime",),
     ) -> Bundle:  # fmt: skip
-        key = f"{kind}-{task}-{'_'.join(map(str, splits))}-{train}-{pooling}-{layers}-{max_tokens}-{levels}-{recompute}"
+        key = f"{kind}-{task}-{'_'.join(map(str, splits))}-{train}-{pooling}-{layers}-{max_tokens}-{len(runtimes)}"
+        key += f"-{levels}-{recompute}"
         if key not in made:
             model_dir = root / "models" / kind
             if not model_dir.exists():
@@ -51,8 +52,9 @@ def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundl
             lora = LoraOptions(4, 8.0, DEFAULT_TARGETS[folder.model_type], layers, list(train), seed=1)
             lora = None if train == "full" else lora
             made[key] = export_bundle(
-                folder, options, lora, list(splits), root / "bundles" / key, levels=levels, recompute=recompute
-            ).bundle
+                folder, options, lora, list(splits), root / "bundles" / key, levels=levels, recompute=recompute,
+                runtimes=runtimes, max_batch=16,
+            ).bundle  # fmt: skip
         return made[key]
 
     return export

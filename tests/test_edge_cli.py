@@ -42,7 +42,8 @@ def test_exit_codes_are_stable() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        "covey-edge", "covey-edge run", "covey-edge predict", "covey-edge data check", "covey-edge bundle verify",
+        "covey-edge", "covey-edge doctor", "covey-edge run", "covey-edge predict", "covey-edge data check",
+        "covey-edge bundle verify",
         "covey", "covey export", "covey probe", "covey serve", "covey job list", "covey job show",
         "covey device list", "covey bundle verify", "covey demo",
     ],

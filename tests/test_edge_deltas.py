@@ -19,7 +19,7 @@ from edge_runtime.memory import bytes_for, check_level, free_bytes, level_need, 
 from edge_runtime.personal import load_personal, personal_or_none, save_personal, with_personal
 from edge_runtime.protocol import BlobRef
 from edge_runtime.ptls import LayerStatistics
-from edge_runtime.store import Journal, Store
+from edge_runtime.store import Store
 from edge_runtime.tensor_file import encode_tensors, map_tensors, read_metadata
 from edge_runtime.upload import upload
 from server.blobs import BlobStore
@@ -109,8 +109,7 @@ def test_personal_layers_come_back_bit_for_bit(tiny_bundle: Bundle, tmp_path: Pa
     seen = LayerStatistics([3, 0, 2], [1.5, 0.0, 0.25], [1.0, 0.0, 0.1], [0.1, 0.0, 0.2], [1, 0, 1])
     personal = Personal({layer: movement[slices[layer]] for layer in (0, 2)}, seen)
     sha256 = save_personal(store, tiny_bundle, "job", personal)
-    journal = Journal(job="job", bundle_sha256=tiny_bundle.sha256, personal_sha256=sha256)
-    found = load_personal(Store(tmp_path / "state"), journal, tiny_bundle, "job")
+    found = load_personal(Store(tmp_path / "state"), sha256, tiny_bundle, "job")
     assert found.statistics == seen
     assert found.layers.keys() == {0, 2}
     assert all(np.array_equal(found.layers[layer], personal.layers[layer]) for layer in (0, 2))
@@ -118,8 +117,8 @@ def test_personal_layers_come_back_bit_for_bit(tiny_bundle: Bundle, tmp_path: Pa
     mine = with_personal(theta, found, tiny_bundle)
     assert np.array_equal(mine[slices[2]], movement[slices[2]])
     assert np.array_equal(mine[slices[1]], theta[slices[1]])
-    assert not load_personal(store, journal, tiny_bundle, "another").layers
-    store.keep_only(None, None)
+    assert not load_personal(store, sha256, tiny_bundle, "another").layers
+    store.keep_only([None], None)
     assert not store.personal_file(sha256).exists()
 
 
@@ -130,7 +129,6 @@ def test_personal_layers_of_no_use_are_named_and_training_begins_without(
     store = Store(tmp_path / "state")
     personal = Personal({}, LayerStatistics.of(3))
     sha256 = save_personal(store, tiny_bundle, "job", personal)
-    journal = Journal(job="job", bundle_sha256=tiny_bundle.sha256, personal_sha256=sha256)
     bundle, path = tiny_bundle, store.personal_file(sha256)
     if spoil == "bundle":
         bundle = tiny_export("bert", splits=(2,))
@@ -142,11 +140,10 @@ def test_personal_layers_of_no_use_are_named_and_training_begins_without(
         data = encode_tensors({}, {"bundle_sha256": bundle.sha256, "job": "job", "statistics": "{}"})
         sha256 = hashlib.sha256(data).hexdigest()
         store.personal_file(sha256).write_bytes(data)
-        journal = Journal(job="job", bundle_sha256=bundle.sha256, personal_sha256=sha256)
     message = {"bundle": "belong to bundle", "statistics": "no statistics"}.get(spoil, "missing or damaged")
     with pytest.raises(BundleError, match=message):
-        load_personal(store, journal, bundle, "job")
-    assert not personal_or_none(store, journal, bundle, "job").layers
+        load_personal(store, sha256, bundle, "job")
+    assert not personal_or_none(store, sha256, bundle, "job").layers
 
 
 # -- uploads ----------------------------------------------------------------------------------------------------------

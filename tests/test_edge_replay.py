@@ -256,6 +256,18 @@ def test_a_log_of_another_version_and_an_empty_one_are_refused() -> None:
         decode_chain(encode_chain([]))
 
 
+def test_sums_are_rounded_in_order_whatever_python_does() -> None:
+    """Since Python 3.12 the built-in sum compensates: a fleet of several versions would not agree."""
+    rule = StepRule(back_perturbations=3, learning_rate=1.0, normalize="none")
+    coefficients, _ = step_coefficients([1e16, 1.0, -1e16], rule, None)
+    assert coefficients.front == (0.0,)
+
+
+def test_a_mean_square_below_zero_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="mean_square"):
+        decode_chain(encode_chain([make_log(StepRule(), mean_square=-1.0)]))
+
+
 def test_mean_square() -> None:
     assert mean_square_of([[[1.0, 2.0]], [[3.0, 0.0]]]) == pytest.approx(3.5)
     assert mean_square_of([]) is None

@@ -118,11 +118,14 @@ def test_a_device_trains_uploads_when_asked_and_keeps_its_layers(bench: Bench) -
     assert data is not None
     assert hashlib.sha256(data).hexdigest() == report.delta.sha256
     journal = bench.store.journal()
-    personal = load_personal(Store(bench.root / "state"), journal, bench.bundle, "job")
+    personal = load_personal(Store(bench.root / "state"), journal.personal_sha256, bench.bundle, "job")
     (layer,) = personal.layers
     assert layer not in report.layers
     where = layer_slices(bench.bundle.manifest).layers[layer]
     assert not np.array_equal(personal.layers[layer], bench.bundle.initial_adapter()[where])
+    again = answers(bench, restarted, ("plan", backprop_plan(bench, attempt=1)))[-1]
+    assert again.delta == report.delta  # a new attempt begins with the layers from before the round
+    assert bench.store.journal().personal_sha256 == journal.personal_sha256
 
 
 def test_personal_layers_are_used_in_the_devices_own_predictions(

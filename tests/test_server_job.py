@@ -140,7 +140,7 @@ def test_a_job_can_be_taken_up_but_not_changed(ledger: Ledger) -> None:
 def test_what_was_written_is_there_after_reopening(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "l.sqlite")
     ledger.begin_job("job", "default", "b" * 64, {"rounds": 2})
-    ledger.open_round("job", 0, 0, '{"split": 2, "rule": {}}', "a" * 64, None, ["x", "y"])
+    ledger.open_round("job", 0, 0, '{"split": 2, "rule": {}}', "a" * 64, None, {"x": None, "y": 3})
     values = {"scalars": b"1234", "examples": 5, "loss": 0.5, "seconds": 1.0, "front_passes": 2, "back_passes": 4}
     ledger.take_report("job", 0, 0, "x", values)
     ledger.add_bytes("job", 0, 0, "x", up=10, down=20)

@@ -47,7 +47,8 @@ SLOW = [
     *[(kind, CAUSAL, "AB", True) for kind in ("opt-tied", "qwen2")],
     ("llama", HEAD, "B", True),
 ]
-CASES = [*FAST, *[pytest.param(*case, marks=[pytest.mark.slow, pytest.mark.timeout(600)]) for case in SLOW]]
+pytestmark = pytest.mark.timeout(400)  # an export traces and differentiates: seconds, on a busy machine minutes
+CASES = [*FAST, *[pytest.param(*case, marks=pytest.mark.slow) for case in SLOW]]
 
 
 def batches(bundle: Bundle) -> list[Batch]:
@@ -180,26 +181,29 @@ def test_only_active_layers_are_bound(bundle: Bundle, level: int) -> None:
     assert weight_bytes(graph) == outside + level * per_layer
 
 
-def test_recomputing_keeps_no_activation_of_a_layer(tiny_export: Callable[..., Bundle], bundle: Bundle) -> None:
-    """The backward pass reads nothing that a layer's forward pass made but hidden states, and gives the same bits."""
+def test_recomputing_keeps_hidden_states_alone(tiny_export: Callable[..., Bundle], bundle: Bundle) -> None:
+    """The backward pass reads nothing that a layer's forward pass made but hidden states and what they alone give."""
     import onnx
 
-    plain = tiny_export("bert", splits=(2,), train="AB", max_tokens=POSITIONS, levels=LEVELS)
-    theta, batch = start(bundle), batches(bundle)[0]
-    for layers in ([0, 2], [0, 1, 2]):
-        level = len(layers)
-        outs = [np.zeros_like(theta), np.zeros_like(theta)]
-        losses = [
-            OnnxTrainingEngine(b, 1).gradients(theta, layers, batch, o)
-            for b, o in zip((bundle, plain), outs, strict=True)
-        ]
-        assert losses[0] == losses[1]
-        assert np.abs(outs[0] - outs[1]).max() < 1e-6
+    plain = tiny_export("llama", task=CAUSAL, splits=(2,), max_tokens=POSITIONS, levels=LEVELS)
+    for level in (2, 3):
         assert bundle.manifest.training_graph(level).recomputes
         assert not plain.manifest.training_graph(level).recomputes
         for made, least, most in ((bundle, 0, 3 * (level - 1)), (plain, 10, 1000)):
             graph = onnx.load(made.file(f"graphs/train_{level}.onnx")).graph
             assert least <= len(kept(graph)) <= most
+
+
+@pytest.mark.slow
+def test_recomputing_changes_no_gradient(tiny_export: Callable[..., Bundle], bundle: Bundle) -> None:
+    plain = tiny_export("bert", splits=(2,), train="AB", max_tokens=POSITIONS, levels=LEVELS)
+    theta, batch = start(bundle), batches(bundle)[0]
+    for layers in ([0, 2], [0, 1, 2]):
+        outs = [np.zeros_like(theta), np.zeros_like(theta)]
+        made = zip((bundle, plain), outs, strict=True)
+        losses = [OnnxTrainingEngine(each, 1).gradients(theta, layers, batch, out) for each, out in made]
+        assert losses[0] == losses[1]
+        assert np.abs(outs[0] - outs[1]).max() < 1e-6
 
 
 def kept(graph: object) -> set[str]:
@@ -258,7 +262,7 @@ def test_golden_layers_are_a_choice(n_layers: int) -> None:
 def test_shares_become_counts() -> None:
     assert level_counts([1.0, 0.75, 0.5, 0.33, 0.01], 6) == [1, 2, 3, 4, 6]
     for share in (0.0, -1.0, 1.1, float("nan")):
-        with pytest.raises(ExportError, match="share of active layers"):
+        with pytest.raises(ExportError, match="active layers"):
             level_counts([share], 6)
 
 

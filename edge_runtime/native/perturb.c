@@ -4,9 +4,12 @@
  * edge_runtime/perturbation.py. The product c*z only flips c's sign bit. All terms are added to a tile while it is in
  * the first-level cache, so many seeds cost one pass over memory.
  *
- * Plain C11, no Python, no state: edge_runtime/kernel_native.py loads it with ctypes, which lets other threads run.
+ * Plain C11, no Python, no state: edge_runtime/kernel_native.py loads it with ctypes, which lets other threads run; the
+ * core for apps (core/) links it.
  * The result has the same bits on every machine: compile with -ffp-contract=off and without -ffast-math.
  */
+#include "perturb.h"
+
 #include <float.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -250,8 +253,6 @@ FOR_TARGET(perturb_avx512, "avx512f", 512)
 #endif
 #endif
 
-/* Args: out and clean hold n floats and are equal or apart; start is the first one's place in the block; seeds and
- * scales hold n_seeds values; n and n_seeds are at least 1, start + n at most 2^64 - 1. */
 void covey_perturb(float *out, const float *clean, uint64_t n, uint64_t start, const uint64_t *seeds,
                    const float *scales, uint64_t n_seeds, uint64_t block)
 {
@@ -270,7 +271,6 @@ void covey_perturb(float *out, const float *clean, uint64_t n, uint64_t start, c
     perturb(out, clean, n, start, seeds, scales, n_seeds, block, 0);
 }
 
-/* Changes when covey_perturb's arguments do. */
 uint32_t covey_perturb_abi(void)
 {
     return ABI_VERSION;

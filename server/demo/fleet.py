@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from edge_runtime.manifest import Runtime
     from server.demo.reviews import Review
 
 _STOP_S = 20.0
@@ -46,15 +47,17 @@ class DeviceProcess:
         return str(json.loads(self.output.read_text())["adapter_sha256"])
 
 
-def write_device(folder: Path, name: str, broker_port: int, rows: list[Review]) -> Path:
-    """Write a device's data and configuration; return the configuration's path."""
+def write_device(folder: Path, name: str, broker_port: int, rows: list[Review], engine: Runtime, training: str) -> Path:
+    """Write a device's data and configuration, ``training`` as in edge.toml; return the configuration's path."""
     write_jsonl(rows, folder / "data.jsonl")
     config = folder / "edge.toml"
     config.write_text(
         f'name = "{name}"\n'
         f'broker = "mqtt://127.0.0.1:{broker_port}"\n'
         'state_dir = "state"\n'
-        "threads = 1  # all devices of the demo share this machine\n\n"
+        f'engine = "{engine}"\n'
+        "threads = 1  # all devices of the demo share this machine\n"
+        f'training = "{training}"\n\n'
         '[data]\npath = "data.jsonl"\n'
     )
     return config

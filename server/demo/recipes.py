@@ -28,6 +28,9 @@ class Recipe:
         probe_rows_per_device: private reviews of each device that the linear probe sees; a large model takes its time.
         job: fields of ``job.toml``.
         step: fields of its ``[step]``.
+        start_movies: one review of each of so many more movies, from which the head starts; 0: it starts at zero.
+        stld: fields of the job's ``[stld]``; empty: all devices are forward-only.
+        levels: levels of the devices that backpropagate, by their number.
     """
 
     name: str
@@ -39,6 +42,9 @@ class Recipe:
     probe_rows_per_device: int
     job: dict[str, Any] = field(default_factory=dict)
     step: dict[str, Any] = field(default_factory=dict)
+    start_movies: int = 0
+    stld: dict[str, Any] = field(default_factory=dict)
+    levels: dict[int, int] = field(default_factory=dict)
 
 
 RECIPES = {
@@ -46,13 +52,16 @@ RECIPES = {
         name="minilm",
         package=MINILM,
         # The back block is the head alone: 64 perturbations of it cost less than one pass through the encoder.
-        export_flags=("--task", "classify-head", "--lora-layers", "5", "--logit-scale", "10", "--split", "6"),
+        export_flags=("--task", "classify-head", "--logit-scale", "10", "--split", "6", "--levels", "1.0,0.5"),
         max_tokens=48,
         test_movies=300,
         rows_per_test_movie=2,
         probe_rows_per_device=1000,
         job={"rounds": 20, "steps": 4, "batch_size": 16, "cohort": 0},
         step={"back_perturbations": 64, "learning_rate": 0.03, "eps": 0.01},
+        start_movies=64,
+        stld={"steps": 8, "batch_size": 16, "learning_rate": 0.005, "personal_share": 0.34},
+        levels={1: 6, 2: 3},
     ),
     "smollm2": Recipe(
         name="smollm2",

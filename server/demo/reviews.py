@@ -7,7 +7,7 @@ import csv
 import io
 import json
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,10 +35,12 @@ class Division:
     Attributes:
         devices: each device's private rows.
         test: held-out rows; the server evaluates on them.
+        start: rows that whoever exports has: a new head starts at their class means.
     """
 
     devices: list[list[Review]]
     test: list[Review]
+    start: list[Review] = field(default_factory=list)
 
 
 def read_reviews(path: Path) -> dict[str, list[Review]]:
@@ -52,7 +54,12 @@ def read_reviews(path: Path) -> dict[str, list[Review]]:
 
 
 def divide(
-    movies: dict[str, list[Review]], n_devices: int, movies_per_device: int, test_movies: int, rows_per_test_movie: int
+    movies: dict[str, list[Review]],
+    n_devices: int,
+    movies_per_device: int,
+    test_movies: int,
+    rows_per_test_movie: int,
+    start_movies: int = 0,
 ) -> Division:
     """Divide movies among devices and test; always the same way. Test rows are spread over many movies."""
     names = sorted(movies)
@@ -62,7 +69,7 @@ def divide(
         [review for _ in range(movies_per_device) for review in movies[next(shuffled)]] for _ in range(n_devices)
     ]
     test = [review for _ in range(test_movies) for review in movies[next(shuffled)][:rows_per_test_movie]]
-    return Division(devices, test)
+    return Division(devices, test, [movies[next(shuffled)][0] for _ in range(start_movies)])
 
 
 def write_jsonl(reviews: Sequence[Review], path: Path) -> None:

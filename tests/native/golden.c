@@ -9,10 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_SEEDS 16
+#include "../../edge_runtime/native/perturb.h"
 
-void covey_perturb(float *out, const float *clean, uint64_t n, uint64_t start, const uint64_t *seeds,
-                   const float *scales, uint64_t n_seeds, uint64_t block);
+#define MAX_SEEDS 16
 
 int main(int argc, char **argv)
 {

@@ -1,0 +1,43 @@
+"""Engines by name. A runtime is imported when its engine is made: a device that waits stays small."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edge_runtime.bundle import Bundle
+    from edge_runtime.engine_bundle import BundleEngine, BundlePredictor
+    from edge_runtime.manifest import Runtime
+
+
+def make_engine(runtime: Runtime, bundle: Bundle, split: int, threads: int = 0) -> BundleEngine:
+    """Return front and back of a bundle at a split.
+
+    Args:
+        runtime: what runs them; never another one instead.
+        bundle: an opened bundle.
+        split: one of its splits.
+        threads: of one operator; 0 leaves it to the runtime.
+
+    Raises:
+        BundleError: the bundle has no graphs for the runtime, or they cannot be loaded.
+        ConfigError: the runtime is not installed.
+    """
+    if runtime == "executorch":
+        from edge_runtime.engine_executorch import ExecutorchEngine  # noqa: PLC0415
+
+        return ExecutorchEngine(bundle, split, threads)
+    from edge_runtime.engine_onnxruntime import OnnxEngine  # noqa: PLC0415
+
+    return OnnxEngine(bundle, split, threads)
+
+
+def make_predictor(runtime: Runtime, bundle: Bundle, threads: int = 0) -> BundlePredictor:
+    """Return the whole model of a bundle; see make_engine."""
+    if runtime == "executorch":
+        from edge_runtime.engine_executorch import ExecutorchPredictor  # noqa: PLC0415
+
+        return ExecutorchPredictor(bundle, threads)
+    from edge_runtime.engine_onnxruntime import OnnxPredictor  # noqa: PLC0415
+
+    return OnnxPredictor(bundle, threads)

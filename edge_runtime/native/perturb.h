@@ -1,0 +1,23 @@
+/* The kernel's interface: perturb.c says what it computes. */
+#ifndef COVEY_PERTURB_H
+#define COVEY_PERTURB_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Args: out and clean hold n floats and are equal or apart; start is the first one's place in the block; seeds and
+ * scales hold n_seeds values; n and n_seeds are at least 1, start + n at most 2^64 - 1. */
+void covey_perturb(float *out, const float *clean, uint64_t n, uint64_t start, const uint64_t *seeds,
+                   const float *scales, uint64_t n_seeds, uint64_t block);
+
+/* Changes when covey_perturb's arguments do. */
+uint32_t covey_perturb_abi(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,227 @@
+"""What XNNPACK is given: matrix products with weights as inputs, each kind of block compiled once.
+
+XNNPACK multiplies any two matrices, but ExecuTorch's exporter hands it only those that it knows as linear layers or as
+three-dimensional bmm; the rest runs on portable kernels, 29 times slower. So all other products become one operator
+of ours, which it gets as its batch matrix product, four-dimensional ones too.
+
+The exporter runs 17 passes over each delegated block. Most are for quantisation and convolutions, and one compiles a
+model of its own to look for its pattern: together nine tenths of the time. The blocks of a transformer's layers are
+alike, and as weights are inputs they are equal: each kind is compiled once a process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from executorch.backends.transforms.remove_getitem_op import RemoveGetItemPass
+from executorch.backends.xnnpack import xnnpack_preprocess
+from executorch.backends.xnnpack._passes import XNNPACKPassManager, XNNPACKRemoveCloneOpsTransform
+from executorch.backends.xnnpack._passes.fuse_activation_pass import FuseActivationPass
+from executorch.backends.xnnpack.operators.node_visitor import NodeVisitor, register_node_visitor
+from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
+from executorch.backends.xnnpack.partition.config.generic_node_configs import (
+    BMMConfig,
+    GenericNodePartitionerConfig,
+    UpsampleBilinear2dConfig,
+)
+from executorch.backends.xnnpack.partition.config.quant_affine_configs import (
+    ChooseQParamsAffineConfig,
+    DeQuantizeAffineConfig,
+    QuantizeAffineConfig,
+)
+from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.backends.xnnpack.serialization.xnnpack_graph_schema import XNNBatchMatrixMultiply, XNode
+from executorch.backends.xnnpack.utils.utils import get_input_node
+from executorch.exir.backend.partitioner import PartitionResult
+from executorch.exir.graph_module import get_control_flow_submodules
+from executorch.exir.passes.memory_format_ops_pass import DimOrderOpsRevertPass
+from torch import fx
+from torch.library import Library, impl, register_fake
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+aten = torch.ops.aten
+_LIBRARY = Library("covey", "DEF")
+_LIBRARY.define("product(Tensor a, Tensor b, bool transposed) -> Tensor")
+_TRANSPOSE_B = 1
+"""XNN_FLAG_TRANSPOSE_B."""
+
+
+def _product(a: torch.Tensor, b: torch.Tensor, transposed: bool) -> torch.Tensor:
+    """Multiply matrices with equal leading sizes: (…, m, k) by (…, k, n), or by (…, n, k) if ``transposed``."""
+    return torch.matmul(a, b.transpose(-1, -2) if transposed else b)
+
+
+def _product_of_fakes(a: torch.Tensor, b: torch.Tensor, transposed: bool) -> torch.Tensor:
+    return a.new_empty((*a.shape[:-1], b.shape[-2 if transposed else -1]))
+
+
+impl(_LIBRARY, "product", "CompositeExplicitAutograd")(_product)
+register_fake("covey::product", lib=_LIBRARY)(_product_of_fakes)
+
+
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """Compute attention without PyTorch's care for rows that may see nothing: a row always sees itself or a token.
+
+    Raises:
+        NotImplementedError: dropout, causal without a mask, or grouped heads, which no exported architecture has.
+    """
+    if dropout_p or is_causal or enable_gqa:
+        raise NotImplementedError("attention with dropout, is_causal or enable_gqa")
+    scores = torch.ops.covey.product(query * (query.shape[-1] ** -0.5 if scale is None else scale), key, True)
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            attn_mask = torch.where(attn_mask, 0.0, torch.finfo(query.dtype).min)
+        scores = scores + attn_mask
+    return torch.ops.covey.product(torch.softmax(scores, -1), value, False)
+
+
+def _mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.ops.covey.product(a, b, False)
+
+
+def _addmm(bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, beta: float = 1, alpha: float = 1) -> torch.Tensor:
+    made = torch.ops.covey.product(a, b, False)
+    return (bias if beta == 1 else bias * beta) + (made if alpha == 1 else made * alpha)
+
+
+PRODUCTS = {
+    aten.scaled_dot_product_attention.default: _attention,
+    aten.mm.default: _mm,
+    aten.addmm.default: _addmm,
+    aten.bmm.default: _mm,
+}
+"""A decomposition table: every product that the exporter would not hand to XNNPACK as it is."""
+
+
+class _ProductConfig(GenericNodePartitionerConfig):
+    target_name = "product.default"
+
+    def supported_precision_types(self) -> list[ConfigPrecisionType]:
+        return [ConfigPrecisionType.FP32]
+
+
+@register_node_visitor
+class _ProductVisitor(NodeVisitor):
+    target = "covey.product.default"
+
+    def define_node(self, node: fx.Node, xnn_graph: Any, vals_to_ids: dict[fx.Node, int], debug_handle: int) -> None:
+        self.define_nodes_tensor_inputs_outputs(node, xnn_graph, vals_to_ids)
+        a, b = (vals_to_ids[get_input_node(node, index)] for index in range(2))
+        flags = _TRANSPOSE_B if node.args[2] else 0
+        product = XNNBatchMatrixMultiply(input1_id=a, input2_id=b, output_id=vals_to_ids[node], flags=flags)
+        xnn_graph.xnodes.append(XNode(xnode_union=product, debug_handle=debug_handle))
+
+
+_LEFT_OUT = {
+    BMMConfig,
+    UpsampleBilinear2dConfig,
+    QuantizeAffineConfig,
+    DeQuantizeAffineConfig,
+    ChooseQParamsAffineConfig,
+}
+_PASSES = [XNNPACKRemoveCloneOpsTransform, DimOrderOpsRevertPass, FuseActivationPass, RemoveGetItemPass]
+"""Those of the exporter's passes that change anything in float32 graphs without convolutions."""
+
+
+class _Partitioner(XnnpackPartitioner):
+    """Takes the products in the bodies of scans too: the exporter's own looks at the outermost graph alone."""
+
+    def partition(self, exported_program: Any) -> PartitionResult:
+        result = super().partition(exported_program)
+        tags = dict(result.partition_tags)
+        for _, body, _ in get_control_flow_submodules(result.tagged_exported_program.graph_module):
+            for node in body.graph.nodes:
+                if getattr(node.target, "__name__", "") in ("aten.linear.default", "covey.product.default"):
+                    node.meta["delegation_tag"] = tag = f"scan_{len(tags)}"
+                    tags[tag] = self.delegation_spec
+        return PartitionResult(result.tagged_exported_program, tags)
+
+
+def partitioner() -> XnnpackPartitioner:
+    """Return a partitioner that takes linear layers whose weights are inputs, and our products."""
+    configs = [config for config in ALL_PARTITIONER_CONFIGS if config not in _LEFT_OUT]
+    return _Partitioner(
+        configs=[*configs, _ProductConfig],
+        config_precisions=ConfigPrecisionType.FP32,
+        force_non_static_weights_for_f32_linear=True,
+    )
+
+
+class _FewPasses(XNNPACKPassManager):
+    def __init__(self, exported_program: Any, passes: Sequence[Any] | None = None) -> None:
+        super().__init__(exported_program, list(passes or _PASSES))
+
+
+_compiled: dict[str, Any] = {}
+
+
+@contextlib.contextmanager
+def fast_compiler() -> Iterator[None]:
+    """Compile delegated blocks with the passes they need, and equal ones once.
+
+    It reaches into the exporter of the one version that this package is made for (edge_runtime/executorch_build.py).
+    """
+    backend, manager = xnnpack_preprocess.XnnpackBackend, xnnpack_preprocess.XNNPACKPassManager
+    preprocess = backend.preprocess
+
+    def once(edge_program: Any, compile_specs: Any) -> Any:
+        key = describe(edge_program)
+        if key not in _compiled:
+            _compiled[key] = preprocess(edge_program, compile_specs)
+        return _compiled[key]
+
+    xnnpack_preprocess.XNNPACKPassManager = _FewPasses
+    backend.preprocess = staticmethod(once)
+    try:
+        yield
+    finally:
+        backend.preprocess, xnnpack_preprocess.XNNPACKPassManager = staticmethod(preprocess), manager
+
+
+def describe(program: Any) -> str:
+    """Describe a program up to the names of its values: operators, arguments, element types, sizes, bounds, constants.
+
+    Programs with equal descriptions are lowered to the same bytes.
+    """
+    bounds = sorted(f"{size}:{bound}" for size, bound in program.range_constraints.items())
+    held = {**dict(program.state_dict), **dict(program.constants)}
+    return "\n".join([*_lines(program.graph_module, held), *bounds])
+
+
+def _lines(module: fx.GraphModule, held: dict[str, Any]) -> Iterator[str]:
+    numbers: dict[fx.Node, int] = {}
+    for node in module.graph.nodes:
+        numbers[node] = len(numbers)
+        arguments = fx.node.map_arg((node.args, node.kwargs), lambda n: f"%{numbers[n]}")
+        values = node.meta.get("val")
+        values = values if isinstance(values, (tuple, list)) else [values]
+        described = [f"{v.dtype}{list(v.shape)}" if isinstance(v, torch.Tensor) else str(v) for v in values]
+        target = node.target if node.op == "call_function" else ""
+        yield f"{node.op} {target} {arguments} {described}"
+        if node.op == "get_attr":
+            value = getattr(module, str(node.target), None)
+            if isinstance(value, fx.GraphModule):
+                yield from _lines(value, {})
+            elif isinstance(value, torch.Tensor):
+                yield _digest(value)
+    yield from (_digest(value) for _, value in sorted(held.items()) if isinstance(value, torch.Tensor))
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()

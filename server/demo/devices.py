@@ -1,0 +1,74 @@
+"""What the demo says of each device: kind, level, seconds, bytes; and how good it is on rows of its own movies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from edge_runtime.adapter_file import map_adapter
+from edge_runtime.config import DataConfig, read_edge_config
+from edge_runtime.engine_onnxruntime import OnnxPredictor
+from edge_runtime.layout import total_size
+from edge_runtime.personal import load_personal, with_personal
+from edge_runtime.rows import load_rows
+from edge_runtime.store import Store
+from server.evaluate import evaluate
+from server.ledger import LEDGER_FILE, Ledger
+from server.summary import job_devices
+
+if TYPE_CHECKING:
+    from edge_runtime.bundle import Bundle
+
+OWN_TEST = 5
+"""Every so many rows of a device are kept out of its training, to test its own model."""
+OWN_TEST_FILE = "own-test.jsonl"
+
+
+def described_devices(bundle: Bundle, job: str, state_dir: Path, configs: dict[str, Path]) -> list[dict[str, Any]]:
+    """Return what each device did (summary.job_devices), and its accuracy on its own held-out rows.
+
+    ``own_accuracy_shared`` is that of the final shared adapter, ``own_accuracy_personal`` that with the device's
+    personal layers in it; None where it has none.
+    """
+    ledger = Ledger(state_dir / LEDGER_FILE, read_only=True)
+    devices = job_devices(ledger, job)
+    ledger.close()
+    predictor = OnnxPredictor(bundle)
+    for row in devices:
+        config = read_edge_config(configs[row["device"]])
+        store = Store(Path(config.state_dir))
+        journal = store.journal()
+        rows = load_rows(bundle, DataConfig(str(configs[row["device"]].with_name(OWN_TEST_FILE))))
+        sha256 = journal.adapter_sha256 or bundle.initial_sha256
+        theta = map_adapter(store.adapter_file(sha256), total_size(bundle.manifest.parameters))
+        personal = load_personal(store, journal.personal_sha256, bundle, job)
+        labels = len(bundle.manifest.task.labels)
+        row["own_test_rows"] = len(rows)
+        row["own_accuracy_shared"] = round(evaluate(predictor, theta, rows, labels).accuracy, 4)
+        mine = with_personal(theta, personal, bundle)
+        row["own_accuracy_personal"] = (
+            round(evaluate(predictor, mine, rows, labels).accuracy, 4) if personal.layers else None
+        )
+    return devices
+
+
+def device_table(devices: list[dict[str, Any]]) -> Table:
+    """Return the devices as a table."""
+    table = Table(title="the devices; accuracy on held-out reviews of their own movies")
+    for column in ("device", "kind", "level", "seconds a round", "bytes up", "bytes down", "shared", "with own layers"):
+        table.add_column(column, justify="left" if column in ("device", "kind") else "right")
+    for row in devices:
+        personal = row["own_accuracy_personal"]
+        table.add_row(
+            row["device"],
+            row["kind"],
+            "" if row["level"] is None else str(row["level"]),
+            f"{row['mean_seconds']:.1f}",
+            f"{row['bytes_up']:.0f}",
+            f"{row['bytes_down']:.0f}",
+            f"{row['own_accuracy_shared']:.3f}",
+            "" if personal is None else f"{personal:.3f}",
+        )
+    return table
