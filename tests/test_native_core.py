@@ -356,6 +356,18 @@ def test_a_replays_bits_are_pythons(
     assert before.read_bytes() == thetas[-2].tobytes()
 
 
+@pytest.mark.parametrize("rule", [StepRule(back_perturbations=3), StepRule(variant="clean", normalize="none")])
+def test_devices_with_another_p2_give_the_same_bits(core: Core, tmp_path: Path, rule: StepRule) -> None:
+    other = make_log(msgspec.structs.replace(rule, back_perturbations=5), 1, seed=1).devices[0].scalars
+    devices = [*make_log(rule, 1).devices, DeviceScalars("other", 0.5, other, 5)]
+    log = make_log(rule, devices=devices, base_sha256=adapter_sha256(THETA))
+    wanted = replay(THETA, log)
+    (tmp_path / "adapter").write_bytes(THETA.tobytes())
+    chain = encode_chain([msgspec.structs.replace(log, result_sha256=adapter_sha256(wanted))])
+    assert core.replay(chain, tmp_path / "adapter", tmp_path / "out") == adapter_sha256(wanted)
+    assert (tmp_path / "out").read_bytes() == wanted.tobytes()
+
+
 def test_parts_and_the_command_give_the_same_bits(
     command: Callable[..., tuple[int, dict[str, Any]]], tmp_path: Path
 ) -> None:
