@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from edge_runtime.manifest import Manifest
 
 PROFILE_VERSION: Literal[1] = 1
+PROFILE_FILE = "profile.json"
+"""In a device's state directory."""
 
 Slug = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e18)]
@@ -144,9 +146,10 @@ class GraphProfile(_Strict, frozen=True, kw_only=True):
         engine: the runtime.
         split: of ``front`` and ``back``.
         level: active layers, of ``train``.
-        load_s: time to load it, its file in the page cache.
-        peak_rss_bytes: highest resident memory of a process that only loads and runs it, at the largest shape.
-        base_rss_bytes: the same process before it loaded the graph.
+        load_s: time to load it and make its first run; of ``front``, to load it and its ``back``.
+        peak_rss_bytes: highest resident memory of a process of its own while it ran it at all shapes; ``front`` and
+            ``back`` of a split are loaded together, as a device has them.
+        base_rss_bytes: the same process before it loaded a graph.
         latencies: one for each shape.
         sustained: under thermal load, where asked for.
         note: why something is missing.
@@ -255,6 +258,11 @@ class Profile(_Strict, frozen=True, kw_only=True):
     rates: Rates = Rates()
 
     @property
+    def slowdown(self) -> float:
+        """How many times slower the board becomes under thermal load; 1 where that was not measured."""
+        return max([1.0] + [g.sustained.last_s / g.sustained.first_s for g in self.graphs if g.sustained is not None])
+
+    @property
     def source(self) -> Literal["measured", "modelled"]:
         """How its figures are known."""
         return "modelled" if self.measured is None else "measured"
@@ -274,7 +282,7 @@ class Profile(_Strict, frozen=True, kw_only=True):
 
 
 def latency_s(graph: GraphProfile, batch_size: int, tokens: int) -> float:
-    """Return the seconds of a run at a shape; the sustained share counts where it is known.
+    """Return the seconds of a run at a shape, on a board that is not throttled; see Profile.slowdown.
 
     Between measured shapes, time is a line over the number of tokens of the batch, never below 0; below the smallest
     and above the largest it goes on in proportion.
@@ -288,8 +296,7 @@ def latency_s(graph: GraphProfile, batch_size: int, tokens: int) -> float:
     for latency in graph.latencies:
         by_size.setdefault(latency.batch_size * latency.tokens, []).append(latency.median_s)
     points = sorted((size, sum(times) / len(times)) for size, times in by_size.items())
-    slow = graph.sustained.last_s / graph.sustained.first_s if graph.sustained is not None else 1.0
-    return max(1.0, slow) * _interpolate(points, batch_size * tokens)
+    return _interpolate(points, batch_size * tokens)
 
 
 def _interpolate(points: Sequence[tuple[int, float]], size: int) -> float:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from edge_runtime.manifest import Manifest
-    from edge_runtime.profile import Profile
+    from edge_runtime.profile import GraphProfile, Profile
 
 _BACKPROP_PASSES = 3.0  # a forward and a backward pass, in forward passes
 
@@ -103,7 +103,7 @@ def offer(arm: Arm, work: Work, profile: Profile | None) -> Offer:
         if graph is None:
             return Offer(arm, cost)
         runs = math.ceil(work.stld.batch_size / work.stld.rows_at_once)
-        return Offer(arm, cost, work.stld.steps * runs * latency_s(graph, work.stld.rows_at_once, work.tokens))
+        return Offer(arm, cost, work.stld.steps * runs * _sustained_s(graph, profile, work.stld.rows_at_once, work))
     assert arm.split is not None  # noqa: S101
     assert arm.back_perturbations is not None  # noqa: S101
     fronts, backs = passes(work.rule, arm.back_perturbations)
@@ -114,8 +114,13 @@ def offer(arm: Arm, work: Work, profile: Profile | None) -> Offer:
     back = None if profile is None else profile.graph("back", split=arm.split)
     if front is None or back is None:
         return Offer(arm, cost)
-    f1, f2 = (latency_s(graph, work.batch_size, work.tokens) for graph in (front, back))
+    f1, f2 = (_sustained_s(graph, profile, work.batch_size, work) for graph in (front, back))
     return Offer(arm, cost, work.steps * (fronts * f1 + backs * f2))
+
+
+def _sustained_s(graph: GraphProfile, profile: Profile | None, rows: int, work: Work) -> float:
+    """Return the seconds of a run on a board that is as hot as training makes it."""
+    return latency_s(graph, rows, work.tokens) * (1.0 if profile is None else profile.slowdown)
 
 
 def power_w(arm: Arm, profile: Profile | None) -> float | None:
