@@ -242,7 +242,7 @@ class Manifest(_Strict, frozen=True):
         for graph in self.graphs:
             if graph.kind == kind and graph.split == split and graph.runtime == runtime:
                 return graph
-        if runtime not in self.runtimes:
+        if self.runtimes and runtime not in self.runtimes:
             raise BundleError(
                 f"the bundle has no graphs for {runtime}, only for {', '.join(self.runtimes)}",
                 f"export with --runtime onnx,{runtime}, or set another engine",

@@ -297,3 +297,15 @@ def test_a_broken_training_graph_in_the_manifest_is_refused(bundle: Bundle) -> N
         with pytest.raises(BundleError, match=message):
             decode_manifest(encode_manifest(msgspec.structs.replace(manifest, graphs=graphs)))
     assert source_of(slotted, [0, 2]) in {p.name for p in manifest.parameters}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--checkpoint"], "is about training graphs"), (["--levels", "all"], "is not a list of shares")],
+)
+def test_flags_that_make_no_sense(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from server.cli import main
+
+    command = ["export", "nowhere", "--task", "classify-head", "--labels", "a,b", "--split", "1", "--out", "nowhere"]
+    assert main([*command, *flags]) == 3
+    assert message in capsys.readouterr().err
