@@ -6,7 +6,7 @@ ENGINE ?= onnxruntime
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.covey-installed
 
-.PHONY: help install demo test test-all lint format bench bench-full bench-convergence bench-engines bench-levels bench-perturb clean
+.PHONY: help install demo test test-all lint format bench bench-full bench-convergence bench-engines bench-levels bench-perturb bench-bandit clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,9 @@ bench-engines: $(STAMP) ## ExecuTorch against ONNX Runtime; the last line is JSO
 
 bench-levels: $(STAMP) ## speed and memory of training graphs, against PyTorch (some minutes)
 	$(BIN)/python benchmarks/levels.py
+
+bench-bandit: $(STAMP) ## policies of the bandit on traces, simulated; the last line is JSON
+	$(BIN)/python benchmarks/bandit.py --seeds 12 --plot docs/bandit.png
 
 bench-perturb: $(STAMP) ## speed of perturbing and replay; the last line is JSON
 	$(BIN)/python benchmarks/perturb.py

@@ -42,11 +42,11 @@ def round_terms(log: RoundLog) -> Terms:
     front: dict[int, float] = {}
     back: dict[int, float] = {}
     for device in log.devices:
-        mean_square = log.mean_square
-        rows = unpack_scalars(device.scalars, log.steps, log.rule.scalars_per_step)
+        mean_square, rule = log.mean_square, log.rule_of(device)
+        rows = unpack_scalars(device.scalars, log.steps, rule.scalars_per_step)
         for step, scalars in enumerate(rows):
-            coefficients, mean_square = step_coefficients(scalars, log.rule, mean_square)
-            directions = step_seeds(log.rule, log.job_seed, log.round, device.device, step)
+            coefficients, mean_square = step_coefficients(scalars, rule, mean_square)
+            directions = step_seeds(rule, log.job_seed, log.round, device.device, step)
             for total, used, values in (
                 (front, directions.front, coefficients.front),
                 (back, directions.back, coefficients.back),

@@ -9,7 +9,7 @@ import numpy as np
 
 from edge_runtime.errors import ProtocolError
 from edge_runtime.manifest import Sha256
-from edge_runtime.rule import StepRule
+from edge_runtime.rule import MAX_PERTURBATIONS, StepRule, rule_with
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,12 +21,20 @@ SCALAR_BOUND = 1e6
 """Largest absolute scalar that is taken from a device; more is a fault, not a gradient."""
 
 
-class DeviceScalars(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One device's part of a round: its share, and its scalars (float32, little-endian, step after step)."""
+class DeviceScalars(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One device's part of a round.
+
+    Attributes:
+        device: its name.
+        weight: its share.
+        scalars: float32, little-endian, step after step.
+        back_perturbations: its P2, where it is another one than the rule's.
+    """
 
     device: str
     weight: Annotated[float, msgspec.Meta(ge=0, le=1)]
     scalars: bytes
+    back_perturbations: Annotated[int, msgspec.Meta(ge=1, le=MAX_PERTURBATIONS)] | None = None
 
 
 class PackedTerms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,6 +86,10 @@ class RoundLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="rou
     result_sha256: Sha256
     devices: list[DeviceScalars]
     terms: PackedTerms | None
+
+    def rule_of(self, device: DeviceScalars) -> StepRule:
+        """Return the rule of one device's steps."""
+        return rule_with(self.rule, device.back_perturbations)
 
 
 def pack_scalars(scalars: FloatVector) -> bytes:

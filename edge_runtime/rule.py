@@ -64,6 +64,13 @@ class StepRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.shared_directions or self.seed_pool is not None
 
 
+def rule_with(rule: StepRule, back_perturbations: int | None) -> StepRule:
+    """Return the rule with another P2; None: as it is."""
+    if back_perturbations is None or back_perturbations == rule.back_perturbations:
+        return rule
+    return msgspec.structs.replace(rule, back_perturbations=back_perturbations)
+
+
 def check_rule(rule: StepRule) -> None:
     """Check what the types cannot say.
 

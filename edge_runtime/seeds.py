@@ -40,6 +40,11 @@ def cohort_seed(job_seed: int, round_index: int) -> int:
     return _derive(b"cohort", job_seed, round_index)
 
 
+def arm_seed(job_seed: int, round_index: int) -> int:
+    """Seed of the bandit's choices for a round, 0 … 2⁶⁴−1."""
+    return _derive(b"arms", job_seed, round_index)
+
+
 def pool_seed(job_seed: int, index: int) -> int:
     """Seed ``index`` of a job's finite pool of directions, 0 … 2⁶⁴−1."""
     return _derive(b"pool", job_seed, index)

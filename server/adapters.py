@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -14,13 +14,23 @@ from server.errors import JobError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edge_runtime.bundle import Bundle
     from edge_runtime.perturbation import FloatVector
     from edge_runtime.round_log import RoundLog
     from server.blobs import BlobStore
     from server.ledger import ClosedRound
 
 _KEPT_FILES = 3  # the current adapter, the one before for momentum, and one for a device that is still fetching
+
+
+class Start(Protocol):
+    """What a chain begins with: a bundle.Bundle, or a simulation's stand-in."""
+
+    @property
+    def initial_sha256(self) -> str:
+        """Hash of the initial adapter."""
+
+    def initial_adapter(self) -> FloatVector:
+        """Return the initial adapter, float32, (parameters,)."""
 
 
 class AdapterChain:
@@ -43,7 +53,7 @@ class AdapterChain:
         JobError: a resumed job's adapter is not in ``blobs``.
     """
 
-    def __init__(self, bundle: Bundle, blobs: BlobStore, closed: Sequence[ClosedRound], *, momentum: bool) -> None:
+    def __init__(self, bundle: Start, blobs: BlobStore, closed: Sequence[ClosedRound], *, momentum: bool) -> None:
         self._blobs = blobs
         self._momentum = momentum
         self._initial = bundle.initial_adapter()

@@ -96,11 +96,16 @@ def aggregate(
         previous_sha256=previous if job.server_momentum > 0 else None,
         base_sha256=base,
         result_sha256=base,
-        devices=[DeviceScalars(device, weight, reports[device].scalars) for device, weight in weights.items()],
+        devices=[
+            DeviceScalars(device, weight, reports[device].scalars, plan.back_perturbations.get(device))
+            for device, weight in weights.items()
+        ],
         terms=None,
     )
-    rows = [unpack_scalars(device.scalars, job.steps, plan.rule.scalars_per_step) for device in log.devices]
-    v1, v2 = variances(plan.rule, [step for steps in rows for step in steps])
+    rows = [unpack_scalars(device.scalars, job.steps, log.rule_of(device).scalars_per_step) for device in log.devices]
+    # Devices with another P2 would mix other spreads of the groups' means in.
+    alike = [steps for device, steps in zip(log.devices, rows, strict=True) if log.rule_of(device) == plan.rule]
+    v1, v2 = variances(plan.rule, [step for steps in alike for step in steps])
     return Aggregate(
         log=compact(log),
         mean_square=mean_square_of(rows) if plan.rule.normalize == "rms" else None,

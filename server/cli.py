@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edge_runtime import __version__, output
 from edge_runtime.cli import add_bundle_commands
 from edge_runtime.errors import ConfigError
+from server.simulation.cli import add_simulate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,13 +50,18 @@ def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     add_bundle_commands(commands)
     _add_serve(commands)
     _add_demo(commands)
+    add_simulate(commands, lambda: _stop_on_signals().is_set)
     job = commands.add_parser("job", help="look at jobs").add_subparsers(required=True, metavar="COMMAND")
     show = job.add_parser("show", help="one job, round by round", description=_job_show.__doc__)
     show.add_argument("job", help="name of the job")
     listing = job.add_parser("list", help="all jobs", description=_job_list.__doc__)
     device = commands.add_parser("device", help="look at devices").add_subparsers(required=True, metavar="COMMAND")
     devices = device.add_parser("list", help="all devices", description=_device_list.__doc__)
-    for parser, command in ((show, _job_show), (listing, _job_list), (devices, _device_list)):
+    explain = job.add_parser("explain", help="why a device got its work", description=_job_explain.__doc__)
+    explain.add_argument("round", type=int, help="index of the round")
+    explain.add_argument("device", help="name of the device")
+    explain.add_argument("--job", help="name of the job (default: the only one, or the newest)")
+    for parser, command in ((show, _job_show), (explain, _job_explain), (listing, _job_list), (devices, _device_list)):
         _add_state_dir(parser)
         output.add_format(parser)
         parser.set_defaults(run=command)
@@ -213,6 +219,15 @@ def _job_show(args: argparse.Namespace) -> int:
     of_devices = ("device", "kind", "level", "reports", "mean_seconds", "bytes_up", "bytes_down", "personal_layers")
     text = f"{_summary_text(summary)}\n\n{_table(rounds, columns)}\n\n{_table(devices, of_devices)}"
     output.emit(args, {**summary, "round_list": rounds, "device_list": devices}, text)
+    return 0
+
+
+def _job_explain(args: argparse.Namespace) -> int:
+    """Show the arms of a device in a round, what the bandit thought of each, and why it chose."""
+    from server.explain import explain, explanation_text
+
+    found = explain(_open_ledger(args), args.job, args.round, args.device)
+    output.emit(args, found, explanation_text(found))
     return 0
 
 

@@ -15,12 +15,11 @@ from server import events, rounds
 from server.closing import close_round
 from server.errors import JobError
 from server.evaluator import BackgroundEvaluator
-from server.fleet import Device, choose_cohort
+from server.fleet import Device
 from server.messages import final_sync, plan_for
 from server.offers import Offers, open_offers, resume_offers
-from server.planning import next_plan
+from server.planner import Planner
 from server.reports import Reports
-from server.work import choose_work, takes_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from edge_runtime.transport import Message, Transport
     from server.adapters import AdapterChain
     from server.evaluate import Evaluation
+    from server.evaluator import InlineEvaluator
     from server.events import Observer
     from server.job import Job
     from server.ledger import Ledger
@@ -75,6 +75,7 @@ class Coordinator:
         chain: the job's adapters so far.
         transport: the server's connection.
         observe: told what happens.
+        evaluator: None: one with a thread of its own.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Coordinator:
         chain: AdapterChain,
         transport: Transport,
         observe: Observer,
+        evaluator: BackgroundEvaluator | InlineEvaluator | None = None,
     ) -> None:
         self._setting = setting
         self._job = setting.job
@@ -95,9 +97,10 @@ class Coordinator:
         self._offers: Offers | None = None
         self._waiting_for: tuple[int, int] | None = None
         self._failed_attempts = 0  # of the round at hand, since this start
-        self._reports = Reports(setting, chain)
-        self._evaluator = BackgroundEvaluator(setting.evaluate)
-        for kind in ("birth", "state", "report"):
+        self._planner = Planner(setting.job, setting.manifest, setting.bundle_sha256, ledger)
+        self._reports = Reports(setting, chain, self._planner.bandit)
+        self._evaluator = evaluator or BackgroundEvaluator(setting.evaluate)
+        for kind in ("birth", "state", "profile", "report"):
             transport.subscribe(protocol.topic(setting.fleet, "+", kind))
 
     # -- the loop -----------------------------------------------------------------------------------------------
@@ -119,6 +122,8 @@ class Coordinator:
         try:
             if resumed:
                 self._offers = resume_offers(self._job, self._ledger, self._observe, self._setting.clock())
+                if self._offers is not None and self._planner.bandit is not None:
+                    self._planner.bandit.resume(self._offers.state.index, self._offers.state.attempt)
                 for name in self._offers.waiting() if self._offers is not None else ():
                     self._send_plan(name)
             if self._ledger.rows("SELECT 1 FROM jobs WHERE name = ? AND loss_start IS NULL", self._job.name):
@@ -153,6 +158,8 @@ class Coordinator:
             self._take_birth(device, protocol.decode(message.payload, protocol.Birth))
         elif kind == "state":
             self._take_state(device, protocol.decode(message.payload, protocol.DeviceState))
+        elif kind == "profile":
+            self._take_profile(device, protocol.decode(message.payload, protocol.ProfileMessage))
         else:
             report: protocol.DeviceReport = protocol.decode(
                 message.payload,
@@ -185,17 +192,14 @@ class Coordinator:
         if state.state in ("lost", "offline") and self._offers is not None:
             self._offers.lose(device.name, state.state)
 
+    def _take_profile(self, device: Device, message: protocol.ProfileMessage) -> None:
+        if message.device != device.name:
+            raise ProtocolError(f"{device.name} sent the profile of {message.device}", "look at this device")
+        if self._planner.bandit is not None:
+            device.profile = self._planner.bandit.check_profile(device.name, message.profile)
+
     def _online(self) -> list[str]:
         return sorted(device.name for device in self._devices.values() if device.is_here)
-
-    def _levels(self) -> dict[str, int | None]:
-        """Return who can take part in a round now, in the order of the names, and how: see choose_work."""
-        job, setting = self._job, self._setting
-        chosen = {
-            name: choose_work(job, setting.manifest, setting.bundle_sha256, self._devices[name])
-            for name in self._online()
-        }
-        return {name: level for name, level in chosen.items() if takes_part(job, level)}
 
     def _prove(self, device: Device, sha256: str) -> None:
         device.adapter_sha256 = sha256
@@ -204,8 +208,7 @@ class Coordinator:
     # -- rounds -------------------------------------------------------------------------------------------------
 
     def _try_to_open(self) -> None:
-        index, levels = len(self._chain.closed), self._levels()
-        online = list(levels)
+        index, online = len(self._chain.closed), self._planner.eligible(self._devices)
         needed = self._job.devices_to_start if index == 0 else self._job.min_reports
         if len(online) < needed:
             if self._waiting_for != (len(online), needed):
@@ -220,12 +223,10 @@ class Coordinator:
                 f"round {index} had fewer than {self._job.min_reports} reports in {self._failed_attempts} attempts",
                 "look at the devices' logs; raise deadline_s or lower min_reports in the job, and start it again",
             )
-        cohort = choose_cohort(online, self._job.cohort, self._job.over_selection, self._job.seed, index, attempt)
         base = (self._chain.sha256, self._chain.mean_square)
         history = [closed.figures for closed in self._chain.closed]
-        chosen = {name: level for name in cohort if (level := levels[name]) is not None}
-        plan = next_plan(self._job, self._setting.manifest, index, history, chosen)
         now = self._setting.clock()
+        cohort, plan = self._planner.draw_up(self._devices, online, index, attempt, history, now)
         self._offers = open_offers(self._job, self._ledger, self._observe, index, attempt, plan, base, cohort, now)
         for name in cohort:
             self._send_plan(name)
@@ -235,6 +236,8 @@ class Coordinator:
         plan = plan_for(self._setting, self._offers, name, self._reference(name), self._chain.mean_square)
         payload = protocol.encode(plan)
         self._offers.count_bytes(name, down=len(payload))
+        if self._planner.bandit is not None:
+            self._planner.bandit.sent(name, self._setting.clock())
         self._transport.publish(protocol.topic(self._setting.fleet, name, "plan"), payload)
 
     def _reference(self, name: str) -> protocol.AdapterRef:
@@ -261,6 +264,8 @@ class Coordinator:
     def _aggregate(self, offers: Offers) -> None:
         setting, chain = self._setting, self._chain
         reports = len(offers.state.reported)
+        if self._planner.bandit is not None:
+            self._planner.bandit.closed(offers.state.index, offers.examples(), setting.clock())
         closed = close_round(self._job, setting.manifest, self._ledger, chain, setting.uploads.blobs, offers)
         setting.uploads.forget_all()
         self._observe(events.RoundClosed(round=closed.index, reports=reports, adapter_sha256=closed.result_sha256))
@@ -277,6 +282,8 @@ class Coordinator:
             self._ledger.start_evaluated(self._job.name, result.loss, result.accuracy)
         else:
             self._ledger.round_evaluated(self._job.name, index, result.loss, result.accuracy)
+        if self._planner.bandit is not None:
+            self._planner.bandit.evaluated(index, result.loss)
         self._observe(events.Evaluated(round=index, loss=result.loss, accuracy=result.accuracy))
 
     # -- reports ------------------------------------------------------------------------------------------------

@@ -14,6 +14,32 @@ if TYPE_CHECKING:
 Result = tuple["int | None", "Evaluation"]
 
 
+class InlineEvaluator:
+    """Evaluates adapters at once, in the caller's thread: what is known when does not depend on the machine.
+
+    Args:
+        evaluate: evaluates an adapter on the held-out rows.
+    """
+
+    def __init__(self, evaluate: Callable[[FloatVector], Evaluation]) -> None:
+        self._evaluate = evaluate
+        self._done: Result | None = None
+
+    def start(self, index: int | None, theta: FloatVector) -> None:
+        """See BackgroundEvaluator."""
+        if self._done is not None:
+            raise RuntimeError("collect the last evaluation first")
+        self._done = (index, self._evaluate(theta))
+
+    def collect(self, *, wait: bool) -> Result | None:  # noqa: ARG002 it is always done
+        """See BackgroundEvaluator."""
+        done, self._done = self._done, None
+        return done
+
+    def close(self) -> None:
+        """See BackgroundEvaluator."""
+
+
 class BackgroundEvaluator:
     """Evaluates adapters in another thread.
 

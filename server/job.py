@@ -12,6 +12,7 @@ from edge_runtime.privacy import Privacy
 from edge_runtime.protocol import MAX_PAYLOAD_BYTES, Name
 from edge_runtime.rule import MAX_PERTURBATIONS, StepRule, check_rule
 from edge_runtime.stld import Stld
+from server.bandit import BanditOptions
 from server.methods import expand
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from edge_runtime.manifest import Manifest
 
 _REPORT_OVERHEAD_BYTES = 512
+BackPerturbations = Annotated[int, msgspec.Meta(ge=1, le=MAX_PERTURBATIONS)]
 
 
 class JobPrivacy(Privacy, frozen=True, forbid_unknown_fields=True):
@@ -44,6 +46,25 @@ class Adaptive(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     back_perturbations: bool = True
     split: bool = False
     most_back_perturbations: Annotated[int, msgspec.Meta(ge=2, le=MAX_PERTURBATIONS)] = 32
+
+
+class JobBandit(BanditOptions, frozen=True, forbid_unknown_fields=True):
+    """Which device gets which arm, chosen by what was learned; see bandit.py for the fields that are not told here.
+
+    Attributes:
+        back_perturbations: P2 of forward-only devices that may be chosen.
+        splits: whether the round's split may be chosen, among all of the bundle.
+        most_power_w: arms that took more by the device's profile are not offered; None: all are.
+        deadline_factor: a round ends after so many times its expected length, if the deadline is not before that; None:
+            at the deadline.
+    """
+
+    back_perturbations: Annotated[list[BackPerturbations], msgspec.Meta(min_length=1, max_length=32)] = msgspec.field(
+        default_factory=lambda: [2, 4, 8, 16]
+    )
+    splits: bool = False
+    most_power_w: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    deadline_factor: Annotated[float, msgspec.Meta(ge=1.5)] | None = 3.0
 
 
 class JobStld(Stld, frozen=True, forbid_unknown_fields=True):
@@ -90,6 +111,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         stld: backpropagation with layer dropout on the devices that can; None: all are forward-only.
         adaptive: what the server may choose itself; None: nothing.
         privacy: how scalars are clipped and noised on the device; None: they are not.
+        bandit: how each device's level, or split and P2, is chosen; None: by memory and [adaptive].
     """
 
     name: Name
@@ -115,6 +137,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stld: JobStld | None = None
     adaptive: Adaptive | None = None
     privacy: JobPrivacy | None = None
+    bandit: JobBandit | None = None
 
     @property
     def devices_to_start(self) -> int:
@@ -162,6 +185,9 @@ def read_job(path: Path) -> Job:
             )
         most = max(rule.back_perturbations, job.adaptive.most_back_perturbations)
         rule = msgspec.structs.replace(rule, back_perturbations=most)
+    if job.bandit is not None:
+        _check_bandit(path, job, job.bandit)
+        rule = msgspec.structs.replace(rule, back_perturbations=max(job.bandit.back_perturbations))
     report_bytes = 4 * job.steps * rule.scalars_per_step + _REPORT_OVERHEAD_BYTES
     if report_bytes > MAX_PAYLOAD_BYTES * 3 // 4:
         raise ConfigError(
@@ -179,6 +205,21 @@ def read_job(path: Path) -> Job:
         )
     check_rule(job.step)
     return msgspec.structs.replace(job, eval_file=str(path.resolve().parent / job.eval_file))
+
+
+def _check_bandit(path: Path, job: Job, bandit: JobBandit) -> None:
+    if job.adaptive is not None:
+        raise ConfigError(f"{path}: [bandit] and [adaptive] both choose P2 and split", "leave one of them out")
+    if bandit.splits and bandit.policy != "thompson":
+        raise ConfigError(f'{path}: splits = true needs policy = "thompson"', "leave splits out")
+    shares = job.step.shared_directions or job.step.seed_pool is not None
+    if shares and len(set(bandit.back_perturbations)) > 1:
+        raise ConfigError(
+            f"{path}: devices that share directions need the same P2",
+            "give one back_perturbations in [bandit], or leave shared_directions and seed_pool out",
+        )
+    for p2 in bandit.back_perturbations:
+        check_rule(msgspec.structs.replace(job.step, back_perturbations=p2))
 
 
 def _with_method(table: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ LEDGER_FILE = "ledger.sqlite"
 MAY_CHANGE = frozenset({"cohort", "over_selection", "min_reports", "min_devices", "deadline_s", "max_attempts"})
 """Fields of a job that may be other ones when it is resumed: they decide who reports, not what a report means."""
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _SCHEMA = """
 CREATE TABLE jobs (
     name TEXT PRIMARY KEY, fleet TEXT NOT NULL, bundle_sha256 TEXT NOT NULL, config TEXT NOT NULL,
@@ -48,6 +48,10 @@ CREATE TABLE offers (
 CREATE TABLE devices (
     fleet TEXT NOT NULL, name TEXT NOT NULL, state TEXT NOT NULL, birth TEXT, adapter_sha256 TEXT,
     last_seen TEXT NOT NULL DEFAULT (datetime('now')), PRIMARY KEY (fleet, name));
+CREATE TABLE choices (
+    job TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL, device TEXT NOT NULL, choice BLOB NOT NULL,
+    PRIMARY KEY (job, round, attempt, device));
+CREATE TABLE bandits (job TEXT PRIMARY KEY REFERENCES jobs(name), state BLOB NOT NULL);
 """
 
 
@@ -74,13 +78,14 @@ class Ledger:
     Args:
         path: the SQLite file.
         read_only: for commands that only look; the file must be there.
+        durable: a power cut loses nothing; simulations do without.
 
     Raises:
         StorageError: it cannot be opened, or is of another version.
         JobError: ``read_only`` and there is no ledger.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False, durable: bool = True) -> None:
         if read_only and not path.exists():
             raise JobError(f"there is no ledger at {path}", "run a job first, or give its --state-dir")
         self._lock = threading.RLock()
@@ -90,7 +95,8 @@ class Ledger:
             self._db.row_factory = sqlite3.Row
             if not read_only:
                 self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = FULL")  # a power cut loses nothing that was acknowledged
+                # With FULL a power cut loses nothing that was acknowledged.
+                self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
                 self._db.execute("PRAGMA foreign_keys = ON")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version == 0 and not read_only:
@@ -275,6 +281,20 @@ class Ledger:
             )
             for row in self.rows("SELECT * FROM rounds WHERE job = ? AND state = 'aggregated' ORDER BY round", job)
         ]
+
+    # -- the bandit ---------------------------------------------------------------------------------------------
+
+    def choices_made(self, job: str, index: int, attempt: int, choices: Mapping[str, bytes]) -> None:
+        """Enter why each device got its arm; values are bandit.Choice as MessagePack."""
+        with self.transaction():
+            self._db.executemany(
+                "INSERT INTO choices (job, round, attempt, device, choice) VALUES (?, ?, ?, ?, ?)",
+                [(job, index, attempt, device, choice) for device, choice in choices.items()],
+            )
+
+    def bandit_is(self, job: str, state: bytes) -> None:
+        """Enter what a job's bandit has learned: bandit.BanditState as MessagePack."""
+        self._write("INSERT OR REPLACE INTO bandits (job, state) VALUES (?, ?)", job, state)
 
     # -- devices ------------------------------------------------------------------------------------------------
 

@@ -46,7 +46,7 @@ def plan_for(
         attempt=state.attempt,
         bundle_sha256=setting.bundle_sha256,
         adapter=adapter,
-        rule=offers.plan.rule,
+        rule=offers.plan.rule_of(device),
         split=offers.plan.split,
         steps=job.steps,
         batch_size=job.batch_size,
@@ -80,7 +80,7 @@ def check_report(report: protocol.Report, offers: Offers, steps: int, adapter_sh
     if isinstance(report, protocol.RoundReport) != (level is None):
         raise ProtocolError("the report answers another kind of plan", "look at the device")
     if isinstance(report, protocol.RoundReport):
-        unpack_scalars(report.scalars, steps, offers.plan.rule.scalars_per_step)
+        unpack_scalars(report.scalars, steps, offers.plan.rule_of(report.device).scalars_per_step)
     else:
         if report.level != level:
             raise ProtocolError(f"trained at level {report.level}, the plan says {level}", "look at the device")

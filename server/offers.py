@@ -140,6 +140,10 @@ class Offers:
             row["device"]: TakenDelta(row["delta_sha256"], json.loads(row["layers"]), row["examples"]) for row in rows
         }
 
+    def examples(self) -> dict[str, int]:
+        """Return the rows of each device whose report counts, from the ledger."""
+        return {row["device"]: row["examples"] for row in self._taken_rows("examples", "examples IS NOT NULL")}
+
     def _taken_rows(self, columns: str, condition: str) -> list[dict[str, Any]]:
         return self._ledger.rows(
             f"SELECT device, {columns} FROM offers WHERE job = ? AND round = ? AND attempt = ? "  # noqa: S608 our own
@@ -154,7 +158,8 @@ class Offers:
         self._observe(events.RoundAbandoned(round=self.state.index, attempt=self.state.attempt, reports=reports))
 
 
-def _enough(job: Job, offered: int) -> int:
+def enough_reports(job: Job, offered: int) -> int:
+    """Return how many reports end a round that was offered to so many."""
     return min(job.cohort, offered) if job.cohort else offered
 
 
@@ -173,7 +178,9 @@ def open_offers(
     names = sorted(cohort)
     levels = {name: plan.levels.get(name) for name in names}
     ledger.open_round(job.name, index, attempt, msgspec.json.encode(plan).decode(), *base, levels)
-    state = rounds.open_round(index, attempt, names, now + job.deadline_s, job.min_reports, _enough(job, len(names)))
+    state = rounds.open_round(
+        index, attempt, names, now + plan.deadline_s(job), job.min_reports, enough_reports(job, len(names))
+    )
     observe(events.RoundOpened(round=index, attempt=attempt, devices=names))
     return Offers(job, ledger, observe, plan, state)
 
@@ -186,14 +193,15 @@ def resume_offers(job: Job, ledger: Ledger, observe: Observer, now: float) -> Of
             job.name, row["round"], row["attempt"],
         )  # fmt: skip
         states = {offer["device"]: OfferState(offer["state"]) for offer in offers}
+        plan = msgspec.json.decode(row["plan"], type=RoundPlan)
         state = Round(
             index=row["round"],
             attempt=row["attempt"],
-            deadline_at=now + job.deadline_s,
+            deadline_at=now + plan.deadline_s(job),
             min_reports=job.min_reports,
-            enough_reports=_enough(job, len(states)),
+            enough_reports=enough_reports(job, len(states)),
             offers=states,
         )
         _LOG.info("resumed in round %d with %d reports", state.index, len(state.reported))
-        return Offers(job, ledger, observe, msgspec.json.decode(row["plan"], type=RoundPlan), state)
+        return Offers(job, ledger, observe, plan, state)
     return None

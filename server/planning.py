@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge_runtime.layout import front_size
-from edge_runtime.rule import StepRule
+from edge_runtime.rule import StepRule, rule_with
 from edge_runtime.stld import Stld
 from server.merge import MergeFigures
 
@@ -33,12 +33,24 @@ class RoundPlan(msgspec.Struct, frozen=True):
         rule: of the forward-only devices.
         stld: of the backprop devices; None: there are none in this job.
         levels: the level of each backprop device, by name; the others are forward-only.
+        back_perturbations: P2 of each forward-only device that has another one than the rule's, by name.
+        length_s: seconds from the offer to the last report that counts; None: the job's deadline.
     """
 
     split: int
     rule: StepRule
     stld: Stld | None = None
     levels: dict[str, int] = {}
+    back_perturbations: dict[str, int] = {}
+    length_s: float | None = None
+
+    def rule_of(self, device: str) -> StepRule:
+        """Return the rule of a forward-only device."""
+        return rule_with(self.rule, self.back_perturbations.get(device))
+
+    def deadline_s(self, job: Job) -> float:
+        """Return how long reports of the round count."""
+        return job.deadline_s if self.length_s is None else min(self.length_s, job.deadline_s)
 
 
 class RoundFigures(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ from server.messages import check_delta, check_report
 
 if TYPE_CHECKING:
     from server.adapters import AdapterChain
+    from server.configurator import Configurator
     from server.coordinator import Setting
     from server.fleet import Device
     from server.offers import Offers
@@ -22,10 +23,12 @@ class Reports:
     Args:
         setting: what the job runs in.
         chain: the job's adapters.
+        bandit: told how long each took; None: there is none.
     """
 
-    def __init__(self, setting: Setting, chain: AdapterChain) -> None:
+    def __init__(self, setting: Setting, chain: AdapterChain, bandit: Configurator | None = None) -> None:
         self._setting = setting
+        self._bandit = bandit
         self._chain = chain
 
     def take(
@@ -54,6 +57,8 @@ class Reports:
                 device.link_bytes_per_s = report.link_bytes_per_s
                 device.replay_parameters_per_s = report.replay_parameters_per_s
                 offers.record(device.name, report, size_bytes)
+                if self._bandit is not None:
+                    self._bandit.reported(device.name, report, now)
         return protocol.ReportAck(
             job=report.job,
             round=report.round,

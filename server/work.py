@@ -29,6 +29,25 @@ def choose_work(job: Job, manifest: Manifest, bundle_sha256: str, device: Device
     named = job.stld.device_levels.get(device.name)
     if named is not None:
         return named or None
+    reasons = level_reasons(job, manifest, bundle_sha256, device)
+    return max((level for level, reason in (reasons or {}).items() if reason is None), default=None)
+
+
+def level_reasons(job: Job, manifest: Manifest, bundle_sha256: str, device: Device) -> dict[int, str | None] | None:
+    """Return why a device cannot train at each of the job's levels; None for a level: it can. None: forward-only.
+
+    Args:
+        job: the job, fitted to its bundle.
+        manifest: the bundle's manifest.
+        bundle_sha256: the bundle's name.
+        device: what is known of the device.
+    """
+    if job.stld is None or device.birth is None:
+        return None
+    levels = job.levels(manifest)
+    named = job.stld.device_levels.get(device.name)
+    if named is not None:
+        return {level: None if level == named else f"the job says level {named}" for level in levels} if named else None
     can = device.birth.capability
     if can.kind == "forward-only":
         return None
@@ -37,12 +56,15 @@ def choose_work(job: Job, manifest: Manifest, bundle_sha256: str, device: Device
     else:
         needs = [level_need(manifest, level) for level in manifest.levels]
     fit = levels_that_fit(needs, can.bytes_free, job.stld.rows_at_once)
-    allowed = [
-        level
-        for level in fit
-        if level in job.levels(manifest) and (device.refused_level is None or level < device.refused_level)
-    ]
-    return max(allowed, default=None)
+    reasons: dict[int, str | None] = {}
+    for level in levels:
+        if level not in fit:
+            reasons[level] = f"does not fit into the {can.bytes_free} bytes that are free"
+        elif device.refused_level is not None and level >= device.refused_level:
+            reasons[level] = f"the device refused level {device.refused_level}"
+        else:
+            reasons[level] = None
+    return reasons
 
 
 def takes_part(job: Job, level: int | None) -> bool:

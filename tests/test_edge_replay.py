@@ -55,6 +55,24 @@ def test_a_log_gives_the_same_bits_after_the_wire(rule: StepRule, devices: int, 
     assert replay(THETA, decode_chain(encode_chain([log]))[0]).tobytes() == replay(THETA, log).tobytes()
 
 
+@pytest.mark.parametrize("rule", [StepRule(back_perturbations=3), StepRule(variant="clean", normalize="none")])
+def test_a_device_with_another_p2_moves_as_in_a_log_of_its_own(rule: StepRule) -> None:
+    """A round is the weighted sum of what its devices would do alone, whatever the rule's P2."""
+    other = msgspec.structs.replace(rule, back_perturbations=5)
+    alone = [make_log(rule, 1, mean_square=1.0), make_log(other, 1, seed=1, mean_square=1.0)]
+    entries = [
+        DeviceScalars("a", 1.0, alone[0].devices[0].scalars),
+        DeviceScalars("b", 1.0, alone[1].devices[0].scalars, 5),
+    ]
+    both = decode_chain(encode_chain([msgspec.structs.replace(alone[0], devices=entries)]))[0]
+    assert both.devices[1].back_perturbations == 5
+    parts = [
+        replay(THETA, msgspec.structs.replace(log, devices=[DeviceScalars(name, 1.0, log.devices[0].scalars)])) - THETA
+        for name, log in zip("ab", alone, strict=True)
+    ]
+    np.testing.assert_allclose(replay(THETA, both) - THETA, parts[0] + parts[1], rtol=1e-4, atol=1e-6)
+
+
 @settings(deadline=None)
 @given(rule=rules, seed=st.integers(0, 1000), mean_square=st.none() | st.floats(1e-3, 1e3))
 def test_one_devices_replay_is_its_local_model(rule: StepRule, seed: int, mean_square: float | None) -> None:

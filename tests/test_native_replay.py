@@ -12,11 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from native_library import Core, CoreError, needs_cmake, run_mutations, write
-from round_logs import FRONT_SIZE, RULES, THETA, N, chain_of, rules
+from round_logs import FRONT_SIZE, RULES, THETA, N, chain_of, make_log, rules
 
 from edge_runtime.adapter_file import follow_logs
 from edge_runtime.errors import ProtocolError, TrainingError
 from edge_runtime.layout import adapter_sha256
+from edge_runtime.replay import replay
 from edge_runtime.round_log import DeviceScalars, LogChain, encode_chain, pack_scalars
 from edge_runtime.rule import StepRule
 
@@ -44,6 +45,18 @@ def test_a_replays_bits_are_pythons(
     assert found == adapter_sha256(thetas[-1])
     assert out.read_bytes() == thetas[-1].tobytes()
     assert before.read_bytes() == thetas[-2].tobytes()
+
+
+@pytest.mark.parametrize("rule", [StepRule(back_perturbations=3), StepRule(variant="clean", normalize="none")])
+def test_devices_with_another_p2_give_the_same_bits(core: Core, tmp_path: Path, rule: StepRule) -> None:
+    other = make_log(msgspec.structs.replace(rule, back_perturbations=5), 1, seed=1).devices[0].scalars
+    devices = [*make_log(rule, 1).devices, DeviceScalars("other", 0.5, other, 5)]
+    log = make_log(rule, devices=devices, base_sha256=adapter_sha256(THETA))
+    wanted = replay(THETA, log)
+    (tmp_path / "adapter").write_bytes(THETA.tobytes())
+    chain = encode_chain([msgspec.structs.replace(log, result_sha256=adapter_sha256(wanted))])
+    assert core.replay(chain, tmp_path / "adapter", tmp_path / "out") == adapter_sha256(wanted)
+    assert (tmp_path / "out").read_bytes() == wanted.tobytes()
 
 
 def test_parts_and_the_command_give_the_same_bits(

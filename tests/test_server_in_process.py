@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from fleets import write_job
 from tiny_models import reviews, write_rows
@@ -12,6 +13,7 @@ from tiny_models import reviews, write_rows
 from edge_runtime.config import DataConfig, EdgeConfig
 from server.in_process import run_in_process
 from server.ledger import LEDGER_FILE, Ledger
+from server.planning import RoundPlan
 from server.serve import load_job
 from server.summary import job_rounds
 
@@ -46,3 +48,15 @@ def test_many_devices_finish_and_agree_and_a_seed_says_it_all(tmp_path: Path, ti
     rounds = job_rounds(Ledger(tmp_path / "0" / "server" / LEDGER_FILE, read_only=True), "job")
     assert [row["loss"] is not None for row in rounds] == [False, True, False, True, True]
     assert [row["reports"] for row in rounds] == [4] * 5
+
+
+def test_a_bandit_gives_each_device_its_p2_and_all_agree(tmp_path: Path, tiny_bundle: Bundle) -> None:
+    """Real steps: every device replays logs in which devices have a P2 of their own, to the server's bits."""
+    bandit = {"policy": "uniform", "back_perturbations": [1, 2, 5]}
+    path = write_job(tmp_path, rounds=3, min_devices=6, bandit=bandit)
+    job, bundle = load_job(path, tiny_bundle.path)
+    run_in_process(job, bundle, tmp_path / "server", fleet(tmp_path, 6))
+    ledger = Ledger(tmp_path / "server" / LEDGER_FILE, read_only=True)
+    plans = [msgspec.json.decode(row["plan"], type=RoundPlan) for row in ledger.rows("SELECT plan FROM rounds")]
+    assert any(plan.back_perturbations for plan in plans)
+    assert len(ledger.rows("SELECT 1 FROM choices")) == 18

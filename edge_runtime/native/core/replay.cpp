@@ -166,14 +166,19 @@ Terms round_terms(const RoundLog &log)
     if (log.terms)
         return unpack_terms(log, *log.terms);
     Totals front, back;
-    const std::uint64_t per_step = log.rule.scalars_per_step();
     for (const DeviceScalars &device : log.devices) {
+        StepRule rule = log.rule;
+        if (device.back_perturbations) {
+            rule.back_perturbations = *device.back_perturbations;
+            check_rule(rule);
+        }
+        const std::uint64_t per_step = rule.scalars_per_step();
         std::optional<double> mean_square = log.mean_square;
         const std::vector<double> scalars = unpack_scalars(device.scalars, log.steps, per_step);
         for (std::uint64_t step = 0; step < log.steps; step++) {
             const Coefficients coefficients =
-                step_coefficients(scalars.data() + step * per_step, log.rule, mean_square);
-            const StepSeeds seeds = step_seeds(log.rule, log.job_seed, log.round, device.device, step);
+                step_coefficients(scalars.data() + step * per_step, rule, mean_square);
+            const StepSeeds seeds = step_seeds(rule, log.job_seed, log.round, device.device, step);
             for (std::size_t k = 0; k < seeds.front.size(); k++)
                 front.add(seeds.front[k], device.weight * coefficients.front[k]);
             for (std::size_t k = 0; k < seeds.back.size(); k++)

@@ -69,9 +69,11 @@ StepRule read_rule(const Value &value)
 DeviceScalars read_device(const Value &value)
 {
     Fields fields(value, "a device in a replay log", Code::protocol);
-    DeviceScalars device{fields.text("device"), fields.number("weight"), fields.bytes("scalars")};
+    DeviceScalars device{fields.text("device"), fields.number("weight"), fields.bytes("scalars"), std::nullopt};
     if (!(device.weight >= 0 && device.weight <= 1))
         fields.refuse("weight is out of bounds");
+    if (fields.optional("back_perturbations") != nullptr)
+        device.back_perturbations = fields.unsigned_integer("back_perturbations", 1, max_perturbations);
     fields.finish();
     return device;
 }

@@ -19,6 +19,7 @@ struct DeviceScalars {
     std::string device;
     double weight;
     Bytes scalars; // float32, little-endian, step after step
+    std::optional<std::uint64_t> back_perturbations = std::nullopt; // P2, where it is another one than the rule's
 };
 
 // A round's update where devices share directions: one coefficient a direction.

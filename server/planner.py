@@ -1,0 +1,101 @@
+"""Draws a round up: who can take part, who does, and with which work."""
+
+from __future__ import annotations
+
+import collections
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edge_runtime.rule import rule_with
+from server.configurator import Configurator
+from server.fleet import choose_cohort
+from server.offers import enough_reports
+from server.planning import next_plan
+from server.work import choose_work, takes_part
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from edge_runtime.manifest import Manifest
+    from server.fleet import Device
+    from server.job import Job
+    from server.ledger import Ledger
+    from server.planning import RoundFigures, RoundPlan
+
+
+class Planner:
+    """Draws up the rounds of one job.
+
+    Args:
+        job: the job, fitted to its bundle.
+        manifest: the bundle's manifest.
+        bundle_sha256: the bundle's name.
+        ledger: says who was chosen before a restart.
+
+    Attributes:
+        bandit: chooses levels, splits and P2; None where the job has no [bandit].
+    """
+
+    def __init__(self, job: Job, manifest: Manifest, bundle_sha256: str, ledger: Ledger) -> None:
+        self._job = job
+        self._manifest = manifest
+        self._bundle_sha256 = bundle_sha256
+        self._ledger = ledger
+        self.bandit = None if job.bandit is None else Configurator(job, manifest, bundle_sha256, ledger)
+        rows = ledger.rows("SELECT device, max(round) AS round FROM offers WHERE job = ? GROUP BY device", job.name)
+        self._last_chosen: dict[str, int] = {row["device"]: row["round"] for row in rows}
+
+    def eligible(self, devices: Mapping[str, Device]) -> list[str]:
+        """Return the devices that are here and can be given work, in the order of their names."""
+        return sorted(name for name, device in devices.items() if device.is_here and self._has_work(device))
+
+    def _has_work(self, device: Device) -> bool:
+        if self.bandit is not None:
+            return self.bandit.can_work(device)
+        level = choose_work(self._job, self._manifest, self._bundle_sha256, device)
+        return takes_part(self._job, level)
+
+    def draw_up(
+        self,
+        devices: Mapping[str, Device],
+        eligible: Sequence[str],
+        index: int,
+        attempt: int,
+        history: Sequence[RoundFigures],
+        now: float,
+    ) -> tuple[list[str], RoundPlan]:
+        """Return the cohort, in the order of the names, and its plan.
+
+        Args:
+            devices: all devices.
+            eligible: names of those that can be chosen.
+            index: index of the round.
+            attempt: counts how often it was begun.
+            history: figures of the closed rounds.
+            now: the server's clock.
+        """
+        job = self._job
+        for name in eligible:
+            self._last_chosen.setdefault(name, index - 1)
+        waited = {name: index - 1 - self._last_chosen[name] for name in eligible}
+        cohort = choose_cohort(eligible, job.cohort, job.over_selection, job.seed, index, attempt, waited)
+        self._last_chosen.update(dict.fromkeys(cohort, index))
+        if self.bandit is None:
+            chosen = {name: choose_work(job, self._manifest, self._bundle_sha256, devices[name]) for name in cohort}
+            levels = {name: level for name, level in chosen.items() if level is not None}
+            return cohort, next_plan(job, self._manifest, index, history, levels)
+        enough = enough_reports(job, len(cohort))
+        given = self.bandit.assign([devices[name] for name in cohort], index, attempt, enough, now)
+        plan = next_plan(job, self._manifest, index, history, given.levels)
+        # The rule has the P2 of most devices; so devices that share directions never differ from it.
+        counts = collections.Counter(given.back_perturbations.values())
+        usual = max(sorted(counts), key=lambda p2: counts[p2], default=plan.rule.back_perturbations)
+        plan = msgspec.structs.replace(
+            plan,
+            split=plan.split if given.split is None else given.split,
+            rule=rule_with(plan.rule, usual),
+            back_perturbations={name: p2 for name, p2 in given.back_perturbations.items() if p2 != usual},
+            length_s=given.length_s,
+        )
+        return [choice.device for choice in given.choices if choice.arm is not None], plan

@@ -1,0 +1,84 @@
+"""What simulated devices learn: a bowl in layers instead of a model, with a manifest that names no files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edge_runtime.engine_quadratic import LayeredQuadraticEngine
+from edge_runtime.layout import Parameter, adapter_sha256, front_size, total_size
+from edge_runtime.levels import layer_slices
+from edge_runtime.manifest import FORMAT_VERSION, Golden, Manifest, Model, Task, bundle_sha256, encode_manifest
+from server.evaluate import Evaluation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edge_runtime.perturbation import FloatVector
+
+_A_LAYER = 8
+_TOKENS = 64
+
+
+class Bowl:
+    """A quadratic task in ``layers`` layers.
+
+    Args:
+        layers: L.
+        splits: as a bundle's.
+        levels: as a bundle's.
+        devices: how many devices, each with an optimum of its own around the common one.
+        rng: where the bowl comes from.
+    """
+
+    def __init__(
+        self, layers: int, splits: Sequence[int], levels: Sequence[int], devices: int, rng: np.random.Generator
+    ) -> None:
+        parameters = [Parameter(f"layer.{layer}", [_A_LAYER], layer, layer * _A_LAYER) for layer in range(layers)]
+        size = total_size(parameters)
+        self.manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            created_by={},
+            model=Model("bowl", "quadratic", layers, size),
+            task=Task("classify-head", ["no", "yes"], None, None, None, _TOKENS, 0),
+            lora=None,
+            splits=sorted(splits),
+            parameters=parameters,
+            weights_file="",
+            adapter_file="",
+            tokenizer_file="",
+            golden=Golden("", 0, 0, 0.0, 0.0),
+            graphs=[],
+            files=[],
+            levels=sorted(levels),
+        )
+        self.sha256 = bundle_sha256(encode_manifest(self.manifest))
+        self._hessian = np.diag(rng.uniform(0.2, 1.0, size))
+        self._optimum = rng.normal(scale=1.0, size=size)
+        self._apart = rng.normal(scale=0.1, size=(devices, size))
+        self._apart -= self._apart.mean(axis=0)
+        self._slices = layer_slices(self.manifest)
+        self._held_out = self.engine(None, self.manifest.splits[0])
+
+    def engine(self, device: int | None, split: int) -> LayeredQuadraticEngine:
+        """Return a device's engine; None: of the held-out rows."""
+        optimum = self._optimum if device is None else self._optimum + self._apart[device]
+        front = front_size(self.manifest.parameters, split)
+        return LayeredQuadraticEngine(self._hessian, optimum, front, self._slices, self.manifest.levels)
+
+    @property
+    def initial_sha256(self) -> str:
+        """See adapters.Start."""
+        return adapter_sha256(self.initial_adapter())
+
+    def initial_adapter(self) -> FloatVector:
+        """See adapters.Start."""
+        size = total_size(self.manifest.parameters)
+        start: FloatVector = np.zeros(size, dtype=np.float32)
+        return start
+
+    def evaluate(self, theta: FloatVector) -> Evaluation:
+        """Return the held-out loss, the bowl's mean over all devices; accuracy is exp(−loss), to have one."""
+        loss = self._held_out.loss(np.asarray(theta))
+        return Evaluation(loss, float(np.exp(-loss)))

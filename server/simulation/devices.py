@@ -1,0 +1,328 @@
+"""Simulated devices: real messages, real steps on a bowl, the time of their profiles."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge_runtime import protocol
+from edge_runtime.backprop import BackpropWork, Personal, train_backprop
+from edge_runtime.delta import encode_delta
+from edge_runtime.layout import adapter_sha256
+from edge_runtime.levels import layer_slices
+from edge_runtime.ptls import LayerStatistics
+from edge_runtime.replay import replay
+from edge_runtime.round_log import decode_chain, pack_scalars
+from edge_runtime.rule import StepRule
+from edge_runtime.trainer import RoundWork, train_round
+from edge_runtime.transport import Message
+from server.arms import Arm, Work, offer
+from server.errors import JobError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from edge_runtime.perturbation import FloatVector
+    from edge_runtime.profile import Profile
+    from server.blobs import BlobStore
+    from server.simulation.bowl import Bowl
+    from server.simulation.traces import TraceEvent
+    from server.simulation.virtual import VirtualWorld
+
+FLEET = "simulated"
+_ROWS = 32
+_ANY_RULE = StepRule()  # of work that has none
+_AWAY_S = 300.0
+_LINK_S = 0.5  # a plan, an adapter, a report: what a round costs beside its steps
+
+
+class _NoRows:
+    """Rows of a device whose loss does not depend on them."""
+
+    def __len__(self) -> int:
+        return _ROWS
+
+    def batch(self, indices: Sequence[int]) -> Any:  # noqa: ANN401, ARG002 the bowl looks at no batch
+        """Return nothing."""
+        return None
+
+
+@dataclass
+class SimulatedDevice:
+    """One device.
+
+    Attributes:
+        name: its name.
+        index: its number.
+        profile: what it announces.
+        speed: its steps take so many times what its profile says, always.
+        slowdown: and now so many times that: heat.
+        here: whether it is on.
+        starts: how often it started.
+        report: what it sent last.
+    """
+
+    name: str
+    index: int
+    profile: Profile
+    speed: float = 1.0
+    slowdown: float = 1.0
+    here: bool = True
+    starts: int = 0
+    report: protocol.RoundReport | protocol.DeltaReport | None = None
+    delta: bytes = b""
+
+    @property
+    def can_backprop(self) -> bool:
+        """Whether its profile has training graphs."""
+        return any(graph.kind == "train" and graph.latencies for graph in self.profile.graphs)
+
+
+class SimulatedFleet:
+    """All devices of a simulation.
+
+    Args:
+        world: the clock.
+        bowl: what they learn.
+        devices: the devices.
+        served: adapters and logs.
+        uploaded: where deltas go.
+        drop_out: probability that a device vanishes in a round.
+        jitter: standard deviation of the logarithm of a round's time.
+        rng: where chance comes from.
+        theta_of: the server's adapter, for devices that come to it by file.
+    """
+
+    def __init__(
+        self,
+        world: VirtualWorld,
+        bowl: Bowl,
+        devices: Sequence[SimulatedDevice],
+        served: BlobStore,
+        uploaded: BlobStore,
+        drop_out: float,
+        jitter: float,
+        rng: np.random.Generator,
+    ) -> None:
+        self._world = world
+        self._bowl = bowl
+        self.devices = {device.name: device for device in devices}
+        self._served, self._uploaded = served, uploaded
+        self._drop_out, self._jitter, self._rng = drop_out, jitter, rng
+        self._slices = layer_slices(bowl.manifest)
+        self._adapters: dict[str, FloatVector] = {bowl.initial_sha256: bowl.initial_adapter()}
+        self.device_rounds = 0
+
+    def join_all(self) -> None:
+        """Let every device announce itself."""
+        for device in self.devices.values():
+            self._join(device)
+
+    def follow(self, trace: Sequence[TraceEvent]) -> None:
+        """Let what a trace says happen."""
+        for event in trace:
+            for name in fnmatch.filter(self.devices, event.device):
+                self._world.at(event.at_s, self._happening(self.devices[name], event))
+
+    def _happening(self, device: SimulatedDevice, event: TraceEvent) -> Callable[[], None]:
+        def happen() -> None:
+            if event.slowdown is not None:
+                device.slowdown = event.slowdown
+            if event.here is True and not device.here:
+                self._join(device)
+            elif event.here is False and device.here:
+                self._leave(device)
+
+        return happen
+
+    # -- what devices say ---------------------------------------------------------------------------------------
+
+    def _say(self, device: SimulatedDevice, kind: protocol.Kind, message: protocol.AnyMessage, after_s: float) -> None:
+        payload = Message(protocol.topic(FLEET, device.name, kind), protocol.encode(message))
+        self._world.at(self._world.now + after_s, payload)
+
+    def _join(self, device: SimulatedDevice) -> None:
+        device.here, device.starts = True, device.starts + 1
+        boot_id = f"{device.name}-{device.starts}"
+        levels = [protocol.LevelNeed(level, 0, 0) for level in self._bowl.manifest.levels]
+        capability = protocol.Capability(
+            kind="backprop" if device.can_backprop else "forward-only",
+            levels=levels if device.can_backprop else [],
+            bytes_free=None,
+        )
+        birth = protocol.Birth(
+            device=device.name,
+            boot_id=boot_id,
+            covey_version="simulated",
+            python_version="simulated",
+            machine="simulated",
+            runtimes={},
+            methods=["spzo"],
+            rows=_ROWS,
+            bundle_sha256=self._bowl.sha256,
+            adapter_sha256=self._bowl.initial_sha256,
+            capability=capability,
+        )
+        self._say(device, "birth", birth, 0.0)
+        self._say(device, "profile", protocol.ProfileMessage(device=device.name, profile=device.profile), 0.0)
+        self._say(device, "state", protocol.DeviceState(state="online", boot_id=boot_id), 0.0)
+
+    def _leave(self, device: SimulatedDevice) -> None:
+        device.here, device.report = False, None
+        boot_id = f"{device.name}-{device.starts}"
+        self._say(device, "state", protocol.DeviceState(state="lost", boot_id=boot_id), 0.0)
+
+    # -- what devices are told ----------------------------------------------------------------------------------
+
+    def deliver(self, topic: str, payload: bytes) -> None:
+        """Take what the server published."""
+        device = self.devices[protocol.device_of(topic)]
+        if not device.here:
+            return
+        if topic.endswith("/report/ack"):
+            ack: protocol.ReportAck = protocol.decode(payload, protocol.ReportAck)
+            if ack.outcome == "upload" and isinstance(device.report, protocol.DeltaReport):
+                path = self._uploaded.temporary()
+                path.write_bytes(device.delta)
+                self._uploaded.adopt(path, device.report.delta.sha256)
+                self._say(device, "report", device.report, 0.0)
+            return
+        plan: protocol.Plan = protocol.decode(payload, protocol.Plan)  # type: ignore[arg-type]
+        if isinstance(plan, protocol.SyncPlan):
+            self._theta(plan.adapter)
+            synced = protocol.Synced(
+                job=plan.job,
+                round=plan.round,
+                device=device.name,
+                adapter_sha256=plan.adapter.file.sha256,
+                blob_bytes=0,
+            )
+            self._say(device, "report", synced, _LINK_S)
+            return
+        self._begin(device, plan)
+
+    def _begin(self, device: SimulatedDevice, plan: protocol.TrainPlan | protocol.BackpropPlan) -> None:
+        accepted = protocol.PlanAccepted(job=plan.job, round=plan.round, attempt=plan.attempt, device=device.name)
+        self._say(device, "report", accepted, _LINK_S / 2)
+        seconds = self._seconds(device, plan) * float(np.exp(self._jitter * self._rng.standard_normal()))
+        if self._rng.random() < self._drop_out:
+            gone_s = self._world.now + float(self._rng.random()) * seconds
+            self._world.at(gone_s, lambda: self._leave(device) if device.here else None)
+            self._world.at(gone_s + _AWAY_S, lambda: None if device.here else self._join(device))
+            return
+        starts = device.starts
+
+        def finish() -> None:
+            if device.here and device.starts == starts:
+                self._finish(device, plan, seconds)
+
+        self._world.at(self._world.now + _LINK_S / 2 + seconds, finish)
+
+    def _seconds(self, device: SimulatedDevice, plan: protocol.TrainPlan | protocol.BackpropPlan) -> float:
+        manifest = self._bowl.manifest
+        layers, tokens = manifest.model.layers, manifest.task.max_tokens
+        if isinstance(plan, protocol.TrainPlan):
+            work = Work(layers, tokens, plan.steps, plan.batch_size, plan.rule)
+            arm = Arm("forward", split=plan.split, back_perturbations=plan.rule.back_perturbations)
+        else:
+            stld = plan.stld
+            work = Work(layers, tokens, stld.steps, stld.batch_size, _ANY_RULE, stld)
+            arm = Arm("backprop", level=plan.level)
+        made = offer(arm, work, device.profile)
+        if made.profile_s is None:
+            raise JobError(f"the profile of {device.name} has no times for {arm.name}", "give another profile")
+        return made.profile_s * device.speed * device.slowdown
+
+    def _theta(self, adapter: protocol.AdapterRef) -> FloatVector:
+        """Return an adapter, by replay where the server sent a log; each is made and proved once for all devices."""
+        wanted = adapter.file.sha256
+        if wanted not in self._adapters:
+            base = None if adapter.log_base_sha256 is None else self._adapters.get(adapter.log_base_sha256)
+            data = None if adapter.log is None else self._served.read(adapter.log.sha256)
+            if base is not None and data is not None:
+                theta = base
+                for log in decode_chain(data):
+                    previous = None if log.previous_sha256 is None else self._adapters[log.previous_sha256]
+                    theta = replay(theta, log, previous)
+            else:
+                raw = self._served.read(wanted)
+                if raw is None:
+                    raise JobError(f"the server does not serve adapter {wanted[:12]}", "this is a fault of Covey")
+                theta = np.frombuffer(raw, dtype="<f4")
+            if adapter_sha256(theta) != wanted:
+                raise JobError(f"replay did not lead to adapter {wanted[:12]}", "this is a fault of Covey")
+            self._adapters[wanted] = theta
+        return self._adapters[wanted]
+
+    def _finish(
+        self, device: SimulatedDevice, plan: protocol.TrainPlan | protocol.BackpropPlan, seconds: float
+    ) -> None:
+        theta = self._theta(plan.adapter)
+        self.device_rounds += 1
+        if isinstance(plan, protocol.TrainPlan):
+            device.report = self._forward(device, plan, theta, seconds)
+        else:
+            device.report = self._backprop(device, plan, theta, seconds)
+        self._say(device, "report", device.report, _LINK_S / 2)
+
+    def _forward(
+        self, device: SimulatedDevice, plan: protocol.TrainPlan, theta: FloatVector, seconds: float
+    ) -> protocol.RoundReport:
+        work = RoundWork(
+            plan.job_seed, plan.round, device.name, plan.rule, plan.steps, plan.batch_size, plan.mean_square
+        )
+        engine = self._bowl.engine(device.index, plan.split)
+        result = train_round(engine, theta, _NoRows(), work, rng=self._rng, clock=lambda: 0.0)
+        assert result is not None  # noqa: S101 nothing stops it
+        return protocol.RoundReport(
+            job=plan.job,
+            round=plan.round,
+            attempt=plan.attempt,
+            device=device.name,
+            adapter_sha256=plan.adapter.file.sha256,
+            scalars=pack_scalars(result.scalars),
+            examples=_ROWS,
+            loss=result.loss,
+            seconds=seconds,
+            front_passes=result.front_passes,
+            back_passes=result.back_passes,
+            front_seconds=0.0,
+            back_seconds=0.0,
+            link_bytes_per_s=None,
+            replay_parameters_per_s=None,
+            blob_bytes=0,
+        )
+
+    def _backprop(
+        self, device: SimulatedDevice, plan: protocol.BackpropPlan, theta: FloatVector, seconds: float
+    ) -> protocol.DeltaReport:
+        manifest = self._bowl.manifest
+        layers = manifest.model.layers
+        work = BackpropWork(plan.job_seed, plan.round, device.name, plan.stld, plan.level, manifest.levels)
+        engine = self._bowl.engine(device.index, manifest.splits[0])
+        personal = Personal({}, LayerStatistics.of(layers))
+        result = train_backprop(engine, theta, _NoRows(), work, self._slices, personal)
+        assert result is not None  # noqa: S101 nothing stops it
+        device.delta = encode_delta(result.movement, manifest.parameters, result.sent, layers)
+        return protocol.DeltaReport(
+            job=plan.job,
+            round=plan.round,
+            attempt=plan.attempt,
+            device=device.name,
+            adapter_sha256=plan.adapter.file.sha256,
+            delta=protocol.BlobRef(hashlib.sha256(device.delta).hexdigest(), len(device.delta)),
+            layers=result.sent,
+            personal_layers=0,
+            level=plan.level,
+            examples=_ROWS,
+            loss=result.loss,
+            seconds=seconds,
+            peak_rss_bytes=None,
+            link_bytes_per_s=None,
+            replay_parameters_per_s=None,
+            blob_bytes=0,
+        )

@@ -1,0 +1,254 @@
+"""``covey simulate``: a job on simulated devices, from its options to its result."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from edge_runtime.errors import ConfigError
+from edge_runtime.profile import BoardFacts, BundleFacts, GraphProfile, Latency, Modelling, Profile, decode_profile
+from edge_runtime.rule import StepRule
+from server.adapters import AdapterChain
+from server.blobs import BlobStore
+from server.coordinator import Coordinator, Setting
+from server.errors import JobError
+from server.evaluator import InlineEvaluator
+from server.job import Job, JobBandit, JobStld
+from server.ledger import LEDGER_FILE, Ledger
+from server.simulation.bowl import Bowl
+from server.simulation.devices import FLEET, SimulatedDevice, SimulatedFleet
+from server.simulation.traces import TraceEvent, throttling
+from server.simulation.virtual import VirtualTransport, VirtualWorld
+from server.uploads import Uploads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from server.bandit import Policy
+    from server.events import Observer
+
+JOB_NAME = "simulation"
+_LAYERS = 12
+_LEVELS = (2, 4, 6, 9, 12)
+_SPLITS = (8,)
+_CLASSES = (("fast", 0.004, True), ("middle", 0.012, True), ("slow", 0.03, False))  # seconds a layer, batch 8 x 64
+
+
+@dataclass(frozen=True)
+class SimulateOptions:
+    """What to simulate; ``covey simulate --help`` explains each."""
+
+    devices: int = 1000
+    rounds: int = 100
+    cohort: int = 100
+    over_selection: float = 1.2
+    policy: Policy | None = "thompson"
+    seed: int = 0
+    profiles: tuple[Path, ...] = ()
+    traces: tuple[TraceEvent, ...] = ()
+    drop_out: float = 0.02
+    drift: float = 0.3
+    throttle: float = 0.2
+    jitter: float = 0.1
+    deadline_s: float = 600.0
+
+
+def modelled_profiles() -> list[Profile]:
+    """Return three classes of boards, made up: a layer's forward pass takes 4, 12 and 30 ms, a backward pass twice."""
+    assumption = ["classes of speed for simulations; no board was measured"]
+    found = []
+    for name, layer_s, trains in _CLASSES:
+
+        def graph(kind: str, layers: float, layer_s: float = layer_s, **where: int) -> GraphProfile:
+            times = [Latency(batch_size=b, tokens=64, median_s=layer_s * layers * (0.2 + 0.8 * b / 8)) for b in (1, 8)]
+            return GraphProfile(kind=kind, engine="modelled", latencies=times, **where)  # type: ignore[arg-type]
+
+        graphs = [graph("train", 3.0 * level, level=level) for level in _LEVELS] if trains else []
+        for split in _SPLITS:
+            graphs += [graph("front", split, split=split), graph("back", _LAYERS - split + 0.5, split=split)]
+        found.append(
+            Profile(
+                facts=BoardFacts(board=f"class-{name}"),
+                modelled=Modelling(formula=f"{layer_s} s a layer and forward pass", sources=[], assumptions=assumption),
+                bundle=BundleFacts(sha256="0" * 64, model="bowl", layers=_LAYERS, trainable_parameters=1),
+                graphs=graphs,
+            )
+        )
+    return found
+
+
+def read_profiles(paths: Sequence[Path]) -> list[Profile]:
+    """Read profiles of boards.
+
+    Raises:
+        ConfigError: a file that cannot be read, or profiles without a split that all of them have.
+        ProfileError: names what is wrong with a profile.
+    """
+    found = []
+    for path in paths:
+        try:
+            found.append(decode_profile(path.read_bytes()))
+        except OSError as error:
+            raise ConfigError(f"cannot read the profile {path}: {error.strerror}", "give latency.json files") from error
+    return found
+
+
+def _common(profiles: Sequence[Profile]) -> tuple[int, list[int], list[int]]:
+    """Return layers, splits of all profiles, and levels of all that have any."""
+    layers = {profile.bundle.layers for profile in profiles}
+    if len(layers) != 1:
+        raise ConfigError(f"the profiles are of models with {sorted(layers)} layers", "give profiles of one model")
+    splits, levels = [], []
+    for profile in profiles:
+        kinds = {(graph.kind, graph.split) for graph in profile.graphs if graph.latencies}
+        splits.append({s for k, s in kinds if k == "front" and s is not None and ("back", s) in kinds})
+        trained = {graph.level for graph in profile.graphs if graph.kind == "train" and graph.latencies}
+        if trained:
+            levels.append({level for level in trained if level is not None})
+    common = sorted(set.intersection(*splits))
+    if not common:
+        raise ConfigError("no split has a front and a back time in every profile", "give profiles of one bundle")
+    return layers.pop(), common, sorted(set.intersection(*levels)) if levels else []
+
+
+def simulate(
+    options: SimulateOptions,
+    observe: Observer = lambda _event: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    state_dir: Path | None = None,
+) -> dict[str, Any] | None:
+    """Simulate a job.
+
+    Args:
+        options: what to simulate.
+        observe: told what happens.
+        should_stop: asked between messages.
+        state_dir: keeps the ledger; None: a folder that is removed.
+
+    Returns:
+        What came out: virtual and real seconds, losses, how often each arm ran, waits; None: it was stopped.
+
+    Raises:
+        ConfigError, ProfileError: options that do not fit together.
+        JobError: a round failed too often.
+    """
+    profiles = read_profiles(options.profiles) if options.profiles else modelled_profiles()
+    layers, splits, levels = _common(profiles)
+    rng = np.random.Generator(np.random.PCG64(options.seed))
+    bowl = Bowl(layers, splits, levels, options.devices, rng)
+    job = Job(
+        name=JOB_NAME,
+        eval_file="",
+        rounds=options.rounds,
+        steps=2,
+        split=splits[-1],
+        seed=options.seed,
+        cohort=min(options.cohort, options.devices),
+        over_selection=options.over_selection,
+        min_reports=1,
+        min_devices=max(1, options.devices // 2),
+        deadline_s=options.deadline_s,
+        schedule="constant",
+        step=StepRule(back_perturbations=4, learning_rate=0.05),
+        stld=JobStld(learning_rate=0.02, steps=2) if levels else None,
+        bandit=None if options.policy is None else JobBandit(policy=options.policy),
+    )
+    with contextlib.ExitStack() as stack:
+        root = state_dir or Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="covey-simulate-", dir=_in_memory()))
+        )
+        if (root / LEDGER_FILE).exists():
+            raise ConfigError(f"{root} has a ledger already", "give --state-dir a new folder")
+        ledger = Ledger(root / LEDGER_FILE, durable=False)
+        stack.callback(ledger.close)
+        ledger.begin_job(job.name, FLEET, bowl.sha256, msgspec.to_builtins(job))
+        served, uploaded = (BlobStore(root / name) for name in ("blobs", "uploads"))
+        world = VirtualWorld()
+        devices = _devices(options, profiles, bowl.sha256, rng)
+        fleet = SimulatedFleet(world, bowl, devices, served, uploaded, options.drop_out, options.jitter, rng)
+        fleet.join_all()
+        length_s = 10.0 * options.rounds
+        fleet.follow([*options.traces, *throttling([d.name for d in devices], options.throttle, length_s, rng)])
+        setting = Setting(
+            fleet=FLEET,
+            job=job,
+            manifest=bowl.manifest,
+            bundle_sha256=bowl.sha256,
+            blob_url="http://simulated",
+            uploads=Uploads(uploaded),
+            evaluate=bowl.evaluate,
+            clock=world.clock,
+        )
+        chain = AdapterChain(bowl, served, [], momentum=False)
+        transport = VirtualTransport(world, fleet.deliver)
+        evaluator = InlineEvaluator(bowl.evaluate)
+        started, cpu_started = time.perf_counter(), time.process_time()
+        coordinator = Coordinator(setting, ledger, chain, transport, observe, evaluator)
+        if not coordinator.run(resumed=False, should_stop=should_stop):
+            return None
+        ledger.end_job(job.name, "finished", None)
+        return {**_result(ledger, job), "virtual_s": world.now, "wall_s": time.perf_counter() - started,
+                "cpu_s": time.process_time() - cpu_started,
+                "device_rounds": fleet.device_rounds, "messages": world.delivered}  # fmt: skip
+
+
+def _in_memory() -> str | None:
+    """Return a folder in memory where there is one: nothing of a simulation needs to survive a power cut."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 mkdtemp makes a folder of its own
+
+
+def _devices(
+    options: SimulateOptions, profiles: Sequence[Profile], sha256: str, rng: np.random.Generator
+) -> list[SimulatedDevice]:
+    ours = [
+        msgspec.structs.replace(profile, bundle=msgspec.structs.replace(profile.bundle, sha256=sha256))
+        for profile in profiles
+    ]
+    width = len(str(options.devices - 1))
+    return [
+        SimulatedDevice(
+            name=f"{profile.facts.board}-{index:0{width}}"[:63],
+            index=index,
+            profile=profile,
+            speed=math.exp(options.drift * rng.standard_normal()),
+        )
+        for index, profile in zip(range(options.devices), itertools.cycle(ours), strict=False)
+    ]
+
+
+def _result(ledger: Ledger, job: Job) -> dict[str, Any]:
+    rounds = ledger.rows("SELECT * FROM rounds WHERE job = ? AND state = 'aggregated' ORDER BY round", job.name)
+    first = ledger.rows("SELECT loss_start FROM jobs WHERE name = ?", job.name)[0]
+    offers = ledger.rows("SELECT device, level, round, state FROM offers WHERE job = ? ORDER BY round", job.name)
+    arms: dict[str, int] = {}
+    last: dict[str, int] = {}
+    longest = 0
+    for entry in offers:
+        longest = max(longest, entry["round"] - last.get(entry["device"], -1) - 1)
+        last[entry["device"]] = entry["round"]
+        name = "forward" if entry["level"] is None else f"level {entry['level']}"
+        arms[name] = arms.get(name, 0) + 1
+    if not rounds:
+        raise JobError("no round was aggregated", "lower drop-out, or raise the deadline")
+    return {
+        "job": job.name,
+        "rounds": len(rounds),
+        "reports": sum(entry["state"] == "reported" for entry in offers),
+        "offers": len(offers),
+        "loss_start": first["loss_start"],
+        "loss_end": rounds[-1]["loss"],
+        "adapter_sha256": rounds[-1]["result_sha256"],
+        "longest_wait_rounds": longest,
+        "devices_chosen": len(last),
+        "arms": dict(sorted(arms.items())),
+    }

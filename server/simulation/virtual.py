@@ -1,0 +1,80 @@
+"""A clock that jumps from event to event, and a transport on it: no thread, no wait, the same order every time."""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING
+
+from edge_runtime.transport import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edge_runtime.transport import Event
+
+
+class VirtualWorld:
+    """What happens when.
+
+    Attributes:
+        now: virtual seconds.
+        delivered: messages that reached the server.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.delivered = 0
+        self._events: list[tuple[float, int, Message | Callable[[], None]]] = []
+        self._count = 0
+
+    def clock(self) -> float:
+        """Return virtual seconds."""
+        return self.now
+
+    def at(self, when_s: float, event: Message | Callable[[], None]) -> None:
+        """Let a message reach the server, or something happen, at a time; events of the same time in this order."""
+        heapq.heappush(self._events, (max(when_s, self.now), self._count, event))
+        self._count += 1
+
+    def next_message(self, until_s: float) -> Message | None:
+        """Go on to the next message for the server, at most to a time; None: there is none until then."""
+        while self._events and self._events[0][0] <= until_s:
+            self.now, _, event = heapq.heappop(self._events)
+            if isinstance(event, Message):
+                self.delivered += 1
+                return event
+            event()
+        self.now = until_s
+        return None
+
+
+class VirtualTransport:
+    """The server's connection to simulated devices.
+
+    Args:
+        world: the clock and what happens.
+        deliver: takes what the server publishes: topic and payload.
+    """
+
+    def __init__(self, world: VirtualWorld, deliver: Callable[[str, bytes], None]) -> None:
+        self._world = world
+        self._deliver = deliver
+
+    @property
+    def broker_host(self) -> str:
+        """See Transport."""
+        return "127.0.0.1"
+
+    def subscribe(self, topic_filter: str) -> None:
+        """See Transport; devices speak to nobody but the server."""
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:  # noqa: ARG002
+        """See Transport."""
+        self._deliver(topic, payload)
+
+    def receive(self, timeout_s: float | None) -> Event | None:
+        """See Transport; takes virtual time."""
+        return self._world.next_message(float("inf") if timeout_s is None else self._world.now + timeout_s)
+
+    def close(self) -> None:
+        """See Transport."""

@@ -1,0 +1,136 @@
+"""``covey simulate``: the same seed, the same bits; and what a job's ledger can explain afterwards."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from edge_runtime.errors import ConfigError, ProfileError
+from edge_runtime.profile import encode_profile
+from server.cli import main
+from server.errors import JobError
+from server.fleet import longest_wait
+from server.job import Job
+from server.ledger import LEDGER_FILE, Ledger
+from server.planner import Planner
+from server.simulation.bowl import Bowl
+from server.simulation.run import SimulateOptions, modelled_profiles, read_profiles, simulate
+from server.simulation.traces import TraceEvent, read_traces
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SMALL = SimulateOptions(devices=12, rounds=6, cohort=6, drop_out=0.1)
+
+
+def run(**changes: Any) -> dict[str, Any]:
+    fields = {name: getattr(SMALL, name) for name in SMALL.__dataclass_fields__}
+    result = simulate(SimulateOptions(**fields | changes))
+    assert result is not None
+    return {key: value for key, value in result.items() if key not in ("wall_s", "cpu_s")}
+
+
+def test_a_seed_says_it_all_and_the_fleet_learns() -> None:
+    first = run()
+    assert run() == first
+    assert run(seed=1)["adapter_sha256"] != first["adapter_sha256"]
+    assert first["rounds"] == 6
+    assert first["loss_end"] < 0.8 * first["loss_start"]
+    assert first["longest_wait_rounds"] <= longest_wait(12, 8)
+
+
+@pytest.mark.parametrize("policy", [None, "paper", "fixed"])
+def test_other_policies_run_too(policy: Any) -> None:
+    assert run(policy=policy, rounds=3)["loss_end"] is not None
+
+
+def test_a_trace_slows_the_fleet_down() -> None:
+    hot = (TraceEvent(0.0, "*", slowdown=5.0),)
+    quiet = {"drop_out": 0.0, "throttle": 0.0, "policy": "fixed"}
+    assert run(traces=hot, **quiet)["virtual_s"] > 2 * run(**quiet)["virtual_s"]
+
+
+def test_everybody_gone_fails_the_job_with_a_reason() -> None:
+    gone = (TraceEvent(5.0, "*", here=False), TraceEvent(5_000.0, "*", here=True))
+    assert run(traces=gone, drop_out=0.0)["virtual_s"] > 5_000
+
+
+def test_every_choice_can_be_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert simulate(SMALL, state_dir=tmp_path) is not None
+    rows = Ledger(tmp_path / LEDGER_FILE, read_only=True).rows("SELECT round, device, level FROM offers")
+    for row in rows:
+        arguments = ["job", "explain", str(row["round"]), row["device"], "--state-dir", str(tmp_path)]
+        assert main([*arguments, "--format", "json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        if row["level"] is not None:
+            assert found["arm"] == f"level {row['level']}"
+        assert found["arm"] in {arm["arm"] for arm in found["arms"]}
+        assert found["why"]
+    assert main(arguments) == 0
+    assert "score" in capsys.readouterr().out
+    assert main(["job", "explain", "99", rows[0]["device"], "--state-dir", str(tmp_path)]) == JobError.exit_code
+    assert "made no choice" in capsys.readouterr().err
+
+
+def test_what_was_learned_is_there_after_a_restart(tmp_path: Path) -> None:
+    assert simulate(SMALL, state_dir=tmp_path) is not None
+    ledger = Ledger(tmp_path / LEDGER_FILE)
+    job = msgspec.json.decode(ledger.rows("SELECT config FROM jobs")[0]["config"], type=Job)
+    bowl = Bowl(12, [8], [2, 4, 6, 9, 12], 1, np.random.Generator(np.random.PCG64(0)))
+    planner = Planner(job, bowl.manifest, bowl.sha256, ledger)
+    assert planner.bandit is not None
+    assert planner.bandit.state.gains.seen == 6
+    assert set(planner.bandit.state.times) == {
+        row["device"] for row in ledger.rows("SELECT device FROM offers WHERE state = 'reported'")
+    }
+
+
+def test_a_folder_that_has_a_ledger_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / LEDGER_FILE).write_bytes(b"")
+    with pytest.raises(ConfigError, match="ledger already"):
+        simulate(SMALL, state_dir=tmp_path)
+
+
+def test_profiles_come_from_files(tmp_path: Path) -> None:
+    paths = []
+    for index, profile in enumerate(modelled_profiles()):
+        paths.append(tmp_path / f"{index}.json")
+        paths[-1].write_bytes(encode_profile(profile))
+    assert read_profiles(paths) == modelled_profiles()
+    assert run(profiles=tuple(paths), rounds=2) == run(rounds=2)
+
+
+@pytest.mark.parametrize("time", ["-1.0", "0", "NaN", '"fast"'])
+def test_times_that_cannot_be_are_refused(tmp_path: Path, time: str) -> None:
+    path = tmp_path / "latency.json"
+    text = encode_profile(modelled_profiles()[0]).decode()
+    entry = msgspec.json.decode(text)["graphs"][0]["latencies"][0]["median_s"]
+    path.write_text(text.replace(f'"median_s": {entry}', f'"median_s": {time}', 1))
+    with pytest.raises(ProfileError):
+        read_profiles([path])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--devices", "0"], "--devices"),
+        (["--drop-out", "1.5"], "--drop-out"),
+        (["--over-selection", "nan"], "--over-selection"),
+        (["--profiles", "nowhere.json"], "nowhere.json"),
+        (["--traces", "nowhere.jsonl"], "nowhere.jsonl"),
+    ],
+)
+def test_bad_options_are_named(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", *flags]) == ConfigError.exit_code
+    assert message in capsys.readouterr().err
+
+
+def test_a_broken_trace_names_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_text('{"at_s": 1, "device": "*", "slowdown": 2}\n\n{"at_s": -1, "device": "*"}\n')
+    with pytest.raises(ConfigError, match="line 3"):
+        read_traces(path)
