@@ -72,7 +72,7 @@ DeviceScalars read_device(const Value &value)
     DeviceScalars device{fields.text("device"), fields.number("weight"), fields.bytes("scalars"), std::nullopt};
     if (!(device.weight >= 0 && device.weight <= 1))
         fields.refuse("weight is out of bounds");
-    if (fields.optional("back_perturbations") != nullptr)
+    if (fields.is_present("back_perturbations"))
         device.back_perturbations = fields.unsigned_integer("back_perturbations", 1, max_perturbations);
     fields.finish();
     return device;
