@@ -6,7 +6,7 @@ ENGINE ?= onnxruntime
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.covey-installed
 
-.PHONY: help install demo test test-all lint format bench bench-full bench-convergence bench-engines bench-levels bench-perturb bench-bandit clean
+.PHONY: help install demo test test-all test-long lint format bench bench-full bench-convergence bench-engines bench-levels bench-perturb bench-bandit clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -27,7 +27,10 @@ test: $(STAMP) ## the default tests
 	$(BIN)/python -m pytest
 
 test-all: $(STAMP) ## the slow tests too
-	$(BIN)/python -m pytest -m 'not hil'
+	$(BIN)/python -m pytest -m 'not long and not hil'
+
+test-long: $(STAMP) ## every architecture on every runtime (most of an hour)
+	$(BIN)/python -m pytest -m long
 
 lint: $(STAMP) ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

@@ -46,7 +46,7 @@ def test_an_empty_block_has_nothing_to_read() -> None:
 
 def test_only_trainable_tensors_that_are_read_by_rows_count() -> None:
     inputs = [
-        GraphInput("w0", "float32", [10, 3], "trainable", "embedding", "input_ids"),
+        GraphInput("w0", "float32", [10, 3], "trainable", "embedding", rows="input_ids"),
         GraphInput("w1", "float32", [5], "trainable", "norm"),
         GraphInput("input_ids", "int64", ["batch", "tokens"], "batch", "input_ids"),
     ]

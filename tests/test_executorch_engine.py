@@ -40,13 +40,13 @@ pytestmark = pytest.mark.skipif(
 BOTH = ("onnxruntime", "executorch")
 HEAD, PROMPT, CAUSAL = "classify-head", "classify-prompt", "causal-lm"
 FAST = [("bert", HEAD)]
-SLOW = [
+LONG = [
     *[(kind, HEAD) for kind in ("deberta", "distilbert", "mpnet", "roberta")],
     ("roberta-mlm", PROMPT),
     *[(kind, PROMPT) for kind in ("llama", "opt", "qwen2-tied", "qwen3")],
     *[(kind, CAUSAL) for kind in ("opt", "llama", "qwen2")],
 ]
-CASES = [*FAST, *[pytest.param(*case, marks=[pytest.mark.slow, pytest.mark.timeout(1200)]) for case in SLOW]]
+CASES = [*FAST, *[pytest.param(*case, marks=[pytest.mark.long, pytest.mark.timeout(1200)]) for case in LONG]]
 
 
 def batch_of(bundle: Bundle) -> Batch:

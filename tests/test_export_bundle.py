@@ -413,7 +413,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     """The library that writes tensors has an exception of its own for it."""
     import export.bundle_writer as writer
 
-    def write(*arguments: Any) -> Any:
+    def write(*arguments: Any, **_options: Any) -> Any:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(writer, "_write", write)

@@ -527,6 +527,7 @@ def test_a_fleet_learns_on_onnx_runtime(graphs: Bundle, tmp_path: Path) -> None:
     assert (rows[0]["peak_rss_bytes"] or 0) > 1e7
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_server_and_a_device_killed_in_a_hybrid_round_end_on_the_same_bits(graphs: Bundle, tmp_path: Path) -> None:
     """Real processes; kill -9 of the server and of a backprop device, both started again."""

@@ -21,7 +21,7 @@ from edge_runtime.spzo import spzo_step
 
 HAS_EXECUTORCH = importlib.util.find_spec("executorch") is not None
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(1200),
     needs_cmake,
     pytest.mark.skipif(not HAS_EXECUTORCH, reason="needs the executorch package: pip install executorch==1.5.1"),

@@ -39,8 +39,8 @@ HEAD, PROMPT, CAUSAL = "classify-head", "classify-prompt", "causal-lm"
 LEVELS = (1, 2, 3)
 CHOICES = [[2], [0, 2], [1, 2], [0, 1, 2]]
 POSITIONS = 64
-FAST = [("bert", HEAD, "AB", True), ("llama", CAUSAL, "B", False)]
-SLOW = [
+FAST = [("bert", HEAD, "AB", True), pytest.param("llama", CAUSAL, "B", False, marks=pytest.mark.slow)]
+LONG = [
     *[(kind, HEAD, "B", True) for kind in ("deberta", "distilbert", "mpnet", "roberta-classifier")],
     *[(f"{kind}-mlm", PROMPT, "AB", False) for kind in ("bert", "roberta", "deberta", "distilbert", "mpnet")],
     *[(kind, PROMPT, "AB", True) for kind in ("opt", "opt-narrow", "qwen2-tied", "qwen3")],
@@ -48,7 +48,7 @@ SLOW = [
     ("llama", HEAD, "B", True),
 ]
 pytestmark = pytest.mark.timeout(400)  # an export traces and differentiates: seconds, on a busy machine minutes
-CASES = [*FAST, *[pytest.param(*case, marks=pytest.mark.slow) for case in SLOW]]
+CASES = [*FAST, *[pytest.param(*case, marks=pytest.mark.long) for case in LONG]]
 
 
 def batches(bundle: Bundle) -> list[Batch]:
