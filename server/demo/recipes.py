@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -47,29 +48,25 @@ class Recipe:
     levels: dict[int, int] = field(default_factory=dict)
 
 
+_MINILM = Recipe(
+    name="minilm",
+    package=MINILM,
+    # The back block is the head alone: 64 perturbations of it cost less than one pass through the encoder.
+    export_flags=("--task", "classify-head", "--lora-layers", "5", "--logit-scale", "10", "--split", "6"),
+    max_tokens=48,
+    test_movies=300,
+    rows_per_test_movie=2,
+    probe_rows_per_device=1000,
+    job={"rounds": 20, "steps": 4, "batch_size": 16, "cohort": 0},
+    step={"back_perturbations": 64, "learning_rate": 0.03, "eps": 0.01},
+)
+
 RECIPES = {
-    "minilm": Recipe(
-        name="minilm",
-        package=MINILM,
-        # The back block is the head alone: 64 perturbations of it cost less than one pass through the encoder.
-        export_flags=("--task", "classify-head", "--lora-layers", "5", "--logit-scale", "10", "--split", "6"),
-        max_tokens=48,
-        test_movies=300,
-        rows_per_test_movie=2,
-        probe_rows_per_device=1000,
-        job={"rounds": 20, "steps": 4, "batch_size": 16, "cohort": 0},
-        step={"back_perturbations": 64, "learning_rate": 0.03, "eps": 0.01},
-    ),
-    "minilm-hybrid": Recipe(
+    "minilm": _MINILM,
+    "minilm-hybrid": dataclasses.replace(
+        _MINILM,
         name="minilm-hybrid",
-        package=MINILM,
         export_flags=("--task", "classify-head", "--logit-scale", "10", "--split", "6", "--levels", "1.0,0.5"),
-        max_tokens=48,
-        test_movies=300,
-        rows_per_test_movie=2,
-        probe_rows_per_device=1000,
-        job={"rounds": 20, "steps": 4, "batch_size": 16, "cohort": 0},
-        step={"back_perturbations": 64, "learning_rate": 0.03, "eps": 0.01},
         start_movies=64,
         stld={"steps": 8, "batch_size": 16, "learning_rate": 0.001, "personal_share": 0.34},
         levels={1: 6, 2: 3},
