@@ -129,22 +129,29 @@ def read_by(node: onnx.NodeProto) -> set[str]:
     return read
 
 
+_SAME_VALUES = {"Identity", "Reshape", "Squeeze", "Unsqueeze"}
+
+
 def rows_read(graph: onnx.GraphProto, name: str) -> Rows | None:
     """Return which rows of an input a graph reads: see manifest.GraphInput.
 
     Only what is certain counts: every reader gathers rows, by the batch's tokens or by constant indexes.
     """
     constants = {tensor.name: tensor for tensor in graph.initializer}
+    producer = {output: node for node in graph.node for output in node.output}
     found: list[Rows] = []
     for node in graph.node:
         if name not in read_by(node):
             continue
         if node.op_type != "Gather" or node.input[0] != name or _axis(node) != 0:
             return None
-        if node.input[1] == "input_ids":
+        indexes = node.input[1]
+        while indexes in producer and producer[indexes].op_type in _SAME_VALUES:
+            indexes = producer[indexes].input[0]
+        if indexes == "input_ids":
             found.append("input_ids")
-        elif node.input[1] in constants:
-            found.append(sorted({int(i) for i in onnx.numpy_helper.to_array(constants[node.input[1]]).reshape(-1)}))
+        elif indexes in constants:
+            found.append(sorted({int(i) for i in onnx.numpy_helper.to_array(constants[indexes]).reshape(-1)}))
         else:
             return None
     return found[0] if found and all(rows == found[0] for rows in found) else None
