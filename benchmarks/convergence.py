@@ -88,6 +88,7 @@ COMMON = {
     "spzo-loo": Entry("spzo", 2, {"back_perturbations": 4, "leave_one_out": True}, RMS),
     "spzo-clean": Entry("spzo-clean", 2, {"back_perturbations": 2}, RMS),
     "spzo-fzoo": Entry("spzo-fzoo", 2, {"back_perturbations": 7}, STD),
+    "spzo-shared": Entry("spzo", 2, {"back_perturbations": 4, "shared_directions": True}, RMS),
     "spzo-momentum": Entry("spzo", 2, {"back_perturbations": 4}, (0.003, 0.01, 0.02), job={"server_momentum": 0.7}),
 }
 
@@ -122,12 +123,12 @@ SETUPS = {
         entries=COMMON,
     ),
 }  # fmt: skip
-FULL_RMS, FULL_STD = (3e-5, 1e-4, 3e-4), (1e-4, 3e-4, 1e-3)
+FULL_RMS, FULL_STD = (0.003, 0.009, 0.03), (0.003, 0.009, 0.03)
 QUICK = ("mezo", "spzo", "decomfl")
 
 
 def entries_of(setup: Setup, mode: str) -> dict[str, Entry]:
-    """Return what is compared: where every weight moves, by smaller steps."""
+    """Return what is compared; where every weight moves, other rates, and only the methods that normalise."""
     if mode == "lora":
         return setup.entries
     return {
@@ -137,7 +138,7 @@ def entries_of(setup: Setup, mode: str) -> dict[str, Entry]:
             rates=FULL_STD if entry.rates == STD else FULL_RMS,
         )
         for name, entry in setup.entries.items()
-        if name != "backprop"
+        if name not in ("backprop", "mezo-plain", "spzo-plain")
     }
 
 
