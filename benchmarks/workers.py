@@ -338,14 +338,14 @@ def main() -> None:
         run()
     print("{}", flush=True)
     for line in sys.stdin:
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         measured = work[line.strip()]()
-        seconds = time.perf_counter() - started
+        seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
         if line.strip() == "first_load":
             seconds = measured  # what was measured when the process began
         # On Linux ru_maxrss is in KiB.
         memory = {"peak_rss_mb": _peak_rss_mb(), "anonymous_mb": _status_mb("RssAnon"), "code_mb": _code_mb()}
-        print(json.dumps({"seconds": seconds, **memory}), flush=True)
+        print(json.dumps({"seconds": seconds, "cpu_s": cpu_s, **memory}), flush=True)
 
 
 def _peak_rss_mb() -> float:
