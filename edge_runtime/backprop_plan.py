@@ -10,7 +10,7 @@ from edge_runtime.backprop import BackpropWork, train_backprop
 from edge_runtime.delta import encode_delta
 from edge_runtime.errors import BundleError, ConfigError
 from edge_runtime.levels import layer_slices, no_scales
-from edge_runtime.memory import check_level, free_bytes, level_need, levels_that_fit, peak_rss_bytes
+from edge_runtime.memory import check_level, free_bytes, give_back, level_need, levels_that_fit, peak_rss_bytes
 from edge_runtime.personal import personal_or_none, save_personal
 from edge_runtime.store import write_atomically
 
@@ -89,6 +89,7 @@ def do_backprop(
     if result is None:
         return None
     seconds = clock() - started
+    give_back()
     delta = encode_delta(result.movement, manifest.parameters, result.sent, manifest.model.layers)
     sha256 = hashlib.sha256(delta).hexdigest()
     write_atomically(store.delta_file(sha256), delta)

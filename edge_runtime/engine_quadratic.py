@@ -118,5 +118,5 @@ class LayeredQuadraticEngine(QuadraticEngine):
             factor[self._slices.layers[layer]] = scale
         seen: FloatVector = theta * factor
         present = factor != 0
-        out[present] = (self.gradient(seen) * factor)[present]
+        out[present] = self.gradient(seen)[present] * factor[present]
         return self.loss(seen)
