@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 import sys
 import threading
@@ -22,10 +23,10 @@ from edge_runtime.bundle import Bundle, open_bundle
 from edge_runtime.errors import CoveyError
 from edge_runtime.golden import golden_adapter, golden_cases, training_layers
 from edge_runtime.manifest import CAUSAL_LM, Runtime
-from edge_runtime.profile import GraphProfile, Latency, Sustained, percentile
+from edge_runtime.profile import GraphProfile, Latency, Sustained
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     Run = Callable[[], object]
 
@@ -191,8 +192,8 @@ def _time(order: WorkOrder, clock: Callable[[], float], run: Run, batch: Batch) 
         batch_size=batch.rows,
         tokens=batch.input_ids.shape[1],
         median_s=statistics.median(times),
-        low_s=percentile(times, 0.1),
-        high_s=percentile(times, 0.9),
+        low_s=_percentile(times, 0.1),
+        high_s=_percentile(times, 0.9),
         count=len(times),
         power_w=statistics.mean(watts) if watts else None,
     )
@@ -221,6 +222,12 @@ def _sustain(order: WorkOrder, clock: Callable[[], float], run: Run, batch: Batc
         before=before,
         after=board.read(Path(order.bundle)),
     )
+
+
+def _percentile(values: Sequence[float], share: float) -> float:
+    """Return a percentile (nearest rank) of at least one value."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, max(0, math.ceil(share * len(ordered)) - 1))]
 
 
 @contextlib.contextmanager

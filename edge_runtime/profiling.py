@@ -17,9 +17,15 @@ from edge_runtime import __version__
 from edge_runtime.board import Board, run_command
 from edge_runtime.errors import ProfileError
 from edge_runtime.kernel import kernel_name
-from edge_runtime.profile import BundleFacts, GraphProfile, Profile, Provenance, Rates, check_profile
+from edge_runtime.profile import BundleFacts, GraphProfile, Profile, Provenance, Rates
+from edge_runtime.profile_check import check_profile
 from edge_runtime.profile_worker import WorkOrder, WorkResult
-from edge_runtime.rates import perturb_parameters_per_s, replay_parameters_per_s
+from edge_runtime.rates import (
+    copy_bytes_per_s,
+    matmul_flop_per_s,
+    perturb_parameters_per_s,
+    replay_parameters_per_s,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -158,6 +164,8 @@ def measure_profile(
         Rates(
             perturb_parameters_per_s=perturb_parameters_per_s(clock),
             replay_parameters_per_s=replay_parameters_per_s(clock),
+            matmul_flop_per_s=matmul_flop_per_s(clock),
+            copy_bytes_per_s=copy_bytes_per_s(clock),
         )
     )
     resolution = time.get_clock_info(_CLOCK).resolution

@@ -1,7 +1,8 @@
-"""How fast this machine perturbs and replays, and how fast its link is: what a profile and the server's plans need."""
+"""How fast this machine perturbs, replays, multiplies and copies, and its link: what a profile and plans need."""
 
 from __future__ import annotations
 
+import statistics
 import time
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,9 @@ _LEAST_S = 1e-6
 _LINK_BYTES = 8 << 20
 _PIECE_BYTES = 64 * 1024
 _PIECES = 8
+_MATRIX = 768
+_COPY_BYTES = 32 << 20
+_REPEATS = 5
 
 
 def replay_parameters_per_s(clock: Clock) -> float:
@@ -48,6 +52,30 @@ def perturb_parameters_per_s(clock: Clock) -> float:
     for seed in range(_DIRECTIONS):
         perturb_into(out, clean, seed, FRONT, 0.5)
     return clean.size * _DIRECTIONS / max(clock() - started, _LEAST_S)
+
+
+def matmul_flop_per_s(clock: Clock) -> float:
+    """Return the operations of a float32 matrix product a second, with all cores that NumPy takes; some 100 ms."""
+    left = np.ones((_MATRIX, _MATRIX), dtype=np.float32)
+    out = np.empty_like(left)
+    return 2 * _MATRIX**3 / _median_s(lambda: np.matmul(left, left, out=out), clock)
+
+
+def copy_bytes_per_s(clock: Clock) -> float:
+    """Return the bytes read and written a second while memory is copied, with one core; some 100 ms."""
+    source = np.ones(_COPY_BYTES, dtype=np.uint8)
+    out = np.empty_like(source)
+    return 2 * _COPY_BYTES / _median_s(lambda: np.copyto(out, source), clock)
+
+
+def _median_s(run: Callable[[], object], clock: Clock) -> float:
+    run()
+    seconds = []
+    for _ in range(_REPEATS):
+        started = clock()
+        run()
+        seconds.append(clock() - started)
+    return max(statistics.median(seconds), _LEAST_S)
 
 
 def link_down_bytes_per_s(fetcher: Fetcher, manifest: Manifest) -> float | None:

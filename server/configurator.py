@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from edge_runtime.errors import ProfileError
-from edge_runtime.profile import missing_graphs
+from edge_runtime.profile_check import missing_graphs
 from edge_runtime.seeds import arm_seed
 from server.aggregate import shares
 from server.arms import Work, backprop_arms, forward_arms, job_splits, offers_of

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edge_runtime.errors import ConfigError, ProfileError
-from edge_runtime.profile import encode_profile
+from edge_runtime.profile_check import encode_profile
 from server.cli import main
 from server.errors import JobError
 from server.fleet import longest_wait

@@ -16,7 +16,8 @@ import msgspec
 import numpy as np
 
 from edge_runtime.errors import ConfigError
-from edge_runtime.profile import BoardFacts, BundleFacts, GraphProfile, Latency, Modelling, Profile, decode_profile
+from edge_runtime.profile import BoardFacts, BundleFacts, GraphProfile, Latency, Modelling, Profile
+from edge_runtime.profile_check import decode_profile
 from edge_runtime.rule import StepRule
 from server.adapters import AdapterChain
 from server.blobs import BlobStore
