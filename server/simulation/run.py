@@ -17,7 +17,6 @@ import numpy as np
 
 from edge_runtime.errors import ConfigError
 from edge_runtime.profile import BoardFacts, BundleFacts, GraphProfile, Latency, Modelling, Profile
-from edge_runtime.profile_check import decode_profile
 from edge_runtime.rule import StepRule
 from server.adapters import AdapterChain
 from server.blobs import BlobStore
@@ -26,6 +25,7 @@ from server.errors import JobError
 from server.evaluator import InlineEvaluator
 from server.job import Job, JobBandit, JobStld
 from server.ledger import LEDGER_FILE, Ledger
+from server.profile_files import read_profile
 from server.simulation.bowl import Bowl
 from server.simulation.devices import FLEET, SimulatedDevice, SimulatedFleet
 from server.simulation.traces import TraceEvent, throttling
@@ -88,22 +88,6 @@ def modelled_profiles() -> list[Profile]:
     return found
 
 
-def read_profiles(paths: Sequence[Path]) -> list[Profile]:
-    """Read profiles of boards.
-
-    Raises:
-        ConfigError: a file that cannot be read, or profiles without a split that all of them have.
-        ProfileError: names what is wrong with a profile.
-    """
-    found = []
-    for path in paths:
-        try:
-            found.append(decode_profile(path.read_bytes()))
-        except OSError as error:
-            raise ConfigError(f"cannot read the profile {path}: {error.strerror}", "give latency.json files") from error
-    return found
-
-
 def _common(profiles: Sequence[Profile]) -> tuple[int, list[int], list[int]]:
     """Return layers, splits of all profiles, and levels of all that have any."""
     layers = {profile.bundle.layers for profile in profiles}
@@ -143,7 +127,7 @@ def simulate(
         ConfigError, ProfileError: options that do not fit together.
         JobError: a round failed too often.
     """
-    profiles = read_profiles(options.profiles) if options.profiles else modelled_profiles()
+    profiles = [read_profile(path) for path in options.profiles] if options.profiles else modelled_profiles()
     layers, splits, levels = _common(profiles)
     rng = np.random.Generator(np.random.PCG64(options.seed))
     bowl = Bowl(layers, splits, levels, options.devices, rng)
