@@ -71,6 +71,7 @@ def run_profile(args: argparse.Namespace) -> int:
     bundle = open_bundle(args.bundle or _current_bundle(store))
     verify_files(bundle)
     transport = None if config is None or args.no_publish else _connect(config)
+    published = False
     try:
         profile = measure_profile(
             bundle,
@@ -83,13 +84,13 @@ def run_profile(args: argparse.Namespace) -> int:
         data = encode_profile(profile)
         for path in ([args.output] if args.output else []) + ([store.root / PROFILE_FILE] if store else []):
             write_atomically(path, data)
-    except BaseException:
+        if transport is not None and config is not None:
+            published = transport.deliver(*profile_message(config, profile))
+            if not published:
+                _LOG.warning("the broker did not take the profile; it is kept")
+    finally:
         if transport is not None:
             transport.close()
-        raise
-    if transport is not None and config is not None:
-        transport.close(profile_message(config, profile))
-    published = transport is not None
     values = {"profile": msgspec.to_builtins(profile), "published": published}
     output.emit(args, values, profile_text(profile))
     return 0

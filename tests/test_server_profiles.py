@@ -70,7 +70,8 @@ def altered(profile: Profile, median_s: Any) -> bytes:
     [
         ("negative", "> 0"), ("zero", "> 0"), ("nan", ""), ("infinite", "<= "), ("missing", "median_s"),
         ("in another's name", "profile of eve"), ("nothing measured", "no time of any graph"),
-        ("noise", "cannot be read"), ("clock", "a clock jumped"), ("percentiles", "not between the percentiles"), ("neither", "either measured or"),
+        ("noise", "cannot be read"), ("clock", "a clock jumped"), ("percentiles", "not between the percentiles"),
+        ("neither", "either measured or"),
     ],
 )  # fmt: skip
 def test_bad_profiles_are_refused_with_a_reason(
@@ -263,7 +264,8 @@ def test_a_device_is_found_in_the_ledger(boards: Path, tiny_bundle: Bundle, caps
     ("arguments", "message"),
     [
         (["show", "nowhere"], "no profile nowhere"), (["import", "made-up", "--board", "No Board"], "'No Board'"),
-        (["compare", "made-up", "made-up", "--shape", "9x9"], "9x9"), (["model", "nowhere", "--reference", "made-up"], "board.toml"),
+        (["compare", "made-up", "made-up", "--shape", "9x9"], "9x9"),
+        (["model", "nowhere", "--reference", "made-up"], "board.toml"),
         (["show", "made-up", "--plot", "out.nonsense"], "ending"), (["show", "paper/board.toml"], "not valid"),
         (["model", "--reference", "nowhere"], "no profile nowhere"),
     ],
