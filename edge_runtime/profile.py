@@ -177,7 +177,7 @@ class Rates(_Strict, frozen=True, kw_only=True):
         replay_parameters_per_s: parameters × directions replayed a second.
         link_down_bytes_per_s: from the server.
         link_up_bytes_per_s: to the broker.
-        matmul_flop_per_s: operations of a large float32 matrix product a second, with all the cores that NumPy takes.
+        matmul_flop_per_s: operations of a large float32 matrix product a second, with the threads of the graphs.
         copy_bytes_per_s: bytes read and written a second while memory is copied, with one core.
     """
 

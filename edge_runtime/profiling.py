@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
+import os
 import platform
 import subprocess
 import sys
@@ -20,12 +22,7 @@ from edge_runtime.kernel import kernel_name
 from edge_runtime.profile import BundleFacts, GraphProfile, Profile, Provenance, Rates
 from edge_runtime.profile_check import check_profile
 from edge_runtime.profile_worker import WorkOrder, WorkResult
-from edge_runtime.rates import (
-    copy_bytes_per_s,
-    matmul_flop_per_s,
-    perturb_parameters_per_s,
-    replay_parameters_per_s,
-)
+from edge_runtime.rates import perturb_parameters_per_s, replay_parameters_per_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +30,9 @@ if TYPE_CHECKING:
     from edge_runtime.bundle import Bundle
     from edge_runtime.manifest import Manifest, Runtime
 
+_LOG = logging.getLogger(__name__)
 _PACKAGES = ("numpy", "onnxruntime", "executorch", "tokenizers")
+_THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _CLOCK: Literal["perf_counter"] = "perf_counter"
 _SHAPES = ((1, 16), (1, 64), (8, 16), (8, 32), (8, 64))
 
@@ -121,6 +120,19 @@ def run_order(order: WorkOrder) -> WorkResult:
         return WorkResult([], f"its process failed ({done.returncode}): {said[-1] if said else 'it said nothing'}")
 
 
+def run_rates(threads: int) -> dict[str, float]:
+    """Return what multiplies and copies how fast, with so many threads (0: one a core); empty: it did not work."""
+    limit = {} if threads == 0 else dict.fromkeys(_THREAD_VARIABLES, str(threads))
+    command = [sys.executable, "-m", "edge_runtime.rates"]
+    done = subprocess.run(command, capture_output=True, check=False, env=os.environ | limit)
+    try:
+        return msgspec.json.decode(done.stdout, type=dict[str, float])
+    except msgspec.DecodeError:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        _LOG.warning("matrix products could not be timed: %s", said[-1] if said else f"signal {-done.returncode}")
+        return {}
+
+
 def measure_profile(
     bundle: Bundle,
     options: ProfileOptions,
@@ -164,8 +176,7 @@ def measure_profile(
         Rates(
             perturb_parameters_per_s=perturb_parameters_per_s(clock),
             replay_parameters_per_s=replay_parameters_per_s(clock),
-            matmul_flop_per_s=matmul_flop_per_s(clock),
-            copy_bytes_per_s=copy_bytes_per_s(clock),
+            **run_rates(options.threads),
         )
     )
     resolution = time.get_clock_info(_CLOCK).resolution
