@@ -178,7 +178,7 @@ def _history(args: argparse.Namespace) -> int:
 def _model(args: argparse.Namespace) -> int:
     """Write modelled profiles of boards from the public figures in their board.toml; a measured one is never replaced.
 
-    Times are those of a measured machine, scaled; docs/profiles.md has the formula.
+    Times are those of a measured machine, scaled; device_profiles/README.md has the formula.
     """
     from edge_runtime.profile_check import encode_profile
     from edge_runtime.store import write_atomically
