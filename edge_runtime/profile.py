@@ -146,6 +146,7 @@ class GraphProfile(_Strict, frozen=True, kw_only=True):
         load_s: time to load it and make its first run; of ``front``, to load it and its ``back``.
         peak_rss_bytes: highest resident memory of a process of its own while it ran it at all shapes; ``front`` and
             ``back`` of a split are loaded together, as a device has them.
+        parameter_bytes: weights that are bound to it, frozen or trained; an embedding's count whole.
         base_rss_bytes: the same process before it loaded a graph.
         latencies: one for each shape.
         sustained: under thermal load, where asked for.
@@ -159,6 +160,7 @@ class GraphProfile(_Strict, frozen=True, kw_only=True):
     load_s: Duration | None = None
     peak_rss_bytes: Bytes | None = None
     base_rss_bytes: Bytes | None = None
+    parameter_bytes: Bytes | None = None
     latencies: list[Latency]
     sustained: Sustained | None = None
     note: Text | None = None
@@ -177,8 +179,9 @@ class Rates(_Strict, frozen=True, kw_only=True):
         replay_parameters_per_s: parameters × directions replayed a second.
         link_down_bytes_per_s: from the server.
         link_up_bytes_per_s: to the broker.
-        matmul_flop_per_s: operations of a large float32 matrix product a second, with the threads of the graphs.
-        copy_bytes_per_s: bytes read and written a second while memory is copied, with one core.
+        matmul_flop_per_s: operations of a large float32 matrix product a second, with the threads of the graphs; the
+            median of what was timed between the graphs.
+        copy_bytes_per_s: bytes read and written a second while memory is copied, with one core; likewise.
     """
 
     perturb_parameters_per_s: Positive | None = None

@@ -6,6 +6,7 @@ import datetime as dt
 import logging
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
@@ -120,17 +121,17 @@ def run_order(order: WorkOrder) -> WorkResult:
         return WorkResult([], f"its process failed ({done.returncode}): {said[-1] if said else 'it said nothing'}")
 
 
-def run_rates(threads: int) -> dict[str, float]:
-    """Return what multiplies and copies how fast, with so many threads (0: one a core); empty: it did not work."""
+def run_rates(threads: int) -> Rates:
+    """Return how fast NumPy multiplies and copies with so many threads (0: one a core); unknown: it did not work."""
     limit = {} if threads == 0 else dict.fromkeys(_THREAD_VARIABLES, str(threads))
     command = [sys.executable, "-m", "edge_runtime.rates"]
     done = subprocess.run(command, capture_output=True, check=False, env=os.environ | limit)
     try:
-        return msgspec.json.decode(done.stdout, type=dict[str, float])
+        return msgspec.json.decode(done.stdout, type=Rates)
     except msgspec.DecodeError:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         _LOG.warning("matrix products could not be timed: %s", said[-1] if said else f"signal {-done.returncode}")
-        return {}
+        return Rates()
 
 
 def measure_profile(
@@ -141,6 +142,7 @@ def measure_profile(
     progress: Callable[[int, int, str], None] = lambda _done, _all, _what: None,
     board: Board | None = None,
     run: Callable[[WorkOrder], WorkResult] = run_order,
+    time_rates: Callable[[int], Rates] = run_rates,
     wall_clock: Callable[[], float] = time.time,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Profile:
@@ -153,6 +155,7 @@ def measure_profile(
         progress: told what comes next: how many are done, of how many, its name.
         board: the machine; None: this one.
         run: does one order.
+        time_rates: times what a busy machine gives between the orders.
         wall_clock: seconds since the epoch; may jump, only dates the profile.
         clock: monotonic seconds.
 
@@ -163,7 +166,9 @@ def measure_profile(
     before, began_wall, began = board.read(bundle.path), wall_clock(), clock()
     orders = work_orders(bundle, options)
     graphs: list[GraphProfile] = []
+    multiplied: list[Rates] = []
     for done, order in enumerate(orders):
+        multiplied.append(time_rates(options.threads))
         progress(
             done, len(orders), " ".join(str(x) for x in (order.kind, order.number, order.runtime) if x is not None)
         )
@@ -176,7 +181,8 @@ def measure_profile(
         Rates(
             perturb_parameters_per_s=perturb_parameters_per_s(clock),
             replay_parameters_per_s=replay_parameters_per_s(clock),
-            **run_rates(options.threads),
+            matmul_flop_per_s=_median([found.matmul_flop_per_s for found in multiplied]),
+            copy_bytes_per_s=_median([found.copy_bytes_per_s for found in multiplied]),
         )
     )
     resolution = time.get_clock_info(_CLOCK).resolution
@@ -208,6 +214,11 @@ def measure_profile(
     )
     check_profile(profile)
     return profile
+
+
+def _median(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
 def _not_measured(order: WorkOrder, why: str) -> list[GraphProfile]:

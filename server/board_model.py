@@ -1,8 +1,9 @@
 """Profiles of boards that nobody has measured: times of a measured machine, scaled by public figures.
 
-Every figure of a modelled profile is ``reference × factor``, one factor a board::
+A run reads its weights once, and the rest of its time is arithmetic::
 
-    factor     = max(arithmetic there / here, bandwidth there / here)
+    seconds    = (reference − reading) × arithmetic there / here + reading × bandwidth there / here
+    reading    = bytes of the weights / bandwidth there, at most the reference's seconds
     arithmetic = cores × clock × operations a cycle × share of it that programs attain
     bandwidth  = nominal bandwidth × share of it that programs attain
 
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
 
 BOARD_FILE = "board.toml"
 _FORMULA = (
-    "seconds of {board} (measured {measured_at}) × {factor:.3g} = max(arithmetic {arithmetic_ratio:.3g}, "
-    "bandwidth {bandwidth_ratio}), there / here; arithmetic = cores × clock_hz × flop_per_cycle × arithmetic_share "
-    "= {arithmetic:.3g} flop/s, bandwidth = bandwidth_bytes_per_s × bandwidth_share = {bandwidth} bytes/s"
+    "(seconds of {board}, measured {measured_at}, − reading) × {arithmetic_ratio:.3g} + reading × {bandwidth_ratio}; "
+    "reading = weights / {reference_bandwidth:.3g} bytes/s; arithmetic {reference_arithmetic:.3g} there, cores × "
+    "clock_hz × flop_per_cycle × arithmetic_share = {arithmetic:.3g} flop/s here; bandwidth {reference_bandwidth:.3g} "
+    "there, bandwidth_bytes_per_s × bandwidth_share = {bandwidth} bytes/s here"
 )
 _DIGITS = 4
 
@@ -103,18 +105,17 @@ def model_profile(figures: BoardFigures, reference: Profile) -> Profile:
             "matmul_flop_per_s or copy_bytes_per_s",
             "measure it again: covey-edge profile",
         )
-    ratios = [arithmetic / figures.arithmetic]
-    if figures.bandwidth is not None:
-        ratios.append(bandwidth / figures.bandwidth)
-    factor = max(ratios)
+    arithmetic_ratio = arithmetic / figures.arithmetic
+    bandwidth_ratio = None if figures.bandwidth is None else bandwidth / figures.bandwidth
     formula = _FORMULA.format(
         board=reference.facts.board,
         measured_at=reference.measured.measured_at[:10],
-        factor=factor,
         arithmetic=figures.arithmetic,
-        arithmetic_ratio=ratios[0],
-        bandwidth="-" if figures.bandwidth is None else f"{figures.bandwidth:.3g}",
-        bandwidth_ratio="left out" if figures.bandwidth is None else f"{ratios[1]:.3g}",
+        arithmetic_ratio=arithmetic_ratio,
+        reference_arithmetic=arithmetic,
+        bandwidth="unknown" if figures.bandwidth is None else f"{figures.bandwidth:.3g}",
+        bandwidth_ratio="the same" if bandwidth_ratio is None else f"{bandwidth_ratio:.3g}",
+        reference_bandwidth=bandwidth,
     )
     return Profile(
         facts=BoardFacts(
@@ -128,22 +129,30 @@ def model_profile(figures: BoardFigures, reference: Profile) -> Profile:
         ),
         modelled=Modelling(formula=formula, sources=_sources(figures), assumptions=figures.assumptions),
         bundle=reference.bundle,
-        graphs=[_model_graph(graph, factor) for graph in reference.graphs],
-        rates=Rates(matmul_flop_per_s=_rounded(figures.arithmetic), copy_bytes_per_s=_rounded(figures.bandwidth)),
+        graphs=[_model_graph(graph, bandwidth, arithmetic_ratio, bandwidth_ratio) for graph in reference.graphs],
+        rates=Rates(
+            matmul_flop_per_s=_rounded(figures.arithmetic),
+            copy_bytes_per_s=None if figures.bandwidth is None else _rounded(figures.bandwidth),
+        ),
     )
 
 
-def _model_graph(graph: GraphProfile, factor: float) -> GraphProfile:
-    latencies = [
-        Latency(batch_size=x.batch_size, tokens=x.tokens, median_s=_rounded(x.median_s * factor) or x.median_s)
-        for x in graph.latencies
-    ]
+def _model_graph(
+    graph: GraphProfile, bandwidth: float, arithmetic_ratio: float, bandwidth_ratio: float | None
+) -> GraphProfile:
+    latencies = []
+    for x in graph.latencies:
+        reading_s = min(x.median_s, (graph.parameter_bytes or 0) / bandwidth)
+        read_ratio = arithmetic_ratio if bandwidth_ratio is None else bandwidth_ratio
+        modelled_s = (x.median_s - reading_s) * arithmetic_ratio + reading_s * read_ratio
+        latencies.append(Latency(batch_size=x.batch_size, tokens=x.tokens, median_s=_rounded(modelled_s)))
     return GraphProfile(
         kind=graph.kind,
         engine=graph.engine,
         split=graph.split,
         level=graph.level,
         peak_rss_bytes=graph.peak_rss_bytes,
+        parameter_bytes=graph.parameter_bytes,
         latencies=latencies,
         note=graph.note,
     )
@@ -162,6 +171,6 @@ def _sources(figures: BoardFigures) -> list[PublicSource]:
     ]
 
 
-def _rounded(value: float | None) -> float | None:
+def _rounded(value: float) -> float:
     """Return a figure with as many digits as a model can have."""
-    return None if value is None else float(f"{value:.{_DIGITS}g}")
+    return float(f"{value:.{_DIGITS}g}")

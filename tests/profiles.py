@@ -27,7 +27,7 @@ def made_profile(bundle: Bundle, times: float = 1.0, *, board: str = "made-up", 
     graphs = [
         GraphProfile(
             kind=graph.kind, engine=graph.runtime, split=graph.split, level=graph.level, load_s=0.1,
-            peak_rss_bytes=100_000_000,
+            peak_rss_bytes=100_000_000, parameter_bytes=2_000_000,
             latencies=[Latency(batch_size=b, tokens=t, median_s=1e-3 * b * t * times, low_s=0.9e-3 * b * t * times,
                                high_s=1.2e-3 * b * t * times, count=5) for b, t in SHAPES],
         )

@@ -189,14 +189,14 @@ def covey(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> 
     return answer if code == 0 else (code, answer["error"])
 
 
-def test_a_board_is_modelled_by_the_slower_of_both_ratios(boards: Path, tiny_bundle: Bundle) -> None:
-    """Arithmetic 1e11 / (4 · 1e9 · 8 · 0.5) = 6.25, bandwidth 1e10 / (1e10 · 0.25) = 4."""
+def test_a_board_is_modelled_by_its_arithmetic_and_its_bandwidth(boards: Path, tiny_bundle: Bundle) -> None:
+    """Arithmetic 1e11 / (4 · 1e9 · 8 · 0.5) = 6.25, bandwidth 1e10 / (1e10 · 0.25) = 4, reading 2e6 / 1e10 = 0.2 ms."""
     reference = made_profile(tiny_bundle)
     modelled = model_profile(read_board(boards / "paper/board.toml"), reference)
     assert modelled.source == "modelled"
     for ours, theirs in zip(modelled.graphs, reference.graphs, strict=True):
         for x, y in zip(ours.latencies, theirs.latencies, strict=True):
-            assert x.median_s == pytest.approx(6.25 * y.median_s, rel=1e-3)
+            assert x.median_s == pytest.approx(6.25 * (y.median_s - 2e-4) + 4 * 2e-4, rel=1e-3)
             assert (x.low_s, x.high_s, x.count) == (None, None, None)
     assert modelled.modelled is not None
     assert {source.url for source in modelled.modelled.sources} == {"https://example.org"}
@@ -214,9 +214,7 @@ def test_modelled_profiles_are_marked_in_every_row(
         ("made-up", "measured"),
         ("paper", "modelled"),
     }
-    assert all(
-        row["times_first"] == pytest.approx(6.25, rel=1e-3) for row in found["rows"] if row["profile"] == "paper"
-    )
+    assert all(6.0 < row["times_first"] < 6.25 for row in found["rows"] if row["profile"] == "paper")
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     assert main(["profile", "show", "paper", "--dir", str(boards), "--plot", str(tmp_path / "one.png")]) == 0
     table = capsys.readouterr().out.split("\n\n")[1].splitlines()
