@@ -62,4 +62,4 @@ def _draw(axes: Axes, rows: Sequence[dict[str, Any]], series: str, title: str) -
     axes.set_xticks(range(len(groups)), [f"{graph}\n{engine}" for graph, engine in groups], fontsize=8)
     axes.set_title(title)
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
