@@ -7,16 +7,29 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 import pytest
 from profiles import made_profile, payload_of
 
+from edge_runtime import protocol
 from edge_runtime.errors import ConfigError, ProfileError, StorageError
 from edge_runtime.profile_check import decode_profile, encode_profile
+from edge_runtime.transport import Message
+from server.adapters import AdapterChain
+from server.blobs import BlobStore
 from server.board_model import model_profile, read_board
 from server.cli import main
+from server.coordinator import Coordinator, Setting
+from server.evaluator import InlineEvaluator
+from server.job import Job, JobBandit, JobStld
 from server.ledger import LEDGER_FILE, PROFILES_KEPT, Ledger
 from server.profile_compare import compare
 from server.profiles import ProfileStore, profile_history
+from server.simulation.bowl import Bowl
+from server.simulation.devices import FLEET
+from server.simulation.run import modelled_profiles
+from server.simulation.virtual import VirtualTransport, VirtualWorld
+from server.uploads import Uploads
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -161,6 +174,29 @@ def test_a_ledger_of_before_is_not_read(tmp_path: Path) -> None:
     ledger.close()
     with pytest.raises(StorageError, match="schema version 4"):
         Ledger(tmp_path / LEDGER_FILE)
+
+
+def test_a_server_that_starts_anew_plans_with_what_it_knew(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    """The broker has lost its retained messages: only the device's state arrives."""
+    bowl = Bowl(12, [8], [2, 4, 6, 9, 12], 1, np.random.Generator(np.random.PCG64(0)))
+    profile = modelled_profiles()[0]
+    profile = msgspec.structs.replace(profile, bundle=msgspec.structs.replace(profile.bundle, sha256=bowl.sha256))
+    ledger = Ledger(tmp_path / LEDGER_FILE)
+    ProfileStore(FLEET, bowl.manifest, bowl.sha256, ledger).take("pi", payload_of(profile))
+    ledger.close()
+
+    ledger, world = Ledger(tmp_path / LEDGER_FILE), VirtualWorld()
+    job = Job(name="job", eval_file="", split=8, stld=JobStld(), bandit=JobBandit())
+    uploads = Uploads(BlobStore(tmp_path / "uploads"))
+    setting = Setting(FLEET, job, bowl.manifest, bowl.sha256, "http://x", uploads, bowl.evaluate, world.clock)
+    chain = AdapterChain(bowl, BlobStore(tmp_path / "blobs"), [], momentum=False)
+    transport = VirtualTransport(world, lambda _topic, _payload: None)
+    coordinator = Coordinator(setting, ledger, chain, transport, lambda _event: None, InlineEvaluator(bowl.evaluate))
+    state = protocol.encode(protocol.DeviceState(state="online", boot_id="1"))
+    world.at(0.0, Message(protocol.topic(FLEET, "pi", "state"), state))
+    coordinator._handle_next()
+    device = coordinator._devices["pi"]
+    assert device.profile == profile
 
 
 # -- covey profile --------------------------------------------------------------------------------------------------
