@@ -6,7 +6,7 @@ ENGINE ?= onnxruntime
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.covey-installed
 
-.PHONY: help install demo test test-all test-long lint format bench bench-full bench-convergence bench-engines bench-levels bench-perturb bench-bandit clean
+.PHONY: help install demo test test-all test-long lint format bench bench-full bench-convergence bench-droppeft bench-engines bench-levels bench-perturb bench-bandit clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -51,6 +51,9 @@ bench-full: $(STAMP) ## speed and memory where every weight is trained (SmolLM2;
 
 bench-convergence: $(STAMP) ## all methods, tuned, three seeds (hours; can be stopped and started)
 	$(BIN)/python benchmarks/convergence.py --model $(MODEL)
+
+bench-droppeft: $(STAMP) ## dropout levels, personal layers, hybrid rounds, three seeds (hours; can be stopped and started)
+	$(BIN)/python benchmarks/droppeft.py --model $(MODEL)
 
 bench-engines: $(STAMP) ## ExecuTorch against ONNX Runtime; the last line is JSON
 	$(BIN)/python benchmarks/engines.py
