@@ -21,7 +21,7 @@ from server.summary import job_devices
 if TYPE_CHECKING:
     from edge_runtime.bundle import Bundle
 
-OWN_TEST = 5
+OWN_TEST = 10
 """Every so many rows of a device are kept out of its training, to test its own model."""
 OWN_TEST_FILE = "own-test.jsonl"
 

@@ -66,9 +66,15 @@ RECIPES = {
     "minilm-hybrid": dataclasses.replace(
         _MINILM,
         name="minilm-hybrid",
-        export_flags=("--task", "classify-head", "--logit-scale", "10", "--split", "6", "--levels", "1.0,0.5"),
+        export_flags=("--task", "classify-head", "--logit-scale", "5", "--split", "6", "--levels", "1.0,0.5"),
+        movies_per_device=28,
+        test_movies=220,
+        rows_per_test_movie=3,
+        probe_rows_per_device=250,
+        job={"rounds": 12, "steps": 4, "batch_size": 16, "cohort": 0, "eval_every": 4},
+        step={"back_perturbations": 64, "learning_rate": 0.05, "eps": 0.01},
         start_movies=64,
-        stld={"steps": 8, "batch_size": 16, "learning_rate": 0.001, "personal_share": 0.34},
+        stld={"steps": 8, "batch_size": 16, "learning_rate": 0.003, "personal_share": 0.17},
         levels={1: 6, 2: 3},
     ),
     "smollm2": Recipe(
