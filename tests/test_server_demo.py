@@ -107,7 +107,7 @@ def fill_cache(cache: Path, package: Package) -> None:
     writer = csv.writer(text)
     writer.writerow(("category", "text", "movie_name"))
     for movie in range(18):
-        for row in reviews(10, seed=movie):
+        for row in reviews(11, seed=movie)[movie % 2 :]:  # a movie's first review is the head's to start from
             writer.writerow(({"bad": "rotten", "good": "fresh"}[row["label"]], row["text"], f"movie {movie:02}"))
     target = cache / f"{ROTTEN_TOMATOES.requirement}-{ROTTEN_TOMATOES.sha256[:12]}" / ROTTEN_TOMATOES.prefix
     target.parent.mkdir(parents=True)
@@ -126,20 +126,19 @@ def test_a_hybrid_demo_ends_with_a_table_of_its_devices(tmp_path: Path, capfd: p
         export_flags=("--task", "classify-head", "--logit-scale", "3", "--split", "3", "--levels", "1.0,0.67"),
         max_tokens=32, movies_per_device=2, test_movies=6, start_movies=4, rows_per_test_movie=4, levels={1: 3, 2: 2},
     )  # fmt: skip
-    result = run_demo(recipe, 4, 3, tmp_path / "demo", tmp_path / "cache", lambda: False)
+    result = run_demo(recipe, 3, 2, tmp_path / "demo", tmp_path / "cache", lambda: False)
     assert result is not None
-    assert result["rounds"] == 3
+    assert result["rounds"] == 2
     assert result["loss_end"] < result["loss_start"]
     devices = result["device_list"]
     assert [(row["device"], row["kind"], row["level"], row["reports"]) for row in devices] == [
-        ("device-1", "backprop", 3, 3), ("device-2", "backprop", 2, 3),
-        ("device-3", "forward-only", None, 3), ("device-4", "forward-only", None, 3),
+        ("device-1", "backprop", 3, 2), ("device-2", "backprop", 2, 2), ("device-3", "forward-only", None, 2),
     ]  # fmt: skip
     assert all(row["mean_seconds"] > 0 and row["bytes_up"] > 0 and row["bytes_down"] > 0 for row in devices)
     assert all(row["own_test_rows"] > 0 and 0 <= row["own_accuracy_shared"] <= 1 for row in devices)
-    assert [row["own_accuracy_personal"] is not None for row in devices] == [True, True, False, False]
+    assert [row["own_accuracy_personal"] is not None for row in devices] == [True, True, False]
     # A delta is far larger than scalars.
-    assert min(row["bytes_up"] for row in devices[:2]) > max(row["bytes_up"] for row in devices[2:])
+    assert min(row["bytes_up"] for row in devices[:2]) > devices[2]["bytes_up"]
     told = capfd.readouterr().err
     for word in ("kind", "level", "seconds", "up", "down", "shared", "own", "backprop", "forward-only"):
         assert word in told
