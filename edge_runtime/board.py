@@ -113,10 +113,13 @@ class Board:
 
     # -- what its sensors say -----------------------------------------------------------------------------------
 
-    def read(self, disk: Path | None = None) -> Reading:
-        """Return what the sensors say now; ``disk`` is where bundles are kept. May take a fifth of a second."""
+    def read(self, disk: Path | None = None, *, power: bool = True) -> Reading:
+        """Return what the sensors say now; ``disk`` is where bundles are kept.
+
+        May take a fifth of a second, not so without ``power``.
+        """
         flags = self._pi_flags()
-        power, sensor = self._power()
+        power_w, sensor = self._power() if power else (None, None)
         return Reading(
             temperature_c=self._temperature(),
             throttled=self._throttled(flags),
@@ -124,7 +127,7 @@ class Board:
             under_voltage=self._under_voltage(flags),
             clock_hz=_scaled(max(self._cpufreq("scaling_cur_freq"), default=None), 1e3),
             governor=next(iter(self._texts("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")), None),
-            power_w=power,
+            power_w=power_w,
             power_sensor=sensor,
             load=self._load(),
             memory_free_bytes=self._meminfo("MemAvailable"),

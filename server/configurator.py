@@ -23,7 +23,7 @@ from server.bandit import (
     observe_loss,
     observe_reports,
 )
-from server.work import level_reasons
+from server.work import Assignment, level_reasons
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,18 +40,8 @@ _LOG = logging.getLogger(__name__)
 _LEAST_LENGTH_S = 10.0
 
 
-class Assignment(msgspec.Struct, frozen=True):
-    """What the bandit decided for a round; see planning.RoundPlan."""
-
-    choices: list[Choice]
-    levels: dict[str, int]
-    back_perturbations: dict[str, int]
-    split: int | None
-    length_s: float | None
-
-
 class Configurator:
-    """Chooses the arms of one job's devices.
+    """Chooses the arms of one job's devices: the Chooser of a job with [bandit].
 
     Args:
         job: the job, fitted to its bundle, with [bandit].
@@ -142,7 +132,7 @@ class Configurator:
         given = [(choice.device, choice.arm) for choice in choices if choice.arm is not None]
         split = next((arm.split for _, arm in given if arm.split is not None), None)
         return Assignment(
-            choices=choices,
+            devices=[device for device, _ in given],
             levels={device: arm.level for device, arm in given if arm.level is not None},
             back_perturbations={
                 device: arm.back_perturbations for device, arm in given if arm.back_perturbations is not None

@@ -264,3 +264,9 @@ def _check_levels(job: Job, manifest: Manifest) -> None:
                 f"level {level} of [stld] is not in the bundle; it has {', '.join(map(str, manifest.levels))}",
                 "change the job's levels, or export with --levels",
             )
+    for name, level in job.stld.device_levels.items():
+        if level and level not in job.levels(manifest):
+            raise ConfigError(
+                f"[stld] gives {name} level {level}, but its levels are {', '.join(map(str, job.levels(manifest)))}",
+                "add the level to levels, or give the device one of them",
+            )

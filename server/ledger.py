@@ -27,7 +27,7 @@ LEDGER_FILE = "ledger.sqlite"
 MAY_CHANGE = frozenset({"cohort", "over_selection", "min_reports", "min_devices", "deadline_s", "max_attempts"})
 """Fields of a job that may be other ones when it is resumed: they decide who reports, not what a report means."""
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 _SCHEMA = """
 CREATE TABLE jobs (
     name TEXT PRIMARY KEY, fleet TEXT NOT NULL, bundle_sha256 TEXT NOT NULL, config TEXT NOT NULL,
@@ -47,7 +47,7 @@ CREATE TABLE offers (
     PRIMARY KEY (job, round, attempt, device), FOREIGN KEY (job, round, attempt) REFERENCES rounds);
 CREATE TABLE devices (
     fleet TEXT NOT NULL, name TEXT NOT NULL, state TEXT NOT NULL, birth TEXT, adapter_sha256 TEXT,
-    last_seen TEXT NOT NULL DEFAULT (datetime('now')), PRIMARY KEY (fleet, name));
+    last_seen TEXT NOT NULL DEFAULT (datetime('now')), ineligible TEXT, PRIMARY KEY (fleet, name));
 CREATE TABLE choices (
     job TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL, device TEXT NOT NULL, choice BLOB NOT NULL,
     PRIMARY KEY (job, round, attempt, device));
@@ -298,12 +298,12 @@ class Ledger:
 
     # -- devices ------------------------------------------------------------------------------------------------
 
-    def device_state(self, fleet: str, name: str, state: str) -> None:
-        """Enter a device's state."""
+    def device_state(self, fleet: str, name: str, state: str, ineligible: str | None = None) -> None:
+        """Enter a device's state, and why it takes no work now; None: it does."""
         self._write(
-            "INSERT INTO devices (fleet, name, state) VALUES (?, ?, ?) ON CONFLICT (fleet, name) "
-            "DO UPDATE SET state = excluded.state, last_seen = datetime('now')",
-            fleet, name, state,
+            "INSERT INTO devices (fleet, name, state, ineligible) VALUES (?, ?, ?, ?) ON CONFLICT (fleet, name) "
+            "DO UPDATE SET state = excluded.state, ineligible = excluded.ineligible, last_seen = datetime('now')",
+            fleet, name, state, ineligible,
         )  # fmt: skip
 
     def device_born(self, fleet: str, name: str, birth: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 from edge_runtime.errors import ConfigError, ProfileError
 from edge_runtime.profile import encode_profile
 from server.cli import main
+from server.configurator import Configurator
 from server.errors import JobError
 from server.fleet import longest_wait
 from server.job import Job
@@ -82,9 +83,9 @@ def test_what_was_learned_is_there_after_a_restart(tmp_path: Path) -> None:
     job = msgspec.json.decode(ledger.rows("SELECT config FROM jobs")[0]["config"], type=Job)
     bowl = Bowl(12, [8], [2, 4, 6, 9, 12], 1, np.random.Generator(np.random.PCG64(0)))
     planner = Planner(job, bowl.manifest, bowl.sha256, ledger)
-    assert planner.bandit is not None
-    assert planner.bandit.state.gains.seen == 6
-    assert set(planner.bandit.state.times) == {
+    assert isinstance(planner.chooser, Configurator)
+    assert planner.chooser.state.gains.seen == 6
+    assert set(planner.chooser.state.times) == {
         row["device"] for row in ledger.rows("SELECT device FROM offers WHERE state = 'reported'")
     }
 
