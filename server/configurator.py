@@ -13,16 +13,9 @@ from edge_runtime.profile import missing_graphs
 from edge_runtime.seeds import arm_seed
 from server.aggregate import shares
 from server.arms import Work, backprop_arms, forward_arms, job_splits, offers_of
-from server.bandit import (
-    BanditState,
-    Candidate,
-    Choice,
-    Reported,
-    choose_at_best_split,
-    expected_s,
-    observe_loss,
-    observe_reports,
-)
+from server.bandit import choose_at_best_split
+from server.bandit_state import BanditState, Reported, observe_loss, observe_reports
+from server.choices import Candidate, Choice, expected_s
 from server.work import Assignment, level_reasons
 
 if TYPE_CHECKING:

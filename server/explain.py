@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edge_runtime import output
-from server.bandit import Choice
+from server.choices import Choice
 from server.errors import JobError
 from server.planning import RoundPlan
 

@@ -285,7 +285,7 @@ class Ledger:
     # -- the bandit ---------------------------------------------------------------------------------------------
 
     def choices_made(self, job: str, index: int, attempt: int, choices: Mapping[str, bytes]) -> None:
-        """Enter why each device got its arm; values are bandit.Choice as MessagePack."""
+        """Enter why each device got its arm; values are choices.Choice as MessagePack."""
         with self.transaction():
             self._db.executemany(
                 "INSERT INTO choices (job, round, attempt, device, choice) VALUES (?, ?, ?, ?, ?)",
@@ -293,7 +293,7 @@ class Ledger:
             )
 
     def bandit_is(self, job: str, state: bytes) -> None:
-        """Enter what a job's bandit has learned: bandit.BanditState as MessagePack."""
+        """Enter what a job's bandit has learned: bandit_state.BanditState as MessagePack."""
         self._write("INSERT OR REPLACE INTO bandits (job, state) VALUES (?, ?)", job, state)
 
     # -- devices ------------------------------------------------------------------------------------------------
