@@ -143,6 +143,7 @@ def test_a_broken_trace_names_its_line(tmp_path: Path) -> None:
         read_traces(path)
 
 
+@pytest.mark.timeout(300)
 def test_a_real_model_learns_and_a_seed_says_it_all(
     tmp_path: Path, tiny_export: Callable[..., Bundle], capsys: pytest.CaptureFixture[str]
 ) -> None:
