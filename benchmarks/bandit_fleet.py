@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 from measure import provenance
 
-from edge_runtime.profile import PROFILE_FILE, decode_profile, encode_profile
+from edge_runtime.profile import PROFILE_FILE
+from edge_runtime.profile_check import decode_profile, encode_profile
 from server import events
 from server.demo.fleet import write_device
 from server.demo.packages import MINILM, ROTTEN_TOMATOES, default_cache, fetch_package

@@ -26,7 +26,8 @@ from edge_runtime.fetch import Fetcher, blob_base
 from edge_runtime.forward_plan import do_forward
 from edge_runtime.gate import Gate, board_conditions
 from edge_runtime.privacy import check_privacy
-from edge_runtime.profile import PROFILE_FILE, decode_profile
+from edge_runtime.profile import PROFILE_FILE
+from edge_runtime.profile_check import decode_profile
 from edge_runtime.transport import Connected, Message, Will
 from edge_runtime.upload import upload
 from edge_runtime.workshop import Workshop, install_bundle, obtain_adapter

@@ -118,6 +118,17 @@ class Graph(_Strict, frozen=True):
     recomputes: bool = False
     bounds: dict[str, int] = {}
 
+    @property
+    def name(self) -> str:
+        """Its name among the graphs of its runtime."""
+        return graph_name(self.kind, self.split, self.level)
+
+
+def graph_name(kind: str, split: int | None, level: int | None) -> str:
+    """Return what a graph is called: its kind, and its split or level where it has one."""
+    number = split if split is not None else level
+    return kind if number is None else f"{kind} {number}"
+
 
 class Task(_Strict, frozen=True):
     """What the model decides.

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from edge_runtime.errors import ProfileError
-from edge_runtime.profile import missing_graphs
 from edge_runtime.seeds import arm_seed
 from server.aggregate import shares
 from server.arms import Work, backprop_arms, forward_arms, job_splits, offers_of
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from edge_runtime.manifest import Manifest
-    from edge_runtime.profile import Profile
     from edge_runtime.protocol import Report
     from server.arms import Offer
     from server.fleet import Device
@@ -66,19 +63,6 @@ class Configurator:
         self._reported: dict[str, tuple[float, float]] = {}
         rows = ledger.rows("SELECT state FROM bandits WHERE job = ?", job.name)
         self.state = msgspec.msgpack.decode(rows[0]["state"], type=BanditState) if rows else BanditState()
-
-    def check_profile(self, device: str, profile: Profile) -> Profile | None:
-        """Return a device's profile as far as it is of use; None: it belongs to another bundle."""
-        try:
-            missing = missing_graphs(profile, self._manifest, self._bundle_sha256)
-        except ProfileError as error:
-            _LOG.warning("%s: the profile is not used: %s", device, error)
-            return None
-        if missing:
-            _LOG.warning(
-                "%s: the profile says nothing of %s; their times follow from others", device, ", ".join(missing)
-            )
-        return profile
 
     def offers(self, device: Device) -> list[Offer]:
         """Return the arms of a device, with those that it is not offered and why; empty: it takes no part."""

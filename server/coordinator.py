@@ -19,6 +19,7 @@ from server.fleet import Device
 from server.messages import final_sync, plan_for
 from server.offers import Offers, open_offers, resume_offers
 from server.planner import Planner, ineligible
+from server.profiles import ProfileStore
 from server.reports import Reports
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class Coordinator:
         self._failed_attempts = 0  # of the round at hand, since this start
         self._planner = Planner(setting.job, setting.manifest, setting.bundle_sha256, ledger)
         self._chooser = self._planner.chooser
+        self._profiles = ProfileStore(setting.fleet, setting.manifest, setting.bundle_sha256, ledger)
         self._reports = Reports(setting, chain, self._chooser)
         self._evaluator = evaluator or BackgroundEvaluator(setting.evaluate)
         for kind in ("birth", "state", "profile", "report"):
@@ -154,13 +156,15 @@ class Coordinator:
     def _handle(self, message: Message) -> None:
         name = protocol.device_of(message.topic)
         kind = message.topic.rsplit("/", 1)[-1]
-        device = self._devices.setdefault(name, Device(name))
+        device = self._devices.get(name)
+        if device is None:
+            device = self._devices[name] = Device(name, profile=self._profiles.newest(name))
         if kind == "birth":
             self._take_birth(device, protocol.decode(message.payload, protocol.Birth))
         elif kind == "state":
             self._take_state(device, protocol.decode(message.payload, protocol.DeviceState))
         elif kind == "profile":
-            self._take_profile(device, protocol.decode(message.payload, protocol.ProfileMessage))
+            device.profile = self._profiles.take(name, message.payload)
         else:
             report: protocol.DeviceReport = protocol.decode(
                 message.payload,
@@ -192,11 +196,6 @@ class Coordinator:
             self._observe(events.DeviceChanged(device=device.name, state=state.state, ineligible=state.ineligible))
         if state.state in ("lost", "offline") and self._offers is not None:
             self._offers.lose(device.name, state.state)
-
-    def _take_profile(self, device: Device, message: protocol.ProfileMessage) -> None:
-        if message.device != device.name:
-            raise ProtocolError(f"{device.name} sent the profile of {message.device}", "look at this device")
-        device.profile = self._chooser.check_profile(device.name, message.profile)
 
     def _online(self) -> list[str]:
         return sorted(device.name for device in self._devices.values() if device.is_here)

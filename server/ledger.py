@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edge_runtime.errors import StorageError, storage_error
+from edge_runtime.profile import Profile
 from server.errors import JobError
 from server.planning import RoundFigures
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 LEDGER_FILE = "ledger.sqlite"
@@ -28,6 +29,8 @@ MAY_CHANGE = frozenset({"cohort", "over_selection", "min_reports", "min_devices"
 """Fields of a job that may be other ones when it is resumed: they decide who reports, not what a report means."""
 
 SCHEMA_VERSION = 5
+PROFILES_KEPT = 20
+"""Of each device, so many valid profiles and as many refused ones."""
 _SCHEMA = """
 CREATE TABLE jobs (
     name TEXT PRIMARY KEY, fleet TEXT NOT NULL, bundle_sha256 TEXT NOT NULL, config TEXT NOT NULL,
@@ -52,6 +55,10 @@ CREATE TABLE choices (
     job TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL, device TEXT NOT NULL, choice BLOB NOT NULL,
     PRIMARY KEY (job, round, attempt, device));
 CREATE TABLE bandits (job TEXT PRIMARY KEY REFERENCES jobs(name), state BLOB NOT NULL);
+CREATE TABLE profiles (
+    id INTEGER PRIMARY KEY, fleet TEXT NOT NULL, device TEXT NOT NULL, payload_sha256 TEXT NOT NULL, profile BLOB,
+    bundle_sha256 TEXT, remarks TEXT NOT NULL, received_at TEXT NOT NULL DEFAULT (datetime('now')));
+CREATE INDEX profiles_of_devices ON profiles (fleet, device, id);
 """
 
 
@@ -320,3 +327,45 @@ class Ledger:
             "UPDATE devices SET adapter_sha256 = ?, last_seen = datetime('now') WHERE fleet = ? AND name = ?",
             adapter_sha256, fleet, name,
         )  # fmt: skip
+
+    # -- profiles -----------------------------------------------------------------------------------------------
+
+    def profile_received(
+        self, fleet: str, device: str, payload_sha256: str, profile: Profile | None, remarks: Sequence[str]
+    ) -> bool:
+        """Enter a device's profile, or that one was refused (None); the oldest are forgotten (PROFILES_KEPT).
+
+        Returns:
+            Whether it is news: a retained message comes again with every start of the server.
+        """
+        kind = "profile IS NULL" if profile is None else "profile IS NOT NULL"
+        with self.transaction():
+            last = self.rows(
+                "SELECT payload_sha256 FROM profiles WHERE fleet = ? AND device = ? ORDER BY id DESC LIMIT 1",
+                fleet, device,
+            )  # fmt: skip
+            if last and last[0]["payload_sha256"] == payload_sha256:
+                return False
+            self._db.execute(
+                "INSERT INTO profiles (fleet, device, payload_sha256, profile, bundle_sha256, remarks) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    fleet, device, payload_sha256, None if profile is None else msgspec.json.encode(profile),
+                    None if profile is None else profile.bundle.sha256, json.dumps(list(remarks)),
+                ),
+            )  # fmt: skip
+            self._db.execute(
+                f"DELETE FROM profiles WHERE fleet = ? AND device = ? AND {kind} AND id NOT IN "  # noqa: S608 ours
+                f"(SELECT id FROM profiles WHERE fleet = ? AND device = ? AND {kind} ORDER BY id DESC LIMIT ?)",
+                (fleet, device, fleet, device, PROFILES_KEPT),
+            )
+        return True
+
+    def newest_profile(self, fleet: str, device: str, bundle_sha256: str | None = None) -> Profile | None:
+        """Return the last valid profile of a device, of a bundle where one is named; None: there is none."""
+        rows = self.rows(
+            "SELECT profile FROM profiles WHERE fleet = ? AND device = ? AND profile IS NOT NULL "
+            "AND bundle_sha256 = coalesce(?, bundle_sha256) ORDER BY id DESC LIMIT 1",
+            fleet, device, bundle_sha256,
+        )  # fmt: skip
+        return msgspec.json.decode(rows[0]["profile"], type=Profile) if rows else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -13,12 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from edge_runtime.manifest import Manifest
-    from edge_runtime.profile import Profile
     from edge_runtime.protocol import Report
     from server.fleet import Device
     from server.job import Job
-
-_LOG = logging.getLogger(__name__)
 
 
 class Assignment(msgspec.Struct, frozen=True):
@@ -36,9 +32,6 @@ class Chooser(Protocol):
 
     def can_work(self, device: Device) -> bool:
         """Whether there is any work for a device."""
-
-    def check_profile(self, device: str, profile: Profile) -> Profile | None:
-        """Return a device's profile as far as it is of use."""
 
     def assign(self, devices: Sequence[Device], index: int, attempt: int, enough: int, now: float) -> Assignment:
         """Decide the work of a round's devices; ``enough`` reports end it, ``now`` is the server's clock."""
@@ -77,11 +70,6 @@ class LargestThatFits:
     def can_work(self, device: Device) -> bool:
         """See Chooser."""
         return takes_part(self._job, self._level(device))
-
-    def check_profile(self, device: str, profile: Profile) -> Profile | None:  # noqa: ARG002 see Chooser
-        """Return None: profiles are not used."""
-        _LOG.debug("the profile of %s is not used: the job has no [bandit]", device)
-        return None
 
     def assign(self, devices: Sequence[Device], index: int, attempt: int, enough: int, now: float) -> Assignment:  # noqa: ARG002
         """See Chooser."""

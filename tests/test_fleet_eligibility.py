@@ -25,7 +25,8 @@ from edge_runtime.config import EdgeConfig, read_edge_config
 from edge_runtime.eligibility import Conditions, EligibilityRules
 from edge_runtime.errors import ConfigError
 from edge_runtime.gate import EVERY_S, Gate
-from edge_runtime.profile import PROFILE_FILE, encode_profile
+from edge_runtime.profile import PROFILE_FILE
+from edge_runtime.profile_check import encode_profile
 from edge_runtime.store import Store
 from edge_runtime.transport import Hub, InProcessTransport, Message
 from edge_runtime.transport_mqtt import MqttTransport, parse_broker

@@ -12,7 +12,7 @@ from fleets import write_job
 from tiny_models import reviews, write_rows
 
 from edge_runtime.errors import ConfigError, DataError, ProfileError
-from edge_runtime.profile import encode_profile
+from edge_runtime.profile_check import encode_profile
 from server.cli import main
 from server.configurator import Configurator
 from server.errors import JobError
@@ -20,8 +20,9 @@ from server.fleet import longest_wait
 from server.job import Job
 from server.ledger import LEDGER_FILE, Ledger
 from server.planner import Planner
+from server.profile_files import read_profile
 from server.simulation.bowl import Bowl
-from server.simulation.run import SimulateOptions, modelled_profiles, read_profiles, simulate
+from server.simulation.run import SimulateOptions, modelled_profiles, simulate
 from server.simulation.task import LEAST_ROWS, BundleTask
 from server.simulation.traces import TraceEvent, read_traces, throttling
 
@@ -107,7 +108,7 @@ def test_profiles_come_from_files(tmp_path: Path) -> None:
     for index, profile in enumerate(modelled_profiles()):
         paths.append(tmp_path / f"{index}.json")
         paths[-1].write_bytes(encode_profile(profile))
-    assert read_profiles(paths) == modelled_profiles()
+    assert [read_profile(path) for path in paths] == modelled_profiles()
     assert run(profiles=tuple(paths), rounds=2) == run(rounds=2)
 
 
@@ -118,7 +119,7 @@ def test_times_that_cannot_be_are_refused(tmp_path: Path, time: str) -> None:
     entry = msgspec.json.decode(text)["graphs"][0]["latencies"][0]["median_s"]
     path.write_text(text.replace(f'"median_s": {entry}', f'"median_s": {time}', 1))
     with pytest.raises(ProfileError):
-        read_profiles([path])
+        read_profile(path)
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,8 @@ def add_simulate(
         help="of the bandit (docs/bandit.md); off: the largest level that fits (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--profiles", type=Path, nargs="+", default=[], metavar="latency.json",
-        help="profiles of one model's boards, given to the devices in turn (default: three made-up classes)",
+        "--profiles", type=Path, nargs="+", default=[], metavar="PROFILE",
+        help="files or boards' folders, of one model, given to the devices in turn (default: three made-up classes)",
     )  # fmt: skip
     parser.add_argument(
         "--bundle", type=Path, help="what they learn (default: a bowl in layers); with --data and --job"

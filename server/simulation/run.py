@@ -17,7 +17,7 @@ import numpy as np
 
 from edge_runtime.bundle import open_bundle, verify_files
 from edge_runtime.errors import ConfigError
-from edge_runtime.profile import BoardFacts, BundleFacts, GraphProfile, Latency, Modelling, Profile, decode_profile
+from edge_runtime.profile import BoardFacts, BundleFacts, GraphProfile, Latency, Modelling, Profile
 from edge_runtime.rule import StepRule
 from server.adapters import AdapterChain
 from server.blobs import BlobStore
@@ -26,6 +26,7 @@ from server.errors import JobError
 from server.evaluator import InlineEvaluator
 from server.job import Job, JobBandit, JobStld, fit_to_bundle, read_job
 from server.ledger import LEDGER_FILE, Ledger
+from server.profile_files import read_profile
 from server.simulation.bowl import Bowl
 from server.simulation.devices import FLEET, SimulatedDevice, SimulatedFleet
 from server.simulation.task import BundleTask
@@ -96,22 +97,6 @@ def modelled_profiles(
     return found
 
 
-def read_profiles(paths: Sequence[Path]) -> list[Profile]:
-    """Read profiles of boards.
-
-    Raises:
-        ConfigError: a file that cannot be read, or profiles without a split that all of them have.
-        ProfileError: names what is wrong with a profile.
-    """
-    found = []
-    for path in paths:
-        try:
-            found.append(decode_profile(path.read_bytes()))
-        except OSError as error:
-            raise ConfigError(f"cannot read the profile {path}: {error.strerror}", "give latency.json files") from error
-    return found
-
-
 def _common(profiles: Sequence[Profile]) -> tuple[int, list[int], list[int]]:
     """Return layers, splits of all profiles, and levels of all that have any."""
     layers = {profile.bundle.layers for profile in profiles}
@@ -135,7 +120,7 @@ def _task_and_profiles(
 ) -> tuple[SimulatedTask, list[Profile], list[int], list[int]]:
     """Return what is learned, the devices' profiles, and the splits and levels that both have."""
     if options.bundle is None or options.data is None:
-        profiles = read_profiles(options.profiles) if options.profiles else modelled_profiles()
+        profiles = [read_profile(path) for path in options.profiles] or modelled_profiles()
         layers, splits, levels = _common(profiles)
         return Bowl(layers, splits, levels, options.devices, rng), profiles, splits, levels
     bundle = open_bundle(options.bundle)
@@ -145,7 +130,7 @@ def _task_and_profiles(
     if not options.profiles:
         profiles = modelled_profiles(manifest.model.layers, manifest.splits, manifest.levels)
         return task, profiles, manifest.splits, manifest.levels
-    profiles = read_profiles(options.profiles)
+    profiles = [read_profile(path) for path in options.profiles]
     layers, splits, levels = _common(profiles)
     both = [split for split in splits if split in manifest.splits]
     if layers != manifest.model.layers or not both:
