@@ -176,15 +176,15 @@ def devices(workdir: Path, root: Path, port: int, profiles: dict[float, Path], c
             command = ["run", "--config", str(config), "--until-finished"]
             processes.append(start(command, root / name / "log.txt", cycle, slowness))
         yield
+        for process in processes:  # they end with the job
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(30)
     finally:
         for process in processes:
             cycle.remove(process.pid)
-        for process in processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(30)
             if process.poll() is None:
                 process.kill()
-                process.wait()
+            process.wait()
 
 
 @dataclass(frozen=True)
