@@ -68,7 +68,7 @@ MESSAGES: list[tuple[protocol.AnyMessage, str]] = [
     ),
     (protocol.DeviceState(state="lost", boot_id="1"), "a9c7f7ed471134fc"),
     (protocol.DeviceState(state="online", boot_id="1", ineligible="90 °C, above 85"), "56486ce29771fc8d"),
-    (protocol.ProfileMessage(device="pi", profile=PROFILE), "668725f130d0ac1c"),
+    (protocol.ProfileMessage(device="pi", profile=PROFILE), "26b3f75aab28a5d2"),
     (protocol.ReportAck(job="job", round=1, attempt=0, outcome="taken"), "34022ac7d82130ff"),
     (protocol.PlanAccepted(job="job", round=1, attempt=0, device="pi"), "f50a7915325457c2"),
     (protocol.PlanRefused(job="job", round=1, attempt=0, device="pi", code=4, message="m"), "7417e37b08077c13"),
