@@ -119,9 +119,20 @@ class Graph(_Strict, frozen=True):
     bounds: dict[str, int] = {}
 
     @property
+    def name(self) -> str:
+        """Its name among the graphs of its runtime."""
+        return graph_name(self.kind, self.split, self.level)
+
+    @property
     def rescales(self) -> bool:
         """Whether what layers add to their inputs has factors; of ``train``."""
         return any(tensor.role == "scale" for tensor in self.inputs)
+
+
+def graph_name(kind: str, split: int | None, level: int | None) -> str:
+    """Return what a graph is called: its kind, and its split or level where it has one."""
+    number = split if split is not None else level
+    return kind if number is None else f"{kind} {number}"
 
 
 class Task(_Strict, frozen=True):

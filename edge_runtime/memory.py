@@ -16,7 +16,7 @@ from edge_runtime.protocol import LevelNeed
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edge_runtime.manifest import Manifest
+    from edge_runtime.manifest import Graph, Manifest
 
 _BYTES = {"float32": 4, "int64": 8, "bool": 1}
 _ACTIVATIONS = 20
@@ -34,17 +34,22 @@ def level_need(manifest: Manifest, level: int) -> LevelNeed:
         BundleError: the bundle has no such level.
     """
     graph = manifest.training_graph(level)
-    bound = sum(
-        _BYTES[tensor.dtype] * math.prod(side for side in tensor.shape if isinstance(side, int))
-        for tensor in graph.inputs
-        if tensor.role in ("weight", "frozen", "trainable")
-    )
+    bound = parameter_bytes(graph)
     tokens = manifest.task.max_tokens
     stored = hidden_size(manifest) * (_ACTIVATIONS + tokens / _TOKENS_FOR_ONE_MORE)
     if graph.recomputes:
         stored = (stored + level * hidden_size(manifest)) / level
     row_bytes = int(4 * tokens * level * stored)
     return LevelNeed(level, bound + row_bytes, row_bytes)
+
+
+def parameter_bytes(graph: Graph) -> int:
+    """Return the bytes of the weights, frozen or trained, that are bound to a graph."""
+    return sum(
+        _BYTES[tensor.dtype] * math.prod(side for side in tensor.shape if isinstance(side, int))
+        for tensor in graph.inputs
+        if tensor.role in ("weight", "frozen", "trainable")
+    )
 
 
 def bytes_for(need: LevelNeed, rows: int) -> int:

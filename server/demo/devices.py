@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edge_runtime.config import EdgeConfig
     from edge_runtime.perturbation import FloatVector
 
-OWN_TEST = 5
+OWN_TEST = 10
 """Every so many rows of a device are kept out of its training, to test its own model."""
 OWN_TEST_FILE = "own-test.jsonl"
 
