@@ -238,7 +238,18 @@ def _device_list(args: argparse.Namespace) -> int:
     from server.summary import device_list
 
     devices = device_list(_open_ledger(args))
-    columns = ("fleet", "device", "state", "machine", "rows", "reports", "mean_seconds", "adapter_sha256", "last_seen")
+    columns = (
+        "fleet",
+        "device",
+        "state",
+        "machine",
+        "rows",
+        "reports",
+        "mean_seconds",
+        "adapter_sha256",
+        "last_seen",
+        "ineligible",
+    )
     output.emit(args, {"devices": devices}, _table(devices, columns))
     return 0
 

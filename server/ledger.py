@@ -50,7 +50,7 @@ CREATE TABLE offers (
     PRIMARY KEY (job, round, attempt, device), FOREIGN KEY (job, round, attempt) REFERENCES rounds);
 CREATE TABLE devices (
     fleet TEXT NOT NULL, name TEXT NOT NULL, state TEXT NOT NULL, birth TEXT, adapter_sha256 TEXT,
-    last_seen TEXT NOT NULL DEFAULT (datetime('now')), PRIMARY KEY (fleet, name));
+    last_seen TEXT NOT NULL DEFAULT (datetime('now')), ineligible TEXT, PRIMARY KEY (fleet, name));
 CREATE TABLE choices (
     job TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL, device TEXT NOT NULL, choice BLOB NOT NULL,
     PRIMARY KEY (job, round, attempt, device));
@@ -292,7 +292,7 @@ class Ledger:
     # -- the bandit ---------------------------------------------------------------------------------------------
 
     def choices_made(self, job: str, index: int, attempt: int, choices: Mapping[str, bytes]) -> None:
-        """Enter why each device got its arm; values are bandit.Choice as MessagePack."""
+        """Enter why each device got its arm; values are choices.Choice as MessagePack."""
         with self.transaction():
             self._db.executemany(
                 "INSERT INTO choices (job, round, attempt, device, choice) VALUES (?, ?, ?, ?, ?)",
@@ -300,17 +300,17 @@ class Ledger:
             )
 
     def bandit_is(self, job: str, state: bytes) -> None:
-        """Enter what a job's bandit has learned: bandit.BanditState as MessagePack."""
+        """Enter what a job's bandit has learned: bandit_state.BanditState as MessagePack."""
         self._write("INSERT OR REPLACE INTO bandits (job, state) VALUES (?, ?)", job, state)
 
     # -- devices ------------------------------------------------------------------------------------------------
 
-    def device_state(self, fleet: str, name: str, state: str) -> None:
-        """Enter a device's state."""
+    def device_state(self, fleet: str, name: str, state: str, ineligible: str | None = None) -> None:
+        """Enter a device's state, and why it takes no work now; None: it does."""
         self._write(
-            "INSERT INTO devices (fleet, name, state) VALUES (?, ?, ?) ON CONFLICT (fleet, name) "
-            "DO UPDATE SET state = excluded.state, last_seen = datetime('now')",
-            fleet, name, state,
+            "INSERT INTO devices (fleet, name, state, ineligible) VALUES (?, ?, ?, ?) ON CONFLICT (fleet, name) "
+            "DO UPDATE SET state = excluded.state, ineligible = excluded.ineligible, last_seen = datetime('now')",
+            fleet, name, state, ineligible,
         )  # fmt: skip
 
     def device_born(self, fleet: str, name: str, birth: str) -> None:
