@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from edge_runtime.bundle import Bundle
     from edge_runtime.profile import Profile
 
+pytestmark = pytest.mark.timeout(240)  # the first test to ask for the bundle exports it
+
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
