@@ -27,7 +27,7 @@ from server.profile_compare import compare
 from server.profiles import ProfileStore, profile_history
 from server.simulation.bowl import Bowl
 from server.simulation.devices import FLEET
-from server.simulation.run import modelled_profiles
+from server.simulation.boards import modelled_profiles
 from server.simulation.virtual import VirtualTransport, VirtualWorld
 from server.uploads import Uploads
 
