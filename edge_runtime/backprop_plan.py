@@ -11,8 +11,8 @@ from edge_runtime import protocol
 from edge_runtime.backprop import BackpropWork, train_backprop
 from edge_runtime.delta import encode_delta
 from edge_runtime.errors import BundleError, ConfigError
-from edge_runtime.levels import layer_slices
-from edge_runtime.memory import check_level, free_bytes, level_need, levels_that_fit, peak_rss_bytes
+from edge_runtime.levels import layer_slices, no_scales
+from edge_runtime.memory import check_level, free_bytes, give_back, level_need, levels_that_fit, peak_rss_bytes
 from edge_runtime.personal import personal_or_none, save_personal
 from edge_runtime.store import write_atomically
 
@@ -33,7 +33,7 @@ def check_plan(
 
     Raises:
         ConfigError: it trains with forward passes only: see EdgeConfig.backpropagates.
-        BundleError: the bundle has no such level.
+        BundleError: the bundle has no such level, or does not rescale residuals and the plan does.
         TrainingError: the level does not fit into memory.
     """
     if not backpropagates:
@@ -46,6 +46,8 @@ def check_plan(
         raise BundleError("the bundle has no training graphs", "export it with --levels")
     rows = plan.stld.rows_at_once
     check_level(manifest, plan.level, rows, bytes_free)
+    if plan.stld.rescale and not manifest.training_graph(plan.level).rescales:
+        raise no_scales()
     return levels_that_fit([level_need(manifest, level) for level in manifest.levels], bytes_free, rows)
 
 
@@ -90,6 +92,7 @@ def do_backprop(
     if result is None:
         return None
     seconds = clock() - started
+    give_back()
     delta = encode_delta(result.movement, manifest.parameters, result.sent, manifest.model.layers)
     report = report_of(plan, device, result, delta, len(workshop.rows), seconds)
     write_atomically(store.delta_file(report.delta.sha256), delta)

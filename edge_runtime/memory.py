@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import resource
 import sys
@@ -109,6 +110,16 @@ def free_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int | None:
 def _numbers(path: Path) -> dict[str, int]:
     """Return the first number of each line, by the word before it."""
     return {words[0]: int(words[1]) for line in path.read_text().splitlines() if len(words := line.split()) > 1}
+
+
+def give_back() -> None:
+    """Give memory that was freed back to the system: glibc keeps what many small tensors held.
+
+    After a full-depth step of RoBERTa-base that was 200 MB. Does nothing where the C library cannot do it.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def peak_rss_bytes() -> int:

@@ -34,6 +34,8 @@ def heading(profile: Profile) -> str:
     ]
     if modelled is not None:
         lines.append(f"  formula {modelled.formula}")
+        lines += [f"  source  {x.what}: {x.value:g} {x.unit}".rstrip() + f", {x.url}" for x in modelled.sources]
+        lines += [f"  assumed {text}" for text in modelled.assumptions]
     if measured is not None:
         before, after = measured.before, measured.after
         lines.append(f"  heat    {value_text(before.temperature_c)} → {value_text(after.temperature_c)} °C, throttled "

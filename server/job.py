@@ -258,6 +258,11 @@ def _check_levels(job: Job, manifest: Manifest) -> None:
         raise ConfigError("[stld] trains LoRA bundles only, this one trains every weight", "leave [stld] out")
     if not manifest.levels:
         raise ConfigError("the bundle has no training graphs for [stld]", "export it with --levels")
+    if job.stld.rescale and not all(graph.rescales for graph in manifest.graphs if graph.kind == "train"):
+        raise ConfigError(
+            "rescale = true: the bundle's training graphs do not rescale residuals",
+            "leave it out, or export with --levels and --rescale",
+        )
     for level in [*(job.stld.levels or []), *(level for level in job.stld.device_levels.values() if level)]:
         if level not in manifest.levels:
             raise ConfigError(
