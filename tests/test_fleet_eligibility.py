@@ -19,7 +19,8 @@ from fleets import Fleet, free_port, wait_for, write_edge, write_job
 from test_edge_protocol import PROFILE
 
 from edge_runtime import protocol
-from edge_runtime.agent import Agent, Finished, lost_will
+from edge_runtime.agent import Agent, Finished
+from edge_runtime.announcer import lost_will
 from edge_runtime.bundle import Bundle
 from edge_runtime.config import EdgeConfig, read_edge_config
 from edge_runtime.eligibility import Conditions, EligibilityRules
@@ -34,7 +35,7 @@ from server.errors import JobError
 from server.fleet import Device
 from server.progress import Progress
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(180)
 
 
 class Sensors:
