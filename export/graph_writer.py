@@ -179,11 +179,13 @@ class GraphWriter:
         for graph in graphs:
             stops = [] if graph.kind == "front" else self._lifted.boundaries.get(graph.split or -1, [])
             cut = executorch_graphs.piece(self._lifted, [output.name for output in graph.outputs], stops)
-            program = executorch_graphs.trace_piece(cut, examples, fakes, bounds, self._dimensions)
-            made = executorch_graphs.lower(program, executorch_graphs.default_cache())
+            made = executorch_graphs.lower_piece(
+                cut, examples, fakes, bounds, self._dimensions, executorch_graphs.default_cache()
+            )
             file = graph.file.removesuffix(".onnx") + ".pte"
             (bundle / file).write_bytes(made.data)
-            progress(f"lowered {file} in {made.seconds:.1f} s: {made.delegates} blocks for XNNPACK")
+            how = "lowered before" if made.cached else f"lowered in {made.seconds:.1f} s"
+            progress(f"{file}: {how}, {made.delegates} blocks for XNNPACK")
             rows = {tensor.name: tensor.rows for tensor in graph.inputs}
             inputs = [
                 msgspec.structs.replace(_fixed(self._describe_input(name), bounds), rows=rows.get(name))
