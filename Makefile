@@ -52,8 +52,8 @@ bench-full: $(STAMP) ## speed and memory where every weight is trained (SmolLM2;
 bench-convergence: $(STAMP) ## all methods, tuned, three seeds (hours; can be stopped and started)
 	$(BIN)/python benchmarks/convergence.py --model $(MODEL)
 
-bench-engines: $(STAMP) ## ExecuTorch against ONNX Runtime; the last line is JSON
-	$(BIN)/python benchmarks/engines.py
+bench-engines: $(STAMP) ## ExecuTorch against ONNX Runtime (MODEL=minilm or smollm2); the last line is JSON
+	$(BIN)/python benchmarks/engines.py --model $(MODEL)
 
 bench-levels: $(STAMP) ## speed and memory of training graphs, against PyTorch (some minutes)
 	$(BIN)/python benchmarks/levels.py

@@ -11,21 +11,25 @@ import warnings
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
 import torch
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
 from executorch.exir.passes import MemoryPlanningPass
 from torch import fx
 from torch.fx.passes.dialect.common.cse_pass import CSEPass
 
+from edge_runtime.batch import CHUNK_TOKENS, fill_chunks
 from edge_runtime.errors import StorageError
+from edge_runtime.manifest import GraphInput, GraphOutput
 from edge_runtime.store import write_atomically
-from export import xnnpack
+from export import completion, xnnpack
 from export.errors import ExportError
+from export.model import size_bounds
 from export.onnx_graphs import shape_of
 from export.quiet import quiet
-from export.xnnpack import PRODUCTS, described_nodes, fast_compiler, partitioner, without_clones
+from export.xnnpack import PRODUCTS, decomposed, described_nodes, fast_compiler, partitioner, without_clones
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,8 +37,10 @@ if TYPE_CHECKING:
 
     from torch.export import ExportedProgram
 
+    from edge_runtime.manifest import Task
     from export.lift import Lifted
 
+TensorT = TypeVar("TensorT", GraphInput, GraphOutput)
 SLOW = ("mm", "bmm", "addmm", "baddbmm", "matmul", "linear", "product", "convolution")
 """Operators that must not be left to portable kernels."""
 
@@ -136,6 +142,32 @@ def trace_piece(
         ) from error
 
 
+def planned_sizes(
+    task: Task, examples: Mapping[str, torch.Tensor], max_batch: int
+) -> tuple[dict[str, torch.Tensor], dict[str, tuple[int, int]]]:
+    """Return examples as graphs for ExecuTorch take them, and the bounds of their named sizes.
+
+    Args:
+        task: the task.
+        examples: a tensor for each input, by name.
+        max_batch: most rows of a batch: ExecuTorch plans its memory for it.
+    """
+    bounds, made = size_bounds(task) | {"batch": (1, max_batch)}, dict(examples)
+    if "chunk" in bounds:
+        # ExecuTorch's scan cannot stack tensors whose sizes change: the engine fills chunks up.
+        positions = max_batch * task.max_tokens
+        bounds |= {"chunks": (1, max(CHUNK_TOKENS, -(-positions // CHUNK_TOKENS))), "chunk": (CHUNK_TOKENS,) * 2}
+        full = fill_chunks(made["labels"].numpy(), made["positions"].numpy(), CHUNK_TOKENS)
+        made |= {"labels": torch.from_numpy(full[0]), "positions": torch.from_numpy(full[1])}
+    return made, bounds
+
+
+def fixed(tensor: TensorT, bounds: Mapping[str, tuple[int, int]]) -> TensorT:
+    """Write sizes that can have but one value as that."""
+    only = {name: low for name, (low, high) in bounds.items() if low == high}
+    return msgspec.structs.replace(tensor, shape=[only.get(size, size) for size in tensor.shape])  # type: ignore[arg-type]
+
+
 def lower_piece(
     made: Piece,
     examples: Mapping[str, torch.Tensor],
@@ -192,7 +224,7 @@ def _key(made: Piece, fakes: Mapping[str, Any], bounds: Mapping[str, tuple[int, 
         digest.update(line.encode() + b"\n")
     for name in ("torch", "executorch"):
         digest.update(metadata.version(name).encode())
-    for file in (__file__, xnnpack.__file__):
+    for file in (__file__, xnnpack.__file__, completion.__file__):
         digest.update(Path(file).read_bytes())
     return digest.hexdigest()
 
@@ -210,8 +242,7 @@ def lower(program: ExportedProgram) -> LoweredGraph:
     try:
         with quiet(), warnings.catch_warnings(), fast_compiler(), torch.no_grad():
             warnings.simplefilter("ignore")
-            if any(node.target in PRODUCTS for node in program.graph.nodes):
-                program = program.run_decompositions(PRODUCTS)
+            program = decomposed(program)
             CSEPass()(program.graph_module)  # each layer turns the same mask into numbers
             edge = to_edge_transform_and_lower(
                 program,

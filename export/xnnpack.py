@@ -7,7 +7,8 @@ of ours, which it gets as its batch matrix product, four-dimensional ones too.
 The exporter runs 17 passes over each delegated block. Most are for quantisation and convolutions, and one compiles a
 model of its own to look for its pattern: together more than half of the time. The blocks of a transformer's layers are
 alike, and as weights are inputs they are equal: each kind is compiled once a process. For every block that it cuts out
-the exporter also copies the whole graph, only to sort its nodes: here they are sorted where they are.
+the exporter also copies the whole graph, only to sort its nodes: here they are sorted where they are. And it decomposes
+a program three times, each time by tracing it, where once, or never, is enough.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from executorch.exir.backend.partitioner import PartitionResult
 from executorch.exir.dialects._ops import ops as exir_ops
 from executorch.exir.graph_module import get_control_flow_submodules
 from executorch.exir.passes.memory_format_ops_pass import DimOrderOpsRevertPass
+from executorch.exir.tracer import _default_decomposition_table
 from torch import fx
 from torch.export import ExportedProgram
 from torch.fx.passes.infra.pass_base import PassResult
@@ -230,14 +232,13 @@ def fast_compiler() -> Iterator[None]:
             _compiled[key] = preprocess(edge_program, compile_specs)
         return _compiled[key]
 
-    def unless_functional(program: Any, table: Any = None) -> Any:
-        # An empty table asks for a graph without changes in place: another tracing, for what torch.export gave already.
-        return program if table == {} and _is_functional(program.graph_module) else decompose(program, table)
+    def where_needed(program: Any, table: Any = None) -> Any:
+        return program if table is not None and not _has_any(program.graph_module, table) else decompose(program, table)
 
     xnnpack_preprocess.XNNPACKPassManager = _FewPasses
     backend.preprocess = staticmethod(once)
     lowered_backend_module.legalize_graph = sort_nodes
-    ExportedProgram.run_decompositions = unless_functional
+    ExportedProgram.run_decompositions = where_needed
     try:
         yield
     finally:
@@ -245,13 +246,23 @@ def fast_compiler() -> Iterator[None]:
         lowered_backend_module.legalize_graph, ExportedProgram.run_decompositions = sort, decompose
 
 
-def _is_functional(module: fx.GraphModule) -> bool:
-    """Return whether no operation of a graph, or of the bodies of its scans, changes a tensor."""
-    return all(
-        not (isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable)  # noqa: SLF001
-        for part in (module, *(body for _, body, _ in get_control_flow_submodules(module)))
-        for node in part.graph.nodes
-    )
+def decomposed(program: ExportedProgram) -> ExportedProgram:
+    """Decompose a program once, as far as XNNPACK and ExecuTorch want it; the exporter would trace it three times."""
+    table = _default_decomposition_table()
+    for operator in partitioner().ops_to_not_decompose(program)[0]:
+        table.pop(operator, None)
+    table.update(PRODUCTS)
+    return program.run_decompositions(table) if _has_any(program.graph_module, table) else program
+
+
+def _has_any(module: fx.GraphModule, table: Any) -> bool:
+    """Return whether a graph, or a body of its scans, has an operation that a decomposition table has.
+
+    PyTorch's tables have that of asking for a size too, which stays what it is.
+    """
+    parts = (module, *(body for _, body, _ in get_control_flow_submodules(module)))
+    found = {node.target for part in parts for node in part.graph.nodes if node.op == "call_function"}
+    return any(target in table for target in found - {aten.sym_size.int})
 
 
 def describe(program: Any) -> str:
