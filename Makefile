@@ -55,8 +55,8 @@ bench-convergence: $(STAMP) ## all methods, tuned, three seeds (hours; can be st
 bench-droppeft: $(STAMP) ## dropout levels, personal layers, hybrid rounds, three seeds (hours; can be stopped and started)
 	$(BIN)/python benchmarks/droppeft.py --model $(MODEL)
 
-bench-engines: $(STAMP) ## ExecuTorch against ONNX Runtime; the last line is JSON
-	$(BIN)/python benchmarks/engines.py
+bench-engines: $(STAMP) ## ExecuTorch against ONNX Runtime (MODEL=minilm or smollm2); the last line is JSON
+	$(BIN)/python benchmarks/engines.py --model $(MODEL)
 
 bench-levels: $(STAMP) ## speed and memory of training graphs, against PyTorch (some minutes)
 	$(BIN)/python benchmarks/levels.py

@@ -235,7 +235,7 @@ class Agent:
             self._workshop = None
             bundle = install_bundle(self._store, fetcher, plan.bundle_sha256, self._config.threads, self._config.engine)
             makers = (self._make_engine, self._make_training_engine)
-            self._workshop = Workshop(bundle, self._config.data, self._config.threads, *makers)
+            self._workshop = Workshop(bundle, self._config.data, self._config.threads, *makers, self._config.engine)
         fetcher.fetched_bytes = 0
         theta = obtain_adapter(self._store, fetcher, self._workshop.bundle, plan.adapter)
         self._link_bytes_per_s = fetcher.bytes_per_s or self._link_bytes_per_s

@@ -77,7 +77,7 @@ def run_in_process(
         observe: told what happens.
         should_stop: asked between messages.
         make_engine: makes the devices' engines; None: each is made once, on ONNX Runtime.
-        make_training_engine: makes the backprop devices' engines; None: it is made once, on ONNX Runtime.
+        make_training_engine: makes the backprop devices' engines; None: on their engines.
 
     Returns:
         The job's summary (summary.job_summary).
