@@ -215,8 +215,8 @@ def _scale(
 ) -> float | None:
     """Return α, over all groups that both kinds moved; None where the forward-only part does not show it.
 
-    Generalised least squares: a group counts by the precision of its parameters, so that one with few directions for its
-    size, as layers have, does not drown one with many, as a head has.
+    Generalised least squares: a group counts by the precision of its parameters, so that one with few directions for
+    its size, as layers have, does not drown one with many, as a head has.
     """
     along, variance, signal = 0.0, 0.0, 0.0
     for group, where in groups.items():
