@@ -6,7 +6,7 @@ ENGINE ?= onnxruntime
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.covey-installed
 
-.PHONY: help install demo test test-all test-long lint format bench bench-full bench-convergence bench-engines bench-levels bench-perturb bench-bandit clean
+.PHONY: help install demo test test-all test-long lint format bench bench-full bench-convergence bench-droppeft bench-engines bench-levels bench-perturb bench-bandit bench-fleet clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,9 @@ bench-full: $(STAMP) ## speed and memory where every weight is trained (SmolLM2;
 bench-convergence: $(STAMP) ## all methods, tuned, three seeds (hours; can be stopped and started)
 	$(BIN)/python benchmarks/convergence.py --model $(MODEL:-hybrid=)
 
+bench-droppeft: $(STAMP) ## dropout levels, personal layers, hybrid rounds, three seeds (hours; can be stopped and started)
+	$(BIN)/python benchmarks/droppeft.py --model $(MODEL)
+
 bench-engines: $(STAMP) ## ExecuTorch against ONNX Runtime; the last line is JSON
 	$(BIN)/python benchmarks/engines.py
 
@@ -60,6 +63,9 @@ bench-levels: $(STAMP) ## speed and memory of training graphs, against PyTorch (
 
 bench-bandit: $(STAMP) ## policies of the bandit on traces, simulated; the last line is JSON
 	$(BIN)/python benchmarks/bandit.py --seeds 12 --plot docs/bandit.png
+
+bench-fleet: $(STAMP) ## the bandit with eight device processes and MiniLM, against full depth (half an hour)
+	$(BIN)/python benchmarks/bandit_fleet.py --workdir .covey/bandit-fleet --seeds 2 --plot docs/bandit-fleet.png
 
 bench-perturb: $(STAMP) ## speed of perturbing and replay; the last line is JSON
 	$(BIN)/python benchmarks/perturb.py

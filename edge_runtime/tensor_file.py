@@ -65,17 +65,23 @@ def map_flat(path: Path, names: Sequence[str], size: int) -> Tensor:
     return np.frombuffer(data, dtype="<f4", count=size, offset=data_start)
 
 
-def encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Return the bytes of a safetensors file: float32 tensors in the order given, equal bytes for equal input."""
+def encode_header(shapes: Mapping[str, Sequence[int]], metadata: Mapping[str, str]) -> bytes:
+    """Return what stands before the data in a safetensors file of float32 tensors in the order given."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     stop = 0
-    for name, tensor in tensors.items():
-        start, stop = stop, stop + 4 * tensor.size
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, stop]}
+    for name, shape in shapes.items():
+        start, stop = stop, stop + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, stop]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def encode_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return the bytes of a safetensors file: float32 tensors in the order given, equal bytes for equal input."""
+    head = encode_header({name: tensor.shape for name, tensor in tensors.items()}, metadata)
     data = b"".join(np.ascontiguousarray(tensor, dtype="<f4").tobytes() for tensor in tensors.values())
-    return len(text).to_bytes(8, "little") + text + data
+    return head + data
 
 
 def read_metadata(path: Path) -> dict[str, str]:

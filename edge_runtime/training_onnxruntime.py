@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnxruntime as ort
 
 from edge_runtime.engine_bundle import frozen_tensors
 from edge_runtime.engine_onnxruntime import make_session
 from edge_runtime.errors import BundleError, TrainingError
 from edge_runtime.layout import views
-from edge_runtime.levels import check_layers, source_of
+from edge_runtime.levels import check_layers, no_scales, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,15 +46,27 @@ class OnnxTrainingEngine:
         """See TrainingEngine."""
         return tuple(self._bundle.manifest.levels)
 
-    def gradients(self, theta: FloatVector, layers: Sequence[int], batch: Batch, out: FloatVector) -> float:
+    def gradients(
+        self,
+        theta: FloatVector,
+        layers: Sequence[int],
+        batch: Batch,
+        out: FloatVector,
+        scales: Sequence[float] | None = None,
+    ) -> float:
         """See TrainingEngine."""
         manifest = self._bundle.manifest
         graph = manifest.training_graph(len(layers))
         check_layers(layers, manifest.model.layers)
+        if scales is not None and not graph.rescales:
+            raise no_scales()
         feeds = self._bind(graph, layers, theta)
         for tensor in graph.inputs:
             if tensor.role == "batch":
                 feeds[tensor.name] = ort.OrtValue.ortvalue_from_numpy(getattr(batch, tensor.source))
+            elif tensor.role == "scale":
+                scale = 1.0 if scales is None else scales[tensor.slot or 0]
+                feeds[tensor.name] = ort.OrtValue.ortvalue_from_numpy(np.array([scale], dtype=np.float32))
         names = [output.name for output in graph.outputs]
         options = ort.RunOptions()
         # Levels and shapes change from batch to batch: what one run leaves in the allocator would not fit the next.
@@ -83,7 +96,7 @@ class OnnxTrainingEngine:
         trainable = views(theta, self._bundle.manifest.parameters)
         bound: Boundary = {}
         for tensor in graph.inputs:
-            if tensor.role == "batch":
+            if tensor.role in ("batch", "scale"):
                 continue
             source, tensors = source_of(tensor, layers), trainable if tensor.role == "trainable" else self._frozen
             if source not in tensors or list(tensors[source].shape) != tensor.shape:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from edge_runtime.layout import Parameter, lay_out
+from edge_runtime.tensor_file import encode_header
 from export.errors import ExportError
 from export.lora import layer_of
 
@@ -81,14 +82,8 @@ def write_flat(path: Path, parameters: Sequence[Parameter], state: Mapping[str, 
 
     The safetensors library would sort them; the format leaves the order free.
     """
-    header = {
-        "__metadata__": {"format": "pt"},
-        **{p.name: {"dtype": "F32", "shape": p.shape, "data_offsets": [4 * p.offset, 4 * p.stop]} for p in parameters},
-    }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(encode_header({parameter.name: parameter.shape for parameter in parameters}, {"format": "pt"}))
         for parameter in parameters:
             tensor = state[parameter.name].detach().contiguous().numpy()
             file.write(np.ascontiguousarray(tensor, dtype="<f4").data)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edge_runtime.agent import Agent, lost_will
 from edge_runtime.engines import make_engine
 from edge_runtime.store import Store
+from edge_runtime.training_onnxruntime import OnnxTrainingEngine
 from edge_runtime.transport import Hub
 from server.errors import JobError
 from server.serve import ServeOptions, coordinate
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle import Bundle
     from edge_runtime.config import EdgeConfig
-    from edge_runtime.engine import Engine
+    from edge_runtime.engine import Engine, TrainingEngine
     from edge_runtime.manifest import Runtime
     from edge_runtime.transport import Transport
     from edge_runtime.workshop import EngineMaker, TrainingEngineMaker
@@ -35,17 +36,24 @@ _IDLE_S = 0.002
 
 
 class SharedEngines:
-    """Makes each engine once, for all devices of the process."""
+    """Makes each engine once, for all devices of the process; the first caller's number of threads holds."""
 
     def __init__(self) -> None:
         self._engines: dict[tuple[Runtime, str, int], Engine[Any]] = {}
+        self._training: dict[str, TrainingEngine] = {}
 
     def __call__(self, runtime: Runtime, bundle: Bundle, split: int, threads: int) -> Engine[Any]:
-        """Return the engine of a bundle at a split; the first caller's number of threads holds."""
+        """Return the engine of a bundle at a split."""
         key = (runtime, bundle.sha256, split)
         if key not in self._engines:
             self._engines[key] = make_engine(runtime, bundle, split, threads)
         return self._engines[key]
+
+    def training(self, bundle: Bundle, threads: int) -> TrainingEngine:
+        """Return the engine of a bundle's training graphs, on ONNX Runtime."""
+        if bundle.sha256 not in self._training:
+            self._training[bundle.sha256] = OnnxTrainingEngine(bundle, threads)
+        return self._training[bundle.sha256]
 
 
 def run_in_process(
@@ -116,7 +124,7 @@ def _running(
             transport,
             "simulated",
             make_engine=make_engine or functools.partial(engines, config.engine),
-            make_training_engine=make_training_engine,
+            make_training_engine=make_training_engine or engines.training,
         )
     done = threading.Event()
 

