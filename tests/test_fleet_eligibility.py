@@ -72,7 +72,7 @@ def test_a_hot_device_gets_no_offer_until_it_is_cool_again(tmp_path: Path, tiny_
     port = free_port()
     fleet = Fleet(tmp_path, tiny_bundle, port, external=False)
     reason = "91 °C, above 80"  # at the second look: hot it was at the first, so the limit is stricter
-    hot, cool = Sensors(temperature_c=91.0), Sensors(temperature_c=40.0)
+    hot, cool = Sensors(temperature_c=91.0, slows_at_c=85.0), Sensors(temperature_c=40.0, slows_at_c=85.0)
     try:
         server = fleet.serve(write_job(tmp_path, rounds=50, min_devices=1, steps=1))
         configs = {
@@ -93,7 +93,7 @@ def test_a_hot_device_gets_no_offer_until_it_is_cool_again(tmp_path: Path, tiny_
                 assert listed["hot"]["ineligible"] == reason
                 assert listed["cool"]["ineligible"] is None
                 assert f"took no work in round 0 of job job: {reason}" in explain_error(fleet, 0, "hot")
-                hot.now = Conditions(temperature_c=82.0)  # below the limit, but not cool
+                hot.now = Conditions(temperature_c=82.0, slows_at_c=85.0)  # below the limit, but not cool
                 server.wait_event("round_closed", len(opened) + 3)
                 hot.now = Conditions(temperature_c=60.0)
                 result = server.result()
