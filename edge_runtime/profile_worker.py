@@ -115,9 +115,9 @@ def measure(order: WorkOrder, clock: Callable[[], float] = time.perf_counter) ->
         names: dict[str, Any] = {"kind": "predict"}
         bound = bundle.manifest.graph("predict", runtime=order.runtime)
     else:
-        from edge_runtime.training_onnxruntime import OnnxTrainingEngine  # noqa: PLC0415
+        from edge_runtime.engines import make_training_engine  # noqa: PLC0415
 
-        training, out = OnnxTrainingEngine(bundle, order.threads), np.zeros_like(theta)
+        training, out = make_training_engine(order.runtime, bundle, order.threads), np.zeros_like(theta)
         layers = training_layers(order.number or 1, bundle.manifest.model.layers)
 
         def run(batch: Batch) -> object:

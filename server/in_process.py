@@ -12,7 +12,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_runtime.agent import Agent, lost_will
+from edge_runtime.agent import Agent
+from edge_runtime.announcer import lost_will
 from edge_runtime.engines import make_engine
 from edge_runtime.store import Store
 from edge_runtime.training_onnxruntime import OnnxTrainingEngine
@@ -76,7 +77,7 @@ def run_in_process(
         observe: told what happens.
         should_stop: asked between messages.
         make_engine: makes the devices' engines; None: each is made once, on ONNX Runtime.
-        make_training_engine: makes the backprop devices' engines; None: it is made once, on ONNX Runtime.
+        make_training_engine: makes the backprop devices' engines; None: on their engines.
 
     Returns:
         The job's summary (summary.job_summary).
