@@ -1,12 +1,12 @@
 # make demo and make test need nothing but Python 3.11+ and a C library; both set up a virtual environment first.
 PYTHON ?= python3
 VENV ?= .venv
-MODEL ?= minilm
+MODEL ?= minilm-hybrid
 ENGINE ?= onnxruntime
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.covey-installed
 
-.PHONY: help install demo test test-all test-long lint format bench bench-full bench-convergence bench-engines bench-levels bench-perturb bench-bandit clean
+.PHONY: help install demo test test-all test-long lint format bench bench-full bench-convergence bench-droppeft bench-engines bench-levels bench-perturb bench-bandit bench-fleet clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml setup.py edge_runtime/native/perturb.c
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,export,executorch,dev]'
 	@touch $@
 
-demo: $(STAMP) ## 8 devices learn from real reviews (MODEL=minilm or smollm2, ENGINE=onnxruntime, executorch or mixed)
+demo: $(STAMP) ## 8 devices learn from real reviews (MODEL=minilm-hybrid, minilm or smollm2, ENGINE=onnxruntime, executorch or mixed)
 	@$(BIN)/covey demo --model $(MODEL) --engine $(ENGINE)
 
 test: $(STAMP) ## the default tests
@@ -50,7 +50,10 @@ bench-full: $(STAMP) ## speed and memory where every weight is trained (SmolLM2;
 	$(BIN)/python benchmarks/step.py --train full --repeats 5
 
 bench-convergence: $(STAMP) ## all methods, tuned, three seeds (hours; can be stopped and started)
-	$(BIN)/python benchmarks/convergence.py --model $(MODEL)
+	$(BIN)/python benchmarks/convergence.py --model $(MODEL:-hybrid=)
+
+bench-droppeft: $(STAMP) ## dropout levels, personal layers, hybrid rounds, three seeds (hours; can be stopped and started)
+	$(BIN)/python benchmarks/droppeft.py --model $(MODEL)
 
 bench-engines: $(STAMP) ## ExecuTorch against ONNX Runtime (MODEL=minilm or smollm2); the last line is JSON
 	$(BIN)/python benchmarks/engines.py --model $(MODEL)
@@ -60,6 +63,9 @@ bench-levels: $(STAMP) ## speed and memory of training graphs, against PyTorch (
 
 bench-bandit: $(STAMP) ## policies of the bandit on traces, simulated; the last line is JSON
 	$(BIN)/python benchmarks/bandit.py --seeds 12 --plot docs/bandit.png
+
+bench-fleet: $(STAMP) ## the bandit with eight device processes and MiniLM, against full depth (half an hour)
+	$(BIN)/python benchmarks/bandit_fleet.py --workdir .covey/bandit-fleet --seeds 2 --plot docs/bandit-fleet.png
 
 bench-perturb: $(STAMP) ## speed of perturbing and replay; the last line is JSON
 	$(BIN)/python benchmarks/perturb.py

@@ -23,16 +23,9 @@ import numpy as np
 from measure import provenance, spread
 
 from server.arms import Arm, Offer
-from server.bandit import (
-    BanditOptions,
-    BanditState,
-    Candidate,
-    Policy,
-    Reported,
-    choose,
-    observe_loss,
-    observe_reports,
-)
+from server.bandit import choose
+from server.bandit_state import BanditOptions, BanditState, Policy, Reported, observe_loss, observe_reports
+from server.choices import Candidate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,7 +14,6 @@ Runs land in a JSON Lines file, one a line, and are not repeated: stop and start
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
@@ -22,12 +21,11 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from comparison import find_or_run, first_at, fleet_run, read_results
 from measure import ROOT, provenance
 from tables import table
 
@@ -237,20 +235,13 @@ def run(
     }  # fmt: skip
     step = {**entry.step, "learning_rate": rate}
     key = {"model": args.model, "mode": args.mode, "name": name, "rows": rows, "job": job, "step": step}
-    done = read_results(args.results)
-    found = next((result for result in done if all(result.get(k) == v for k, v in key.items())), None)
-    if found is not None:
-        return found
-    started = time.monotonic()
-    command = [sys.executable, __file__, "--one", json.dumps({**key, **prepared, "layers": setup.layers})]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    result = {**key, **json.loads(output.splitlines()[-1]), **provenance()}
-    args.results.parent.mkdir(parents=True, exist_ok=True)
-    with args.results.open("a") as file:
-        file.write(json.dumps(result) + "\n")
+    more = {**prepared, "layers": setup.layers}
+    result, seconds = find_or_run(args.results, Path(__file__), key, more)
+    if seconds is None:
+        return result
     print(
         f"{name:14} rate {rate:<6} seed {seed} {rows:10} loss {result['loss_start']:.4f} → {result['loss_end']:.4f}  "
-        f"accuracy {result['accuracy_end']:.3f}  {result['forwards']:.0f} forwards  {time.monotonic() - started:.0f} s",
+        f"accuracy {result['accuracy_end']:.3f}  {result['forwards']:.0f} forwards  {seconds:.0f} s",
         file=sys.stderr,
         flush=True,
     )
@@ -263,37 +254,19 @@ def run_one(settings: dict[str, Any]) -> dict[str, Any]:
         from backprop import run_backprop
 
         return run_backprop(settings, DEVICES)
-    from edge_runtime.config import DataConfig, EdgeConfig
-    from server.demo.run import toml
-    from server.in_process import run_in_process
-    from server.ledger import LEDGER_FILE, Ledger
-    from server.serve import load_job
     from server.summary import job_rounds
 
     root = Path(settings["root"])
-    with tempfile.TemporaryDirectory(dir=root) as folder:
-        path = Path(folder) / "job.toml"
-        fields = {"name": "run", "eval_file": str(root / f"{settings['rows']}.jsonl"), **settings["job"]}
-        path.write_text(toml(fields) + "[step]\n" + toml(settings["step"]))
-        job, bundle = load_job(path, Path(settings["bundle"]))
-        configs = [
-            EdgeConfig(
-                name=f"device-{index:02}", broker="mqtt://unused", threads=1,
-                data=DataConfig(str(root / "devices" / f"{index:02}.jsonl")),
-                state_dir=str(Path(folder) / f"device-{index:02}"),
-            )
-            for index in range(DEVICES)
-        ]  # fmt: skip
-        started = time.monotonic()
-        summary = run_in_process(job, bundle, Path(folder) / "server", configs)
-        wall_s = time.monotonic() - started
-        with contextlib.closing(Ledger(Path(folder) / "server" / LEDGER_FILE, read_only=True)) as ledger:
-            rounds = job_rounds(ledger, "run")
-            passes = ledger.rows(
-                "SELECT round, sum(front_passes) AS front, sum(back_passes) AS back FROM offers "
-                "WHERE state = 'reported' GROUP BY round ORDER BY round"
-            )
-    share = (job.split or 0) / settings["layers"]
+    fields = {"name": "run", "eval_file": str(root / f"{settings['rows']}.jsonl"), **settings["job"]}
+    devices = {f"device-{index:02}": root / "devices" / f"{index:02}.jsonl" for index in range(DEVICES)}
+    with fleet_run(root, Path(settings["bundle"]), fields, {"step": settings["step"]}, devices) as ran:
+        summary = ran.summary
+        rounds = job_rounds(ran.ledger, "run")
+        passes = ran.ledger.rows(
+            "SELECT round, sum(front_passes) AS front, sum(back_passes) AS back FROM offers "
+            "WHERE state = 'reported' GROUP BY round ORDER BY round"
+        )
+    share = (ran.job.split or 0) / settings["layers"]
     spent = 0.0
     curve = []
     for row, made in zip(rounds, passes, strict=True):
@@ -307,27 +280,10 @@ def run_one(settings: dict[str, Any]) -> dict[str, Any]:
         "curve": curve,
         "bytes_up_per_device_round": round(summary["bytes_up_per_device_round"]),
         "bytes_down_per_device_round": round(summary["bytes_down_per_device_round"]),
-        "wall_s": round(wall_s, 1),
+        "wall_s": round(ran.wall_s, 1),
         # Server, evaluation and all devices together.
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
     }
-
-
-def read_results(path: Path) -> list[dict[str, Any]]:
-    """Return the results so far."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def forwards_to(curve: list[list[float]], loss: float) -> float | None:
-    """Return the forwards at which a run first reached a loss, linear between evaluations; None: it did not."""
-    before: list[float] | None = None
-    for point in curve:
-        if point[1] <= loss:
-            if before is None or before[1] == point[1]:
-                return point[0]
-            return before[0] + (point[0] - before[0]) * (before[1] - loss) / (before[1] - point[1])
-        before = point
-    return None
 
 
 def test_runs(path: Path, model: str, mode: str, names: list[str]) -> list[dict[str, Any]]:
@@ -363,7 +319,7 @@ def saving(results: list[dict[str, Any]], rival: str, ours: str) -> dict[str, An
         mine = next((r for r in results if r["name"] == ours and r["job"]["seed"] == seed), None)
         if theirs is None or mine is None:
             continue
-        needed = forwards_to(mine["curve"], theirs["loss_end"])
+        needed = first_at(mine["curve"], 1, theirs["loss_end"])
         each.append(None if needed is None else round(theirs["forwards"] / needed, 3))
     values = [value or 0.0 for value in each]
     if not values:

@@ -1,7 +1,8 @@
 """Speed and memory of training graphs: half the layers against all, and all against PyTorch's LoRA training.
 
-Run it with ``make bench-levels``. Memory is peak RSS less that of a process that has only loaded the libraries; weights
-are mapped from a file, and pages of it that were read count. The last line is one JSON object.
+Run it with ``make bench-levels``. Memory is anonymous memory and the pages of mapped weights that were read, at their
+peak: peak RSS less the pages of code, and less what a process holds that has only loaded the libraries. The last line
+is one JSON object.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from full import ROBERTA_BASE, random_roberta
-from measure import Worker, paired, provenance, ratios, report, spread
+from measure import memory_mb, paired, peak_rss_mb, provenance, ratios, report, spread
 
 from server.demo.packages import MINILM, default_cache, fetch_package
 
@@ -75,40 +76,30 @@ def measure_all(settings: dict[str, Any], recomputing: str, repeats: int) -> dic
     step, rival = paired(("gradients", "run"), ("torch_lora", "run"), settings, repeats)
     again = settings | {"bundle": recomputing}
     half_again, whole_again = paired(("gradients", "half"), ("gradients", "run"), again, repeats)
-    libraries = min(peaks("libraries", settings))
     alone_full, alone_half = {"half": settings["level"]}, {"level": settings["half"]}
-    full_rss = peaks("gradients", settings | alone_full)
     memory = {
-        "full": [peak - libraries for peak in full_rss],
-        "half": [peak - libraries for peak in peaks("gradients", settings | alone_half)],
-        "half_checkpoint": [peak - libraries for peak in peaks("gradients", again | alone_half)],
-        "full_checkpoint": [peak - libraries for peak in peaks("gradients", again | alone_full)],
+        "full": memory_mb("gradients", settings | alone_full),
+        "half": memory_mb("gradients", settings | alone_half),
+        "half_checkpoint": memory_mb("gradients", again | alone_half),
+        "full_checkpoint": memory_mb("gradients", again | alone_full),
+        "all_levels": memory_mb("all_levels", settings),
     }
+    full_rss = peak_rss_mb("gradients", settings | alone_full)
     return {
         "half_depth_time": ratios(half, whole),
         "half_depth_memory": ratios(memory["half"], memory["full"]),
         "half_depth_memory_checkpoint": ratios(memory["half_checkpoint"], memory["full"]),
         "full_depth_memory_checkpoint": ratios(memory["full_checkpoint"], memory["full"]),
         "full_depth_time_over_torch": ratios(step, rival),
-        "full_depth_rss_over_torch": ratios(full_rss, peaks("torch_lora", settings)),
-        "all_levels_over_largest": ratios(peaks("all_levels", settings), full_rss),
+        "full_depth_rss_over_torch": ratios(full_rss, peak_rss_mb("torch_lora", settings)),
+        "all_levels_over_largest": ratios(memory["all_levels"], memory["full"]),
         "half_depth_checkpoint_s": spread(half_again),
         "full_depth_checkpoint_s": spread(whole_again),
         "half_depth_s": spread(half),
         "full_depth_s": spread(whole),
-        "full_depth_memory_mb": spread(memory["full"]),
-        "libraries_rss_mb": spread([libraries]),
+        **{f"{name}_memory_mb": spread(values) for name, values in memory.items()},
+        "full_depth_rss_mb": spread(full_rss),
     }
-
-
-def peaks(kind: str, settings: dict[str, Any]) -> list[float]:
-    """Return the peak RSS of fresh processes after some runs."""
-    found = []
-    for _ in range(3):
-        worker = Worker(kind, settings)
-        found.append([worker.ask()["peak_rss_mb"] for _ in range(3)][-1])
-        worker.close()
-    return found
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -80,6 +81,35 @@ def paired(
     for worker in workers.values():
         worker.close()
     return seconds[first], seconds[second]
+
+
+def peak_rss_mb(kind: str, settings: dict[str, Any]) -> list[float]:
+    """Return the peak RSS of fresh processes after some runs."""
+    return [memory["peak_rss_mb"] for memory in _answers(kind, settings)]
+
+
+def memory_mb(kind: str, settings: dict[str, Any]) -> list[float]:
+    """Return anonymous memory and the pages of mapped weights that were read, at their peak, of fresh processes.
+
+    It is the peak RSS less the pages of code, and less what a process holds that has only loaded the libraries.
+    """
+    before = _libraries_mb(settings["rows"], settings["tokens"], settings["threads"])
+    return [memory["peak_rss_mb"] - memory["code_mb"] - before for memory in _answers(kind, settings)]
+
+
+@functools.cache
+def _libraries_mb(rows: int, tokens: int, threads: int) -> float:
+    settings = {"rows": rows, "tokens": tokens, "threads": threads}
+    return min(float(memory["anonymous_mb"]) for memory in _answers("libraries", settings))
+
+
+def _answers(kind: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    found = []
+    for _ in range(3):
+        worker = Worker(kind, settings)
+        found.append([worker.ask() for _ in range(3)][-1])
+        worker.close()
+    return found
 
 
 def report(results: dict[str, dict[str, float]], bounds: dict[str, float]) -> None:

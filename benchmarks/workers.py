@@ -248,34 +248,33 @@ def torch_mezo(settings: dict[str, Any]) -> Work:
 
 def gradients(settings: dict[str, Any]) -> Work:
     """``run``: loss and gradients with ``level`` active layers. ``half``: with ``half`` of them."""
+    work = levels(settings)
+    whole, half = (work[str(settings[key])] for key in ("level", "half"))
+    return {"run": whole} if half is whole else {"run": whole, "half": half}  # one level alone, for its memory
+
+
+def levels(settings: dict[str, Any]) -> Work:
+    """By a level's number: loss and gradients at it."""
     from edge_runtime.golden import training_layers
     from edge_runtime.training_onnxruntime import OnnxTrainingEngine
 
     bundle, batch = open_bundle(Path(settings["bundle"])), random_batch(settings)
     engine, theta = OnnxTrainingEngine(bundle, settings["threads"]), bundle.initial_adapter()
-    out = np.zeros_like(theta)
+    out, layers = np.zeros_like(theta), bundle.manifest.model.layers
 
     def at(level: int) -> Callable[[], float]:
-        layers = training_layers(level, bundle.manifest.model.layers)
-        return lambda: engine.gradients(theta, layers, batch, out)
+        return lambda: engine.gradients(theta, training_layers(level, layers), batch, out)
 
-    if settings["half"] == settings["level"]:
-        return {"run": at(settings["level"])}  # one level alone, for its memory
-    return {"run": at(settings["level"]), "half": at(settings["half"])}
+    return {str(level): at(level) for level in engine.levels}
 
 
 def all_levels(settings: dict[str, Any]) -> Work:
     """``run``: every level of a bundle, up and down."""
-    from edge_runtime.golden import training_layers
-    from edge_runtime.training_onnxruntime import OnnxTrainingEngine
-
-    bundle, batch = open_bundle(Path(settings["bundle"])), random_batch(settings)
-    engine, theta = OnnxTrainingEngine(bundle, settings["threads"]), bundle.initial_adapter()
-    out = np.zeros_like(theta)
+    work = list(levels(settings).values())
 
     def run() -> None:
-        for level in (*engine.levels, *reversed(engine.levels)):
-            engine.gradients(theta, training_layers(level, bundle.manifest.model.layers), batch, out)
+        for at_level in (*work, *reversed(work)):
+            at_level()
 
     return {"run": run}
 
@@ -316,6 +315,7 @@ def torch_lora(settings: dict[str, Any]) -> Work:
 
 KINDS = {
     "gradients": gradients,
+    "levels": levels,
     "all_levels": all_levels,
     "libraries": libraries,
     "torch_lora": torch_lora,
@@ -338,25 +338,36 @@ def main() -> None:
         run()
     print("{}", flush=True)
     for line in sys.stdin:
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         measured = work[line.strip()]()
-        seconds = time.perf_counter() - started
+        seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
         if line.strip() == "first_load":
             seconds = measured  # what was measured when the process began
         # On Linux ru_maxrss is in KiB.
-        print(
-            json.dumps({"seconds": seconds, "peak_rss_mb": _peak_rss_mb(), "anonymous_mb": _anonymous_mb()}), flush=True
-        )
+        memory = {"peak_rss_mb": _peak_rss_mb(), "anonymous_mb": _status_mb("RssAnon"), "code_mb": _code_mb()}
+        print(json.dumps({"seconds": seconds, "cpu_s": cpu_s, **memory}), flush=True)
 
 
 def _peak_rss_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def _anonymous_mb() -> float:
-    """Return the memory that is no file's: what cannot be dropped and read again."""
+def _code_mb() -> float:
+    """Return the resident pages of files that hold no tensors: the interpreter's and the libraries'."""
+    tensors, is_tensors = 0.0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split()
+        if not words[0].endswith(":"):  # a mapping begins
+            is_tensors = words[-1].endswith(".safetensors")
+        elif is_tensors and words[0] == "Rss:":
+            tensors += int(words[1]) * 1024 / 1e6
+    return _status_mb("RssFile") - tensors
+
+
+def _status_mb(field: str) -> float:
+    """Return a figure of this process; ``RssAnon`` is what cannot be dropped and read again."""
     status = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in status if line.startswith("RssAnon")).split()[1]) * 1024 / 1e6
+    return int(next(line for line in status if line.startswith(field)).split()[1]) * 1024 / 1e6
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 One plan at a time, in the order of arrival; a newer plan of the server ends the one at work. A report is in the journal
 before it is sent, so the same plan coming again (after a lost connection or a restart) is answered without training.
+
+A device that its owner's rules keep from work says so in its state, and declines a plan that comes nevertheless. What
+it has begun it finishes: a round is short, and its work would be lost.
 """
 
 from __future__ import annotations
@@ -18,10 +21,13 @@ import msgspec
 from edge_runtime import engines, protocol
 from edge_runtime.backprop_plan import do_backprop
 from edge_runtime.birth import make_birth
-from edge_runtime.errors import CoveyError, NetworkError, ProtocolError
+from edge_runtime.errors import ConfigError, CoveyError, NetworkError, ProfileError, ProtocolError
 from edge_runtime.fetch import Fetcher, blob_base
 from edge_runtime.forward_plan import do_forward
+from edge_runtime.gate import Gate, board_conditions
 from edge_runtime.privacy import check_privacy
+from edge_runtime.profile import PROFILE_FILE
+from edge_runtime.profile_check import decode_profile
 from edge_runtime.transport import Connected, Message, Will
 from edge_runtime.upload import upload
 from edge_runtime.workshop import Workshop, install_bundle, obtain_adapter
@@ -65,6 +71,10 @@ class Agent:
         clock: monotonic seconds.
         make_engine: see Workshop; None: the configuration's engine.
         make_training_engine: see Workshop.
+        gate: whether the device takes work; None: by the configuration's rules and this machine's sensors.
+
+    Raises:
+        ConfigError: rules that this machine can never follow.
     """
 
     def __init__(
@@ -76,8 +86,10 @@ class Agent:
         clock: Callable[[], float] = time.monotonic,
         make_engine: EngineMaker | None = None,
         make_training_engine: TrainingEngineMaker | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._config = config
+        self._gate = gate or Gate(config.eligibility, board_conditions(store.root), clock=clock)
         self._store = store
         self._transport = transport
         self._boot_id = boot_id
@@ -119,7 +131,9 @@ class Agent:
         return self._topic("state"), protocol.encode(protocol.DeviceState(state="offline", boot_id=self._boot_id))
 
     def _receive(self, timeout_s: float) -> Message | None:
-        """Return the next message; announces itself where the connection is new."""
+        """Return the next message; announces itself where the connection is new, and whether it takes work."""
+        if self._gate.look():
+            self._set_state("online")
         event = self._transport.receive(timeout_s)
         if isinstance(event, Connected):
             self._announce()
@@ -128,14 +142,36 @@ class Agent:
 
     def _announce(self) -> None:
         self._publish_birth()
+        self._publish_profile()
         self._set_state("online")
 
     def _publish_birth(self) -> None:
         birth = make_birth(self._config, self._boot_id, self._journal, self._workshop)
         self._transport.publish(self._topic("birth"), protocol.encode(birth), retain=True)
 
+    def _publish_profile(self) -> None:
+        """Publish the profile that ``covey-edge profile`` has kept, so that a new broker or server has it too."""
+        current = self._journal.bundle_sha256
+        try:
+            profile = decode_profile((self._store.root / PROFILE_FILE).read_bytes())
+            if current not in (None, profile.bundle.sha256):
+                _LOG.info("the profile is of another bundle; measure this one: covey-edge profile")
+                return
+            message = protocol.encode(protocol.ProfileMessage(device=self._config.name, profile=profile))
+        except FileNotFoundError:
+            return
+        except (OSError, ProfileError, ProtocolError) as error:
+            _LOG.warning("the kept profile is not sent: %s", error)
+            return
+        self._transport.publish(self._topic("profile"), message, retain=True)
+
     def _set_state(self, state: str) -> None:
-        message = protocol.DeviceState(state=state, boot_id=self._boot_id)  # type: ignore[arg-type]
+        reason = self._gate.closed
+        message = protocol.DeviceState(
+            state=state,  # type: ignore[arg-type]
+            boot_id=self._boot_id,
+            ineligible=None if reason is None else reason[:1000],
+        )
         self._transport.publish(self._topic("state"), protocol.encode(message), retain=True)
 
     def _report(self, report: protocol.DeviceReport) -> None:
@@ -165,6 +201,7 @@ class Agent:
             _LOG.error("round %d of job %s failed: %s", plan.round, plan.job, error)
             self._refuse(plan.job, *_order(plan), error)
         finally:
+            self._gate.look()
             self._set_state("online")
         return None
 
@@ -249,6 +286,7 @@ class Agent:
         self._write_journal(job=plan.job, bundle_sha256=plan.bundle_sha256, adapter_sha256=plan.adapter.file.sha256)
         if is_new:
             self._publish_birth()  # now it knows its bundle and its rows
+            self._publish_profile()
         return self._workshop, theta, fetcher.fetched_bytes
 
     def _write_journal(self, **changes: object) -> None:
@@ -276,6 +314,7 @@ class Agent:
         """Train a round, enter its report in the journal, and send it."""
         if self._send_again(plan):
             return
+        self._check_gate()
         privacy = plan.privacy if isinstance(plan, protocol.TrainPlan) else None
         check_privacy(privacy, self._config.least_noise_multiplier)
         self._report(
@@ -316,6 +355,17 @@ class Agent:
         )
         self._report(report)
         _LOG.info("round %d: loss %s in %.1f s", plan.round, report.loss, report.seconds)
+
+    def _check_gate(self) -> None:
+        """Decline where the owner's rules say so; the server is told first, that it does not ask again at once.
+
+        Raises:
+            ConfigError: the rules that are broken.
+        """
+        self._gate.look(now=True)
+        if self._gate.closed is not None:
+            self._set_state("online")
+            raise ConfigError(self._gate.closed, "see [eligibility] in edge.toml")
 
     def _send_again(self, plan: protocol.TrainPlan | protocol.BackpropPlan) -> bool:
         """Send the journal's report where it answers this very plan."""

@@ -13,7 +13,7 @@ from edge_runtime.adamw import AdamW, AdamWOptions
 from edge_runtime.data import batch_indices
 from edge_runtime.errors import TrainingError
 from edge_runtime.ptls import LayerStatistics, importance, overlay, personal_layers
-from edge_runtime.stld import choose_layers
+from edge_runtime.stld import choose_layers, residual_scales
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -106,7 +106,8 @@ def train_backprop(
             work.round * stld.steps + step,
             lambda epoch: seeds.epoch_seed(work.job_seed, work.device, epoch),
         )
-        losses.append(mean_gradient(engine, local, active, rows, indices, stld.rows_at_once, gradient))
+        scales = residual_scales(stld, len(layers), work.level, active)
+        losses.append(mean_gradient(engine, local, active, rows, indices, stld.rows_at_once, gradient, scales))
         trained = [layer for layer in active if layers[layer].start < layers[layer].stop]
         parts = [*slices.rest, *(layers[layer] for layer in trained)]
         _check_finite(losses[-1], gradient, parts)
@@ -142,6 +143,7 @@ def mean_gradient(
     indices: Sequence[int],
     rows_at_once: int,
     out: FloatVector,
+    scales: Sequence[float] | None = None,
 ) -> float:
     """Write the gradient of the mean loss of a batch to ``out``, run in micro-batches; return that loss.
 
@@ -153,15 +155,16 @@ def mean_gradient(
         indices: the rows of the batch.
         rows_at_once: rows of a micro-batch.
         out: see TrainingEngine.gradients.
+        scales: the same.
     """
     if len(indices) <= rows_at_once:
-        return engine.gradients(theta, layers, rows.batch(indices), out)
+        return engine.gradients(theta, layers, rows.batch(indices), out, scales)
     batches = [rows.batch(indices[start : start + rows_at_once]) for start in range(0, len(indices), rows_at_once)]
     total, loss, part = sum(batch.loss_terms for batch in batches), 0.0, np.zeros_like(out)
     out[:] = 0
     for batch in batches:
         share = batch.loss_terms / total
-        loss += share * engine.gradients(theta, layers, batch, part)
+        loss += share * engine.gradients(theta, layers, batch, part, scales)
         out += np.float32(share) * part
     return loss
 

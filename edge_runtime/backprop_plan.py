@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from edge_runtime import protocol
 from edge_runtime.backprop import BackpropWork, train_backprop
 from edge_runtime.delta import encode_delta
 from edge_runtime.errors import BundleError, ConfigError
-from edge_runtime.levels import layer_slices
-from edge_runtime.memory import check_level, free_bytes, level_need, levels_that_fit, peak_rss_bytes
+from edge_runtime.levels import layer_slices, no_scales
+from edge_runtime.memory import check_level, free_bytes, give_back, level_need, levels_that_fit, peak_rss_bytes
 from edge_runtime.personal import personal_or_none, save_personal
 from edge_runtime.store import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edge_runtime.backprop import BackpropResult
     from edge_runtime.bundle import Bundle
     from edge_runtime.manifest import Runtime
     from edge_runtime.perturbation import FloatVector
@@ -31,7 +34,8 @@ def check_plan(
 
     Raises:
         ConfigError: it trains with forward passes only: see EdgeConfig.backpropagates.
-        BundleError: the bundle has no such level for the device's engine.
+        BundleError: the bundle has no such level for the device's engine, or does not rescale residuals and the plan
+            does.
         TrainingError: the level does not fit into memory.
     """
     if not backpropagates:
@@ -44,6 +48,8 @@ def check_plan(
         raise BundleError("the bundle has no training graphs", "export it with --levels")
     rows = plan.stld.rows_at_once
     check_level(manifest, plan.level, rows, bytes_free, runtime)
+    if plan.stld.rescale and not manifest.training_graph(plan.level, runtime).rescales:
+        raise no_scales()
     return levels_that_fit([level_need(manifest, level, runtime) for level in manifest.levels], bytes_free, rows)
 
 
@@ -88,27 +94,43 @@ def do_backprop(
     if result is None:
         return None
     seconds = clock() - started
+    give_back()
     delta = encode_delta(result.movement, manifest.parameters, result.sent, manifest.model.layers)
-    sha256 = hashlib.sha256(delta).hexdigest()
-    write_atomically(store.delta_file(sha256), delta)
+    report = report_of(plan, device, result, delta, len(workshop.rows), seconds)
+    write_atomically(store.delta_file(report.delta.sha256), delta)
     keeps = plan.stld.personal_share > 0
     after_sha256 = save_personal(store, workshop.bundle, plan.job, result.personal) if keeps else None
-    report = protocol.DeltaReport(
+    return msgspec.structs.replace(report, peak_rss_bytes=peak_rss_bytes()), after_sha256
+
+
+def report_of(
+    plan: protocol.BackpropPlan, device: str, result: BackpropResult, delta: bytes, examples: int, seconds: float
+) -> protocol.DeltaReport:
+    """Return the report of a round, what it does not say (memory, link, rates, fetched bytes) left out.
+
+    Args:
+        plan: what was done.
+        device: the device's name.
+        result: what came out.
+        delta: the movement of the shared layers, encoded.
+        examples: rows of private data.
+        seconds: how long it took.
+    """
+    return protocol.DeltaReport(
         job=plan.job,
         round=plan.round,
         attempt=plan.attempt,
         device=device,
         adapter_sha256=plan.adapter.file.sha256,  # of the bytes that are trained: obtain_adapter has hashed them
-        delta=protocol.BlobRef(sha256, len(delta)),
+        delta=protocol.BlobRef(hashlib.sha256(delta).hexdigest(), len(delta)),
         layers=result.sent,
         personal_layers=len(result.personal.layers),
         level=plan.level,
-        examples=len(workshop.rows),
+        examples=examples,
         loss=result.loss,
         seconds=seconds,
-        peak_rss_bytes=peak_rss_bytes(),
+        peak_rss_bytes=None,
         link_bytes_per_s=None,
         replay_parameters_per_s=None,
         blob_bytes=0,
     )
-    return report, after_sha256

@@ -19,7 +19,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge_runtime.power import PowerMeter
 from edge_runtime.profile import BoardFacts, Reading
+from edge_runtime.sysfs import Sysfs, read_field, read_hex, read_kilobytes, read_number, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,8 +32,6 @@ THROTTLED_NOW = 0b1110
 """Bits of the Pi firmware's word: clock capped (1), throttled (2), soft temperature limit (3); 0 is under-voltage."""
 _UNDER_VOLTAGE = 0b1
 _SINCE_BOOT = 16
-_JETSON_INPUTS = ("VDD_IN", "VIN_SYS_5V0", "POM_5V_IN")
-_RAPL_S = 0.2
 _COMMAND_S = 5.0
 
 _BOARDS = (
@@ -71,14 +71,15 @@ class Board:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._root, self._run, self._clock, self._sleep = root, run, clock, sleep
+        self._files, self._run = Sysfs(root), run
+        self._meter = PowerMeter(self._files, run, clock, sleep)
 
     # -- what it is ---------------------------------------------------------------------------------------------
 
     def facts(self, board: str | None = None) -> BoardFacts:
         """Return what the board is; ``board`` names its profile folder where it is not one that is known."""
-        model = self._text("proc/device-tree/model") or self._text("sys/class/dmi/id/product_name")
-        machine = os.uname().machine if self._root == Path("/") else self._text("proc/sys/kernel/arch")
+        model = self._files.text("proc/device-tree/model") or self._files.text("sys/class/dmi/id/product_name")
+        machine = os.uname().machine if self._files.root == Path("/") else self._files.text("proc/sys/kernel/arch")
         return BoardFacts(
             board=board or self._known_board(model) or _slug(model, machine),
             model=model,
@@ -88,7 +89,7 @@ class Board:
             memory_bytes=self._meminfo("MemTotal"),
             max_clock_hz=_scaled(max(self._cpufreq("cpuinfo_max_freq"), default=None), 1e3),
             os=self._os(),
-            kernel=self._text("proc/sys/kernel/osrelease"),
+            kernel=self._files.text("proc/sys/kernel/osrelease"),
         )
 
     def _known_board(self, model: str | None) -> str | None:
@@ -97,37 +98,40 @@ class Board:
 
     def _cores(self) -> int | None:
         """Count the online processors, from a list such as ``0-3,6``."""
-        text = self._text("sys/devices/system/cpu/online")
+        text = self._files.text("sys/devices/system/cpu/online")
         if text is None or not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
             return None
         ranges = [part.partition("-") for part in text.split(",")]
         return sum(int(last or first) - int(first) + 1 for first, _, last in ranges)
 
     def _cpuinfo(self, field: str) -> str | None:
-        return _field(self._text("proc/cpuinfo"), field)
+        return read_field(self._files.text("proc/cpuinfo"), field)
 
     def _os(self) -> str | None:
-        text = self._text("etc/os-release")
+        text = self._files.text("etc/os-release")
         found = re.search(r'^PRETTY_NAME="?([^"\n]*)', text or "", re.MULTILINE)
         return found.group(1) if found else None
 
     # -- what its sensors say -----------------------------------------------------------------------------------
 
-    def read(self, disk: Path | None = None) -> Reading:
-        """Return what the sensors say now; ``disk`` is where bundles are kept. May take a fifth of a second."""
+    def read(self, disk: Path | None = None, *, power: bool = True) -> Reading:
+        """Return what the sensors say now; ``disk`` is where bundles are kept.
+
+        May take a fifth of a second, not so without ``power``.
+        """
         flags = self._pi_flags()
-        power, sensor = self._power()
+        power_w, sensor = self._meter.read() if power else (None, None)
         return Reading(
-            temperature_c=self._temperature(),
+            temperature_c=self.temperature_c(),
             throttled=self._throttled(flags),
             throttled_since_boot=None if flags is None else bool((flags >> _SINCE_BOOT) & THROTTLED_NOW),
             under_voltage=self._under_voltage(flags),
             clock_hz=_scaled(max(self._cpufreq("scaling_cur_freq"), default=None), 1e3),
-            governor=next(iter(self._texts("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")), None),
-            power_w=power,
+            governor=next(iter(self._files.texts("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")), None),
+            power_w=power_w,
             power_sensor=sensor,
             load=self._load(),
-            memory_free_bytes=self._meminfo("MemAvailable"),
+            memory_free_bytes=self.memory_free_bytes(),
             disk_free_bytes=_disk_free(disk),
             on_mains=self._on_mains(),
             battery=self._battery(),
@@ -135,34 +139,38 @@ class Board:
 
     def power_w(self) -> float | None:
         """Return what the board takes; see read."""
-        return self._power()[0]
+        return self._meter.read()[0]
+
+    def temperature_c(self) -> float | None:
+        """Return the hottest zone in °C; zones that are switched off say an error or an impossible figure."""
+        zones = [value / 1e3 for value in self._files.numbers("sys/class/thermal/thermal_zone*/temp")]
+        return max((zone for zone in zones if -60 < zone < 200), default=None)
+
+    def memory_free_bytes(self) -> int | None:
+        """Return the memory that can be had without swapping."""
+        return self._meminfo("MemAvailable")
 
     def memory_of_self(self, field: str) -> int | None:
         """Return ``VmRSS`` (resident now) or ``VmHWM`` (its peak) of this process, in bytes."""
-        return _kilobytes(self._text("proc/self/status"), field)
-
-    def _temperature(self) -> float | None:
-        """Return the hottest zone in °C; zones that are switched off say an error or an impossible figure."""
-        zones = [value / 1e3 for value in self._numbers("sys/class/thermal/thermal_zone*/temp")]
-        return max((zone for zone in zones if -60 < zone < 200), default=None)
+        return read_kilobytes(self._files.text("proc/self/status"), field)
 
     def _pi_flags(self) -> int | None:
         """Return the Pi firmware's throttling word."""
-        for text in self._texts("sys/devices/platform/soc*/soc*:firmware/get_throttled"):
-            return _hex(text)
-        if "raspberry pi" not in (self._text("proc/device-tree/model") or "").lower():
+        for text in self._files.texts("sys/devices/platform/soc*/soc*:firmware/get_throttled"):
+            return read_hex(text)
+        if "raspberry pi" not in (self._files.text("proc/device-tree/model") or "").lower():
             return None
         printed = self._run(["vcgencmd", "get_throttled"])
-        return None if printed is None else _hex(printed.strip().removeprefix("throttled="))
+        return None if printed is None else read_hex(printed.strip().removeprefix("throttled="))
 
     def _throttled(self, flags: int | None) -> bool | None:
         """Tell from the Pi's word, else from cooling devices that hold the processor's clock down."""
         if flags is not None:
             return bool(flags & THROTTLED_NOW)
         states = []
-        for folder in self._glob("sys/class/thermal/cooling_device*"):
-            kind = _read(folder / "type") or ""
-            state = _number(folder / "cur_state")
+        for folder in self._files.glob("sys/class/thermal/cooling_device*"):
+            kind = read_text(folder / "type") or ""
+            state = read_number(folder / "cur_state")
             if state is not None and re.match(r"cpufreq|cpu-|processor|thermal-cpufreq", kind, re.IGNORECASE):
                 states.append(state > 0)
         return any(states) if states else None
@@ -170,60 +178,14 @@ class Board:
     def _under_voltage(self, flags: int | None) -> bool | None:
         if flags is not None:
             return bool(flags & _UNDER_VOLTAGE)
-        for folder in self._hwmon("rpi_volt"):
-            alarm = _number(folder / "in0_lcrit_alarm")
+        for folder in self._files.hwmon("rpi_volt"):
+            alarm = read_number(folder / "in0_lcrit_alarm")
             if alarm is not None:
                 return alarm > 0
         return None
 
-    def _power(self) -> tuple[float | None, str | None]:
-        """Return watts and where they were read: the whole board where it can be had, else the processor."""
-        for read, name in ((self._ina3221, "ina3221"), (self._pmic, "pmic"), (self._rapl, "rapl")):
-            power = read()
-            if power is not None:
-                return power, name
-        return None, None
-
-    def _ina3221(self) -> float | None:
-        """Return what goes into a Jetson: its input rail, or the sum of all rails where that one has no sensor."""
-        rails = {}
-        for folder in self._hwmon("ina3221"):
-            for number in (1, 2, 3):
-                label = _read(folder / f"in{number}_label") or f"{folder.name}.{number}"
-                milli_v, milli_a = _number(folder / f"in{number}_input"), _number(folder / f"curr{number}_input")
-                if milli_v is not None and milli_a is not None and "NC" not in label:
-                    rails[label] = milli_v * milli_a / 1e6
-        whole = [rails[label] for label in _JETSON_INPUTS if label in rails]
-        return whole[0] if whole else sum(rails.values()) if rails else None
-
-    def _pmic(self) -> float | None:
-        """Return the sum of a Pi 5's rails, without what its USB ports and its own regulators take."""
-        if "raspberry pi 5" not in (self._text("proc/device-tree/model") or "").lower():
-            return None
-        printed = self._run(["vcgencmd", "pmic_read_adc"]) or ""
-        found = re.findall(r"(\w+?)_([AV]) (?:current|volt)\(\d+\)=([\d.]+)[AV]", printed)
-        amperes = {rail: float(value) for rail, kind, value in found if kind == "A"}
-        volts = {rail: float(value) for rail, kind, value in found if kind == "V"}
-        both = amperes.keys() & volts.keys()
-        return sum(amperes[rail] * volts[rail] for rail in both) if both else None
-
-    def _rapl(self) -> float | None:
-        before = self._energy()
-        if not before:
-            return None
-        started = self._clock()
-        self._sleep(_RAPL_S)
-        after, seconds = self._energy(), self._clock() - started
-        used = [after[zone] - before[zone] for zone in before.keys() & after.keys()]
-        return None if seconds <= 0 or min(used, default=-1.0) < 0 else sum(used) / seconds  # < 0: it wrapped
-
-    def _energy(self) -> dict[str, float]:
-        """Return the joules of each package; only root may read them on most systems."""
-        packages = ((f.name, _number(f / "energy_uj")) for f in self._glob("sys/class/powercap/intel-rapl:[0-9]"))
-        return {name: value / 1e6 for name, value in packages if value is not None}
-
     def _load(self) -> float | None:
-        text = self._text("proc/loadavg")
+        text = self._files.text("proc/loadavg")
         try:
             return float((text or "").split()[0]) / (self._cores() or 1)
         except (IndexError, ValueError):
@@ -234,7 +196,7 @@ class Board:
         online = [
             value
             for folder in self._supplies(("Mains", "USB", "USB_C", "USB_PD", "Wireless"))
-            if (value := _number(folder / "online")) is not None
+            if (value := read_number(folder / "online")) is not None
         ]
         return any(online) if online else None
 
@@ -242,67 +204,22 @@ class Board:
         charges = [
             value / 100
             for folder in self._supplies(("Battery",))
-            if (value := _number(folder / "capacity")) is not None and 0 <= value <= 100
+            if (value := read_number(folder / "capacity")) is not None and 0 <= value <= 100
         ]
         return min(charges, default=None)
 
     # -- files --------------------------------------------------------------------------------------------------
 
     def _supplies(self, kinds: tuple[str, ...]) -> Iterator[Path]:
-        return (folder for folder in self._glob("sys/class/power_supply/*") if _read(folder / "type") in kinds)
-
-    def _hwmon(self, name: str) -> Iterator[Path]:
-        return (folder for folder in self._glob("sys/class/hwmon/hwmon*") if _read(folder / "name") == name)
+        return (
+            folder for folder in self._files.glob("sys/class/power_supply/*") if read_text(folder / "type") in kinds
+        )
 
     def _cpufreq(self, name: str) -> list[float]:
-        return self._numbers(f"sys/devices/system/cpu/cpu[0-9]*/cpufreq/{name}")
+        return self._files.numbers(f"sys/devices/system/cpu/cpu[0-9]*/cpufreq/{name}")
 
     def _meminfo(self, field: str) -> int | None:
-        return _kilobytes(self._text("proc/meminfo"), field)
-
-    def _glob(self, pattern: str) -> list[Path]:
-        return sorted(self._root.glob(pattern))
-
-    def _text(self, path: str) -> str | None:
-        return _read(self._root / path)
-
-    def _texts(self, pattern: str) -> list[str]:
-        return [text for path in self._glob(pattern) if (text := _read(path)) is not None]
-
-    def _numbers(self, pattern: str) -> list[float]:
-        return [value for path in self._glob(pattern) if (value := _number(path)) is not None]
-
-
-def _read(path: Path) -> str | None:
-    """Return a file's text without what ends it (device-tree strings end with a zero byte); None: not readable."""
-    try:
-        return path.read_bytes().decode(errors="replace").strip("\0\n ") or None
-    except OSError:
-        return None
-
-
-def _number(path: Path) -> float | None:
-    try:
-        return float(_read(path) or "")
-    except ValueError:
-        return None
-
-
-def _hex(text: str) -> int | None:
-    try:
-        return int(text, 16)
-    except ValueError:
-        return None
-
-
-def _field(text: str | None, name: str) -> str | None:
-    found = re.search(rf"^{re.escape(name)}\s*:\s*(.*?)\s*$", text or "", re.MULTILINE)
-    return found.group(1) if found else None
-
-
-def _kilobytes(text: str | None, name: str) -> int | None:
-    found = re.fullmatch(r"(\d+) kB", _field(text, name) or "")
-    return int(found.group(1)) * 1024 if found else None
+        return read_kilobytes(self._files.text("proc/meminfo"), field)
 
 
 def _scaled(value: float | None, factor: float) -> float | None:

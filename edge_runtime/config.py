@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from edge_runtime.eligibility import EligibilityRules
 from edge_runtime.errors import ConfigError
 from edge_runtime.manifest import Runtime
 from edge_runtime.protocol import Name
@@ -52,6 +53,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         tls: certificate files, for ``mqtts``.
         training: ``auto``: with backpropagation where a job asks for it and memory allows; or ``forward-only``.
         least_noise_multiplier: train only in jobs whose [privacy] has this noise_multiplier or more; None: in all.
+        eligibility: when the device takes work.
     """
 
     name: Name
@@ -66,6 +68,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tls: TlsFiles | None = None
     training: Literal["auto", "forward-only"] = "auto"
     least_noise_multiplier: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    eligibility: EligibilityRules = EligibilityRules()
 
     @property
     def backpropagates(self) -> bool:

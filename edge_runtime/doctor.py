@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edge_runtime import __version__, executorch_build
+from edge_runtime.board import Board
 from edge_runtime.errors import ConfigError, CoveyError, DataError, NetworkError, StorageError
 from edge_runtime.kernel import kernel_name, kernel_reason
 from edge_runtime.transport_mqtt import parse_broker
@@ -72,9 +73,10 @@ def examine(
     yield _onnxruntime()
     yield _executorch(needed=engine == "executorch", build=build)
     yield _cores(0 if config is None else config.threads)
-    yield _memory(root)
+    board = Board(root)
+    yield _memory(board)
     yield _disk(Path("." if config is None else config.state_dir))
-    yield _temperature(root)
+    yield _temperature(board)
     server_time = None
     if config is not None:
         yield _data(Path(config.data.path))
@@ -124,14 +126,8 @@ def _cores(threads: int) -> Finding:
     return Finding("threads", "ok", f"{threads or 'one a core'}, {cores} cores", "", values)
 
 
-def _memory(root: Path) -> Finding:
-    free = None
-    try:
-        for line in (root / "proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                free = int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        free = None
+def _memory(board: Board) -> Finding:
+    free = board.memory_free_bytes()
     if free is None:
         return Finding("memory", "warning", "free memory is unknown", "", {"free_bytes": None})
     low = free < _LITTLE_MEMORY_BYTES
@@ -156,19 +152,14 @@ def _disk(state_dir: Path) -> Finding:
     )  # fmt: skip
 
 
-def _temperature(root: Path) -> Finding:
-    degrees = []
-    for sensor in sorted((root / "sys/class/thermal").glob("thermal_zone*/temp")):
-        try:
-            degrees.append(int(sensor.read_text()) / 1000)
-        except (OSError, ValueError):
-            continue  # a sensor that is switched off
-    if not degrees:
+def _temperature(board: Board) -> Finding:
+    degrees = board.temperature_c()
+    if degrees is None:
         return Finding("temperature", "absent", "no sensor", "", {"celsius": None})
-    hot = max(degrees) > _HOT_C
+    hot = degrees > _HOT_C
     return Finding(
-        "temperature", "warning" if hot else "ok", f"{max(degrees):.0f} °C",
-        "a hot board throttles: cool it" if hot else "", {"celsius": max(degrees)},
+        "temperature", "warning" if hot else "ok", f"{degrees:.0f} °C",
+        "a hot board throttles: cool it" if hot else "", {"celsius": degrees},
     )  # fmt: skip
 
 

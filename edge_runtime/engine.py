@@ -58,7 +58,14 @@ class TrainingEngine(Protocol):
     def levels(self) -> tuple[int, ...]:
         """Numbers of active layers for which there is a graph, ascending."""
 
-    def gradients(self, theta: FloatVector, layers: Sequence[int], batch: Batch, out: FloatVector) -> float:
+    def gradients(
+        self,
+        theta: FloatVector,
+        layers: Sequence[int],
+        batch: Batch,
+        out: FloatVector,
+        scales: Sequence[float] | None = None,
+    ) -> float:
         """Run with these layers (ascending) and write the gradients of what is trained.
 
         Args:
@@ -67,12 +74,13 @@ class TrainingEngine(Protocol):
             batch: the rows.
             out: d loss / d theta of the active layers' adapters and of parameters outside the layers is written here,
                 float32, whole layout; entries of absent layers are left alone.
+            scales: what each active layer adds to its input counts by this factor; None: 1.
 
         Returns:
             The mean loss over the batch's rows, or its completion tokens.
 
         Raises:
-            BundleError: there is no graph for so many layers.
+            BundleError: there is no graph for so many layers, or it takes no scales.
             TrainingError: the runtime failed on the batch.
         """
 

@@ -100,13 +100,23 @@ class LayeredQuadraticEngine(QuadraticEngine):
         """See TrainingEngine."""
         return self._levels
 
-    def gradients(self, theta: FloatVector, layers: Sequence[int], batch: Batch, out: FloatVector) -> float:  # noqa: ARG002
-        """See TrainingEngine; exact, computed in float64."""
+    def gradients(
+        self,
+        theta: FloatVector,
+        layers: Sequence[int],
+        batch: Batch,  # noqa: ARG002 the bowl has no data
+        out: FloatVector,
+        scales: Sequence[float] | None = None,
+    ) -> float:
+        """See TrainingEngine; exact, computed in float64. A layer's scale is a factor on its parameters."""
         if len(layers) not in self._levels:
             raise BundleError(f"no graph with {len(layers)} active layers", f"levels are {self._levels}")
-        present = np.zeros(theta.size, dtype=np.bool_)
-        for part in (*self._slices.rest, *(self._slices.layers[layer] for layer in layers)):
-            present[part] = True
-        seen = np.where(present, theta, np.float32(0))
-        out[present] = self.gradient(seen)[present]
+        factor = np.zeros(theta.size, dtype=np.float32)
+        for part in self._slices.rest:
+            factor[part] = 1
+        for layer, scale in zip(layers, scales or [1.0] * len(layers), strict=True):
+            factor[self._slices.layers[layer]] = scale
+        seen: FloatVector = theta * factor
+        present = factor != 0
+        out[present] = self.gradient(seen)[present] * factor[present]
         return self.loss(seen)

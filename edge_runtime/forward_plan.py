@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edge_runtime.perturbation import FloatVector
+    from edge_runtime.trainer import RoundResult
     from edge_runtime.workshop import Workshop
 
 
@@ -52,8 +53,21 @@ def do_forward(
     engine = workshop.engine(plan.split)
     started = clock()
     result = train_round(engine, theta, workshop.rows, work, goes_on, copy=workshop.copies, clock=clock)
-    if result is None:
-        return None
+    return None if result is None else report_of(plan, device, result, len(workshop.rows), clock() - started)
+
+
+def report_of(
+    plan: protocol.TrainPlan, device: str, result: RoundResult, examples: int, seconds: float
+) -> protocol.RoundReport:
+    """Return the report of a round, what it does not say (link, rates, fetched bytes) left out.
+
+    Args:
+        plan: what was done.
+        device: the device's name.
+        result: what came out.
+        examples: rows of private data.
+        seconds: how long it took.
+    """
     return protocol.RoundReport(
         job=plan.job,
         round=plan.round,
@@ -61,9 +75,9 @@ def do_forward(
         device=device,
         adapter_sha256=plan.adapter.file.sha256,  # of the bytes that are trained: obtain_adapter has hashed them
         scalars=pack_scalars(result.scalars),
-        examples=len(workshop.rows),
+        examples=examples,
         loss=None if plan.privacy is not None else result.loss,
-        seconds=clock() - started,
+        seconds=seconds,
         front_passes=result.front_passes,
         back_passes=result.back_passes,
         front_seconds=result.front_seconds,

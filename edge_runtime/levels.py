@@ -99,6 +99,11 @@ def check_layers(layers: Sequence[int], n_layers: int) -> None:
         )
 
 
+def no_scales() -> BundleError:
+    """Return the error of a bundle whose training graphs take no scales."""
+    return BundleError("the bundle's training graphs do not rescale residuals", "export it with --levels and --rescale")
+
+
 def weight_bytes(graph: Graph) -> int:
     """Return the bytes of the frozen tensors that a training graph reads: the same whichever layers are active.
 

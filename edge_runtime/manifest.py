@@ -25,7 +25,7 @@ FORMAT_VERSION = 3
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Dtype = Literal["float32", "int64", "bool"]
 GraphKind = Literal["front", "back", "predict", "train"]
-InputRole = Literal["weight", "frozen", "trainable", "batch", "boundary"]
+InputRole = Literal["weight", "frozen", "trainable", "batch", "boundary", "scale"]
 Rows = Literal["input_ids"] | list[int]
 Runtime = Literal["onnxruntime", "executorch"]
 TaskKind = Literal["classify-head", "classify-prompt", "causal-lm"]
@@ -54,8 +54,8 @@ class GraphInput(_Strict, frozen=True):
         dtype: element type.
         shape: fixed sizes, or ``batch``/``tokens`` (or another symbol) where the size is dynamic.
         role: ``weight`` (from the weights file), ``frozen`` (from the adapter file, not trained), ``trainable`` (from
-            the flat vector), ``batch`` (a field of batch.Batch or batch.CompletionBatch) or ``boundary`` (an output of
-            ``front``).
+            the flat vector), ``batch`` (a field of batch.Batch or batch.CompletionBatch), ``boundary`` (an output of
+            ``front``) or ``scale`` (factor on what the layer of a slot adds to its input; 1: the layer as it is).
         source: the name in the weights file, the adapter file, the layout, the batch, or the front's outputs; with a
             slot, ``{layer}`` in it stands for the number of the layer that is bound to the slot.
         slot: for a tensor of a layer in a ``train`` graph: which of its active layers, counted from the lowest.
@@ -117,6 +117,22 @@ class Graph(_Strict, frozen=True):
     level: int | None = None
     recomputes: bool = False
     bounds: dict[str, int] = {}
+
+    @property
+    def name(self) -> str:
+        """Its name among the graphs of its runtime."""
+        return graph_name(self.kind, self.split, self.level)
+
+    @property
+    def rescales(self) -> bool:
+        """Whether what layers add to their inputs has factors; of ``train``."""
+        return any(tensor.role == "scale" for tensor in self.inputs)
+
+
+def graph_name(kind: str, split: int | None, level: int | None) -> str:
+    """Return what a graph is called: its kind, and its split or level where it has one."""
+    number = split if split is not None else level
+    return kind if number is None else f"{kind} {number}"
 
 
 class Task(_Strict, frozen=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import resource
 import sys
@@ -15,7 +16,7 @@ from edge_runtime.protocol import LevelNeed
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edge_runtime.manifest import Manifest, Runtime
+    from edge_runtime.manifest import Graph, Manifest, Runtime
 
 _BYTES = {"float32": 4, "int64": 8, "bool": 1}
 _ACTIVATIONS = 20
@@ -33,17 +34,22 @@ def level_need(manifest: Manifest, level: int, runtime: Runtime = "onnxruntime")
         BundleError: the bundle has no such level for the runtime.
     """
     graph = manifest.training_graph(level, runtime)
-    bound = sum(
-        _BYTES[tensor.dtype] * math.prod(side for side in tensor.shape if isinstance(side, int))
-        for tensor in graph.inputs
-        if tensor.role in ("weight", "frozen", "trainable")
-    )
+    bound = parameter_bytes(graph)
     tokens = manifest.task.max_tokens
     stored = hidden_size(manifest) * (_ACTIVATIONS + tokens / _TOKENS_FOR_ONE_MORE)
     if graph.recomputes:
         stored = (stored + level * hidden_size(manifest)) / level
     row_bytes = int(4 * tokens * level * stored)
     return LevelNeed(level, bound + row_bytes, row_bytes)
+
+
+def parameter_bytes(graph: Graph) -> int:
+    """Return the bytes of the weights, frozen or trained, that are bound to a graph."""
+    return sum(
+        _BYTES[tensor.dtype] * math.prod(side for side in tensor.shape if isinstance(side, int))
+        for tensor in graph.inputs
+        if tensor.role in ("weight", "frozen", "trainable")
+    )
 
 
 def bytes_for(need: LevelNeed, rows: int) -> int:
@@ -106,6 +112,16 @@ def free_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int | None:
 def _numbers(path: Path) -> dict[str, int]:
     """Return the first number of each line, by the word before it."""
     return {words[0]: int(words[1]) for line in path.read_text().splitlines() if len(words := line.split()) > 1}
+
+
+def give_back() -> None:
+    """Give memory that was freed back to the system: glibc keeps what many small tensors held.
+
+    After a full-depth step of RoBERTa-base that was 200 MB. Does nothing where the C library cannot do it.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def peak_rss_bytes() -> int:

@@ -6,18 +6,15 @@ says that it was measured. The JSON Schema of these structs is device_profiles/p
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
 from edge_runtime.errors import ProfileError
-from edge_runtime.manifest import Sha256
+from edge_runtime.manifest import Sha256, graph_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from edge_runtime.manifest import Manifest
 
 PROFILE_VERSION: Literal[1] = 1
 PROFILE_FILE = "profile.json"
@@ -149,6 +146,7 @@ class GraphProfile(_Strict, frozen=True, kw_only=True):
         load_s: time to load it and make its first run; of ``front``, to load it and its ``back``.
         peak_rss_bytes: highest resident memory of a process of its own while it ran it at all shapes; ``front`` and
             ``back`` of a split are loaded together, as a device has them.
+        parameter_bytes: weights that are bound to it, frozen or trained; an embedding's count whole.
         base_rss_bytes: the same process before it loaded a graph.
         latencies: one for each shape.
         sustained: under thermal load, where asked for.
@@ -162,6 +160,7 @@ class GraphProfile(_Strict, frozen=True, kw_only=True):
     load_s: Duration | None = None
     peak_rss_bytes: Bytes | None = None
     base_rss_bytes: Bytes | None = None
+    parameter_bytes: Bytes | None = None
     latencies: list[Latency]
     sustained: Sustained | None = None
     note: Text | None = None
@@ -169,8 +168,7 @@ class GraphProfile(_Strict, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         """Its name among the graphs of a profile."""
-        number = self.split if self.split is not None else self.level
-        return self.kind if number is None else f"{self.kind} {number}"
+        return graph_name(self.kind, self.split, self.level)
 
 
 class Rates(_Strict, frozen=True, kw_only=True):
@@ -181,12 +179,17 @@ class Rates(_Strict, frozen=True, kw_only=True):
         replay_parameters_per_s: parameters × directions replayed a second.
         link_down_bytes_per_s: from the server.
         link_up_bytes_per_s: to the broker.
+        matmul_flop_per_s: operations of a large float32 matrix product a second, with the threads of the graphs; the
+            median of what was timed between the graphs.
+        copy_bytes_per_s: bytes read and written a second while memory is copied, with one core; likewise.
     """
 
     perturb_parameters_per_s: Positive | None = None
     replay_parameters_per_s: Positive | None = None
     link_down_bytes_per_s: Positive | None = None
     link_up_bytes_per_s: Positive | None = None
+    matmul_flop_per_s: Positive | None = None
+    copy_bytes_per_s: Positive | None = None
 
 
 class BundleFacts(_Strict, frozen=True, kw_only=True):
@@ -307,95 +310,3 @@ def _interpolate(points: Sequence[tuple[int, float]], size: int) -> float:
         return y0 if x0 == x1 else y0 + (y1 - y0) * (size - x0) / (x1 - x0)
     x, y = below[-1] if below else above[0]
     return y * size / x
-
-
-def check_profile(profile: Profile) -> list[str]:
-    """Check what types cannot say; return what is doubtful but can be used.
-
-    Raises:
-        ProfileError: both or neither of measured and modelled, a graph twice, quantiles in the wrong order, a clock
-            that ran backwards.
-    """
-    if (profile.measured is None) == (profile.modelled is None):
-        raise ProfileError("a profile is either measured or modelled", "make it with: covey-edge profile")
-    seen = set()
-    for graph in profile.graphs:
-        key = (graph.name, graph.engine)
-        if key in seen:
-            raise ProfileError(f"the profile lists {graph.name} on {graph.engine} twice", "measure it again")
-        seen.add(key)
-        for latency in graph.latencies:
-            if profile.modelled is not None and latency.count is not None:
-                raise ProfileError(f"{graph.name} is modelled but counts timed runs", "model it again")
-            low, high = latency.low_s or latency.median_s, latency.high_s or latency.median_s
-            if not low <= latency.median_s <= high:
-                raise ProfileError(f"{graph.name}: the median is not between the percentiles", "measure it again")
-    return _doubts(profile)
-
-
-def _doubts(profile: Profile) -> list[str]:
-    measured = profile.measured
-    doubts: list[str] = []
-    if measured is None:
-        return doubts
-    if measured.wall_seconds < 0 or abs(measured.wall_seconds - measured.seconds) > 2.0 + 0.01 * measured.seconds:
-        doubts.append(
-            f"the wall clock moved {measured.wall_seconds:.0f} s in {measured.seconds:.0f} s: its date may be wrong; "
-            "times are of the monotonic clock"
-        )
-    if measured.before.throttled or measured.after.throttled:
-        doubts.append("the board was throttled: on a cool board, or with a better supply, it is faster")
-    return doubts
-
-
-def missing_graphs(profile: Profile, manifest: Manifest, bundle_sha256: str) -> list[str]:
-    """Return the graphs of a bundle that a profile says nothing about.
-
-    Raises:
-        ProfileError: it is the profile of another bundle.
-    """
-    if profile.bundle.sha256 != bundle_sha256:
-        raise ProfileError(
-            f"this is a profile of bundle {profile.bundle.sha256[:12]} ({profile.bundle.model}), "
-            f"not of {bundle_sha256[:12]} ({manifest.model.name})",
-            "measure this bundle: covey-edge profile --bundle BUNDLE",
-        )
-    known = {graph.name for graph in profile.graphs if graph.latencies}
-    names = []
-    for graph in manifest.graphs:
-        number = graph.split if graph.split is not None else getattr(graph, "level", None)
-        name = graph.kind if number is None else f"{graph.kind} {number}"
-        if name not in known and name not in names:
-            names.append(name)
-    return names
-
-
-def encode_profile(profile: Profile) -> bytes:
-    """Return a profile as JSON."""
-    return msgspec.json.format(msgspec.json.encode(profile), indent=1) + b"\n"
-
-
-def decode_profile(data: bytes) -> Profile:
-    """Read a profile from JSON and check it.
-
-    Raises:
-        ProfileError: not JSON, another version, a missing or unknown field, a time that is not positive or not finite.
-    """
-    try:
-        profile = msgspec.json.decode(data, type=Profile)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ProfileError(f"the profile is not valid: {error}", "make it again with: covey-edge profile") from error
-    check_profile(profile)
-    return profile
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """Return a percentile (nearest rank) of at least one value."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, max(0, math.ceil(share * len(ordered)) - 1))]
-
-
-def json_schema() -> bytes:
-    """Return the JSON Schema of a profile."""
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(Profile)}
-    return msgspec.json.format(msgspec.json.encode(schema), indent=1) + b"\n"

@@ -12,14 +12,16 @@ import msgspec
 
 from edge_runtime import output, protocol
 from edge_runtime.errors import ConfigError, NetworkError, ProtocolError
-from edge_runtime.profile import PROFILE_FILE, check_profile, encode_profile
+from edge_runtime.profile import PROFILE_FILE
+from edge_runtime.profile_check import check_profile, encode_profile
+from edge_runtime.profile_text import profile_text
 
 if TYPE_CHECKING:
     import argparse
 
     from edge_runtime.config import EdgeConfig
     from edge_runtime.manifest import Manifest
-    from edge_runtime.profile import GraphProfile, Profile, Rates
+    from edge_runtime.profile import Profile, Rates
     from edge_runtime.store import Store
     from edge_runtime.transport_mqtt import MqttTransport
 
@@ -69,6 +71,7 @@ def run_profile(args: argparse.Namespace) -> int:
     bundle = open_bundle(args.bundle or _current_bundle(store))
     verify_files(bundle)
     transport = None if config is None or args.no_publish else _connect(config)
+    published = False
     try:
         profile = measure_profile(
             bundle,
@@ -81,13 +84,13 @@ def run_profile(args: argparse.Namespace) -> int:
         data = encode_profile(profile)
         for path in ([args.output] if args.output else []) + ([store.root / PROFILE_FILE] if store else []):
             write_atomically(path, data)
-    except BaseException:
+        if transport is not None and config is not None:
+            published = transport.deliver(*profile_message(config, profile))
+            if not published:
+                _LOG.warning("the broker did not take the profile; it is kept")
+    finally:
         if transport is not None:
             transport.close()
-        raise
-    if transport is not None and config is not None:
-        transport.close(profile_message(config, profile))
-    published = transport is not None
     values = {"profile": msgspec.to_builtins(profile), "published": published}
     output.emit(args, values, profile_text(profile))
     return 0
@@ -97,55 +100,6 @@ def profile_message(config: EdgeConfig, profile: Profile) -> tuple[str, bytes]:
     """Return topic and payload of a device's profile; to be retained."""
     message = protocol.ProfileMessage(device=config.name, profile=profile)
     return protocol.topic(config.fleet, config.name, "profile"), protocol.encode(message)
-
-
-def profile_text(profile: Profile) -> str:
-    """Return a profile as a table, a line a graph and shape; it says whether it was measured."""
-    rows = [row for graph in profile.graphs for row in _graph_rows(graph)]
-    columns = ("graph", "engine", "load_s", "peak_MB", "shape", "median_ms", "p10_ms", "p90_ms", "runs", "watts")
-    return f"{heading(profile)}\n\n{output.table(columns, rows)}"
-
-
-def heading(profile: Profile) -> str:
-    """Return what a profile is of, and how it is known."""
-    facts, measured, modelled = profile.facts, profile.measured, profile.modelled
-    lines = [
-        f"{facts.board}: {profile.source.upper()}"
-        + (
-            f" {measured.measured_at}, Covey {measured.covey_version}" if measured is not None else ", nothing here ran"
-        ),
-        f"  board   {', '.join(str(x) for x in (facts.model, facts.cpu, facts.os) if x) or '-'}",
-        f"  bundle  {profile.bundle.sha256[:12]} {profile.bundle.model}, {profile.bundle.layers} layers",
-    ]
-    if modelled is not None:
-        lines.append(f"  formula {modelled.formula}")
-    if measured is not None:
-        before, after = measured.before, measured.after
-        lines.append(f"  heat    {_value(before.temperature_c)} → {_value(after.temperature_c)} °C, throttled "
-                     f"{_value(before.throttled)} → {_value(after.throttled)}")  # fmt: skip
-    rates = msgspec.structs.asdict(profile.rates)
-    lines.append("  rates   " + ", ".join(f"{name} {_value(value)}" for name, value in rates.items()))
-    if profile.slowdown > 1:
-        lines.append(f"  under thermal load {profile.slowdown:.2f} times as slow")
-    return "\n".join(lines)
-
-
-def _graph_rows(graph: GraphProfile) -> list[list[object]]:
-    peak = None if graph.peak_rss_bytes is None else round(graph.peak_rss_bytes / 1e6)
-    head: list[object] = [graph.name, graph.engine, _value(graph.load_s), peak]
-    if not graph.latencies:
-        return [[*head, (graph.note or "not measured").splitlines()[0], None, None, None, None, None]]
-    return [
-        [
-            *head, f"{x.batch_size}x{x.tokens}", _value(x.median_s * 1e3),
-            *(_value(None if q is None else q * 1e3) for q in (x.low_s, x.high_s)), x.count, _value(x.power_w),
-        ]
-        for x in graph.latencies
-    ]  # fmt: skip
-
-
-def _value(value: float | None) -> str:
-    return "-" if value is None else str(value).lower() if isinstance(value, bool) else f"{value:.3g}"
 
 
 def duration_s(text: str) -> float:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 import sys
 import threading
@@ -22,10 +23,11 @@ from edge_runtime.bundle import Bundle, open_bundle
 from edge_runtime.errors import CoveyError
 from edge_runtime.golden import golden_adapter, golden_cases, training_layers
 from edge_runtime.manifest import CAUSAL_LM, Runtime
-from edge_runtime.profile import GraphProfile, Latency, Sustained, percentile
+from edge_runtime.memory import parameter_bytes
+from edge_runtime.profile import GraphProfile, Latency, Sustained
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     Run = Callable[[], object]
 
@@ -111,6 +113,7 @@ def measure(order: WorkOrder, clock: Callable[[], float] = time.perf_counter) ->
             return predictor.outputs(theta, batch)
 
         names: dict[str, Any] = {"kind": "predict"}
+        bound = bundle.manifest.graph("predict", runtime=order.runtime)
     else:
         from edge_runtime.engines import make_training_engine  # noqa: PLC0415
 
@@ -121,6 +124,7 @@ def measure(order: WorkOrder, clock: Callable[[], float] = time.perf_counter) ->
             return training.gradients(theta, layers, batch, out)
 
         names = {"kind": "train", "level": order.number}
+        bound = bundle.manifest.training_graph(order.number or 1, order.runtime)
     run(batches[0])
     load_s = clock() - started
     latencies = [_time(order, clock, lambda b=batch: run(b), batch) for batch in batches]  # type: ignore[misc]
@@ -128,8 +132,8 @@ def measure(order: WorkOrder, clock: Callable[[], float] = time.perf_counter) ->
     sustained = _sustain(order, clock, lambda: run(batches[-1]), batches[-1])
     return [
         GraphProfile(
-            engine=order.runtime, load_s=load_s, peak_rss_bytes=peak, base_rss_bytes=base, latencies=latencies,
-            sustained=sustained, **names,
+            engine=order.runtime, load_s=load_s, peak_rss_bytes=peak, base_rss_bytes=base,
+            parameter_bytes=parameter_bytes(bound), latencies=latencies, sustained=sustained, **names,
         )
     ]  # fmt: skip
 
@@ -169,6 +173,7 @@ def _measure_split(
         return GraphProfile(
             kind=kind, engine=order.runtime, split=order.number, load_s=load_s, peak_rss_bytes=peak,
             base_rss_bytes=base, latencies=found,
+            parameter_bytes=parameter_bytes(bundle.manifest.graph(kind, order.number, order.runtime)),
         )  # fmt: skip
 
     return [graph("front", front_load_s, front_peak, fronts), graph("back", back_load_s, back_peak, backs)]
@@ -191,8 +196,8 @@ def _time(order: WorkOrder, clock: Callable[[], float], run: Run, batch: Batch) 
         batch_size=batch.rows,
         tokens=batch.input_ids.shape[1],
         median_s=statistics.median(times),
-        low_s=percentile(times, 0.1),
-        high_s=percentile(times, 0.9),
+        low_s=_percentile(times, 0.1),
+        high_s=_percentile(times, 0.9),
         count=len(times),
         power_w=statistics.mean(watts) if watts else None,
     )
@@ -221,6 +226,12 @@ def _sustain(order: WorkOrder, clock: Callable[[], float], run: Run, batch: Batc
         before=before,
         after=board.read(Path(order.bundle)),
     )
+
+
+def _percentile(values: Sequence[float], share: float) -> float:
+    """Return a percentile (nearest rank) of at least one value."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, max(0, math.ceil(share * len(ordered)) - 1))]
 
 
 @contextlib.contextmanager

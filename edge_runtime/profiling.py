@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
+import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
@@ -17,7 +20,8 @@ from edge_runtime import __version__
 from edge_runtime.board import Board, run_command
 from edge_runtime.errors import ProfileError
 from edge_runtime.kernel import kernel_name
-from edge_runtime.profile import BundleFacts, GraphProfile, Profile, Provenance, Rates, check_profile
+from edge_runtime.profile import BundleFacts, GraphProfile, Profile, Provenance, Rates
+from edge_runtime.profile_check import check_profile
 from edge_runtime.profile_worker import WorkOrder, WorkResult
 from edge_runtime.rates import perturb_parameters_per_s, replay_parameters_per_s
 
@@ -27,7 +31,9 @@ if TYPE_CHECKING:
     from edge_runtime.bundle import Bundle
     from edge_runtime.manifest import Manifest, Runtime
 
+_LOG = logging.getLogger(__name__)
 _PACKAGES = ("numpy", "onnxruntime", "executorch", "tokenizers")
+_THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _CLOCK: Literal["perf_counter"] = "perf_counter"
 _SHAPES = ((1, 16), (1, 64), (8, 16), (8, 32), (8, 64))
 
@@ -115,6 +121,19 @@ def run_order(order: WorkOrder) -> WorkResult:
         return WorkResult([], f"its process failed ({done.returncode}): {said[-1] if said else 'it said nothing'}")
 
 
+def run_rates(threads: int) -> Rates:
+    """Return how fast NumPy multiplies and copies with so many threads (0: one a core); unknown: it did not work."""
+    limit = {} if threads == 0 else dict.fromkeys(_THREAD_VARIABLES, str(threads))
+    command = [sys.executable, "-m", "edge_runtime.rates"]
+    done = subprocess.run(command, capture_output=True, check=False, env=os.environ | limit)
+    try:
+        return msgspec.json.decode(done.stdout, type=Rates)
+    except msgspec.DecodeError:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        _LOG.warning("matrix products could not be timed: %s", said[-1] if said else f"signal {-done.returncode}")
+        return Rates()
+
+
 def measure_profile(
     bundle: Bundle,
     options: ProfileOptions,
@@ -123,6 +142,7 @@ def measure_profile(
     progress: Callable[[int, int, str], None] = lambda _done, _all, _what: None,
     board: Board | None = None,
     run: Callable[[WorkOrder], WorkResult] = run_order,
+    time_rates: Callable[[int], Rates] = run_rates,
     wall_clock: Callable[[], float] = time.time,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Profile:
@@ -135,6 +155,7 @@ def measure_profile(
         progress: told what comes next: how many are done, of how many, its name.
         board: the machine; None: this one.
         run: does one order.
+        time_rates: times what a busy machine gives between the orders.
         wall_clock: seconds since the epoch; may jump, only dates the profile.
         clock: monotonic seconds.
 
@@ -145,7 +166,9 @@ def measure_profile(
     before, began_wall, began = board.read(bundle.path), wall_clock(), clock()
     orders = work_orders(bundle, options)
     graphs: list[GraphProfile] = []
+    multiplied: list[Rates] = []
     for done, order in enumerate(orders):
+        multiplied.append(time_rates(options.threads))
         progress(
             done, len(orders), " ".join(str(x) for x in (order.kind, order.number, order.runtime) if x is not None)
         )
@@ -158,6 +181,8 @@ def measure_profile(
         Rates(
             perturb_parameters_per_s=perturb_parameters_per_s(clock),
             replay_parameters_per_s=replay_parameters_per_s(clock),
+            matmul_flop_per_s=_median([found.matmul_flop_per_s for found in multiplied]),
+            copy_bytes_per_s=_median([found.copy_bytes_per_s for found in multiplied]),
         )
     )
     resolution = time.get_clock_info(_CLOCK).resolution
@@ -189,6 +214,11 @@ def measure_profile(
     )
     check_profile(profile)
     return profile
+
+
+def _median(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
 def _not_measured(order: WorkOrder, why: str) -> list[GraphProfile]:

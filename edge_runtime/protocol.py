@@ -19,7 +19,7 @@ from edge_runtime.profile import Profile
 from edge_runtime.rule import StepRule
 from edge_runtime.stld import Stld
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 MAX_PAYLOAD_BYTES = 128 * 1024
 
 _TOPIC_ROOT = "covey/v1"
@@ -77,10 +77,14 @@ class Birth(_Message, frozen=True, tag="birth", kw_only=True):
 
 
 class DeviceState(_Message, frozen=True, tag="state", kw_only=True):
-    """What a device is doing; retained. ``lost`` is the last will, sent by the broker."""
+    """What a device is doing; retained. ``lost`` is the last will, sent by the broker.
+
+    ``ineligible``: why it takes no work now, by its owner's rules; None: it does.
+    """
 
     state: Literal["online", "busy", "offline", "lost"]
     boot_id: str
+    ineligible: Annotated[str, msgspec.Meta(max_length=1000)] | None = None
 
 
 class ProfileMessage(_Message, frozen=True, tag="profile", kw_only=True):

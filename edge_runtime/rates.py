@@ -1,7 +1,10 @@
-"""How fast this machine perturbs and replays, and how fast its link is: what a profile and the server's plans need."""
+"""How fast this machine perturbs, replays, multiplies and copies, and its link: what a profile and plans need."""
 
 from __future__ import annotations
 
+import json
+import statistics
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -27,6 +30,9 @@ _LEAST_S = 1e-6
 _LINK_BYTES = 8 << 20
 _PIECE_BYTES = 64 * 1024
 _PIECES = 8
+_MATRIX = 512
+_COPY_BYTES = 32 << 20
+_REPEATS = 15
 
 
 def replay_parameters_per_s(clock: Clock) -> float:
@@ -48,6 +54,30 @@ def perturb_parameters_per_s(clock: Clock) -> float:
     for seed in range(_DIRECTIONS):
         perturb_into(out, clean, seed, FRONT, 0.5)
     return clean.size * _DIRECTIONS / max(clock() - started, _LEAST_S)
+
+
+def matmul_flop_per_s(clock: Clock) -> float:
+    """Return the operations of a float32 matrix product a second, with all cores that NumPy takes; some 100 ms."""
+    left = np.ones((_MATRIX, _MATRIX), dtype=np.float32)
+    out = np.empty_like(left)
+    return 2 * _MATRIX**3 / _median_s(lambda: np.matmul(left, left, out=out), clock)
+
+
+def copy_bytes_per_s(clock: Clock) -> float:
+    """Return the bytes read and written a second while memory is copied, with one core; some 100 ms."""
+    source = np.ones(_COPY_BYTES, dtype=np.uint8)
+    out = np.empty_like(source)
+    return 2 * _COPY_BYTES / _median_s(lambda: np.copyto(out, source), clock)
+
+
+def _median_s(run: Callable[[], object], clock: Clock) -> float:
+    run()
+    seconds = []
+    for _ in range(_REPEATS):
+        started = clock()
+        run()
+        seconds.append(clock() - started)
+    return max(statistics.median(seconds), _LEAST_S)
 
 
 def link_down_bytes_per_s(fetcher: Fetcher, manifest: Manifest) -> float | None:
@@ -93,3 +123,17 @@ def _await(transport: Transport, messages: int, clock: Clock, timeout_s: float) 
         if event is None and clock() >= ends_at:
             raise NetworkError(f"messages to the broker did not come back in {timeout_s:g} s", "look at the link")
         messages -= event is not None and not isinstance(event, Connected)
+
+
+def main() -> int:
+    """Print the rates of multiplying and copying as JSON: a process of its own, since NumPy reads its threads once."""
+    rates = {
+        "matmul_flop_per_s": matmul_flop_per_s(time.perf_counter),
+        "copy_bytes_per_s": copy_bytes_per_s(time.perf_counter),
+    }
+    sys.stdout.write(json.dumps(rates))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -5,7 +5,8 @@ available to us, the abstract was): every mini-batch draws its layers anew, a la
 through, and the drop probabilities over depth follow a named shape. A level k is a mean or, with ``draw = "exact"``, a
 number of active layers: one training graph with k layer slots serves every choice.
 
-No residual is rescaled: the training graphs have no input for it.
+Residuals are not rescaled, unless a job says so: then what an active layer adds to its input counts by the inverse of
+its probability to be active, as in stochastic depth, so that its expectation is what inference with all layers adds.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from edge_runtime.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
 Shape = Literal["uniform", "incremental", "decay", "normal"]
 Draw = Literal["exact", "bernoulli"]
@@ -44,6 +45,8 @@ class Stld(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         clip_norm: longest gradient of a step, over what is trained in it; None: it is not clipped.
         personal_share: share of the layers that stay personal, the most important ones; 0: all are shared.
         importance: what makes a layer important: see ptls.py.
+        rescale: what an active layer adds to its input is divided by its probability to be active; needs a bundle
+            exported with ``--rescale``.
     """
 
     shape: Shape = "uniform"
@@ -56,6 +59,7 @@ class Stld(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     clip_norm: Annotated[float, msgspec.Meta(gt=0)] | None = 1.0
     personal_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     importance: Criterion = "gradient"
+    rescale: bool = False
 
     @property
     def rows_at_once(self) -> int:
@@ -165,3 +169,18 @@ def choose_layers(rng: np.random.Generator, stld: Stld, layers: int, level: int,
     if stld.draw == "bernoulli":
         return draw_bernoulli(rng, probabilities, levels)
     return draw_layers(rng, probabilities, level)
+
+
+def residual_scales(stld: Stld, layers: int, level: int, active: Sequence[int]) -> list[float] | None:
+    """Return the factor on what each active layer adds to its input; None: they are not rescaled.
+
+    Args:
+        stld: whether, and the shape.
+        layers: L.
+        level: the plan's level.
+        active: the layers of a mini-batch.
+    """
+    if not stld.rescale:
+        return None
+    probabilities = inclusion_probabilities(layers, level, stld.shape)
+    return [float(1 / probabilities[layer]) for layer in active]

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from edge_runtime.engine_bundle import frozen_tensors
 from edge_runtime.errors import BundleError
 from edge_runtime.layout import views
-from edge_runtime.levels import check_layers, source_of
+from edge_runtime.levels import check_layers, no_scales, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -59,12 +61,25 @@ class BundleTrainingEngine:
         """See TrainingEngine."""
         return tuple(self._bundle.manifest.levels_for(self._runtime))
 
-    def gradients(self, theta: FloatVector, layers: Sequence[int], batch: Batch, out: FloatVector) -> float:
+    def gradients(
+        self,
+        theta: FloatVector,
+        layers: Sequence[int],
+        batch: Batch,
+        out: FloatVector,
+        scales: Sequence[float] | None = None,
+    ) -> float:
         """See TrainingEngine."""
         manifest, level = self._bundle.manifest, len(layers)
         graph = manifest.training_graph(level, self._runtime)
         check_layers(layers, manifest.model.layers)
+        if scales is not None and not graph.rescales:
+            raise no_scales()
         bound = self._bind(graph, layers, theta)
+        for tensor in graph.inputs:
+            if tensor.role == "scale":
+                scale = 1.0 if scales is None else scales[tensor.slot or 0]
+                bound[tensor.name] = np.array([scale], dtype=np.float32)
         if level not in self._runners:
             self._runners[level] = self._make_runner(self._bundle, graph)
         loss, *values = self._runners[level].run(bound, batch)
@@ -83,7 +98,7 @@ class BundleTrainingEngine:
         trainable = views(theta, self._bundle.manifest.parameters)
         bound: dict[str, Tensor] = {}
         for tensor in graph.inputs:
-            if tensor.role == "batch":
+            if tensor.role in ("batch", "scale"):
                 continue
             source, tensors = source_of(tensor, layers), trainable if tensor.role == "trainable" else self._frozen
             if source not in tensors or list(tensors[source].shape) != tensor.shape:

@@ -164,13 +164,19 @@ class MqttTransport:
         except queue.Empty:
             return None
 
+    def deliver(self, topic: str, payload: bytes) -> bool:
+        """Publish, retained, and wait a moment; return whether the broker has acknowledged it."""
+        info = self._client.publish(topic, payload, qos=_QOS, retain=True)
+        try:
+            info.wait_for_publish(_GOODBYE_S)
+            return info.is_published()
+        except RuntimeError as error:
+            _LOG.debug("could not publish on %s: %s", topic, error)
+            return False
+
     def close(self, last: tuple[str, bytes] | None = None) -> None:
         """Send what is waiting (and ``last``, retained), then leave without a will."""
-        if last is not None:
-            info = self._client.publish(*last, qos=_QOS, retain=True)
-            try:
-                info.wait_for_publish(_GOODBYE_S)
-            except RuntimeError as error:  # not connected: the will speaks for us
-                _LOG.info("could not say goodbye: %s", error)
+        if last is not None and not self.deliver(*last):  # not connected: the will speaks for us
+            _LOG.info("could not say goodbye")
         self._client.disconnect()
         self._client.loop_stop()

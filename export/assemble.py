@@ -6,6 +6,9 @@ further active layers: one trace and one conversion serve every level of a model
 
 Recomputing: a layer's forward nodes stand in the graph again, in front of its backward nodes, which read their values.
 Only hidden states are then kept from the forward pass.
+
+Rescaling: what a layer adds to its input counts by a factor that is an input of the graph, one a slot:
+x + s (layer(x) − x). For s = 1 that is the layer.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from onnx import NodeProto
 
 _AGAIN = "again"
+_SCALE = "scale"
 _ZERO, _FIRST, _FLAT = "covey_zero", "covey_first", "covey_flat"
 
 
@@ -53,7 +57,7 @@ class Level:
 
     Attributes:
         model: the graph; its outputs are the loss and the gradients.
-        inputs: by input, its name in the graph of two layers, and its slot.
+        inputs: by input, its name in the graph of two layers (``scale`` for a factor), and its slot.
         outputs: the same of each gradient.
     """
 
@@ -135,26 +139,28 @@ class Assembler:
         """Return what these nodes give."""
         return {name for n in nodes for name in self.nodes[n].output if name}
 
-    def level(self, level: int, *, recompute: bool) -> Level:
+    def level(self, level: int, *, recompute: bool, rescale: bool = False) -> Level:
         """Return the graph with so many active layers.
 
         Args:
             level: how many.
             recompute: whether layers are computed again for their backward pass. The last one never is: it would be
                 computed again at once.
+            rescale: whether what layers add to their inputs has factors.
         """
-        return _Assembly(self._two, self, level, recompute=recompute).run()
+        return _Assembly(self._two, self, level, recompute=recompute, rescale=rescale).run()
 
 
 class _Assembly:
     """One level being put together."""
 
-    def __init__(self, two: TwoLayers, parts: Assembler, level: int, *, recompute: bool) -> None:
-        self._two, self._parts, self._level, self._recompute = two, parts, level, recompute
+    def __init__(self, two: TwoLayers, parts: Assembler, level: int, *, recompute: bool, rescale: bool) -> None:
+        self._two, self._parts, self._level, self._recompute, self._rescale = two, parts, level, recompute, rescale
         self._made: list[NodeProto] = []
         self._inputs: dict[str, tuple[str, int | None]] = {}
         self._outputs: dict[str, tuple[str, int | None]] = {}
         self._values = {v.name: v for v in (*two.model.graph.input, *two.model.graph.output)}
+        self._values[_SCALE] = onnx.helper.make_tensor_value_info(_SCALE, onnx.TensorProto.FLOAT, [1])
         self._inputs_of_two = {value.name for value in two.model.graph.input}
         self._emitted: set[int] = set()
 
@@ -162,6 +168,8 @@ class _Assembly:
         two, parts, top = self._two, self._parts, self._level - 1
         for slot in range(self._level):
             self._emit(parts.forward[min(slot, 1)], self._forward_names(slot), slot)
+            if self._rescale:
+                self._emit_rescaled(slot)
         head = {two.hidden[-1]: _hidden(self._level), two.hidden_gradients[-1]: _hidden_gradient(top)}
         self._emit(parts.head, head)
         self._outputs |= {name: (name, None) for name, layer in two.gradients.items() if layer is None}
@@ -172,14 +180,16 @@ class _Assembly:
             layer = min(slot, 1)
             names = self._forward_names(slot, _AGAIN if again else "")
             names |= self._own_names(parts.backward[layer], f"backward_{slot}")
-            names[two.hidden_gradients[layer]] = _hidden_gradient(slot)
+            names[two.hidden_gradients[layer]] = self._emit_scaled_gradient(slot)
             if layer:
-                names[two.hidden_gradients[0]] = _hidden_gradient(slot - 1)
+                names[two.hidden_gradients[0]] = self._gradient_through(slot)
             for name, of in two.gradients.items():
                 if of == layer:
                     names[name] = f"{name}_{slot}"
                     self._outputs[names[name]] = (name, slot)
             self._emit(parts.backward[layer], names, slot)
+            if layer and self._rescale:
+                self._emit_gradient_past(slot)
         return self._finish()
 
     def _entry(self, slot: int) -> str:
@@ -194,8 +204,41 @@ class _Assembly:
         names = self._own_names(self._parts.forward[layer], f"forward_{slot}{again}")
         names |= {name: f"{name}_slot_{slot}" for name, of in two.slots.items() if of == layer}
         names[two.hidden[layer]] = self._entry(slot) + again
-        names[two.hidden[layer + 1]] = _hidden(slot + 1) + (f"_{again}" if again else "")
+        names[two.hidden[layer + 1]] = self._exit(slot) + (f"_{again}" if again else "")
         return names
+
+    def _exit(self, slot: int) -> str:
+        """Name of what a slot's layer itself gives."""
+        return f"{_hidden(slot + 1)}_unscaled" if self._rescale else _hidden(slot + 1)
+
+    def _gradient_through(self, slot: int) -> str:
+        """Name of the gradient with respect to what goes into a slot, by way of its layer."""
+        return f"gradient_through_{slot}" if self._rescale else _hidden_gradient(slot - 1)
+
+    def _node(self, kind: str, values: Sequence[str], result: str) -> None:
+        self._made.append(onnx.helper.make_node(kind, values, [result]))
+
+    def _emit_rescaled(self, slot: int) -> None:
+        """Add s times what the layer adds to its input to that input."""
+        entry, scale, added = self._entry(slot), f"{_SCALE}_{slot}", f"added_{slot}"
+        self._inputs[scale] = (_SCALE, slot)
+        self._node("Sub", [self._exit(slot), entry], added)
+        self._node("Mul", [added, scale], f"{added}_scaled")
+        self._node("Add", [entry, f"{added}_scaled"], _hidden(slot + 1))
+
+    def _emit_scaled_gradient(self, slot: int) -> str:
+        """Return the name of the gradient that goes into a layer's backward pass."""
+        gradient = _hidden_gradient(slot)
+        if not self._rescale:
+            return gradient
+        self._node("Mul", [gradient, f"{_SCALE}_{slot}"], f"{gradient}_scaled")
+        return f"{gradient}_scaled"
+
+    def _emit_gradient_past(self, slot: int) -> None:
+        """Add the part of the gradient that does not go through the layer: 1 − s of it."""
+        gradient = _hidden_gradient(slot)
+        self._node("Sub", [gradient, f"{gradient}_scaled"], f"{gradient}_past")
+        self._node("Add", [self._gradient_through(slot), f"{gradient}_past"], _hidden_gradient(slot - 1))
 
     def _emit_again(self, slot: int) -> None:
         """Compute a layer again, from a copy of its input that waits for the gradient of its output.

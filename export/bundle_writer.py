@@ -82,6 +82,7 @@ def export_bundle(
     max_batch: int = MAX_BATCH_EXECUTORCH,
     levels: Sequence[int] = (),
     recompute: bool = False,
+    rescale: bool = False,
     force: bool = False,
     progress: Callable[[str], None] = lambda _step: None,
 ) -> Exported:
@@ -99,6 +100,7 @@ def export_bundle(
         max_batch: most rows of a batch on ExecuTorch.
         levels: numbers of active layers to write training graphs for.
         recompute: whether training graphs compute layers again instead of keeping their activations.
+        rescale: whether training graphs take a factor on what each layer adds to its input.
         force: replace a bundle that is there.
         progress: told what is being done.
 
@@ -128,8 +130,9 @@ def export_bundle(
         for name in ("graphs", "adapter", "tokenizer"):
             (partial / name).mkdir(parents=True)
         exported = _write(
-            folder, options, lora_options, splits, partial, runtimes, max_batch, progress, levels, recompute=recompute
-        )
+            folder, options, lora_options, splits, partial, runtimes, max_batch, progress, levels,
+            recompute=recompute, rescale=rescale,
+        )  # fmt: skip
         if out.exists():
             shutil.rmtree(out)
         partial.replace(out)
@@ -167,6 +170,7 @@ def _write(
     levels: Sequence[int],
     *,
     recompute: bool,
+    rescale: bool,
 ) -> Exported:
     progress("loading the model")
     model = build(folder, options, lora_options)
@@ -189,7 +193,7 @@ def _write(
     if levels:
         progress("tracing and converting the training graphs")
         training = TrainingGraphs(model, folder, parameters, addresses, writer)
-        graphs += [training.write(level, partial, recompute=recompute) for level in levels]
+        graphs += [training.write(level, partial, recompute=recompute, rescale=rescale) for level in levels]
     if "executorch" in runtimes:
         graphs += _lower(writer, graphs, model, folder, addresses, levels, partial, max_batch, progress)
     progress("writing weights, adapter and tokenizer")

@@ -37,6 +37,11 @@ def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
         action="store_true",
         help="training graphs compute layers again instead of keeping their activations: less memory, more time",
     )
+    parser.add_argument(
+        "--rescale",
+        action="store_true",
+        help="training graphs take a factor on what each layer adds to its input, for jobs with rescale = true",
+    )
     parser.add_argument("--max-tokens", type=int, default=128, help="longer rows are cut (default: %(default)s)")
     parser.add_argument(
         "--train",
@@ -119,8 +124,9 @@ def _export(args: argparse.Namespace) -> int:
     splits = sorted(set(_numbers("--split", args.split)))
     layers = _numbers("--lora-layers", args.lora_layers) if args.lora_layers else None
     shares = _shares("--levels", args.levels) if args.levels else []
-    if args.checkpoint and not shares:
-        raise ConfigError("--checkpoint is about training graphs", "give --levels too, as in: 1.0,0.5")
+    for flag in ("checkpoint", "rescale"):
+        if getattr(args, flag) and not shares:
+            raise ConfigError(f"--{flag} is about training graphs", "give --levels too, as in: 1.0,0.5")
     if args.ptd and "executorch" not in args.runtime:
         raise ConfigError("--ptd is about ExecuTorch", "give --runtime onnx,executorch too")
     try:
@@ -167,6 +173,7 @@ def _export(args: argparse.Namespace) -> int:
         args.out,
         levels=level_counts(shares, folder.layers),
         recompute=args.checkpoint,
+        rescale=args.rescale,
         runtimes=["onnxruntime", "executorch"] if "executorch" in args.runtime else ["onnxruntime"],
         max_batch=args.max_batch,
         force=args.force,

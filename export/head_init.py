@@ -24,7 +24,8 @@ def fit_head(
     """Set the head of ``model`` from class means of its features.
 
     Each label's weight is its mean feature less the mean of all labels' means, so that a point in the middle is
-    neutral; one common factor is chosen by cross-entropy on the examples.
+    neutral; one common factor is chosen by cross-entropy on the examples, each with means that it is not part of: with
+    few examples, means fit their own examples far better than any others, and a head that trusts them begins too sure.
 
     Args:
         model: changed in place; its logit scale is allowed for.
@@ -38,15 +39,41 @@ def fit_head(
     target = torch.tensor(labels)
     n_labels = model.classifier.out_features
     means = torch.stack([features[target == label].mean(dim=0) for label in range(n_labels)])
-    middle = means.mean(dim=0)
-    weight = means - middle
-    bias = -(weight @ middle) - 0.5 * (weight * weight).sum(dim=1)
-    scores = features @ weight.T + bias
-    losses = torch.stack([torch.nn.functional.cross_entropy(scores * t, target) for t in _TEMPERATURES])
+    scores, known = _left_out_scores(features, target, means)
+    losses = torch.stack([torch.nn.functional.cross_entropy(scores[known] * t, target[known]) for t in _TEMPERATURES])
     factor = _TEMPERATURES[int(losses.argmin())] / model.logit_scale
+    weight, bias = _head_of(means)
     with torch.no_grad():
         model.classifier.weight.copy_(weight * factor)
         model.classifier.bias.copy_(bias * factor)
+
+
+def _head_of(means: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weight, (labels, width), and bias, (labels,), from the labels' mean features, (labels, width)."""
+    middle = means.mean(dim=0)
+    weight = means - middle
+    return weight, -(weight @ middle) - 0.5 * (weight * weight).sum(dim=1)
+
+
+def _left_out_scores(
+    features: torch.Tensor, target: torch.Tensor, means: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return each example's scores by means without it, (examples, labels), and where there are any.
+
+    An example that is its label's only one has none; where that holds for all, they are scored by their own means.
+    """
+    counts = torch.bincount(target, minlength=len(means))
+    known = counts[target] > 1
+    if not known.any():
+        weight, bias = _head_of(means)
+        return features @ weight.T + bias, torch.ones_like(known)
+    scores = torch.zeros(len(features), len(means))
+    for row in known.nonzero().flatten().tolist():
+        label, others = target[row], means.clone()
+        others[label] += (means[label] - features[row]) / (counts[label] - 1)
+        weight, bias = _head_of(others)
+        scores[row] = weight @ features[row] + bias
+    return scores, known
 
 
 def features_of(

@@ -141,16 +141,19 @@ class TrainingGraphs:
                         f"--levels: layer {layer} has no {source} like the other layers'", "export without --levels"
                     )
 
-    def write(self, level: int, bundle: Path, *, recompute: bool) -> Graph:
+    def write(self, level: int, bundle: Path, *, recompute: bool, rescale: bool) -> Graph:
         """Write the graph of a level; return what the manifest says about it."""
         file = f"graphs/train_{level}.onnx"
-        made = self._assembler.level(level, recompute=recompute)
+        made = self._assembler.level(level, recompute=recompute, rescale=rescale)
         onnx.save(made.model, bundle / file)
         by_name = {item.name: item for item in self._training.lifted.inputs}
         outputs = self._training.lifted.outputs
         inputs = []
         for value in made.model.graph.input:
             original, slot = made.inputs[value.name]
+            if original not in by_name:
+                inputs.append(GraphInput(value.name, "float32", [1], "scale", LAYER_FIELD, slot))
+                continue
             item = by_name[original]
             role, source = self._sources[original] or ("batch", item.source)
             shape, dtype = shape_of(item.value, self._dimensions), DTYPES[item.value.dtype]

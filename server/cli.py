@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edge_runtime import __version__, output
 from edge_runtime.cli import add_bundle_commands
 from edge_runtime.errors import ConfigError
+from server.profile_cli import add_profile_commands
 from server.simulation.cli import add_simulate
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     _add_serve(commands)
     _add_demo(commands)
     add_simulate(commands, lambda: _stop_on_signals().is_set)
+    add_profile_commands(commands, default_state_dir())
     job = commands.add_parser("job", help="look at jobs").add_subparsers(required=True, metavar="COMMAND")
     show = job.add_parser("show", help="one job, round by round", description=_job_show.__doc__)
     show.add_argument("job", help="name of the job")
@@ -103,7 +105,7 @@ def _add_serve(commands: Commands[argparse.ArgumentParser]) -> None:
 def _add_demo(commands: Commands[argparse.ArgumentParser]) -> None:
     demo = commands.add_parser("demo", help="a fleet of processes on this machine learns", description=_demo.__doc__)
     demo.add_argument(
-        "--model", choices=("minilm", "smollm2", "minilm-hybrid"), default="minilm", help="default: %(default)s"
+        "--model", choices=("minilm-hybrid", "minilm", "smollm2"), default="minilm-hybrid", help="default: %(default)s"
     )
     demo.add_argument(
         "--engine",
@@ -236,7 +238,18 @@ def _device_list(args: argparse.Namespace) -> int:
     from server.summary import device_list
 
     devices = device_list(_open_ledger(args))
-    columns = ("fleet", "device", "state", "machine", "rows", "reports", "mean_seconds", "adapter_sha256", "last_seen")
+    columns = (
+        "fleet",
+        "device",
+        "state",
+        "machine",
+        "rows",
+        "reports",
+        "mean_seconds",
+        "adapter_sha256",
+        "last_seen",
+        "ineligible",
+    )
     output.emit(args, {"devices": devices}, _table(devices, columns))
     return 0
 

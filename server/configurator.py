@@ -8,28 +8,18 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from edge_runtime.errors import ProfileError
-from edge_runtime.profile import missing_graphs
 from edge_runtime.seeds import arm_seed
 from server.aggregate import shares
 from server.arms import Work, backprop_arms, forward_arms, job_splits, offers_of
-from server.bandit import (
-    BanditState,
-    Candidate,
-    Choice,
-    Reported,
-    choose_at_best_split,
-    expected_s,
-    observe_loss,
-    observe_reports,
-)
-from server.work import level_reasons
+from server.bandit import choose_at_best_split
+from server.bandit_state import BanditState, Reported, observe_loss, observe_reports
+from server.choices import Candidate, Choice, expected_s
+from server.work import Assignment, level_reasons
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from edge_runtime.manifest import Manifest
-    from edge_runtime.profile import Profile
     from edge_runtime.protocol import Report
     from server.arms import Offer
     from server.fleet import Device
@@ -40,18 +30,8 @@ _LOG = logging.getLogger(__name__)
 _LEAST_LENGTH_S = 10.0
 
 
-class Assignment(msgspec.Struct, frozen=True):
-    """What the bandit decided for a round; see planning.RoundPlan."""
-
-    choices: list[Choice]
-    levels: dict[str, int]
-    back_perturbations: dict[str, int]
-    split: int | None
-    length_s: float | None
-
-
 class Configurator:
-    """Chooses the arms of one job's devices.
+    """Chooses the arms of one job's devices: the Chooser of a job with [bandit].
 
     Args:
         job: the job, fitted to its bundle, with [bandit].
@@ -83,19 +63,6 @@ class Configurator:
         self._reported: dict[str, tuple[float, float]] = {}
         rows = ledger.rows("SELECT state FROM bandits WHERE job = ?", job.name)
         self.state = msgspec.msgpack.decode(rows[0]["state"], type=BanditState) if rows else BanditState()
-
-    def check_profile(self, device: str, profile: Profile) -> Profile | None:
-        """Return a device's profile as far as it is of use; None: it belongs to another bundle."""
-        try:
-            missing = missing_graphs(profile, self._manifest, self._bundle_sha256)
-        except ProfileError as error:
-            _LOG.warning("%s: the profile is not used: %s", device, error)
-            return None
-        if missing:
-            _LOG.warning(
-                "%s: the profile says nothing of %s; their times follow from others", device, ", ".join(missing)
-            )
-        return profile
 
     def offers(self, device: Device) -> list[Offer]:
         """Return the arms of a device, with those that it is not offered and why; empty: it takes no part."""
@@ -142,7 +109,7 @@ class Configurator:
         given = [(choice.device, choice.arm) for choice in choices if choice.arm is not None]
         split = next((arm.split for _, arm in given if arm.split is not None), None)
         return Assignment(
-            choices=choices,
+            devices=[device for device, _ in given],
             levels={device: arm.level for device, arm in given if arm.level is not None},
             back_perturbations={
                 device: arm.back_perturbations for device, arm in given if arm.back_perturbations is not None

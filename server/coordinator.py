@@ -18,7 +18,8 @@ from server.evaluator import BackgroundEvaluator
 from server.fleet import Device
 from server.messages import final_sync, plan_for
 from server.offers import Offers, open_offers, resume_offers
-from server.planner import Planner
+from server.planner import Planner, ineligible
+from server.profiles import ProfileStore
 from server.reports import Reports
 
 if TYPE_CHECKING:
@@ -95,10 +96,12 @@ class Coordinator:
         self._observe = observe
         self._devices: dict[str, Device] = {}
         self._offers: Offers | None = None
-        self._waiting_for: tuple[int, int] | None = None
+        self._waiting_for: events.Waiting | None = None
         self._failed_attempts = 0  # of the round at hand, since this start
         self._planner = Planner(setting.job, setting.manifest, setting.bundle_sha256, ledger)
-        self._reports = Reports(setting, chain, self._planner.bandit)
+        self._chooser = self._planner.chooser
+        self._profiles = ProfileStore(setting.fleet, setting.manifest, setting.bundle_sha256, ledger)
+        self._reports = Reports(setting, chain, self._chooser)
         self._evaluator = evaluator or BackgroundEvaluator(setting.evaluate)
         for kind in ("birth", "state", "profile", "report"):
             transport.subscribe(protocol.topic(setting.fleet, "+", kind))
@@ -122,8 +125,8 @@ class Coordinator:
         try:
             if resumed:
                 self._offers = resume_offers(self._job, self._ledger, self._observe, self._setting.clock())
-                if self._offers is not None and self._planner.bandit is not None:
-                    self._planner.bandit.resume(self._offers.state.index, self._offers.state.attempt)
+                if self._offers is not None:
+                    self._chooser.resume(self._offers.state.index, self._offers.state.attempt)
                 for name in self._offers.waiting() if self._offers is not None else ():
                     self._send_plan(name)
             if self._ledger.rows("SELECT 1 FROM jobs WHERE name = ? AND loss_start IS NULL", self._job.name):
@@ -153,13 +156,15 @@ class Coordinator:
     def _handle(self, message: Message) -> None:
         name = protocol.device_of(message.topic)
         kind = message.topic.rsplit("/", 1)[-1]
-        device = self._devices.setdefault(name, Device(name))
+        device = self._devices.get(name)
+        if device is None:
+            device = self._devices[name] = Device(name, profile=self._profiles.newest(name))
         if kind == "birth":
             self._take_birth(device, protocol.decode(message.payload, protocol.Birth))
         elif kind == "state":
             self._take_state(device, protocol.decode(message.payload, protocol.DeviceState))
         elif kind == "profile":
-            self._take_profile(device, protocol.decode(message.payload, protocol.ProfileMessage))
+            device.profile = self._profiles.take(name, message.payload)
         else:
             report: protocol.DeviceReport = protocol.decode(
                 message.payload,
@@ -185,18 +190,12 @@ class Coordinator:
                 self._send_plan(device.name)
 
     def _take_state(self, device: Device, state: protocol.DeviceState) -> None:
-        if device.state != state.state:
-            device.state = state.state
-            self._ledger.device_state(self._setting.fleet, device.name, state.state)
-            self._observe(events.DeviceChanged(device=device.name, state=state.state))
+        if (device.state, device.ineligible) != (state.state, state.ineligible):
+            device.state, device.ineligible = state.state, state.ineligible
+            self._ledger.device_state(self._setting.fleet, device.name, state.state, state.ineligible)
+            self._observe(events.DeviceChanged(device=device.name, state=state.state, ineligible=state.ineligible))
         if state.state in ("lost", "offline") and self._offers is not None:
             self._offers.lose(device.name, state.state)
-
-    def _take_profile(self, device: Device, message: protocol.ProfileMessage) -> None:
-        if message.device != device.name:
-            raise ProtocolError(f"{device.name} sent the profile of {message.device}", "look at this device")
-        if self._planner.bandit is not None:
-            device.profile = self._planner.bandit.check_profile(device.name, message.profile)
 
     def _online(self) -> list[str]:
         return sorted(device.name for device in self._devices.values() if device.is_here)
@@ -211,9 +210,10 @@ class Coordinator:
         index, online = len(self._chain.closed), self._planner.eligible(self._devices)
         needed = self._job.devices_to_start if index == 0 else self._job.min_reports
         if len(online) < needed:
-            if self._waiting_for != (len(online), needed):
-                self._waiting_for = (len(online), needed)
-                self._observe(events.Waiting(online=len(online), needed=needed))
+            waiting = events.Waiting(online=len(online), needed=needed, ineligible=ineligible(self._devices))
+            if self._waiting_for != waiting:
+                self._waiting_for = waiting
+                self._observe(waiting)
             return
         self._waiting_for = None
         attempt = len(self._ledger.rows("SELECT 1 FROM rounds WHERE job = ? AND round = ?", self._job.name, index))
@@ -236,8 +236,7 @@ class Coordinator:
         plan = plan_for(self._setting, self._offers, name, self._reference(name), self._chain.mean_square)
         payload = protocol.encode(plan)
         self._offers.count_bytes(name, down=len(payload))
-        if self._planner.bandit is not None:
-            self._planner.bandit.sent(name, self._setting.clock())
+        self._chooser.sent(name, self._setting.clock())
         self._transport.publish(protocol.topic(self._setting.fleet, name, "plan"), payload)
 
     def _reference(self, name: str) -> protocol.AdapterRef:
@@ -264,8 +263,7 @@ class Coordinator:
     def _aggregate(self, offers: Offers) -> None:
         setting, chain = self._setting, self._chain
         reports = len(offers.state.reported)
-        if self._planner.bandit is not None:
-            self._planner.bandit.closed(offers.state.index, offers.examples(), setting.clock())
+        self._chooser.closed(offers.state.index, offers.examples(), setting.clock())
         closed = close_round(self._job, setting.manifest, self._ledger, chain, setting.uploads.blobs, offers)
         setting.uploads.forget_all()
         self._observe(events.RoundClosed(round=closed.index, reports=reports, adapter_sha256=closed.result_sha256))
@@ -282,8 +280,7 @@ class Coordinator:
             self._ledger.start_evaluated(self._job.name, result.loss, result.accuracy)
         else:
             self._ledger.round_evaluated(self._job.name, index, result.loss, result.accuracy)
-        if self._planner.bandit is not None:
-            self._planner.bandit.evaluated(index, result.loss)
+        self._chooser.evaluated(index, result.loss)
         self._observe(events.Evaluated(round=index, loss=result.loss, accuracy=result.accuracy))
 
     # -- reports ------------------------------------------------------------------------------------------------

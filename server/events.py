@@ -15,17 +15,19 @@ class _Event(msgspec.Struct, frozen=True, tag_field="event", kw_only=True):
 
 
 class Waiting(_Event, frozen=True, tag="waiting", kw_only=True):
-    """Too few devices are online to go on."""
+    """Too few devices that take work are online to go on; ``ineligible`` says why others take none."""
 
     online: int
     needed: int
+    ineligible: dict[str, str] = {}
 
 
 class DeviceChanged(_Event, frozen=True, tag="device", kw_only=True):
-    """A device said what it is doing."""
+    """A device said what it is doing, or (``ineligible``) why it takes no work now."""
 
     device: str
     state: str
+    ineligible: str | None = None
 
 
 class RoundOpened(_Event, frozen=True, tag="round_opened", kw_only=True):

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edge_runtime import output
-from server.bandit import Choice
+from server.choices import Choice
 from server.errors import JobError
+from server.planning import RoundPlan
 
 if TYPE_CHECKING:
     from server.ledger import Ledger
@@ -35,6 +36,11 @@ def explain(ledger: Ledger, job: str | None, index: int, device: str) -> dict[st
         name, index, device,
     )  # fmt: skip
     if not rows:
+        reason = _why_ineligible(ledger, name, index, device)
+        if reason is not None:
+            raise JobError(
+                f"{device} took no work in round {index} of job {name}: {reason}", "see [eligibility] in its edge.toml"
+            )
         raise JobError(
             f"job {name} made no choice for {device} in round {index}",
             "it was not in the cohort, or the job has no [bandit]; see: covey job show",
@@ -67,6 +73,12 @@ def explain(ledger: Ledger, job: str | None, index: int, device: str) -> dict[st
             for estimate in choice.estimates
         ],
     }
+
+
+def _why_ineligible(ledger: Ledger, job: str, index: int, device: str) -> str | None:
+    """Return why a device that was there took no work in the last attempt at a round; None: not known."""
+    rows = ledger.rows("SELECT plan FROM rounds WHERE job = ? AND round = ? ORDER BY attempt DESC LIMIT 1", job, index)
+    return msgspec.json.decode(rows[0]["plan"], type=RoundPlan).ineligible.get(device) if rows else None
 
 
 def explanation_text(found: dict[str, Any]) -> str:

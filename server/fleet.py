@@ -24,7 +24,8 @@ PATIENCE = 2
 class Device:
     """One device: its last state, its last birth, the adapter it has shown to have, and what it measured.
 
-    ``refused_level``: the smallest level that it could not hold. None: not known.
+    ``refused_level``: the smallest level that it could not hold. None: not known. ``ineligible``: why it takes no work
+    now, by its owner's rules. None: it does.
     """
 
     name: str
@@ -35,10 +36,11 @@ class Device:
     replay_parameters_per_s: float | None = None
     refused_level: int | None = None
     profile: Profile | None = None
+    ineligible: str | None = None
 
     @property
     def is_here(self) -> bool:
-        """Whether it can be offered work."""
+        """Whether it can be spoken to."""
         return self.birth is not None and self.state in ("online", "busy")
 
 

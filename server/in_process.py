@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.agent import Agent, lost_will
-from edge_runtime.engines import make_engine
+from edge_runtime.engines import make_engine, make_training_engine
 from edge_runtime.store import Store
 from edge_runtime.transport import Hub
 from server.errors import JobError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle import Bundle
     from edge_runtime.config import EdgeConfig
-    from edge_runtime.engine import Engine
+    from edge_runtime.engine import Engine, TrainingEngine
     from edge_runtime.manifest import Runtime
     from edge_runtime.transport import Transport
     from edge_runtime.workshop import EngineMaker, TrainingEngineMaker
@@ -35,17 +35,25 @@ _IDLE_S = 0.002
 
 
 class SharedEngines:
-    """Makes each engine once, for all devices of the process."""
+    """Makes each engine once, for all devices of the process; the first caller's number of threads holds."""
 
     def __init__(self) -> None:
         self._engines: dict[tuple[Runtime, str, int], Engine[Any]] = {}
+        self._training: dict[tuple[Runtime, str], TrainingEngine] = {}
 
     def __call__(self, runtime: Runtime, bundle: Bundle, split: int, threads: int) -> Engine[Any]:
-        """Return the engine of a bundle at a split; the first caller's number of threads holds."""
+        """Return the engine of a bundle at a split."""
         key = (runtime, bundle.sha256, split)
         if key not in self._engines:
             self._engines[key] = make_engine(runtime, bundle, split, threads)
         return self._engines[key]
+
+    def training(self, runtime: Runtime, bundle: Bundle, threads: int) -> TrainingEngine:
+        """Return the engine of a bundle's training graphs."""
+        key = (runtime, bundle.sha256)
+        if key not in self._training:
+            self._training[key] = make_training_engine(runtime, bundle, threads)
+        return self._training[key]
 
 
 def run_in_process(
@@ -68,7 +76,7 @@ def run_in_process(
         observe: told what happens.
         should_stop: asked between messages.
         make_engine: makes the devices' engines; None: each is made once, on ONNX Runtime.
-        make_training_engine: makes the backprop devices' engines; None: on their engines.
+        make_training_engine: makes the backprop devices' engines; None: each is made once, on its device's engine.
 
     Returns:
         The job's summary (summary.job_summary).
@@ -103,7 +111,7 @@ def _running(
     makers: tuple[EngineMaker | None, TrainingEngineMaker | None],
 ) -> Iterator[None]:
     """Serve all devices from a thread of their own meanwhile."""
-    engines, agents, (make_engine, make_training_engine) = SharedEngines(), {}, makers
+    engines, agents, (given, given_training) = SharedEngines(), {}, makers
     for config in devices:
         store = Store(Path(config.state_dir))
         installed = store.bundles / bundle.sha256
@@ -115,8 +123,8 @@ def _running(
             store,
             transport,
             "simulated",
-            make_engine=make_engine or functools.partial(engines, config.engine),
-            make_training_engine=make_training_engine,
+            make_engine=given or functools.partial(engines, config.engine),
+            make_training_engine=given_training or functools.partial(engines.training, config.engine),
         )
     done = threading.Event()
 

@@ -12,7 +12,7 @@ from edge_runtime.privacy import Privacy
 from edge_runtime.protocol import MAX_PAYLOAD_BYTES, Name
 from edge_runtime.rule import MAX_PERTURBATIONS, StepRule, check_rule
 from edge_runtime.stld import Stld
-from server.bandit import BanditOptions
+from server.bandit_state import BanditOptions
 from server.methods import expand
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Adaptive(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class JobBandit(BanditOptions, frozen=True, forbid_unknown_fields=True):
-    """Which device gets which arm, chosen by what was learned; see bandit.py for the fields that are not told here.
+    """Which device gets which arm, chosen by what was learned; see bandit_state.py for the other fields.
 
     Attributes:
         back_perturbations: P2 of forward-only devices that may be chosen.
@@ -258,9 +258,20 @@ def _check_levels(job: Job, manifest: Manifest) -> None:
         raise ConfigError("[stld] trains LoRA bundles only, this one trains every weight", "leave [stld] out")
     if not manifest.levels:
         raise ConfigError("the bundle has no training graphs for [stld]", "export it with --levels")
+    if job.stld.rescale and not all(graph.rescales for graph in manifest.graphs if graph.kind == "train"):
+        raise ConfigError(
+            "rescale = true: the bundle's training graphs do not rescale residuals",
+            "leave it out, or export with --levels and --rescale",
+        )
     for level in [*(job.stld.levels or []), *(level for level in job.stld.device_levels.values() if level)]:
         if level not in manifest.levels:
             raise ConfigError(
                 f"level {level} of [stld] is not in the bundle; it has {', '.join(map(str, manifest.levels))}",
                 "change the job's levels, or export with --levels",
+            )
+    for name, level in job.stld.device_levels.items():
+        if level and level not in job.levels(manifest):
+            raise ConfigError(
+                f"[stld] gives {name} level {level}, but its levels are {', '.join(map(str, job.levels(manifest)))}",
+                "add the level to levels, or give the device one of them",
             )

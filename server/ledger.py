@@ -16,18 +16,21 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edge_runtime.errors import StorageError, storage_error
+from edge_runtime.profile import Profile
 from server.errors import JobError
 from server.planning import RoundFigures
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 LEDGER_FILE = "ledger.sqlite"
 MAY_CHANGE = frozenset({"cohort", "over_selection", "min_reports", "min_devices", "deadline_s", "max_attempts"})
 """Fields of a job that may be other ones when it is resumed: they decide who reports, not what a report means."""
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
+PROFILES_KEPT = 20
+"""Of each device, so many valid profiles and as many refused ones."""
 _SCHEMA = """
 CREATE TABLE jobs (
     name TEXT PRIMARY KEY, fleet TEXT NOT NULL, bundle_sha256 TEXT NOT NULL, config TEXT NOT NULL,
@@ -47,11 +50,15 @@ CREATE TABLE offers (
     PRIMARY KEY (job, round, attempt, device), FOREIGN KEY (job, round, attempt) REFERENCES rounds);
 CREATE TABLE devices (
     fleet TEXT NOT NULL, name TEXT NOT NULL, state TEXT NOT NULL, birth TEXT, adapter_sha256 TEXT,
-    last_seen TEXT NOT NULL DEFAULT (datetime('now')), PRIMARY KEY (fleet, name));
+    last_seen TEXT NOT NULL DEFAULT (datetime('now')), ineligible TEXT, PRIMARY KEY (fleet, name));
 CREATE TABLE choices (
     job TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL, device TEXT NOT NULL, choice BLOB NOT NULL,
     PRIMARY KEY (job, round, attempt, device));
 CREATE TABLE bandits (job TEXT PRIMARY KEY REFERENCES jobs(name), state BLOB NOT NULL);
+CREATE TABLE profiles (
+    id INTEGER PRIMARY KEY, fleet TEXT NOT NULL, device TEXT NOT NULL, payload_sha256 TEXT NOT NULL, profile BLOB,
+    bundle_sha256 TEXT, remarks TEXT NOT NULL, received_at TEXT NOT NULL DEFAULT (datetime('now')));
+CREATE INDEX profiles_of_devices ON profiles (fleet, device, id);
 """
 
 
@@ -285,7 +292,7 @@ class Ledger:
     # -- the bandit ---------------------------------------------------------------------------------------------
 
     def choices_made(self, job: str, index: int, attempt: int, choices: Mapping[str, bytes]) -> None:
-        """Enter why each device got its arm; values are bandit.Choice as MessagePack."""
+        """Enter why each device got its arm; values are choices.Choice as MessagePack."""
         with self.transaction():
             self._db.executemany(
                 "INSERT INTO choices (job, round, attempt, device, choice) VALUES (?, ?, ?, ?, ?)",
@@ -293,17 +300,17 @@ class Ledger:
             )
 
     def bandit_is(self, job: str, state: bytes) -> None:
-        """Enter what a job's bandit has learned: bandit.BanditState as MessagePack."""
+        """Enter what a job's bandit has learned: bandit_state.BanditState as MessagePack."""
         self._write("INSERT OR REPLACE INTO bandits (job, state) VALUES (?, ?)", job, state)
 
     # -- devices ------------------------------------------------------------------------------------------------
 
-    def device_state(self, fleet: str, name: str, state: str) -> None:
-        """Enter a device's state."""
+    def device_state(self, fleet: str, name: str, state: str, ineligible: str | None = None) -> None:
+        """Enter a device's state, and why it takes no work now; None: it does."""
         self._write(
-            "INSERT INTO devices (fleet, name, state) VALUES (?, ?, ?) ON CONFLICT (fleet, name) "
-            "DO UPDATE SET state = excluded.state, last_seen = datetime('now')",
-            fleet, name, state,
+            "INSERT INTO devices (fleet, name, state, ineligible) VALUES (?, ?, ?, ?) ON CONFLICT (fleet, name) "
+            "DO UPDATE SET state = excluded.state, ineligible = excluded.ineligible, last_seen = datetime('now')",
+            fleet, name, state, ineligible,
         )  # fmt: skip
 
     def device_born(self, fleet: str, name: str, birth: str) -> None:
@@ -320,3 +327,45 @@ class Ledger:
             "UPDATE devices SET adapter_sha256 = ?, last_seen = datetime('now') WHERE fleet = ? AND name = ?",
             adapter_sha256, fleet, name,
         )  # fmt: skip
+
+    # -- profiles -----------------------------------------------------------------------------------------------
+
+    def profile_received(
+        self, fleet: str, device: str, payload_sha256: str, profile: Profile | None, remarks: Sequence[str]
+    ) -> bool:
+        """Enter a device's profile, or that one was refused (None); the oldest are forgotten (PROFILES_KEPT).
+
+        Returns:
+            Whether it is news: a retained message comes again with every start of the server.
+        """
+        kind = "profile IS NULL" if profile is None else "profile IS NOT NULL"
+        with self.transaction():
+            last = self.rows(
+                "SELECT payload_sha256 FROM profiles WHERE fleet = ? AND device = ? ORDER BY id DESC LIMIT 1",
+                fleet, device,
+            )  # fmt: skip
+            if last and last[0]["payload_sha256"] == payload_sha256:
+                return False
+            self._db.execute(
+                "INSERT INTO profiles (fleet, device, payload_sha256, profile, bundle_sha256, remarks) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    fleet, device, payload_sha256, None if profile is None else msgspec.json.encode(profile),
+                    None if profile is None else profile.bundle.sha256, json.dumps(list(remarks)),
+                ),
+            )  # fmt: skip
+            self._db.execute(
+                f"DELETE FROM profiles WHERE fleet = ? AND device = ? AND {kind} AND id NOT IN "  # noqa: S608 ours
+                f"(SELECT id FROM profiles WHERE fleet = ? AND device = ? AND {kind} ORDER BY id DESC LIMIT ?)",
+                (fleet, device, fleet, device, PROFILES_KEPT),
+            )
+        return True
+
+    def newest_profile(self, fleet: str, device: str, bundle_sha256: str | None = None) -> Profile | None:
+        """Return the last valid profile of a device, of a bundle where one is named; None: there is none."""
+        rows = self.rows(
+            "SELECT profile FROM profiles WHERE fleet = ? AND device = ? AND profile IS NOT NULL "
+            "AND bundle_sha256 = coalesce(?, bundle_sha256) ORDER BY id DESC LIMIT 1",
+            fleet, device, bundle_sha256,
+        )  # fmt: skip
+        return msgspec.json.decode(rows[0]["profile"], type=Profile) if rows else None

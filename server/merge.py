@@ -8,7 +8,7 @@ unbiased estimate of m with the least variance is
     (û_b / V_b + α û_z / V_z) / (1 / V_b + α² / V_z)
 
 V_z follows from the scalars (the sum of the squared coefficients of all directions, a parameter), V_b from the spread
-of the deltas, α from the projection of û_z on û_b.
+of the deltas, α from the projection of û_z on û_b, in which each group counts by the precision of û_z.
 """
 
 from __future__ import annotations
@@ -213,15 +213,20 @@ def _forward_noise(forward: Forward, where: slice) -> float:
 def _scale(
     forward: Forward, groups: Mapping[int, slice], means: Mapping[int, _Mean | None], noise: Mapping[int, float]
 ) -> float | None:
-    """Return α, over all groups that both kinds moved; None where the forward-only part does not show it."""
+    """Return α, over all groups that both kinds moved; None where the forward-only part does not show it.
+
+    Generalised least squares: a group counts by the precision of its parameters, so that one with few directions for
+    its size, as layers have, does not drown one with many, as a head has.
+    """
     along, variance, signal = 0.0, 0.0, 0.0
     for group, where in groups.items():
-        mean, size = means[group], where.stop - where.start
-        if mean is None:
+        mean, forward_noise = means[group], _forward_noise(forward, where)
+        if mean is None or forward_noise <= 0:
             continue
-        along += float(forward.movement[where].astype(np.float64) @ mean.movement)
-        variance += _forward_noise(forward, where) / size * mean.square
-        signal += max(mean.square - noise[group], _LEAST_SIGNAL * mean.square)
+        precision = (where.stop - where.start) / forward_noise
+        along += precision * float(forward.movement[where].astype(np.float64) @ mean.movement)
+        variance += precision * mean.square
+        signal += precision * max(mean.square - noise[group], _LEAST_SIGNAL * mean.square)
     if signal <= 0 or along <= _STANDARD_ERRORS * math.sqrt(variance):
         return None
     return along / signal

@@ -12,7 +12,7 @@ from server.configurator import Configurator
 from server.fleet import choose_cohort
 from server.offers import enough_reports
 from server.planning import next_plan
-from server.work import choose_work, takes_part
+from server.work import LargestThatFits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from server.job import Job
     from server.ledger import Ledger
     from server.planning import RoundFigures, RoundPlan
+    from server.work import Chooser
 
 
 class Planner:
@@ -34,27 +35,27 @@ class Planner:
         ledger: says who was chosen before a restart.
 
     Attributes:
-        bandit: chooses levels, splits and P2; None where the job has no [bandit].
+        chooser: chooses levels, splits and P2.
     """
 
     def __init__(self, job: Job, manifest: Manifest, bundle_sha256: str, ledger: Ledger) -> None:
         self._job = job
         self._manifest = manifest
-        self._bundle_sha256 = bundle_sha256
-        self._ledger = ledger
-        self.bandit = None if job.bandit is None else Configurator(job, manifest, bundle_sha256, ledger)
+        self.chooser: Chooser = (
+            LargestThatFits(job, manifest, bundle_sha256)
+            if job.bandit is None
+            else Configurator(job, manifest, bundle_sha256, ledger)
+        )
         rows = ledger.rows("SELECT device, max(round) AS round FROM offers WHERE job = ? GROUP BY device", job.name)
         self._last_chosen: dict[str, int] = {row["device"]: row["round"] for row in rows}
 
     def eligible(self, devices: Mapping[str, Device]) -> list[str]:
-        """Return the devices that are here and can be given work, in the order of their names."""
-        return sorted(name for name, device in devices.items() if device.is_here and self._has_work(device))
-
-    def _has_work(self, device: Device) -> bool:
-        if self.bandit is not None:
-            return self.bandit.can_work(device)
-        level = choose_work(self._job, self._manifest, self._bundle_sha256, device)
-        return takes_part(self._job, level)
+        """Return the devices that are here, take work and can be given some, in the order of their names."""
+        return sorted(
+            name
+            for name, device in devices.items()
+            if device.is_here and device.ineligible is None and self.chooser.can_work(device)
+        )
 
     def draw_up(
         self,
@@ -81,12 +82,8 @@ class Planner:
         waited = {name: index - 1 - self._last_chosen[name] for name in eligible}
         cohort = choose_cohort(eligible, job.cohort, job.over_selection, job.seed, index, attempt, waited)
         self._last_chosen.update(dict.fromkeys(cohort, index))
-        if self.bandit is None:
-            chosen = {name: choose_work(job, self._manifest, self._bundle_sha256, devices[name]) for name in cohort}
-            levels = {name: level for name, level in chosen.items() if level is not None}
-            return cohort, next_plan(job, self._manifest, index, history, levels)
         enough = enough_reports(job, len(cohort))
-        given = self.bandit.assign([devices[name] for name in cohort], index, attempt, enough, now)
+        given = self.chooser.assign([devices[name] for name in cohort], index, attempt, enough, now)
         plan = next_plan(job, self._manifest, index, history, given.levels)
         # The rule has the P2 of most devices; so devices that share directions never differ from it.
         counts = collections.Counter(given.back_perturbations.values())
@@ -97,5 +94,15 @@ class Planner:
             rule=rule_with(plan.rule, usual),
             back_perturbations={name: p2 for name, p2 in given.back_perturbations.items() if p2 != usual},
             length_s=given.length_s,
+            ineligible=ineligible(devices),
         )
-        return [choice.device for choice in given.choices if choice.arm is not None], plan
+        return given.devices, plan
+
+
+def ineligible(devices: Mapping[str, Device]) -> dict[str, str]:
+    """Return why devices that are here take no work, by name."""
+    return {
+        name: device.ineligible
+        for name, device in sorted(devices.items())
+        if device.is_here and device.ineligible is not None
+    }

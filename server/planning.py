@@ -35,6 +35,7 @@ class RoundPlan(msgspec.Struct, frozen=True):
         levels: the level of each backprop device, by name; the others are forward-only.
         back_perturbations: P2 of each forward-only device that has another one than the rule's, by name.
         length_s: seconds from the offer to the last report that counts; None: the job's deadline.
+        ineligible: devices that were here but took no work by their owner's rules, and why.
     """
 
     split: int
@@ -43,6 +44,7 @@ class RoundPlan(msgspec.Struct, frozen=True):
     levels: dict[str, int] = {}
     back_perturbations: dict[str, int] = {}
     length_s: float | None = None
+    ineligible: dict[str, str] = {}
 
     def rule_of(self, device: str) -> StepRule:
         """Return the rule of a forward-only device."""

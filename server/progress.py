@@ -52,9 +52,13 @@ class Progress:
         match event:
             case events.DeviceChanged():
                 self._states[event.device] = event.state
+                if event.ineligible is not None and event.state == "online":
+                    return f"{event.device} takes no work now: {event.ineligible}"
                 return f"{event.device} is {event.state}" if event.state in ("lost", "offline") else None
             case events.Waiting():
                 self._note = f"waiting for devices: {event.online} of {event.needed} are online"
+                if event.ineligible:
+                    self._note += f", {len(event.ineligible)} more take no work now"
                 return self._note
             case events.Syncing():
                 self._note = f"final adapter proved by {event.proved} of {event.devices} devices"

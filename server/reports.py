@@ -11,10 +11,10 @@ from server.messages import check_delta, check_report
 
 if TYPE_CHECKING:
     from server.adapters import AdapterChain
-    from server.configurator import Configurator
     from server.coordinator import Setting
     from server.fleet import Device
     from server.offers import Offers
+    from server.work import Chooser
 
 
 class Reports:
@@ -23,12 +23,12 @@ class Reports:
     Args:
         setting: what the job runs in.
         chain: the job's adapters.
-        bandit: told how long each took; None: there is none.
+        chooser: told how long each took.
     """
 
-    def __init__(self, setting: Setting, chain: AdapterChain, bandit: Configurator | None = None) -> None:
+    def __init__(self, setting: Setting, chain: AdapterChain, chooser: Chooser) -> None:
         self._setting = setting
-        self._bandit = bandit
+        self._chooser = chooser
         self._chain = chain
 
     def take(
@@ -57,8 +57,7 @@ class Reports:
                 device.link_bytes_per_s = report.link_bytes_per_s
                 device.replay_parameters_per_s = report.replay_parameters_per_s
                 offers.record(device.name, report, size_bytes)
-                if self._bandit is not None:
-                    self._bandit.reported(device.name, report, now)
+                self._chooser.reported(device.name, report, now)
         return protocol.ReportAck(
             job=report.job,
             round=report.round,

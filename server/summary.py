@@ -141,7 +141,7 @@ def job_devices(ledger: Ledger, name: str) -> list[dict[str, Any]]:
 def device_list(ledger: Ledger) -> list[dict[str, Any]]:
     """Return every device that ever announced itself, with what it said and what it did."""
     rows = ledger.rows(
-        "SELECT d.fleet, d.name AS device, d.state, d.birth, d.adapter_sha256, d.last_seen, "
+        "SELECT d.fleet, d.name AS device, d.state, d.ineligible, d.birth, d.adapter_sha256, d.last_seen, "
         "count(o.job) AS reports, avg(o.seconds) AS mean_seconds FROM devices d "
         "LEFT JOIN offers o ON o.device = d.name AND o.state = 'reported' GROUP BY d.fleet, d.name "
         "ORDER BY d.fleet, d.name"

@@ -32,10 +32,11 @@ def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundl
     def export(
         kind: str, *, task: str = "classify-head", splits: tuple[int, ...] = (1, 2), train: str = "B",
         pooling: str | None = None, layers: list[int] | None = None, max_tokens: int = 32,
-        levels: tuple[int, ...] = (), recompute: bool = False, runtimes: tuple[str, ...] = ("onnxruntime",),
+        levels: tuple[int, ...] = (), recompute: bool = False, rescale: bool = False,
+        runtimes: tuple[str, ...] = ("onnxruntime",),
     ) -> Bundle:  # fmt: skip
         key = f"{kind}-{task}-{'_'.join(map(str, splits))}-{train}-{pooling}-{layers}-{max_tokens}-{len(runtimes)}"
-        key += f"-{levels}-{recompute}"
+        key += f"-{levels}-{recompute}-{rescale}"
         if key not in made:
             model_dir = root / "models" / kind
             if not model_dir.exists():
@@ -54,6 +55,7 @@ def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundl
             lora = None if train == "full" else lora
             made[key] = export_bundle(
                 folder, options, lora, list(splits), root / "bundles" / key, levels=levels, recompute=recompute,
+                rescale=rescale,
                 runtimes=runtimes, max_batch=16,
             ).bundle  # fmt: skip
         return made[key]

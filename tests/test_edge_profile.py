@@ -12,7 +12,8 @@ from edge_runtime import cli as edge_cli
 from edge_runtime.board import Board
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import ProfileError
-from edge_runtime.profile import Profile, decode_profile, encode_profile, latency_s, missing_graphs
+from edge_runtime.profile import Profile, latency_s
+from edge_runtime.profile_check import decode_profile, encode_profile, missing_graphs
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,17 @@ from hypothesis import strategies as st
 
 from edge_runtime import protocol
 from edge_runtime.errors import ProtocolError
+from edge_runtime.profile import (
+    BoardFacts,
+    BundleFacts,
+    GraphProfile,
+    Latency,
+    Profile,
+    Provenance,
+    Rates,
+    Reading,
+    Sustained,
+)
 from edge_runtime.protocol import AdapterRef, BlobRef
 from edge_runtime.rule import StepRule
 from edge_runtime.stld import Stld
@@ -24,28 +35,50 @@ PLAN = protocol.TrainPlan(
     adapter=AdapterRef(BlobRef(SHA, 400), BlobRef(SHA, 40), SHA), rule=StepRule(), split=5, steps=4, batch_size=8,
     mean_square=None, privacy=None, deadline_s=60.0, blob_url="http://:8080/blobs",
 )  # fmt: skip
+SHAPE = {"batch_size": 1, "tokens": 16}
+READING = Reading(temperature_c=50.0, throttled=False)
+PROFILE = Profile(
+    device="pi", facts=BoardFacts(board="raspberry-pi-5", cores=4),
+    measured=Provenance(
+        measured_at="2026-01-01T00:00:00+00:00", seconds=9.0, wall_seconds=9.0, clock="perf_counter", covey_version="0",
+        commit=None, versions={"numpy": "2"}, threads=0, warm_up=2, before=READING, after=READING,
+    ),
+    bundle=BundleFacts(sha256=SHA, model="bert", layers=6, trainable_parameters=100),
+    graphs=[
+        GraphProfile(
+            kind="train", engine="onnxruntime", level=3, load_s=0.5, peak_rss_bytes=9, base_rss_bytes=4,
+            latencies=[Latency(median_s=0.5, low_s=0.4, high_s=0.7, count=5, power_w=3.5, **SHAPE)],
+            sustained=Sustained(
+                seconds=60.0, first_s=0.5, last_s=0.6, count=99, before=READING, after=READING, **SHAPE
+            ),
+        ),
+    ],
+    rates=Rates(replay_parameters_per_s=1e9),
+)  # fmt: skip
 MESSAGES: list[tuple[protocol.AnyMessage, str]] = [
-    (PLAN, "b872516c3bc2073d"),
-    (REPORT, "ea04dd526c78481d"),
+    (PLAN, "2565a256c156d03e"),
+    (REPORT, "63140e9d01547b6a"),
     (
         protocol.Birth(
             device="pi", boot_id="1", covey_version="0.1.0", python_version="3.11", machine="aarch64",
             runtimes={"numpy": "2"}, methods=["spzo"], rows=None, bundle_sha256=None, adapter_sha256=SHA,
             capability=protocol.Capability(kind="backprop", levels=[protocol.LevelNeed(3, 9, 2)], bytes_free=None),
         ),
-        "bad172882e2d857b",
+        "ab865f66dfeca06d",
     ),
-    (protocol.DeviceState(state="lost", boot_id="1"), "6663f72af24457ba"),
-    (protocol.ReportAck(job="job", round=1, attempt=0, outcome="taken"), "a8d87fc35be97a89"),
-    (protocol.PlanAccepted(job="job", round=1, attempt=0, device="pi"), "e321152076c1fe7a"),
-    (protocol.PlanRefused(job="job", round=1, attempt=0, device="pi", code=4, message="m"), "6be33f43ef1cfea8"),
-    (protocol.Synced(job="job", round=1, device="pi", adapter_sha256=SHA, blob_bytes=3), "01af059871edf297"),
+    (protocol.DeviceState(state="lost", boot_id="1"), "a9c7f7ed471134fc"),
+    (protocol.DeviceState(state="online", boot_id="1", ineligible="90 °C, above 85"), "56486ce29771fc8d"),
+    (protocol.ProfileMessage(device="pi", profile=PROFILE), "26b3f75aab28a5d2"),
+    (protocol.ReportAck(job="job", round=1, attempt=0, outcome="taken"), "34022ac7d82130ff"),
+    (protocol.PlanAccepted(job="job", round=1, attempt=0, device="pi"), "f50a7915325457c2"),
+    (protocol.PlanRefused(job="job", round=1, attempt=0, device="pi", code=4, message="m"), "7417e37b08077c13"),
+    (protocol.Synced(job="job", round=1, device="pi", adapter_sha256=SHA, blob_bytes=3), "9603e2e8ba9dd92c"),
     (
         protocol.SyncPlan(
             job="job", round=1, bundle_sha256=SHA, adapter=AdapterRef(BlobRef(SHA, 4), None, None), final=True,
             blob_url="http://h/blobs",
         ),
-        "e06d7dd13133e0f6",
+        "d110bb0055751715",
     ),
     (
         protocol.BackpropPlan(
@@ -53,7 +86,7 @@ MESSAGES: list[tuple[protocol.AnyMessage, str]] = [
             adapter=AdapterRef(BlobRef(SHA, 400), None, None), stld=Stld(), level=3, deadline_s=60.0,
             blob_url="http://:8080/blobs",
         ),
-        "9c03972f32139407",
+        "65b762245d03025c",
     ),
     (
         protocol.DeltaReport(
@@ -61,7 +94,7 @@ MESSAGES: list[tuple[protocol.AnyMessage, str]] = [
             personal_layers=1, level=3, examples=10, loss=0.5, seconds=1.5, peak_rss_bytes=None, link_bytes_per_s=1e6,
             replay_parameters_per_s=None, blob_bytes=0,
         ),
-        "2feb7a284f5b003d",
+        "21006d5e7a6fa7fc",
     ),
 ]  # fmt: skip
 
@@ -84,7 +117,7 @@ def test_messages_say_what_they_are() -> None:
 
 def test_another_version_is_named() -> None:
     fields = msgspec.msgpack.decode(protocol.encode(REPORT)) | {"v": 1}
-    with pytest.raises(ProtocolError, match="protocol version 1, this Covey speaks version 3"):
+    with pytest.raises(ProtocolError, match="protocol version 1, this Covey speaks version 4"):
         protocol.decode(msgspec.msgpack.encode(fields), protocol.RoundReport)
 
 

@@ -18,7 +18,14 @@ from edge_runtime.errors import BundleError, ConfigError, TrainingError
 from edge_runtime.levels import LayerSlices
 from edge_runtime.ptls import LayerStatistics, importance, overlay, personal_layers
 from edge_runtime.rows import EncodedRows
-from edge_runtime.stld import Stld, choose_layers, draw_bernoulli, draw_layers, inclusion_probabilities
+from edge_runtime.stld import (
+    Stld,
+    choose_layers,
+    draw_bernoulli,
+    draw_layers,
+    inclusion_probabilities,
+    residual_scales,
+)
 
 SHAPES: list[Any] = ["uniform", "incremental", "decay", "normal"]
 
@@ -138,6 +145,39 @@ def test_the_layered_bowl_leaves_absent_layers_alone() -> None:
     assert np.abs(out[[0, 1, 2, 9, 10, 11, 12, 13]] - bowl().gradient(seen)[[0, 1, 2, 9, 10, 11, 12, 13]]).max() < 1e-6
     with pytest.raises(BundleError, match="no graph with 3"):
         bowl((1, 2)).gradients(theta, [0, 1, 2], ROWS.batch([0]), out)
+
+
+def test_a_scale_of_the_layered_bowl_is_a_factor_on_a_layers_parameters() -> None:
+    theta, out, plain = np.ones(SIZE, np.float32), np.zeros(SIZE, np.float32), np.zeros(SIZE, np.float32)
+    doubled = theta.copy()
+    doubled[SLICES.layers[1]] = 2
+    loss = bowl().gradients(theta, range(LAYERS), ROWS.batch([0]), out, [1.0, 2.0, 1.0, 1.0])
+    assert loss == bowl().gradients(doubled, range(LAYERS), ROWS.batch([0]), plain)
+    plain[SLICES.layers[1]] *= 2
+    assert (out == plain).all()
+
+
+@given(layers=st.integers(1, 24), share=st.floats(0, 1), shape=st.sampled_from(SHAPES))
+def test_rescaled_residuals_have_the_expectation_of_all_layers(layers: int, share: float, shape: Any) -> None:
+    """A layer counts by its scale when it is active: on average by 1, whatever its probability."""
+    level = 1 + round(share * (layers - 1))
+    probabilities = inclusion_probabilities(layers, level, shape)
+    scales = residual_scales(Stld(shape=shape, rescale=True), layers, level, range(layers))
+    assert scales is not None
+    assert np.asarray(scales) * probabilities == pytest.approx(1.0)
+    assert residual_scales(Stld(shape=shape), layers, level, range(layers)) is None
+
+
+def test_a_round_runs_its_layers_with_their_scales() -> None:
+    """At level 2 of 4 every active layer counts twice."""
+    plain, rescaled = run(2, steps=1), run(2, steps=1, rescale=True)
+    assert plain.sent == rescaled.sent
+    assert plain.loss == rescaled.loss  # at 0 a factor changes nothing but the gradient
+    outside = slice(SLICES.layers[-1].stop, SIZE)
+    moved = [result.personal.statistics.norms for result in (plain, rescaled)]
+    assert moved[1] == pytest.approx([2 * norm for norm in moved[0]], rel=1e-6)
+    assert plain.movement[outside] == pytest.approx(rescaled.movement[outside])
+    assert run(4, steps=3).movement == pytest.approx(run(4, steps=3, rescale=True).movement)
 
 
 @pytest.mark.parametrize("draw", ["exact", "bernoulli"])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 import re
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -170,6 +173,7 @@ def test_a_device_that_is_asked_again_and_again_gives_up(bench: Bench) -> None:
         ("owner", 3, "this device is forward-only"),
         ("privacy", 3, "this device asks for 1 or more"),
         ("bundle", 5, "no training graphs"),
+        ("rescale", 5, "do not rescale residuals"),
     ],
 )
 def test_a_plan_that_a_device_cannot_do_is_refused_before_it_starts(
@@ -185,6 +189,8 @@ def test_a_plan_that_a_device_cannot_do_is_refused_before_it_starts(
         changes = {"training": "forward-only"}
     elif case == "privacy":
         changes = {"least_noise_multiplier": 1.0}
+    elif case == "rescale":
+        plan = backprop_plan(bench, stld=Stld(rescale=True))
     else:
         bench.bundle = tiny_bundle
         plan = backprop_plan(bench)
@@ -222,6 +228,29 @@ def device(capability: protocol.Capability, bundle_sha256: str | None = None, na
         rows=None, bundle_sha256=bundle_sha256, adapter_sha256=None, capability=capability,
     )  # fmt: skip
     return Device(name, "online", birth)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc keeps memory that was freed, and can give it back")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    """Small blocks below one that is still held: the allocator keeps them all."""
+    code = """
+import sys
+from edge_runtime.memory import give_back
+def held():
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
+before = held()
+blocks = [bytearray(b"x" * 100_000) for _ in range(1000)]
+last = bytearray(b"x" * 100_000)
+del blocks
+kept = held()
+give_back()
+print(kept - before, held() - before)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    kept_kib, left_kib = map(int, found.split())
+    assert kept_kib > 80_000
+    assert left_kib < 20_000
 
 
 def test_levels_go_to_the_devices_that_can_hold_them(leveled: Bundle) -> None:
@@ -473,6 +502,7 @@ JOB_TOML = 'name = "job"\neval_file = "test.jsonl"\n'
         ("[stld.device_levels]\npi = 7\n", "level 7"),
         ('[stld]\nshape = "round"\n', "shape"),
         ("[stld]\npersonal_share = 2\n", "personal_share"),
+        ("[stld]\nrescale = true\n", "rescale = true: the bundle's training graphs do not"),
         (
             'weighting = "uniform"\n[privacy]\nclip = 1.0\nnoise_multiplier = 1.0\n[stld]\n',
             "exclude each other",

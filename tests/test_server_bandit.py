@@ -14,18 +14,9 @@ from hypothesis import strategies as st
 
 from server import gains as gain_model
 from server.arms import Arm, Offer, backprop_arms, forward_arms
-from server.bandit import (
-    BanditOptions,
-    BanditState,
-    Candidate,
-    Choice,
-    Reported,
-    choose,
-    choose_at_best_split,
-    expected_s,
-    observe_loss,
-    observe_reports,
-)
+from server.bandit import choose, choose_at_best_split
+from server.bandit_state import BanditOptions, BanditState, Reported, observe_loss, observe_reports
+from server.choices import Candidate, Choice, expected_s
 from server.gains import Gains
 from server.step_times import FADE_S, DeviceTimes, base_seconds, expected, observe
 

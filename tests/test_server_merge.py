@@ -123,6 +123,25 @@ def test_a_forward_part_without_information_is_left_out() -> None:
     assert np.array_equal(merged, 0.5 * deltas["b0"].movement.astype(float) + 0.5 * deltas["b1"].movement)
 
 
+def test_a_block_with_much_noise_does_not_drown_one_with_little() -> None:
+    """Layers have few directions for their size, a head has many: it is merged although the layers show nothing."""
+    rng = generator(3)
+    deltas = deltas_of(rng, 2, 0.5)
+    spread = np.full(SIZE, 10.0)
+    spread[FRONT_SIZE:] = 1e-4 * RATE
+    target = -RATE * bowl().gradient(THETA)
+    forward = Forward(
+        (target + spread * rng.normal(size=SIZE)).astype(np.float32), FRONT_SIZE, 100.0, float(spread[-1] ** 2)
+    )
+    movement, figures = merge(PARAMETERS, LAYERS, deltas, forward, by_noise=True)
+    assert figures.scale == pytest.approx(1.0, rel=0.3)
+    assert figures.backprop_shares[:2] == pytest.approx([1.0, 1.0], abs=1e-3)
+    assert max(figures.backprop_shares[2:]) < 0.01
+    apart = np.linalg.norm((movement - target)[FRONT_SIZE:])
+    alone = np.linalg.norm((np.mean([d.movement for d in deltas.values()], axis=0) - target)[FRONT_SIZE:])
+    assert apart < alone
+
+
 def test_each_layer_is_averaged_over_the_devices_that_sent_it_by_examples() -> None:
     def delta(share: float, layers: set[int], value: float) -> Delta:
         return Delta(share, layers, np.full(SIZE, value, np.float32))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -95,9 +97,12 @@ def eager_loss(model: torch.nn.Module, bundle: Bundle, batch: Batch) -> torch.Te
 
 
 def eager_gradients(
-    model: torch.nn.Module, bundle: Bundle, layers: Sequence[int], batch: Batch
+    model: torch.nn.Module, bundle: Bundle, layers: Sequence[int], batch: Batch, scales: Sequence[float] = ()
 ) -> tuple[float, dict[str, np.ndarray]]:
-    """Loss and gradients by autograd of a model that has these layers only, by the names of the layout."""
+    """Loss and gradients by autograd of a model that has these layers only, by the names of the layout.
+
+    With scales, what a layer adds to its input counts by its scale.
+    """
     names = {p.name for p in bundle.manifest.parameters}
     found = {
         name.removeprefix("model.").replace(".default", "").replace(".modules_to_save", ""): parameter
@@ -109,11 +114,21 @@ def eager_gradients(
         parameter.requires_grad_(False)
     for parameter in trained.values():
         parameter.requires_grad_(True)
-    with active_layers(model, layers, LAYERS):
+    with active_layers(model, layers, LAYERS) as active, contextlib.ExitStack() as stack:
+        for layer, scale in zip(active, scales, strict=False):
+            stack.callback(layer.register_forward_hook(functools.partial(rescaled, scale), with_kwargs=True).remove)
         loss = eager_loss(model, bundle, batch)
         values = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
     gradients = {name: value.numpy() for name, value in zip(trained, values, strict=True) if value is not None}
     return loss.item(), gradients
+
+
+def rescaled(scale: float, _layer: object, args: tuple, kwargs: dict, output: Any) -> Any:
+    """A layer's output, when what it adds to its input counts by a scale."""
+    given = args[0] if args else kwargs["hidden_states"]
+    value = output[0] if isinstance(output, tuple) else output
+    made = given + scale * (value - given)
+    return (made, *output[1:]) if isinstance(output, tuple) else made
 
 
 def start(bundle: Bundle) -> FloatVector:
@@ -146,6 +161,41 @@ def test_gradients_agree_with_pytorch(
                 assert np.abs(wanted).max() > 1e-4  # the comparison is about something
         for layer in range(LAYERS):
             assert np.isnan(out[slices.layers[layer]]).all() == (layer not in layers)
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "recompute"),
+    [
+        ("bert", HEAD, True),
+        pytest.param("llama", CAUSAL, False, marks=pytest.mark.slow),
+        pytest.param("deberta", HEAD, False, marks=pytest.mark.long),
+        pytest.param("opt", PROMPT, True, marks=pytest.mark.long),
+    ],
+)
+def test_rescaled_residuals_agree_with_pytorch(
+    tiny_export: Callable[..., Bundle], kind: str, task: str, recompute: bool, tmp_path: Path
+) -> None:
+    given = {"task": task, "splits": (2,), "train": "AB", "max_tokens": POSITIONS, "levels": LEVELS}
+    bundle = tiny_export(kind, **given, recompute=recompute, rescale=True)
+    theta, batch = start(bundle), batches(bundle)[0]
+    write_finished(bundle, theta, tmp_path / "adapter", {})
+    model, engine = eager_model(bundle, kind, tmp_path / "adapter"), OnnxTrainingEngine(bundle, 1)
+    for layers, scales in (([2], [3.0]), ([0, 2], [1.5, 1.5]), ([0, 1, 2], [2.0, 1.25, 0.5]), ([1, 2], None)):
+        out = np.zeros_like(theta)
+        loss = engine.gradients(theta, layers, batch, out, scales)
+        expected_loss, expected = eager_gradients(model, bundle, layers, batch, scales or ())
+        assert abs(loss - expected_loss) < 1e-5 * max(1.0, expected_loss)
+        found = views(out, bundle.manifest.parameters)
+        for name, wanted in expected.items():
+            assert np.abs(found[name] - wanted).max() < 1e-4 * max(0.1, np.abs(wanted).max())
+        if scales is not None:
+            assert abs(loss - engine.gradients(theta, layers, batch, out)) > 1e-4  # the scales are about something
+
+
+def test_a_bundle_without_scales_refuses_them(bundle: Bundle) -> None:
+    theta = bundle.initial_adapter()
+    with pytest.raises(BundleError, match="do not rescale residuals"):
+        OnnxTrainingEngine(bundle, 1).gradients(theta, [1], batches(bundle)[0], theta.copy(), [2.0])
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +351,11 @@ def test_a_broken_training_graph_in_the_manifest_is_refused(bundle: Bundle) -> N
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [(["--checkpoint"], "is about training graphs"), (["--levels", "all"], "is not a list of shares")],
+    [
+        (["--checkpoint"], "--checkpoint is about training graphs"),
+        (["--rescale"], "--rescale is about training graphs"),
+        (["--levels", "all"], "is not a list of shares"),
+    ],
 )
 def test_flags_that_make_no_sense(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     from server.cli import main

@@ -20,38 +20,56 @@ from server.summary import job_devices
 
 if TYPE_CHECKING:
     from edge_runtime.bundle import Bundle
+    from edge_runtime.config import EdgeConfig
+    from edge_runtime.perturbation import FloatVector
 
-OWN_TEST = 5
+OWN_TEST = 10
 """Every so many rows of a device are kept out of its training, to test its own model."""
 OWN_TEST_FILE = "own-test.jsonl"
 
 
 def described_devices(bundle: Bundle, job: str, state_dir: Path, configs: dict[str, Path]) -> list[dict[str, Any]]:
-    """Return what each device did (summary.job_devices), and its accuracy on its own held-out rows.
-
-    ``own_accuracy_shared`` is that of the final shared adapter, ``own_accuracy_personal`` that with the device's
-    personal layers in it; None where it has none.
-    """
+    """Return what each device did (summary.job_devices), and its own_accuracy."""
     ledger = Ledger(state_dir / LEDGER_FILE, read_only=True)
     devices = job_devices(ledger, job)
     ledger.close()
     predictor = OnnxPredictor(bundle)
     for row in devices:
-        config = read_edge_config(configs[row["device"]])
-        store = Store(Path(config.state_dir))
-        journal = store.journal()
-        rows = load_rows(bundle, DataConfig(str(configs[row["device"]].with_name(OWN_TEST_FILE))))
-        sha256 = journal.adapter_sha256 or bundle.initial_sha256
-        theta = map_adapter(store.adapter_file(sha256), total_size(bundle.manifest.parameters))
-        personal = load_personal(store, journal.personal_sha256, bundle, job)
-        labels = len(bundle.manifest.task.labels)
-        row["own_test_rows"] = len(rows)
-        row["own_accuracy_shared"] = round(evaluate(predictor, theta, rows, labels).accuracy, 4)
-        mine = with_personal(theta, personal, bundle)
-        row["own_accuracy_personal"] = (
-            round(evaluate(predictor, mine, rows, labels).accuracy, 4) if personal.layers else None
-        )
+        config = configs[row["device"]]
+        row.update(own_accuracy(bundle, job, predictor, read_edge_config(config), config.with_name(OWN_TEST_FILE)))
     return devices
+
+
+def own_accuracy(
+    bundle: Bundle, job: str, predictor: OnnxPredictor, config: EdgeConfig, test: Path
+) -> dict[str, int | float | None]:
+    """Return how good a device's adapter is on rows of its own.
+
+    Args:
+        bundle: a checked bundle.
+        job: whose personal layers count.
+        predictor: of the bundle.
+        config: the device.
+        test: the rows.
+
+    Returns:
+        ``own_test_rows``; ``own_accuracy_shared`` with the shared adapter that the device ended on;
+        ``own_accuracy_personal`` with its personal layers in it, None where it has none.
+    """
+    store = Store(Path(config.state_dir))
+    journal, rows = store.journal(), load_rows(bundle, DataConfig(str(test)))
+    sha256 = journal.adapter_sha256 or bundle.initial_sha256
+    theta = map_adapter(store.adapter_file(sha256), total_size(bundle.manifest.parameters))
+    personal = load_personal(store, journal.personal_sha256, bundle, job)
+
+    def accuracy(adapter: FloatVector) -> float:
+        return round(evaluate(predictor, adapter, rows, len(bundle.manifest.task.labels)).accuracy, 4)
+
+    return {
+        "own_test_rows": len(rows),
+        "own_accuracy_shared": accuracy(theta),
+        "own_accuracy_personal": accuracy(with_personal(theta, personal, bundle)) if personal.layers else None,
+    }
 
 
 def device_table(devices: list[dict[str, Any]]) -> Table:

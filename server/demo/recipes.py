@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from server.demo.packages import Package
 
 
-MOVIES_PER_DEVICE = 8
-
-
 @dataclass(frozen=True)
 class Recipe:
     """One demo.
@@ -24,6 +21,7 @@ class Recipe:
         package: where the model comes from.
         export_flags: flags of ``covey export``.
         max_tokens: longer reviews are cut.
+        movies_per_device: whose reviews are a device's private rows.
         test_movies: movies of the held-out reviews; no device has one of them.
         rows_per_test_movie: held-out reviews of each.
         probe_rows_per_device: private reviews of each device that the linear probe sees; a large model takes its time.
@@ -38,6 +36,7 @@ class Recipe:
     package: Package
     export_flags: tuple[str, ...]
     max_tokens: int
+    movies_per_device: int
     test_movies: int
     rows_per_test_movie: int
     probe_rows_per_device: int
@@ -54,6 +53,7 @@ _MINILM = Recipe(
     # The back block is the head alone: 64 perturbations of it cost less than one pass through the encoder.
     export_flags=("--task", "classify-head", "--lora-layers", "5", "--logit-scale", "10", "--split", "6"),
     max_tokens=48,
+    movies_per_device=8,
     test_movies=300,
     rows_per_test_movie=2,
     probe_rows_per_device=1000,
@@ -66,9 +66,15 @@ RECIPES = {
     "minilm-hybrid": dataclasses.replace(
         _MINILM,
         name="minilm-hybrid",
-        export_flags=("--task", "classify-head", "--logit-scale", "10", "--split", "6", "--levels", "1.0,0.5"),
+        export_flags=("--task", "classify-head", "--logit-scale", "5", "--split", "6", "--levels", "1.0,0.5"),
+        movies_per_device=28,
+        test_movies=220,
+        rows_per_test_movie=3,
+        probe_rows_per_device=250,
+        job={"rounds": 12, "steps": 4, "batch_size": 16, "cohort": 0, "eval_every": 4},
+        step={"back_perturbations": 64, "learning_rate": 0.05, "eps": 0.01},
         start_movies=64,
-        stld={"steps": 8, "batch_size": 16, "learning_rate": 0.001, "personal_share": 0.34},
+        stld={"steps": 8, "batch_size": 16, "learning_rate": 0.003, "personal_share": 0.17},
         levels={1: 6, 2: 3},
     ),
     "smollm2": Recipe(
@@ -85,6 +91,7 @@ RECIPES = {
             "20",
         ),
         max_tokens=48,
+        movies_per_device=8,
         test_movies=200,
         rows_per_test_movie=1,
         probe_rows_per_device=40,

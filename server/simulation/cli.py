@@ -1,4 +1,4 @@
-"""``covey simulate`` and ``covey job explain``."""
+"""``covey simulate``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add_simulate(
         commands: of the parser.
         stop: makes the question whether to stop; called once the command runs.
     """
-    from server.bandit import Policy
+    from server.bandit_state import Policy
 
     parser = commands.add_parser("simulate", help="a job on simulated devices", description=_simulate.__doc__)
     for name, kind, default, what in (
@@ -45,9 +45,19 @@ def add_simulate(
         help="of the bandit (docs/bandit.md); off: the largest level that fits (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--profiles", type=Path, nargs="+", default=[], metavar="latency.json",
-        help="profiles of one model's boards, given to the devices in turn (default: three made-up classes)",
+        "--profiles", type=Path, nargs="+", default=[], metavar="PROFILE",
+        help="files or boards' folders, of one model, given to the devices in turn (default: three made-up classes)",
     )  # fmt: skip
+    parser.add_argument(
+        "--bundle", type=Path, help="what they learn (default: a bowl in layers); with --data and --job"
+    )
+    parser.add_argument("--data", type=Path, help="with --bundle: rows to deal out to the devices; a fifth is held out")
+    parser.add_argument(
+        "--job",
+        type=Path,
+        metavar="job.toml",
+        help="with --bundle: steps, batch sizes, rates; flags say the rest",
+    )
     parser.add_argument("--traces", type=Path, metavar="FILE", help="what happens to devices, JSON lines")
     parser.add_argument("--state-dir", type=Path, help="keep the ledger here (default: it is not kept)")
     output.add_format(parser)
@@ -57,8 +67,9 @@ def add_simulate(
 def _simulate(args: argparse.Namespace) -> int:
     """Run a job on simulated devices: the real server, protocol and bandit; virtual time from profiles and traces.
 
-    The devices learn a bowl in layers, not a model: what comes out says something of the server, of times and of
-    choices, nothing of accuracy. The same seed gives the same result.
+    Without --bundle the devices learn a bowl in layers, not a model: what comes out says something of the server, of
+    times and of choices, nothing of accuracy. With it they make the real steps on real rows, one after the other on
+    this machine. The same seed gives the same result.
     """
     from server.simulation.run import SimulateOptions, simulate
     from server.simulation.traces import read_traces
@@ -71,6 +82,8 @@ def _simulate(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{name.replace('_', '-')} is a share: 0 to 1", "see covey simulate --help")
     if not args.jitter >= 0 or not args.deadline_s > 0:
         raise ConfigError("--jitter must not be negative, and --deadline-s must be above 0", "leave them out")
+    if len({args.bundle is None, args.data is None, args.job is None}) > 1:
+        raise ConfigError("--bundle, --data and --job belong together", "give all three, or none")
     options = SimulateOptions(
         devices=args.devices,
         rounds=args.rounds,
@@ -79,6 +92,9 @@ def _simulate(args: argparse.Namespace) -> int:
         policy=None if args.policy == _OFF else args.policy,
         seed=args.seed,
         profiles=tuple(args.profiles),
+        bundle=args.bundle,
+        data=args.data,
+        job=args.job,
         traces=() if args.traces is None else tuple(read_traces(args.traces)),
         drop_out=args.drop_out,
         drift=args.drift,

@@ -1,22 +1,21 @@
-"""Simulated devices: real messages, real steps on a bowl, the time of their profiles."""
+"""Simulated devices: real messages, real steps, the time of their profiles."""
 
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge_runtime import protocol
+from edge_runtime import backprop_plan, forward_plan, protocol
 from edge_runtime.backprop import BackpropWork, Personal, train_backprop
 from edge_runtime.delta import encode_delta
 from edge_runtime.layout import adapter_sha256
 from edge_runtime.levels import layer_slices
 from edge_runtime.ptls import LayerStatistics
 from edge_runtime.replay import replay
-from edge_runtime.round_log import decode_chain, pack_scalars
+from edge_runtime.round_log import decode_chain
 from edge_runtime.rule import StepRule
 from edge_runtime.trainer import RoundWork, train_round
 from edge_runtime.transport import Message
@@ -29,26 +28,14 @@ if TYPE_CHECKING:
     from edge_runtime.perturbation import FloatVector
     from edge_runtime.profile import Profile
     from server.blobs import BlobStore
-    from server.simulation.bowl import Bowl
+    from server.simulation.task import SimulatedTask
     from server.simulation.traces import TraceEvent
     from server.simulation.virtual import VirtualWorld
 
 FLEET = "simulated"
-_ROWS = 32
 _ANY_RULE = StepRule()  # of work that has none
 _AWAY_S = 300.0
 _LINK_S = 0.5  # a plan, an adapter, a report: what a round costs beside its steps
-
-
-class _NoRows:
-    """Rows of a device whose loss does not depend on them."""
-
-    def __len__(self) -> int:
-        return _ROWS
-
-    def batch(self, indices: Sequence[int]) -> Any:  # noqa: ANN401, ARG002 the bowl looks at no batch
-        """Return nothing."""
-        return None
 
 
 @dataclass
@@ -64,6 +51,7 @@ class SimulatedDevice:
         here: whether it is on.
         starts: how often it started.
         report: what it sent last.
+        delta: what the server may ask for after it.
     """
 
     name: str
@@ -87,20 +75,19 @@ class SimulatedFleet:
 
     Args:
         world: the clock.
-        bowl: what they learn.
+        task: what they learn.
         devices: the devices.
         served: adapters and logs.
         uploaded: where deltas go.
         drop_out: probability that a device vanishes in a round.
         jitter: standard deviation of the logarithm of a round's time.
         rng: where chance comes from.
-        theta_of: the server's adapter, for devices that come to it by file.
     """
 
     def __init__(
         self,
         world: VirtualWorld,
-        bowl: Bowl,
+        task: SimulatedTask,
         devices: Sequence[SimulatedDevice],
         served: BlobStore,
         uploaded: BlobStore,
@@ -109,12 +96,12 @@ class SimulatedFleet:
         rng: np.random.Generator,
     ) -> None:
         self._world = world
-        self._bowl = bowl
+        self._task = task
         self.devices = {device.name: device for device in devices}
         self._served, self._uploaded = served, uploaded
         self._drop_out, self._jitter, self._rng = drop_out, jitter, rng
-        self._slices = layer_slices(bowl.manifest)
-        self._adapters: dict[str, FloatVector] = {bowl.initial_sha256: bowl.initial_adapter()}
+        self._slices = layer_slices(task.manifest)
+        self._adapters: dict[str, FloatVector] = {task.initial_sha256: task.initial_adapter()}
         self.device_rounds = 0
 
     def join_all(self) -> None:
@@ -148,7 +135,7 @@ class SimulatedFleet:
     def _join(self, device: SimulatedDevice) -> None:
         device.here, device.starts = True, device.starts + 1
         boot_id = f"{device.name}-{device.starts}"
-        levels = [protocol.LevelNeed(level, 0, 0) for level in self._bowl.manifest.levels]
+        levels = [protocol.LevelNeed(level, 0, 0) for level in self._task.manifest.levels]
         capability = protocol.Capability(
             kind="backprop" if device.can_backprop else "forward-only",
             levels=levels if device.can_backprop else [],
@@ -162,9 +149,9 @@ class SimulatedFleet:
             machine="simulated",
             runtimes={},
             methods=["spzo"],
-            rows=_ROWS,
-            bundle_sha256=self._bowl.sha256,
-            adapter_sha256=self._bowl.initial_sha256,
+            rows=len(self._task.rows(device.index)),
+            bundle_sha256=self._task.sha256,
+            adapter_sha256=self._task.initial_sha256,
             capability=capability,
         )
         self._say(device, "birth", birth, 0.0)
@@ -223,7 +210,7 @@ class SimulatedFleet:
         self._world.at(self._world.now + _LINK_S / 2 + seconds, finish)
 
     def _seconds(self, device: SimulatedDevice, plan: protocol.TrainPlan | protocol.BackpropPlan) -> float:
-        manifest = self._bowl.manifest
+        manifest = self._task.manifest
         layers, tokens = manifest.model.layers, manifest.task.max_tokens
         if isinstance(plan, protocol.TrainPlan):
             work = Work(layers, tokens, plan.steps, plan.batch_size, plan.rule)
@@ -273,56 +260,23 @@ class SimulatedFleet:
         self, device: SimulatedDevice, plan: protocol.TrainPlan, theta: FloatVector, seconds: float
     ) -> protocol.RoundReport:
         work = RoundWork(
-            plan.job_seed, plan.round, device.name, plan.rule, plan.steps, plan.batch_size, plan.mean_square
-        )
-        engine = self._bowl.engine(device.index, plan.split)
-        result = train_round(engine, theta, _NoRows(), work, rng=self._rng, clock=lambda: 0.0)
+            plan.job_seed, plan.round, device.name, plan.rule, plan.steps, plan.batch_size, plan.mean_square,
+            plan.privacy,
+        )  # fmt: skip
+        engine, rows = self._task.engine(device.index, plan.split), self._task.rows(device.index)
+        result = train_round(engine, theta, rows, work, rng=self._rng, clock=lambda: 0.0)
         assert result is not None  # noqa: S101 nothing stops it
-        return protocol.RoundReport(
-            job=plan.job,
-            round=plan.round,
-            attempt=plan.attempt,
-            device=device.name,
-            adapter_sha256=plan.adapter.file.sha256,
-            scalars=pack_scalars(result.scalars),
-            examples=_ROWS,
-            loss=result.loss,
-            seconds=seconds,
-            front_passes=result.front_passes,
-            back_passes=result.back_passes,
-            front_seconds=0.0,
-            back_seconds=0.0,
-            link_bytes_per_s=None,
-            replay_parameters_per_s=None,
-            blob_bytes=0,
-        )
+        return forward_plan.report_of(plan, device.name, result, len(rows), seconds)
 
     def _backprop(
         self, device: SimulatedDevice, plan: protocol.BackpropPlan, theta: FloatVector, seconds: float
     ) -> protocol.DeltaReport:
-        manifest = self._bowl.manifest
+        manifest = self._task.manifest
         layers = manifest.model.layers
         work = BackpropWork(plan.job_seed, plan.round, device.name, plan.stld, plan.level, manifest.levels)
-        engine = self._bowl.engine(device.index, manifest.splits[0])
+        engine, rows = self._task.training_engine(device.index), self._task.rows(device.index)
         personal = Personal({}, LayerStatistics.of(layers))
-        result = train_backprop(engine, theta, _NoRows(), work, self._slices, personal)
+        result = train_backprop(engine, theta, rows, work, self._slices, personal)
         assert result is not None  # noqa: S101 nothing stops it
         device.delta = encode_delta(result.movement, manifest.parameters, result.sent, layers)
-        return protocol.DeltaReport(
-            job=plan.job,
-            round=plan.round,
-            attempt=plan.attempt,
-            device=device.name,
-            adapter_sha256=plan.adapter.file.sha256,
-            delta=protocol.BlobRef(hashlib.sha256(device.delta).hexdigest(), len(device.delta)),
-            layers=result.sent,
-            personal_layers=0,
-            level=plan.level,
-            examples=_ROWS,
-            loss=result.loss,
-            seconds=seconds,
-            peak_rss_bytes=None,
-            link_bytes_per_s=None,
-            replay_parameters_per_s=None,
-            blob_bytes=0,
-        )
+        return backprop_plan.report_of(plan, device.name, result, device.delta, len(rows), seconds)

@@ -15,18 +15,21 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from edge_runtime.bundle import open_bundle, verify_files
 from edge_runtime.errors import ConfigError
-from edge_runtime.profile import BoardFacts, BundleFacts, GraphProfile, Latency, Modelling, Profile, decode_profile
+from edge_runtime.profile import BoardFacts, BundleFacts, GraphProfile, Latency, Modelling, Profile
 from edge_runtime.rule import StepRule
 from server.adapters import AdapterChain
 from server.blobs import BlobStore
 from server.coordinator import Coordinator, Setting
 from server.errors import JobError
 from server.evaluator import InlineEvaluator
-from server.job import Job, JobBandit, JobStld
+from server.job import Job, JobBandit, JobStld, fit_to_bundle, read_job
 from server.ledger import LEDGER_FILE, Ledger
+from server.profile_files import read_profile
 from server.simulation.bowl import Bowl
 from server.simulation.devices import FLEET, SimulatedDevice, SimulatedFleet
+from server.simulation.task import BundleTask
 from server.simulation.traces import TraceEvent, throttling
 from server.simulation.virtual import VirtualTransport, VirtualWorld
 from server.uploads import Uploads
@@ -34,8 +37,9 @@ from server.uploads import Uploads
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from server.bandit import Policy
+    from server.bandit_state import Policy
     from server.events import Observer
+    from server.simulation.task import SimulatedTask
 
 JOB_NAME = "simulation"
 _LAYERS = 12
@@ -55,6 +59,9 @@ class SimulateOptions:
     policy: Policy | None = "thompson"
     seed: int = 0
     profiles: tuple[Path, ...] = ()
+    bundle: Path | None = None
+    data: Path | None = None
+    job: Path | None = None
     traces: tuple[TraceEvent, ...] = ()
     drop_out: float = 0.02
     drift: float = 0.3
@@ -63,7 +70,9 @@ class SimulateOptions:
     deadline_s: float = 600.0
 
 
-def modelled_profiles() -> list[Profile]:
+def modelled_profiles(
+    layers: int = _LAYERS, splits: Sequence[int] = _SPLITS, levels: Sequence[int] = _LEVELS
+) -> list[Profile]:
     """Return three classes of boards, made up: a layer's forward pass takes 4, 12 and 30 ms, a backward pass twice."""
     assumption = ["classes of speed for simulations; no board was measured"]
     found = []
@@ -73,33 +82,18 @@ def modelled_profiles() -> list[Profile]:
             times = [Latency(batch_size=b, tokens=64, median_s=layer_s * layers * (0.2 + 0.8 * b / 8)) for b in (1, 8)]
             return GraphProfile(kind=kind, engine="modelled", latencies=times, **where)  # type: ignore[arg-type]
 
-        graphs = [graph("train", 3.0 * level, level=level) for level in _LEVELS] if trains else []
-        for split in _SPLITS:
-            graphs += [graph("front", split, split=split), graph("back", _LAYERS - split + 0.5, split=split)]
+        graphs = [graph("predict", layers + 0.5)]
+        graphs += [graph("train", 3.0 * level, level=level) for level in levels] if trains else []
+        for split in splits:
+            graphs += [graph("front", split, split=split), graph("back", layers - split + 0.5, split=split)]
         found.append(
             Profile(
                 facts=BoardFacts(board=f"class-{name}"),
                 modelled=Modelling(formula=f"{layer_s} s a layer and forward pass", sources=[], assumptions=assumption),
-                bundle=BundleFacts(sha256="0" * 64, model="bowl", layers=_LAYERS, trainable_parameters=1),
+                bundle=BundleFacts(sha256="0" * 64, model="bowl", layers=layers, trainable_parameters=1),
                 graphs=graphs,
             )
         )
-    return found
-
-
-def read_profiles(paths: Sequence[Path]) -> list[Profile]:
-    """Read profiles of boards.
-
-    Raises:
-        ConfigError: a file that cannot be read, or profiles without a split that all of them have.
-        ProfileError: names what is wrong with a profile.
-    """
-    found = []
-    for path in paths:
-        try:
-            found.append(decode_profile(path.read_bytes()))
-        except OSError as error:
-            raise ConfigError(f"cannot read the profile {path}: {error.strerror}", "give latency.json files") from error
     return found
 
 
@@ -121,6 +115,68 @@ def _common(profiles: Sequence[Profile]) -> tuple[int, list[int], list[int]]:
     return layers.pop(), common, sorted(set.intersection(*levels)) if levels else []
 
 
+def _task_and_profiles(
+    options: SimulateOptions, rng: np.random.Generator
+) -> tuple[SimulatedTask, list[Profile], list[int], list[int]]:
+    """Return what is learned, the devices' profiles, and the splits and levels that both have."""
+    if options.bundle is None or options.data is None:
+        profiles = [read_profile(path) for path in options.profiles] or modelled_profiles()
+        layers, splits, levels = _common(profiles)
+        return Bowl(layers, splits, levels, options.devices, rng), profiles, splits, levels
+    bundle = open_bundle(options.bundle)
+    verify_files(bundle)
+    task = BundleTask(bundle, options.data, options.devices, rng)
+    manifest = bundle.manifest
+    if not options.profiles:
+        profiles = modelled_profiles(manifest.model.layers, manifest.splits, manifest.levels)
+        return task, profiles, manifest.splits, manifest.levels
+    profiles = [read_profile(path) for path in options.profiles]
+    layers, splits, levels = _common(profiles)
+    both = [split for split in splits if split in manifest.splits]
+    if layers != manifest.model.layers or not both:
+        raise ConfigError(
+            f"the bundle has {manifest.model.layers} layers and splits {manifest.splits}, the profiles have {layers} "
+            f"and {splits}",
+            "give profiles of this bundle",
+        )
+    return task, profiles, both, [level for level in levels if level in manifest.levels]
+
+
+def _job(options: SimulateOptions, task: SimulatedTask, splits: Sequence[int], levels: list[int]) -> Job:
+    """Return the job: what a step is from its file, where there is one, the rest from the options."""
+    if options.job is not None:
+        base = fit_to_bundle(read_job(options.job), task.manifest)
+    else:
+        base = Job(
+            name=JOB_NAME,
+            eval_file="",
+            steps=2,
+            split=splits[-1],
+            schedule="constant",
+            step=StepRule(back_perturbations=4, learning_rate=0.05),
+            stld=JobStld(levels=levels, learning_rate=0.02, steps=2) if levels else None,
+        )
+    if base.split not in splits or not set(base.levels(task.manifest)) <= set(levels):
+        raise ConfigError(
+            f"the job's split {base.split} or levels {base.levels(task.manifest)} have no times: the profiles have "
+            f"{list(splits)} and {levels}",
+            "give profiles of this bundle",
+        )
+    return msgspec.structs.replace(
+        base,
+        name=JOB_NAME,
+        rounds=options.rounds,
+        seed=options.seed,
+        cohort=min(options.cohort, options.devices),
+        over_selection=options.over_selection,
+        min_reports=1,
+        min_devices=max(1, options.devices // 2),
+        deadline_s=options.deadline_s,
+        bandit=None if options.policy is None else JobBandit(policy=options.policy),
+        adaptive=None,
+    )
+
+
 def simulate(
     options: SimulateOptions,
     observe: Observer = lambda _event: None,
@@ -140,29 +196,12 @@ def simulate(
 
     Raises:
         ConfigError, ProfileError: options that do not fit together.
+        BundleError, DataError: a bundle or its rows are wrong.
         JobError: a round failed too often.
     """
-    profiles = read_profiles(options.profiles) if options.profiles else modelled_profiles()
-    layers, splits, levels = _common(profiles)
     rng = np.random.Generator(np.random.PCG64(options.seed))
-    bowl = Bowl(layers, splits, levels, options.devices, rng)
-    job = Job(
-        name=JOB_NAME,
-        eval_file="",
-        rounds=options.rounds,
-        steps=2,
-        split=splits[-1],
-        seed=options.seed,
-        cohort=min(options.cohort, options.devices),
-        over_selection=options.over_selection,
-        min_reports=1,
-        min_devices=max(1, options.devices // 2),
-        deadline_s=options.deadline_s,
-        schedule="constant",
-        step=StepRule(back_perturbations=4, learning_rate=0.05),
-        stld=JobStld(learning_rate=0.02, steps=2) if levels else None,
-        bandit=None if options.policy is None else JobBandit(policy=options.policy),
-    )
+    task, profiles, splits, levels = _task_and_profiles(options, rng)
+    job = _job(options, task, splits, levels)
     with contextlib.ExitStack() as stack:
         root = state_dir or Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="covey-simulate-", dir=_in_memory()))
@@ -171,27 +210,27 @@ def simulate(
             raise ConfigError(f"{root} has a ledger already", "give --state-dir a new folder")
         ledger = Ledger(root / LEDGER_FILE, durable=False)
         stack.callback(ledger.close)
-        ledger.begin_job(job.name, FLEET, bowl.sha256, msgspec.to_builtins(job))
+        ledger.begin_job(job.name, FLEET, task.sha256, msgspec.to_builtins(job))
         served, uploaded = (BlobStore(root / name) for name in ("blobs", "uploads"))
         world = VirtualWorld()
-        devices = _devices(options, profiles, bowl.sha256, rng)
-        fleet = SimulatedFleet(world, bowl, devices, served, uploaded, options.drop_out, options.jitter, rng)
+        devices = _devices(options, profiles, task.sha256, rng)
+        fleet = SimulatedFleet(world, task, devices, served, uploaded, options.drop_out, options.jitter, rng)
         fleet.join_all()
         length_s = 10.0 * options.rounds
         fleet.follow([*options.traces, *throttling([d.name for d in devices], options.throttle, length_s, rng)])
         setting = Setting(
             fleet=FLEET,
             job=job,
-            manifest=bowl.manifest,
-            bundle_sha256=bowl.sha256,
+            manifest=task.manifest,
+            bundle_sha256=task.sha256,
             blob_url="http://simulated",
             uploads=Uploads(uploaded),
-            evaluate=bowl.evaluate,
+            evaluate=task.evaluate,
             clock=world.clock,
         )
-        chain = AdapterChain(bowl, served, [], momentum=False)
+        chain = AdapterChain(task, served, [], momentum=False)
         transport = VirtualTransport(world, fleet.deliver)
-        evaluator = InlineEvaluator(bowl.evaluate)
+        evaluator = InlineEvaluator(task.evaluate)
         started, cpu_started = time.perf_counter(), time.process_time()
         coordinator = Coordinator(setting, ledger, chain, transport, observe, evaluator)
         if not coordinator.run(resumed=False, should_stop=should_stop):
@@ -228,7 +267,7 @@ def _devices(
 
 def _result(ledger: Ledger, job: Job) -> dict[str, Any]:
     rounds = ledger.rows("SELECT * FROM rounds WHERE job = ? AND state = 'aggregated' ORDER BY round", job.name)
-    first = ledger.rows("SELECT loss_start FROM jobs WHERE name = ?", job.name)[0]
+    first = ledger.rows("SELECT loss_start, accuracy_start FROM jobs WHERE name = ?", job.name)[0]
     offers = ledger.rows("SELECT device, level, round, state FROM offers WHERE job = ? ORDER BY round", job.name)
     arms: dict[str, int] = {}
     last: dict[str, int] = {}
@@ -247,6 +286,8 @@ def _result(ledger: Ledger, job: Job) -> dict[str, Any]:
         "offers": len(offers),
         "loss_start": first["loss_start"],
         "loss_end": rounds[-1]["loss"],
+        "accuracy_start": first["accuracy_start"],
+        "accuracy_end": rounds[-1]["accuracy"],
         "adapter_sha256": rounds[-1]["result_sha256"],
         "longest_wait_rounds": longest,
         "devices_chosen": len(last),

@@ -1,0 +1,141 @@
+"""What simulated devices learn: a bowl in layers (bowl.py), or a bundle's model on real rows (here)."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edge_runtime.config import DataConfig
+from edge_runtime.engine_onnxruntime import OnnxPredictor
+from edge_runtime.errors import DataError
+from edge_runtime.rows import EncodedCompletions, EncodedRows, load_rows
+from edge_runtime.training_onnxruntime import OnnxTrainingEngine
+from server.evaluate import Evaluation, evaluate
+from server.in_process import SharedEngines
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy as np
+
+    from edge_runtime.bundle import Bundle
+    from edge_runtime.engine import Engine, TrainingEngine
+    from edge_runtime.manifest import Manifest
+    from edge_runtime.perturbation import FloatVector
+    from edge_runtime.rows import Rows
+
+HELD_OUT = 5
+"""Every so many rows are held out."""
+LEAST_ROWS = 16
+"""A device has at least so many rows; where there are too few for all, devices share some."""
+
+
+class SimulatedTask(Protocol):
+    """What is learned; a Start (adapters.py) too."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """A bundle's manifest; it may name no files."""
+
+    @property
+    def sha256(self) -> str:
+        """The bundle's name."""
+
+    @property
+    def initial_sha256(self) -> str:
+        """See adapters.Start."""
+
+    def initial_adapter(self) -> FloatVector:
+        """See adapters.Start."""
+
+    def engine(self, device: int, split: int) -> Engine[Any]:
+        """Return what a device runs for forward-only steps."""
+
+    def training_engine(self, device: int) -> TrainingEngine:
+        """Return what a device runs for backpropagation."""
+
+    def rows(self, device: int) -> Rows:
+        """Return a device's private rows."""
+
+    def evaluate(self, theta: FloatVector) -> Evaluation:
+        """Return held-out loss and accuracy."""
+
+
+class Part:
+    """Some of the rows of a file.
+
+    Args:
+        rows: all of them.
+        indices: which ones.
+    """
+
+    def __init__(self, rows: EncodedRows | EncodedCompletions, indices: Sequence[int]) -> None:
+        self._rows, self._indices = rows, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def batch(self, indices: Sequence[int]) -> Any:  # noqa: ANN401 of the task's kind
+        """See rows.Rows."""
+        return self._rows.batch([self._indices[index] for index in indices])
+
+
+class BundleTask:
+    """A bundle's model on ONNX Runtime, with the rows of a file dealt out; devices share the engines.
+
+    Args:
+        bundle: a checked bundle.
+        data: rows of its task; every HELD_OUT-th one is held out.
+        devices: how many there are.
+        rng: how the rows are dealt out.
+
+    Raises:
+        DataError: rows that are wrong, or too few.
+    """
+
+    def __init__(self, bundle: Bundle, data: Path, devices: int, rng: np.random.Generator) -> None:
+        self.manifest, self.sha256, self.initial_sha256 = bundle.manifest, bundle.sha256, bundle.initial_sha256
+        self._bundle = bundle
+        self._rows = load_rows(bundle, DataConfig(path=str(data)))
+        order = [int(index) for index in rng.permutation(len(self._rows))]
+        held_out, private = order[::HELD_OUT], [index for i, index in enumerate(order) if i % HELD_OUT]
+        if len(private) < LEAST_ROWS:
+            raise DataError(f"{data} has {len(order)} rows: too few", f"give {2 * LEAST_ROWS} or more")
+        size = max(LEAST_ROWS, len(private) // devices)
+        self._parts = [
+            [private[(device * size + index) % len(private)] for index in range(size)] for device in range(devices)
+        ]
+        self._held_out = _picked(self._rows, held_out)
+        self._engines, self._predictor = SharedEngines(), OnnxPredictor(bundle, 1)
+
+    def initial_adapter(self) -> FloatVector:
+        """See adapters.Start."""
+        return self._bundle.initial_adapter()
+
+    def engine(self, device: int, split: int) -> Engine[Any]:  # noqa: ARG002 all devices have the same
+        """See SimulatedTask."""
+        return self._engines("onnxruntime", self._bundle, split, 1)
+
+    @functools.cached_property
+    def _training(self) -> TrainingEngine:
+        return OnnxTrainingEngine(self._bundle, 1)
+
+    def training_engine(self, device: int) -> TrainingEngine:  # noqa: ARG002 all devices have the same
+        """See SimulatedTask."""
+        return self._training
+
+    def rows(self, device: int) -> Rows:
+        """See SimulatedTask."""
+        return Part(self._rows, self._parts[device])
+
+    def evaluate(self, theta: FloatVector) -> Evaluation:
+        """See SimulatedTask."""
+        return evaluate(self._predictor, theta, self._held_out, len(self.manifest.task.labels))
+
+
+def _picked(rows: EncodedRows | EncodedCompletions, indices: Sequence[int]) -> EncodedRows | EncodedCompletions:
+    tokens = [rows.tokens[index] for index in indices]
+    if isinstance(rows, EncodedCompletions):
+        return EncodedCompletions(tokens, [rows.starts[index] for index in indices], rows.pad_token_id)
+    return EncodedRows(tokens, [rows.labels[index] for index in indices], rows.pad_token_id)
