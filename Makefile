@@ -65,7 +65,7 @@ bench-bandit: $(STAMP) ## policies of the bandit on traces, simulated; the last 
 	$(BIN)/python benchmarks/bandit.py --seeds 12 --plot docs/bandit.png
 
 bench-fleet: $(STAMP) ## the bandit with eight device processes and MiniLM, against full depth (half an hour)
-	$(BIN)/python benchmarks/bandit_fleet.py --workdir .covey/bandit-fleet --seeds 2 --plot docs/bandit-fleet.png
+	$(BIN)/python benchmarks/bandit_fleet.py --workdir .covey/bandit-fleet --seeds 2 --plot .covey/bandit-fleet.png
 
 bench-perturb: $(STAMP) ## speed of perturbing and replay; the last line is JSON
 	$(BIN)/python benchmarks/perturb.py

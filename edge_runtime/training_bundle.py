@@ -78,8 +78,7 @@ class BundleTrainingEngine:
         bound = self._bind(graph, layers, theta)
         for tensor in graph.inputs:
             if tensor.role == "scale":
-                scale = 1.0 if scales is None else scales[tensor.slot or 0]
-                bound[tensor.name] = np.array([scale], dtype=np.float32)
+                bound[tensor.name] = np.array([1.0 if scales is None else scales[tensor.slot or 0]], dtype=np.float32)
         if level not in self._runners:
             self._runners[level] = self._make_runner(self._bundle, graph)
         loss, *values = self._runners[level].run(bound, batch)

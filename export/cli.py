@@ -127,6 +127,8 @@ def _export(args: argparse.Namespace) -> int:
     for flag in ("checkpoint", "rescale"):
         if getattr(args, flag) and not shares:
             raise ConfigError(f"--{flag} is about training graphs", "give --levels too, as in: 1.0,0.5")
+    if args.rescale and "executorch" in args.runtime:
+        raise ConfigError("--rescale is for ONNX Runtime's training graphs", "leave it or --runtime executorch out")
     if args.ptd and "executorch" not in args.runtime:
         raise ConfigError("--ptd is about ExecuTorch", "give --runtime onnx,executorch too")
     try:

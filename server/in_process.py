@@ -12,7 +12,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_runtime.agent import Agent, lost_will
+from edge_runtime.agent import Agent
+from edge_runtime.announcer import lost_will
 from edge_runtime.engines import make_engine, make_training_engine
 from edge_runtime.store import Store
 from edge_runtime.transport import Hub

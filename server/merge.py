@@ -39,6 +39,8 @@ _LEAST_SIGNAL = 0.1
 """The signal in a mean of deltas is taken to be at least this share of its square."""
 _STANDARD_ERRORS = 2.0
 """α counts as known where it is so many of its standard errors above 0."""
+_SURELY = 5.0
+"""A movement is more than noise where its squared length is so many standard errors above that of noise."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,9 @@ def merge(
             movement[where] = weight * mean.movement + (1 - weight) * zeroth
         else:
             weight, factor = _weights(noise[group], _forward_noise(forward, where), scale)
+            if scale is None and _moves_by_itself(zeroth, _forward_noise(forward, where)):
+                # It knows something that the deltas do not, as where the two kinds have different data.
+                weight, factor = mean.share / (mean.share + forward_share), forward_share / (mean.share + forward_share)
             movement[where] = weight * mean.movement + factor * zeroth
         shares.append(weight)
     return movement, MergeFigures(scale, shares)
@@ -230,6 +235,14 @@ def _scale(
     if signal <= 0 or along <= _STANDARD_ERRORS * math.sqrt(variance):
         return None
     return along / signal
+
+
+def _moves_by_itself(movement: DoubleVector, noise: float) -> bool:
+    """Whether a group's forward-only movement is longer than its noise alone would make it.
+
+    The squared length of a sum of random signs has the standard error √(2 / size) of its mean, at most.
+    """
+    return float(np.square(movement).sum()) > noise * (1 + _SURELY * math.sqrt(2 / movement.size))
 
 
 def _weights(backprop_noise: float, forward_noise: float, scale: float | None) -> tuple[float, float]:

@@ -140,7 +140,7 @@ def fill_cache(cache: Path, package: Package) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_a_hybrid_demo_ends_with_a_table_of_its_devices(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The whole demo with real processes, on a tiny model; every device is checked to end on the server's adapter."""
     tiny = Package("tiny-model==1.0", "0" * 64, "tiny_model/")

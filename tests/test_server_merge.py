@@ -142,6 +142,22 @@ def test_a_block_with_much_noise_does_not_drown_one_with_little() -> None:
     assert apart < alone
 
 
+def test_kinds_that_go_different_ways_count_by_examples() -> None:
+    """Where devices' data differ, a movement that is more than its noise is not thrown away for being another one."""
+    rng = generator(5)
+    deltas = deltas_of(rng, 2, 0.1)
+    other = np.zeros(SIZE)
+    other[FRONT_SIZE:] = -10 * np.mean([delta.movement for delta in deltas.values()], axis=0)[FRONT_SIZE:]
+    variance = float(np.square(other[FRONT_SIZE:]).mean()) / 20
+    noisy = (other + np.sqrt(variance) * rng.normal(size=SIZE)).astype(np.float32)
+    forward = Forward(noisy, FRONT_SIZE, variance, variance)
+    movement, figures = merge(PARAMETERS, LAYERS, deltas, forward, by_noise=True, forward_share=6.0)
+    assert figures.scale is None
+    assert figures.backprop_shares == pytest.approx([1.0, 1.0, 0.25, 0.25])
+    mean = np.mean([delta.movement for delta in deltas.values()], axis=0)[FRONT_SIZE:]
+    assert movement[FRONT_SIZE:] == pytest.approx(0.25 * mean + 0.75 * noisy[FRONT_SIZE:], rel=1e-5, abs=1e-9)
+
+
 def test_each_layer_is_averaged_over_the_devices_that_sent_it_by_examples() -> None:
     def delta(share: float, layers: set[int], value: float) -> Delta:
         return Delta(share, layers, np.full(SIZE, value, np.float32))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from edge_runtime.adapter_file import map_adapter
@@ -74,9 +75,11 @@ def own_accuracy(
 
 def device_table(devices: list[dict[str, Any]]) -> Table:
     """Return the devices as a table."""
-    table = Table(title="the devices; accuracy on held-out reviews of their own movies")
+    # Without lines between the columns names are whole in 80 characters.
+    table = Table(title="the devices; accuracy on held-out reviews of their own movies", box=SIMPLE)
     for column in ("device", "kind", "level", "seconds a round", "bytes up", "bytes down", "shared", "with own layers"):
-        table.add_column(column, justify="left" if column in ("device", "kind") else "right")
+        named = column in ("device", "kind")
+        table.add_column(column, justify="left" if named else "right", no_wrap=named)
     for row in devices:
         personal = row["own_accuracy_personal"]
         table.add_row(

@@ -74,7 +74,7 @@ RECIPES = {
         job={"rounds": 12, "steps": 4, "batch_size": 16, "cohort": 0, "eval_every": 4},
         step={"back_perturbations": 64, "learning_rate": 0.05, "eps": 0.01},
         start_movies=64,
-        stld={"steps": 8, "batch_size": 16, "learning_rate": 0.003, "personal_share": 0.17},
+        stld={"steps": 8, "batch_size": 16, "learning_rate": 0.002, "personal_share": 0.17},
         levels={1: 6, 2: 3},
     ),
     "smollm2": Recipe(
