@@ -124,7 +124,7 @@ def measure(order: WorkOrder, clock: Callable[[], float] = time.perf_counter) ->
             return training.gradients(theta, layers, batch, out)
 
         names = {"kind": "train", "level": order.number}
-        bound = bundle.manifest.training_graph(order.number or 1)
+        bound = bundle.manifest.training_graph(order.number or 1, order.runtime)
     run(batches[0])
     load_s = clock() - started
     latencies = [_time(order, clock, lambda b=batch: run(b), batch) for batch in batches]  # type: ignore[misc]

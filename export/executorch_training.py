@@ -1,7 +1,7 @@
 """Training graphs for ExecuTorch, one a level: see training_graphs for what they are.
 
-Each level is traced and differentiated for itself: the first so many layers stand for any others. Layers are never
-computed again: ExecuTorch plans its memory at export, in the order of the graph.
+Each level is traced and differentiated for itself: the first so many layers stand for any others. Layers are neither
+computed again nor rescaled, which the assembler does to ONNX graphs.
 """
 
 from __future__ import annotations

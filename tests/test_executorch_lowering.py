@@ -90,6 +90,8 @@ def test_what_was_lowered_is_not_lowered_again(tmp_path: Path) -> None:
     assert not lowered().cached
 
 
+@pytest.mark.long
+@pytest.mark.timeout(1200)
 def test_an_equal_export_lowers_nothing(tiny_export: Callable[..., Bundle], tmp_path: Path) -> None:
     """Through the whole export: another adapter of the same rank, other label names."""
     from export.bundle_writer import export_bundle
