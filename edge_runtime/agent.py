@@ -19,16 +19,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge_runtime import engines, protocol
+from edge_runtime.announcer import Announcer
 from edge_runtime.backprop_plan import do_backprop
-from edge_runtime.birth import make_birth
-from edge_runtime.errors import ConfigError, CoveyError, NetworkError, ProfileError, ProtocolError
+from edge_runtime.errors import ConfigError, CoveyError, NetworkError, ProtocolError
 from edge_runtime.fetch import Fetcher, blob_base
 from edge_runtime.forward_plan import do_forward
 from edge_runtime.gate import Gate, board_conditions
 from edge_runtime.privacy import check_privacy
-from edge_runtime.profile import PROFILE_FILE
-from edge_runtime.profile_check import decode_profile
-from edge_runtime.transport import Connected, Message, Will
+from edge_runtime.transport import Connected, Message
 from edge_runtime.upload import upload
 from edge_runtime.workshop import Workshop, install_bundle, obtain_adapter
 
@@ -46,12 +44,6 @@ _LOG = logging.getLogger(__name__)
 _UPLOADS = 3  # of one delta, where the server has lost it
 
 
-def lost_will(config: EdgeConfig, boot_id: str) -> Will:
-    """Return the last will: the broker says ``lost`` for a device that vanishes."""
-    state = protocol.DeviceState(state="lost", boot_id=boot_id)
-    return Will(protocol.topic(config.fleet, config.name, "state"), protocol.encode(state))
-
-
 @dataclass(frozen=True)
 class Finished:
     """The job that the device took part in is finished, and its final adapter is here."""
@@ -66,7 +58,7 @@ class Agent:
     Args:
         config: the device's configuration.
         store: its state directory.
-        transport: its connection; the will must be lost_will's.
+        transport: its connection; the will must be announcer.lost_will's.
         boot_id: new with every start.
         clock: monotonic seconds.
         make_engine: see Workshop; None: the configuration's engine.
@@ -92,7 +84,7 @@ class Agent:
         self._gate = gate or Gate(config.eligibility, board_conditions(store.root), clock=clock)
         self._store = store
         self._transport = transport
-        self._boot_id = boot_id
+        self._announcer = Announcer(config, store, transport, boot_id, self._gate)
         self._clock = clock
         self._make_engine = make_engine or functools.partial(engines.make_engine, config.engine)
         self._make_training_engine = make_training_engine
@@ -128,51 +120,17 @@ class Agent:
 
     def goodbye(self) -> tuple[str, bytes]:
         """Return the last message of a device that leaves in order: its state, ``offline``."""
-        return self._topic("state"), protocol.encode(protocol.DeviceState(state="offline", boot_id=self._boot_id))
+        return self._announcer.goodbye()
 
     def _receive(self, timeout_s: float) -> Message | None:
         """Return the next message; announces itself where the connection is new, and whether it takes work."""
         if self._gate.look():
-            self._set_state("online")
+            self._announcer.state("online")
         event = self._transport.receive(timeout_s)
         if isinstance(event, Connected):
-            self._announce()
+            self._announcer.all(self._journal, self._workshop)
             return None
         return event
-
-    def _announce(self) -> None:
-        self._publish_birth()
-        self._publish_profile()
-        self._set_state("online")
-
-    def _publish_birth(self) -> None:
-        birth = make_birth(self._config, self._boot_id, self._journal, self._workshop)
-        self._transport.publish(self._topic("birth"), protocol.encode(birth), retain=True)
-
-    def _publish_profile(self) -> None:
-        """Publish the profile that ``covey-edge profile`` has kept, so that a new broker or server has it too."""
-        current = self._journal.bundle_sha256
-        try:
-            profile = decode_profile((self._store.root / PROFILE_FILE).read_bytes())
-            if current not in (None, profile.bundle.sha256):
-                _LOG.info("the profile is of another bundle; measure this one: covey-edge profile")
-                return
-            message = protocol.encode(protocol.ProfileMessage(device=self._config.name, profile=profile))
-        except FileNotFoundError:
-            return
-        except (OSError, ProfileError, ProtocolError) as error:
-            _LOG.warning("the kept profile is not sent: %s", error)
-            return
-        self._transport.publish(self._topic("profile"), message, retain=True)
-
-    def _set_state(self, state: str) -> None:
-        reason = self._gate.closed
-        message = protocol.DeviceState(
-            state=state,  # type: ignore[arg-type]
-            boot_id=self._boot_id,
-            ineligible=None if reason is None else reason[:1000],
-        )
-        self._transport.publish(self._topic("state"), protocol.encode(message), retain=True)
 
     def _report(self, report: protocol.DeviceReport) -> None:
         self._transport.publish(self._topic("report"), protocol.encode(report))
@@ -191,7 +149,7 @@ class Agent:
         if self._superseded(plan):
             _LOG.info("skipped the plan of round %d: a newer one is here", plan.round)
             return None
-        self._set_state("busy")
+        self._announcer.state("busy")
         try:
             self._blob_url = blob_base(plan.blob_url, self._transport.broker_host, self._config.server_url)
             if isinstance(plan, protocol.SyncPlan):
@@ -202,7 +160,7 @@ class Agent:
             self._refuse(plan.job, *_order(plan), error)
         finally:
             self._gate.look()
-            self._set_state("online")
+            self._announcer.state("online")
         return None
 
     def _take_ack(self, ack: protocol.ReportAck) -> None:
@@ -252,7 +210,7 @@ class Agent:
         """Whether any plan is waiting. Events are taken from the transport, none is lost."""
         while (event := self._transport.receive(0)) is not None:
             if isinstance(event, Connected):
-                self._announce()
+                self._announcer.all(self._journal, self._workshop)
             else:
                 self._waiting.append(event)
         return any(message.topic == self._topic("plan") for message in self._waiting)
@@ -277,7 +235,7 @@ class Agent:
             self._workshop = None
             bundle = install_bundle(self._store, fetcher, plan.bundle_sha256, self._config.threads, self._config.engine)
             makers = (self._make_engine, self._make_training_engine)
-            self._workshop = Workshop(bundle, self._config.data, self._config.threads, *makers)
+            self._workshop = Workshop(bundle, self._config.data, self._config.threads, *makers, self._config.engine)
         fetcher.fetched_bytes = 0
         theta = obtain_adapter(self._store, fetcher, self._workshop.bundle, plan.adapter)
         self._link_bytes_per_s = fetcher.bytes_per_s or self._link_bytes_per_s
@@ -285,8 +243,7 @@ class Agent:
             self._write_journal(personal_sha256=None, personal_round=None, personal_before_sha256=None)
         self._write_journal(job=plan.job, bundle_sha256=plan.bundle_sha256, adapter_sha256=plan.adapter.file.sha256)
         if is_new:
-            self._publish_birth()  # now it knows its bundle and its rows
-            self._publish_profile()
+            self._announcer.capabilities(self._journal, self._workshop)  # now it knows its bundle and its rows
         return self._workshop, theta, fetcher.fetched_bytes
 
     def _write_journal(self, **changes: object) -> None:
@@ -364,7 +321,7 @@ class Agent:
         """
         self._gate.look(now=True)
         if self._gate.closed is not None:
-            self._set_state("online")
+            self._announcer.state("online")
             raise ConfigError(self._gate.closed, "see [eligibility] in edge.toml")
 
     def _send_again(self, plan: protocol.TrainPlan | protocol.BackpropPlan) -> bool:

@@ -21,34 +21,36 @@ if TYPE_CHECKING:
 
     from edge_runtime.backprop import BackpropResult
     from edge_runtime.bundle import Bundle
+    from edge_runtime.manifest import Runtime
     from edge_runtime.perturbation import FloatVector
     from edge_runtime.store import Store
     from edge_runtime.workshop import Workshop
 
 
 def check_plan(
-    plan: protocol.BackpropPlan, bundle: Bundle, bytes_free: int | None, *, backpropagates: bool
+    plan: protocol.BackpropPlan, bundle: Bundle, bytes_free: int | None, *, backpropagates: bool, runtime: Runtime
 ) -> list[int]:
     """Check that a device can do a plan, before anything is loaded; return the levels that it can hold.
 
     Raises:
         ConfigError: it trains with forward passes only: see EdgeConfig.backpropagates.
-        BundleError: the bundle has no such level, or does not rescale residuals and the plan does.
+        BundleError: the bundle has no such level for the device's engine, or does not rescale residuals and the plan
+            does.
         TrainingError: the level does not fit into memory.
     """
     if not backpropagates:
         raise ConfigError(
             "the plan needs backpropagation, this device is forward-only",
-            'set training = "auto" and engine = "onnxruntime"',
+            'set training = "auto"',
         )
     manifest = bundle.manifest
     if not manifest.levels:
         raise BundleError("the bundle has no training graphs", "export it with --levels")
     rows = plan.stld.rows_at_once
-    check_level(manifest, plan.level, rows, bytes_free)
-    if plan.stld.rescale and not manifest.training_graph(plan.level).rescales:
+    check_level(manifest, plan.level, rows, bytes_free, runtime)
+    if plan.stld.rescale and not manifest.training_graph(plan.level, runtime).rescales:
         raise no_scales()
-    return levels_that_fit([level_need(manifest, level) for level in manifest.levels], bytes_free, rows)
+    return levels_that_fit([level_need(manifest, level, runtime) for level in manifest.levels], bytes_free, rows)
 
 
 def do_backprop(
@@ -83,7 +85,7 @@ def do_backprop(
         CoveyError: see check_plan, train_backprop and write_atomically.
     """
     manifest = workshop.bundle.manifest
-    levels = check_plan(plan, workshop.bundle, free_bytes(), backpropagates=backpropagates)
+    levels = check_plan(plan, workshop.bundle, free_bytes(), backpropagates=backpropagates, runtime=workshop.runtime)
     personal = personal_or_none(store, personal_sha256, workshop.bundle, plan.job)
     engine = workshop.training_engine()
     work = BackpropWork(plan.job_seed, plan.round, device, plan.stld, plan.level, levels)

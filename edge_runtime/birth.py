@@ -48,8 +48,10 @@ def capability(config: EdgeConfig, workshop: Workshop | None) -> protocol.Capabi
         return protocol.Capability(kind="forward-only", levels=[], bytes_free=bytes_free)
     if workshop is None:
         return protocol.Capability(kind="backprop", levels=None, bytes_free=bytes_free)
-    manifest = workshop.bundle.manifest
-    needs = [level_need(manifest, level) for level in manifest.levels]
+    manifest, engine = workshop.bundle.manifest, config.engine
+    if manifest.levels and not manifest.levels_for(engine):
+        return protocol.Capability(kind="forward-only", levels=[], bytes_free=bytes_free)
+    needs = [level_need(manifest, level, engine) for level in manifest.levels]
     fit = levels_that_fit(needs, bytes_free, rows=1)
     return protocol.Capability(
         kind="backprop", levels=[need for need in needs if need.level in fit], bytes_free=bytes_free

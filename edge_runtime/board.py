@@ -33,6 +33,7 @@ THROTTLED_NOW = 0b1110
 _UNDER_VOLTAGE = 0b1
 _SINCE_BOOT = 16
 _COMMAND_S = 5.0
+_PI_SLOWS_AT_C = 85.0
 
 _BOARDS = (
     ("raspberry pi 4", "raspberry-pi-4"),
@@ -146,6 +147,13 @@ class Board:
         zones = [value / 1e3 for value in self._files.numbers("sys/class/thermal/thermal_zone*/temp")]
         return max((zone for zone in zones if -60 < zone < 200), default=None)
 
+    def slows_at_c(self) -> float | None:
+        """Return the temperature at which the firmware slows the board down; None: not known.
+
+        Others than a Raspberry Pi reach much higher ones in normal work.
+        """
+        return _PI_SLOWS_AT_C if self._is_pi() else None
+
     def memory_free_bytes(self) -> int | None:
         """Return the memory that can be had without swapping."""
         return self._meminfo("MemAvailable")
@@ -154,11 +162,14 @@ class Board:
         """Return ``VmRSS`` (resident now) or ``VmHWM`` (its peak) of this process, in bytes."""
         return read_kilobytes(self._files.text("proc/self/status"), field)
 
+    def _is_pi(self) -> bool:
+        return "raspberry pi" in (self._files.text("proc/device-tree/model") or "").lower()
+
     def _pi_flags(self) -> int | None:
         """Return the Pi firmware's throttling word."""
         for text in self._files.texts("sys/devices/platform/soc*/soc*:firmware/get_throttled"):
             return read_hex(text)
-        if "raspberry pi" not in (self._files.text("proc/device-tree/model") or "").lower():
+        if not self._is_pi():
             return None
         printed = self._run(["vcgencmd", "get_throttled"])
         return None if printed is None else read_hex(printed.strip().removeprefix("throttled="))

@@ -112,8 +112,10 @@ def _add_engine(parser: argparse.ArgumentParser, default: Runtime | None) -> Non
 
 def _run(args: argparse.Namespace) -> int:
     """Join the fleet: announce, take plans, train on the local rows, report scalars, prove the adapter by hash."""
-    from edge_runtime.agent import Agent, lost_will
+    from edge_runtime.agent import Agent
+    from edge_runtime.announcer import lost_will
     from edge_runtime.config import read_edge_config
+    from edge_runtime.gate import Gate, board_conditions
     from edge_runtime.kernel import kernel
     from edge_runtime.store import Store
     from edge_runtime.transport_mqtt import MqttTransport, parse_broker
@@ -123,6 +125,7 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError(f"no data file at {config.data.path}", "set [data] path in the configuration")
     kernel()  # a wrong COVEY_KERNEL is said now, not in the first round
     store = Store(Path(config.state_dir))
+    gate = Gate(config.eligibility, board_conditions(store.root))  # rules that cannot be are said now too
     boot_id = os.urandom(8).hex()
     transport = MqttTransport(
         parse_broker(config.broker),
@@ -131,7 +134,7 @@ def _run(args: argparse.Namespace) -> int:
         tls=config.tls,
         connect_timeout_s=config.connect_timeout_s,
     )
-    agent = Agent(config, store, transport, boot_id)
+    agent = Agent(config, store, transport, boot_id, gate=gate)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:

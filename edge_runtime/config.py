@@ -72,8 +72,8 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def backpropagates(self) -> bool:
-        """Whether the device may be asked to; training graphs run on ONNX Runtime."""
-        return self.training == "auto" and self.engine == "onnxruntime"
+        """Whether the device may be asked to, with a bundle that has training graphs for its engine."""
+        return self.training == "auto"
 
 
 def read_toml(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from edge_runtime import __version__, executorch_build
 from edge_runtime.board import Board
 from edge_runtime.errors import ConfigError, CoveyError, DataError, NetworkError, StorageError
+from edge_runtime.gate import Gate, board_conditions
 from edge_runtime.kernel import kernel_name, kernel_reason
 from edge_runtime.transport_mqtt import parse_broker
 
@@ -79,6 +80,7 @@ def examine(
     yield _temperature(board)
     server_time = None
     if config is not None:
+        yield _eligibility(config, board)
         yield _data(Path(config.data.path))
         yield _broker(config)
         server, server_time = _server(config.server_url)
@@ -161,6 +163,19 @@ def _temperature(board: Board) -> Finding:
         "temperature", "warning" if hot else "ok", f"{degrees:.0f} °C",
         "a hot board throttles: cool it" if hot else "", {"celsius": degrees},
     )  # fmt: skip
+
+
+def _eligibility(config: EdgeConfig, board: Board) -> Finding:
+    """Tell whether the device takes work now; the load of others takes two looks and is left out."""
+    try:
+        closed = Gate(config.eligibility, board_conditions(Path(config.state_dir), board)).closed
+    except ConfigError as error:
+        return Finding("eligibility", "problem", error.what, error.hint, {"ineligible": error.what})
+    if closed is None:
+        return Finding("eligibility", "ok", "takes work now", "", {"ineligible": None})
+    return Finding("eligibility", "warning", f"takes no work now: {closed}", "see [eligibility] in edge.toml", {
+        "ineligible": closed,
+    })  # fmt: skip
 
 
 def _data(path: Path) -> Finding:

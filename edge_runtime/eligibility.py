@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
 _WINDOW = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
-HOT_C = 85.0
-"""Where the rule about the temperature is not set: a Raspberry Pi throttles here."""
 _NO_LIMIT_C = 150.0
 STRICTER: dict[str, Callable[[float], float]] = {
     "most_temperature_c": lambda limit: limit - 5.0,
@@ -35,7 +33,7 @@ class EligibilityRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[eligibility]`` of edge.toml; None: there is no such rule.
 
     Attributes:
-        most_temperature_c: hottest thermal zone; None: HOT_C, where there is a sensor. 150: no limit.
+        most_temperature_c: hottest thermal zone; None: where the board slows down, if that is known. 150: no limit.
         not_throttled: whether a board whose clock is held down takes no work.
         most_other_load: share of all processors that other programs may use, 0 … 1: the device is idle below it.
         on_mains: whether a supply or charger must be connected.
@@ -67,6 +65,7 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         temperature_c: hottest thermal zone.
+        slows_at_c: the temperature at which the board's own firmware slows it down.
         throttled: whether the clock is held down.
         other_load: share of all processors that other programs use, 0 … 1.
         on_mains: whether a supply or charger is connected.
@@ -76,6 +75,7 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     temperature_c: float | None = None
+    slows_at_c: float | None = None
     throttled: bool | None = None
     other_load: float | None = None
     on_mains: bool | None = None
@@ -112,7 +112,7 @@ def _limits(rules: EligibilityRules, now: Conditions) -> dict[str, tuple[float |
     memory, disk = (None if b is None else b / 1e6 for b in (now.memory_free_bytes, now.disk_free_bytes))
     hottest = rules.most_temperature_c
     if hottest is None and now.temperature_c is not None:
-        hottest = HOT_C
+        hottest = now.slows_at_c
     return {
         "most_temperature_c": (now.temperature_c, None if hottest == _NO_LIMIT_C else hottest, "°C"),
         "most_other_load": (now.other_load, rules.most_other_load, "of the processors at other work"),

@@ -6,6 +6,7 @@ Weights are bound where they lie in the mapping of the weights file, trainable p
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from typing import TYPE_CHECKING, Any
@@ -54,8 +55,8 @@ class _GraphRunner:
 
     def run(self, batch: Batch, boundary: Boundary | None) -> Boundary:
         """Run the graph."""
-        _check_bounds(batch, self._bounds)
-        values = self._values(batch)
+        check_bounds(batch, self._bounds)
+        values = batch_values(batch, self._bounds)
         try:
             for index, source in self._batch_inputs:
                 self._file.bind(index, values[source])
@@ -63,27 +64,32 @@ class _GraphRunner:
                 self._file.bind(index, (boundary or {})[source])
             outputs = dict(zip(self._outputs, self._file.run(), strict=True))
         except ExecutorchError as error:
-            raise TrainingError(
-                f"ExecuTorch failed on a batch of {batch.rows} × {batch.input_ids.shape[1]} tokens in {self._name}: "
-                f"{error}",
-                "use a smaller batch if memory is short; check the bundle with: covey-edge bundle verify",
-            ) from error
+            raise failed(batch, self._name, error) from error
         if isinstance(batch, CompletionBatch):
             width = batch.labels.shape[1]
             outputs = {name: v[:, :width] if name in _BY_POSITION else v for name, v in outputs.items()}
         return outputs
 
-    def _values(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the fields of a batch; chunks of positions are filled up: the graph takes those of one width."""
-        if not isinstance(batch, CompletionBatch):
-            return {source: getattr(batch, source) for _, source in self._batch_inputs}
-        labels, positions = fill_chunks(batch.labels, batch.positions, self._bounds["chunk"])
-        tensors = {"labels": labels, "positions": positions}
-        return {source: tensors.get(source, getattr(batch, source)) for _, source in self._batch_inputs}
-
     def to_numpy(self, value: Any) -> Any:  # noqa: ANN401 the other runtimes' outputs are of their own kinds
         """Return an output as an array: it is one."""
         return value
+
+
+def batch_values(batch: Batch, bounds: Mapping[str, int]) -> dict[str, Tensor]:
+    """Return the fields of a batch; chunks of positions are filled up: a graph takes those of one width."""
+    values: dict[str, Tensor] = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    if isinstance(batch, CompletionBatch):
+        labels, positions = fill_chunks(batch.labels, batch.positions, bounds["chunk"])
+        values |= {"labels": labels, "positions": positions}
+    return values
+
+
+def failed(batch: Batch, file: str, error: ExecutorchError) -> TrainingError:
+    """Return what is said where ExecuTorch failed on a batch."""
+    return TrainingError(
+        f"ExecuTorch failed on a batch of {batch.rows} × {batch.input_ids.shape[1]} tokens in {file}: {error}",
+        "use a smaller batch if memory is short; check the bundle with: covey-edge bundle verify",
+    )
 
 
 def open_graph(bundle: Bundle, graph: Graph) -> GraphFile:
@@ -120,7 +126,12 @@ def _made_with(bundle: Bundle) -> str:
     return bundle.manifest.created_by.get("executorch", "an unknown one")
 
 
-def _check_bounds(batch: Batch, bounds: Mapping[str, int]) -> None:
+def check_bounds(batch: Batch, bounds: Mapping[str, int]) -> None:
+    """Check that a batch is not larger than what a graph's memory was planned for.
+
+    Raises:
+        TrainingError: it is.
+    """
     rows, tokens = batch.input_ids.shape
     sizes = {"batch": rows, "tokens": tokens}
     if batch.labels.ndim == 2:

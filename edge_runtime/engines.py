@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle import Bundle
     from edge_runtime.engine_bundle import BundleEngine, BundlePredictor
     from edge_runtime.manifest import Runtime
+    from edge_runtime.training_bundle import BundleTrainingEngine
 
 
 def make_engine(runtime: Runtime, bundle: Bundle, split: int, threads: int = 0) -> BundleEngine:
@@ -41,3 +42,14 @@ def make_predictor(runtime: Runtime, bundle: Bundle, threads: int = 0) -> Bundle
     from edge_runtime.engine_onnxruntime import OnnxPredictor  # noqa: PLC0415
 
     return OnnxPredictor(bundle, threads)
+
+
+def make_training_engine(runtime: Runtime, bundle: Bundle, threads: int = 0) -> BundleTrainingEngine:
+    """Return loss and gradients of a bundle's levels; see make_engine. A level's graph is loaded when it is needed."""
+    if runtime == "executorch":
+        from edge_runtime.training_executorch import ExecutorchTrainingEngine  # noqa: PLC0415
+
+        return ExecutorchTrainingEngine(bundle, threads)
+    from edge_runtime.training_onnxruntime import OnnxTrainingEngine  # noqa: PLC0415
+
+    return OnnxTrainingEngine(bundle, threads)

@@ -71,11 +71,13 @@ def board_conditions(state_dir: Path, board: Board | None = None) -> Callable[[]
         board: reads the sensors; None: this machine's.
     """
     sensors, other_load = board or Board(), OtherLoad()
+    slows_at_c = sensors.slows_at_c()
 
     def read() -> Conditions:
         reading = sensors.read(state_dir, power=False)
         return Conditions(
             temperature_c=reading.temperature_c,
+            slows_at_c=slows_at_c,
             throttled=reading.throttled,
             other_load=other_load(),
             on_mains=reading.on_mains,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_runtime.batch import Batch, CompletionBatch
-from edge_runtime.engines import make_engine, make_predictor
+from edge_runtime.engines import make_engine, make_predictor, make_training_engine
 from edge_runtime.errors import BundleError
 from edge_runtime.manifest import output_names
 from edge_runtime.perturbation import FRONT, perturb_into
@@ -99,20 +99,20 @@ def measure_parity(bundle: Bundle, threads: int = 0, runtime: Runtime = "onnxrun
             logits.append(_difference(engine.back_outputs(boundary, case.batch)[output], case.logits))
         del engine
     gradients = [0.0]
-    if bundle.manifest.levels and runtime == "onnxruntime":
-        found = _training_differences(bundle, theta, cases[0].batch, threads)
+    if bundle.manifest.levels_for(runtime):
+        found = _training_differences(bundle, theta, cases[0].batch, threads, runtime)
         losses += [loss for loss, _ in found]
         gradients += [gradient for _, gradient in found]
     return Parity(max(losses), max(logits), max(gradients))
 
 
-def _training_differences(bundle: Bundle, theta: FloatVector, batch: Batch, threads: int) -> list[tuple[float, float]]:
+def _training_differences(
+    bundle: Bundle, theta: FloatVector, batch: Batch, threads: int, runtime: Runtime
+) -> list[tuple[float, float]]:
     """Return how far loss and gradients of each level's graph are from PyTorch."""
-    from edge_runtime.training_onnxruntime import OnnxTrainingEngine  # noqa: PLC0415 only where it is the runtime
-
     manifest, differences = bundle.manifest, []
-    expected, training = map_tensors(bundle.file(manifest.golden.file)), OnnxTrainingEngine(bundle, threads)
-    for level in manifest.levels:
+    expected, training = map_tensors(bundle.file(manifest.golden.file)), make_training_engine(runtime, bundle, threads)
+    for level in training.levels:
         found = np.zeros_like(theta)
         loss = training.gradients(theta, training_layers(level, manifest.model.layers), batch, found)
         try:

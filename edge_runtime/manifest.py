@@ -269,11 +269,21 @@ class Manifest(_Strict, frozen=True):
             "choose one of its splits, or export with --split",
         )
 
-    def training_graph(self, level: int) -> Graph:
-        """Return the training graph with so many active layers, or raise BundleError."""
+    def levels_for(self, runtime: Runtime) -> list[int]:
+        """Return the numbers of active layers for which a runtime has a training graph, ascending."""
+        graphs = [graph for graph in self.graphs if graph.runtime == runtime]
+        return sorted(graph.level for graph in graphs if graph.level is not None)
+
+    def training_graph(self, level: int, runtime: Runtime = "onnxruntime") -> Graph:
+        """Return a runtime's training graph with so many active layers, or raise BundleError."""
         for graph in self.graphs:
-            if graph.kind == "train" and graph.level == level:
+            if graph.kind == "train" and graph.level == level and graph.runtime == runtime:
                 return graph
+        if self.levels and not self.levels_for(runtime):
+            raise BundleError(
+                f"the bundle has no training graphs for {runtime}",
+                f"export it again with --levels and --runtime onnx,{runtime}, or set another engine",
+            )
         raise BundleError(
             f"the bundle has no training graph with {level} active layers; its levels are {self.levels}",
             "choose one of its levels, or export with --levels",
@@ -366,8 +376,9 @@ def _check_graphs(manifest: Manifest) -> None:
         for split in manifest.splits:
             manifest.graph("front", split, runtime)
             manifest.graph("back", split, runtime)
-    if manifest.levels != sorted({graph.level for graph in manifest.graphs if graph.level is not None}):
-        raise BundleError("the manifest's levels are not those of its training graphs", "export the bundle again")
+    for runtime in {"onnxruntime", *(graph.runtime for graph in manifest.graphs if graph.kind == "train")}:
+        if manifest.levels != manifest.levels_for(runtime):
+            raise BundleError("the manifest's levels are not those of its training graphs", "export the bundle again")
     trainable = {parameter.name for parameter in manifest.parameters}
     for graph in manifest.graphs:
         if graph.kind == "train":

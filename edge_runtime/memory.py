@@ -16,7 +16,7 @@ from edge_runtime.protocol import LevelNeed
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edge_runtime.manifest import Graph, Manifest
+    from edge_runtime.manifest import Graph, Manifest, Runtime
 
 _BYTES = {"float32": 4, "int64": 8, "bool": 1}
 _ACTIVATIONS = 20
@@ -27,13 +27,13 @@ _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def level_need(manifest: Manifest, level: int) -> LevelNeed:
+def level_need(manifest: Manifest, level: int, runtime: Runtime = "onnxruntime") -> LevelNeed:
     """Estimate the memory of one training graph, its weights included, for rows of the longest length.
 
     Raises:
-        BundleError: the bundle has no such level.
+        BundleError: the bundle has no such level for the runtime.
     """
-    graph = manifest.training_graph(level)
+    graph = manifest.training_graph(level, runtime)
     bound = parameter_bytes(graph)
     tokens = manifest.task.max_tokens
     stored = hidden_size(manifest) * (_ACTIVATIONS + tokens / _TOKENS_FOR_ONE_MORE)
@@ -81,14 +81,16 @@ def levels_that_fit(needs: Sequence[LevelNeed], bytes_free: int | None, rows: in
     return [need.level for need in needs if bytes_free is None or bytes_for(need, rows) <= bytes_free]
 
 
-def check_level(manifest: Manifest, level: int, rows: int, bytes_free: int | None) -> None:
+def check_level(
+    manifest: Manifest, level: int, rows: int, bytes_free: int | None, runtime: Runtime = "onnxruntime"
+) -> None:
     """Check that a level exists and fits, before anything is loaded.
 
     Raises:
-        BundleError: the bundle has no such level.
+        BundleError: the bundle has no such level for the runtime.
         TrainingError: it does not fit; with the bytes needed and free.
     """
-    needed = bytes_for(level_need(manifest, level), rows)
+    needed = bytes_for(level_need(manifest, level, runtime), rows)
     if bytes_free is not None and needed > bytes_free:
         raise TrainingError(
             f"{level} active layers and {rows} rows at once need {needed} bytes, {bytes_free} are free",

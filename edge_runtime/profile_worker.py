@@ -115,16 +115,16 @@ def measure(order: WorkOrder, clock: Callable[[], float] = time.perf_counter) ->
         names: dict[str, Any] = {"kind": "predict"}
         bound = bundle.manifest.graph("predict", runtime=order.runtime)
     else:
-        from edge_runtime.training_onnxruntime import OnnxTrainingEngine  # noqa: PLC0415
+        from edge_runtime.engines import make_training_engine  # noqa: PLC0415
 
-        training, out = OnnxTrainingEngine(bundle, order.threads), np.zeros_like(theta)
+        training, out = make_training_engine(order.runtime, bundle, order.threads), np.zeros_like(theta)
         layers = training_layers(order.number or 1, bundle.manifest.model.layers)
 
         def run(batch: Batch) -> object:
             return training.gradients(theta, layers, batch, out)
 
         names = {"kind": "train", "level": order.number}
-        bound = bundle.manifest.training_graph(order.number or 1)
+        bound = bundle.manifest.training_graph(order.number or 1, order.runtime)
     run(batches[0])
     load_s = clock() - started
     latencies = [_time(order, clock, lambda b=batch: run(b), batch) for batch in batches]  # type: ignore[misc]

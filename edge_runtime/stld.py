@@ -46,7 +46,7 @@ class Stld(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         personal_share: share of the layers that stay personal, the most important ones; 0: all are shared.
         importance: what makes a layer important: see ptls.py.
         rescale: what an active layer adds to its input is divided by its probability to be active; needs a bundle
-            exported with ``--rescale``.
+            exported with ``--rescale``. Not in a message unless a job says it, so that it needs no protocol version.
     """
 
     shape: Shape = "uniform"
@@ -59,7 +59,7 @@ class Stld(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     clip_norm: Annotated[float, msgspec.Meta(gt=0)] | None = 1.0
     personal_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     importance: Criterion = "gradient"
-    rescale: bool = False
+    rescale: bool | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def rows_at_once(self) -> int:

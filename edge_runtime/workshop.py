@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import shutil
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.adapter_file import check_adapter, check_finite, follow_logs, map_adapter
 from edge_runtime.bundle import Bundle, open_bundle, verify_files
+from edge_runtime.engines import make_training_engine
 from edge_runtime.errors import BundleError, NetworkError, ProtocolError, TrainingError, storage_error
 from edge_runtime.fetch import fetch_bundle
 from edge_runtime.layout import total_size
@@ -44,8 +46,9 @@ class Workshop:
         data: the private rows.
         threads: threads of one operator.
         make_engine: makes the engine of a bundle at a split, with so many threads.
-        make_training_engine: makes the engine of a bundle's training graphs, with so many threads; None: on ONNX
-            Runtime.
+        make_training_engine: makes the engine of a bundle's training graphs, with so many threads; None: on
+            ``runtime``.
+        runtime: whose training graphs they are.
     """
 
     def __init__(
@@ -55,8 +58,9 @@ class Workshop:
         threads: int,
         make_engine: EngineMaker,
         make_training_engine: TrainingEngineMaker | None = None,
+        runtime: Runtime = "onnxruntime",
     ) -> None:
-        self.bundle = bundle
+        self.bundle, self.runtime = bundle, runtime
         self._threads = threads
         self._make_engine = make_engine
         self._make_training_engine = make_training_engine
@@ -81,7 +85,8 @@ class Workshop:
         """Return the engine of the training graphs; the last engine used is kept."""
         if self._training_engine is None:
             self._engine = None
-            self._training_engine = (self._make_training_engine or _onnx_training_engine)(self.bundle, self._threads)
+            make = self._make_training_engine or functools.partial(make_training_engine, self.runtime)
+            self._training_engine = make(self.bundle, self._threads)
         return self._training_engine
 
     def replay_parameters_per_s(self, clock: Callable[[], float]) -> float:
@@ -89,12 +94,6 @@ class Workshop:
         if self._replay_rate is None:
             self._replay_rate = replay_parameters_per_s(clock)
         return self._replay_rate
-
-
-def _onnx_training_engine(bundle: Bundle, threads: int) -> TrainingEngine:
-    from edge_runtime.training_onnxruntime import OnnxTrainingEngine  # noqa: PLC0415 loaded with the first bundle
-
-    return OnnxTrainingEngine(bundle, threads)
 
 
 def install_bundle(store: Store, fetcher: Fetcher, sha256: str, threads: int, runtime: Runtime) -> Bundle:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.golden import Parity
     from edge_runtime.layout import Parameter
-    from edge_runtime.manifest import Runtime
+    from edge_runtime.manifest import Graph, Runtime
     from export.folder import ModelFolder
     from export.lora import LoraOptions
     from export.model import ExportModel, TaskOptions
@@ -189,16 +189,13 @@ def _write(
     progress("converting to ONNX")
     writer = GraphWriter(model, folder, program, lifted, parameters, names)
     graphs = writer.write(splits, partial)
+    addresses = {state[parameter.name].data_ptr() for parameter in parameters}
     if levels:
         progress("tracing and converting the training graphs")
-        addresses = {state[parameter.name].data_ptr() for parameter in parameters}
         training = TrainingGraphs(model, folder, parameters, addresses, writer)
         graphs += [training.write(level, partial, recompute=recompute, rescale=rescale) for level in levels]
     if "executorch" in runtimes:
-        progress("lowering for ExecuTorch")
-        graphs += writer.write_executorch(
-            [graph for graph in graphs if graph.kind != "train"], partial, max_batch, progress
-        )
+        graphs += _lower(writer, graphs, model, folder, addresses, levels, partial, max_batch, progress)
     progress("writing weights, adapter and tokenizer")
     if lora_options is None:
         full.write_flat(partial / WEIGHTS_FILE, parameters, state)
@@ -243,6 +240,30 @@ def _write(
     write_atomically(partial / MANIFEST_FILE, data)
     verify_files(bundle)
     return Exported(bundle, parity)
+
+
+def _lower(
+    writer: GraphWriter,
+    graphs: list[Graph],
+    model: ExportModel,
+    folder: ModelFolder,
+    addresses: set[int],
+    levels: Sequence[int],
+    partial: Path,
+    max_batch: int,
+    progress: Callable[[str], None],
+) -> list[Graph]:
+    """Write for ExecuTorch what has been written for ONNX Runtime; return what the manifest says about it."""
+    progress("lowering for ExecuTorch")
+    forward = [graph for graph in graphs if graph.kind != "train"]
+    made = writer.write_executorch(forward, partial, max_batch, progress)
+    if levels:
+        from export.executorch_training import write_training  # noqa: PLC0415 an extra of its own
+
+        made += [
+            write_training(model, folder, addresses, writer, level, partial, max_batch, progress) for level in levels
+        ]
+    return made
 
 
 def _check_trained(folder: ModelFolder, parameters: list[Parameter], splits: list[int], levels: Sequence[int]) -> None:

@@ -76,6 +76,12 @@ def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--max-batch", type=int, default=32, help="ExecuTorch: most rows of a batch (default: %(default)s)"
     )
+    parser.add_argument(
+        "--ptd",
+        type=Path,
+        metavar="FILE",
+        help="write the weights as ExecuTorch's own file too, for apps that read it; it is no part of the bundle",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the new adapter (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="the bundle's folder")
     parser.add_argument("--force", action="store_true", help="replace a bundle that is there")
@@ -121,6 +127,10 @@ def _export(args: argparse.Namespace) -> int:
     for flag in ("checkpoint", "rescale"):
         if getattr(args, flag) and not shares:
             raise ConfigError(f"--{flag} is about training graphs", "give --levels too, as in: 1.0,0.5")
+    if args.rescale and "executorch" in args.runtime:
+        raise ConfigError("--rescale is for ONNX Runtime's training graphs", "leave it or --runtime executorch out")
+    if args.ptd and "executorch" not in args.runtime:
+        raise ConfigError("--ptd is about ExecuTorch", "give --runtime onnx,executorch too")
     try:
         from export.bundle_writer import export_bundle
         from export.folder import look_at
@@ -171,6 +181,11 @@ def _export(args: argparse.Namespace) -> int:
         force=args.force,
         progress=progress,
     )
+    if args.ptd:
+        from export.flat_tensors import write_flat_tensors
+
+        progress(f"writing {args.ptd}")
+        write_flat_tensors(exported.bundle, args.ptd)
     manifest, parity = exported.bundle.manifest, exported.parity
     result = {
         "bundle": str(args.out),
@@ -180,6 +195,7 @@ def _export(args: argparse.Namespace) -> int:
         "splits": manifest.splits,
         "levels": manifest.levels,
         "runtimes": manifest.runtimes,
+        "ptd": None if args.ptd is None else str(args.ptd),
         "parity_loss": parity.loss,
         "parity_logits": parity.logits,
         "parity_gradients": parity.gradients if manifest.levels else None,

@@ -8,24 +8,28 @@ import logging
 import os
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
 import torch
 from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
 from executorch.exir.passes import MemoryPlanningPass
 from torch import fx
 from torch.fx.passes.dialect.common.cse_pass import CSEPass
 
+from edge_runtime.batch import CHUNK_TOKENS, fill_chunks
 from edge_runtime.errors import StorageError
+from edge_runtime.manifest import GraphInput, GraphOutput
 from edge_runtime.store import write_atomically
-from export import xnnpack
+from export import completion, xnnpack
 from export.errors import ExportError
+from export.model import size_bounds
 from export.onnx_graphs import shape_of
 from export.quiet import quiet
-from export.xnnpack import PRODUCTS, describe, fast_compiler, partitioner
+from export.xnnpack import PRODUCTS, decomposed, described_nodes, fast_compiler, partitioner, without_clones
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,8 +37,10 @@ if TYPE_CHECKING:
 
     from torch.export import ExportedProgram
 
+    from edge_runtime.manifest import Task
     from export.lift import Lifted
 
+TensorT = TypeVar("TensorT", GraphInput, GraphOutput)
 SLOW = ("mm", "bmm", "addmm", "baddbmm", "matmul", "linear", "product", "convolution")
 """Operators that must not be left to portable kernels."""
 
@@ -56,12 +62,14 @@ class LoweredGraph:
         portable: how often each operator is left to ExecuTorch's own kernels.
         delegates: number of blocks that XNNPACK runs.
         seconds: what it took.
+        cached: whether it had been lowered before.
     """
 
     data: bytes
     portable: dict[str, int]
     delegates: int
     seconds: float
+    cached: bool = False
 
 
 def piece(lifted: Lifted, outputs: Sequence[str], stops: Sequence[str]) -> Piece:
@@ -134,33 +142,73 @@ def trace_piece(
         ) from error
 
 
-def lower(program: ExportedProgram, cache: Path | None = None) -> LoweredGraph:
-    """Lower an exported program whose weights are inputs to a ``.pte``: float32, XNNPACK, inputs not copied.
+def planned_sizes(
+    task: Task, examples: Mapping[str, torch.Tensor], max_batch: int
+) -> tuple[dict[str, torch.Tensor], dict[str, tuple[int, int]]]:
+    """Return examples as graphs for ExecuTorch take them, and the bounds of their named sizes.
 
     Args:
-        program: any; its sizes may be dynamic up to a bound.
-        cache: a folder in which equal programs are found again; None: none.
+        task: the task.
+        examples: a tensor for each input, by name.
+        max_batch: most rows of a batch: ExecuTorch plans its memory for it.
+    """
+    bounds, made = size_bounds(task) | {"batch": (1, max_batch)}, dict(examples)
+    if "chunk" in bounds:
+        # ExecuTorch's scan cannot stack tensors whose sizes change: the engine fills chunks up.
+        positions = max_batch * task.max_tokens
+        bounds |= {"chunks": (1, max(CHUNK_TOKENS, -(-positions // CHUNK_TOKENS))), "chunk": (CHUNK_TOKENS,) * 2}
+        full = fill_chunks(made["labels"].numpy(), made["positions"].numpy(), CHUNK_TOKENS)
+        made |= {"labels": torch.from_numpy(full[0]), "positions": torch.from_numpy(full[1])}
+    return made, bounds
+
+
+def fixed(tensor: TensorT, bounds: Mapping[str, tuple[int, int]]) -> TensorT:
+    """Write sizes that can have but one value as that."""
+    only = {name: low for name, (low, high) in bounds.items() if low == high}
+    return msgspec.structs.replace(tensor, shape=[only.get(size, size) for size in tensor.shape])  # type: ignore[arg-type]
+
+
+def lower_piece(
+    made: Piece,
+    examples: Mapping[str, torch.Tensor],
+    fakes: Mapping[str, Any],
+    bounds: Mapping[str, tuple[int, int]],
+    names: dict[Any, str],
+    cache: Path | None = None,
+) -> LoweredGraph:
+    """Trace a piece and lower it; what has been lowered before is not even traced.
+
+    Args:
+        made: the piece.
+        examples: see trace_piece, also for ``fakes``, ``bounds`` and ``names``.
+        fakes: as above.
+        bounds: as above.
+        names: as above.
+        cache: a folder in which equal pieces are found again; None: none.
 
     Raises:
-        ExportError: ExecuTorch cannot lower it, or a matrix product would be left to portable kernels.
+        ExportError: see trace_piece and lower.
     """
-    if cache is None:
-        return _lower(program)
-    path = cache / f"{_key(program)}.pte"
     started = time.perf_counter()
+    path = None if cache is None else cache / f"{_key(made, fakes, bounds, names)}.pte"
     try:
-        described, _, data = path.read_bytes().partition(b"\n")
-        known = json.loads(described)
-        return LoweredGraph(data, known["portable"], known["delegates"], time.perf_counter() - started)
+        if path is not None:
+            described, _, data = path.read_bytes().partition(b"\n")
+            known = json.loads(described)
+            return LoweredGraph(data, known["portable"], known["delegates"], time.perf_counter() - started, cached=True)
     except (OSError, ValueError, KeyError):
-        made = _lower(program)
+        pass  # not there, or half of a file: it is lowered
+    lowered = lower(trace_piece(made, examples, fakes, bounds, names))
+    lowered = replace(lowered, seconds=time.perf_counter() - started)
+    if cache is None or path is None:
+        return lowered
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        described = json.dumps({"portable": made.portable, "delegates": made.delegates}).encode()
-        write_atomically(path, described + b"\n" + made.data)
+        described = json.dumps({"portable": lowered.portable, "delegates": lowered.delegates}).encode()
+        write_atomically(path, described + b"\n" + lowered.data)
     except (OSError, StorageError) as error:
         logging.getLogger(__name__).warning("a lowered graph cannot be kept for the next export: %s", error)
-    return made
+    return lowered
 
 
 def default_cache() -> Path:
@@ -168,26 +216,37 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "covey" / "lowered"
 
 
-def _key(program: ExportedProgram) -> str:
-    """Hash a program, and what lowers it."""
-    digest = hashlib.sha256(describe(program).encode())
+def _key(made: Piece, fakes: Mapping[str, Any], bounds: Mapping[str, tuple[int, int]], names: dict[Any, str]) -> str:
+    """Hash a piece, and what lowers it: everything but the values and the names of its weights."""
+    inputs = [(str(fakes[name].dtype), shape_of(fakes[name], names)) for name in made.inputs]
+    digest = hashlib.sha256(json.dumps([inputs, sorted(bounds.items())]).encode())
+    for line in described_nodes(made.module, {}):
+        digest.update(line.encode() + b"\n")
     for name in ("torch", "executorch"):
         digest.update(metadata.version(name).encode())
-    for name in (__file__, xnnpack.__file__):
-        digest.update(Path(name).read_bytes())
+    for file in (__file__, xnnpack.__file__, completion.__file__):
+        digest.update(Path(file).read_bytes())
     return digest.hexdigest()
 
 
-def _lower(program: ExportedProgram) -> LoweredGraph:
+def lower(program: ExportedProgram) -> LoweredGraph:
+    """Lower an exported program whose weights are inputs to a ``.pte``: float32, XNNPACK, inputs not copied.
+
+    Args:
+        program: any; its sizes may be dynamic up to a bound.
+
+    Raises:
+        ExportError: ExecuTorch cannot lower it, or a matrix product would be left to portable kernels.
+    """
     started = time.perf_counter()
     try:
         with quiet(), warnings.catch_warnings(), fast_compiler(), torch.no_grad():
             warnings.simplefilter("ignore")
-            if any(node.target in PRODUCTS for node in program.graph.nodes):
-                program = program.run_decompositions(PRODUCTS)
+            program = decomposed(program)
             CSEPass()(program.graph_module)  # each layer turns the same mask into numbers
             edge = to_edge_transform_and_lower(
                 program,
+                transform_passes=[without_clones],
                 partitioner=[partitioner()],
                 compile_config=EdgeCompileConfig(_check_ir_validity=False),
             )

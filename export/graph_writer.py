@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 import onnx
 import torch
 from safetensors.torch import save_file
 
-from edge_runtime.batch import CHUNK_TOKENS, fill_chunks
 from edge_runtime.manifest import Graph, GraphInput, GraphOutput, output_names
 from export.errors import ExportError
 from export.model import example_batch, size_bounds, sizes
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from export.lift import Lifted
     from export.model import ExportModel
 
-TensorT = TypeVar("TensorT", GraphInput, GraphOutput)
 _DTYPES = {torch.float32: "float32", torch.int64: "int64", torch.bool: "bool"}
 
 
@@ -163,14 +161,8 @@ class GraphWriter:
         """
         from export import executorch_graphs  # noqa: PLC0415 an extra of its own
 
-        bounds = size_bounds(self._task) | {"batch": (1, max_batch)}
         examples = {item.name: tensor for item, tensor in zip(self._lifted.inputs, self._examples, strict=True)}
-        if "chunk" in bounds:
-            # ExecuTorch's scan cannot stack tensors whose sizes change: the engine fills chunks up.
-            positions = max_batch * self._task.max_tokens
-            bounds |= {"chunks": (1, max(CHUNK_TOKENS, -(-positions // CHUNK_TOKENS))), "chunk": (CHUNK_TOKENS,) * 2}
-            full = fill_chunks(examples["labels"].numpy(), examples["positions"].numpy(), CHUNK_TOKENS)
-            examples |= {"labels": torch.from_numpy(full[0]), "positions": torch.from_numpy(full[1])}
+        examples, bounds = executorch_graphs.planned_sizes(self._task, examples, max_batch)
         with torch.no_grad():
             results = self._lifted.module(*(examples[item.name] for item in self._lifted.inputs))
         examples |= dict(zip(self._lifted.outputs, results, strict=True))
@@ -179,14 +171,18 @@ class GraphWriter:
         for graph in graphs:
             stops = [] if graph.kind == "front" else self._lifted.boundaries.get(graph.split or -1, [])
             cut = executorch_graphs.piece(self._lifted, [output.name for output in graph.outputs], stops)
-            program = executorch_graphs.trace_piece(cut, examples, fakes, bounds, self._dimensions)
-            made = executorch_graphs.lower(program, executorch_graphs.default_cache())
+            made = executorch_graphs.lower_piece(
+                cut, examples, fakes, bounds, self._dimensions, executorch_graphs.default_cache()
+            )
             file = graph.file.removesuffix(".onnx") + ".pte"
             (bundle / file).write_bytes(made.data)
-            progress(f"lowered {file} in {made.seconds:.1f} s: {made.delegates} blocks for XNNPACK")
+            how = "lowered before" if made.cached else f"lowered in {made.seconds:.1f} s"
+            progress(f"{file}: {how}, {made.delegates} blocks for XNNPACK")
             rows = {tensor.name: tensor.rows for tensor in graph.inputs}
             inputs = [
-                msgspec.structs.replace(_fixed(self._describe_input(name), bounds), rows=rows.get(name))
+                msgspec.structs.replace(
+                    executorch_graphs.fixed(self._describe_input(name), bounds), rows=rows.get(name)
+                )
                 for name in cut.inputs
             ]
             written.append(
@@ -195,7 +191,7 @@ class GraphWriter:
                     runtime="executorch",
                     file=file,
                     inputs=inputs,
-                    outputs=[_fixed(output, bounds) for output in graph.outputs],
+                    outputs=[executorch_graphs.fixed(output, bounds) for output in graph.outputs],
                     bounds={name: high for name, (_, high) in bounds.items()},
                 )
             )
@@ -229,12 +225,6 @@ class GraphWriter:
         """Write the base weights that the graphs use, once each."""
         tensors = {name: tensor.contiguous() for name, tensor in self._weights.items()}
         save_file(tensors, path, metadata={"format": "pt"})
-
-
-def _fixed(tensor: TensorT, bounds: dict[str, tuple[int, int]]) -> TensorT:
-    """Write sizes that can have but one value as that."""
-    fixed = {name: low for name, (low, high) in bounds.items() if low == high}
-    return msgspec.structs.replace(tensor, shape=[fixed.get(size, size) for size in tensor.shape])  # type: ignore[arg-type]
 
 
 def _trained_by(graph: Graph) -> set[str]:

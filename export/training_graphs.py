@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _TRACED_LAYERS = 2
 _NUMBER = re.compile(r"(?<=\.layer\.)\d+(?=\.)|(?<=\.layers\.)\d+(?=\.)")
-_DTYPES = {torch.float32: "float32", torch.int64: "int64"}
+DTYPES = {torch.float32: "float32", torch.int64: "int64"}
 
 
 def level_counts(shares: Sequence[float], n_layers: int) -> list[int]:
@@ -156,7 +156,7 @@ class TrainingGraphs:
                 continue
             item = by_name[original]
             role, source = self._sources[original] or ("batch", item.source)
-            shape, dtype = shape_of(item.value, self._dimensions), _DTYPES[item.value.dtype]
+            shape, dtype = shape_of(item.value, self._dimensions), DTYPES[item.value.dtype]
             source = source if slot is None else template(source)
             inputs.append(GraphInput(value.name, dtype, shape, role, source, slot))  # type: ignore[arg-type]
         gradients = []

@@ -6,13 +6,16 @@ of ours, which it gets as its batch matrix product, four-dimensional ones too.
 
 The exporter runs 17 passes over each delegated block. Most are for quantisation and convolutions, and one compiles a
 model of its own to look for its pattern: together more than half of the time. The blocks of a transformer's layers are
-alike, and as weights are inputs they are equal: each kind is compiled once a process.
+alike, and as weights are inputs they are equal: each kind is compiled once a process. For every block that it cuts out
+the exporter also copies the whole graph, only to sort its nodes: here they are sorted where they are. And it decomposes
+a program three times, each time by tracing it, where once, or never, is enough.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import types
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,10 +39,15 @@ from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPr
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.backends.xnnpack.serialization.xnnpack_graph_schema import XNNBatchMatrixMultiply, XNode
 from executorch.backends.xnnpack.utils.utils import get_input_node
+from executorch.exir import lowered_backend_module
 from executorch.exir.backend.partitioner import PartitionResult
+from executorch.exir.dialects._ops import ops as exir_ops
 from executorch.exir.graph_module import get_control_flow_submodules
 from executorch.exir.passes.memory_format_ops_pass import DimOrderOpsRevertPass
+from executorch.exir.tracer import _default_decomposition_table
 from torch import fx
+from torch.export import ExportedProgram
+from torch.fx.passes.infra.pass_base import PassResult
 from torch.library import Library, impl, register_fake
 
 if TYPE_CHECKING:
@@ -168,6 +176,40 @@ class _FewPasses(XNNPACKPassManager):
         super().__init__(exported_program, list(passes or _PASSES))
 
 
+_COPIES = {exir_ops.edge.aten.clone.default, exir_ops.edge.dim_order_ops._clone_dim_order.default}  # noqa: SLF001
+
+
+def without_clones(module: fx.GraphModule) -> PassResult:
+    """Take out copies: in ExecuTorch every tensor is contiguous, and a block of nothing else cannot be delegated."""
+    for node in list(module.graph.nodes):
+        if node.target in _COPIES:
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+    module.recompile()
+    return PassResult(module, modified=True)
+
+
+def sort_nodes(module: fx.GraphModule) -> fx.GraphModule:
+    """Put every node behind those that it reads, without copying any; the code is not generated anew."""
+    ordered: list[fx.Node] = []
+    placed: set[fx.Node] = set()
+    for last in module.graph.nodes:
+        waiting = [last] if last.op != "output" else []
+        while waiting:
+            node = waiting[-1]
+            if node in placed:
+                waiting.pop()
+            elif missing := [read for read in node.all_input_nodes if read not in placed]:
+                waiting += missing
+            else:
+                placed.add(node)
+                ordered.append(waiting.pop())
+    output = module.graph.output_node()
+    for node in ordered:
+        output.prepend(node)
+    return module
+
+
 _compiled: dict[str, Any] = {}
 
 
@@ -178,7 +220,11 @@ def fast_compiler() -> Iterator[None]:
     It reaches into the exporter of the one version that this package is made for (edge_runtime/executorch_build.py).
     """
     backend, manager = xnnpack_preprocess.XnnpackBackend, xnnpack_preprocess.XNNPACKPassManager
-    preprocess = backend.preprocess
+    preprocess, sort, decompose = (
+        backend.preprocess,
+        lowered_backend_module.legalize_graph,
+        ExportedProgram.run_decompositions,
+    )
 
     def once(edge_program: Any, compile_specs: Any) -> Any:
         key = describe(edge_program)
@@ -186,12 +232,37 @@ def fast_compiler() -> Iterator[None]:
             _compiled[key] = preprocess(edge_program, compile_specs)
         return _compiled[key]
 
+    def where_needed(program: Any, table: Any = None) -> Any:
+        return program if table is not None and not _has_any(program.graph_module, table) else decompose(program, table)
+
     xnnpack_preprocess.XNNPACKPassManager = _FewPasses
     backend.preprocess = staticmethod(once)
+    lowered_backend_module.legalize_graph = sort_nodes
+    ExportedProgram.run_decompositions = where_needed
     try:
         yield
     finally:
         backend.preprocess, xnnpack_preprocess.XNNPACKPassManager = staticmethod(preprocess), manager
+        lowered_backend_module.legalize_graph, ExportedProgram.run_decompositions = sort, decompose
+
+
+def decomposed(program: ExportedProgram) -> ExportedProgram:
+    """Decompose a program once, as far as XNNPACK and ExecuTorch want it; the exporter would trace it three times."""
+    table = _default_decomposition_table()
+    for operator in partitioner().ops_to_not_decompose(program)[0]:
+        table.pop(operator, None)
+    table.update(PRODUCTS)
+    return program.run_decompositions(table) if _has_any(program.graph_module, table) else program
+
+
+def _has_any(module: fx.GraphModule, table: Any) -> bool:
+    """Return whether a graph, or a body of its scans, has an operation that a decomposition table has.
+
+    PyTorch's tables have that of asking for a size too, which stays what it is.
+    """
+    parts = (module, *(body for _, body, _ in get_control_flow_submodules(module)))
+    found = {node.target for part in parts for node in part.graph.nodes if node.op == "call_function"}
+    return any(target in table for target in found - {aten.sym_size.int})
 
 
 def describe(program: Any) -> str:
@@ -201,10 +272,11 @@ def describe(program: Any) -> str:
     """
     bounds = sorted(f"{size}:{bound}" for size, bound in program.range_constraints.items())
     held = {**dict(program.state_dict), **dict(program.constants)}
-    return "\n".join([*_lines(program.graph_module, held), *bounds])
+    return "\n".join([*described_nodes(program.graph_module, held), *bounds])
 
 
-def _lines(module: fx.GraphModule, held: dict[str, Any]) -> Iterator[str]:
+def described_nodes(module: fx.GraphModule, held: dict[str, Any]) -> Iterator[str]:
+    """Yield a line for each node of a graph, and for each constant in it or in ``held``."""
     numbers: dict[fx.Node, int] = {}
     for node in module.graph.nodes:
         numbers[node] = len(numbers)
@@ -212,12 +284,13 @@ def _lines(module: fx.GraphModule, held: dict[str, Any]) -> Iterator[str]:
         values = node.meta.get("val")
         values = values if isinstance(values, (tuple, list)) else [values]
         described = [f"{v.dtype}{list(v.shape)}" if isinstance(v, torch.Tensor) else str(v) for v in values]
-        target = node.target if node.op == "call_function" else ""
+        target = node.target if node.op in ("call_function", "call_module") else ""
+        target = target.__qualname__ if isinstance(target, types.FunctionType) else target  # no address
         yield f"{node.op} {target} {arguments} {described}"
         if node.op == "get_attr":
             value = getattr(module, str(node.target), None)
             if isinstance(value, fx.GraphModule):
-                yield from _lines(value, {})
+                yield from described_nodes(value, {})
             elif isinstance(value, torch.Tensor):
                 yield _digest(value)
     yield from (_digest(value) for _, value in sorted(held.items()) if isinstance(value, torch.Tensor))

@@ -12,10 +12,10 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_runtime.agent import Agent, lost_will
-from edge_runtime.engines import make_engine
+from edge_runtime.agent import Agent
+from edge_runtime.announcer import lost_will
+from edge_runtime.engines import make_engine, make_training_engine
 from edge_runtime.store import Store
-from edge_runtime.training_onnxruntime import OnnxTrainingEngine
 from edge_runtime.transport import Hub
 from server.errors import JobError
 from server.serve import ServeOptions, coordinate
@@ -40,7 +40,7 @@ class SharedEngines:
 
     def __init__(self) -> None:
         self._engines: dict[tuple[Runtime, str, int], Engine[Any]] = {}
-        self._training: dict[str, TrainingEngine] = {}
+        self._training: dict[tuple[Runtime, str], TrainingEngine] = {}
 
     def __call__(self, runtime: Runtime, bundle: Bundle, split: int, threads: int) -> Engine[Any]:
         """Return the engine of a bundle at a split."""
@@ -49,11 +49,12 @@ class SharedEngines:
             self._engines[key] = make_engine(runtime, bundle, split, threads)
         return self._engines[key]
 
-    def training(self, bundle: Bundle, threads: int) -> TrainingEngine:
-        """Return the engine of a bundle's training graphs, on ONNX Runtime."""
-        if bundle.sha256 not in self._training:
-            self._training[bundle.sha256] = OnnxTrainingEngine(bundle, threads)
-        return self._training[bundle.sha256]
+    def training(self, runtime: Runtime, bundle: Bundle, threads: int) -> TrainingEngine:
+        """Return the engine of a bundle's training graphs."""
+        key = (runtime, bundle.sha256)
+        if key not in self._training:
+            self._training[key] = make_training_engine(runtime, bundle, threads)
+        return self._training[key]
 
 
 def run_in_process(
@@ -76,7 +77,7 @@ def run_in_process(
         observe: told what happens.
         should_stop: asked between messages.
         make_engine: makes the devices' engines; None: each is made once, on ONNX Runtime.
-        make_training_engine: makes the backprop devices' engines; None: it is made once, on ONNX Runtime.
+        make_training_engine: makes the backprop devices' engines; None: each is made once, on its device's engine.
 
     Returns:
         The job's summary (summary.job_summary).
@@ -111,7 +112,7 @@ def _running(
     makers: tuple[EngineMaker | None, TrainingEngineMaker | None],
 ) -> Iterator[None]:
     """Serve all devices from a thread of their own meanwhile."""
-    engines, agents, (make_engine, make_training_engine) = SharedEngines(), {}, makers
+    engines, agents, (given, given_training) = SharedEngines(), {}, makers
     for config in devices:
         store = Store(Path(config.state_dir))
         installed = store.bundles / bundle.sha256
@@ -123,8 +124,8 @@ def _running(
             store,
             transport,
             "simulated",
-            make_engine=make_engine or functools.partial(engines, config.engine),
-            make_training_engine=make_training_engine or engines.training,
+            make_engine=given or functools.partial(engines, config.engine),
+            make_training_engine=given_training or functools.partial(engines.training, config.engine),
         )
     done = threading.Event()
 

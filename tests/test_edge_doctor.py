@@ -13,6 +13,7 @@ import pytest
 from edge_runtime import cli
 from edge_runtime.config import DataConfig, EdgeConfig
 from edge_runtime.doctor import examine
+from edge_runtime.eligibility import EligibilityRules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,9 +61,23 @@ def test_findings(root: Path, tmp_path: Path, listening: int) -> None:
     assert found["temperature"].values == {"celsius": 81.5}
     assert {name: f.status for name, f in found.items() if name not in ("executorch", "disk")} == {
         "covey": "ok", "onnxruntime": "ok", "threads": "warning", "memory": "warning", "temperature": "warning",
-        "data": "problem", "broker": "ok", "server": "absent", "clock": "absent",
+        "eligibility": "ok", "data": "problem", "broker": "ok", "server": "absent", "clock": "absent",
     }  # fmt: skip
     assert all(f.advice for f in found.values() if f.status in ("warning", "problem"))
+
+
+@pytest.mark.parametrize(
+    ("rules", "status", "said"),
+    [
+        (EligibilityRules(), "ok", "takes work now"),
+        (EligibilityRules(least_disk_mb=1e12), "warning", "MB of disk free, below 1e+12"),
+        (EligibilityRules(least_battery=0.5, unknown="refuse"), "problem", "no such sensor"),
+    ],
+)
+def test_whether_the_device_takes_work(tmp_path: Path, rules: EligibilityRules, status: str, said: str) -> None:
+    config = config_of(tmp_path, 1, eligibility=rules)
+    finding = next(f for f in examine(config, lambda: 0.0, tmp_path) if f.check == "eligibility")
+    assert (finding.status, said in finding.found) == (status, True)
 
 
 def test_unknown_is_none(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.board import Board
 from edge_runtime.config import read_edge_config
-from edge_runtime.eligibility import HOT_C, STRICTER, Conditions, EligibilityRules, broken_rules, check_rules
+from edge_runtime.eligibility import STRICTER, Conditions, EligibilityRules, broken_rules, check_rules
 from edge_runtime.errors import ConfigError
 from edge_runtime.gate import EVERY_S, Gate, OtherLoad, board_conditions
 
@@ -68,7 +68,9 @@ def test_without_rules_only_heat_stops_a_board() -> None:
     assert broken_rules(msgspec.structs.replace(rules, unknown="refuse"), Conditions(), NOON) == {}
     awful = Conditions(throttled=True, other_load=1.0, on_mains=False, battery=0.0, memory_free_bytes=0)
     assert broken_rules(rules, awful, NOON) == {}
-    assert set(broken_rules(rules, Conditions(temperature_c=HOT_C + 1), NOON)) == {"most_temperature_c"}
+    assert broken_rules(rules, Conditions(temperature_c=99.0), NOON) == {}  # normal for some boards
+    hot = Conditions(temperature_c=86.0, slows_at_c=85.0)
+    assert set(broken_rules(rules, hot, NOON)) == {"most_temperature_c"}
     off = EligibilityRules(most_temperature_c=150.0)
     assert broken_rules(off, Conditions(temperature_c=149.0), NOON) == {}
 
@@ -150,7 +152,7 @@ def gate(
 
 def test_a_gate_looks_now_and_then_and_tells_changes() -> None:
     now = [0.0]
-    hot, warm, cool = (Conditions(temperature_c=value) for value in (90.0, 83.0, 70.0))
+    hot, warm, cool = (Conditions(temperature_c=value, slows_at_c=85.0) for value in (90.0, 83.0, 70.0))
     made, asked = gate([cool, hot, warm, cool, hot], lambda: now[0])
     assert made.closed is None
     assert not made.look()  # not yet
@@ -175,3 +177,7 @@ def test_this_machine_can_be_asked(tmp_path: Path) -> None:
     assert conditions.memory_free_bytes == 2_048_000
     assert conditions.disk_free_bytes is not None
     assert conditions.temperature_c is None
+    assert conditions.slows_at_c is None
+    (tmp_path / "proc/device-tree").mkdir()
+    (tmp_path / "proc/device-tree/model").write_text("Raspberry Pi 5 Model B Rev 1.0\0")
+    assert board_conditions(tmp_path, board)().slows_at_c == 85.0

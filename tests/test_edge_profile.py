@@ -15,6 +15,8 @@ from edge_runtime.errors import ProfileError
 from edge_runtime.profile import Profile, latency_s
 from edge_runtime.profile_check import decode_profile, encode_profile, missing_graphs
 
+pytestmark = pytest.mark.timeout(180)
+
 
 @pytest.fixture(scope="module")
 def profile(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Profile:

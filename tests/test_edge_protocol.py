@@ -86,7 +86,7 @@ MESSAGES: list[tuple[protocol.AnyMessage, str]] = [
             adapter=AdapterRef(BlobRef(SHA, 400), None, None), stld=Stld(), level=3, deadline_s=60.0,
             blob_url="http://:8080/blobs",
         ),
-        "65b762245d03025c",
+        "d2940a5dd51d1c02",
     ),
     (
         protocol.DeltaReport(

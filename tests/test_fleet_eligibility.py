@@ -19,7 +19,8 @@ from fleets import Fleet, free_port, wait_for, write_edge, write_job
 from test_edge_protocol import PROFILE
 
 from edge_runtime import protocol
-from edge_runtime.agent import Agent, Finished, lost_will
+from edge_runtime.agent import Agent, Finished
+from edge_runtime.announcer import lost_will
 from edge_runtime.bundle import Bundle
 from edge_runtime.config import EdgeConfig, read_edge_config
 from edge_runtime.eligibility import Conditions, EligibilityRules
@@ -34,7 +35,7 @@ from server.errors import JobError
 from server.fleet import Device
 from server.progress import Progress
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(180)
 
 
 class Sensors:
@@ -71,7 +72,7 @@ def test_a_hot_device_gets_no_offer_until_it_is_cool_again(tmp_path: Path, tiny_
     port = free_port()
     fleet = Fleet(tmp_path, tiny_bundle, port, external=False)
     reason = "91 °C, above 80"  # at the second look: hot it was at the first, so the limit is stricter
-    hot, cool = Sensors(temperature_c=91.0), Sensors(temperature_c=40.0)
+    hot, cool = Sensors(temperature_c=91.0, slows_at_c=85.0), Sensors(temperature_c=40.0, slows_at_c=85.0)
     try:
         server = fleet.serve(write_job(tmp_path, rounds=50, min_devices=1, steps=1))
         configs = {
@@ -92,7 +93,7 @@ def test_a_hot_device_gets_no_offer_until_it_is_cool_again(tmp_path: Path, tiny_
                 assert listed["hot"]["ineligible"] == reason
                 assert listed["cool"]["ineligible"] is None
                 assert f"took no work in round 0 of job job: {reason}" in explain_error(fleet, 0, "hot")
-                hot.now = Conditions(temperature_c=82.0)  # below the limit, but not cool
+                hot.now = Conditions(temperature_c=82.0, slows_at_c=85.0)  # below the limit, but not cool
                 server.wait_event("round_closed", len(opened) + 3)
                 hot.now = Conditions(temperature_c=60.0)
                 result = server.result()

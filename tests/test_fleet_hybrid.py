@@ -18,7 +18,8 @@ from test_fleet_messages import FORWARD_ONLY, Bench, ScriptedDevice, coordinator
 from tiny_models import reviews, write_rows
 
 from edge_runtime import memory, protocol
-from edge_runtime.agent import Agent, lost_will
+from edge_runtime.agent import Agent
+from edge_runtime.announcer import lost_will
 from edge_runtime.backprop import mean_gradient
 from edge_runtime.cli import main
 from edge_runtime.config import DataConfig, EdgeConfig

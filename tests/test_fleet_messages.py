@@ -13,7 +13,8 @@ import pytest
 from tiny_models import reviews, write_rows
 
 from edge_runtime import protocol
-from edge_runtime.agent import Agent, Finished, lost_will
+from edge_runtime.agent import Agent, Finished
+from edge_runtime.announcer import lost_will
 from edge_runtime.bundle import open_bundle, verify_files
 from edge_runtime.config import DataConfig, EdgeConfig
 from edge_runtime.layout import adapter_sha256

@@ -25,9 +25,9 @@ from server.job import Job, JobBandit, JobStld
 from server.ledger import LEDGER_FILE, PROFILES_KEPT, Ledger
 from server.profile_compare import compare
 from server.profiles import ProfileStore, profile_history
+from server.simulation.boards import modelled_profiles
 from server.simulation.bowl import Bowl
 from server.simulation.devices import FLEET
-from server.simulation.run import modelled_profiles
 from server.simulation.virtual import VirtualTransport, VirtualWorld
 from server.uploads import Uploads
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle import Bundle
     from edge_runtime.profile import Profile
+
+pytestmark = pytest.mark.timeout(240)  # the first test to ask for the bundle exports it
 
 
 @pytest.fixture

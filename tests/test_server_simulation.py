@@ -21,8 +21,9 @@ from server.job import Job
 from server.ledger import LEDGER_FILE, Ledger
 from server.planner import Planner
 from server.profile_files import read_profile
+from server.simulation.boards import modelled_profiles
 from server.simulation.bowl import Bowl
-from server.simulation.run import SimulateOptions, modelled_profiles, simulate
+from server.simulation.run import SimulateOptions, simulate
 from server.simulation.task import LEAST_ROWS, BundleTask
 from server.simulation.traces import TraceEvent, read_traces, throttling
 

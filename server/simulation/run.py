@@ -17,7 +17,6 @@ import numpy as np
 
 from edge_runtime.bundle import open_bundle, verify_files
 from edge_runtime.errors import ConfigError
-from edge_runtime.profile import BoardFacts, BundleFacts, GraphProfile, Latency, Modelling, Profile
 from edge_runtime.rule import StepRule
 from server.adapters import AdapterChain
 from server.blobs import BlobStore
@@ -27,6 +26,7 @@ from server.evaluator import InlineEvaluator
 from server.job import Job, JobBandit, JobStld, fit_to_bundle, read_job
 from server.ledger import LEDGER_FILE, Ledger
 from server.profile_files import read_profile
+from server.simulation.boards import common, modelled_profiles
 from server.simulation.bowl import Bowl
 from server.simulation.devices import FLEET, SimulatedDevice, SimulatedFleet
 from server.simulation.task import BundleTask
@@ -37,15 +37,12 @@ from server.uploads import Uploads
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from edge_runtime.profile import Profile
     from server.bandit_state import Policy
     from server.events import Observer
     from server.simulation.task import SimulatedTask
 
 JOB_NAME = "simulation"
-_LAYERS = 12
-_LEVELS = (2, 4, 6, 9, 12)
-_SPLITS = (8,)
-_CLASSES = (("fast", 0.004, True), ("middle", 0.012, True), ("slow", 0.03, False))  # seconds a layer, batch 8 x 64
 
 
 @dataclass(frozen=True)
@@ -70,58 +67,13 @@ class SimulateOptions:
     deadline_s: float = 600.0
 
 
-def modelled_profiles(
-    layers: int = _LAYERS, splits: Sequence[int] = _SPLITS, levels: Sequence[int] = _LEVELS
-) -> list[Profile]:
-    """Return three classes of boards, made up: a layer's forward pass takes 4, 12 and 30 ms, a backward pass twice."""
-    assumption = ["classes of speed for simulations; no board was measured"]
-    found = []
-    for name, layer_s, trains in _CLASSES:
-
-        def graph(kind: str, layers: float, layer_s: float = layer_s, **where: int) -> GraphProfile:
-            times = [Latency(batch_size=b, tokens=64, median_s=layer_s * layers * (0.2 + 0.8 * b / 8)) for b in (1, 8)]
-            return GraphProfile(kind=kind, engine="modelled", latencies=times, **where)  # type: ignore[arg-type]
-
-        graphs = [graph("predict", layers + 0.5)]
-        graphs += [graph("train", 3.0 * level, level=level) for level in levels] if trains else []
-        for split in splits:
-            graphs += [graph("front", split, split=split), graph("back", layers - split + 0.5, split=split)]
-        found.append(
-            Profile(
-                facts=BoardFacts(board=f"class-{name}"),
-                modelled=Modelling(formula=f"{layer_s} s a layer and forward pass", sources=[], assumptions=assumption),
-                bundle=BundleFacts(sha256="0" * 64, model="bowl", layers=layers, trainable_parameters=1),
-                graphs=graphs,
-            )
-        )
-    return found
-
-
-def _common(profiles: Sequence[Profile]) -> tuple[int, list[int], list[int]]:
-    """Return layers, splits of all profiles, and levels of all that have any."""
-    layers = {profile.bundle.layers for profile in profiles}
-    if len(layers) != 1:
-        raise ConfigError(f"the profiles are of models with {sorted(layers)} layers", "give profiles of one model")
-    splits, levels = [], []
-    for profile in profiles:
-        kinds = {(graph.kind, graph.split) for graph in profile.graphs if graph.latencies}
-        splits.append({s for k, s in kinds if k == "front" and s is not None and ("back", s) in kinds})
-        trained = {graph.level for graph in profile.graphs if graph.kind == "train" and graph.latencies}
-        if trained:
-            levels.append({level for level in trained if level is not None})
-    common = sorted(set.intersection(*splits))
-    if not common:
-        raise ConfigError("no split has a front and a back time in every profile", "give profiles of one bundle")
-    return layers.pop(), common, sorted(set.intersection(*levels)) if levels else []
-
-
 def _task_and_profiles(
     options: SimulateOptions, rng: np.random.Generator
 ) -> tuple[SimulatedTask, list[Profile], list[int], list[int]]:
     """Return what is learned, the devices' profiles, and the splits and levels that both have."""
     if options.bundle is None or options.data is None:
         profiles = [read_profile(path) for path in options.profiles] or modelled_profiles()
-        layers, splits, levels = _common(profiles)
+        layers, splits, levels = common(profiles)
         return Bowl(layers, splits, levels, options.devices, rng), profiles, splits, levels
     bundle = open_bundle(options.bundle)
     verify_files(bundle)
@@ -131,7 +83,7 @@ def _task_and_profiles(
         profiles = modelled_profiles(manifest.model.layers, manifest.splits, manifest.levels)
         return task, profiles, manifest.splits, manifest.levels
     profiles = [read_profile(path) for path in options.profiles]
-    layers, splits, levels = _common(profiles)
+    layers, splits, levels = common(profiles)
     both = [split for split in splits if split in manifest.splits]
     if layers != manifest.model.layers or not both:
         raise ConfigError(
@@ -173,7 +125,7 @@ def _job(options: SimulateOptions, task: SimulatedTask, splits: Sequence[int], l
         min_devices=max(1, options.devices // 2),
         deadline_s=options.deadline_s,
         bandit=None if options.policy is None else JobBandit(policy=options.policy),
-        adaptive=None,
+        adaptive=base.adaptive if options.policy is None else None,
     )
 
 
