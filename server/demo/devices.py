@@ -79,7 +79,8 @@ def device_table(devices: list[dict[str, Any]]) -> Table:
     table = Table(title="the devices; accuracy on held-out reviews of their own movies", box=SIMPLE)
     for column in ("device", "kind", "level", "seconds a round", "bytes up", "bytes down", "shared", "with own layers"):
         named = column in ("device", "kind")
-        table.add_column(column, justify="left" if named else "right", no_wrap=named)
+        longest = max(len(word) for word in column.split())
+        table.add_column(column, justify="left" if named else "right", no_wrap=named, min_width=longest)
     for row in devices:
         personal = row["own_accuracy_personal"]
         table.add_row(
