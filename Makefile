@@ -1,7 +1,7 @@
 # make demo and make test need nothing but Python 3.11+ and a C library; both set up a virtual environment first.
 PYTHON ?= python3
 VENV ?= .venv
-MODEL ?= minilm
+MODEL ?= minilm-hybrid
 ENGINE ?= onnxruntime
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.covey-installed
@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml setup.py edge_runtime/native/perturb.c
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,export,executorch,dev]'
 	@touch $@
 
-demo: $(STAMP) ## 8 devices learn from real reviews (MODEL=minilm, minilm-hybrid or smollm2, ENGINE=onnxruntime, executorch or mixed)
+demo: $(STAMP) ## 8 devices learn from real reviews (MODEL=minilm-hybrid, minilm or smollm2, ENGINE=onnxruntime, executorch or mixed)
 	@$(BIN)/covey demo --model $(MODEL) --engine $(ENGINE)
 
 test: $(STAMP) ## the default tests
@@ -53,10 +53,10 @@ bench-convergence: $(STAMP) ## all methods, tuned, three seeds (hours; can be st
 	$(BIN)/python benchmarks/convergence.py --model $(MODEL:-hybrid=)
 
 bench-droppeft: $(STAMP) ## dropout levels, personal layers, hybrid rounds, three seeds (hours; can be stopped and started)
-	$(BIN)/python benchmarks/droppeft.py --model $(MODEL)
+	$(BIN)/python benchmarks/droppeft.py --model $(MODEL:-hybrid=)
 
 bench-engines: $(STAMP) ## ExecuTorch against ONNX Runtime (MODEL=minilm or smollm2); the last line is JSON
-	$(BIN)/python benchmarks/engines.py --model $(MODEL)
+	$(BIN)/python benchmarks/engines.py --model $(MODEL:-hybrid=)
 
 bench-levels: $(STAMP) ## speed and memory of training graphs, against PyTorch (some minutes)
 	$(BIN)/python benchmarks/levels.py

@@ -105,7 +105,7 @@ def _add_serve(commands: Commands[argparse.ArgumentParser]) -> None:
 def _add_demo(commands: Commands[argparse.ArgumentParser]) -> None:
     demo = commands.add_parser("demo", help="a fleet of processes on this machine learns", description=_demo.__doc__)
     demo.add_argument(
-        "--model", choices=("minilm", "minilm-hybrid", "smollm2"), default="minilm", help="default: %(default)s"
+        "--model", choices=("minilm-hybrid", "minilm", "smollm2"), default="minilm-hybrid", help="default: %(default)s"
     )
     demo.add_argument(
         "--engine",
