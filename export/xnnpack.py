@@ -297,4 +297,6 @@ def described_nodes(module: fx.GraphModule, held: dict[str, Any]) -> Iterator[st
 
 
 def _digest(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+    # A tensor without dimensions cannot be seen as bytes.
+    data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return f"{tensor.dtype}{list(tensor.shape)} {hashlib.sha256(data).hexdigest()}"

@@ -53,6 +53,28 @@ def test_a_product_left_to_portable_kernels_is_refused(
         lower(torch.export.export(Call(operation), inputs))
 
 
+class Scale(torch.nn.Module):
+    """A constant times the input."""
+
+    def __init__(self, factor: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("factor", factor)
+        self.factor: torch.Tensor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor
+
+
+def test_constants_of_any_sizes_are_described_by_their_values() -> None:
+    """Also those without dimensions, as DeBERTa has."""
+    from export.xnnpack import describe
+
+    factors = [torch.tensor(3), torch.tensor(4), torch.tensor([3]), torch.tensor(3.0), torch.tensor(True)]
+    described = [describe(torch.export.export(Scale(factor), (torch.ones(2),))) for factor in factors]
+    assert len(set(described)) == len(factors)
+    assert describe(torch.export.export(Scale(torch.tensor(3)), (torch.ones(2),))) == described[0]
+
+
 def test_a_product_that_xnnpack_takes_is_lowered() -> None:
     from export.executorch_graphs import lower
 
