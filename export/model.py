@@ -247,6 +247,14 @@ def _pad_token(tokenizer: Any) -> int:
     return 0
 
 
+def forget_traces() -> None:
+    """Make what is traced next independent of what this process has traced.
+
+    A size that was fixed in another model's scan is remembered as one that a dynamic size cannot have.
+    """
+    torch._dynamo.reset()  # noqa: SLF001 it has no public name
+
+
 def trace(model: ExportModel, folder: ModelFolder) -> ExportedProgram:
     """Trace the loss and what else the task gives, with dynamic numbers of rows and tokens.
 
@@ -256,6 +264,7 @@ def trace(model: ExportModel, folder: ModelFolder) -> ExportedProgram:
     batch = example_batch(model.task, int(folder.config.vocab_size), rows=3, tokens=10)
     dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in size_bounds(model.task).items()}
     shapes = {name: {axis: dims[size] for axis, size in enumerate(sizes(model.task)[name])} for name in batch}
+    forget_traces()
     try:
         with quiet(), torch.no_grad():
             return torch.export.export(model.loss_model, tuple(batch.values()), dynamic_shapes=shapes)

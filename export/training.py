@@ -20,7 +20,7 @@ from export.completion import CompletionGradient, CompletionLoss
 from export.errors import ExportError
 from export.layer_marks import marked, take_marks
 from export.lift import Lifted, as_module
-from export.model import example_batch, size_bounds, sizes
+from export.model import example_batch, forget_traces, size_bounds, sizes
 from export.quiet import quiet
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ def trace_training(model: ExportModel, folder: ModelFolder, level: int, trained:
     dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in size_bounds(model.task).items()}
     shapes = tuple({axis: dims[size] for axis, size in enumerate(sizes(model.task)[name])} for name in batch)
     loss = TrainingLoss(model.loss_model).eval()
+    forget_traces()
     with (
         active_layers(model.peft_model, range(level), folder.layers) as layers,
         marked(layers),
