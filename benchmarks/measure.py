@@ -115,6 +115,23 @@ def _answers(kind: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+def run_export(model_dir: Path, out: Path, *flags: str, is_silent: bool = False) -> Path:
+    """Export a model for reviews that are rotten or fresh, in a process of its own; returns the bundle's folder.
+
+    Args:
+        model_dir: what is exported.
+        out: the bundle.
+        flags: of ``covey export``.
+        is_silent: its progress is not shown.
+    """
+    command = [
+        sys.executable, "-m", "server.cli", "export", str(model_dir), "--labels", "rotten,fresh", *flags,
+        "--out", str(out),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL if is_silent else None)
+    return out
+
+
 def report(results: dict[str, dict[str, float]], bounds: dict[str, float]) -> None:
     """Print each bounded result with its verdict."""
     for key, bound in bounds.items():

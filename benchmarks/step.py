@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import full
-from measure import Worker, paired, provenance, ratios, report, spread
+from measure import Worker, paired, provenance, ratios, report, run_export, spread
 
 from edge_runtime.protocol import DeviceState, decode, topic
 from edge_runtime.transport import Message
@@ -65,12 +65,7 @@ def main() -> None:
 
 def export(model_dir: Path, out: Path) -> Path:
     """Export MiniLM with a head and LoRA in all layers."""
-    command = [
-        sys.executable, "-m", "server.cli", "export", str(model_dir), "--task", "classify-head",
-        "--labels", "rotten,fresh", "--split", "3", "--out", str(out),
-    ]  # fmt: skip
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return out
+    return run_export(model_dir, out, "--task", "classify-head", "--split", "3", is_silent=True)
 
 
 def measure_ratios(settings: dict[str, Any], repeats: int) -> dict[str, dict[str, float]]:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from edge_runtime.batch import CompletionBatch, fill_chunks
 from edge_runtime.engine_bundle import BundleEngine, BundlePredictor
 from edge_runtime.errors import BundleError, TrainingError
-from edge_runtime.executorch_library import ExecutorchError, GraphFile, map_file, set_threads, version
+from edge_runtime.executorch_build import VERSION
+from edge_runtime.executorch_library import ExecutorchError, GraphFile, map_file, set_threads
 from edge_runtime.manifest import CAUSAL_LM, output_names
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def open_graph(bundle: Bundle, graph: Graph) -> GraphFile:
         file = GraphFile(path, data)
     except ExecutorchError as error:
         raise BundleError(
-            f"ExecuTorch {version()} cannot load {graph.file}: {error}",
+            f"ExecuTorch {VERSION} cannot load {graph.file}: {error}",
             f"export the bundle with the same version of ExecuTorch; it was made with {_made_with(bundle)}",
         ) from error
     if (file.inputs, file.outputs) != (len(graph.inputs), len(graph.outputs)):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_runtime.errors import BundleError, ConfigError
-from edge_runtime.executorch_build import VERSION, library
+from edge_runtime.executorch_build import library
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -217,8 +217,3 @@ def map_file(path: Path) -> mmap.mmap:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise BundleError(f"cannot read {path}: {error}", "fetch or export the bundle again") from error
-
-
-def version() -> str:
-    """Return the version of ExecuTorch that graphs are made for and run by."""
-    return VERSION

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edge_runtime.config import DataConfig
 from edge_runtime.engine_onnxruntime import OnnxPredictor
 from edge_runtime.errors import DataError
 from edge_runtime.rows import EncodedCompletions, EncodedRows, load_rows
-from edge_runtime.training_onnxruntime import OnnxTrainingEngine
 from server.evaluate import Evaluation, evaluate
 from server.in_process import SharedEngines
 
@@ -117,13 +115,9 @@ class BundleTask:
         """See SimulatedTask."""
         return self._engines("onnxruntime", self._bundle, split, 1)
 
-    @functools.cached_property
-    def _training(self) -> TrainingEngine:
-        return OnnxTrainingEngine(self._bundle, 1)
-
     def training_engine(self, device: int) -> TrainingEngine:  # noqa: ARG002 all devices have the same
         """See SimulatedTask."""
-        return self._training
+        return self._engines.training("onnxruntime", self._bundle, 1)
 
     def rows(self, device: int) -> Rows:
         """See SimulatedTask."""
