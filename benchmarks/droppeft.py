@@ -5,12 +5,12 @@ fifth row of a device tests its own model, the server evaluates on rows of other
 steps in the same rounds, so that levels differ in what a step costs; that is measured once a machine, each level in
 turn with the others, in CPU seconds of one thread, which other work on the machine hardly changes. Learning rates are
 the best of a grid on validation rows (seed 0) for full depth and for half depth, whose rate the other levels take; the
-last round of three other seeds counts. (MiniLM's grid is one rate: what convergence.py found for backpropagation.)
+last round of three other seeds counts.
 
 Runs land in a JSON Lines file, one a line, and are not repeated: stop and start as you like. They are ordered by what
 they tell, so a part of them tells something.
 
-    python benchmarks/droppeft.py --model minilm             everything, about an hour and a half
+    python benchmarks/droppeft.py --model minilm             everything, about an hour and a half of one core
     python benchmarks/droppeft.py --model minilm --quick     three entries, one seed, some minutes
 """
 
@@ -20,6 +20,7 @@ import dataclasses
 import json
 import resource
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from comparison import find_or_run, fleet_run, parser_of, read_results
 from measure import ROOT, Worker, memory_mb, provenance, run_export, spread
 
+from edge_runtime.manifest import read_manifest
 from server.demo.recipes import RECIPES
 
 if TYPE_CHECKING:
@@ -87,6 +89,7 @@ ENTRIES = {
     "half-personal-random": Entry(0.5, "half", _personal("random")),
     "half-personal-depth": Entry(0.5, "half", _personal("depth")),
     "hybrid": dataclasses.replace(HALF, fleet="hybrid"),
+    "hybrid-by-examples": Entry(0.5, "half", {"merging": "examples"}, fleet="hybrid"),
     "few-backprop": dataclasses.replace(HALF, fleet="few-backprop"),
     "forward": dataclasses.replace(HALF, fleet="forward"),
 }
@@ -96,7 +99,7 @@ PLAN: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("movie", PERSONAL),
     ("dirichlet-0.1", ("full", "half", *PERSONAL)),
     ("movie", ("half-incremental", "half-decay", "half-normal")),
-    ("movie", ("hybrid", "few-backprop", "forward")),
+    ("movie", ("hybrid", "hybrid-by-examples", "few-backprop", "forward")),
     ("movie", ("half-personal-random", "half-personal-depth", "half-personal-fisher", "half-personal-update")),
     ("dirichlet-1", ("full", "half", "half-personal")),
     ("dirichlet-10", ("full", "half", "half-personal")),
@@ -112,6 +115,7 @@ class Setup:
         export_flags: flags of ``covey export``.
         layers: of the model.
         rounds: how many.
+        eval_every: rounds from one evaluation to the next.
         stld: fields of ``[stld]``.
         step: fields of ``[step]``.
         rates: learning rates that are tried.
@@ -125,6 +129,7 @@ class Setup:
     export_flags: tuple[str, ...]
     layers: int
     rounds: int
+    eval_every: int
     stld: dict[str, Any]
     step: dict[str, Any]
     rates: tuple[float, ...]
@@ -140,10 +145,11 @@ SETUPS = {
     "minilm": Setup(
         export_flags=("--task", "classify-head", "--logit-scale", "10", "--split", "6"),
         layers=6,
-        rounds=10,
+        rounds=30,
+        eval_every=3,
         stld={"steps": 4, "batch_size": 8},
         step={"back_perturbations": 64, "learning_rate": 0.03},
-        rates=(0.003,),
+        rates=(0.0015, 0.003, 0.006),
         test_movies=130,
         rows_per_movie=2,
         start_movies=64,
@@ -153,6 +159,7 @@ SETUPS = {
         export_flags=RECIPES["smollm2"].export_flags,
         layers=30,
         rounds=6,
+        eval_every=1,
         stld={"steps": 3, "batch_size": 8},
         step={"back_perturbations": 4, "learning_rate": 0.04},
         rates=(0.001,),
@@ -169,6 +176,7 @@ QUICK = (("movie", ("full", "half", "half-personal")),)
 def main() -> None:
     parser = parser_of(__doc__, SETUPS, RESULTS, ROOT / ".covey" / "droppeft")
     parser.add_argument("--entries", help="only these, separated by commas")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, a core each (default: %(default)s)")
     args = parser.parse_args()
     if args.one:
         print(json.dumps(run_one(json.loads(args.one))))
@@ -177,9 +185,11 @@ def main() -> None:
     if args.quick:
         args.results = args.results.with_name("quick.jsonl")
         args.results.unlink(missing_ok=True)
-        setup = dataclasses.replace(setup, rounds=4, rates=setup.rates[:1], plan=QUICK, seeds=(1,))
+        setup = dataclasses.replace(setup, rounds=4, eval_every=2, rates=setup.rates[:1], plan=QUICK, seeds=(1,))
     if not args.summary and not args.report:
-        Comparison(args.model, setup, args.results, args.workdir).run(args.entries and args.entries.split(","))
+        Comparison(args.model, setup, args.results, args.workdir).run(
+            args.entries and args.entries.split(","), args.jobs
+        )
     from droppeft_report import plot, summary, tables
 
     results = [result for result in read_results(args.results) if result["model"] == args.model]
@@ -205,35 +215,55 @@ class Comparison:
         self._results = results
         self._root = workdir / model
 
-    def run(self, only: list[str] | None) -> None:
-        """Make what is not there yet."""
+    def run(self, only: list[str] | None, jobs: int) -> None:
+        """Make what is not there yet.
+
+        Args:
+            only: entries; None: all.
+            jobs: how many run at once, one core each.
+        """
         write_rows(self._setup, self._root)
         export(self._model, self._setup, self._root, "bundle")
         costs(self._model, self._setup, self._root / "bundle", self._results)
-        rates: dict[str, float] = {}
-        for division, names in self._setup.plan:
-            chosen = [name for name in names if only is None or name in only]
-            for bundle in {ENTRIES[name].bundle for name in chosen}:
-                export(self._model, self._setup, self._root, bundle)
-            for needed in dict.fromkeys(ENTRIES[name].rate for name in chosen):
-                if needed not in rates:
-                    rates[needed] = self._tune(needed)
-            for seed in self._setup.seeds:
-                for name in chosen:
-                    self._run(division, name, rates[ENTRIES[name].rate], seed, "test")
+        plan = [
+            (division, name, seed)
+            for division, names in self._setup.plan
+            for seed in self._setup.seeds
+            for name in names
+            if only is None or name in only
+        ]
+        for bundle in sorted({ENTRIES[name].bundle for _, name, _ in plan}):
+            export(self._model, self._setup, self._root, bundle)
+        with ThreadPoolExecutor(jobs) as pool:
+            rates = self._tune(pool, sorted({ENTRIES[name].rate for _, name, _ in plan}))
+            runs = [
+                pool.submit(self._run, division, name, rates[ENTRIES[name].rate], seed, "test")
+                for division, name, seed in plan
+            ]
+            try:
+                for run in runs:
+                    run.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
-    def _tune(self, name: str) -> float:
-        """Return the best learning rate of an entry."""
+    def _tune(self, pool: ThreadPoolExecutor, names: list[str]) -> dict[str, float]:
+        """Return the best learning rate of each entry."""
         rates = self._setup.rates
         if len(rates) == 1:
-            return rates[0]
-        losses = {rate: self._run("movie", name, rate, TUNING_SEED, "validation")["loss_end"] for rate in rates}
-        return min(rates, key=lambda rate: losses[rate])
+            return dict.fromkeys(names, rates[0])
+        runs = {
+            (name, rate): pool.submit(self._run, "movie", name, rate, TUNING_SEED, "validation")
+            for name in names
+            for rate in rates
+        }
+        return {name: min(rates, key=lambda rate: runs[name, rate].result()["loss_end"]) for name in names}
 
     def _run(self, division: str, name: str, rate: float, seed: int, rows: str) -> dict[str, Any]:
         setup, entry = self._setup, ENTRIES[name]
         key = {
-            "model": self._model, "name": name, "division": division, "rows": rows, "seed": seed,
+            "model": self._model, "bundle_sha256": read_manifest(self._root / entry.bundle)[1], "name": name,
+            "division": division, "rows": rows, "seed": seed, "eval_every": entry.longer * setup.eval_every,
             "rounds": entry.longer * setup.rounds, "level": max(1, round(entry.share * setup.layers)),
             "fleet": entry.fleet, "step": setup.step, "stld": {**setup.stld, "learning_rate": rate, **entry.stld},
         }  # fmt: skip
@@ -295,8 +325,6 @@ def costs(model: str, setup: Setup, bundle: Path, results: Path) -> dict[str, An
     ``step_s`` are the CPU seconds of loss and gradients for a full batch of rows as long as the bundle allows,
     ``memory_mb`` is what a process holds for it, see measure.memory_mb.
     """
-    from edge_runtime.manifest import read_manifest
-
     for result in read_results(results):
         if result["model"] == model and "step_s" in result:
             return result
@@ -342,7 +370,7 @@ def run_one(settings: dict[str, Any]) -> dict[str, Any]:
     fields = {
         "name": "run", "eval_file": str(root / f"{settings['rows']}.jsonl"), "rounds": settings["rounds"],
         "seed": settings["seed"], "cohort": COHORTS[fleet], "min_reports": COHORTS[fleet],
-        "min_devices": len(members), "steps": 4, "batch_size": 16, "eval_every": 2,
+        "min_devices": len(members), "steps": 4, "batch_size": 16, "eval_every": settings["eval_every"],
     }  # fmt: skip
     tables = {"step": settings["step"]}
     if fleet != "forward":

@@ -20,6 +20,20 @@ LOSS, ACCURACY = 1, 2
 _SHARE_OF_GAIN = 0.8
 """The target is this share of the way from the start to where full depth ends on average."""
 _FORWARD_STEPS = 4
+PANELS = (
+    ("depth", "movie", ("full", "three-quarters", "half", "third", "half-twice-the-rounds")),
+    (
+        "shape and rescaling, half depth",
+        "movie",
+        ("full", "half", "half-incremental", "half-decay", "half-normal", "half-rescaled"),
+    ),
+    ("personal layers", "movie", ("full", "half", "full-personal", "half-personal")),
+    ("kinds of devices", "movie", ("hybrid", "hybrid-by-examples", "few-backprop", "forward")),
+    ("Dirichlet 0.1", "dirichlet-0.1", ("full", "half", "full-personal", "half-personal")),
+    ("Dirichlet 1", "dirichlet-1", ("full", "half", "half-personal")),
+    ("Dirichlet 10", "dirichlet-10", ("full", "half", "half-personal")),
+)
+"""Of the picture: title, division, entries."""
 
 
 def round_s(result: dict[str, Any], costs: dict[str, Any]) -> float:
@@ -65,12 +79,16 @@ def difference(runs: Results, others: Results, key: str) -> tuple[float, float |
 
 
 def grouped(results: Results) -> dict[str, dict[str, Results]]:
-    """Return the runs on the test rows by division and entry, in the order in which they were made."""
-    found: dict[str, dict[str, Results]] = {}
+    """Return the runs on the test rows by division and entry; of runs with the same seed the newest one."""
+    found: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
     for result in results:
         if result.get("rows") == "test":
-            found.setdefault(result["division"], {}).setdefault(result["name"], []).append(result)
-    return found
+            entry = found.setdefault(result["division"], {}).setdefault(result["name"], {})
+            entry[result["seed"]] = result
+    return {
+        division: {name: [runs[seed] for seed in sorted(runs)] for name, runs in entries.items()}
+        for division, entries in found.items()
+    }
 
 
 def costs_of(results: Results) -> dict[str, Any]:
@@ -166,26 +184,38 @@ def _division_table(entries: dict[str, Results], costs: dict[str, Any]) -> Itera
 
 
 def plot(results: Results, path: Path) -> None:
-    """Draw accuracy against training seconds of one device, a division a panel: the mean over seeds."""
+    """Draw accuracy against training seconds of one device, a subject a panel: the mean over seeds."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    costs, divisions = costs_of(results), grouped(results)
-    figure, panels = plt.subplots(1, len(divisions), figsize=(1 + 5 * len(divisions), 5), squeeze=False, sharey=True)
-    names = sorted({name for entries in divisions.values() for name in entries})
-    for axes, (division, entries) in zip(panels[0], divisions.items(), strict=True):
+    costs = costs_of(results)
+    panels = [
+        (title, shown)
+        for title, division, names in PANELS
+        if (shown := {name: runs for name, runs in grouped(results).get(division, {}).items() if name in names})
+    ]
+    columns = min(len(panels), 4)
+    figure, grid = plt.subplots(
+        -(-len(panels) // columns),
+        columns,
+        figsize=(5 * columns, 4 * -(-len(panels) // columns)),
+        squeeze=False,
+        sharey=True,
+    )
+    for axes, (title, entries) in zip(grid.flat, panels, strict=False):
         for name, runs in entries.items():
-            index = names.index(name)
             curve = np.array(mean_curve(runs, costs))
-            style = ("-", "--", ":")[index // 10 % 3]
-            axes.plot(curve[:, 0], curve[:, ACCURACY], style, color=f"C{index % 10}", label=f"{name} ({len(runs)})")
-        axes.set_title(division)
+            axes.plot(curve[:, 0], curve[:, ACCURACY], label=f"{name} ({len(runs)})")
+        axes.set_title(title)
         axes.set_xlabel("training seconds of one device")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
-    panels[0][0].set_ylabel("held-out accuracy")
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for row in grid:
+        row[0].set_ylabel("held-out accuracy")
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     plt.close(figure)
