@@ -21,7 +21,7 @@ _SHARE_OF_GAIN = 0.8
 """The target is this share of the way from the start to where full depth ends on average."""
 _FORWARD_STEPS = 4
 PANELS = (
-    ("depth", "movie", ("full", "three-quarters", "half", "third", "half-twice-the-rounds")),
+    ("depth", "movie", ("full", "three-quarters", "half", "third", "half-twice-the-rounds", "full-half-the-rounds")),
     (
         "shape and rescaling, half depth",
         "movie",
