@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 MODEL ?= minilm-hybrid
 ENGINE ?= onnxruntime
+DIVISION ?= 0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.covey-installed
 
@@ -20,8 +21,8 @@ $(STAMP): pyproject.toml setup.py edge_runtime/native/perturb.c
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,export,executorch,dev]'
 	@touch $@
 
-demo: $(STAMP) ## 8 devices learn from real reviews (MODEL=minilm-hybrid, minilm or smollm2, ENGINE=onnxruntime, executorch or mixed)
-	@$(BIN)/covey demo --model $(MODEL) --engine $(ENGINE)
+demo: $(STAMP) ## 8 devices learn from real reviews (MODEL=minilm-hybrid, minilm or smollm2, ENGINE=onnxruntime, executorch or mixed, DIVISION=0, 1, …)
+	@$(BIN)/covey demo --model $(MODEL) --engine $(ENGINE) --division $(DIVISION)
 
 test: $(STAMP) ## the default tests
 	$(BIN)/python -m pytest

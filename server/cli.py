@@ -115,6 +115,13 @@ def _add_demo(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     demo.add_argument("--devices", type=int, default=8, help="device processes (default: %(default)s)")
     demo.add_argument("--rounds", type=int, help="rounds (default: the recipe's)")
+    demo.add_argument(
+        "--division",
+        type=int,
+        default=0,
+        metavar="N",
+        help="another way to divide the movies among devices and test: 1, 2, … (default: %(default)s)",
+    )
     demo.add_argument("--workdir", type=Path, default=Path(".covey/demo"), help="emptied first (default: %(default)s)")
     demo.add_argument("--cache", type=Path, help="downloaded packages (default: ~/.cache/covey)")
     output.add_format(demo)
@@ -129,12 +136,21 @@ def _demo(args: argparse.Namespace) -> int:
         from server.demo.run import run_demo
     except ImportError as error:
         raise ConfigError(f"the server is not installed ({error})", "pip install 'covey[server,export]'") from error
-    if args.devices < 1 or (args.rounds is not None and args.rounds < 1):
-        raise ConfigError("--devices and --rounds must be at least 1", "leave them out for the defaults")
+    if args.devices < 1 or (args.rounds is not None and args.rounds < 1) or args.division < 0:
+        raise ConfigError(
+            "--devices and --rounds must be at least 1, --division at least 0", "leave them out for the defaults"
+        )
     stop = _stop_on_signals()
     cache = args.cache or default_cache()
     result = run_demo(
-        RECIPES[args.model], args.devices, args.rounds, args.workdir.resolve(), cache, stop.is_set, args.engine
+        RECIPES[args.model],
+        args.devices,
+        args.rounds,
+        args.workdir.resolve(),
+        cache,
+        stop.is_set,
+        args.engine,
+        args.division,
     )
     if result is None:
         return output.INTERRUPTED

@@ -84,6 +84,14 @@ def test_no_movie_is_in_two_places(n_devices: int, per_device: int, test_movies:
     assert divide(movies, n_devices, per_device, test_movies, 3) == division
 
 
+def test_divisions_have_numbers() -> None:
+    movies = {f"m{i}": [Review(f"m{i} r{j}", LABELS[j % 2]) for j in range(5)] for i in range(40)}
+    found = [divide(movies, 3, 2, 5, 1, 4, number) for number in (0, 1, 2, 1)]
+    assert found[0] == divide(movies, 3, 2, 5, 1, 4)
+    assert found[1] == found[3]
+    assert found[0] != found[1] != found[2] != found[0]
+
+
 def test_reviews_are_read_without_plots(tmp_path: Path) -> None:
     text = io.StringIO()
     writer = csv.writer(text)
@@ -151,9 +159,9 @@ def test_a_hybrid_demo_ends_with_a_table_of_its_devices(tmp_path: Path, capfd: p
         export_flags=("--task", "classify-head", "--logit-scale", "3", "--split", "3", "--levels", "1.0,0.67"),
         max_tokens=32, movies_per_device=2, test_movies=6, start_movies=4, rows_per_test_movie=4, levels={1: 3, 2: 2},
     )  # fmt: skip
-    result = run_demo(recipe, 3, 2, tmp_path / "demo", tmp_path / "cache", lambda: False)
+    result = run_demo(recipe, 3, 2, tmp_path / "demo", tmp_path / "cache", lambda: False, division=1)
     assert result is not None
-    assert result["rounds"] == 2
+    assert (result["rounds"], result["division"]) == (2, 1)
     assert result["loss_end"] < result["loss_start"]
     devices = result["device_list"]
     assert [(row["device"], row["kind"], row["level"], row["reports"]) for row in devices] == [

@@ -63,10 +63,11 @@ def divide(
     test_movies: int,
     rows_per_test_movie: int,
     start_movies: int = 0,
+    number: int = 0,
 ) -> Division:
-    """Divide movies among devices and test; always the same way. Test rows are spread over many movies."""
+    """Divide movies among devices and test; ``number`` always gives the same way. Test rows are of many movies."""
     names = sorted(movies)
-    order = np.random.Generator(np.random.PCG64(_SPLIT_SEED)).permutation(len(names))
+    order = np.random.Generator(np.random.PCG64(_SPLIT_SEED + number)).permutation(len(names))
     shuffled = iter([names[index] for index in order])
     devices = [
         [review for _ in range(movies_per_device) for review in movies[next(shuffled)]] for _ in range(n_devices)

