@@ -23,9 +23,9 @@ _FORWARD_STEPS = 4
 PANELS = (
     ("depth", "movie", ("full", "three-quarters", "half", "third", "half-twice-the-rounds", "full-half-the-rounds")),
     (
-        "shape and rescaling, half depth",
+        "draw, half depth",
         "movie",
-        ("full", "half", "half-incremental", "half-decay", "half-normal", "half-rescaled"),
+        ("full", "half", "half-incremental", "half-decay", "half-normal", "half-bernoulli", "half-rescaled"),
     ),
     ("personal layers", "movie", ("full", "half", "full-personal", "half-personal")),
     ("kinds of devices", "movie", ("hybrid", "hybrid-by-examples", "few-backprop", "forward")),

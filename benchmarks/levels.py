@@ -78,6 +78,7 @@ def measure_all(settings: dict[str, Any], recomputing: str, repeats: int) -> dic
         "half": memory_mb("gradients", settings | alone_half),
         "half_checkpoint": memory_mb("gradients", again | alone_half),
         "full_checkpoint": memory_mb("gradients", again | alone_full),
+        "full_quarter_batch": memory_mb("gradients", settings | alone_full | {"rows": max(1, settings["rows"] // 4)}),
         "all_levels": memory_mb("all_levels", settings),
     }
     full_rss = peak_rss_mb("gradients", settings | alone_full)
@@ -86,6 +87,7 @@ def measure_all(settings: dict[str, Any], recomputing: str, repeats: int) -> dic
         "half_depth_memory": ratios(memory["half"], memory["full"]),
         "half_depth_memory_checkpoint": ratios(memory["half_checkpoint"], memory["full"]),
         "full_depth_memory_checkpoint": ratios(memory["full_checkpoint"], memory["full"]),
+        "full_depth_memory_quarter_batch": ratios(memory["full_quarter_batch"], memory["full"]),
         "full_depth_time_over_torch": ratios(step, rival),
         "full_depth_rss_over_torch": ratios(full_rss, peak_rss_mb("torch_lora", settings)),
         "all_levels_over_largest": ratios(memory["all_levels"], memory["full"]),
