@@ -70,6 +70,7 @@ def measure_all(settings: dict[str, Any], recomputing: str, repeats: int) -> dic
     clock = "cpu_s" if settings["threads"] == 1 else "seconds"
     half, whole = paired(("gradients", "half"), ("gradients", "run"), settings, repeats, clock)
     step, rival = paired(("gradients", "run"), ("torch_lora", "run"), settings, repeats, clock)
+    parts, whole_step = paired(("micro_batches", "run"), ("gradients", "run"), settings, repeats, clock)
     again = settings | {"bundle": recomputing}
     half_again, whole_again = paired(("gradients", "half"), ("gradients", "run"), again, repeats, clock)
     alone_full, alone_half = {"half": settings["level"]}, {"level": settings["half"]}
@@ -78,7 +79,7 @@ def measure_all(settings: dict[str, Any], recomputing: str, repeats: int) -> dic
         "half": memory_mb("gradients", settings | alone_half),
         "half_checkpoint": memory_mb("gradients", again | alone_half),
         "full_checkpoint": memory_mb("gradients", again | alone_full),
-        "full_quarter_batch": memory_mb("gradients", settings | alone_full | {"rows": max(1, settings["rows"] // 4)}),
+        "full_micro_batches": memory_mb("micro_batches", settings),
         "all_levels": memory_mb("all_levels", settings),
     }
     full_rss = peak_rss_mb("gradients", settings | alone_full)
@@ -87,7 +88,8 @@ def measure_all(settings: dict[str, Any], recomputing: str, repeats: int) -> dic
         "half_depth_memory": ratios(memory["half"], memory["full"]),
         "half_depth_memory_checkpoint": ratios(memory["half_checkpoint"], memory["full"]),
         "full_depth_memory_checkpoint": ratios(memory["full_checkpoint"], memory["full"]),
-        "full_depth_memory_quarter_batch": ratios(memory["full_quarter_batch"], memory["full"]),
+        "full_depth_time_micro_batches": ratios(parts, whole_step),
+        "full_depth_memory_micro_batches": ratios(memory["full_micro_batches"], memory["full"]),
         "full_depth_time_over_torch": ratios(step, rival),
         "full_depth_rss_over_torch": ratios(full_rss, peak_rss_mb("torch_lora", settings)),
         "all_levels_over_largest": ratios(memory["all_levels"], memory["full"]),

@@ -253,6 +253,17 @@ def gradients(settings: dict[str, Any]) -> Work:
     return {"run": whole} if half is whole else {"run": whole, "half": half}  # one level alone, for its memory
 
 
+def micro_batches(settings: dict[str, Any]) -> Work:
+    """``run``: loss and gradients with ``level`` active layers, a quarter of the rows at a time."""
+    quarter = levels(settings | {"rows": max(1, settings["rows"] // 4)})[str(settings["level"])]
+
+    def run() -> None:
+        for _ in range(4):
+            quarter()
+
+    return {"run": run}
+
+
 def levels(settings: dict[str, Any]) -> Work:
     """By a level's number: loss and gradients at it."""
     from edge_runtime.golden import training_layers
@@ -315,6 +326,7 @@ def torch_lora(settings: dict[str, Any]) -> Work:
 
 KINDS = {
     "gradients": gradients,
+    "micro_batches": micro_batches,
     "levels": levels,
     "all_levels": all_levels,
     "libraries": libraries,

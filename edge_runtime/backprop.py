@@ -16,7 +16,7 @@ from edge_runtime.ptls import LayerStatistics, importance, overlay, personal_lay
 from edge_runtime.stld import choose_layers, residual_scales
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from edge_runtime.engine import TrainingEngine
     from edge_runtime.levels import LayerSlices
@@ -27,14 +27,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BackpropWork:
-    """What a round asks of one device; see protocol.BackpropPlan. ``levels``: those that the device can hold."""
+    """What a round asks of one device; see protocol.BackpropPlan.
+
+    Attributes:
+        levels: those that the device can hold, each with the rows that it runs at once.
+    """
 
     job_seed: int
     round: int
     device: str
     stld: Stld
     level: int
-    levels: Collection[int]
+    levels: Mapping[int, int]
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def train_backprop(
             lambda epoch: seeds.epoch_seed(work.job_seed, work.device, epoch),
         )
         scales = residual_scales(stld, len(layers), work.level, active)
-        losses.append(mean_gradient(engine, local, active, rows, indices, stld.rows_at_once, gradient, scales))
+        losses.append(mean_gradient(engine, local, active, rows, indices, work.levels[len(active)], gradient, scales))
         trained = [layer for layer in active if layers[layer].start < layers[layer].stop]
         parts = [*slices.rest, *(layers[layer] for layer in trained)]
         _check_finite(losses[-1], gradient, parts)

@@ -12,7 +12,15 @@ from edge_runtime.backprop import BackpropWork, train_backprop
 from edge_runtime.delta import encode_delta
 from edge_runtime.errors import BundleError, ConfigError
 from edge_runtime.levels import layer_slices, no_scales
-from edge_runtime.memory import check_level, free_bytes, give_back, level_need, levels_that_fit, peak_rss_bytes
+from edge_runtime.memory import (
+    check_level,
+    free_bytes,
+    give_back,
+    level_need,
+    levels_that_fit,
+    peak_rss_bytes,
+    rows_that_fit,
+)
 from edge_runtime.personal import personal_or_none, save_personal
 from edge_runtime.store import write_atomically
 
@@ -29,8 +37,11 @@ if TYPE_CHECKING:
 
 def check_plan(
     plan: protocol.BackpropPlan, bundle: Bundle, bytes_free: int | None, *, backpropagates: bool, runtime: Runtime
-) -> list[int]:
-    """Check that a device can do a plan, before anything is loaded; return the levels that it can hold.
+) -> dict[int, int]:
+    """Check that a device can do a plan, before anything is loaded.
+
+    Returns:
+        The levels that it can hold, each with the rows that it runs at once.
 
     Raises:
         ConfigError: it trains with forward passes only: see EdgeConfig.backpropagates.
@@ -46,11 +57,13 @@ def check_plan(
     manifest = bundle.manifest
     if not manifest.levels:
         raise BundleError("the bundle has no training graphs", "export it with --levels")
-    rows = plan.stld.rows_at_once
-    check_level(manifest, plan.level, rows, bytes_free, runtime)
+    fewest, most = plan.stld.fewest_rows, plan.stld.most_rows
+    check_level(manifest, plan.level, fewest, bytes_free, runtime)
     if plan.stld.rescale and not manifest.training_graph(plan.level, runtime).rescales:
         raise no_scales()
-    return levels_that_fit([level_need(manifest, level, runtime) for level in manifest.levels], bytes_free, rows)
+    needs = {level: level_need(manifest, level, runtime) for level in manifest.levels}
+    fit = levels_that_fit(list(needs.values()), bytes_free, fewest)
+    return {level: rows_that_fit(needs[level], bytes_free, fewest, most) for level in fit}
 
 
 def do_backprop(

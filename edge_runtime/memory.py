@@ -76,6 +76,13 @@ def hidden_size(manifest: Manifest) -> int:
     return max(found)
 
 
+def rows_that_fit(need: LevelNeed, bytes_free: int | None, fewest: int, most: int) -> int:
+    """Return how many rows a level can run at once, ``fewest`` … ``most``; most where free memory is not known."""
+    if bytes_free is None or need.bytes_a_row <= 0:
+        return most
+    return max(fewest, min(most, 1 + (bytes_free - need.bytes_needed) // need.bytes_a_row))
+
+
 def levels_that_fit(needs: Sequence[LevelNeed], bytes_free: int | None, rows: int) -> list[int]:
     """Return the levels that fit into free memory with so many rows at once; all where it is not known."""
     return [need.level for need in needs if bytes_free is None or bytes_for(need, rows) <= bytes_free]
@@ -93,7 +100,7 @@ def check_level(
     needed = bytes_for(level_need(manifest, level, runtime), rows)
     if bytes_free is not None and needed > bytes_free:
         raise TrainingError(
-            f"{level} active layers and {rows} rows at once need {needed} bytes, {bytes_free} are free",
+            f"{level} active layers and micro-batches of {rows} need {needed} bytes, {bytes_free} are free",
             "lower the level or micro_batch_size in the job's [stld], or free some memory",
         )
 

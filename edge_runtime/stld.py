@@ -39,7 +39,8 @@ class Stld(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             itself, as in the paper, so the number varies among the levels that the device can hold.
         steps: local steps.
         batch_size: rows a step.
-        micro_batch_size: rows that are run at once; the gradients of a step's micro-batches are added up. None: all.
+        micro_batch_size: rows that are run at once; the gradients of a step's micro-batches are added up. None: as many
+            as the device's free memory holds.
         learning_rate: of AdamW.
         weight_decay: of AdamW.
         clip_norm: longest gradient of a step, over what is trained in it; None: it is not clipped.
@@ -62,9 +63,14 @@ class Stld(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rescale: bool | msgspec.UnsetType = msgspec.UNSET
 
     @property
-    def rows_at_once(self) -> int:
-        """Rows of the largest micro-batch."""
+    def most_rows(self) -> int:
+        """Rows of the largest micro-batch, where memory is not short."""
         return min(self.micro_batch_size or self.batch_size, self.batch_size)
+
+    @property
+    def fewest_rows(self) -> int:
+        """Rows of the smallest micro-batch that a device may run to make a level fit."""
+        return min(self.micro_batch_size or 1, self.batch_size)
 
 
 def inclusion_probabilities(layers: int, level: int, shape: Shape) -> Probabilities:

@@ -102,8 +102,8 @@ def offer(arm: Arm, work: Work, profile: Profile | None) -> Offer:
         graph = None if profile is None else profile.graph("train", level=arm.level)
         if graph is None:
             return Offer(arm, cost)
-        runs = math.ceil(work.stld.batch_size / work.stld.rows_at_once)
-        return Offer(arm, cost, work.stld.steps * runs * _sustained_s(graph, profile, work.stld.rows_at_once, work))
+        runs = math.ceil(work.stld.batch_size / work.stld.most_rows)
+        return Offer(arm, cost, work.stld.steps * runs * _sustained_s(graph, profile, work.stld.most_rows, work))
     assert arm.split is not None  # noqa: S101
     assert arm.back_perturbations is not None  # noqa: S101
     fronts, backs = passes(work.rule, arm.back_perturbations)

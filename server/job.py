@@ -74,13 +74,13 @@ class JobStld(Stld, frozen=True, forbid_unknown_fields=True):
         levels: numbers of active layers that may be used; None: all of the bundle.
         device_levels: levels of devices by name, 0: forward-only; the others get the largest one that they can hold.
         forward_only: devices that cannot backpropagate take part with forward passes.
-        merging: ``noise``: the two kinds count by examples and noise (docs/hybrid.md); ``examples``: by examples alone.
+        merging: ``examples``: the two kinds count by examples; ``noise``: by examples and noise (docs/hybrid.md).
     """
 
     levels: list[int] | None = None
     device_levels: dict[str, Annotated[int, msgspec.Meta(ge=0)]] = msgspec.field(default_factory=dict)
     forward_only: bool = True
-    merging: Literal["noise", "examples"] = "noise"
+    merging: Literal["examples", "noise"] = "examples"
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -130,7 +130,7 @@ def level_reasons(job: Job, manifest: Manifest, bundle_sha256: str, device: Devi
         needs = can.levels
     else:
         needs = [level_need(manifest, level) for level in manifest.levels]
-    fit = levels_that_fit(needs, can.bytes_free, job.stld.rows_at_once)
+    fit = levels_that_fit(needs, can.bytes_free, job.stld.fewest_rows)
     reasons: dict[int, str | None] = {}
     for level in levels:
         if level not in fit:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from layered import LEVELS, with_levels
 
 from edge_runtime.backprop import Personal
@@ -15,9 +17,9 @@ from edge_runtime.delta import check_norms, encode_delta, most_bytes, read_delta
 from edge_runtime.errors import BundleError, NetworkError, ProtocolError, StorageError, TrainingError
 from edge_runtime.layout import total_size
 from edge_runtime.levels import layer_slices
-from edge_runtime.memory import bytes_for, check_level, free_bytes, level_need, levels_that_fit
+from edge_runtime.memory import bytes_for, check_level, free_bytes, level_need, levels_that_fit, rows_that_fit
 from edge_runtime.personal import load_personal, personal_or_none, save_personal, with_personal
-from edge_runtime.protocol import BlobRef
+from edge_runtime.protocol import BlobRef, LevelNeed
 from edge_runtime.ptls import LayerStatistics
 from edge_runtime.store import Store
 from edge_runtime.tensor_file import encode_tensors, map_tensors, read_metadata
@@ -249,6 +251,22 @@ def test_a_level_that_does_not_fit_is_refused_with_the_bytes(tiny_bundle: Bundle
         check_level(manifest, 2, 8, 5)
     with pytest.raises(BundleError, match="no training graph with 7"):
         check_level(manifest, 7, 8, None)
+
+
+@given(
+    needed=st.integers(0, 10**9),
+    a_row=st.integers(1, 10**7),
+    free=st.integers(0, 10**9),
+    fewest=st.integers(1, 4),
+    more=st.integers(0, 60),
+)
+def test_as_many_rows_at_once_as_fit(needed: int, a_row: int, free: int, fewest: int, more: int) -> None:
+    need, most = LevelNeed(3, needed, a_row), fewest + more
+    rows = rows_that_fit(need, free, fewest, most)
+    assert fewest <= rows <= most
+    assert rows == fewest or bytes_for(need, rows) <= free
+    assert rows == most or bytes_for(need, rows + 1) > free
+    assert rows_that_fit(need, None, fewest, most) == most
 
 
 def test_free_memory_is_the_machines_and_the_groups(tmp_path: Path) -> None:

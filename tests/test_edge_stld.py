@@ -127,7 +127,8 @@ def bowl(levels: tuple[int, ...] = (1, 2, 3, 4), scale: float = 1.0) -> LayeredQ
 
 
 def work(level: int, **stld: Any) -> BackpropWork:
-    return BackpropWork(1, 0, "pi", Stld(**{"learning_rate": 0.05, "steps": 8} | stld), level, range(1, LAYERS + 1))
+    options = Stld(**{"learning_rate": 0.05, "steps": 8} | stld)
+    return BackpropWork(1, 0, "pi", options, level, dict.fromkeys(range(1, LAYERS + 1), options.most_rows))
 
 
 def run(level: int, personal: Personal | None = None, **stld: Any) -> Any:
@@ -203,7 +204,7 @@ def test_a_round_is_a_function_of_its_seeds() -> None:
     assert run(2).movement.tobytes() == run(2).movement.tobytes()
     other = train_backprop(
         bowl(), np.zeros(SIZE, np.float32), ROWS,
-        BackpropWork(2, 0, "pi", Stld(learning_rate=0.05, steps=8), 2, ()), SLICES,
+        BackpropWork(2, 0, "pi", Stld(learning_rate=0.05, steps=8), 2, {2: 8}), SLICES,
         Personal({}, LayerStatistics.of(LAYERS)),
     )  # fmt: skip
     assert other is not None

@@ -74,8 +74,7 @@ RECIPES = {
         job={"rounds": 12, "steps": 4, "batch_size": 16, "cohort": 0, "eval_every": 4},
         step={"back_perturbations": 64, "learning_rate": 0.05, "eps": 0.01},
         start_movies=64,
-        # Six devices see three times the data of the two that backpropagate: they count by it.
-        stld={"steps": 8, "batch_size": 16, "learning_rate": 0.01, "personal_share": 0.17, "merging": "examples"},
+        stld={"steps": 8, "batch_size": 16, "learning_rate": 0.01, "personal_share": 0.17},
         levels={1: 6, 2: 3},
     ),
     "smollm2": Recipe(

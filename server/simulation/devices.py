@@ -273,7 +273,8 @@ class SimulatedFleet:
     ) -> protocol.DeltaReport:
         manifest = self._task.manifest
         layers = manifest.model.layers
-        work = BackpropWork(plan.job_seed, plan.round, device.name, plan.stld, plan.level, manifest.levels)
+        rows_at_once = dict.fromkeys(manifest.levels, plan.stld.most_rows)
+        work = BackpropWork(plan.job_seed, plan.round, device.name, plan.stld, plan.level, rows_at_once)
         engine, rows = self._task.training_engine(device.index), self._task.rows(device.index)
         personal = Personal({}, LayerStatistics.of(layers))
         result = train_backprop(engine, theta, rows, work, self._slices, personal)
