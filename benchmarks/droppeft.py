@@ -91,8 +91,8 @@ ENTRIES = {
     "half-personal-random": Entry(0.5, "half", _personal("random")),
     "half-personal-depth": Entry(0.5, "half", _personal("depth")),
     # Forward-only steps of six devices a round take their time: half of the rounds for all kinds of fleet.
-    "hybrid": dataclasses.replace(HALF, fleet="hybrid", longer=0.5),
     "hybrid-by-examples": Entry(0.5, "half", {"merging": "examples"}, fleet="hybrid", longer=0.5),
+    "hybrid-by-noise": Entry(0.5, "half", {"merging": "noise"}, fleet="hybrid", longer=0.5),
     "few-backprop": dataclasses.replace(HALF, fleet="few-backprop", longer=0.5),
     "forward": dataclasses.replace(HALF, fleet="forward", longer=0.5),
 }
@@ -105,7 +105,7 @@ PLAN: tuple[tuple[str, tuple[str, ...]], ...] = (
         "movie",
         ("half-rescaled", "full-half-the-rounds", "half-incremental", "half-decay", "half-normal", "half-bernoulli"),
     ),
-    ("movie", ("hybrid", "hybrid-by-examples", "few-backprop", "forward")),
+    ("movie", ("hybrid-by-examples", "hybrid-by-noise", "few-backprop", "forward")),
     ("dirichlet-1", ("full", "half", "half-personal")),
     ("movie", ("half-personal-random", "half-personal-depth", "half-personal-fisher", "half-personal-update")),
     ("dirichlet-10", ("full", "half", "half-personal")),
@@ -165,15 +165,14 @@ SETUPS = {
         export_flags=RECIPES["smollm2"].export_flags,
         layers=30,
         rounds=6,
-        eval_every=1,
+        eval_every=2,
         stld={"steps": 3, "batch_size": 8},
         step={"back_perturbations": 4, "learning_rate": 0.04},
         rates=(0.001,),
         test_movies=120,
         rows_per_movie=1,
         start_movies=0,
-        plan=(("movie", ("half", "full")),),
-        seeds=(1,),
+        plan=(("movie", ("full", "half", "full-half-the-rounds")),),
     ),
 }  # fmt: skip
 QUICK = (("movie", ("full", "half", "half-personal")),)

@@ -28,7 +28,7 @@ PANELS = (
         ("full", "half", "half-incremental", "half-decay", "half-normal", "half-bernoulli", "half-rescaled"),
     ),
     ("personal layers", "movie", ("full", "half", "full-personal", "half-personal")),
-    ("kinds of devices", "movie", ("hybrid", "hybrid-by-examples", "few-backprop", "forward")),
+    ("kinds of devices", "movie", ("hybrid-by-examples", "hybrid-by-noise", "few-backprop", "forward")),
     ("Dirichlet 0.1", "dirichlet-0.1", ("full", "half", "full-personal", "half-personal")),
     ("Dirichlet 1", "dirichlet-1", ("full", "half", "half-personal")),
     ("Dirichlet 10", "dirichlet-10", ("full", "half", "half-personal")),
