@@ -197,7 +197,9 @@ def main() -> None:
         )
     from droppeft_report import plot, summary, tables
 
+    order = list(ENTRIES)
     results = [result for result in read_results(args.results) if result["model"] == args.model]
+    results.sort(key=lambda result: order.index(result["name"]) if "name" in result else -1)
     if args.report:
         plot(results, ROOT / "docs" / f"droppeft_{args.model}.png")
     print(tables(results))
