@@ -1,16 +1,17 @@
 """What layer dropout, personal layers and hybrid rounds are worth: the real server and protocol, many small jobs.
 
 Rotten Tomatoes on 20 devices, divided by movie (8 movies each) or with skewed labels (Dirichlet 0.1, 1, 10); every
-fifth row of a device tests its own model, the server evaluates on rows of other movies. All entries make the same local
-steps in the same rounds, so that levels differ in what a step costs; that is measured once a machine, each level in
-turn with the others, in CPU seconds of one thread, which other work on the machine hardly changes. Learning rates are
-the best of a grid on validation rows (mean loss of three seeds) for full depth and for half depth, whose rate the other
-levels take; the last round of three other seeds counts.
+fifth row of a device tests its own model, the server evaluates on rows of other movies. Unless its name says otherwise,
+an entry makes the same local steps in the same rounds as the others, so that levels differ in what a step costs; that
+is measured once a machine, each level in turn with the others, in CPU seconds of one thread, which other work on the
+machine hardly changes. Learning rates are the best of a grid on validation rows (mean loss of three seeds) for full
+depth and for half depth, whose rate the other levels take; the last round of three other seeds counts. (SmolLM2's grid
+is one rate: what convergence.py found for backpropagation.)
 
 Runs land in a JSON Lines file, one a line, and are not repeated: stop and start as you like. They are ordered by what
 they tell, so a part of them tells something.
 
-    python benchmarks/droppeft.py --model minilm             everything, about an hour and a half of one core
+    python benchmarks/droppeft.py --model minilm             everything, some two hours of one core (--jobs 2)
     python benchmarks/droppeft.py --model minilm --quick     three entries, one seed, some minutes
 """
 
@@ -172,7 +173,10 @@ SETUPS = {
         test_movies=120,
         rows_per_movie=1,
         start_movies=0,
-        plan=(("movie", ("full", "half", "full-half-the-rounds")),),
+        plan=(
+            ("movie", ("full", "half", "full-half-the-rounds")),
+            ("movie", ("half-rescaled", "half-incremental")),
+        ),
     ),
 }  # fmt: skip
 QUICK = (("movie", ("full", "half", "half-personal")),)
