@@ -80,6 +80,7 @@ def measure_all(settings: dict[str, Any], recomputing: str, repeats: int) -> dic
         "half_checkpoint": memory_mb("gradients", again | alone_half),
         "full_checkpoint": memory_mb("gradients", again | alone_full),
         "full_micro_batches": memory_mb("micro_batches", settings),
+        "half_checkpoint_micro_batches": memory_mb("micro_batches", again | alone_half),
         "all_levels": memory_mb("all_levels", settings),
     }
     full_rss = peak_rss_mb("gradients", settings | alone_full)
@@ -90,6 +91,7 @@ def measure_all(settings: dict[str, Any], recomputing: str, repeats: int) -> dic
         "full_depth_memory_checkpoint": ratios(memory["full_checkpoint"], memory["full"]),
         "full_depth_time_micro_batches": ratios(parts, whole_step),
         "full_depth_memory_micro_batches": ratios(memory["full_micro_batches"], memory["full"]),
+        "half_depth_memory_checkpoint_micro_batches": ratios(memory["half_checkpoint_micro_batches"], memory["full"]),
         "full_depth_time_over_torch": ratios(step, rival),
         "full_depth_rss_over_torch": ratios(full_rss, peak_rss_mb("torch_lora", settings)),
         "all_levels_over_largest": ratios(memory["all_levels"], memory["full"]),

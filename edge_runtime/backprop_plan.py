@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from edge_runtime.perturbation import FloatVector
     from edge_runtime.store import Store
     from edge_runtime.workshop import Workshop
+
+_LOG = logging.getLogger(__name__)
 
 
 def check_plan(
@@ -99,6 +102,9 @@ def do_backprop(
     """
     manifest = workshop.bundle.manifest
     levels = check_plan(plan, workshop.bundle, free_bytes(), backpropagates=backpropagates, runtime=workshop.runtime)
+    rows_at_once = levels[plan.level]
+    if rows_at_once < plan.stld.most_rows:
+        _LOG.info("memory is short: %d of %d rows at once", rows_at_once, plan.stld.batch_size)
     personal = personal_or_none(store, personal_sha256, workshop.bundle, plan.job)
     engine = workshop.training_engine()
     work = BackpropWork(plan.job_seed, plan.round, device, plan.stld, plan.level, levels)

@@ -204,6 +204,18 @@ def test_a_plan_that_a_device_cannot_do_is_refused_before_it_starts(
     assert re.search(message, refused.message)
 
 
+def test_a_device_short_of_memory_trains_with_fewer_rows_at_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    free = memory.bytes_for(memory.level_need(bench.bundle.manifest, 2), 3)
+    monkeypatch.setattr("edge_runtime.backprop_plan.free_bytes", lambda: free)
+    caplog.set_level("INFO")
+    report = answers(bench, make_agent(bench), ("plan", backprop_plan(bench)))[-1]
+    assert isinstance(report, protocol.DeltaReport)
+    assert report.level == 2
+    assert "memory is short: 3 of 4 rows at once" in caplog.text
+
+
 def test_a_device_says_what_it_can_hold(bench: Bench) -> None:
     server = bench.hub.join()
     server.subscribe(bench.topic("birth"))
