@@ -151,7 +151,8 @@ def test_a_real_model_learns_and_a_seed_says_it_all(
 ) -> None:
     """Real steps of both kinds on a tiny BERT's bundle."""
     bundle, data = tiny_export("bert", levels=(1, 2, 3)), write_rows(reviews(120, 1), tmp_path / "rows.jsonl")
-    job = write_job(tmp_path, schedule="constant", stld={"levels": [2, 3], "steps": 4, "learning_rate": 0.01})
+    options = {"levels": [2, 3], "steps": 4, "learning_rate": 0.01}
+    job = write_job(tmp_path, {"learning_rate": 0.01}, schedule="constant", stld=options)
     real = {
         "bundle": bundle.path,
         "data": data,
