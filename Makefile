@@ -4,6 +4,8 @@ VENV ?= .venv
 MODEL ?= minilm-hybrid
 ENGINE ?= onnxruntime
 DIVISION ?= 0
+# Test files at once; a worker takes up to 1.5 GB. 0: all in one process, for a debugger.
+JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.covey-installed
 
@@ -24,11 +26,11 @@ $(STAMP): pyproject.toml setup.py edge_runtime/native/perturb.c
 demo: $(STAMP) ## 8 devices learn from real reviews (MODEL=minilm-hybrid, minilm or smollm2, ENGINE=onnxruntime, executorch or mixed, DIVISION=0, 1, …)
 	@$(BIN)/covey demo --model $(MODEL) --engine $(ENGINE) --division $(DIVISION)
 
-test: $(STAMP) ## the default tests
-	$(BIN)/python -m pytest
+test: $(STAMP) ## the default tests (JOBS=2: files at once)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-all: $(STAMP) ## the slow tests too
-	$(BIN)/python -m pytest -m 'not long and not hil'
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not long and not hil'
 
 test-long: $(STAMP) ## every architecture on every runtime (most of an hour)
 	$(BIN)/python -m pytest -m long
