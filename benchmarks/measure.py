@@ -124,8 +124,10 @@ def run_export(model_dir: Path, out: Path, *flags: str, is_silent: bool = False)
         flags: of ``covey export``.
         is_silent: its progress is not shown.
     """
+    from server.demo.reviews import LABELS
+
     command = [
-        sys.executable, "-m", "server.cli", "export", str(model_dir), "--labels", "rotten,fresh", *flags,
+        sys.executable, "-m", "server.cli", "export", str(model_dir), "--labels", ",".join(LABELS), *flags,
         "--out", str(out),
     ]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL if is_silent else None)
