@@ -195,10 +195,14 @@ def main() -> None:
         args.results = args.results.with_name("quick.jsonl")
         args.results.unlink(missing_ok=True)
         setup = dataclasses.replace(setup, rounds=4, eval_every=2, rates=setup.rates[:1], plan=QUICK, seeds=(1,))
+    more: dict[str, Any] = {}
     if not args.summary and not args.report:
         Comparison(args.model, setup, args.results, args.workdir).run(
             args.entries and args.entries.split(","), args.jobs
         )
+        more["own_rows_most_frequent_label"] = {
+            name: round(most_frequent_label_accuracy(args.workdir / args.model / name), 3) for name in DIVISIONS
+        }
     from droppeft_report import plot, summary, tables
 
     order = list(ENTRIES)
@@ -207,7 +211,7 @@ def main() -> None:
     if args.report:
         plot(results, ROOT / "docs" / f"droppeft_{args.model}.png")
     print(tables(results))
-    print(json.dumps({"model": args.model, **summary(results), **provenance()}))
+    print(json.dumps({"model": args.model, **summary(results), **more, **provenance()}))
 
 
 class Comparison:
@@ -313,6 +317,19 @@ def write_rows(setup: Setup, root: Path) -> None:
             own = [row for position, row in enumerate(rows) if position % OWN_TEST == 0][:MOST_OWN]
             write_jsonl(own, root / name / f"{index:02}-own.jsonl")
             write_jsonl([row for i, row in enumerate(rows) if i % OWN_TEST], root / name / f"{index:02}.jsonl")
+
+
+def most_frequent_label_accuracy(folder: Path) -> float:
+    """Return the accuracy on the devices' own rows of always saying the most frequent label of a device's others."""
+    right = total = 0
+    for index in range(DEVICES):
+        own, private = (
+            [json.loads(line)["label"] for line in (folder / f"{index:02}{which}.jsonl").read_text().splitlines()]
+            for which in ("-own", "")
+        )
+        right += own.count(max(sorted(set(private)), key=private.count))
+        total += len(own)
+    return right / total
 
 
 def export(model: str, setup: Setup, root: Path, name: str) -> None:
