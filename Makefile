@@ -16,7 +16,7 @@ help: ## what can be made
 
 install: $(STAMP) ## a virtual environment with everything
 
-$(STAMP): pyproject.toml setup.py edge_runtime/native/perturb.c
+$(STAMP): pyproject.toml setup.py edge_runtime/native/kernel/perturb.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Covey's server and exporter need Python 3.11 or newer; run: make PYTHON=python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -46,32 +46,32 @@ format: $(STAMP) ## format the code
 	$(BIN)/ruff format .
 
 bench: $(STAMP) ## speed and memory as ratios, and a short comparison of methods; each ends with a line of JSON
-	$(BIN)/python benchmarks/step.py
-	$(BIN)/python benchmarks/convergence.py --quick
+	$(BIN)/python -m benchmarks.speed.step
+	$(BIN)/python -m benchmarks.learning.convergence --quick
 
 bench-full: $(STAMP) ## speed and memory where every weight is trained (SmolLM2; some minutes)
-	$(BIN)/python benchmarks/step.py --train full --repeats 5
+	$(BIN)/python -m benchmarks.speed.step --train full --repeats 5
 
 bench-convergence: $(STAMP) ## all methods, tuned, three seeds (hours; can be stopped and started)
-	$(BIN)/python benchmarks/convergence.py --model $(MODEL:-hybrid=)
+	$(BIN)/python -m benchmarks.learning.convergence --model $(MODEL:-hybrid=)
 
 bench-droppeft: $(STAMP) ## dropout levels, personal layers, hybrid rounds, three seeds (hours; can be stopped and started)
-	$(BIN)/python benchmarks/droppeft.py --model $(MODEL:-hybrid=)
+	$(BIN)/python -m benchmarks.learning.droppeft --model $(MODEL:-hybrid=)
 
 bench-engines: $(STAMP) ## ExecuTorch against ONNX Runtime (MODEL=minilm or smollm2); the last line is JSON
-	$(BIN)/python benchmarks/engines.py --model $(MODEL:-hybrid=)
+	$(BIN)/python -m benchmarks.speed.engines --model $(MODEL:-hybrid=)
 
 bench-levels: $(STAMP) ## speed and memory of training graphs, against PyTorch (some minutes)
-	$(BIN)/python benchmarks/levels.py
+	$(BIN)/python -m benchmarks.speed.levels
 
 bench-bandit: $(STAMP) ## policies of the bandit on traces, simulated; the last line is JSON
-	$(BIN)/python benchmarks/bandit.py --seeds 12 --plot docs/bandit.png
+	$(BIN)/python -m benchmarks.arm_choice.policies --seeds 12 --plot docs/bandit.png
 
 bench-fleet: $(STAMP) ## the bandit with eight device processes and MiniLM, against full depth (half an hour)
-	$(BIN)/python benchmarks/bandit_fleet.py --workdir .covey/bandit-fleet --seeds 2 --plot .covey/bandit-fleet.png
+	$(BIN)/python -m benchmarks.arm_choice.fleet --workdir .covey/bandit-fleet --seeds 2 --plot .covey/bandit-fleet.png
 
 bench-perturb: $(STAMP) ## speed of perturbing and replay; the last line is JSON
-	$(BIN)/python benchmarks/perturb.py
+	$(BIN)/python -m benchmarks.speed.perturb
 
 clean: ## remove the virtual environment and the demo's files
 	rm -rf $(VENV) .covey build edge_runtime/native/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

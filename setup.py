@@ -1,4 +1,4 @@
-"""Builds the compiled kernel, edge_runtime/native/perturb.c, where there is a C compiler.
+"""Builds the compiled kernel, edge_runtime/native/kernel/perturb.c, where there is a C compiler.
 
 The kernel is a plain shared library that ctypes loads: it knows nothing of Python, so one wheel serves every Python
 version. Without a compiler the installation succeeds, and NumPy does the work. With COVEY_KERNEL=numpy in the
@@ -45,8 +45,8 @@ setup(
     else [
         Extension(
             KERNEL,
-            ["edge_runtime/native/perturb.c"],
-            depends=["edge_runtime/native/perturb.h"],
+            ["edge_runtime/native/kernel/perturb.c"],
+            depends=["edge_runtime/native/kernel/perturb.h"],
             extra_compile_args=["-std=c11", "-O3", "-ffp-contract=off"],
             optional=True,
         )

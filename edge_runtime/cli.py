@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_runtime import __version__, output
+from edge_runtime.bundle.manifest import CAUSAL_LM
+from edge_runtime.commands.profile_command import add_profile_command
 from edge_runtime.errors import ConfigError
-from edge_runtime.manifest import CAUSAL_LM
-from edge_runtime.profile_cli import add_profile_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edge_runtime.bundle import Bundle
-    from edge_runtime.config import DataConfig
-    from edge_runtime.manifest import Runtime, Task
-    from edge_runtime.perturbation import FloatVector
+    from edge_runtime.agent.config import DataConfig
+    from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.bundle.manifest import Runtime, Task
+    from edge_runtime.perturbation.perturb import FloatVector
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,13 +112,13 @@ def _add_engine(parser: argparse.ArgumentParser, default: Runtime | None) -> Non
 
 def _run(args: argparse.Namespace) -> int:
     """Join the fleet: announce, take plans, train on the local rows, report scalars, prove the adapter by hash."""
-    from edge_runtime.agent import Agent
-    from edge_runtime.announcer import lost_will
-    from edge_runtime.config import read_edge_config
-    from edge_runtime.gate import Gate, board_conditions
-    from edge_runtime.kernel import kernel
-    from edge_runtime.store import Store
-    from edge_runtime.transport_mqtt import MqttTransport, parse_broker
+    from edge_runtime.agent.agent import Agent
+    from edge_runtime.agent.announcer import lost_will
+    from edge_runtime.agent.config import read_edge_config
+    from edge_runtime.device.gate import Gate, board_conditions
+    from edge_runtime.network.mqtt import MqttTransport, parse_broker
+    from edge_runtime.perturbation.kernel import kernel
+    from edge_runtime.store.store import Store
 
     config = read_edge_config(args.config)
     if not Path(config.data.path).is_file():
@@ -149,7 +149,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     """Classify texts: label, and the probability of every label. causal-lm: continue prompts, greedily."""
-    from edge_runtime.predict import complete, predict
+    from edge_runtime.engines.predict import complete, predict
 
     bundle, theta, engine = _predict_source(args)
     if bundle.manifest.task.kind == CAUSAL_LM:
@@ -167,15 +167,15 @@ def _predict(args: argparse.Namespace) -> int:
 
 def _predict_source(args: argparse.Namespace) -> tuple[Bundle, FloatVector, Runtime]:
     """Return the bundle, the adapter, and the engine that was asked for, or is configured."""
-    from edge_runtime.adapter_file import check_finite, map_adapter
-    from edge_runtime.bundle import open_bundle
-    from edge_runtime.layout import total_size
+    from edge_runtime.bundle.folder import open_bundle
+    from edge_runtime.bundle.layout import total_size
+    from edge_runtime.forward_only.replay_file import check_finite, map_adapter
 
     folder, adapter, engine = args.bundle, args.adapter, args.engine
     if args.config is not None:
-        from edge_runtime.agent import current_adapter
-        from edge_runtime.config import read_edge_config
-        from edge_runtime.store import Store
+        from edge_runtime.agent.agent import current_adapter
+        from edge_runtime.agent.config import read_edge_config
+        from edge_runtime.store.store import Store
 
         config = read_edge_config(args.config)
         engine = engine or config.engine
@@ -194,7 +194,7 @@ def _predict_source(args: argparse.Namespace) -> tuple[Bundle, FloatVector, Runt
     theta = map_adapter(adapter, total_size(bundle.manifest.parameters))
     check_finite(theta)
     if args.config is not None and not args.shared:
-        from edge_runtime.personal import load_personal, with_personal
+        from edge_runtime.store.personal import load_personal, with_personal
 
         journal = store.journal()
         theta = with_personal(theta, load_personal(store, journal.personal_sha256, bundle, journal.job or ""), bundle)
@@ -205,7 +205,7 @@ def _data_check(args: argparse.Namespace) -> int:
     """Check every row and say which lines are wrong; with a bundle, also how many tokens the rows have."""
     import msgspec
 
-    from edge_runtime.config import DataConfig, read_edge_config
+    from edge_runtime.agent.config import DataConfig, read_edge_config
 
     config = read_edge_config(args.config).data if args.config else DataConfig(path="")
     fields = ("text_field", "label_field", "prompt_field", "completion_field")
@@ -220,8 +220,8 @@ def _data_check(args: argparse.Namespace) -> int:
     lines = [f"{config.path}: {rows} rows, all good"]
     lines += [f"  {label}: {count}" for label, count in (counts or {}).items()]
     if task is not None:
-        from edge_runtime.bundle import open_bundle
-        from edge_runtime.rows import load_rows
+        from edge_runtime.bundle.folder import open_bundle
+        from edge_runtime.data.rows import load_rows
 
         lengths = sorted(len(ids) for ids in load_rows(open_bundle(args.bundle), config).tokens)
         median, longest = lengths[len(lengths) // 2], lengths[-1]
@@ -234,7 +234,7 @@ def _data_check(args: argparse.Namespace) -> int:
 
 def _checked_rows(args: argparse.Namespace, data: DataConfig, task: Task | None) -> tuple[int, dict[str, int] | None]:
     """Return how many rows there are, and how many of each label; None where the task has no labels."""
-    from edge_runtime.data import label_counts, read_completions, read_rows
+    from edge_runtime.data.examples import label_counts, read_completions, read_rows
 
     if (args.task if task is None else task.kind) == CAUSAL_LM:
         return len(read_completions(Path(data.path), data.prompt_field, data.completion_field)), None
@@ -249,8 +249,8 @@ def _doctor(args: argparse.Namespace) -> int:
     """Check engines, memory, sensors, clock, data, broker and server. Exit code 0, or that of the first problem."""
     import time
 
-    from edge_runtime.config import read_edge_config
-    from edge_runtime.doctor import examine
+    from edge_runtime.agent.config import read_edge_config
+    from edge_runtime.commands.doctor import examine
 
     config = read_edge_config(args.config) if args.config else None
     findings = list(examine(config, time.time, build=args.build))
@@ -265,16 +265,16 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _task_of(args: argparse.Namespace) -> Task | None:
-    from edge_runtime.manifest import read_manifest
+    from edge_runtime.bundle.manifest import read_manifest
 
     return read_manifest(args.bundle)[0].task if args.bundle else None
 
 
 def _bundle_verify(args: argparse.Namespace) -> int:
     """Check hashes of all files, the layout, and the golden vectors against what PyTorch gave."""
-    from edge_runtime.bundle import open_bundle, verify_files
-    from edge_runtime.golden import check_golden
-    from edge_runtime.kernel import kernel_name, kernel_reason
+    from edge_runtime.bundle.folder import open_bundle, verify_files
+    from edge_runtime.engines.golden import check_golden
+    from edge_runtime.perturbation.kernel import kernel_name, kernel_reason
 
     bundle = open_bundle(args.bundle)
     verify_files(bundle)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from edge_runtime.engine_executorch import batch_values, check_bounds, failed, open_graph
+from edge_runtime.engines.bundle_training import BundleTrainingEngine
+from edge_runtime.engines.executorch_engine import batch_values, check_bounds, failed, open_graph
+from edge_runtime.engines.executorch_library import ExecutorchError, set_threads
 from edge_runtime.errors import BundleError
-from edge_runtime.executorch_library import ExecutorchError, set_threads
-from edge_runtime.training_bundle import BundleTrainingEngine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from edge_runtime.batch import Batch
-    from edge_runtime.bundle import Bundle
-    from edge_runtime.manifest import Graph
-    from edge_runtime.tensor_file import Tensor
+    from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.bundle.manifest import Graph
+    from edge_runtime.data.batch import Batch
+    from edge_runtime.files.tensor_file import Tensor
 
 
 class _FileRunner:

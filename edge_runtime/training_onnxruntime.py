@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import onnxruntime as ort
 
-from edge_runtime.engine_onnxruntime import make_session
+from edge_runtime.engines.bundle_training import BundleTrainingEngine
+from edge_runtime.engines.onnx_engine import make_session
 from edge_runtime.errors import TrainingError
-from edge_runtime.training_bundle import BundleTrainingEngine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from edge_runtime.batch import Batch
-    from edge_runtime.bundle import Bundle
-    from edge_runtime.manifest import Graph
-    from edge_runtime.tensor_file import Tensor
+    from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.bundle.manifest import Graph
+    from edge_runtime.data.batch import Batch
+    from edge_runtime.files.tensor_file import Tensor
 
 
 class _SessionRunner:

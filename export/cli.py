@@ -106,8 +106,8 @@ def _add_probe(commands: Commands[argparse.ArgumentParser]) -> None:
 def _probe(args: argparse.Namespace) -> int:
     """Fit a linear probe on the frozen model's features: the baseline that fine-tuning has to beat."""
     try:
-        from export.folder import look_at
         from export.probe import linear_probe
+        from export.source.folder import look_at
     except ImportError as error:
         raise ConfigError(f"the exporter is not installed ({error})", "pip install 'covey[export]'") from error
     result = linear_probe(look_at(args.model_dir), _names(args.labels), args.train, args.test, args.max_tokens)
@@ -132,14 +132,14 @@ def _export(args: argparse.Namespace) -> int:
     if args.ptd and "executorch" not in args.runtime:
         raise ConfigError("--ptd is about ExecuTorch", "give --runtime onnx,executorch too")
     try:
-        from export.bundle_writer import export_bundle
-        from export.folder import look_at
-        from export.lora import DEFAULT_TARGETS, LoraOptions
-        from export.model import TaskOptions
-        from export.training_graphs import level_counts
+        from export.bundle.bundle_writer import export_bundle
+        from export.bundle.training_graphs import level_counts
+        from export.model.build import TaskOptions
+        from export.model.lora import DEFAULT_TARGETS, LoraOptions
+        from export.source.folder import look_at
 
         if "executorch" in args.runtime:
-            import export.executorch_graphs  # noqa: F401 said now, not after minutes
+            import export.graphs.executorch_pieces  # noqa: F401 said now, not after minutes
     except ImportError as error:
         extras = "export,executorch" if "executorch" in args.runtime else "export"
         raise ConfigError(f"the exporter is not installed ({error})", f"pip install 'covey[{extras}]'") from error
@@ -182,7 +182,7 @@ def _export(args: argparse.Namespace) -> int:
         progress=progress,
     )
     if args.ptd:
-        from export.flat_tensors import write_flat_tensors
+        from export.bundle.flat_tensors import write_flat_tensors
 
         progress(f"writing {args.ptd}")
         write_flat_tensors(exported.bundle, args.ptd)

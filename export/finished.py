@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from export.folder import look_at
-from export.full import untie
-from export.model import base_module
+from export.model.build import base_module
+from export.model.full import untie
+from export.model.rebuild import read_rebuild
+from export.model.tasks import TaskModel
 from export.quiet import quiet
-from export.rebuild import read_rebuild
-from export.tasks import TaskModel
+from export.source.folder import look_at
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from edge_runtime.data import read_rows
-from export.folder import load_model, load_tokenizer
-from export.head_init import features_of
-from export.tasks import PooledClassifier, default_pooling
+from edge_runtime.data.examples import read_rows
+from export.model.head_init import features_of
+from export.model.tasks import PooledClassifier, default_pooling
+from export.source.folder import load_model, load_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from export.folder import ModelFolder
+    from export.source.folder import ModelFolder
 
 _DECAYS = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 _VALIDATION_SHARE = 0.2

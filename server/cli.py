@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from edge_runtime import __version__, output
 from edge_runtime.cli import add_bundle_commands
 from edge_runtime.errors import ConfigError
-from server.profile_cli import add_profile_commands
-from server.simulation.cli import add_simulate
+from server.commands.profile_commands import add_profile_commands
+from server.commands.simulate import add_simulate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from server.ledger import Ledger
+    from server.storage.ledger import Ledger
 
 COMMAND_GROUP = "covey.commands"
 Commands = argparse._SubParsersAction
@@ -131,9 +131,9 @@ def _add_demo(commands: Commands[argparse.ArgumentParser]) -> None:
 def _demo(args: argparse.Namespace) -> int:
     """Fetch a real model and real reviews, export, start a broker, a server and devices, and show that they learn."""
     try:
-        from server.demo.packages import default_cache
         from server.demo.recipes import RECIPES
         from server.demo.run import run_demo
+        from server.samples.packages import default_cache
     except ImportError as error:
         raise ConfigError(f"the server is not installed ({error})", "pip install 'covey[server,export]'") from error
     if args.devices < 1 or (args.rounds is not None and args.rounds < 1) or args.division < 0:
@@ -169,11 +169,11 @@ def _stop_on_signals() -> threading.Event:
 def _serve(args: argparse.Namespace) -> int:
     """Run a job: wait for devices, coordinate its rounds, write the finished adapter. Killed, it resumes."""
     try:
-        from server.progress import watch
         from server.serve import ServeOptions, load_job, run_job
+        from server.views.progress import watch
     except ImportError as error:
         raise ConfigError(f"the server is not installed ({error})", "pip install 'covey[server]'") from error
-    from edge_runtime.transport_mqtt import TlsFiles
+    from edge_runtime.network.mqtt import TlsFiles
 
     options = ServeOptions(
         bundle=args.bundle,
@@ -198,14 +198,14 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _open_ledger(args: argparse.Namespace) -> Ledger:
-    from server.ledger import LEDGER_FILE, Ledger
+    from server.storage.ledger import LEDGER_FILE, Ledger
 
     return Ledger(args.state_dir / LEDGER_FILE, read_only=True)
 
 
 def _job_list(args: argparse.Namespace) -> int:
     """List all jobs of the ledger."""
-    from server.summary import job_list
+    from server.views.summary import job_list
 
     jobs = job_list(_open_ledger(args))
     columns = ("job", "state", "rounds", "rounds_wanted", "reports", "loss_start", "loss_end", "accuracy_end")
@@ -215,7 +215,7 @@ def _job_list(args: argparse.Namespace) -> int:
 
 def _job_show(args: argparse.Namespace) -> int:
     """Show one job: its summary, every attempt at every round, and what each device did."""
-    from server.summary import job_devices, job_rounds, job_summary
+    from server.views.summary import job_devices, job_rounds, job_summary
 
     ledger = _open_ledger(args)
     summary, rounds = job_summary(ledger, args.job), job_rounds(ledger, args.job)
@@ -242,7 +242,7 @@ def _job_show(args: argparse.Namespace) -> int:
 
 def _job_explain(args: argparse.Namespace) -> int:
     """Show the arms of a device in a round, what the bandit thought of each, and why it chose."""
-    from server.explain import explain, explanation_text
+    from server.views.explain import explain, explanation_text
 
     found = explain(_open_ledger(args), args.job, args.round, args.device)
     output.emit(args, found, explanation_text(found))
@@ -251,7 +251,7 @@ def _job_explain(args: argparse.Namespace) -> int:
 
 def _device_list(args: argparse.Namespace) -> int:
     """List all devices that ever announced themselves."""
-    from server.summary import device_list
+    from server.views.summary import device_list
 
     devices = device_list(_open_ledger(args))
     columns = (

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edge_runtime.perturbation import FloatVector
-    from server.evaluate import Evaluation
+    from edge_runtime.perturbation.perturb import FloatVector
+    from server.evaluation import Evaluation
 
 Result = tuple["int | None", "Evaluation"]
 

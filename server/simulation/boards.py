@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import ConfigError
-from edge_runtime.profile import BoardFacts, BundleFacts, GraphProfile, Latency, Modelling, Profile
+from edge_runtime.protocol.profile import BoardFacts, BundleFacts, GraphProfile, Latency, Modelling, Profile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_runtime.engine_quadratic import LayeredQuadraticEngine
-from edge_runtime.layout import Parameter, adapter_sha256, front_size, total_size
-from edge_runtime.levels import layer_slices
-from edge_runtime.manifest import FORMAT_VERSION, Golden, Manifest, Model, Task, bundle_sha256, encode_manifest
-from server.evaluate import Evaluation
+from edge_runtime.bundle.layers import layer_slices
+from edge_runtime.bundle.layout import Parameter, adapter_sha256, front_size, total_size
+from edge_runtime.bundle.manifest import FORMAT_VERSION, Golden, Manifest, Model, Task, bundle_sha256, encode_manifest
+from edge_runtime.engines.quadratic import LayeredQuadraticEngine
+from server.evaluation import Evaluation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edge_runtime.perturbation import FloatVector
+    from edge_runtime.perturbation.perturb import FloatVector
 
 ROWS = 32
 """Rows that each device claims to have."""

@@ -8,29 +8,52 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge_runtime import backprop_plan, forward_plan, protocol
-from edge_runtime.backprop import BackpropWork, Personal, train_backprop
-from edge_runtime.delta import encode_delta
-from edge_runtime.layout import adapter_sha256
-from edge_runtime.levels import layer_slices
-from edge_runtime.ptls import LayerStatistics
-from edge_runtime.replay import replay
-from edge_runtime.round_log import decode_chain
-from edge_runtime.rule import StepRule
-from edge_runtime.trainer import RoundWork, train_round
-from edge_runtime.transport import Message
-from server.arms import Arm, Work, offer
+from edge_runtime.agent import backprop_plan, forward_plan
+from edge_runtime.backprop.importance import LayerStatistics
+from edge_runtime.backprop.round import BackpropWork, Personal, train_backprop
+from edge_runtime.bundle.layers import layer_slices
+from edge_runtime.bundle.layout import adapter_sha256
+from edge_runtime.forward_only.replay import replay
+from edge_runtime.forward_only.round import RoundWork, train_round
+from edge_runtime.network.transport import Message
+from edge_runtime.protocol.delta import encode_delta
+from edge_runtime.protocol.messages import (
+    AdapterRef,
+    AnyMessage,
+    BackpropPlan,
+    Birth,
+    Capability,
+    DeltaReport,
+    DeviceState,
+    Kind,
+    LevelNeed,
+    Plan,
+    PlanAccepted,
+    ProfileMessage,
+    ReportAck,
+    RoundReport,
+    Synced,
+    SyncPlan,
+    TrainPlan,
+    decode_message,
+    device_of,
+    encode_message,
+    topic_for,
+)
+from edge_runtime.protocol.round_log import decode_chain
+from edge_runtime.protocol.step_rule import StepRule
+from server.bandit.arms import Arm, Work, offer
 from server.errors import JobError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from edge_runtime.perturbation import FloatVector
-    from edge_runtime.profile import Profile
-    from server.blobs import BlobStore
+    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.protocol.profile import Profile
     from server.simulation.task import SimulatedTask
     from server.simulation.traces import TraceEvent
     from server.simulation.virtual import VirtualWorld
+    from server.storage.blobs import BlobStore
 
 FLEET = "simulated"
 _ANY_RULE = StepRule()  # of work that has none
@@ -61,7 +84,7 @@ class SimulatedDevice:
     slowdown: float = 1.0
     here: bool = True
     starts: int = 0
-    report: protocol.RoundReport | protocol.DeltaReport | None = None
+    report: RoundReport | DeltaReport | None = None
     delta: bytes = b""
 
     @property
@@ -128,20 +151,20 @@ class SimulatedFleet:
 
     # -- what devices say ---------------------------------------------------------------------------------------
 
-    def _say(self, device: SimulatedDevice, kind: protocol.Kind, message: protocol.AnyMessage, after_s: float) -> None:
-        payload = Message(protocol.topic(FLEET, device.name, kind), protocol.encode(message))
+    def _say(self, device: SimulatedDevice, kind: Kind, message: AnyMessage, after_s: float) -> None:
+        payload = Message(topic_for(FLEET, device.name, kind), encode_message(message))
         self._world.at(self._world.now + after_s, payload)
 
     def _join(self, device: SimulatedDevice) -> None:
         device.here, device.starts = True, device.starts + 1
         boot_id = f"{device.name}-{device.starts}"
-        levels = [protocol.LevelNeed(level, 0, 0) for level in self._task.manifest.levels]
-        capability = protocol.Capability(
+        levels = [LevelNeed(level, 0, 0) for level in self._task.manifest.levels]
+        capability = Capability(
             kind="backprop" if device.can_backprop else "forward-only",
             levels=levels if device.can_backprop else [],
             bytes_free=None,
         )
-        birth = protocol.Birth(
+        birth = Birth(
             device=device.name,
             boot_id=boot_id,
             covey_version="simulated",
@@ -155,33 +178,33 @@ class SimulatedFleet:
             capability=capability,
         )
         self._say(device, "birth", birth, 0.0)
-        self._say(device, "profile", protocol.ProfileMessage(device=device.name, profile=device.profile), 0.0)
-        self._say(device, "state", protocol.DeviceState(state="online", boot_id=boot_id), 0.0)
+        self._say(device, "profile", ProfileMessage(device=device.name, profile=device.profile), 0.0)
+        self._say(device, "state", DeviceState(state="online", boot_id=boot_id), 0.0)
 
     def _leave(self, device: SimulatedDevice) -> None:
         device.here, device.report = False, None
         boot_id = f"{device.name}-{device.starts}"
-        self._say(device, "state", protocol.DeviceState(state="lost", boot_id=boot_id), 0.0)
+        self._say(device, "state", DeviceState(state="lost", boot_id=boot_id), 0.0)
 
     # -- what devices are told ----------------------------------------------------------------------------------
 
     def deliver(self, topic: str, payload: bytes) -> None:
         """Take what the server published."""
-        device = self.devices[protocol.device_of(topic)]
+        device = self.devices[device_of(topic)]
         if not device.here:
             return
         if topic.endswith("/report/ack"):
-            ack: protocol.ReportAck = protocol.decode(payload, protocol.ReportAck)
-            if ack.outcome == "upload" and isinstance(device.report, protocol.DeltaReport):
+            ack: ReportAck = decode_message(payload, ReportAck)
+            if ack.outcome == "upload" and isinstance(device.report, DeltaReport):
                 path = self._uploaded.temporary()
                 path.write_bytes(device.delta)
                 self._uploaded.adopt(path, device.report.delta.sha256)
                 self._say(device, "report", device.report, 0.0)
             return
-        plan: protocol.Plan = protocol.decode(payload, protocol.Plan)  # type: ignore[arg-type]
-        if isinstance(plan, protocol.SyncPlan):
+        plan: Plan = decode_message(payload, Plan)  # type: ignore[arg-type]
+        if isinstance(plan, SyncPlan):
             self._theta(plan.adapter)
-            synced = protocol.Synced(
+            synced = Synced(
                 job=plan.job,
                 round=plan.round,
                 device=device.name,
@@ -192,8 +215,8 @@ class SimulatedFleet:
             return
         self._begin(device, plan)
 
-    def _begin(self, device: SimulatedDevice, plan: protocol.TrainPlan | protocol.BackpropPlan) -> None:
-        accepted = protocol.PlanAccepted(job=plan.job, round=plan.round, attempt=plan.attempt, device=device.name)
+    def _begin(self, device: SimulatedDevice, plan: TrainPlan | BackpropPlan) -> None:
+        accepted = PlanAccepted(job=plan.job, round=plan.round, attempt=plan.attempt, device=device.name)
         self._say(device, "report", accepted, _LINK_S / 2)
         seconds = self._seconds(device, plan) * float(np.exp(self._jitter * self._rng.standard_normal()))
         if self._rng.random() < self._drop_out:
@@ -209,10 +232,10 @@ class SimulatedFleet:
 
         self._world.at(self._world.now + _LINK_S / 2 + seconds, finish)
 
-    def _seconds(self, device: SimulatedDevice, plan: protocol.TrainPlan | protocol.BackpropPlan) -> float:
+    def _seconds(self, device: SimulatedDevice, plan: TrainPlan | BackpropPlan) -> float:
         manifest = self._task.manifest
         layers, tokens = manifest.model.layers, manifest.task.max_tokens
-        if isinstance(plan, protocol.TrainPlan):
+        if isinstance(plan, TrainPlan):
             work = Work(layers, tokens, plan.steps, plan.batch_size, plan.rule)
             arm = Arm("forward", split=plan.split, back_perturbations=plan.rule.back_perturbations)
         else:
@@ -224,7 +247,7 @@ class SimulatedFleet:
             raise JobError(f"the profile of {device.name} has no times for {arm.name}", "give another profile")
         return made.profile_s * device.speed * device.slowdown
 
-    def _theta(self, adapter: protocol.AdapterRef) -> FloatVector:
+    def _theta(self, adapter: AdapterRef) -> FloatVector:
         """Return an adapter, by replay where the server sent a log; each is made and proved once for all devices."""
         wanted = adapter.file.sha256
         if wanted not in self._adapters:
@@ -245,20 +268,16 @@ class SimulatedFleet:
             self._adapters[wanted] = theta
         return self._adapters[wanted]
 
-    def _finish(
-        self, device: SimulatedDevice, plan: protocol.TrainPlan | protocol.BackpropPlan, seconds: float
-    ) -> None:
+    def _finish(self, device: SimulatedDevice, plan: TrainPlan | BackpropPlan, seconds: float) -> None:
         theta = self._theta(plan.adapter)
         self.device_rounds += 1
-        if isinstance(plan, protocol.TrainPlan):
+        if isinstance(plan, TrainPlan):
             device.report = self._forward(device, plan, theta, seconds)
         else:
             device.report = self._backprop(device, plan, theta, seconds)
         self._say(device, "report", device.report, _LINK_S / 2)
 
-    def _forward(
-        self, device: SimulatedDevice, plan: protocol.TrainPlan, theta: FloatVector, seconds: float
-    ) -> protocol.RoundReport:
+    def _forward(self, device: SimulatedDevice, plan: TrainPlan, theta: FloatVector, seconds: float) -> RoundReport:
         work = RoundWork(
             plan.job_seed, plan.round, device.name, plan.rule, plan.steps, plan.batch_size, plan.mean_square,
             plan.privacy,
@@ -268,9 +287,7 @@ class SimulatedFleet:
         assert result is not None  # noqa: S101 nothing stops it
         return forward_plan.report_of(plan, device.name, result, len(rows), seconds)
 
-    def _backprop(
-        self, device: SimulatedDevice, plan: protocol.BackpropPlan, theta: FloatVector, seconds: float
-    ) -> protocol.DeltaReport:
+    def _backprop(self, device: SimulatedDevice, plan: BackpropPlan, theta: FloatVector, seconds: float) -> DeltaReport:
         manifest = self._task.manifest
         layers = manifest.model.layers
         rows_at_once = dict.fromkeys(manifest.levels, plan.stld.most_rows)

@@ -15,30 +15,30 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from edge_runtime.bundle import open_bundle, verify_files
+from edge_runtime.bundle.folder import open_bundle, verify_files
 from edge_runtime.errors import ConfigError
-from edge_runtime.rule import StepRule
-from server.adapters import AdapterChain
-from server.blobs import BlobStore
-from server.coordinator import Coordinator, Setting
+from edge_runtime.protocol.step_rule import StepRule
 from server.errors import JobError
 from server.evaluator import InlineEvaluator
-from server.job import Job, JobBandit, JobStld, fit_to_bundle, read_job
-from server.ledger import LEDGER_FILE, Ledger
-from server.profile_files import read_profile
+from server.job.job import Job, JobBandit, JobStld, fit_to_bundle, read_job
+from server.profiles.files import read_profile
+from server.rounds.coordinator import Coordinator, Setting
 from server.simulation.boards import common, modelled_profiles
 from server.simulation.bowl import Bowl
 from server.simulation.devices import FLEET, SimulatedDevice, SimulatedFleet
 from server.simulation.task import BundleTask
 from server.simulation.traces import TraceEvent, throttling
 from server.simulation.virtual import VirtualTransport, VirtualWorld
-from server.uploads import Uploads
+from server.storage.adapters import AdapterChain
+from server.storage.blobs import BlobStore
+from server.storage.ledger import LEDGER_FILE, Ledger
+from server.web.uploads import Uploads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from edge_runtime.profile import Profile
-    from server.bandit_state import Policy
+    from edge_runtime.protocol.profile import Profile
+    from server.bandit.state import Policy
     from server.events import Observer
     from server.simulation.task import SimulatedTask
 

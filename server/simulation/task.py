@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edge_runtime.config import DataConfig
-from edge_runtime.engine_onnxruntime import OnnxPredictor
+from edge_runtime.agent.config import DataConfig
+from edge_runtime.data.rows import EncodedCompletions, EncodedRows, load_rows
+from edge_runtime.engines.onnx_engine import OnnxPredictor
 from edge_runtime.errors import DataError
-from edge_runtime.rows import EncodedCompletions, EncodedRows, load_rows
-from server.evaluate import Evaluation, evaluate
-from server.in_process import SharedEngines
+from server.evaluation import Evaluation, evaluate
+from server.simulation.in_process import SharedEngines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from edge_runtime.bundle import Bundle
-    from edge_runtime.engine import Engine, TrainingEngine
-    from edge_runtime.manifest import Manifest
-    from edge_runtime.perturbation import FloatVector
-    from edge_runtime.rows import Rows
+    from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.bundle.manifest import Manifest
+    from edge_runtime.data.rows import Rows
+    from edge_runtime.engines.engine import Engine, TrainingEngine
+    from edge_runtime.perturbation.perturb import FloatVector
 
 HELD_OUT = 5
 """Every so many rows are held out."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING
 
-from edge_runtime.transport import Message
+from edge_runtime.network.transport import Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edge_runtime.transport import Event
+    from edge_runtime.network.transport import Event
 
 
 class VirtualWorld:

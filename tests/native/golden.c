@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../../edge_runtime/native/perturb.h"
+#include "../../edge_runtime/native/kernel/perturb.h"
 
 #define MAX_SEEDS 16
 

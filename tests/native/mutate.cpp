@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "core/golden.h"
-#include "core/error.h"
+#include "core/bundle/golden.h"
+#include "core/files/error.h"
 #include "covey.h"
 
 namespace {

@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "../../edge_runtime/native/covey_executorch.h"
+#include "../../edge_runtime/native/executorch/covey_executorch.h"
 
 static int fail(int32_t code) {
   fprintf(stderr, "%s: %s\n", covey_executorch_code_name(code), covey_executorch_error());

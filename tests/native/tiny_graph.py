@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from export.executorch_graphs import lower
+from export.graphs.executorch_pieces import lower
 
 
 class Layer(torch.nn.Module):

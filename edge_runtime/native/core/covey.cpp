@@ -7,14 +7,14 @@
 #include <memory>
 #include <new>
 
-#include "bundle.h"
-#include "engine_callbacks.h"
-#include "error.h"
-#include "engine_executorch.h"
-#include "replay.h"
-#include "round.h"
-#include "self_test.h"
-#include "sha256.h"
+#include "core/bundle/bundle.h"
+#include "core/engines/engine_callbacks.h"
+#include "core/files/error.h"
+#include "core/engines/engine_executorch.h"
+#include "core/forward_only/replay.h"
+#include "core/forward_only/round.h"
+#include "core/self_test.h"
+#include "core/files/sha256.h"
 
 struct covey_bundle {
     covey::Bundle bundle;

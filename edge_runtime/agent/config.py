@@ -1,0 +1,113 @@
+"""``edge.toml``: the device's configuration, checked when it is read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from edge_runtime.bundle.manifest import Runtime
+from edge_runtime.device.eligibility import EligibilityRules
+from edge_runtime.errors import ConfigError
+from edge_runtime.network.mqtt import TlsFiles
+from edge_runtime.protocol.messages import Name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+StructT = TypeVar("StructT")
+
+
+class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the device's private rows are.
+
+    Attributes:
+        path: a ``.jsonl`` or ``.csv`` file; relative to the configuration file.
+        text_field: name of the field or column with the text.
+        label_field: name of the field or column with the label (a label's name, or its index).
+        prompt_field: causal-lm: name of the field or column with the prompt.
+        completion_field: causal-lm: name of the field or column with the text that should follow.
+    """
+
+    path: str
+    text_field: str = "text"
+    label_field: str = "label"
+    prompt_field: str = "prompt"
+    completion_field: str = "completion"
+
+
+class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Configuration of one device.
+
+    Attributes:
+        name: the device's name, unique in its fleet.
+        broker: ``mqtt://host[:1883]`` or ``mqtts://host[:8883]``, with ``user:password@`` if needed.
+        data: the private rows.
+        fleet: name of the fleet.
+        state_dir: bundles, adapters and the journal; relative to the configuration file.
+        threads: threads of one operator; 0: one a core.
+        engine: what runs the graphs; never another one instead.
+        server_url: base address of the server's HTTP side, where it is not the one the server tells.
+        connect_timeout_s: how long the first connection to the broker may take.
+        tls: certificate files, for ``mqtts``.
+        training: ``auto``: with backpropagation where a job asks for it and memory allows; or ``forward-only``.
+        least_noise_multiplier: train only in jobs whose [privacy] has this noise_multiplier or more; None: in all.
+        eligibility: when the device takes work.
+    """
+
+    name: Name
+    broker: str
+    data: DataConfig
+    fleet: Name = "default"
+    state_dir: str = "covey-state"
+    threads: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
+    engine: Runtime = "onnxruntime"
+    server_url: str | None = None
+    connect_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    tls: TlsFiles | None = None
+    training: Literal["auto", "forward-only"] = "auto"
+    least_noise_multiplier: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    eligibility: EligibilityRules = EligibilityRules()
+
+    @property
+    def backpropagates(self) -> bool:
+        """Whether the device may be asked to, with a bundle that has training graphs for its engine."""
+        return self.training == "auto"
+
+
+def read_toml(
+    path: Path, kind: type[StructT], prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+) -> StructT:
+    """Read a TOML file into a struct; ``prepare`` may change the table before its types are checked.
+
+    Raises:
+        ConfigError: no file, not TOML, an unknown field, a wrong type or value.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", "check the path") from error
+    try:
+        table = msgspec.toml.decode(data, type=dict[str, Any])
+        return msgspec.convert(table if prepare is None else prepare(table), kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}", "correct the file; docs/configuration.md lists every field") from error
+
+
+def read_edge_config(path: Path) -> EdgeConfig:
+    """Read ``edge.toml``; its relative paths become relative to the file's folder.
+
+    Raises:
+        ConfigError: see read_toml.
+    """
+    config = read_toml(path, EdgeConfig)
+    base = path.resolve().parent
+    changes: dict[str, Any] = {
+        "state_dir": str(base / config.state_dir),
+        "data": msgspec.structs.replace(config.data, path=str(base / config.data.path)),
+    }
+    if config.tls is not None:
+        files = {field: value and str(base / value) for field, value in msgspec.structs.asdict(config.tls).items()}
+        changes["tls"] = TlsFiles(**files)
+    return msgspec.structs.replace(config, **changes)

@@ -1,0 +1,109 @@
+"""An exported bundle on disk: open it, and check every byte of it against its manifest."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edge_runtime.bundle.layout import adapter_sha256, total_size, views
+from edge_runtime.bundle.manifest import MANIFEST_FILE, read_manifest
+from edge_runtime.errors import BundleError
+from edge_runtime.files.tensor_file import map_flat, map_tensors
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edge_runtime.bundle.manifest import FileEntry, Manifest
+    from edge_runtime.perturbation.perturb import FloatVector
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle folder with its manifest read."""
+
+    path: Path
+    manifest: Manifest
+    sha256: str
+
+    def file(self, name: str) -> Path:
+        """Return the path of one of its files."""
+        return self.path / name
+
+    @functools.cached_property
+    def initial_sha256(self) -> str:
+        """Hash of the initial adapter; computed once, it may be as large as the model."""
+        return adapter_sha256(self.initial_adapter())
+
+    def initial_adapter(self) -> FloatVector:
+        """Return the trainable vector that the bundle starts from; mapped, not read, where it is every weight.
+
+        Raises:
+            BundleError: a parameter of the layout is not in the adapter file, or has another shape.
+        """
+        parameters = self.manifest.parameters
+        if self.manifest.train == "full":
+            return map_flat(self.file(self.manifest.adapter_file), [p.name for p in parameters], total_size(parameters))
+        tensors = map_tensors(self.file(self.manifest.adapter_file))
+        flat: FloatVector = np.empty(parameters[-1].stop, dtype=np.float32)
+        for name, view in views(flat, parameters).items():
+            if name not in tensors or tensors[name].shape != view.shape:
+                raise BundleError(
+                    f"{self.manifest.adapter_file} does not hold {name} with shape {view.shape}", "export again"
+                )
+            view[...] = tensors[name]
+        return flat
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Open a bundle without reading its files; see verify_files.
+
+    Raises:
+        BundleError: no manifest, or one that is not valid.
+    """
+    manifest, sha256 = read_manifest(path)
+    return Bundle(path, manifest, sha256)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def check_file(path: Path, entry: FileEntry) -> None:
+    """Check one file against its entry in the manifest.
+
+    Raises:
+        BundleError: the file is missing, not a plain file, or altered.
+    """
+    if path.is_symlink() or not path.is_file():
+        raise BundleError(f"the bundle's file {entry.path} is missing", "fetch or export the bundle again")
+    if path.stat().st_size != entry.size_bytes or file_sha256(path) != entry.sha256:
+        raise BundleError(
+            f"the bundle's file {entry.path} was altered: its size or hash is not the manifest's",
+            "fetch or export the bundle again",
+        )
+
+
+def verify_files(bundle: Bundle) -> None:
+    """Check that the folder holds exactly the manifest's files, each with its hash.
+
+    Raises:
+        BundleError: names the first file that is missing, altered or extra.
+    """
+    for entry in bundle.manifest.files:
+        check_file(bundle.file(entry.path), entry)
+    listed = {entry.path for entry in bundle.manifest.files} | {MANIFEST_FILE}
+    for path in sorted(bundle.path.rglob("*")):
+        name = path.relative_to(bundle.path).as_posix()
+        if name not in listed and not path.is_dir():
+            raise BundleError(f"{name} is in the bundle's folder but not in its manifest", "remove it, or export again")

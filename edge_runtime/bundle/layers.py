@@ -1,0 +1,112 @@
+"""Layers in the flat layout and in training graphs: what a layer's entries are, what a slot of a graph stands for."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edge_runtime.bundle.layout import total_size
+from edge_runtime.errors import BundleError, TrainingError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edge_runtime.bundle.layout import Parameter
+    from edge_runtime.bundle.manifest import Graph, GraphInput, GraphOutput, Manifest
+
+LAYER_FIELD = "{layer}"
+
+
+@dataclass(frozen=True)
+class LayerSlices:
+    """Where things lie in the flat vector.
+
+    Attributes:
+        layers: the entries of each transformer layer, by its index; empty for a layer in which nothing is trained.
+        rest: what stands before and behind the layers, as a head does; every other entry is in one of these.
+    """
+
+    layers: tuple[slice, ...]
+    rest: tuple[slice, ...]
+
+
+def layer_slices(manifest: Manifest) -> LayerSlices:
+    """Return which entries of the flat vector belong to which layer: the layout is ordered by depth."""
+    parameters = manifest.parameters
+    layers = tuple(
+        slice(_size_below(parameters, layer), _size_below(parameters, layer + 1))
+        for layer in range(manifest.model.layers)
+    )
+    rest = (slice(0, layers[0].start), slice(layers[-1].stop, total_size(parameters)))
+    return LayerSlices(layers, tuple(part for part in rest if part.start < part.stop))
+
+
+def _size_below(parameters: Sequence[Parameter], layer: int) -> int:
+    return max((parameter.stop for parameter in parameters if parameter.layer < layer), default=0)
+
+
+def source_of(tensor: GraphInput | GraphOutput, layers: Sequence[int]) -> str:
+    """Return the name of the tensor that is bound to an input (or that a gradient belongs to).
+
+    Args:
+        tensor: an input or a gradient of a training graph.
+        layers: the active layers, ascending: one a slot.
+    """
+    source = tensor.source or ""
+    return source if tensor.slot is None else source.replace(LAYER_FIELD, str(layers[tensor.slot]))
+
+
+def check_training_graph(graph: Graph, parameters: Sequence[Parameter], layers: int) -> None:
+    """Check that a training graph fits the layout for whatever layers are bound to its slots.
+
+    Raises:
+        BundleError: its level is out of range, a slot too, or a trainable tensor of some layer is not in the layout.
+    """
+    level = graph.level
+    if level is None or not 1 <= level <= layers:
+        raise BundleError(f"{graph.file}: level {level} of a model with {layers} layers", "export the bundle again")
+    shapes = {parameter.name: parameter.shape for parameter in parameters}
+    trained: list[GraphInput | GraphOutput] = [tensor for tensor in graph.inputs if tensor.role == "trainable"]
+    gradients: list[GraphInput | GraphOutput] = [output for output in graph.outputs if output.source is not None]
+    for tensor in (*graph.inputs, *gradients):
+        if tensor.slot is not None and not (0 <= tensor.slot < level and LAYER_FIELD in (tensor.source or "")):
+            raise BundleError(f"{graph.file}: {tensor.name} has no place in slot {tensor.slot}", "export again")
+    for tensor in (*trained, *gradients):
+        for layer in range(layers):
+            name = source_of(tensor, [layer] * level)
+            if shapes.get(name) != tensor.shape:
+                raise BundleError(
+                    f"{graph.file}: {name} {tensor.shape} is not in the layout", "export the bundle again"
+                )
+    if {(tensor.source, tensor.slot) for tensor in trained} != {(output.source, output.slot) for output in gradients}:
+        raise BundleError(f"{graph.file}: not one gradient for each trainable tensor", "export the bundle again")
+    if not graph.outputs or graph.outputs[0].name != "loss":
+        raise BundleError(f"{graph.file}: its first output is not the loss", "export the bundle again")
+
+
+def check_layers(layers: Sequence[int], n_layers: int) -> None:
+    """Check a choice of active layers.
+
+    Raises:
+        TrainingError: a layer that does not exist, one twice, or not in ascending order.
+    """
+    ascending = all(below < above for below, above in itertools.pairwise(layers))
+    if not ascending or not all(0 <= layer < n_layers for layer in layers):
+        raise TrainingError(
+            f"active layers {list(layers)} of a model with {n_layers}", "give different layers, in ascending order"
+        )
+
+
+def no_scales() -> BundleError:
+    """Return the error of a bundle whose training graphs take no scales."""
+    return BundleError("the bundle's training graphs do not rescale residuals", "export it with --levels and --rescale")
+
+
+def weight_bytes(graph: Graph) -> int:
+    """Return the bytes of the frozen tensors that a training graph reads: the same whichever layers are active.
+
+    A table of embeddings counts as a whole, although only its rows for the batch's tokens are read.
+    """
+    return sum(4 * math.prod(int(side) for side in t.shape) for t in graph.inputs if t.role in ("weight", "frozen"))

@@ -1,0 +1,403 @@
+"""The bundle's manifest: every file with its hash, every graph with its inputs, the layout and the task.
+
+``manifest.json`` is written last, so a folder without one is an interrupted export. The bundle's name is the SHA-256
+of the manifest's bytes; through the hashes in it, that names every byte of the bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
+
+from edge_runtime.bundle.layers import check_training_graph
+from edge_runtime.bundle.layout import Parameter, check_layout
+from edge_runtime.errors import BundleError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MANIFEST_FILE = "manifest.json"
+FORMAT_VERSION = 3
+
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Dtype = Literal["float32", "int64", "bool"]
+GraphKind = Literal["front", "back", "predict", "train"]
+InputRole = Literal["weight", "frozen", "trainable", "batch", "boundary", "scale"]
+Rows = Literal["input_ids"] | list[int]
+Runtime = Literal["onnxruntime", "executorch"]
+TaskKind = Literal["classify-head", "classify-prompt", "causal-lm"]
+CAUSAL_LM: TaskKind = "causal-lm"
+
+_PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A part of the manifest: unknown fields are refused, values never change."""
+
+
+class FileEntry(_Strict, frozen=True):
+    """One file of the bundle: path relative to the bundle (posix), hash and size."""
+
+    path: str
+    sha256: Sha256
+    size_bytes: int
+
+
+class GraphInput(_Strict, frozen=True):
+    """One input of a graph.
+
+    Attributes:
+        name: its name in the graph.
+        dtype: element type.
+        shape: fixed sizes, or ``batch``/``tokens`` (or another symbol) where the size is dynamic.
+        role: ``weight`` (from the weights file), ``frozen`` (from the adapter file, not trained), ``trainable`` (from
+            the flat vector), ``batch`` (a field of batch.Batch or batch.CompletionBatch), ``boundary`` (an output of
+            ``front``) or ``scale`` (factor on what the layer of a slot adds to its input; 1: the layer as it is).
+        source: the name in the weights file, the adapter file, the layout, the batch, or the front's outputs; with a
+            slot, ``{layer}`` in it stands for the number of the layer that is bound to the slot.
+        slot: for a tensor of a layer in a ``train`` graph: which of its active layers, counted from the lowest.
+        rows: where the graph reads only some rows of a trainable tensor, as of an embedding: the field of the batch
+            that lists them, or their indexes; None: it may read them all.
+    """
+
+    name: str
+    dtype: Dtype
+    shape: list[int | str]
+    role: InputRole
+    source: str
+    slot: int | None = None
+    rows: Rows | None = None
+
+
+class GraphOutput(_Strict, frozen=True):
+    """One output of a graph: ``loss`` (a scalar), one of ``output_names``, a boundary tensor or a gradient.
+
+    The loss is the mean over the rows, for ``causal-lm`` over all completion tokens of the batch.
+
+    Attributes:
+        name: its name in the graph.
+        dtype: element type.
+        shape: as an input's.
+        source: for a gradient, the tensor of the layout that it belongs to, as an input's; else None.
+        slot: for a gradient of a layer's tensor, which of the graph's active layers.
+    """
+
+    name: str
+    dtype: Dtype
+    shape: list[int | str]
+    source: str | None = None
+    slot: int | None = None
+
+
+class Graph(_Strict, frozen=True):
+    """One graph.
+
+    Attributes:
+        kind: ``front`` and ``back`` of a split, ``predict``, or ``train``: loss and gradients with some of the layers.
+        runtime: what runs it. ExecuTorch's inputs and outputs have no names in the file: they are in this order.
+        file: its path in the bundle.
+        split: of ``front`` and ``back``.
+        inputs: what it takes.
+        outputs: what it gives; ``train``: the loss, then one gradient for each trainable input.
+        level: of ``train``, the number of active layers.
+        recomputes: of ``train``, whether a layer's activations are computed again for its backward pass, so that only
+            one hidden state a layer is kept.
+        bounds: the largest value of named sizes, where the runtime plans its memory for them; none: any size.
+    """
+
+    kind: GraphKind
+    runtime: Runtime
+    file: str
+    split: int | None
+    inputs: list[GraphInput]
+    outputs: list[GraphOutput]
+    level: int | None = None
+    recomputes: bool = False
+    bounds: dict[str, int] = {}
+
+    @property
+    def name(self) -> str:
+        """Its name among the graphs of its runtime."""
+        return graph_name(self.kind, self.split, self.level)
+
+    @property
+    def rescales(self) -> bool:
+        """Whether what layers add to their inputs has factors; of ``train``."""
+        return any(tensor.role == "scale" for tensor in self.inputs)
+
+
+def graph_name(kind: str, split: int | None, level: int | None) -> str:
+    """Return what a graph is called: its kind, and its split or level where it has one."""
+    number = split if split is not None else level
+    return kind if number is None else f"{kind} {number}"
+
+
+class Task(_Strict, frozen=True):
+    """What the model decides.
+
+    Attributes:
+        kind: ``classify-head`` (a linear head on the encoder), ``classify-prompt`` (logits of the label words only) or
+            ``causal-lm`` (next token, loss on the completion only).
+        labels: names of the labels; a row's label is one of them, or its index; empty for causal-lm.
+        template: the prompt, with ``{text}`` once, and ``{mask}`` once for a masked language model; may be None for
+            classify-head.
+        label_words: one word a label; None for classify-head.
+        label_token_ids: the token id of each label word; None for classify-head.
+        max_tokens: rows longer than this are cut, the template's words are kept.
+        pad_token_id: fills up shorter rows, on the right.
+        mask_token: what stands for ``{mask}`` in the prompt; None where the model is not a masked language model.
+        mask_token_id: its token id.
+        eos_token_id: ends each completion and counts as a token of it; None where the tokenizer has none, and for tasks
+            other than causal-lm.
+    """
+
+    kind: TaskKind
+    labels: list[str]
+    template: str | None
+    label_words: list[str] | None
+    label_token_ids: list[int] | None
+    max_tokens: int
+    pad_token_id: int
+    mask_token: str | None = None
+    mask_token_id: int | None = None
+    eos_token_id: int | None = None
+
+
+class Model(_Strict, frozen=True):
+    """Where the weights come from: Hugging Face ``model_type``, number of layers, parameters in the base model."""
+
+    name: str
+    model_type: str
+    layers: int
+    parameters: int
+
+
+class Lora(_Strict, frozen=True):
+    """The LoRA configuration, as PEFT knows it. ``trained`` lists the matrices that are trained (B, or A and B)."""
+
+    r: int
+    alpha: float
+    targets: list[str]
+    layers: list[int]
+    trained: list[Literal["A", "B"]]
+
+
+class Golden(_Strict, frozen=True):
+    """Golden vectors: batches with the losses and logits that PyTorch gave.
+
+    Attributes:
+        file: a safetensors file; batch n has ``n.input_ids``, ``n.attention_mask``, ``n.labels``, ``n.loss`` and the
+            first of ``output_names`` (``n.logits`` or ``n.token_losses``); for causal-lm also ``n.positions``. Level k
+            has ``train_k.loss`` and ``train_k.gradients`` of batch 0 with the layers of golden.training_layers: the
+            whole layout, 0 for absent layers.
+        batches: how many batches.
+        seed: the adapter of the golden vectors is the initial one plus ``scale`` times the perturbation (seed, FRONT)
+            over the whole layout, so that every trainable tensor matters (B matrices and new heads start at zero).
+        scale: see ``seed``.
+        tolerance: the largest absolute difference allowed.
+    """
+
+    file: str
+    batches: int
+    seed: int
+    scale: float
+    tolerance: float
+
+
+class Manifest(_Strict, frozen=True):
+    """The manifest of a bundle. See the module's docstring.
+
+    Attributes:
+        created_by: versions of covey, torch, transformers, peft, onnx that made the bundle.
+        lora: None where every weight is trained.
+        splits: layer indexes at which the graphs are cut; one front and one back graph each.
+        levels: numbers of active layers for which there is a training graph, ascending; empty: forward-only.
+        parameters: the layout of the trainable vector.
+        weights_file: base weights (safetensors, Hugging Face names).
+        adapter_file: the initial adapter in PEFT's own format, beside its adapter_config.json; the weights file itself,
+            its data in layout order, where every weight is trained.
+    """
+
+    format_version: int
+    created_by: dict[str, str]
+    model: Model
+    task: Task
+    lora: Lora | None
+    splits: list[int]
+    parameters: list[Parameter]
+    weights_file: str
+    adapter_file: str
+    tokenizer_file: str
+    golden: Golden
+    graphs: list[Graph]
+    files: list[FileEntry]
+    levels: list[int] = []
+
+    @property
+    def train(self) -> Literal["lora", "full"]:
+        """What is trained: LoRA matrices and a head, or every weight."""
+        return "full" if self.lora is None else "lora"
+
+    def file(self, path: str) -> FileEntry:
+        """Return the entry of a file, or raise BundleError."""
+        for entry in self.files:
+            if entry.path == path:
+                return entry
+        raise BundleError(f"the manifest lists no file {path}", "export the bundle again")
+
+    @property
+    def runtimes(self) -> list[Runtime]:
+        """The runtimes that have a graph of the whole model, in the manifest's order."""
+        return [graph.runtime for graph in self.graphs if graph.kind == "predict"]
+
+    def graph(self, kind: GraphKind, split: int | None = None, runtime: Runtime = "onnxruntime") -> Graph:
+        """Return a runtime's graph of a kind (and split, for front and back), or raise BundleError."""
+        for graph in self.graphs:
+            if graph.kind == kind and graph.split == split and graph.runtime == runtime:
+                return graph
+        if self.runtimes and runtime not in self.runtimes:
+            raise BundleError(
+                f"the bundle has no graphs for {runtime}, only for {', '.join(self.runtimes)}",
+                f"export with --runtime onnx,{runtime}, or set another engine",
+            )
+        at = "" if split is None else f" at split {split}"
+        raise BundleError(
+            f"the bundle has no {kind} graph{at}; its splits are {self.splits}",
+            "choose one of its splits, or export with --split",
+        )
+
+    def levels_for(self, runtime: Runtime) -> list[int]:
+        """Return the numbers of active layers for which a runtime has a training graph, ascending."""
+        graphs = [graph for graph in self.graphs if graph.runtime == runtime]
+        return sorted(graph.level for graph in graphs if graph.level is not None)
+
+    def training_graph(self, level: int, runtime: Runtime = "onnxruntime") -> Graph:
+        """Return a runtime's training graph with so many active layers, or raise BundleError."""
+        for graph in self.graphs:
+            if graph.kind == "train" and graph.level == level and graph.runtime == runtime:
+                return graph
+        if self.levels and not self.levels_for(runtime):
+            raise BundleError(
+                f"the bundle has no training graphs for {runtime}",
+                f"export it again with --levels and --runtime onnx,{runtime}, or set another engine",
+            )
+        raise BundleError(
+            f"the bundle has no training graph with {level} active layers; its levels are {self.levels}",
+            "choose one of its levels, or export with --levels",
+        )
+
+
+def output_names(kind: TaskKind) -> list[str]:
+    """Return what ``predict`` gives for a task, and ``back`` beside the loss.
+
+    ``logits``: float32, (batch, labels). ``token_losses``: float32, (chunks, chunk), the cross-entropy (nats) at each
+    of the batch's positions, 0 where its label is -100. ``best_tokens``: int64, (chunks, chunk), the likeliest next
+    tokens.
+    """
+    return ["token_losses", "best_tokens"] if kind == CAUSAL_LM else ["logits"]
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Return the bytes of manifest.json."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+
+
+def bundle_sha256(manifest_bytes: bytes) -> str:
+    """Return the bundle's name."""
+    return hashlib.sha256(manifest_bytes).hexdigest()
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Read and check a manifest.
+
+    Raises:
+        BundleError: not JSON, another format version, wrong types, unsafe or missing paths, a broken layout.
+    """
+    try:
+        version = msgspec.json.decode(data, type=_Version).format_version
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"the manifest cannot be read: {error}", "export the bundle again") from error
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"the bundle has format version {version}, this Covey reads version {FORMAT_VERSION}",
+            "upgrade Covey on this machine" if version > FORMAT_VERSION else "export the bundle again",
+        )
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"the manifest is not valid: {error}", "export the bundle again") from error
+    _check(manifest)
+    return manifest
+
+
+def read_manifest(bundle: Path) -> tuple[Manifest, str]:
+    """Read the manifest of a bundle folder.
+
+    Returns:
+        The manifest, and the bundle's sha256.
+
+    Raises:
+        BundleError: there is none (an interrupted export), or it is not valid.
+    """
+    try:
+        data = (bundle / MANIFEST_FILE).read_bytes()
+    except FileNotFoundError as error:
+        what = "no such folder" if not bundle.is_dir() else f"no {MANIFEST_FILE} in it (an interrupted export?)"
+        raise BundleError(f"{bundle} is not a bundle: {what}", "make one with: covey export") from error
+    except OSError as error:
+        raise BundleError(f"cannot read {bundle / MANIFEST_FILE}: {error.strerror}", "check its permissions") from error
+    return decode_manifest(data), bundle_sha256(data)
+
+
+class _Version(msgspec.Struct):
+    format_version: int
+
+
+def _check(manifest: Manifest) -> None:
+    _check_paths(manifest)
+    check_layout(manifest.parameters)
+    manifest.graph("predict")
+    if not manifest.splits:
+        raise BundleError("the manifest lists no split", "export with --split")
+    _check_graphs(manifest)
+    if manifest.task.kind != CAUSAL_LM and len(manifest.task.labels) < 2:
+        raise BundleError("the task has fewer than two labels", "export with --labels A,B")
+
+
+def _are_rows(rows: list[int], shape: list[int | str]) -> bool:
+    return bool(shape) and isinstance(shape[0], int) and all(0 <= row < shape[0] for row in rows)
+
+
+def _check_graphs(manifest: Manifest) -> None:
+    for runtime in manifest.runtimes:
+        for split in manifest.splits:
+            manifest.graph("front", split, runtime)
+            manifest.graph("back", split, runtime)
+    for runtime in {"onnxruntime", *(graph.runtime for graph in manifest.graphs if graph.kind == "train")}:
+        if manifest.levels != manifest.levels_for(runtime):
+            raise BundleError("the manifest's levels are not those of its training graphs", "export the bundle again")
+    trainable = {parameter.name for parameter in manifest.parameters}
+    for graph in manifest.graphs:
+        if graph.kind == "train":
+            check_training_graph(graph, manifest.parameters, manifest.model.layers)
+            continue
+        for tensor in graph.inputs:
+            if tensor.role == "trainable" and tensor.source not in trainable:
+                raise BundleError(f"{graph.file}: {tensor.source} is not in the layout", "export the bundle again")
+            if isinstance(tensor.rows, list) and not _are_rows(tensor.rows, tensor.shape):
+                raise BundleError(f"{graph.file}: {tensor.source} has no rows {tensor.rows}", "export the bundle again")
+
+
+def _check_paths(manifest: Manifest) -> None:
+    paths = [entry.path for entry in manifest.files]
+    for path in paths:
+        if not _PATH.fullmatch(path) or path == MANIFEST_FILE:
+            raise BundleError(f"the manifest lists an unsafe path: {path!r}", "do not use this bundle")
+    if len(set(paths)) != len(paths):
+        raise BundleError("the manifest lists a file twice", "export the bundle again")
+    named = [manifest.weights_file, manifest.adapter_file, manifest.tokenizer_file, manifest.golden.file]
+    for path in named + [graph.file for graph in manifest.graphs]:
+        manifest.file(path)

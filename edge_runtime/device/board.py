@@ -1,0 +1,251 @@
+"""What a board is and what its sensors say, read from /proc and /sys. Unknown is None.
+
+Where the figures are (all public):
+
+- Raspberry Pi: ``hwmon`` named ``rpi_volt`` (under-voltage alarm), the firmware's ``get_throttled`` word in sysfs where
+  the kernel shows it, else ``vcgencmd get_throttled``; Pi 5: ``vcgencmd pmic_read_adc`` (volts, amperes of each rail).
+- Jetson: INA3221 under ``hwmon`` (``in*_label``, ``in*_input`` mV, ``curr*_input`` mA), what tegrastats shows.
+- x86: RAPL under ``powercap`` (energy in µJ, so power takes two readings).
+- all: ``thermal_zone*``, ``cpufreq``, ``power_supply``, ``/proc/meminfo``, ``/proc/loadavg``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_runtime.device.power import PowerMeter
+from edge_runtime.device.sysfs import Sysfs, read_field, read_hex, read_kilobytes, read_number, read_text
+from edge_runtime.protocol.profile import BoardFacts, Reading
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Run = Callable[[list[str]], str | None]
+
+THROTTLED_NOW = 0b1110
+"""Bits of the Pi firmware's word: clock capped (1), throttled (2), soft temperature limit (3); 0 is under-voltage."""
+_UNDER_VOLTAGE = 0b1
+_SINCE_BOOT = 16
+_COMMAND_S = 5.0
+_PI_SLOWS_AT_C = 85.0
+
+_BOARDS = (
+    ("raspberry pi 4", "raspberry-pi-4"),
+    ("raspberry pi 5", "raspberry-pi-5"),
+    ("jetson agx orin", "jetson-agx-orin"),
+    ("jetson orin nano", "jetson-orin-nano"),
+    ("linux,dummy-virt", "qemu-arm64"),
+)
+
+
+def run_command(command: list[str]) -> str | None:
+    """Return what a command prints; None where it is not installed or fails."""
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+class Board:
+    """Reads one machine.
+
+    Args:
+        root: above ``proc`` and ``sys``; another one in tests.
+        run: runs a command, as run_command.
+        clock: monotonic seconds.
+        sleep: waits, between two readings of an energy counter.
+    """
+
+    def __init__(
+        self,
+        root: Path = Path("/"),
+        run: Run = run_command,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._files, self._run = Sysfs(root), run
+        self._meter = PowerMeter(self._files, run, clock, sleep)
+
+    # -- what it is ---------------------------------------------------------------------------------------------
+
+    def facts(self, board: str | None = None) -> BoardFacts:
+        """Return what the board is; ``board`` names its profile folder where it is not one that is known."""
+        model = self._files.text("proc/device-tree/model") or self._files.text("sys/class/dmi/id/product_name")
+        machine = os.uname().machine if self._files.root == Path("/") else self._files.text("proc/sys/kernel/arch")
+        return BoardFacts(
+            board=board or self._known_board(model) or _slug(model, machine),
+            model=model,
+            machine=machine,
+            cores=self._cores(),
+            cpu=self._cpuinfo("model name") or self._cpuinfo("Hardware"),
+            memory_bytes=self._meminfo("MemTotal"),
+            max_clock_hz=_scaled(max(self._cpufreq("cpuinfo_max_freq"), default=None), 1e3),
+            os=self._os(),
+            kernel=self._files.text("proc/sys/kernel/osrelease"),
+        )
+
+    def _known_board(self, model: str | None) -> str | None:
+        lowered = (model or "").lower()
+        return next((board for part, board in _BOARDS if all(word in lowered for word in part.split())), None)
+
+    def _cores(self) -> int | None:
+        """Count the online processors, from a list such as ``0-3,6``."""
+        text = self._files.text("sys/devices/system/cpu/online")
+        if text is None or not re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+            return None
+        ranges = [part.partition("-") for part in text.split(",")]
+        return sum(int(last or first) - int(first) + 1 for first, _, last in ranges)
+
+    def _cpuinfo(self, field: str) -> str | None:
+        return read_field(self._files.text("proc/cpuinfo"), field)
+
+    def _os(self) -> str | None:
+        text = self._files.text("etc/os-release")
+        found = re.search(r'^PRETTY_NAME="?([^"\n]*)', text or "", re.MULTILINE)
+        return found.group(1) if found else None
+
+    # -- what its sensors say -----------------------------------------------------------------------------------
+
+    def read(self, disk: Path | None = None, *, power: bool = True) -> Reading:
+        """Return what the sensors say now; ``disk`` is where bundles are kept.
+
+        May take a fifth of a second, not so without ``power``.
+        """
+        flags = self._pi_flags()
+        power_w, sensor = self._meter.read() if power else (None, None)
+        return Reading(
+            temperature_c=self.temperature_c(),
+            throttled=self._throttled(flags),
+            throttled_since_boot=None if flags is None else bool((flags >> _SINCE_BOOT) & THROTTLED_NOW),
+            under_voltage=self._under_voltage(flags),
+            clock_hz=_scaled(max(self._cpufreq("scaling_cur_freq"), default=None), 1e3),
+            governor=next(iter(self._files.texts("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")), None),
+            power_w=power_w,
+            power_sensor=sensor,
+            load=self._load(),
+            memory_free_bytes=self.memory_free_bytes(),
+            disk_free_bytes=_disk_free(disk),
+            on_mains=self._on_mains(),
+            battery=self._battery(),
+        )
+
+    def power_w(self) -> float | None:
+        """Return what the board takes; see read."""
+        return self._meter.read()[0]
+
+    def temperature_c(self) -> float | None:
+        """Return the hottest zone in °C; zones that are switched off say an error or an impossible figure."""
+        zones = [value / 1e3 for value in self._files.numbers("sys/class/thermal/thermal_zone*/temp")]
+        return max((zone for zone in zones if -60 < zone < 200), default=None)
+
+    def slows_at_c(self) -> float | None:
+        """Return the temperature at which the firmware slows the board down; None: not known.
+
+        Others than a Raspberry Pi reach much higher ones in normal work.
+        """
+        return _PI_SLOWS_AT_C if self._is_pi() else None
+
+    def memory_free_bytes(self) -> int | None:
+        """Return the memory that can be had without swapping."""
+        return self._meminfo("MemAvailable")
+
+    def memory_of_self(self, field: str) -> int | None:
+        """Return ``VmRSS`` (resident now) or ``VmHWM`` (its peak) of this process, in bytes."""
+        return read_kilobytes(self._files.text("proc/self/status"), field)
+
+    def _is_pi(self) -> bool:
+        return "raspberry pi" in (self._files.text("proc/device-tree/model") or "").lower()
+
+    def _pi_flags(self) -> int | None:
+        """Return the Pi firmware's throttling word."""
+        for text in self._files.texts("sys/devices/platform/soc*/soc*:firmware/get_throttled"):
+            return read_hex(text)
+        if not self._is_pi():
+            return None
+        printed = self._run(["vcgencmd", "get_throttled"])
+        return None if printed is None else read_hex(printed.strip().removeprefix("throttled="))
+
+    def _throttled(self, flags: int | None) -> bool | None:
+        """Tell from the Pi's word, else from cooling devices that hold the processor's clock down."""
+        if flags is not None:
+            return bool(flags & THROTTLED_NOW)
+        states = []
+        for folder in self._files.glob("sys/class/thermal/cooling_device*"):
+            kind = read_text(folder / "type") or ""
+            state = read_number(folder / "cur_state")
+            if state is not None and re.match(r"cpufreq|cpu-|processor|thermal-cpufreq", kind, re.IGNORECASE):
+                states.append(state > 0)
+        return any(states) if states else None
+
+    def _under_voltage(self, flags: int | None) -> bool | None:
+        if flags is not None:
+            return bool(flags & _UNDER_VOLTAGE)
+        for folder in self._files.hwmon("rpi_volt"):
+            alarm = read_number(folder / "in0_lcrit_alarm")
+            if alarm is not None:
+                return alarm > 0
+        return None
+
+    def _load(self) -> float | None:
+        text = self._files.text("proc/loadavg")
+        try:
+            return float((text or "").split()[0]) / (self._cores() or 1)
+        except (IndexError, ValueError):
+            return None
+
+    def _on_mains(self) -> bool | None:
+        """Tell from the supplies in sysfs; where there is none, nobody knows."""
+        online = [
+            value
+            for folder in self._supplies(("Mains", "USB", "USB_C", "USB_PD", "Wireless"))
+            if (value := read_number(folder / "online")) is not None
+        ]
+        return any(online) if online else None
+
+    def _battery(self) -> float | None:
+        charges = [
+            value / 100
+            for folder in self._supplies(("Battery",))
+            if (value := read_number(folder / "capacity")) is not None and 0 <= value <= 100
+        ]
+        return min(charges, default=None)
+
+    # -- files --------------------------------------------------------------------------------------------------
+
+    def _supplies(self, kinds: tuple[str, ...]) -> Iterator[Path]:
+        return (
+            folder for folder in self._files.glob("sys/class/power_supply/*") if read_text(folder / "type") in kinds
+        )
+
+    def _cpufreq(self, name: str) -> list[float]:
+        return self._files.numbers(f"sys/devices/system/cpu/cpu[0-9]*/cpufreq/{name}")
+
+    def _meminfo(self, field: str) -> int | None:
+        return read_kilobytes(self._files.text("proc/meminfo"), field)
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def _disk_free(path: Path | None) -> int | None:
+    if path is None:
+        return None
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return None
+
+
+def _slug(model: str | None, machine: str | None) -> str:
+    slug = re.sub(r"[^a-z0-9]+", "-", (model or machine or "").lower()).strip("-")[:63].strip("-")
+    return slug or "unknown-board"

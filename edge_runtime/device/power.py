@@ -1,0 +1,85 @@
+"""What a board takes, in watts: INA3221 (Jetson), PMIC (Raspberry Pi 5), RAPL (x86)."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from edge_runtime.device.sysfs import read_number, read_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edge_runtime.device.sysfs import Sysfs
+
+_JETSON_INPUTS = ("VDD_IN", "VIN_SYS_5V0", "POM_5V_IN")
+_RAPL_S = 0.2
+
+
+class PowerMeter:
+    """Reads the sensor that a board has.
+
+    Args:
+        files: of the machine.
+        run: runs a command, as board.run_command.
+        clock: monotonic seconds.
+        sleep: waits, between two readings of an energy counter.
+    """
+
+    def __init__(
+        self,
+        files: Sysfs,
+        run: Callable[[list[str]], str | None],
+        clock: Callable[[], float],
+        sleep: Callable[[float], None],
+    ) -> None:
+        self._files, self._run, self._clock, self._sleep = files, run, clock, sleep
+
+    def read(self) -> tuple[float | None, str | None]:
+        """Return watts and where they were read: the whole board where it can be had, else the processor."""
+        for read, name in ((self._ina3221, "ina3221"), (self._pmic, "pmic"), (self._rapl, "rapl")):
+            power = read()
+            if power is not None:
+                return power, name
+        return None, None
+
+    def _ina3221(self) -> float | None:
+        """Return what goes into a Jetson: its input rail, or the sum of all rails where that one has no sensor."""
+        rails = {}
+        for folder in self._files.hwmon("ina3221"):
+            for number in (1, 2, 3):
+                label = read_text(folder / f"in{number}_label") or f"{folder.name}.{number}"
+                milli_v = read_number(folder / f"in{number}_input")
+                milli_a = read_number(folder / f"curr{number}_input")
+                if milli_v is not None and milli_a is not None and "NC" not in label:
+                    rails[label] = milli_v * milli_a / 1e6
+        whole = [rails[label] for label in _JETSON_INPUTS if label in rails]
+        return whole[0] if whole else sum(rails.values()) if rails else None
+
+    def _pmic(self) -> float | None:
+        """Return the sum of a Pi 5's rails, without what its USB ports and its own regulators take."""
+        if "raspberry pi 5" not in (self._files.text("proc/device-tree/model") or "").lower():
+            return None
+        printed = self._run(["vcgencmd", "pmic_read_adc"]) or ""
+        found = re.findall(r"(\w+?)_([AV]) (?:current|volt)\(\d+\)=([\d.]+)[AV]", printed)
+        amperes = {rail: float(value) for rail, kind, value in found if kind == "A"}
+        volts = {rail: float(value) for rail, kind, value in found if kind == "V"}
+        both = amperes.keys() & volts.keys()
+        return sum(amperes[rail] * volts[rail] for rail in both) if both else None
+
+    def _rapl(self) -> float | None:
+        before = self._energy()
+        if not before:
+            return None
+        started = self._clock()
+        self._sleep(_RAPL_S)
+        after, seconds = self._energy(), self._clock() - started
+        used = [after[zone] - before[zone] for zone in before.keys() & after.keys()]
+        return None if seconds <= 0 or min(used, default=-1.0) < 0 else sum(used) / seconds  # < 0: it wrapped
+
+    def _energy(self) -> dict[str, float]:
+        """Return the joules of each package; only root may read them on most systems."""
+        packages = (
+            (f.name, read_number(f / "energy_uj")) for f in self._files.glob("sys/class/powercap/intel-rapl:[0-9]")
+        )
+        return {name: value / 1e6 for name, value in packages if value is not None}

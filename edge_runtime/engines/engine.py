@@ -1,0 +1,95 @@
+"""What a step needs of an engine: a front, a back and a prediction, at given trainable parameters.
+
+ONNX Runtime (engine_onnxruntime) and a quadratic bowl with a known gradient (engine_quadratic) implement it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edge_runtime.data.batch import Batch, CompletionBatch
+    from edge_runtime.perturbation.perturb import FloatVector
+
+    TokenIds = NDArray[np.int64]
+
+BoundaryT = TypeVar("BoundaryT")
+
+
+class Engine(Protocol[BoundaryT]):
+    """Runs the two blocks of a model. ``BoundaryT`` is what crosses the cut; its meaning is the engine's own.
+
+    The trainable parameters of each block lie in a workspace that the engine reads when it runs: a step writes
+    perturbed parameters there, straight into memory that the session is bound to. The two may share memory: a block's
+    workspace is written before each run of the block, at least where that run reads it. Nothing else is kept between
+    calls.
+    """
+
+    @property
+    def front_workspace(self) -> FloatVector:
+        """Trainable parameters of the front block, float32, (front size,); written by the step."""
+
+    @property
+    def back_workspace(self) -> FloatVector:
+        """Trainable parameters of the back block, float32, (back size,); written by the step."""
+
+    def front_reads(self, batch: Batch) -> Sequence[slice]:
+        """Return the parts of the front workspace that a run on this batch reads."""
+
+    def back_reads(self, batch: Batch) -> Sequence[slice]:
+        """Return the parts of the back workspace that a run on this batch reads."""
+
+    def front(self, batch: Batch) -> BoundaryT:
+        """Run the front block at its workspace; the result stays valid until it is dropped."""
+
+    def back(self, boundary: BoundaryT, batch: Batch) -> float:
+        """Run the back block at its workspace; return the mean loss over the batch's rows, or its completion tokens."""
+
+
+class TrainingEngine(Protocol):
+    """Loss and gradients of a model with some of its layers, at given trainable parameters."""
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Numbers of active layers for which there is a graph, ascending."""
+
+    def gradients(
+        self,
+        theta: FloatVector,
+        layers: Sequence[int],
+        batch: Batch,
+        out: FloatVector,
+        scales: Sequence[float] | None = None,
+    ) -> float:
+        """Run with these layers (ascending) and write the gradients of what is trained.
+
+        Args:
+            theta: trainable parameters, float32, whole layout.
+            layers: the active layers, ascending; as many as one of ``levels``.
+            batch: the rows.
+            out: d loss / d theta of the active layers' adapters and of parameters outside the layers is written here,
+                float32, whole layout; entries of absent layers are left alone.
+            scales: what each active layer adds to its input counts by this factor; None: 1.
+
+        Returns:
+            The mean loss over the batch's rows, or its completion tokens.
+
+        Raises:
+            BundleError: there is no graph for so many layers, or it takes no scales.
+            TrainingError: the runtime failed on the batch.
+        """
+
+
+class Predictor(Protocol):
+    """Runs the whole model for prediction."""
+
+    def logits(self, theta: FloatVector, batch: Batch) -> FloatVector:
+        """Return the logits at trainable parameters ``theta``: float32, (rows, labels). Labels are not read."""
+
+    def token_scores(self, theta: FloatVector, batch: CompletionBatch) -> tuple[FloatVector, TokenIds]:
+        """Return the losses (nats, float32) and likeliest tokens (int64) at the batch's positions, (chunks, chunk)."""

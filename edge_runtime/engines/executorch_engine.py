@@ -1,0 +1,173 @@
+"""The engine on ExecuTorch: see engine_bundle. Never imports torch.
+
+A graph's file is mapped, its hash compared with the manifest's, and then those very bytes are given to ExecuTorch.
+Weights are bound where they lie in the mapping of the weights file, trainable parameters where a step writes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from edge_runtime.bundle.manifest import CAUSAL_LM, output_names
+from edge_runtime.data.batch import CompletionBatch, fill_chunks
+from edge_runtime.engines.bundle_engine import BundleEngine, BundlePredictor
+from edge_runtime.engines.executorch_build import VERSION
+from edge_runtime.engines.executorch_library import ExecutorchError, GraphFile, map_file, set_threads
+from edge_runtime.errors import BundleError, TrainingError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.bundle.manifest import Graph
+    from edge_runtime.data.batch import Batch
+    from edge_runtime.engines.bundle_engine import Boundary
+    from edge_runtime.files.tensor_file import Tensor
+
+_BY_POSITION = frozenset(output_names(CAUSAL_LM))
+
+
+class _GraphRunner:
+    """See engine_bundle.Runner. Outputs are arrays."""
+
+    def __init__(self, bundle: Bundle, graph: Graph, bound: dict[str, Tensor], threads: int) -> None:
+        self._name, self._bounds = graph.file, graph.bounds
+        self._outputs = [output.name for output in graph.outputs]
+        indexed = list(enumerate(graph.inputs))
+        self._batch_inputs = [(index, i.source) for index, i in indexed if i.role == "batch"]
+        self._boundary_inputs = [(index, i.source) for index, i in indexed if i.role == "boundary"]
+        self._trainable_inputs = [(index, i.source) for index, i in indexed if i.role == "trainable"]
+        set_threads(threads)
+        self._file = open_graph(bundle, graph)
+        try:
+            for index, tensor in indexed:
+                if tensor.name in bound:
+                    self._file.bind(index, bound[tensor.name])
+        except (ExecutorchError, TypeError) as error:
+            raise BundleError(f"{graph.file} does not fit its manifest: {error}", "export the bundle again") from error
+
+    def bind(self, trainable: Mapping[str, Tensor]) -> None:
+        """Read the trainable parameters from other arrays from now on."""
+        for index, source in self._trainable_inputs:
+            self._file.bind(index, trainable[source])
+
+    def run(self, batch: Batch, boundary: Boundary | None) -> Boundary:
+        """Run the graph."""
+        check_bounds(batch, self._bounds)
+        values = batch_values(batch, self._bounds)
+        try:
+            for index, source in self._batch_inputs:
+                self._file.bind(index, values[source])
+            for index, source in self._boundary_inputs:
+                self._file.bind(index, (boundary or {})[source])
+            outputs = dict(zip(self._outputs, self._file.run(), strict=True))
+        except ExecutorchError as error:
+            raise failed(batch, self._name, error) from error
+        if isinstance(batch, CompletionBatch):
+            width = batch.labels.shape[1]
+            outputs = {name: v[:, :width] if name in _BY_POSITION else v for name, v in outputs.items()}
+        return outputs
+
+    def to_numpy(self, value: Any) -> Any:  # noqa: ANN401 the other runtimes' outputs are of their own kinds
+        """Return an output as an array: it is one."""
+        return value
+
+
+def batch_values(batch: Batch, bounds: Mapping[str, int]) -> dict[str, Tensor]:
+    """Return the fields of a batch; chunks of positions are filled up: a graph takes those of one width."""
+    values: dict[str, Tensor] = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    if isinstance(batch, CompletionBatch):
+        labels, positions = fill_chunks(batch.labels, batch.positions, bounds["chunk"])
+        values |= {"labels": labels, "positions": positions}
+    return values
+
+
+def failed(batch: Batch, file: str, error: ExecutorchError) -> TrainingError:
+    """Return what is said where ExecuTorch failed on a batch."""
+    return TrainingError(
+        f"ExecuTorch failed on a batch of {batch.rows} × {batch.input_ids.shape[1]} tokens in {file}: {error}",
+        "use a smaller batch if memory is short; check the bundle with: covey-edge bundle verify",
+    )
+
+
+def open_graph(bundle: Bundle, graph: Graph) -> GraphFile:
+    """Open one of a bundle's graphs, after its hash has been compared with the manifest's.
+
+    Raises:
+        BundleError: the file was altered, is of another version of ExecuTorch, needs a delegate that is not there, or
+            is not what its manifest says.
+    """
+    path, entry = bundle.file(graph.file), bundle.manifest.file(graph.file)
+    data = map_file(path)
+    if len(data) != entry.size_bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise BundleError(
+            f"the bundle's file {graph.file} was altered: its size or hash is not the manifest's; it is not run",
+            "fetch or export the bundle again",
+        )
+    try:
+        file = GraphFile(path, data)
+    except ExecutorchError as error:
+        raise BundleError(
+            f"ExecuTorch {VERSION} cannot load {graph.file}: {error}",
+            f"export the bundle with the same version of ExecuTorch; it was made with {_made_with(bundle)}",
+        ) from error
+    if (file.inputs, file.outputs) != (len(graph.inputs), len(graph.outputs)):
+        raise BundleError(
+            f"{graph.file} has {file.inputs} inputs and {file.outputs} outputs, its manifest says "
+            f"{len(graph.inputs)} and {len(graph.outputs)}",
+            "export the bundle again",
+        )
+    return file
+
+
+def _made_with(bundle: Bundle) -> str:
+    return bundle.manifest.created_by.get("executorch", "an unknown one")
+
+
+def check_bounds(batch: Batch, bounds: Mapping[str, int]) -> None:
+    """Check that a batch is not larger than what a graph's memory was planned for.
+
+    Raises:
+        TrainingError: it is.
+    """
+    rows, tokens = batch.input_ids.shape
+    sizes = {"batch": rows, "tokens": tokens}
+    if batch.labels.ndim == 2:
+        sizes |= {"chunks": batch.labels.shape[0], "chunk": batch.labels.shape[1]}
+    for name, size in sizes.items():
+        if size > bounds.get(name, size):
+            raise TrainingError(
+                f"a batch has {size} {_WORDS[name]}; the bundle's graphs for ExecuTorch take up to {bounds[name]}",
+                f"use a smaller batch_size, or export with a larger --max-batch ({name})",
+            )
+
+
+_WORDS = {"batch": "rows", "tokens": "tokens", "chunks": "chunks of positions", "chunk": "positions in a chunk"}
+
+
+class ExecutorchEngine(BundleEngine):
+    """Front and back of a bundle at one split, on ExecuTorch.
+
+    Args:
+        bundle: an opened bundle that has graphs for ExecuTorch.
+        split: one of its splits.
+        threads: threads of one operator; 0: one for each fast core. All engines of a process share them.
+
+    Raises:
+        BundleError: no such split or no graphs for ExecuTorch; a file altered, of another version, or with a delegate
+            that is not there.
+        ConfigError: the library cannot be had.
+    """
+
+    def __init__(self, bundle: Bundle, split: int, threads: int = 0) -> None:
+        super().__init__(bundle, split, "executorch", functools.partial(_GraphRunner, threads=threads))
+
+
+class ExecutorchPredictor(BundlePredictor):
+    """The whole model of a bundle on ExecuTorch, for prediction; see ExecutorchEngine."""
+
+    def __init__(self, bundle: Bundle, threads: int = 0) -> None:
+        super().__init__(bundle, "executorch", functools.partial(_GraphRunner, threads=threads))

@@ -1,0 +1,151 @@
+"""Golden vectors: a device checks a bundle against the losses and logits that PyTorch gave at export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edge_runtime.bundle.manifest import output_names
+from edge_runtime.data.batch import Batch, CompletionBatch
+from edge_runtime.engines.choose import make_engine, make_predictor, make_training_engine
+from edge_runtime.errors import BundleError
+from edge_runtime.files.tensor_file import map_tensors
+from edge_runtime.perturbation.perturb import FRONT, perturb_into
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.bundle.manifest import Golden, Runtime
+    from edge_runtime.perturbation.perturb import FloatVector
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """One batch, with what PyTorch gave for it: the loss, and the first of the task's outputs."""
+
+    batch: Batch
+    loss: float
+    logits: FloatVector
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Largest differences from PyTorch eager over all golden batches and splits: absolute up to 1, relative above.
+
+    ``logits`` are the token losses for causal-lm; ``gradients`` are those of the training graphs, 0 without any.
+
+    float32 itself is relative: logits near 30 differ by 3e-5 between any two orders of summation.
+    """
+
+    loss: float
+    logits: float
+    gradients: float = 0.0
+
+
+GRADIENT_TOLERANCE = 1e-4
+"""The largest difference allowed between gradients: sums over more terms than a loss."""
+
+
+def training_layers(level: int, n_layers: int) -> list[int]:
+    """Return the active layers of a level's golden vectors: spread out, the uppermost among them."""
+    return [((slot + 1) * n_layers - 1) // level for slot in range(level)]
+
+
+def golden_adapter(initial: FloatVector, golden: Golden) -> FloatVector:
+    """Return the adapter at which the golden vectors were computed."""
+    theta = np.empty_like(initial)
+    perturb_into(theta, initial, golden.seed, FRONT, golden.scale)
+    return theta
+
+
+def golden_cases(bundle: Bundle) -> Iterator[GoldenCase]:
+    """Yield the bundle's golden batches."""
+    golden, output = bundle.manifest.golden, output_names(bundle.manifest.task.kind)[0]
+    tensors = map_tensors(bundle.file(golden.file))
+    for n in range(golden.batches):
+        try:
+            batch = Batch(tensors[f"{n}.input_ids"], tensors[f"{n}.attention_mask"], tensors[f"{n}.labels"])
+            if output == "token_losses":
+                positions = tensors[f"{n}.positions"]
+                batch = CompletionBatch(batch.input_ids, batch.attention_mask, batch.labels, positions)
+            yield GoldenCase(batch, float(tensors[f"{n}.loss"]), tensors[f"{n}.{output}"])
+        except KeyError as error:
+            raise BundleError(f"{golden.file} does not hold {error}", "export the bundle again") from error
+
+
+def measure_parity(bundle: Bundle, threads: int = 0, runtime: Runtime = "onnxruntime") -> Parity:
+    """Run every golden batch through ``predict`` and front and back of every split, the first through training graphs.
+
+    Raises:
+        BundleError: a graph cannot be loaded.
+    """
+    theta = golden_adapter(bundle.initial_adapter(), bundle.manifest.golden)
+    cases, output = list(golden_cases(bundle)), output_names(bundle.manifest.task.kind)[0]
+    predictor = make_predictor(runtime, bundle, threads)
+    logits = [_difference(predictor.outputs(theta, case.batch)[output], case.logits) for case in cases]
+    del predictor  # one graph's memory at a time: a small board has no more
+    losses = [0.0]
+    for split in bundle.manifest.splits:
+        engine = make_engine(runtime, bundle, split, threads)
+        for case in cases:
+            # Each workspace is written just before its block runs: they may lie in the same memory.
+            np.copyto(engine.front_workspace, theta[: engine.front_workspace.size])
+            boundary = engine.front(case.batch)
+            np.copyto(engine.back_workspace, theta[engine.front_workspace.size :])
+            losses.append(_difference(np.float32(engine.back(boundary, case.batch)), np.float32(case.loss)))
+            logits.append(_difference(engine.back_outputs(boundary, case.batch)[output], case.logits))
+        del engine
+    gradients = [0.0]
+    if bundle.manifest.levels_for(runtime):
+        found = _training_differences(bundle, theta, cases[0].batch, threads, runtime)
+        losses += [loss for loss, _ in found]
+        gradients += [gradient for _, gradient in found]
+    return Parity(max(losses), max(logits), max(gradients))
+
+
+def _training_differences(
+    bundle: Bundle, theta: FloatVector, batch: Batch, threads: int, runtime: Runtime
+) -> list[tuple[float, float]]:
+    """Return how far loss and gradients of each level's graph are from PyTorch."""
+    manifest, differences = bundle.manifest, []
+    expected, training = map_tensors(bundle.file(manifest.golden.file)), make_training_engine(runtime, bundle, threads)
+    for level in training.levels:
+        found = np.zeros_like(theta)
+        loss = training.gradients(theta, training_layers(level, manifest.model.layers), batch, found)
+        try:
+            wanted = np.float32(expected[f"train_{level}.loss"]), expected[f"train_{level}.gradients"]
+        except KeyError as error:
+            raise BundleError(f"{manifest.golden.file} does not hold {error}", "export the bundle again") from error
+        differences.append((_difference(np.float32(loss), wanted[0]), _difference(found, wanted[1])))
+    return differences
+
+
+def check_golden(bundle: Bundle, threads: int = 0, runtime: Runtime = "onnxruntime") -> Parity:
+    """Measure parity and insist on the manifest's tolerance.
+
+    Raises:
+        BundleError: a difference is too large, or not a number.
+    """
+    parity = measure_parity(bundle, threads, runtime)
+    tolerance = bundle.manifest.golden.tolerance
+    within = parity.loss <= tolerance and parity.logits <= tolerance and parity.gradients <= GRADIENT_TOLERANCE
+    if not within:
+        raise BundleError(
+            f"the bundle's golden vectors differ from PyTorch on {runtime} by {parity.loss:.1e} (loss), "
+            f"{parity.logits:.1e} (logits) and {parity.gradients:.1e} (gradients); {tolerance:.0e} is allowed, "
+            f"{GRADIENT_TOLERANCE:.0e} for gradients",
+            f"report this machine and its {runtime} version; do not train on it",
+        )
+    return parity
+
+
+def _difference(actual: FloatVector | np.float32, expected: FloatVector | np.float32) -> float:
+    """Return the largest difference, over the largest expected value where that is above 1; infinity if none exists."""
+    if np.shape(actual) != np.shape(expected):
+        return float("inf")
+    wanted = np.asarray(expected, dtype=np.float64)
+    difference = float(np.abs(np.asarray(actual, dtype=np.float64) - wanted).max() / max(1.0, np.abs(wanted).max()))
+    return difference if np.isfinite(difference) else float("inf")

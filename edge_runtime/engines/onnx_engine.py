@@ -1,0 +1,117 @@
+"""The engine on ONNX Runtime: see engine_bundle.
+
+Weights are bound as inputs that point into the mapping. All sessions of the process share one allocator: going through
+front and back costs no more than the larger of the two.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import onnxruntime as ort
+
+from edge_runtime.engines.bundle_engine import BundleEngine, BundlePredictor
+from edge_runtime.errors import BundleError, TrainingError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.bundle.manifest import Graph
+    from edge_runtime.data.batch import Batch
+    from edge_runtime.engines.bundle_engine import Boundary
+    from edge_runtime.files.tensor_file import Tensor
+
+
+@functools.cache
+def _share_allocator() -> None:
+    """Register the allocator that every session of this process uses; it grows by what is asked for."""
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    grow_as_requested = ort.OrtArenaCfg({"arena_extend_strategy": 1})
+    ort.create_and_register_allocator(memory, grow_as_requested)
+
+
+def make_session(path: str, threads: int) -> ort.InferenceSession:
+    """Load a graph for the CPU.
+
+    Args:
+        path: an ONNX file.
+        threads: threads of one operator; 0 lets ONNX Runtime take one a core.
+
+    Raises:
+        BundleError: ONNX Runtime cannot load it.
+    """
+    _share_allocator()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.enable_mem_pattern = False  # patterns are kept for each shape: batches have many
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
+        raise BundleError(
+            f"ONNX Runtime cannot load {path}: {error}", "export with a newer Covey, or upgrade"
+        ) from error
+
+
+class _GraphRunner:
+    """See engine_bundle.Runner."""
+
+    def __init__(self, bundle: Bundle, graph: Graph, bound: dict[str, Tensor], threads: int) -> None:
+        self._session = make_session(str(bundle.file(graph.file)), threads)
+        self._outputs = [output.name for output in graph.outputs]
+        self._batch_inputs = [(i.name, i.source) for i in graph.inputs if i.role == "batch"]
+        self._boundary_inputs = [(i.name, i.source) for i in graph.inputs if i.role == "boundary"]
+        self._bound = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in bound.items()}
+        self._trainable_inputs = [(i.name, i.source) for i in graph.inputs if i.role == "trainable"]
+
+    def bind(self, trainable: Mapping[str, Tensor]) -> None:
+        """Read the trainable parameters from other arrays from now on."""
+        for name, source in self._trainable_inputs:
+            self._bound[name] = ort.OrtValue.ortvalue_from_numpy(trainable[source])
+
+    def run(self, batch: Batch, boundary: Boundary | None) -> Boundary:
+        """Run the graph; the outputs are ONNX Runtime's own tensors, not copied."""
+        feeds = dict(self._bound)
+        for name, source in self._batch_inputs:
+            feeds[name] = ort.OrtValue.ortvalue_from_numpy(getattr(batch, source))
+        for name, source in self._boundary_inputs:
+            feeds[name] = (boundary or {})[source]
+        try:
+            values = self._session.run_with_ort_values(self._outputs, feeds)
+        except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
+            raise TrainingError(
+                f"ONNX Runtime failed on a batch of {batch.rows} × {batch.input_ids.shape[1]} tokens: {error}",
+                "use a smaller batch if memory is short; check the bundle with: covey-edge bundle verify",
+            ) from error
+        return dict(zip(self._outputs, values, strict=True))
+
+    def to_numpy(self, value: Any) -> Any:  # noqa: ANN401 ONNX Runtime is untyped
+        """Return an output as an array."""
+        return value.numpy()
+
+
+class OnnxEngine(BundleEngine):
+    """Front and back of a bundle at one split, on ONNX Runtime.
+
+    Args:
+        bundle: an opened bundle.
+        split: one of its splits.
+        threads: threads of one operator; 0 lets ONNX Runtime take one a core.
+
+    Raises:
+        BundleError: no such split, or a graph and the files do not fit.
+    """
+
+    def __init__(self, bundle: Bundle, split: int, threads: int = 0) -> None:
+        super().__init__(bundle, split, "onnxruntime", functools.partial(_GraphRunner, threads=threads))
+
+
+class OnnxPredictor(BundlePredictor):
+    """The whole model of a bundle on ONNX Runtime, for prediction."""
+
+    def __init__(self, bundle: Bundle, threads: int = 0) -> None:
+        super().__init__(bundle, "onnxruntime", functools.partial(_GraphRunner, threads=threads))

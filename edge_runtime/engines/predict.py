@@ -1,0 +1,158 @@
+"""Prediction on the device: texts in, labels with probabilities out; or prompts in, completions out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge_runtime.bundle.manifest import CAUSAL_LM
+from edge_runtime.data.batch import IGNORED, CompletionBatch, pad
+from edge_runtime.data.tokens import CompletionEncoder, TextEncoder
+from edge_runtime.engines.choose import make_predictor
+from edge_runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.bundle.manifest import Runtime
+    from edge_runtime.data.rows import EncodedCompletions
+    from edge_runtime.engines.engine import Predictor
+    from edge_runtime.perturbation.perturb import FloatVector
+
+_BATCH_SIZE = 16
+
+FloatArray = np.ndarray[tuple[Any, ...], np.dtype[np.floating[Any]]]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One text with its most likely label and the probability of each."""
+
+    text: str
+    label: str
+    probabilities: dict[str, float]
+
+
+def predict(
+    bundle: Bundle, theta: FloatVector, texts: Sequence[str], threads: int = 0, runtime: Runtime = "onnxruntime"
+) -> list[Prediction]:
+    """Classify texts with the adapter ``theta``.
+
+    Raises:
+        BundleError: the bundle cannot be run.
+        ConfigError: its task is causal-lm.
+    """
+    task = bundle.manifest.task
+    if task.kind == CAUSAL_LM:
+        raise ConfigError("the bundle's task is causal-lm: it has no labels", "use predict.complete")
+    tokens = TextEncoder(bundle.file(bundle.manifest.tokenizer_file), task).encode(texts)
+    logits = all_logits(make_predictor(runtime, bundle, threads), theta, tokens, task.pad_token_id, len(task.labels))
+    probabilities = np.exp(logits - log_sum_exp(logits)[:, None])
+    return [
+        Prediction(
+            text,
+            task.labels[int(np.argmax(row))],
+            {label: float(p) for label, p in zip(task.labels, row, strict=True)},
+        )
+        for text, row in zip(texts, probabilities, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A prompt, the text that the model continues it with, and the tokens of that text."""
+
+    prompt: str
+    completion: str
+    tokens: list[int]
+
+
+def complete(
+    bundle: Bundle,
+    theta: FloatVector,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    threads: int = 0,
+    runtime: Runtime = "onnxruntime",
+) -> list[Continuation]:
+    """Continue prompts with the likeliest token each time, until the end-of-text token or ``max_new_tokens``.
+
+    Every token runs the whole prompt again: meant for a few tokens, to look at what was learned.
+
+    Raises:
+        BundleError: the bundle cannot be run.
+        ConfigError: its task is not causal-lm, or a prompt has no tokens.
+    """
+    task = bundle.manifest.task
+    if task.kind != CAUSAL_LM:
+        raise ConfigError(f"the bundle's task is {task.kind}: it does not continue prompts", "use predict.predict")
+    encoder = CompletionEncoder(bundle.file(bundle.manifest.tokenizer_file), task)
+    predictor = make_predictor(runtime, bundle, threads)
+    results = []
+    for prompt in prompts:
+        ids = encoder.encode_prompt(prompt)
+        if not ids:
+            raise ConfigError(f"the prompt {prompt!r} has no tokens", "give a longer prompt")
+        new: list[int] = []
+        while len(new) < max_new_tokens and len(ids) + len(new) < task.max_tokens:
+            batch = pad([ids + new], [0], task.pad_token_id)
+            last = np.array([[len(ids) + len(new) - 1]], dtype=np.int64)
+            asked = CompletionBatch(batch.input_ids, batch.attention_mask, np.full((1, 1), IGNORED, np.int64), last)
+            token = int(predictor.token_scores(theta, asked)[1][0, 0])
+            if token == task.eos_token_id:
+                break
+            new.append(token)
+        results.append(Continuation(prompt, encoder.decode(new), new))
+    return results
+
+
+@dataclass(frozen=True)
+class CompletionScores:
+    """For each row: sum of the losses of its completion's tokens (nats), how many there are, how many are predicted.
+
+    All of shape (rows,), float64. A token is predicted where it is the likeliest one, given all tokens before it.
+    """
+
+    loss_sums: FloatArray
+    tokens: FloatArray
+    right: FloatArray
+
+
+def score_completions(predictor: Predictor, theta: FloatVector, rows: EncodedCompletions) -> CompletionScores:
+    """Score every row's completion, in the order given; rows of like length share a batch."""
+    order = sorted(range(len(rows)), key=lambda index: len(rows.tokens[index]))
+    sums = np.empty((3, len(rows)), dtype=np.float64)
+    for start in range(0, len(order), _BATCH_SIZE):
+        indices = order[start : start + _BATCH_SIZE]
+        batch = rows.batch(indices)
+        losses, best = predictor.token_scores(theta, batch)
+        for row, values in enumerate((losses, np.ones_like(losses), best == batch.labels)):
+            sums[row, indices] = batch.by_row(values)
+    return CompletionScores(*sums)
+
+
+def all_logits(
+    predictor: Predictor, theta: FloatVector, tokens: Sequence[Sequence[int]], pad_token_id: int, n_labels: int
+) -> FloatVector:
+    """Return the logits of every row, in the order given; rows of like length share a batch, so little is padded.
+
+    Returns:
+        float32, (rows, n_labels).
+    """
+    order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
+    logits: FloatVector = np.empty((len(tokens), n_labels), dtype=np.float32)
+    for start in range(0, len(order), _BATCH_SIZE):
+        indices = order[start : start + _BATCH_SIZE]
+        batch = pad([tokens[index] for index in indices], [0] * len(indices), pad_token_id)
+        logits[indices] = predictor.logits(theta, batch)
+    return logits
+
+
+def log_sum_exp(logits: FloatArray) -> FloatArray:
+    """Return log Σ exp over the last axis, without overflow, in the precision of ``logits``."""
+    top = logits.max(axis=-1)
+    total: FloatArray = top + np.log(np.exp(logits - top[..., None]).sum(axis=-1))
+    return total

@@ -1,0 +1,177 @@
+"""Adapters as files: mapped, never read into memory, and rebuilt from one file into another part by part.
+
+An adapter may be a few KB of LoRA or every weight of a model. Both are float32, little-endian, in layout order, named
+by the SHA-256 of their bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edge_runtime.bundle.layout import CHUNK, adapter_sha256
+from edge_runtime.errors import BundleError, TrainingError, storage_error
+from edge_runtime.forward_only.replay import replay_part, round_terms
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.protocol.round_log import RoundLog
+
+
+def map_adapter(path: Path, size: int) -> FloatVector:
+    """Map an adapter file: float32, (size,), read-only. Neither hash nor values are looked at: see check_finite.
+
+    Raises:
+        BundleError: the length does not fit the layout, or it cannot be read.
+    """
+    try:
+        length = path.stat().st_size
+        if length != 4 * size:
+            raise BundleError(
+                f"the adapter has {length} bytes, the layout needs {4 * size}",
+                "use the adapter that belongs to this bundle",
+            )
+        return np.memmap(path, dtype="<f4", mode="r")
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror}", "fetch the adapter again") from error
+
+
+def check_finite(theta: FloatVector) -> None:
+    """Check that all values are finite.
+
+    Raises:
+        BundleError: one is not.
+    """
+    for start in range(0, theta.size, CHUNK):
+        if not np.isfinite(theta[start : start + CHUNK]).all():
+            raise BundleError("the adapter holds values that are not finite", "start from an earlier adapter")
+
+
+def check_adapter(theta: FloatVector, sha256: str) -> None:
+    """Check an adapter's hash and that its values are finite.
+
+    Raises:
+        BundleError: says which it is not.
+    """
+    if adapter_sha256(theta) != sha256:
+        raise BundleError(f"adapter {sha256[:12]} is damaged: its hash differs", "fetch the adapter again")
+    check_finite(theta)
+
+
+def write_replayed(
+    path: Path,
+    theta: FloatVector,
+    logs: Sequence[RoundLog],
+    previous: FloatVector | None = None,
+    before_path: Path | None = None,
+) -> tuple[str, int]:
+    """Write the adapter after one or more rounds to a new file: one pass, whatever the number of rounds.
+
+    Nothing but a part of 4 MiB is in memory at a time.
+
+    Args:
+        path: written and synced; a caller renames it.
+        theta: the adapter before the first round, float32, (parameters,); may be mapped.
+        logs: the rounds, in order; their hashes are not looked at.
+        previous: the adapter before ``theta``, where the first round has momentum.
+        before_path: where the adapter before the last round goes; None: it is not kept.
+
+    Returns:
+        The SHA-256 of what was written to ``path``, and the number of terms in all rounds.
+
+    Raises:
+        ProtocolError, TrainingError: a log does not fit, or the result is not finite; no file is left.
+        StorageError: disk full or not writable; no file is left.
+    """
+    digest = hashlib.sha256()
+    terms = [round_terms(log) for log in logs]
+    try:
+        with _new_files(path, before_path) as (file, before_file):
+            for start in range(0, theta.size, CHUNK):
+                part = slice(start, start + CHUNK)
+                now: FloatVector = np.array(theta[part], dtype=np.float32)
+                before = None if previous is None else np.array(previous[part], dtype=np.float32)
+                for log, added in zip(logs, terms, strict=True):
+                    after: FloatVector = np.empty_like(now)
+                    replay_part(after, now, log, added, before, start, theta.size)
+                    now, before = after, now
+                if not np.isfinite(now).all():
+                    raise TrainingError(
+                        f"round {logs[-1].round} gives an adapter that is not finite",
+                        "lower learning_rate in the job's [step]",
+                    )
+                data = now.astype("<f4", copy=False).data
+                digest.update(data)
+                file.write(data)
+                if before_file is not None and before is not None:
+                    before_file.write(before.astype("<f4", copy=False).data)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    return digest.hexdigest(), sum(len(added) for added in terms)
+
+
+@contextlib.contextmanager
+def _new_files(*paths: Path | None) -> Iterator[list[Any]]:
+    """Open files for writing; synced where all went well, removed where not."""
+    try:
+        with contextlib.ExitStack() as stack:
+            files = [None if path is None else stack.enter_context(path.open("wb")) for path in paths]
+            yield files
+            for file in files:
+                if file is not None:
+                    file.flush()
+                    os.fsync(file.fileno())
+    except BaseException:
+        for path in paths:
+            if path is not None:
+                path.unlink(missing_ok=True)
+        raise
+
+
+def follow_logs(
+    path: Path,
+    theta: FloatVector,
+    base_sha256: str,
+    logs: Sequence[RoundLog],
+    previous: FloatVector | None = None,
+    before_path: Path | None = None,
+) -> None:
+    """Write the adapter after a chain of logs, and check every step that their hashes allow to check.
+
+    Args:
+        path: see write_replayed.
+        theta: see write_replayed.
+        base_sha256: the hash of ``theta``.
+        logs: see write_replayed.
+        previous: see write_replayed.
+        before_path: see write_replayed.
+
+    Raises:
+        TrainingError: the chain does not begin at ``theta``, has a gap, or ends on another adapter than it says.
+        ProtocolError, StorageError: see write_replayed.
+    """
+    reached = base_sha256
+    for log in logs:
+        if log.base_sha256 != reached:
+            raise TrainingError(
+                f"the replay logs have a gap: round {log.round} starts from adapter {log.base_sha256[:12]}, "
+                f"not from {reached[:12]}",
+                "fetch the adapter itself",
+            )
+        reached = log.result_sha256
+    found, _ = write_replayed(path, theta, logs, previous, before_path)
+    if found != reached:
+        path.unlink()
+        if before_path is not None:
+            before_path.unlink()
+        raise TrainingError(
+            f"the replay ended on adapter {found[:12]}, the server's is {reached[:12]}",
+            "fetch the adapter itself, and report both machines' versions: the bits should be equal",
+        )

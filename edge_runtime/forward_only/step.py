@@ -1,0 +1,170 @@
+"""The forward-only step: SPZO, zeroth order on a network split into two blocks.
+
+Our reading of FedSPZO ("Efficient Zero-Order Federated Finetuning of Language Models for Resource-Constrained
+Devices"; its body was not available to us, the abstract and summary were):
+
+``nested``, two-sided::
+
+    for i in 1..P1:                      # front directions z_i; one activation kept per sign
+        y⁺ = front(θf + eps z_i);  y⁻ = front(θf − eps z_i)
+        for j in 1..P2:                  # back directions z_ij; y⁺ and y⁻ are reused
+            g_ij = (back(y⁺, θb + eps z_ij) − back(y⁻, θb − eps z_ij)) / (2 eps)
+    front gradient ≈ mean_ij g_ij z_i    back gradient ≈ mean_ij (g_ij − b_ij) z_ij
+
+``clean``, back directions around the clean activation::
+
+    for i in 1..P1:  g_i = (back(front(θf + eps z_i), θb) − back(front(θf − eps z_i), θb)) / (2 eps)
+    y = front(θf)
+    for j in 1..P2:  h_j = (back(y, θb + eps z_j) − back(y, θb − eps z_j)) / (2 eps)
+
+``difference = "forward"`` replaces the loss at −eps by one clean loss a step (as FZOO and DeComFL do), and divides by
+eps.
+
+``b_ij``, the mean of the other g_ij' of the same i, is ours, not the paper's (``leave_one_out``): the g_ij share the
+front's term, and taking it out is unbiased because b_ij does not depend on z_ij.
+
+A front block without trainable parameters is run once, unperturbed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from edge_runtime.errors import TrainingError
+from edge_runtime.forward_only.coefficients import Terms, add_terms
+from edge_runtime.perturbation.perturb import BACK, FRONT
+
+if TYPE_CHECKING:
+    from edge_runtime.data.batch import Batch
+    from edge_runtime.engines.engine import Engine
+    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.protocol.step_rule import StepRule, StepSeeds
+
+BoundaryT = TypeVar("BoundaryT")
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step measured.
+
+    Attributes:
+        scalars: projected gradients, float32, (scalars_per_step,): g_ij with i before j, or g_i and then h_j.
+        loss: mean of all losses seen, near the clean loss.
+        front_passes: runs of the front block.
+        back_passes: runs of the back block.
+    """
+
+    scalars: FloatVector
+    loss: float
+    front_passes: int
+    back_passes: int
+
+
+def spzo_step(
+    engine: Engine[BoundaryT],
+    theta: FloatVector,
+    batch: Batch,
+    rule: StepRule,
+    step_seeds: StepSeeds,
+    pending: Terms | None = None,
+) -> StepResult:
+    """Measure the projected gradients of one batch; ``theta`` stays as it is.
+
+    Args:
+        engine: the two blocks; its workspaces are overwritten.
+        theta: trainable parameters, float32, (front size + back size,).
+        batch: the rows.
+        rule: how to perturb.
+        step_seeds: the directions.
+        pending: updates since ``theta`` that are not in it; the step measures at theta plus these, bit for bit as if
+            they had been added one after the other. So a model whose copy would not fit needs none.
+
+    Raises:
+        TrainingError: a loss is not finite, or theta's length does not fit the engine.
+    """
+    if theta.size != engine.front_workspace.size + engine.back_workspace.size:
+        raise TrainingError(
+            f"theta has {theta.size} parameters, the engine {engine.front_workspace.size + engine.back_workspace.size}",
+            "use the adapter and the split of the same bundle",
+        )
+    blocks = _Blocks(engine, theta, pending or Terms(), batch)
+    run = _nested if rule.variant == "nested" else _clean
+    pairs = run(blocks, rule, step_seeds)
+    if not all(math.isfinite(loss) for loss in blocks.losses):
+        raise TrainingError(
+            f"a loss is not finite ({next(loss for loss in blocks.losses if not math.isfinite(loss))})",
+            "lower learning_rate or eps in the job, or look for broken rows with: covey-edge data check",
+        )
+    distance = rule.eps if rule.difference == "forward" else 2 * rule.eps
+    scalars = np.array([(plus - minus) / distance for plus, minus in pairs], dtype=np.float32)
+    loss = math.fsum(blocks.losses) / len(blocks.losses)
+    return StepResult(scalars, loss, blocks.front_passes, len(blocks.losses))
+
+
+class _Blocks:
+    """An engine with a clean theta: each run writes what it will read of the perturbed block to the workspace first."""
+
+    def __init__(self, engine: Engine[BoundaryT], theta: FloatVector, pending: Terms, batch: Batch) -> None:
+        self._engine = engine
+        self._batch = batch
+        self._front_reads, self._back_reads = engine.front_reads(batch), engine.back_reads(batch)
+        self._front = theta[: engine.front_workspace.size]
+        self._back = theta[engine.front_workspace.size :]
+        self._pending = pending
+        self.front_passes = 0
+        self.losses: list[float] = []
+
+    @property
+    def front_is_frozen(self) -> bool:
+        return self._front.size == 0
+
+    def front(self, seed: int | None = None, scale: float = 0.0) -> object:
+        terms = self._pending.front if seed is None else [*self._pending.front, (seed, scale)]
+        for part in self._front_reads:
+            add_terms(self._engine.front_workspace[part], self._front[part], terms, FRONT, offset=part.start)
+        self.front_passes += 1
+        return self._engine.front(self._batch)
+
+    def back(self, boundary: object, seed: int | None = None, scale: float = 0.0) -> float:
+        terms = self._pending.back if seed is None else [*self._pending.back, (seed, scale)]
+        for part in self._back_reads:
+            add_terms(self._engine.back_workspace[part], self._back[part], terms, BACK, offset=part.start)
+        self.losses.append(self._engine.back(boundary, self._batch))  # type: ignore[arg-type]
+        return self.losses[-1]
+
+
+def _nested(blocks: _Blocks, rule: StepRule, step_seeds: StepSeeds) -> list[tuple[float, float]]:
+    pairs: list[tuple[float, float]] = []
+    eps, p2, one_sided = rule.eps, rule.back_perturbations, rule.difference == "forward"
+    clean = blocks.front() if one_sided or blocks.front_is_frozen else None
+    clean_loss = blocks.back(clean) if one_sided else math.nan
+    for i, front in enumerate(step_seeds.front):
+        plus = clean if blocks.front_is_frozen else blocks.front(front, eps)
+        minus = clean if blocks.front_is_frozen or one_sided else blocks.front(front, -eps)
+        for back in step_seeds.back[i * p2 : (i + 1) * p2]:
+            loss = blocks.back(plus, back, eps)
+            pairs.append((loss, clean_loss if one_sided else blocks.back(minus, back, -eps)))
+    return pairs
+
+
+def _clean(blocks: _Blocks, rule: StepRule, step_seeds: StepSeeds) -> list[tuple[float, float]]:
+    pairs: list[tuple[float, float]] = []
+    eps, one_sided = rule.eps, rule.difference == "forward"
+    clean = blocks.front()
+    clean_loss = blocks.back(clean) if one_sided else math.nan
+    for front in step_seeds.front:
+        # A frozen front has no directions: its scalars are measured as 0, at no cost.
+        if blocks.front_is_frozen:
+            pairs.append((0.0, 0.0))
+            continue
+        plus = blocks.back(blocks.front(front, eps))
+        minus = clean_loss if one_sided else blocks.back(blocks.front(front, -eps))
+        pairs.append((plus, minus))
+    for back in step_seeds.back:
+        plus = blocks.back(clean, back, eps)
+        pairs.append((plus, clean_loss if one_sided else blocks.back(clean, back, -eps)))
+    return pairs

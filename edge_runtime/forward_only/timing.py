@@ -1,0 +1,65 @@
+"""How long the two blocks take: an engine around an engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from edge_runtime.data.batch import Batch
+    from edge_runtime.engines.engine import Engine
+    from edge_runtime.perturbation.perturb import FloatVector
+
+BoundaryT = TypeVar("BoundaryT")
+
+
+class TimedEngine(Generic[BoundaryT]):
+    """Passes every call on and adds up the time; perturbing is not in it.
+
+    Args:
+        engine: the engine that works.
+        clock: monotonic seconds.
+
+    Attributes:
+        front_seconds: time of all front passes so far.
+        back_seconds: time of all back passes so far.
+    """
+
+    def __init__(self, engine: Engine[BoundaryT], clock: Callable[[], float]) -> None:
+        self._engine = engine
+        self._clock = clock
+        self.front_seconds = 0.0
+        self.back_seconds = 0.0
+
+    @property
+    def front_workspace(self) -> FloatVector:
+        """See Engine."""
+        return self._engine.front_workspace
+
+    @property
+    def back_workspace(self) -> FloatVector:
+        """See Engine."""
+        return self._engine.back_workspace
+
+    def front_reads(self, batch: Batch) -> Sequence[slice]:
+        """See Engine."""
+        return self._engine.front_reads(batch)
+
+    def back_reads(self, batch: Batch) -> Sequence[slice]:
+        """See Engine."""
+        return self._engine.back_reads(batch)
+
+    def front(self, batch: Batch) -> BoundaryT:
+        """See Engine."""
+        started = self._clock()
+        boundary = self._engine.front(batch)
+        self.front_seconds += self._clock() - started
+        return boundary
+
+    def back(self, boundary: BoundaryT, batch: Batch) -> float:
+        """See Engine."""
+        started = self._clock()
+        loss = self._engine.back(boundary, batch)
+        self.back_seconds += self._clock() - started
+        return loss

@@ -1,0 +1,68 @@
+// What the core needs of a bundle's manifest (edge_runtime/bundle/manifest.py). Fields that it does not need are not looked
+// at: the format's version guards their meaning.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+namespace covey {
+
+constexpr std::int64_t format_version = 3;
+
+struct Parameter {
+    std::string name;
+    std::vector<std::int64_t> shape;
+    std::int64_t layer;
+    std::uint64_t offset, size; // elements, in the flat vector
+};
+
+struct FileEntry {
+    std::string path, sha256;
+    std::uint64_t size_bytes;
+};
+
+struct GraphInput {
+    std::string dtype, role, source;
+    std::vector<std::variant<std::int64_t, std::string>> shape; // a name where the size is dynamic
+    // Where the graph reads only some rows of a trainable tensor: the batch's tokens, or these.
+    bool reads_tokens = false;
+    std::optional<std::vector<std::int64_t>> rows;
+};
+
+struct Graph {
+    std::string kind, runtime, file;
+    std::optional<std::int64_t> split;
+    std::vector<GraphInput> inputs; // in the order in which the graph takes them
+    std::vector<std::string> outputs;
+};
+
+struct Golden {
+    std::string file;
+    std::uint64_t batches, seed;
+    double scale, tolerance;
+};
+
+struct Manifest {
+    std::string sha256; // of manifest.json: the bundle's name
+    std::string task, weights_file, adapter_file;
+    bool trains_every_weight;
+    std::vector<std::int64_t> splits;
+    std::vector<Parameter> parameters;
+    Golden golden;
+    std::vector<Graph> graphs;
+    std::vector<FileEntry> files;
+
+    std::uint64_t total_size() const; // of the flat vector
+    std::uint64_t front_size(std::int64_t split) const;
+    // Throw Error (bundle) where there is none.
+    const FileEntry &file(const std::string &path) const;
+    const Graph &graph(const std::string &kind, const std::string &runtime, std::int64_t split) const;
+};
+
+// Throws Error (bundle): not JSON, another version, wrong types, unsafe or missing paths, a broken layout.
+Manifest decode_manifest(const void *data, std::size_t size);
+
+} // namespace covey

@@ -1,0 +1,63 @@
+// One of a bundle's graphs on ExecuTorch (over covey_executorch.h): bound to mapped weights and a workspace.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/bundle/bundle.h"
+#include "executorch/covey_executorch.h"
+#include "core/engines/engine.h"
+
+namespace covey {
+
+// A tensor that a graph gave: what crosses the cut is copied, for the graph's next run overwrites it.
+struct Output {
+    covey_executorch_tensor type;
+    std::vector<std::uint8_t> bytes;
+};
+
+class Outputs : public Boundary {
+public:
+    std::map<std::string, Output> by_name;
+};
+
+// Bundle, files and workspace must outlive it. Every method throws Error.
+class ExecutorchGraph {
+public:
+    // Checks the graph's hash, then loads those very bytes. Args: frozen are the files with weights; the workspace
+    // begins at parameter `workspace_start` of the flat vector.
+    ExecutorchGraph(const Bundle &bundle, const Graph &graph, const std::vector<const TensorFile *> &frozen,
+                    float *workspace, std::uint64_t workspace_start);
+    ~ExecutorchGraph();
+    ExecutorchGraph(const ExecutorchGraph &) = delete;
+    ExecutorchGraph &operator=(const ExecutorchGraph &) = delete;
+
+    // boundary: what the front gave; null for the front itself.
+    void run(const Batch &batch, const Outputs *boundary);
+    // data is the graph's own, until its next run.
+    covey_executorch_tensor output(const std::string &name, const void **data) const;
+    std::unique_ptr<Outputs> copy_outputs() const;
+
+private:
+    void check(std::int32_t code, const std::string &what, Code kind) const;
+    [[noreturn]] void refuse(const std::string &what) const;
+    void bind(std::uint32_t index, const void *data, const std::vector<std::int64_t> &sizes, const std::string &dtype,
+              Code kind);
+    void check_shape(const GraphInput &input, const std::vector<std::int64_t> &shape) const;
+    void bind_parameter(const Manifest &manifest, std::uint32_t index, float *workspace, std::uint64_t start);
+    void bind_frozen(std::uint32_t index, const std::vector<const TensorFile *> &files);
+    const std::int64_t *fill_chunks(std::uint32_t index, const std::int64_t *data, const Batch &batch,
+                                    std::int64_t filler, std::vector<std::int64_t> &sizes);
+    void bind_batch(std::uint32_t index, const Batch &batch);
+    void bind_boundary(std::uint32_t index, const Outputs &boundary);
+
+    const Graph &graph_;
+    MappedFile file_;
+    covey_executorch_graph *handle_ = nullptr;
+    std::map<std::uint32_t, std::vector<std::int64_t>> filled_; // by input
+};
+
+} // namespace covey

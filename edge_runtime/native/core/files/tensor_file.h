@@ -1,0 +1,40 @@
+// Tensors mapped from a safetensors file (edge_runtime/files/tensor_file.py): views, no copy.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "core/files/mapped_file.h"
+
+namespace covey {
+
+struct Tensor {
+    std::string dtype; // "float32" or "int64"
+    std::vector<std::int64_t> shape;
+    const void *data; // aligned for its type
+    std::uint64_t size_bytes;
+    std::uint64_t begin; // in the file's data, bytes
+};
+
+class TensorFile {
+public:
+    // Throws Error (bundle): missing, truncated, not aligned or of an unknown element type.
+    explicit TensorFile(const std::string &path);
+
+    const std::map<std::string, Tensor> &tensors() const { return tensors_; }
+    // Throws Error (bundle) where it is not there or of another type.
+    const Tensor &tensor(const std::string &name, const char *dtype) const;
+    // The file's data as one vector, where its tensors are float32 and lie one after the other in the order of `names`.
+    const float *flat(const std::vector<std::string> &names, std::uint64_t size) const;
+
+private:
+    [[noreturn]] void refuse(const std::string &what) const;
+
+    std::string path_;
+    MappedFile file_;
+    std::map<std::string, Tensor> tensors_;
+};
+
+} // namespace covey

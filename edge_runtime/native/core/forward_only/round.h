@@ -1,0 +1,60 @@
+// One round on one device: local steps on batches that the app makes, scalars out (edge_runtime/forward_only/round.py).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/engines/engine.h"
+#include "core/protocol/step_rule.h"
+#include "core/forward_only/step.h"
+#include "core/forward_only/coefficients.h"
+
+namespace covey {
+
+struct Privacy {
+    double clip;             // largest absolute value of a scalar
+    double noise_multiplier; // standard deviation of the noise, as a multiple of clip
+};
+
+// Standard normal numbers from the operating system's entropy: noise that nobody can predict.
+double secret_normal();
+
+struct RoundWork {
+    std::uint64_t job_seed, round;
+    std::string device;
+    StepRule rule;
+    std::optional<double> mean_square; // of the last round's scalars; none in the first
+    std::optional<Privacy> privacy;
+};
+
+// theta is not copied and not changed: updates are a list that is added each time a block is written.
+class Round {
+public:
+    // engine and theta must outlive the round. Throws Error (config): a rule that cannot be.
+    Round(Engine &engine, const float *theta, RoundWork work, std::function<double()> normal = secret_normal);
+
+    // One local step. Throws Error (training): a loss is not finite; the round then stays as it was.
+    StepResult step(const Batch &batch);
+
+    const std::vector<float> &scalars() const { return scalars_; } // of all steps so far
+    std::uint64_t front_passes() const { return front_passes_; }
+    std::uint64_t back_passes() const { return back_passes_; }
+    // Writes the local model: front_size() + back_size() floats.
+    void local_model(float *out) const;
+
+private:
+    void privatise(std::vector<float> &scalars);
+
+    Engine &engine_;
+    const float *theta_;
+    RoundWork work_;
+    std::function<double()> normal_;
+    Terms pending_;
+    std::vector<float> scalars_;
+    std::uint64_t steps_ = 0, front_passes_ = 0, back_passes_ = 0;
+};
+
+} // namespace covey

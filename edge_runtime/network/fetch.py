@@ -1,0 +1,251 @@
+"""Fetching by sha256 over HTTP: resumable, checked, and whole or not there at all."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import logging
+import shutil
+import time
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING
+
+from edge_runtime.bundle.folder import check_file, file_sha256, open_bundle, verify_files
+from edge_runtime.bundle.manifest import MANIFEST_FILE, decode_manifest
+from edge_runtime.errors import BundleError, NetworkError, StorageError, storage_error
+from edge_runtime.store.store import sync_directory, write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from edge_runtime.bundle.folder import Bundle
+
+_LOG = logging.getLogger(__name__)
+_CHUNK_BYTES = 1 << 18
+_ATTEMPTS = 6
+TIMEOUT_S = 30.0
+_MAX_MANIFEST_BYTES = 1 << 24
+_SPARE_BYTES = 16 << 20
+_BYTES_TO_MEASURE = 1 << 16
+
+
+class Fetcher:
+    """Fetches blobs from one server.
+
+    Args:
+        blob_url: blobs are at ``<blob_url>/<sha256>``.
+        sleep: waits between attempts, in seconds; passed in for tests.
+        clock: monotonic seconds.
+
+    Attributes:
+        fetched_bytes: bytes that came over the network so far.
+    """
+
+    def __init__(
+        self,
+        blob_url: str,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._blob_url = blob_url.rstrip("/")
+        self._sleep = sleep
+        self._clock = clock
+        self._seconds = 0.0
+        self._measured_bytes = 0
+        self.fetched_bytes = 0
+
+    @property
+    def bytes_per_s(self) -> float | None:
+        """How fast blobs came, connection included; None before enough came to tell."""
+        if self._measured_bytes < _BYTES_TO_MEASURE or self._seconds <= 0:
+            return None
+        return self._measured_bytes / self._seconds
+
+    def data(self, sha256: str, max_bytes: int) -> bytes:
+        """Return a small blob.
+
+        Raises:
+            NetworkError: it could not be fetched, is larger than ``max_bytes``, or has another hash.
+        """
+        chunks: list[bytes] = []
+
+        def attempt() -> None:
+            chunks.clear()
+            received = 0
+            with self._open(sha256, 0) as response:
+                while chunk := _read(response):
+                    received += len(chunk)
+                    self.fetched_bytes += len(chunk)
+                    if received > max_bytes:
+                        raise NetworkError(f"blob {sha256[:12]} is larger than {max_bytes} bytes", "look at the server")
+                    chunks.append(chunk)
+            if hashlib.sha256(b"".join(chunks)).hexdigest() != sha256:
+                raise BrokenTransferError(f"blob {sha256[:12]} arrived with another hash")
+
+        self._retry(attempt, sha256)
+        return b"".join(chunks)
+
+    def file(self, sha256: str, size_bytes: int, path: Path) -> None:
+        """Fetch a blob to a file; an interrupted transfer goes on where it stopped, also after a restart.
+
+        Raises:
+            NetworkError: it could not be fetched, or what came has another hash.
+            StorageError: disk full or not writable; what was fetched stays for the next try.
+        """
+        partial = path.with_name(path.name + ".part")
+
+        def attempt() -> None:
+            have = partial.stat().st_size if partial.exists() else 0
+            if have < size_bytes:
+                self._append(sha256, partial, have)
+            if partial.stat().st_size != size_bytes or file_sha256(partial) != sha256:
+                if partial.stat().st_size >= size_bytes:
+                    partial.unlink()
+                raise BrokenTransferError(f"blob {sha256[:12]} arrived incomplete or with another hash")
+
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._retry(attempt, sha256)
+            partial.replace(path)
+        except OSError as error:
+            raise storage_error(error, path) from error
+
+    def _append(self, sha256: str, partial: Path, have: int) -> None:
+        with self._open(sha256, have) as response, partial.open("ab") as file:
+            if have and response.status != http.client.PARTIAL_CONTENT:
+                file.truncate(0)
+            while chunk := _read(response):
+                file.write(chunk)
+                self.fetched_bytes += len(chunk)
+
+    def _open(self, sha256: str, start: int) -> http.client.HTTPResponse:
+        request = urllib.request.Request(f"{self._blob_url}/{sha256}")  # noqa: S310 the scheme is checked by blob_base
+        if start:
+            request.add_header("Range", f"bytes={start}-")
+        try:
+            response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_S)  # noqa: S310
+        except urllib.error.HTTPError as error:
+            if error.code < http.client.INTERNAL_SERVER_ERROR:
+                raise NetworkError(
+                    f"the server answered {error.code} for blob {sha256[:12]}", "look at the server's log"
+                ) from error
+            raise BrokenTransferError(f"the server answered {error.code}") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise BrokenTransferError(str(error)) from error
+        return response
+
+    def _retry(self, attempt: Callable[[], None], sha256: str) -> None:
+        def timed() -> None:
+            before, started = self.fetched_bytes, self._clock()
+            attempt()
+            self._seconds += self._clock() - started
+            self._measured_bytes += self.fetched_bytes - before
+
+        try_again(timed, self._sleep, f"fetch {self._blob_url}/{sha256[:12]}…")
+
+
+class BrokenTransferError(Exception):
+    """A transfer that may succeed when tried again."""
+
+
+def try_again(attempt: Callable[[], None], sleep: Callable[[float], None], what: str) -> None:
+    """Try a transfer until it succeeds, with growing pauses.
+
+    Args:
+        attempt: raises BrokenTransferError where another try may help.
+        sleep: waits, in seconds.
+        what: what is tried, for messages: a verb and its object.
+
+    Raises:
+        NetworkError: no attempt succeeded.
+    """
+    for number in range(_ATTEMPTS):
+        try:
+            attempt()
+        except BrokenTransferError as error:
+            if number == _ATTEMPTS - 1:
+                raise NetworkError(
+                    f"cannot {what}: {error}", "check that the server runs and that a firewall lets this machine in"
+                ) from error
+            _LOG.warning("cannot %s yet (%s); trying again", what, error)
+            sleep(2.0**number / 2)
+        else:
+            return
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    try:
+        return response.read1(_CHUNK_BYTES)
+    except (OSError, http.client.HTTPException) as error:
+        raise BrokenTransferError(str(error)) from error
+
+
+def blob_base(blob_url: str, broker_host: str, server_url: str | None) -> str:
+    """Return where blobs are: under the device's own ``server_url``, or where the plan said.
+
+    A plan's address without a host (``http://:8080/blobs``) is on the broker's host.
+
+    Raises:
+        NetworkError: not an http or https address.
+    """
+    url = f"{server_url.rstrip('/')}/blobs" if server_url else blob_url
+    scheme, separator, rest = url.partition("://")
+    if scheme not in ("http", "https") or not separator:
+        raise NetworkError(
+            f"{url!r} is not an http address", "set server_url in edge.toml, or covey serve --public-url"
+        )
+    return f"{scheme}://{broker_host}{rest}" if rest.startswith((":", "/")) else url
+
+
+def fetch_bundle(fetcher: Fetcher, sha256: str, bundles: Path, check: Callable[[Bundle], None]) -> Bundle:
+    """Fetch a bundle, check it, and make it appear by a rename.
+
+    Args:
+        fetcher: where from.
+        sha256: the bundle's name.
+        bundles: folder of the bundles; files that are there from an interrupted try are kept.
+        check: runs the golden vectors; the bundle appears only if it returns.
+
+    Raises:
+        NetworkError, BundleError, StorageError: nothing appears, what was fetched stays for the next try.
+    """
+    target, partial = bundles / sha256, bundles / f"{sha256}.partial"
+    data = fetcher.data(sha256, _MAX_MANIFEST_BYTES)
+    manifest = decode_manifest(data)
+    missing = [entry for entry in manifest.files if not _is_whole(partial / entry.path, entry.size_bytes)]
+    _check_space(bundles, sum(entry.size_bytes for entry in missing))
+    for entry in manifest.files:
+        path = partial / entry.path
+        if entry in missing:
+            fetcher.file(entry.sha256, entry.size_bytes, path)
+        else:
+            try:
+                check_file(path, entry)
+            except BundleError:
+                path.unlink()
+                fetcher.file(entry.sha256, entry.size_bytes, path)
+    write_atomically(partial / MANIFEST_FILE, data)
+    bundle = open_bundle(partial)
+    verify_files(bundle)
+    check(bundle)
+    try:
+        partial.replace(target)
+        sync_directory(bundles)
+    except OSError as error:
+        raise storage_error(error, target) from error
+    return open_bundle(target)
+
+
+def _is_whole(path: Path, size_bytes: int) -> bool:
+    return path.is_file() and path.stat().st_size == size_bytes
+
+
+def _check_space(folder: Path, needed_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes + _SPARE_BYTES:
+        raise StorageError(
+            f"the bundle needs {needed_bytes / 1e6:.0f} MB more, {folder} has {free / 1e6:.0f} MB free",
+            "free some space, or move state_dir to a larger disk",
+        )

@@ -1,0 +1,280 @@
+"""Measures the graphs that a device loads together, in a process of its own: its peak memory is theirs.
+
+``python -m edge_runtime.profiling.worker`` reads a WorkOrder (JSON) from stdin and writes what it found to stdout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+import numpy as np
+
+from edge_runtime.bundle.folder import Bundle, open_bundle
+from edge_runtime.bundle.manifest import CAUSAL_LM, Runtime
+from edge_runtime.data.batch import Batch, pad, pad_completions
+from edge_runtime.device.board import Board
+from edge_runtime.device.memory import parameter_bytes
+from edge_runtime.engines.golden import golden_adapter, golden_cases, training_layers
+from edge_runtime.errors import CoveyError
+from edge_runtime.protocol.profile import GraphProfile, Latency, Sustained
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    Run = Callable[[], object]
+
+SUSTAIN_SHARE = 0.1
+"""First and last share of a sustained run that are compared."""
+_SAMPLE_S = 0.25
+
+
+class WorkOrder(msgspec.Struct, frozen=True):
+    """What to measure.
+
+    Attributes:
+        bundle: path of the bundle.
+        runtime: whose graphs.
+        kind: front and back of a split, the predict graph, or the training graph of a level.
+        number: the split, or the level.
+        threads: of one operator; 0: one a core.
+        shapes: batch sizes × tokens.
+        warm_up: runs before the timed ones, at each shape.
+        least_runs: timed runs at each shape, at least.
+        most_runs: timed runs at each shape, at most.
+        seconds: no new run begins after so long, once there are ``least_runs``.
+        sustain_s: go on with the last shape for so long; 0: do not.
+    """
+
+    bundle: str
+    runtime: Runtime
+    kind: Literal["split", "predict", "train"]
+    number: int | None
+    threads: int
+    shapes: list[tuple[int, int]]
+    warm_up: int = 2
+    least_runs: int = 5
+    most_runs: int = 50
+    seconds: float = 2.0
+    sustain_s: float = 0.0
+
+
+class WorkResult(msgspec.Struct, frozen=True):
+    """What was found, or why not."""
+
+    graphs: list[GraphProfile]
+    error: str | None = None
+
+
+def make_batch(bundle: Bundle, rows: int, tokens: int) -> Batch:
+    """Return a full batch of a shape: tokens of a golden batch, again and again; labels do not matter to the time."""
+    task = bundle.manifest.task
+    golden = next(golden_cases(bundle)).batch
+    real = golden.input_ids[golden.attention_mask == 1]
+    ids = np.resize(real, (rows, tokens)).tolist()
+    if task.mask_token_id is not None:
+        for row in ids:
+            row[:] = [token if token != task.mask_token_id else int(real[0]) for token in row[:-1]] + [
+                task.mask_token_id
+            ]
+    if task.kind == CAUSAL_LM:
+        return pad_completions(ids, [max(1, tokens // 2)] * rows, task.pad_token_id)
+    return pad(ids, [0] * rows, task.pad_token_id)
+
+
+def measure(order: WorkOrder, clock: Callable[[], float] = time.perf_counter) -> list[GraphProfile]:
+    """Load what the order names and time it.
+
+    Raises:
+        BundleError: a graph cannot be loaded, or the runtime is not known here.
+        TrainingError: it fails at a shape, out of memory for one.
+    """
+    bundle = open_bundle(Path(order.bundle))
+    batches = [make_batch(bundle, rows, tokens) for rows, tokens in order.shapes]
+    theta = golden_adapter(bundle.initial_adapter(), bundle.manifest.golden)
+    base = _resident("VmRSS")
+    started = clock()
+    if order.kind == "split":
+        return _measure_split(order, bundle, batches, theta, base, started, clock)
+    run: Callable[[Batch], object]
+    if order.kind == "predict":
+        from edge_runtime.engines.choose import make_predictor  # noqa: PLC0415 not before ``base`` was read
+
+        predictor = make_predictor(order.runtime, bundle, order.threads)
+
+        def run(batch: Batch) -> object:
+            return predictor.outputs(theta, batch)
+
+        names: dict[str, Any] = {"kind": "predict"}
+        bound = bundle.manifest.graph("predict", runtime=order.runtime)
+    else:
+        from edge_runtime.engines.choose import make_training_engine  # noqa: PLC0415
+
+        training, out = make_training_engine(order.runtime, bundle, order.threads), np.zeros_like(theta)
+        layers = training_layers(order.number or 1, bundle.manifest.model.layers)
+
+        def run(batch: Batch) -> object:
+            return training.gradients(theta, layers, batch, out)
+
+        names = {"kind": "train", "level": order.number}
+        bound = bundle.manifest.training_graph(order.number or 1, order.runtime)
+    run(batches[0])
+    load_s = clock() - started
+    latencies = [_time(order, clock, lambda b=batch: run(b), batch) for batch in batches]  # type: ignore[misc]
+    peak = _resident("VmHWM")
+    sustained = _sustain(order, clock, lambda: run(batches[-1]), batches[-1])
+    return [
+        GraphProfile(
+            engine=order.runtime, load_s=load_s, peak_rss_bytes=peak, base_rss_bytes=base,
+            parameter_bytes=parameter_bytes(bound), latencies=latencies, sustained=sustained, **names,
+        )
+    ]  # fmt: skip
+
+
+def _measure_split(
+    order: WorkOrder,
+    bundle: Bundle,
+    batches: list[Batch],
+    theta: np.ndarray[Any, Any],
+    base: int | None,
+    started: float,
+    clock: Callable[[], float],
+) -> list[GraphProfile]:
+    """Time front and back; the larger block's peak is reset before the other one's runs."""
+    from edge_runtime.engines.choose import make_engine  # noqa: PLC0415
+
+    engine = make_engine(order.runtime, bundle, order.number or 0, order.threads)
+    loaded_s = clock() - started
+    cut = engine.front_workspace.size
+    np.copyto(engine.front_workspace, theta[:cut])
+    engine.front(batches[0])
+    front_load_s = clock() - started
+    fronts = [_time(order, clock, lambda b=batch: engine.front(b), batch) for batch in batches]  # type: ignore[misc]
+    front_peak = _resident("VmHWM")
+    backs: list[Latency] = []
+    boundaries = [engine.front(batch) for batch in batches]
+    np.copyto(engine.back_workspace, theta[cut:])
+    _reset_peak()
+    first = clock()
+    engine.back(boundaries[0], batches[0])
+    back_load_s = loaded_s + clock() - first
+    for batch, boundary in zip(batches, boundaries, strict=True):
+        backs.append(_time(order, clock, lambda b=batch, y=boundary: engine.back(y, b), batch))  # type: ignore[misc]
+    back_peak = _resident("VmHWM")
+
+    def graph(kind: Literal["front", "back"], load_s: float, peak: int | None, found: list[Latency]) -> GraphProfile:
+        return GraphProfile(
+            kind=kind, engine=order.runtime, split=order.number, load_s=load_s, peak_rss_bytes=peak,
+            base_rss_bytes=base, latencies=found,
+            parameter_bytes=parameter_bytes(bundle.manifest.graph(kind, order.number, order.runtime)),
+        )  # fmt: skip
+
+    return [graph("front", front_load_s, front_peak, fronts), graph("back", back_load_s, back_peak, backs)]
+
+
+def _time(order: WorkOrder, clock: Callable[[], float], run: Run, batch: Batch) -> Latency:
+    for _ in range(order.warm_up):
+        run()
+    times: list[float] = []
+    with _power_samples() as watts:
+        began = clock()
+        while len(times) < order.most_runs:
+            started = clock()
+            run()
+            ended = clock()
+            times.append(max(ended - started, 1e-9))
+            if len(times) >= order.least_runs and ended - began >= order.seconds:
+                break
+    return Latency(
+        batch_size=batch.rows,
+        tokens=batch.input_ids.shape[1],
+        median_s=statistics.median(times),
+        low_s=_percentile(times, 0.1),
+        high_s=_percentile(times, 0.9),
+        count=len(times),
+        power_w=statistics.mean(watts) if watts else None,
+    )
+
+
+def _sustain(order: WorkOrder, clock: Callable[[], float], run: Run, batch: Batch) -> Sustained | None:
+    if order.sustain_s <= 0:
+        return None
+    board, began = Board(), clock()
+    runs: list[tuple[float, float]] = []
+    before = board.read(Path(order.bundle))
+    while not runs or clock() - began < order.sustain_s:
+        started = clock()
+        run()
+        runs.append((started - began, clock() - started))
+    seconds = clock() - began
+    first = [took for at, took in runs if at <= SUSTAIN_SHARE * seconds] or [runs[0][1]]
+    last = [took for at, took in runs if at >= (1 - SUSTAIN_SHARE) * seconds] or [runs[-1][1]]
+    return Sustained(
+        batch_size=batch.rows,
+        tokens=batch.input_ids.shape[1],
+        seconds=seconds,
+        first_s=statistics.median(first),
+        last_s=statistics.median(last),
+        count=len(runs),
+        before=before,
+        after=board.read(Path(order.bundle)),
+    )
+
+
+def _percentile(values: Sequence[float], share: float) -> float:
+    """Return a percentile (nearest rank) of at least one value."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, max(0, math.ceil(share * len(ordered)) - 1))]
+
+
+@contextlib.contextmanager
+def _power_samples() -> Iterator[list[float]]:
+    """Collect watts from a thread while the body runs; stays empty where no sensor can be read."""
+    samples: list[float] = []
+    board, stop = Board(), threading.Event()
+
+    def sample() -> None:
+        while not stop.is_set() and (watts := board.power_w()) is not None:
+            samples.append(watts)
+            stop.wait(_SAMPLE_S)
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _resident(field: str) -> int | None:
+    """Return ``VmRSS`` or ``VmHWM`` of this process in bytes."""
+    return Board().memory_of_self(field)
+
+
+def _reset_peak() -> None:
+    """Let VmHWM begin anew; where the kernel does not allow it, the peak is the larger of both blocks."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def main() -> int:
+    """Do one order."""
+    order = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkOrder)
+    try:
+        result = WorkResult(measure(order))
+    except CoveyError as error:
+        result = WorkResult([], str(error))
+    sys.stdout.buffer.write(msgspec.json.encode(result))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,368 @@
+"""Every message between the server and a device, and every topic. MessagePack on the wire, MQTT 3.1.1 features only.
+
+Each message carries the protocol's version ``v`` and its tag ``type``. Payloads stay under 128 KB; big things (bundles,
+adapters, long logs) go over HTTP by sha256. Golden encodings of these structs are kept in the tests: a change that
+alters them needs a new version.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+
+from edge_runtime.backprop.layer_draw import Stld
+from edge_runtime.bundle.manifest import Sha256
+from edge_runtime.errors import ProtocolError
+from edge_runtime.protocol.privacy import Privacy
+from edge_runtime.protocol.profile import Profile
+from edge_runtime.protocol.step_rule import StepRule
+
+PROTOCOL_VERSION = 4
+MAX_PAYLOAD_BYTES = 128 * 1024
+
+_TOPIC_ROOT = "covey/v1"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+Rate = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
+Kind = Literal["birth", "state", "profile", "plan", "report", "report/ack", "probe"]
+
+
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", kw_only=True):
+    """What all messages share: the version."""
+
+    v: int = PROTOCOL_VERSION
+
+
+class LevelNeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Memory that training with so many active layers takes: with one row of the longest length, and for each more."""
+
+    level: Annotated[int, msgspec.Meta(ge=1, le=4096)]
+    bytes_needed: Count
+    bytes_a_row: Count
+
+
+class Capability(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a device can train.
+
+    Attributes:
+        kind: ``forward-only``, or ``backprop`` where its owner lets it (it can do both then).
+        levels: levels of its bundle that it can hold with one row at a time; None: it has no bundle yet.
+        bytes_free: memory that can be had; None: not known.
+    """
+
+    kind: Literal["forward-only", "backprop"]
+    levels: list[LevelNeed] | None
+    bytes_free: Count | None
+
+
+class Birth(_Message, frozen=True, tag="birth", kw_only=True):
+    """A device announces itself; retained. ``boot_id`` is new with every start of the process."""
+
+    device: Name
+    boot_id: str
+    covey_version: str
+    python_version: str
+    machine: str
+    runtimes: dict[str, str]
+    methods: list[str]
+    rows: Count | None
+    bundle_sha256: Sha256 | None
+    adapter_sha256: Sha256 | None
+    capability: Capability
+
+
+class DeviceState(_Message, frozen=True, tag="state", kw_only=True):
+    """What a device is doing; retained. ``lost`` is the last will, sent by the broker.
+
+    ``ineligible``: why it takes no work now, by its owner's rules; None: it does.
+    """
+
+    state: Literal["online", "busy", "offline", "lost"]
+    boot_id: str
+    ineligible: Annotated[str, msgspec.Meta(max_length=1000)] | None = None
+
+
+class ProfileMessage(_Message, frozen=True, tag="profile", kw_only=True):
+    """A device's profile; retained."""
+
+    device: Name
+    profile: Profile
+
+
+class BlobRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Something to fetch over HTTP: ``<blob_url>/<sha256>``."""
+
+    sha256: Sha256
+    size_bytes: Count
+
+
+class AdapterRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An adapter, and a shorter way to it.
+
+    Attributes:
+        file: the adapter file itself.
+        log: a chain of replay logs that leads to it from ``log_base_sha256``; None where the file is cheaper.
+        log_base_sha256: the adapter that the device is thought to have; None when there is no log.
+        log_previous_sha256: the adapter before that one, where the log's momentum needs it too.
+    """
+
+    file: BlobRef
+    log: BlobRef | None
+    log_base_sha256: Sha256 | None
+    log_previous_sha256: Sha256 | None = None
+
+
+class TrainPlan(_Message, frozen=True, tag="train", kw_only=True):
+    """Train one round.
+
+    Attributes:
+        job: name of the job.
+        job_seed: from which all seeds follow.
+        round: index of the round, from 0.
+        attempt: counts how often the round was begun, from 0.
+        bundle_sha256: the bundle to train.
+        adapter: the adapter to start from.
+        rule: the step's rule.
+        split: index of the back block's first layer.
+        steps: local steps.
+        batch_size: rows a step.
+        mean_square: mean square of the last round's scalars; None in the first.
+        privacy: how scalars are clipped and noised; None: they are not.
+        deadline_s: seconds from receipt; a later report is not used.
+        blob_url: where blobs are; without a host (``http://:8080/blobs``) it is on the broker's host.
+    """
+
+    job: Name
+    job_seed: Annotated[int, msgspec.Meta(ge=0)]
+    round: Count
+    attempt: Count
+    bundle_sha256: Sha256
+    adapter: AdapterRef
+    rule: StepRule
+    split: Count
+    steps: Annotated[int, msgspec.Meta(ge=1, le=4096)]
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=4096)]
+    mean_square: Annotated[float, msgspec.Meta(ge=0)] | None
+    privacy: Privacy | None
+    deadline_s: Annotated[float, msgspec.Meta(gt=0)]
+    blob_url: str
+
+
+class BackpropPlan(_Message, frozen=True, tag="backprop", kw_only=True):
+    """Train one round with backpropagation and layer dropout; see TrainPlan for the fields that are not told here.
+
+    Attributes:
+        stld: how layers are drawn, and the local steps.
+        level: number of active layers (``bernoulli``: their mean).
+    """
+
+    job: Name
+    job_seed: Annotated[int, msgspec.Meta(ge=0)]
+    round: Count
+    attempt: Count
+    bundle_sha256: Sha256
+    adapter: AdapterRef
+    stld: Stld
+    level: Annotated[int, msgspec.Meta(ge=1, le=4096)]
+    deadline_s: Annotated[float, msgspec.Meta(gt=0)]
+    blob_url: str
+
+
+class SyncPlan(_Message, frozen=True, tag="sync", kw_only=True):
+    """Take over an adapter without training. ``final`` says that the job is finished."""
+
+    job: Name
+    round: Count
+    bundle_sha256: Sha256
+    adapter: AdapterRef
+    final: bool
+    blob_url: str
+
+
+class PlanAccepted(_Message, frozen=True, tag="accepted", kw_only=True):
+    """The device begins a round."""
+
+    job: Name
+    round: Count
+    attempt: Count
+    device: Name
+
+
+class PlanRefused(_Message, frozen=True, tag="refused", kw_only=True):
+    """The device cannot do a round; ``code`` is the exit code of the error, ``message`` says why."""
+
+    job: Name
+    round: Count
+    attempt: Count
+    device: Name
+    code: int
+    message: Annotated[str, msgspec.Meta(max_length=2000)]
+
+
+class RoundReport(_Message, frozen=True, tag="report", kw_only=True):
+    """The result of a round on one device: scalars, and what they cost.
+
+    Attributes:
+        adapter_sha256: hash of the adapter that the round started from, computed by the device.
+        scalars: float32, little-endian, steps × scalars a step.
+        examples: rows of private data on the device.
+        loss: mean of all losses seen; it belongs to perturbed models on training rows; None in a private round.
+        seconds: time of the local steps.
+        front_passes: runs of the front block.
+        back_passes: runs of the back block.
+        front_seconds: time of these runs alone.
+        back_seconds: time of these runs alone.
+        link_bytes_per_s: how fast blobs came last, where enough came to tell; None: not known.
+        replay_parameters_per_s: parameters × directions that the device replays a second; None: not known.
+        blob_bytes: bytes fetched over HTTP for this round's adapter.
+    """
+
+    job: Name
+    round: Count
+    attempt: Count
+    device: Name
+    adapter_sha256: Sha256
+    scalars: Annotated[bytes, msgspec.Meta(max_length=96 * 1024)]
+    examples: Annotated[int, msgspec.Meta(ge=1, le=2**40)]
+    loss: float | None
+    seconds: Seconds
+    front_passes: Count
+    back_passes: Count
+    front_seconds: Seconds
+    back_seconds: Seconds
+    link_bytes_per_s: Rate | None
+    replay_parameters_per_s: Rate | None
+    blob_bytes: Count
+
+
+class DeltaReport(_Message, frozen=True, tag="delta", kw_only=True):
+    """The result of a round on a backprop device; see RoundReport for the fields that are not told here.
+
+    The delta itself is uploaded once the server has answered ``upload``; then the same report is sent again.
+
+    Attributes:
+        delta: the movement of the shared layers, a safetensors file; see delta.py.
+        layers: the layers in it, ascending.
+        personal_layers: how many layers stayed on the device.
+        level: the plan's level.
+        loss: mean loss of the local steps, with the active layers only.
+        peak_rss_bytes: largest resident memory of the process so far; None: not known.
+        blob_bytes: bytes fetched over HTTP for this round's adapter.
+    """
+
+    job: Name
+    round: Count
+    attempt: Count
+    device: Name
+    adapter_sha256: Sha256
+    delta: BlobRef
+    layers: Annotated[list[Annotated[int, msgspec.Meta(ge=0, le=4096)]], msgspec.Meta(max_length=4096)]
+    personal_layers: Count
+    level: Annotated[int, msgspec.Meta(ge=1, le=4096)]
+    examples: Annotated[int, msgspec.Meta(ge=1, le=2**40)]
+    loss: float
+    seconds: Seconds
+    peak_rss_bytes: Count | None
+    link_bytes_per_s: Rate | None
+    replay_parameters_per_s: Rate | None
+    blob_bytes: Count
+
+
+class Synced(_Message, frozen=True, tag="synced", kw_only=True):
+    """The device has an adapter: its hash, computed from its own parameters."""
+
+    job: Name
+    round: Count
+    device: Name
+    adapter_sha256: Sha256
+    blob_bytes: Count
+
+
+class ReportAck(_Message, frozen=True, tag="ack", kw_only=True):
+    """What became of a report. Anything but ``taken`` changed nothing on the server.
+
+    ``upload``: send the delta of this report, and then the report again.
+    """
+
+    job: Name
+    round: Count
+    attempt: Count
+    outcome: Literal["taken", "upload", "duplicate", "late", "unknown", "invalid"]
+    reason: str = ""
+
+
+Plan = TrainPlan | BackpropPlan | SyncPlan
+Report = RoundReport | DeltaReport
+DeviceReport = PlanAccepted | PlanRefused | Report | Synced
+AnyMessage = Birth | DeviceState | ProfileMessage | Plan | DeviceReport | ReportAck
+
+MessageT = TypeVar("MessageT")
+
+
+class _Version(msgspec.Struct):
+    v: int
+
+
+def encode_message(message: AnyMessage) -> bytes:
+    """Return a message's bytes.
+
+    Raises:
+        ProtocolError: it is larger than MAX_PAYLOAD_BYTES.
+    """
+    payload = msgspec.msgpack.encode(message)
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise ProtocolError(
+            f"a {type(message).__name__} of {len(payload)} bytes is over the limit of {MAX_PAYLOAD_BYTES}",
+            "lower steps or the number of perturbations in the job",
+        )
+    return payload
+
+
+def decode_message(payload: bytes, expected: type[MessageT]) -> MessageT:
+    """Read a message of a type, or of a union of types.
+
+    Raises:
+        ProtocolError: not MessagePack, another version, another type, a wrong or missing field, too large.
+    """
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise ProtocolError(f"a message of {len(payload)} bytes is over the limit", "look at who sent it")
+    try:
+        version = msgspec.msgpack.decode(payload, type=_Version).v
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"a message cannot be read: {error}", "look at who sent it") from error
+    if version != PROTOCOL_VERSION:
+        raise ProtocolError(
+            f"a message has protocol version {version}, this Covey speaks version {PROTOCOL_VERSION}",
+            "install the same version of Covey on the devices and on the server",
+        )
+    try:
+        return msgspec.msgpack.decode(payload, type=expected)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(
+            f"a message is not valid: {error}", "install the same version of Covey everywhere"
+        ) from error
+
+
+def topic_for(fleet: str, device: str, kind: Kind) -> str:
+    """Return the topic of one kind of message; ``device`` may be ``+`` in a subscription.
+
+    Raises:
+        ProtocolError: a name has characters that a topic or a file name should not have.
+    """
+    for name in (fleet, device):
+        if name != "+" and not _NAME.fullmatch(name):
+            raise ProtocolError(
+                f"{name!r} cannot be the name of a fleet or a device",
+                "use up to 63 letters, digits, '.', '_' and '-', beginning with a letter or digit",
+            )
+    return f"{_TOPIC_ROOT}/{fleet}/{device}/{kind}"
+
+
+def device_of(topic_name: str) -> str:
+    """Return the device in a topic."""
+    return topic_name.split("/")[3]

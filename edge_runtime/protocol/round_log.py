@@ -1,0 +1,154 @@
+"""The record of a round: what is needed to turn its first adapter into its last, and how that is written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import numpy as np
+
+from edge_runtime.bundle.manifest import Sha256
+from edge_runtime.errors import ProtocolError
+from edge_runtime.protocol.step_rule import MAX_PERTURBATIONS, StepRule, rule_with
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edge_runtime.perturbation.perturb import FloatVector
+
+LOG_VERSION = 2
+SCALAR_BOUND = 1e6
+"""Largest absolute scalar that is taken from a device; more is a fault, not a gradient."""
+
+
+class DeviceScalars(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One device's part of a round.
+
+    Attributes:
+        device: its name.
+        weight: its share.
+        scalars: float32, little-endian, step after step.
+        back_perturbations: its P2, where it is another one than the rule's.
+    """
+
+    device: str
+    weight: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    scalars: bytes
+    back_perturbations: Annotated[int, msgspec.Meta(ge=1, le=MAX_PERTURBATIONS)] | None = None
+
+
+class PackedTerms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A round's update where devices share directions: one coefficient a direction, whatever the cohort's size.
+
+    Attributes:
+        front: coefficients, float32, little-endian.
+        back: the same for the back block.
+        front_pool: index in the job's seed pool of each direction, uint32, little-endian; None without a pool: the
+            directions are those of every step, in order.
+        back_pool: the same for the back block.
+    """
+
+    front: bytes
+    back: bytes
+    front_pool: bytes | None
+    back_pool: bytes | None
+
+
+class RoundLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="round-log", tag_field="type"):
+    """All that is needed to turn a round's first adapter into its last.
+
+    Attributes:
+        job: name of the job.
+        job_seed: from which all seeds of the job follow.
+        round: index of the round, from 0.
+        rule: the step's rule.
+        front_size: length of the front block at the round's split.
+        steps: local steps of each device.
+        mean_square: running mean square of the scalars with which every device began; None: from its own first step.
+        momentum: share of the last round's movement that is added to this one's; 0: none.
+        previous_sha256: the adapter before ``base_sha256``, where there is momentum; None in a job's first round.
+        base_sha256: the adapter before the round.
+        result_sha256: the adapter after it.
+        devices: in the order of their names; empty where ``terms`` says it all.
+        terms: the update itself, where the rule shares directions among devices or steps.
+    """
+
+    job: str
+    job_seed: Annotated[int, msgspec.Meta(ge=0)]
+    round: Annotated[int, msgspec.Meta(ge=0)]
+    rule: StepRule
+    front_size: Annotated[int, msgspec.Meta(ge=0)]
+    steps: Annotated[int, msgspec.Meta(ge=1)]
+    mean_square: Annotated[float, msgspec.Meta(ge=0)] | None
+    momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)]
+    previous_sha256: Sha256 | None
+    base_sha256: Sha256
+    result_sha256: Sha256
+    devices: list[DeviceScalars]
+    terms: PackedTerms | None
+
+    def rule_of(self, device: DeviceScalars) -> StepRule:
+        """Return the rule of one device's steps."""
+        return rule_with(self.rule, device.back_perturbations)
+
+
+def pack_scalars(scalars: FloatVector) -> bytes:
+    """Return scalars as float32, little-endian: 4 bytes each."""
+    return scalars.astype("<f4", copy=False).tobytes()
+
+
+def unpack_scalars(data: bytes, steps: int, per_step: int) -> list[list[float]]:
+    """Read packed scalars.
+
+    Returns:
+        ``steps`` lists of ``per_step`` numbers.
+
+    Raises:
+        ProtocolError: the length does not fit, or a scalar is not finite or out of bounds.
+    """
+    if len(data) != 4 * steps * per_step:
+        raise ProtocolError(
+            f"{len(data)} bytes of scalars where {steps} steps of {per_step} need {4 * steps * per_step}",
+            "run the same version of Covey on the device and on the server",
+        )
+    values = np.frombuffer(data, dtype="<f4").astype(np.float64)
+    if not np.isfinite(values).all() or np.abs(values).max(initial=0.0) > SCALAR_BOUND:
+        raise ProtocolError(
+            f"a scalar is not finite or above {SCALAR_BOUND:g}", "lower learning_rate in the job; look at the device"
+        )
+    rows: list[list[float]] = values.reshape(steps, per_step).tolist()
+    return rows
+
+
+class LogChain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="log-chain", tag_field="type"):
+    """The logs of consecutive rounds, in one blob: what a device that missed some needs."""
+
+    v: int
+    rounds: Annotated[list[RoundLog], msgspec.Meta(min_length=1)]
+
+
+def encode_chain(rounds: Sequence[RoundLog]) -> bytes:
+    """Return the bytes of a chain of replay logs."""
+    return msgspec.msgpack.encode(LogChain(LOG_VERSION, list(rounds)))
+
+
+def decode_chain(data: bytes) -> list[RoundLog]:
+    """Read a chain of replay logs.
+
+    Raises:
+        ProtocolError: not one, or of another version.
+    """
+    try:
+        version = msgspec.msgpack.decode(data, type=_Version).v
+        if version != LOG_VERSION:
+            raise ProtocolError(
+                f"a replay log has version {version}, this Covey reads version {LOG_VERSION}",
+                "install the same version of Covey on the devices and on the server",
+            )
+        return msgspec.msgpack.decode(data, type=LogChain).rounds
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"a replay log cannot be read: {error}", "install the same version everywhere") from error
+
+
+class _Version(msgspec.Struct):
+    v: int

@@ -1,0 +1,110 @@
+"""The rule of a step: how it perturbs, and how its scalars become an update. One set of switches for every method.
+
+A method of the literature is a combination of these switches (server/job); seeds, messages, engine and replay
+are the same for all of them. MeZO's whole-network direction is a front direction with one back direction: P2 = 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import msgspec
+
+from edge_runtime import seeds
+from edge_runtime.errors import ConfigError
+
+MAX_PERTURBATIONS = 256
+MAX_SEED_POOL = 1 << 20
+ALL_DEVICES = ""
+"""In the place of a device's name: the seeds of directions that the whole cohort shares."""
+
+
+class StepRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a step perturbs, and how its scalars become an update.
+
+    Attributes:
+        variant: ``nested`` or ``clean``; see spzo.py.
+        difference: ``central`` (two losses a scalar) or ``forward`` (one loss a scalar, and one clean loss a step).
+        front_perturbations: P1.
+        back_perturbations: P2; for each front direction in ``nested``, in all in ``clean``.
+        eps: scale of a perturbation.
+        learning_rate: scale of an update; with a normalisation, of an update whose scalars have size 1.
+        leave_one_out: take the mean of the other scalars out of each back scalar; needs P2 of 2 or more.
+        normalize: ``rms`` divides by a running root mean square of the scalars, ``std`` by the standard deviation of
+            the step's own scalars (needs 2 or more), ``none`` does not.
+        shared_directions: every device of a round uses the same directions, so the log does not grow with the cohort.
+        seed_pool: directions come from a pool of this many seeds; None: every direction is new.
+    """
+
+    variant: Literal["nested", "clean"] = "nested"
+    difference: Literal["central", "forward"] = "central"
+    front_perturbations: Annotated[int, msgspec.Meta(ge=1, le=MAX_PERTURBATIONS)] = 1
+    back_perturbations: Annotated[int, msgspec.Meta(ge=1, le=MAX_PERTURBATIONS)] = 8
+    eps: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1e-2
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1e3)] = 1e-2
+    leave_one_out: bool = False
+    normalize: Literal["none", "rms", "std"] = "rms"
+    shared_directions: bool = False
+    seed_pool: Annotated[int, msgspec.Meta(ge=1, le=MAX_SEED_POOL)] | None = None
+
+    @property
+    def back_directions(self) -> int:
+        """Back directions of a step."""
+        return self.back_perturbations * (self.front_perturbations if self.variant == "nested" else 1)
+
+    @property
+    def scalars_per_step(self) -> int:
+        """How many scalars one step reports."""
+        return self.back_directions + (self.front_perturbations if self.variant == "clean" else 0)
+
+    @property
+    def merges_devices(self) -> bool:
+        """Whether directions recur within a round, so that its log is shorter than the devices' scalars."""
+        return self.shared_directions or self.seed_pool is not None
+
+
+def rule_with(rule: StepRule, back_perturbations: int | None) -> StepRule:
+    """Return the rule with another P2; None: as it is."""
+    if back_perturbations is None or back_perturbations == rule.back_perturbations:
+        return rule
+    return msgspec.structs.replace(rule, back_perturbations=back_perturbations)
+
+
+def check_rule(rule: StepRule) -> None:
+    """Check what the types cannot say.
+
+    Raises:
+        ConfigError: leave-one-out or ``std`` where there is nothing to compare with.
+    """
+    if rule.leave_one_out and (rule.variant == "clean" or rule.back_perturbations < 2):
+        raise ConfigError(
+            'leave_one_out needs variant = "nested" and back_perturbations of 2 or more',
+            "change the job's [step]",
+        )
+    if rule.normalize == "std" and rule.scalars_per_step < 2:
+        raise ConfigError(
+            'normalize = "std" needs 2 or more scalars a step',
+            "raise front_perturbations or back_perturbations in the job's [step]",
+        )
+
+
+@dataclass(frozen=True)
+class StepSeeds:
+    """Seeds of a step's directions: ``front[i]``, and ``back`` in the order in which the scalars use them."""
+
+    front: tuple[int, ...]
+    back: tuple[int, ...]
+
+
+def step_seeds(rule: StepRule, job_seed: int, round_index: int, device: str, step: int) -> StepSeeds:
+    """Derive the seeds of one step. ``back`` has P1·P2 entries, i before j, in ``nested``, P2 in ``clean``."""
+    p1, p2 = rule.front_perturbations, rule.back_perturbations
+    outer = p1 if rule.variant == "nested" else 1
+    where = (job_seed, round_index, ALL_DEVICES if rule.shared_directions else device, step)
+    front = tuple(seeds.front_seed(*where, i) for i in range(p1))
+    back = tuple(seeds.back_seed(*where, i, j) for i in range(outer) for j in range(p2))
+    if rule.seed_pool is not None:
+        front = tuple(seeds.pool_seed(job_seed, seed % rule.seed_pool) for seed in front)
+        back = tuple(seeds.pool_seed(job_seed, seed % rule.seed_pool) for seed in back)
+    return StepSeeds(front, back)

@@ -1,0 +1,102 @@
+"""Personal layers on disk: a safetensors file that says which bundle and job they belong to."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from edge_runtime.backprop.importance import LayerStatistics, overlay
+from edge_runtime.backprop.round import Personal
+from edge_runtime.bundle.folder import file_sha256
+from edge_runtime.bundle.layers import layer_slices
+from edge_runtime.errors import BundleError
+from edge_runtime.files.tensor_file import encode_tensors, map_tensors, read_metadata
+from edge_runtime.store.store import write_atomically
+
+if TYPE_CHECKING:
+    from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.store.store import Store
+
+_LOG = logging.getLogger(__name__)
+
+
+def no_personal(bundle: Bundle) -> Personal:
+    """Return what a device has at the beginning of a job."""
+    return Personal({}, LayerStatistics.of(bundle.manifest.model.layers))
+
+
+def save_personal(store: Store, bundle: Bundle, job: str, personal: Personal) -> str:
+    """Write personal layers; they count once the journal has their hash, which is returned.
+
+    Raises:
+        StorageError: disk full or not writable.
+    """
+    slices = layer_slices(bundle.manifest).layers
+    tensors = {
+        p.name: personal.layers[p.layer][p.offset - slices[p.layer].start : p.stop - slices[p.layer].start].reshape(
+            p.shape
+        )
+        for p in bundle.manifest.parameters
+        if p.layer in personal.layers
+    }
+    statistics = msgspec.json.encode(personal.statistics).decode()
+    data = encode_tensors(tensors, {"bundle_sha256": bundle.sha256, "job": job, "statistics": statistics})
+    sha256 = hashlib.sha256(data).hexdigest()
+    write_atomically(store.personal_file(sha256), data)
+    return sha256
+
+
+def load_personal(store: Store, sha256: str | None, bundle: Bundle, job: str) -> Personal:
+    """Return the personal layers of a job; none where there is no file, or where it is another job's.
+
+    Raises:
+        BundleError: the file is missing, damaged, or of another bundle.
+    """
+    if sha256 is None:
+        return no_personal(bundle)
+    path = store.personal_file(sha256)
+    hint = f"remove {path.name} in {path.parent} to begin with the shared layers again"
+    if not path.is_file() or file_sha256(path) != sha256:
+        raise BundleError(f"the personal layers {sha256[:12]} are missing or damaged", hint)
+    metadata = read_metadata(path)
+    if metadata.get("bundle_sha256") != bundle.sha256:
+        raise BundleError(
+            f"the personal layers belong to bundle {metadata.get('bundle_sha256', '?')[:12]}, "
+            f"not to {bundle.sha256[:12]}",
+            hint,
+        )
+    if metadata.get("job") != job:
+        return no_personal(bundle)
+    slices, tensors = layer_slices(bundle.manifest).layers, map_tensors(path)
+    layers: dict[int, FloatVector] = {}
+    for p in bundle.manifest.parameters:
+        if p.name in tensors:
+            if list(tensors[p.name].shape) != p.shape:
+                raise BundleError(f"the personal layers hold {p.name} with another shape", hint)
+            where = slices[p.layer]
+            values = layers.setdefault(p.layer, np.zeros(where.stop - where.start, dtype=np.float32))
+            values[p.offset - where.start : p.stop - where.start] = tensors[p.name].reshape(-1)
+    try:
+        statistics = msgspec.json.decode(metadata["statistics"], type=LayerStatistics)
+    except (KeyError, msgspec.DecodeError) as error:
+        raise BundleError(f"the personal layers have no statistics: {error}", hint) from error
+    return Personal(layers, statistics)
+
+
+def personal_or_none(store: Store, sha256: str | None, bundle: Bundle, job: str) -> Personal:
+    """Return the personal layers of a job, or none, with a line in the log, where they are of no use."""
+    try:
+        return load_personal(store, sha256, bundle, job)
+    except BundleError as error:
+        _LOG.error("training begins with the shared layers: %s", error)
+        return no_personal(bundle)
+
+
+def with_personal(theta: FloatVector, personal: Personal, bundle: Bundle) -> FloatVector:
+    """Return an adapter with the personal layers in their places: the device's own model."""
+    return overlay(theta, personal.layers, layer_slices(bundle.manifest).layers) if personal.layers else theta

@@ -1,0 +1,179 @@
+"""The device's state directory: bundles, adapters and the journal. What is there is whole: files appear by rename.
+
+::
+
+    state_dir/
+      bundles/<sha256>/           checked bundles; ``<sha256>.partial/`` is one being fetched
+      adapters/<sha256>.bin       the current adapter and the one before it
+      personal/<sha256>.safetensors  the layers of the current job that stay here
+      deltas/<sha256>.safetensors    the delta of the last report, until the next round
+      journal.json                which bundle and adapter are current, and the last report
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edge_runtime.bundle.manifest import Sha256
+from edge_runtime.errors import StorageError, storage_error
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+_KEPT_ADAPTERS = 2
+
+
+class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What survives a restart.
+
+    Attributes:
+        job: name of the job of ``adapter_sha256``.
+        bundle_sha256: current bundle.
+        adapter_sha256: current adapter; None: the bundle's initial one.
+        report: the last round report as it was sent, to be sent again when the same plan comes again.
+        personal_sha256: file of the job's personal layers; None: there are none.
+        personal_round: the round that made them.
+        personal_before_sha256: those before that round: a new attempt at it begins with them.
+    """
+
+    job: str | None = None
+    bundle_sha256: Sha256 | None = None
+    adapter_sha256: Sha256 | None = None
+    report: bytes | None = None
+    personal_sha256: Sha256 | None = None
+    personal_round: int | None = None
+    personal_before_sha256: Sha256 | None = None
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is either the old one or the whole new one, also after a power cut.
+
+    Raises:
+        StorageError: disk full, or not writable; the old file is as it was.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise storage_error(error, path) from error
+
+
+def sync_file(path: Path) -> None:
+    """Make a file that another library wrote last."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames in a directory last."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Store:
+    """A state directory.
+
+    Raises:
+        StorageError: it cannot be made, or its journal is damaged.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        try:
+            for folder in (self.bundles, self._adapters, self._personal, self._deltas):
+                folder.mkdir(parents=True, exist_ok=True)
+            for left_over in (*self._adapters.glob("*.partial"), *self._adapters.glob("*.before")):
+                left_over.unlink()
+        except OSError as error:
+            raise storage_error(error, root) from error
+
+    @property
+    def bundles(self) -> Path:
+        """Folder of the bundles."""
+        return self.root / "bundles"
+
+    @property
+    def _adapters(self) -> Path:
+        return self.root / "adapters"
+
+    @property
+    def _personal(self) -> Path:
+        return self.root / "personal"
+
+    @property
+    def _deltas(self) -> Path:
+        return self.root / "deltas"
+
+    @property
+    def _journal_file(self) -> Path:
+        return self.root / "journal.json"
+
+    def journal(self) -> Journal:
+        """Return the journal; an empty one on a new device."""
+        try:
+            return msgspec.json.decode(self._journal_file.read_bytes(), type=Journal)
+        except FileNotFoundError:
+            return Journal()
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise StorageError(
+                f"the journal {self._journal_file} cannot be read: {error}",
+                "move it away; the device then fetches its bundle and adapter again",
+            ) from error
+
+    def write_journal(self, journal: Journal) -> None:
+        """Replace the journal."""
+        write_atomically(self._journal_file, msgspec.json.encode(journal))
+
+    def adapter_file(self, sha256: str) -> Path:
+        """Return where an adapter is, or would be."""
+        return self._adapters / f"{sha256}.bin"
+
+    def keep_adapter(self, path: Path, sha256: str) -> None:
+        """Make a whole, synced file in the state directory the adapter of this hash, and forget old ones.
+
+        Raises:
+            StorageError: it cannot be renamed.
+        """
+        target = self.adapter_file(sha256)
+        try:
+            path.replace(target)
+            sync_directory(target.parent)
+        except OSError as error:
+            raise storage_error(error, target) from error
+        self.forget_old_adapters()
+
+    def forget_old_adapters(self) -> None:
+        """Forget all but the newest adapters."""
+        kept = sorted(self._adapters.glob("*.bin"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        for path in kept[_KEPT_ADAPTERS:]:
+            path.unlink()
+
+    def personal_file(self, sha256: str) -> Path:
+        """Return where personal layers are, or would be."""
+        return self._personal / f"{sha256}.safetensors"
+
+    def delta_file(self, sha256: str) -> Path:
+        """Return where a delta is, or would be."""
+        return self._deltas / f"{sha256}.safetensors"
+
+    def keep_only(self, personal: Collection[str | None], delta_sha256: str | None) -> None:
+        """Forget all personal layers and deltas but these: after the journal names them."""
+        kept = {self.personal_file(sha256) for sha256 in personal if sha256 is not None}
+        kept.add(self.delta_file(delta_sha256 or ""))
+        for path in (*self._personal.iterdir(), *self._deltas.iterdir()):
+            if path not in kept:
+                path.unlink()

@@ -1,0 +1,171 @@
+"""Graph surgery, second half: one conversion to ONNX, then front, back and predict as pieces of its graph.
+
+The conversion takes nearly all the time of an export, so it is done once for all splits. Small computations that two
+pieces need (sizes, the mask's conversion) are in both.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import onnx.numpy_helper
+import torch
+
+from export.errors import ExportError
+from export.quiet import quiet
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edge_runtime.bundle.manifest import Rows
+    from export.trace.lift import Lifted
+
+OPSET = 20
+"""The first with Gelu as one operator; LayerNormalization is one since 17."""
+
+
+def dimension_names(lifted: Lifted, sizes: dict[str, tuple[str, ...]]) -> dict[Any, str]:
+    """Return the names of the program's symbolic sizes, from the names of the sizes of each tensor of a batch."""
+    return {
+        size.node.expr: name
+        for item in lifted.inputs
+        if item.kind == "batch"
+        for size, name in zip(item.value.shape, sizes[item.source], strict=True)
+    }
+
+
+def shape_of(value: Any, names: dict[Any, str]) -> list[int | str]:
+    """Return a shape as the manifest writes it: numbers, and names of symbolic sizes."""
+    return [
+        names.get(size.node.expr, str(size)) if isinstance(size, torch.SymInt) else int(size) for size in value.shape
+    ]
+
+
+def to_onnx(
+    lifted: Lifted, examples: Sequence[torch.Tensor], bounds: dict[str, tuple[int, int]], names: dict[Any, str]
+) -> onnx.ModelProto:
+    """Convert a lifted program; inputs and outputs keep their names.
+
+    Args:
+        lifted: the program.
+        examples: a tensor for each input.
+        bounds: smallest and largest value of each named size.
+        names: of the symbolic sizes; see dimension_names.
+
+    Raises:
+        ExportError: the converter failed.
+    """
+    dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in bounds.items()}
+    shapes = tuple(
+        {index: dims[size] for index, size in enumerate(shape_of(item.value, names)) if isinstance(size, str)}
+        for item in lifted.inputs
+    )
+    try:
+        with quiet(), torch.no_grad():
+            exported = torch.onnx.export(
+                lifted.module,
+                tuple(examples),
+                dynamo=True,
+                dynamic_shapes=shapes,
+                input_names=[item.name for item in lifted.inputs],
+                output_names=list(lifted.outputs),
+                opset_version=OPSET,
+                verbose=False,
+            )
+    except (RuntimeError, ValueError, torch.onnx.OnnxExporterError) as error:
+        raise ExportError(f"the model cannot be converted to ONNX: {error}", "report the model and versions") from error
+    assert exported is not None  # noqa: S101 dynamo=True always returns a program
+    return exported.model_proto
+
+
+def piece(model: onnx.ModelProto, outputs: Sequence[str], stops: Sequence[str]) -> onnx.ModelProto:
+    """Return the piece of a graph that computes ``outputs``; values named in ``stops`` become its inputs.
+
+    Args:
+        model: the whole graph; ``outputs`` and ``stops`` are outputs of it.
+        outputs: what the piece gives.
+        stops: what it gets, where it needs it.
+    """
+    graph = model.graph
+    producer = {name: node for node in graph.node for name in node.output}
+    needed: set[str] = set()
+    waiting = list(outputs)
+    while waiting:
+        name = waiting.pop()
+        if name in needed:
+            continue
+        needed.add(name)
+        if name in producer and name not in stops:
+            waiting += read_by(producer[name])
+    nodes = [node for node in graph.node if any(name in needed and name not in stops for name in node.output)]
+    described = {value.name: value for value in graph.output}
+    made = onnx.helper.make_graph(
+        nodes,
+        "covey",
+        inputs=[value for value in graph.input if value.name in needed] + [described[n] for n in stops if n in needed],
+        outputs=[described[name] for name in outputs],
+        initializer=[tensor for tensor in graph.initializer if tensor.name in needed],
+    )
+    result = onnx.helper.make_model(made, opset_imports=model.opset_import, functions=model.functions)
+    result.ir_version = model.ir_version
+    result.producer_name = "covey"
+    _strip(result.graph)
+    return result
+
+
+def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """Return the graphs inside a node, as a Scan has one."""
+    return [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+
+
+def read_by(node: onnx.NodeProto) -> set[str]:
+    """Return the values that a node reads, also what the graphs inside it take from outside."""
+    read = {name for name in node.input if name}
+    for body in bodies(node):
+        own = {value.name for value in (*body.input, *body.initializer)}
+        own |= {name for inner in body.node for name in inner.output}
+        read |= {name for inner in body.node for name in read_by(inner)} - own
+    return read
+
+
+_SAME_VALUES = {"Identity", "Reshape", "Squeeze", "Unsqueeze"}
+
+
+def rows_read(graph: onnx.GraphProto, name: str) -> Rows | None:
+    """Return which rows of an input a graph reads: see manifest.GraphInput.
+
+    Only what is certain counts: every reader gathers rows, by the batch's tokens or by constant indexes.
+    """
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    producer = {output: node for node in graph.node for output in node.output}
+    found: list[Rows] = []
+    for node in graph.node:
+        if name not in read_by(node):
+            continue
+        if node.op_type != "Gather" or node.input[0] != name or _axis(node) != 0:
+            return None
+        indexes = node.input[1]
+        while indexes in producer and producer[indexes].op_type in _SAME_VALUES:
+            indexes = producer[indexes].input[0]
+        if indexes == "input_ids":
+            found.append("input_ids")
+        elif indexes in constants:
+            found.append(sorted({int(i) for i in onnx.numpy_helper.to_array(constants[indexes]).reshape(-1)}))
+        else:
+            return None
+    return found[0] if found and all(rows == found[0] for rows in found) else None
+
+
+def _axis(gather: onnx.NodeProto) -> int:
+    return next((int(attribute.i) for attribute in gather.attribute if attribute.name == "axis"), 0)
+
+
+def _strip(graph: onnx.GraphProto) -> None:
+    """Remove what the converter notes about sources: two thirds of the file, with paths of the exporting machine."""
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
+        del part.metadata_props[:]
+        part.ClearField("doc_string")
+    for node in graph.node:
+        for body in bodies(node):
+            _strip(body)

@@ -1,0 +1,96 @@
+"""Every weight trained: names, layout and file of a model without LoRA."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from edge_runtime.bundle.layout import Parameter, lay_out
+from edge_runtime.files.tensor_file import encode_header
+from export.errors import ExportError
+from export.model.lora import layer_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from torch.export import ExportedProgram
+
+    from export.source.folder import ModelFolder
+    from export.trace.lift import Lifted
+
+CONFIG_FILE = "config.json"
+
+
+def untie(model: Any) -> None:
+    """Give the output embedding weights of its own, where it shares the input embedding's.
+
+    The input embedding belongs to the front block, the output embedding to the back: a weight in both could not be
+    perturbed for one of them.
+    """
+    if not hasattr(model, "get_output_embeddings") or not hasattr(model, "get_input_embeddings"):
+        return
+    output, tied = model.get_output_embeddings(), model.get_input_embeddings()
+    if output is not None and output.weight is tied.weight:
+        output.weight = torch.nn.Parameter(tied.weight.detach().clone())
+        model.config.tie_word_embeddings = False
+
+
+def parameter_names(model: Any) -> dict[int, str]:
+    """Return the name of each parameter, by the address of its data."""
+    return {parameter.data_ptr(): name for name, parameter in model.named_parameters()}
+
+
+def parameter_state(model: Any) -> dict[str, torch.Tensor]:
+    """Return the parameters by name."""
+    return dict(model.named_parameters())
+
+
+def make_layout(model: Any, program: ExportedProgram, lifted: Lifted, folder: ModelFolder) -> list[Parameter]:
+    """Return the layout of all parameters that the task computes with, ordered by depth, then by name.
+
+    What stands outside the layers belongs behind them if the back needs it, else before them.
+
+    Raises:
+        ExportError: a parameter is not float32.
+    """
+    state, names = parameter_state(model), parameter_names(model)
+
+    def own(sources: Iterable[str]) -> set[str]:
+        # A tied weight has several names in the program, and one here.
+        return {names[program.state_dict[source].data_ptr()] for source in sources}
+
+    used = own(item.source for item in lifted.inputs if item.kind == "parameter")
+    behind = own(lifted.back_parameters[max(lifted.back_parameters)])
+
+    def layer(name: str) -> int:
+        inside = layer_of(name)
+        return inside if inside is not None else folder.layers if name in behind else 0
+
+    for name in sorted(used):
+        if state[name].dtype != torch.float32:
+            raise ExportError(f"{name} is {state[name].dtype}, not float32", "export the model in float32")
+    return lay_out({name: state[name].shape for name in used}, layer)
+
+
+def write_flat(path: Path, parameters: Sequence[Parameter], state: Mapping[str, torch.Tensor]) -> None:
+    """Write parameters as safetensors, their data in layout order, so that the file's data is the trainable vector.
+
+    The safetensors library would sort them; the format leaves the order free.
+    """
+    with path.open("wb") as file:
+        file.write(encode_header({parameter.name: parameter.shape for parameter in parameters}, {"format": "pt"}))
+        for parameter in parameters:
+            tensor = state[parameter.name].detach().contiguous().numpy()
+            file.write(np.ascontiguousarray(tensor, dtype="<f4").data)
+
+
+def save_config(model: Any, folder: Path) -> None:
+    """Write the model's configuration, for a finished model's folder: without the path it was loaded from."""
+    config = copy.deepcopy(model.config).to_dict()
+    config.pop("_name_or_path", None)
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")

@@ -1,0 +1,201 @@
+"""LoRA on the model: a new adapter, or one to go on with; which of its tensors are trained, and in which order."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from edge_runtime.bundle.layout import Parameter, lay_out, views
+from edge_runtime.engines.golden import golden_adapter
+from export.errors import ExportError
+from export.quiet import quiet
+from export.source.architectures import ARCHITECTURES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from edge_runtime.bundle.manifest import Golden
+    from export.source.folder import ModelFolder
+
+DEFAULT_TARGETS = {name: architecture.lora_targets for name, architecture in ARCHITECTURES.items()}
+_LAYER = re.compile(r"\.(?:layer|layers)\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """What ``--lora-…`` asks for. ``layers`` None: all; ``trained``: the matrices that are trained."""
+
+    r: int
+    alpha: float
+    targets: list[str]
+    layers: list[int] | None
+    trained: list[str]
+    seed: int
+
+
+def layer_of(name: str) -> int | None:
+    """Return the transformer layer in a parameter's or module's dotted name, or None."""
+    found = _LAYER.search(f".{name}.")
+    return int(found.group(1)) if found else None
+
+
+def add_lora(model: Any, options: LoraOptions, head_modules: list[str], n_layers: int) -> Any:
+    """Wrap a model with a new adapter: A random from the seed, B zero, so that the model is unchanged at first.
+
+    Raises:
+        ExportError: targets or layers that are not in the model.
+    """
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    for target in options.targets:
+        if target not in names:
+            raise ExportError(
+                f"--lora-targets: the model has no linear module {target!r}",
+                f"it has: {', '.join(sorted(names))}",
+            )
+    if options.layers is not None and not all(0 <= layer < n_layers for layer in options.layers):
+        raise ExportError(f"--lora-layers {options.layers}: layers are 0 to {n_layers - 1}", "choose among these")
+    torch.manual_seed(options.seed)
+    config = LoraConfig(
+        r=options.r,
+        lora_alpha=options.alpha,
+        target_modules=list(options.targets),
+        layers_to_transform=options.layers,
+        modules_to_save=list(head_modules) or None,
+        lora_dropout=0.0,
+    )
+    try:
+        with quiet():
+            return get_peft_model(model, config).eval()
+    except ValueError as error:
+        raise ExportError(
+            f"PEFT refuses the LoRA options: {error}", "check --lora-targets and --lora-layers"
+        ) from error
+
+
+def load_lora(model: Any, adapter: Path, head_modules: list[str]) -> Any:
+    """Wrap a model with a PEFT adapter from disk.
+
+    Args:
+        model: the base model.
+        adapter: the folder with the adapter.
+        head_modules: modules that only the adapter can give, because the base model has none that are trained.
+
+    Raises:
+        ExportError: it is not LoRA, does not fit the model, or has no head for it.
+    """
+    try:
+        kind = json.loads((adapter / "adapter_config.json").read_text()).get("peft_type")
+        if kind != "LORA":
+            raise ExportError(f"the adapter in {adapter} is {kind}, not LORA", "give a LoRA adapter")
+        stored = load_file(adapter / "adapter_model.safetensors")
+        with quiet():
+            config = LoraConfig.from_pretrained(adapter, inference_mode=False)
+            peft_model = get_peft_model(model, config).eval()
+            # PEFT leaves what an adapter lacks at random, ignores what fits nowhere, and only warns.
+            odd = sorted(set(stored) ^ set(adapter_state(peft_model)))
+            if not odd:
+                set_peft_model_state_dict(peft_model, stored)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ExportError(f"cannot load the adapter in {adapter}: {error}", "give one that fits the model") from error
+    if odd:
+        raise ExportError(
+            f"{odd[0]} is {'in the adapter, but not in the model' if odd[0] in stored else 'missing in the adapter'}",
+            "give an adapter that was trained on this model, for this task",
+        )
+    for head in head_modules:
+        if head not in (peft_model.peft_config["default"].modules_to_save or []):
+            raise ExportError(
+                f"the adapter in {adapter} has no head {head!r}, and the model has none that was trained",
+                "begin with a new adapter: remove adapter_config.json and adapter_model.safetensors",
+            )
+    return peft_model
+
+
+def adapter_state(peft_model: Any) -> dict[str, torch.Tensor]:
+    """Return the adapter's tensors under their names in PEFT's file; whole embeddings are never part of it.
+
+    PEFT would otherwise ask the model hub whether the vocabulary was changed.
+    """
+    state: dict[str, torch.Tensor] = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+    return state
+
+
+def target_names(peft_model: Any) -> list[str]:
+    """Return the modules that the adapter is on, as its configuration names them (a list, or one pattern)."""
+    targets = peft_model.peft_config["default"].target_modules
+    return [targets] if isinstance(targets, str) else sorted(targets)
+
+
+def save_adapter(peft_model: Any, folder: Path) -> None:
+    """Write the adapter in PEFT's own format, the same bytes on every machine and in every process.
+
+    PEFT writes sets in the order of their hashes, and the path that the base model was loaded from.
+    """
+    with quiet():
+        peft_model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()
+    config["base_model_name_or_path"] = None
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def adapter_names(peft_model: Any) -> dict[int, str]:
+    """Return the name of each adapter tensor in PEFT's file, by the address of its data."""
+    return {tensor.data_ptr(): name for name, tensor in adapter_state(peft_model).items()}
+
+
+def unwrapped(model: Any) -> Any:
+    """Return the model inside PEFT's wrapper, or the model itself where every weight is trained."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def make_layout(peft_model: Any, folder: ModelFolder, trained: list[str]) -> list[Parameter]:
+    """Return the layout of the trained tensors, ordered by depth, then by name.
+
+    Args:
+        peft_model: the wrapped model.
+        folder: the model's folder, for its depth.
+        trained: ``A`` and ``B``, or ``B`` alone; a head is always trained.
+    """
+
+    def layer(name: str) -> int:
+        # Outside the layers, what LoRA or a head is on (a pooler, a classifier) stands behind them.
+        inside = layer_of(name)
+        return folder.layers if inside is None else inside
+
+    state = adapter_state(peft_model)
+    shapes = {
+        name: tensor.shape
+        for name, tensor in state.items()
+        if not any(f"lora_{matrix}." in name for matrix in "AB") or any(f"lora_{matrix}." in name for matrix in trained)
+    }
+    return lay_out(shapes, layer)
+
+
+@contextlib.contextmanager
+def perturbed(state: dict[str, torch.Tensor], parameters: list[Parameter], golden: Golden) -> Iterator[None]:
+    """Have the trained tensors at the adapter of the golden vectors meanwhile; ``state`` holds them by name."""
+    initial = np.concatenate([state[p.name].detach().numpy().ravel() for p in parameters]).astype(np.float32)
+    targets = views(golden_adapter(initial, golden), parameters)
+    before = {p.name: state[p.name].detach().clone() for p in parameters}
+    with torch.no_grad():
+        for name, value in targets.items():
+            state[name].copy_(torch.from_numpy(np.ascontiguousarray(value)))
+        try:
+            yield
+        finally:
+            for name, tensor in before.items():
+                state[name].copy_(tensor)

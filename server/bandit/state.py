@@ -1,0 +1,137 @@
+"""What the bandit has learned, and how: from reports the times, from evaluations the gains."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
+
+from server.bandit import gains as gain_model
+from server.bandit.arms import Arm
+from server.bandit.gains import Gains
+from server.bandit.step_times import DeviceTimes, observe
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Policy = Literal["thompson", "paper", "ucb", "epsilon", "uniform", "fixed"]
+
+
+class BanditOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How arms are chosen.
+
+    Attributes:
+        policy: see policies.py.
+        discount: what an observation counts after one more round (``thompson``).
+        explored_share: share of choices that explore (``epsilon``), of the pool that is replaced (``paper``).
+        window: rewards of an arm that count (``paper``, ``ucb``, ``epsilon``), and rounds of exploitation (``paper``).
+        pool: arms in a device's pool (``paper``).
+    """
+
+    policy: Policy = "thompson"
+    discount: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.95
+    explored_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.2
+    window: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 5
+    pool: Annotated[int, msgspec.Meta(ge=2, le=64)] = 3
+
+
+class Pool(msgspec.Struct, frozen=True):
+    """``paper``: a device's arms, those of them that are still to be tried, and rounds of exploitation left."""
+
+    arms: list[str]
+    untried: list[str]
+    exploit_left: int
+
+
+class Used(msgspec.Struct, frozen=True, array_like=True):
+    """A report since the last evaluation: its round, device and arm, its share of the round, its seconds."""
+
+    round: int
+    device: str
+    arm: str
+    share: float
+    seconds: float
+
+
+class BanditState(msgspec.Struct, frozen=True):
+    """All that is learned.
+
+    Attributes:
+        gains: of the arms, over the fleet.
+        times: of each device.
+        per_pass: seconds a pass of each device that has reported: stands for those without a profile.
+        rewards: by device and arm, the last gains a second.
+        pools: of each device.
+        used: reports that no evaluation has seen yet.
+        loss: the last held-out loss; None: there was none.
+    """
+
+    gains: Gains = Gains()
+    times: dict[str, DeviceTimes] = {}
+    per_pass: dict[str, float] = {}
+    rewards: dict[str, dict[str, list[float]]] = {}
+    pools: dict[str, Pool] = {}
+    used: list[Used] = []
+    loss: float | None = None
+
+
+class Reported(msgspec.Struct, frozen=True):
+    """A report that counts.
+
+    Attributes:
+        device: who reported.
+        arm: what it ran.
+        share: its share of the round.
+        cost: of the arm, as in its offer.
+        base_s: the arm's seconds before reports, as in its estimate.
+        reported_s: seconds of the local steps as the device says.
+        turnaround_s: seconds from plan to report on the server's clock.
+        at_s: that clock.
+    """
+
+    device: str
+    arm: Arm
+    share: float
+    cost: float
+    base_s: float | None
+    reported_s: float
+    turnaround_s: float
+    at_s: float
+
+
+def observe_reports(state: BanditState, round_index: int, reports: Sequence[Reported]) -> BanditState:
+    """Return the state after the reports of a round that count."""
+    times, per_pass, used = dict(state.times), dict(state.per_pass), list(state.used)
+    for report in reports:
+        before = times.get(report.device)
+        after = observe(
+            before, report.arm.name, report.base_s, report.reported_s, report.turnaround_s, report.at_s, report.device
+        )
+        if after is before or after.reported_at is None:
+            continue
+        times[report.device] = after
+        per_pass[report.device] = min(report.reported_s, report.turnaround_s) / report.cost
+        used.append(Used(round_index, report.device, report.arm.name, report.share, report.turnaround_s))
+    return msgspec.structs.replace(state, times=times, per_pass=per_pass, used=used)
+
+
+def observe_loss(options: BanditOptions, state: BanditState, round_index: int | None, loss: float) -> BanditState:
+    """Return the state after an evaluation: of a round's adapter, or (None) of the one the job starts from."""
+    if round_index is None or state.loss is None or not math.isfinite(loss):
+        return msgspec.structs.replace(state, loss=loss if math.isfinite(loss) else state.loss)
+    seen = [entry for entry in state.used if entry.round <= round_index]
+    later = [entry for entry in state.used if entry.round > round_index]
+    gain = state.loss - loss
+    use: dict[str, float] = {}
+    spent: dict[str, float] = {}
+    for entry in seen:
+        use[entry.arm] = use.get(entry.arm, 0.0) + entry.share
+        spent[entry.device] = spent.get(entry.device, 0.0) + entry.seconds
+    rewards = dict(state.rewards)
+    for entry in seen if options.policy in ("paper", "ucb", "epsilon") else ():
+        mine = dict(rewards.get(entry.device, {}))
+        mine[entry.arm] = [*mine.get(entry.arm, []), gain / max(spent[entry.device], 1e-9)][-options.window :]
+        rewards[entry.device] = mine
+    learned = gain_model.observe_gain(state.gains, use, gain, options.discount) if state.gains.arms else state.gains
+    return msgspec.structs.replace(state, gains=learned, rewards=rewards, used=later, loss=loss)

@@ -1,0 +1,112 @@
+"""``covey simulate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from edge_runtime import output
+from edge_runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+_OFF = "off"
+
+
+def add_simulate(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], stop: Callable[[], Callable[[], bool]]
+) -> None:
+    """Add ``covey simulate``.
+
+    Args:
+        commands: of the parser.
+        stop: makes the question whether to stop; called once the command runs.
+    """
+    from server.bandit.state import Policy
+
+    parser = commands.add_parser("simulate", help="a job on simulated devices", description=_simulate.__doc__)
+    for name, kind, default, what in (
+        ("devices", int, 1000, "how many devices"),
+        ("rounds", int, 100, "how many rounds"),
+        ("cohort", int, 100, "reports a round; 0: from all"),
+        ("over-selection", float, 1.2, "offer a round to so many times more devices"),
+        ("seed", int, 0, "every random choice follows from it"),
+        ("drop-out", float, 0.02, "probability that a device vanishes in a round, for five minutes"),
+        ("drift", float, 0.3, "how far true speeds are from the profiles: standard deviation of the logarithm"),
+        ("throttle", float, 0.2, "share of the devices that get hot, and 1.5 to 3 times as slow, for a while"),
+        ("jitter", float, 0.1, "standard deviation of the logarithm of a round's time"),
+        ("deadline-s", float, 600.0, "the job's deadline, virtual seconds"),
+    ):
+        parser.add_argument(f"--{name}", type=kind, default=default, help=f"{what} (default: %(default)s)")
+    parser.add_argument(
+        "--policy", choices=[*get_args(Policy), _OFF], default="thompson",
+        help="of the bandit (docs/bandit.md); off: the largest level that fits (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--profiles", type=Path, nargs="+", default=[], metavar="PROFILE",
+        help="files or boards' folders, of one model, given to the devices in turn (default: three made-up classes)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bundle", type=Path, help="what they learn (default: a bowl in layers); with --data and --job"
+    )
+    parser.add_argument("--data", type=Path, help="with --bundle: rows to deal out to the devices; a fifth is held out")
+    parser.add_argument(
+        "--job",
+        type=Path,
+        metavar="job.toml",
+        help="with --bundle: steps, batch sizes, rates; flags say the rest",
+    )
+    parser.add_argument("--traces", type=Path, metavar="FILE", help="what happens to devices, JSON lines")
+    parser.add_argument("--state-dir", type=Path, help="keep the ledger here (default: it is not kept)")
+    output.add_format(parser)
+    parser.set_defaults(run=_simulate, stop=stop)
+
+
+def _simulate(args: argparse.Namespace) -> int:
+    """Run a job on simulated devices: the real server, protocol and bandit; virtual time from profiles and traces.
+
+    Without --bundle the devices learn a bowl in layers, not a model: what comes out says something of the server, of
+    times and of choices, nothing of accuracy. With it they make the real steps on real rows, one after the other on
+    this machine. The same seed gives the same result.
+    """
+    from server.simulation.run import SimulateOptions, simulate
+    from server.simulation.traces import read_traces
+
+    for name, least in (("devices", 1), ("rounds", 1), ("cohort", 0), ("over_selection", 1), ("seed", 0), ("drift", 0)):
+        if not getattr(args, name) >= least:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}", "see covey simulate --help")
+    for name in ("drop_out", "throttle"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise ConfigError(f"--{name.replace('_', '-')} is a share: 0 to 1", "see covey simulate --help")
+    if not args.jitter >= 0 or not args.deadline_s > 0:
+        raise ConfigError("--jitter must not be negative, and --deadline-s must be above 0", "leave them out")
+    if len({args.bundle is None, args.data is None, args.job is None}) > 1:
+        raise ConfigError("--bundle, --data and --job belong together", "give all three, or none")
+    options = SimulateOptions(
+        devices=args.devices,
+        rounds=args.rounds,
+        cohort=args.cohort,
+        over_selection=args.over_selection,
+        policy=None if args.policy == _OFF else args.policy,
+        seed=args.seed,
+        profiles=tuple(args.profiles),
+        bundle=args.bundle,
+        data=args.data,
+        job=args.job,
+        traces=() if args.traces is None else tuple(read_traces(args.traces)),
+        drop_out=args.drop_out,
+        drift=args.drift,
+        throttle=args.throttle,
+        jitter=args.jitter,
+        deadline_s=args.deadline_s,
+    )
+    result = simulate(options, should_stop=args.stop(), state_dir=args.state_dir)
+    if result is None:
+        return output.INTERRUPTED
+    arms = result["arms"]
+    lines = [f"{key:24} {value}" for key, value in result.items() if key != "arms"]
+    rows = [[name, count, f"{count / max(result['offers'], 1):.1%}"] for name, count in arms.items()]
+    output.emit(args, result, "\n".join(lines) + "\n\n" + output.table(("arm", "offers", "share"), rows))
+    return 0

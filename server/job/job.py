@@ -1,0 +1,277 @@
+"""``job.toml``: one fine-tuning run, checked against its bundle before anything starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+
+from edge_runtime.agent.config import read_toml
+from edge_runtime.backprop.layer_draw import Stld
+from edge_runtime.errors import ConfigError
+from edge_runtime.protocol.messages import MAX_PAYLOAD_BYTES, Name
+from edge_runtime.protocol.privacy import Privacy
+from edge_runtime.protocol.step_rule import MAX_PERTURBATIONS, StepRule, check_rule
+from server.bandit.state import BanditOptions
+from server.job.methods import expand
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edge_runtime.bundle.manifest import Manifest
+
+_REPORT_OVERHEAD_BYTES = 512
+BackPerturbations = Annotated[int, msgspec.Meta(ge=1, le=MAX_PERTURBATIONS)]
+
+
+class JobPrivacy(Privacy, frozen=True, forbid_unknown_fields=True):
+    """Differential privacy of each device's rows, as a whole; see edge_runtime/protocol/privacy.py.
+
+    Attributes:
+        delta: the δ for which the job's result reports ε.
+    """
+
+    delta: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 1e-5
+
+
+class Adaptive(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the server may choose from round to round; see planning.next_plan.
+
+    Attributes:
+        back_perturbations: P2.
+        split: which of the bundle's splits.
+        most_back_perturbations: the largest P2 that may be chosen.
+    """
+
+    back_perturbations: bool = True
+    split: bool = False
+    most_back_perturbations: Annotated[int, msgspec.Meta(ge=2, le=MAX_PERTURBATIONS)] = 32
+
+
+class JobBandit(BanditOptions, frozen=True, forbid_unknown_fields=True):
+    """Which device gets which arm, chosen by what was learned; see bandit_state.py for the other fields.
+
+    Attributes:
+        back_perturbations: P2 of forward-only devices that may be chosen.
+        splits: whether the round's split may be chosen, among all of the bundle.
+        most_power_w: arms that took more by the device's profile are not offered; None: all are.
+        deadline_factor: a round ends after so many times its expected length, if the deadline is not before that; None:
+            at the deadline.
+    """
+
+    back_perturbations: Annotated[list[BackPerturbations], msgspec.Meta(min_length=1, max_length=32)] = msgspec.field(
+        default_factory=lambda: [2, 4, 8, 16]
+    )
+    splits: bool = False
+    most_power_w: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    deadline_factor: Annotated[float, msgspec.Meta(ge=1.5)] | None = 3.0
+
+
+class JobStld(Stld, frozen=True, forbid_unknown_fields=True):
+    """Backprop devices with layer dropout; Stld has the other fields.
+
+    Attributes:
+        levels: numbers of active layers that may be used; None: all of the bundle.
+        device_levels: levels of devices by name, 0: forward-only; the others get the largest one that they can hold.
+        forward_only: devices that cannot backpropagate take part with forward passes.
+        merging: ``examples``: the two kinds count by examples; ``noise``: by examples and noise (docs/hybrid.md).
+    """
+
+    levels: list[int] | None = None
+    device_levels: dict[str, Annotated[int, msgspec.Meta(ge=0)]] = msgspec.field(default_factory=dict)
+    forward_only: bool = True
+    merging: Literal["examples", "noise"] = "examples"
+
+
+class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A fine-tuning run.
+
+    Attributes:
+        name: its name; ledger, adapters and logs carry it.
+        eval_file: held-out rows (``.jsonl`` or ``.csv``) that every round's adapter is evaluated on; relative to the
+            file. They stay on the server.
+        rounds: how many rounds.
+        steps: local steps of a device in a round.
+        batch_size: rows a step.
+        split: index of the back block's first layer; None takes the bundle's last split.
+        seed: every random choice follows from it.
+        cohort: devices a round; 0 takes all that are online.
+        over_selection: offer the round to this factor more devices; the round ends with ``cohort`` reports.
+        min_reports: fewer reports at the deadline abandon the round's attempt.
+        min_devices: devices that must be online before the first round; 0 takes ``min_reports``.
+        deadline_s: seconds from offer to the last report that counts.
+        max_attempts: attempts of one round before the job fails.
+        eval_every: every so many rounds the adapter is evaluated, and after the last one.
+        weighting: devices count by their number of rows, or all the same.
+        schedule: the learning rate stays (``constant``), or falls in equal steps towards 0 at the end (``linear``).
+        train: ``lora`` or ``full``: what the bundle must train; None: whatever it does.
+        method: which rule [step] begins with; see methods.METHODS.
+        server_momentum: share of a round's movement that the next one repeats.
+        step: how a step perturbs and updates.
+        stld: backpropagation with layer dropout on the devices that can; None: all are forward-only.
+        adaptive: what the server may choose itself; None: nothing.
+        privacy: how scalars are clipped and noised on the device; None: they are not.
+        bandit: how each device's level, or split and P2, is chosen; None: by memory and [adaptive].
+    """
+
+    name: Name
+    eval_file: str
+    rounds: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 20
+    steps: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 4
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 8
+    split: int | None = None
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+    cohort: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
+    over_selection: Annotated[float, msgspec.Meta(ge=1, le=10)] = 1.0
+    min_reports: Annotated[int, msgspec.Meta(ge=1)] = 1
+    min_devices: Annotated[int, msgspec.Meta(ge=0)] = 0
+    deadline_s: Annotated[float, msgspec.Meta(gt=0)] = 600.0
+    max_attempts: Annotated[int, msgspec.Meta(ge=1)] = 5
+    eval_every: Annotated[int, msgspec.Meta(ge=1)] = 1
+    weighting: Literal["examples", "uniform"] = "examples"
+    schedule: Literal["constant", "linear"] = "linear"
+    train: Literal["lora", "full"] | None = None
+    method: str = "spzo"
+    server_momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    step: StepRule = StepRule()
+    stld: JobStld | None = None
+    adaptive: Adaptive | None = None
+    privacy: JobPrivacy | None = None
+    bandit: JobBandit | None = None
+
+    @property
+    def devices_to_start(self) -> int:
+        """Devices that must be online before the first round."""
+        return self.min_devices or self.min_reports
+
+    def rule_of(self, round_index: int) -> StepRule:
+        """Return the step's rule in a round, with the learning rate that the schedule gives."""
+        rate = self.step.learning_rate * self._rate_left(round_index)
+        return msgspec.structs.replace(self.step, learning_rate=rate)
+
+    def stld_of(self, round_index: int) -> Stld | None:
+        """Return what backprop devices do in a round, with the learning rate that the schedule gives."""
+        if self.stld is None:
+            return None
+        fields = {name: getattr(self.stld, name) for name in Stld.__struct_fields__}
+        return Stld(**fields | {"learning_rate": self.stld.learning_rate * self._rate_left(round_index)})
+
+    def _rate_left(self, round_index: int) -> float:
+        return 1.0 if self.schedule == "constant" else (self.rounds - round_index) / self.rounds
+
+    def levels(self, manifest: Manifest) -> list[int]:
+        """Return the levels that the job may use, of those in the bundle."""
+        return [] if self.stld is None else self.stld.levels or manifest.levels
+
+
+def read_job(path: Path) -> Job:
+    """Read ``job.toml``; ``eval_file`` becomes relative to its folder.
+
+    Raises:
+        ConfigError: no file, not TOML, an unknown field, a wrong type or value, fields that contradict each other.
+    """
+    job = read_toml(path, Job, _with_method)
+    if job.cohort and job.min_reports > job.cohort:
+        raise ConfigError(
+            f"{path}: min_reports = {job.min_reports} can never be reached with cohort = {job.cohort}",
+            "lower min_reports, or raise cohort",
+        )
+    rule = job.step
+    if job.adaptive is not None:
+        if rule.variant != "nested" or rule.normalize == "std":
+            raise ConfigError(
+                f'{path}: [adaptive] needs variant = "nested" and normalize "rms" or "none"',
+                "leave [adaptive] out, or change [step]",
+            )
+        most = max(rule.back_perturbations, job.adaptive.most_back_perturbations)
+        rule = msgspec.structs.replace(rule, back_perturbations=most)
+    if job.bandit is not None:
+        _check_bandit(path, job, job.bandit)
+        rule = msgspec.structs.replace(rule, back_perturbations=max(job.bandit.back_perturbations))
+    report_bytes = 4 * job.steps * rule.scalars_per_step + _REPORT_OVERHEAD_BYTES
+    if report_bytes > MAX_PAYLOAD_BYTES * 3 // 4:
+        raise ConfigError(
+            f"{path}: a report would have {report_bytes} bytes, more than one message can carry",
+            "lower steps or the number of perturbations",
+        )
+    if job.privacy is not None and job.weighting != "uniform":
+        raise ConfigError(
+            f'{path}: a private job needs weighting = "uniform": shares by rows would tell how many a device has',
+            'set weighting = "uniform"',
+        )
+    if job.privacy is not None and job.stld is not None:
+        raise ConfigError(
+            f"{path}: [privacy] and [stld] exclude each other: a delta is not noised", "leave one of them out"
+        )
+    check_rule(job.step)
+    return msgspec.structs.replace(job, eval_file=str(path.resolve().parent / job.eval_file))
+
+
+def _check_bandit(path: Path, job: Job, bandit: JobBandit) -> None:
+    if job.adaptive is not None:
+        raise ConfigError(f"{path}: [bandit] and [adaptive] both choose P2 and split", "leave one of them out")
+    if bandit.splits and bandit.policy != "thompson":
+        raise ConfigError(f'{path}: splits = true needs policy = "thompson"', "leave splits out")
+    shares = job.step.shared_directions or job.step.seed_pool is not None
+    if shares and len(set(bandit.back_perturbations)) > 1:
+        raise ConfigError(
+            f"{path}: devices that share directions need the same P2",
+            "give one back_perturbations in [bandit], or leave shared_directions and seed_pool out",
+        )
+    for p2 in bandit.back_perturbations:
+        check_rule(msgspec.structs.replace(job.step, back_perturbations=p2))
+
+
+def _with_method(table: dict[str, Any]) -> dict[str, Any]:
+    """Fill in what the job's method fixes and defaults to."""
+    step = table.get("step", {})
+    if not isinstance(step, dict):
+        return table  # the types are checked next
+    return {**table, "step": expand(table.get("method", "spzo"), step)}
+
+
+def fit_to_bundle(job: Job, manifest: Manifest) -> Job:
+    """Return the job with its split filled in.
+
+    Raises:
+        ConfigError: the bundle has no such split, or trains something else.
+    """
+    split = manifest.splits[-1] if job.split is None else job.split
+    if split not in manifest.splits:
+        raise ConfigError(
+            f"split = {split} is not in the bundle; it has {', '.join(map(str, manifest.splits))}",
+            "change the job's split, or export with --split",
+        )
+    if job.train not in (None, manifest.train):
+        raise ConfigError(
+            f'train = "{job.train}" does not fit the bundle, which trains "{manifest.train}"',
+            f"export it with --train {job.train}, or change the job",
+        )
+    _check_levels(job, manifest)
+    return msgspec.structs.replace(job, split=split)
+
+
+def _check_levels(job: Job, manifest: Manifest) -> None:
+    if job.stld is None:
+        return
+    if manifest.train != "lora":
+        raise ConfigError("[stld] trains LoRA bundles only, this one trains every weight", "leave [stld] out")
+    if not manifest.levels:
+        raise ConfigError("the bundle has no training graphs for [stld]", "export it with --levels")
+    if job.stld.rescale and not all(graph.rescales for graph in manifest.graphs if graph.kind == "train"):
+        raise ConfigError(
+            "rescale = true: the bundle's training graphs do not rescale residuals",
+            "leave it out, or export with --levels and --rescale",
+        )
+    for level in [*(job.stld.levels or []), *(level for level in job.stld.device_levels.values() if level)]:
+        if level not in manifest.levels:
+            raise ConfigError(
+                f"level {level} of [stld] is not in the bundle; it has {', '.join(map(str, manifest.levels))}",
+                "change the job's levels, or export with --levels",
+            )
+    for name, level in job.stld.device_levels.items():
+        if level and level not in job.levels(manifest):
+            raise ConfigError(
+                f"[stld] gives {name} level {level}, but its levels are {', '.join(map(str, job.levels(manifest)))}",
+                "add the level to levels, or give the device one of them",
+            )

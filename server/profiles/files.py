@@ -1,0 +1,69 @@
+"""Where profiles are found: in files, in the folders of boards, in the ledger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_runtime.errors import ConfigError, ProfileError
+from edge_runtime.protocol.profile_check import decode_profile
+from server.storage.ledger import Ledger
+
+if TYPE_CHECKING:
+    from edge_runtime.protocol.profile import Profile
+
+LATENCY_FILE = "latency.json"
+"""In a board's folder."""
+
+
+def read_profile(path: Path) -> Profile:
+    """Read a profile's file; of a folder, its latency.json.
+
+    Raises:
+        ConfigError: it cannot be read.
+        ProfileError: it is no valid profile; names the file.
+    """
+    path = path / LATENCY_FILE if path.is_dir() else path
+    try:
+        return decode_profile(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"cannot read the profile {path}: {error.strerror}", "give latency.json files") from error
+    except ProfileError as error:
+        raise ProfileError(f"{path}: {error.what}", error.hint) from error
+
+
+def find_profile(name: str, profile_dir: Path, ledger_file: Path, fleet: str | None = None) -> Profile:
+    """Return a profile: of a file or a folder, of a board, or the last valid one that a device published.
+
+    Args:
+        name: path of a file or a folder, name of a board or of a device; looked for in this order.
+        profile_dir: has a folder for each board.
+        ledger_file: the server's ledger; need not be there.
+        fleet: the device's; None: any.
+
+    Raises:
+        ConfigError: there is none (says where it was looked for), or devices of two fleets have this name.
+        ProfileError: it is not valid.
+    """
+    for path in (Path(name), profile_dir / name):
+        if path.is_file() or (path / LATENCY_FILE).is_file():
+            return read_profile(path)
+    profile = _published(name, ledger_file, fleet) if ledger_file.exists() else None
+    if profile is None:
+        raise ConfigError(
+            f"there is no profile {name}: no file, no {profile_dir / name / LATENCY_FILE}, no device in {ledger_file}",
+            "measure one: covey-edge profile --bundle BUNDLE --output FILE, or --config edge.toml",
+        )
+    return profile
+
+
+def _published(device: str, ledger_file: Path, fleet: str | None) -> Profile | None:
+    ledger = Ledger(ledger_file, read_only=True)
+    try:
+        rows = ledger.rows("SELECT DISTINCT fleet FROM profiles WHERE device = ? ORDER BY fleet", device)
+        fleets = [row["fleet"] for row in rows] if fleet is None else [fleet]
+        if len(fleets) > 1:
+            raise ConfigError(f"{device} is a device of {' and of '.join(fleets)}", "say which: --fleet FLEET")
+        return ledger.newest_profile(fleets[0], device) if fleets else None
+    finally:
+        ledger.close()

@@ -1,0 +1,124 @@
+"""From the cohort's reports to a round's log and figures."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edge_runtime.bundle.layout import front_size
+from edge_runtime.forward_only.replay import compact, mean_square_of
+from edge_runtime.protocol.round_log import DeviceScalars, RoundLog, unpack_scalars
+from server.planning.adaptive import RoundFigures, RoundPlan, variances
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from edge_runtime.bundle.layout import Parameter
+    from server.job.job import Job
+
+
+@dataclass(frozen=True)
+class TakenReport:
+    """What the server keeps of a report: packed scalars, rows of the device, seconds of a pass (None: not known)."""
+
+    scalars: bytes
+    examples: int
+    front_s: float | None = None
+    back_s: float | None = None
+
+
+@dataclass(frozen=True)
+class TakenDelta:
+    """What the server keeps of a delta report: the blob's hash, the layers in it, rows of the device."""
+
+    sha256: str
+    layers: list[int]
+    examples: int
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """A round's result.
+
+    Attributes:
+        log: what turns the old adapter into the new one; its ``result_sha256`` is not known yet.
+        mean_square: mean square of the cohort's scalars, for the next round's normalisation; None without.
+        figures: what the round showed of its blocks.
+    """
+
+    log: RoundLog
+    mean_square: float | None
+    figures: RoundFigures
+
+
+def shares(examples: Mapping[str, int], weighting: str) -> dict[str, float]:
+    """Return each device's share, in the order of the names; they add up to 1."""
+    counts = {device: examples[device] if weighting == "examples" else 1 for device in sorted(examples)}
+    total = sum(counts.values())
+    return {device: count / total for device, count in counts.items()}
+
+
+def aggregate(
+    parameters: Sequence[Parameter],
+    job: Job,
+    round_index: int,
+    plan: RoundPlan,
+    adapters: tuple[str, str | None],
+    mean_square: float | None,
+    reports: Mapping[str, TakenReport],
+) -> Aggregate:
+    """Make the log of a round: the weighted mean of the devices' local models.
+
+    Args:
+        parameters: the layout.
+        job: the job.
+        round_index: index of the round.
+        plan: what the devices did.
+        adapters: hashes of the adapter that the round started from, and of the one before it (None: there is none).
+        mean_square: what the plans of the round carried.
+        reports: the reports that count, by device; at least one.
+
+    Raises:
+        ProtocolError: scalars that do not fit the rule.
+    """
+    weights = shares({device: report.examples for device, report in reports.items()}, job.weighting)
+    base, previous = adapters
+    log = RoundLog(
+        job=job.name,
+        job_seed=job.seed,
+        round=round_index,
+        rule=plan.rule,
+        front_size=front_size(parameters, plan.split),
+        steps=job.steps,
+        mean_square=mean_square,
+        momentum=job.server_momentum,
+        previous_sha256=previous if job.server_momentum > 0 else None,
+        base_sha256=base,
+        result_sha256=base,
+        devices=[
+            DeviceScalars(device, weight, reports[device].scalars, plan.back_perturbations.get(device))
+            for device, weight in weights.items()
+        ],
+        terms=None,
+    )
+    rows = [unpack_scalars(device.scalars, job.steps, log.rule_of(device).scalars_per_step) for device in log.devices]
+    # Devices with another P2 would mix other spreads of the groups' means in.
+    alike = [steps for device, steps in zip(log.devices, rows, strict=True) if log.rule_of(device) == plan.rule]
+    v1, v2 = variances(plan.rule, [step for steps in alike for step in steps])
+    return Aggregate(
+        log=compact(log),
+        mean_square=mean_square_of(rows) if plan.rule.normalize == "rms" else None,
+        figures=RoundFigures(
+            plan.split,
+            v1,
+            v2,
+            _median(r.front_s for r in reports.values()),
+            _median(r.back_s for r in reports.values()),
+        ),
+    )
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None

@@ -1,0 +1,194 @@
+"""The chain of adapters of a job, and the cheaper way for a device to get to its end: replay logs, or the file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from edge_runtime.forward_only.replay_file import map_adapter, write_replayed
+from edge_runtime.protocol.messages import AdapterRef, BlobRef
+from edge_runtime.protocol.round_log import decode_chain, encode_chain
+from server.errors import JobError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.protocol.round_log import RoundLog
+    from server.storage.blobs import BlobStore
+    from server.storage.ledger import ClosedRound
+
+_KEPT_FILES = 3  # the current adapter, the one before for momentum, and one for a device that is still fetching
+
+
+class Start(Protocol):
+    """What a chain begins with: a bundle.Bundle, or a simulation's stand-in."""
+
+    @property
+    def initial_sha256(self) -> str:
+        """Hash of the initial adapter."""
+
+    def initial_adapter(self) -> FloatVector:
+        """Return the initial adapter, float32, (parameters,)."""
+
+
+class AdapterChain:
+    """The adapters of a job from the bundle's initial one on.
+
+    The last few are kept as files, and logs as long as they can be the cheaper way; the ledger has every scalar.
+
+    Args:
+        bundle: the job's bundle.
+        blobs: where adapters and logs are kept.
+        closed: rounds that are done, where a job is resumed.
+        momentum: whether a log needs the adapter before its base, too.
+
+    Attributes:
+        theta: the current adapter, mapped.
+        closed: the rounds so far.
+        initial_sha256: hash of the bundle's own adapter.
+
+    Raises:
+        JobError: a resumed job's adapter is not in ``blobs``.
+    """
+
+    def __init__(self, bundle: Start, blobs: BlobStore, closed: Sequence[ClosedRound], *, momentum: bool) -> None:
+        self._blobs = blobs
+        self._momentum = momentum
+        self._initial = bundle.initial_adapter()
+        self.initial_sha256 = bundle.initial_sha256
+        self.closed = list(closed)
+        self.theta = self._load(self.sha256)
+        self._merged: dict[str, BlobRef] = {}
+
+    def _load(self, sha256: str) -> FloatVector:
+        if sha256 == self.initial_sha256:
+            return self._initial
+        path = self._blobs.path(sha256)
+        if path is None:
+            raise JobError(f"adapter {sha256[:12]} is not in the state directory", "restore it, or begin a new job")
+        return map_adapter(path, self._initial.size)
+
+    @property
+    def sha256(self) -> str:
+        """The current adapter's hash."""
+        return self.closed[-1].result_sha256 if self.closed else self.initial_sha256
+
+    @property
+    def previous_sha256(self) -> str | None:
+        """Hash of the adapter before the current one; None in the first round."""
+        return self.closed[-1].base_sha256 if self.closed else None
+
+    @property
+    def mean_square(self) -> float | None:
+        """Mean square of the last round's scalars."""
+        return self.closed[-1].mean_square if self.closed else None
+
+    def extend(self, log: RoundLog) -> tuple[RoundLog, BlobRef, int]:
+        """Write the adapter after a round, and the round's log; the chain does not go on to it yet.
+
+        Returns:
+            The log with its result, where it is, and how many terms it has.
+
+        Raises:
+            TrainingError: the result is not finite.
+            StorageError: disk full or not writable.
+        """
+        previous = None if log.previous_sha256 is None else self._load(log.previous_sha256)
+        path = self._blobs.temporary()
+        result, terms = write_replayed(path, self.theta, [log], previous)
+        self._blobs.adopt(path, result)
+        log = msgspec.structs.replace(log, result_sha256=result)
+        return log, self._blobs.add(encode_chain([log])), terms
+
+    def add_file(self, theta: FloatVector) -> str:
+        """Write the adapter after a round that has no log, and return its hash; the chain does not go on to it yet.
+
+        Raises:
+            StorageError: disk full or not writable.
+        """
+        return self._blobs.add(theta.astype("<f4", copy=False).tobytes()).sha256
+
+    def previous(self) -> FloatVector | None:
+        """Return the adapter before the current one; None in the first round."""
+        return None if self.previous_sha256 is None else self._load(self.previous_sha256)
+
+    def advance(self, closed: ClosedRound) -> None:
+        """Go on to the adapter of a closed round, and forget what no device can need any more."""
+        self.closed.append(closed)
+        self.theta = self._load(closed.result_sha256)
+        for merged in self._merged.values():
+            self._blobs.remove(merged.sha256)
+        self._merged.clear()
+        needed = {done.result_sha256 for done in self.closed[-_KEPT_FILES:]}
+        for done in self.closed[-2 * _KEPT_FILES : -_KEPT_FILES]:
+            if done.result_sha256 not in needed:
+                self._blobs.remove(done.result_sha256)
+        size, reached = 0, True  # whether the logs from here on lead to the current adapter
+        for done in reversed(self.closed):
+            if done.log_sha256 is None or done.log_size_bytes is None:
+                reached = False
+                continue
+            if size >= 4 * self.theta.size or not reached:
+                if self._blobs.path(done.log_sha256) is None:
+                    break  # it and all before it went in earlier rounds
+                self._blobs.remove(done.log_sha256)
+            size += done.log_size_bytes
+
+    def reference(
+        self,
+        device_adapter_sha256: str | None,
+        link_bytes_per_s: float | None = None,
+        replay_parameters_per_s: float | None = None,
+    ) -> AdapterRef:
+        """Return the current adapter, with a log to it where that is the cheaper way.
+
+        Args:
+            device_adapter_sha256: what the device has; None: only the bundle.
+            link_bytes_per_s: the device's measured link; None: fewer bytes are the cheaper way.
+            replay_parameters_per_s: parameters × directions that the device replays a second; None: at no cost.
+        """
+        file = BlobRef(self.sha256, 4 * self.theta.size)
+        base = device_adapter_sha256 or self.initial_sha256
+        missed = self._missed(base, file.size_bytes)
+        if not missed:
+            return AdapterRef(file, None, None)
+        size = sum(done.log_size_bytes or 0 for done in missed)
+        if link_bytes_per_s is not None and replay_parameters_per_s is not None:
+            replay_s = sum(done.terms for done in missed) * self.theta.size / replay_parameters_per_s
+            if size / link_bytes_per_s + replay_s >= file.size_bytes / link_bytes_per_s:
+                return AdapterRef(file, None, None)
+        first = missed[0].index
+        previous = self.closed[first - 1].base_sha256 if self._momentum and first > 0 else None
+        return AdapterRef(file, self._log(base, missed), base, previous)
+
+    def _missed(self, base: str, most_bytes: int) -> list[ClosedRound]:
+        """Return the rounds from an adapter to the current one; none where the file has fewer bytes than their logs."""
+        if base == self.sha256:
+            return []
+        missed: list[ClosedRound] = []
+        size = 0
+        for done in reversed(self.closed):
+            if done.log_size_bytes is None:
+                return []  # only the file leads over a round with backprop devices
+            size += done.log_size_bytes
+            if size >= most_bytes:
+                return []
+            missed.insert(0, done)
+            if done.base_sha256 == base:
+                return missed
+        return []
+
+    def _log(self, base: str, missed: Sequence[ClosedRound]) -> BlobRef | None:
+        """Return one blob with all logs."""
+        logged = [BlobRef(done.log_sha256, done.log_size_bytes or 0) for done in missed if done.log_sha256 is not None]
+        if len(logged) == 1:
+            return logged[0]
+        if base not in self._merged:
+            found = [self._blobs.read(log.sha256) for log in logged]
+            if None in found:
+                return None
+            logs = [log for data in found if data is not None for log in decode_chain(data)]
+            self._merged[base] = self._blobs.add(encode_chain(logs))
+        return self._merged[base]

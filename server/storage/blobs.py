@@ -1,0 +1,107 @@
+"""Content by its sha256: what the HTTP side serves."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from typing import TYPE_CHECKING
+
+from edge_runtime.bundle.manifest import MANIFEST_FILE
+from edge_runtime.errors import storage_error
+from edge_runtime.protocol.messages import BlobRef
+from edge_runtime.store.store import sync_directory, write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+    from edge_runtime.bundle.folder import Bundle
+
+
+class BlobStore:
+    """A folder of files named by their hash, and bundles that are served from where they are.
+
+    Args:
+        root: the folder; made when the first blob is added.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._elsewhere: dict[str, Path] = {}
+
+    def add(self, data: bytes) -> BlobRef:
+        """Keep a blob; once it returns the blob survives a power cut.
+
+        Raises:
+            StorageError: disk full or not writable.
+        """
+        sha256 = hashlib.sha256(data).hexdigest()
+        path = self._root / sha256
+        if not path.exists():
+            write_atomically(path, data)
+        return BlobRef(sha256, len(data))
+
+    def temporary(self) -> Path:
+        """Return a path on the same disk for a file that adopt will take.
+
+        Raises:
+            StorageError: the folder cannot be made.
+        """
+        return self._made_root() / f"new-{uuid.uuid4().hex}.tmp"
+
+    def _made_root(self) -> Path:
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise storage_error(error, self._root) from error
+        return self._root
+
+    def partial(self, sha256: str) -> Path:
+        """Return where a blob that is being sent grows; adopt will take it.
+
+        Raises:
+            StorageError: the folder cannot be made.
+        """
+        return self._made_root() / f"{sha256}.part"
+
+    def drop_partials(self, except_for: Collection[str]) -> None:
+        """Forget what was never sent to its end."""
+        for path in self._root.glob("*.part"):
+            if path.stem not in except_for:
+                path.unlink()
+
+    def adopt(self, path: Path, sha256: str) -> BlobRef:
+        """Make a whole, synced file a blob.
+
+        Raises:
+            StorageError: it cannot be renamed.
+        """
+        try:
+            path.replace(self._root / sha256)
+            sync_directory(self._root)
+            return BlobRef(sha256, (self._root / sha256).stat().st_size)
+        except OSError as error:
+            raise storage_error(error, path) from error
+
+    def remove(self, sha256: str) -> None:
+        """Forget a blob; a bundle's files are never touched."""
+        if sha256 not in self._elsewhere:
+            (self._root / sha256).unlink(missing_ok=True)
+
+    def read(self, sha256: str) -> bytes | None:
+        """Return a blob's bytes, or None where it is not here."""
+        path = self.path(sha256)
+        return path.read_bytes() if path is not None else None
+
+    def path(self, sha256: str) -> Path | None:
+        """Return where a blob is, or None where it is not here."""
+        if sha256 in self._elsewhere:
+            return self._elsewhere[sha256]
+        path = self._root / sha256
+        return path if len(sha256) == 64 and sha256.isalnum() and path.is_file() else None
+
+    def add_bundle(self, bundle: Bundle) -> None:
+        """Serve a checked bundle's files from its own folder."""
+        self._elsewhere[bundle.sha256] = bundle.path / MANIFEST_FILE
+        for entry in bundle.manifest.files:
+            self._elsewhere[entry.sha256] = bundle.path / entry.path

@@ -1,0 +1,151 @@
+"""Progress of a job: a live table on a terminal, plain lines elsewhere, JSON lines for programs."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import sys
+from typing import TYPE_CHECKING
+
+import msgspec
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from server import events
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from server.events import Event, Observer
+    from server.job.job import Job
+
+_SHOWN_ROUNDS = 12
+
+
+class _Row:
+    """What the table says about one round."""
+
+    def __init__(self) -> None:
+        self.reports = 0
+        self.failed = 0
+        self.offered = 0
+        self.train_losses: list[float] = []
+        self.seconds = 0.0
+        self.bytes_up = 0
+        self.status = "open"
+        self.evaluation: events.Evaluated | None = None
+
+
+class Progress:
+    """Collects events and draws them."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._rows: dict[int, _Row] = {}
+        self._states: dict[str, str] = {}
+        self._start: events.Evaluated | None = None
+        self._note = "waiting for devices"
+
+    def take(self, event: Event) -> str | None:
+        """Take in an event; returns a line about it where it is worth one."""
+        match event:
+            case events.DeviceChanged():
+                self._states[event.device] = event.state
+                if event.ineligible is not None and event.state == "online":
+                    return f"{event.device} takes no work now: {event.ineligible}"
+                return f"{event.device} is {event.state}" if event.state in ("lost", "offline") else None
+            case events.Waiting():
+                self._note = f"waiting for devices: {event.online} of {event.needed} are online"
+                if event.ineligible:
+                    self._note += f", {len(event.ineligible)} more take no work now"
+                return self._note
+            case events.Syncing():
+                self._note = f"final adapter proved by {event.proved} of {event.devices} devices"
+                return self._note if event.proved == event.devices else None
+            case events.Evaluated():
+                return self._take_evaluation(event)
+            case _:
+                return self._take_round(event)
+
+    def _take_evaluation(self, event: events.Evaluated) -> str:
+        if event.round is None:
+            self._start = event
+            return f"start: held-out loss {event.loss:.4f}, accuracy {event.accuracy:.3f}"
+        self._row(event.round).evaluation = event
+        return f"round {event.round}: held-out loss {event.loss:.4f}, accuracy {event.accuracy:.3f}"
+
+    def _take_round(self, event: Event) -> str | None:
+        match event:
+            case events.RoundOpened():
+                row = self._rows[event.round] = _Row()
+                row.offered = len(event.devices)
+                self._note = f"round {event.round + 1} of {self._job.rounds}"
+            case events.ReportTaken():
+                row = self._row(event.round)
+                row.train_losses += [] if event.loss is None else [event.loss]
+                row.seconds = max(row.seconds, event.seconds)
+                row.reports += 1
+                row.bytes_up += event.bytes_up
+            case events.OfferFailed():
+                self._row(event.round).failed += 1
+                return f"round {event.round}: no report from {event.device}: {event.reason}"
+            case events.RoundClosed():
+                self._row(event.round).status = event.adapter_sha256[:8]
+            case events.RoundAbandoned():
+                self._row(event.round).status = "again"
+                return f"round {event.round}: abandoned with {event.reports} reports; trying again"
+            case _:
+                pass
+        return None
+
+    def _row(self, index: int) -> _Row:
+        return self._rows.setdefault(index, _Row())
+
+    def table(self) -> Table:
+        """Return the table as it stands."""
+        online = sum(state in ("online", "busy") for state in self._states.values())
+        busy = sum(state == "busy" for state in self._states.values())
+        table = Table(title=f"{self._job.name}: {self._note}", caption=f"{online} devices online, {busy} at work")
+        for column in ("round", "reports", "slowest", "bytes up", "train loss", "held-out loss", "accuracy", "adapter"):
+            table.add_column(column, justify="left" if column == "adapter" else "right")
+        if self._start is not None:
+            table.add_row("start", "", "", "", "", f"{self._start.loss:.4f}", f"{self._start.accuracy:.3f}", "")
+        for index in sorted(self._rows)[-_SHOWN_ROUNDS:]:
+            row = self._rows[index]
+            loss = f"{row.evaluation.loss:.4f}" if row.evaluation else ""
+            accuracy = f"{row.evaluation.accuracy:.3f}" if row.evaluation else ""
+            train_loss = f"{statistics.fmean(row.train_losses):.4f}" if row.train_losses else ""
+            train = (f"{row.seconds:.1f} s", str(row.bytes_up), train_loss) if row.reports else ("", "", "")
+            table.add_row(str(index + 1), f"{row.reports}/{row.offered}", *train, loss, accuracy, row.status)
+        return table
+
+
+@contextlib.contextmanager
+def watch(job: Job, output_format: str) -> Iterator[Observer]:
+    """Yield an observer that shows a job's events: JSON lines on stdout, else a table or lines on stderr."""
+    if output_format == "json":
+
+        def as_json(event: Event) -> None:
+            sys.stdout.write(msgspec.json.encode(event).decode() + "\n")
+            sys.stdout.flush()
+
+        yield as_json
+        return
+    progress = Progress(job)
+    console = Console(stderr=True)
+    if not console.is_terminal:
+
+        def as_line(event: Event) -> None:
+            if line := progress.take(event):
+                console.print(line, highlight=False, soft_wrap=True)
+
+        yield as_line
+        return
+    with Live(progress.table(), console=console, refresh_per_second=4) as live:
+
+        def as_table(event: Event) -> None:
+            progress.take(event)
+            live.update(progress.table())
+
+        yield as_table

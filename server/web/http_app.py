@@ -1,0 +1,90 @@
+"""The HTTP side: blobs by sha256, resumable; health. Starlette on uvicorn, in a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, JSONResponse
+from starlette.routing import Route
+
+from edge_runtime import __version__
+from edge_runtime.errors import NetworkError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from server.storage.blobs import BlobStore
+    from server.web.uploads import Uploads
+
+
+def make_app(blobs: BlobStore, uploads: Uploads | None = None) -> Starlette:
+    """Return the application: ``GET /blobs/<sha256>`` (with Range) and ``GET /healthz``.
+
+    With ``uploads`` also ``HEAD`` and ``PATCH /blobs/<sha256>/upload``.
+    """
+
+    async def blob(request: Request) -> Response:
+        path = blobs.path(request.path_params["sha256"])
+        if path is None:
+            raise HTTPException(404, "no such blob")
+        return FileResponse(path, media_type="application/octet-stream", headers={"cache-control": "immutable"})
+
+    async def health(_request: Request) -> Response:
+        return JSONResponse({"status": "ok", "covey_version": __version__})
+
+    async def upload(request: Request) -> Response:
+        assert uploads is not None  # noqa: S101 else there is no such route
+        sha256 = request.path_params["sha256"]
+        return await (uploads.head(sha256) if request.method == "HEAD" else uploads.patch(sha256, request))
+
+    routes = [Route("/blobs/{sha256}", blob), Route("/healthz", health)]
+    if uploads is not None:
+        routes.append(Route("/blobs/{sha256}/upload", upload, methods=["HEAD", "PATCH"]))
+    return Starlette(routes=routes)
+
+
+@contextlib.contextmanager
+def serve_http(app: Starlette, host: str, port: int) -> Iterator[int]:
+    """Serve an application in a thread; yields the port (``port`` 0 takes a free one).
+
+    Raises:
+        NetworkError: the address cannot be bound.
+    """
+    listener = bind(host, port)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="http", daemon=True)
+    thread.start()
+    try:
+        yield int(listener.getsockname()[1])
+    finally:
+        server.should_exit = True
+        thread.join(10.0)
+        listener.close()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a listening TCP socket.
+
+    Raises:
+        NetworkError: the address is in use or not this machine's.
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise NetworkError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}", "choose another port"
+        ) from error
+    return listener

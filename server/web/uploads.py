@@ -1,0 +1,119 @@
+"""Uploads: blobs that devices send, expected by hash and size, resumable, and blobs only once their hash is right.
+
+The core of the tus protocol 1.0: HEAD says how much is here, PATCH goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from edge_runtime.bundle.folder import file_sha256
+from edge_runtime.errors import storage_error
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from edge_runtime.protocol.messages import BlobRef
+    from server.storage.blobs import BlobStore
+
+_HEADERS = {"Tus-Resumable": "1.0.0", "Cache-Control": "no-store"}
+
+
+class Uploads:
+    """What may be sent to a blob store. Nothing may, until it is expected. Safe to use from several threads.
+
+    Args:
+        blobs: where whole uploads go. Not the store of what is served: a device may name any hash, and what it named
+            is removed in the end.
+
+    Attributes:
+        blobs: the same.
+    """
+
+    def __init__(self, blobs: BlobStore) -> None:
+        self.blobs = blobs
+        self._expected: dict[str, int] = {}
+        self._at_work: set[str] = set()
+        self._lock = threading.Lock()
+
+    def expect(self, blob: BlobRef) -> None:
+        """Let a blob be sent."""
+        with self._lock:
+            self._expected[blob.sha256] = blob.size_bytes
+
+    def forget_all(self) -> None:
+        """Let nothing be sent any more, and drop what came: the round is over."""
+        with self._lock:
+            for sha256 in self._expected.keys() - self._at_work:
+                self.blobs.remove(sha256)
+            self._expected.clear()
+            self.blobs.drop_partials(except_for=self._at_work)
+
+    def _size(self, sha256: str) -> int:
+        with self._lock:
+            if sha256 not in self._expected:
+                raise HTTPException(404, "no open plan expects this blob")
+            return self._expected[sha256]
+
+    def _have(self, sha256: str, size: int) -> int:
+        if self.blobs.path(sha256) is not None:
+            return size
+        partial = self.blobs.partial(sha256)
+        return partial.stat().st_size if partial.exists() else 0
+
+    async def head(self, sha256: str) -> Response:
+        """Answer how much of an expected blob is here; 404: it is not expected."""
+        size = self._size(sha256)
+        have = self._have(sha256, size)
+        return Response(headers=_HEADERS | {"Upload-Offset": str(have), "Upload-Length": str(size)})
+
+    async def patch(self, sha256: str, request: Request) -> Response:
+        """Take more of an expected blob.
+
+        404: not expected; 409: not the offset at which it goes on; 413: more than was announced; 423: another request
+        is at work on it; 460: all is here, and the hash is another (what came is dropped).
+        """
+        size = self._size(sha256)
+        with self._lock:
+            if sha256 in self._at_work:
+                raise HTTPException(423, "another request sends this blob")
+            self._at_work.add(sha256)
+        try:
+            have = self._have(sha256, size)
+            if request.headers.get("upload-offset") != str(have):
+                raise HTTPException(409, f"the upload goes on at {have}")
+            if have < size:
+                have = await self._append(sha256, have, size, request)
+        finally:
+            with self._lock:
+                self._at_work.discard(sha256)
+        return Response(status_code=204, headers=_HEADERS | {"Upload-Offset": str(have)})
+
+    async def _append(self, sha256: str, have: int, size: int, request: Request) -> int:
+        partial = self.blobs.partial(sha256)
+        try:
+            with partial.open("ab") as file:
+                async for chunk in request.stream():
+                    if have + len(chunk) > size:
+                        raise HTTPException(413, f"more than the announced {size} bytes")
+                    file.write(chunk)
+                    have += len(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+            if have == size:
+                if await asyncio.to_thread(file_sha256, partial) != sha256:
+                    partial.unlink()
+                    raise HTTPException(460, "all bytes are here, and their hash is another one")
+                self.blobs.adopt(partial, sha256)
+        except ClientDisconnect as error:
+            raise HTTPException(400, "the request broke off; what came is kept") from error
+        except OSError as error:
+            raise HTTPException(507, str(storage_error(error, partial))) from error
+        return have

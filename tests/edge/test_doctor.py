@@ -1,0 +1,114 @@
+"""``covey-edge doctor``: findings from files that a board has, reachability, exit codes."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from edge_runtime import cli
+from edge_runtime.agent.config import DataConfig, EdgeConfig
+from edge_runtime.commands.doctor import examine
+from edge_runtime.device.eligibility import EligibilityRules
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The files of a hot board with little memory and two sensors, one of them switched off."""
+    made = tmp_path / "root"
+    for zone, text in (("0", "81500\n"), ("1", "")):
+        sensor = made / f"sys/class/thermal/thermal_zone{zone}/temp"
+        sensor.parent.mkdir(parents=True)
+        sensor.write_text(text)
+    (made / "proc").mkdir()
+    (made / "proc/meminfo").write_text("MemTotal: 900000 kB\nMemAvailable:   100000 kB\n")
+    return made
+
+
+def config_of(tmp_path: Path, port: int, **fields: Any) -> EdgeConfig:
+    data = DataConfig(str(tmp_path / "data.jsonl"))
+    return EdgeConfig(name="pi", broker=f"mqtt://127.0.0.1:{port}", data=data, state_dir=str(tmp_path), **fields)
+
+
+@pytest.fixture
+def listening() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield int(server.getsockname()[1])
+
+
+class Healthy(http.server.BaseHTTPRequestHandler):
+    """Answers, with the date that http.server sends."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/healthz" else 404)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+def test_findings(root: Path, tmp_path: Path, listening: int) -> None:
+    found = {f.check: f for f in examine(config_of(tmp_path, listening, threads=200), lambda: 0.0, root)}
+    assert found["memory"].values == {"free_bytes": 100_000 * 1024}
+    assert found["temperature"].values == {"celsius": 81.5}
+    assert {name: f.status for name, f in found.items() if name not in ("executorch", "disk")} == {
+        "covey": "ok", "onnxruntime": "ok", "threads": "warning", "memory": "warning", "temperature": "warning",
+        "eligibility": "ok", "data": "problem", "broker": "ok", "server": "absent", "clock": "absent",
+    }  # fmt: skip
+    assert all(f.advice for f in found.values() if f.status in ("warning", "problem"))
+
+
+@pytest.mark.parametrize(
+    ("rules", "status", "said"),
+    [
+        (EligibilityRules(), "ok", "takes work now"),
+        (EligibilityRules(least_disk_mb=1e12), "warning", "MB of disk free, below 1e+12"),
+        (EligibilityRules(least_battery=0.5, unknown="refuse"), "problem", "no such sensor"),
+    ],
+)
+def test_whether_the_device_takes_work(tmp_path: Path, rules: EligibilityRules, status: str, said: str) -> None:
+    config = config_of(tmp_path, 1, eligibility=rules)
+    finding = next(f for f in examine(config, lambda: 0.0, tmp_path) if f.check == "eligibility")
+    assert (finding.status, said in finding.found) == (status, True)
+
+
+def test_unknown_is_none(tmp_path: Path) -> None:
+    found = {f.check: f for f in examine(None, lambda: 0.0, tmp_path)}
+    assert found["temperature"].values == {"celsius": None}
+    assert found["memory"].values == {"free_bytes": None}
+    assert not {"broker", "server", "data"} & set(found)
+
+
+def test_a_wrong_clock_is_seen_by_the_servers(root: Path, tmp_path: Path, listening: int) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Healthy) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        config = config_of(tmp_path, listening, server_url=f"http://127.0.0.1:{server.server_port}")
+        found = {f.check: f for f in examine(config, lambda: 0.0, root)}
+        server.shutdown()
+        thread.join()
+    assert found["server"].status == "ok"
+    assert found["clock"].status == "warning"
+    assert found["clock"].values["offset_s"] < -1e9
+
+
+def test_the_first_problem_decides_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    (tmp_path / "data.jsonl").write_text("")
+    edge = tmp_path / "edge.toml"
+    edge.write_text(f'name = "pi"\nbroker = "mqtt://127.0.0.1:{port}"\n[data]\npath = "data.jsonl"\n')
+    assert cli.main(["doctor", "--config", str(edge), "--format", "json"]) == 7
+    answer = json.loads(capsys.readouterr().out)
+    assert not answer["healthy"]
+    assert [c["check"] for c in answer["checks"] if c["status"] == "problem"] == ["broker"]
+    assert cli.main(["doctor"]) == 0
+    assert "temperature" in capsys.readouterr().out

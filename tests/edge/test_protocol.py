@@ -1,0 +1,202 @@
+"""Messages: golden encodings, borders, topics."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_runtime.backprop.layer_draw import Stld
+from edge_runtime.errors import ProtocolError
+from edge_runtime.protocol.messages import (
+    MAX_PAYLOAD_BYTES,
+    PROTOCOL_VERSION,
+    AdapterRef,
+    AnyMessage,
+    BackpropPlan,
+    Birth,
+    BlobRef,
+    Capability,
+    DeltaReport,
+    DeviceState,
+    LevelNeed,
+    PlanAccepted,
+    PlanRefused,
+    ProfileMessage,
+    ReportAck,
+    RoundReport,
+    Synced,
+    SyncPlan,
+    TrainPlan,
+    decode_message,
+    device_of,
+    encode_message,
+    topic_for,
+)
+from edge_runtime.protocol.profile import (
+    BoardFacts,
+    BundleFacts,
+    GraphProfile,
+    Latency,
+    Profile,
+    Provenance,
+    Rates,
+    Reading,
+    Sustained,
+)
+from edge_runtime.protocol.step_rule import StepRule
+
+SHA = "ab" * 32
+REPORT = RoundReport(
+    job="job", round=1, attempt=0, device="pi", adapter_sha256=SHA, scalars=b"\0" * 8, examples=10, loss=0.5,
+    seconds=1.5, front_passes=2, back_passes=4, front_seconds=0.5, back_seconds=1.0,
+    link_bytes_per_s=1e6, replay_parameters_per_s=None, blob_bytes=0,
+)  # fmt: skip
+PLAN = TrainPlan(
+    job="job", job_seed=1, round=2, attempt=0, bundle_sha256=SHA,
+    adapter=AdapterRef(BlobRef(SHA, 400), BlobRef(SHA, 40), SHA), rule=StepRule(), split=5, steps=4, batch_size=8,
+    mean_square=None, privacy=None, deadline_s=60.0, blob_url="http://:8080/blobs",
+)  # fmt: skip
+SHAPE = {"batch_size": 1, "tokens": 16}
+READING = Reading(temperature_c=50.0, throttled=False)
+PROFILE = Profile(
+    device="pi", facts=BoardFacts(board="raspberry-pi-5", cores=4),
+    measured=Provenance(
+        measured_at="2026-01-01T00:00:00+00:00", seconds=9.0, wall_seconds=9.0, clock="perf_counter", covey_version="0",
+        commit=None, versions={"numpy": "2"}, threads=0, warm_up=2, before=READING, after=READING,
+    ),
+    bundle=BundleFacts(sha256=SHA, model="bert", layers=6, trainable_parameters=100),
+    graphs=[
+        GraphProfile(
+            kind="train", engine="onnxruntime", level=3, load_s=0.5, peak_rss_bytes=9, base_rss_bytes=4,
+            latencies=[Latency(median_s=0.5, low_s=0.4, high_s=0.7, count=5, power_w=3.5, **SHAPE)],
+            sustained=Sustained(
+                seconds=60.0, first_s=0.5, last_s=0.6, count=99, before=READING, after=READING, **SHAPE
+            ),
+        ),
+    ],
+    rates=Rates(replay_parameters_per_s=1e9),
+)  # fmt: skip
+MESSAGES: list[tuple[AnyMessage, str]] = [
+    (PLAN, "2565a256c156d03e"),
+    (REPORT, "63140e9d01547b6a"),
+    (
+        Birth(
+            device="pi", boot_id="1", covey_version="0.1.0", python_version="3.11", machine="aarch64",
+            runtimes={"numpy": "2"}, methods=["spzo"], rows=None, bundle_sha256=None, adapter_sha256=SHA,
+            capability=Capability(kind="backprop", levels=[LevelNeed(3, 9, 2)], bytes_free=None),
+        ),
+        "ab865f66dfeca06d",
+    ),
+    (DeviceState(state="lost", boot_id="1"), "a9c7f7ed471134fc"),
+    (DeviceState(state="online", boot_id="1", ineligible="90 °C, above 85"), "56486ce29771fc8d"),
+    (ProfileMessage(device="pi", profile=PROFILE), "26b3f75aab28a5d2"),
+    (ReportAck(job="job", round=1, attempt=0, outcome="taken"), "34022ac7d82130ff"),
+    (PlanAccepted(job="job", round=1, attempt=0, device="pi"), "f50a7915325457c2"),
+    (PlanRefused(job="job", round=1, attempt=0, device="pi", code=4, message="m"), "7417e37b08077c13"),
+    (Synced(job="job", round=1, device="pi", adapter_sha256=SHA, blob_bytes=3), "9603e2e8ba9dd92c"),
+    (
+        SyncPlan(
+            job="job", round=1, bundle_sha256=SHA, adapter=AdapterRef(BlobRef(SHA, 4), None, None), final=True,
+            blob_url="http://h/blobs",
+        ),
+        "d110bb0055751715",
+    ),
+    (
+        BackpropPlan(
+            job="job", job_seed=1, round=2, attempt=0, bundle_sha256=SHA,
+            adapter=AdapterRef(BlobRef(SHA, 400), None, None), stld=Stld(), level=3, deadline_s=60.0,
+            blob_url="http://:8080/blobs",
+        ),
+        "d2940a5dd51d1c02",
+    ),
+    (
+        DeltaReport(
+            job="job", round=1, attempt=0, device="pi", adapter_sha256=SHA, delta=BlobRef(SHA, 400), layers=[0, 2],
+            personal_layers=1, level=3, examples=10, loss=0.5, seconds=1.5, peak_rss_bytes=None, link_bytes_per_s=1e6,
+            replay_parameters_per_s=None, blob_bytes=0,
+        ),
+        "21006d5e7a6fa7fc",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("message", "golden"), MESSAGES, ids=lambda value: type(value).__name__)
+def test_golden_encodings(message: AnyMessage, golden: str) -> None:
+    """Pinned: what devices in the field send and expect. A change needs a new protocol version."""
+    import hashlib
+
+    payload = encode_message(message)
+    assert hashlib.sha256(payload).hexdigest()[:16] == golden
+    assert decode_message(payload, type(message)) == message
+
+
+def test_messages_say_what_they_are() -> None:
+    fields = msgspec.msgpack.decode(encode_message(REPORT))
+    assert fields["type"] == "report"
+    assert fields["v"] == PROTOCOL_VERSION
+
+
+def test_another_version_is_named() -> None:
+    fields = msgspec.msgpack.decode(encode_message(REPORT)) | {"v": 1}
+    with pytest.raises(ProtocolError, match="protocol version 1, this Covey speaks version 4"):
+        decode_message(msgspec.msgpack.encode(fields), RoundReport)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"round": "1"}, {"round": -1}, {"scalars": "text"}, {"adapter_sha256": "xyz"}, {"device": "a/b"},
+        {"examples": 0}, {"type": "birth"}, {"surprise": 1}, {"seconds": -1.0}, {"loss": "low"},
+        {"replay_parameters_per_s": 0.0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_wrong_fields_are_refused(change: dict[str, object]) -> None:
+    fields = msgspec.msgpack.decode(encode_message(REPORT)) | change
+    with pytest.raises(ProtocolError, match="not valid"):
+        decode_message(msgspec.msgpack.encode(fields), RoundReport)
+
+
+@given(data=st.binary(max_size=200))
+def test_noise_is_refused(data: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        decode_message(data, TrainPlan)
+
+
+@given(position=st.integers(0, 10_000), value=st.integers(0, 255))
+def test_a_mutated_plan_is_a_plan_or_an_error(position: int, value: int) -> None:
+    payload = bytearray(encode_message(PLAN))
+    payload[position % len(payload)] = value
+    try:
+        assert isinstance(decode_message(bytes(payload), TrainPlan), TrainPlan)
+    except ProtocolError as error:
+        assert error.hint  # noqa: PT017 either is right; which one depends on the byte
+
+
+def test_sizes_are_bounded() -> None:
+    big = msgspec.structs.replace(REPORT, scalars=b"\0" * (MAX_PAYLOAD_BYTES + 1))
+    with pytest.raises(ProtocolError, match="limit"):
+        encode_message(big)
+    with pytest.raises(ProtocolError, match="limit"):
+        decode_message(b"\0" * (MAX_PAYLOAD_BYTES + 1), RoundReport)
+
+
+@given(scalars=st.integers(1, 24 * 1024))
+def test_a_report_costs_four_bytes_a_scalar_and_little_more(scalars: int) -> None:
+    longest = "d" * 63
+    report = msgspec.structs.replace(
+        REPORT, scalars=b"\0" * (4 * scalars), job=longest, device=longest, round=2**40, attempt=2**40,
+        examples=2**40, front_passes=2**40, back_passes=2**40, blob_bytes=2**40,
+    )  # fmt: skip
+    assert len(encode_message(report)) <= 4 * scalars + 512
+
+
+def test_topics() -> None:
+    assert topic_for("lab", "pi-1", "report/ack") == "covey/v1/lab/pi-1/report/ack"
+    assert topic_for("lab", "+", "birth").count("/") <= 7
+    assert device_of("covey/v1/lab/pi-1/birth") == "pi-1"
+    for name in ("", "a/b", "#", "a b", "-a", "x" * 64, "ü"):
+        with pytest.raises(ProtocolError, match="cannot be the name"):
+            topic_for("lab", name, "plan")

@@ -1,0 +1,368 @@
+"""Training graphs: loss and every gradient against PyTorch, for every level and layers that are not the first."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from tiny_models import LAYERS
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+from edge_runtime.bundle.folder import open_bundle
+from edge_runtime.bundle.layers import layer_slices, source_of, weight_bytes
+from edge_runtime.bundle.layout import views
+from edge_runtime.data.batch import CompletionBatch, pad, pad_completions
+from edge_runtime.engines.golden import check_golden, golden_adapter, training_layers
+from edge_runtime.errors import BundleError, TrainingError
+from edge_runtime.files.tensor_file import map_tensors
+from edge_runtime.training_onnxruntime import OnnxTrainingEngine
+from export.bundle.training_graphs import level_counts
+from export.errors import ExportError
+from export.finished import load_finished
+from export.trace.gradients import active_layers
+from server.storage.result_folder import write_finished
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.data.batch import Batch
+    from edge_runtime.perturbation.perturb import FloatVector
+
+HEAD, PROMPT, CAUSAL = "classify-head", "classify-prompt", "causal-lm"
+LEVELS = (1, 2, 3)
+CHOICES = [[2], [0, 2], [1, 2], [0, 1, 2]]
+POSITIONS = 64
+FAST = [("bert", HEAD, "AB", True), pytest.param("llama", CAUSAL, "B", False, marks=pytest.mark.slow)]
+LONG = [
+    *[(kind, HEAD, "B", True) for kind in ("deberta", "distilbert", "mpnet", "roberta-classifier")],
+    *[(f"{kind}-mlm", PROMPT, "AB", False) for kind in ("bert", "roberta", "deberta", "distilbert", "mpnet")],
+    *[(kind, PROMPT, "AB", True) for kind in ("opt", "opt-narrow", "qwen2-tied", "qwen3")],
+    *[(kind, CAUSAL, "AB", True) for kind in ("opt-tied", "qwen2")],
+    ("llama", HEAD, "B", True),
+]
+pytestmark = pytest.mark.timeout(400)  # an export traces and differentiates: seconds, on a busy machine minutes
+CASES = [*FAST, *[pytest.param(*case, marks=pytest.mark.long) for case in LONG]]
+
+
+def batches(bundle: Bundle) -> list[Batch]:
+    """Rows of very different lengths, one row alone, the longest row allowed: none of the traced shape."""
+    rng = np.random.Generator(np.random.PCG64(4))
+    task = bundle.manifest.task
+    made: list[Batch] = []
+    for lengths in ([4, 11, 2], [7], [task.max_tokens, 5]):
+        rows = [rng.integers(4, 50, size=n).tolist() for n in lengths]
+        if task.kind == CAUSAL:
+            made.append(pad_completions(rows, [max(1, len(row) // 2) for row in rows], task.pad_token_id, 5))
+            continue
+        for index, row in enumerate(rows):
+            if task.mask_token_id is not None:
+                row[(7 * index + 1) % len(row)] = task.mask_token_id
+        made.append(pad(rows, rng.integers(0, 2, len(rows)).tolist(), task.pad_token_id))
+    return made
+
+
+def eager_model(bundle: Bundle, kind: str, adapter: Path) -> torch.nn.Module:
+    """Hugging Face's own class with PEFT's adapter from its file, as a user would load it."""
+    model_dir, task = bundle.path.parents[1] / "models" / kind, bundle.manifest.task
+    if task.kind == HEAD:
+        return load_finished(adapter, model_dir).eval()
+    auto = AutoModelForCausalLM if task.mask_token_id is None else AutoModelForMaskedLM
+    return PeftModel.from_pretrained(auto.from_pretrained(model_dir), adapter).eval()
+
+
+def eager_loss(model: torch.nn.Module, bundle: Bundle, batch: Batch) -> torch.Tensor:
+    task = bundle.manifest.task
+    ids, mask = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.attention_mask)
+    labels = torch.from_numpy(batch.labels)
+    if task.kind == HEAD:
+        return torch.nn.functional.cross_entropy(model(ids, mask), labels)
+    logits = model(input_ids=ids, attention_mask=mask).logits
+    if isinstance(batch, CompletionBatch):
+        there = logits.flatten(0, 1)[torch.from_numpy(batch.positions).flatten()]
+        return torch.nn.functional.cross_entropy(there, labels.flatten(), ignore_index=-100)
+    position = mask.sum(dim=1) - 1
+    if task.mask_token_id is not None:
+        position = (ids == task.mask_token_id).nonzero()[:, 1]
+    words = logits[torch.arange(len(ids)), position][:, task.label_token_ids]
+    return torch.nn.functional.cross_entropy(words, labels)
+
+
+def eager_gradients(
+    model: torch.nn.Module, bundle: Bundle, layers: Sequence[int], batch: Batch, scales: Sequence[float] = ()
+) -> tuple[float, dict[str, np.ndarray]]:
+    """Loss and gradients by autograd of a model that has these layers only, by the names of the layout.
+
+    With scales, what a layer adds to its input counts by its scale.
+    """
+    names = {p.name for p in bundle.manifest.parameters}
+    found = {
+        name.removeprefix("model.").replace(".default", "").replace(".modules_to_save", ""): parameter
+        for name, parameter in model.named_parameters()
+    }
+    prefix = "" if any(name in found for name in names) else "base_model.model."
+    trained = {name: found[name.removeprefix(prefix)] for name in names}
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+    with active_layers(model, layers, LAYERS) as active, contextlib.ExitStack() as stack:
+        for layer, scale in zip(active, scales, strict=False):
+            stack.callback(layer.register_forward_hook(functools.partial(rescaled, scale), with_kwargs=True).remove)
+        loss = eager_loss(model, bundle, batch)
+        values = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+    gradients = {name: value.numpy() for name, value in zip(trained, values, strict=True) if value is not None}
+    return loss.item(), gradients
+
+
+def rescaled(scale: float, _layer: object, args: tuple, kwargs: dict, output: Any) -> Any:
+    """A layer's output, when what it adds to its input counts by a scale."""
+    given = args[0] if args else kwargs["hidden_states"]
+    value = output[0] if isinstance(output, tuple) else output
+    made = given + scale * (value - given)
+    return (made, *output[1:]) if isinstance(output, tuple) else made
+
+
+def start(bundle: Bundle) -> FloatVector:
+    return golden_adapter(bundle.initial_adapter(), msgspec.structs.replace(bundle.manifest.golden, seed=78, scale=0.1))
+
+
+@pytest.mark.parametrize(("kind", "task", "train", "recompute"), CASES)
+def test_gradients_agree_with_pytorch(
+    tiny_export: Callable[..., Bundle], kind: str, task: str, train: str, recompute: bool, tmp_path: Path
+) -> None:
+    bundle = tiny_export(
+        kind, task=task, splits=(2,), train=train, max_tokens=POSITIONS, levels=LEVELS, recompute=recompute
+    )
+    theta = start(bundle)
+    write_finished(bundle, theta, tmp_path / "adapter", {})
+    model = eager_model(bundle, kind, tmp_path / "adapter")
+    engine = OnnxTrainingEngine(bundle, 1)
+    assert engine.levels == LEVELS
+    slices = layer_slices(bundle.manifest)
+    for layers, batch in itertools.product(CHOICES, batches(bundle)):
+        out = np.full_like(theta, np.nan)
+        loss = engine.gradients(theta, layers, batch, out)
+        expected_loss, expected = eager_gradients(model, bundle, layers, batch)
+        assert abs(loss - expected_loss) < 1e-5 * max(1.0, expected_loss)
+        found = views(out, bundle.manifest.parameters)
+        for parameter in bundle.manifest.parameters:
+            if parameter.layer in layers or not 0 <= parameter.layer < LAYERS:
+                wanted = expected[parameter.name]
+                largest = np.abs(wanted).max()
+                # Narrow embeddings make small gradients: those are compared by their own size.
+                tolerance, least = (1e-2 * largest, 1e-7) if kind == "opt-narrow" else (1e-4 * max(0.1, largest), 1e-4)
+                assert np.abs(found[parameter.name] - wanted).max() < tolerance
+                assert largest > least  # the comparison is about something
+        for layer in range(LAYERS):
+            assert np.isnan(out[slices.layers[layer]]).all() == (layer not in layers)
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "recompute"),
+    [
+        ("bert", HEAD, True),
+        pytest.param("llama", CAUSAL, False, marks=pytest.mark.slow),
+        pytest.param("deberta", HEAD, False, marks=pytest.mark.long),
+        pytest.param("opt", PROMPT, True, marks=pytest.mark.long),
+    ],
+)
+def test_rescaled_residuals_agree_with_pytorch(
+    tiny_export: Callable[..., Bundle], kind: str, task: str, recompute: bool, tmp_path: Path
+) -> None:
+    given = {"task": task, "splits": (2,), "train": "AB", "max_tokens": POSITIONS, "levels": LEVELS}
+    bundle = tiny_export(kind, **given, recompute=recompute, rescale=True)
+    theta, batch = start(bundle), batches(bundle)[0]
+    write_finished(bundle, theta, tmp_path / "adapter", {})
+    model, engine = eager_model(bundle, kind, tmp_path / "adapter"), OnnxTrainingEngine(bundle, 1)
+    for layers, scales in (([2], [3.0]), ([0, 2], [1.5, 1.5]), ([0, 1, 2], [2.0, 1.25, 0.5]), ([1, 2], None)):
+        out = np.zeros_like(theta)
+        loss = engine.gradients(theta, layers, batch, out, scales)
+        expected_loss, expected = eager_gradients(model, bundle, layers, batch, scales or ())
+        assert abs(loss - expected_loss) < 1e-5 * max(1.0, expected_loss)
+        found = views(out, bundle.manifest.parameters)
+        for name, wanted in expected.items():
+            assert np.abs(found[name] - wanted).max() < 1e-4 * max(0.1, np.abs(wanted).max())
+        if scales is not None:
+            assert abs(loss - engine.gradients(theta, layers, batch, out)) > 1e-4  # the scales are about something
+
+
+def test_a_bundle_without_scales_refuses_them(bundle: Bundle) -> None:
+    theta = bundle.initial_adapter()
+    with pytest.raises(BundleError, match="do not rescale residuals"):
+        OnnxTrainingEngine(bundle, 1).gradients(theta, [1], batches(bundle)[0], theta.copy(), [2.0])
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_export: Callable[..., Bundle]) -> Bundle:
+    return tiny_export("bert", splits=(2,), train="AB", max_tokens=POSITIONS, levels=LEVELS, recompute=True)
+
+
+def test_slices_partition_the_layout(bundle: Bundle) -> None:
+    slices = layer_slices(bundle.manifest)
+    count = np.zeros(bundle.manifest.parameters[-1].stop, dtype=int)
+    for part in (*slices.layers, *slices.rest):
+        count[part] += 1
+    assert (count == 1).all()
+    for parameter in bundle.manifest.parameters:
+        part = slices.layers[parameter.layer] if parameter.layer < LAYERS else slices.rest[-1]
+        assert part.start <= parameter.offset < parameter.stop <= part.stop
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_only_active_layers_are_bound(bundle: Bundle, level: int) -> None:
+    """Every byte that is bound is of an active layer or of none, and each layer costs the same."""
+    graph = bundle.manifest.training_graph(level)
+    weights = map_tensors(bundle.file(bundle.manifest.weights_file))
+    per_layer = sum(t.nbytes for name, t in weights.items() if ".layer.0." in name)
+    for layers in itertools.combinations(range(LAYERS), level):
+        engine = OnnxTrainingEngine(bundle, 1)
+        bound = engine.bound(layers)
+        outside = sum(t.nbytes for name, t in weights.items() if name in bound and ".layer." not in name)
+        assert {n for n in bound if ".layer." in n} == {
+            n for n in weights if any(f".layer.{layer}." in n for layer in layers)
+        }
+        assert sum(weights[n].nbytes for n in bound) == outside + level * per_layer
+    assert weight_bytes(graph) == outside + level * per_layer
+
+
+def test_recomputing_keeps_hidden_states_alone(tiny_export: Callable[..., Bundle], bundle: Bundle) -> None:
+    """The backward pass reads nothing that a layer's forward pass made but hidden states and what they alone give."""
+    import onnx
+
+    plain = tiny_export("llama", task=CAUSAL, splits=(2,), max_tokens=POSITIONS, levels=LEVELS)
+    for level in (2, 3):
+        assert bundle.manifest.training_graph(level).recomputes
+        assert not plain.manifest.training_graph(level).recomputes
+        for made, least, most in ((bundle, 0, 3 * (level - 1)), (plain, 10, 1000)):
+            graph = onnx.load(made.file(f"graphs/train_{level}.onnx")).graph
+            assert least <= len(kept(graph)) <= most
+
+
+@pytest.mark.slow
+def test_recomputing_changes_no_gradient(tiny_export: Callable[..., Bundle], bundle: Bundle) -> None:
+    plain = tiny_export("bert", splits=(2,), train="AB", max_tokens=POSITIONS, levels=LEVELS)
+    theta, batch = start(bundle), batches(bundle)[0]
+    for layers in ([0, 2], [0, 1, 2]):
+        outs = [np.zeros_like(theta), np.zeros_like(theta)]
+        made = zip((bundle, plain), outs, strict=True)
+        losses = [OnnxTrainingEngine(each, 1).gradients(theta, layers, batch, out) for each, out in made]
+        assert losses[0] == losses[1]
+        assert np.abs(outs[0] - outs[1]).max() < 1e-6
+
+
+def kept(graph: object) -> set[str]:
+    """Values of the layers below the last that are made before the loss and read after it."""
+    nodes = list(graph.node)  # type: ignore[attr-defined]
+    head = next(n for n, node in enumerate(nodes) if "loss" in node.output)
+    top = max(int(name.split("_forward_")[1]) for node in nodes for name in node.output if name.endswith(tuple(
+        f"_forward_{slot}" for slot in range(LAYERS)
+    )))  # fmt: skip
+    made = {name for node in nodes[:head] for name in node.output if "_forward_" in name or name.startswith("into_")}
+    made = {name for name in made if not name.endswith(f"_forward_{top}")}
+    return made & {name for node in nodes[head:] for name in node.input}
+
+
+def test_golden_gradients_are_checked(bundle: Bundle, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    assert 0 < check_golden(bundle).gradients < 1e-4
+    shutil.copytree(bundle.path, tmp_path / "copy")
+    copy = open_bundle(tmp_path / "copy")
+    path = copy.file(copy.manifest.golden.file)
+    tensors = load_file(path)
+    tensors["train_2.gradients"][layer_slices(copy.manifest).layers[training_layers(2, LAYERS)[0]].start] += 0.01
+    save_file(tensors, path)
+    with pytest.raises(BundleError, match="gradients"):
+        check_golden(copy)
+    del tensors["train_2.gradients"]
+    save_file(tensors, path)
+    with pytest.raises(BundleError, match=r"does not hold 'train_2\.gradients'"):
+        check_golden(copy)
+
+
+def test_wrong_choices_of_layers_are_refused(bundle: Bundle, tiny_export: Callable[..., Bundle]) -> None:
+    engine, theta = OnnxTrainingEngine(bundle, 1), bundle.initial_adapter()
+    out, batch = np.zeros_like(theta), batches(bundle)[0]
+    for layers in ([2, 1], [1, 1], [0, 3], [-1, 0]):
+        with pytest.raises(TrainingError, match="in ascending order"):
+            engine.gradients(theta, layers, batch, out)
+    with pytest.raises(BundleError, match=r"no training graph with 4 active layers; its levels are \[1, 2, 3\]"):
+        engine.gradients(theta, [0, 1, 2, 3], batch, out)
+    with pytest.raises(TrainingError, match="failed on a batch"):
+        engine.gradients(theta, [1], pad([[10_000, 3]], [0], 0), out)
+
+
+@pytest.mark.parametrize("n_layers", [1, 3, 6, 12, 30])
+def test_golden_layers_are_a_choice(n_layers: int) -> None:
+    for level in range(1, n_layers + 1):
+        layers = training_layers(level, n_layers)
+        assert len(set(layers)) == level
+        assert layers == sorted(layers)
+        assert 0 <= layers[0] <= layers[-1] == n_layers - 1
+
+
+def test_shares_become_counts() -> None:
+    assert level_counts([1.0, 0.75, 0.5, 0.33, 0.01], 6) == [1, 2, 3, 4, 6]
+    for share in (0.0, -1.0, 1.1, float("nan")):
+        with pytest.raises(ExportError, match="active layers"):
+            level_counts([share], 6)
+
+
+def test_layers_that_are_not_alike_are_refused(tiny_export: Callable[..., Bundle]) -> None:
+    with pytest.raises(ExportError, match="layer 0 is not trained like the others"):
+        tiny_export("bert", splits=(2,), layers=[1, 2], levels=(2,))
+    with pytest.raises(ExportError, match="as large as the model"):
+        tiny_export("bert", splits=(2,), train="full", levels=(2,))
+
+
+def test_a_broken_training_graph_in_the_manifest_is_refused(bundle: Bundle) -> None:
+    from edge_runtime.bundle.manifest import decode_manifest, encode_manifest
+
+    manifest = bundle.manifest
+    graph = manifest.training_graph(2)
+    slotted = next(i for i in graph.inputs if i.slot is not None and i.role == "trainable")
+
+    def with_input(**changes: object) -> object:
+        inputs = [msgspec.structs.replace(i, **changes) if i is slotted else i for i in graph.inputs]
+        return msgspec.structs.replace(graph, inputs=inputs)
+
+    spoiled = [
+        ("has no place in slot 2", with_input(slot=2)),
+        ("has no place in slot 0", with_input(slot=0, source="elsewhere")),
+        ("is not in the layout", with_input(source="elsewhere.{layer}", slot=0)),
+        ("not one gradient for each", msgspec.structs.replace(graph, outputs=graph.outputs[:-1])),
+        ("first output is not the loss", msgspec.structs.replace(graph, outputs=graph.outputs[1:])),
+        ("levels are not those", msgspec.structs.replace(graph, level=1)),
+    ]
+    for message, broken in spoiled:
+        graphs = [broken if g is graph else g for g in manifest.graphs]
+        with pytest.raises(BundleError, match=message):
+            decode_manifest(encode_manifest(msgspec.structs.replace(manifest, graphs=graphs)))
+    assert source_of(slotted, [0, 2]) in {p.name for p in manifest.parameters}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--checkpoint"], "--checkpoint is about training graphs"),
+        (["--rescale"], "--rescale is about training graphs"),
+        (["--levels", "all"], "is not a list of shares"),
+    ],
+)
+def test_flags_that_make_no_sense(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from server.cli import main
+
+    command = ["export", "nowhere", "--task", "classify-head", "--labels", "a,b", "--split", "1", "--out", "nowhere"]
+    assert main([*command, *flags]) == 3
+    assert message in capsys.readouterr().err

@@ -1,0 +1,447 @@
+"""Agent and coordinator, message by message, in-process transport and real HTTP: what goes wrong, and heals."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import pytest
+from tiny_models import reviews, write_rows
+
+from edge_runtime.agent.agent import Agent, Finished
+from edge_runtime.agent.announcer import lost_will
+from edge_runtime.agent.config import DataConfig, EdgeConfig
+from edge_runtime.bundle.folder import open_bundle, verify_files
+from edge_runtime.bundle.layout import adapter_sha256
+from edge_runtime.forward_only.replay import replay
+from edge_runtime.network.transport import Hub, InProcessTransport, Message, matches
+from edge_runtime.protocol.messages import (
+    AdapterRef,
+    AnyMessage,
+    Birth,
+    BlobRef,
+    Capability,
+    DeviceReport,
+    DeviceState,
+    Kind,
+    Plan,
+    PlanAccepted,
+    PlanRefused,
+    ReportAck,
+    RoundReport,
+    Synced,
+    SyncPlan,
+    TrainPlan,
+    decode_message,
+    encode_message,
+    topic_for,
+)
+from edge_runtime.protocol.round_log import RoundLog, encode_chain, pack_scalars
+from edge_runtime.protocol.step_rule import StepRule
+from edge_runtime.store.store import Store
+from server.errors import JobError
+from server.evaluation import Evaluation
+from server.job.job import Job
+from server.planning.adaptive import RoundPlan
+from server.rounds.aggregate import TakenReport, aggregate
+from server.rounds.coordinator import Coordinator, Setting
+from server.storage.adapters import AdapterChain
+from server.storage.blobs import BlobStore
+from server.storage.ledger import Ledger
+from server.web.http_app import make_app, serve_http
+from server.web.uploads import Uploads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.perturbation.perturb import FloatVector
+
+FORWARD_ONLY = Capability(kind="forward-only", levels=[], bytes_free=None)
+RULE = StepRule(back_perturbations=2, learning_rate=0.05)
+JOB = Job(name="job", eval_file="unused", rounds=2, steps=1, batch_size=4, split=2, min_reports=1, step=RULE)
+
+
+class Bench:
+    """A hub, blobs behind real HTTP, a device's store: what both kinds of test need."""
+
+    def __init__(self, root: Path, bundle: Bundle, url: str, blobs: BlobStore, uploads: Uploads) -> None:
+        self.root, self.bundle, self.url, self.blobs, self.uploads = root, bundle, url, blobs, uploads
+        self.hub = Hub()
+        self.store = Store(root / "state")
+        self.config = EdgeConfig(
+            name="pi", broker="mqtt://unused", data=DataConfig(str(root / "data.jsonl")), threads=1,
+            state_dir=str(root / "state"),
+        )  # fmt: skip
+        write_rows(reviews(12, 3), root / "data.jsonl")
+        self.blobs.add_bundle(bundle)
+
+    def topic(self, kind: Kind, device: str = "pi") -> str:
+        return topic_for("default", device, kind)
+
+    def agent(self) -> Agent:
+        return Agent(self.config, self.store, self.hub.join(lost_will(self.config, "boot")), "boot")
+
+    def train_plan(self, adapter: AdapterRef, **changes: Any) -> TrainPlan:
+        plan = TrainPlan(
+            job="job", job_seed=0, round=0, attempt=0, bundle_sha256=self.bundle.sha256, adapter=adapter, rule=RULE,
+            split=2, steps=1, batch_size=4, mean_square=None, privacy=None, deadline_s=60.0, blob_url=self.url,
+        )  # fmt: skip
+        return msgspec.structs.replace(plan, **changes)
+
+    def initial(self) -> AdapterRef:
+        theta = self.bundle.initial_adapter()
+        return AdapterRef(BlobRef(adapter_sha256(theta), 4 * theta.size), None, None)
+
+    def next_adapter(self) -> tuple[AdapterRef, FloatVector, BlobRef]:
+        """An adapter one round on: its file and the log to it are on the server."""
+        theta = self.bundle.initial_adapter()
+        scalars = np.array([0.5, -1.5], np.float32)
+        reports = {"pi": TakenReport(pack_scalars(scalars), 12)}
+        log = self.first_round(reports)
+        result = replay(theta, log)
+        file = self.blobs.add(result.tobytes())
+        blob = self.blobs.add(encode_chain([msgspec.structs.replace(log, result_sha256=file.sha256)]))
+        return AdapterRef(file, blob, log.base_sha256), result, blob
+
+    def first_round(self, reports: dict[str, TakenReport]) -> RoundLog:
+        """The log of a first round; its result is not in it."""
+        initial = adapter_sha256(self.bundle.initial_adapter())
+        parameters = self.bundle.manifest.parameters
+        return aggregate(parameters, JOB, 0, RoundPlan(2, JOB.step), (initial, None), None, reports).log
+
+
+@pytest.fixture
+def bench(tmp_path: Path, tiny_bundle: Bundle) -> Iterator[Bench]:
+    blobs, uploads = BlobStore(tmp_path / "blobs"), Uploads(BlobStore(tmp_path / "deltas"))
+    with serve_http(make_app(blobs, uploads), "127.0.0.1", 0) as port:
+        yield Bench(tmp_path, tiny_bundle, f"http://127.0.0.1:{port}/blobs", blobs, uploads)
+
+
+def talk(bench: Bench, plans: list[Plan]) -> tuple[list[Any], Finished | None]:
+    """Give plans to an agent, the last of them a sync; return what it reports."""
+    server = bench.hub.join()
+    server.subscribe(bench.topic("report"))
+    agent = bench.agent()
+    for plan in plans:
+        bench.hub.publish(bench.topic("plan"), encode_message(plan), retain=False)
+    stop_at = time.monotonic() + 60
+    finished = agent.run(until_finished=True, should_stop=lambda: time.monotonic() > stop_at)
+    return drain(server), finished
+
+
+def drain(transport: InProcessTransport) -> list[Any]:
+    reports = []
+    while (event := transport.receive(0)) is not None:
+        if isinstance(event, Message):
+            reports.append(decode_message(event.payload, DeviceReport))  # type: ignore[arg-type]
+    return reports
+
+
+def sync(bench: Bench, adapter: AdapterRef, round_index: int = 9, **changes: Any) -> SyncPlan:
+    plan = SyncPlan(
+        job="job", round=round_index, bundle_sha256=bench.bundle.sha256, adapter=adapter, final=True,
+        blob_url=bench.url,
+    )  # fmt: skip
+    return msgspec.structs.replace(plan, **changes)
+
+
+def test_a_device_follows_the_log_to_the_servers_bits(bench: Bench) -> None:
+    reference, theta, log = bench.next_adapter()
+    reports, finished = talk(bench, [sync(bench, reference)])
+    assert finished == Finished("job", adapter_sha256(theta))
+    assert isinstance(reports[-1], Synced)
+    assert reports[-1].blob_bytes == log.size_bytes
+    assert bench.store.adapter_file(reference.file.sha256).read_bytes() == theta.tobytes()
+
+
+def test_a_log_that_leads_elsewhere_is_healed_by_the_file(bench: Bench) -> None:
+    reference, theta, _ = bench.next_adapter()
+    other = bench.first_round({"pi": TakenReport(pack_scalars(np.array([9.0, 9.0], np.float32)), 1)})
+    lie = msgspec.structs.replace(other, result_sha256=reference.file.sha256)
+    wrong = AdapterRef(reference.file, bench.blobs.add(encode_chain([lie])), reference.log_base_sha256)
+    reports, finished = talk(bench, [sync(bench, wrong)])
+    assert finished == Finished("job", adapter_sha256(theta))
+    assert reports[-1].blob_bytes > reference.file.size_bytes
+
+
+def test_an_adapter_damaged_on_disk_is_fetched_again(bench: Bench) -> None:
+    reference, theta, _ = bench.next_adapter()
+    talk(bench, [sync(bench, reference)])
+    path = bench.store.adapter_file(reference.file.sha256)
+    path.write_bytes(b"\x01" + path.read_bytes()[1:])
+    _, finished = talk(bench, [sync(bench, reference)])
+    assert finished == Finished("job", adapter_sha256(theta))
+    assert path.read_bytes() == theta.tobytes()
+
+
+def test_a_bundle_damaged_on_disk_is_mended(bench: Bench) -> None:
+    reference, theta, _ = bench.next_adapter()
+    talk(bench, [sync(bench, reference)])
+    folder = bench.store.bundles / bench.bundle.sha256
+    weights = folder / bench.bundle.manifest.weights_file
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\xff\xff\xff\xff")
+    (folder / "graphs" / "stray").write_bytes(b"x")
+    _, finished = talk(bench, [sync(bench, reference)])
+    assert finished == Finished("job", adapter_sha256(theta))
+    verify_files(open_bundle(folder))
+
+
+def test_a_device_does_not_work_past_the_deadline(bench: Bench) -> None:
+    plan = bench.train_plan(bench.initial(), steps=200, deadline_s=1e-6)
+    reports, _ = talk(bench, [plan, sync(bench, bench.initial(), 0)])
+    assert [type(report) for report in reports] == [PlanAccepted, Synced]
+
+
+def test_the_same_plan_again_is_answered_without_training(bench: Bench) -> None:
+    plan = bench.train_plan(bench.initial())
+    reports, _ = talk(bench, [plan, plan, sync(bench, bench.initial(), 0)])
+    sent = [report for report in reports if isinstance(report, RoundReport)]
+    assert len(sent) == 2
+    assert sent[0] == sent[1]  # also the measured seconds: it is the journal's report
+    after_restart, _ = talk(bench, [plan, sync(bench, bench.initial(), 0)])
+    assert [report for report in after_restart if isinstance(report, RoundReport)] == sent[:1]
+
+
+def test_a_newer_plan_ends_the_older_one(bench: Bench) -> None:
+    plans: list[Plan] = [bench.train_plan(bench.initial(), round=index) for index in range(3)]
+    reports, _ = talk(bench, [*plans, sync(bench, bench.initial(), 3)])
+    assert [type(report) for report in reports] == [Synced]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code", "message"),
+    [
+        ("data", 4, "line 13"),
+        ("split", 5, "no front graph at split 7"),
+        ("bundle", 7, "answered 404"),
+        ("rate", 9, "not finite"),
+    ],
+)
+def test_a_plan_that_cannot_be_done_is_refused_with_a_reason(bench: Bench, spoil: str, code: int, message: str) -> None:
+    plan = bench.train_plan(bench.initial())
+    if spoil == "data":
+        with (bench.root / "data.jsonl").open("a") as file:
+            file.write('{"text": "", "label": "good"}\n')
+    elif spoil == "split":
+        plan = msgspec.structs.replace(plan, split=7)
+    elif spoil == "bundle":
+        plan = msgspec.structs.replace(plan, bundle_sha256="0" * 64)
+    else:
+        rule = msgspec.structs.replace(RULE, learning_rate=1e3, normalize="none", eps=1.0)
+        theta = (bench.bundle.initial_adapter() + np.float32(3e38)).astype(np.float32)
+        file_ref = bench.blobs.add(theta.tobytes())
+        plan = msgspec.structs.replace(plan, rule=rule, adapter=AdapterRef(file_ref, None, None))
+    server = bench.hub.join()
+    server.subscribe(bench.topic("report"))
+    agent = bench.agent()
+    bench.hub.publish(bench.topic("plan"), b"noise", retain=False)
+    bench.hub.publish(bench.topic("plan"), encode_message(plan), retain=False)
+    refused: list[PlanRefused] = []
+
+    def seen() -> bool:
+        refused.extend(report for report in drain(server) if isinstance(report, PlanRefused))
+        return bool(refused)
+
+    agent.run(should_stop=seen)
+    assert refused[0].code == code
+    assert message in refused[0].message
+
+
+def test_a_device_that_vanishes_leaves_its_will(bench: Bench) -> None:
+    transport = bench.hub.join(lost_will(bench.config, "boot"))
+    watcher = bench.hub.join()
+    watcher.subscribe(topic_for("default", "+", "state"))
+    transport.vanish()
+    messages = [event for event in iter(lambda: watcher.receive(0), None) if isinstance(event, Message)]
+    assert decode_message(messages[-1].payload, DeviceState).state == "lost"
+    late = bench.hub.join()
+    late.subscribe(bench.topic("state"))
+    retained = [event for event in iter(lambda: late.receive(0), None) if isinstance(event, Message)]
+    assert [m.payload for m in retained] == [messages[-1].payload]
+
+
+@pytest.mark.parametrize(
+    ("topic_filter", "topic", "expected"),
+    [
+        ("a/+/c", "a/b/c", True), ("a/+", "a/b/c", False), ("a/#", "a/b/c", True), ("a/b", "a/b", True),
+        ("a/b/c", "a/b", False), ("+/+/+", "a/b/c", True), ("a/c", "a/b", False),
+    ],
+)  # fmt: skip
+def test_topic_filters(topic_filter: str, topic: str, *, expected: bool) -> None:
+    assert matches(topic_filter, topic) is expected
+
+
+# -- the coordinator, with devices made of messages -------------------------------------------------------------------
+
+
+class ScriptedDevice:
+    """A device made of messages: announces itself and answers each plan with what the test wants."""
+
+    def __init__(self, bench: Bench, name: str, answer: Callable[[TrainPlan], list[Any]]) -> None:
+        self.name, self.bench, self.answer = name, bench, answer
+        self.transport = bench.hub.join()
+        self.transport.subscribe(bench.topic("plan", name))
+        self.transport.subscribe(bench.topic("report/ack", name))
+        self.acks: list[ReportAck] = []
+        self.theta = bench.bundle.initial_adapter()
+        birth = Birth(
+            device=name, boot_id="1", covey_version="0", python_version="3", machine="m", runtimes={}, methods=["spzo"],
+            rows=5, bundle_sha256=None, adapter_sha256=None, capability=FORWARD_ONLY,
+        )  # fmt: skip
+        self.send("birth", birth, retain=True)
+        self.send("state", DeviceState(state="online", boot_id="1"), retain=True)
+
+    def send(self, kind: Kind, message: AnyMessage, *, retain: bool = False) -> None:
+        self.transport.publish(self.bench.topic(kind, self.name), encode_message(message), retain=retain)
+
+    def turn(self) -> None:
+        while (event := self.transport.receive(0)) is not None:
+            if not isinstance(event, Message):
+                continue
+            if event.topic.endswith("ack"):
+                self.acks.append(decode_message(event.payload, ReportAck))
+                continue
+            plan: Any = decode_message(event.payload, Plan)  # type: ignore[arg-type]
+            if isinstance(plan, SyncPlan):
+                self.send("report", self.synced(plan))
+            else:
+                for message in self.answer(plan):
+                    self.send("report", message)
+
+    def synced(self, plan: SyncPlan) -> Synced:
+        return Synced(
+            job=plan.job, round=plan.round, device=self.name, adapter_sha256=plan.adapter.file.sha256, blob_bytes=0
+        )
+
+
+def good_report(plan: TrainPlan, device: str, **changes: Any) -> RoundReport:
+    report = RoundReport(
+        job=plan.job, round=plan.round, attempt=plan.attempt, device=device,
+        adapter_sha256=plan.adapter.file.sha256, scalars=pack_scalars(np.array([0.5, 1.0], np.float32)), examples=5,
+        loss=0.7, seconds=1.0, front_passes=2, back_passes=4, front_seconds=0.5,
+        back_seconds=0.5, link_bytes_per_s=None, replay_parameters_per_s=None, blob_bytes=0,
+    )  # fmt: skip
+    return msgspec.structs.replace(report, **changes)
+
+
+@contextlib.contextmanager
+def coordinator(bench: Bench, job: Job, clock: Callable[[], float] = time.monotonic) -> Iterator[tuple[Any, Ledger]]:
+    ledger = Ledger(bench.root / "ledger.sqlite")
+    ledger.begin_job(job.name, "default", bench.bundle.sha256, {"rounds": job.rounds})
+    seen: list[Any] = []
+    setting = Setting(
+        fleet="default", job=job, manifest=bench.bundle.manifest, bundle_sha256=bench.bundle.sha256,
+        blob_url=bench.url, uploads=bench.uploads, evaluate=lambda _theta: Evaluation(0.5, 0.5), clock=clock,
+    )  # fmt: skip
+    chain = AdapterChain(bench.bundle, bench.blobs, [], momentum=False)
+    yield Coordinator(setting, ledger, chain, bench.hub.join(), seen.append), ledger
+    ledger.close()
+
+
+def run_with(made: Coordinator, devices: list[ScriptedDevice]) -> bool:
+    stop_at = time.monotonic() + 60
+
+    def turn() -> bool:
+        for device in devices:
+            device.turn()
+        return time.monotonic() > stop_at
+
+    return made.run(resumed=False, should_stop=turn)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"scalars": b"\0" * 4}, "bytes of scalars"),
+        ({"scalars": pack_scalars(np.array([np.nan, 1], np.float32))}, "not finite"),
+        ({"scalars": pack_scalars(np.array([3e38, 1], np.float32))}, "not finite or above"),
+        ({"adapter_sha256": "0" * 64}, "trained adapter 000000000000"),
+        ({"loss": float("inf")}, "not finite"),
+    ],
+    ids=["short", "nan", "huge", "adapter", "loss"],
+)
+def test_an_invalid_report_is_refused_and_the_round_goes_on(bench: Bench, changes: dict[str, Any], reason: str) -> None:
+    bad = ScriptedDevice(bench, "bad", lambda plan: [good_report(plan, "bad", **changes)])
+    good = ScriptedDevice(bench, "good", lambda plan: [good_report(plan, "good")])
+    with coordinator(bench, msgspec.structs.replace(JOB, min_devices=2)) as (made, ledger):
+        assert run_with(made, [bad, good])
+        bad.turn()
+        assert {ack.outcome for ack in bad.acks} == {"invalid"}
+        assert reason in bad.acks[0].reason
+        states = ledger.rows("SELECT device, state FROM offers ORDER BY round, device")
+        assert [(row["device"], row["state"]) for row in states] == [("bad", "refused"), ("good", "reported")] * 2
+
+
+def test_reports_for_others_and_for_other_rounds_change_nothing(bench: Bench) -> None:
+    def answer(plan: TrainPlan) -> list[Any]:
+        return [
+            good_report(plan, "good"),
+            good_report(plan, "good", scalars=b"\0" * 8),
+            good_report(plan, "good", round=7),
+            good_report(plan, "good", attempt=3),
+            good_report(plan, "somebody"),
+            good_report(plan, "good", job="another"),
+        ]
+
+    device = ScriptedDevice(bench, "good", answer)
+    with coordinator(bench, JOB) as (made, ledger):
+        assert run_with(made, [device])
+        device.turn()
+        assert [row["n"] for row in ledger.rows("SELECT count(*) AS n FROM offers")] == [2]
+        final = ledger.closed_rounds("job")[-1].result_sha256
+    assert [ack.outcome for ack in device.acks].count("taken") == 2
+    assert {ack.outcome for ack in device.acks} <= {"taken", "duplicate", "unknown", "late"}
+    theta = bench.bundle.initial_adapter()
+    mean_square = None
+    for index in range(2):
+        reports = {"good": TakenReport(pack_scalars(np.array([0.5, 1.0], np.float32)), 5)}
+        plan = RoundPlan(2, JOB.rule_of(index))
+        base = (adapter_sha256(theta), None)
+        result = aggregate(bench.bundle.manifest.parameters, JOB, index, plan, base, mean_square, reports)
+        theta, mean_square = replay(theta, result.log), result.mean_square
+    assert adapter_sha256(theta) == final
+
+
+def test_a_round_without_enough_reports_is_tried_again_and_then_given_up(bench: Bench) -> None:
+    def refuse(plan: TrainPlan) -> list[Any]:
+        return [
+            PlanRefused(job=plan.job, round=plan.round, attempt=plan.attempt, device="pi", code=4, message="line 3")
+        ]
+
+    device = ScriptedDevice(bench, "pi", refuse)
+    with coordinator(bench, msgspec.structs.replace(JOB, max_attempts=3)) as (made, ledger):
+        with pytest.raises(JobError, match="fewer than 1 reports in 3 attempts"):
+            run_with(made, [device])
+        assert [row["state"] for row in ledger.rows("SELECT state FROM rounds")] == ["abandoned"] * 3
+        assert ledger.rows("SELECT detail FROM offers")[0]["detail"] == "line 3"
+        assert ledger.rows("SELECT state FROM jobs")[0]["state"] == "failed"
+
+
+def test_a_deadline_ends_a_round(bench: Bench) -> None:
+    """The clock is the test's: one device never answers, and costs its report only."""
+    now = [0.0]
+    silent = ScriptedDevice(bench, "silent", lambda _plan: [])
+
+    def answer(plan: TrainPlan) -> list[Any]:
+        now[0] += plan.deadline_s / 2
+        return [good_report(plan, "good")]
+
+    good = ScriptedDevice(bench, "good", answer)
+    with coordinator(bench, msgspec.structs.replace(JOB, min_devices=2), lambda: now[0]) as (made, ledger):
+        done: list[bool] = []
+        thread = threading.Thread(target=lambda: done.append(made.run(resumed=False)))
+        thread.start()
+        while thread.is_alive():
+            good.turn()
+            silent.turn()
+            now[0] += 1.0
+            thread.join(0.01)
+        assert done == [True]
+        counts = ledger.rows("SELECT state, count(*) AS n FROM offers GROUP BY state ORDER BY state")
+        assert [(row["state"], row["n"]) for row in counts] == [("offered", 2), ("reported", 2)]

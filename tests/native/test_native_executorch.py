@@ -1,0 +1,91 @@
+"""The core for apps on ExecuTorch's own graphs: Python's bits, golden vectors, nothing unchecked is run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from native_library import build, needs_cmake
+
+from edge_runtime.bundle.folder import Bundle
+from edge_runtime.engines.golden import golden_cases
+from edge_runtime.forward_only.step import spzo_step
+from edge_runtime.protocol.step_rule import StepRule, step_seeds
+
+HAS_EXECUTORCH = importlib.util.find_spec("executorch") is not None
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.timeout(1200),
+    needs_cmake,
+    pytest.mark.skipif(not HAS_EXECUTORCH, reason="needs the executorch package: pip install executorch==1.5.1"),
+]
+BOTH = ("onnxruntime", "executorch")
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[int, dict[str, Any]]]:
+    from edge_runtime.engines.executorch_build import find_sdk
+
+    folder = build(
+        tmp_path_factory.mktemp("core"), "-DCOVEY_EXECUTORCH=ON", f"-Dexecutorch_DIR={find_sdk()}/share/cmake"
+    )
+
+    def run(*arguments: object) -> tuple[int, dict[str, Any]]:
+        result = subprocess.run(
+            [str(folder / "covey-core"), *map(str, arguments), "--threads", "1", "--format", "json"],
+            check=False, capture_output=True, text=True,
+        )  # fmt: skip
+        return result.returncode, json.loads(result.stdout)
+
+    return run
+
+
+@pytest.mark.parametrize(("kind", "task", "train"), [("bert", "classify-head", "B"), ("opt", "causal-lm", "B")])
+def test_real_graphs_give_pythons_bits(
+    command: Callable[..., tuple[int, dict[str, Any]]], tiny_export: Callable[..., Bundle], tmp_path: Path,
+    kind: str, task: str, train: str,
+) -> None:  # fmt: skip
+    from edge_runtime.engines.executorch_engine import ExecutorchEngine
+
+    bundle = tiny_export(kind, task=task, splits=(2,), train=train, runtimes=BOTH)
+    code, found = command("verify", "--bundle", bundle.path, "--golden", 1)
+    assert code == 0
+    assert found["parity"] <= 1e-5
+    rule = StepRule(front_perturbations=2, back_perturbations=2, eps=0.05)
+    batch = next(golden_cases(bundle)).batch
+    seeds = step_seeds(rule, 5, 2, "phone", 0)
+    expected = spzo_step(ExecutorchEngine(bundle, 2, 1), bundle.initial_adapter(), batch, rule, seeds)
+    code, found = command(
+        "step", "--bundle", bundle.path, "--split", 2, "--device", "phone", "--job-seed", 5, "--round", 2,
+        "--front-perturbations", 2, "--back-perturbations", 2, "--eps", 0.05, "--scalars", tmp_path / "scalars",
+    )  # fmt: skip
+    assert code == 0
+    assert np.abs(expected.scalars).max() > 1e-3
+    assert (tmp_path / "scalars").read_bytes() == expected.scalars.tobytes()
+    assert found["loss"] == expected.loss
+    assert found["adapter_sha256"] == bundle.initial_sha256
+
+
+def test_what_does_not_fit_is_not_run(
+    command: Callable[..., tuple[int, dict[str, Any]]], tiny_export: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    bundle = tiny_export("bert", splits=(2,), runtimes=BOTH)
+    code, found = command("step", "--bundle", bundle.path, "--split", 1)
+    assert (code, found["error"]) == (
+        5, "the bundle has no front graph for executorch at split 1; its splits are 2"
+    )  # fmt: skip
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle.path, copy)
+    graph = copy / bundle.manifest.graph("front", 2, "executorch").file
+    data = graph.read_bytes()
+    graph.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    code, found = command("step", "--bundle", copy, "--split", 2)
+    assert code == 5
+    assert "was altered" in found["error"]

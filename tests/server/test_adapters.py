@@ -1,0 +1,115 @@
+"""The chain of adapters: the cheaper way for each device, and what is kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from edge_runtime.bundle.layout import adapter_sha256
+from edge_runtime.errors import TrainingError
+from edge_runtime.forward_only.replay import round_terms
+from edge_runtime.protocol.round_log import RoundLog, decode_chain, pack_scalars
+from edge_runtime.protocol.step_rule import StepRule
+from server.errors import JobError
+from server.job.job import Job
+from server.planning.adaptive import RoundPlan
+from server.rounds.aggregate import TakenReport, aggregate
+from server.storage.adapters import AdapterChain
+from server.storage.blobs import BlobStore
+from server.storage.ledger import ClosedRound
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edge_runtime.bundle.folder import Bundle
+
+JOB = Job(
+    name="job", eval_file="x", split=2, steps=1, server_momentum=0.5, step=StepRule(back_perturbations=2), rounds=20
+)  # fmt: skip
+
+
+class Chains:
+    def __init__(self, root: Path, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.blobs = BlobStore(root / "blobs")
+        self.chain = AdapterChain(bundle, self.blobs, [], momentum=True)
+
+    def next_log(self, scalar: float) -> RoundLog:
+        chain, index = self.chain, len(self.chain.closed)
+        reports = {"pi": TakenReport(pack_scalars(np.array([scalar, 1.0], np.float32)), 1)}
+        adapters = (chain.sha256, chain.previous_sha256)
+        plan = RoundPlan(2, JOB.rule_of(index))
+        return aggregate(self.bundle.manifest.parameters, JOB, index, plan, adapters, None, reports).log
+
+    def close(self, scalar: float = 0.5) -> str:
+        log, blob, terms = self.chain.extend(self.next_log(scalar))
+        figures = aggregate(
+            self.bundle.manifest.parameters, JOB, log.round, RoundPlan(2, log.rule), ("a" * 64, None), None,
+            {"pi": TakenReport(log.devices[0].scalars, 1)},
+        ).figures  # fmt: skip
+        assert terms == len(round_terms(log))
+        closed = ClosedRound(
+            log.round, log.base_sha256, log.result_sha256, blob.sha256, blob.size_bytes, terms, None, figures
+        )
+        self.chain.advance(closed)
+        return closed.result_sha256
+
+
+@pytest.fixture
+def chains(tmp_path: Path, tiny_bundle: Bundle) -> Chains:
+    return Chains(tmp_path, tiny_bundle)
+
+
+def test_a_device_that_missed_rounds_gets_one_blob_with_their_logs(chains: Chains) -> None:
+    first, second = chains.close(), chains.close(-0.25)
+    chains.close(2.0)
+    for have, rounds in ((None, [0, 1, 2]), (first, [1, 2]), (second, [2])):
+        reference = chains.chain.reference(have)
+        assert reference.log is not None
+        assert reference.log_base_sha256 == (have or chains.chain.initial_sha256)
+        data = chains.blobs.read(reference.log.sha256)
+        assert data is not None
+        assert len(data) == reference.log.size_bytes
+        assert [log.round for log in decode_chain(data)] == rounds
+    assert chains.chain.reference(chains.chain.sha256).log is None
+    assert chains.chain.reference("9" * 64).log is None
+
+
+def test_link_and_replay_rate_decide(chains: Chains) -> None:
+    first = chains.close()
+    chains.close()
+    assert chains.chain.reference(first, 1e6, 1e9).log is not None
+    assert chains.chain.reference(first, 1e9, 1e3).log is None  # a fast link, a slow processor
+    assert chains.chain.reference(first, 1e3, 1e3).log is not None
+    assert chains.chain.reference(first, None, 1e3).log is not None  # not measured yet: fewer bytes
+
+
+def test_old_files_and_logs_that_no_device_can_need_go(chains: Chains, tmp_path: Path) -> None:
+    hashes = [chains.close(0.1 * index) for index in range(30)]
+    kept = {path.name for path in (tmp_path / "blobs").iterdir()}
+    assert set(hashes[-3:]) <= kept
+    assert not set(hashes[:-3]) & kept
+    file_bytes = 4 * chains.chain.theta.size
+    logs = [closed for closed in chains.chain.closed if closed.log_sha256 in kept]
+    assert file_bytes <= sum(closed.log_size_bytes for closed in logs) < file_bytes + 2 * logs[0].log_size_bytes
+    assert chains.chain.reference(hashes[-2]).log is not None
+    assert chains.chain.reference(hashes[0]).log is None
+    again = AdapterChain(chains.bundle, chains.blobs, chains.chain.closed, momentum=True)
+    assert again.theta.tobytes() == chains.chain.theta.tobytes()
+    assert adapter_sha256(again.theta) == hashes[-1]
+
+
+def test_a_resumed_job_without_its_adapter_is_an_error(chains: Chains, tmp_path: Path) -> None:
+    chains.close()
+    with pytest.raises(JobError, match="is not in the state directory"):
+        AdapterChain(chains.bundle, BlobStore(tmp_path / "elsewhere"), chains.chain.closed, momentum=True)
+
+
+def test_an_adapter_that_is_not_finite_leaves_the_chain_as_it_was(chains: Chains) -> None:
+    before = chains.chain.sha256
+    chains.chain.theta = np.full_like(chains.chain.theta, np.inf)
+    with pytest.raises(TrainingError, match="not finite"):
+        chains.chain.extend(chains.next_log(0.5))
+    assert chains.chain.sha256 == before

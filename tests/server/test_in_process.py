@@ -1,0 +1,62 @@
+"""A fleet in one process: the same bits, the same ledger, many devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+from fleets import write_job
+from tiny_models import reviews, write_rows
+
+from edge_runtime.agent.config import DataConfig, EdgeConfig
+from server.planning.adaptive import RoundPlan
+from server.serve import load_job
+from server.simulation.in_process import run_in_process
+from server.storage.ledger import LEDGER_FILE, Ledger
+from server.views.summary import job_rounds
+
+if TYPE_CHECKING:
+    from edge_runtime.bundle.folder import Bundle
+
+
+def fleet(root: Path, n: int) -> list[EdgeConfig]:
+    configs = []
+    for index in range(n):
+        write_rows(reviews(8 + index, seed=index), root / f"{index}.jsonl")
+        state = str(root / f"device-{index}")
+        data = DataConfig(str(root / f"{index}.jsonl"))
+        configs.append(
+            EdgeConfig(name=f"device-{index}", broker="mqtt://unused", data=data, threads=1, state_dir=state)
+        )
+    return configs
+
+
+@pytest.mark.parametrize("method", ["spzo", "decomfl"])
+def test_many_devices_finish_and_agree_and_a_seed_says_it_all(tmp_path: Path, tiny_bundle: Bundle, method: str) -> None:
+    step = {"back_perturbations": 1} if method == "decomfl" else None
+    results = []
+    for run in range(2):
+        root = tmp_path / str(run)
+        root.mkdir()
+        path = write_job(root, step, method=method, rounds=5, cohort=4, min_devices=12, eval_every=2)
+        job, bundle = load_job(path, tiny_bundle.path)
+        results.append(run_in_process(job, bundle, root / "server", fleet(root, 12)))
+    assert results[0]["adapter_sha256"] == results[1]["adapter_sha256"]
+    assert results[0]["loss_end"] == results[1]["loss_end"]
+    rounds = job_rounds(Ledger(tmp_path / "0" / "server" / LEDGER_FILE, read_only=True), "job")
+    assert [row["loss"] is not None for row in rounds] == [False, True, False, True, True]
+    assert [row["reports"] for row in rounds] == [4] * 5
+
+
+def test_a_bandit_gives_each_device_its_p2_and_all_agree(tmp_path: Path, tiny_bundle: Bundle) -> None:
+    """Real steps: every device replays logs in which devices have a P2 of their own, to the server's bits."""
+    bandit = {"policy": "uniform", "back_perturbations": [1, 2, 5]}
+    path = write_job(tmp_path, rounds=3, min_devices=6, bandit=bandit)
+    job, bundle = load_job(path, tiny_bundle.path)
+    run_in_process(job, bundle, tmp_path / "server", fleet(tmp_path, 6))
+    ledger = Ledger(tmp_path / "server" / LEDGER_FILE, read_only=True)
+    plans = [msgspec.json.decode(row["plan"], type=RoundPlan) for row in ledger.rows("SELECT plan FROM rounds")]
+    assert any(plan.back_perturbations for plan in plans)
+    assert len(ledger.rows("SELECT 1 FROM choices")) == 18

@@ -1,0 +1,70 @@
+"""Bundles with levels whose engine is a bowl: the whole protocol with layer dropout, without training graphs."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from edge_runtime.bundle.folder import Bundle, open_bundle
+from edge_runtime.bundle.layers import layer_slices
+from edge_runtime.bundle.layout import front_size, total_size
+from edge_runtime.bundle.manifest import MANIFEST_FILE, Graph, GraphInput, GraphOutput, encode_manifest
+from edge_runtime.engines.quadratic import LayeredQuadraticEngine
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LEVELS = [1, 2, 3]
+
+
+def with_levels(bundle: Bundle, folder: Path) -> Bundle:
+    """Copy a bundle and describe training graphs in its manifest; their file is another graph's, it is never run."""
+    shutil.copytree(bundle.path, folder)
+    manifest = bundle.manifest
+    front = manifest.graph("front", manifest.splits[0])
+    weights = [tensor for tensor in front.inputs if tensor.role == "weight"]
+    layer_0 = [p for p in manifest.parameters if p.layer == 0]
+    head = [p for p in manifest.parameters if p.layer == manifest.model.layers]
+
+    def graph(level: int) -> Graph:
+        slots = [
+            (f"{p.name}.{slot}", p.shape, p.name.replace(".0.", ".{layer}."), slot)
+            for slot in range(level)
+            for p in layer_0
+        ]
+        rest = [(p.name, p.shape, p.name, None) for p in head]
+        tensors: list[tuple[str, list[Any], str, int | None]] = [*slots, *rest]
+        inputs = [
+            GraphInput(name, "float32", shape, "trainable", source, slot) for name, shape, source, slot in tensors
+        ]
+        outputs = [GraphOutput(f"grad.{name}", "float32", shape, source, slot) for name, shape, source, slot in tensors]
+        loss = GraphOutput("loss", "float32", [])
+        return Graph("train", "onnxruntime", front.file, None, [*weights, *inputs], [loss, *outputs], level)
+
+    graphs = [*(g for g in manifest.graphs if g.kind != "train"), *(graph(level) for level in LEVELS)]
+    changed = msgspec.structs.replace(manifest, levels=LEVELS, graphs=graphs)
+    (folder / MANIFEST_FILE).write_bytes(encode_manifest(changed))
+    return open_bundle(folder)
+
+
+@functools.cache
+def _bowl(size: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    rng = np.random.Generator(np.random.PCG64(3))
+    return np.diag(rng.uniform(0.5, 1.5, size)), rng.normal(scale=0.1, size=size)
+
+
+def make_bowl(bundle: Bundle, split: int, threads: int) -> LayeredQuadraticEngine:
+    """Both kinds of engine: front and back at the split, and gradients."""
+    parameters = bundle.manifest.parameters
+    hessian, optimum = _bowl(total_size(parameters))
+    slices = layer_slices(bundle.manifest)
+    return LayeredQuadraticEngine(hessian, optimum, front_size(parameters, split), slices, bundle.manifest.levels)
+
+
+def make_training_bowl(bundle: Bundle, threads: int) -> LayeredQuadraticEngine:
+    """The engine of backprop devices."""
+    return make_bowl(bundle, bundle.manifest.splits[0], threads)

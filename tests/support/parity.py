@@ -1,0 +1,42 @@
+"""Is every ONNX graph of a bundle what PyTorch eager is?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from edge_runtime.engines.onnx_engine import OnnxEngine, OnnxPredictor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.data.batch import Batch
+    from edge_runtime.perturbation.perturb import FloatVector
+
+TOLERANCE = 1e-5
+
+
+def assert_parity(
+    bundle: Bundle, theta: FloatVector, eager: Callable[[Batch], torch.Tensor], batches: Iterable[Batch]
+) -> None:
+    """Compare logits and losses of predict and of front∘back at every split with those of a classifier in PyTorch."""
+    predictor = OnnxPredictor(bundle, 1)
+    engines = [OnnxEngine(bundle, split, 1) for split in bundle.manifest.splits]
+    spread = 0.0
+    for batch in batches:
+        with torch.no_grad():
+            logits = eager(batch)
+            loss = float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch.labels)))
+        expected = logits.numpy()
+        spread = max(spread, float(np.ptp(expected)))
+        assert np.abs(predictor.logits(theta, batch) - expected).max() < TOLERANCE
+        for engine in engines:
+            engine.front_workspace[:] = theta[: engine.front_workspace.size]
+            engine.back_workspace[:] = theta[engine.front_workspace.size :]
+            boundary = engine.front(batch)
+            assert abs(engine.back(boundary, batch) - loss) < TOLERANCE
+            assert np.abs(engine.back_logits(boundary, batch) - expected).max() < TOLERANCE
+    assert spread > 1e-2  # the comparison is about something

@@ -1,0 +1,54 @@
+"""Profiles that no machine measured, for tests of what is done with profiles."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from edge_runtime.protocol.messages import ProfileMessage, encode_message
+from edge_runtime.protocol.profile import (
+    BoardFacts,
+    BundleFacts,
+    GraphProfile,
+    Latency,
+    Profile,
+    Provenance,
+    Rates,
+    Reading,
+)
+
+if TYPE_CHECKING:
+    from edge_runtime.bundle.folder import Bundle
+
+SHAPES = ((1, 8), (2, 16))
+
+
+def made_profile(bundle: Bundle, times: float = 1.0, *, board: str = "made-up", **fields: Any) -> Profile:
+    """Return a profile that says it was measured: 1 ms a token and graph, times ``times``."""
+    graphs = [
+        GraphProfile(
+            kind=graph.kind, engine=graph.runtime, split=graph.split, level=graph.level, load_s=0.1,
+            peak_rss_bytes=100_000_000, parameter_bytes=2_000_000,
+            latencies=[Latency(batch_size=b, tokens=t, median_s=1e-3 * b * t * times, low_s=0.9e-3 * b * t * times,
+                               high_s=1.2e-3 * b * t * times, count=5) for b, t in SHAPES],
+        )
+        for graph in bundle.manifest.graphs
+    ]  # fmt: skip
+    measured = Provenance(
+        measured_at="2026-01-01T00:00:00+00:00", seconds=1000.0, wall_seconds=1000.0, clock="perf_counter, 1e-09 s",
+        covey_version="0", commit=None, versions={}, threads=1, warm_up=2, before=Reading(load=0.1), after=Reading(),
+    )  # fmt: skip
+    manifest = bundle.manifest
+    facts = BundleFacts(
+        sha256=bundle.sha256, model=manifest.model.name, layers=manifest.model.layers,
+        trainable_parameters=manifest.parameters[-1].stop,
+    )  # fmt: skip
+    made: dict[str, Any] = {
+        "device": "pi", "facts": BoardFacts(board=board, cores=4), "measured": measured, "bundle": facts,
+        "graphs": graphs, "rates": Rates(matmul_flop_per_s=1e11, copy_bytes_per_s=1e10),
+    }  # fmt: skip
+    return Profile(**made | fields)
+
+
+def payload_of(profile: Profile, device: str = "pi") -> bytes:
+    """Return what a device publishes."""
+    return encode_message(ProfileMessage(device=device, profile=profile))
