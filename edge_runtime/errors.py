@@ -28,6 +28,7 @@ class CoveyError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
+    subject: ClassVar[str] = "error"
 
     def __init__(self, what: str, hint: str = "") -> None:
         super().__init__(what)
@@ -42,30 +43,35 @@ class ConfigError(CoveyError):
     """A configuration file, a flag or the environment is wrong."""
 
     exit_code = 3
+    subject = "configuration"
 
 
 class DataError(CoveyError):
     """The user's own rows are wrong; the message names the file and the line."""
 
     exit_code = 4
+    subject = "data"
 
 
 class BundleError(CoveyError):
     """A bundle or its manifest is missing something, was altered, or is of another version."""
 
     exit_code = 5
+    subject = "bundle"
 
 
 class ProtocolError(CoveyError):
     """A message is of another version, has wrong types, or is out of bounds."""
 
     exit_code = 6
+    subject = "protocol"
 
 
 class NetworkError(CoveyError):
     """The broker or the server cannot be reached, or a transfer broke off."""
 
     exit_code = 7
+    subject = "network"
 
 
 class ProfileError(ConfigError):
@@ -76,12 +82,22 @@ class StorageError(CoveyError):
     """The disk is full, or a directory cannot be written."""
 
     exit_code = 8
+    subject = "storage"
 
 
 class TrainingError(CoveyError):
     """A loss or a scalar is not finite, or a replay does not end on its hash."""
 
     exit_code = 9
+    subject = "training"
+
+
+def exit_codes() -> dict[int, str]:
+    """Return every exit code of the sides that are loaded, ascending, and what it is about."""
+    found = {0: "done", 2: "usage"}
+    families = CoveyError.__subclasses__()
+    found |= {family.exit_code: family.subject for family in families}
+    return dict(sorted(found.items()))
 
 
 def storage_error(error: OSError, path: object) -> StorageError:

@@ -7,7 +7,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
-from edge_runtime.errors import CoveyError
+from edge_runtime.errors import CoveyError, exit_codes
 
 if TYPE_CHECKING:
     import argparse
@@ -36,6 +36,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     """Parse, run the command that was chosen (``args.run``), and turn errors into exit codes."""
+    parser.epilog = "Exit codes: " + ", ".join(f"{code} {subject}" for code, subject in exit_codes().items()) + "."
     args = parser.parse_args(argv)
     verbose = getattr(args, "verbose", False)
     logging.basicConfig(

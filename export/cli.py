@@ -133,9 +133,9 @@ def _export(args: argparse.Namespace) -> int:
         raise ConfigError("--ptd is about ExecuTorch", "give --runtime onnx,executorch too")
     try:
         from export.bundle.bundle_writer import export_bundle
-        from export.bundle.training_graphs import level_counts
-        from export.model.build import TaskOptions
-        from export.model.lora import DEFAULT_TARGETS, LoraOptions
+        from export.bundle.level_checks import level_counts
+        from export.model.lora import DEFAULT_TARGETS
+        from export.model.options import LoraOptions, TaskOptions
         from export.source.folder import look_at
 
         if "executorch" in args.runtime:

@@ -13,3 +13,4 @@ class ExportError(CoveyError):
     """A model, a task or an option that cannot be exported."""
 
     exit_code = 10
+    subject = "export"

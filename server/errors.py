@@ -13,3 +13,4 @@ class JobError(CoveyError):
     """A job cannot start, go on or be found."""
 
     exit_code = 11
+    subject = "job"

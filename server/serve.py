@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edge_runtime.agent.config import DataConfig
 from edge_runtime.bundle.folder import open_bundle, verify_files
+from edge_runtime.data.examples import DataConfig
 from edge_runtime.data.rows import load_rows
 from edge_runtime.engines.onnx_engine import OnnxPredictor
 from edge_runtime.errors import storage_error
 from edge_runtime.network.mqtt import MqttTransport
 from server.errors import JobError
 from server.evaluation import evaluate
-from server.job.job import fit_to_bundle, read_job
-from server.rounds.coordinator import Coordinator, Setting
+from server.job.fitted import fit_to_bundle
+from server.job.job import read_job
+from server.rounds.coordinator import Coordinator
+from server.rounds.setting import Setting
 from server.storage.adapters import AdapterChain
 from server.storage.blobs import BlobStore
 from server.storage.ledger import LEDGER_FILE, Ledger
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edge_runtime.bundle.folder import Bundle
-    from edge_runtime.network.mqtt import TlsFiles
+    from edge_runtime.network.address import TlsFiles
     from edge_runtime.network.transport import Transport
     from server.events import Observer
     from server.job.job import Job

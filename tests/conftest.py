@@ -22,8 +22,8 @@ def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundl
     from tiny_models import make_model
 
     from export.bundle.bundle_writer import export_bundle
-    from export.model.build import TaskOptions
-    from export.model.lora import DEFAULT_TARGETS, LoraOptions
+    from export.model.lora import DEFAULT_TARGETS
+    from export.model.options import LoraOptions, TaskOptions
     from export.source.folder import look_at
 
     root = tmp_path_factory.mktemp("tiny")

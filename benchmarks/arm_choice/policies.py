@@ -25,7 +25,8 @@ from benchmarks.harness.measure import provenance, spread
 from server.bandit.arms import Arm, Offer
 from server.bandit.choices import Candidate
 from server.bandit.choose import choose
-from server.bandit.state import BanditOptions, BanditState, Policy, Reported, observe_loss, observe_reports
+from server.bandit.options import BanditOptions, Policy
+from server.bandit.state import BanditState, Reported, observe_loss, observe_reports
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

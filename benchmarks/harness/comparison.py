@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.measure import provenance
-from edge_runtime.agent.config import DataConfig, EdgeConfig
+from edge_runtime.agent.config import EdgeConfig
+from edge_runtime.data.examples import DataConfig
 from server.demo.run import toml
 from server.serve import load_job
 from server.simulation.in_process import run_in_process

@@ -13,8 +13,9 @@ import numpy as np
 
 from edge_runtime.bundle.folder import open_bundle
 from edge_runtime.data.batch import Batch
+from edge_runtime.forward_only.directions import step_seeds
 from edge_runtime.forward_only.step import spzo_step
-from edge_runtime.protocol.step_rule import StepRule, step_seeds
+from edge_runtime.protocol.step_rule import StepRule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -209,7 +210,7 @@ def torch_mezo(settings: dict[str, Any]) -> Work:
     """
     import torch
 
-    from benchmarks.learning.backprop import file_name
+    from benchmarks.harness.model_files import file_name
     from export.finished import load_finished, untrained
 
     torch.set_num_threads(settings["threads"])
@@ -267,7 +268,7 @@ def micro_batches(settings: dict[str, Any]) -> Work:
 def levels(settings: dict[str, Any]) -> Work:
     """By a level's number: loss and gradients at it."""
     from edge_runtime.engines.golden import training_layers
-    from edge_runtime.training_onnxruntime import OnnxTrainingEngine
+    from edge_runtime.engines.onnx_engine import OnnxTrainingEngine
 
     bundle, batch = open_bundle(Path(settings["bundle"])), random_batch(settings)
     engine, theta = OnnxTrainingEngine(bundle, settings["threads"]), bundle.initial_adapter()
@@ -302,7 +303,7 @@ def torch_lora(settings: dict[str, Any]) -> Work:
     """``run``: loss and gradients in PyTorch of the same trained tensors, all layers."""
     import torch
 
-    from benchmarks.learning.backprop import file_name
+    from benchmarks.harness.model_files import file_name
     from export.finished import load_finished
 
     torch.set_num_threads(settings["threads"])

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from benchmarks.harness.model_files import file_name
 from edge_runtime import seeds
-from edge_runtime.agent.config import DataConfig
 from edge_runtime.bundle.folder import open_bundle
-from edge_runtime.data.examples import batch_indices
+from edge_runtime.data.examples import DataConfig
+from edge_runtime.data.order import batch_indices
 from edge_runtime.data.rows import EncodedRows, load_rows
 from export.finished import load_finished
-from server.fleet.devices import choose_cohort
+from server.fleet.cohort import choose_cohort
 
 if TYPE_CHECKING:
     from edge_runtime.data.batch import Batch
@@ -135,8 +136,3 @@ def evaluate(model: TaskModel, rows: EncodedRows) -> tuple[float, float]:
             losses += torch.nn.functional.cross_entropy(logits, labels, reduction="none").tolist()
             right += int((logits.argmax(dim=1) == labels).sum())
     return float(np.mean(losses)), right / len(rows)
-
-
-def file_name(name: str) -> str:
-    """Return a parameter's name in PEFT's adapter file."""
-    return name.removeprefix("model.").replace(".default", "").replace(".modules_to_save", "")

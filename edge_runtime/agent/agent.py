@@ -21,7 +21,8 @@ import msgspec
 from edge_runtime.agent.announcer import Announcer
 from edge_runtime.agent.backprop_plan import do_backprop
 from edge_runtime.agent.forward_plan import do_forward
-from edge_runtime.agent.loaded_bundle import Workshop, install_bundle, obtain_adapter
+from edge_runtime.agent.inbox import _order, supersedes
+from edge_runtime.agent.loaded_bundle import Workshop
 from edge_runtime.device.gate import Gate, board_conditions
 from edge_runtime.engines import choose
 from edge_runtime.errors import ConfigError, CoveyError, NetworkError, ProtocolError
@@ -32,7 +33,6 @@ from edge_runtime.protocol.messages import (
     BackpropPlan,
     DeltaReport,
     DeviceReport,
-    Kind,
     Plan,
     PlanAccepted,
     PlanRefused,
@@ -43,19 +43,20 @@ from edge_runtime.protocol.messages import (
     TrainPlan,
     decode_message,
     encode_message,
-    topic_for,
 )
 from edge_runtime.protocol.privacy import check_privacy
+from edge_runtime.protocol.topics import Kind, topic_for
+from edge_runtime.store.adapters import obtain_adapter
+from edge_runtime.store.bundles import install_bundle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from edge_runtime.agent.config import EdgeConfig
     from edge_runtime.agent.loaded_bundle import EngineMaker, TrainingEngineMaker
     from edge_runtime.network.transport import Transport
-    from edge_runtime.perturbation.perturb import FloatVector
     from edge_runtime.store.store import Store
+    from edge_runtime.values import FloatVector
 
 _LOG = logging.getLogger(__name__)
 _UPLOADS = 3  # of one delta, where the server has lost it
@@ -220,7 +221,7 @@ class Agent:
     def _superseded(self, plan: Plan) -> bool:
         """Whether a later plan is waiting."""
         return self._plan_waits() and any(
-            _supersedes(message.payload, plan) for message in self._waiting if message.topic == self._topic("plan")
+            supersedes(message.payload, plan) for message in self._waiting if message.topic == self._topic("plan")
         )
 
     def _plan_waits(self) -> bool:
@@ -353,26 +354,3 @@ class Agent:
         if same:
             self._report(report)
         return same
-
-
-def _supersedes(payload: bytes, plan: Plan) -> bool:
-    """Whether a waiting plan makes this one pointless: another job, a later round or attempt."""
-    try:
-        other: Plan = decode_message(payload, Plan)  # type: ignore[arg-type]
-    except ProtocolError:
-        return False  # it is reported when its turn comes
-    if other.job != plan.job:
-        return True
-    return _order(other) > _order(plan)
-
-
-def _order(plan: Plan) -> tuple[int, int]:
-    return plan.round, 0 if isinstance(plan, SyncPlan) else plan.attempt
-
-
-def current_adapter(store: Store) -> tuple[Path, Path] | None:
-    """Return the folder of the current bundle and the file of the current adapter; None before the first round."""
-    journal = store.journal()
-    if journal.bundle_sha256 is None or journal.adapter_sha256 is None:
-        return None
-    return store.bundles / journal.bundle_sha256, store.adapter_file(journal.adapter_sha256)

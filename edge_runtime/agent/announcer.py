@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from edge_runtime.agent.birth import make_birth
 from edge_runtime.errors import ProfileError, ProtocolError
 from edge_runtime.network.transport import Will
-from edge_runtime.protocol.messages import DeviceState, Kind, ProfileMessage, encode_message, topic_for
+from edge_runtime.protocol.messages import DeviceState, ProfileMessage, encode_message
 from edge_runtime.protocol.profile import PROFILE_FILE
 from edge_runtime.protocol.profile_check import decode_profile
+from edge_runtime.protocol.topics import Kind, topic_for
 
 if TYPE_CHECKING:
     from edge_runtime.agent.config import EdgeConfig

@@ -10,20 +10,13 @@ import msgspec
 
 from edge_runtime.backprop.round import BackpropWork, train_backprop
 from edge_runtime.bundle.layers import layer_slices, no_scales
-from edge_runtime.device.memory import (
-    check_level,
-    free_bytes,
-    give_back,
-    level_need,
-    levels_that_fit,
-    peak_rss_bytes,
-    rows_that_fit,
-)
+from edge_runtime.bundle.memory_need import check_level, level_need, levels_that_fit, rows_that_fit
+from edge_runtime.device.memory import free_bytes, give_back, peak_rss_bytes
 from edge_runtime.errors import BundleError, ConfigError
+from edge_runtime.files.atomic import write_atomically
 from edge_runtime.protocol.delta import encode_delta
 from edge_runtime.protocol.messages import BackpropPlan, BlobRef, DeltaReport
 from edge_runtime.store.personal import personal_or_none, save_personal
-from edge_runtime.store.store import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,8 +25,8 @@ if TYPE_CHECKING:
     from edge_runtime.backprop.round import BackpropResult
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.bundle.manifest import Runtime
-    from edge_runtime.perturbation.perturb import FloatVector
     from edge_runtime.store.store import Store
+    from edge_runtime.values import FloatVector
 
 _LOG = logging.getLogger(__name__)
 

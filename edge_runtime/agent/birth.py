@@ -7,7 +7,8 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 from edge_runtime import __version__
-from edge_runtime.device.memory import free_bytes, level_need, levels_that_fit
+from edge_runtime.bundle.memory_need import level_need, levels_that_fit
+from edge_runtime.device.memory import free_bytes
 from edge_runtime.engines import executorch_build
 from edge_runtime.protocol.messages import Birth, Capability
 

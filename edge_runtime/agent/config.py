@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
 from edge_runtime.bundle.manifest import Runtime
+from edge_runtime.data.examples import DataConfig
 from edge_runtime.device.eligibility import EligibilityRules
-from edge_runtime.errors import ConfigError
-from edge_runtime.network.mqtt import TlsFiles
-from edge_runtime.protocol.messages import Name
+from edge_runtime.files.toml_file import read_toml
+from edge_runtime.network.address import TlsFiles
+from edge_runtime.values import Name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
-
-StructT = TypeVar("StructT")
-
-
-class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the device's private rows are.
-
-    Attributes:
-        path: a ``.jsonl`` or ``.csv`` file; relative to the configuration file.
-        text_field: name of the field or column with the text.
-        label_field: name of the field or column with the label (a label's name, or its index).
-        prompt_field: causal-lm: name of the field or column with the prompt.
-        completion_field: causal-lm: name of the field or column with the text that should follow.
-    """
-
-    path: str
-    text_field: str = "text"
-    label_field: str = "label"
-    prompt_field: str = "prompt"
-    completion_field: str = "completion"
 
 
 class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,25 +54,6 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def backpropagates(self) -> bool:
         """Whether the device may be asked to, with a bundle that has training graphs for its engine."""
         return self.training == "auto"
-
-
-def read_toml(
-    path: Path, kind: type[StructT], prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None
-) -> StructT:
-    """Read a TOML file into a struct; ``prepare`` may change the table before its types are checked.
-
-    Raises:
-        ConfigError: no file, not TOML, an unknown field, a wrong type or value.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", "check the path") from error
-    try:
-        table = msgspec.toml.decode(data, type=dict[str, Any])
-        return msgspec.convert(table if prepare is None else prepare(table), kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}", "correct the file; docs/configuration.md lists every field") from error
 
 
 def read_edge_config(path: Path) -> EdgeConfig:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.agent.loaded_bundle import Workshop
     from edge_runtime.forward_only.round import RoundResult
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector
 
 
 def do_forward(

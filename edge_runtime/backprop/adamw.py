@@ -14,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector
 
 
 @dataclass(frozen=True)

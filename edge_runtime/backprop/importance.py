@@ -16,8 +16,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from edge_runtime.backprop.layer_draw import Criterion
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.protocol.layer_dropout import Criterion
+    from edge_runtime.values import FloatVector
 
 
 class LayerStatistics(msgspec.Struct, forbid_unknown_fields=True):

@@ -12,17 +12,17 @@ from edge_runtime import seeds
 from edge_runtime.backprop.adamw import AdamW, AdamWOptions
 from edge_runtime.backprop.importance import LayerStatistics, importance, overlay, personal_layers
 from edge_runtime.backprop.layer_draw import choose_layers, residual_scales
-from edge_runtime.data.examples import batch_indices
+from edge_runtime.data.order import batch_indices
 from edge_runtime.errors import TrainingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from edge_runtime.backprop.layer_draw import Stld
     from edge_runtime.bundle.layers import LayerSlices
     from edge_runtime.data.rows import Rows
     from edge_runtime.engines.engine import TrainingEngine
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.protocol.layer_dropout import Stld
+    from edge_runtime.values import FloatVector
 
 
 @dataclass(frozen=True)

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge_runtime.bundle.layout import adapter_sha256, total_size, views
-from edge_runtime.bundle.manifest import MANIFEST_FILE, read_manifest
+from edge_runtime.bundle.adapter import adapter_sha256
+from edge_runtime.bundle.layout import total_size, views
+from edge_runtime.bundle.manifest import MANIFEST_FILE
+from edge_runtime.bundle.manifest_file import read_manifest
 from edge_runtime.errors import BundleError
+from edge_runtime.files.hashing import file_sha256
 from edge_runtime.files.tensor_file import map_flat, map_tensors
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from edge_runtime.bundle.manifest import FileEntry, Manifest
-    from edge_runtime.perturbation.perturb import FloatVector
-
-_CHUNK_BYTES = 1 << 20
+    from edge_runtime.values import FloatVector
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,6 @@ def open_bundle(path: Path) -> Bundle:
     """
     manifest, sha256 = read_manifest(path)
     return Bundle(path, manifest, sha256)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def check_file(path: Path, entry: FileEntry) -> None:

@@ -58,34 +58,6 @@ def source_of(tensor: GraphInput | GraphOutput, layers: Sequence[int]) -> str:
     return source if tensor.slot is None else source.replace(LAYER_FIELD, str(layers[tensor.slot]))
 
 
-def check_training_graph(graph: Graph, parameters: Sequence[Parameter], layers: int) -> None:
-    """Check that a training graph fits the layout for whatever layers are bound to its slots.
-
-    Raises:
-        BundleError: its level is out of range, a slot too, or a trainable tensor of some layer is not in the layout.
-    """
-    level = graph.level
-    if level is None or not 1 <= level <= layers:
-        raise BundleError(f"{graph.file}: level {level} of a model with {layers} layers", "export the bundle again")
-    shapes = {parameter.name: parameter.shape for parameter in parameters}
-    trained: list[GraphInput | GraphOutput] = [tensor for tensor in graph.inputs if tensor.role == "trainable"]
-    gradients: list[GraphInput | GraphOutput] = [output for output in graph.outputs if output.source is not None]
-    for tensor in (*graph.inputs, *gradients):
-        if tensor.slot is not None and not (0 <= tensor.slot < level and LAYER_FIELD in (tensor.source or "")):
-            raise BundleError(f"{graph.file}: {tensor.name} has no place in slot {tensor.slot}", "export again")
-    for tensor in (*trained, *gradients):
-        for layer in range(layers):
-            name = source_of(tensor, [layer] * level)
-            if shapes.get(name) != tensor.shape:
-                raise BundleError(
-                    f"{graph.file}: {name} {tensor.shape} is not in the layout", "export the bundle again"
-                )
-    if {(tensor.source, tensor.slot) for tensor in trained} != {(output.source, output.slot) for output in gradients}:
-        raise BundleError(f"{graph.file}: not one gradient for each trainable tensor", "export the bundle again")
-    if not graph.outputs or graph.outputs[0].name != "loss":
-        raise BundleError(f"{graph.file}: its first output is not the loss", "export the bundle again")
-
-
 def check_layers(layers: Sequence[int], n_layers: int) -> None:
     """Check a choice of active layers.
 

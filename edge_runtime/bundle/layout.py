@@ -6,21 +6,18 @@ prefix and the back block the rest. Its little-endian bytes are the adapter file
 
 from __future__ import annotations
 
-import hashlib
 import math
 from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 
 from edge_runtime.errors import BundleError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector
 
-CHUNK = 1 << 20
 """Parameters that are hashed, checked or replayed at a time: 4 MiB."""
 
 
@@ -109,11 +106,3 @@ def views(flat: FloatVector, parameters: Sequence[Parameter]) -> dict[str, Float
             "use the adapter that belongs to this bundle",
         )
     return {p.name: flat[p.offset : p.stop].reshape(p.shape) for p in parameters}
-
-
-def adapter_sha256(flat: FloatVector) -> str:
-    """Return the adapter's name: the SHA-256 of its file, in hex; read part by part, so that it may be mapped."""
-    digest = hashlib.sha256()
-    for start in range(0, flat.size, CHUNK):
-        digest.update(np.ascontiguousarray(flat[start : start + CHUNK], dtype="<f4").data)
-    return digest.hexdigest()

@@ -12,10 +12,11 @@ import msgspec
 
 from edge_runtime import output
 from edge_runtime.errors import ConfigError, NetworkError, ProtocolError
-from edge_runtime.protocol.messages import ProfileMessage, encode_message, topic_for
+from edge_runtime.protocol.messages import ProfileMessage, encode_message
 from edge_runtime.protocol.profile import PROFILE_FILE
 from edge_runtime.protocol.profile_check import check_profile, encode_profile
 from edge_runtime.protocol.profile_text import profile_text
+from edge_runtime.protocol.topics import topic_for
 
 if TYPE_CHECKING:
     import argparse
@@ -56,8 +57,9 @@ def run_profile(args: argparse.Namespace) -> int:
     """
     from edge_runtime.agent.config import read_edge_config
     from edge_runtime.bundle.folder import open_bundle, verify_files
+    from edge_runtime.files.atomic import write_atomically
     from edge_runtime.profiling.measure import ProfileOptions, measure_profile
-    from edge_runtime.store.store import Store, write_atomically
+    from edge_runtime.store.store import Store
 
     config = read_edge_config(args.config) if args.config else None
     options = ProfileOptions(
@@ -131,7 +133,7 @@ def _board(name: str | None) -> str | None:
 
 
 def _current_bundle(store: Store | None) -> Path:
-    from edge_runtime.agent.agent import current_adapter
+    from edge_runtime.store.store import current_adapter
 
     current = None if store is None else current_adapter(store)
     if current is None:
@@ -141,7 +143,8 @@ def _current_bundle(store: Store | None) -> Path:
 
 def _connect(config: EdgeConfig) -> MqttTransport | None:
     """Connect beside the device's own connection; None, with a warning, where the broker cannot be reached."""
-    from edge_runtime.network.mqtt import MqttTransport, parse_broker
+    from edge_runtime.network.address import parse_broker
+    from edge_runtime.network.mqtt import MqttTransport
 
     identity = f"covey-{config.fleet}-{config.name}-profile"
     try:

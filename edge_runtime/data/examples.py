@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
+import msgspec
 
 from edge_runtime.errors import DataError
 
@@ -183,22 +183,19 @@ def _label_index(label: Any, labels: Sequence[str]) -> int:  # noqa: ANN401 pars
     return -1
 
 
-def batch_indices(n_rows: int, batch_size: int, batch_number: int, seed_of_epoch: Callable[[int], int]) -> list[int]:
-    """Return the rows of one batch of an endless pass over the data.
+class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the device's private rows are.
 
-    Every epoch visits each row once, in an order of its own; a batch may span two epochs. Nothing is kept between
-    calls: a device that was off for some rounds takes up where the numbers say.
-
-    Args:
-        n_rows: rows on the device, at least 1.
-        batch_size: rows a batch; a device with fewer rows gives all it has.
-        batch_number: index of the batch, from 0, over the whole job.
-        seed_of_epoch: seed of each epoch's order.
+    Attributes:
+        path: a ``.jsonl`` or ``.csv`` file; relative to the configuration file.
+        text_field: name of the field or column with the text.
+        label_field: name of the field or column with the label (a label's name, or its index).
+        prompt_field: causal-lm: name of the field or column with the prompt.
+        completion_field: causal-lm: name of the field or column with the text that should follow.
     """
-    size = min(batch_size, n_rows)
-    positions = range(batch_number * size, (batch_number + 1) * size)
-    orders = {
-        epoch: np.random.Generator(np.random.PCG64(seed_of_epoch(epoch))).permutation(n_rows)
-        for epoch in {position // n_rows for position in positions}
-    }
-    return [int(orders[position // n_rows][position % n_rows]) for position in positions]
+
+    path: str
+    text_field: str = "text"
+    label_field: str = "label"
+    prompt_field: str = "prompt"
+    completion_field: str = "completion"

@@ -13,9 +13,9 @@ from edge_runtime.data.examples import read_completions, read_rows
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edge_runtime.agent.config import DataConfig
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.data.batch import Batch, CompletionBatch
+    from edge_runtime.data.examples import DataConfig
 
 
 class Rows(Protocol):

@@ -4,105 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
 import resource
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from edge_runtime.errors import BundleError, TrainingError
-from edge_runtime.protocol.messages import LevelNeed
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from edge_runtime.bundle.manifest import Graph, Manifest, Runtime
-
-_BYTES = {"float32": 4, "int64": 8, "bool": 1}
-_ACTIVATIONS = 20
 """Stored numbers a token and layer, in hidden sizes; measured on RoBERTa-base: 19 (docs/hybrid.md)."""
-_TOKENS_FOR_ONE_MORE = 25
 """So many tokens of a row add one hidden size a token and layer: the attention matrix, heads of 64."""
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
-
-
-def level_need(manifest: Manifest, level: int, runtime: Runtime = "onnxruntime") -> LevelNeed:
-    """Estimate the memory of one training graph, its weights included, for rows of the longest length.
-
-    Raises:
-        BundleError: the bundle has no such level for the runtime.
-    """
-    graph = manifest.training_graph(level, runtime)
-    bound = parameter_bytes(graph)
-    tokens = manifest.task.max_tokens
-    stored = hidden_size(manifest) * (_ACTIVATIONS + tokens / _TOKENS_FOR_ONE_MORE)
-    if graph.recomputes:
-        stored = (stored + level * hidden_size(manifest)) / level
-    row_bytes = int(4 * tokens * level * stored)
-    return LevelNeed(level, bound + row_bytes, row_bytes)
-
-
-def parameter_bytes(graph: Graph) -> int:
-    """Return the bytes of the weights, frozen or trained, that are bound to a graph."""
-    return sum(
-        _BYTES[tensor.dtype] * math.prod(side for side in tensor.shape if isinstance(side, int))
-        for tensor in graph.inputs
-        if tensor.role in ("weight", "frozen", "trainable")
-    )
-
-
-def bytes_for(need: LevelNeed, rows: int) -> int:
-    """Return the bytes that a level needs with so many rows at once."""
-    return need.bytes_needed + (rows - 1) * need.bytes_a_row
-
-
-def hidden_size(manifest: Manifest) -> int:
-    """Return the size of a hidden state: the last side of what crosses the cut.
-
-    Raises:
-        BundleError: nothing that crosses is (batch, tokens, size).
-    """
-    sizes = [
-        output.shape[-1]
-        for graph in manifest.graphs
-        if graph.kind == "front"
-        for output in graph.outputs
-        if output.dtype == "float32" and len(output.shape) == 3 and isinstance(output.shape[-1], int)
-    ]
-    found = [size for size in sizes if isinstance(size, int)]
-    if not found:
-        raise BundleError("the bundle's front graphs give no hidden states", "export the bundle again")
-    return max(found)
-
-
-def rows_that_fit(need: LevelNeed, bytes_free: int | None, fewest: int, most: int) -> int:
-    """Return how many rows a level can run at once, ``fewest`` … ``most``; most where free memory is not known."""
-    if bytes_free is None or need.bytes_a_row <= 0:
-        return most
-    return max(fewest, min(most, 1 + (bytes_free - need.bytes_needed) // need.bytes_a_row))
-
-
-def levels_that_fit(needs: Sequence[LevelNeed], bytes_free: int | None, rows: int) -> list[int]:
-    """Return the levels that fit into free memory with so many rows at once; all where it is not known."""
-    return [need.level for need in needs if bytes_free is None or bytes_for(need, rows) <= bytes_free]
-
-
-def check_level(
-    manifest: Manifest, level: int, rows: int, bytes_free: int | None, runtime: Runtime = "onnxruntime"
-) -> None:
-    """Check that a level exists and fits, before anything is loaded.
-
-    Raises:
-        BundleError: the bundle has no such level for the runtime.
-        TrainingError: it does not fit; with the bytes needed and free.
-    """
-    needed = bytes_for(level_need(manifest, level, runtime), rows)
-    if bytes_free is not None and needed > bytes_free:
-        raise TrainingError(
-            f"{level} active layers and micro-batches of {rows} need {needed} bytes, {bytes_free} are free",
-            "lower the level or micro_batch_size in the job's [stld], or free some memory",
-        )
 
 
 def free_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int | None:

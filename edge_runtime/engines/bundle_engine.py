@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.layout import Parameter
     from edge_runtime.bundle.manifest import Graph, Runtime
     from edge_runtime.data.batch import Batch, CompletionBatch
-    from edge_runtime.engines.engine import TokenIds
-    from edge_runtime.files.tensor_file import Tensor
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector, Tensor, TokenIds
 
 Boundary = dict[str, Any]
 """What crosses the cut: tensors of the runtime's own kind, by the name under which the front graph gives them."""

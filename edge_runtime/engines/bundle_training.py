@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.bundle.manifest import Graph, Runtime
     from edge_runtime.data.batch import Batch
-    from edge_runtime.files.tensor_file import Tensor
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector, Tensor
 
 
 class TrainingRunner(Protocol):

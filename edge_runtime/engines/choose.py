@@ -47,9 +47,9 @@ def make_predictor(runtime: Runtime, bundle: Bundle, threads: int = 0) -> Bundle
 def make_training_engine(runtime: Runtime, bundle: Bundle, threads: int = 0) -> BundleTrainingEngine:
     """Return loss and gradients of a bundle's levels; see make_engine. A level's graph is loaded when it is needed."""
     if runtime == "executorch":
-        from edge_runtime.training_executorch import ExecutorchTrainingEngine  # noqa: PLC0415
+        from edge_runtime.engines.executorch_engine import ExecutorchTrainingEngine  # noqa: PLC0415
 
         return ExecutorchTrainingEngine(bundle, threads)
-    from edge_runtime.training_onnxruntime import OnnxTrainingEngine  # noqa: PLC0415
+    from edge_runtime.engines.onnx_engine import OnnxTrainingEngine  # noqa: PLC0415
 
     return OnnxTrainingEngine(bundle, threads)

@@ -10,13 +10,9 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from edge_runtime.data.batch import Batch, CompletionBatch
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector, TokenIds
 
-    TokenIds = NDArray[np.int64]
 
 BoundaryT = TypeVar("BoundaryT")
 

@@ -20,7 +20,7 @@ from edge_runtime.errors import BundleError, ConfigError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edge_runtime.files.tensor_file import Tensor
+    from edge_runtime.values import Tensor
 
 _LOG = logging.getLogger(__name__)
 _ABI = 1

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.bundle.manifest import Golden, Runtime
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.manifest import Runtime
     from edge_runtime.data.rows import EncodedCompletions
     from edge_runtime.engines.engine import Predictor
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector
 
 _BATCH_SIZE = 16
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle.layers import LayerSlices
     from edge_runtime.data.batch import Batch
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector
 
 FloatMatrix = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
 

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from edge_runtime.values import Tensor
+
 _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 _MAX_HEADER_BYTES = 100_000_000
-
-Tensor = np.ndarray[tuple[Any, ...], np.dtype[Any]]
 
 
 def map_tensors(path: Path) -> dict[str, Tensor]:

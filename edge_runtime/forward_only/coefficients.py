@@ -15,8 +15,9 @@ from edge_runtime.perturbation.perturb import BACK, FRONT, perturb_many_into
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from edge_runtime.perturbation.perturb import FloatVector
-    from edge_runtime.protocol.step_rule import StepRule, StepSeeds
+    from edge_runtime.forward_only.directions import StepSeeds
+    from edge_runtime.protocol.step_rule import StepRule
+    from edge_runtime.values import FloatVector
 
 _MEAN_SQUARE_DECAY = 0.9
 

@@ -16,16 +16,16 @@ import numpy as np
 from edge_runtime import seeds
 from edge_runtime.errors import ProtocolError, TrainingError
 from edge_runtime.forward_only.coefficients import Terms, add_terms, step_coefficients
+from edge_runtime.forward_only.directions import ALL_DEVICES, step_seeds
 from edge_runtime.perturbation.perturb import BACK, FRONT
 from edge_runtime.protocol.round_log import PackedTerms, RoundLog, unpack_scalars
-from edge_runtime.protocol.step_rule import ALL_DEVICES, step_seeds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector
 
 
 def round_terms(log: RoundLog) -> Terms:

@@ -13,56 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_runtime.bundle.layout import CHUNK, adapter_sha256
-from edge_runtime.errors import BundleError, TrainingError, storage_error
+from edge_runtime.bundle.adapter import CHUNK
+from edge_runtime.errors import TrainingError, storage_error
 from edge_runtime.forward_only.replay import replay_part, round_terms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from edge_runtime.perturbation.perturb import FloatVector
     from edge_runtime.protocol.round_log import RoundLog
-
-
-def map_adapter(path: Path, size: int) -> FloatVector:
-    """Map an adapter file: float32, (size,), read-only. Neither hash nor values are looked at: see check_finite.
-
-    Raises:
-        BundleError: the length does not fit the layout, or it cannot be read.
-    """
-    try:
-        length = path.stat().st_size
-        if length != 4 * size:
-            raise BundleError(
-                f"the adapter has {length} bytes, the layout needs {4 * size}",
-                "use the adapter that belongs to this bundle",
-            )
-        return np.memmap(path, dtype="<f4", mode="r")
-    except OSError as error:
-        raise BundleError(f"cannot read {path}: {error.strerror}", "fetch the adapter again") from error
-
-
-def check_finite(theta: FloatVector) -> None:
-    """Check that all values are finite.
-
-    Raises:
-        BundleError: one is not.
-    """
-    for start in range(0, theta.size, CHUNK):
-        if not np.isfinite(theta[start : start + CHUNK]).all():
-            raise BundleError("the adapter holds values that are not finite", "start from an earlier adapter")
-
-
-def check_adapter(theta: FloatVector, sha256: str) -> None:
-    """Check an adapter's hash and that its values are finite.
-
-    Raises:
-        BundleError: says which it is not.
-    """
-    if adapter_sha256(theta) != sha256:
-        raise BundleError(f"adapter {sha256[:12]} is damaged: its hash differs", "fetch the adapter again")
-    check_finite(theta)
+    from edge_runtime.values import FloatVector
 
 
 def write_replayed(

@@ -10,21 +10,22 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from edge_runtime import seeds
-from edge_runtime.data.examples import batch_indices
+from edge_runtime.data.order import batch_indices
 from edge_runtime.forward_only.coefficients import Terms, apply_step, step_coefficients
+from edge_runtime.forward_only.directions import step_seeds
+from edge_runtime.forward_only.noise import privatise, secret_rng
 from edge_runtime.forward_only.step import spzo_step
 from edge_runtime.forward_only.timing import TimedEngine
-from edge_runtime.protocol.privacy import privatise, secret_rng
-from edge_runtime.protocol.step_rule import check_rule, step_seeds
+from edge_runtime.protocol.step_rule import check_rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edge_runtime.data.rows import Rows
     from edge_runtime.engines.engine import Engine
-    from edge_runtime.perturbation.perturb import FloatVector
     from edge_runtime.protocol.privacy import Privacy
     from edge_runtime.protocol.step_rule import StepRule
+    from edge_runtime.values import FloatVector
 
 BoundaryT = TypeVar("BoundaryT")
 

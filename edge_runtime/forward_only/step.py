@@ -41,8 +41,9 @@ from edge_runtime.perturbation.perturb import BACK, FRONT
 if TYPE_CHECKING:
     from edge_runtime.data.batch import Batch
     from edge_runtime.engines.engine import Engine
-    from edge_runtime.perturbation.perturb import FloatVector
-    from edge_runtime.protocol.step_rule import StepRule, StepSeeds
+    from edge_runtime.forward_only.directions import StepSeeds
+    from edge_runtime.protocol.step_rule import StepRule
+    from edge_runtime.values import FloatVector
 
 BoundaryT = TypeVar("BoundaryT")
 

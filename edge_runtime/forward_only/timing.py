@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.data.batch import Batch
     from edge_runtime.engines.engine import Engine
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector
 
 BoundaryT = TypeVar("BoundaryT")
 

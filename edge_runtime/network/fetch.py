@@ -5,29 +5,23 @@ from __future__ import annotations
 import hashlib
 import http.client
 import logging
-import shutil
 import time
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING
 
-from edge_runtime.bundle.folder import check_file, file_sha256, open_bundle, verify_files
-from edge_runtime.bundle.manifest import MANIFEST_FILE, decode_manifest
-from edge_runtime.errors import BundleError, NetworkError, StorageError, storage_error
-from edge_runtime.store.store import sync_directory, write_atomically
+from edge_runtime.errors import NetworkError, storage_error
+from edge_runtime.files.hashing import file_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from edge_runtime.bundle.folder import Bundle
 
 _LOG = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 18
 _ATTEMPTS = 6
 TIMEOUT_S = 30.0
-_MAX_MANIFEST_BYTES = 1 << 24
-_SPARE_BYTES = 16 << 20
 _BYTES_TO_MEASURE = 1 << 16
 
 
@@ -197,55 +191,3 @@ def blob_base(blob_url: str, broker_host: str, server_url: str | None) -> str:
             f"{url!r} is not an http address", "set server_url in edge.toml, or covey serve --public-url"
         )
     return f"{scheme}://{broker_host}{rest}" if rest.startswith((":", "/")) else url
-
-
-def fetch_bundle(fetcher: Fetcher, sha256: str, bundles: Path, check: Callable[[Bundle], None]) -> Bundle:
-    """Fetch a bundle, check it, and make it appear by a rename.
-
-    Args:
-        fetcher: where from.
-        sha256: the bundle's name.
-        bundles: folder of the bundles; files that are there from an interrupted try are kept.
-        check: runs the golden vectors; the bundle appears only if it returns.
-
-    Raises:
-        NetworkError, BundleError, StorageError: nothing appears, what was fetched stays for the next try.
-    """
-    target, partial = bundles / sha256, bundles / f"{sha256}.partial"
-    data = fetcher.data(sha256, _MAX_MANIFEST_BYTES)
-    manifest = decode_manifest(data)
-    missing = [entry for entry in manifest.files if not _is_whole(partial / entry.path, entry.size_bytes)]
-    _check_space(bundles, sum(entry.size_bytes for entry in missing))
-    for entry in manifest.files:
-        path = partial / entry.path
-        if entry in missing:
-            fetcher.file(entry.sha256, entry.size_bytes, path)
-        else:
-            try:
-                check_file(path, entry)
-            except BundleError:
-                path.unlink()
-                fetcher.file(entry.sha256, entry.size_bytes, path)
-    write_atomically(partial / MANIFEST_FILE, data)
-    bundle = open_bundle(partial)
-    verify_files(bundle)
-    check(bundle)
-    try:
-        partial.replace(target)
-        sync_directory(bundles)
-    except OSError as error:
-        raise storage_error(error, target) from error
-    return open_bundle(target)
-
-
-def _is_whole(path: Path, size_bytes: int) -> bool:
-    return path.is_file() and path.stat().st_size == size_bytes
-
-
-def _check_space(folder: Path, needed_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed_bytes + _SPARE_BYTES:
-        raise StorageError(
-            f"the bundle needs {needed_bytes / 1e6:.0f} MB more, {folder} has {free / 1e6:.0f} MB free",
-            "free some space, or move state_dir to a larger disk",
-        )

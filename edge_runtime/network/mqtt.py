@@ -6,13 +6,12 @@ import logging
 import queue
 import threading
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
-import msgspec
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
 from edge_runtime.errors import ConfigError, NetworkError
+from edge_runtime.network.address import BrokerAddress, TlsFiles
 from edge_runtime.network.transport import Connected, Event, Message, Will
 
 _LOG = logging.getLogger(__name__)
@@ -21,47 +20,6 @@ _KEEP_ALIVE_S = 20
 _RECONNECT_MIN_S = 1
 _RECONNECT_MAX_S = 60
 _GOODBYE_S = 10.0
-_PORTS = {"mqtt": 1883, "mqtts": 8883}
-
-
-class BrokerAddress(msgspec.Struct, frozen=True):
-    """Where a broker is: from ``mqtt://[user:password@]host[:port]`` or ``mqtts://…``."""
-
-    host: str
-    port: int
-    tls: bool
-    username: str | None
-    password: str | None
-
-
-def parse_broker(url: str) -> BrokerAddress:
-    """Read a broker's address.
-
-    Raises:
-        ConfigError: another scheme, no host, a bad port.
-    """
-    parts = urlsplit(url)
-    try:
-        port = parts.port
-    except ValueError as error:
-        raise ConfigError(f"broker {url!r}: {error}", "write mqtt://host:1883") from error
-    if parts.scheme not in _PORTS or not parts.hostname:
-        raise ConfigError(f"broker {url!r} is not an address", "write mqtt://host:1883, or mqtts://host:8883 for TLS")
-    return BrokerAddress(
-        host=parts.hostname,
-        port=_PORTS[parts.scheme] if port is None else port,
-        tls=parts.scheme == "mqtts",
-        username=unquote(parts.username) if parts.username else None,
-        password=unquote(parts.password) if parts.password else None,
-    )
-
-
-class TlsFiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Files for TLS (PEM): the authority that signed the broker, and this member's own certificate and key."""
-
-    ca_file: str | None = None
-    cert_file: str | None = None
-    key_file: str | None = None
 
 
 class MqttTransport:

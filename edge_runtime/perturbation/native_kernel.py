@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector
 
     Perturb = Callable[[FloatVector, FloatVector, NDArray[np.uint64], int, FloatVector, int], None]
 

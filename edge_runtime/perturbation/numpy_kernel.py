@@ -15,7 +15,7 @@ from edge_runtime.perturbation.philox import BITS_PER_COUNTER, BITS_PER_WORD, ge
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector
 
 _PIECE = 1 << 15
 """Parameters at a time, a multiple of 256: 128 KiB of float32."""

@@ -10,7 +10,7 @@ with ±1 is exact, so x86, ARM and GPU agree bit for bit; tests pin golden value
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,13 +18,13 @@ from edge_runtime.perturbation.kernel import kernel
 from edge_runtime.perturbation.numpy_kernel import SIGNS_OF_BYTE
 from edge_runtime.perturbation.numpy_kernel import perturb as perturb_numpy
 from edge_runtime.perturbation.philox import BITS_PER_COUNTER, BITS_PER_WORD, MAX_U64, philox_words
+from edge_runtime.values import FloatVector
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["BACK", "FRONT", "FloatVector", "perturb_into", "perturb_many_into", "philox_words", "rademacher"]
 
-FloatVector = np.ndarray[tuple[Any, ...], np.dtype[np.float32]]
 
 FRONT = 0
 BACK = 1

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.manifest import Manifest
     from edge_runtime.network.fetch import Fetcher
     from edge_runtime.network.transport import Transport
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector
 
     Clock = Callable[[], float]
 

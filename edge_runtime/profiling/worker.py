@@ -19,9 +19,9 @@ import numpy as np
 
 from edge_runtime.bundle.folder import Bundle, open_bundle
 from edge_runtime.bundle.manifest import CAUSAL_LM, Runtime
+from edge_runtime.bundle.memory_need import parameter_bytes
 from edge_runtime.data.batch import Batch, pad, pad_completions
 from edge_runtime.device.board import Board
-from edge_runtime.device.memory import parameter_bytes
 from edge_runtime.engines.golden import golden_adapter, golden_cases, training_layers
 from edge_runtime.errors import CoveyError
 from edge_runtime.protocol.profile import GraphProfile, Latency, Sustained

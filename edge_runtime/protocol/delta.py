@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edge_runtime.bundle.layout import Parameter
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector
 
 _HEADER_BYTES_A_TENSOR = 512
 _LARGEST_ADAM_STEP = 3.2

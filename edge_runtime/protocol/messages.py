@@ -7,43 +7,30 @@ alters them needs a new version.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
-from edge_runtime.backprop.layer_draw import Stld
-from edge_runtime.bundle.manifest import Sha256
+from edge_runtime.bundle.memory_need import LevelNeed
 from edge_runtime.errors import ProtocolError
+from edge_runtime.protocol.layer_dropout import Stld
 from edge_runtime.protocol.privacy import Privacy
 from edge_runtime.protocol.profile import Profile
 from edge_runtime.protocol.step_rule import StepRule
+from edge_runtime.values import Count, Name, Sha256
 
 PROTOCOL_VERSION = 4
 MAX_PAYLOAD_BYTES = 128 * 1024
 
-_TOPIC_ROOT = "covey/v1"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
-Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Rate = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
-Kind = Literal["birth", "state", "profile", "plan", "report", "report/ack", "probe"]
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", kw_only=True):
     """What all messages share: the version."""
 
     v: int = PROTOCOL_VERSION
-
-
-class LevelNeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Memory that training with so many active layers takes: with one row of the longest length, and for each more."""
-
-    level: Annotated[int, msgspec.Meta(ge=1, le=4096)]
-    bytes_needed: Count
-    bytes_a_row: Count
 
 
 class Capability(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -346,23 +333,3 @@ def decode_message(payload: bytes, expected: type[MessageT]) -> MessageT:
         raise ProtocolError(
             f"a message is not valid: {error}", "install the same version of Covey everywhere"
         ) from error
-
-
-def topic_for(fleet: str, device: str, kind: Kind) -> str:
-    """Return the topic of one kind of message; ``device`` may be ``+`` in a subscription.
-
-    Raises:
-        ProtocolError: a name has characters that a topic or a file name should not have.
-    """
-    for name in (fleet, device):
-        if name != "+" and not _NAME.fullmatch(name):
-            raise ProtocolError(
-                f"{name!r} cannot be the name of a fleet or a device",
-                "use up to 63 letters, digits, '.', '_' and '-', beginning with a letter or digit",
-            )
-    return f"{_TOPIC_ROOT}/{fleet}/{device}/{kind}"
-
-
-def device_of(topic_name: str) -> str:
-    """Return the device in a topic."""
-    return topic_name.split("/")[3]

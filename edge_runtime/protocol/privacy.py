@@ -7,15 +7,11 @@ uses the noised scalars too, so nothing else of its rows leaves it. The losses o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import msgspec
-import numpy as np
 
 from edge_runtime.errors import ConfigError
-
-if TYPE_CHECKING:
-    from edge_runtime.perturbation.perturb import FloatVector
 
 
 class Privacy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,25 +24,6 @@ class Privacy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     clip: Annotated[float, msgspec.Meta(gt=0, le=1e5)]
     noise_multiplier: Annotated[float, msgspec.Meta(ge=0, le=1e3)]
-
-
-def privatise(scalars: FloatVector, privacy: Privacy, rng: np.random.Generator) -> FloatVector:
-    """Return the scalars clipped and noised: float32, the same shape.
-
-    Args:
-        scalars: float32, any shape.
-        privacy: the bound and the noise.
-        rng: must not be predictable: see secret_rng.
-    """
-    clipped = np.clip(scalars.astype(np.float64), -privacy.clip, privacy.clip)
-    noise = rng.normal(0.0, privacy.noise_multiplier * privacy.clip, scalars.shape)
-    noised: FloatVector = (clipped + noise).astype(np.float32)
-    return noised
-
-
-def secret_rng() -> np.random.Generator:
-    """Return a generator that is seeded from the operating system's entropy, never from the job."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence()))
 
 
 def check_privacy(offered: Privacy | None, least_noise_multiplier: float | None) -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
-from edge_runtime.bundle.manifest import Sha256, graph_name
+from edge_runtime.bundle.manifest import graph_name
 from edge_runtime.errors import ProfileError
+from edge_runtime.values import Sha256
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import numpy as np
 
-from edge_runtime.bundle.manifest import Sha256
 from edge_runtime.errors import ProtocolError
 from edge_runtime.protocol.step_rule import MAX_PERTURBATIONS, StepRule, rule_with
+from edge_runtime.values import Sha256
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector
 
 LOG_VERSION = 2
 SCALAR_BOUND = 1e6

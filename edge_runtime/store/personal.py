@@ -11,16 +11,16 @@ import numpy as np
 
 from edge_runtime.backprop.importance import LayerStatistics, overlay
 from edge_runtime.backprop.round import Personal
-from edge_runtime.bundle.folder import file_sha256
 from edge_runtime.bundle.layers import layer_slices
 from edge_runtime.errors import BundleError
+from edge_runtime.files.atomic import write_atomically
+from edge_runtime.files.hashing import file_sha256
 from edge_runtime.files.tensor_file import encode_tensors, map_tensors, read_metadata
-from edge_runtime.store.store import write_atomically
 
 if TYPE_CHECKING:
     from edge_runtime.bundle.folder import Bundle
-    from edge_runtime.perturbation.perturb import FloatVector
     from edge_runtime.store.store import Store
+    from edge_runtime.values import FloatVector
 
 _LOG = logging.getLogger(__name__)
 

@@ -12,13 +12,14 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge_runtime.bundle.manifest import Sha256
 from edge_runtime.errors import StorageError, storage_error
+from edge_runtime.files.atomic import sync_directory, write_atomically
+from edge_runtime.values import Sha256
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -47,41 +48,6 @@ class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     personal_sha256: Sha256 | None = None
     personal_round: int | None = None
     personal_before_sha256: Sha256 | None = None
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is either the old one or the whole new one, also after a power cut.
-
-    Raises:
-        StorageError: disk full, or not writable; the old file is as it was.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_directory(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise storage_error(error, path) from error
-
-
-def sync_file(path: Path) -> None:
-    """Make a file that another library wrote last."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def sync_directory(path: Path) -> None:
-    """Make renames in a directory last."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Store:
@@ -177,3 +143,11 @@ class Store:
         for path in (*self._personal.iterdir(), *self._deltas.iterdir()):
             if path not in kept:
                 path.unlink()
+
+
+def current_adapter(store: Store) -> tuple[Path, Path] | None:
+    """Return the folder of the current bundle and the file of the current adapter; None before the first round."""
+    journal = store.journal()
+    if journal.bundle_sha256 is None or journal.adapter_sha256 is None:
+        return None
+    return store.bundles / journal.bundle_sha256, store.adapter_file(journal.adapter_sha256)

@@ -8,33 +8,34 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-import torch
-from safetensors.torch import save_file
-
 from edge_runtime import __version__
-from edge_runtime.bundle.folder import Bundle, file_sha256, verify_files
+from edge_runtime.bundle.folder import Bundle, verify_files
 from edge_runtime.bundle.manifest import (
     FORMAT_VERSION,
     MANIFEST_FILE,
     FileEntry,
-    Golden,
     Lora,
     Manifest,
     Model,
-    bundle_sha256,
-    encode_manifest,
     output_names,
 )
+from edge_runtime.bundle.manifest_file import bundle_sha256, encode_manifest
 from edge_runtime.engines.golden import check_golden
 from edge_runtime.errors import storage_error
-from edge_runtime.store.store import write_atomically
+from edge_runtime.files.atomic import write_atomically
+from edge_runtime.files.hashing import file_sha256
+from export.bundle.golden import _write_golden
 from export.bundle.graph_writer import GraphWriter
-from export.bundle.training_graphs import TrainingGraphs, check_alike, golden_gradients
+from export.bundle.level_checks import check_alike
+from export.bundle.training_graphs import TrainingGraphs
 from export.errors import ExportError
 from export.model import full, lora
-from export.model.build import MAX_BATCH, build, eager, example_batch, sizes, trace
+from export.model.build import build
 from export.model.rebuild import write_rebuild
+from export.trace.batches import MAX_BATCH
+from export.trace.full_layout import make_layout as make_full_layout
 from export.trace.lift import lift
+from export.trace.loss import trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,8 +44,8 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.layout import Parameter
     from edge_runtime.bundle.manifest import Graph, Runtime
     from edge_runtime.engines.golden import Parity
-    from export.model.build import ExportModel, TaskOptions
-    from export.model.lora import LoraOptions
+    from export.model.build import ExportModel
+    from export.model.options import LoraOptions, TaskOptions
     from export.source.folder import ModelFolder
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -54,13 +55,10 @@ GOLDEN_FILE = "golden.safetensors"
 MAX_BATCH_EXECUTORCH = 32
 SMALLEST_MAX_BATCH = 16
 """Predictions are made for so many rows at once."""
-GOLDEN_TOLERANCE = 1e-5
-_GOLDEN_SEED = 20260101
 _GOLDEN_SCALE = 0.02
 """Large enough that a LoRA left out, on a head that starts at zero, differs by far more than the tolerance."""
 _GOLDEN_SCALE_FULL = 1e-3
 """Every weight moves: more would turn the model into noise."""
-_GOLDEN_SHAPES = ((2, 9), (4, 24), (1, 5))
 
 
 @dataclass(frozen=True)
@@ -182,7 +180,7 @@ def _write(
     program = trace(model, folder)
     lifted = lift(program, splits, output_names(model.task.kind))
     if lora_options is None:
-        parameters = full.make_layout(model.peft_model, program, lifted, folder)
+        parameters = make_full_layout(model.peft_model, program, lifted, folder)
         names, state = full.parameter_names(model.peft_model), full.parameter_state(model.peft_model)
     else:
         names, state = lora.adapter_names(model.peft_model), lora.adapter_state(model.peft_model)
@@ -286,45 +284,6 @@ def _describe_lora(model: ExportModel, parameters: list[Parameter], lora_options
         layers=sorted({p.layer for p in parameters if "lora_" in p.name}),
         trained=[matrix for matrix in ("A", "B") if matrix in lora_options.trained],
     )
-
-
-def _write_golden(
-    model: ExportModel,
-    folder: ModelFolder,
-    parameters: list[Parameter],
-    state: dict[str, torch.Tensor],
-    scale: float,
-    path: Path,
-    levels: Sequence[int],
-) -> Golden:
-    """Write batches with the losses, logits and gradients of PyTorch eager: the module itself, not what was traced.
-
-    The adapter is perturbed meanwhile: at its start B is zero, a new head too, and nothing would be compared.
-    """
-    # The longest row too: relative positions far apart, the last of the absolute ones.
-    shapes = (*_GOLDEN_SHAPES, (1, model.task.max_tokens))
-    golden = Golden(
-        file=path.name,
-        batches=len(shapes),
-        seed=_GOLDEN_SEED,
-        scale=scale,
-        tolerance=GOLDEN_TOLERANCE,
-    )
-    tensors: dict[str, torch.Tensor] = {}
-    with lora.perturbed(state, parameters, golden):
-        for n, (rows, tokens) in enumerate(shapes):
-            tokens_here = min(tokens, model.task.max_tokens)
-            batch = example_batch(model.task, int(folder.config.vocab_size), rows, tokens_here, seed=n + 1)
-            with torch.no_grad():
-                loss, values = eager(model, batch)
-            named = batch | {"loss": loss, output_names(model.task.kind)[0]: values}
-            tensors |= {f"{n}.{name}": tensor.contiguous() for name, tensor in named.items()}
-        first = {name: tensors[f"0.{name}"] for name in sizes(model.task)}
-        for level in levels:
-            loss, gradients = golden_gradients(model, folder, parameters, state, level, first)
-            tensors |= {f"train_{level}.loss": loss, f"train_{level}.gradients": gradients}
-    save_file(tensors, path)
-    return golden
 
 
 def _list_files(folder: Path) -> list[FileEntry]:

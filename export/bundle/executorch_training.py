@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edge_runtime.bundle.manifest import Graph, GraphInput, GraphOutput
-from export.bundle.training_graphs import DTYPES, template
+from export.bundle.training_graphs import DTYPES
 from export.errors import ExportError
 from export.graphs.executorch_pieces import default_cache, fixed, lower_piece, piece, planned_sizes
-from export.graphs.onnx_pieces import dimension_names, shape_of
-from export.model.build import example_batch, sizes
-from export.model.lora import layer_of
+from export.model.names import layer_of, template
+from export.trace.batches import dimension_names, example_batch, shape_of, sizes
 from export.trace.gradients import lift_training, trace_training
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 
 from edge_runtime.bundle.manifest import Graph, GraphInput, GraphOutput, output_names
 from export.errors import ExportError
-from export.graphs.onnx_pieces import dimension_names, piece, rows_read, shape_of, to_onnx
-from export.model.build import example_batch, size_bounds, sizes
+from export.graphs.onnx_pieces import piece, rows_read, to_onnx
+from export.model.names import hugging_face_name
+from export.trace.batches import dimension_names, example_batch, shape_of, size_bounds, sizes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -229,9 +230,3 @@ class GraphWriter:
 
 def _trained_by(graph: Graph) -> set[str]:
     return {tensor.source for tensor in graph.inputs if tensor.role == "trainable"}
-
-
-def hugging_face_name(parameter: str) -> str:
-    """Return a base parameter's name without what the wrappers put around it."""
-    name = parameter.removeprefix("task_model.model.base_model.model.")
-    return name.replace(".base_layer.", ".").replace(".original_module.", ".")

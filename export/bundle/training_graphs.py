@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import onnx
@@ -10,13 +9,12 @@ import torch
 
 from edge_runtime.bundle.layers import LAYER_FIELD
 from edge_runtime.bundle.manifest import Graph, GraphInput, GraphOutput
-from edge_runtime.engines.golden import training_layers
 from export.errors import ExportError
 from export.graphs.onnx_levels import Assembler, TwoLayers
-from export.graphs.onnx_pieces import dimension_names, shape_of, to_onnx
-from export.model.build import eager, example_batch, size_bounds, sizes
-from export.model.lora import layer_of
-from export.trace.gradients import active_layers, lift_training, requiring_gradients, trace_training, trained_parameters
+from export.graphs.onnx_pieces import to_onnx
+from export.model.names import layer_of, template
+from export.trace.batches import dimension_names, example_batch, shape_of, size_bounds, sizes
+from export.trace.gradients import lift_training, trace_training
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,48 +27,7 @@ if TYPE_CHECKING:
     from export.trace.gradients import LiftedTraining
 
 _TRACED_LAYERS = 2
-_NUMBER = re.compile(r"(?<=\.layer\.)\d+(?=\.)|(?<=\.layers\.)\d+(?=\.)")
 DTYPES = {torch.float32: "float32", torch.int64: "int64"}
-
-
-def level_counts(shares: Sequence[float], n_layers: int) -> list[int]:
-    """Return the numbers of active layers that shares of a model's layers are, ascending, at least one layer each.
-
-    Raises:
-        ExportError: a share is not above 0 and at most 1.
-    """
-    for share in shares:
-        if not 0 < share <= 1:
-            raise ExportError(
-                f"--levels {share}: shares of active layers are above 0, at most 1", "as in: 1.0,0.5,0.33"
-            )
-    return sorted({max(1, round(share * n_layers)) for share in shares})
-
-
-def check_alike(folder: ModelFolder, parameters: Sequence[Parameter]) -> None:
-    """Check that any layer can take any slot.
-
-    Raises:
-        ExportError: some layers attend otherwise than others, or are not trained like others.
-    """
-    kinds = set(getattr(folder.config, "layer_types", None) or [])
-    if len(kinds) > 1:
-        raise ExportError(
-            f"--levels: layers of several kinds ({', '.join(sorted(kinds))}) cannot take each other's place",
-            "export without --levels",
-        )
-    trained = [{template(p.name) for p in parameters if p.layer == layer} for layer in range(folder.layers)]
-    for layer, names in enumerate(trained):
-        if not names or names != trained[0]:
-            raise ExportError(
-                f"--levels: layer {layer} is not trained like the others, so they cannot take each other's place",
-                "leave out --lora-layers, so that all layers have LoRA",
-            )
-
-
-def template(name: str) -> str:
-    """Return a layer's tensor's name with the layer's number left out."""
-    return _NUMBER.sub(LAYER_FIELD, name, count=1)
 
 
 class TrainingGraphs:
@@ -176,31 +133,3 @@ class TrainingGraphs:
             level=level,
             recomputes=recompute,
         )
-
-
-def golden_gradients(
-    model: ExportModel,
-    folder: ModelFolder,
-    parameters: Sequence[Parameter],
-    state: Mapping[str, torch.Tensor],
-    level: int,
-    batch: dict[str, torch.Tensor],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return loss and gradients of golden.training_layers as PyTorch gives them: a scalar, and the whole layout.
-
-    Entries of absent layers are 0. The model runs as it was loaded, not as it is traced for training graphs.
-    """
-    active = training_layers(level, folder.layers)
-    there = [p for p in parameters if p.layer in active or not 0 <= p.layer < folder.layers]
-    trained = trained_parameters(model, {state[p.name].data_ptr() for p in there})
-    with (
-        active_layers(model.peft_model, active, folder.layers),
-        requiring_gradients(trained),
-        torch.enable_grad(),
-    ):
-        loss, _ = eager(model, batch)
-        found = dict(zip([t.data_ptr() for t in trained], torch.autograd.grad(loss, trained), strict=True))
-    flat = torch.zeros(parameters[-1].stop)
-    for p in there:
-        flat[p.offset : p.stop] = found[state[p.name].data_ptr()].flatten()
-    return loss.detach(), flat

@@ -23,14 +23,13 @@ from torch.fx.passes.dialect.common.cse_pass import CSEPass
 from edge_runtime.bundle.manifest import GraphInput, GraphOutput
 from edge_runtime.data.batch import CHUNK_TOKENS, fill_chunks
 from edge_runtime.errors import StorageError
-from edge_runtime.store.store import write_atomically
+from edge_runtime.files.atomic import write_atomically
 from export.errors import ExportError
 from export.graphs import xnnpack
-from export.graphs.onnx_pieces import shape_of
 from export.graphs.xnnpack import PRODUCTS, decomposed, described_nodes, fast_compiler, partitioner, without_clones
 from export.model import completion
-from export.model.build import size_bounds
 from export.quiet import quiet
+from export.trace.batches import shape_of, size_bounds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -14,6 +14,7 @@ import torch
 
 from export.errors import ExportError
 from export.quiet import quiet
+from export.trace.batches import shape_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,23 +24,6 @@ if TYPE_CHECKING:
 
 OPSET = 20
 """The first with Gelu as one operator; LayerNormalization is one since 17."""
-
-
-def dimension_names(lifted: Lifted, sizes: dict[str, tuple[str, ...]]) -> dict[Any, str]:
-    """Return the names of the program's symbolic sizes, from the names of the sizes of each tensor of a batch."""
-    return {
-        size.node.expr: name
-        for item in lifted.inputs
-        if item.kind == "batch"
-        for size, name in zip(item.value.shape, sizes[item.source], strict=True)
-    }
-
-
-def shape_of(value: Any, names: dict[Any, str]) -> list[int | str]:
-    """Return a shape as the manifest writes it: numbers, and names of symbolic sizes."""
-    return [
-        names.get(size.node.expr, str(size)) if isinstance(size, torch.SymInt) else int(size) for size in value.shape
-    ]
 
 
 def to_onnx(

@@ -9,7 +9,7 @@ from torch import nn
 from torch._higher_order_ops.scan import scan
 
 from edge_runtime.data.batch import IGNORED
-from export.model.lora import unwrapped
+from export.model.names import unwrapped
 
 
 class CompletionLoss(nn.Module):

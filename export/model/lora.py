@@ -2,51 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from edge_runtime.bundle.layout import Parameter, lay_out, views
-from edge_runtime.engines.golden import golden_adapter
+from edge_runtime.bundle.layout import Parameter, lay_out
 from export.errors import ExportError
+from export.model.names import layer_of
 from export.quiet import quiet
 from export.source.architectures import ARCHITECTURES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-    from edge_runtime.bundle.manifest import Golden
+    from export.model.options import LoraOptions
     from export.source.folder import ModelFolder
 
 DEFAULT_TARGETS = {name: architecture.lora_targets for name, architecture in ARCHITECTURES.items()}
-_LAYER = re.compile(r"\.(?:layer|layers)\.(\d+)\.")
-
-
-@dataclass(frozen=True)
-class LoraOptions:
-    """What ``--lora-…`` asks for. ``layers`` None: all; ``trained``: the matrices that are trained."""
-
-    r: int
-    alpha: float
-    targets: list[str]
-    layers: list[int] | None
-    trained: list[str]
-    seed: int
-
-
-def layer_of(name: str) -> int | None:
-    """Return the transformer layer in a parameter's or module's dotted name, or None."""
-    found = _LAYER.search(f".{name}.")
-    return int(found.group(1)) if found else None
 
 
 def add_lora(model: Any, options: LoraOptions, head_modules: list[str], n_layers: int) -> Any:
@@ -157,11 +133,6 @@ def adapter_names(peft_model: Any) -> dict[int, str]:
     return {tensor.data_ptr(): name for name, tensor in adapter_state(peft_model).items()}
 
 
-def unwrapped(model: Any) -> Any:
-    """Return the model inside PEFT's wrapper, or the model itself where every weight is trained."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def make_layout(peft_model: Any, folder: ModelFolder, trained: list[str]) -> list[Parameter]:
     """Return the layout of the trained tensors, ordered by depth, then by name.
 
@@ -183,19 +154,3 @@ def make_layout(peft_model: Any, folder: ModelFolder, trained: list[str]) -> lis
         if not any(f"lora_{matrix}." in name for matrix in "AB") or any(f"lora_{matrix}." in name for matrix in trained)
     }
     return lay_out(shapes, layer)
-
-
-@contextlib.contextmanager
-def perturbed(state: dict[str, torch.Tensor], parameters: list[Parameter], golden: Golden) -> Iterator[None]:
-    """Have the trained tensors at the adapter of the golden vectors meanwhile; ``state`` holds them by name."""
-    initial = np.concatenate([state[p.name].detach().numpy().ravel() for p in parameters]).astype(np.float32)
-    targets = views(golden_adapter(initial, golden), parameters)
-    before = {p.name: state[p.name].detach().clone() for p in parameters}
-    with torch.no_grad():
-        for name, value in targets.items():
-            state[name].copy_(torch.from_numpy(np.ascontiguousarray(value)))
-        try:
-            yield
-        finally:
-            for name, tensor in before.items():
-                state[name].copy_(tensor)

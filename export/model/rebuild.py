@@ -11,7 +11,7 @@ from export.errors import ExportError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from export.model.build import TaskOptions
+    from export.model.options import TaskOptions
 
 FILE = "covey_task.json"
 

@@ -17,7 +17,7 @@ from torch import nn
 from edge_runtime.data.examples import read_rows
 from edge_runtime.errors import CoveyError
 from export.errors import ExportError
-from export.model.lora import unwrapped
+from export.model.names import unwrapped
 from export.source.architectures import hidden_width
 
 if TYPE_CHECKING:

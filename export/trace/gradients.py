@@ -17,11 +17,12 @@ from torch.export.experimental import _export_forward_backward
 from transformers import PreTrainedModel
 
 from export.errors import ExportError
-from export.model.build import example_batch, forget_traces, size_bounds, sizes
 from export.model.completion import CompletionGradient, CompletionLoss
 from export.quiet import quiet
+from export.trace.batches import example_batch, size_bounds, sizes
 from export.trace.layer_marks import marked, take_marks
 from export.trace.lift import Lifted, as_module
+from export.trace.loss import forget_traces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from export.errors import ExportError
-from export.model.lora import layer_of
+from export.model.names import layer_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

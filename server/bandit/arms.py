@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from edge_runtime.backprop.layer_draw import Stld
+from edge_runtime.protocol.layer_dropout import Stld
 from edge_runtime.protocol.profile import latency_s
 from edge_runtime.protocol.step_rule import StepRule
 

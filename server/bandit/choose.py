@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from server.bandit.arms import Arm
-    from server.bandit.state import BanditOptions, BanditState
+    from server.bandit.options import BanditOptions
+    from server.bandit.state import BanditState
 
 _SAFE = 0.9  # share of a deadline that an expected time may take
 

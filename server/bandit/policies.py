@@ -21,12 +21,14 @@ import msgspec
 
 from server.bandit import gains as gain_model
 from server.bandit.choices import Candidate, Estimate
-from server.bandit.state import BanditOptions, BanditState, Pool
+from server.bandit.state import BanditState, Pool
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import numpy as np
+
+    from server.bandit.options import BanditOptions
 
 
 class Open(msgspec.Struct, frozen=True):

@@ -80,8 +80,8 @@ def _import(args: argparse.Namespace) -> int:
 
     A modelled profile gives way to a measured one; anything else that is there stays, unless --replace is given.
     """
+    from edge_runtime.files.atomic import write_atomically
     from edge_runtime.protocol.profile_check import encode_profile
-    from edge_runtime.store.store import write_atomically
     from server.profiles.files import LATENCY_FILE, read_profile
 
     profile = msgspec.structs.replace(_find(args, args.source), device=None)
@@ -180,8 +180,8 @@ def _model(args: argparse.Namespace) -> int:
 
     Times are those of a measured machine, scaled; device_profiles/README.md has the formula.
     """
+    from edge_runtime.files.atomic import write_atomically
     from edge_runtime.protocol.profile_check import encode_profile
-    from edge_runtime.store.store import write_atomically
     from server.profiles.board_model import BOARD_FILE, model_profile, read_board
     from server.profiles.files import LATENCY_FILE, read_profile
 

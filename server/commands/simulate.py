@@ -24,7 +24,7 @@ def add_simulate(
         commands: of the parser.
         stop: makes the question whether to stop; called once the command runs.
     """
-    from server.bandit.state import Policy
+    from server.bandit.options import Policy
 
     parser = commands.add_parser("simulate", help="a job on simulated devices", description=_simulate.__doc__)
     for name, kind, default, what in (

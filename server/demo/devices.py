@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from edge_runtime.agent.config import DataConfig, read_edge_config
+from edge_runtime.agent.config import read_edge_config
+from edge_runtime.bundle.adapter import map_adapter
 from edge_runtime.bundle.layout import total_size
+from edge_runtime.data.examples import DataConfig
 from edge_runtime.data.rows import load_rows
 from edge_runtime.engines.onnx_engine import OnnxPredictor
-from edge_runtime.forward_only.replay_file import map_adapter
 from edge_runtime.store.personal import load_personal, with_personal
 from edge_runtime.store.store import Store
 from server.evaluation import evaluate
@@ -22,7 +23,7 @@ from server.views.summary import job_devices
 if TYPE_CHECKING:
     from edge_runtime.agent.config import EdgeConfig
     from edge_runtime.bundle.folder import Bundle
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector
 
 OWN_TEST = 10
 """Every so many rows of a device are kept out of its training, to test its own model."""

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge_runtime.backprop.layer_draw import Stld
 from edge_runtime.bundle.layout import front_size
-from edge_runtime.protocol.step_rule import StepRule, rule_with
-from server.rounds.merge import MergeFigures
+from server.storage.records import RoundFigures, RoundPlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -23,79 +21,6 @@ if TYPE_CHECKING:
 _WINDOW = 4
 Known = tuple[float, float, float, float]
 _FEWEST = 2  # one back direction says nothing of the spread within a front direction
-
-
-class RoundPlan(msgspec.Struct, frozen=True):
-    """What the devices of a round do.
-
-    Attributes:
-        split: of the forward-only devices.
-        rule: of the forward-only devices.
-        stld: of the backprop devices; None: there are none in this job.
-        levels: the level of each backprop device, by name; the others are forward-only.
-        back_perturbations: P2 of each forward-only device that has another one than the rule's, by name.
-        length_s: seconds from the offer to the last report that counts; None: the job's deadline.
-        ineligible: devices that were here but took no work by their owner's rules, and why.
-    """
-
-    split: int
-    rule: StepRule
-    stld: Stld | None = None
-    levels: dict[str, int] = {}
-    back_perturbations: dict[str, int] = {}
-    length_s: float | None = None
-    ineligible: dict[str, str] = {}
-
-    def rule_of(self, device: str) -> StepRule:
-        """Return the rule of a forward-only device."""
-        return rule_with(self.rule, self.back_perturbations.get(device))
-
-    def deadline_s(self, job: Job) -> float:
-        """Return how long reports of the round count."""
-        return job.deadline_s if self.length_s is None else min(self.length_s, job.deadline_s)
-
-
-class RoundFigures(msgspec.Struct, frozen=True):
-    """What a round showed of its blocks. Unknown is None.
-
-    Attributes:
-        split: index of the back block's first layer.
-        front_variance: V1, the variance that front directions cause in the scalars.
-        back_variance: V2, the variance that back directions cause.
-        front_s: F1, seconds of a front pass: the median over devices.
-        back_s: F2, seconds of a back pass.
-        merge: how the two kinds of devices were merged; None where no device backpropagated.
-    """
-
-    split: int
-    front_variance: float | None
-    back_variance: float | None
-    front_s: float | None
-    back_s: float | None
-    merge: MergeFigures | None = None
-
-
-def variances(rule: StepRule, steps: Sequence[Sequence[float]]) -> tuple[float | None, float | None]:
-    """Estimate V1 and V2 from scalars.
-
-    A scalar of the nested variant is a front term, the same for all P2 scalars of a front direction, plus a back term;
-    both have mean zero over directions. So the spread within these groups is V2, and the mean square of the groups'
-    means is V1 + V2 / P2. (Design, section 5; ours.)
-
-    Args:
-        rule: the rule of the steps.
-        steps: the scalars of each step of each device.
-
-    Returns:
-        V1 (not below 0) and V2; None where the rule does not show them.
-    """
-    p2 = rule.back_perturbations
-    if rule.variant != "nested" or p2 < _FEWEST or not steps:
-        return None, None
-    groups = [step[start : start + p2] for step in steps for start in range(0, len(step), p2)]
-    within = math.fsum(statistics.variance(group) for group in groups) / len(groups)
-    means = math.fsum(statistics.fmean(group) ** 2 for group in groups) / len(groups)
-    return max(0.0, means - within / p2), within
 
 
 def next_plan(

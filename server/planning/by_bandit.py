@@ -13,8 +13,9 @@ from server.bandit.arms import Work, backprop_arms, forward_arms, job_splits, of
 from server.bandit.choices import Candidate, Choice, expected_s
 from server.bandit.choose import choose_at_best_split
 from server.bandit.state import BanditState, Reported, observe_loss, observe_reports
-from server.planning.chooser import Assignment, level_reasons
-from server.rounds.aggregate import shares
+from server.fleet.cohort import shares
+from server.planning.chooser import Assignment
+from server.planning.levels import level_reasons
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

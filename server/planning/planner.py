@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge_runtime.protocol.step_rule import rule_with
-from server.fleet.devices import choose_cohort
+from server.fleet.cohort import choose_cohort
+from server.fleet.devices import ineligible
+from server.job.job import enough_reports
 from server.planning.adaptive import next_plan
 from server.planning.by_bandit import Configurator
-from server.planning.chooser import LargestThatFits
-from server.rounds.open_round import enough_reports
+from server.planning.by_memory import LargestThatFits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.manifest import Manifest
     from server.fleet.devices import Device
     from server.job.job import Job
-    from server.planning.adaptive import RoundFigures, RoundPlan
     from server.planning.chooser import Chooser
     from server.storage.ledger import Ledger
+    from server.storage.records import RoundFigures, RoundPlan
 
 
 class Planner:
@@ -97,12 +98,3 @@ class Planner:
             ineligible=ineligible(devices),
         )
         return given.devices, plan
-
-
-def ineligible(devices: Mapping[str, Device]) -> dict[str, str]:
-    """Return why devices that are here take no work, by name."""
-    return {
-        name: device.ineligible
-        for name, device in sorted(devices.items())
-        if device.is_here and device.ineligible is not None
-    }

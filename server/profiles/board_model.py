@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from edge_runtime.agent.config import read_toml
 from edge_runtime.errors import ProfileError
+from edge_runtime.files.toml_file import read_toml
 from edge_runtime.protocol.profile import (
     BoardFacts,
     GraphProfile,

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edge_runtime.bundle.layout import front_size
 from edge_runtime.forward_only.replay import compact, mean_square_of
 from edge_runtime.protocol.round_log import DeviceScalars, RoundLog, unpack_scalars
-from server.planning.adaptive import RoundFigures, RoundPlan, variances
+from server.fleet.cohort import shares
+from server.planning.adaptive import _FEWEST
+from server.storage.records import RoundFigures, RoundPlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from edge_runtime.bundle.layout import Parameter
+    from edge_runtime.protocol.step_rule import StepRule
     from server.job.job import Job
 
 
@@ -50,13 +55,6 @@ class Aggregate:
     log: RoundLog
     mean_square: float | None
     figures: RoundFigures
-
-
-def shares(examples: Mapping[str, int], weighting: str) -> dict[str, float]:
-    """Return each device's share, in the order of the names; they add up to 1."""
-    counts = {device: examples[device] if weighting == "examples" else 1 for device in sorted(examples)}
-    total = sum(counts.values())
-    return {device: count / total for device, count in counts.items()}
 
 
 def aggregate(
@@ -122,3 +120,26 @@ def aggregate(
 def _median(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
+
+
+def variances(rule: StepRule, steps: Sequence[Sequence[float]]) -> tuple[float | None, float | None]:
+    """Estimate V1 and V2 from scalars.
+
+    A scalar of the nested variant is a front term, the same for all P2 scalars of a front direction, plus a back term;
+    both have mean zero over directions. So the spread within these groups is V2, and the mean square of the groups'
+    means is V1 + V2 / P2. (Design, section 5; ours.)
+
+    Args:
+        rule: the rule of the steps.
+        steps: the scalars of each step of each device.
+
+    Returns:
+        V1 (not below 0) and V2; None where the rule does not show them.
+    """
+    p2 = rule.back_perturbations
+    if rule.variant != "nested" or p2 < _FEWEST or not steps:
+        return None, None
+    groups = [step[start : start + p2] for step in steps for start in range(0, len(step), p2)]
+    within = math.fsum(statistics.variance(group) for group in groups) / len(groups)
+    means = math.fsum(statistics.fmean(group) ** 2 for group in groups) / len(groups)
+    return max(0.0, means - within / p2), within

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from edge_runtime.protocol.delta import read_delta
 from server.errors import JobError
-from server.planning.adaptive import RoundFigures
 from server.rounds.aggregate import aggregate
 from server.rounds.merge import Delta, forward_part, merge, merged_adapter
-from server.storage.ledger import ClosedRound
+from server.storage.records import ClosedRound, RoundFigures
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,15 +18,14 @@ from edge_runtime.protocol.messages import (
     PlanRefused,
     Synced,
     decode_message,
-    device_of,
     encode_message,
-    topic_for,
 )
+from edge_runtime.protocol.topics import device_of, topic_for
 from server import events
 from server.errors import JobError
-from server.evaluator import BackgroundEvaluator
-from server.fleet.devices import Device
-from server.planning.planner import Planner, ineligible
+from server.evaluation import BackgroundEvaluator
+from server.fleet.devices import Device, ineligible
+from server.planning.planner import Planner
 from server.profiles.received import ProfileStore
 from server.rounds import state_machine
 from server.rounds.closing import close_round
@@ -38,46 +36,17 @@ from server.rounds.reports import Reports
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edge_runtime.bundle.manifest import Manifest
     from edge_runtime.network.transport import Message, Transport
-    from edge_runtime.perturbation.perturb import FloatVector
-    from server.evaluation import Evaluation
-    from server.evaluator import InlineEvaluator
+    from server.evaluation import InlineEvaluator
     from server.events import Observer
-    from server.job.job import Job
+    from server.rounds.setting import Setting
     from server.storage.adapters import AdapterChain
     from server.storage.ledger import Ledger
-    from server.web.uploads import Uploads
 
 _LOG = logging.getLogger(__name__)
 _TICK_S = 0.5
 _FINAL_SYNC_S = 60.0
 _GONE_S = 3.0
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a job runs in; nothing of it changes.
-
-    Attributes:
-        fleet: name of the fleet.
-        job: the job, its split filled in.
-        manifest: the bundle's manifest.
-        bundle_sha256: the bundle's name.
-        blob_url: where devices fetch blobs.
-        uploads: what devices may send.
-        evaluate: evaluates an adapter on the held-out rows; called from another thread.
-        clock: monotonic seconds.
-    """
-
-    fleet: str
-    job: Job
-    manifest: Manifest
-    bundle_sha256: str
-    blob_url: str
-    uploads: Uploads
-    evaluate: Callable[[FloatVector], Evaluation]
-    clock: Callable[[], float]
 
 
 class Coordinator:

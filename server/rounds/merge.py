@@ -17,19 +17,19 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 
 from edge_runtime.errors import TrainingError
 from edge_runtime.forward_only.coefficients import apply_terms
 from edge_runtime.forward_only.replay import round_terms
+from server.storage.records import MergeFigures
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from edge_runtime.bundle.layout import Parameter
-    from edge_runtime.perturbation.perturb import FloatVector
     from edge_runtime.protocol.round_log import RoundLog
+    from edge_runtime.values import FloatVector
 
 DoubleVector = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
 
@@ -73,18 +73,6 @@ class Forward:
     front_size: int
     front_variance: float
     back_variance: float
-
-
-class MergeFigures(msgspec.Struct, frozen=True):
-    """How a hybrid round was merged.
-
-    Attributes:
-        scale: α, how long the forward-only movement is for the backprop one; None: not known.
-        backprop_shares: for each group that both kinds moved, the weight of the backprop mean: 1 is all of it.
-    """
-
-    scale: float | None
-    backprop_shares: list[float]
 
 
 def forward_part(log: RoundLog, size: int) -> Forward:

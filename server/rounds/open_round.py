@@ -10,10 +10,11 @@ import msgspec
 
 from edge_runtime.protocol.messages import RoundReport
 from server import events
-from server.planning.adaptive import RoundPlan
+from server.job.job import enough_reports
 from server.rounds import state_machine
 from server.rounds.aggregate import TakenDelta, TakenReport
 from server.rounds.state_machine import OfferState, Round
+from server.storage.records import RoundPlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -157,11 +158,6 @@ class Offers:
         self._ledger.abandon_round(self._job.name, self.state.index, self.state.attempt)
         reports = len(self.state.reported)
         self._observe(events.RoundAbandoned(round=self.state.index, attempt=self.state.attempt, reports=reports))
-
-
-def enough_reports(job: Job, offered: int) -> int:
-    """Return how many reports end a round that was offered to so many."""
-    return min(job.cohort, offered) if job.cohort else offered
 
 
 def open_offers(

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from edge_runtime.errors import ProtocolError, TrainingError
 from edge_runtime.protocol.messages import PlanRefused, Report, ReportAck, RoundReport
 from server.rounds import state_machine
-from server.rounds.plans import check_delta, check_report
+from server.rounds.report_checks import check_delta, check_report
 
 if TYPE_CHECKING:
     from server.fleet.devices import Device
     from server.planning.chooser import Chooser
-    from server.rounds.coordinator import Setting
     from server.rounds.open_round import Offers
+    from server.rounds.setting import Setting
     from server.storage.adapters import AdapterChain
 
 

@@ -6,16 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edge_runtime.bundle.adapter import adapter_sha256
 from edge_runtime.bundle.layers import layer_slices
-from edge_runtime.bundle.layout import Parameter, adapter_sha256, front_size, total_size
-from edge_runtime.bundle.manifest import FORMAT_VERSION, Golden, Manifest, Model, Task, bundle_sha256, encode_manifest
+from edge_runtime.bundle.layout import Parameter, front_size, total_size
+from edge_runtime.bundle.manifest import FORMAT_VERSION, Golden, Manifest, Model, Task
+from edge_runtime.bundle.manifest_file import bundle_sha256, encode_manifest
 from edge_runtime.engines.quadratic import LayeredQuadraticEngine
 from server.evaluation import Evaluation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector
 
 ROWS = 32
 """Rows that each device claims to have."""

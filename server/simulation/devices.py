@@ -11,8 +11,9 @@ import numpy as np
 from edge_runtime.agent import backprop_plan, forward_plan
 from edge_runtime.backprop.importance import LayerStatistics
 from edge_runtime.backprop.round import BackpropWork, Personal, train_backprop
+from edge_runtime.bundle.adapter import adapter_sha256
 from edge_runtime.bundle.layers import layer_slices
-from edge_runtime.bundle.layout import adapter_sha256
+from edge_runtime.bundle.memory_need import LevelNeed
 from edge_runtime.forward_only.replay import replay
 from edge_runtime.forward_only.round import RoundWork, train_round
 from edge_runtime.network.transport import Message
@@ -25,8 +26,6 @@ from edge_runtime.protocol.messages import (
     Capability,
     DeltaReport,
     DeviceState,
-    Kind,
-    LevelNeed,
     Plan,
     PlanAccepted,
     ProfileMessage,
@@ -36,20 +35,19 @@ from edge_runtime.protocol.messages import (
     SyncPlan,
     TrainPlan,
     decode_message,
-    device_of,
     encode_message,
-    topic_for,
 )
 from edge_runtime.protocol.round_log import decode_chain
 from edge_runtime.protocol.step_rule import StepRule
+from edge_runtime.protocol.topics import Kind, device_of, topic_for
 from server.bandit.arms import Arm, Work, offer
 from server.errors import JobError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from edge_runtime.perturbation.perturb import FloatVector
     from edge_runtime.protocol.profile import Profile
+    from edge_runtime.values import FloatVector
     from server.simulation.task import SimulatedTask
     from server.simulation.traces import TraceEvent
     from server.simulation.virtual import VirtualWorld

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edge_runtime.agent.agent import Agent
 from edge_runtime.agent.announcer import lost_will
 from edge_runtime.engines.choose import make_engine, make_training_engine
-from edge_runtime.network.transport import Hub
+from edge_runtime.network.in_process import Hub
 from edge_runtime.store.store import Store
 from server.errors import JobError
 from server.serve import ServeOptions, coordinate

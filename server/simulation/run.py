@@ -19,10 +19,12 @@ from edge_runtime.bundle.folder import open_bundle, verify_files
 from edge_runtime.errors import ConfigError
 from edge_runtime.protocol.step_rule import StepRule
 from server.errors import JobError
-from server.evaluator import InlineEvaluator
-from server.job.job import Job, JobBandit, JobStld, fit_to_bundle, read_job
+from server.evaluation import InlineEvaluator
+from server.job.fitted import fit_to_bundle
+from server.job.job import Job, JobBandit, JobStld, read_job
 from server.profiles.files import read_profile
-from server.rounds.coordinator import Coordinator, Setting
+from server.rounds.coordinator import Coordinator
+from server.rounds.setting import Setting
 from server.simulation.boards import common, modelled_profiles
 from server.simulation.bowl import Bowl
 from server.simulation.devices import FLEET, SimulatedDevice, SimulatedFleet
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from edge_runtime.protocol.profile import Profile
-    from server.bandit.state import Policy
+    from server.bandit.options import Policy
     from server.events import Observer
     from server.simulation.task import SimulatedTask
 

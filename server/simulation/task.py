@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from edge_runtime.agent.config import DataConfig
+from edge_runtime.data.examples import DataConfig
 from edge_runtime.data.rows import EncodedCompletions, EncodedRows, load_rows
 from edge_runtime.engines.onnx_engine import OnnxPredictor
 from edge_runtime.errors import DataError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.manifest import Manifest
     from edge_runtime.data.rows import Rows
     from edge_runtime.engines.engine import Engine, TrainingEngine
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector
 
 HELD_OUT = 5
 """Every so many rows are held out."""

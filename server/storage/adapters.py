@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from edge_runtime.forward_only.replay_file import map_adapter, write_replayed
+from edge_runtime.bundle.adapter import map_adapter
+from edge_runtime.forward_only.replay_file import write_replayed
 from edge_runtime.protocol.messages import AdapterRef, BlobRef
 from edge_runtime.protocol.round_log import decode_chain, encode_chain
 from server.errors import JobError
@@ -14,10 +15,10 @@ from server.errors import JobError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edge_runtime.perturbation.perturb import FloatVector
     from edge_runtime.protocol.round_log import RoundLog
+    from edge_runtime.values import FloatVector
     from server.storage.blobs import BlobStore
-    from server.storage.ledger import ClosedRound
+    from server.storage.records import ClosedRound
 
 _KEPT_FILES = 3  # the current adapter, the one before for momentum, and one for a device that is still fetching
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from edge_runtime.bundle.manifest import MANIFEST_FILE
 from edge_runtime.errors import storage_error
+from edge_runtime.files.atomic import sync_directory, write_atomically
 from edge_runtime.protocol.messages import BlobRef
-from edge_runtime.store.store import sync_directory, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Collection

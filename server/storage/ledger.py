@@ -10,7 +10,6 @@ import contextlib
 import json
 import sqlite3
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,7 +17,7 @@ import msgspec
 from edge_runtime.errors import StorageError, storage_error
 from edge_runtime.protocol.profile import Profile
 from server.errors import JobError
-from server.planning.adaptive import RoundFigures
+from server.storage.records import ClosedRound, RoundFigures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -60,23 +59,6 @@ CREATE TABLE profiles (
     bundle_sha256 TEXT, remarks TEXT NOT NULL, received_at TEXT NOT NULL DEFAULT (datetime('now')));
 CREATE INDEX profiles_of_devices ON profiles (fleet, device, id);
 """
-
-
-@dataclass(frozen=True)
-class ClosedRound:
-    """An aggregated round, as far as the next one needs it.
-
-    ``log_sha256`` and ``log_size_bytes`` are None where backprop devices took part: its adapter is had as a file only.
-    """
-
-    index: int
-    base_sha256: str
-    result_sha256: str
-    log_sha256: str | None
-    log_size_bytes: int | None
-    terms: int
-    mean_square: float | None
-    figures: RoundFigures
 
 
 class Ledger:

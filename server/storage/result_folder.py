@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from safetensors.numpy import save_file
 
-from edge_runtime.bundle.layout import adapter_sha256, views
+from edge_runtime.bundle.adapter import adapter_sha256
+from edge_runtime.bundle.layout import views
 from edge_runtime.errors import StorageError, storage_error
-from edge_runtime.files.tensor_file import Tensor, map_tensors
-from edge_runtime.store.store import sync_directory, sync_file, write_atomically
+from edge_runtime.files.atomic import sync_directory, sync_file, write_atomically
+from edge_runtime.files.tensor_file import map_tensors
 
 if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
     from edge_runtime.bundle.folder import Bundle
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector, Tensor
 
 FULL_FILE = "model.safetensors"
 JOB_FILE = "covey_job.json"

@@ -9,7 +9,7 @@ import msgspec
 from edge_runtime import output
 from server.bandit.choices import Choice
 from server.errors import JobError
-from server.planning.adaptive import RoundPlan
+from server.storage.records import RoundPlan
 
 if TYPE_CHECKING:
     from server.storage.ledger import Ledger

@@ -12,7 +12,7 @@ import msgspec
 
 from server.errors import JobError
 from server.job.epsilon import device_epsilon
-from server.planning.adaptive import RoundPlan
+from server.storage.records import RoundPlan
 
 if TYPE_CHECKING:
     from server.storage.ledger import Ledger

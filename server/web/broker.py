@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import ConfigError, NetworkError
-from edge_runtime.network.mqtt import BrokerAddress, parse_broker
+from edge_runtime.network.address import BrokerAddress, parse_broker
 from edge_runtime.protocol.messages import MAX_PAYLOAD_BYTES
 from server.web.http_app import bind
 

@@ -14,8 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from edge_runtime.bundle.folder import file_sha256
 from edge_runtime.errors import storage_error
+from edge_runtime.files.hashing import file_sha256
 
 if TYPE_CHECKING:
     from starlette.requests import Request

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.bundle.folder import Bundle, open_bundle, verify_files
-from edge_runtime.bundle.manifest import MANIFEST_FILE, bundle_sha256, decode_manifest, encode_manifest
+from edge_runtime.bundle.manifest import MANIFEST_FILE
+from edge_runtime.bundle.manifest_file import bundle_sha256, decode_manifest, encode_manifest
 from edge_runtime.cli import main
 from edge_runtime.engines.golden import check_golden, measure_parity
 from edge_runtime.errors import BundleError

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.data.examples import Row, batch_indices, label_counts, read_rows
+from edge_runtime.data.examples import Row, label_counts, read_rows
+from edge_runtime.data.order import batch_indices
 from edge_runtime.errors import DataError
 
 if TYPE_CHECKING:

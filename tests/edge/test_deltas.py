@@ -16,12 +16,20 @@ from edge_runtime.backprop.importance import LayerStatistics
 from edge_runtime.backprop.round import Personal
 from edge_runtime.bundle.layers import layer_slices
 from edge_runtime.bundle.layout import total_size
-from edge_runtime.device.memory import bytes_for, check_level, free_bytes, level_need, levels_that_fit, rows_that_fit
+from edge_runtime.bundle.memory_need import (
+    LevelNeed,
+    bytes_for,
+    check_level,
+    level_need,
+    levels_that_fit,
+    rows_that_fit,
+)
+from edge_runtime.device.memory import free_bytes
 from edge_runtime.errors import BundleError, NetworkError, ProtocolError, StorageError, TrainingError
 from edge_runtime.files.tensor_file import encode_tensors, map_tensors, read_metadata
 from edge_runtime.network.upload import upload
 from edge_runtime.protocol.delta import check_norms, encode_delta, most_bytes, read_delta
-from edge_runtime.protocol.messages import BlobRef, LevelNeed
+from edge_runtime.protocol.messages import BlobRef
 from edge_runtime.store.personal import load_personal, personal_or_none, save_personal, with_personal
 from edge_runtime.store.store import Store
 from server.storage.blobs import BlobStore

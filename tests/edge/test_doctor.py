@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from edge_runtime import cli
-from edge_runtime.agent.config import DataConfig, EdgeConfig
-from edge_runtime.commands.doctor import examine
+from edge_runtime.agent.config import EdgeConfig
+from edge_runtime.commands.doctor_checks import examine
+from edge_runtime.data.examples import DataConfig
 from edge_runtime.device.eligibility import EligibilityRules
 
 if TYPE_CHECKING:

@@ -14,9 +14,10 @@ from edge_runtime.engines.golden import golden_adapter
 from edge_runtime.engines.onnx_engine import OnnxEngine, OnnxPredictor, make_session
 from edge_runtime.engines.predict import predict
 from edge_runtime.errors import BundleError, TrainingError
+from edge_runtime.forward_only.directions import step_seeds
 from edge_runtime.forward_only.step import spzo_step
 from edge_runtime.perturbation.perturb import BACK, FRONT, rademacher
-from edge_runtime.protocol.step_rule import StepRule, step_seeds
+from edge_runtime.protocol.step_rule import StepRule
 from export.finished import load_finished
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edge_runtime.bundle.folder import Bundle
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector
 
 BATCH = pad([[2, 8, 9, 10, 3], [2, 30, 3], [2, 11, 12, 13, 14, 15, 16, 3]], [0, 1, 1], 0)
 

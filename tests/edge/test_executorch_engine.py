@@ -12,20 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from executorch_cases import BOTH, CAUSAL, HEAD, PROMPT, batch_of
 from fleets import write_job
 from repository import ROOT
 from tiny_models import reviews, write_rows
 
-from edge_runtime.agent.config import DataConfig, EdgeConfig
+from edge_runtime.agent.config import EdgeConfig
 from edge_runtime.bundle.folder import open_bundle
-from edge_runtime.data.batch import pad, pad_completions
+from edge_runtime.data.batch import pad
+from edge_runtime.data.examples import DataConfig
 from edge_runtime.engines.choose import make_engine
 from edge_runtime.engines.executorch_build import VERSION, compile_library, find_sdk, standalone
 from edge_runtime.engines.golden import check_golden, golden_adapter
 from edge_runtime.engines.onnx_engine import OnnxEngine
 from edge_runtime.errors import BundleError, ConfigError, TrainingError
+from edge_runtime.forward_only.directions import step_seeds
 from edge_runtime.forward_only.step import spzo_step
-from edge_runtime.protocol.step_rule import StepRule, step_seeds
+from edge_runtime.protocol.step_rule import StepRule
 from server.serve import load_job
 from server.simulation.in_process import run_in_process
 
@@ -33,13 +36,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edge_runtime.bundle.folder import Bundle
-    from edge_runtime.data.batch import Batch
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("executorch") is None, reason="needs the executorch package: pip install covey[executorch]"
 )
-BOTH = ("onnxruntime", "executorch")
-HEAD, PROMPT, CAUSAL = "classify-head", "classify-prompt", "causal-lm"
 FAST = [("bert", HEAD)]
 LONG = [
     *[(kind, HEAD) for kind in ("deberta", "distilbert", "mpnet", "roberta")],
@@ -48,18 +48,6 @@ LONG = [
     *[(kind, CAUSAL) for kind in ("opt", "llama", "qwen2")],
 ]
 CASES = [*FAST, *[pytest.param(*case, marks=[pytest.mark.long, pytest.mark.timeout(1200)]) for case in LONG]]
-
-
-def batch_of(bundle: Bundle) -> Batch:
-    """Rows of different lengths, at sizes that were not traced."""
-    rng, task = np.random.Generator(np.random.PCG64(3)), bundle.manifest.task
-    rows = [rng.integers(4, 50, size=n).tolist() for n in (4, 11, 2, 7)]
-    if task.kind == CAUSAL:
-        return pad_completions(rows, [2, 3, 1, 4], task.pad_token_id, chunk_tokens=5)
-    for index, row in enumerate(rows):
-        if task.mask_token_id is not None:
-            row[(7 * index + 1) % len(row)] = task.mask_token_id
-    return pad(rows, [0, 1, 1, 0], task.pad_token_id)
 
 
 @pytest.mark.parametrize(("kind", "task"), CASES)

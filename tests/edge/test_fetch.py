@@ -15,8 +15,10 @@ import pytest
 
 from edge_runtime.bundle.folder import open_bundle
 from edge_runtime.errors import BundleError, NetworkError, StorageError
-from edge_runtime.network.fetch import Fetcher, blob_base, fetch_bundle
-from edge_runtime.store.store import Journal, Store, write_atomically
+from edge_runtime.files.atomic import write_atomically
+from edge_runtime.network.fetch import Fetcher, blob_base
+from edge_runtime.store.bundles import fetch_bundle
+from edge_runtime.store.store import Journal, Store
 from server.storage.blobs import BlobStore
 from server.web.http_app import make_app, serve_http
 

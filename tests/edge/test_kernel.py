@@ -21,7 +21,8 @@ from edge_runtime.errors import ConfigError
 from edge_runtime.perturbation import native_kernel, numpy_kernel
 from edge_runtime.perturbation.kernel import kernel, kernel_name, kernel_reason
 from edge_runtime.perturbation.native_kernel import KernelMissingError
-from edge_runtime.perturbation.perturb import BACK, FloatVector, perturb_into, perturb_many_into, rademacher
+from edge_runtime.perturbation.perturb import BACK, perturb_into, perturb_many_into, rademacher
+from edge_runtime.values import FloatVector
 
 if TYPE_CHECKING:
     from edge_runtime.perturbation.native_kernel import Perturb

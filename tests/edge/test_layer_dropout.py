@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from edge_runtime.backprop.adamw import AdamW, AdamWOptions
 from edge_runtime.backprop.importance import LayerStatistics, importance, overlay, personal_layers
 from edge_runtime.backprop.layer_draw import (
-    Stld,
     choose_layers,
     draw_bernoulli,
     draw_layers,
@@ -26,6 +25,7 @@ from edge_runtime.bundle.layers import LayerSlices
 from edge_runtime.data.rows import EncodedRows
 from edge_runtime.engines.quadratic import LayeredQuadraticEngine
 from edge_runtime.errors import BundleError, ConfigError, TrainingError
+from edge_runtime.protocol.layer_dropout import Stld
 
 SHAPES: list[Any] = ["uniform", "incremental", "decay", "normal"]
 

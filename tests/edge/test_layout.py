@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.bundle.layout import Parameter, adapter_sha256, check_layout, front_size, total_size, views
+from edge_runtime.bundle.adapter import adapter_sha256, check_finite, map_adapter
+from edge_runtime.bundle.layout import Parameter, check_layout, front_size, total_size, views
 from edge_runtime.errors import BundleError
-from edge_runtime.forward_only.replay_file import check_finite, map_adapter
-from edge_runtime.perturbation.perturb import FloatVector
+from edge_runtime.values import FloatVector
 
 
 def make_layout(shapes: list[list[int]], layers: list[int]) -> list[Parameter]:

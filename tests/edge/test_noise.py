@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.errors import ConfigError
-from edge_runtime.protocol.privacy import Privacy, check_privacy, privatise, secret_rng
+from edge_runtime.forward_only.noise import privatise, secret_rng
+from edge_runtime.protocol.privacy import Privacy, check_privacy
 from server.job.epsilon import device_epsilon
 
 

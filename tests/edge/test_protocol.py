@@ -6,9 +6,11 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from profiles import PROFILE, SHA
 
-from edge_runtime.backprop.layer_draw import Stld
+from edge_runtime.bundle.memory_need import LevelNeed
 from edge_runtime.errors import ProtocolError
+from edge_runtime.protocol.layer_dropout import Stld
 from edge_runtime.protocol.messages import (
     MAX_PAYLOAD_BYTES,
     PROTOCOL_VERSION,
@@ -20,7 +22,6 @@ from edge_runtime.protocol.messages import (
     Capability,
     DeltaReport,
     DeviceState,
-    LevelNeed,
     PlanAccepted,
     PlanRefused,
     ProfileMessage,
@@ -30,24 +31,11 @@ from edge_runtime.protocol.messages import (
     SyncPlan,
     TrainPlan,
     decode_message,
-    device_of,
     encode_message,
-    topic_for,
-)
-from edge_runtime.protocol.profile import (
-    BoardFacts,
-    BundleFacts,
-    GraphProfile,
-    Latency,
-    Profile,
-    Provenance,
-    Rates,
-    Reading,
-    Sustained,
 )
 from edge_runtime.protocol.step_rule import StepRule
+from edge_runtime.protocol.topics import device_of, topic_for
 
-SHA = "ab" * 32
 REPORT = RoundReport(
     job="job", round=1, attempt=0, device="pi", adapter_sha256=SHA, scalars=b"\0" * 8, examples=10, loss=0.5,
     seconds=1.5, front_passes=2, back_passes=4, front_seconds=0.5, back_seconds=1.0,
@@ -57,26 +45,6 @@ PLAN = TrainPlan(
     job="job", job_seed=1, round=2, attempt=0, bundle_sha256=SHA,
     adapter=AdapterRef(BlobRef(SHA, 400), BlobRef(SHA, 40), SHA), rule=StepRule(), split=5, steps=4, batch_size=8,
     mean_square=None, privacy=None, deadline_s=60.0, blob_url="http://:8080/blobs",
-)  # fmt: skip
-SHAPE = {"batch_size": 1, "tokens": 16}
-READING = Reading(temperature_c=50.0, throttled=False)
-PROFILE = Profile(
-    device="pi", facts=BoardFacts(board="raspberry-pi-5", cores=4),
-    measured=Provenance(
-        measured_at="2026-01-01T00:00:00+00:00", seconds=9.0, wall_seconds=9.0, clock="perf_counter", covey_version="0",
-        commit=None, versions={"numpy": "2"}, threads=0, warm_up=2, before=READING, after=READING,
-    ),
-    bundle=BundleFacts(sha256=SHA, model="bert", layers=6, trainable_parameters=100),
-    graphs=[
-        GraphProfile(
-            kind="train", engine="onnxruntime", level=3, load_s=0.5, peak_rss_bytes=9, base_rss_bytes=4,
-            latencies=[Latency(median_s=0.5, low_s=0.4, high_s=0.7, count=5, power_w=3.5, **SHAPE)],
-            sustained=Sustained(
-                seconds=60.0, first_s=0.5, last_s=0.6, count=99, before=READING, after=READING, **SHAPE
-            ),
-        ),
-    ],
-    rates=Rates(replay_parameters_per_s=1e9),
 )  # fmt: skip
 MESSAGES: list[tuple[AnyMessage, str]] = [
     (PLAN, "2565a256c156d03e"),

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from round_logs import make_log
 
-from edge_runtime.bundle.layout import adapter_sha256
+from edge_runtime.bundle.adapter import adapter_sha256
 from edge_runtime.errors import ProtocolError, TrainingError
 from edge_runtime.forward_only.coefficients import apply_step, step_coefficients
+from edge_runtime.forward_only.directions import step_seeds
 from edge_runtime.forward_only.replay import compact, mean_square_of, replay
 from edge_runtime.forward_only.replay_file import follow_logs, write_replayed
-from edge_runtime.perturbation.perturb import BACK, FRONT, FloatVector, rademacher
+from edge_runtime.perturbation.perturb import BACK, FRONT, rademacher
 from edge_runtime.protocol.round_log import (
     SCALAR_BOUND,
     DeviceScalars,
@@ -29,7 +30,8 @@ from edge_runtime.protocol.round_log import (
     pack_scalars,
     unpack_scalars,
 )
-from edge_runtime.protocol.step_rule import StepRule, step_seeds
+from edge_runtime.protocol.step_rule import StepRule
+from edge_runtime.values import FloatVector
 
 N, FRONT_SIZE = 300, 130
 

@@ -117,8 +117,8 @@ def test_what_was_lowered_is_not_lowered_again(tmp_path: Path) -> None:
 def test_an_equal_export_lowers_nothing(tiny_export: Callable[..., Bundle], tmp_path: Path) -> None:
     """Through the whole export: another adapter of the same rank, other label names."""
     from export.bundle.bundle_writer import export_bundle
-    from export.model.build import TaskOptions
-    from export.model.lora import DEFAULT_TARGETS, LoraOptions
+    from export.model.lora import DEFAULT_TARGETS
+    from export.model.options import LoraOptions, TaskOptions
     from export.source.folder import look_at
 
     first = tiny_export("bert", splits=(2,), levels=(1,), runtimes=("onnxruntime", "executorch"))

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 import pytest
+from executorch_cases import BOTH, CAUSAL, HEAD, PROMPT, batch_of
 from fleets import write_job
-from test_executorch_engine import BOTH, CAUSAL, HEAD, PROMPT, batch_of
 from tiny_models import LAYERS, reviews, write_rows
 
 from edge_runtime.agent.birth import capability
-from edge_runtime.agent.config import DataConfig, EdgeConfig
+from edge_runtime.agent.config import EdgeConfig
 from edge_runtime.agent.loaded_bundle import Workshop
 from edge_runtime.bundle.layers import layer_slices
-from edge_runtime.bundle.manifest import decode_manifest, encode_manifest
+from edge_runtime.bundle.manifest_file import decode_manifest, encode_manifest
 from edge_runtime.data.batch import pad
+from edge_runtime.data.examples import DataConfig
 from edge_runtime.engines.choose import make_training_engine
 from edge_runtime.engines.golden import check_golden, golden_adapter
 from edge_runtime.errors import BundleError, TrainingError

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from parity import assert_parity
+from parity import assert_parity, batches, finished_folder
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -24,12 +24,12 @@ from edge_runtime.errors import StorageError
 from edge_runtime.files.tensor_file import map_tensors
 from export.errors import ExportError
 from export.finished import base_for, load_finished
-from export.model.build import TaskOptions, build
-from export.model.lora import DEFAULT_TARGETS, LoraOptions, make_layout
+from export.model.build import build
+from export.model.lora import DEFAULT_TARGETS, make_layout
+from export.model.options import LoraOptions, TaskOptions
 from export.model.tasks import PooledClassifier
 from export.source.folder import look_at
 from server.cli import main
-from server.storage.result_folder import write_finished
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.data.batch import Batch
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector
 
 CASES = [
     ("bert", {"splits": (1, 2, 3)}),
@@ -52,27 +52,12 @@ CASES = [
 IDS = [f"{kind}-{'-'.join(map(str, options.values())) or 'own head'}" for kind, options in CASES]
 
 
-def batches() -> list[Any]:
-    """Shapes that were not traced, rows of very different lengths, one row alone, the longest row allowed."""
-    rng = np.random.Generator(np.random.PCG64(3))
-    shapes = [[4, 11, 2], [7], [32, 2, 2, 30, 5], [2, 2]]
-    return [
-        pad([rng.integers(4, 50, size=n).tolist() for n in lengths], rng.integers(0, 2, len(lengths)).tolist(), 0)
-        for lengths in shapes
-    ]
-
-
 def generic_adapter(bundle: Bundle) -> FloatVector:
     """An adapter in which every trainable tensor matters."""
     golden = bundle.manifest.golden
     import msgspec
 
     return golden_adapter(bundle.initial_adapter(), msgspec.structs.replace(golden, seed=77, scale=0.02))
-
-
-def finished_folder(bundle: Bundle, theta: FloatVector, folder: Path) -> Path:
-    write_finished(bundle, theta, folder, {"job": "test"})
-    return folder
 
 
 def model_dir_of(bundle: Bundle, kind: str) -> Path:
@@ -389,9 +374,9 @@ def test_a_bundle_is_not_overwritten_unasked(
 
 def test_an_export_that_fails_late_leaves_no_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs that do not agree with PyTorch never become a bundle."""
-    import export.bundle.bundle_writer as writer
+    from export.bundle import golden
 
-    monkeypatch.setattr(writer, "GOLDEN_TOLERANCE", 0.0)
+    monkeypatch.setattr(golden, "GOLDEN_TOLERANCE", 0.0)
     folder = make_model("roberta", tmp_path / "model")
     assert export(folder, tmp_path / "bundle", *HEAD) == 5
     assert not (tmp_path / "bundle").exists()

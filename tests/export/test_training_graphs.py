@@ -20,10 +20,10 @@ from edge_runtime.bundle.layers import layer_slices, source_of, weight_bytes
 from edge_runtime.bundle.layout import views
 from edge_runtime.data.batch import CompletionBatch, pad, pad_completions
 from edge_runtime.engines.golden import check_golden, golden_adapter, training_layers
+from edge_runtime.engines.onnx_engine import OnnxTrainingEngine
 from edge_runtime.errors import BundleError, TrainingError
 from edge_runtime.files.tensor_file import map_tensors
-from edge_runtime.training_onnxruntime import OnnxTrainingEngine
-from export.bundle.training_graphs import level_counts
+from export.bundle.level_checks import level_counts
 from export.errors import ExportError
 from export.finished import load_finished
 from export.trace.gradients import active_layers
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.data.batch import Batch
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector
 
 HEAD, PROMPT, CAUSAL = "classify-head", "classify-prompt", "causal-lm"
 LEVELS = (1, 2, 3)
@@ -327,7 +327,7 @@ def test_layers_that_are_not_alike_are_refused(tiny_export: Callable[..., Bundle
 
 
 def test_a_broken_training_graph_in_the_manifest_is_refused(bundle: Bundle) -> None:
-    from edge_runtime.bundle.manifest import decode_manifest, encode_manifest
+    from edge_runtime.bundle.manifest_file import decode_manifest, encode_manifest
 
     manifest = bundle.manifest
     graph = manifest.training_graph(2)

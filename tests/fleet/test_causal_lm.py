@@ -18,8 +18,8 @@ from tiny_models import completions, make_model, write_rows
 from transformers import AutoModelForCausalLM
 
 from edge_runtime import cli as edge_cli
-from edge_runtime.agent.config import DataConfig
 from edge_runtime.data.batch import IGNORED, CompletionBatch, pad_completions
+from edge_runtime.data.examples import DataConfig
 from edge_runtime.data.rows import EncodedCompletions, load_rows
 from edge_runtime.engines.golden import check_golden, golden_adapter
 from edge_runtime.engines.onnx_engine import OnnxEngine, OnnxPredictor
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edge_runtime.bundle.folder import Bundle
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector
 
 TASK = "causal-lm"
 SPLITS = (1, 2)

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 from fleets import Fleet, free_port, wait_for, write_edge, write_job
-from test_protocol import PROFILE
+from profiles import PROFILE
 
 from edge_runtime.agent.agent import Agent, Finished
 from edge_runtime.agent.announcer import lost_will
@@ -25,8 +25,10 @@ from edge_runtime.bundle.folder import Bundle
 from edge_runtime.device.eligibility import Conditions, EligibilityRules
 from edge_runtime.device.gate import EVERY_S, Gate
 from edge_runtime.errors import ConfigError
-from edge_runtime.network.mqtt import MqttTransport, parse_broker
-from edge_runtime.network.transport import Hub, InProcessTransport, Message
+from edge_runtime.network.address import parse_broker
+from edge_runtime.network.in_process import Hub, InProcessTransport
+from edge_runtime.network.mqtt import MqttTransport
+from edge_runtime.network.transport import Message
 from edge_runtime.protocol.messages import (
     AdapterRef,
     Birth,
@@ -39,10 +41,10 @@ from edge_runtime.protocol.messages import (
     TrainPlan,
     decode_message,
     encode_message,
-    topic_for,
 )
 from edge_runtime.protocol.profile import PROFILE_FILE
 from edge_runtime.protocol.profile_check import encode_profile
+from edge_runtime.protocol.topics import topic_for
 from edge_runtime.store.store import Store
 from server.errors import JobError
 from server.fleet.devices import Device
@@ -210,8 +212,8 @@ def test_a_kept_profile_is_sent_again(
 
 def test_an_ineligible_device_is_not_offered_work_but_spoken_to() -> None:
     from server import events
+    from server.fleet.devices import ineligible
     from server.job.job import Job
-    from server.planning.planner import ineligible
 
     device = Device("pi", state="online", birth=None, ineligible="hot")
     assert ineligible({"pi": device}) == {}  # it is not here

@@ -12,27 +12,32 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 import pytest
+from bench import FORWARD_ONLY, Bench, ScriptedDevice, coordinator, drain, good_report, run_with, sync
 from fleets import Fleet, free_port, write_job
 from layered import make_bowl, make_training_bowl, with_levels
-from test_fleet_messages import FORWARD_ONLY, Bench, ScriptedDevice, coordinator, drain, good_report, run_with, sync
 from tiny_models import reviews, write_rows
 
 from edge_runtime.agent.agent import Agent
 from edge_runtime.agent.announcer import lost_will
 from edge_runtime.agent.backprop_plan import check_plan
-from edge_runtime.agent.config import DataConfig, EdgeConfig
+from edge_runtime.agent.config import EdgeConfig
 from edge_runtime.backprop.importance import LayerStatistics
-from edge_runtime.backprop.layer_draw import Stld
 from edge_runtime.backprop.round import BackpropWork, Personal, mean_gradient, train_backprop
+from edge_runtime.bundle import memory_need
+from edge_runtime.bundle.adapter import adapter_sha256
 from edge_runtime.bundle.layers import layer_slices
-from edge_runtime.bundle.layout import adapter_sha256, total_size
+from edge_runtime.bundle.layout import total_size
+from edge_runtime.bundle.memory_need import LevelNeed
 from edge_runtime.cli import main
+from edge_runtime.data.examples import DataConfig
 from edge_runtime.data.rows import EncodedRows
 from edge_runtime.device import memory
 from edge_runtime.engines.golden import golden_adapter
+from edge_runtime.engines.onnx_engine import OnnxTrainingEngine
 from edge_runtime.errors import ConfigError, TrainingError
 from edge_runtime.network.upload import upload
 from edge_runtime.protocol.delta import encode_delta
+from edge_runtime.protocol.layer_dropout import Stld
 from edge_runtime.protocol.messages import (
     AdapterRef,
     BackpropPlan,
@@ -40,8 +45,6 @@ from edge_runtime.protocol.messages import (
     BlobRef,
     Capability,
     DeltaReport,
-    Kind,
-    LevelNeed,
     PlanAccepted,
     PlanRefused,
     ReportAck,
@@ -49,13 +52,14 @@ from edge_runtime.protocol.messages import (
     encode_message,
 )
 from edge_runtime.protocol.step_rule import StepRule
+from edge_runtime.protocol.topics import Kind
 from edge_runtime.store.personal import load_personal
 from edge_runtime.store.store import Store
-from edge_runtime.training_onnxruntime import OnnxTrainingEngine
 from server.errors import JobError
 from server.fleet.devices import Device
-from server.job.job import Job, JobStld, fit_to_bundle, read_job
-from server.planning.chooser import choose_work, takes_part
+from server.job.fitted import fit_to_bundle
+from server.job.job import Job, JobStld, read_job
+from server.planning.levels import choose_work, takes_part
 from server.serve import load_job
 from server.simulation.in_process import run_in_process
 from server.storage.blobs import BlobStore
@@ -221,7 +225,7 @@ def test_a_plan_that_a_device_cannot_do_is_refused_before_it_starts(
 def test_a_device_short_of_memory_trains_with_fewer_rows_at_once(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    free = memory.bytes_for(memory.level_need(bench.bundle.manifest, 2), 3)
+    free = memory_need.bytes_for(memory_need.level_need(bench.bundle.manifest, 2), 3)
     monkeypatch.setattr("edge_runtime.agent.backprop_plan.free_bytes", lambda: free)
     caplog.set_level("INFO")
     report = answers(bench, make_agent(bench), ("plan", backprop_plan(bench)))[-1]
@@ -264,7 +268,7 @@ def test_freed_memory_goes_back_to_the_system() -> None:
     """Small blocks below one that is still held: the allocator keeps them all."""
     code = """
 import sys
-from edge_runtime.memory import give_back
+from edge_runtime.device.memory import give_back
 def held():
     lines = open("/proc/self/status").read().splitlines()
     return int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
@@ -291,11 +295,11 @@ def test_levels_go_to_the_devices_that_can_hold_them(leveled: Bundle) -> None:
         job = msgspec.structs.replace(JOB, stld=msgspec.structs.replace(STLD, **changes))
         return choose_work(job, manifest, leveled.sha256, found)
 
-    needs = [memory.level_need(manifest, level) for level in manifest.levels]
-    two = memory.bytes_for(needs[1], 4)
+    needs = [memory_need.level_need(manifest, level) for level in manifest.levels]
+    two = memory_need.bytes_for(needs[1], 4)
     can = Capability(kind="backprop", levels=None, bytes_free=two)
     assert chosen(can, micro_batch_size=4) == 2
-    assert chosen(can) == (3 if memory.bytes_for(needs[2], 1) <= two else 2)  # fewer rows at once
+    assert chosen(can) == (3 if memory_need.bytes_for(needs[2], 1) <= two else 2)  # fewer rows at once
     assert chosen(msgspec.structs.replace(can, bytes_free=None)) == 3
     assert chosen(msgspec.structs.replace(can, bytes_free=5)) is None
     assert chosen(can, levels=[1, 3], micro_batch_size=4) == 1
@@ -583,7 +587,7 @@ def test_micro_batches_add_up_to_the_batch(graphs: Bundle) -> None:
 def test_a_device_runs_fewer_rows_at_once_where_memory_is_short(graphs: Bundle) -> None:
     """The level is what the plan says; what changes is the size of the micro-batches."""
     rows = EncodedRows([[2, 5 + n, 7, 3][: 2 + n % 3] for n in range(8)], [n % 2 for n in range(8)], 0)
-    need = memory.level_need(graphs.manifest, 3)
+    need = memory_need.level_need(graphs.manifest, 3)
 
     def full_depth(stld: Stld) -> BackpropPlan:
         return BackpropPlan(
@@ -592,7 +596,7 @@ def test_a_device_runs_fewer_rows_at_once_where_memory_is_short(graphs: Bundle) 
         )  # fmt: skip
 
     movements, sizes = [], []
-    for free, micro in ((None, None), (memory.bytes_for(need, 3), None), (memory.bytes_for(need, 3), 2)):
+    for free, micro in ((None, None), (memory_need.bytes_for(need, 3), None), (memory_need.bytes_for(need, 3), 2)):
         stld = Stld(steps=2, batch_size=8, micro_batch_size=micro)
         levels = check_plan(full_depth(stld), graphs, free, backpropagates=True, runtime="onnxruntime")
         engine = CountingEngine(graphs, 1)

@@ -12,16 +12,11 @@ import msgspec
 import pytest
 from fleets import Fleet, free_port, has_mosquitto, mosquitto, wait_for, write_job
 
-from edge_runtime.network.mqtt import MqttTransport, parse_broker
+from edge_runtime.network.address import parse_broker
+from edge_runtime.network.mqtt import MqttTransport
 from edge_runtime.network.transport import Message
-from edge_runtime.protocol.messages import (
-    DeviceReport,
-    ReportAck,
-    RoundReport,
-    decode_message,
-    encode_message,
-    topic_for,
-)
+from edge_runtime.protocol.messages import DeviceReport, ReportAck, RoundReport, decode_message, encode_message
+from edge_runtime.protocol.topics import topic_for
 from server.job.epsilon import device_epsilon
 
 if TYPE_CHECKING:

@@ -8,37 +8,39 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from fleets import write_job
+from fleets import edge_configs, write_job
+from parity import batches, finished_folder
 from safetensors.torch import load_file
-from test_export_bundle import batches, finished_folder
-from test_in_process import fleet
 from tiny_models import make_model
 from transformers import AutoModelForCausalLM
 
+from edge_runtime.bundle.adapter import adapter_sha256
 from edge_runtime.bundle.folder import Bundle, verify_files
-from edge_runtime.bundle.layout import adapter_sha256, front_size, views
+from edge_runtime.bundle.layout import front_size, views
 from edge_runtime.data.rows import EncodedRows
 from edge_runtime.engines.golden import check_golden, golden_adapter
 from edge_runtime.engines.onnx_engine import OnnxEngine, OnnxPredictor
 from edge_runtime.errors import BundleError, ConfigError
 from edge_runtime.files.tensor_file import map_flat
 from edge_runtime.forward_only.coefficients import Terms, apply_terms
+from edge_runtime.forward_only.directions import step_seeds
 from edge_runtime.forward_only.round import RoundWork, train_round
 from edge_runtime.forward_only.step import spzo_step
-from edge_runtime.protocol.step_rule import StepRule, step_seeds
+from edge_runtime.protocol.step_rule import StepRule
 from export.bundle.bundle_writer import export_bundle
 from export.errors import ExportError
 from export.finished import load_finished
-from export.model.build import TaskOptions
+from export.model.options import TaskOptions
 from export.source.folder import look_at
-from server.job.job import Job, fit_to_bundle
+from server.job.fitted import fit_to_bundle
+from server.job.job import Job
 from server.serve import load_job
 from server.simulation.in_process import run_in_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("bert", {}),
@@ -176,7 +178,7 @@ def test_a_fleet_trains_every_weight(tmp_path: Path, tiny_export: Callable[..., 
     step = {"eps": 1e-3, "learning_rate": 2e-3}
     path = write_job(tmp_path, step, rounds=6, cohort=2, min_devices=4, train="full", server_momentum=momentum)
     job, bundle = load_job(path, bundle.path)
-    summary = run_in_process(job, bundle, tmp_path / "server", fleet(tmp_path, 4))
+    summary = run_in_process(job, bundle, tmp_path / "server", edge_configs(tmp_path, 4))
     assert summary["adapter_sha256"] != adapter_sha256(bundle.initial_adapter())
     finished = Path(summary["result_dir"])
     model = AutoModelForCausalLM.from_pretrained(finished)

@@ -16,8 +16,9 @@ from native_library import build, needs_cmake
 
 from edge_runtime.bundle.folder import Bundle
 from edge_runtime.engines.golden import golden_cases
+from edge_runtime.forward_only.directions import step_seeds
 from edge_runtime.forward_only.step import spzo_step
-from edge_runtime.protocol.step_rule import StepRule, step_seeds
+from edge_runtime.protocol.step_rule import StepRule
 
 HAS_EXECUTORCH = importlib.util.find_spec("executorch") is not None
 pytestmark = [

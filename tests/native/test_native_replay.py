@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from native_library import Core, CoreError, needs_cmake, run_mutations, write
 from round_logs import FRONT_SIZE, RULES, THETA, N, chain_of, make_log, rules
 
-from edge_runtime.bundle.layout import adapter_sha256
+from edge_runtime.bundle.adapter import adapter_sha256
 from edge_runtime.errors import ProtocolError, TrainingError
 from edge_runtime.forward_only.replay import replay
 from edge_runtime.forward_only.replay_file import follow_logs

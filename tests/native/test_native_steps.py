@@ -22,11 +22,13 @@ from edge_runtime.engines.onnx_engine import OnnxEngine
 from edge_runtime.engines.quadratic import QuadraticEngine
 from edge_runtime.errors import ConfigError, TrainingError
 from edge_runtime.forward_only.coefficients import Terms, apply_terms, step_coefficients
+from edge_runtime.forward_only.directions import step_seeds
 from edge_runtime.forward_only.replay import replay
 from edge_runtime.forward_only.step import spzo_step
-from edge_runtime.perturbation.perturb import BACK, FloatVector, perturb_many_into
+from edge_runtime.perturbation.perturb import BACK, perturb_many_into
 from edge_runtime.protocol.round_log import DeviceScalars, pack_scalars
-from edge_runtime.protocol.step_rule import StepRule, step_seeds
+from edge_runtime.protocol.step_rule import StepRule
+from edge_runtime.values import FloatVector
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400), needs_cmake]
 

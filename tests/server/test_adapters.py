@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from edge_runtime.bundle.layout import adapter_sha256
+from edge_runtime.bundle.adapter import adapter_sha256
 from edge_runtime.errors import TrainingError
 from edge_runtime.forward_only.replay import round_terms
 from edge_runtime.protocol.round_log import RoundLog, decode_chain, pack_scalars
 from edge_runtime.protocol.step_rule import StepRule
 from server.errors import JobError
 from server.job.job import Job
-from server.planning.adaptive import RoundPlan
 from server.rounds.aggregate import TakenReport, aggregate
 from server.storage.adapters import AdapterChain
 from server.storage.blobs import BlobStore
-from server.storage.ledger import ClosedRound
+from server.storage.records import ClosedRound, RoundPlan
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from edge_runtime.protocol.step_rule import StepRule
 from server.job.job import Adaptive, Job
-from server.planning.adaptive import RoundFigures, next_plan, variances
+from server.planning.adaptive import next_plan
+from server.rounds.aggregate import variances
+from server.storage.records import RoundFigures
 
 if TYPE_CHECKING:
     from edge_runtime.bundle.folder import Bundle

@@ -17,7 +17,8 @@ from server.bandit.arms import Arm, Offer, backprop_arms, forward_arms
 from server.bandit.choices import Candidate, Choice, expected_s
 from server.bandit.choose import choose, choose_at_best_split
 from server.bandit.gains import Gains
-from server.bandit.state import BanditOptions, BanditState, Reported, observe_loss, observe_reports
+from server.bandit.options import BanditOptions
+from server.bandit.state import BanditState, Reported, observe_loss, observe_reports
 from server.bandit.step_times import FADE_S, DeviceTimes, base_seconds, expected, observe
 
 if TYPE_CHECKING:

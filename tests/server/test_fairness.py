@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.fleet.devices import choose_cohort, longest_wait
+from server.fleet.cohort import choose_cohort, longest_wait
 
 
 @given(

@@ -7,30 +7,16 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
-from fleets import write_job
-from tiny_models import reviews, write_rows
+from fleets import edge_configs, write_job
 
-from edge_runtime.agent.config import DataConfig, EdgeConfig
-from server.planning.adaptive import RoundPlan
 from server.serve import load_job
 from server.simulation.in_process import run_in_process
 from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.records import RoundPlan
 from server.views.summary import job_rounds
 
 if TYPE_CHECKING:
     from edge_runtime.bundle.folder import Bundle
-
-
-def fleet(root: Path, n: int) -> list[EdgeConfig]:
-    configs = []
-    for index in range(n):
-        write_rows(reviews(8 + index, seed=index), root / f"{index}.jsonl")
-        state = str(root / f"device-{index}")
-        data = DataConfig(str(root / f"{index}.jsonl"))
-        configs.append(
-            EdgeConfig(name=f"device-{index}", broker="mqtt://unused", data=data, threads=1, state_dir=state)
-        )
-    return configs
 
 
 @pytest.mark.parametrize("method", ["spzo", "decomfl"])
@@ -42,7 +28,7 @@ def test_many_devices_finish_and_agree_and_a_seed_says_it_all(tmp_path: Path, ti
         root.mkdir()
         path = write_job(root, step, method=method, rounds=5, cohort=4, min_devices=12, eval_every=2)
         job, bundle = load_job(path, tiny_bundle.path)
-        results.append(run_in_process(job, bundle, root / "server", fleet(root, 12)))
+        results.append(run_in_process(job, bundle, root / "server", edge_configs(root, 12)))
     assert results[0]["adapter_sha256"] == results[1]["adapter_sha256"]
     assert results[0]["loss_end"] == results[1]["loss_end"]
     rounds = job_rounds(Ledger(tmp_path / "0" / "server" / LEDGER_FILE, read_only=True), "job")
@@ -55,7 +41,7 @@ def test_a_bandit_gives_each_device_its_p2_and_all_agree(tmp_path: Path, tiny_bu
     bandit = {"policy": "uniform", "back_perturbations": [1, 2, 5]}
     path = write_job(tmp_path, rounds=3, min_devices=6, bandit=bandit)
     job, bundle = load_job(path, tiny_bundle.path)
-    run_in_process(job, bundle, tmp_path / "server", fleet(tmp_path, 6))
+    run_in_process(job, bundle, tmp_path / "server", edge_configs(tmp_path, 6))
     ledger = Ledger(tmp_path / "server" / LEDGER_FILE, read_only=True)
     plans = [msgspec.json.decode(row["plan"], type=RoundPlan) for row in ledger.rows("SELECT plan FROM rounds")]
     assert any(plan.back_perturbations for plan in plans)

@@ -16,11 +16,12 @@ from edge_runtime.protocol.round_log import pack_scalars
 from edge_runtime.protocol.step_rule import StepRule
 from server.cli import main
 from server.errors import JobError
-from server.fleet.devices import choose_cohort
-from server.job.job import Job, fit_to_bundle, read_job
-from server.planning.adaptive import RoundFigures, RoundPlan
-from server.rounds.aggregate import TakenReport, aggregate, shares
-from server.storage.ledger import ClosedRound, Ledger
+from server.fleet.cohort import choose_cohort, shares
+from server.job.fitted import fit_to_bundle
+from server.job.job import Job, read_job
+from server.rounds.aggregate import TakenReport, aggregate
+from server.storage.ledger import Ledger
+from server.storage.records import ClosedRound, RoundFigures, RoundPlan
 from server.views.summary import job_rounds, job_summary
 
 if TYPE_CHECKING:

@@ -14,9 +14,10 @@ from edge_runtime.bundle.layout import Parameter
 from edge_runtime.data.rows import EncodedRows
 from edge_runtime.engines.quadratic import LayeredQuadraticEngine
 from edge_runtime.errors import TrainingError
+from edge_runtime.forward_only.directions import step_seeds
 from edge_runtime.forward_only.step import spzo_step
 from edge_runtime.protocol.round_log import DeviceScalars, RoundLog, pack_scalars
-from edge_runtime.protocol.step_rule import StepRule, step_seeds
+from edge_runtime.protocol.step_rule import StepRule
 from server.rounds.merge import Delta, Forward, forward_part, groups_of, merge, merged_adapter
 
 LAYERS, WIDTH = 3, 40

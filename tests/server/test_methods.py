@@ -12,15 +12,16 @@ from edge_runtime.data.batch import Batch
 from edge_runtime.engines.quadratic import QuadraticEngine
 from edge_runtime.errors import ConfigError
 from edge_runtime.forward_only.coefficients import Terms, apply_step, apply_terms, step_coefficients
+from edge_runtime.forward_only.directions import StepSeeds, step_seeds
 from edge_runtime.forward_only.step import spzo_step
 from edge_runtime.perturbation.perturb import BACK, FRONT, rademacher
-from edge_runtime.protocol.step_rule import StepRule, StepSeeds, check_rule, step_seeds
+from edge_runtime.protocol.step_rule import StepRule, check_rule
 from edge_runtime.seeds import pool_seed
 from server.job.job import read_job
 from server.job.methods import METHODS, expand
 
 if TYPE_CHECKING:
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector
 
 N, FRONT_SIZE = 20, 8
 BATCH = Batch(np.ones((1, 2), np.int64), np.ones((1, 2), np.int64), np.zeros(1, np.int64))

@@ -13,15 +13,17 @@ from profiles import made_profile, payload_of
 
 from edge_runtime.errors import ConfigError, ProfileError, StorageError
 from edge_runtime.network.transport import Message
-from edge_runtime.protocol.messages import DeviceState, encode_message, topic_for
+from edge_runtime.protocol.messages import DeviceState, encode_message
 from edge_runtime.protocol.profile_check import decode_profile, encode_profile
+from edge_runtime.protocol.topics import topic_for
 from server.cli import main
-from server.evaluator import InlineEvaluator
+from server.evaluation import InlineEvaluator
 from server.job.job import Job, JobBandit, JobStld
 from server.profiles.board_model import model_profile, read_board
 from server.profiles.compare import compare
 from server.profiles.received import ProfileStore, profile_history
-from server.rounds.coordinator import Coordinator, Setting
+from server.rounds.coordinator import Coordinator
+from server.rounds.setting import Setting
 from server.simulation.boards import modelled_profiles
 from server.simulation.bowl import Bowl
 from server.simulation.devices import FLEET

@@ -15,7 +15,7 @@ from edge_runtime.errors import ConfigError, DataError, ProfileError
 from edge_runtime.protocol.profile_check import encode_profile
 from server.cli import main
 from server.errors import JobError
-from server.fleet.devices import longest_wait
+from server.fleet.cohort import longest_wait
 from server.job.job import Job
 from server.planning.by_bandit import Configurator
 from server.planning.planner import Planner

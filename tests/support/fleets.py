@@ -13,9 +13,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tiny_models import reviews, write_rows
+
+from edge_runtime.agent.config import EdgeConfig
+from edge_runtime.data.examples import DataConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -193,3 +197,15 @@ def mosquitto(folder: Path, config: str = "") -> Iterator[int]:
 def has_mosquitto() -> bool:
     """Whether mosquitto is installed."""
     return shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin") is not None
+
+
+def edge_configs(root: Path, n: int) -> list[EdgeConfig]:
+    configs = []
+    for index in range(n):
+        write_rows(reviews(8 + index, seed=index), root / f"{index}.jsonl")
+        state = str(root / f"device-{index}")
+        data = DataConfig(str(root / f"{index}.jsonl"))
+        configs.append(
+            EdgeConfig(name=f"device-{index}", broker="mqtt://unused", data=data, threads=1, state_dir=state)
+        )
+    return configs

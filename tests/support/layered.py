@@ -12,7 +12,8 @@ import numpy as np
 from edge_runtime.bundle.folder import Bundle, open_bundle
 from edge_runtime.bundle.layers import layer_slices
 from edge_runtime.bundle.layout import front_size, total_size
-from edge_runtime.bundle.manifest import MANIFEST_FILE, Graph, GraphInput, GraphOutput, encode_manifest
+from edge_runtime.bundle.manifest import MANIFEST_FILE, Graph, GraphInput, GraphOutput
+from edge_runtime.bundle.manifest_file import encode_manifest
 from edge_runtime.engines.quadratic import LayeredQuadraticEngine
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edge_runtime.data.batch import Batch
-    from edge_runtime.perturbation.perturb import FloatVector
     from edge_runtime.protocol.step_rule import StepRule
+    from edge_runtime.values import FloatVector
 
 SOURCE = ROOT / "edge_runtime" / "native"
 ABI = 1

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from edge_runtime.bundle.folder import Bundle
+from edge_runtime.data.batch import pad
 from edge_runtime.engines.onnx_engine import OnnxEngine, OnnxPredictor
+from edge_runtime.values import FloatVector
+from server.storage.result_folder import write_finished
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.data.batch import Batch
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector
 
 TOLERANCE = 1e-5
 
@@ -40,3 +45,18 @@ def assert_parity(
             assert abs(engine.back(boundary, batch) - loss) < TOLERANCE
             assert np.abs(engine.back_logits(boundary, batch) - expected).max() < TOLERANCE
     assert spread > 1e-2  # the comparison is about something
+
+
+def batches() -> list[Any]:
+    """Shapes that were not traced, rows of very different lengths, one row alone, the longest row allowed."""
+    rng = np.random.Generator(np.random.PCG64(3))
+    shapes = [[4, 11, 2], [7], [32, 2, 2, 30, 5], [2, 2]]
+    return [
+        pad([rng.integers(4, 50, size=n).tolist() for n in lengths], rng.integers(0, 2, len(lengths)).tolist(), 0)
+        for lengths in shapes
+    ]
+
+
+def finished_folder(bundle: Bundle, theta: FloatVector, folder: Path) -> Path:
+    write_finished(bundle, theta, folder, {"job": "test"})
+    return folder

@@ -14,10 +14,34 @@ from edge_runtime.protocol.profile import (
     Provenance,
     Rates,
     Reading,
+    Sustained,
 )
 
 if TYPE_CHECKING:
     from edge_runtime.bundle.folder import Bundle
+
+SHA = "ab" * 32
+SHAPE = {"batch_size": 1, "tokens": 16}
+READING = Reading(temperature_c=50.0, throttled=False)
+PROFILE = Profile(
+    device="pi", facts=BoardFacts(board="raspberry-pi-5", cores=4),
+    measured=Provenance(
+        measured_at="2026-01-01T00:00:00+00:00", seconds=9.0, wall_seconds=9.0, clock="perf_counter", covey_version="0",
+        commit=None, versions={"numpy": "2"}, threads=0, warm_up=2, before=READING, after=READING,
+    ),
+    bundle=BundleFacts(sha256=SHA, model="bert", layers=6, trainable_parameters=100),
+    graphs=[
+        GraphProfile(
+            kind="train", engine="onnxruntime", level=3, load_s=0.5, peak_rss_bytes=9, base_rss_bytes=4,
+            latencies=[Latency(median_s=0.5, low_s=0.4, high_s=0.7, count=5, power_w=3.5, **SHAPE)],
+            sustained=Sustained(
+                seconds=60.0, first_s=0.5, last_s=0.6, count=99, before=READING, after=READING, **SHAPE
+            ),
+        ),
+    ],
+    rates=Rates(replay_parameters_per_s=1e9),
+)  # fmt: skip
+
 
 SHAPES = ((1, 8), (2, 16))
 

@@ -8,13 +8,13 @@ import msgspec
 import numpy as np
 from hypothesis import strategies as st
 
-from edge_runtime.bundle.layout import adapter_sha256
+from edge_runtime.bundle.adapter import adapter_sha256
 from edge_runtime.forward_only.replay import compact, replay
 from edge_runtime.protocol.round_log import DeviceScalars, RoundLog, pack_scalars
 from edge_runtime.protocol.step_rule import StepRule
 
 if TYPE_CHECKING:
-    from edge_runtime.perturbation.perturb import FloatVector
+    from edge_runtime.values import FloatVector
 
 N, FRONT_SIZE = 300, 130
 RULES = [

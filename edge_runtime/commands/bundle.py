@@ -1,0 +1,69 @@
+"""``covey-edge bundle verify`` and ``covey bundle verify``: check a bundle's hashes, layout and golden vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_runtime import output
+
+if TYPE_CHECKING:
+    import argparse
+
+    from edge_runtime.bundle.manifest import Runtime
+
+
+def add_bundle_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``bundle verify``, which ``covey`` and ``covey-edge`` share."""
+    bundle = commands.add_parser("bundle", help="look at bundles").add_subparsers(required=True, metavar="COMMAND")
+    verify = bundle.add_parser("verify", help="check a bundle", description=_bundle_verify.__doc__)
+    verify.add_argument("bundle", type=Path)
+    verify.add_argument("--threads", type=int, default=0, help="threads of one operator (default: one a core)")
+    add_engine_option(verify, "onnxruntime")
+    output.add_format(verify)
+    verify.set_defaults(run=_bundle_verify)
+
+
+def add_engine_option(parser: argparse.ArgumentParser, default: Runtime | None) -> None:
+    """Give a command ``--engine``; without a default it takes the configured one."""
+    parser.add_argument(
+        "--engine",
+        choices=("onnxruntime", "executorch"),
+        default=default,
+        help=f"what runs the graphs (default: {default or 'the configured one'})",
+    )
+
+
+def _bundle_verify(args: argparse.Namespace) -> int:
+    """Check hashes of all files, the layout, and the golden vectors against what PyTorch gave."""
+    from edge_runtime.bundle.folder import open_bundle, verify_files
+    from edge_runtime.engines.golden import check_golden
+    from edge_runtime.perturbation.kernel import kernel_name, kernel_reason
+
+    bundle = open_bundle(args.bundle)
+    verify_files(bundle)
+    parity = check_golden(bundle, args.threads, args.engine)
+    manifest = bundle.manifest
+    result = {
+        "bundle_sha256": bundle.sha256,
+        "files": len(manifest.files),
+        "size_bytes": sum(entry.size_bytes for entry in manifest.files),
+        "splits": manifest.splits,
+        "trainable_parameters": manifest.parameters[-1].stop,
+        "runtimes": manifest.runtimes,
+        "engine": args.engine,
+        "parity_loss": parity.loss,
+        "parity_logits": parity.logits,
+        "kernel": kernel_name(),
+    }
+    text = (
+        f"{args.bundle}: good\n"
+        f"  bundle     {bundle.sha256}\n"
+        f"  model      {manifest.model.name} ({manifest.model.model_type}, {manifest.model.layers} layers)\n"
+        f"  files      {len(manifest.files)}, {sum(e.size_bytes for e in manifest.files) / 1e6:.1f} MB, hashes match\n"
+        f"  layout     {manifest.parameters[-1].stop} trainable parameters, splits {manifest.splits}\n"
+        f"  parity     loss within {parity.loss:.1e}, logits within {parity.logits:.1e} of PyTorch, on {args.engine}\n"
+        f"  kernel     {kernel_name()}: {kernel_reason()}"
+    )
+    output.emit(args, result, text)
+    return 0

@@ -1,0 +1,90 @@
+"""``covey-edge predict``: classify or continue texts with the device's current adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_runtime import output
+from edge_runtime.bundle.manifest import CAUSAL_LM, Runtime
+from edge_runtime.commands.bundle import add_engine_option
+from edge_runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.values import FloatVector
+
+
+def add_predict_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``predict``."""
+    predict = commands.add_parser(
+        "predict", help="classify or continue texts with the current adapter", description=_predict.__doc__
+    )
+    source = predict.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", type=Path, metavar="edge.toml", help="use the device's current bundle and adapter")
+    source.add_argument("--bundle", type=Path, help="use this bundle")
+    predict.add_argument("--adapter", type=Path, help="with --bundle: an adapter file (default: the bundle's own)")
+    predict.add_argument("--shared", action="store_true", help="with --config: leave the device's personal layers out")
+    predict.add_argument("--threads", type=int, default=0, help="threads of one operator (default: one a core)")
+    add_engine_option(predict, None)
+    predict.add_argument(
+        "--max-new-tokens", type=int, default=16, help="causal-lm: continue by so many (default: %(default)s)"
+    )
+    predict.add_argument("text", nargs="+", help="texts to classify; causal-lm: prompts to continue")
+    output.add_format(predict)
+    predict.set_defaults(run=_predict)
+
+
+def _predict(args: argparse.Namespace) -> int:
+    """Classify texts: label, and the probability of every label. causal-lm: continue prompts, greedily."""
+    from edge_runtime.engines.predict import complete, predict
+
+    bundle, theta, engine = _predict_source(args)
+    if bundle.manifest.task.kind == CAUSAL_LM:
+        made = complete(bundle, theta, args.text, args.max_new_tokens, args.threads, engine)
+        continued = [{"prompt": c.prompt, "completion": c.completion} for c in made]
+        values = {"bundle_sha256": bundle.sha256, "predictions": continued}
+        output.emit(args, values, "\n".join(f"{c.prompt}{c.completion}" for c in made))
+        return 0
+    predictions = predict(bundle, theta, args.text, args.threads, engine)
+    text = "\n".join(f"{p.label}\t{p.probabilities[p.label]:.3f}\t{p.text}" for p in predictions)
+    rows = [{"text": p.text, "label": p.label, "probabilities": p.probabilities} for p in predictions]
+    output.emit(args, {"bundle_sha256": bundle.sha256, "predictions": rows}, text)
+    return 0
+
+
+def _predict_source(args: argparse.Namespace) -> tuple[Bundle, FloatVector, Runtime]:
+    """Return the bundle, the adapter, and the engine that was asked for, or is configured."""
+    from edge_runtime.bundle.adapter import check_finite, map_adapter
+    from edge_runtime.bundle.folder import open_bundle
+    from edge_runtime.bundle.layout import total_size
+
+    folder, adapter, engine = args.bundle, args.adapter, args.engine
+    if args.config is not None:
+        from edge_runtime.agent.config import read_edge_config
+        from edge_runtime.store.store import Store, current_adapter
+
+        config = read_edge_config(args.config)
+        engine = engine or config.engine
+        store = Store(Path(config.state_dir))
+        current = current_adapter(store)
+        if current is None:
+            raise ConfigError("this device has no adapter yet", "let it take part in a round, or give --bundle")
+        folder, adapter = current
+    bundle = open_bundle(folder)
+    if adapter is None:
+        return bundle, bundle.initial_adapter(), engine or "onnxruntime"
+    try:
+        adapter.stat()
+    except OSError as error:
+        raise ConfigError(f"cannot read {adapter}: {error.strerror}", "give an adapter file") from error
+    theta = map_adapter(adapter, total_size(bundle.manifest.parameters))
+    check_finite(theta)
+    if args.config is not None and not args.shared:
+        from edge_runtime.store.personal import load_personal, with_personal
+
+        journal = store.journal()
+        theta = with_personal(theta, load_personal(store, journal.personal_sha256, bundle, journal.job or ""), bundle)
+    return bundle, theta, engine or "onnxruntime"

@@ -1,0 +1,62 @@
+"""``covey-edge run``: join the fleet, train when asked, and report."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_runtime import output
+from edge_runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_run_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``run``."""
+    run = commands.add_parser("run", help="join the fleet and train when asked", description=_run.__doc__)
+    run.add_argument("--config", type=Path, required=True, metavar="edge.toml")
+    run.add_argument("--until-finished", action="store_true", help="end when a job's final adapter is here")
+    output.add_format(run)
+    run.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Join the fleet: announce, take plans, train on the local rows, report scalars, prove the adapter by hash."""
+    from edge_runtime.agent.agent import Agent
+    from edge_runtime.agent.announcer import lost_will
+    from edge_runtime.agent.config import read_edge_config
+    from edge_runtime.device.gate import Gate, board_conditions
+    from edge_runtime.network.address import parse_broker
+    from edge_runtime.network.mqtt import MqttTransport
+    from edge_runtime.perturbation.kernel import kernel
+    from edge_runtime.store.store import Store
+
+    config = read_edge_config(args.config)
+    if not Path(config.data.path).is_file():
+        raise ConfigError(f"no data file at {config.data.path}", "set [data] path in the configuration")
+    kernel()  # a wrong COVEY_KERNEL is said now, not in the first round
+    store = Store(Path(config.state_dir))
+    gate = Gate(config.eligibility, board_conditions(store.root))  # rules that cannot be are said now too
+    boot_id = os.urandom(8).hex()
+    transport = MqttTransport(
+        parse_broker(config.broker),
+        f"covey-{config.fleet}-{config.name}",
+        will=lost_will(config, boot_id),
+        tls=config.tls,
+        connect_timeout_s=config.connect_timeout_s,
+    )
+    agent = Agent(config, store, transport, boot_id, gate=gate)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        finished = agent.run(until_finished=args.until_finished, should_stop=stop.is_set)
+    finally:
+        transport.close(agent.goodbye())
+    if finished is not None:
+        result = {"job": finished.job, "adapter_sha256": finished.adapter_sha256}
+        output.emit(args, result, f"job {finished.job} is finished; adapter {finished.adapter_sha256}")
+    return 0

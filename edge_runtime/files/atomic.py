@@ -1,0 +1,46 @@
+"""Writes files so that a power cut leaves the old content or the new, never a part."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from edge_runtime.errors import storage_error
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is either the old one or the whole new one, also after a power cut.
+
+    Raises:
+        StorageError: disk full, or not writable; the old file is as it was.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise storage_error(error, path) from error
+
+
+def sync_file(path: Path) -> None:
+    """Make a file that another library wrote last."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames in a directory last."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,34 @@
+"""The seeds of a step's directions: from the rule, the device and the step to one seed for each direction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edge_runtime import seeds
+
+if TYPE_CHECKING:
+    from edge_runtime.protocol.step_rule import StepRule
+
+ALL_DEVICES = ""
+
+
+@dataclass(frozen=True)
+class StepSeeds:
+    """Seeds of a step's directions: ``front[i]``, and ``back`` in the order in which the scalars use them."""
+
+    front: tuple[int, ...]
+    back: tuple[int, ...]
+
+
+def step_seeds(rule: StepRule, job_seed: int, round_index: int, device: str, step: int) -> StepSeeds:
+    """Derive the seeds of one step. ``back`` has P1·P2 entries, i before j, in ``nested``, P2 in ``clean``."""
+    p1, p2 = rule.front_perturbations, rule.back_perturbations
+    outer = p1 if rule.variant == "nested" else 1
+    where = (job_seed, round_index, ALL_DEVICES if rule.shared_directions else device, step)
+    front = tuple(seeds.front_seed(*where, i) for i in range(p1))
+    back = tuple(seeds.back_seed(*where, i, j) for i in range(outer) for j in range(p2))
+    if rule.seed_pool is not None:
+        front = tuple(seeds.pool_seed(job_seed, seed % rule.seed_pool) for seed in front)
+        back = tuple(seeds.pool_seed(job_seed, seed % rule.seed_pool) for seed in back)
+    return StepSeeds(front, back)

@@ -1,0 +1,14 @@
+"""Ends a long command on SIGINT and SIGTERM, after the step at work."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+
+def stop_on_signals() -> threading.Event:
+    """Return an event that SIGTERM and SIGINT set."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop

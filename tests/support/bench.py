@@ -1,0 +1,211 @@
+"""A bench for tests of messages: a hub, blobs over real HTTP, a device's store, a coordinator, scripted devices."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from tiny_models import reviews, write_rows
+
+from edge_runtime.agent.agent import Agent, Finished
+from edge_runtime.agent.announcer import lost_will
+from edge_runtime.agent.config import EdgeConfig
+from edge_runtime.bundle.adapter import adapter_sha256
+from edge_runtime.bundle.folder import Bundle
+from edge_runtime.data.examples import DataConfig
+from edge_runtime.forward_only.replay import replay
+from edge_runtime.network.in_process import Hub, InProcessTransport
+from edge_runtime.network.transport import Message
+from edge_runtime.protocol.messages import (
+    AdapterRef,
+    AnyMessage,
+    Birth,
+    BlobRef,
+    Capability,
+    DeviceReport,
+    DeviceState,
+    Plan,
+    ReportAck,
+    RoundReport,
+    Synced,
+    SyncPlan,
+    TrainPlan,
+    decode_message,
+    encode_message,
+)
+from edge_runtime.protocol.round_log import RoundLog, encode_chain, pack_scalars
+from edge_runtime.protocol.step_rule import StepRule
+from edge_runtime.protocol.topics import Kind, topic_for
+from edge_runtime.store.store import Store
+from edge_runtime.values import FloatVector
+from server.evaluation import Evaluation
+from server.job.job import Job
+from server.rounds.aggregate import TakenReport, aggregate
+from server.rounds.coordinator import Coordinator
+from server.rounds.setting import Setting
+from server.storage.adapters import AdapterChain
+from server.storage.blobs import BlobStore
+from server.storage.ledger import Ledger
+from server.storage.records import RoundPlan
+from server.web.uploads import Uploads
+
+FORWARD_ONLY = Capability(kind="forward-only", levels=[], bytes_free=None)
+RULE = StepRule(back_perturbations=2, learning_rate=0.05)
+JOB = Job(name="job", eval_file="unused", rounds=2, steps=1, batch_size=4, split=2, min_reports=1, step=RULE)
+
+
+class Bench:
+    """A hub, blobs behind real HTTP, a device's store: what both kinds of test need."""
+
+    def __init__(self, root: Path, bundle: Bundle, url: str, blobs: BlobStore, uploads: Uploads) -> None:
+        self.root, self.bundle, self.url, self.blobs, self.uploads = root, bundle, url, blobs, uploads
+        self.hub = Hub()
+        self.store = Store(root / "state")
+        self.config = EdgeConfig(
+            name="pi", broker="mqtt://unused", data=DataConfig(str(root / "data.jsonl")), threads=1,
+            state_dir=str(root / "state"),
+        )  # fmt: skip
+        write_rows(reviews(12, 3), root / "data.jsonl")
+        self.blobs.add_bundle(bundle)
+
+    def topic(self, kind: Kind, device: str = "pi") -> str:
+        return topic_for("default", device, kind)
+
+    def agent(self) -> Agent:
+        return Agent(self.config, self.store, self.hub.join(lost_will(self.config, "boot")), "boot")
+
+    def train_plan(self, adapter: AdapterRef, **changes: Any) -> TrainPlan:
+        plan = TrainPlan(
+            job="job", job_seed=0, round=0, attempt=0, bundle_sha256=self.bundle.sha256, adapter=adapter, rule=RULE,
+            split=2, steps=1, batch_size=4, mean_square=None, privacy=None, deadline_s=60.0, blob_url=self.url,
+        )  # fmt: skip
+        return msgspec.structs.replace(plan, **changes)
+
+    def initial(self) -> AdapterRef:
+        theta = self.bundle.initial_adapter()
+        return AdapterRef(BlobRef(adapter_sha256(theta), 4 * theta.size), None, None)
+
+    def next_adapter(self) -> tuple[AdapterRef, FloatVector, BlobRef]:
+        """An adapter one round on: its file and the log to it are on the server."""
+        theta = self.bundle.initial_adapter()
+        scalars = np.array([0.5, -1.5], np.float32)
+        reports = {"pi": TakenReport(pack_scalars(scalars), 12)}
+        log = self.first_round(reports)
+        result = replay(theta, log)
+        file = self.blobs.add(result.tobytes())
+        blob = self.blobs.add(encode_chain([msgspec.structs.replace(log, result_sha256=file.sha256)]))
+        return AdapterRef(file, blob, log.base_sha256), result, blob
+
+    def first_round(self, reports: dict[str, TakenReport]) -> RoundLog:
+        """The log of a first round; its result is not in it."""
+        initial = adapter_sha256(self.bundle.initial_adapter())
+        parameters = self.bundle.manifest.parameters
+        return aggregate(parameters, JOB, 0, RoundPlan(2, JOB.step), (initial, None), None, reports).log
+
+
+def talk(bench: Bench, plans: list[Plan]) -> tuple[list[Any], Finished | None]:
+    """Give plans to an agent, the last of them a sync; return what it reports."""
+    server = bench.hub.join()
+    server.subscribe(bench.topic("report"))
+    agent = bench.agent()
+    for plan in plans:
+        bench.hub.publish(bench.topic("plan"), encode_message(plan), retain=False)
+    stop_at = time.monotonic() + 60
+    finished = agent.run(until_finished=True, should_stop=lambda: time.monotonic() > stop_at)
+    return drain(server), finished
+
+
+def drain(transport: InProcessTransport) -> list[Any]:
+    reports = []
+    while (event := transport.receive(0)) is not None:
+        if isinstance(event, Message):
+            reports.append(decode_message(event.payload, DeviceReport))  # type: ignore[arg-type]
+    return reports
+
+
+def sync(bench: Bench, adapter: AdapterRef, round_index: int = 9, **changes: Any) -> SyncPlan:
+    plan = SyncPlan(
+        job="job", round=round_index, bundle_sha256=bench.bundle.sha256, adapter=adapter, final=True,
+        blob_url=bench.url,
+    )  # fmt: skip
+    return msgspec.structs.replace(plan, **changes)
+
+
+class ScriptedDevice:
+    """A device made of messages: announces itself and answers each plan with what the test wants."""
+
+    def __init__(self, bench: Bench, name: str, answer: Callable[[TrainPlan], list[Any]]) -> None:
+        self.name, self.bench, self.answer = name, bench, answer
+        self.transport = bench.hub.join()
+        self.transport.subscribe(bench.topic("plan", name))
+        self.transport.subscribe(bench.topic("report/ack", name))
+        self.acks: list[ReportAck] = []
+        self.theta = bench.bundle.initial_adapter()
+        birth = Birth(
+            device=name, boot_id="1", covey_version="0", python_version="3", machine="m", runtimes={}, methods=["spzo"],
+            rows=5, bundle_sha256=None, adapter_sha256=None, capability=FORWARD_ONLY,
+        )  # fmt: skip
+        self.send("birth", birth, retain=True)
+        self.send("state", DeviceState(state="online", boot_id="1"), retain=True)
+
+    def send(self, kind: Kind, message: AnyMessage, *, retain: bool = False) -> None:
+        self.transport.publish(self.bench.topic(kind, self.name), encode_message(message), retain=retain)
+
+    def turn(self) -> None:
+        while (event := self.transport.receive(0)) is not None:
+            if not isinstance(event, Message):
+                continue
+            if event.topic.endswith("ack"):
+                self.acks.append(decode_message(event.payload, ReportAck))
+                continue
+            plan: Any = decode_message(event.payload, Plan)  # type: ignore[arg-type]
+            if isinstance(plan, SyncPlan):
+                self.send("report", self.synced(plan))
+            else:
+                for message in self.answer(plan):
+                    self.send("report", message)
+
+    def synced(self, plan: SyncPlan) -> Synced:
+        return Synced(
+            job=plan.job, round=plan.round, device=self.name, adapter_sha256=plan.adapter.file.sha256, blob_bytes=0
+        )
+
+
+def good_report(plan: TrainPlan, device: str, **changes: Any) -> RoundReport:
+    report = RoundReport(
+        job=plan.job, round=plan.round, attempt=plan.attempt, device=device,
+        adapter_sha256=plan.adapter.file.sha256, scalars=pack_scalars(np.array([0.5, 1.0], np.float32)), examples=5,
+        loss=0.7, seconds=1.0, front_passes=2, back_passes=4, front_seconds=0.5,
+        back_seconds=0.5, link_bytes_per_s=None, replay_parameters_per_s=None, blob_bytes=0,
+    )  # fmt: skip
+    return msgspec.structs.replace(report, **changes)
+
+
+@contextlib.contextmanager
+def coordinator(bench: Bench, job: Job, clock: Callable[[], float] = time.monotonic) -> Iterator[tuple[Any, Ledger]]:
+    ledger = Ledger(bench.root / "ledger.sqlite")
+    ledger.begin_job(job.name, "default", bench.bundle.sha256, {"rounds": job.rounds})
+    seen: list[Any] = []
+    setting = Setting(
+        fleet="default", job=job, manifest=bench.bundle.manifest, bundle_sha256=bench.bundle.sha256,
+        blob_url=bench.url, uploads=bench.uploads, evaluate=lambda _theta: Evaluation(0.5, 0.5), clock=clock,
+    )  # fmt: skip
+    chain = AdapterChain(bench.bundle, bench.blobs, [], momentum=False)
+    yield Coordinator(setting, ledger, chain, bench.hub.join(), seen.append), ledger
+    ledger.close()
+
+
+def run_with(made: Coordinator, devices: list[ScriptedDevice]) -> bool:
+    stop_at = time.monotonic() + 60
+
+    def turn() -> bool:
+        for device in devices:
+            device.turn()
+        return time.monotonic() > stop_at
+
+    return made.run(resumed=False, should_stop=turn)
