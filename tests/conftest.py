@@ -30,11 +30,19 @@ def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundl
     made: dict[str, Bundle] = {}
 
     def export(
-        kind: str, *, task: str = "classify-head", splits: tuple[int, ...] = (1, 2), train: str = "B",
-        pooling: str | None = None, layers: list[int] | None = None, max_tokens: int = 32,
-        levels: tuple[int, ...] = (), recompute: bool = False, rescale: bool = False,
+        kind: str,
+        *,
+        task: str = "classify-head",
+        splits: tuple[int, ...] = (1, 2),
+        train: str = "B",
+        pooling: str | None = None,
+        layers: list[int] | None = None,
+        max_tokens: int = 32,
+        levels: tuple[int, ...] = (),
+        recompute: bool = False,
+        rescale: bool = False,
         runtimes: tuple[str, ...] = ("onnxruntime",),
-    ) -> Bundle:  # fmt: skip
+    ) -> Bundle:
         key = f"{kind}-{task}-{'_'.join(map(str, splits))}-{train}-{pooling}-{layers}-{max_tokens}-{len(runtimes)}"
         key += f"-{levels}-{recompute}-{rescale}"
         if key not in made:
@@ -47,17 +55,29 @@ def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundl
             if kind.endswith("-mlm"):
                 template, words = "{text} It was {mask}", ["terrible", "great"]
             options = TaskOptions(
-                kind=task, labels=[] if task == "causal-lm" else LABELS, template=template if prompt else None,
-                label_words=words if prompt else None, max_tokens=max_tokens, pooling=pooling,
-                logit_scale=3.0 if task == "classify-head" else None, head_init=None,
-            )  # fmt: skip
+                kind=task,
+                labels=[] if task == "causal-lm" else LABELS,
+                template=template if prompt else None,
+                label_words=words if prompt else None,
+                max_tokens=max_tokens,
+                pooling=pooling,
+                logit_scale=3.0 if task == "classify-head" else None,
+                head_init=None,
+            )
             lora = LoraOptions(4, 8.0, DEFAULT_TARGETS[folder.model_type], layers, list(train), seed=1)
             lora = None if train == "full" else lora
             made[key] = export_bundle(
-                folder, options, lora, list(splits), root / "bundles" / key, levels=levels, recompute=recompute,
+                folder,
+                options,
+                lora,
+                list(splits),
+                root / "bundles" / key,
+                levels=levels,
+                recompute=recompute,
                 rescale=rescale,
-                runtimes=runtimes, max_batch=16,
-            ).bundle  # fmt: skip
+                runtimes=runtimes,
+                max_batch=16,
+            ).bundle
         return made[key]
 
     return export

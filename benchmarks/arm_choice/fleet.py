@@ -120,9 +120,21 @@ def prepare(workdir: Path) -> None:
     write_jsonl(division.test, workdir / "data" / "test.jsonl")
     write_jsonl(division.start, workdir / "data" / "start.jsonl")
     run_export(
-        model, workdir / "bundle", "--task", "classify-head", "--max-tokens", str(MAX_TOKENS), "--logit-scale", "10",
-        "--split", "6", "--levels", "1.0,0.67,0.34", "--head-init", str(workdir / "data" / "start.jsonl"),
-    )  # fmt: skip
+        model,
+        workdir / "bundle",
+        "--task",
+        "classify-head",
+        "--max-tokens",
+        str(MAX_TOKENS),
+        "--logit-scale",
+        "10",
+        "--split",
+        "6",
+        "--levels",
+        "1.0,0.67,0.34",
+        "--head-init",
+        str(workdir / "data" / "start.jsonl"),
+    )
 
 
 def start(command: list[str], log: Path, cycle: DutyCycle, slowness: float) -> subprocess.Popen[bytes]:
@@ -143,10 +155,20 @@ def measure_profiles(workdir: Path, cycle: DutyCycle) -> dict[float, Path]:
         if path.exists():
             continue
         command = [
-            "profile", "--bundle", str(workdir / "bundle"), "--threads", "1", "--seconds", "1",
-            "--shapes", f"{BATCH_SIZE}x{MAX_TOKENS}", "--board", f"class-x{slowness:g}".replace(".", "-"),
-            "--output", str(path),
-        ]  # fmt: skip
+            "profile",
+            "--bundle",
+            str(workdir / "bundle"),
+            "--threads",
+            "1",
+            "--seconds",
+            "1",
+            "--shapes",
+            f"{BATCH_SIZE}x{MAX_TOKENS}",
+            "--board",
+            f"class-x{slowness:g}".replace(".", "-"),
+            "--output",
+            str(path),
+        ]
         process = start(command, workdir / "profile.log", cycle, slowness)
         code = process.wait()
         cycle.remove(process.pid)
@@ -199,9 +221,13 @@ def play(workdir: Path, way: str, seed: int, rounds: int, profiles: dict[float, 
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     fields = {
-        "name": "bandit", "eval_file": str(workdir / "data" / "test.jsonl"), "rounds": rounds, "seed": seed,
-        "min_devices": DEVICES, "schedule": "constant",
-    }  # fmt: skip
+        "name": "bandit",
+        "eval_file": str(workdir / "data" / "test.jsonl"),
+        "rounds": rounds,
+        "seed": seed,
+        "min_devices": DEVICES,
+        "schedule": "constant",
+    }
     tables = {
         "stld": {"steps": STEPS, "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE, **WAYS[way]["stld"]},
         **({"bandit": WAYS[way]["bandit"]} if "bandit" in WAYS[way] else {}),
@@ -222,8 +248,11 @@ def play(workdir: Path, way: str, seed: int, rounds: int, profiles: dict[float, 
             first.append((event.loss, event.accuracy))
         elif isinstance(event, events.Evaluated):
             curve.append((now - begun[0], event.loss, event.accuracy))
-            print(f"{way}, seed {seed}, round {event.round}: {now - begun[0]:.0f} s, loss {event.loss:.4f}, "
-                  f"accuracy {event.accuracy:.3f}", file=sys.stderr)  # fmt: skip
+            print(
+                f"{way}, seed {seed}, round {event.round}: {now - begun[0]:.0f} s, loss {event.loss:.4f}, "
+                f"accuracy {event.accuracy:.3f}",
+                file=sys.stderr,
+            )
 
     options = ServeOptions(
         bundle=workdir / "bundle", state_dir=root / "server", listen="127.0.0.1", mqtt_port=port, http_port=0, threads=1
@@ -326,10 +355,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         ]
         for way, runs in found.items()
     }
-    print(json.dumps({
-        "benchmark": "bandit_fleet", "classes": CLASSES, "rounds": args.rounds, "full_depth_over_ours": ratios(found),
-        **result, "provenance": provenance(),
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "benchmark": "bandit_fleet",
+                "classes": CLASSES,
+                "rounds": args.rounds,
+                "full_depth_over_ours": ratios(found),
+                **result,
+                "provenance": provenance(),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -121,9 +121,17 @@ def play(world: World, seed: int, policy: Policy | None = None, fixed: int | Non
                 estimate = choice.estimate
                 assert estimate is not None  # noqa: S101 it was chosen
                 reports.append(
-                    Reported(choice.device, estimate.arm, 1 / DEVICES, estimate.cost, estimate.base_s, spent,
-                             spent + LINK_S, now)
-                )  # fmt: skip
+                    Reported(
+                        choice.device,
+                        estimate.arm,
+                        1 / DEVICES,
+                        estimate.cost,
+                        estimate.base_s,
+                        spent,
+                        spent + LINK_S,
+                        now,
+                    )
+                )
             state = observe_reports(state, index, reports)
             state = observe_loss(options, state, index, loss * (1 + float(world.noise[index])))
     return curve

@@ -120,11 +120,14 @@ def fleet_run(
         job, opened = load_job(path, bundle)
         configs = [
             EdgeConfig(
-                name=name, broker="mqtt://unused", threads=1, data=DataConfig(str(rows)),
+                name=name,
+                broker="mqtt://unused",
+                threads=1,
+                data=DataConfig(str(rows)),
                 state_dir=str(Path(folder) / name),
             )
             for name, rows in devices.items()
-        ]  # fmt: skip
+        ]
         started = time.monotonic()
         summary = run_in_process(job, opened, Path(folder) / "server", configs)
         wall_s = time.monotonic() - started

@@ -127,9 +127,17 @@ def run_export(model_dir: Path, out: Path, *flags: str, is_silent: bool = False)
     from server.samples.reviews import LABELS
 
     command = [
-        sys.executable, "-m", "server.cli", "export", str(model_dir), "--labels", ",".join(LABELS), *flags,
-        "--out", str(out),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "server.cli",
+        "export",
+        str(model_dir),
+        "--labels",
+        ",".join(LABELS),
+        *flags,
+        "--out",
+        str(out),
+    ]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL if is_silent else None)
     return out
 

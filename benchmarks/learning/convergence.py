@@ -119,7 +119,7 @@ SETUPS = {
         eval_every=2,
         entries=COMMON,
     ),
-}  # fmt: skip
+}
 FULL_RMS, FULL_STD = (0.003, 0.009, 0.03), (0.003, 0.009, 0.03)
 QUICK = ("mezo", "spzo", "decomfl")
 
@@ -217,10 +217,18 @@ def run(
     entry = setup.entries[name]
     rounds = max(4, setup.rounds // 4) if args.quick else setup.rounds
     job = {
-        "rounds": rounds, "steps": entry.steps, "batch_size": setup.batch_size, "cohort": COHORT, "seed": seed,
-        "min_devices": DEVICES, "min_reports": COHORT, "eval_every": setup.eval_every, "method": entry.method,
-        **entry.job, "split": entry.split or setup.split,
-    }  # fmt: skip
+        "rounds": rounds,
+        "steps": entry.steps,
+        "batch_size": setup.batch_size,
+        "cohort": COHORT,
+        "seed": seed,
+        "min_devices": DEVICES,
+        "min_reports": COHORT,
+        "eval_every": setup.eval_every,
+        "method": entry.method,
+        **entry.job,
+        "split": entry.split or setup.split,
+    }
     step = {**entry.step, "learning_rate": rate}
     key = {"model": args.model, "mode": args.mode, "name": name, "rows": rows, "job": job, "step": step}
     more = {**prepared, "layers": setup.layers}

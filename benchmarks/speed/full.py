@@ -41,9 +41,17 @@ def run(args: argparse.Namespace) -> None:
             run_export(model_dir, bundle, *flags, "--split", str(split), "--train", "full")
         # Split in the middle, P1 = 1, P2 = 3: the cost of four full forwards, as MeZO's with two directions.
         settings = {
-            "bundle": str(bundle.resolve()), "model_dir": str(model_dir), "threads": args.threads, "rows": args.rows,
-            "tokens": args.tokens, "split": split, "p1": 1, "p2": 3, "mezo_directions": 2, "eps": 1e-3,
-        }  # fmt: skip
+            "bundle": str(bundle.resolve()),
+            "model_dir": str(model_dir),
+            "threads": args.threads,
+            "rows": args.rows,
+            "tokens": args.tokens,
+            "split": split,
+            "p1": 1,
+            "p2": 3,
+            "mezo_directions": 2,
+            "eps": 1e-3,
+        }
         results = measure_all(settings, args.repeats)
     report(results, BOUNDS)
     more = {"model": args.model, "rows": args.rows, "tokens": args.tokens, "threads": args.threads}

@@ -47,9 +47,14 @@ def main() -> None:
         layers = json.loads((model_dir / "config.json").read_text())["num_hidden_layers"]
         bundles = [export(model_dir, kept / f"{args.model}{flag}", flag) for flag in ("", "--checkpoint")]
         settings = {
-            "bundle": str(bundles[0].resolve()), "model_dir": str(model_dir), "threads": args.threads,
-            "rows": args.rows, "tokens": args.tokens, "level": layers, "half": layers // 2,
-        }  # fmt: skip
+            "bundle": str(bundles[0].resolve()),
+            "model_dir": str(model_dir),
+            "threads": args.threads,
+            "rows": args.rows,
+            "tokens": args.tokens,
+            "level": layers,
+            "half": layers // 2,
+        }
         results = measure_all(settings, str(bundles[1].resolve()), args.repeats)
     report(results, BOUNDS)
     more = {"model": args.model, "rows": args.rows, "tokens": args.tokens, "threads": args.threads}

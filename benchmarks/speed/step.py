@@ -54,9 +54,16 @@ def main() -> None:
         bundle = args.bundle or export(model_dir, Path(scratch) / "bundle")
         # Split in the middle, P1 = 1, P2 = 3: the cost of four full forwards, as MeZO's with two directions.
         settings = {
-            "bundle": str(bundle.resolve()), "model_dir": str(model_dir), "threads": args.threads, "rows": args.rows,
-            "tokens": args.tokens, "split": 3, "p1": 1, "p2": 3, "mezo_directions": 2,
-        }  # fmt: skip
+            "bundle": str(bundle.resolve()),
+            "model_dir": str(model_dir),
+            "threads": args.threads,
+            "rows": args.rows,
+            "tokens": args.tokens,
+            "split": 3,
+            "p1": 1,
+            "p2": 3,
+            "mezo_directions": 2,
+        }
         results = measure_ratios(settings, args.repeats)
         results["idle_rss_mb"] = spread([idle_rss_mb(Path(scratch) / f"device-{n}") for n in range(3)])
     results["import_s"] = spread([import_s() for _ in range(5)])

@@ -307,9 +307,16 @@ class Agent:
             again = self._journal.personal_round == plan.round
             before = self._journal.personal_before_sha256 if again else self._journal.personal_sha256
             done = do_backprop(
-                plan, self._config.name, self._config.backpropagates, workshop, theta, self._store, before, goes_on,
+                plan,
+                self._config.name,
+                self._config.backpropagates,
+                workshop,
+                theta,
+                self._store,
+                before,
+                goes_on,
                 self._clock,
-            )  # fmt: skip
+            )
             report, after = done if done is not None else (None, None)
             journal = {"personal_sha256": after, "personal_round": plan.round, "personal_before_sha256": before}
         if report is None:

@@ -69,9 +69,16 @@ def examine(
         build: compile the library of the ExecuTorch engine if that has not been done.
     """
     engine = "onnxruntime" if config is None else config.engine
-    yield Finding("covey", "ok", f"{__version__}, kernel {kernel_name()}: {kernel_reason()}", "", {
-        "version": __version__, "kernel": kernel_name(),
-    })  # fmt: skip
+    yield Finding(
+        "covey",
+        "ok",
+        f"{__version__}, kernel {kernel_name()}: {kernel_reason()}",
+        "",
+        {
+            "version": __version__,
+            "kernel": kernel_name(),
+        },
+    )
     yield _onnxruntime()
     yield _executorch(needed=engine == "executorch", build=build)
     yield _cores(0 if config is None else config.threads)
@@ -95,9 +102,16 @@ def _onnxruntime() -> Finding:
     except ImportError as error:
         return Finding("onnxruntime", "problem", f"does not load: {error}", "pip install onnxruntime", {})
     providers = ort.get_available_providers()
-    return Finding("onnxruntime", "ok", f"{ort.__version__}, {', '.join(providers)}", "", {
-        "version": ort.__version__, "delegates": providers,
-    })  # fmt: skip
+    return Finding(
+        "onnxruntime",
+        "ok",
+        f"{ort.__version__}, {', '.join(providers)}",
+        "",
+        {
+            "version": ort.__version__,
+            "delegates": providers,
+        },
+    )
 
 
 def _executorch(*, needed: bool, build: bool) -> Finding:
@@ -107,9 +121,12 @@ def _executorch(*, needed: bool, build: bool) -> Finding:
     try:
         if not (needed or build or executorch_build.PACKAGED.is_file() or executorch_build.cached().is_file()):
             return Finding(
-                "executorch", "absent", "installed, its engine is not compiled yet", "covey-edge doctor --build",
+                "executorch",
+                "absent",
+                "installed, its engine is not compiled yet",
+                "covey-edge doctor --build",
                 {"version": executorch_build.VERSION},
-            )  # fmt: skip
+            )
         delegates = [name for name in DELEGATES if executorch_library.has_backend(name)]
         threads = int(executorch_library.load().covey_executorch_threads())
     except CoveyError as error:
@@ -135,9 +152,12 @@ def _memory(board: Board) -> Finding:
         return Finding("memory", "warning", "free memory is unknown", "", {"free_bytes": None})
     low = free < _LITTLE_MEMORY_BYTES
     return Finding(
-        "memory", "warning" if low else "ok", f"{free / 1e6:.0f} MB free",
-        "end other programs, or train a smaller model" if low else "", {"free_bytes": free},
-    )  # fmt: skip
+        "memory",
+        "warning" if low else "ok",
+        f"{free / 1e6:.0f} MB free",
+        "end other programs, or train a smaller model" if low else "",
+        {"free_bytes": free},
+    )
 
 
 def _disk(state_dir: Path) -> Finding:
@@ -145,14 +165,21 @@ def _disk(state_dir: Path) -> Finding:
     values = {"path": str(state_dir), "free_bytes": shutil.disk_usage(place).free}
     if not os.access(place, os.W_OK):
         return Finding(
-            "disk", "problem", f"{place} cannot be written", "check its owner and permissions", values,
+            "disk",
+            "problem",
+            f"{place} cannot be written",
+            "check its owner and permissions",
+            values,
             StorageError.exit_code,
-        )  # fmt: skip
+        )
     low = values["free_bytes"] < _LITTLE_DISK_BYTES  # type: ignore[operator]
     return Finding(
-        "disk", "warning" if low else "ok", f"{values['free_bytes'] / 1e9:.1f} GB free for {state_dir}",  # type: ignore[operator]
-        "free some space" if low else "", values,
-    )  # fmt: skip
+        "disk",
+        "warning" if low else "ok",
+        f"{values['free_bytes'] / 1e9:.1f} GB free for {state_dir}",  # type: ignore[operator]
+        "free some space" if low else "",
+        values,
+    )
 
 
 def _temperature(board: Board) -> Finding:
@@ -161,9 +188,12 @@ def _temperature(board: Board) -> Finding:
         return Finding("temperature", "absent", "no sensor", "", {"celsius": None})
     hot = degrees > _HOT_C
     return Finding(
-        "temperature", "warning" if hot else "ok", f"{degrees:.0f} °C",
-        "a hot board throttles: cool it" if hot else "", {"celsius": degrees},
-    )  # fmt: skip
+        "temperature",
+        "warning" if hot else "ok",
+        f"{degrees:.0f} °C",
+        "a hot board throttles: cool it" if hot else "",
+        {"celsius": degrees},
+    )
 
 
 def _eligibility(config: EdgeConfig, board: Board) -> Finding:
@@ -174,18 +204,28 @@ def _eligibility(config: EdgeConfig, board: Board) -> Finding:
         return Finding("eligibility", "problem", error.what, error.hint, {"ineligible": error.what})
     if closed is None:
         return Finding("eligibility", "ok", "takes work now", "", {"ineligible": None})
-    return Finding("eligibility", "warning", f"takes no work now: {closed}", "see [eligibility] in edge.toml", {
-        "ineligible": closed,
-    })  # fmt: skip
+    return Finding(
+        "eligibility",
+        "warning",
+        f"takes no work now: {closed}",
+        "see [eligibility] in edge.toml",
+        {
+            "ineligible": closed,
+        },
+    )
 
 
 def _data(path: Path) -> Finding:
     if path.is_file():
         return Finding("data", "ok", f"{path}", "check its rows with: covey-edge data check", {"path": str(path)})
     return Finding(
-        "data", "problem", f"no file at {path}", "set [data] path in the configuration", {"path": str(path)},
+        "data",
+        "problem",
+        f"no file at {path}",
+        "set [data] path in the configuration",
+        {"path": str(path)},
         DataError.exit_code,
-    )  # fmt: skip
+    )
 
 
 def _broker(config: EdgeConfig) -> Finding:
@@ -200,9 +240,13 @@ def _broker(config: EdgeConfig) -> Finding:
                 context.wrap_socket(plain, server_hostname=address.host).close()
     except (OSError, ValueError) as error:
         return Finding(
-            "broker", "problem", f"{where} cannot be reached: {error}", "check the address, the network, the firewall",
-            {"address": where, "reachable": False}, NetworkError.exit_code,
-        )  # fmt: skip
+            "broker",
+            "problem",
+            f"{where} cannot be reached: {error}",
+            "check the address, the network, the firewall",
+            {"address": where, "reachable": False},
+            NetworkError.exit_code,
+        )
     return Finding("broker", "ok", f"{where} answers", "", {"address": where, "reachable": True})
 
 
@@ -221,9 +265,13 @@ def _server(url: str | None) -> tuple[Finding, float | None]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         finding = Finding(
-            "server", "problem", f"{url} cannot be reached: {reason}", "check server_url, the network, the firewall",
-            {"url": url, "reachable": False}, NetworkError.exit_code,
-        )  # fmt: skip
+            "server",
+            "problem",
+            f"{url} cannot be reached: {reason}",
+            "check server_url, the network, the firewall",
+            {"url": url, "reachable": False},
+            NetworkError.exit_code,
+        )
         return finding, None
     return Finding("server", "ok", f"{url} answers", "", {"url": url, "reachable": True}), server_time
 
@@ -233,9 +281,12 @@ def _clock(now: float, server_time: float | None, root: Path) -> Finding:
         off = now - server_time
         wrong = abs(off) > _CLOCK_OFF_S
         return Finding(
-            "clock", "warning" if wrong else "ok", f"{off:+.0f} s against the server",
-            "set it: sudo timedatectl set-ntp true (TLS refuses wrong times)" if wrong else "", {"offset_s": off},
-        )  # fmt: skip
+            "clock",
+            "warning" if wrong else "ok",
+            f"{off:+.0f} s against the server",
+            "set it: sudo timedatectl set-ntp true (TLS refuses wrong times)" if wrong else "",
+            {"offset_s": off},
+        )
     synchronised = (root / "run/systemd/timesync/synchronized").exists() or None
     found = "synchronised" if synchronised else "not compared: no server asked, no word of systemd-timesyncd"
     return Finding("clock", "ok" if synchronised else "absent", found, "", {"offset_s": None})

@@ -106,15 +106,25 @@ def compile_library(sdk: Path, out: Path, compiler: str | None = None, search_pa
         with tempfile.TemporaryDirectory(dir=out.parent) as folder:
             made = Path(folder) / out.name
             command = [
-                *compiler.split(), "-std=c++17", "-O2", "-fPIC", "-shared",
+                *compiler.split(),
+                "-std=c++17",
+                "-O2",
+                "-fPIC",
+                "-shared",
                 *(f"-D{name}" for name in _DEFINITIONS),
-                "-isystem", str(include),
-                "-isystem", str(include / "executorch/runtime/core/portable_type/c10"),
-                str(SOURCE), "-o", str(made),
+                "-isystem",
+                str(include),
+                "-isystem",
+                str(include / "executorch/runtime/core/portable_type/c10"),
+                str(SOURCE),
+                "-o",
+                str(made),
                 # The kernels and XNNPACK are not called: they register themselves when they are loaded.
-                f"-L{lib}", "-Wl,--no-as-needed", *(f"-l{name}" for name in LIBRARIES),
+                f"-L{lib}",
+                "-Wl,--no-as-needed",
+                *(f"-l{name}" for name in LIBRARIES),
                 f"-Wl,-rpath,{search_path or lib}",
-            ]  # fmt: skip
+            ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[-500:])

@@ -62,9 +62,15 @@ def load(path: Path = LIBRARY) -> Perturb:
         out: FloatVector, clean: FloatVector, seeds: NDArray[np.uint64], block: int, scales: FloatVector, offset: int
     ) -> None:
         function(
-            out.ctypes.data, clean.ctypes.data, out.size, offset,
-            seeds.ctypes.data, scales.ctypes.data, seeds.size, block,
-        )  # fmt: skip
+            out.ctypes.data,
+            clean.ctypes.data,
+            out.size,
+            offset,
+            seeds.ctypes.data,
+            scales.ctypes.data,
+            seeds.size,
+            block,
+        )
 
     _check(perturb)
     return perturb

@@ -132,10 +132,16 @@ def measure(order: WorkOrder, clock: Callable[[], float] = time.perf_counter) ->
     sustained = _sustain(order, clock, lambda: run(batches[-1]), batches[-1])
     return [
         GraphProfile(
-            engine=order.runtime, load_s=load_s, peak_rss_bytes=peak, base_rss_bytes=base,
-            parameter_bytes=parameter_bytes(bound), latencies=latencies, sustained=sustained, **names,
+            engine=order.runtime,
+            load_s=load_s,
+            peak_rss_bytes=peak,
+            base_rss_bytes=base,
+            parameter_bytes=parameter_bytes(bound),
+            latencies=latencies,
+            sustained=sustained,
+            **names,
         )
-    ]  # fmt: skip
+    ]
 
 
 def _measure_split(
@@ -171,10 +177,15 @@ def _measure_split(
 
     def graph(kind: Literal["front", "back"], load_s: float, peak: int | None, found: list[Latency]) -> GraphProfile:
         return GraphProfile(
-            kind=kind, engine=order.runtime, split=order.number, load_s=load_s, peak_rss_bytes=peak,
-            base_rss_bytes=base, latencies=found,
+            kind=kind,
+            engine=order.runtime,
+            split=order.number,
+            load_s=load_s,
+            peak_rss_bytes=peak,
+            base_rss_bytes=base,
+            latencies=found,
             parameter_bytes=parameter_bytes(bundle.manifest.graph(kind, order.number, order.runtime)),
-        )  # fmt: skip
+        )
 
     return [graph("front", front_load_s, front_peak, fronts), graph("back", back_load_s, back_peak, backs)]
 

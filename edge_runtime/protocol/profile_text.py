@@ -16,8 +16,18 @@ def profile_text(profile: Profile) -> str:
     """Return a profile as a table, a line a graph and shape; each says whether it was measured."""
     rows = [row for graph in profile.graphs for row in _graph_rows(graph, profile.source)]
     columns = (
-        "graph", "engine", "source", "load_s", "peak_MB", "shape", "median_ms", "p10_ms", "p90_ms", "runs", "watts",
-    )  # fmt: skip
+        "graph",
+        "engine",
+        "source",
+        "load_s",
+        "peak_MB",
+        "shape",
+        "median_ms",
+        "p10_ms",
+        "p90_ms",
+        "runs",
+        "watts",
+    )
     return f"{heading(profile)}\n\n{output.table(columns, rows)}"
 
 
@@ -38,8 +48,10 @@ def heading(profile: Profile) -> str:
         lines += [f"  assumed {text}" for text in modelled.assumptions]
     if measured is not None:
         before, after = measured.before, measured.after
-        lines.append(f"  heat    {value_text(before.temperature_c)} → {value_text(after.temperature_c)} °C, throttled "
-                     f"{value_text(before.throttled)} → {value_text(after.throttled)}")  # fmt: skip
+        lines.append(
+            f"  heat    {value_text(before.temperature_c)} → {value_text(after.temperature_c)} °C, throttled "
+            f"{value_text(before.throttled)} → {value_text(after.throttled)}"
+        )
         lines.append(f"  load    {value_text(before.load)} → {value_text(after.load)} runnable processes a core")
     rates = msgspec.structs.asdict(profile.rates)
     lines.append("  rates   " + ", ".join(f"{name} {value_text(value)}" for name, value in rates.items()))
@@ -55,11 +67,15 @@ def _graph_rows(graph: GraphProfile, source: str) -> list[list[object]]:
         return [[*head, (graph.note or "not measured").splitlines()[0], None, None, None, None, None]]
     return [
         [
-            *head, f"{x.batch_size}x{x.tokens}", value_text(x.median_s * 1e3),
-            *(value_text(None if q is None else q * 1e3) for q in (x.low_s, x.high_s)), x.count, value_text(x.power_w),
+            *head,
+            f"{x.batch_size}x{x.tokens}",
+            value_text(x.median_s * 1e3),
+            *(value_text(None if q is None else q * 1e3) for q in (x.low_s, x.high_s)),
+            x.count,
+            value_text(x.power_w),
         ]
         for x in graph.latencies
-    ]  # fmt: skip
+    ]
 
 
 def value_text(value: float | None) -> str:

@@ -128,9 +128,18 @@ def export_bundle(
         for name in ("graphs", "adapter", "tokenizer"):
             (partial / name).mkdir(parents=True)
         exported = _write(
-            folder, options, lora_options, splits, partial, runtimes, max_batch, progress, levels,
-            recompute=recompute, rescale=rescale,
-        )  # fmt: skip
+            folder,
+            options,
+            lora_options,
+            splits,
+            partial,
+            runtimes,
+            max_batch,
+            progress,
+            levels,
+            recompute=recompute,
+            rescale=rescale,
+        )
         if out.exists():
             shutil.rmtree(out)
         partial.replace(out)

@@ -67,8 +67,9 @@ def base_seconds(offers: Sequence[Offer], fleet_s_per_pass: float | None) -> lis
     """
     known = [made.profile_s / made.cost for made in offers if made.profile_s is not None]
     unit = statistics.median(known) if known else fleet_s_per_pass
-    return [made.profile_s if made.profile_s is not None else None if unit is None else made.cost * unit
-            for made in offers]  # fmt: skip
+    return [
+        made.profile_s if made.profile_s is not None else None if unit is None else made.cost * unit for made in offers
+    ]
 
 
 def expected(

@@ -166,11 +166,13 @@ def _history(args: argparse.Namespace) -> int:
     columns = ("received_at", "fleet", "state", "source", "board", "bundle", "measured_at", "remarks")
     cells = [
         [
-            *(row[column] for column in columns[:5]), (row["bundle_sha256"] or "-")[:12], row["measured_at"],
+            *(row[column] for column in columns[:5]),
+            (row["bundle_sha256"] or "-")[:12],
+            row["measured_at"],
             "; ".join(row["remarks"]),
         ]
         for row in rows
-    ]  # fmt: skip
+    ]
     output.emit(args, {"device": args.device, "profiles": rows}, output.table(columns, cells))
     return 0
 

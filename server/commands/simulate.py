@@ -41,13 +41,19 @@ def add_simulate(
     ):
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"{what} (default: %(default)s)")
     parser.add_argument(
-        "--policy", choices=[*get_args(Policy), _OFF], default="thompson",
+        "--policy",
+        choices=[*get_args(Policy), _OFF],
+        default="thompson",
         help="of the bandit (docs/bandit.md); off: the largest level that fits (default: %(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--profiles", type=Path, nargs="+", default=[], metavar="PROFILE",
+        "--profiles",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="PROFILE",
         help="files or boards' folders, of one model, given to the devices in turn (default: three made-up classes)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--bundle", type=Path, help="what they learn (default: a bowl in layers); with --data and --job"
     )

@@ -72,9 +72,16 @@ def start_devices(configs: dict[str, Path]) -> Iterator[list[DeviceProcess]]:
             output, log = config.with_name("output.json"), config.with_name("log.txt")
             out, err = stack.enter_context(output.open("wb")), stack.enter_context(log.open("wb"))
             command = [
-                sys.executable, "-m", "edge_runtime.cli", "run", "--config", str(config),
-                "--until-finished", "--format", "json",
-            ]  # fmt: skip
+                sys.executable,
+                "-m",
+                "edge_runtime.cli",
+                "run",
+                "--config",
+                str(config),
+                "--until-finished",
+                "--format",
+                "json",
+            ]
             process = subprocess.Popen(command, stdout=out, stderr=err)
             stack.callback(_stop, process)
             devices.append(DeviceProcess(name, process, output, log))

@@ -133,9 +133,14 @@ def _prepare(
     console.print(f"[bold]2/4[/] linear probe on {len(train)} private reviews in one place, for comparison")
     labels = ("--labels", ",".join(LABELS), "--max-tokens", str(recipe.max_tokens), "--format", "json")
     probe = _covey(
-        "probe", str(model_dir), *labels, "--train", str(data / "probe.jsonl"),
-        "--test", str(data / "test.jsonl"),
-    )  # fmt: skip
+        "probe",
+        str(model_dir),
+        *labels,
+        "--train",
+        str(data / "probe.jsonl"),
+        "--test",
+        str(data / "test.jsonl"),
+    )
     console.print(f"[bold]3/4[/] export of {recipe.name}")
     head = ("--head-init", str(data / "start.jsonl")) if division.start else ()
     runtime = () if engine == "onnxruntime" else ("--runtime", "onnx,executorch", "--max-batch", "16")

@@ -169,9 +169,13 @@ def _model_graph(
 
 def _sources(figures: BoardFigures) -> list[PublicSource]:
     units = {
-        "cores": "", "clock_hz": "Hz", "flop_per_cycle": "flop/cycle", "arithmetic_share": "",
-        "bandwidth_bytes_per_s": "bytes/s", "bandwidth_share": "",
-    }  # fmt: skip
+        "cores": "",
+        "clock_hz": "Hz",
+        "flop_per_cycle": "flop/cycle",
+        "arithmetic_share": "",
+        "bandwidth_bytes_per_s": "bytes/s",
+        "bandwidth_share": "",
+    }
     found: list[tuple[str, str, Figure | None]] = [(name, unit, getattr(figures, name)) for name, unit in units.items()]
     return [
         PublicSource(what=f"{name}: {f.note}" if f.note else name, value=f.value, unit=unit, url=f.url)

@@ -42,11 +42,18 @@ def compare(profiles: Sequence[tuple[str, Profile]]) -> list[dict[str, Any]]:
             graph, engine, shape = key
             rows.append(
                 {
-                    "graph": graph, "engine": engine, "shape": shape, "profile": name, "source": profile.source,
-                    "median_s": latency.median_s, "low_s": latency.low_s, "high_s": latency.high_s,
-                    "times_first": latency.median_s / first, "peak_rss_bytes": peak,
+                    "graph": graph,
+                    "engine": engine,
+                    "shape": shape,
+                    "profile": name,
+                    "source": profile.source,
+                    "median_s": latency.median_s,
+                    "low_s": latency.low_s,
+                    "high_s": latency.high_s,
+                    "times_first": latency.median_s / first,
+                    "peak_rss_bytes": peak,
                 }
-            )  # fmt: skip
+            )
     return rows
 
 
@@ -63,9 +70,15 @@ def comparison_text(rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows as a table."""
     cells = [
         [
-            row["graph"], row["engine"], row["shape"], row["profile"], row["source"], value_text(row["median_s"] * 1e3),
-            f"{row['times_first']:.2f}", None if row["peak_rss_bytes"] is None else round(row["peak_rss_bytes"] / 1e6),
+            row["graph"],
+            row["engine"],
+            row["shape"],
+            row["profile"],
+            row["source"],
+            value_text(row["median_s"] * 1e3),
+            f"{row['times_first']:.2f}",
+            None if row["peak_rss_bytes"] is None else round(row["peak_rss_bytes"] / 1e6),
         ]
         for row in rows
-    ]  # fmt: skip
+    ]
     return output.table(_COLUMNS, cells)

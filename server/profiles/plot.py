@@ -53,10 +53,17 @@ def _draw(axes: Axes, rows: Sequence[dict[str, Any]], series: str, title: str) -
         below = [(row["median_s"] - (row["low_s"] or row["median_s"])) * 1e3 for row in mine]
         above = [((row["high_s"] or row["median_s"]) - row["median_s"]) * 1e3 for row in mine]
         axes.bar(
-            at, medians, width, color=f"C{index % 10}", alpha=0.5 if modelled else 1.0, hatch="//" if modelled else "",
-            edgecolor="black", linewidth=0.5, yerr=None if modelled else [below, above],
+            at,
+            medians,
+            width,
+            color=f"C{index % 10}",
+            alpha=0.5 if modelled else 1.0,
+            hatch="//" if modelled else "",
+            edgecolor="black",
+            linewidth=0.5,
+            yerr=None if modelled else [below, above],
             label=f"{member} ({mine[0]['source']})",
-        )  # fmt: skip
+        )
     axes.set_yscale("log")
     axes.set_ylabel("milliseconds a run")
     axes.set_xticks(range(len(groups)), [f"{graph}\n{engine}" for graph, engine in groups], fontsize=8)

@@ -150,8 +150,10 @@ class Offers:
         return self._ledger.rows(
             f"SELECT device, {columns} FROM offers WHERE job = ? AND round = ? AND attempt = ? "  # noqa: S608 our own
             f"AND state = 'reported' AND {condition} ORDER BY device",
-            self._job.name, self.state.index, self.state.attempt,
-        )  # fmt: skip
+            self._job.name,
+            self.state.index,
+            self.state.attempt,
+        )
 
     def abandon(self) -> None:
         """Too few reports: give the attempt up."""
@@ -187,8 +189,10 @@ def resume_offers(job: Job, ledger: Ledger, observe: Observer, now: float) -> Of
     for row in ledger.rows("SELECT round, attempt, plan FROM rounds WHERE job = ? AND state = 'open'", job.name):
         offers = ledger.rows(
             "SELECT device, state FROM offers WHERE job = ? AND round = ? AND attempt = ?",
-            job.name, row["round"], row["attempt"],
-        )  # fmt: skip
+            job.name,
+            row["round"],
+            row["attempt"],
+        )
         states = {offer["device"]: OfferState(offer["state"]) for offer in offers}
         plan = msgspec.json.decode(row["plan"], type=RoundPlan)
         state = Round(

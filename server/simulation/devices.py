@@ -277,9 +277,15 @@ class SimulatedFleet:
 
     def _forward(self, device: SimulatedDevice, plan: TrainPlan, theta: FloatVector, seconds: float) -> RoundReport:
         work = RoundWork(
-            plan.job_seed, plan.round, device.name, plan.rule, plan.steps, plan.batch_size, plan.mean_square,
+            plan.job_seed,
+            plan.round,
+            device.name,
+            plan.rule,
+            plan.steps,
+            plan.batch_size,
+            plan.mean_square,
             plan.privacy,
-        )  # fmt: skip
+        )
         engine, rows = self._task.engine(device.index, plan.split), self._task.rows(device.index)
         result = train_round(engine, theta, rows, work, rng=self._rng, clock=lambda: 0.0)
         assert result is not None  # noqa: S101 nothing stops it

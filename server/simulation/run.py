@@ -190,9 +190,14 @@ def simulate(
         if not coordinator.run(resumed=False, should_stop=should_stop):
             return None
         ledger.end_job(job.name, "finished", None)
-        return {**_result(ledger, job), "virtual_s": world.now, "wall_s": time.perf_counter() - started,
-                "cpu_s": time.process_time() - cpu_started,
-                "device_rounds": fleet.device_rounds, "messages": world.delivered}  # fmt: skip
+        return {
+            **_result(ledger, job),
+            "virtual_s": world.now,
+            "wall_s": time.perf_counter() - started,
+            "cpu_s": time.process_time() - cpu_started,
+            "device_rounds": fleet.device_rounds,
+            "messages": world.delivered,
+        }
 
 
 def _in_memory() -> str | None:

@@ -150,8 +150,11 @@ class Ledger:
         if not found:
             self._write(
                 "INSERT INTO jobs (name, fleet, bundle_sha256, config, state) VALUES (?, ?, ?, ?, 'running')",
-                name, fleet, bundle_sha256, json.dumps(config),
-            )  # fmt: skip
+                name,
+                fleet,
+                bundle_sha256,
+                json.dumps(config),
+            )
             return False
         job = found[0]
         if job["state"] == "finished":
@@ -177,8 +180,10 @@ class Ledger:
         """Enter that a job is ``finished`` or ``failed``."""
         self._write(
             "UPDATE jobs SET state = ?, result_dir = ?, finished_at = datetime('now') WHERE name = ?",
-            state, result_dir, name,
-        )  # fmt: skip
+            state,
+            result_dir,
+            name,
+        )
 
     # -- rounds -------------------------------------------------------------------------------------------------
 
@@ -211,8 +216,13 @@ class Ledger:
         """Enter a change of an offer."""
         self._write(
             "UPDATE offers SET state = ?, detail = ? WHERE job = ? AND round = ? AND attempt = ? AND device = ?",
-            state, detail, job, index, attempt, device,
-        )  # fmt: skip
+            state,
+            detail,
+            job,
+            index,
+            attempt,
+            device,
+        )
 
     def take_report(self, job: str, index: int, attempt: int, device: str, values: dict[str, Any]) -> None:
         """Enter a report; ``values`` are columns of ``offers``."""
@@ -220,40 +230,61 @@ class Ledger:
         self._write(
             f"UPDATE offers SET state = 'reported', {columns} "  # noqa: S608 our own column names
             "WHERE job = ? AND round = ? AND attempt = ? AND device = ?",
-            *values.values(), job, index, attempt, device,
-        )  # fmt: skip
+            *values.values(),
+            job,
+            index,
+            attempt,
+            device,
+        )
 
     def add_bytes(self, job: str, index: int, attempt: int, device: str, *, up: int = 0, down: int = 0) -> None:
         """Count what travelled for an offer."""
         self._write(
             "UPDATE offers SET bytes_up = bytes_up + ?, bytes_down = bytes_down + ? "
             "WHERE job = ? AND round = ? AND attempt = ? AND device = ?",
-            up, down, job, index, attempt, device,
-        )  # fmt: skip
+            up,
+            down,
+            job,
+            index,
+            attempt,
+            device,
+        )
 
     def close_round(self, job: str, attempt: int, closed: ClosedRound) -> None:
         """Enter a round's result."""
         self._write(
             "UPDATE rounds SET state = 'aggregated', closed_at = datetime('now'), result_sha256 = ?, log_sha256 = ?, "
             "log_size_bytes = ?, terms = ?, mean_square = ?, figures = ? WHERE job = ? AND round = ? AND attempt = ?",
-            closed.result_sha256, closed.log_sha256, closed.log_size_bytes, closed.terms, closed.mean_square,
-            msgspec.json.encode(closed.figures).decode(), job, closed.index, attempt,
-        )  # fmt: skip
+            closed.result_sha256,
+            closed.log_sha256,
+            closed.log_size_bytes,
+            closed.terms,
+            closed.mean_square,
+            msgspec.json.encode(closed.figures).decode(),
+            job,
+            closed.index,
+            attempt,
+        )
 
     def abandon_round(self, job: str, index: int, attempt: int) -> None:
         """Enter that an attempt had too few reports."""
         self._write(
             "UPDATE rounds SET state = 'abandoned', closed_at = datetime('now') "
             "WHERE job = ? AND round = ? AND attempt = ?",
-            job, index, attempt,
-        )  # fmt: skip
+            job,
+            index,
+            attempt,
+        )
 
     def round_evaluated(self, job: str, index: int, loss: float, accuracy: float) -> None:
         """Enter what a round's adapter is worth."""
         self._write(
             "UPDATE rounds SET loss = ?, accuracy = ? WHERE job = ? AND round = ? AND state = 'aggregated'",
-            loss, accuracy, job, index,
-        )  # fmt: skip
+            loss,
+            accuracy,
+            job,
+            index,
+        )
 
     def closed_rounds(self, job: str) -> list[ClosedRound]:
         """Return a job's aggregated rounds, in order."""
@@ -292,23 +323,30 @@ class Ledger:
         self._write(
             "INSERT INTO devices (fleet, name, state, ineligible) VALUES (?, ?, ?, ?) ON CONFLICT (fleet, name) "
             "DO UPDATE SET state = excluded.state, ineligible = excluded.ineligible, last_seen = datetime('now')",
-            fleet, name, state, ineligible,
-        )  # fmt: skip
+            fleet,
+            name,
+            state,
+            ineligible,
+        )
 
     def device_born(self, fleet: str, name: str, birth: str) -> None:
         """Enter a device's birth message (JSON)."""
         self._write(
             "INSERT INTO devices (fleet, name, state, birth) VALUES (?, ?, 'online', ?) ON CONFLICT (fleet, name) "
             "DO UPDATE SET birth = excluded.birth, last_seen = datetime('now')",
-            fleet, name, birth,
-        )  # fmt: skip
+            fleet,
+            name,
+            birth,
+        )
 
     def device_proved(self, fleet: str, name: str, adapter_sha256: str) -> None:
         """Enter the hash of the adapter that a device has shown to have."""
         self._write(
             "UPDATE devices SET adapter_sha256 = ?, last_seen = datetime('now') WHERE fleet = ? AND name = ?",
-            adapter_sha256, fleet, name,
-        )  # fmt: skip
+            adapter_sha256,
+            fleet,
+            name,
+        )
 
     # -- profiles -----------------------------------------------------------------------------------------------
 
@@ -324,18 +362,23 @@ class Ledger:
         with self.transaction():
             last = self.rows(
                 "SELECT payload_sha256 FROM profiles WHERE fleet = ? AND device = ? ORDER BY id DESC LIMIT 1",
-                fleet, device,
-            )  # fmt: skip
+                fleet,
+                device,
+            )
             if last and last[0]["payload_sha256"] == payload_sha256:
                 return False
             self._db.execute(
                 "INSERT INTO profiles (fleet, device, payload_sha256, profile, bundle_sha256, remarks) "
                 "VALUES (?, ?, ?, ?, ?, ?)",
                 (
-                    fleet, device, payload_sha256, None if profile is None else msgspec.json.encode(profile),
-                    None if profile is None else profile.bundle.sha256, json.dumps(list(remarks)),
+                    fleet,
+                    device,
+                    payload_sha256,
+                    None if profile is None else msgspec.json.encode(profile),
+                    None if profile is None else profile.bundle.sha256,
+                    json.dumps(list(remarks)),
                 ),
-            )  # fmt: skip
+            )
             self._db.execute(
                 f"DELETE FROM profiles WHERE fleet = ? AND device = ? AND {kind} AND id NOT IN "  # noqa: S608 ours
                 f"(SELECT id FROM profiles WHERE fleet = ? AND device = ? AND {kind} ORDER BY id DESC LIMIT ?)",
@@ -348,6 +391,8 @@ class Ledger:
         rows = self.rows(
             "SELECT profile FROM profiles WHERE fleet = ? AND device = ? AND profile IS NOT NULL "
             "AND bundle_sha256 = coalesce(?, bundle_sha256) ORDER BY id DESC LIMIT 1",
-            fleet, device, bundle_sha256,
-        )  # fmt: skip
+            fleet,
+            device,
+            bundle_sha256,
+        )
         return msgspec.json.decode(rows[0]["profile"], type=Profile) if rows else None

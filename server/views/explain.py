@@ -33,8 +33,10 @@ def explain(ledger: Ledger, job: str | None, index: int, device: str) -> dict[st
         raise JobError(f"there is no job {name or ''}".rstrip(), "see: covey job list")
     rows = ledger.rows(
         "SELECT attempt, choice FROM choices WHERE job = ? AND round = ? AND device = ? ORDER BY attempt DESC LIMIT 1",
-        name, index, device,
-    )  # fmt: skip
+        name,
+        index,
+        device,
+    )
     if not rows:
         reason = _why_ineligible(ledger, name, index, device)
         if reason is not None:
@@ -48,8 +50,11 @@ def explain(ledger: Ledger, job: str | None, index: int, device: str) -> dict[st
     choice = msgspec.msgpack.decode(rows[0]["choice"], type=Choice)
     took = ledger.rows(
         "SELECT state, seconds FROM offers WHERE job = ? AND round = ? AND attempt = ? AND device = ?",
-        name, index, rows[0]["attempt"], device,
-    )  # fmt: skip
+        name,
+        index,
+        rows[0]["attempt"],
+        device,
+    )
     return {
         "job": name,
         "round": index,

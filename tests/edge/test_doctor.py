@@ -61,9 +61,17 @@ def test_findings(root: Path, tmp_path: Path, listening: int) -> None:
     assert found["memory"].values == {"free_bytes": 100_000 * 1024}
     assert found["temperature"].values == {"celsius": 81.5}
     assert {name: f.status for name, f in found.items() if name not in ("executorch", "disk")} == {
-        "covey": "ok", "onnxruntime": "ok", "threads": "warning", "memory": "warning", "temperature": "warning",
-        "eligibility": "ok", "data": "problem", "broker": "ok", "server": "absent", "clock": "absent",
-    }  # fmt: skip
+        "covey": "ok",
+        "onnxruntime": "ok",
+        "threads": "warning",
+        "memory": "warning",
+        "temperature": "warning",
+        "eligibility": "ok",
+        "data": "problem",
+        "broker": "ok",
+        "server": "absent",
+        "clock": "absent",
+    }
     assert all(f.advice for f in found.values() if f.status in ("warning", "problem"))
 
 

@@ -29,25 +29,52 @@ def test_exit_codes_are_stable() -> None:
     codes = {
         error.__name__: error.exit_code
         for error in (
-            errors.CoveyError, errors.ConfigError, errors.DataError, errors.BundleError, errors.ProtocolError,
-            errors.NetworkError, errors.StorageError, errors.TrainingError, ExportError, JobError,
+            errors.CoveyError,
+            errors.ConfigError,
+            errors.DataError,
+            errors.BundleError,
+            errors.ProtocolError,
+            errors.NetworkError,
+            errors.StorageError,
+            errors.TrainingError,
+            ExportError,
+            JobError,
         )
-    }  # fmt: skip
+    }
     assert codes == {
-        "CoveyError": 1, "ConfigError": 3, "DataError": 4, "BundleError": 5, "ProtocolError": 6, "NetworkError": 7,
-        "StorageError": 8, "TrainingError": 9, "ExportError": 10, "JobError": 11,
-    }  # fmt: skip
+        "CoveyError": 1,
+        "ConfigError": 3,
+        "DataError": 4,
+        "BundleError": 5,
+        "ProtocolError": 6,
+        "NetworkError": 7,
+        "StorageError": 8,
+        "TrainingError": 9,
+        "ExportError": 10,
+        "JobError": 11,
+    }
 
 
 @pytest.mark.parametrize(
     "command",
     [
-        "covey-edge", "covey-edge doctor", "covey-edge run", "covey-edge predict", "covey-edge data check",
+        "covey-edge",
+        "covey-edge doctor",
+        "covey-edge run",
+        "covey-edge predict",
+        "covey-edge data check",
         "covey-edge bundle verify",
-        "covey", "covey export", "covey probe", "covey serve", "covey job list", "covey job show",
-        "covey device list", "covey bundle verify", "covey demo",
+        "covey",
+        "covey export",
+        "covey probe",
+        "covey serve",
+        "covey job list",
+        "covey job show",
+        "covey device list",
+        "covey bundle verify",
+        "covey demo",
     ],
-)  # fmt: skip
+)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     program, *words = command.split()
     with pytest.raises(SystemExit) as caught:

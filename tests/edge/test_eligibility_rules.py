@@ -20,13 +20,25 @@ from edge_runtime.errors import ConfigError
 
 NOON = dt.time(12, 0)
 GOOD = Conditions(
-    temperature_c=50.0, throttled=False, other_load=0.1, on_mains=True, battery=0.9, memory_free_bytes=10**9,
+    temperature_c=50.0,
+    throttled=False,
+    other_load=0.1,
+    on_mains=True,
+    battery=0.9,
+    memory_free_bytes=10**9,
     disk_free_bytes=10**10,
-)  # fmt: skip
+)
 ALL = EligibilityRules(
-    most_temperature_c=80.0, not_throttled=True, most_other_load=0.5, on_mains=True, least_battery=0.5,
-    least_memory_mb=200, least_disk_mb=1000, hours=["08:00-18:00"], unknown="refuse",
-)  # fmt: skip
+    most_temperature_c=80.0,
+    not_throttled=True,
+    most_other_load=0.5,
+    on_mains=True,
+    least_battery=0.5,
+    least_memory_mb=200,
+    least_disk_mb=1000,
+    hours=["08:00-18:00"],
+    unknown="refuse",
+)
 LIMITS = {
     "most_temperature_c": ("temperature_c", 80.0, 1.0),
     "most_other_load": ("other_load", 0.5, 1.0),
@@ -39,10 +51,14 @@ LIMITS = {
 def test_a_good_board_works_and_each_rule_alone_can_stop_it() -> None:
     assert broken_rules(ALL, GOOD, NOON) == {}
     bad = {
-        "most_temperature_c": {"temperature_c": 81.0}, "not_throttled": {"throttled": True},
-        "most_other_load": {"other_load": 0.7}, "on_mains": {"on_mains": False}, "least_battery": {"battery": 0.4},
-        "least_memory_mb": {"memory_free_bytes": 10**8}, "least_disk_mb": {"disk_free_bytes": 10**8},
-    }  # fmt: skip
+        "most_temperature_c": {"temperature_c": 81.0},
+        "not_throttled": {"throttled": True},
+        "most_other_load": {"other_load": 0.7},
+        "on_mains": {"on_mains": False},
+        "least_battery": {"battery": 0.4},
+        "least_memory_mb": {"memory_free_bytes": 10**8},
+        "least_disk_mb": {"disk_free_bytes": 10**8},
+    }
     for rule, change in bad.items():
         assert set(broken_rules(ALL, msgspec.structs.replace(GOOD, **change), NOON)) == {rule}
     assert broken_rules(ALL, GOOD, dt.time(18, 0)) == {"hours": "it is 18:00, outside 08:00-18:00"}
@@ -89,9 +105,7 @@ def test_a_limit_holds_and_a_broken_one_holds_a_margin_longer(rule: str, share: 
     assert broken == worse or was_broken
 
 
-@given(
-    start=st.integers(0, 1439), stop=st.integers(0, 1439), minute=st.integers(0, 1439), second=st.integers(0, 59)
-)  # fmt: skip
+@given(start=st.integers(0, 1439), stop=st.integers(0, 1439), minute=st.integers(0, 1439), second=st.integers(0, 59))
 def test_a_window_is_its_minutes_also_over_midnight(start: int, stop: int, minute: int, second: int) -> None:
     window = f"{start // 60:02}:{start % 60:02}-{stop // 60:02}:{stop % 60:02}"
     inside, at = set(), start
@@ -107,9 +121,16 @@ def test_a_window_is_its_minutes_also_over_midnight(start: int, stop: int, minut
 
 @pytest.mark.parametrize(
     "line",
-    ['hours = ["25:00-06:00"]', 'hours = ["night"]', "most_temperature_c = 0", "least_battery = 1.5", "colour = 1",
-     "most_other_load = 0.0", 'unknown = "guess"'],
-)  # fmt: skip
+    [
+        'hours = ["25:00-06:00"]',
+        'hours = ["night"]',
+        "most_temperature_c = 0",
+        "least_battery = 1.5",
+        "colour = 1",
+        "most_other_load = 0.0",
+        'unknown = "guess"',
+    ],
+)
 def test_rules_that_cannot_be_are_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "edge.toml"
     path.write_text(f'name = "pi"\nbroker = "mqtt://h"\n[data]\npath = "d.jsonl"\n[eligibility]\n{line}\n')

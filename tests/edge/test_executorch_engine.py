@@ -184,10 +184,14 @@ def test_a_mixed_fleet_agrees(bundle: Bundle, tmp_path: Path) -> None:
         data = DataConfig(str(write_rows(reviews(8 + index, seed=index), tmp_path / f"{index}.jsonl")))
         configs.append(
             EdgeConfig(
-                name=f"device-{index}", broker="mqtt://unused", data=data, threads=1,
-                state_dir=str(tmp_path / f"device-{index}"), engine="executorch" if index % 2 else "onnxruntime",
+                name=f"device-{index}",
+                broker="mqtt://unused",
+                data=data,
+                threads=1,
+                state_dir=str(tmp_path / f"device-{index}"),
+                engine="executorch" if index % 2 else "onnxruntime",
             )
-        )  # fmt: skip
+        )
     job, _ = load_job(write_job(tmp_path, rounds=3, min_devices=4, eval_every=3), bundle.path)
     result = run_in_process(job, bundle, tmp_path / "server", configs)
     assert result["rounds"] == 3

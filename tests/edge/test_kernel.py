@@ -248,9 +248,13 @@ def test_arrays_that_a_pointer_cannot_describe() -> None:
 def test_bad_numbers_are_refused() -> None:
     out = np.zeros(10, dtype=np.float32)
     for seeds, scales, block, offset in (
-        ([1, 2], [1.0], 0, 0), ([-1], [1.0], 0, 0), ([2**64], [1.0], 0, 0), ([1], [1.0], -1, 0), ([1], [1.0], 0, -1),
+        ([1, 2], [1.0], 0, 0),
+        ([-1], [1.0], 0, 0),
+        ([2**64], [1.0], 0, 0),
+        ([1], [1.0], -1, 0),
+        ([1], [1.0], 0, -1),
         ([1], [1.0], 0, 2**64 - 3),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError):
             perturb_many_into(out, out, seeds, block, scales, offset)
 
@@ -273,9 +277,13 @@ def test_the_package_installs_with_and_without_a_compiler(compiler: str, tmp_pat
         "import os; os.environ['COVEY_KERNEL'] = 'native'; k.kernel.cache_clear(); k.kernel_name()"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd="/",
+        [sys.executable, "-c", code],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd="/",
         env=environment | {"PYTHONPATH": str(installed)},
-    )  # fmt: skip
+    )
     file, name = result.stdout.split()
     assert Path(file).is_relative_to(installed)
     if compiler == "/bin/false":

@@ -203,10 +203,13 @@ def test_what_was_dropped_did_not_move_and_is_not_sent() -> None:
 def test_a_round_is_a_function_of_its_seeds() -> None:
     assert run(2).movement.tobytes() == run(2).movement.tobytes()
     other = train_backprop(
-        bowl(), np.zeros(SIZE, np.float32), ROWS,
-        BackpropWork(2, 0, "pi", Stld(learning_rate=0.05, steps=8), 2, {2: 8}), SLICES,
+        bowl(),
+        np.zeros(SIZE, np.float32),
+        ROWS,
+        BackpropWork(2, 0, "pi", Stld(learning_rate=0.05, steps=8), 2, {2: 8}),
+        SLICES,
         Personal({}, LayerStatistics.of(LAYERS)),
-    )  # fmt: skip
+    )
     assert other is not None
     assert other.movement.tobytes() != run(2).movement.tobytes()
 

@@ -17,11 +17,13 @@ SEEDS = st.integers(0, 2**64 - 1)
 _ONES = 2**64 - 1
 KNOWN_ANSWERS = [
     (
-        (0, 0, 0, 0), (0, 0),
+        (0, 0, 0, 0),
+        (0, 0),
         (0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B),
     ),
     (
-        (_ONES,) * 4, (_ONES, _ONES),
+        (_ONES,) * 4,
+        (_ONES, _ONES),
         (0x87B092C3013FE90B, 0x438C3C67BE8D0224, 0x9CC7D7C69CD777B6, 0xA09CAEBF594F0BA0),
     ),
     (
@@ -29,7 +31,7 @@ KNOWN_ANSWERS = [
         (0x452821E638D01377, 0xBE5466CF34E90C6C),
         (0xA528F45403E61D95, 0x38C72DBD566E9788, 0xA5A1610E72FD18B5, 0x57BD43B5E52B7FE6),
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)

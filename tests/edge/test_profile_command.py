@@ -21,8 +21,19 @@ pytestmark = pytest.mark.timeout(180)
 @pytest.fixture(scope="module")
 def profile(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Profile:
     path = tmp_path_factory.mktemp("profile") / "profile.json"
-    arguments = ["profile", "--bundle", str(tiny_bundle.path), "--seconds", "0.01", "--shapes", "1x8,2x16",
-                 "--output", str(path), "--format", "json"]  # fmt: skip
+    arguments = [
+        "profile",
+        "--bundle",
+        str(tiny_bundle.path),
+        "--seconds",
+        "0.01",
+        "--shapes",
+        "1x8,2x16",
+        "--output",
+        str(path),
+        "--format",
+        "json",
+    ]
     assert edge_cli.main(arguments) == 0
     return decode_profile(path.read_bytes())
 
@@ -67,12 +78,17 @@ def tree(root: Path, files: dict[str, str]) -> Path:
 
 def test_a_raspberry_pi_5(tmp_path: Path) -> None:
     """A tree written after the kernel's and the firmware's public documentation, not recorded on a board."""
-    root = tree(tmp_path, {
-        "proc/device-tree/model": "Raspberry Pi 5 Model B Rev 1.0\0", "sys/devices/system/cpu/online": "0-3\n",
-        "sys/class/thermal/thermal_zone0/temp": "81250\n",
-        "proc/meminfo": "MemTotal: 8245696 kB\nMemAvailable: 4096 kB\n",
-        "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq": "2400000\n", "proc/loadavg": "2.00 1.0 1.0 1/100 1\n",
-    })  # fmt: skip
+    root = tree(
+        tmp_path,
+        {
+            "proc/device-tree/model": "Raspberry Pi 5 Model B Rev 1.0\0",
+            "sys/devices/system/cpu/online": "0-3\n",
+            "sys/class/thermal/thermal_zone0/temp": "81250\n",
+            "proc/meminfo": "MemTotal: 8245696 kB\nMemAvailable: 4096 kB\n",
+            "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq": "2400000\n",
+            "proc/loadavg": "2.00 1.0 1.0 1/100 1\n",
+        },
+    )
     said = {
         "get_throttled": "throttled=0xe0004\n",
         "pmic_read_adc": " VDD_CORE_A current(7)=2.0A\n VDD_CORE_V volt(15)=0.9V\n",
@@ -81,8 +97,11 @@ def test_a_raspberry_pi_5(tmp_path: Path) -> None:
     facts, reading = board.facts(), board.read()
     assert (facts.board, facts.cores, facts.max_clock_hz) == ("raspberry-pi-5", 4, 2.4e9)
     assert (reading.temperature_c, reading.throttled, reading.throttled_since_boot, reading.under_voltage) == (
-        81.25, True, True, False,
-    )  # fmt: skip
+        81.25,
+        True,
+        True,
+        False,
+    )
     assert (reading.power_w, reading.power_sensor, reading.load) == (pytest.approx(1.8), "pmic", 0.5)
     assert reading.memory_free_bytes == 4096 * 1024
     assert reading.battery is None
@@ -90,12 +109,19 @@ def test_a_raspberry_pi_5(tmp_path: Path) -> None:
 
 def test_a_jetson(tmp_path: Path) -> None:
     """As above."""
-    root = tree(tmp_path, {
-        "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit\0", "sys/class/hwmon/hwmon1/name": "ina3221\n",
-        "sys/class/hwmon/hwmon1/in1_label": "VDD_IN\n", "sys/class/hwmon/hwmon1/in1_input": "5000\n",
-        "sys/class/hwmon/hwmon1/curr1_input": "1500\n", "sys/class/thermal/cooling_device0/type": "cpufreq-cpu0\n",
-        "sys/class/thermal/cooling_device0/cur_state": "2\n", "sys/class/thermal/thermal_zone0/temp": "-256000\n",
-    })  # fmt: skip
+    root = tree(
+        tmp_path,
+        {
+            "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit\0",
+            "sys/class/hwmon/hwmon1/name": "ina3221\n",
+            "sys/class/hwmon/hwmon1/in1_label": "VDD_IN\n",
+            "sys/class/hwmon/hwmon1/in1_input": "5000\n",
+            "sys/class/hwmon/hwmon1/curr1_input": "1500\n",
+            "sys/class/thermal/cooling_device0/type": "cpufreq-cpu0\n",
+            "sys/class/thermal/cooling_device0/cur_state": "2\n",
+            "sys/class/thermal/thermal_zone0/temp": "-256000\n",
+        },
+    )
     board = Board(root, run=lambda _command: None)
     reading = board.read()
     assert board.facts().board == "jetson-orin-nano"

@@ -37,22 +37,54 @@ from edge_runtime.protocol.step_rule import StepRule
 from edge_runtime.protocol.topics import device_of, topic_for
 
 REPORT = RoundReport(
-    job="job", round=1, attempt=0, device="pi", adapter_sha256=SHA, scalars=b"\0" * 8, examples=10, loss=0.5,
-    seconds=1.5, front_passes=2, back_passes=4, front_seconds=0.5, back_seconds=1.0,
-    link_bytes_per_s=1e6, replay_parameters_per_s=None, blob_bytes=0,
-)  # fmt: skip
+    job="job",
+    round=1,
+    attempt=0,
+    device="pi",
+    adapter_sha256=SHA,
+    scalars=b"\0" * 8,
+    examples=10,
+    loss=0.5,
+    seconds=1.5,
+    front_passes=2,
+    back_passes=4,
+    front_seconds=0.5,
+    back_seconds=1.0,
+    link_bytes_per_s=1e6,
+    replay_parameters_per_s=None,
+    blob_bytes=0,
+)
 PLAN = TrainPlan(
-    job="job", job_seed=1, round=2, attempt=0, bundle_sha256=SHA,
-    adapter=AdapterRef(BlobRef(SHA, 400), BlobRef(SHA, 40), SHA), rule=StepRule(), split=5, steps=4, batch_size=8,
-    mean_square=None, privacy=None, deadline_s=60.0, blob_url="http://:8080/blobs",
-)  # fmt: skip
+    job="job",
+    job_seed=1,
+    round=2,
+    attempt=0,
+    bundle_sha256=SHA,
+    adapter=AdapterRef(BlobRef(SHA, 400), BlobRef(SHA, 40), SHA),
+    rule=StepRule(),
+    split=5,
+    steps=4,
+    batch_size=8,
+    mean_square=None,
+    privacy=None,
+    deadline_s=60.0,
+    blob_url="http://:8080/blobs",
+)
 MESSAGES: list[tuple[AnyMessage, str]] = [
     (PLAN, "2565a256c156d03e"),
     (REPORT, "63140e9d01547b6a"),
     (
         Birth(
-            device="pi", boot_id="1", covey_version="0.1.0", python_version="3.11", machine="aarch64",
-            runtimes={"numpy": "2"}, methods=["spzo"], rows=None, bundle_sha256=None, adapter_sha256=SHA,
+            device="pi",
+            boot_id="1",
+            covey_version="0.1.0",
+            python_version="3.11",
+            machine="aarch64",
+            runtimes={"numpy": "2"},
+            methods=["spzo"],
+            rows=None,
+            bundle_sha256=None,
+            adapter_sha256=SHA,
             capability=Capability(kind="backprop", levels=[LevelNeed(3, 9, 2)], bytes_free=None),
         ),
         "ab865f66dfeca06d",
@@ -66,28 +98,52 @@ MESSAGES: list[tuple[AnyMessage, str]] = [
     (Synced(job="job", round=1, device="pi", adapter_sha256=SHA, blob_bytes=3), "9603e2e8ba9dd92c"),
     (
         SyncPlan(
-            job="job", round=1, bundle_sha256=SHA, adapter=AdapterRef(BlobRef(SHA, 4), None, None), final=True,
+            job="job",
+            round=1,
+            bundle_sha256=SHA,
+            adapter=AdapterRef(BlobRef(SHA, 4), None, None),
+            final=True,
             blob_url="http://h/blobs",
         ),
         "d110bb0055751715",
     ),
     (
         BackpropPlan(
-            job="job", job_seed=1, round=2, attempt=0, bundle_sha256=SHA,
-            adapter=AdapterRef(BlobRef(SHA, 400), None, None), stld=Stld(), level=3, deadline_s=60.0,
+            job="job",
+            job_seed=1,
+            round=2,
+            attempt=0,
+            bundle_sha256=SHA,
+            adapter=AdapterRef(BlobRef(SHA, 400), None, None),
+            stld=Stld(),
+            level=3,
+            deadline_s=60.0,
             blob_url="http://:8080/blobs",
         ),
         "d2940a5dd51d1c02",
     ),
     (
         DeltaReport(
-            job="job", round=1, attempt=0, device="pi", adapter_sha256=SHA, delta=BlobRef(SHA, 400), layers=[0, 2],
-            personal_layers=1, level=3, examples=10, loss=0.5, seconds=1.5, peak_rss_bytes=None, link_bytes_per_s=1e6,
-            replay_parameters_per_s=None, blob_bytes=0,
+            job="job",
+            round=1,
+            attempt=0,
+            device="pi",
+            adapter_sha256=SHA,
+            delta=BlobRef(SHA, 400),
+            layers=[0, 2],
+            personal_layers=1,
+            level=3,
+            examples=10,
+            loss=0.5,
+            seconds=1.5,
+            peak_rss_bytes=None,
+            link_bytes_per_s=1e6,
+            replay_parameters_per_s=None,
+            blob_bytes=0,
         ),
         "21006d5e7a6fa7fc",
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("message", "golden"), MESSAGES, ids=lambda value: type(value).__name__)
@@ -115,12 +171,20 @@ def test_another_version_is_named() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"round": "1"}, {"round": -1}, {"scalars": "text"}, {"adapter_sha256": "xyz"}, {"device": "a/b"},
-        {"examples": 0}, {"type": "birth"}, {"surprise": 1}, {"seconds": -1.0}, {"loss": "low"},
+        {"round": "1"},
+        {"round": -1},
+        {"scalars": "text"},
+        {"adapter_sha256": "xyz"},
+        {"device": "a/b"},
+        {"examples": 0},
+        {"type": "birth"},
+        {"surprise": 1},
+        {"seconds": -1.0},
+        {"loss": "low"},
         {"replay_parameters_per_s": 0.0},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_wrong_fields_are_refused(change: dict[str, object]) -> None:
     fields = msgspec.msgpack.decode(encode_message(REPORT)) | change
     with pytest.raises(ProtocolError, match="not valid"):
@@ -155,9 +219,17 @@ def test_sizes_are_bounded() -> None:
 def test_a_report_costs_four_bytes_a_scalar_and_little_more(scalars: int) -> None:
     longest = "d" * 63
     report = msgspec.structs.replace(
-        REPORT, scalars=b"\0" * (4 * scalars), job=longest, device=longest, round=2**40, attempt=2**40,
-        examples=2**40, front_passes=2**40, back_passes=2**40, blob_bytes=2**40,
-    )  # fmt: skip
+        REPORT,
+        scalars=b"\0" * (4 * scalars),
+        job=longest,
+        device=longest,
+        round=2**40,
+        attempt=2**40,
+        examples=2**40,
+        front_passes=2**40,
+        back_passes=2**40,
+        blob_bytes=2**40,
+    )
     assert len(encode_message(report)) <= 4 * scalars + 512
 
 

@@ -139,9 +139,14 @@ def chain_of(rounds: int, momentum: float = 0.0, **rule: Any) -> tuple[list[Roun
     for index in range(rounds):
         before = adapter_sha256(thetas[-2]) if momentum and index else None
         log = make_log(
-            StepRule(**rule), 3, seed=index, round=index, momentum=momentum, previous_sha256=before,
+            StepRule(**rule),
+            3,
+            seed=index,
+            round=index,
+            momentum=momentum,
+            previous_sha256=before,
             base_sha256=adapter_sha256(thetas[-1]),
-        )  # fmt: skip
+        )
         thetas.append(replay(thetas[-1], log, thetas[-2] if before else None))
         logs.append(compact(msgspec.structs.replace(log, result_sha256=adapter_sha256(thetas[-1]))))
     return logs, thetas
@@ -197,9 +202,13 @@ def test_shared_directions_make_a_log_that_does_not_grow_with_the_cohort(rule: d
 def test_shared_directions_average_the_devices_scalars() -> None:
     """DeComFL (Li et al., ICLR 2025): the model moves along shared directions by the mean of the devices' scalars."""
     rule = StepRule(
-        front_perturbations=2, back_perturbations=1, difference="forward", shared_directions=True, normalize="none",
+        front_perturbations=2,
+        back_perturbations=1,
+        difference="forward",
+        shared_directions=True,
+        normalize="none",
         learning_rate=0.1,
-    )  # fmt: skip
+    )
     devices = [
         DeviceScalars("a", 0.5, pack_scalars(np.array([1.0, 2.0], np.float32))),
         DeviceScalars("b", 0.5, pack_scalars(np.array([3.0, -4.0], np.float32))),

@@ -126,9 +126,16 @@ def test_an_equal_export_lowers_nothing(tiny_export: Callable[..., Bundle], tmp_
     options = TaskOptions("classify-head", ["no", "yes"], None, None, 32, None, 3.0, None)
     lora = LoraOptions(4, 8.0, DEFAULT_TARGETS[folder.model_type], None, ["B"], seed=2)
     second = export_bundle(
-        folder, options, lora, [2], tmp_path / "bundle", levels=(1,), runtimes=("onnxruntime", "executorch"),
-        max_batch=16, progress=told.append,
-    ).bundle  # fmt: skip
+        folder,
+        options,
+        lora,
+        [2],
+        tmp_path / "bundle",
+        levels=(1,),
+        runtimes=("onnxruntime", "executorch"),
+        max_batch=16,
+        progress=told.append,
+    ).bundle
     files = [graph.file for graph in first.manifest.graphs if graph.runtime == "executorch"]
     assert len(files) == 4
     for file in files:

@@ -302,12 +302,13 @@ def test_lora_behind_the_layers_belongs_to_the_back(tmp_path: Path) -> None:
         ("llama", (*PROMPT, "--template", "It was", "--label-words", " bad, good"), "with {text} once"),
         ("llama", (*PROMPT[:-1], "3", *TEMPLATE, "--label-words", " bad, good"), "no trainable parameters"),
         (
-            "llama", (*PROMPT, *TEMPLATE, "--label-words", " bad, good", "--lora-targets", "lm_head,q_proj"),
+            "llama",
+            (*PROMPT, *TEMPLATE, "--label-words", " bad, good", "--lora-targets", "lm_head,q_proj"),
             "lm_head.lora_B.weight would be trained",
         ),
         ("bert-classifier", ("--task", "classify-head", "--labels", "a,b,c", "--split", "1"), "has 2 labels"),
     ],
-)  # fmt: skip
+)
 def test_wrong_options_are_named_and_leave_nothing(
     tmp_path: Path, kind: str, flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -263,9 +263,12 @@ def kept(graph: object) -> set[str]:
     """Values of the layers below the last that are made before the loss and read after it."""
     nodes = list(graph.node)  # type: ignore[attr-defined]
     head = next(n for n, node in enumerate(nodes) if "loss" in node.output)
-    top = max(int(name.split("_forward_")[1]) for node in nodes for name in node.output if name.endswith(tuple(
-        f"_forward_{slot}" for slot in range(LAYERS)
-    )))  # fmt: skip
+    top = max(
+        int(name.split("_forward_")[1])
+        for node in nodes
+        for name in node.output
+        if name.endswith(tuple(f"_forward_{slot}" for slot in range(LAYERS)))
+    )
     made = {name for node in nodes[:head] for name in node.output if "_forward_" in name or name.startswith("into_")}
     made = {name for name in made if not name.endswith(f"_forward_{top}")}
     return made & {name for node in nodes[head:] for name in node.input}

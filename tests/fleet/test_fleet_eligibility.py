@@ -173,10 +173,21 @@ def test_a_plan_that_comes_nevertheless_is_declined_and_a_change_is_announced_on
     assert lone.turn() == []
     sensors.now = Conditions(battery=0.3)
     plan = TrainPlan(
-        job="job", job_seed=0, round=0, attempt=0, bundle_sha256="ab" * 32,
-        adapter=AdapterRef(BlobRef("ab" * 32, 4), None, None), rule=StepRule(), split=1,
-        steps=1, batch_size=1, mean_square=None, privacy=None, deadline_s=9.0, blob_url="http://127.0.0.1:1/blobs",
-    )  # fmt: skip
+        job="job",
+        job_seed=0,
+        round=0,
+        attempt=0,
+        bundle_sha256="ab" * 32,
+        adapter=AdapterRef(BlobRef("ab" * 32, 4), None, None),
+        rule=StepRule(),
+        split=1,
+        steps=1,
+        batch_size=1,
+        mean_square=None,
+        privacy=None,
+        deadline_s=9.0,
+        blob_url="http://127.0.0.1:1/blobs",
+    )
     lone.hub.publish(topic_for("default", "pi", "plan"), encode_message(plan), retain=False)
     answers = lone.turn()
     refusals = [message for message in answers if isinstance(message, PlanRefused)]
@@ -192,9 +203,9 @@ def test_a_plan_that_comes_nevertheless_is_declined_and_a_change_is_announced_on
 
 
 @pytest.mark.parametrize(
-    ("bundle", "damaged", "sent"), [(None, False, True), ("same", False, True), ("cd" * 32, False, False),
-                                    (None, True, False)],
-)  # fmt: skip
+    ("bundle", "damaged", "sent"),
+    [(None, False, True), ("same", False, True), ("cd" * 32, False, False), (None, True, False)],
+)
 def test_a_kept_profile_is_sent_again(
     tmp_path: Path, bundle: str | None, damaged: bool, sent: bool, caplog: pytest.LogCaptureFixture
 ) -> None:

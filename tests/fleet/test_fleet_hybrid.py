@@ -76,9 +76,15 @@ if TYPE_CHECKING:
 
 STLD = JobStld(steps=3, batch_size=4, learning_rate=0.05, device_levels={"deep": 3, "half": 2})
 JOB = Job(
-    name="job", eval_file="unused", rounds=1, steps=1, batch_size=4, split=2,
-    step=StepRule(back_perturbations=2, learning_rate=0.05), stld=STLD,
-)  # fmt: skip
+    name="job",
+    eval_file="unused",
+    rounds=1,
+    steps=1,
+    batch_size=4,
+    split=2,
+    step=StepRule(back_perturbations=2, learning_rate=0.05),
+    stld=STLD,
+)
 
 
 @pytest.fixture(scope="session")
@@ -98,10 +104,17 @@ def bench(tmp_path: Path, leveled: Bundle) -> Iterator[Bench]:
 
 def backprop_plan(bench: Bench, **changes: Any) -> BackpropPlan:
     plan = BackpropPlan(
-        job="job", job_seed=0, round=0, attempt=0, bundle_sha256=bench.bundle.sha256, adapter=bench.initial(),
-        stld=Stld(steps=3, batch_size=4, learning_rate=0.05, personal_share=0.34), level=2, deadline_s=60.0,
+        job="job",
+        job_seed=0,
+        round=0,
+        attempt=0,
+        bundle_sha256=bench.bundle.sha256,
+        adapter=bench.initial(),
+        stld=Stld(steps=3, batch_size=4, learning_rate=0.05, personal_share=0.34),
+        level=2,
+        deadline_s=60.0,
         blob_url=bench.url,
-    )  # fmt: skip
+    )
     return msgspec.structs.replace(plan, **changes)
 
 
@@ -257,9 +270,18 @@ def test_a_device_says_what_it_can_hold(bench: Bench) -> None:
 
 def device(capability: Capability, bundle_sha256: str | None = None, name: str = "pi") -> Device:
     birth = Birth(
-        device=name, boot_id="1", covey_version="0", python_version="3", machine="m", runtimes={}, methods=["spzo"],
-        rows=None, bundle_sha256=bundle_sha256, adapter_sha256=None, capability=capability,
-    )  # fmt: skip
+        device=name,
+        boot_id="1",
+        covey_version="0",
+        python_version="3",
+        machine="m",
+        runtimes={},
+        methods=["spzo"],
+        rows=None,
+        bundle_sha256=bundle_sha256,
+        adapter_sha256=None,
+        capability=capability,
+    )
     return Device(name, "online", birth)
 
 
@@ -321,11 +343,23 @@ def delta_report(bench: Bench, plan: BackpropPlan, name: str, **changes: Any) ->
     if data is None:
         data = encode_delta(np.full(total_size(parameters), 1e-3, np.float32), parameters, layers, 3)
     report = DeltaReport(
-        job=plan.job, round=plan.round, attempt=plan.attempt, device=name, adapter_sha256=plan.adapter.file.sha256,
-        delta=BlobRef(hashlib.sha256(data).hexdigest(), len(data)), layers=layers, personal_layers=0,
-        level=plan.level, examples=5, loss=0.7, seconds=1.0, peak_rss_bytes=None, link_bytes_per_s=None,
-        replay_parameters_per_s=None, blob_bytes=0,
-    )  # fmt: skip
+        job=plan.job,
+        round=plan.round,
+        attempt=plan.attempt,
+        device=name,
+        adapter_sha256=plan.adapter.file.sha256,
+        delta=BlobRef(hashlib.sha256(data).hexdigest(), len(data)),
+        layers=layers,
+        personal_layers=0,
+        level=plan.level,
+        examples=5,
+        loss=0.7,
+        seconds=1.0,
+        peak_rss_bytes=None,
+        link_bytes_per_s=None,
+        replay_parameters_per_s=None,
+        blob_bytes=0,
+    )
     return msgspec.structs.replace(report, **{k: v for k, v in changes.items() if k != "layers"}), data
 
 
@@ -490,9 +524,15 @@ def run_fleet(root: Path, bundle: Bundle, stop_after: int | None = None, **field
             closed.append(event)
 
     return run_in_process(
-        job, bundle, root / "server", fleet(root), observe, stop, make_engine=make_bowl,
+        job,
+        bundle,
+        root / "server",
+        fleet(root),
+        observe,
+        stop,
+        make_engine=make_bowl,
         make_training_engine=make_training_bowl,
-    )  # fmt: skip
+    )
 
 
 def test_a_hybrid_fleet_learns_agrees_and_resumes_to_the_same_hash(leveled: Bundle, tmp_path: Path) -> None:
@@ -506,8 +546,11 @@ def test_a_hybrid_fleet_learns_agrees_and_resumes_to_the_same_hash(leveled: Bund
     ledger = Ledger(tmp_path / "whole" / "server" / LEDGER_FILE, read_only=True)
     rows = ledger.rows("SELECT device, level, personal_layers FROM offers WHERE round = 3 ORDER BY device")
     assert [(row["device"], row["level"], row["personal_layers"]) for row in rows] == [
-        ("deep", 3, 1), ("half", 3, 1), ("phone", None, None), ("tablet", None, None),
-    ]  # fmt: skip
+        ("deep", 3, 1),
+        ("half", 3, 1),
+        ("phone", None, None),
+        ("tablet", None, None),
+    ]
     theta = np.fromfile(tmp_path / "whole" / "server" / "blobs" / whole["adapter_sha256"], np.float32)
     assert adapter_sha256(theta) == whole["adapter_sha256"]
     bowl = make_training_bowl(leveled, 1)
@@ -591,9 +634,17 @@ def test_a_device_runs_fewer_rows_at_once_where_memory_is_short(graphs: Bundle) 
 
     def full_depth(stld: Stld) -> BackpropPlan:
         return BackpropPlan(
-            job="job", job_seed=1, round=0, attempt=0, bundle_sha256=graphs.sha256, stld=stld, level=3, deadline_s=60.0,
-            adapter=AdapterRef(BlobRef("0" * 64, 4), None, None), blob_url="http://server/blobs",
-        )  # fmt: skip
+            job="job",
+            job_seed=1,
+            round=0,
+            attempt=0,
+            bundle_sha256=graphs.sha256,
+            stld=stld,
+            level=3,
+            deadline_s=60.0,
+            adapter=AdapterRef(BlobRef("0" * 64, 4), None, None),
+            blob_url="http://server/blobs",
+        )
 
     movements, sizes = [], []
     for free, micro in ((None, None), (memory_need.bytes_for(need, 3), None), (memory_need.bytes_for(need, 3), 2)):
@@ -627,8 +678,11 @@ def test_a_fleet_learns_on_onnx_runtime(graphs: Bundle, tmp_path: Path) -> None:
     assert result["loss_end"] < result["loss_start"] - 0.01
     rows = job_devices(Ledger(tmp_path / "server" / LEDGER_FILE, read_only=True), "job")
     assert [(row["device"], row["level"], row["reports"]) for row in rows] == [
-        ("deep", 3, 3), ("half", 3, 3), ("phone", None, 3), ("tablet", None, 3),
-    ]  # fmt: skip
+        ("deep", 3, 3),
+        ("half", 3, 3),
+        ("phone", None, 3),
+        ("tablet", None, 3),
+    ]
     assert all(row["bytes_up"] > 0 and row["mean_seconds"] > 0 for row in rows)
     assert (rows[0]["peak_rss_bytes"] or 0) > 1e7
 

@@ -170,10 +170,15 @@ def test_a_device_that_vanishes_leaves_its_will(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("topic_filter", "topic", "expected"),
     [
-        ("a/+/c", "a/b/c", True), ("a/+", "a/b/c", False), ("a/#", "a/b/c", True), ("a/b", "a/b", True),
-        ("a/b/c", "a/b", False), ("+/+/+", "a/b/c", True), ("a/c", "a/b", False),
+        ("a/+/c", "a/b/c", True),
+        ("a/+", "a/b/c", False),
+        ("a/#", "a/b/c", True),
+        ("a/b", "a/b", True),
+        ("a/b/c", "a/b", False),
+        ("+/+/+", "a/b/c", True),
+        ("a/c", "a/b", False),
     ],
-)  # fmt: skip
+)
 def test_topic_filters(topic_filter: str, topic: str, *, expected: bool) -> None:
     assert matches(topic_filter, topic) is expected
 

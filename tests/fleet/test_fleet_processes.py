@@ -94,10 +94,13 @@ def test_other_methods_with_momentum_end_on_the_same_bits(embedded_fleet: Fleet,
 def test_a_private_adaptive_job(embedded_fleet: Fleet) -> None:
     fleet = embedded_fleet
     job = write_job(
-        fleet.root, rounds=4, min_devices=2, weighting="uniform",
+        fleet.root,
+        rounds=4,
+        min_devices=2,
+        weighting="uniform",
         privacy={"clip": 1.0, "noise_multiplier": 40.0, "delta": 1e-5},
         adaptive={"split": True, "most_back_perturbations": 16},
-    )  # fmt: skip
+    )
     server = fleet.serve(job)
     devices = [fleet.device(f"device-{index}", index, least_noise_multiplier=40.0) for index in range(2)]
     fleet.device("careful", 2, least_noise_multiplier=41.0)

@@ -44,8 +44,23 @@ def test_a_device_measures_itself_and_the_server_keeps_it(fleet: Fleet, capsys: 
     server = fleet.serve(job, *broker, "--http-port", str(http_port))
     server.wait_event("waiting")
     config = write_edge(fleet.root / "pi", "pi", fleet.port, 1, server_url=f"http://127.0.0.1:{http_port}")
-    measure = ["profile", "--config", str(config), "--bundle", str(fleet.bundle.path), "--seconds", "0.01",
-               "--shapes", "1x8", "--sustain", "0.2s", "--board", "my-board", "--format", "json"]  # fmt: skip
+    measure = [
+        "profile",
+        "--config",
+        str(config),
+        "--bundle",
+        str(fleet.bundle.path),
+        "--seconds",
+        "0.01",
+        "--shapes",
+        "1x8",
+        "--sustain",
+        "0.2s",
+        "--board",
+        "my-board",
+        "--format",
+        "json",
+    ]
     assert edge_cli.main(measure) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["published"] is True
@@ -59,8 +74,18 @@ def test_a_device_measures_itself_and_the_server_keeps_it(fleet: Fleet, capsys: 
     assert predict.sustained.seconds >= 0.2
 
     def covey(*words: str) -> Any:
-        code = main(["profile", *words, "--state-dir", str(fleet.state_dir), "--format", "json",
-                     "--dir", str(fleet.root / "profiles")])  # fmt: skip
+        code = main(
+            [
+                "profile",
+                *words,
+                "--state-dir",
+                str(fleet.state_dir),
+                "--format",
+                "json",
+                "--dir",
+                str(fleet.root / "profiles"),
+            ]
+        )
         out = json.loads(capsys.readouterr().out)
         return out if code == 0 else None
 
@@ -75,8 +100,19 @@ def test_without_a_broker_the_profile_is_kept(
     tmp_path: Path, tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = write_edge(tmp_path / "pi", "pi", free_port(), 1, connect_timeout_s=0.1)
-    measure = ["profile", "--config", str(config), "--bundle", str(tiny_bundle.path), "--seconds", "0.01",
-               "--shapes", "1x8", "--format", "json"]  # fmt: skip
+    measure = [
+        "profile",
+        "--config",
+        str(config),
+        "--bundle",
+        str(tiny_bundle.path),
+        "--seconds",
+        "0.01",
+        "--shapes",
+        "1x8",
+        "--format",
+        "json",
+    ]
     assert edge_cli.main(measure) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["published"] is False

@@ -150,9 +150,11 @@ def test_scalars_are_pytorchs(tiny_export: Callable[..., Bundle]) -> None:
     for sign in (1, -1):
         there = np.empty_like(theta)
         apply_terms(
-            there, theta, engine.front_workspace.size,
+            there,
+            theta,
+            engine.front_workspace.size,
             Terms([(directions.front[0], sign * rule.eps)], [(directions.back[0], sign * rule.eps)]),
-        )  # fmt: skip
+        )
         logits = predictor.logits(there, batch).astype(np.float64)
         chosen = logits[np.arange(batch.rows), batch.labels]
         losses.append(float((np.log(np.exp(logits).sum(axis=1)) - chosen).mean()))

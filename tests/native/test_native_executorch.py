@@ -41,8 +41,10 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[int
     def run(*arguments: object) -> tuple[int, dict[str, Any]]:
         result = subprocess.run(
             [str(folder / "covey-core"), *map(str, arguments), "--threads", "1", "--format", "json"],
-            check=False, capture_output=True, text=True,
-        )  # fmt: skip
+            check=False,
+            capture_output=True,
+            text=True,
+        )
         return result.returncode, json.loads(result.stdout)
 
     return run
@@ -50,9 +52,13 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[int
 
 @pytest.mark.parametrize(("kind", "task", "train"), [("bert", "classify-head", "B"), ("opt", "causal-lm", "B")])
 def test_real_graphs_give_pythons_bits(
-    command: Callable[..., tuple[int, dict[str, Any]]], tiny_export: Callable[..., Bundle], tmp_path: Path,
-    kind: str, task: str, train: str,
-) -> None:  # fmt: skip
+    command: Callable[..., tuple[int, dict[str, Any]]],
+    tiny_export: Callable[..., Bundle],
+    tmp_path: Path,
+    kind: str,
+    task: str,
+    train: str,
+) -> None:
     from edge_runtime.engines.executorch_engine import ExecutorchEngine
 
     bundle = tiny_export(kind, task=task, splits=(2,), train=train, runtimes=BOTH)
@@ -64,9 +70,26 @@ def test_real_graphs_give_pythons_bits(
     seeds = step_seeds(rule, 5, 2, "phone", 0)
     expected = spzo_step(ExecutorchEngine(bundle, 2, 1), bundle.initial_adapter(), batch, rule, seeds)
     code, found = command(
-        "step", "--bundle", bundle.path, "--split", 2, "--device", "phone", "--job-seed", 5, "--round", 2,
-        "--front-perturbations", 2, "--back-perturbations", 2, "--eps", 0.05, "--scalars", tmp_path / "scalars",
-    )  # fmt: skip
+        "step",
+        "--bundle",
+        bundle.path,
+        "--split",
+        2,
+        "--device",
+        "phone",
+        "--job-seed",
+        5,
+        "--round",
+        2,
+        "--front-perturbations",
+        2,
+        "--back-perturbations",
+        2,
+        "--eps",
+        0.05,
+        "--scalars",
+        tmp_path / "scalars",
+    )
     assert code == 0
     assert np.abs(expected.scalars).max() > 1e-3
     assert (tmp_path / "scalars").read_bytes() == expected.scalars.tobytes()
@@ -79,9 +102,7 @@ def test_what_does_not_fit_is_not_run(
 ) -> None:
     bundle = tiny_export("bert", splits=(2,), runtimes=BOTH)
     code, found = command("step", "--bundle", bundle.path, "--split", 1)
-    assert (code, found["error"]) == (
-        5, "the bundle has no front graph for executorch at split 1; its splits are 2"
-    )  # fmt: skip
+    assert (code, found["error"]) == (5, "the bundle has no front graph for executorch at split 1; its splits are 2")
     copy = tmp_path / "bundle"
     shutil.copytree(bundle.path, copy)
     graph = copy / bundle.manifest.graph("front", 2, "executorch").file

@@ -126,17 +126,21 @@ def broken_chains() -> list[tuple[str, bytes, int, str]]:
         ("terms without end", with_terms(back=np.array([np.inf], "<f4").tobytes()), protocol, "not finite"),
         (
             "outside the pool",
-            with_terms(back_pool=np.array([5], "<u4").tobytes(), back=b"\0" * 4), protocol, "outside its pool",
+            with_terms(back_pool=np.array([5], "<u4").tobytes(), back=b"\0" * 4),
+            protocol,
+            "outside its pool",
         ),
         ("no pool", with_terms(back_pool=None), protocol, "more coefficients"),
         (
             "terms not shared",
-            encode_chain([msgspec.structs.replace(pooled[0], rule=StepRule())]), protocol, "does not share",
+            encode_chain([msgspec.structs.replace(pooled[0], rule=StepRule())]),
+            protocol,
+            "does not share",
         ),
         ("deep", b"\x91" * 100_000, protocol, "nests too deeply"),
         ("a promise", b"\xdd\xff\xff\xff\xff", protocol, "not readable"),
         ("not UTF-8", raw(job="job").replace(b"\xa3job\xa3job", b"\xa3job\xa3\xff\xfe\xfd"), protocol, "UTF-8"),
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(("what", "chain", "code", "message"), broken_chains(), ids=[c[0] for c in broken_chains()])

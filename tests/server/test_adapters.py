@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 JOB = Job(
     name="job", eval_file="x", split=2, steps=1, server_momentum=0.5, step=StepRule(back_perturbations=2), rounds=20
-)  # fmt: skip
+)
 
 
 class Chains:
@@ -45,9 +45,14 @@ class Chains:
     def close(self, scalar: float = 0.5) -> str:
         log, blob, terms = self.chain.extend(self.next_log(scalar))
         figures = aggregate(
-            self.bundle.manifest.parameters, JOB, log.round, RoundPlan(2, log.rule), ("a" * 64, None), None,
+            self.bundle.manifest.parameters,
+            JOB,
+            log.round,
+            RoundPlan(2, log.rule),
+            ("a" * 64, None),
+            None,
             {"pi": TakenReport(log.devices[0].scalars, 1)},
-        ).figures  # fmt: skip
+        ).figures
         assert terms == len(round_terms(log))
         closed = ClosedRound(
             log.round, log.base_sha256, log.result_sha256, blob.sha256, blob.size_bytes, terms, None, figures

@@ -68,9 +68,17 @@ def run(
             length = max(length, seconds)
             loss -= gain[choice.arm.level or 0] / len(choices) * (1 + 0.1 * chance.standard_normal())
             reports.append(
-                Reported(choice.device, choice.arm, 1 / len(choices), estimate.cost, estimate.base_s, seconds,
-                         seconds + 0.1, now)
-            )  # fmt: skip
+                Reported(
+                    choice.device,
+                    choice.arm,
+                    1 / len(choices),
+                    estimate.cost,
+                    estimate.base_s,
+                    seconds,
+                    seconds + 0.1,
+                    now,
+                )
+            )
         now += length
         state = observe_reports(state, index, reports)
         state = observe_loss(options, state, index, loss)
@@ -90,8 +98,7 @@ def test_the_arm_with_the_most_gain_a_second_is_found(gain: dict[int, float], be
 
 def test_quick_devices_go_deeper_within_a_round() -> None:
     """The best round has 2 s: there the slow devices run 2 layers, and the quick one 6, in 1.5 s."""
-    _, history = run({2: 0.5, 6: 1.0, 12: 1.5}, {"quick": 0.25, "slow": 1.0, "slow2": 1.0}, 40,
-                     profile={"quick": 0.25})  # fmt: skip
+    _, history = run({2: 0.5, 6: 1.0, 12: 1.5}, {"quick": 0.25, "slow": 1.0, "slow2": 1.0}, 40, profile={"quick": 0.25})
     late = [levels_of(choices) for choices in history[25:]]
     assert sum((entry["quick"] or 0) >= (entry["slow"] or 0) for entry in late) > 0.8 * len(late)
     assert sum(entry == {"quick": 6, "slow": 2, "slow2": 2} for entry in late) > 0.6 * len(late)

@@ -157,16 +157,23 @@ def test_a_hybrid_demo_ends_with_a_table_of_its_devices(tmp_path: Path, capfd: p
         RECIPES["minilm-hybrid"],
         package=tiny,
         export_flags=("--task", "classify-head", "--logit-scale", "3", "--split", "3", "--levels", "1.0,0.67"),
-        max_tokens=32, movies_per_device=2, test_movies=6, start_movies=4, rows_per_test_movie=4, levels={1: 3, 2: 2},
-    )  # fmt: skip
+        max_tokens=32,
+        movies_per_device=2,
+        test_movies=6,
+        start_movies=4,
+        rows_per_test_movie=4,
+        levels={1: 3, 2: 2},
+    )
     result = run_demo(recipe, 3, 2, tmp_path / "demo", tmp_path / "cache", lambda: False, division=1)
     assert result is not None
     assert (result["rounds"], result["division"]) == (2, 1)
     assert result["loss_end"] < result["loss_start"]
     devices = result["device_list"]
     assert [(row["device"], row["kind"], row["level"], row["reports"]) for row in devices] == [
-        ("device-1", "backprop", 3, 2), ("device-2", "backprop", 2, 2), ("device-3", "forward-only", None, 2),
-    ]  # fmt: skip
+        ("device-1", "backprop", 3, 2),
+        ("device-2", "backprop", 2, 2),
+        ("device-3", "forward-only", None, 2),
+    ]
     assert all(row["mean_seconds"] > 0 and row["bytes_up"] > 0 and row["bytes_down"] > 0 for row in devices)
     assert all(row["own_test_rows"] > 0 and 0 <= row["own_accuracy_shared"] <= 1 for row in devices)
     assert [row["own_accuracy_personal"] is not None for row in devices] == [True, True, False]

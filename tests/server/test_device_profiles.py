@@ -21,9 +21,14 @@ PROFILES = ROOT / "device_profiles"
 SCHEMA = PROFILES / "profile.schema.json"
 FOLDERS = sorted(path for path in PROFILES.iterdir() if path.is_dir())
 WANTED = {
-    "raspberry-pi-4", "raspberry-pi-5", "jetson-orin-nano", "jetson-agx-orin", "android-phone-class", "qemu-arm64",
+    "raspberry-pi-4",
+    "raspberry-pi-5",
+    "jetson-orin-nano",
+    "jetson-agx-orin",
+    "android-phone-class",
+    "qemu-arm64",
     "ci-machine",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +71,14 @@ def test_a_folder_is_valid_and_says_how_it_is_known(folder: Path, schema: Any, r
 @pytest.mark.parametrize(
     "change",
     [
-        {"measured": None, "modelled": None}, {"format_version": 2}, {"graphs": [{"kind": "front"}]}, {"extra": 1},
+        {"measured": None, "modelled": None},
+        {"format_version": 2},
+        {"graphs": [{"kind": "front"}]},
+        {"extra": 1},
         {"facts": {"board": "Not A Slug"}},
     ],
     ids=lambda change: next(iter(change)),
-)  # fmt: skip
+)
 def test_the_schema_refuses_what_the_structs_refuse(change: dict[str, Any], schema: Any) -> None:
     fields = json.loads((PROFILES / "ci-machine" / LATENCY_FILE).read_bytes()) | change
     with pytest.raises(jsonschema.ValidationError):

@@ -64,11 +64,9 @@ def deltas_of(rng: np.random.Generator, devices: int, noise: float, rate: float 
     bowl().gradients(THETA, range(LAYERS), ROWS.batch([0]), gradient)
     scale = noise * float(np.linalg.norm(gradient)) / np.sqrt(SIZE)
     return {
-        f"b{index}": Delta(
-            1.0, ALL, (-rate * (gradient + scale * rng.normal(size=SIZE))).astype(np.float32)
-        )
+        f"b{index}": Delta(1.0, ALL, (-rate * (gradient + scale * rng.normal(size=SIZE))).astype(np.float32))
         for index in range(devices)
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(("p1", "noise", "ratio"), [(16, 1.0, 1.0), (16, 2.0, 0.25), (48, 2.0, 4.0)])

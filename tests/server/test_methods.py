@@ -114,9 +114,11 @@ def test_spzo_with_fzoos_rule_reuses_the_front() -> None:
 def test_every_method_goes_downhill(method: str, shared: bool) -> None:
     if method == "decomfl" and not shared:
         return
-    rule = rule_of(method, normalize="rms", **({"shared_directions": True} if shared else {})) if (
-        METHODS[method].fixed.get("normalize") is None
-    ) else rule_of(method)  # fmt: skip
+    rule = (
+        rule_of(method, normalize="rms", **({"shared_directions": True} if shared else {}))
+        if (METHODS[method].fixed.get("normalize") is None)
+        else rule_of(method)
+    )
     check_rule(rule)
     engine, theta, mean_square = make_engine(), THETA.copy(), None
     start = engine.loss(theta)

@@ -69,6 +69,4 @@ def test_json_lines_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
             observe(event)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == len(HISTORY)
-    assert lines[5] == {
-        "event": "report", "round": 0, "device": "a", "loss": 0.6, "seconds": 2.0, "bytes_up": 300
-    }  # fmt: skip
+    assert lines[5] == {"event": "report", "round": 0, "device": "a", "loss": 0.6, "seconds": 2.0, "bytes_up": 300}

@@ -85,12 +85,19 @@ def altered(profile: Profile, median_s: Any) -> bytes:
 @pytest.mark.parametrize(
     ("case", "reason"),
     [
-        ("negative", "> 0"), ("zero", "> 0"), ("nan", ""), ("infinite", "<= "), ("missing", "median_s"),
-        ("in another's name", "profile of eve"), ("nothing measured", "no time of any graph"),
-        ("noise", "cannot be read"), ("clock", "a clock jumped"), ("percentiles", "not between the percentiles"),
+        ("negative", "> 0"),
+        ("zero", "> 0"),
+        ("nan", ""),
+        ("infinite", "<= "),
+        ("missing", "median_s"),
+        ("in another's name", "profile of eve"),
+        ("nothing measured", "no time of any graph"),
+        ("noise", "cannot be read"),
+        ("clock", "a clock jumped"),
+        ("percentiles", "not between the percentiles"),
         ("neither", "either measured or"),
     ],
-)  # fmt: skip
+)
 def test_bad_profiles_are_refused_with_a_reason(
     case: str, reason: str, tiny_bundle: Bundle, ledger: Ledger, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -213,8 +220,14 @@ def boards(tiny_bundle: Bundle, tmp_path: Path) -> Path:
     (folder / "made-up").mkdir(parents=True)
     (folder / "made-up/latency.json").write_bytes(encode_profile(made_profile(tiny_bundle)))
     (folder / "paper").mkdir()
-    figures = {"cores": 4, "clock_hz": 1e9, "flop_per_cycle": 8, "arithmetic_share": 0.5,
-               "bandwidth_bytes_per_s": 1e10, "bandwidth_share": 0.25}  # fmt: skip
+    figures = {
+        "cores": 4,
+        "clock_hz": 1e9,
+        "flop_per_cycle": 8,
+        "arithmetic_share": 0.5,
+        "bandwidth_bytes_per_s": 1e10,
+        "bandwidth_share": 0.25,
+    }
     head = 'board = "paper"\nmodel = "Paper"\ncpu = "x"\nmachine = "y"\nassumptions = ["none"]\n'
     tables = "".join(f'[{k}]\nvalue = {v}\nurl = "https://example.org"\n' for k, v in figures.items())
     (folder / "paper/board.toml").write_text(head + tables)
@@ -301,13 +314,15 @@ def test_a_device_is_found_in_the_ledger(boards: Path, tiny_bundle: Bundle, caps
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["show", "nowhere"], "no profile nowhere"), (["import", "made-up", "--board", "No Board"], "'No Board'"),
+        (["show", "nowhere"], "no profile nowhere"),
+        (["import", "made-up", "--board", "No Board"], "'No Board'"),
         (["compare", "made-up", "made-up", "--shape", "9x9"], "9x9"),
         (["model", "nowhere", "--reference", "made-up"], "board.toml"),
-        (["show", "made-up", "--plot", "out.nonsense"], "ending"), (["show", "paper/board.toml"], "not valid"),
+        (["show", "made-up", "--plot", "out.nonsense"], "ending"),
+        (["show", "paper/board.toml"], "not valid"),
         (["model", "--reference", "nowhere"], "no profile nowhere"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_named(
     arguments: list[str], message: str, boards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -190,8 +190,13 @@ def test_devices_share_rows_only_where_there_are_too_few(tmp_path: Path, tiny_bu
 def test_drop_out_drift_and_throttling_show_in_the_times() -> None:
     """Each alone, against a fleet in which nothing of it happens; what is drawn is the seed's."""
     calm: dict[str, Any] = {
-        "drop_out": 0.0, "drift": 0.0, "throttle": 0.0, "jitter": 0.0, "rounds": 8, "policy": "fixed",
-    }  # fmt: skip
+        "drop_out": 0.0,
+        "drift": 0.0,
+        "throttle": 0.0,
+        "jitter": 0.0,
+        "rounds": 8,
+        "policy": "fixed",
+    }
     quiet = run(**calm)
     assert run(**calm | {"drift": 0.5})["virtual_s"] != quiet["virtual_s"]
     assert run(**calm | {"throttle": 1.0})["virtual_s"] > quiet["virtual_s"]

@@ -67,9 +67,12 @@ class Bench:
         self.hub = Hub()
         self.store = Store(root / "state")
         self.config = EdgeConfig(
-            name="pi", broker="mqtt://unused", data=DataConfig(str(root / "data.jsonl")), threads=1,
+            name="pi",
+            broker="mqtt://unused",
+            data=DataConfig(str(root / "data.jsonl")),
+            threads=1,
             state_dir=str(root / "state"),
-        )  # fmt: skip
+        )
         write_rows(reviews(12, 3), root / "data.jsonl")
         self.blobs.add_bundle(bundle)
 
@@ -81,9 +84,21 @@ class Bench:
 
     def train_plan(self, adapter: AdapterRef, **changes: Any) -> TrainPlan:
         plan = TrainPlan(
-            job="job", job_seed=0, round=0, attempt=0, bundle_sha256=self.bundle.sha256, adapter=adapter, rule=RULE,
-            split=2, steps=1, batch_size=4, mean_square=None, privacy=None, deadline_s=60.0, blob_url=self.url,
-        )  # fmt: skip
+            job="job",
+            job_seed=0,
+            round=0,
+            attempt=0,
+            bundle_sha256=self.bundle.sha256,
+            adapter=adapter,
+            rule=RULE,
+            split=2,
+            steps=1,
+            batch_size=4,
+            mean_square=None,
+            privacy=None,
+            deadline_s=60.0,
+            blob_url=self.url,
+        )
         return msgspec.structs.replace(plan, **changes)
 
     def initial(self) -> AdapterRef:
@@ -130,9 +145,13 @@ def drain(transport: InProcessTransport) -> list[Any]:
 
 def sync(bench: Bench, adapter: AdapterRef, round_index: int = 9, **changes: Any) -> SyncPlan:
     plan = SyncPlan(
-        job="job", round=round_index, bundle_sha256=bench.bundle.sha256, adapter=adapter, final=True,
+        job="job",
+        round=round_index,
+        bundle_sha256=bench.bundle.sha256,
+        adapter=adapter,
+        final=True,
         blob_url=bench.url,
-    )  # fmt: skip
+    )
     return msgspec.structs.replace(plan, **changes)
 
 
@@ -147,9 +166,18 @@ class ScriptedDevice:
         self.acks: list[ReportAck] = []
         self.theta = bench.bundle.initial_adapter()
         birth = Birth(
-            device=name, boot_id="1", covey_version="0", python_version="3", machine="m", runtimes={}, methods=["spzo"],
-            rows=5, bundle_sha256=None, adapter_sha256=None, capability=FORWARD_ONLY,
-        )  # fmt: skip
+            device=name,
+            boot_id="1",
+            covey_version="0",
+            python_version="3",
+            machine="m",
+            runtimes={},
+            methods=["spzo"],
+            rows=5,
+            bundle_sha256=None,
+            adapter_sha256=None,
+            capability=FORWARD_ONLY,
+        )
         self.send("birth", birth, retain=True)
         self.send("state", DeviceState(state="online", boot_id="1"), retain=True)
 
@@ -178,11 +206,23 @@ class ScriptedDevice:
 
 def good_report(plan: TrainPlan, device: str, **changes: Any) -> RoundReport:
     report = RoundReport(
-        job=plan.job, round=plan.round, attempt=plan.attempt, device=device,
-        adapter_sha256=plan.adapter.file.sha256, scalars=pack_scalars(np.array([0.5, 1.0], np.float32)), examples=5,
-        loss=0.7, seconds=1.0, front_passes=2, back_passes=4, front_seconds=0.5,
-        back_seconds=0.5, link_bytes_per_s=None, replay_parameters_per_s=None, blob_bytes=0,
-    )  # fmt: skip
+        job=plan.job,
+        round=plan.round,
+        attempt=plan.attempt,
+        device=device,
+        adapter_sha256=plan.adapter.file.sha256,
+        scalars=pack_scalars(np.array([0.5, 1.0], np.float32)),
+        examples=5,
+        loss=0.7,
+        seconds=1.0,
+        front_passes=2,
+        back_passes=4,
+        front_seconds=0.5,
+        back_seconds=0.5,
+        link_bytes_per_s=None,
+        replay_parameters_per_s=None,
+        blob_bytes=0,
+    )
     return msgspec.structs.replace(report, **changes)
 
 
@@ -192,9 +232,15 @@ def coordinator(bench: Bench, job: Job, clock: Callable[[], float] = time.monoto
     ledger.begin_job(job.name, "default", bench.bundle.sha256, {"rounds": job.rounds})
     seen: list[Any] = []
     setting = Setting(
-        fleet="default", job=job, manifest=bench.bundle.manifest, bundle_sha256=bench.bundle.sha256,
-        blob_url=bench.url, uploads=bench.uploads, evaluate=lambda _theta: Evaluation(0.5, 0.5), clock=clock,
-    )  # fmt: skip
+        fleet="default",
+        job=job,
+        manifest=bench.bundle.manifest,
+        bundle_sha256=bench.bundle.sha256,
+        blob_url=bench.url,
+        uploads=bench.uploads,
+        evaluate=lambda _theta: Evaluation(0.5, 0.5),
+        clock=clock,
+    )
     chain = AdapterChain(bench.bundle, bench.blobs, [], momentum=False)
     yield Coordinator(setting, ledger, chain, bench.hub.join(), seen.append), ledger
     ledger.close()

@@ -146,10 +146,23 @@ class Fleet:
         """Start ``covey serve``."""
         broker = ["--broker", f"mqtt://127.0.0.1:{self.port}"] if self.external else ["--mqtt-port", str(self.port)]
         arguments = [
-            "serve", "--bundle", str(self.bundle.path), "--job", str(job), "--listen", "127.0.0.1",
-            "--http-port", "0", "--state-dir", str(self.state_dir), "--threads", "1", "--format", "json",
+            "serve",
+            "--bundle",
+            str(self.bundle.path),
+            "--job",
+            str(job),
+            "--listen",
+            "127.0.0.1",
+            "--http-port",
+            "0",
+            "--state-dir",
+            str(self.state_dir),
+            "--threads",
+            "1",
+            "--format",
+            "json",
             *(flags or broker),
-        ]  # fmt: skip
+        ]
         return self._start("server.cli", arguments, "server")
 
     def device(self, name: str, seed: int, **fields: Any) -> Process:

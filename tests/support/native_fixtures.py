@@ -27,8 +27,10 @@ def command(core_build: Path) -> Callable[..., tuple[int, dict[str, Any]]]:
     def run(*arguments: object) -> tuple[int, dict[str, Any]]:
         result = subprocess.run(
             [str(core_build / "covey-core"), *map(str, arguments), "--format", "json"],
-            check=False, capture_output=True, text=True,
-        )  # fmt: skip
+            check=False,
+            capture_output=True,
+            text=True,
+        )
         return result.returncode, json.loads(result.stdout)
 
     return run
@@ -37,7 +39,10 @@ def command(core_build: Path) -> Callable[..., tuple[int, dict[str, Any]]]:
 @pytest.fixture(scope="session")
 def mutate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = build(
-        tmp_path_factory.mktemp("sanitized"), "-DCOVEY_SANITIZE=ON", "-DCOVEY_TESTS=ON",
-        "-DCMAKE_BUILD_TYPE=RelWithDebInfo", target="covey-mutate",
-    )  # fmt: skip
+        tmp_path_factory.mktemp("sanitized"),
+        "-DCOVEY_SANITIZE=ON",
+        "-DCOVEY_TESTS=ON",
+        "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
+        target="covey-mutate",
+    )
     return folder / "covey-mutate"

@@ -43,8 +43,10 @@ def _json_folder() -> str | None:
 def missing() -> str | None:
     """What is not here to build the core, and what to install; None where all is."""
     for name, hint in (
-        ("cmake", "pip install cmake"), ("ninja", "pip install ninja"), ("c++", "apt-get install g++"),
-    ):  # fmt: skip
+        ("cmake", "pip install cmake"),
+        ("ninja", "pip install ninja"),
+        ("c++", "apt-get install g++"),
+    ):
         if _tool(name) is None:
             return f"no {name}: {hint}"
     return None if _json_folder() else "no nlohmann/json.hpp: pip install nlohmann-json"
@@ -57,10 +59,21 @@ def build(folder: Path, *options: str, target: str = "all") -> Path:
     """Configure and build the core; return the build folder."""
     environment = os.environ | {"CMAKE_MAKE_PROGRAM": str(_tool("ninja"))}
     commands = [
-        [str(_tool("cmake")), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}", "-S", str(SOURCE),
-         "-B", str(folder), f"-DCOVEY_JSON_INCLUDE_DIR={_json_folder()}", "-DCOVEY_WARNINGS_ARE_ERRORS=ON", *options],
+        [
+            str(_tool("cmake")),
+            "-G",
+            "Ninja",
+            f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}",
+            "-S",
+            str(SOURCE),
+            "-B",
+            str(folder),
+            f"-DCOVEY_JSON_INCLUDE_DIR={_json_folder()}",
+            "-DCOVEY_WARNINGS_ARE_ERRORS=ON",
+            *options,
+        ],
         [str(_tool("cmake")), "--build", str(folder), "--target", target],
-    ]  # fmt: skip
+    ]
     for command in commands:
         result = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
         assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
@@ -85,20 +98,31 @@ class CRule(Structure):
     """See covey.h, covey_rule."""
 
     _fields_ = [
-        ("variant", c_int32), ("difference", c_int32), ("normalize", c_int32),
-        ("front_perturbations", c_uint32), ("back_perturbations", c_uint32),
-        ("eps", c_double), ("learning_rate", c_double),
-        ("leave_one_out", c_int32), ("shared_directions", c_int32), ("seed_pool", c_uint32),
-    ]  # fmt: skip
+        ("variant", c_int32),
+        ("difference", c_int32),
+        ("normalize", c_int32),
+        ("front_perturbations", c_uint32),
+        ("back_perturbations", c_uint32),
+        ("eps", c_double),
+        ("learning_rate", c_double),
+        ("leave_one_out", c_int32),
+        ("shared_directions", c_int32),
+        ("seed_pool", c_uint32),
+    ]
 
 
 class CWork(Structure):
     """See covey.h, covey_work."""
 
     _fields_ = [
-        ("job_seed", c_uint64), ("round", c_uint64), ("device", c_char_p), ("rule", CRule),
-        ("mean_square", c_double), ("clip", c_double), ("noise_multiplier", c_double),
-    ]  # fmt: skip
+        ("job_seed", c_uint64),
+        ("round", c_uint64),
+        ("device", c_char_p),
+        ("rule", CRule),
+        ("mean_square", c_double),
+        ("clip", c_double),
+        ("noise_multiplier", c_double),
+    ]
 
 
 FRONT = ctypes.CFUNCTYPE(c_int32, c_void_p, POINTER(CBatch), POINTER(c_void_p))
@@ -110,10 +134,15 @@ class CCallbacks(Structure):
     """See covey.h, covey_callbacks."""
 
     _fields_ = [
-        ("context", c_void_p), ("front_size", c_uint64), ("back_size", c_uint64),
-        ("front_workspace", c_void_p), ("back_workspace", c_void_p),
-        ("front", FRONT), ("back", BACK), ("drop", DROP),
-    ]  # fmt: skip
+        ("context", c_void_p),
+        ("front_size", c_uint64),
+        ("back_size", c_uint64),
+        ("front_workspace", c_void_p),
+        ("back_workspace", c_void_p),
+        ("front", FRONT),
+        ("back", BACK),
+        ("drop", DROP),
+    ]
 
 
 class CoreError(Exception):
@@ -132,11 +161,14 @@ class Core:
         self.library = ctypes.CDLL(str(path))
         assert self.library.covey_abi() == ABI
         for name, result in (
-            ("covey_bundle_sha256", c_char_p), ("covey_bundle_parameters", c_uint64),
+            ("covey_bundle_sha256", c_char_p),
+            ("covey_bundle_parameters", c_uint64),
             ("covey_adapter_sha256", c_char_p),
-            ("covey_adapter_data", c_void_p), ("covey_round_scalars", POINTER(ctypes.c_float)),
-            ("covey_rule_default", CRule), ("covey_rule_scalars_per_step", c_uint64),
-        ):  # fmt: skip
+            ("covey_adapter_data", c_void_p),
+            ("covey_round_scalars", POINTER(ctypes.c_float)),
+            ("covey_rule_default", CRule),
+            ("covey_rule_scalars_per_step", c_uint64),
+        ):
             getattr(self.library, name).restype = result
 
     def call(self, name: str, *arguments: Any) -> None:
@@ -166,10 +198,17 @@ class Core:
 def c_rule(rule: StepRule) -> CRule:
     """The same rule in C."""
     return CRule(
-        ("nested", "clean").index(rule.variant), ("central", "forward").index(rule.difference),
-        ("none", "rms", "std").index(rule.normalize), rule.front_perturbations, rule.back_perturbations, rule.eps,
-        rule.learning_rate, rule.leave_one_out, rule.shared_directions, rule.seed_pool or 0,
-    )  # fmt: skip
+        ("nested", "clean").index(rule.variant),
+        ("central", "forward").index(rule.difference),
+        ("none", "rms", "std").index(rule.normalize),
+        rule.front_perturbations,
+        rule.back_perturbations,
+        rule.eps,
+        rule.learning_rate,
+        rule.leave_one_out,
+        rule.shared_directions,
+        rule.seed_pool or 0,
+    )
 
 
 def c_batch(batch: Batch) -> CBatch:
@@ -206,9 +245,15 @@ class CallbackEngine:
 
         front_workspace, back_workspace = engine.front_workspace, engine.back_workspace
         self.callbacks = CCallbacks(
-            None, front_workspace.size, back_workspace.size, front_workspace.ctypes.data, back_workspace.ctypes.data,
-            FRONT(front), BACK(back), DROP(drop),
-        )  # fmt: skip
+            None,
+            front_workspace.size,
+            back_workspace.size,
+            front_workspace.ctypes.data,
+            back_workspace.ctypes.data,
+            FRONT(front),
+            BACK(back),
+            DROP(drop),
+        )
         self.handle = core.open("engine_callbacks", byref(self.callbacks))
 
     def close(self) -> None:
@@ -240,9 +285,12 @@ def run_round(
 def run_mutations(program: Path, *arguments: object) -> dict[str, int]:
     """Run tests/native/mutate.cpp; return how many were taken and refused."""
     result = subprocess.run(
-        [str(program), *map(str, arguments)], check=False, capture_output=True, text=True,
+        [str(program), *map(str, arguments)],
+        check=False,
+        capture_output=True,
+        text=True,
         env=os.environ | {"ASAN_OPTIONS": "allocator_may_return_null=1:detect_leaks=1"},
-    )  # fmt: skip
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     counts: dict[str, int] = json.loads(result.stdout)
     return counts

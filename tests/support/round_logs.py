@@ -53,9 +53,20 @@ def make_log(
             for index in range(devices)
         ]
     log = RoundLog(
-        job="job", job_seed=11, round=3, rule=rule, front_size=FRONT_SIZE, steps=steps, mean_square=None,
-        momentum=0.0, previous_sha256=None, base_sha256="0" * 64, result_sha256="0" * 64, devices=devices, terms=None,
-    )  # fmt: skip
+        job="job",
+        job_seed=11,
+        round=3,
+        rule=rule,
+        front_size=FRONT_SIZE,
+        steps=steps,
+        mean_square=None,
+        momentum=0.0,
+        previous_sha256=None,
+        base_sha256="0" * 64,
+        result_sha256="0" * 64,
+        devices=devices,
+        terms=None,
+    )
     return msgspec.structs.replace(log, **changes)
 
 
@@ -67,9 +78,16 @@ def chain_of(
     for index in range(rounds):
         before = adapter_sha256(thetas[-2]) if momentum and index else None
         log = make_log(
-            rule, devices, seed=index, round=index, momentum=momentum, previous_sha256=before, front_size=front_size,
-            base_sha256=adapter_sha256(thetas[-1]), mean_square=0.5 if index else None,
-        )  # fmt: skip
+            rule,
+            devices,
+            seed=index,
+            round=index,
+            momentum=momentum,
+            previous_sha256=before,
+            front_size=front_size,
+            base_sha256=adapter_sha256(thetas[-1]),
+            mean_square=0.5 if index else None,
+        )
         thetas.append(replay(thetas[-1], log, thetas[-2] if before else None))
         logs.append(compact(msgspec.structs.replace(log, result_sha256=adapter_sha256(thetas[-1]))))
     return logs, thetas

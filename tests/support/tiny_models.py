@@ -61,9 +61,13 @@ def _word_tokenizer() -> PreTrainedTokenizerFast:
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
         mask_token="[MASK]",
-    )  # fmt: skip
+    )
 
 
 def _byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -99,10 +103,12 @@ _ENCODERS: dict[str, dict[str, Any]] = {
     "roberta": {"": RobertaModel, "-classifier": RobertaForSequenceClassification, "-mlm": RobertaForMaskedLM},
     "deberta": {"": DebertaV2Model, "-classifier": DebertaV2ForSequenceClassification, "-mlm": DebertaV2ForMaskedLM},
     "distilbert": {
-        "": DistilBertModel, "-classifier": DistilBertForSequenceClassification, "-mlm": DistilBertForMaskedLM
+        "": DistilBertModel,
+        "-classifier": DistilBertForSequenceClassification,
+        "-mlm": DistilBertForMaskedLM,
     },
     "mpnet": {"": MPNetModel, "-classifier": MPNetForSequenceClassification, "-mlm": MPNetForMaskedLM},
-}  # fmt: skip
+}
 POSITIONS = 64
 
 
@@ -117,13 +123,24 @@ def _encoder_config(kind: str, vocab_size: int) -> Any:
         return MPNetConfig(**sizes)
     if kind == "distilbert":
         return DistilBertConfig(
-            vocab_size=vocab_size, max_position_embeddings=POSITIONS, pad_token_id=0, dim=32, n_layers=LAYERS,
-            n_heads=4, hidden_dim=64,
-        )  # fmt: skip
+            vocab_size=vocab_size,
+            max_position_embeddings=POSITIONS,
+            pad_token_id=0,
+            dim=32,
+            n_layers=LAYERS,
+            n_heads=4,
+            hidden_dim=64,
+        )
     return DebertaV2Config(
-        relative_attention=True, position_buckets=8, norm_rel_ebd="layer_norm", share_att_key=True,
-        pos_att_type=["p2c", "c2p"], position_biased_input=False, type_vocab_size=0, **sizes,
-    )  # fmt: skip
+        relative_attention=True,
+        position_buckets=8,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type=["p2c", "c2p"],
+        position_biased_input=False,
+        type_vocab_size=0,
+        **sizes,
+    )
 
 
 def _make_decoder(kind: str, vocab_size: int) -> Any:
