@@ -9,7 +9,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.covey-installed
 
-.PHONY: help install demo test test-all test-long lint format bench bench-full bench-convergence bench-droppeft bench-engines bench-levels bench-perturb bench-bandit bench-fleet clean
+.PHONY: help install dev demo test test-all test-long check lint files format bench bench-full bench-convergence bench-droppeft bench-engines bench-levels bench-perturb bench-bandit bench-fleet clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,9 @@ $(STAMP): pyproject.toml setup.py edge_runtime/native/kernel/perturb.c
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,export,executorch,dev]'
 	@touch $@
 
+dev: $(STAMP) ## for contributors: the environment, and git hooks that lint what is committed
+	$(BIN)/pre-commit install --install-hooks
+
 demo: $(STAMP) ## 8 devices learn from real reviews (MODEL=minilm-hybrid, minilm or smollm2, ENGINE=onnxruntime, executorch or mixed, DIVISION=0, 1, …)
 	@$(BIN)/covey demo --model $(MODEL) --engine $(ENGINE) --division $(DIVISION)
 
@@ -35,11 +38,19 @@ test-all: $(STAMP) ## the slow tests too
 test-long: $(STAMP) ## every architecture on every runtime (most of an hour)
 	$(BIN)/python -m pytest -m long
 
-lint: $(STAMP) ## ruff, mypy, import-linter
+check: $(STAMP) ## one file in seconds: make check FILE=edge_runtime/seeds.py (lint, types, the tests that import it)
+	@test -n "$(FILE)" || { echo "name the file: make check FILE=edge_runtime/seeds.py"; exit 2; }
+	@$(BIN)/python .ci/check.py $(FILE)
+
+files: $(STAMP) ## write docs/files.md from the sources
+	$(BIN)/python .ci/house.py --write
+
+lint: $(STAMP) ## ruff, mypy, import-linter, and the house: sizes, circles, rooms, docs/files.md
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/house.py
 
 format: $(STAMP) ## format the code
 	$(BIN)/ruff check --fix .

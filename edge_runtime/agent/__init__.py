@@ -1,1 +1,8 @@
-"""Room."""
+"""The device's side of the protocol: announces, takes plans, trains, reports, proves the adapter.
+
+The only room that puts board, network, store and training together.
+
+May import: profiling, store, forward_only, backprop, engines, device, data, network, protocol, bundle, files, values,
+    errors.
+Must never come in: command-line parsing, printing.
+"""

@@ -1,1 +1,7 @@
-"""Room."""
+"""How bytes travel: MQTT, HTTP by SHA-256, and the in-process transport of tests and simulation.
+
+Carries payloads without reading them.
+
+May import: files, values, errors.
+Must never come in: messages' meaning, plans, rounds.
+"""

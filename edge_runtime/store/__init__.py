@@ -1,1 +1,7 @@
-"""Room."""
+"""What the device keeps on disk: bundles, adapters, personal layers, the journal; and how it gets what is missing.
+
+A file becomes current by an atomic rename after its hash matched.
+
+May import: backprop, forward_only, engines, network, protocol, bundle, files, values, errors.
+Must never come in: plans and their order, training.
+"""

@@ -1,1 +1,7 @@
-"""Room."""
+"""The PyTorch module to export: options, tasks, losses, LoRA or full training, finished adapters.
+
+Everything here is eager PyTorch.
+
+May import: source, quiet, errors; of edge_runtime: bundle, data, files, values, errors.
+Must never come in: torch.export, ONNX, ExecuTorch.
+"""

@@ -1,1 +1,7 @@
-"""Room."""
+"""The module as an exported program: the traced loss, weights lifted to inputs, gradients.
+
+Ends at an ATen graph that knows no runtime.
+
+May import: model, source, quiet, errors; of edge_runtime: bundle, data, values, errors.
+Must never come in: ONNX, ExecuTorch, files of a bundle.
+"""

@@ -1,1 +1,7 @@
-"""Room."""
+"""Chooses an arm for each device from prices, learned gains and step times, by a policy.
+
+Pure: states in, choices out.
+
+May import: errors; of edge_runtime: protocol, bundle, values.
+Must never come in: a clock, files, the network, the ledger.
+"""

@@ -1,1 +1,8 @@
-"""The demo: a fleet of real processes on one machine learns from real reviews, through a real broker."""
+"""``covey demo``: recipes, device processes and the table at the end.
+
+A user of the server and of ``covey-edge``, with nothing of its own that a fleet needs.
+
+May import: serve, web, views, storage, samples, job, evaluation, errors; of edge_runtime: agent, store, engines,
+    data, bundle, files, values, errors.
+Must never come in: logic of rounds, special cases for the demo elsewhere.
+"""

@@ -1,1 +1,7 @@
-"""Room."""
+"""Devices as they were last heard, which of them may take part, and who is picked fairly for a round.
+
+Knows what devices say of themselves, and not what they trained.
+
+May import: errors; of edge_runtime: protocol, seeds, values, errors.
+Must never come in: jobs' progress, the ledger, the network.
+"""

@@ -1,1 +1,7 @@
-"""Room."""
+"""Draws up the next round: who gets which assignment, by memory or by the bandit, and how P2 and split adapt.
+
+Asks storage what is known and returns a plan; sends nothing.
+
+May import: storage, fleet, job, bandit, errors; of edge_runtime: bundle, protocol, seeds, values, errors.
+Must never come in: SQL, messages on the wire, threads.
+"""

@@ -1,1 +1,7 @@
-"""Room."""
+"""Devices' measured profiles on the server: received, kept as files, compared, plotted; and modelled boards.
+
+A modelled number is labelled as such and never mixed with a measured one.
+
+May import: storage, job, errors; of edge_runtime: bundle, protocol, files, output, values, errors.
+Must never come in: rounds, SQL, the bandit's choices.
+"""

@@ -1,1 +1,8 @@
-"""Room."""
+"""A round from plan to next adapter: opened, offered, reported, merged and closed.
+
+The state machine has no I/O and no clock; whoever acts on it writes to the ledger first.
+
+May import: planning, profiles, web, storage, fleet, job, bandit, evaluation, events, errors; of edge_runtime: bundle,
+    forward_only, network, protocol, values, errors.
+Must never come in: SQL, printing, training.
+"""

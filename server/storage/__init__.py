@@ -1,1 +1,7 @@
-"""Room."""
+"""All SQL and all files of the server: ledger, queries, records, blobs, adapters, result folders.
+
+The only room that knows the schema: a decision is written here before it takes effect.
+
+May import: job, errors; of edge_runtime: bundle, forward_only, protocol, files, values, errors.
+Must never come in: decisions, the network, printing.
+"""

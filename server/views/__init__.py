@@ -1,1 +1,7 @@
-"""Room."""
+"""What people read about a job: summary, rounds, devices, why an arm was chosen, live progress.
+
+Reads records and events, and changes nothing.
+
+May import: storage, job, bandit, events, errors; of edge_runtime: output, values, errors.
+Must never come in: SQL, decisions.
+"""
