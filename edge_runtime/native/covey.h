@@ -165,8 +165,8 @@ COVEY_API void covey_round_local_model(const covey_round *round, float *out);
  *
  * previous: the adapter before `adapter`, where the first log has momentum; else NULL. before: where the adapter before
  * the last round goes; NULL: it is not kept. sha256: 65 characters, the new adapter's hash; may be NULL. */
-COVEY_API int32_t covey_replay(const void *log, size_t size, const char *adapter, const char *previous,
-                               const char *out, const char *before, char *sha256, covey_error *error);
+COVEY_API int32_t covey_replay(const void *log, size_t size, const char *adapter, const char *previous, const char *out,
+                               const char *before, char *sha256, covey_error *error);
 
 #ifdef __cplusplus
 }

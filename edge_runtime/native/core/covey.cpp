@@ -9,12 +9,12 @@
 
 #include "core/bundle/bundle.h"
 #include "core/engines/engine_callbacks.h"
-#include "core/files/error.h"
 #include "core/engines/engine_executorch.h"
+#include "core/files/error.h"
+#include "core/files/sha256.h"
 #include "core/forward_only/replay.h"
 #include "core/forward_only/round.h"
 #include "core/self_test.h"
-#include "core/files/sha256.h"
 
 struct covey_bundle {
     covey::Bundle bundle;
@@ -245,8 +245,8 @@ int32_t covey_round_open(covey_engine *engine, const float *theta, const covey_w
         require(engine != nullptr && theta != nullptr && work != nullptr && round != nullptr && work->device != nullptr,
                 "an engine, theta, work, round or device is missing");
         *round = nullptr;
-        covey::RoundWork all{work->job_seed, work->round, work->device, rule_of(work->rule),
-                             std::nullopt,   std::nullopt};
+        covey::RoundWork all{work->job_seed,      work->round,  work->device,
+                             rule_of(work->rule), std::nullopt, std::nullopt};
         if (!(work->mean_square < 0))
             all.mean_square = work->mean_square;
         if (work->clip != 0)
@@ -292,9 +292,9 @@ int32_t covey_replay(const void *log, size_t size, const char *adapter, const ch
 {
     return guarded(error, [&] {
         require(log != nullptr && adapter != nullptr && out != nullptr, "a log, adapter or out is missing");
-        const std::string found = covey::follow_logs(covey::decode_chain(log, size), adapter,
-                                                     previous == nullptr ? "" : previous, out,
-                                                     before == nullptr ? "" : before);
+        const std::string found =
+            covey::follow_logs(covey::decode_chain(log, size), adapter, previous == nullptr ? "" : previous, out,
+                               before == nullptr ? "" : before);
         if (sha256 != nullptr)
             std::memcpy(sha256, found.c_str(), found.size() + 1);
     });

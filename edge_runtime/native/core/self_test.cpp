@@ -3,10 +3,10 @@
 #include <cstring>
 
 #include "core/engines/engine.h"
-#include "kernel/perturb.h"
+#include "core/files/sha256.h"
 #include "core/forward_only/replay.h"
 #include "core/forward_only/round.h"
-#include "core/files/sha256.h"
+#include "kernel/perturb.h"
 
 namespace covey {
 namespace {
@@ -31,8 +31,8 @@ public:
     {
         double loss = 0.0;
         for (std::size_t k = 0; k < parameters; k++) {
-            const auto value = static_cast<double>(
-                k < front_parameters ? static_cast<const Copy &>(boundary).values[k] : theta_[k]);
+            const auto value =
+                static_cast<double>(k < front_parameters ? static_cast<const Copy &>(boundary).values[k] : theta_[k]);
             const double distance = value - static_cast<double>(k % 5) / 8;
             loss += static_cast<double>(1 + k % 3) * distance * distance / 2;
         }

@@ -1,10 +1,11 @@
 /* A C interface over ExecuTorch's Module: open a graph (.pte), bind inputs where they lie, run, read outputs.
  *
- * Used from Python by ctypes (edge_runtime/engines/executorch_library.py) and linked by apps. Plain C11; the implementation,
- * covey_executorch.cpp, needs the C++ parts of ExecuTorch's wheel, and no torch.
+ * Used from Python by ctypes (edge_runtime/engines/executorch_library.py) and linked by apps. Plain C11; the
+ * implementation, covey_executorch.cpp, needs the C++ parts of ExecuTorch's wheel, and no torch.
  *
  * Every function that can fail returns a code: 0, one of ExecuTorch's (executorch/runtime/core/error.h), or one of
- * those below; covey_executorch_error() then says what happened on this thread. A graph is used by one thread at a time.
+ * those below; covey_executorch_error() then says what happened on this thread. A graph is used by one thread at a
+ * time.
  */
 #ifndef COVEY_EXECUTORCH_H
 #define COVEY_EXECUTORCH_H
@@ -20,28 +21,28 @@ extern "C" {
 #define COVEY_EXECUTORCH_MAX_RANK 16
 
 enum covey_executorch_code {
-  COVEY_EXECUTORCH_OK = 0,
-  /* A wrong argument, found before ExecuTorch was asked; also ExecuTorch's own code for such. */
-  COVEY_EXECUTORCH_INVALID_ARGUMENT = 0x12,
-  /* ExecuTorch wanted to end the process; instead the graph can be used no more, only closed. */
-  COVEY_EXECUTORCH_ABORTED = 1000
+    COVEY_EXECUTORCH_OK = 0,
+    /* A wrong argument, found before ExecuTorch was asked; also ExecuTorch's own code for such. */
+    COVEY_EXECUTORCH_INVALID_ARGUMENT = 0x12,
+    /* ExecuTorch wanted to end the process; instead the graph can be used no more, only closed. */
+    COVEY_EXECUTORCH_ABORTED = 1000
 };
 
 /* Element types, as ExecuTorch numbers them. */
 enum covey_executorch_dtype {
-  COVEY_EXECUTORCH_INT32 = 3,
-  COVEY_EXECUTORCH_INT64 = 4,
-  COVEY_EXECUTORCH_FLOAT32 = 6,
-  COVEY_EXECUTORCH_BOOL = 11
+    COVEY_EXECUTORCH_INT32 = 3,
+    COVEY_EXECUTORCH_INT64 = 4,
+    COVEY_EXECUTORCH_FLOAT32 = 6,
+    COVEY_EXECUTORCH_BOOL = 11
 };
 
 typedef struct covey_executorch_graph covey_executorch_graph;
 
 typedef struct {
-  int32_t dtype;
-  uint32_t rank;
-  /* Inputs, and outputs before a run: the largest sizes allowed. Outputs after a run: their sizes. */
-  int64_t sizes[COVEY_EXECUTORCH_MAX_RANK];
+    int32_t dtype;
+    uint32_t rank;
+    /* Inputs, and outputs before a run: the largest sizes allowed. Outputs after a run: their sizes. */
+    int64_t sizes[COVEY_EXECUTORCH_MAX_RANK];
 } covey_executorch_tensor;
 
 /* level: D, I, E or F. Called on whichever thread logs. */

@@ -1,12 +1,12 @@
 /* Perturb and replay: out[i] = clean[i] + c_1 z_1[i] + c_2 z_2[i] + ..., one float32 addition a term, in this order.
  *
  * z_k[i] is +1 where bit i of the stream of Philox 4x64-10, keyed by (seed_k, block), is 0, and -1 where it is 1: see
- * edge_runtime/perturbation/perturb.py. The product c*z only flips c's sign bit. All terms are added to a tile while it is in
- * the first-level cache, so many seeds cost one pass over memory.
+ * edge_runtime/perturbation/perturb.py. The product c*z only flips c's sign bit. All terms are added to a tile while it
+ * is in the first-level cache, so many seeds cost one pass over memory.
  *
- * Plain C11, no Python, no state: edge_runtime/perturbation/native_kernel.py loads it with ctypes, which lets other threads run; the
- * core for apps (core/) links it.
- * The result has the same bits on every machine: compile with -ffp-contract=off and without -ffast-math.
+ * Plain C11, no Python, no state: edge_runtime/perturbation/native_kernel.py loads it with ctypes, which lets other
+ * threads run; the core for apps (core/) links it. The result has the same bits on every machine: compile with
+ * -ffp-contract=off and without -ffast-math.
  */
 #include "perturb.h"
 
@@ -180,8 +180,8 @@ INLINE void add_32(float *out, const float *in, const uint32_t *bits, const uint
 }
 
 /* The terms of one or two seeds: n parameters from `start` on. */
-INLINE void add_terms(float *out, const float *in, size_t n, uint64_t start, const uint64_t *seeds,
-                      const float *scales, int n_terms, uint64_t block, int width)
+INLINE void add_terms(float *out, const float *in, size_t n, uint64_t start, const uint64_t *seeds, const float *scales,
+                      int n_terms, uint64_t block, int width)
 {
     const size_t counters = width == 512 ? 8 : 1;
     uint64_t words[2][32];

@@ -1,4 +1,5 @@
-// Batches in a safetensors file, named as golden vectors are: "0.input_ids", "0.labels", ... (edge_runtime/engines/golden.py).
+// Batches in a safetensors file, named as golden vectors are: "0.input_ids", "0.labels", ...
+// (edge_runtime/engines/golden.py).
 #pragma once
 
 #include <cstdint>

@@ -24,8 +24,8 @@ std::int64_t whole_number(const Value &value, const Fields &around, const char *
 Parameter read_parameter(const Value &value)
 {
     Fields fields(value, "a parameter of the manifest's layout", Code::bundle);
-    Parameter parameter{fields.text("name"), {}, fields.integer("layer"),
-                        fields.unsigned_integer("offset", 0, most_elements), 1};
+    Parameter parameter{
+        fields.text("name"), {}, fields.integer("layer"), fields.unsigned_integer("offset", 0, most_elements), 1};
     for (const Value &side : fields.array("shape")) {
         parameter.shape.push_back(whole_number(side, fields, "a side"));
         const std::int64_t length = parameter.shape.back();

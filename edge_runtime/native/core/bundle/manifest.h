@@ -1,5 +1,5 @@
-// What the core needs of a bundle's manifest (edge_runtime/bundle/manifest.py). Fields that it does not need are not looked
-// at: the format's version guards their meaning.
+// What the core needs of a bundle's manifest (edge_runtime/bundle/manifest.py). Fields that it does not need are not
+// looked at: the format's version guards their meaning.
 #pragma once
 
 #include <cstdint>

@@ -9,14 +9,14 @@
 #include <vector>
 
 #include "core/bundle/bundle.h"
+#include "core/bundle/golden.h"
 #include "core/command/command_line.h"
 #include "core/engines/engine_executorch.h"
 #include "core/files/error.h"
-#include "core/bundle/golden.h"
+#include "core/files/sha256.h"
 #include "core/forward_only/replay.h"
 #include "core/forward_only/round.h"
 #include "core/self_test.h"
-#include "core/files/sha256.h"
 
 namespace {
 
@@ -89,13 +89,12 @@ Result run_replay(Options &options)
 StepRule rule_from(Options &options)
 {
     StepRule rule;
-    rule.variant = options.choice<Variant>("variant", rule.variant,
-                                           {{"nested", Variant::nested}, {"clean", Variant::clean}});
-    rule.difference = options.choice<Difference>(
-        "difference", rule.difference, {{"central", Difference::central}, {"forward", Difference::forward}});
+    rule.variant =
+        options.choice<Variant>("variant", rule.variant, {{"nested", Variant::nested}, {"clean", Variant::clean}});
+    rule.difference = options.choice<Difference>("difference", rule.difference,
+                                                 {{"central", Difference::central}, {"forward", Difference::forward}});
     rule.normalize = options.choice<Normalize>(
-        "normalize", rule.normalize,
-        {{"none", Normalize::none}, {"rms", Normalize::rms}, {"std", Normalize::std}});
+        "normalize", rule.normalize, {{"none", Normalize::none}, {"rms", Normalize::rms}, {"std", Normalize::std}});
     rule.front_perturbations = options.whole("front-perturbations", rule.front_perturbations);
     rule.back_perturbations = options.whole("back-perturbations", rule.back_perturbations);
     rule.eps = options.real("eps", rule.eps);
@@ -128,8 +127,12 @@ Result run_step(Options &options)
     const std::string batches = options.text("batches", bundle.path_of(manifest.golden.file));
     const std::uint64_t steps = options.whole("steps", 1);
     const auto threads = static_cast<std::uint32_t>(options.whole("threads", 0));
-    RoundWork work{options.whole("job-seed", 0), options.whole("round", 0), options.text("device", "device"),
-                   rule_from(options), std::nullopt, std::nullopt};
+    RoundWork work{options.whole("job-seed", 0),
+                   options.whole("round", 0),
+                   options.text("device", "device"),
+                   rule_from(options),
+                   std::nullopt,
+                   std::nullopt};
     if (!options.text("mean-square").empty())
         work.mean_square = options.real("mean-square", 0);
     options.finish();

@@ -1,8 +1,8 @@
 // An engine of the app's own, behind the C interface's callbacks.
 #pragma once
 
-#include "covey.h"
 #include "core/engines/engine.h"
+#include "covey.h"
 
 namespace covey {
 

@@ -5,10 +5,10 @@
 #include <optional>
 #include <vector>
 
-#include "core/files/error.h"
-#include "core/engines/executorch_graph.h"
 #include "core/bundle/golden.h"
+#include "core/engines/executorch_graph.h"
 #include "core/engines/reads.h"
+#include "core/files/error.h"
 #include "core/forward_only/coefficients.h"
 
 namespace covey {

@@ -1,6 +1,5 @@
 // In the place of engine_executorch.cpp where the library is built without ExecuTorch.
 #include "core/engines/engine_executorch.h"
-
 #include "core/files/error.h"
 
 namespace covey {

@@ -32,8 +32,7 @@ ExecutorchGraph::ExecutorchGraph(const Bundle &bundle, const Graph &graph,
     bundle.check(file_, bundle.manifest().file(graph.file));
     check(covey_executorch_open_bytes(file_.data(), file_.size(), &handle_), "cannot load", Code::bundle);
     // The destructor does not run for an object that was not finished: from here on this closes the graph.
-    std::unique_ptr<covey_executorch_graph, void (*)(covey_executorch_graph *)> owner(handle_,
-                                                                                      covey_executorch_close);
+    std::unique_ptr<covey_executorch_graph, void (*)(covey_executorch_graph *)> owner(handle_, covey_executorch_close);
     if (covey_executorch_inputs(handle_) != graph.inputs.size() ||
         covey_executorch_outputs(handle_) != graph.outputs.size())
         refuse("has other inputs or outputs than the manifest says");
@@ -61,8 +60,9 @@ void ExecutorchGraph::run(const Batch &batch, const Outputs *boundary)
         else if (input.role == "boundary")
             bind_boundary(index, *boundary);
     }
-    check(covey_executorch_run(handle_), "failed on a batch of " + std::to_string(batch.rows) + " x " +
-                                             std::to_string(batch.tokens) + " tokens", Code::training);
+    check(covey_executorch_run(handle_),
+          "failed on a batch of " + std::to_string(batch.rows) + " x " + std::to_string(batch.tokens) + " tokens",
+          Code::training);
 }
 
 covey_executorch_tensor ExecutorchGraph::output(const std::string &name, const void **data) const
@@ -96,8 +96,9 @@ std::unique_ptr<Outputs> ExecutorchGraph::copy_outputs() const
 void ExecutorchGraph::check(std::int32_t code, const std::string &what, Code kind) const
 {
     if (code != 0)
-        throw Error(kind, "ExecuTorch " + what + ": " + graph_.file + ": " + covey_executorch_code_name(code) + ": " +
-                              covey_executorch_error(),
+        throw Error(kind,
+                    "ExecuTorch " + what + ": " + graph_.file + ": " + covey_executorch_code_name(code) + ": " +
+                        covey_executorch_error(),
                     kind == Code::bundle ? "export the bundle with the ExecuTorch version that this app has"
                                          : "use a smaller batch if memory is short; check the bundle's golden vectors");
 }
@@ -171,8 +172,9 @@ const std::int64_t *ExecutorchGraph::fill_chunks(std::uint32_t index, const std:
     if (width == nullptr || *width == batch.chunk)
         return data;
     if (batch.chunks < 1 || batch.chunk < 1 || batch.chunk > *width)
-        throw Error(Code::config, "a batch has chunks of " + std::to_string(batch.chunk) +
-                                      " positions; the bundle's graphs take up to " + std::to_string(*width),
+        throw Error(Code::config,
+                    "a batch has chunks of " + std::to_string(batch.chunk) +
+                        " positions; the bundle's graphs take up to " + std::to_string(*width),
                     "make smaller chunks");
     std::vector<std::int64_t> &filled = filled_[index];
     filled.assign(static_cast<std::size_t>(batch.chunks * *width), filler);

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "core/bundle/bundle.h"
-#include "executorch/covey_executorch.h"
 #include "core/engines/engine.h"
+#include "executorch/covey_executorch.h"
 
 namespace covey {
 

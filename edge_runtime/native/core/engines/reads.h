@@ -1,11 +1,12 @@
-// Which parts of a block's parameters a run reads (edge_runtime/engines/reads.py): of an embedding only the batch's rows.
+// Which parts of a block's parameters a run reads (edge_runtime/engines/reads.py): of an embedding only the batch's
+// rows.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "core/engines/engine.h"
 #include "core/bundle/manifest.h"
+#include "core/engines/engine.h"
 
 namespace covey {
 

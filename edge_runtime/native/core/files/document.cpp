@@ -21,11 +21,11 @@ bool is_utf8(std::string_view text)
             return k < text.size() ? static_cast<std::uint8_t>(text[k]) : 0;
         };
         const std::uint32_t first = byte(i);
-        const std::size_t length = first < 0x80        ? 1
-                                   : first >> 5 == 6   ? 2
-                                   : first >> 4 == 14  ? 3
-                                   : first >> 3 == 30  ? 4
-                                                       : 0;
+        const std::size_t length = first < 0x80       ? 1
+                                   : first >> 5 == 6  ? 2
+                                   : first >> 4 == 14 ? 3
+                                   : first >> 3 == 30 ? 4
+                                                      : 0;
         if (length == 0)
             return false;
         constexpr std::uint32_t masks[] = {0, 0x7f, 0x1f, 0x0f, 0x07}, least[] = {0, 0, 0x80, 0x800, 0x10000};
@@ -238,9 +238,8 @@ void Fields::finish() const
 
 bool is_sha256(std::string_view text)
 {
-    return text.size() == 64 && std::all_of(text.begin(), text.end(), [](char c) {
-        return ('0' <= c && c <= '9') || ('a' <= c && c <= 'f');
-    });
+    return text.size() == 64 && std::all_of(text.begin(), text.end(),
+                                            [](char c) { return ('0' <= c && c <= '9') || ('a' <= c && c <= 'f'); });
 }
 
 } // namespace covey

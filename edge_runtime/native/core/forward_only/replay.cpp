@@ -11,8 +11,8 @@
 
 #include "core/files/error.h"
 #include "core/files/mapped_file.h"
-#include "core/forward_only/seeds.h"
 #include "core/files/sha256.h"
+#include "core/forward_only/seeds.h"
 
 namespace covey {
 namespace {
@@ -176,8 +176,7 @@ Terms round_terms(const RoundLog &log)
         std::optional<double> mean_square = log.mean_square;
         const std::vector<double> scalars = unpack_scalars(device.scalars, log.steps, per_step);
         for (std::uint64_t step = 0; step < log.steps; step++) {
-            const Coefficients coefficients =
-                step_coefficients(scalars.data() + step * per_step, rule, mean_square);
+            const Coefficients coefficients = step_coefficients(scalars.data() + step * per_step, rule, mean_square);
             const StepSeeds seeds = step_seeds(rule, log.job_seed, log.round, device.device, step);
             for (std::size_t k = 0; k < seeds.front.size(); k++)
                 front.add(seeds.front[k], device.weight * coefficients.front[k]);

@@ -1,4 +1,5 @@
-// From seeds and scalars to a new adapter (edge_runtime/forward_only/replay.py): the same bits, proved by the adapter's hash.
+// From seeds and scalars to a new adapter (edge_runtime/forward_only/replay.py): the same bits, proved by the adapter's
+// hash.
 #pragma once
 
 #include <cstddef>
@@ -6,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "core/protocol/round_log.h"
 #include "core/forward_only/coefficients.h"
+#include "core/protocol/round_log.h"
 
 namespace covey {
 

@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "core/engines/engine.h"
-#include "core/protocol/step_rule.h"
-#include "core/forward_only/step.h"
 #include "core/forward_only/coefficients.h"
+#include "core/forward_only/step.h"
+#include "core/protocol/step_rule.h"
 
 namespace covey {
 

@@ -166,7 +166,9 @@ StepResult spzo_step(Engine &engine, const float *theta, const Batch &batch, con
             throw Error(Code::training, "a loss is not finite (" + std::to_string(loss) + ")",
                         "lower learning_rate or eps in the job, or look for broken rows");
     const double distance = rule.difference == Difference::forward ? rule.eps : 2 * rule.eps;
-    StepResult result{{}, exact_sum(blocks.losses) / static_cast<double>(blocks.losses.size()), blocks.front_passes,
+    StepResult result{{},
+                      exact_sum(blocks.losses) / static_cast<double>(blocks.losses.size()),
+                      blocks.front_passes,
                       blocks.losses.size()};
     for (const auto &[plus, minus] : pairs)
         result.scalars.push_back(static_cast<float>((plus - minus) / distance));

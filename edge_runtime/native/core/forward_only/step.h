@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "core/engines/engine.h"
-#include "core/protocol/step_rule.h"
 #include "core/forward_only/coefficients.h"
+#include "core/protocol/step_rule.h"
 
 namespace covey {
 

@@ -18,7 +18,7 @@ constexpr double scalar_bound = 1e6;
 struct DeviceScalars {
     std::string device;
     double weight;
-    Bytes scalars; // float32, little-endian, step after step
+    Bytes scalars;                                                  // float32, little-endian, step after step
     std::optional<std::uint64_t> back_perturbations = std::nullopt; // P2, where it is another one than the rule's
 };
 

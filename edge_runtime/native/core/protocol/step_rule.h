@@ -1,4 +1,5 @@
-// The rule of a step (edge_runtime/protocol/step_rule.py): how it perturbs, how its scalars become an update, its seeds.
+// The rule of a step (edge_runtime/protocol/step_rule.py): how it perturbs, how its scalars become an update, its
+// seeds.
 #pragma once
 
 #include <cstdint>

@@ -1,0 +1,54 @@
+"""The C and C++ sources name Python files and error codes that exist: this needs no compiler."""
+
+from __future__ import annotations
+
+import importlib
+import re
+
+import pytest
+from repository import ROOT
+
+from edge_runtime.errors import CoveyError, exit_codes
+
+NATIVE = ROOT / "edge_runtime" / "native"
+SOURCES = sorted(path for path in NATIVE.rglob("*") if path.suffix in {".h", ".cpp", ".c"})
+NOT_FAMILIES = {1: "UNEXPECTED", 2: "USAGE"}
+"""Codes without an error class of their own: CoveyError itself, and the command line's usage."""
+
+
+def test_every_python_file_that_a_source_names_exists() -> None:
+    named = [
+        (source.relative_to(ROOT).as_posix(), path)
+        for source in SOURCES
+        for path in re.findall(r"\b(?:edge_runtime|server|export)/[\w/]+\.py\b", source.read_text())
+    ]
+    assert len(named) >= 15
+    assert [(source, path) for source, path in named if not (ROOT / path).is_file()] == []
+
+
+def names_by_code() -> dict[int, str]:
+    """Return each exit code of every side with the name that C and C++ give it: ConfigError is CONFIG."""
+    for module in ("server.errors", "export.errors"):
+        importlib.import_module(module)
+    families = {
+        family.exit_code: family.__name__.removesuffix("Error").upper() for family in CoveyError.__subclasses__()
+    }
+    assert exit_codes().keys() == families.keys() | {0, 2}
+    return {0: "OK"} | NOT_FAMILIES | families
+
+
+@pytest.mark.parametrize(
+    ("path", "enum", "prefix", "never"),
+    [
+        ("covey.h", "enum covey_code", "COVEY_", {"USAGE", "NETWORK", "JOB", "EXPORT"}),
+        ("core/files/error.h", "enum class Code", "", {"OK", "NETWORK", "JOB", "EXPORT"}),
+    ],
+)
+def test_codes_are_pythons_by_name_and_number(path: str, enum: str, prefix: str, never: set[str]) -> None:
+    """The core has neither a network nor jobs nor an exporter; the interface has no usage, the C++ side no success."""
+    found = re.search(rf"{enum} {{(.*?)}};", (NATIVE / path).read_text(), re.DOTALL)
+    assert found is not None
+    body = re.sub(r"/\*.*?\*/", "", found[1], flags=re.DOTALL)
+    listed = [entry.split("=") for entry in body.replace(" ", "").replace("\n", "").split(",") if entry]
+    codes = {int(number): name.removeprefix(prefix).upper() for name, number in listed}
+    assert codes == {code: name for code, name in names_by_code().items() if name not in never}
