@@ -132,7 +132,8 @@ typedef struct {
 } covey_rule;
 
 COVEY_API covey_rule covey_rule_default(void);
-/* Scalars of one step, (front_perturbations x back_perturbations) or, for COVEY_CLEAN, their sum. */
+/* Returns the number of scalars that one step reports: front_perturbations x back_perturbations or, for COVEY_CLEAN,
+ * their sum. Returns 0 for NULL and for a rule that covey_round_open would refuse. */
 COVEY_API uint64_t covey_rule_scalars_per_step(const covey_rule *rule);
 
 typedef struct covey_round covey_round;

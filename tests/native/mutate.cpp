@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "core/bundle/golden.h"
+#include "core/engines/golden.h"
 #include "core/files/error.h"
 #include "covey.h"
 

@@ -195,6 +195,22 @@ def test_private_rounds_are_clipped_and_noised(core: Core) -> None:
     assert not np.array_equal(noised, scalars(1.5, 2))
 
 
+@settings(deadline=None)
+@given(rule=rules)
+def test_a_steps_scalars_are_counted_as_in_python(core: Core, rule: StepRule) -> None:
+    assert core.library.covey_rule_scalars_per_step(ctypes.byref(c_rule(rule))) == rule.scalars_per_step
+
+
+def test_a_rule_that_is_refused_has_no_scalars(core: Core) -> None:
+    count = core.library.covey_rule_scalars_per_step
+    assert count(None) == 0
+    for name, value in (("variant", 2), ("front_perturbations", 0), ("back_perturbations", 257), ("eps", math.nan)):
+        rule = c_rule(StepRule())
+        assert count(ctypes.byref(rule)) == StepRule().scalars_per_step
+        setattr(rule, name, value)
+        assert count(ctypes.byref(rule)) == 0
+
+
 def test_what_cannot_be_is_refused(core: Core) -> None:
     theta = np.zeros(40, np.float32)
     engine = CallbackEngine(core, QuadraticEngine(np.eye(40), np.zeros(40), 15))

@@ -10,9 +10,10 @@
 #include "core/bundle/bundle.h"
 #include "core/engines/engine_callbacks.h"
 #include "core/engines/engine_executorch.h"
+#include "core/engines/golden.h"
 #include "core/files/error.h"
 #include "core/files/sha256.h"
-#include "core/forward_only/replay.h"
+#include "core/forward_only/replay_file.h"
 #include "core/forward_only/round.h"
 #include "core/self_test.h"
 
@@ -131,12 +132,16 @@ void covey_bundle_close(covey_bundle *bundle)
 
 int32_t covey_bundle_verify(const covey_bundle *bundle, covey_error *error)
 {
-    return guarded(error, [&] { bundle->bundle.verify_files(); });
+    return guarded(error, [&] {
+        require(bundle != nullptr, "a bundle is missing");
+        bundle->bundle.verify_files();
+    });
 }
 
 int32_t covey_bundle_check_golden(const covey_bundle *bundle, uint32_t threads, double *difference, covey_error *error)
 {
     return guarded(error, [&] {
+        require(bundle != nullptr, "a bundle is missing");
         const double found = covey::check_golden(bundle->bundle, threads);
         if (difference != nullptr)
             *difference = found;
@@ -234,8 +239,14 @@ covey_rule covey_rule_default(void)
 
 uint64_t covey_rule_scalars_per_step(const covey_rule *rule)
 {
-    const uint64_t p1 = rule->front_perturbations, p2 = rule->back_perturbations;
-    return rule->variant == COVEY_CLEAN ? p1 + p2 : p1 * p2;
+    uint64_t scalars = 0;
+    guarded(nullptr, [&] {
+        require(rule != nullptr, "a rule is missing");
+        const covey::StepRule checked = rule_of(*rule);
+        covey::check_rule(checked);
+        scalars = checked.scalars_per_step();
+    });
+    return scalars;
 }
 
 int32_t covey_round_open(covey_engine *engine, const float *theta, const covey_work *work, covey_round **round,
@@ -263,7 +274,7 @@ void covey_round_close(covey_round *round)
 int32_t covey_round_step(covey_round *round, const covey_batch *batch, double *loss, covey_error *error)
 {
     return guarded(error, [&] {
-        require(batch != nullptr, "a batch is missing");
+        require(round != nullptr && batch != nullptr, "a round or batch is missing");
         const covey::StepResult result = round->round.step(*batch);
         if (loss != nullptr)
             *loss = result.loss;

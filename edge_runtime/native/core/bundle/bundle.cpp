@@ -71,12 +71,12 @@ InitialAdapter::InitialAdapter(const Bundle &bundle) : file_(bundle.path_of(bund
     }
     // All are looked at before memory is asked for: a layout may claim any size.
     for (const Parameter &parameter : manifest.parameters)
-        if (file_.tensor(parameter.name, "float32").shape != parameter.shape)
+        if (file_.tensor(parameter.name, Dtype::float32).shape != parameter.shape)
             throw Error(Code::bundle, manifest.adapter_file + " holds " + parameter.name + " with another shape",
                         "export again");
     flat_.resize(manifest.total_size());
     for (const Parameter &parameter : manifest.parameters) {
-        const Tensor &tensor = file_.tensor(parameter.name, "float32");
+        const Tensor &tensor = file_.tensor(parameter.name, Dtype::float32);
         std::memcpy(flat_.data() + parameter.offset, tensor.data, tensor.size_bytes);
     }
     data_ = flat_.data();

@@ -39,7 +39,12 @@ Parameter read_parameter(const Value &value)
 GraphInput read_input(const Value &value)
 {
     Fields fields(value, "an input of a graph in the manifest", Code::bundle);
-    GraphInput input{fields.text("dtype"), fields.text("role"), fields.text("source"), {}, false, {}};
+    GraphInput input{fields.choice("dtype", dtype_names),
+                     fields.choice("role", input_role_names),
+                     fields.text("source"),
+                     {},
+                     false,
+                     {}};
     for (const Value &side : fields.array("shape")) {
         if (const auto *name = std::get_if<std::string>(&side.data))
             input.shape.emplace_back(*name);
@@ -69,7 +74,12 @@ GraphInput read_input(const Value &value)
 Graph read_graph(const Value &value)
 {
     Fields fields(value, "a graph in the manifest", Code::bundle);
-    Graph graph{fields.text("kind"), fields.text("runtime"), fields.text("file"), std::nullopt, {}, {}};
+    Graph graph{fields.choice("kind", graph_kind_names),
+                fields.choice("runtime", runtime_names),
+                fields.text("file"),
+                std::nullopt,
+                {},
+                {}};
     if (const Value *split = fields.optional("split"))
         graph.split = whole_number(*split, fields, "split");
     for (const Value &input : fields.array("inputs"))
@@ -131,7 +141,7 @@ void check(const Manifest &manifest, const Fields &fields)
         manifest.file(graph.file);
         // Training graphs are not run here; their layers' tensors have names that are made when a layer is bound.
         for (const GraphInput &input : graph.inputs)
-            if (graph.kind != "train" && input.role == "trainable" && names.count(input.source) == 0)
+            if (graph.kind != GraphKind::train && input.role == InputRole::trainable && names.count(input.source) == 0)
                 fields.refuse(graph.file + ": " + input.source + " is not in the layout");
     }
     if (manifest.splits.empty())
@@ -161,7 +171,7 @@ const FileEntry &Manifest::file(const std::string &path) const
     throw Error(Code::bundle, "the manifest lists no file " + path, export_again);
 }
 
-const Graph &Manifest::graph(const std::string &kind, const std::string &runtime, std::int64_t split) const
+const Graph &Manifest::graph(GraphKind kind, Runtime runtime, std::int64_t split) const
 {
     for (const Graph &graph : graphs)
         if (graph.kind == kind && graph.runtime == runtime && graph.split == split)
@@ -169,10 +179,11 @@ const Graph &Manifest::graph(const std::string &kind, const std::string &runtime
     std::string known;
     for (const std::int64_t each : splits)
         known += (known.empty() ? "" : ", ") + std::to_string(each);
+    const std::string engine = text_of(runtime_names, runtime);
     throw Error(Code::bundle,
-                "the bundle has no " + kind + " graph for " + runtime + " at split " + std::to_string(split) +
-                    "; its splits are " + known,
-                "choose one of its splits, or export with --runtime " + runtime);
+                "the bundle has no " + text_of(graph_kind_names, kind) + " graph for " + engine + " at split " +
+                    std::to_string(split) + "; its splits are " + known,
+                "choose one of its splits, or export with --runtime " + engine);
 }
 
 Manifest decode_manifest(const void *data, std::size_t size)
@@ -187,7 +198,7 @@ Manifest decode_manifest(const void *data, std::size_t size)
                     version > format_version ? "upgrade Covey on this machine" : export_again);
     Manifest manifest{};
     manifest.sha256 = sha256_hex(data, size);
-    manifest.task = Fields(fields.required("task"), "the manifest's task", Code::bundle).text("kind");
+    manifest.task = Fields(fields.required("task"), "the manifest's task", Code::bundle).choice("kind", task_names);
     manifest.weights_file = fields.text("weights_file");
     manifest.adapter_file = fields.text("adapter_file");
     if (!fields.is_present("lora"))

@@ -8,9 +8,32 @@
 #include <variant>
 #include <vector>
 
+#include "core/files/tensor_file.h"
+
 namespace covey {
 
 constexpr std::int64_t format_version = 3;
+
+enum class TaskKind { classify_head, classify_prompt, causal_lm };
+enum class GraphKind { front, back, predict, train };
+enum class Runtime { onnxruntime, executorch };
+enum class InputRole { weight, frozen, trainable, batch, boundary, scale };
+
+inline constexpr Names<TaskKind, 3> task_names = {{{"classify-head", TaskKind::classify_head},
+                                                   {"classify-prompt", TaskKind::classify_prompt},
+                                                   {"causal-lm", TaskKind::causal_lm}}};
+inline constexpr Names<GraphKind, 4> graph_kind_names = {{{"front", GraphKind::front},
+                                                          {"back", GraphKind::back},
+                                                          {"predict", GraphKind::predict},
+                                                          {"train", GraphKind::train}}};
+inline constexpr Names<Runtime, 2> runtime_names = {
+    {{"onnxruntime", Runtime::onnxruntime}, {"executorch", Runtime::executorch}}};
+inline constexpr Names<InputRole, 6> input_role_names = {{{"weight", InputRole::weight},
+                                                          {"frozen", InputRole::frozen},
+                                                          {"trainable", InputRole::trainable},
+                                                          {"batch", InputRole::batch},
+                                                          {"boundary", InputRole::boundary},
+                                                          {"scale", InputRole::scale}}};
 
 struct Parameter {
     std::string name;
@@ -25,7 +48,9 @@ struct FileEntry {
 };
 
 struct GraphInput {
-    std::string dtype, role, source;
+    Dtype dtype;
+    InputRole role;
+    std::string source;
     std::vector<std::variant<std::int64_t, std::string>> shape; // a name where the size is dynamic
     // Where the graph reads only some rows of a trainable tensor: the batch's tokens, or these.
     bool reads_tokens = false;
@@ -33,7 +58,9 @@ struct GraphInput {
 };
 
 struct Graph {
-    std::string kind, runtime, file;
+    GraphKind kind;
+    Runtime runtime;
+    std::string file;
     std::optional<std::int64_t> split;
     std::vector<GraphInput> inputs; // in the order in which the graph takes them
     std::vector<std::string> outputs;
@@ -47,7 +74,8 @@ struct Golden {
 
 struct Manifest {
     std::string sha256; // of manifest.json: the bundle's name
-    std::string task, weights_file, adapter_file;
+    TaskKind task;
+    std::string weights_file, adapter_file;
     bool trains_every_weight;
     std::vector<std::int64_t> splits;
     std::vector<Parameter> parameters;
@@ -59,7 +87,7 @@ struct Manifest {
     std::uint64_t front_size(std::int64_t split) const;
     // Throw Error (bundle) where there is none.
     const FileEntry &file(const std::string &path) const;
-    const Graph &graph(const std::string &kind, const std::string &runtime, std::int64_t split) const;
+    const Graph &graph(GraphKind kind, Runtime runtime, std::int64_t split) const;
 };
 
 // Throws Error (bundle): not JSON, another version, wrong types, unsafe or missing paths, a broken layout.

@@ -6,12 +6,14 @@
 #include <cstdlib>
 #include <iostream>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "core/files/error.h"
+#include "core/files/names.h"
 
 namespace covey {
 
@@ -101,13 +103,14 @@ public:
             misuse("--" + name + " is not a number: " + value);
         return value.empty() ? absent : result;
     }
-    template <typename T> T choice(const std::string &name, T absent, const std::map<std::string, T> &all)
+    template <typename Value, std::size_t count>
+    Value choice(const std::string &name, const Names<Value, count> &names, Value absent)
     {
         const std::string value = text(name);
-        const auto found = all.find(value);
-        if (!value.empty() && found == all.end())
-            misuse("--" + name + " cannot be " + value);
-        return value.empty() ? absent : found->second;
+        const std::optional<Value> found = value_of(names, value);
+        if (!value.empty() && !found)
+            misuse("--" + name + " is \"" + value + "\"; choose from " + all_of(names));
+        return found.value_or(absent);
     }
     // Refuses options that the command did not ask for.
     void finish() const

@@ -9,18 +9,20 @@
 #include <vector>
 
 #include "core/bundle/bundle.h"
-#include "core/bundle/golden.h"
 #include "core/command/command_line.h"
 #include "core/engines/engine_executorch.h"
+#include "core/engines/golden.h"
 #include "core/files/error.h"
 #include "core/files/sha256.h"
-#include "core/forward_only/replay.h"
+#include "core/forward_only/replay_file.h"
 #include "core/forward_only/round.h"
 #include "core/self_test.h"
 
 namespace {
 
 using namespace covey;
+
+constexpr Names<bool, 2> format_names = {{{"text", false}, {"json", true}}}; // whether it is JSON
 
 constexpr const char *usage = R"(usage: covey-core COMMAND [--option VALUE ...] [--format text|json]
 
@@ -89,12 +91,9 @@ Result run_replay(Options &options)
 StepRule rule_from(Options &options)
 {
     StepRule rule;
-    rule.variant =
-        options.choice<Variant>("variant", rule.variant, {{"nested", Variant::nested}, {"clean", Variant::clean}});
-    rule.difference = options.choice<Difference>("difference", rule.difference,
-                                                 {{"central", Difference::central}, {"forward", Difference::forward}});
-    rule.normalize = options.choice<Normalize>(
-        "normalize", rule.normalize, {{"none", Normalize::none}, {"rms", Normalize::rms}, {"std", Normalize::std}});
+    rule.variant = options.choice("variant", variant_names, rule.variant);
+    rule.difference = options.choice("difference", difference_names, rule.difference);
+    rule.normalize = options.choice("normalize", normalize_names, rule.normalize);
     rule.front_perturbations = options.whole("front-perturbations", rule.front_perturbations);
     rule.back_perturbations = options.whole("back-perturbations", rule.back_perturbations);
     rule.eps = options.real("eps", rule.eps);
@@ -206,7 +205,7 @@ int main(int argc, char **argv)
             return 0;
         }
         Options options(argc, argv);
-        json = options.choice<bool>("format", false, {{"text", false}, {"json", true}});
+        json = options.choice("format", format_names, false);
         const auto found = commands.find(command);
         if (found == commands.end())
             misuse(command.empty() ? "no command" : "unknown command " + command);

@@ -22,6 +22,19 @@ std::size_t item_size(std::int32_t dtype)
     }
 }
 
+std::int32_t executorch_dtype(Dtype dtype)
+{
+    switch (dtype) {
+    case Dtype::float32:
+        return COVEY_EXECUTORCH_FLOAT32;
+    case Dtype::int64:
+        return COVEY_EXECUTORCH_INT64;
+    case Dtype::boolean:
+        return COVEY_EXECUTORCH_BOOL;
+    }
+    return 0;
+}
+
 } // namespace
 
 ExecutorchGraph::ExecutorchGraph(const Bundle &bundle, const Graph &graph,
@@ -38,9 +51,9 @@ ExecutorchGraph::ExecutorchGraph(const Bundle &bundle, const Graph &graph,
         refuse("has other inputs or outputs than the manifest says");
     for (std::uint32_t index = 0; index < graph.inputs.size(); index++) {
         const GraphInput &input = graph.inputs[index];
-        if (input.role == "trainable")
+        if (input.role == InputRole::trainable)
             bind_parameter(bundle.manifest(), index, workspace, workspace_start);
-        else if (input.role != "batch" && input.role != "boundary")
+        else if (input.role != InputRole::batch && input.role != InputRole::boundary)
             bind_frozen(index, frozen);
     }
     owner.release();
@@ -55,9 +68,9 @@ void ExecutorchGraph::run(const Batch &batch, const Outputs *boundary)
 {
     for (std::uint32_t index = 0; index < graph_.inputs.size(); index++) {
         const GraphInput &input = graph_.inputs[index];
-        if (input.role == "batch")
+        if (input.role == InputRole::batch)
             bind_batch(index, batch);
-        else if (input.role == "boundary")
+        else if (input.role == InputRole::boundary)
             bind_boundary(index, *boundary);
     }
     check(covey_executorch_run(handle_),
@@ -108,17 +121,14 @@ void ExecutorchGraph::refuse(const std::string &what) const
     throw Error(Code::bundle, graph_.file + " " + what, "export the bundle again");
 }
 
-void ExecutorchGraph::bind(std::uint32_t index, const void *data, const std::vector<std::int64_t> &sizes,
-                           const std::string &dtype, Code kind)
+void ExecutorchGraph::bind(std::uint32_t index, const void *data, const std::vector<std::int64_t> &sizes, Dtype dtype,
+                           Code kind)
 {
     covey_executorch_tensor expected{};
     const GraphInput &input = graph_.inputs[index];
     check(covey_executorch_input(handle_, index, &expected), "lacks input " + input.source, kind);
-    const bool fits = (dtype == "float32" && expected.dtype == COVEY_EXECUTORCH_FLOAT32) ||
-                      (dtype == "int64" && expected.dtype == COVEY_EXECUTORCH_INT64) ||
-                      (dtype == "bool" && expected.dtype == COVEY_EXECUTORCH_BOOL);
-    if (!fits)
-        refuse("takes " + input.source + " with another element type than " + dtype);
+    if (expected.dtype != executorch_dtype(dtype))
+        refuse("takes " + input.source + " with another element type than " + text_of(dtype_names, dtype));
     check(covey_executorch_bind(handle_, index, data, sizes.data(), static_cast<std::uint32_t>(sizes.size())),
           "does not take " + input.source, kind);
 }
@@ -140,10 +150,10 @@ void ExecutorchGraph::bind_parameter(const Manifest &manifest, std::uint32_t ind
     for (const Parameter &parameter : manifest.parameters) {
         if (parameter.name != input.source)
             continue;
-        if ((graph_.kind == "front") != (parameter.layer < *graph_.split))
+        if ((graph_.kind == GraphKind::front) != (parameter.layer < *graph_.split))
             refuse("takes " + input.source + " of the other block");
         check_shape(input, parameter.shape);
-        bind(index, workspace + (parameter.offset - start), parameter.shape, "float32", Code::bundle);
+        bind(index, workspace + (parameter.offset - start), parameter.shape, Dtype::float32, Code::bundle);
         return;
     }
     refuse("needs " + input.source + ", which is not in the layout");
@@ -202,7 +212,7 @@ void ExecutorchGraph::bind_batch(std::uint32_t index, const Batch &batch)
         sizes = {batch.chunks, batch.chunk};
         data = fill_chunks(index, data, batch, source == "labels" ? ignored : 0, sizes);
     }
-    bind(index, data, sizes, "int64", Code::training);
+    bind(index, data, sizes, Dtype::int64, Code::training);
 }
 
 void ExecutorchGraph::bind_boundary(std::uint32_t index, const Outputs &boundary)

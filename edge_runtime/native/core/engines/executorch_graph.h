@@ -44,8 +44,7 @@ public:
 private:
     void check(std::int32_t code, const std::string &what, Code kind) const;
     [[noreturn]] void refuse(const std::string &what) const;
-    void bind(std::uint32_t index, const void *data, const std::vector<std::int64_t> &sizes, const std::string &dtype,
-              Code kind);
+    void bind(std::uint32_t index, const void *data, const std::vector<std::int64_t> &sizes, Dtype dtype, Code kind);
     void check_shape(const GraphInput &input, const std::vector<std::int64_t> &shape) const;
     void bind_parameter(const Manifest &manifest, std::uint32_t index, float *workspace, std::uint64_t start);
     void bind_frozen(std::uint32_t index, const std::vector<const TensorFile *> &files);

@@ -24,7 +24,7 @@ std::vector<Part> read_parts(const Manifest &manifest, const Graph &graph, bool 
 {
     std::map<std::string, const GraphInput *> by_rows;
     for (const GraphInput &input : graph.inputs)
-        if (input.role == "trainable" && (input.reads_tokens || input.rows))
+        if (input.role == InputRole::trainable && (input.reads_tokens || input.rows))
             by_rows[input.source] = &input;
     const std::uint64_t block = front ? 0 : manifest.front_size(split);
     std::vector<Part> parts;

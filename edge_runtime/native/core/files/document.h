@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/files/error.h"
+#include "core/files/names.h"
 
 namespace covey {
 
@@ -39,6 +40,19 @@ public:
     const Bytes &bytes(const char *name) { return as<Bytes>(required(name), name, "bytes"); }
     const Array &array(const char *name) { return as<Array>(required(name), name, "a list"); }
     bool flag(const char *name, bool absent);
+    // The value that the field's text names.
+    template <typename Enum, std::size_t count> Enum choice(const char *name, const Names<Enum, count> &names)
+    {
+        const std::string &found = text(name);
+        if (const std::optional<Enum> value = value_of(names, found))
+            return *value;
+        refuse(std::string(name) + " is \"" + found + "\"; this version knows " + all_of(names));
+    }
+    template <typename Enum, std::size_t count>
+    Enum choice(const char *name, const Names<Enum, count> &names, Enum absent)
+    {
+        return is_present(name) ? choice(name, names) : absent;
+    }
     std::uint64_t unsigned_integer(const char *name, std::uint64_t least = 0, std::uint64_t most = UINT64_MAX);
     std::int64_t integer(const char *name);
     double number(const char *name); // integers count, and so do infinity and NaN

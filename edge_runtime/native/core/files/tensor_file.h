@@ -7,11 +7,18 @@
 #include <vector>
 
 #include "core/files/mapped_file.h"
+#include "core/files/names.h"
 
 namespace covey {
 
+// Element types, named as the manifest names them; tensor files hold float32 and int64.
+enum class Dtype { float32, int64, boolean };
+
+inline constexpr Names<Dtype, 3> dtype_names = {
+    {{"float32", Dtype::float32}, {"int64", Dtype::int64}, {"bool", Dtype::boolean}}};
+
 struct Tensor {
-    std::string dtype; // "float32" or "int64"
+    Dtype dtype;
     std::vector<std::int64_t> shape;
     const void *data; // aligned for its type
     std::uint64_t size_bytes;
@@ -25,7 +32,7 @@ public:
 
     const std::map<std::string, Tensor> &tensors() const { return tensors_; }
     // Throws Error (bundle) where it is not there or of another type.
-    const Tensor &tensor(const std::string &name, const char *dtype) const;
+    const Tensor &tensor(const std::string &name, Dtype dtype) const;
     // The file's data as one vector, where its tensors are float32 and lie one after the other in the order of `names`.
     const float *flat(const std::vector<std::string> &names, std::uint64_t size) const;
 

@@ -9,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "core/forward_only/directions.h"
 #include "core/protocol/step_rule.h"
 
 namespace covey {

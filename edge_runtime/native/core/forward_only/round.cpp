@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/files/error.h"
+#include "core/forward_only/directions.h"
 
 namespace covey {
 

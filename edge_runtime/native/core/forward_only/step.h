@@ -7,6 +7,7 @@
 
 #include "core/engines/engine.h"
 #include "core/forward_only/coefficients.h"
+#include "core/forward_only/directions.h"
 #include "core/protocol/step_rule.h"
 
 namespace covey {

@@ -19,28 +19,13 @@ template <typename T> std::vector<T> numbers(const Bytes &data, const Fields &lo
     return values;
 }
 
-template <typename Choice>
-Choice choose(Fields &fields, const char *name, Choice absent,
-              std::initializer_list<std::pair<const char *, Choice>> all)
-{
-    if (!fields.is_present(name))
-        return absent;
-    const std::string &found = fields.text(name);
-    for (const auto &[text, choice] : all)
-        if (found == text)
-            return choice;
-    fields.refuse(std::string(name) + " is \"" + found + "\", which this version does not know");
-}
-
 StepRule read_rule(const Value &value)
 {
     Fields fields(value, "the rule of a replay log", Code::protocol);
     StepRule rule;
-    rule.variant = choose(fields, "variant", rule.variant, {{"nested", Variant::nested}, {"clean", Variant::clean}});
-    rule.difference = choose(fields, "difference", rule.difference,
-                             {{"central", Difference::central}, {"forward", Difference::forward}});
-    rule.normalize = choose(fields, "normalize", rule.normalize,
-                            {{"none", Normalize::none}, {"rms", Normalize::rms}, {"std", Normalize::std}});
+    rule.variant = fields.choice("variant", variant_names, rule.variant);
+    rule.difference = fields.choice("difference", difference_names, rule.difference);
+    rule.normalize = fields.choice("normalize", normalize_names, rule.normalize);
     if (fields.is_present("front_perturbations"))
         rule.front_perturbations = fields.unsigned_integer("front_perturbations", 1, max_perturbations);
     if (fields.is_present("back_perturbations"))
