@@ -1,5 +1,5 @@
-/* Opens a .pte, runs it on inputs that follow a pattern, and prints each output's first values: the same on every
- * processor up to the order of its sums. .ci/aarch64 compares. */
+/* Opens a .pte, runs it on inputs that follow a pattern, and prints each output's first values. .ci/aarch64 compares
+ * them between processors; they differ only by the order of sums. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,4 +1,4 @@
-"""The core for apps: bundles, its command, what it exports."""
+"""The core for apps: its bundles, its command and its exported names."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_the_command_says_what_is_wrong(core_build: Path, tiny_bundle: Bundle) -
 
 
 def test_the_library_exports_its_interface_and_nothing_else(core_build: Path) -> None:
-    """What an app links must not collide with the app's own SHA-256 or JSON."""
+    """The library's names must not collide with an app's own SHA-256 or JSON."""
     names = subprocess.run(
         ["nm", "-D", "--defined-only", str(core_build / "libcovey.so")], check=True, capture_output=True, text=True
     ).stdout.split("\n")

@@ -1,4 +1,4 @@
-"""The core for apps on ExecuTorch's own graphs: Python's bits, golden vectors, nothing unchecked is run."""
+"""The core for apps on ExecuTorch: it gives Python's bits, checks golden vectors and runs no unchecked graph."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_real_graphs_give_pythons_bits(
 def test_a_golden_value_that_is_not_finite_is_refused(
     command: Callable[..., tuple[int, dict[str, Any]]], tiny_export: Callable[..., Bundle], tmp_path: Path
 ) -> None:
-    """The first of several values: those after it must not hide it."""
+    """The bad value is the first of several: later values must not hide it."""
     from safetensors.torch import load_file, save_file
 
     copy = tmp_path / "bundle"

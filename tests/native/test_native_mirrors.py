@@ -12,6 +12,15 @@ from edge_runtime.errors import CoveyError, exit_codes
 
 NATIVE = ROOT / "edge_runtime" / "native"
 SOURCES = sorted(path for path in NATIVE.rglob("*") if path.suffix in {".h", ".cpp", ".c"})
+WITHOUT_PYTHON = {
+    "command_line.h",
+    "document.h",
+    "engine_callbacks.h",
+    "mapped_file.h",
+    "names.h",
+    "self_test.h",
+}
+"""Headers of the core for what Python takes from its libraries, or does not have."""
 NOT_FAMILIES = {1: "UNEXPECTED", 2: "USAGE"}
 """Codes without an error class of their own: CoveyError itself, and the command line's usage."""
 
@@ -24,6 +33,12 @@ def test_every_python_file_that_a_source_names_exists() -> None:
     ]
     assert len(named) >= 15
     assert [(source, path) for source, path in named if not (ROOT / path).is_file()] == []
+
+
+def test_every_header_of_the_core_names_its_python_file_first() -> None:
+    headers = {path.name: path.read_text().splitlines()[0] for path in (NATIVE / "core").rglob("*.h")}
+    unnamed = {name for name, first in headers.items() if not re.search(r"edge_runtime/[\w/]+\.py\b", first)}
+    assert unnamed == WITHOUT_PYTHON
 
 
 def names_by_code() -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""The core for apps: its steps have the bits of the Python side."""
+"""The core for apps: its steps give the same bits as the Python side."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400), needs_cmake]
 
 
 class Bowl:
-    """The self-test's engine: see self_test.cpp."""
+    """The engine of the self-test, as in core/self_test.cpp."""
 
     def __init__(self) -> None:
         self.front_workspace = np.zeros(FRONT_SIZE, np.float32)
@@ -128,7 +128,7 @@ def test_a_rounds_bits_are_pythons(
 
 @pytest.mark.parametrize("task", ["classify-head", "causal-lm"])
 def test_a_step_on_real_graphs_gives_pythons_bits(core: Core, tiny_export: Callable[..., Bundle], task: str) -> None:
-    """ONNX Runtime behind the callbacks: batches arrive whole, and the same losses give the same scalars."""
+    """The callbacks run ONNX Runtime: batches arrive unchanged, and the same losses give the same scalars."""
     bundle = tiny_export("llama" if task == "causal-lm" else "bert", task=task)
     cases = [case.batch for case in golden_cases(bundle)]
     theta = golden_adapter(bundle.initial_adapter(), bundle.manifest.golden)
@@ -211,7 +211,7 @@ def test_a_rule_that_is_refused_has_no_scalars(core: Core) -> None:
         assert count(ctypes.byref(rule)) == 0
 
 
-def test_what_cannot_be_is_refused(core: Core) -> None:
+def test_invalid_values_are_refused(core: Core) -> None:
     theta = np.zeros(40, np.float32)
     engine = CallbackEngine(core, QuadraticEngine(np.eye(40), np.zeros(40), 15))
 

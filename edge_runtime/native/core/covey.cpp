@@ -1,4 +1,4 @@
-// The C interface: objects behind pointers, exceptions turned into codes.
+// The C interface: hides objects behind pointers and turns exceptions into codes.
 #include "covey.h"
 
 #include <algorithm>
@@ -111,7 +111,8 @@ int32_t covey_self_test(covey_error *error)
     return guarded(error, [] {
         for (const covey::SelfTest &test : covey::self_test())
             if (test.found != test.pinned)
-                throw Error(Code::training, "the bits of " + test.name + " are not the pinned ones on this machine",
+                throw Error(Code::training,
+                            "the self-test's result for " + test.name + " differs from the pinned one on this machine",
                             "report the compiler, its flags and the CPU; do not train on it");
     });
 }
@@ -178,7 +179,7 @@ int32_t covey_adapter_open(const covey_bundle *bundle, const char *path, covey_a
             opened->data = reinterpret_cast<const float *>(opened->file->data());
         }
         if (!std::all_of(opened->data, opened->data + size, [](float value) { return std::isfinite(value); }))
-            throw Error(Code::bundle, "the adapter holds values that are not finite", "start from an earlier adapter");
+            throw Error(Code::bundle, "the adapter holds values that are not finite", "use an earlier adapter");
         opened->sha256 = covey::sha256_hex(opened->data, size * sizeof(float));
         *adapter = opened.release();
     });

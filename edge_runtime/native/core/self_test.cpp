@@ -13,7 +13,7 @@ namespace {
 
 constexpr std::size_t parameters = 300, front_parameters = 130;
 
-// A bowl with a known shape; loss = sum of (1 + k mod 3) (theta_k - (k mod 5) / 8)^2 / 2, added up in order.
+// An engine with a known loss: the sum of (1 + k mod 3) (theta_k - (k mod 5) / 8)^2 / 2, added up in order.
 class Bowl : public Engine {
 public:
     std::size_t front_size() const override { return front_parameters; }
@@ -84,7 +84,7 @@ std::string perturbed()
     return floats_sha256(out);
 }
 
-// Two steps with every rule: all scalars and all local models.
+// Runs two steps with every rule; hashes all scalars and all local models.
 std::string rounds()
 {
     std::vector<float> all, local(parameters);
@@ -101,7 +101,7 @@ std::string rounds()
     return floats_sha256(all);
 }
 
-// One round of two devices with every rule, each from the adapter of the one before and with momentum.
+// Replays one round of two devices with every rule, each from the previous round's adapter and with momentum.
 std::string replays()
 {
     std::vector<float> before = start(), now = before, after(parameters);

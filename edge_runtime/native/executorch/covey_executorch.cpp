@@ -1,8 +1,9 @@
 /* See covey_executorch.h.
  *
- * ExecuTorch logs the reason of an error and returns a code, and where it finds no way on it asks the platform layer to
- * end the process. Here the lines are kept for the error's message, and that request becomes an exception, caught at
- * this interface: a bad graph must not take a device down. The graph that asked is never touched again.
+ * ExecuTorch logs the reason of an error and returns a code. Where it cannot continue, it asks the platform layer to
+ * end the process. This file keeps the log lines for the error's message, and turns that request into an exception that
+ * it catches at this interface: a bad graph must not take a device down. A graph that failed like this is never used
+ * again.
  */
 #include "covey_executorch.h"
 
@@ -22,7 +23,7 @@
 #include <executorch/runtime/platform/platform.h>
 #include <executorch/runtime/platform/runtime.h>
 
-/* The thread pool's header is not in the wheel. Its first two members are all that is called here. */
+/* The wheel lacks the thread pool's header. This declares the members that are called here. */
 namespace executorch::extension {
 namespace threadpool {
 class ThreadPool {
@@ -50,8 +51,8 @@ using executorch::runtime::Program;
 using executorch::runtime::Span;
 
 struct covey_executorch_graph {
-    /* Planned for the largest batch. Module would fill it with zeros, and so take memory for sizes that never come:
-     * pages that malloc gives and nobody writes cost nothing. */
+    /* Memory planned for the largest batch. Module would fill it with zeros and so use all of it; pages from malloc
+     * that nobody writes cost nothing. */
     std::vector<std::unique_ptr<uint8_t, decltype(&std::free)>> arenas;
     std::vector<Span<uint8_t>> spans;
     std::unique_ptr<HierarchicalAllocator> planned;
@@ -71,10 +72,10 @@ std::atomic<covey_executorch_log> log_sink{nullptr};
 std::atomic<int> open_graphs{0};
 std::mutex threads_mutex;
 thread_local std::string error_text;
-thread_local std::string logged; // the errors that ExecuTorch logged during this call
+thread_local std::string logged; // errors that ExecuTorch logged during this call
 thread_local bool inside = false;
 constexpr size_t most_logged_bytes = 2000;
-constexpr size_t overread_bytes = 64; // XNNPACK's vector loads may go past the end of what they read
+constexpr size_t overread_bytes = 64; // XNNPACK's vector loads may read past the end of a buffer
 
 void on_log(et_timestamp_t, et_pal_log_level_t level, const char *file, const char *, size_t line, const char *message,
             size_t length)
@@ -95,7 +96,7 @@ void on_log(et_timestamp_t, et_pal_log_level_t level, const char *file, const ch
     if (inside) {
         throw Abort{};
     }
-    std::abort(); // a thread of the pool: nobody is there to catch
+    std::abort(); // on a thread of the pool, where nothing could catch an exception
 }
 
 void prepare()
@@ -119,7 +120,7 @@ int32_t fail(Error error)
     return fail(static_cast<int32_t>(error), logged.empty() ? "no reason given" : logged);
 }
 
-/* Run a step that ends in a code; what ExecuTorch throws or gives up on becomes one. */
+/* Runs a function that returns a code. Turns exceptions, and a request to end the process, into codes. */
 template <typename Step> int32_t guarded(bool *broken, Step step)
 {
     prepare();
@@ -175,7 +176,7 @@ int32_t load(covey_executorch_graph *graph, std::unique_ptr<DataLoader> loader)
     if (!meta.ok()) {
         return fail(meta.error());
     }
-    /* Asked before the method is loaded: loading only says that something was not found. */
+    /* Checked before the method is loaded: load_method reports only that something was not found. */
     for (size_t n = 0; n < meta->num_backends(); ++n) {
         const auto name = meta->get_backend_name(n);
         if (name.ok() && executorch::runtime::get_backend_class(*name) == nullptr) {
@@ -234,7 +235,7 @@ template <typename MakeLoader> int32_t open(covey_executorch_graph **out, MakeLo
         ++open_graphs;
         *out = graph.release();
     } else if (graph->broken) {
-        graph.release(); // what was interrupted in the middle cannot be taken apart safely
+        graph.release(); // leaked: a graph that was interrupted while loading cannot be destroyed safely
     }
     return code;
 }

@@ -10,7 +10,7 @@
 namespace covey {
 namespace {
 
-constexpr const char *export_again = "export the bundle again";
+constexpr const char *export_again = "re-export the bundle with covey export";
 constexpr std::uint64_t most_elements = std::uint64_t{1} << 40;
 
 std::int64_t whole_number(const Value &value, const Fields &around, const char *what)
@@ -27,7 +27,7 @@ Parameter read_parameter(const Value &value)
     Parameter parameter{
         fields.text("name"), {}, fields.integer("layer"), fields.unsigned_integer("offset", 0, most_elements), 1};
     for (const Value &side : fields.array("shape")) {
-        parameter.shape.push_back(whole_number(side, fields, "a side"));
+        parameter.shape.push_back(whole_number(side, fields, "a size in its shape"));
         const std::int64_t length = parameter.shape.back();
         if (length < 1 || static_cast<std::uint64_t>(length) > most_elements / parameter.size)
             fields.refuse(parameter.name + " has a bad shape");
@@ -49,13 +49,13 @@ GraphInput read_input(const Value &value)
         if (const auto *name = std::get_if<std::string>(&side.data))
             input.shape.emplace_back(*name);
         else
-            input.shape.emplace_back(whole_number(side, fields, "a side"));
+            input.shape.emplace_back(whole_number(side, fields, "a size in its shape"));
     }
     const Value *rows = fields.optional("rows");
     if (rows != nullptr && std::holds_alternative<std::string>(rows->data)) {
         input.reads_tokens = std::get<std::string>(rows->data) == "input_ids";
         if (!input.reads_tokens)
-            fields.refuse("rows is not input_ids");
+            fields.refuse("rows is text, but not \"input_ids\"");
     } else if (rows != nullptr) {
         const auto *list = std::get_if<Array>(&rows->data);
         if (list == nullptr)
@@ -91,7 +91,7 @@ Graph read_graph(const Value &value)
 
 bool is_safe(const std::string &path)
 {
-    bool begins = true; // of a part: a letter or a digit, so no "..", no hidden file
+    bool begins = true; // a part begins with a letter or a digit, so there is no ".." and no hidden file
     for (const char c : path) {
         const bool plain = std::isalnum(static_cast<unsigned char>(c)) != 0;
         const bool allowed = plain || (!begins && (c == '.' || c == '_' || c == '-' || c == '/'));
@@ -113,7 +113,7 @@ void check_layout(const std::vector<Parameter> &parameters, const Fields &fields
         if (!seen.insert(parameter.name).second)
             fields.refuse("parameter " + parameter.name + " occurs twice in the layout");
         if (parameter.offset != offset)
-            fields.refuse("parameter " + parameter.name + " does not begin where the one before ends");
+            fields.refuse("parameter " + parameter.name + " does not begin where the previous one ends");
         if (parameter.layer < layer)
             fields.refuse("parameter " + parameter.name + " is out of depth order");
         if (parameter.size > most_elements - offset)
@@ -139,7 +139,7 @@ void check(const Manifest &manifest, const Fields &fields)
         names.insert(parameter.name);
     for (const Graph &graph : manifest.graphs) {
         manifest.file(graph.file);
-        // Training graphs are not run here; their layers' tensors have names that are made when a layer is bound.
+        // The core does not run training graphs. Names of their layers' tensors are formed when a layer is bound.
         for (const GraphInput &input : graph.inputs)
             if (graph.kind != GraphKind::train && input.role == InputRole::trainable && names.count(input.source) == 0)
                 fields.refuse(graph.file + ": " + input.source + " is not in the layout");
@@ -183,7 +183,7 @@ const Graph &Manifest::graph(GraphKind kind, Runtime runtime, std::int64_t split
     throw Error(Code::bundle,
                 "the bundle has no " + text_of(graph_kind_names, kind) + " graph for " + engine + " at split " +
                     std::to_string(split) + "; its splits are " + known,
-                "choose one of its splits, or export with --runtime " + engine);
+                "choose one of its splits, or re-export it with covey export --runtime onnx," + engine);
 }
 
 Manifest decode_manifest(const void *data, std::size_t size)

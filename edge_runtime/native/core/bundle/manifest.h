@@ -1,5 +1,5 @@
-// What the core needs of a bundle's manifest (edge_runtime/bundle/manifest.py). Fields that it does not need are not
-// looked at: the format's version guards their meaning.
+// The part of a bundle's manifest that the core needs (edge_runtime/bundle/manifest.py). It ignores the other fields:
+// the format version guards their meaning.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +39,7 @@ struct Parameter {
     std::string name;
     std::vector<std::int64_t> shape;
     std::int64_t layer;
-    std::uint64_t offset, size; // elements, in the flat vector
+    std::uint64_t offset, size; // in elements of the flat vector
 };
 
 struct FileEntry {
@@ -52,7 +52,7 @@ struct GraphInput {
     InputRole role;
     std::string source;
     std::vector<std::variant<std::int64_t, std::string>> shape; // a name where the size is dynamic
-    // Where the graph reads only some rows of a trainable tensor: the batch's tokens, or these.
+    // Where the graph reads only some rows of a trainable tensor: the rows of the batch's tokens, or the listed ones.
     bool reads_tokens = false;
     std::optional<std::vector<std::int64_t>> rows;
 };
@@ -73,7 +73,7 @@ struct Golden {
 };
 
 struct Manifest {
-    std::string sha256; // of manifest.json: the bundle's name
+    std::string sha256; // of manifest.json; plans name the bundle by it
     TaskKind task;
     std::string weights_file, adapter_file;
     bool trains_every_weight;
@@ -85,12 +85,13 @@ struct Manifest {
 
     std::uint64_t total_size() const; // of the flat vector
     std::uint64_t front_size(std::int64_t split) const;
-    // Throw Error (bundle) where there is none.
+    // Both throw Error (bundle) where there is none.
     const FileEntry &file(const std::string &path) const;
     const Graph &graph(GraphKind kind, Runtime runtime, std::int64_t split) const;
 };
 
-// Throws Error (bundle): not JSON, another version, wrong types, unsafe or missing paths, a broken layout.
+// Throws Error (bundle): not JSON, another version, wrong types, unknown names, unsafe or missing paths, a broken
+// layout.
 Manifest decode_manifest(const void *data, std::size_t size);
 
 } // namespace covey

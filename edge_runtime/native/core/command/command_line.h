@@ -1,4 +1,4 @@
-// Options of a command, and its result as text or JSON.
+// Parses a command's options, and prints its result as text or JSON.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +39,7 @@ inline std::string number(double value)
     return text;
 }
 
-// A command's result: names and JSON values, in order.
+// A command's result: names with JSON values, in order.
 class Result {
 public:
     void add(const std::string &name, const std::string &json) { fields_.emplace_back(name, json); }
@@ -112,7 +112,7 @@ public:
             misuse("--" + name + " is \"" + value + "\"; choose from " + all_of(names));
         return found.value_or(absent);
     }
-    // Refuses options that the command did not ask for.
+    // Refuses options that the command did not read.
     void finish() const
     {
         for (const auto &[name, value] : values_)

@@ -20,7 +20,7 @@ void set_threads(std::uint32_t threads)
                     "close the other engines first, or use the same number of threads");
 }
 
-// Where every weight is trained, the two workspaces lie in the same memory, as large as the larger block.
+// Where every weight is trained, the two workspaces share memory that is as large as the larger block.
 class BundleEngine : public ExecutorchEngine {
 public:
     BundleEngine(const Bundle &bundle, std::int64_t split, std::uint32_t threads)
@@ -67,7 +67,8 @@ public:
         back_->run(batch, static_cast<const Outputs *>(&boundary));
         const covey_executorch_tensor type = back_->output("loss", &data);
         if (type.dtype != COVEY_EXECUTORCH_FLOAT32 || type.rank > 1 || (type.rank == 1 && type.sizes[0] != 1))
-            throw Error(Code::bundle, "the loss of the back graph is not a float32 number", "export the bundle again");
+            throw Error(Code::bundle, "the loss of the back graph is not a float32 number",
+                        "re-export the bundle with covey export");
         return static_cast<double>(*static_cast<const float *>(data));
     }
     Matrix back_output(const std::string &name) const override
@@ -76,12 +77,12 @@ public:
         const covey_executorch_tensor type = back_->output(name, &data);
         if (type.dtype != COVEY_EXECUTORCH_FLOAT32 || type.rank != 2)
             throw Error(Code::bundle, "the back graph's " + name + " is not a float32 matrix",
-                        "export the bundle again with covey export");
+                        "re-export the bundle with covey export");
         return {static_cast<const float *>(data), type.sizes[0], type.sizes[1]};
     }
 
 private:
-    // The parameters lie in files of the bundle: a layout that claims more than those hold gets no memory.
+    // Checks the layout against the bundle's files, so that no memory is allocated for sizes that it only claims.
     static void check_sizes(const Bundle &bundle) { InitialAdapter{bundle}; }
 
     const Manifest &manifest_;
@@ -90,7 +91,7 @@ private:
     std::size_t front_size_, back_size_;
     std::vector<float> memory_;
     std::vector<std::unique_ptr<TensorFile>> files_;
-    std::optional<ExecutorchGraph> front_, back_; // closed before what they are bound to
+    std::optional<ExecutorchGraph> front_, back_; // destroyed before the members that they are bound to
 };
 
 } // namespace

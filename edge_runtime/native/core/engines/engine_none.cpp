@@ -8,7 +8,7 @@ std::unique_ptr<ExecutorchEngine> executorch_engine(const Bundle & /*bundle*/, s
                                                     std::uint32_t /*threads*/)
 {
     throw Error(Code::config, "this library was built without ExecuTorch",
-                "build it with -DCOVEY_EXECUTORCH=ON, or give it an engine of your own by covey_engine_callbacks");
+                "build it with -DCOVEY_EXECUTORCH=ON, or pass an engine of the app through covey_engine_callbacks");
 }
 
 } // namespace covey

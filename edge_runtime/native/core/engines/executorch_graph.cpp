@@ -8,7 +8,7 @@
 namespace covey {
 namespace {
 
-constexpr std::int64_t ignored = -100; // the label of a place that only fills up a chunk
+constexpr std::int64_t ignored = -100; // the label of a place that pads a chunk
 
 std::size_t item_size(std::int32_t dtype)
 {
@@ -44,7 +44,7 @@ ExecutorchGraph::ExecutorchGraph(const Bundle &bundle, const Graph &graph,
 {
     bundle.check(file_, bundle.manifest().file(graph.file));
     check(covey_executorch_open_bytes(file_.data(), file_.size(), &handle_), "cannot load", Code::bundle);
-    // The destructor does not run for an object that was not finished: from here on this closes the graph.
+    // The destructor does not run where the constructor throws: until it ends, this owner closes the graph.
     std::unique_ptr<covey_executorch_graph, void (*)(covey_executorch_graph *)> owner(handle_, covey_executorch_close);
     if (covey_executorch_inputs(handle_) != graph.inputs.size() ||
         covey_executorch_outputs(handle_) != graph.outputs.size())
@@ -112,13 +112,13 @@ void ExecutorchGraph::check(std::int32_t code, const std::string &what, Code kin
         throw Error(kind,
                     "ExecuTorch " + what + ": " + graph_.file + ": " + covey_executorch_code_name(code) + ": " +
                         covey_executorch_error(),
-                    kind == Code::bundle ? "export the bundle with the ExecuTorch version that this app has"
+                    kind == Code::bundle ? "re-export the bundle with the ExecuTorch version that this app has"
                                          : "use a smaller batch if memory is short; check the bundle's golden vectors");
 }
 
 void ExecutorchGraph::refuse(const std::string &what) const
 {
-    throw Error(Code::bundle, graph_.file + " " + what, "export the bundle again");
+    throw Error(Code::bundle, graph_.file + " " + what, "re-export the bundle with covey export");
 }
 
 void ExecutorchGraph::bind(std::uint32_t index, const void *data, const std::vector<std::int64_t> &sizes, Dtype dtype,
@@ -170,10 +170,10 @@ void ExecutorchGraph::bind_frozen(std::uint32_t index, const std::vector<const T
         bind(index, found->second.data, found->second.shape, found->second.dtype, Code::bundle);
         return;
     }
-    refuse("needs " + input.source + ": not there");
+    refuse("needs " + input.source + ", which no file of the bundle holds");
 }
 
-// Chunks of positions are filled up with what does not count: the graph takes those of one width.
+// Pads chunks to the one width that the graph takes, with a filler that the loss ignores.
 const std::int64_t *ExecutorchGraph::fill_chunks(std::uint32_t index, const std::int64_t *data, const Batch &batch,
                                                  std::int64_t filler, std::vector<std::int64_t> &sizes)
 {
@@ -185,7 +185,7 @@ const std::int64_t *ExecutorchGraph::fill_chunks(std::uint32_t index, const std:
         throw Error(Code::config,
                     "a batch has chunks of " + std::to_string(batch.chunk) +
                         " positions; the bundle's graphs take up to " + std::to_string(*width),
-                    "make smaller chunks");
+                    "use smaller chunks");
     std::vector<std::int64_t> &filled = filled_[index];
     filled.assign(static_cast<std::size_t>(batch.chunks * *width), filler);
     for (std::int64_t row = 0; row < batch.chunks; row++)

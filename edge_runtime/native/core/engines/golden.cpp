@@ -49,7 +49,7 @@ double batch_difference(ExecutorchEngine &engine, const TensorFile &file, std::u
                       output.rows == expected.shape[0] && output.width >= expected.shape[1];
     if (!fits)
         throw Error(Code::bundle, "the golden vectors and the graphs have different shapes",
-                    "export the bundle again with covey export");
+                    "re-export the bundle with covey export");
     const double of_loss = difference({&found_loss, 1, 1}, static_cast<const float *>(loss.data), 1);
     const double of_output = difference(output, static_cast<const float *>(expected.data), expected.shape[1]);
     return std::max(of_loss, of_output);
@@ -61,7 +61,8 @@ Batch batch_from(const TensorFile &file, std::uint64_t n)
 {
     const std::string prefix = std::to_string(n) + ".";
     const auto refuse = [&](const char *what) {
-        throw Error(Code::bundle, "batch " + std::to_string(n) + ": " + what, "write the file again");
+        throw Error(Code::bundle, "batch " + std::to_string(n) + ": " + what,
+                    "write the file again with the shapes of covey_batch in covey.h");
     };
     const Tensor &input_ids = file.tensor(prefix + "input_ids", Dtype::int64);
     const Tensor &mask = file.tensor(prefix + "attention_mask", Dtype::int64);

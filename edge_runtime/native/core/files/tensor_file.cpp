@@ -13,7 +13,7 @@ constexpr std::uint64_t most_header_bytes = 100'000'000;
 
 void TensorFile::refuse(const std::string &what) const
 {
-    throw Error(Code::bundle, path_ + ": " + what, "fetch or export the bundle again");
+    throw Error(Code::bundle, path_ + ": " + what, "fetch the bundle again, or re-export it with covey export");
 }
 
 TensorFile::TensorFile(const std::string &path) : path_(path), file_(path, Code::bundle)

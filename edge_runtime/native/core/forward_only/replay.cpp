@@ -12,9 +12,9 @@
 namespace covey {
 namespace {
 
-constexpr const char *fetch = "fetch the adapter itself";
+constexpr const char *fetch = "fetch the adapter's file instead of replaying its log";
 
-// Adds up each direction's coefficients, in the order of first use.
+// Adds up the coefficients of each direction; keeps directions in the order of their first use.
 class Totals {
 public:
     void add(std::uint64_t seed, double value)
@@ -36,7 +36,10 @@ BlockTerms pooled(const RoundLog &log, const std::vector<float> &coefficients,
 {
     BlockTerms terms;
     if ((pool ? pool->size() : 0) != coefficients.size())
-        throw Error(Code::protocol, "a replay log has more coefficients than directions, or fewer", fetch);
+        throw Error(Code::protocol,
+                    "a replay log has " + std::to_string(coefficients.size()) + " coefficients for " +
+                        std::to_string(pool ? pool->size() : 0) + " directions",
+                    fetch);
     for (std::size_t k = 0; k < coefficients.size(); k++) {
         if ((*pool)[k] >= *log.rule.seed_pool)
             throw Error(Code::protocol, "a replay log names a seed outside its pool", fetch);
@@ -103,7 +106,7 @@ void replay_part(float *out, const float *theta, std::size_t n, const RoundLog &
     if (!log.previous_sha256) {
         std::memcpy(out, theta, n * sizeof *out);
     } else if (previous == nullptr) {
-        throw Error(Code::training, "the replay log has momentum, and the adapter before is not here", fetch);
+        throw Error(Code::training, "the replay log has momentum, but the previous adapter is not given", fetch);
     } else {
         const auto momentum = static_cast<float>(log.momentum);
         for (std::size_t k = 0; k < n; k++) {

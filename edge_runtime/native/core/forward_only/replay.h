@@ -1,5 +1,4 @@
-// From seeds and scalars to a new adapter (edge_runtime/forward_only/replay.py): the same bits, proved by the adapter's
-// hash.
+// Computes an adapter from seeds and scalars, with the same bits everywhere (edge_runtime/forward_only/replay.py).
 #pragma once
 
 #include <cstddef>
@@ -12,12 +11,13 @@
 
 namespace covey {
 
-// What a round adds: each direction once, in the order of its first use. Throws Error (protocol): scalars or terms
-// that do not fit the rule.
+// Returns the terms that a round adds: each direction once, in the order of its first use. Throws Error (protocol):
+// scalars or terms do not fit the rule.
 Terms round_terms(const RoundLog &log);
 
-// Replays n parameters from `start` on; out, theta and previous hold this part alone and are apart. `previous`, the
-// part of the adapter before theta, is needed where the log has momentum. Parts give the same bits as the whole.
+// Replays n parameters beginning at `start`. out, theta and previous hold only this part and do not overlap.
+// `previous`, the part of the adapter before theta, is needed where the log has momentum. Parts give the same bits as
+// the whole.
 void replay_part(float *out, const float *theta, std::size_t n, const RoundLog &log, const Terms &terms,
                  const float *previous, std::uint64_t start);
 

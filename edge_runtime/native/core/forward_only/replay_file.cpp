@@ -19,9 +19,9 @@ namespace covey {
 namespace {
 
 constexpr std::size_t part_size = 1 << 20; // parameters: 4 MiB
-constexpr const char *fetch = "fetch the adapter itself";
+constexpr const char *fetch = "fetch the adapter's file instead of replaying its log";
 
-// A new file that becomes its name by a rename, and is removed where it does not get that far.
+// A file that is written under another name and renamed by commit(); removed where commit() is not reached.
 class NewFile {
 public:
     explicit NewFile(std::string path) : path_(std::move(path))
@@ -88,7 +88,7 @@ MappedFile map_adapter(const std::string &path)
 
 const float *floats(const MappedFile &file)
 {
-    return reinterpret_cast<const float *>(file.data()); // a mapping is aligned
+    return reinterpret_cast<const float *>(file.data()); // aligned, as every mapping is
 }
 
 void check_chain(const std::vector<RoundLog> &logs, std::string reached, std::size_t size)
@@ -116,11 +116,11 @@ std::string follow_logs(const std::vector<RoundLog> &logs, const std::string &ad
     if (!previous.empty())
         earlier.emplace(map_adapter(previous));
     if (earlier && earlier->size() != theta.size())
-        throw Error(Code::bundle, "the adapter before has another length", "use adapters of one bundle");
+        throw Error(Code::bundle, "the previous adapter has another length", "use adapters of one bundle");
     check_chain(logs, sha256_hex(theta.data(), theta.size()), size);
     if (earlier && logs.front().previous_sha256 &&
         sha256_hex(earlier->data(), earlier->size()) != *logs.front().previous_sha256)
-        throw Error(Code::training, "the adapter before is not the one that the log's momentum needs", fetch);
+        throw Error(Code::training, "the previous adapter is not the one that the log's momentum needs", fetch);
     std::vector<Terms> terms;
     for (const RoundLog &log : logs)
         terms.push_back(round_terms(log));
@@ -149,7 +149,7 @@ std::string follow_logs(const std::vector<RoundLog> &logs, const std::string &ad
     std::string found = digest.finish_hex();
     if (found != logs.back().result_sha256)
         throw Error(Code::training,
-                    "the replay ended on adapter " + found.substr(0, 12) + ", the server's is " +
+                    "the replay ended on adapter " + found.substr(0, 12) + "; the log says " +
                         logs.back().result_sha256.substr(0, 12),
                     std::string(fetch) + ", and report both machines' versions: the bits should be equal");
     before_file.commit();

@@ -20,12 +20,12 @@ Round::Round(Engine &engine, const float *theta, RoundWork work, std::function<d
 {
     check_rule(work_.rule);
     if (work_.device.empty())
-        throw Error(Code::config, "the device has no name", "give it the name with which it is enrolled");
+        throw Error(Code::config, "the device has no name", "pass the name under which it is enrolled");
     if (work_.mean_square && !(*work_.mean_square >= 0 && *work_.mean_square <= 1e12))
-        throw Error(Code::config, "mean_square is out of bounds", "take it from the plan");
+        throw Error(Code::config, "mean_square is out of bounds", "use the plan's value");
     if (work_.privacy && !(work_.privacy->clip > 0 && work_.privacy->clip <= 1e5 &&
                            work_.privacy->noise_multiplier >= 0 && work_.privacy->noise_multiplier <= 1e3))
-        throw Error(Code::config, "clip or noise_multiplier is out of bounds", "take them from the plan");
+        throw Error(Code::config, "clip or noise_multiplier is out of bounds", "use the plan's values");
 }
 
 StepResult Round::step(const Batch &batch)

@@ -92,7 +92,7 @@ RoundLog read_log(const Value &value)
     Fields fields(value, "a replay log", Code::protocol);
     RoundLog log{};
     if (fields.text("type") != "round-log")
-        fields.refuse("it is not a round's log");
+        fields.refuse("type is not round-log");
     fields.text("job");
     log.job_seed = fields.unsigned_integer("job_seed");
     log.round = fields.unsigned_integer("round");
@@ -131,7 +131,7 @@ std::vector<RoundLog> decode_chain(const void *data, std::size_t size)
                         std::to_string(log_version),
                     same_version);
     if (fields.text("type") != "log-chain")
-        fields.refuse("it is not one");
+        fields.refuse("type is not log-chain");
     std::vector<RoundLog> logs;
     for (const Value &log : fields.array("rounds"))
         logs.push_back(read_log(log));
@@ -143,11 +143,11 @@ std::vector<RoundLog> decode_chain(const void *data, std::size_t size)
 
 std::vector<double> unpack_scalars(const Bytes &data, std::uint64_t steps, std::uint64_t per_step)
 {
-    // Divided, not multiplied: a log may name any number of steps.
+    // Divides instead of multiplying, which could overflow: a log may claim any number of steps.
     if (data.size() % (4 * per_step) != 0 || data.size() / (4 * per_step) != steps)
         throw Error(Code::protocol,
                     std::to_string(data.size()) + " bytes of scalars do not fit " + std::to_string(steps) +
-                        " steps of " + std::to_string(per_step),
+                        " steps of " + std::to_string(per_step) + " scalars",
                     same_version);
     std::vector<double> values;
     values.reserve(data.size() / 4);
@@ -155,8 +155,8 @@ std::vector<double> unpack_scalars(const Bytes &data, std::uint64_t steps, std::
         float value;
         std::memcpy(&value, data.data() + at, 4);
         if (!std::isfinite(value) || std::fabs(static_cast<double>(value)) > scalar_bound)
-            throw Error(Code::protocol, "a scalar is not finite or above 1e+06",
-                        "lower learning_rate in the job; look at the device");
+            throw Error(Code::protocol, "a scalar is not finite, or its absolute value is above 1e+06",
+                        "lower learning_rate in the job's [step], and run covey-edge doctor on the device");
         values.push_back(static_cast<double>(value));
     }
     return values;

@@ -8,7 +8,7 @@ namespace {
 void require(bool holds, const char *what)
 {
     if (!holds)
-        throw Error(Code::config, what, "change the job's [step]");
+        throw Error(Code::config, what, "correct the job's [step]");
 }
 
 } // namespace
@@ -24,7 +24,7 @@ void check_rule(const StepRule &rule)
     require(!rule.leave_one_out || (rule.variant == Variant::nested && rule.back_perturbations >= 2),
             "leave_one_out needs variant = \"nested\" and back_perturbations of 2 or more");
     require(rule.normalize != Normalize::std || rule.scalars_per_step() >= 2,
-            "normalize = \"std\" needs 2 or more scalars a step");
+            "normalize = \"std\" needs 2 or more scalars per step");
 }
 
 } // namespace covey
