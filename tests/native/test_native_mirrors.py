@@ -1,4 +1,4 @@
-"""The C and C++ sources name Python files and error codes that exist: this needs no compiler."""
+"""The text of the C and C++ sources: the Python files that they name, their error codes, their includes."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ WITHOUT_PYTHON = {
     "self_test.h",
 }
 """Headers of the core for what Python takes from its libraries, or does not have."""
+ROOMS = {"files": 0, "bundle": 1, "protocol": 1, "engines": 2, "forward_only": 3, "command": 4}
+"""Floors of the core's rooms: a room includes headers of lower floors and its own."""
 NOT_FAMILIES = {1: "UNEXPECTED", 2: "USAGE"}
 """Codes without an error class of their own: CoveyError itself, and the command line's usage."""
 
@@ -39,6 +41,19 @@ def test_every_header_of_the_core_names_its_python_file_first() -> None:
     headers = {path.name: path.read_text().splitlines()[0] for path in (NATIVE / "core").rglob("*.h")}
     unnamed = {name for name, first in headers.items() if not re.search(r"edge_runtime/[\w/]+\.py\b", first)}
     assert unnamed == WITHOUT_PYTHON
+
+
+def test_rooms_of_the_core_include_lower_rooms_only() -> None:
+    rooms = {path.name for path in (NATIVE / "core").iterdir() if path.is_dir()}
+    assert rooms == ROOMS.keys()
+    included = {
+        (source.parent.name, room)
+        for source in SOURCES
+        if source.parent.name in rooms
+        for room in re.findall(r'#include "core/(\w+)/', source.read_text())
+    }
+    assert ("command", "forward_only") in included
+    assert [(a, b) for a, b in included if a != b and ROOMS[a] <= ROOMS[b]] == []
 
 
 def names_by_code() -> dict[int, str]:

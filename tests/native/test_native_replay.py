@@ -82,6 +82,9 @@ def broken_chains() -> list[tuple[str, bytes, int, str]]:
     pooled, _ = chain_of(StepRule(seed_pool=5), 1, 2, 0.0, THETA)
     moved, _ = chain_of(StepRule(), 2, 1, 0.9, THETA)
 
+    assert pooled[0].terms is not None
+    n_back = len(pooled[0].terms.back) // 4
+
     def with_terms(**changes: Any) -> bytes:
         terms = msgspec.structs.replace(pooled[0].terms, **changes)
         return encode_chain([msgspec.structs.replace(pooled[0], terms=terms)])
@@ -130,7 +133,7 @@ def broken_chains() -> list[tuple[str, bytes, int, str]]:
             protocol,
             "outside its pool",
         ),
-        ("no pool", with_terms(back_pool=None), protocol, "16 coefficients for 0 directions"),
+        ("no pool", with_terms(back_pool=None), protocol, f"{n_back} coefficients for 0 directions"),
         (
             "terms not shared",
             encode_chain([msgspec.structs.replace(pooled[0], rule=StepRule())]),

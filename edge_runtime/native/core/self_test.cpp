@@ -80,7 +80,7 @@ std::string perturbed()
         clean[k] = static_cast<float>(k) / 4096 - 0.5f;
     const std::uint64_t seeds[] = {3, UINT64_MAX, 7};
     const float scales[] = {0.1f, -1e-3f, 1.0f};
-    covey_perturb(out.data(), clean.data(), out.size(), 77, seeds, scales, 3, back_block);
+    covey_perturb(out.data(), clean.data(), out.size(), 77, seeds, scales, 3, COVEY_BACK_BLOCK);
     return floats_sha256(out);
 }
 

@@ -8,6 +8,9 @@
 extern "C" {
 #endif
 
+/* The values of `block`: each block of a model has its own directions. */
+enum { COVEY_FRONT_BLOCK = 0, COVEY_BACK_BLOCK = 1 };
+
 /* Args: out and clean hold n floats and are the same array or do not overlap; start is the place of the first one in
  * the block; seeds and scales hold n_seeds values; n and n_seeds are at least 1, start + n is at most 2^64 - 1. */
 void covey_perturb(float *out, const float *clean, uint64_t n, uint64_t start, const uint64_t *seeds,

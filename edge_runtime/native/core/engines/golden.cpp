@@ -9,7 +9,7 @@
 
 #include "core/engines/engine_executorch.h"
 #include "core/files/error.h"
-#include "core/forward_only/coefficients.h"
+#include "kernel/perturb.h"
 
 namespace covey {
 namespace {
@@ -95,11 +95,10 @@ double check_golden(const Bundle &bundle, std::uint32_t threads)
     const Golden &golden = manifest.golden;
     const TensorFile file(bundle.path_of(golden.file));
     const std::string name = manifest.task == TaskKind::causal_lm ? "token_losses" : "logits";
-    BlockTerms moved;
-    moved.add(golden.seed, golden.scale);
+    const auto scale = static_cast<float>(golden.scale);
     const InitialAdapter initial(bundle);
     std::vector<float> theta(manifest.total_size());
-    add_terms(theta.data(), initial.data(), theta.size(), moved, front_block);
+    covey_perturb(theta.data(), initial.data(), theta.size(), 0, &golden.seed, &scale, 1, COVEY_FRONT_BLOCK);
     double largest = 0.0;
     for (const std::int64_t split : manifest.splits) {
         const std::unique_ptr<ExecutorchEngine> engine = executorch_engine(bundle, split, threads);

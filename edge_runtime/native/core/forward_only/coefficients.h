@@ -14,8 +14,6 @@
 
 namespace covey {
 
-constexpr std::uint64_t front_block = 0, back_block = 1; // the second word of a perturbation's key
-
 // A weighted sum of one block's directions, added in this order.
 struct BlockTerms {
     std::vector<std::uint64_t> seeds;

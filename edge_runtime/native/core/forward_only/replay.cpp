@@ -8,6 +8,7 @@
 #include "core/files/error.h"
 #include "core/forward_only/directions.h"
 #include "core/forward_only/seeds.h"
+#include "kernel/perturb.h"
 
 namespace covey {
 namespace {
@@ -116,8 +117,9 @@ void replay_part(float *out, const float *theta, std::size_t n, const RoundLog &
     }
     const std::size_t in_front =
         log.front_size <= start ? 0 : static_cast<std::size_t>(std::min<std::uint64_t>(n, log.front_size - start));
-    add_terms(out, out, in_front, terms.front, front_block, start);
-    add_terms(out + in_front, out + in_front, n - in_front, terms.back, back_block, start + in_front - log.front_size);
+    add_terms(out, out, in_front, terms.front, COVEY_FRONT_BLOCK, start);
+    add_terms(out + in_front, out + in_front, n - in_front, terms.back, COVEY_BACK_BLOCK,
+              start + in_front - log.front_size);
 }
 
 } // namespace covey

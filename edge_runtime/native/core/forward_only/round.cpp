@@ -6,6 +6,7 @@
 
 #include "core/files/error.h"
 #include "core/forward_only/directions.h"
+#include "kernel/perturb.h"
 
 namespace covey {
 
@@ -45,8 +46,8 @@ StepResult Round::step(const Batch &batch)
 void Round::local_model(float *out) const
 {
     const std::size_t front = engine_.front_size();
-    add_terms(out, theta_, front, pending_.front, front_block);
-    add_terms(out + front, theta_ + front, engine_.back_size(), pending_.back, back_block);
+    add_terms(out, theta_, front, pending_.front, COVEY_FRONT_BLOCK);
+    add_terms(out + front, theta_ + front, engine_.back_size(), pending_.back, COVEY_BACK_BLOCK);
 }
 
 void Round::privatise(std::vector<float> &scalars)

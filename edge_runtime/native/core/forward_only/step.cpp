@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "core/files/error.h"
+#include "kernel/perturb.h"
 
 namespace covey {
 namespace {
@@ -53,13 +54,13 @@ private:
     }
     std::unique_ptr<Boundary> run_front(const BlockTerms &terms)
     {
-        write(engine_.front_workspace(), theta_, front_reads_, terms, front_block);
+        write(engine_.front_workspace(), theta_, front_reads_, terms, COVEY_FRONT_BLOCK);
         front_passes++;
         return engine_.front(batch_);
     }
     double run_back(const Boundary &boundary, const BlockTerms &terms)
     {
-        write(engine_.back_workspace(), theta_ + engine_.front_size(), back_reads_, terms, back_block);
+        write(engine_.back_workspace(), theta_ + engine_.front_size(), back_reads_, terms, COVEY_BACK_BLOCK);
         losses.push_back(engine_.back(boundary, batch_));
         return losses.back();
     }
