@@ -1,8 +1,8 @@
-// Damages logs and bundles at random, in one process under sanitizers, and hands them to the C interface. Prints how
-// many were taken and refused as JSON.
+// Damages logs and bundles at random and passes them to the C interface, in one process under sanitizers. Prints as
+// JSON how many were taken, how many were refused, and how many errors were wrong.
 //
 //     covey-mutate log LOG ADAPTER OUT SEED COUNT
-//     covey-mutate bundle FOLDER FILE SEED COUNT      FILE is damaged in place, and put back
+//     covey-mutate bundle FOLDER FILE SEED COUNT      damages FILE in place and restores it
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "core/bundle/golden.h"
+#include "core/engines/golden.h"
 #include "core/files/error.h"
 #include "covey.h"
 
@@ -31,7 +31,8 @@ void write(const std::string &path, const Data &data)
     std::ofstream(path, std::ios::binary).write(data.data(), static_cast<std::streamsize>(data.size()));
 }
 
-// One to four changes: a bit, a byte, a digit for a digit, a piece left out, doubled or cut off at the end.
+// Makes one to four changes: flips a bit, sets a byte, replaces a digit, deletes or doubles a piece, or cuts the end
+// off.
 Data damage(Data data, std::mt19937_64 &random, std::size_t reach)
 {
     for (auto changes = 1 + random() % 4; changes > 0 && !data.empty(); changes--) {
@@ -73,7 +74,7 @@ struct Counts {
     void add(int code, const covey_error &error)
     {
         (code == COVEY_OK ? taken : refused)++;
-        // Every refusal has a reason, a hint and a code of ours; none is a fault of ours.
+        // Every refusal needs a reason, a hint and a code other than COVEY_UNEXPECTED.
         if (code != COVEY_OK && (code != error.code || code == COVEY_UNEXPECTED || !error.what[0] || !error.hint[0])) {
             std::fprintf(stderr, "code %d: %s\n", code, error.what);
             wrong++;
@@ -126,11 +127,11 @@ int main(int argc, char **argv)
     std::mt19937_64 random(std::strtoull(argv[log ? 5 : 4], nullptr, 10));
     Counts counts;
     for (int left = std::atoi(argv[log ? 6 : 5]); left > 0; left--) {
-        // Half of the damage is near the beginning, where the structure of a tensor file is.
+        // Half of the damage is near the beginning, where a tensor file has its header.
         const Data data = damage(original, random, left % 2 ? original.size() : 600);
         covey_error error{};
         if (log) {
-            // Behind its last byte nothing may be read.
+            // The core must not read past the last byte.
             const int code =
                 covey_replay(data.data(), data.size(), argv[3], nullptr, argv[4], nullptr, nullptr, &error);
             counts.add(code, error);

@@ -1,4 +1,4 @@
-"""The core for apps: bundles, its command, what it exports."""
+"""The core for apps: its bundles, its command and its exported names."""
 
 from __future__ import annotations
 
@@ -52,6 +52,27 @@ def open_and_verify(core: Core, path: Path) -> None:
         core.library.covey_bundle_close(handle)
 
 
+def test_a_missing_object_is_an_error(core: Core) -> None:
+    for name, arguments, message in (
+        ("bundle_verify", (None,), "bundle is missing"),
+        ("bundle_check_golden", (None, 1, None), "bundle is missing"),
+        ("adapter_open", (None, None, None), "bundle or adapter is missing"),
+        ("engine_executorch", (None, ctypes.c_int64(1), 1, None), "bundle or engine is missing"),
+        ("round_step", (None, None, None), "round or batch is missing"),
+    ):
+        with pytest.raises(CoreError, match=message) as caught:
+            core.call(name, *arguments)
+        assert (caught.value.code, caught.value.hint) == (ConfigError.exit_code, "see covey.h")
+
+
+def test_golden_vectors_need_executorch(core: Core, tiny_bundle: Bundle) -> None:
+    handle = core.open("bundle_open", str(tiny_bundle.path).encode())
+    with pytest.raises(CoreError, match="built without ExecuTorch") as caught:
+        core.call("bundle_check_golden", handle, 1, None)
+    assert caught.value.code == ConfigError.exit_code
+    core.library.covey_bundle_close(handle)
+
+
 def test_every_file_is_guarded(core: Core, bundle_copy: Bundle) -> None:
     for entry in bundle_copy.manifest.files:
         path = bundle_copy.file(entry.path)
@@ -74,6 +95,21 @@ def test_every_file_is_guarded(core: Core, bundle_copy: Bundle) -> None:
         open_and_verify(core, bundle_copy.path)
 
 
+INPUT = {"name": "a", "dtype": "float32", "shape": [2], "role": "weight", "source": "unheard_of"}
+
+
+def graph_with(**changes: Any) -> dict[str, Any]:
+    """Return a manifest's graphs: one that is valid but for the changes; its file is a file of every bundle."""
+    graph = {"kind": "front", "runtime": "executorch", "file": "golden.safetensors", "split": 1}
+    return {"graphs": [graph | {"inputs": [INPUT], "outputs": []} | changes]}
+
+
+def test_the_graph_of_the_broken_manifests_is_valid_itself(core: Core, bundle_copy: Bundle) -> None:
+    path = bundle_copy.file(MANIFEST_FILE)
+    path.write_text(json.dumps(json.loads(path.read_text()) | graph_with()))
+    core.library.covey_bundle_close(core.open("bundle_open", str(bundle_copy.path).encode()))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -86,6 +122,15 @@ def test_every_file_is_guarded(core: Core, bundle_copy: Bundle) -> None:
         ({"parameters": [{"name": "a", "shape": [4], "layer": 0, "offset": 4}]}, "does not begin"),
         ({"parameters": [{"name": "a", "shape": [2**39], "layer": 0, "offset": 0}], "graphs": []}, "does not hold a"),
         ({"task": 3}, "task: it is not an object"),
+        (
+            {"task": {"kind": "poetry"}},
+            'kind is "poetry"; this version knows classify-head, classify-prompt',
+        ),
+        (graph_with(kind="middle"), 'kind is "middle"; this version knows front, back, predict, train'),
+        (graph_with(runtime="abacus"), 'runtime is "abacus"; this version knows onnxruntime, executorch'),
+        (graph_with(inputs=[INPUT | {"dtype": "int3"}]), 'dtype is "int3"; this version knows float32, int64, bool'),
+        (graph_with(inputs=[INPUT | {"role": "spare"}]), 'role is "spare"; this version knows weight, frozen, train'),
+        (graph_with(inputs=[INPUT | {"role": "trainable"}]), "unheard_of is not in the layout"),
         ({"golden": None}, "golden is missing"),
         ({"files": [{"path": "../escape", "sha256": "0" * 64, "size_bytes": 1}]}, "unsafe path"),
         ({"files": [{"path": "a//b", "sha256": "0" * 64, "size_bytes": 1}]}, "unsafe path"),
@@ -131,7 +176,11 @@ def test_the_command_says_what_is_wrong(core_build: Path, tiny_bundle: Bundle) -
         (["verify", "--bundle", "nowhere", "--twice", "1"], 2, "unknown option --twice"),
         (["verify", "--bundle"], 2, "expected --option VALUE"),
         (["step", "--bundle", str(tiny_bundle.path), "--eps", "small"], 2, "--eps is not a number"),
-        (["step", "--bundle", str(tiny_bundle.path), "--variant", "odd"], 2, "--variant cannot be odd"),
+        (
+            ["step", "--bundle", str(tiny_bundle.path), "--variant", "odd"],
+            2,
+            '"odd"; choose from nested, clean',
+        ),
         (["verify", "--bundle", "nowhere"], 5, "no such folder"),
         (["replay", "--log", "nowhere", "--adapter", "a", "--out", "b"], 6, "cannot read nowhere"),
         (["step", "--bundle", str(tiny_bundle.path), "--split", "1"], 3, "built without ExecuTorch"),
@@ -148,7 +197,7 @@ def test_the_command_says_what_is_wrong(core_build: Path, tiny_bundle: Bundle) -
 
 
 def test_the_library_exports_its_interface_and_nothing_else(core_build: Path) -> None:
-    """What an app links must not collide with the app's own SHA-256 or JSON."""
+    """The library's names must not collide with an app's own SHA-256 or JSON."""
     names = subprocess.run(
         ["nm", "-D", "--defined-only", str(core_build / "libcovey.so")], check=True, capture_output=True, text=True
     ).stdout.split("\n")

@@ -1,4 +1,4 @@
-"""The core for apps on ExecuTorch's own graphs: Python's bits, golden vectors, nothing unchecked is run."""
+"""The core for apps on ExecuTorch: it gives Python's bits, checks golden vectors and runs no unchecked graph."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from native_library import build, needs_cmake
 
 from edge_runtime.bundle.folder import Bundle
 from edge_runtime.engines.golden import golden_cases
+from edge_runtime.files.hashing import file_sha256
 from edge_runtime.forward_only.directions import step_seeds
 from edge_runtime.forward_only.step import spzo_step
 from edge_runtime.protocol.step_rule import StepRule
@@ -95,6 +96,27 @@ def test_real_graphs_give_pythons_bits(
     assert (tmp_path / "scalars").read_bytes() == expected.scalars.tobytes()
     assert found["loss"] == expected.loss
     assert found["adapter_sha256"] == bundle.initial_sha256
+
+
+def test_a_golden_value_that_is_not_finite_is_refused(
+    command: Callable[..., tuple[int, dict[str, Any]]], tiny_export: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    """The bad value is the first of several: later values must not hide it."""
+    from safetensors.torch import load_file, save_file
+
+    copy = tmp_path / "bundle"
+    shutil.copytree(tiny_export("bert", splits=(2,), runtimes=BOTH).path, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    golden = copy / manifest["golden"]["file"]
+    tensors = load_file(golden)
+    assert tensors["0.logits"].numel() > 1
+    tensors["0.logits"].view(-1)[0] = float("nan")
+    save_file(tensors, golden)
+    entry = next(entry for entry in manifest["files"] if entry["path"] == golden.name)
+    entry |= {"sha256": file_sha256(golden), "size_bytes": golden.stat().st_size}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    code, found = command("verify", "--bundle", copy, "--golden", 1)
+    assert (code, found["error"]) == (5, "the golden vectors differ from PyTorch by inf")
 
 
 def test_what_does_not_fit_is_not_run(

@@ -1,4 +1,4 @@
-"""The core for apps: its replay has the bits of the Python side, and refuses broken logs."""
+"""The core for apps: its replay gives the same bits as the Python side, and refuses broken logs."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_devices_with_another_p2_give_the_same_bits(core: Core, tmp_path: Path, 
 def test_parts_and_the_command_give_the_same_bits(
     command: Callable[..., tuple[int, dict[str, Any]]], tmp_path: Path
 ) -> None:
-    """More than one part of 4 MiB, with the border of the blocks inside one."""
+    """The adapter has several parts of 4 MiB, and the border between the blocks is inside a part."""
     theta = np.linspace(-1, 1, (1 << 21) + 77, dtype=np.float32)
     logs, thetas = chain_of(StepRule(), 2, 1, 0.5, theta, front_size=(1 << 20) + 300)
     (tmp_path / "log").write_bytes(encode_chain(logs))
@@ -77,10 +77,13 @@ def test_parts_and_the_command_give_the_same_bits(
 
 
 def broken_chains() -> list[tuple[str, bytes, int, str]]:
-    """What a chain is, its bytes, the error's code and a part of its message."""
+    """Return a name, the bytes, the error's code and a part of its message for each broken chain."""
     logs, _ = chain_of(StepRule(), 3, 2, 0.0, THETA)
     pooled, _ = chain_of(StepRule(seed_pool=5), 1, 2, 0.0, THETA)
     moved, _ = chain_of(StepRule(), 2, 1, 0.9, THETA)
+
+    assert pooled[0].terms is not None
+    n_back = len(pooled[0].terms.back) // 4
 
     def with_terms(**changes: Any) -> bytes:
         terms = msgspec.structs.replace(pooled[0].terms, **changes)
@@ -130,7 +133,7 @@ def broken_chains() -> list[tuple[str, bytes, int, str]]:
             protocol,
             "outside its pool",
         ),
-        ("no pool", with_terms(back_pool=None), protocol, "more coefficients"),
+        ("no pool", with_terms(back_pool=None), protocol, f"{n_back} coefficients for 0 directions"),
         (
             "terms not shared",
             encode_chain([msgspec.structs.replace(pooled[0], rule=StepRule())]),

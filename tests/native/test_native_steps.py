@@ -1,4 +1,4 @@
-"""The core for apps: its steps have the bits of the Python side."""
+"""The core for apps: its steps give the same bits as the Python side."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400), needs_cmake]
 
 
 class Bowl:
-    """The self-test's engine: see self_test.cpp."""
+    """The engine of the self-test, as in core/self_test.cpp."""
 
     def __init__(self) -> None:
         self.front_workspace = np.zeros(FRONT_SIZE, np.float32)
@@ -128,7 +128,7 @@ def test_a_rounds_bits_are_pythons(
 
 @pytest.mark.parametrize("task", ["classify-head", "causal-lm"])
 def test_a_step_on_real_graphs_gives_pythons_bits(core: Core, tiny_export: Callable[..., Bundle], task: str) -> None:
-    """ONNX Runtime behind the callbacks: batches arrive whole, and the same losses give the same scalars."""
+    """The callbacks run ONNX Runtime: batches arrive unchanged, and the same losses give the same scalars."""
     bundle = tiny_export("llama" if task == "causal-lm" else "bert", task=task)
     cases = [case.batch for case in golden_cases(bundle)]
     theta = golden_adapter(bundle.initial_adapter(), bundle.manifest.golden)
@@ -195,7 +195,23 @@ def test_private_rounds_are_clipped_and_noised(core: Core) -> None:
     assert not np.array_equal(noised, scalars(1.5, 2))
 
 
-def test_what_cannot_be_is_refused(core: Core) -> None:
+@settings(deadline=None)
+@given(rule=rules)
+def test_a_steps_scalars_are_counted_as_in_python(core: Core, rule: StepRule) -> None:
+    assert core.library.covey_rule_scalars_per_step(ctypes.byref(c_rule(rule))) == rule.scalars_per_step
+
+
+def test_a_rule_that_is_refused_has_no_scalars(core: Core) -> None:
+    count = core.library.covey_rule_scalars_per_step
+    assert count(None) == 0
+    for name, value in (("variant", 2), ("front_perturbations", 0), ("back_perturbations", 257), ("eps", math.nan)):
+        rule = c_rule(StepRule())
+        assert count(ctypes.byref(rule)) == StepRule().scalars_per_step
+        setattr(rule, name, value)
+        assert count(ctypes.byref(rule)) == 0
+
+
+def test_invalid_values_are_refused(core: Core) -> None:
     theta = np.zeros(40, np.float32)
     engine = CallbackEngine(core, QuadraticEngine(np.eye(40), np.zeros(40), 15))
 

@@ -1,4 +1,4 @@
-"""Write a small .pte: attention and a linear layer with weights as inputs, as in a bundle's graphs."""
+"""Writes a small .pte for .ci/aarch64: attention and a linear layer with weights as inputs, as in a bundle's graphs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from export.graphs.executorch_pieces import lower
 
 
 class Layer(torch.nn.Module):
-    """One head of attention, a normalisation and a linear layer."""
+    """One attention head, a normalisation and a linear layer."""
 
     def forward(self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         attended = torch.nn.functional.scaled_dot_product_attention(hidden, hidden, hidden)

@@ -1,4 +1,4 @@
-"""The core for apps, built once a session: plain, and under sanitizers."""
+"""Fixtures that build the core for apps once per session: a plain build, and one with sanitizers."""
 
 from __future__ import annotations
 

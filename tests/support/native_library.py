@@ -1,4 +1,4 @@
-"""The core for apps (edge_runtime/native), built with CMake and called through ctypes: what the tests of it share."""
+"""Builds the core for apps (edge_runtime/native) with CMake and calls it through ctypes, for the tests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ABI = 1
 
 
 def _tool(name: str) -> str | None:
-    """A program beside this Python (as pip's cmake and ninja are), or on the path."""
+    """Return the path of a program beside this Python, where pip installs cmake and ninja, or on PATH."""
     return shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
 
 
@@ -41,7 +41,7 @@ def _json_folder() -> str | None:
 
 
 def missing() -> str | None:
-    """What is not here to build the core, and what to install; None where all is."""
+    """Return what the build lacks and how to install it; None where nothing is missing."""
     for name, hint in (
         ("cmake", "pip install cmake"),
         ("ninja", "pip install ninja"),
@@ -155,7 +155,7 @@ class CoreError(Exception):
 
 
 class Core:
-    """The shared library, its functions by name; those that can fail raise CoreError."""
+    """The shared library. Functions are called by name; those that can fail raise CoreError."""
 
     def __init__(self, path: Path) -> None:
         self.library = ctypes.CDLL(str(path))
@@ -172,7 +172,11 @@ class Core:
             getattr(self.library, name).restype = result
 
     def call(self, name: str, *arguments: Any) -> None:
-        """Call a function that fills an error."""
+        """Call a function whose last argument is an error.
+
+        Raises:
+            CoreError: the function failed.
+        """
         error = CError()
         code = getattr(self.library, f"covey_{name}")(*arguments, byref(error))
         assert code == error.code
@@ -180,7 +184,7 @@ class Core:
             raise CoreError(error)
 
     def open(self, name: str, *arguments: Any) -> c_void_p:
-        """Call a function whose last result is an object."""
+        """Call a function that makes an object; return the object's handle."""
         handle = c_void_p()
         self.call(name, *arguments, byref(handle))
         return handle
@@ -196,7 +200,7 @@ class Core:
 
 
 def c_rule(rule: StepRule) -> CRule:
-    """The same rule in C."""
+    """Return the rule as covey_rule."""
     return CRule(
         ("nested", "clean").index(rule.variant),
         ("central", "forward").index(rule.difference),
@@ -212,7 +216,7 @@ def c_rule(rule: StepRule) -> CRule:
 
 
 def c_batch(batch: Batch) -> CBatch:
-    """The same batch in C; it points into the arrays."""
+    """Return the batch as covey_batch, which points into its arrays."""
     positions = getattr(batch, "positions", None)
     chunks = (0, 0) if positions is None else positions.shape
     arrays = (batch.input_ids, batch.attention_mask, batch.labels, positions)
@@ -221,7 +225,7 @@ def c_batch(batch: Batch) -> CBatch:
 
 
 class CallbackEngine:
-    """An engine of Python's, given to the core: both sides then see the same losses."""
+    """Lets the core run on a Python engine, so that both sides see the same losses."""
 
     def __init__(self, core: Core, engine: Any, batch_of: Callable[[CBatch], Any] = lambda _batch: None) -> None:
         self.fails_with = 0
@@ -257,7 +261,7 @@ class CallbackEngine:
         self.handle = core.open("engine_callbacks", byref(self.callbacks))
 
     def close(self) -> None:
-        """Close the core's side."""
+        """Close the core's engine."""
         self._core.library.covey_engine_close(self.handle)
 
 
@@ -283,7 +287,7 @@ def run_round(
 
 
 def run_mutations(program: Path, *arguments: object) -> dict[str, int]:
-    """Run tests/native/mutate.cpp; return how many were taken and refused."""
+    """Run tests/native/mutate.cpp; return its counts: taken, refused and wrong."""
     result = subprocess.run(
         [str(program), *map(str, arguments)],
         check=False,

@@ -1,4 +1,4 @@
-// The C interface: objects behind pointers, exceptions turned into codes.
+// The C interface: hides objects behind pointers and turns exceptions into codes.
 #include "covey.h"
 
 #include <algorithm>
@@ -9,12 +9,13 @@
 
 #include "core/bundle/bundle.h"
 #include "core/engines/engine_callbacks.h"
-#include "core/files/error.h"
 #include "core/engines/engine_executorch.h"
-#include "core/forward_only/replay.h"
+#include "core/engines/golden.h"
+#include "core/files/error.h"
+#include "core/files/sha256.h"
+#include "core/forward_only/replay_file.h"
 #include "core/forward_only/round.h"
 #include "core/self_test.h"
-#include "core/files/sha256.h"
 
 struct covey_bundle {
     covey::Bundle bundle;
@@ -110,7 +111,8 @@ int32_t covey_self_test(covey_error *error)
     return guarded(error, [] {
         for (const covey::SelfTest &test : covey::self_test())
             if (test.found != test.pinned)
-                throw Error(Code::training, "the bits of " + test.name + " are not the pinned ones on this machine",
+                throw Error(Code::training,
+                            "the self-test's result for " + test.name + " differs from the pinned one on this machine",
                             "report the compiler, its flags and the CPU; do not train on it");
     });
 }
@@ -131,12 +133,16 @@ void covey_bundle_close(covey_bundle *bundle)
 
 int32_t covey_bundle_verify(const covey_bundle *bundle, covey_error *error)
 {
-    return guarded(error, [&] { bundle->bundle.verify_files(); });
+    return guarded(error, [&] {
+        require(bundle != nullptr, "a bundle is missing");
+        bundle->bundle.verify_files();
+    });
 }
 
 int32_t covey_bundle_check_golden(const covey_bundle *bundle, uint32_t threads, double *difference, covey_error *error)
 {
     return guarded(error, [&] {
+        require(bundle != nullptr, "a bundle is missing");
         const double found = covey::check_golden(bundle->bundle, threads);
         if (difference != nullptr)
             *difference = found;
@@ -173,7 +179,7 @@ int32_t covey_adapter_open(const covey_bundle *bundle, const char *path, covey_a
             opened->data = reinterpret_cast<const float *>(opened->file->data());
         }
         if (!std::all_of(opened->data, opened->data + size, [](float value) { return std::isfinite(value); }))
-            throw Error(Code::bundle, "the adapter holds values that are not finite", "start from an earlier adapter");
+            throw Error(Code::bundle, "the adapter holds values that are not finite", "use an earlier adapter");
         opened->sha256 = covey::sha256_hex(opened->data, size * sizeof(float));
         *adapter = opened.release();
     });
@@ -234,8 +240,14 @@ covey_rule covey_rule_default(void)
 
 uint64_t covey_rule_scalars_per_step(const covey_rule *rule)
 {
-    const uint64_t p1 = rule->front_perturbations, p2 = rule->back_perturbations;
-    return rule->variant == COVEY_CLEAN ? p1 + p2 : p1 * p2;
+    uint64_t scalars = 0;
+    guarded(nullptr, [&] {
+        require(rule != nullptr, "a rule is missing");
+        const covey::StepRule checked = rule_of(*rule);
+        covey::check_rule(checked);
+        scalars = checked.scalars_per_step();
+    });
+    return scalars;
 }
 
 int32_t covey_round_open(covey_engine *engine, const float *theta, const covey_work *work, covey_round **round,
@@ -245,8 +257,8 @@ int32_t covey_round_open(covey_engine *engine, const float *theta, const covey_w
         require(engine != nullptr && theta != nullptr && work != nullptr && round != nullptr && work->device != nullptr,
                 "an engine, theta, work, round or device is missing");
         *round = nullptr;
-        covey::RoundWork all{work->job_seed, work->round, work->device, rule_of(work->rule),
-                             std::nullopt,   std::nullopt};
+        covey::RoundWork all{work->job_seed,      work->round,  work->device,
+                             rule_of(work->rule), std::nullopt, std::nullopt};
         if (!(work->mean_square < 0))
             all.mean_square = work->mean_square;
         if (work->clip != 0)
@@ -263,7 +275,7 @@ void covey_round_close(covey_round *round)
 int32_t covey_round_step(covey_round *round, const covey_batch *batch, double *loss, covey_error *error)
 {
     return guarded(error, [&] {
-        require(batch != nullptr, "a batch is missing");
+        require(round != nullptr && batch != nullptr, "a round or batch is missing");
         const covey::StepResult result = round->round.step(*batch);
         if (loss != nullptr)
             *loss = result.loss;
@@ -292,9 +304,9 @@ int32_t covey_replay(const void *log, size_t size, const char *adapter, const ch
 {
     return guarded(error, [&] {
         require(log != nullptr && adapter != nullptr && out != nullptr, "a log, adapter or out is missing");
-        const std::string found = covey::follow_logs(covey::decode_chain(log, size), adapter,
-                                                     previous == nullptr ? "" : previous, out,
-                                                     before == nullptr ? "" : before);
+        const std::string found =
+            covey::follow_logs(covey::decode_chain(log, size), adapter, previous == nullptr ? "" : previous, out,
+                               before == nullptr ? "" : before);
         if (sha256 != nullptr)
             std::memcpy(sha256, found.c_str(), found.size() + 1);
     });

@@ -3,17 +3,17 @@
 #include <cstring>
 
 #include "core/engines/engine.h"
-#include "kernel/perturb.h"
+#include "core/files/sha256.h"
 #include "core/forward_only/replay.h"
 #include "core/forward_only/round.h"
-#include "core/files/sha256.h"
+#include "kernel/perturb.h"
 
 namespace covey {
 namespace {
 
 constexpr std::size_t parameters = 300, front_parameters = 130;
 
-// A bowl with a known shape; loss = sum of (1 + k mod 3) (theta_k - (k mod 5) / 8)^2 / 2, added up in order.
+// An engine with a known loss: the sum of (1 + k mod 3) (theta_k - (k mod 5) / 8)^2 / 2, added up in order.
 class Bowl : public Engine {
 public:
     std::size_t front_size() const override { return front_parameters; }
@@ -31,8 +31,8 @@ public:
     {
         double loss = 0.0;
         for (std::size_t k = 0; k < parameters; k++) {
-            const auto value = static_cast<double>(
-                k < front_parameters ? static_cast<const Copy &>(boundary).values[k] : theta_[k]);
+            const auto value =
+                static_cast<double>(k < front_parameters ? static_cast<const Copy &>(boundary).values[k] : theta_[k]);
             const double distance = value - static_cast<double>(k % 5) / 8;
             loss += static_cast<double>(1 + k % 3) * distance * distance / 2;
         }
@@ -80,11 +80,11 @@ std::string perturbed()
         clean[k] = static_cast<float>(k) / 4096 - 0.5f;
     const std::uint64_t seeds[] = {3, UINT64_MAX, 7};
     const float scales[] = {0.1f, -1e-3f, 1.0f};
-    covey_perturb(out.data(), clean.data(), out.size(), 77, seeds, scales, 3, back_block);
+    covey_perturb(out.data(), clean.data(), out.size(), 77, seeds, scales, 3, COVEY_BACK_BLOCK);
     return floats_sha256(out);
 }
 
-// Two steps with every rule: all scalars and all local models.
+// Runs two steps with every rule; hashes all scalars and all local models.
 std::string rounds()
 {
     std::vector<float> all, local(parameters);
@@ -101,7 +101,7 @@ std::string rounds()
     return floats_sha256(all);
 }
 
-// One round of two devices with every rule, each from the adapter of the one before and with momentum.
+// Replays one round of two devices with every rule, each from the previous round's adapter and with momentum.
 std::string replays()
 {
     std::vector<float> before = start(), now = before, after(parameters);

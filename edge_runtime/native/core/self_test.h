@@ -1,4 +1,4 @@
-// Pinned results: whether this machine and this compiler give the bits of every other one.
+// Compares this machine's and this compiler's results with pinned ones, bit for bit.
 #pragma once
 
 #include <string>

@@ -1,10 +1,11 @@
 /* A C interface over ExecuTorch's Module: open a graph (.pte), bind inputs where they lie, run, read outputs.
  *
- * Used from Python by ctypes (edge_runtime/engines/executorch_library.py) and linked by apps. Plain C11; the implementation,
- * covey_executorch.cpp, needs the C++ parts of ExecuTorch's wheel, and no torch.
+ * Python calls it through ctypes (edge_runtime/engines/executorch_library.py); apps link it. The header is plain C11;
+ * the implementation, covey_executorch.cpp, needs the C++ parts of ExecuTorch's wheel, but not torch.
  *
  * Every function that can fail returns a code: 0, one of ExecuTorch's (executorch/runtime/core/error.h), or one of
- * those below; covey_executorch_error() then says what happened on this thread. A graph is used by one thread at a time.
+ * those below. covey_executorch_error() then tells what went wrong on this thread. Use a graph from one thread at a
+ * time.
  */
 #ifndef COVEY_EXECUTORCH_H
 #define COVEY_EXECUTORCH_H
@@ -20,56 +21,56 @@ extern "C" {
 #define COVEY_EXECUTORCH_MAX_RANK 16
 
 enum covey_executorch_code {
-  COVEY_EXECUTORCH_OK = 0,
-  /* A wrong argument, found before ExecuTorch was asked; also ExecuTorch's own code for such. */
-  COVEY_EXECUTORCH_INVALID_ARGUMENT = 0x12,
-  /* ExecuTorch wanted to end the process; instead the graph can be used no more, only closed. */
-  COVEY_EXECUTORCH_ABORTED = 1000
+    COVEY_EXECUTORCH_OK = 0,
+    /* A wrong argument, found before ExecuTorch was called; ExecuTorch has the same code for wrong arguments. */
+    COVEY_EXECUTORCH_INVALID_ARGUMENT = 0x12,
+    /* ExecuTorch asked to end the process. The graph can only be closed after that. */
+    COVEY_EXECUTORCH_ABORTED = 1000
 };
 
 /* Element types, as ExecuTorch numbers them. */
 enum covey_executorch_dtype {
-  COVEY_EXECUTORCH_INT32 = 3,
-  COVEY_EXECUTORCH_INT64 = 4,
-  COVEY_EXECUTORCH_FLOAT32 = 6,
-  COVEY_EXECUTORCH_BOOL = 11
+    COVEY_EXECUTORCH_INT32 = 3,
+    COVEY_EXECUTORCH_INT64 = 4,
+    COVEY_EXECUTORCH_FLOAT32 = 6,
+    COVEY_EXECUTORCH_BOOL = 11
 };
 
 typedef struct covey_executorch_graph covey_executorch_graph;
 
 typedef struct {
-  int32_t dtype;
-  uint32_t rank;
-  /* Inputs, and outputs before a run: the largest sizes allowed. Outputs after a run: their sizes. */
-  int64_t sizes[COVEY_EXECUTORCH_MAX_RANK];
+    int32_t dtype;
+    uint32_t rank;
+    /* For inputs the largest sizes allowed, for outputs the sizes that the last run gave. */
+    int64_t sizes[COVEY_EXECUTORCH_MAX_RANK];
 } covey_executorch_tensor;
 
-/* level: D, I, E or F. Called on whichever thread logs. */
+/* level: D, I, E or F. Called on the thread that logs. */
 typedef void (*covey_executorch_log)(char level, const char *where, const char *message);
 
-/* COVEY_EXECUTORCH_ABI of the library, to compare with the header's. */
+/* COVEY_EXECUTORCH_ABI of the library; compare it with the header's. */
 uint32_t covey_executorch_abi(void);
 
-/* Where ExecuTorch's log lines go; NULL drops them. Before this is called they are dropped, too. */
+/* Sets the function that receives ExecuTorch's log lines; NULL, as at the start, drops them. */
 void covey_executorch_set_log(covey_executorch_log log);
 
-/* What the last failed call on this thread was about: never NULL, valid until the thread's next call. */
+/* Tells why the last call on this thread failed. Never NULL; valid until the thread's next call. */
 const char *covey_executorch_error(void);
 
-/* The name of a code, as in "InvalidProgram". */
+/* The name of a code, for example "InvalidProgram". */
 const char *covey_executorch_code_name(int32_t code);
 
-/* Threads of one operator, for the whole process; 0: one for each fast core. Fails while graphs are open, as they hold
- * on to the threads they were opened with, unless the number stays what it is. */
+/* Sets the number of threads of one operator, for the whole process; 0: one per fast core. Fails where the number would
+ * change while graphs are open, because they keep using the threads they were opened with. */
 int32_t covey_executorch_set_threads(uint32_t threads);
 uint32_t covey_executorch_threads(void);
 
-/* Whether a delegate, as "XnnpackBackend", is there: 1 or 0. */
+/* Returns 1 where the library has a delegate, for example "XnnpackBackend", otherwise 0. */
 int32_t covey_executorch_has_backend(const char *name);
 
-/* Open a graph: its one method, "forward". Check its hash first: ExecuTorch trusts what it is given.
+/* Opens a graph with its one method, "forward". Check its hash first: ExecuTorch trusts what it is given.
  *
- * open_file maps the file. open_bytes takes bytes that stay where they are, aligned to 16, until the graph is closed.
+ * open_file maps the file. open_bytes takes bytes that are aligned to 16 and stay unchanged until the graph is closed.
  */
 int32_t covey_executorch_open_file(const char *path, covey_executorch_graph **graph);
 int32_t covey_executorch_open_bytes(const void *data, size_t size, covey_executorch_graph **graph);
@@ -79,16 +80,17 @@ uint32_t covey_executorch_inputs(const covey_executorch_graph *graph);
 uint32_t covey_executorch_outputs(const covey_executorch_graph *graph);
 int32_t covey_executorch_input(const covey_executorch_graph *graph, uint32_t index, covey_executorch_tensor *tensor);
 
-/* Bind an input to memory: read in every run from now on, not copied, contiguous (row-major) and of the input's element
- * type. It must stay there until another is bound or the graph is closed. Sizes may differ from run to run where the
- * graph's are dynamic. */
+/* Binds an input to memory that every run reads from now on. The memory is not copied; it must be contiguous
+ * (row-major), have the input's element type, and stay valid until the input is bound again or the graph is closed.
+ * Where the graph's sizes are dynamic, sizes may differ from run to run. */
 int32_t covey_executorch_bind(covey_executorch_graph *graph, uint32_t index, const void *data, const int64_t *sizes,
                               uint32_t rank);
 
-/* Run the graph; every input must have been bound. */
+/* Runs the graph; every input must be bound. */
 int32_t covey_executorch_run(covey_executorch_graph *graph);
 
-/* An output of the last run; data is the graph's own, and valid until its next run or its end. */
+/* Returns an output of the last run. *data belongs to the graph; it is valid until the next run or the graph's close.
+ */
 int32_t covey_executorch_output(const covey_executorch_graph *graph, uint32_t index, covey_executorch_tensor *tensor,
                                 const void **data);
 

@@ -1,12 +1,12 @@
-/* Perturb and replay: out[i] = clean[i] + c_1 z_1[i] + c_2 z_2[i] + ..., one float32 addition a term, in this order.
+/* Perturb and replay: out[i] = clean[i] + c_1 z_1[i] + c_2 z_2[i] + ..., one float32 addition per term, in this order.
  *
  * z_k[i] is +1 where bit i of the stream of Philox 4x64-10, keyed by (seed_k, block), is 0, and -1 where it is 1: see
- * edge_runtime/perturbation/perturb.py. The product c*z only flips c's sign bit. All terms are added to a tile while it is in
- * the first-level cache, so many seeds cost one pass over memory.
+ * edge_runtime/perturbation/perturb.py. The product c*z only flips c's sign bit. All terms are added to one tile while
+ * it is in the first-level cache, so many seeds cost one pass over memory.
  *
- * Plain C11, no Python, no state: edge_runtime/perturbation/native_kernel.py loads it with ctypes, which lets other threads run; the
- * core for apps (core/) links it.
- * The result has the same bits on every machine: compile with -ffp-contract=off and without -ffast-math.
+ * Plain C11 without Python and without state. edge_runtime/perturbation/native_kernel.py loads it with ctypes, which
+ * releases the interpreter's lock; the core for apps (core/) links it. The result has the same bits on every machine:
+ * compile with -ffp-contract=off and without -ffast-math.
  */
 #include "perturb.h"
 
@@ -37,7 +37,7 @@
 #define UNROLL_ROUNDS
 #endif
 
-/* out may be in itself, and overlaps it in no other way: no element depends on another one. */
+/* out may be the same array as in, and does not overlap it in any other way: no element depends on another one. */
 #if defined(__clang__)
 #define ELEMENTS_ARE_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #elif defined(__GNUC__)
@@ -46,7 +46,7 @@
 #define ELEMENTS_ARE_INDEPENDENT
 #endif
 
-/* x86-64 has wider vectors than a compiler may take for granted: the CPU is asked. WIDEST is for tests. */
+/* Compilers may not assume the wider vectors of x86-64, so the CPU is asked at run time. Tests set WIDEST. */
 #ifndef WIDEST
 #define WIDEST 512
 #endif
@@ -83,7 +83,7 @@ INLINE uint64_t multiply(uint64_t a, uint64_t b, uint64_t *high)
 #endif
 }
 
-/* The four words that a counter gives. */
+/* The four words of a counter. */
 INLINE void philox(uint64_t words[4], uint64_t seed, uint64_t block, uint64_t counter)
 {
     uint64_t x0 = counter, x1 = 0, x2 = 0, x3 = 0;
@@ -106,7 +106,7 @@ INLINE void philox(uint64_t words[4], uint64_t seed, uint64_t block, uint64_t co
 }
 
 #ifdef HAS_AVX512
-/* Eight products of 64 bits from products of 32. */
+/* Eight 64-bit products, computed from 32-bit products. */
 __attribute__((target("avx512f"))) static inline __m512i multiply_8(uint64_t a, __m512i b, __m512i *high)
 {
     const __m512i a0 = _mm512_set1_epi64((int64_t)a), a1 = _mm512_srli_epi64(a0, 32), b1 = _mm512_srli_epi64(b, 32);
@@ -156,8 +156,8 @@ INLINE float as_float(uint32_t bits)
 static const uint32_t BIT[32] = {FOUR_BITS(0),  FOUR_BITS(4),  FOUR_BITS(8),  FOUR_BITS(12),
                                  FOUR_BITS(16), FOUR_BITS(20), FOUR_BITS(24), FOUR_BITS(28)};
 
-/* One term, c or -c: the sign is flipped where bit j is 1. Compilers make vectors of both ways; the first needs a shift
- * of its own for each lane, which x86 has from AVX2 on. */
+/* One term, c or -c: the sign is flipped where bit j is 1. Compilers vectorise both variants; the first needs a
+ * separate shift for each lane, which x86 has from AVX2 on. */
 INLINE float term(uint32_t c, uint32_t bits, unsigned j, int width)
 {
     if (width)
@@ -179,9 +179,9 @@ INLINE void add_32(float *out, const float *in, const uint32_t *bits, const uint
     }
 }
 
-/* The terms of one or two seeds: n parameters from `start` on. */
-INLINE void add_terms(float *out, const float *in, size_t n, uint64_t start, const uint64_t *seeds,
-                      const float *scales, int n_terms, uint64_t block, int width)
+/* The terms of one or two seeds: n parameters beginning at `start`. */
+INLINE void add_terms(float *out, const float *in, size_t n, uint64_t start, const uint64_t *seeds, const float *scales,
+                      int n_terms, uint64_t block, int width)
 {
     const size_t counters = width == 512 ? 8 : 1;
     uint64_t words[2][32];

@@ -12,7 +12,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char *fetch_again = "fetch or export the bundle again";
+constexpr const char *fetch_again = "fetch the bundle again, or re-export it with covey export";
 
 Manifest read_manifest(const std::string &path)
 {
@@ -53,7 +53,7 @@ void Bundle::verify_files() const
         const std::string name = fs::relative(at->path(), path_, error).generic_string();
         if (!fs::is_directory(at->symlink_status(error)) && listed.count(name) == 0)
             throw Error(Code::bundle, name + " is in the bundle's folder but not in its manifest",
-                        "remove it, or export again");
+                        "remove the file, or re-export the bundle with covey export");
     }
     if (error)
         throw Error(Code::bundle, "cannot list " + path_ + ": " + error.message(), "check its permissions");
@@ -69,14 +69,14 @@ InitialAdapter::InitialAdapter(const Bundle &bundle) : file_(bundle.path_of(bund
         data_ = file_.flat(names, manifest.total_size());
         return;
     }
-    // All are looked at before memory is asked for: a layout may claim any size.
+    // Every shape is checked before memory is allocated, because a layout may claim any size.
     for (const Parameter &parameter : manifest.parameters)
-        if (file_.tensor(parameter.name, "float32").shape != parameter.shape)
+        if (file_.tensor(parameter.name, Dtype::float32).shape != parameter.shape)
             throw Error(Code::bundle, manifest.adapter_file + " holds " + parameter.name + " with another shape",
-                        "export again");
+                        fetch_again);
     flat_.resize(manifest.total_size());
     for (const Parameter &parameter : manifest.parameters) {
-        const Tensor &tensor = file_.tensor(parameter.name, "float32");
+        const Tensor &tensor = file_.tensor(parameter.name, Dtype::float32);
         std::memcpy(flat_.data() + parameter.offset, tensor.data, tensor.size_bytes);
     }
     data_ = flat_.data();

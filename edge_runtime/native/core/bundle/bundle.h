@@ -1,4 +1,4 @@
-// An exported bundle on disk (edge_runtime/bundle/folder.py): opened, and checked byte by byte against its manifest.
+// An exported bundle on disk, and its check against the manifest's hashes (edge_runtime/bundle/folder.py).
 #pragma once
 
 #include <memory>
@@ -12,15 +12,15 @@ namespace covey {
 
 class Bundle {
 public:
-    // Reads the manifest alone; see verify_files. Throws Error (bundle).
+    // Reads the manifest, but no other file; see verify_files. Throws Error (bundle).
     explicit Bundle(std::string path);
 
     const Manifest &manifest() const { return manifest_; }
     std::string path_of(const std::string &name) const { return path_ + "/" + name; }
 
-    // Checks that the folder holds exactly the manifest's files, each with its hash.
+    // Checks that the folder holds exactly the manifest's files, each with its hash. Throws Error (bundle).
     void verify_files() const;
-    // Checks one file, as it is mapped: who goes on with the mapping has what was checked.
+    // Checks the bytes of one mapped file. A caller that uses this same mapping uses bytes that were checked.
     void check(const MappedFile &file, const FileEntry &entry) const;
 
 private:
@@ -28,7 +28,7 @@ private:
     Manifest manifest_;
 };
 
-// The trainable vector that a bundle starts from: total_size() floats, mapped where it is every weight.
+// A bundle's initial trainable vector: total_size() floats, mapped where every weight is trained, otherwise copied.
 class InitialAdapter {
 public:
     explicit InitialAdapter(const Bundle &bundle);

@@ -10,7 +10,7 @@
 namespace covey {
 namespace {
 
-constexpr const char *export_again = "export the bundle again";
+constexpr const char *export_again = "re-export the bundle with covey export";
 constexpr std::uint64_t most_elements = std::uint64_t{1} << 40;
 
 std::int64_t whole_number(const Value &value, const Fields &around, const char *what)
@@ -24,10 +24,10 @@ std::int64_t whole_number(const Value &value, const Fields &around, const char *
 Parameter read_parameter(const Value &value)
 {
     Fields fields(value, "a parameter of the manifest's layout", Code::bundle);
-    Parameter parameter{fields.text("name"), {}, fields.integer("layer"),
-                        fields.unsigned_integer("offset", 0, most_elements), 1};
+    Parameter parameter{
+        fields.text("name"), {}, fields.integer("layer"), fields.unsigned_integer("offset", 0, most_elements), 1};
     for (const Value &side : fields.array("shape")) {
-        parameter.shape.push_back(whole_number(side, fields, "a side"));
+        parameter.shape.push_back(whole_number(side, fields, "a size in its shape"));
         const std::int64_t length = parameter.shape.back();
         if (length < 1 || static_cast<std::uint64_t>(length) > most_elements / parameter.size)
             fields.refuse(parameter.name + " has a bad shape");
@@ -39,18 +39,23 @@ Parameter read_parameter(const Value &value)
 GraphInput read_input(const Value &value)
 {
     Fields fields(value, "an input of a graph in the manifest", Code::bundle);
-    GraphInput input{fields.text("dtype"), fields.text("role"), fields.text("source"), {}, false, {}};
+    GraphInput input{fields.choice("dtype", dtype_names),
+                     fields.choice("role", input_role_names),
+                     fields.text("source"),
+                     {},
+                     false,
+                     {}};
     for (const Value &side : fields.array("shape")) {
         if (const auto *name = std::get_if<std::string>(&side.data))
             input.shape.emplace_back(*name);
         else
-            input.shape.emplace_back(whole_number(side, fields, "a side"));
+            input.shape.emplace_back(whole_number(side, fields, "a size in its shape"));
     }
     const Value *rows = fields.optional("rows");
     if (rows != nullptr && std::holds_alternative<std::string>(rows->data)) {
         input.reads_tokens = std::get<std::string>(rows->data) == "input_ids";
         if (!input.reads_tokens)
-            fields.refuse("rows is not input_ids");
+            fields.refuse("rows is text, but not \"input_ids\"");
     } else if (rows != nullptr) {
         const auto *list = std::get_if<Array>(&rows->data);
         if (list == nullptr)
@@ -69,7 +74,12 @@ GraphInput read_input(const Value &value)
 Graph read_graph(const Value &value)
 {
     Fields fields(value, "a graph in the manifest", Code::bundle);
-    Graph graph{fields.text("kind"), fields.text("runtime"), fields.text("file"), std::nullopt, {}, {}};
+    Graph graph{fields.choice("kind", graph_kind_names),
+                fields.choice("runtime", runtime_names),
+                fields.text("file"),
+                std::nullopt,
+                {},
+                {}};
     if (const Value *split = fields.optional("split"))
         graph.split = whole_number(*split, fields, "split");
     for (const Value &input : fields.array("inputs"))
@@ -81,7 +91,7 @@ Graph read_graph(const Value &value)
 
 bool is_safe(const std::string &path)
 {
-    bool begins = true; // of a part: a letter or a digit, so no "..", no hidden file
+    bool begins = true; // a part begins with a letter or a digit, so there is no ".." and no hidden file
     for (const char c : path) {
         const bool plain = std::isalnum(static_cast<unsigned char>(c)) != 0;
         const bool allowed = plain || (!begins && (c == '.' || c == '_' || c == '-' || c == '/'));
@@ -103,7 +113,7 @@ void check_layout(const std::vector<Parameter> &parameters, const Fields &fields
         if (!seen.insert(parameter.name).second)
             fields.refuse("parameter " + parameter.name + " occurs twice in the layout");
         if (parameter.offset != offset)
-            fields.refuse("parameter " + parameter.name + " does not begin where the one before ends");
+            fields.refuse("parameter " + parameter.name + " does not begin where the previous one ends");
         if (parameter.layer < layer)
             fields.refuse("parameter " + parameter.name + " is out of depth order");
         if (parameter.size > most_elements - offset)
@@ -129,9 +139,9 @@ void check(const Manifest &manifest, const Fields &fields)
         names.insert(parameter.name);
     for (const Graph &graph : manifest.graphs) {
         manifest.file(graph.file);
-        // Training graphs are not run here; their layers' tensors have names that are made when a layer is bound.
+        // The core does not run training graphs. Names of their layers' tensors are formed when a layer is bound.
         for (const GraphInput &input : graph.inputs)
-            if (graph.kind != "train" && input.role == "trainable" && names.count(input.source) == 0)
+            if (graph.kind != GraphKind::train && input.role == InputRole::trainable && names.count(input.source) == 0)
                 fields.refuse(graph.file + ": " + input.source + " is not in the layout");
     }
     if (manifest.splits.empty())
@@ -161,7 +171,7 @@ const FileEntry &Manifest::file(const std::string &path) const
     throw Error(Code::bundle, "the manifest lists no file " + path, export_again);
 }
 
-const Graph &Manifest::graph(const std::string &kind, const std::string &runtime, std::int64_t split) const
+const Graph &Manifest::graph(GraphKind kind, Runtime runtime, std::int64_t split) const
 {
     for (const Graph &graph : graphs)
         if (graph.kind == kind && graph.runtime == runtime && graph.split == split)
@@ -169,10 +179,11 @@ const Graph &Manifest::graph(const std::string &kind, const std::string &runtime
     std::string known;
     for (const std::int64_t each : splits)
         known += (known.empty() ? "" : ", ") + std::to_string(each);
+    const std::string engine = text_of(runtime_names, runtime);
     throw Error(Code::bundle,
-                "the bundle has no " + kind + " graph for " + runtime + " at split " + std::to_string(split) +
-                    "; its splits are " + known,
-                "choose one of its splits, or export with --runtime " + runtime);
+                "the bundle has no " + text_of(graph_kind_names, kind) + " graph for " + engine + " at split " +
+                    std::to_string(split) + "; its splits are " + known,
+                "choose one of its splits, or re-export it with covey export --runtime onnx," + engine);
 }
 
 Manifest decode_manifest(const void *data, std::size_t size)
@@ -187,7 +198,7 @@ Manifest decode_manifest(const void *data, std::size_t size)
                     version > format_version ? "upgrade Covey on this machine" : export_again);
     Manifest manifest{};
     manifest.sha256 = sha256_hex(data, size);
-    manifest.task = Fields(fields.required("task"), "the manifest's task", Code::bundle).text("kind");
+    manifest.task = Fields(fields.required("task"), "the manifest's task", Code::bundle).choice("kind", task_names);
     manifest.weights_file = fields.text("weights_file");
     manifest.adapter_file = fields.text("adapter_file");
     if (!fields.is_present("lora"))

@@ -1,5 +1,5 @@
-// What the core needs of a bundle's manifest (edge_runtime/bundle/manifest.py). Fields that it does not need are not looked
-// at: the format's version guards their meaning.
+// The part of a bundle's manifest that the core needs (edge_runtime/bundle/manifest.py). It ignores the other fields:
+// the format version guards their meaning.
 #pragma once
 
 #include <cstdint>
@@ -8,15 +8,38 @@
 #include <variant>
 #include <vector>
 
+#include "core/files/tensor_file.h"
+
 namespace covey {
 
 constexpr std::int64_t format_version = 3;
+
+enum class TaskKind { classify_head, classify_prompt, causal_lm };
+enum class GraphKind { front, back, predict, train };
+enum class Runtime { onnxruntime, executorch };
+enum class InputRole { weight, frozen, trainable, batch, boundary, scale };
+
+inline constexpr Names<TaskKind, 3> task_names = {{{"classify-head", TaskKind::classify_head},
+                                                   {"classify-prompt", TaskKind::classify_prompt},
+                                                   {"causal-lm", TaskKind::causal_lm}}};
+inline constexpr Names<GraphKind, 4> graph_kind_names = {{{"front", GraphKind::front},
+                                                          {"back", GraphKind::back},
+                                                          {"predict", GraphKind::predict},
+                                                          {"train", GraphKind::train}}};
+inline constexpr Names<Runtime, 2> runtime_names = {
+    {{"onnxruntime", Runtime::onnxruntime}, {"executorch", Runtime::executorch}}};
+inline constexpr Names<InputRole, 6> input_role_names = {{{"weight", InputRole::weight},
+                                                          {"frozen", InputRole::frozen},
+                                                          {"trainable", InputRole::trainable},
+                                                          {"batch", InputRole::batch},
+                                                          {"boundary", InputRole::boundary},
+                                                          {"scale", InputRole::scale}}};
 
 struct Parameter {
     std::string name;
     std::vector<std::int64_t> shape;
     std::int64_t layer;
-    std::uint64_t offset, size; // elements, in the flat vector
+    std::uint64_t offset, size; // in elements of the flat vector
 };
 
 struct FileEntry {
@@ -25,15 +48,19 @@ struct FileEntry {
 };
 
 struct GraphInput {
-    std::string dtype, role, source;
+    Dtype dtype;
+    InputRole role;
+    std::string source;
     std::vector<std::variant<std::int64_t, std::string>> shape; // a name where the size is dynamic
-    // Where the graph reads only some rows of a trainable tensor: the batch's tokens, or these.
+    // Where the graph reads only some rows of a trainable tensor: the rows of the batch's tokens, or the listed ones.
     bool reads_tokens = false;
     std::optional<std::vector<std::int64_t>> rows;
 };
 
 struct Graph {
-    std::string kind, runtime, file;
+    GraphKind kind;
+    Runtime runtime;
+    std::string file;
     std::optional<std::int64_t> split;
     std::vector<GraphInput> inputs; // in the order in which the graph takes them
     std::vector<std::string> outputs;
@@ -46,8 +73,9 @@ struct Golden {
 };
 
 struct Manifest {
-    std::string sha256; // of manifest.json: the bundle's name
-    std::string task, weights_file, adapter_file;
+    std::string sha256; // of manifest.json; plans name the bundle by it
+    TaskKind task;
+    std::string weights_file, adapter_file;
     bool trains_every_weight;
     std::vector<std::int64_t> splits;
     std::vector<Parameter> parameters;
@@ -57,12 +85,13 @@ struct Manifest {
 
     std::uint64_t total_size() const; // of the flat vector
     std::uint64_t front_size(std::int64_t split) const;
-    // Throw Error (bundle) where there is none.
+    // Both throw Error (bundle) where there is none.
     const FileEntry &file(const std::string &path) const;
-    const Graph &graph(const std::string &kind, const std::string &runtime, std::int64_t split) const;
+    const Graph &graph(GraphKind kind, Runtime runtime, std::int64_t split) const;
 };
 
-// Throws Error (bundle): not JSON, another version, wrong types, unsafe or missing paths, a broken layout.
+// Throws Error (bundle): not JSON, another version, wrong types, unknown names, unsafe or missing paths, a broken
+// layout.
 Manifest decode_manifest(const void *data, std::size_t size);
 
 } // namespace covey

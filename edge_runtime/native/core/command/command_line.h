@@ -1,4 +1,4 @@
-// Options of a command, and its result as text or JSON.
+// Parses a command's options, and prints its result as text or JSON.
 #pragma once
 
 #include <cstdint>
@@ -6,12 +6,14 @@
 #include <cstdlib>
 #include <iostream>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "core/files/error.h"
+#include "core/files/names.h"
 
 namespace covey {
 
@@ -37,7 +39,7 @@ inline std::string number(double value)
     return text;
 }
 
-// A command's result: names and JSON values, in order.
+// A command's result: names with JSON values, in order.
 class Result {
 public:
     void add(const std::string &name, const std::string &json) { fields_.emplace_back(name, json); }
@@ -101,15 +103,16 @@ public:
             misuse("--" + name + " is not a number: " + value);
         return value.empty() ? absent : result;
     }
-    template <typename T> T choice(const std::string &name, T absent, const std::map<std::string, T> &all)
+    template <typename Value, std::size_t count>
+    Value choice(const std::string &name, const Names<Value, count> &names, Value absent)
     {
         const std::string value = text(name);
-        const auto found = all.find(value);
-        if (!value.empty() && found == all.end())
-            misuse("--" + name + " cannot be " + value);
-        return value.empty() ? absent : found->second;
+        const std::optional<Value> found = value_of(names, value);
+        if (!value.empty() && !found)
+            misuse("--" + name + " is \"" + value + "\"; choose from " + all_of(names));
+        return found.value_or(absent);
     }
-    // Refuses options that the command did not ask for.
+    // Refuses options that the command did not read.
     void finish() const
     {
         for (const auto &[name, value] : values_)

@@ -1,4 +1,4 @@
-// covey-core: the core as a command, without Python. What it does is in `usage`; results are JSON on stdout.
+// covey-core: the core as a command, without Python. `usage` describes it; results go to stdout as text or JSON.
 #include <chrono>
 #include <fstream>
 #include <functional>
@@ -11,34 +11,36 @@
 #include "core/bundle/bundle.h"
 #include "core/command/command_line.h"
 #include "core/engines/engine_executorch.h"
+#include "core/engines/golden.h"
 #include "core/files/error.h"
-#include "core/bundle/golden.h"
-#include "core/forward_only/replay.h"
+#include "core/files/sha256.h"
+#include "core/forward_only/replay_file.h"
 #include "core/forward_only/round.h"
 #include "core/self_test.h"
-#include "core/files/sha256.h"
 
 namespace {
 
 using namespace covey;
 
+constexpr Names<bool, 2> format_names = {{{"text", false}, {"json", true}}}; // whether it is JSON
+
 constexpr const char *usage = R"(usage: covey-core COMMAND [--option VALUE ...] [--format text|json]
 
-  self-test                      are the bits of perturbations, steps and replay those of every other machine?
-  verify --bundle DIR            compare every file of a bundle with its hash; --golden 1: run its golden vectors, too
+  self-test                      compare this machine's perturbations, steps and replay with pinned results
+  verify --bundle DIR            compare every file of a bundle with its hash; --golden 1 also runs its golden vectors
   replay --log FILE --adapter FILE --out FILE [--previous FILE] [--before FILE]
-                                 follow a chain of replay logs from one adapter to the next, and prove it by hash
+                                 replay a chain of logs from one adapter to a later one, and check its hash
   step --bundle DIR --split N    local steps of a round on ExecuTorch, with these options:
     --adapter FILE               start from this adapter; default: the bundle's
     --batches FILE               a safetensors file with 0.input_ids, 0.attention_mask, 0.labels, 1.input_ids ...,
-                                 gone through in turn; default: the bundle's golden batches
+                                 used in turn; default: the bundle's golden batches
     --steps N                    default 1
     --device NAME --job-seed N --round N          default device, 0, 0
     --front-perturbations N --back-perturbations N --eps X --learning-rate X
     --variant nested|clean --difference central|forward --normalize none|rms|std
     --leave-one-out 0|1 --shared-directions 0|1 --seed-pool N --mean-square X
-    --threads N                  of one operator; default 0: one each fast core
-    --scalars FILE --local-model FILE             where raw float32 results go
+    --threads N                  threads of one operator; default 0: one per fast core
+    --scalars FILE --local-model FILE             write raw float32 results to these files
 
 exit codes: 0 done, 2 usage, 3 configuration, 4 data, 5 bundle, 6 replay log, 8 storage, 9 training, 1 anything else
 )";
@@ -49,7 +51,8 @@ Result run_self_test(Options &options)
     Result result;
     for (const SelfTest &test : self_test()) {
         if (test.found != test.pinned)
-            throw Error(Code::training, "the bits of " + test.name + " are not the pinned ones: " + test.found,
+            throw Error(Code::training,
+                        "the self-test's result for " + test.name + " differs from the pinned one: " + test.found,
                         "report the compiler, its flags and the CPU; do not train on this machine");
         result.add(test.name, quoted(test.found));
     }
@@ -89,13 +92,9 @@ Result run_replay(Options &options)
 StepRule rule_from(Options &options)
 {
     StepRule rule;
-    rule.variant = options.choice<Variant>("variant", rule.variant,
-                                           {{"nested", Variant::nested}, {"clean", Variant::clean}});
-    rule.difference = options.choice<Difference>(
-        "difference", rule.difference, {{"central", Difference::central}, {"forward", Difference::forward}});
-    rule.normalize = options.choice<Normalize>(
-        "normalize", rule.normalize,
-        {{"none", Normalize::none}, {"rms", Normalize::rms}, {"std", Normalize::std}});
+    rule.variant = options.choice("variant", variant_names, rule.variant);
+    rule.difference = options.choice("difference", difference_names, rule.difference);
+    rule.normalize = options.choice("normalize", normalize_names, rule.normalize);
     rule.front_perturbations = options.whole("front-perturbations", rule.front_perturbations);
     rule.back_perturbations = options.whole("back-perturbations", rule.back_perturbations);
     rule.eps = options.real("eps", rule.eps);
@@ -128,8 +127,12 @@ Result run_step(Options &options)
     const std::string batches = options.text("batches", bundle.path_of(manifest.golden.file));
     const std::uint64_t steps = options.whole("steps", 1);
     const auto threads = static_cast<std::uint32_t>(options.whole("threads", 0));
-    RoundWork work{options.whole("job-seed", 0), options.whole("round", 0), options.text("device", "device"),
-                   rule_from(options), std::nullopt, std::nullopt};
+    RoundWork work{options.whole("job-seed", 0),
+                   options.whole("round", 0),
+                   options.text("device", "device"),
+                   rule_from(options),
+                   std::nullopt,
+                   std::nullopt};
     if (!options.text("mean-square").empty())
         work.mean_square = options.real("mean-square", 0);
     options.finish();
@@ -140,7 +143,10 @@ Result run_step(Options &options)
     if (!adapter.empty()) {
         mapped.emplace(adapter, Code::bundle);
         if (mapped->size() != manifest.total_size() * sizeof(float))
-            throw Error(Code::bundle, adapter + " does not have the layout's length", "use this bundle's adapter");
+            throw Error(Code::bundle,
+                        adapter + " has " + std::to_string(mapped->size()) + " bytes, the layout needs " +
+                            std::to_string(manifest.total_size() * sizeof(float)),
+                        "use an adapter of this bundle");
         theta = reinterpret_cast<const float *>(mapped->data());
     }
     const TensorFile file(batches);
@@ -148,7 +154,7 @@ Result run_step(Options &options)
     while (file.tensors().count(std::to_string(count) + ".input_ids") != 0)
         count++;
     if (count == 0)
-        batch_from(file, 0); // says what is missing
+        batch_from(file, 0); // throws, and names the missing tensor
     const auto started = std::chrono::steady_clock::now();
     const std::unique_ptr<Engine> engine = executorch_engine(bundle, split, threads);
     const auto loaded = std::chrono::steady_clock::now();
@@ -203,7 +209,7 @@ int main(int argc, char **argv)
             return 0;
         }
         Options options(argc, argv);
-        json = options.choice<bool>("format", false, {{"text", false}, {"json", true}});
+        json = options.choice("format", format_names, false);
         const auto found = commands.find(command);
         if (found == commands.end())
             misuse(command.empty() ? "no command" : "unknown command " + command);

@@ -1,4 +1,4 @@
-// What a step needs of an engine: a front and a back at given trainable parameters (edge_runtime/engines/engine.py).
+// The engine that a step needs: runs front and back at given trainable parameters (edge_runtime/engines/engine.py).
 #pragma once
 
 #include <cstddef>
@@ -12,20 +12,20 @@ namespace covey {
 
 using Batch = covey_batch;
 
-// What crosses the cut; its meaning is the engine's own.
+// The output of a front run, which the back run takes; its contents belong to the engine.
 class Boundary {
 public:
     virtual ~Boundary() = default;
 };
 
-// A part of a block's parameters, begin ... end - 1.
+// A part of a block's parameters: begin to end - 1.
 struct Part {
     std::uint64_t begin, end;
 };
 
-// The trainable parameters of each block lie in a workspace that the engine reads when it runs. A block's workspace is
-// written before each run of the block, at least where that run reads it, so the two may share memory. Nothing else is
-// kept between calls.
+// The engine reads the trainable parameters of each block from that block's workspace. The caller writes a workspace
+// before each run of its block, at least where that run reads it, so the two workspaces may share memory. An engine
+// keeps no other state between calls.
 class Engine {
 public:
     virtual ~Engine() = default;
@@ -38,7 +38,7 @@ public:
     virtual std::vector<Part> front_reads(const Batch & /*batch*/) const { return {{0, front_size()}}; }
     virtual std::vector<Part> back_reads(const Batch & /*batch*/) const { return {{0, back_size()}}; }
     virtual std::unique_ptr<Boundary> front(const Batch &batch) = 0;
-    // Returns the mean loss over the batch's rows, or its completion tokens.
+    // Returns the mean loss over the batch's rows, for causal-lm over its completion tokens.
     virtual double back(const Boundary &boundary, const Batch &batch) = 0;
 };
 

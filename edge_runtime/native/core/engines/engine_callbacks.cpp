@@ -25,7 +25,7 @@ void check(int32_t result, const char *block)
 {
     if (result != 0)
         throw Error(Code::training, std::string("the engine's ") + block + " failed with " + std::to_string(result),
-                    "look at the engine's own messages");
+                    "check the messages of the app's engine");
 }
 
 } // namespace

@@ -1,8 +1,8 @@
-// An engine of the app's own, behind the C interface's callbacks.
+// Adapts an app's own engine, given as the C interface's callbacks, to Engine.
 #pragma once
 
-#include "covey.h"
 #include "core/engines/engine.h"
+#include "covey.h"
 
 namespace covey {
 
@@ -15,7 +15,7 @@ public:
     std::size_t back_size() const override { return callbacks_.back_size; }
     float *front_workspace() override { return callbacks_.front_workspace; }
     float *back_workspace() override { return callbacks_.back_workspace; }
-    // Both throw Error (training) where the callback returns another number than 0.
+    // Both throw Error (training) where the callback does not return 0.
     std::unique_ptr<Boundary> front(const Batch &batch) override;
     double back(const Boundary &boundary, const Batch &batch) override;
 

@@ -8,7 +8,7 @@
 namespace covey {
 namespace {
 
-constexpr std::int64_t ignored = -100; // the label of a place that only fills up a chunk
+constexpr std::int64_t ignored = -100; // the label of a place that pads a chunk
 
 std::size_t item_size(std::int32_t dtype)
 {
@@ -22,6 +22,19 @@ std::size_t item_size(std::int32_t dtype)
     }
 }
 
+std::int32_t executorch_dtype(Dtype dtype)
+{
+    switch (dtype) {
+    case Dtype::float32:
+        return COVEY_EXECUTORCH_FLOAT32;
+    case Dtype::int64:
+        return COVEY_EXECUTORCH_INT64;
+    case Dtype::boolean:
+        return COVEY_EXECUTORCH_BOOL;
+    }
+    return 0;
+}
+
 } // namespace
 
 ExecutorchGraph::ExecutorchGraph(const Bundle &bundle, const Graph &graph,
@@ -31,17 +44,16 @@ ExecutorchGraph::ExecutorchGraph(const Bundle &bundle, const Graph &graph,
 {
     bundle.check(file_, bundle.manifest().file(graph.file));
     check(covey_executorch_open_bytes(file_.data(), file_.size(), &handle_), "cannot load", Code::bundle);
-    // The destructor does not run for an object that was not finished: from here on this closes the graph.
-    std::unique_ptr<covey_executorch_graph, void (*)(covey_executorch_graph *)> owner(handle_,
-                                                                                      covey_executorch_close);
+    // The destructor does not run where the constructor throws: until it ends, this owner closes the graph.
+    std::unique_ptr<covey_executorch_graph, void (*)(covey_executorch_graph *)> owner(handle_, covey_executorch_close);
     if (covey_executorch_inputs(handle_) != graph.inputs.size() ||
         covey_executorch_outputs(handle_) != graph.outputs.size())
         refuse("has other inputs or outputs than the manifest says");
     for (std::uint32_t index = 0; index < graph.inputs.size(); index++) {
         const GraphInput &input = graph.inputs[index];
-        if (input.role == "trainable")
+        if (input.role == InputRole::trainable)
             bind_parameter(bundle.manifest(), index, workspace, workspace_start);
-        else if (input.role != "batch" && input.role != "boundary")
+        else if (input.role != InputRole::batch && input.role != InputRole::boundary)
             bind_frozen(index, frozen);
     }
     owner.release();
@@ -56,13 +68,14 @@ void ExecutorchGraph::run(const Batch &batch, const Outputs *boundary)
 {
     for (std::uint32_t index = 0; index < graph_.inputs.size(); index++) {
         const GraphInput &input = graph_.inputs[index];
-        if (input.role == "batch")
+        if (input.role == InputRole::batch)
             bind_batch(index, batch);
-        else if (input.role == "boundary")
+        else if (input.role == InputRole::boundary)
             bind_boundary(index, *boundary);
     }
-    check(covey_executorch_run(handle_), "failed on a batch of " + std::to_string(batch.rows) + " x " +
-                                             std::to_string(batch.tokens) + " tokens", Code::training);
+    check(covey_executorch_run(handle_),
+          "failed on a batch of " + std::to_string(batch.rows) + " x " + std::to_string(batch.tokens) + " tokens",
+          Code::training);
 }
 
 covey_executorch_tensor ExecutorchGraph::output(const std::string &name, const void **data) const
@@ -96,28 +109,26 @@ std::unique_ptr<Outputs> ExecutorchGraph::copy_outputs() const
 void ExecutorchGraph::check(std::int32_t code, const std::string &what, Code kind) const
 {
     if (code != 0)
-        throw Error(kind, "ExecuTorch " + what + ": " + graph_.file + ": " + covey_executorch_code_name(code) + ": " +
-                              covey_executorch_error(),
-                    kind == Code::bundle ? "export the bundle with the ExecuTorch version that this app has"
+        throw Error(kind,
+                    "ExecuTorch " + what + ": " + graph_.file + ": " + covey_executorch_code_name(code) + ": " +
+                        covey_executorch_error(),
+                    kind == Code::bundle ? "re-export the bundle with the ExecuTorch version that this app has"
                                          : "use a smaller batch if memory is short; check the bundle's golden vectors");
 }
 
 void ExecutorchGraph::refuse(const std::string &what) const
 {
-    throw Error(Code::bundle, graph_.file + " " + what, "export the bundle again");
+    throw Error(Code::bundle, graph_.file + " " + what, "re-export the bundle with covey export");
 }
 
-void ExecutorchGraph::bind(std::uint32_t index, const void *data, const std::vector<std::int64_t> &sizes,
-                           const std::string &dtype, Code kind)
+void ExecutorchGraph::bind(std::uint32_t index, const void *data, const std::vector<std::int64_t> &sizes, Dtype dtype,
+                           Code kind)
 {
     covey_executorch_tensor expected{};
     const GraphInput &input = graph_.inputs[index];
     check(covey_executorch_input(handle_, index, &expected), "lacks input " + input.source, kind);
-    const bool fits = (dtype == "float32" && expected.dtype == COVEY_EXECUTORCH_FLOAT32) ||
-                      (dtype == "int64" && expected.dtype == COVEY_EXECUTORCH_INT64) ||
-                      (dtype == "bool" && expected.dtype == COVEY_EXECUTORCH_BOOL);
-    if (!fits)
-        refuse("takes " + input.source + " with another element type than " + dtype);
+    if (expected.dtype != executorch_dtype(dtype))
+        refuse("takes " + input.source + " with another element type than " + text_of(dtype_names, dtype));
     check(covey_executorch_bind(handle_, index, data, sizes.data(), static_cast<std::uint32_t>(sizes.size())),
           "does not take " + input.source, kind);
 }
@@ -139,10 +150,10 @@ void ExecutorchGraph::bind_parameter(const Manifest &manifest, std::uint32_t ind
     for (const Parameter &parameter : manifest.parameters) {
         if (parameter.name != input.source)
             continue;
-        if ((graph_.kind == "front") != (parameter.layer < *graph_.split))
+        if ((graph_.kind == GraphKind::front) != (parameter.layer < *graph_.split))
             refuse("takes " + input.source + " of the other block");
         check_shape(input, parameter.shape);
-        bind(index, workspace + (parameter.offset - start), parameter.shape, "float32", Code::bundle);
+        bind(index, workspace + (parameter.offset - start), parameter.shape, Dtype::float32, Code::bundle);
         return;
     }
     refuse("needs " + input.source + ", which is not in the layout");
@@ -159,10 +170,10 @@ void ExecutorchGraph::bind_frozen(std::uint32_t index, const std::vector<const T
         bind(index, found->second.data, found->second.shape, found->second.dtype, Code::bundle);
         return;
     }
-    refuse("needs " + input.source + ": not there");
+    refuse("needs " + input.source + ", which no file of the bundle holds");
 }
 
-// Chunks of positions are filled up with what does not count: the graph takes those of one width.
+// Pads chunks to the one width that the graph takes, with a filler that the loss ignores.
 const std::int64_t *ExecutorchGraph::fill_chunks(std::uint32_t index, const std::int64_t *data, const Batch &batch,
                                                  std::int64_t filler, std::vector<std::int64_t> &sizes)
 {
@@ -171,9 +182,10 @@ const std::int64_t *ExecutorchGraph::fill_chunks(std::uint32_t index, const std:
     if (width == nullptr || *width == batch.chunk)
         return data;
     if (batch.chunks < 1 || batch.chunk < 1 || batch.chunk > *width)
-        throw Error(Code::config, "a batch has chunks of " + std::to_string(batch.chunk) +
-                                      " positions; the bundle's graphs take up to " + std::to_string(*width),
-                    "make smaller chunks");
+        throw Error(Code::config,
+                    "a batch has chunks of " + std::to_string(batch.chunk) +
+                        " positions; the bundle's graphs take up to " + std::to_string(*width),
+                    "use smaller chunks");
     std::vector<std::int64_t> &filled = filled_[index];
     filled.assign(static_cast<std::size_t>(batch.chunks * *width), filler);
     for (std::int64_t row = 0; row < batch.chunks; row++)
@@ -200,7 +212,7 @@ void ExecutorchGraph::bind_batch(std::uint32_t index, const Batch &batch)
         sizes = {batch.chunks, batch.chunk};
         data = fill_chunks(index, data, batch, source == "labels" ? ignored : 0, sizes);
     }
-    bind(index, data, sizes, "int64", Code::training);
+    bind(index, data, sizes, Dtype::int64, Code::training);
 }
 
 void ExecutorchGraph::bind_boundary(std::uint32_t index, const Outputs &boundary)

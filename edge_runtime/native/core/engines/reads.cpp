@@ -24,7 +24,7 @@ std::vector<Part> read_parts(const Manifest &manifest, const Graph &graph, bool 
 {
     std::map<std::string, const GraphInput *> by_rows;
     for (const GraphInput &input : graph.inputs)
-        if (input.role == "trainable" && (input.reads_tokens || input.rows))
+        if (input.role == InputRole::trainable && (input.reads_tokens || input.rows))
             by_rows[input.source] = &input;
     const std::uint64_t block = front ? 0 : manifest.front_size(split);
     std::vector<Part> parts;
@@ -46,8 +46,9 @@ std::vector<Part> read_parts(const Manifest &manifest, const Graph &graph, bool 
         const std::uint64_t width = parameter.size / static_cast<std::uint64_t>(height);
         for (const std::int64_t row : rows) {
             if (row < 0 || row >= height)
-                throw Error(Code::data, "a batch has token " + std::to_string(row) + "; " + parameter.name + " has " +
-                                            std::to_string(height),
+                throw Error(Code::data,
+                            "a batch has token " + std::to_string(row) + "; " + parameter.name + " has " +
+                                std::to_string(height),
                             "encode the rows with the bundle's own tokenizer");
             append(parts, first + static_cast<std::uint64_t>(row) * width,
                    first + static_cast<std::uint64_t>(row + 1) * width);

@@ -10,9 +10,9 @@ namespace {
 
 using Json = nlohmann::json;
 
-// Ours nest five deep. The limit matters: MessagePack is read recursively.
+// Covey's documents nest five deep. The limit protects the stack, because MessagePack is read recursively.
 constexpr std::size_t deepest = 16;
-constexpr const char *hint = "fetch it again; install the same version of Covey everywhere";
+constexpr const char *hint = "fetch it again, and install the same version of Covey on every machine";
 
 bool is_utf8(std::string_view text)
 {
@@ -21,11 +21,11 @@ bool is_utf8(std::string_view text)
             return k < text.size() ? static_cast<std::uint8_t>(text[k]) : 0;
         };
         const std::uint32_t first = byte(i);
-        const std::size_t length = first < 0x80        ? 1
-                                   : first >> 5 == 6   ? 2
-                                   : first >> 4 == 14  ? 3
-                                   : first >> 3 == 30  ? 4
-                                                       : 0;
+        const std::size_t length = first < 0x80       ? 1
+                                   : first >> 5 == 6  ? 2
+                                   : first >> 4 == 14 ? 3
+                                   : first >> 3 == 30 ? 4
+                                                      : 0;
         if (length == 0)
             return false;
         constexpr std::uint32_t masks[] = {0, 0x7f, 0x1f, 0x0f, 0x07}, least[] = {0, 0, 0x80, 0x800, 0x10000};
@@ -42,7 +42,7 @@ bool is_utf8(std::string_view text)
     return true;
 }
 
-// Builds a Value from the parser's events. An event that returns false ends the parse.
+// Builds a Value from the parser's events. A handler that returns false ends the parse.
 class Builder : public nlohmann::json_sax<Json> {
 public:
     bool null() override { return add(Value{nullptr}); }
@@ -75,14 +75,14 @@ public:
     }
     bool parse_error(std::size_t position, const std::string & /*token*/, const Json::exception & /*error*/) override
     {
-        return fail("it breaks at byte " + std::to_string(position));
+        return fail("it is broken at byte " + std::to_string(position));
     }
 
     Value root{nullptr};
     std::string problem = "it is broken";
 
 private:
-    // A closed list or object moves into the one around it, so nothing points into a vector that grows.
+    // Moves a closed list or object into the one that encloses it, so nothing points into a growing vector.
     bool add(Value value)
     {
         if (open_.empty())
@@ -120,7 +120,7 @@ Value parse(const void *data, std::size_t size, Code code, nlohmann::detail::inp
     const auto *bytes = static_cast<const std::uint8_t *>(data);
     Builder builder;
     if (!Json::sax_parse(bytes, bytes + size, &builder, format))
-        throw Error(code, "this is not readable " + std::string(name) + ": " + builder.problem, hint);
+        throw Error(code, "the data is not readable " + std::string(name) + ": " + builder.problem, hint);
     return std::move(builder.root);
 }
 
@@ -238,9 +238,8 @@ void Fields::finish() const
 
 bool is_sha256(std::string_view text)
 {
-    return text.size() == 64 && std::all_of(text.begin(), text.end(), [](char c) {
-        return ('0' <= c && c <= '9') || ('a' <= c && c <= 'f');
-    });
+    return text.size() == 64 && std::all_of(text.begin(), text.end(),
+                                            [](char c) { return ('0' <= c && c <= '9') || ('a' <= c && c <= 'f'); });
 }
 
 } // namespace covey

@@ -1,4 +1,4 @@
-// Errors: what was wrong, what to do about it, and the exit code of Covey's commands (edge_runtime/errors.py).
+// Errors with what was wrong, what to do about it, and the exit code of Covey's commands (edge_runtime/errors.py).
 #pragma once
 
 #include <stdexcept>

@@ -14,7 +14,7 @@ namespace covey {
 MappedFile::MappedFile(const std::string &path, Code code)
 {
     const auto fail = [&](const char *why) {
-        throw Error(code, "cannot read " + path + ": " + why, "check that it is there, and its permissions");
+        throw Error(code, "cannot read " + path + ": " + why, "check that the file exists, and its permissions");
     };
     const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (file < 0)

@@ -1,4 +1,4 @@
-// A file mapped for reading: a page that nobody touches is never read.
+// A file mapped for reading; pages that nobody touches are never read.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,7 @@ namespace covey {
 
 class MappedFile {
 public:
-    // Throws Error(code) where it is not a plain file that can be read.
+    // Throws Error(code) where the path is not a readable plain file.
     MappedFile(const std::string &path, Code code);
     ~MappedFile();
     MappedFile(MappedFile &&other) noexcept;
@@ -19,7 +19,7 @@ public:
     MappedFile(const MappedFile &) = delete;
     MappedFile &operator=(const MappedFile &) = delete;
 
-    const std::uint8_t *data() const { return data_; } // a whole page is aligned; null where size() is 0
+    const std::uint8_t *data() const { return data_; } // aligned to a page; null where size() is 0
     std::size_t size() const { return size_; }
 
 private:

@@ -1,4 +1,4 @@
-// SHA-256 (FIPS 180-4): names of files, adapters and seeds.
+// SHA-256 (FIPS 180-4), which names files and adapters (edge_runtime/files/hashing.py) and derives seeds.
 #pragma once
 
 #include <array>
@@ -13,7 +13,7 @@ public:
     using Digest = std::array<std::uint8_t, 32>;
 
     void update(const void *data, std::size_t size);
-    // Ends the message; the object cannot be updated after it.
+    // Ends the message; the object must not be updated after this.
     Digest finish();
     std::string finish_hex();
 

@@ -13,7 +13,7 @@ constexpr std::uint64_t most_header_bytes = 100'000'000;
 
 void TensorFile::refuse(const std::string &what) const
 {
-    throw Error(Code::bundle, path_ + ": " + what, "fetch or export the bundle again");
+    throw Error(Code::bundle, path_ + ": " + what, "fetch the bundle again, or re-export it with covey export");
 }
 
 TensorFile::TensorFile(const std::string &path) : path_(path), file_(path, Code::bundle)
@@ -37,7 +37,7 @@ TensorFile::TensorFile(const std::string &path) : path_(path), file_(path, Code:
         const std::uint64_t item = type == "F32" ? 4 : 8;
         if (type != "F32" && type != "I64")
             fields.refuse("its element type is " + type);
-        tensor.dtype = type == "F32" ? "float32" : "int64";
+        tensor.dtype = type == "F32" ? Dtype::float32 : Dtype::int64;
         std::uint64_t count = 1;
         for (const Value &side : fields.array("shape")) {
             const auto *length = std::get_if<std::int64_t>(&side.data);
@@ -67,11 +67,11 @@ TensorFile::TensorFile(const std::string &path) : path_(path), file_(path, Code:
     }
 }
 
-const Tensor &TensorFile::tensor(const std::string &name, const char *dtype) const
+const Tensor &TensorFile::tensor(const std::string &name, Dtype dtype) const
 {
     const auto found = tensors_.find(name);
     if (found == tensors_.end() || found->second.dtype != dtype)
-        refuse("it does not hold " + name + " as " + dtype);
+        refuse("it does not hold " + name + " as " + text_of(dtype_names, dtype));
     return found->second;
 }
 
@@ -81,12 +81,13 @@ const float *TensorFile::flat(const std::vector<std::string> &names, std::uint64
     bool is_in_order = !names.empty() && names.size() == tensors_.size();
     for (std::size_t k = 0; is_in_order && k < names.size(); k++) {
         const auto found = tensors_.find(names[k]);
-        is_in_order = found != tensors_.end() && found->second.dtype == "float32" && found->second.begin == reached;
+        is_in_order =
+            found != tensors_.end() && found->second.dtype == Dtype::float32 && found->second.begin == reached;
         reached += is_in_order ? found->second.size_bytes : 0;
     }
     if (!is_in_order || reached != size * sizeof(float))
         refuse("it does not hold the layout's tensors in its order");
-    return static_cast<const float *>(tensor(names.front(), "float32").data);
+    return static_cast<const float *>(tensor(names.front(), Dtype::float32).data);
 }
 
 } // namespace covey

@@ -19,7 +19,7 @@ double sum(const double *values, std::size_t n)
     return total;
 }
 
-// What the scalars are divided by; changes the running mean square.
+// Returns the number by which the scalars are divided; updates the running mean square.
 double size_of(const double *scalars, std::size_t n, Normalize normalize, std::optional<double> &mean_square)
 {
     const auto count = static_cast<double>(n);

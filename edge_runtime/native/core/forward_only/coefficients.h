@@ -1,7 +1,7 @@
-// From a step's scalars to what is added to the parameters (edge_runtime/forward_only/coefficients.py).
+// Turns a step's scalars into coefficients of its directions (edge_runtime/forward_only/coefficients.py).
 //
-// Coefficients are float64, plain additions in a fixed order; an update is one float32 addition a parameter and term.
-// Compiled with -ffp-contract=off: a fused multiply-add would give other bits.
+// Coefficients are float64 and computed by plain additions in a fixed order. An update is one float32 addition per
+// parameter and term. Compile with -ffp-contract=off: a fused multiply-add would give other bits.
 #pragma once
 
 #include <cstddef>
@@ -9,13 +9,12 @@
 #include <optional>
 #include <vector>
 
+#include "core/forward_only/directions.h"
 #include "core/protocol/step_rule.h"
 
 namespace covey {
 
-constexpr std::uint64_t front_block = 0, back_block = 1; // second word of a perturbation's key
-
-// A sum of directions of one block, added in this order.
+// A weighted sum of one block's directions, added in this order.
 struct BlockTerms {
     std::vector<std::uint64_t> seeds;
     std::vector<double> coefficients;
@@ -31,19 +30,19 @@ struct Terms {
     BlockTerms front, back;
 };
 
-// What one step adds: front[i] z_i and back[k] z_k, in the order of StepSeeds.
+// One step adds front[i] z_i and back[k] z_k, in the order of StepSeeds.
 struct Coefficients {
     std::vector<double> front, back;
 };
 
-// Args: scalars as they were rounded to float32, scalars_per_step() of them; mean_square is the running one, none
-// before the first step, and is changed.
+// Returns the coefficients of one step. Args: `scalars` holds scalars_per_step() values, as they were rounded to
+// float32. `mean_square` is the running mean square, empty before the first step; it is updated.
 Coefficients step_coefficients(const double *scalars, const StepRule &rule, std::optional<double> &mean_square);
 
 void add_step(Terms &terms, const StepSeeds &seeds, const Coefficients &coefficients);
 
-// Writes clean plus the terms to out, one after the other: n floats, equal arrays or apart; `offset` is the first
-// one's place in the block.
+// Writes clean plus the terms, one after the other, to out. Both hold n floats and are the same array or do not
+// overlap; `offset` is the place of the first one in the block.
 void add_terms(float *out, const float *clean, std::size_t n, const BlockTerms &terms, std::uint64_t block,
                std::uint64_t offset = 0);
 

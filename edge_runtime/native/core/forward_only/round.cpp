@@ -5,6 +5,8 @@
 #include <utility>
 
 #include "core/files/error.h"
+#include "core/forward_only/directions.h"
+#include "kernel/perturb.h"
 
 namespace covey {
 
@@ -19,12 +21,12 @@ Round::Round(Engine &engine, const float *theta, RoundWork work, std::function<d
 {
     check_rule(work_.rule);
     if (work_.device.empty())
-        throw Error(Code::config, "the device has no name", "give it the name with which it is enrolled");
+        throw Error(Code::config, "the device has no name", "pass the name under which it is enrolled");
     if (work_.mean_square && !(*work_.mean_square >= 0 && *work_.mean_square <= 1e12))
-        throw Error(Code::config, "mean_square is out of bounds", "take it from the plan");
+        throw Error(Code::config, "mean_square is out of bounds", "use the plan's value");
     if (work_.privacy && !(work_.privacy->clip > 0 && work_.privacy->clip <= 1e5 &&
                            work_.privacy->noise_multiplier >= 0 && work_.privacy->noise_multiplier <= 1e3))
-        throw Error(Code::config, "clip or noise_multiplier is out of bounds", "take them from the plan");
+        throw Error(Code::config, "clip or noise_multiplier is out of bounds", "use the plan's values");
 }
 
 StepResult Round::step(const Batch &batch)
@@ -44,8 +46,8 @@ StepResult Round::step(const Batch &batch)
 void Round::local_model(float *out) const
 {
     const std::size_t front = engine_.front_size();
-    add_terms(out, theta_, front, pending_.front, front_block);
-    add_terms(out + front, theta_ + front, engine_.back_size(), pending_.back, back_block);
+    add_terms(out, theta_, front, pending_.front, COVEY_FRONT_BLOCK);
+    add_terms(out + front, theta_ + front, engine_.back_size(), pending_.back, COVEY_BACK_BLOCK);
 }
 
 void Round::privatise(std::vector<float> &scalars)

@@ -5,7 +5,7 @@
 namespace covey {
 namespace {
 
-// One seed's derivation: purpose and job seed, then the parts, each with its length before it.
+// The derivation of one seed: purpose and job seed, then the parts, each after its length.
 class Derivation {
 public:
     Derivation(std::string_view purpose, std::uint64_t job_seed)

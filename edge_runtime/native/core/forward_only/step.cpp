@@ -8,13 +8,14 @@
 #include <utility>
 
 #include "core/files/error.h"
+#include "kernel/perturb.h"
 
 namespace covey {
 namespace {
 
 using Pairs = std::vector<std::pair<double, double>>;
 
-// An engine with a clean theta: each run writes the perturbed block to the workspace first.
+// Runs an engine's blocks around theta: writes the perturbed block to its workspace before each run.
 class Blocks {
 public:
     Blocks(Engine &engine, const float *theta, const Terms &pending, const Batch &batch)
@@ -53,13 +54,13 @@ private:
     }
     std::unique_ptr<Boundary> run_front(const BlockTerms &terms)
     {
-        write(engine_.front_workspace(), theta_, front_reads_, terms, front_block);
+        write(engine_.front_workspace(), theta_, front_reads_, terms, COVEY_FRONT_BLOCK);
         front_passes++;
         return engine_.front(batch_);
     }
     double run_back(const Boundary &boundary, const BlockTerms &terms)
     {
-        write(engine_.back_workspace(), theta_ + engine_.front_size(), back_reads_, terms, back_block);
+        write(engine_.back_workspace(), theta_ + engine_.front_size(), back_reads_, terms, COVEY_BACK_BLOCK);
         losses.push_back(engine_.back(boundary, batch_));
         return losses.back();
     }
@@ -103,7 +104,7 @@ Pairs around_clean(Blocks &blocks, const StepRule &rule, const StepSeeds &seeds)
     const std::unique_ptr<Boundary> clean = blocks.front();
     const double clean_loss = one_sided ? blocks.back(*clean) : 0.0;
     for (const std::uint64_t seed : seeds.front) {
-        // A frozen front has no directions: its scalars are measured as 0, at no cost.
+        // A frozen front has no directions: its scalars are 0 and need no passes.
         if (blocks.front_is_frozen()) {
             pairs.emplace_back(0.0, 0.0);
             continue;
@@ -122,7 +123,7 @@ Pairs around_clean(Blocks &blocks, const StepRule &rule, const StepSeeds &seeds)
 
 double exact_sum(const std::vector<double> &values)
 {
-    // Partial sums that do not overlap, by size: together they are the sum without an error.
+    // Partial sums that do not overlap, in ascending order: together they are the exact sum.
     std::vector<double> partials;
     for (double x : values) {
         std::size_t kept = 0;
@@ -147,7 +148,7 @@ double exact_sum(const std::vector<double> &values)
         high = before + y;
         low = y - (high - before);
     }
-    // Halfway between two numbers the partials that are left decide.
+    // Where the sum is halfway between two numbers, the remaining partials decide the rounding.
     if (!partials.empty() && ((low < 0.0 && partials.back() < 0.0) || (low > 0.0 && partials.back() > 0.0))) {
         const double twice = low * 2.0, rounded = high + twice;
         if (twice == rounded - high)
@@ -164,9 +165,11 @@ StepResult spzo_step(Engine &engine, const float *theta, const Batch &batch, con
     for (const double loss : blocks.losses)
         if (!std::isfinite(loss))
             throw Error(Code::training, "a loss is not finite (" + std::to_string(loss) + ")",
-                        "lower learning_rate or eps in the job, or look for broken rows");
+                        "lower learning_rate or eps in the job's [step], or check the rows of the data");
     const double distance = rule.difference == Difference::forward ? rule.eps : 2 * rule.eps;
-    StepResult result{{}, exact_sum(blocks.losses) / static_cast<double>(blocks.losses.size()), blocks.front_passes,
+    StepResult result{{},
+                      exact_sum(blocks.losses) / static_cast<double>(blocks.losses.size()),
+                      blocks.front_passes,
                       blocks.losses.size()};
     for (const auto &[plus, minus] : pairs)
         result.scalars.push_back(static_cast<float>((plus - minus) / distance));

@@ -1,4 +1,4 @@
-// The forward-only step (edge_runtime/forward_only/step.py, where our reading of FedSPZO is written down).
+// The forward-only step (edge_runtime/forward_only/step.py, which describes Covey's reading of FedSPZO).
 #pragma once
 
 #include <cstddef>
@@ -6,24 +6,25 @@
 #include <vector>
 
 #include "core/engines/engine.h"
-#include "core/protocol/step_rule.h"
 #include "core/forward_only/coefficients.h"
+#include "core/forward_only/directions.h"
+#include "core/protocol/step_rule.h"
 
 namespace covey {
 
 struct StepResult {
     std::vector<float> scalars; // projected gradients, scalars_per_step()
-    double loss;                // mean of all losses seen
+    double loss;                // mean of all losses of the step
     std::uint64_t front_passes, back_passes;
 };
 
-// Measures the projected gradients of one batch at theta plus the pending terms, bit for bit as if they had been added
-// one after the other; theta, front_size() + back_size() floats, stays as it is. Throws Error (training): a loss is
-// not finite.
+// Measures the projected gradients of one batch at theta plus the pending terms. The bits are those of adding the terms
+// to theta one after the other; theta, front_size() + back_size() floats, is not changed. Throws Error (training) where
+// a loss is not finite.
 StepResult spzo_step(Engine &engine, const float *theta, const Batch &batch, const StepRule &rule,
                      const StepSeeds &seeds, const Terms &pending);
 
-// The sum as if no addition had rounded (Shewchuk, 1997), like Python's math.fsum; the values are finite.
+// Returns the correctly rounded sum of finite values (Shewchuk, 1997), like Python's math.fsum.
 double exact_sum(const std::vector<double> &values);
 
 } // namespace covey

@@ -19,28 +19,13 @@ template <typename T> std::vector<T> numbers(const Bytes &data, const Fields &lo
     return values;
 }
 
-template <typename Choice>
-Choice choose(Fields &fields, const char *name, Choice absent,
-              std::initializer_list<std::pair<const char *, Choice>> all)
-{
-    if (!fields.is_present(name))
-        return absent;
-    const std::string &found = fields.text(name);
-    for (const auto &[text, choice] : all)
-        if (found == text)
-            return choice;
-    fields.refuse(std::string(name) + " is \"" + found + "\", which this version does not know");
-}
-
 StepRule read_rule(const Value &value)
 {
     Fields fields(value, "the rule of a replay log", Code::protocol);
     StepRule rule;
-    rule.variant = choose(fields, "variant", rule.variant, {{"nested", Variant::nested}, {"clean", Variant::clean}});
-    rule.difference = choose(fields, "difference", rule.difference,
-                             {{"central", Difference::central}, {"forward", Difference::forward}});
-    rule.normalize = choose(fields, "normalize", rule.normalize,
-                            {{"none", Normalize::none}, {"rms", Normalize::rms}, {"std", Normalize::std}});
+    rule.variant = fields.choice("variant", variant_names, rule.variant);
+    rule.difference = fields.choice("difference", difference_names, rule.difference);
+    rule.normalize = fields.choice("normalize", normalize_names, rule.normalize);
     if (fields.is_present("front_perturbations"))
         rule.front_perturbations = fields.unsigned_integer("front_perturbations", 1, max_perturbations);
     if (fields.is_present("back_perturbations"))
@@ -107,7 +92,7 @@ RoundLog read_log(const Value &value)
     Fields fields(value, "a replay log", Code::protocol);
     RoundLog log{};
     if (fields.text("type") != "round-log")
-        fields.refuse("it is not a round's log");
+        fields.refuse("type is not round-log");
     fields.text("job");
     log.job_seed = fields.unsigned_integer("job_seed");
     log.round = fields.unsigned_integer("round");
@@ -146,7 +131,7 @@ std::vector<RoundLog> decode_chain(const void *data, std::size_t size)
                         std::to_string(log_version),
                     same_version);
     if (fields.text("type") != "log-chain")
-        fields.refuse("it is not one");
+        fields.refuse("type is not log-chain");
     std::vector<RoundLog> logs;
     for (const Value &log : fields.array("rounds"))
         logs.push_back(read_log(log));
@@ -158,11 +143,11 @@ std::vector<RoundLog> decode_chain(const void *data, std::size_t size)
 
 std::vector<double> unpack_scalars(const Bytes &data, std::uint64_t steps, std::uint64_t per_step)
 {
-    // Divided, not multiplied: a log may name any number of steps.
+    // Divides instead of multiplying, which could overflow: a log may claim any number of steps.
     if (data.size() % (4 * per_step) != 0 || data.size() / (4 * per_step) != steps)
         throw Error(Code::protocol,
                     std::to_string(data.size()) + " bytes of scalars do not fit " + std::to_string(steps) +
-                        " steps of " + std::to_string(per_step),
+                        " steps of " + std::to_string(per_step) + " scalars",
                     same_version);
     std::vector<double> values;
     values.reserve(data.size() / 4);
@@ -170,8 +155,8 @@ std::vector<double> unpack_scalars(const Bytes &data, std::uint64_t steps, std::
         float value;
         std::memcpy(&value, data.data() + at, 4);
         if (!std::isfinite(value) || std::fabs(static_cast<double>(value)) > scalar_bound)
-            throw Error(Code::protocol, "a scalar is not finite or above 1e+06",
-                        "lower learning_rate in the job; look at the device");
+            throw Error(Code::protocol, "a scalar is not finite, or its absolute value is above 1e+06",
+                        "lower learning_rate in the job's [step], and run covey-edge doctor on the device");
         values.push_back(static_cast<double>(value));
     }
     return values;

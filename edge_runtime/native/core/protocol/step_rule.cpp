@@ -1,18 +1,14 @@
 #include "core/protocol/step_rule.h"
 
 #include "core/files/error.h"
-#include "core/forward_only/seeds.h"
 
 namespace covey {
 namespace {
 
-// In the place of a device's name: the seeds of directions that the whole cohort shares.
-constexpr std::string_view all_devices = "";
-
 void require(bool holds, const char *what)
 {
     if (!holds)
-        throw Error(Code::config, what, "change the job's [step]");
+        throw Error(Code::config, what, "correct the job's [step]");
 }
 
 } // namespace
@@ -28,23 +24,7 @@ void check_rule(const StepRule &rule)
     require(!rule.leave_one_out || (rule.variant == Variant::nested && rule.back_perturbations >= 2),
             "leave_one_out needs variant = \"nested\" and back_perturbations of 2 or more");
     require(rule.normalize != Normalize::std || rule.scalars_per_step() >= 2,
-            "normalize = \"std\" needs 2 or more scalars a step");
-}
-
-StepSeeds step_seeds(const StepRule &rule, std::uint64_t job_seed, std::uint64_t round, std::string_view device,
-                     std::uint64_t step)
-{
-    StepSeeds seeds;
-    const std::string_view name = rule.shared_directions ? all_devices : device;
-    const auto seed_of = [&](std::uint64_t seed) {
-        return rule.seed_pool ? pool_seed(job_seed, seed % *rule.seed_pool) : seed;
-    };
-    for (std::uint64_t i = 0; i < rule.front_perturbations; i++)
-        seeds.front.push_back(seed_of(front_seed(job_seed, round, name, step, i)));
-    for (std::uint64_t i = 0; i < (rule.variant == Variant::nested ? rule.front_perturbations : 1); i++)
-        for (std::uint64_t j = 0; j < rule.back_perturbations; j++)
-            seeds.back.push_back(seed_of(back_seed(job_seed, round, name, step, i, j)));
-    return seeds;
+            "normalize = \"std\" needs 2 or more scalars per step");
 }
 
 } // namespace covey

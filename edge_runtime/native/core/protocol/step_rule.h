@@ -1,10 +1,10 @@
-// The rule of a step (edge_runtime/protocol/step_rule.py): how it perturbs, how its scalars become an update, its seeds.
+// The rule of a step (edge_runtime/protocol/step_rule.py): how it perturbs, and how its scalars become an update.
 #pragma once
 
 #include <cstdint>
 #include <optional>
-#include <string_view>
-#include <vector>
+
+#include "core/files/names.h"
 
 namespace covey {
 
@@ -14,6 +14,12 @@ constexpr std::uint64_t max_seed_pool = 1 << 20;
 enum class Variant { nested, clean };
 enum class Difference { central, forward };
 enum class Normalize { none, rms, std };
+
+inline constexpr Names<Variant, 2> variant_names = {{{"nested", Variant::nested}, {"clean", Variant::clean}}};
+inline constexpr Names<Difference, 2> difference_names = {
+    {{"central", Difference::central}, {"forward", Difference::forward}}};
+inline constexpr Names<Normalize, 3> normalize_names = {
+    {{"none", Normalize::none}, {"rms", Normalize::rms}, {"std", Normalize::std}}};
 
 struct StepRule {
     Variant variant = Variant::nested;
@@ -38,15 +44,7 @@ struct StepRule {
     bool merges_devices() const { return shared_directions || seed_pool.has_value(); }
 };
 
-// Throws Error (config) where a field is out of bounds or there is nothing to compare with.
+// Checks bounds, and that leave-one-out and Normalize::std have other scalars to compare with. Throws Error (config).
 void check_rule(const StepRule &rule);
-
-// front[i], and back in the order in which the scalars use them.
-struct StepSeeds {
-    std::vector<std::uint64_t> front, back;
-};
-
-StepSeeds step_seeds(const StepRule &rule, std::uint64_t job_seed, std::uint64_t round, std::string_view device,
-                     std::uint64_t step);
 
 } // namespace covey
