@@ -19,7 +19,7 @@ from edge_runtime.errors import storage_error
 from edge_runtime.network.mqtt import MqttTransport
 from server.errors import JobError
 from server.evaluation import evaluate
-from server.job.fitted import fit_to_bundle
+from server.job.fitted import FittedJob, fit_to_bundle
 from server.job.job import read_job
 from server.rounds.coordinator import Coordinator
 from server.rounds.setting import Setting
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from edge_runtime.network.address import TlsFiles
     from edge_runtime.network.transport import Transport
     from server.events import Observer
-    from server.job.job import Job
 
 _LOG = logging.getLogger(__name__)
 
@@ -61,7 +60,7 @@ class ServeOptions:
     tls: TlsFiles | None = None
 
 
-def load_job(path: Path, bundle_path: Path) -> tuple[Job, Bundle]:
+def load_job(path: Path, bundle_path: Path) -> tuple[FittedJob, Bundle]:
     """Read a job and its bundle, and check that they fit.
 
     Raises:
@@ -69,11 +68,11 @@ def load_job(path: Path, bundle_path: Path) -> tuple[Job, Bundle]:
     """
     bundle = open_bundle(bundle_path)
     verify_files(bundle)
-    return fit_to_bundle(read_job(path), bundle.manifest), bundle
+    return fit_to_bundle(read_job(path), bundle.manifest, bundle.sha256), bundle
 
 
 def run_job(
-    job: Job,
+    fitted: FittedJob,
     bundle: Bundle,
     options: ServeOptions,
     observe: Observer,
@@ -95,11 +94,11 @@ def run_job(
         _LOG.info("devices connect to port %d; bundles and adapters on port %d", address.port, http_port)
         return transport
 
-    return coordinate(job, bundle, options, connect, observe, should_stop)
+    return coordinate(fitted, bundle, options, connect, observe, should_stop)
 
 
 def coordinate(
-    job: Job,
+    fitted: FittedJob,
     bundle: Bundle,
     options: ServeOptions,
     connect: Callable[[contextlib.ExitStack, int], Transport],
@@ -109,13 +108,14 @@ def coordinate(
     """Run a job over any transport; see run_job.
 
     Args:
-        job: the job.
+        fitted: the job.
         bundle: its bundle.
         options: where things are; those of the broker are not looked at.
         connect: makes the transport once the HTTP side is up; told its port, and where to leave what must be closed.
         observe: told what happens.
         should_stop: asked between messages.
     """
+    job = fitted.job
     rows = load_rows(bundle, DataConfig(path=job.eval_file))
     predictor = OnnxPredictor(bundle, options.threads)
     n_labels = len(bundle.manifest.task.labels)
@@ -132,9 +132,7 @@ def coordinate(
         transport = connect(stack, port)
         setting = Setting(
             fleet=options.fleet,
-            job=job,
-            manifest=bundle.manifest,
-            bundle_sha256=bundle.sha256,
+            fitted=fitted,
             blob_url=f"{(options.public_url or f'http://:{port}').rstrip('/')}/blobs",
             uploads=uploads,
             evaluate=lambda theta: evaluate(predictor, theta, rows, n_labels),

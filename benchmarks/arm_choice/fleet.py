@@ -233,7 +233,7 @@ def play(workdir: Path, way: str, seed: int, rounds: int, profiles: dict[float, 
         **({"bandit": WAYS[way]["bandit"]} if "bandit" in WAYS[way] else {}),
     }
     (root / "job.toml").write_text(toml(fields) + "".join(f"\n[{name}]\n{toml(t)}" for name, t in tables.items()))
-    job, bundle = load_job(root / "job.toml", workdir / "bundle")
+    fitted, bundle = load_job(root / "job.toml", workdir / "bundle")
     with bind("127.0.0.1", 0) as socket:
         port = int(socket.getsockname()[1])
     curve: Curve = []
@@ -258,7 +258,7 @@ def play(workdir: Path, way: str, seed: int, rounds: int, profiles: dict[float, 
         bundle=workdir / "bundle", state_dir=root / "server", listen="127.0.0.1", mqtt_port=port, http_port=0, threads=1
     )
     with devices(workdir, root, port, profiles, cycle):
-        if run_job(job, bundle, options, observe) is None:
+        if run_job(fitted, bundle, options, observe) is None:
             raise SystemExit("stopped")
     ledger = Ledger(root / "server" / LEDGER_FILE, read_only=True)
     levels: dict[str, dict[str, int]] = {}

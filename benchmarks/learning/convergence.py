@@ -262,7 +262,7 @@ def run_one(settings: dict[str, Any]) -> dict[str, Any]:
             "SELECT round, sum(front_passes) AS front, sum(back_passes) AS back FROM offers "
             "WHERE state = 'reported' GROUP BY round ORDER BY round"
         )
-    share = (ran.job.split or 0) / settings["layers"]
+    share = ran.fitted.split / settings["layers"]
     spent = 0.0
     curve = []
     for row, made in zip(rounds, passes, strict=True):

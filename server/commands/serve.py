@@ -64,10 +64,10 @@ def _serve(args: argparse.Namespace) -> int:
         threads=args.threads,
         tls=TlsFiles(args.tls_ca, args.tls_cert, args.tls_key),
     )
-    job, bundle = load_job(args.job, args.bundle)
+    fitted, bundle = load_job(args.job, args.bundle)
     stop = stop_on_signals()
-    with watch(job, args.format) as observe:
-        summary = run_job(job, bundle, options, observe, stop.is_set)
+    with watch(fitted.job, args.format) as observe:
+        summary = run_job(fitted, bundle, options, observe, stop.is_set)
     if summary is None:
         return output.INTERRUPTED
     output.emit(args, {"event": "finished", **summary}, _summary_text(summary))

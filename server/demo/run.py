@@ -85,17 +85,18 @@ def run_demo(
         mqtt_port=prepared.broker_port,
         http_port=0,
     )
-    job, bundle = load_job(prepared.job, prepared.bundle)
+    fitted, bundle = load_job(prepared.job, prepared.bundle)
+    job = fitted.job
     console.print(f"[bold]4/4[/] {n_devices} devices learn from {job.rounds} rounds; their logs are in {workdir}")
     with start_devices(prepared.configs) as devices:
         with watch(job, "text") as observe:
-            summary = run_job(job, bundle, options, observe, should_stop)
+            summary = run_job(fitted, bundle, options, observe, should_stop)
         if summary is None:
             return None
         wrong = [d.name for d in devices if d.final_adapter(_DEVICE_END_S) != summary["adapter_sha256"]]
     if wrong:
         raise JobError(f"devices ended on another adapter than the server: {', '.join(wrong)}", "see their logs")
-    result = _result(recipe, bundle, summary, job.split or 0, n_devices, time.monotonic() - started)
+    result = _result(recipe, bundle, summary, fitted.split, n_devices, time.monotonic() - started)
     result["division"] = division
     if recipe.stld:
         result["device_list"] = described_devices(bundle, job.name, options.state_dir, prepared.configs)

@@ -19,8 +19,6 @@ from server.job.methods import expand
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edge_runtime.bundle.manifest import Manifest
-
 _REPORT_OVERHEAD_BYTES = 512
 BackPerturbations = Annotated[int, msgspec.Meta(ge=1, le=MAX_PERTURBATIONS)]
 
@@ -159,10 +157,6 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def _rate_left(self, round_index: int) -> float:
         return 1.0 if self.schedule == "constant" else (self.rounds - round_index) / self.rounds
-
-    def levels(self, manifest: Manifest) -> list[int]:
-        """Return the levels that the job may use, of those in the bundle."""
-        return [] if self.stld is None else self.stld.levels or manifest.levels
 
 
 def read_job(path: Path) -> Job:

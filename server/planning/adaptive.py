@@ -15,8 +15,7 @@ from server.storage.records import RoundFigures, RoundPlan
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from edge_runtime.bundle.manifest import Manifest
-    from server.job.job import Job
+    from server.job.fitted import FittedJob
 
 _WINDOW = 4
 Known = tuple[float, float, float, float]
@@ -24,8 +23,7 @@ _FEWEST = 2  # one back direction says nothing of the spread within a front dire
 
 
 def next_plan(
-    job: Job,
-    manifest: Manifest,
+    fitted: FittedJob,
     round_index: int,
     history: Sequence[RoundFigures],
     levels: Mapping[str, int] | None = None,
@@ -37,14 +35,13 @@ def next_plan(
     best P2, after each was tried once. A function of its arguments, so a server that starts anew plans the same.
 
     Args:
-        job: the job, its split filled in.
-        manifest: the bundle's manifest.
+        fitted: the job and its bundle.
         round_index: index of the round.
         history: figures of the job's closed rounds, in order.
         levels: the level of each backprop device of the cohort; None: there are none.
     """
-    assert job.split is not None  # noqa: S101 fit_to_bundle has run
-    rule, split = job.rule_of(round_index), job.split
+    job, manifest = fitted.job, fitted.manifest
+    rule, split = job.rule_of(round_index), fitted.split
     stld, chosen = job.stld_of(round_index), dict(levels or {})
     if job.adaptive is None:
         return RoundPlan(split, rule, stld, chosen)

@@ -20,11 +20,11 @@ from server.planning.levels import level_reasons
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from edge_runtime.bundle.manifest import Manifest
     from edge_runtime.protocol.messages import Report
     from server.bandit.arms import Offer
     from server.fleet.devices import Device
-    from server.job.job import Job
+    from server.job.fitted import FittedJob
+    from server.job.job import JobBandit
     from server.storage.ledger import Ledger
 
 _LOG = logging.getLogger(__name__)
@@ -35,17 +35,14 @@ class Configurator:
     """Chooses the arms of one job's devices: the Chooser of a job with [bandit].
 
     Args:
-        job: the job, fitted to its bundle, with [bandit].
-        manifest: the bundle's manifest.
-        bundle_sha256: the bundle's name.
+        fitted: the job and its bundle.
+        options: the job's [bandit].
         ledger: what was learned before a restart is in it, and what is learned goes into it.
     """
 
-    def __init__(self, job: Job, manifest: Manifest, bundle_sha256: str, ledger: Ledger) -> None:
-        assert job.bandit is not None  # noqa: S101
-        assert job.split is not None  # noqa: S101 fit_to_bundle has run
-        self._job, self._options = job, job.bandit
-        self._manifest, self._bundle_sha256 = manifest, bundle_sha256
+    def __init__(self, fitted: FittedJob, options: JobBandit, ledger: Ledger) -> None:
+        job, manifest = fitted.job, fitted.manifest
+        self._fitted, self._job, self._options = fitted, job, options
         self._ledger = ledger
         self._work = Work(
             layers=manifest.model.layers,
@@ -55,9 +52,9 @@ class Configurator:
             rule=job.step,
             stld=job.stld,
         )
-        splits = job_splits(manifest, job.split, any_split=job.bandit.splits)
-        self._forward = forward_arms(splits, job.bandit.back_perturbations)
-        self._backprop = backprop_arms(job.levels(manifest))
+        splits = job_splits(manifest, fitted.split, any_split=options.splits)
+        self._forward = forward_arms(splits, options.back_perturbations)
+        self._backprop = backprop_arms(fitted.levels)
         self._known_offers: dict[str, tuple[object, list[Offer]]] = {}
         self._choices: dict[str, Choice] = {}
         self._sent_at: dict[str, float] = {}
@@ -71,7 +68,7 @@ class Configurator:
         known = self._known_offers.get(device.name)
         if known is not None and known[0] == key:
             return known[1]
-        reasons = level_reasons(self._job, self._manifest, self._bundle_sha256, device)
+        reasons = level_reasons(self._fitted, device)
         if reasons is not None and any(reason is None for reason in reasons.values()):
             left_out = {
                 arm: reason

@@ -5,39 +5,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from server.planning.chooser import Assignment
-from server.planning.levels import choose_work, takes_part
+from server.planning.levels import largest_level, takes_part
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from edge_runtime.bundle.manifest import Manifest
     from edge_runtime.protocol.messages import Report
     from server.fleet.devices import Device
-    from server.job.job import Job
+    from server.job.fitted import FittedJob
 
 
 class LargestThatFits:
     """Gives each device the largest level that its memory can hold, and learns nothing: a job without [bandit].
 
     Args:
-        job: the job, fitted to its bundle.
-        manifest: the bundle's manifest.
-        bundle_sha256: the bundle's name.
+        fitted: the job and its bundle.
     """
 
-    def __init__(self, job: Job, manifest: Manifest, bundle_sha256: str) -> None:
-        self._job, self._manifest, self._bundle_sha256 = job, manifest, bundle_sha256
-
-    def _level(self, device: Device) -> int | None:
-        return choose_work(self._job, self._manifest, self._bundle_sha256, device)
+    def __init__(self, fitted: FittedJob) -> None:
+        self._fitted = fitted
 
     def can_work(self, device: Device) -> bool:
         """See Chooser."""
-        return takes_part(self._job, self._level(device))
+        return takes_part(self._fitted.job, largest_level(self._fitted, device))
 
     def assign(self, devices: Sequence[Device], index: int, attempt: int, enough: int, now: float) -> Assignment:  # noqa: ARG002
         """See Chooser."""
-        chosen = {device.name: self._level(device) for device in devices}
+        chosen = {device.name: largest_level(self._fitted, device) for device in devices}
         return Assignment(list(chosen), {name: level for name, level in chosen.items() if level is not None})
 
     def resume(self, index: int, attempt: int) -> None:

@@ -18,9 +18,8 @@ from server.planning.by_memory import LargestThatFits
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from edge_runtime.bundle.manifest import Manifest
     from server.fleet.devices import Device
-    from server.job.job import Job
+    from server.job.fitted import FittedJob
     from server.planning.chooser import Chooser
     from server.storage.ledger import Ledger
     from server.storage.records import RoundFigures, RoundPlan
@@ -30,22 +29,18 @@ class Planner:
     """Draws up the rounds of one job.
 
     Args:
-        job: the job, fitted to its bundle.
-        manifest: the bundle's manifest.
-        bundle_sha256: the bundle's name.
+        fitted: the job and its bundle.
         ledger: says who was chosen before a restart.
 
     Attributes:
         chooser: chooses levels, splits and P2.
     """
 
-    def __init__(self, job: Job, manifest: Manifest, bundle_sha256: str, ledger: Ledger) -> None:
-        self._job = job
-        self._manifest = manifest
+    def __init__(self, fitted: FittedJob, ledger: Ledger) -> None:
+        self._fitted = fitted
+        job = fitted.job
         self.chooser: Chooser = (
-            LargestThatFits(job, manifest, bundle_sha256)
-            if job.bandit is None
-            else Configurator(job, manifest, bundle_sha256, ledger)
+            LargestThatFits(fitted) if job.bandit is None else Configurator(fitted, job.bandit, ledger)
         )
         rows = ledger.rows("SELECT device, max(round) AS round FROM offers WHERE job = ? GROUP BY device", job.name)
         self._last_chosen: dict[str, int] = {row["device"]: row["round"] for row in rows}
@@ -77,7 +72,7 @@ class Planner:
             history: figures of the closed rounds.
             now: the server's clock.
         """
-        job = self._job
+        job = self._fitted.job
         for name in eligible:
             self._last_chosen.setdefault(name, index - 1)
         waited = {name: index - 1 - self._last_chosen[name] for name in eligible}
@@ -85,7 +80,7 @@ class Planner:
         self._last_chosen.update(dict.fromkeys(cohort, index))
         enough = enough_reports(job, len(cohort))
         given = self.chooser.assign([devices[name] for name in cohort], index, attempt, enough, now)
-        plan = next_plan(job, self._manifest, index, history, given.levels)
+        plan = next_plan(self._fitted, index, history, given.levels)
         # The rule has the P2 of most devices; so devices that share directions never differ from it.
         counts = collections.Counter(given.back_perturbations.values())
         usual = max(sorted(counts), key=lambda p2: counts[p2], default=plan.rule.back_perturbations)

@@ -15,7 +15,7 @@ from edge_runtime.protocol.profile import Profile
 from edge_runtime.protocol.profile_check import check_profile, missing_graphs
 
 if TYPE_CHECKING:
-    from edge_runtime.bundle.manifest import Manifest
+    from server.job.fitted import FittedJob
     from server.storage.ledger import Ledger
 
 _LOG = logging.getLogger(__name__)
@@ -26,17 +26,16 @@ class ProfileStore:
 
     Args:
         fleet: name of the fleet.
-        manifest: of the job's bundle.
-        bundle_sha256: the bundle's name.
+        fitted: the job and its bundle.
         ledger: where they are kept.
     """
 
-    def __init__(self, fleet: str, manifest: Manifest, bundle_sha256: str, ledger: Ledger) -> None:
-        self._fleet, self._manifest, self._bundle_sha256, self._ledger = fleet, manifest, bundle_sha256, ledger
+    def __init__(self, fleet: str, fitted: FittedJob, ledger: Ledger) -> None:
+        self._fleet, self._fitted, self._ledger = fleet, fitted, ledger
 
     def newest(self, device: str) -> Profile | None:
         """Return the last valid profile of the job's bundle that a device sent, also before a restart; None: none."""
-        return self._ledger.newest_profile(self._fleet, device, self._bundle_sha256)
+        return self._ledger.newest_profile(self._fleet, device, self._fitted.bundle_sha256)
 
     def take(self, device: str, payload: bytes) -> Profile | None:
         """Enter what a device published, and return its newest profile of the job's bundle.
@@ -54,7 +53,7 @@ class ProfileStore:
         is_news = self._ledger.profile_received(self._fleet, device, payload_sha256, profile, remarks)
         for remark in remarks if is_news else ():
             _LOG.warning("%s: its profile: %s", device, remark)
-        return profile if profile.bundle.sha256 == self._bundle_sha256 else self.newest(device)
+        return profile if profile.bundle.sha256 == self._fitted.bundle_sha256 else self.newest(device)
 
     def _check(self, device: str, payload: bytes) -> tuple[Profile, list[str]]:
         message = decode_message(payload, ProfileMessage)
@@ -65,7 +64,7 @@ class ProfileStore:
         if not any(graph.latencies for graph in profile.graphs):
             raise ProfileError("it has no time of any graph", "measure it again: covey-edge profile")
         try:
-            missing = missing_graphs(profile, self._manifest, self._bundle_sha256)
+            missing = missing_graphs(profile, self._fitted.manifest, self._fitted.bundle_sha256)
         except ProfileError as error:
             return profile, [*remarks, f"{error.what}; it is kept, and not used in this job"]
         if missing:

@@ -14,8 +14,7 @@ from server.storage.records import ClosedRound, RoundFigures
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from edge_runtime.bundle.manifest import Manifest
-    from server.job.job import Job
+    from server.job.fitted import FittedJob
     from server.rounds.aggregate import Aggregate, TakenDelta, TakenReport
     from server.rounds.open_round import Offers
     from server.storage.adapters import AdapterChain
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def close_round(
-    job: Job, manifest: Manifest, ledger: Ledger, chain: AdapterChain, uploaded: BlobStore, offers: Offers
+    fitted: FittedJob, ledger: Ledger, chain: AdapterChain, uploaded: BlobStore, offers: Offers
 ) -> ClosedRound:
     """Aggregate a round, enter it, and go on to its adapter; ``uploaded`` holds its deltas.
 
@@ -36,7 +35,7 @@ def close_round(
         StorageError: disk full or not writable.
     """
     reports, deltas = offers.taken(), offers.taken_deltas()
-    result = _aggregate(job, manifest, chain, offers, reports) if reports else None
+    result = _aggregate(fitted, chain, offers, reports) if reports else None
     if result is not None and not deltas:
         log, blob, terms = chain.extend(result.log)
         closed = ClosedRound(
@@ -50,20 +49,18 @@ def close_round(
             figures=result.figures,
         )
     else:
-        closed = _merged(job, manifest, chain, uploaded, offers, result, reports, deltas)
-    ledger.close_round(job.name, offers.state.attempt, closed)
+        closed = _merged(fitted, chain, uploaded, offers, result, reports, deltas)
+    ledger.close_round(fitted.job.name, offers.state.attempt, closed)
     chain.advance(closed)
     for delta in deltas.values():
         uploaded.remove(delta.sha256)
     return closed
 
 
-def _aggregate(
-    job: Job, manifest: Manifest, chain: AdapterChain, offers: Offers, reports: Mapping[str, TakenReport]
-) -> Aggregate:
+def _aggregate(fitted: FittedJob, chain: AdapterChain, offers: Offers, reports: Mapping[str, TakenReport]) -> Aggregate:
     return aggregate(
-        manifest.parameters,
-        job,
+        fitted.manifest.parameters,
+        fitted.job,
         offers.state.index,
         offers.plan,
         (chain.sha256, chain.previous_sha256),
@@ -73,8 +70,7 @@ def _aggregate(
 
 
 def _merged(
-    job: Job,
-    manifest: Manifest,
+    fitted: FittedJob,
     chain: AdapterChain,
     uploaded: BlobStore,
     offers: Offers,
@@ -83,6 +79,7 @@ def _merged(
     deltas: Mapping[str, TakenDelta],
 ) -> ClosedRound:
     """Merge the two kinds of devices; the adapter is a file, there is no log."""
+    job, manifest = fitted.job, fitted.manifest
     parameters, layers, size = manifest.parameters, manifest.model.layers, chain.theta.size
 
     def share(examples: int) -> float:

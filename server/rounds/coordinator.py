@@ -71,7 +71,7 @@ class Coordinator:
         evaluator: BackgroundEvaluator | InlineEvaluator | None = None,
     ) -> None:
         self._setting = setting
-        self._job = setting.job
+        self._job = setting.fitted.job
         self._ledger = ledger
         self._chain = chain
         self._transport = transport
@@ -80,9 +80,9 @@ class Coordinator:
         self._offers: Offers | None = None
         self._waiting_for: events.Waiting | None = None
         self._failed_attempts = 0  # of the round at hand, since this start
-        self._planner = Planner(setting.job, setting.manifest, setting.bundle_sha256, ledger)
+        self._planner = Planner(setting.fitted, ledger)
         self._chooser = self._planner.chooser
-        self._profiles = ProfileStore(setting.fleet, setting.manifest, setting.bundle_sha256, ledger)
+        self._profiles = ProfileStore(setting.fleet, setting.fitted, ledger)
         self._reports = Reports(setting, chain, self._chooser)
         self._evaluator = evaluator or BackgroundEvaluator(setting.evaluate)
         for kind in ("birth", "state", "profile", "report"):
@@ -246,7 +246,7 @@ class Coordinator:
         setting, chain = self._setting, self._chain
         reports = len(offers.state.reported)
         self._chooser.closed(offers.state.index, offers.examples(), setting.clock())
-        closed = close_round(self._job, setting.manifest, self._ledger, chain, setting.uploads.blobs, offers)
+        closed = close_round(setting.fitted, self._ledger, chain, setting.uploads.blobs, offers)
         setting.uploads.forget_all()
         self._observe(events.RoundClosed(round=closed.index, reports=reports, adapter_sha256=closed.result_sha256))
         if (closed.index + 1) % self._job.eval_every == 0 or closed.index + 1 == self._job.rounds:

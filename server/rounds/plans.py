@@ -21,7 +21,7 @@ def plan_for(
     setting: Setting, offers: Offers, device: str, adapter: AdapterRef, mean_square: float | None
 ) -> TrainPlan | BackpropPlan:
     """Return a device's plan of an open round, with the time that is left."""
-    job, state, private = setting.job, offers.state, setting.job.privacy
+    job, state, private = setting.fitted.job, offers.state, setting.fitted.job.privacy
     level = offers.plan.levels.get(device)
     if level is not None and offers.plan.stld is not None:
         return BackpropPlan(
@@ -29,7 +29,7 @@ def plan_for(
             job_seed=job.seed,
             round=state.index,
             attempt=state.attempt,
-            bundle_sha256=setting.bundle_sha256,
+            bundle_sha256=setting.fitted.bundle_sha256,
             adapter=adapter,
             stld=offers.plan.stld,
             level=level,
@@ -41,7 +41,7 @@ def plan_for(
         job_seed=job.seed,
         round=state.index,
         attempt=state.attempt,
-        bundle_sha256=setting.bundle_sha256,
+        bundle_sha256=setting.fitted.bundle_sha256,
         adapter=adapter,
         rule=offers.plan.rule_of(device),
         split=offers.plan.split,
@@ -57,9 +57,9 @@ def plan_for(
 def final_sync(setting: Setting, round_index: int, adapter: AdapterRef) -> SyncPlan:
     """Return the plan to take over a finished job's adapter."""
     return SyncPlan(
-        job=setting.job.name,
+        job=setting.fitted.job.name,
         round=round_index,
-        bundle_sha256=setting.bundle_sha256,
+        bundle_sha256=setting.fitted.bundle_sha256,
         adapter=adapter,
         final=True,
         blob_url=setting.blob_url,

@@ -66,8 +66,8 @@ class Reports:
 
     def _check(self, offers: Offers, report: Report) -> str:
         """Return ``taken``, or ``upload`` where the delta is still to come; raises ProtocolError."""
-        manifest, uploads = self._setting.manifest, self._setting.uploads
-        check_report(report, offers, self._setting.job.steps, self._chain.sha256, manifest)
+        manifest, uploads = self._setting.fitted.manifest, self._setting.uploads
+        check_report(report, offers, self._setting.fitted.job.steps, self._chain.sha256, manifest)
         if isinstance(report, RoundReport):
             return "taken"
         path = uploads.blobs.path(report.delta.sha256)

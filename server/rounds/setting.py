@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edge_runtime.bundle.manifest import Manifest
     from edge_runtime.values import FloatVector
     from server.evaluation import Evaluation
-    from server.job.job import Job
+    from server.job.fitted import FittedJob
     from server.web.uploads import Uploads
 
 
@@ -21,9 +20,7 @@ class Setting:
 
     Attributes:
         fleet: name of the fleet.
-        job: the job, its split filled in.
-        manifest: the bundle's manifest.
-        bundle_sha256: the bundle's name.
+        fitted: the job and its bundle.
         blob_url: where devices fetch blobs.
         uploads: what devices may send.
         evaluate: evaluates an adapter on the held-out rows; called from another thread.
@@ -31,9 +28,7 @@ class Setting:
     """
 
     fleet: str
-    job: Job
-    manifest: Manifest
-    bundle_sha256: str
+    fitted: FittedJob
     blob_url: str
     uploads: Uploads
     evaluate: Callable[[FloatVector], Evaluation]

@@ -20,7 +20,7 @@ from edge_runtime.errors import ConfigError
 from edge_runtime.protocol.step_rule import StepRule
 from server.errors import JobError
 from server.evaluation import InlineEvaluator
-from server.job.fitted import fit_to_bundle
+from server.job.fitted import FittedJob, fit_to_bundle
 from server.job.job import Job, JobBandit, JobStld, read_job
 from server.profiles.files import read_profile
 from server.rounds.coordinator import Coordinator
@@ -96,10 +96,10 @@ def _task_and_profiles(
     return task, profiles, both, [level for level in levels if level in manifest.levels]
 
 
-def _job(options: SimulateOptions, task: SimulatedTask, splits: Sequence[int], levels: list[int]) -> Job:
+def _job(options: SimulateOptions, task: SimulatedTask, splits: Sequence[int], levels: list[int]) -> FittedJob:
     """Return the job: what a step is from its file, where there is one, the rest from the options."""
     if options.job is not None:
-        base = fit_to_bundle(read_job(options.job), task.manifest)
+        fitted = fit_to_bundle(read_job(options.job), task.manifest, task.sha256)
     else:
         base = Job(
             name=JOB_NAME,
@@ -110,14 +110,15 @@ def _job(options: SimulateOptions, task: SimulatedTask, splits: Sequence[int], l
             step=StepRule(back_perturbations=4, learning_rate=0.05),
             stld=JobStld(levels=levels, learning_rate=0.02, steps=2) if levels else None,
         )
-    if base.split not in splits or not set(base.levels(task.manifest)) <= set(levels):
+        fitted = FittedJob.unchecked(base, task.manifest, task.sha256)
+    if fitted.split not in splits or not set(fitted.levels) <= set(levels):
         raise ConfigError(
-            f"the job's split {base.split} or levels {base.levels(task.manifest)} have no times: the profiles have "
+            f"the job's split {fitted.split} or levels {fitted.levels} have no times: the profiles have "
             f"{list(splits)} and {levels}",
             "give profiles of this bundle",
         )
-    return msgspec.structs.replace(
-        base,
+    job = msgspec.structs.replace(
+        fitted.job,
         name=JOB_NAME,
         rounds=options.rounds,
         seed=options.seed,
@@ -127,8 +128,9 @@ def _job(options: SimulateOptions, task: SimulatedTask, splits: Sequence[int], l
         min_devices=max(1, options.devices // 2),
         deadline_s=options.deadline_s,
         bandit=None if options.policy is None else JobBandit(policy=options.policy),
-        adaptive=base.adaptive if options.policy is None else None,
+        adaptive=fitted.job.adaptive if options.policy is None else None,
     )
+    return FittedJob.unchecked(job, task.manifest, task.sha256)
 
 
 def simulate(
@@ -155,7 +157,8 @@ def simulate(
     """
     rng = np.random.Generator(np.random.PCG64(options.seed))
     task, profiles, splits, levels = _task_and_profiles(options, rng)
-    job = _job(options, task, splits, levels)
+    fitted = _job(options, task, splits, levels)
+    job = fitted.job
     with contextlib.ExitStack() as stack:
         root = state_dir or Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="covey-simulate-", dir=_in_memory()))
@@ -174,9 +177,7 @@ def simulate(
         fleet.follow([*options.traces, *throttling([d.name for d in devices], options.throttle, length_s, rng)])
         setting = Setting(
             fleet=FLEET,
-            job=job,
-            manifest=task.manifest,
-            bundle_sha256=task.sha256,
+            fitted=fitted,
             blob_url="http://simulated",
             uploads=Uploads(uploaded),
             evaluate=task.evaluate,

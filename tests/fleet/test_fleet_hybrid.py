@@ -57,9 +57,9 @@ from edge_runtime.store.personal import load_personal
 from edge_runtime.store.store import Store
 from server.errors import JobError
 from server.fleet.devices import Device
-from server.job.fitted import fit_to_bundle
+from server.job.fitted import FittedJob, fit_to_bundle
 from server.job.job import Job, JobStld, read_job
-from server.planning.levels import choose_work, takes_part
+from server.planning.levels import largest_level, takes_part
 from server.serve import load_job
 from server.simulation.in_process import run_in_process
 from server.storage.blobs import BlobStore
@@ -315,7 +315,7 @@ def test_levels_go_to_the_devices_that_can_hold_them(leveled: Bundle) -> None:
         found = device(capability, changes.pop("bundle", None), changes.pop("name", "pi"))
         found.refused_level = changes.pop("refused", None)
         job = msgspec.structs.replace(JOB, stld=msgspec.structs.replace(STLD, **changes))
-        return choose_work(job, manifest, leveled.sha256, found)
+        return largest_level(FittedJob.unchecked(job, manifest, leveled.sha256), found)
 
     needs = [memory_need.level_need(manifest, level) for level in manifest.levels]
     two = memory_need.bytes_for(needs[1], 4)
@@ -505,7 +505,7 @@ def fleet(root: Path) -> list[EdgeConfig]:
     return configs
 
 
-def hybrid_job(root: Path, bundle: Bundle, **fields: Any) -> tuple[Job, Bundle]:
+def hybrid_job(root: Path, bundle: Bundle, **fields: Any) -> tuple[FittedJob, Bundle]:
     stld = {"steps": 4, "batch_size": 4, "learning_rate": 0.02, "personal_share": 0.34} | fields.pop("stld", {})
     path = write_job(root, **{"rounds": 4, "min_devices": 4, "min_reports": 4, "stld": stld} | fields)
     return load_job(path, bundle.path)
@@ -513,7 +513,7 @@ def hybrid_job(root: Path, bundle: Bundle, **fields: Any) -> tuple[Job, Bundle]:
 
 def run_fleet(root: Path, bundle: Bundle, stop_after: int | None = None, **fields: Any) -> dict[str, Any]:
     root.mkdir(exist_ok=True)
-    job, bundle = hybrid_job(root, bundle, **fields)
+    fitted, bundle = hybrid_job(root, bundle, **fields)
     closed: list[Any] = []
 
     def stop() -> bool:
@@ -524,7 +524,7 @@ def run_fleet(root: Path, bundle: Bundle, stop_after: int | None = None, **field
             closed.append(event)
 
     return run_in_process(
-        job,
+        fitted,
         bundle,
         root / "server",
         fleet(root),
@@ -594,14 +594,14 @@ JOB_TOML = 'name = "job"\neval_file = "test.jsonl"\n'
 def test_a_job_that_does_not_fit_is_named(leveled: Bundle, tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "job.toml").write_text(JOB_TOML + text)
     with pytest.raises(ConfigError, match=message):
-        fit_to_bundle(read_job(tmp_path / "job.toml"), leveled.manifest)
+        fit_to_bundle(read_job(tmp_path / "job.toml"), leveled.manifest, leveled.sha256)
 
 
 def test_a_bundle_without_training_graphs_is_named(tiny_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "job.toml").write_text(JOB_TOML + "[stld]\n")
     job = read_job(tmp_path / "job.toml")
     with pytest.raises(ConfigError, match="no training graphs"):
-        fit_to_bundle(job, tiny_bundle.manifest)
+        fit_to_bundle(job, tiny_bundle.manifest, tiny_bundle.sha256)
 
 
 # -- real training graphs ---------------------------------------------------------------------------------------------
@@ -673,8 +673,8 @@ class CountingEngine(OnnxTrainingEngine):
 
 
 def test_a_fleet_learns_on_onnx_runtime(graphs: Bundle, tmp_path: Path) -> None:
-    job, bundle = hybrid_job(tmp_path, graphs, rounds=3, stld={"learning_rate": 0.01, "steps": 8})
-    result = run_in_process(job, bundle, tmp_path / "server", fleet(tmp_path))
+    fitted, bundle = hybrid_job(tmp_path, graphs, rounds=3, stld={"learning_rate": 0.01, "steps": 8})
+    result = run_in_process(fitted, bundle, tmp_path / "server", fleet(tmp_path))
     assert result["loss_end"] < result["loss_start"] - 0.01
     rows = job_devices(Ledger(tmp_path / "server" / LEDGER_FILE, read_only=True), "job")
     assert [(row["device"], row["level"], row["reports"]) for row in rows] == [

@@ -40,7 +40,7 @@ def write(path: Path, text: str) -> Path:
 def test_a_job_is_read_relative_to_its_file(tmp_path: Path, tiny_bundle: Bundle) -> None:
     job = read_job(write(tmp_path / "job.toml", JOB))
     assert job.eval_file == str(tmp_path / "test.jsonl")
-    assert fit_to_bundle(job, tiny_bundle.manifest).split == 2
+    assert fit_to_bundle(job, tiny_bundle.manifest, tiny_bundle.sha256).split == 2
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_wrong_job_is_named(tmp_path: Path, text: str, message: str) -> None:
 
 def test_a_split_that_the_bundle_has_not_is_named(tiny_bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match="split = 9 is not in the bundle; it has 1, 2"):
-        fit_to_bundle(Job(name="job", eval_file="x", split=9), tiny_bundle.manifest)
+        fit_to_bundle(Job(name="job", eval_file="x", split=9), tiny_bundle.manifest, tiny_bundle.sha256)
 
 
 @given(rounds=st.integers(1, 50), rate=st.floats(1e-4, 1.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from edge_runtime.protocol.profile_check import decode_profile, encode_profile
 from edge_runtime.protocol.topics import topic_for
 from server.cli import main
 from server.evaluation import InlineEvaluator
+from server.job.fitted import FittedJob, fit_to_bundle
 from server.job.job import Job, JobBandit, JobStld
 from server.profiles.board_model import model_profile, read_board
 from server.profiles.compare import compare
@@ -48,7 +50,11 @@ def ledger(tmp_path: Path) -> Ledger:
 
 
 def store_of(ledger: Ledger, bundle: Bundle) -> ProfileStore:
-    return ProfileStore("default", bundle.manifest, bundle.sha256, ledger)
+    return ProfileStore("default", fitted_to(bundle), ledger)
+
+
+def fitted_to(bundle: Bundle) -> FittedJob:
+    return fit_to_bundle(Job(name="job", eval_file=""), bundle.manifest, bundle.sha256)
 
 
 def states(ledger: Ledger) -> list[str]:
@@ -143,8 +149,10 @@ def test_a_profile_of_another_bundle_waits_for_its_jobs(
     store.take("pi", payload_of(ours))
     assert store.take("pi", payload_of(theirs)) == ours
     assert "not used in this job" in caplog.text
-    assert ProfileStore("default", tiny_bundle.manifest, "ab" * 32, ledger).newest("pi") == theirs
-    assert ProfileStore("elsewhere", tiny_bundle.manifest, tiny_bundle.sha256, ledger).newest("pi") is None
+    fitted = fitted_to(tiny_bundle)
+    other = dataclasses.replace(fitted, bundle_sha256="ab" * 32)
+    assert ProfileStore("default", other, ledger).newest("pi") == theirs
+    assert ProfileStore("elsewhere", fitted, ledger).newest("pi") is None
 
 
 def test_what_can_be_used_is_used_with_a_remark(
@@ -193,13 +201,14 @@ def test_a_server_that_starts_anew_plans_with_what_it_knew(tiny_bundle: Bundle, 
     profile = modelled_profiles()[0]
     profile = msgspec.structs.replace(profile, bundle=msgspec.structs.replace(profile.bundle, sha256=bowl.sha256))
     ledger = Ledger(tmp_path / LEDGER_FILE)
-    ProfileStore(FLEET, bowl.manifest, bowl.sha256, ledger).take("pi", payload_of(profile))
+    job = Job(name="job", eval_file="", split=8, stld=JobStld(), bandit=JobBandit())
+    fitted = FittedJob.unchecked(job, bowl.manifest, bowl.sha256)
+    ProfileStore(FLEET, fitted, ledger).take("pi", payload_of(profile))
     ledger.close()
 
     ledger, world = Ledger(tmp_path / LEDGER_FILE), VirtualWorld()
-    job = Job(name="job", eval_file="", split=8, stld=JobStld(), bandit=JobBandit())
     uploads = Uploads(BlobStore(tmp_path / "uploads"))
-    setting = Setting(FLEET, job, bowl.manifest, bowl.sha256, "http://x", uploads, bowl.evaluate, world.clock)
+    setting = Setting(FLEET, fitted, "http://x", uploads, bowl.evaluate, world.clock)
     chain = AdapterChain(bowl, BlobStore(tmp_path / "blobs"), [], momentum=False)
     transport = VirtualTransport(world, lambda _topic, _payload: None)
     coordinator = Coordinator(setting, ledger, chain, transport, lambda _event: None, InlineEvaluator(bowl.evaluate))
@@ -299,7 +308,7 @@ def test_import_keeps_what_was_measured(
 def test_a_device_is_found_in_the_ledger(boards: Path, tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     ledger = Ledger(boards.parent / "state" / LEDGER_FILE)
     for fleet in ("barn", "house"):
-        store = ProfileStore(fleet, tiny_bundle.manifest, tiny_bundle.sha256, ledger)
+        store = ProfileStore(fleet, fitted_to(tiny_bundle), ledger)
         store.take("pi", payload_of(made_profile(tiny_bundle, board=fleet)))
         store.take("pi", b"noise")
     ledger.close()

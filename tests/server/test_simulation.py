@@ -16,6 +16,7 @@ from edge_runtime.protocol.profile_check import encode_profile
 from server.cli import main
 from server.errors import JobError
 from server.fleet.cohort import longest_wait
+from server.job.fitted import FittedJob
 from server.job.job import Job
 from server.planning.by_bandit import Configurator
 from server.planning.planner import Planner
@@ -90,7 +91,7 @@ def test_what_was_learned_is_there_after_a_restart(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / LEDGER_FILE)
     job = msgspec.json.decode(ledger.rows("SELECT config FROM jobs")[0]["config"], type=Job)
     bowl = Bowl(12, [8], [2, 4, 6, 9, 12], 1, np.random.Generator(np.random.PCG64(0)))
-    planner = Planner(job, bowl.manifest, bowl.sha256, ledger)
+    planner = Planner(FittedJob.unchecked(job, bowl.manifest, bowl.sha256), ledger)
     assert isinstance(planner.chooser, Configurator)
     assert planner.chooser.state.gains.seen == 6
     assert set(planner.chooser.state.times) == {

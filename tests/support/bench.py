@@ -44,6 +44,7 @@ from edge_runtime.protocol.topics import Kind, topic_for
 from edge_runtime.store.store import Store
 from edge_runtime.values import FloatVector
 from server.evaluation import Evaluation
+from server.job.fitted import fit_to_bundle
 from server.job.job import Job
 from server.rounds.aggregate import TakenReport, aggregate
 from server.rounds.coordinator import Coordinator
@@ -233,9 +234,7 @@ def coordinator(bench: Bench, job: Job, clock: Callable[[], float] = time.monoto
     seen: list[Any] = []
     setting = Setting(
         fleet="default",
-        job=job,
-        manifest=bench.bundle.manifest,
-        bundle_sha256=bench.bundle.sha256,
+        fitted=fit_to_bundle(job, bench.bundle.manifest, bench.bundle.sha256),
         blob_url=bench.url,
         uploads=bench.uploads,
         evaluate=lambda _theta: Evaluation(0.5, 0.5),
