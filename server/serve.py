@@ -26,6 +26,7 @@ from server.rounds.setting import Setting
 from server.storage.adapters import AdapterChain
 from server.storage.blobs import BlobStore
 from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.queries import closed_rounds
 from server.storage.result_folder import JOB_FILE, write_finished
 from server.views.summary import job_summary
 from server.web.broker import EMBEDDED, open_broker
@@ -126,7 +127,7 @@ def coordinate(
         resumed = ledger.begin_job(job.name, options.fleet, bundle.sha256, msgspec.to_builtins(job))
         blobs = BlobStore(options.state_dir / "blobs")
         blobs.add_bundle(bundle)
-        chain = AdapterChain(bundle, blobs, ledger.closed_rounds(job.name), momentum=job.server_momentum > 0)
+        chain = AdapterChain(bundle, blobs, closed_rounds(ledger, job.name), momentum=job.server_momentum > 0)
         uploads = Uploads(BlobStore(options.state_dir / "deltas"))
         port = stack.enter_context(serve_http(make_app(blobs, uploads), options.listen, options.http_port))
         transport = connect(stack, port)

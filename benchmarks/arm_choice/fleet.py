@@ -22,6 +22,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ from server.samples.packages import MINILM, ROTTEN_TOMATOES, default_cache, fetc
 from server.samples.reviews import divide, read_reviews, write_jsonl
 from server.serve import ServeOptions, load_job, run_job
 from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.queries import offers_of
 from server.web.http_app import bind
 
 if TYPE_CHECKING:
@@ -262,8 +264,9 @@ def play(workdir: Path, way: str, seed: int, rounds: int, profiles: dict[float, 
             raise SystemExit("stopped")
     ledger = Ledger(root / "server" / LEDGER_FILE, read_only=True)
     levels: dict[str, dict[str, int]] = {}
-    for row in ledger.rows("SELECT device, level, count(*) AS n FROM offers GROUP BY device, level"):
-        levels.setdefault(row["device"], {})[str(row["level"])] = row["n"]
+    counts = Counter((offer.device, offer.level) for offer in offers_of(ledger, fitted.job.name))
+    for (device, level), count in sorted(counts.items(), key=lambda entry: (entry[0][0], entry[0][1] or 0)):
+        levels.setdefault(device, {})[str(level)] = count
     ledger.close()
     return Played(curve, first[0], levels)
 

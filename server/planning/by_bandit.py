@@ -10,18 +10,20 @@ import numpy as np
 
 from edge_runtime.seeds import arm_seed
 from server.bandit.arms import Work, backprop_arms, forward_arms, job_splits, offers_of
-from server.bandit.choices import Candidate, Choice, expected_s
+from server.bandit.choices import Candidate, expected_s
 from server.bandit.choose import choose_at_best_split
 from server.bandit.state import BanditState, Reported, observe_loss, observe_reports
 from server.fleet.cohort import shares
 from server.planning.chooser import Assignment
 from server.planning.levels import level_reasons
+from server.storage.queries import bandit_state, choices_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from edge_runtime.protocol.messages import Report
     from server.bandit.arms import Offer
+    from server.bandit.choices import Choice
     from server.fleet.devices import Device
     from server.job.fitted import FittedJob
     from server.job.job import JobBandit
@@ -59,8 +61,7 @@ class Configurator:
         self._choices: dict[str, Choice] = {}
         self._sent_at: dict[str, float] = {}
         self._reported: dict[str, tuple[float, float]] = {}
-        rows = ledger.rows("SELECT state FROM bandits WHERE job = ?", job.name)
-        self.state = msgspec.msgpack.decode(rows[0]["state"], type=BanditState) if rows else BanditState()
+        self.state = bandit_state(ledger, job.name) or BanditState()
 
     def offers(self, device: Device) -> list[Offer]:
         """Return the arms of a device, with those that it is not offered and why; empty: it takes no part."""
@@ -130,10 +131,7 @@ class Configurator:
 
     def resume(self, index: int, attempt: int) -> None:
         """Take up the choices of a round that was open when the server stopped."""
-        rows = self._ledger.rows(
-            "SELECT choice FROM choices WHERE job = ? AND round = ? AND attempt = ?", self._job.name, index, attempt
-        )
-        self._begin([msgspec.msgpack.decode(row["choice"], type=Choice) for row in rows])
+        self._begin(choices_of(self._ledger, self._job.name, index, attempt))
 
     def sent(self, device: str, now: float) -> None:
         """A device's plan was sent; the first sending counts, so that no time is too short."""

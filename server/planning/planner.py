@@ -14,6 +14,7 @@ from server.job.job import enough_reports
 from server.planning.adaptive import next_plan
 from server.planning.by_bandit import Configurator
 from server.planning.by_memory import LargestThatFits
+from server.storage.queries import last_round_per_device
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,8 +43,7 @@ class Planner:
         self.chooser: Chooser = (
             LargestThatFits(fitted) if job.bandit is None else Configurator(fitted, job.bandit, ledger)
         )
-        rows = ledger.rows("SELECT device, max(round) AS round FROM offers WHERE job = ? GROUP BY device", job.name)
-        self._last_chosen: dict[str, int] = {row["device"]: row["round"] for row in rows}
+        self._last_chosen = last_round_per_device(ledger, job.name)
 
     def eligible(self, devices: Mapping[str, Device]) -> list[str]:
         """Return the devices that are here, take work and can be given some, in the order of their names."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from edge_runtime.errors import ConfigError, ProfileError
 from edge_runtime.protocol.profile_check import decode_profile
 from server.storage.ledger import Ledger
+from server.storage.queries import fleets_with_profiles_of, newest_profile
 
 if TYPE_CHECKING:
     from edge_runtime.protocol.profile import Profile
@@ -60,10 +61,9 @@ def find_profile(name: str, profile_dir: Path, ledger_file: Path, fleet: str | N
 def _published(device: str, ledger_file: Path, fleet: str | None) -> Profile | None:
     ledger = Ledger(ledger_file, read_only=True)
     try:
-        rows = ledger.rows("SELECT DISTINCT fleet FROM profiles WHERE device = ? ORDER BY fleet", device)
-        fleets = [row["fleet"] for row in rows] if fleet is None else [fleet]
+        fleets = fleets_with_profiles_of(ledger, device) if fleet is None else [fleet]
         if len(fleets) > 1:
             raise ConfigError(f"{device} is a device of {' and of '.join(fleets)}", "say which: --fleet FLEET")
-        return ledger.newest_profile(fleets[0], device) if fleets else None
+        return newest_profile(ledger, fleets[0], device) if fleets else None
     finally:
         ledger.close()

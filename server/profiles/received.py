@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from edge_runtime.errors import ProfileError, ProtocolError
 from edge_runtime.protocol.messages import ProfileMessage, decode_message
-from edge_runtime.protocol.profile import Profile
 from edge_runtime.protocol.profile_check import check_profile, missing_graphs
+from server.storage.queries import newest_profile, profiles_of
 
 if TYPE_CHECKING:
+    from edge_runtime.protocol.profile import Profile
     from server.job.fitted import FittedJob
     from server.storage.ledger import Ledger
 
@@ -35,7 +33,7 @@ class ProfileStore:
 
     def newest(self, device: str) -> Profile | None:
         """Return the last valid profile of the job's bundle that a device sent, also before a restart; None: none."""
-        return self._ledger.newest_profile(self._fleet, device, self._fitted.bundle_sha256)
+        return newest_profile(self._ledger, self._fleet, device, self._fitted.bundle_sha256)
 
     def take(self, device: str, payload: bytes) -> Profile | None:
         """Enter what a device published, and return its newest profile of the job's bundle.
@@ -80,24 +78,21 @@ def profile_history(ledger: Ledger, device: str, fleet: str | None = None) -> li
         device: name of the device.
         fleet: name of its fleet; None: any.
     """
-    rows = ledger.rows(
-        "SELECT * FROM profiles WHERE device = ? AND fleet = coalesce(?, fleet) ORDER BY fleet, id", device, fleet
-    )
     found = []
-    for row in rows:
-        profile = None if row["profile"] is None else msgspec.json.decode(row["profile"], type=Profile)
+    for kept in profiles_of(ledger, device, fleet):
+        profile = kept.profile
         measured = None if profile is None else profile.measured
         found.append(
             {
-                "fleet": row["fleet"],
-                "device": row["device"],
-                "received_at": row["received_at"],
+                "fleet": kept.fleet,
+                "device": kept.device,
+                "received_at": kept.received_at,
                 "state": "refused" if profile is None else "valid",
                 "source": None if profile is None else profile.source,
                 "board": None if profile is None else profile.facts.board,
-                "bundle_sha256": row["bundle_sha256"],
+                "bundle_sha256": kept.bundle_sha256,
                 "measured_at": None if measured is None else measured.measured_at,
-                "remarks": json.loads(row["remarks"]),
+                "remarks": kept.remarks,
             }
         )
     return found

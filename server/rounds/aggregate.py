@@ -13,7 +13,7 @@ from edge_runtime.forward_only.replay import compact, mean_square_of
 from edge_runtime.protocol.round_log import DeviceScalars, RoundLog, unpack_scalars
 from server.fleet.cohort import shares
 from server.planning.adaptive import _FEWEST
-from server.storage.records import RoundFigures, RoundPlan
+from server.storage.records import RoundFigures
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,25 +21,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.layout import Parameter
     from edge_runtime.protocol.step_rule import StepRule
     from server.job.job import Job
-
-
-@dataclass(frozen=True)
-class TakenReport:
-    """What the server keeps of a report: packed scalars, rows of the device, seconds of a pass (None: not known)."""
-
-    scalars: bytes
-    examples: int
-    front_s: float | None = None
-    back_s: float | None = None
-
-
-@dataclass(frozen=True)
-class TakenDelta:
-    """What the server keeps of a delta report: the blob's hash, the layers in it, rows of the device."""
-
-    sha256: str
-    layers: list[int]
-    examples: int
+    from server.storage.records import RoundPlan, TakenReport
 
 
 @dataclass(frozen=True)

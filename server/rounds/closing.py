@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from server.job.fitted import FittedJob
-    from server.rounds.aggregate import Aggregate, TakenDelta, TakenReport
+    from server.rounds.aggregate import Aggregate
     from server.rounds.open_round import Offers
     from server.storage.adapters import AdapterChain
     from server.storage.blobs import BlobStore
     from server.storage.ledger import Ledger
+    from server.storage.records import TakenDelta, TakenReport
 
 
 def close_round(

@@ -32,6 +32,7 @@ from server.rounds.closing import close_round
 from server.rounds.open_round import Offers, open_offers, resume_offers
 from server.rounds.plans import final_sync, plan_for
 from server.rounds.reports import Reports
+from server.storage import queries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,7 +112,8 @@ class Coordinator:
                     self._chooser.resume(self._offers.state.index, self._offers.state.attempt)
                 for name in self._offers.waiting() if self._offers is not None else ():
                     self._send_plan(name)
-            if self._ledger.rows("SELECT 1 FROM jobs WHERE name = ? AND loss_start IS NULL", self._job.name):
+            entered = queries.find_job(self._ledger, self._job.name)
+            if entered is not None and entered.loss_start is None:
                 self._evaluator.start(None, self._chain.theta)
             while not should_stop():
                 if self._offers is None and len(self._chain.closed) >= self._job.rounds:
@@ -198,7 +200,7 @@ class Coordinator:
                 self._observe(waiting)
             return
         self._waiting_for = None
-        attempt = len(self._ledger.rows("SELECT 1 FROM rounds WHERE job = ? AND round = ?", self._job.name, index))
+        attempt = queries.count_attempts(self._ledger, self._job.name, index)
         if self._failed_attempts >= self._job.max_attempts:
             self._ledger.end_job(self._job.name, "failed", None)
             raise JobError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,8 @@ from edge_runtime.protocol.messages import RoundReport
 from server import events
 from server.job.job import enough_reports
 from server.rounds import state_machine
-from server.rounds.aggregate import TakenDelta, TakenReport
 from server.rounds.state_machine import OfferState, Round
-from server.storage.records import RoundPlan
+from server.storage import queries
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     from server.events import Observer
     from server.job.job import Job
     from server.storage.ledger import Ledger
+    from server.storage.records import RoundPlan, TakenDelta, TakenReport
 
 _LOG = logging.getLogger(__name__)
 
@@ -126,34 +125,15 @@ class Offers:
 
     def taken(self) -> dict[str, TakenReport]:
         """Return the forward-only reports that count, from the ledger."""
-        rows = self._taken_rows(
-            "scalars, examples, front_seconds / nullif(front_passes, 0) AS front_s, "
-            "back_seconds / nullif(back_passes, 0) AS back_s",
-            "scalars IS NOT NULL",
-        )
-        return {
-            row["device"]: TakenReport(row["scalars"], row["examples"], row["front_s"], row["back_s"]) for row in rows
-        }
+        return queries.taken_reports(self._ledger, self._job.name, self.state.index, self.state.attempt)
 
     def taken_deltas(self) -> dict[str, TakenDelta]:
         """Return the backprop reports that count, from the ledger."""
-        rows = self._taken_rows("delta_sha256, layers, examples", "delta_sha256 IS NOT NULL")
-        return {
-            row["device"]: TakenDelta(row["delta_sha256"], json.loads(row["layers"]), row["examples"]) for row in rows
-        }
+        return queries.taken_deltas(self._ledger, self._job.name, self.state.index, self.state.attempt)
 
     def examples(self) -> dict[str, int]:
         """Return the rows of each device whose report counts, from the ledger."""
-        return {row["device"]: row["examples"] for row in self._taken_rows("examples", "examples IS NOT NULL")}
-
-    def _taken_rows(self, columns: str, condition: str) -> list[dict[str, Any]]:
-        return self._ledger.rows(
-            f"SELECT device, {columns} FROM offers WHERE job = ? AND round = ? AND attempt = ? "  # noqa: S608 our own
-            f"AND state = 'reported' AND {condition} ORDER BY device",
-            self._job.name,
-            self.state.index,
-            self.state.attempt,
-        )
+        return queries.taken_examples(self._ledger, self._job.name, self.state.index, self.state.attempt)
 
     def abandon(self) -> None:
         """Too few reports: give the attempt up."""
@@ -186,23 +166,17 @@ def open_offers(
 
 def resume_offers(job: Job, ledger: Ledger, observe: Observer, now: float) -> Offers | None:
     """Return the attempt that was open when the server stopped, with its reports and a new deadline; None: none was."""
-    for row in ledger.rows("SELECT round, attempt, plan FROM rounds WHERE job = ? AND state = 'open'", job.name):
-        offers = ledger.rows(
-            "SELECT device, state FROM offers WHERE job = ? AND round = ? AND attempt = ?",
-            job.name,
-            row["round"],
-            row["attempt"],
-        )
-        states = {offer["device"]: OfferState(offer["state"]) for offer in offers}
-        plan = msgspec.json.decode(row["plan"], type=RoundPlan)
-        state = Round(
-            index=row["round"],
-            attempt=row["attempt"],
-            deadline_at=now + plan.deadline_s(job),
-            min_reports=job.min_reports,
-            enough_reports=enough_reports(job, len(states)),
-            offers=states,
-        )
-        _LOG.info("resumed in round %d with %d reports", state.index, len(state.reported))
-        return Offers(job, ledger, observe, plan, state)
-    return None
+    found = queries.open_attempt(ledger, job.name)
+    if found is None:
+        return None
+    states = {device: OfferState(state) for device, state in found.offers.items()}
+    state = Round(
+        index=found.index,
+        attempt=found.attempt,
+        deadline_at=now + found.plan.deadline_s(job),
+        min_reports=job.min_reports,
+        enough_reports=enough_reports(job, len(states)),
+        offers=states,
+    )
+    _LOG.info("resumed in round %d with %d reports", state.index, len(state.reported))
+    return Offers(job, ledger, observe, found.plan, state)

@@ -31,6 +31,7 @@ from server.simulation.devices import FLEET, SimulatedDevice, SimulatedFleet
 from server.simulation.task import BundleTask
 from server.simulation.traces import TraceEvent, throttling
 from server.simulation.virtual import VirtualTransport, VirtualWorld
+from server.storage import queries
 from server.storage.adapters import AdapterChain
 from server.storage.blobs import BlobStore
 from server.storage.ledger import LEDGER_FILE, Ledger
@@ -226,29 +227,29 @@ def _devices(
 
 
 def _result(ledger: Ledger, job: Job) -> dict[str, Any]:
-    rounds = ledger.rows("SELECT * FROM rounds WHERE job = ? AND state = 'aggregated' ORDER BY round", job.name)
-    first = ledger.rows("SELECT loss_start, accuracy_start FROM jobs WHERE name = ?", job.name)[0]
-    offers = ledger.rows("SELECT device, level, round, state FROM offers WHERE job = ? ORDER BY round", job.name)
+    rounds = [made for made in queries.rounds_of(ledger, job.name) if made.state == "aggregated"]
+    first = queries.find_job(ledger, job.name)
+    if first is None or not rounds:
+        raise JobError("no round was aggregated", "lower drop-out, or raise the deadline")
+    offers = queries.offers_of(ledger, job.name)
     arms: dict[str, int] = {}
     last: dict[str, int] = {}
     longest = 0
-    for entry in offers:
-        longest = max(longest, entry["round"] - last.get(entry["device"], -1) - 1)
-        last[entry["device"]] = entry["round"]
-        name = "forward" if entry["level"] is None else f"level {entry['level']}"
+    for offer in offers:
+        longest = max(longest, offer.index - last.get(offer.device, -1) - 1)
+        last[offer.device] = offer.index
+        name = "forward" if offer.level is None else f"level {offer.level}"
         arms[name] = arms.get(name, 0) + 1
-    if not rounds:
-        raise JobError("no round was aggregated", "lower drop-out, or raise the deadline")
     return {
         "job": job.name,
         "rounds": len(rounds),
-        "reports": sum(entry["state"] == "reported" for entry in offers),
+        "reports": sum(offer.state == "reported" for offer in offers),
         "offers": len(offers),
-        "loss_start": first["loss_start"],
-        "loss_end": rounds[-1]["loss"],
-        "accuracy_start": first["accuracy_start"],
-        "accuracy_end": rounds[-1]["accuracy"],
-        "adapter_sha256": rounds[-1]["result_sha256"],
+        "loss_start": first.loss_start,
+        "loss_end": rounds[-1].loss,
+        "accuracy_start": first.accuracy_start,
+        "accuracy_end": rounds[-1].accuracy,
+        "adapter_sha256": rounds[-1].result_sha256,
         "longest_wait_rounds": longest,
         "devices_chosen": len(last),
         "arms": dict(sorted(arms.items())),

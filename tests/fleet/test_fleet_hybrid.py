@@ -62,6 +62,7 @@ from server.job.job import Job, JobStld, read_job
 from server.planning.levels import largest_level, takes_part
 from server.serve import load_job
 from server.simulation.in_process import run_in_process
+from server.storage import queries
 from server.storage.blobs import BlobStore
 from server.storage.ledger import LEDGER_FILE, Ledger
 from server.views.summary import job_devices
@@ -393,14 +394,14 @@ def test_a_hybrid_round_is_a_file_and_a_forward_round_keeps_its_log(bench: Bench
     job = msgspec.structs.replace(JOB, min_devices=2, stld=msgspec.structs.replace(STLD, merging=merging))
     with coordinator(bench, job) as (made, ledger):
         assert run_with(made, [backprop, forward])
-        (closed,) = ledger.closed_rounds("job")
-        offers = {row["device"]: row for row in ledger.rows("SELECT * FROM offers")}
+        (closed,) = queries.closed_rounds(ledger, "job")
+        offers = {offer.device: offer for offer in queries.offers_of(ledger, "job")}
     assert [ack.outcome for ack in backprop.acks] == ["upload", "taken"]
     assert closed.log_sha256 is None
     assert closed.figures.merge is not None
     assert bench.blobs.path(closed.result_sha256) is not None
-    assert (offers["deep"]["level"], offers["deep"]["layers"], offers["phone"]["level"]) == (3, "[0,2]", None)
-    assert offers["deep"]["bytes_up"] > len(backprop.sent[1])  # type: ignore[index]
+    assert (offers["deep"].level, offers["deep"].layers, offers["phone"].level) == (3, [0, 2], None)
+    assert offers["deep"].bytes_up > len(backprop.sent[1])  # type: ignore[index]
     theta = np.frombuffer(bench.blobs.read(closed.result_sha256) or b"", np.float32)
     moved = theta - bench.bundle.initial_adapter()
     slices = layer_slices(bench.bundle.manifest)
@@ -443,8 +444,8 @@ def test_a_bad_delta_is_refused_and_the_round_goes_on(bench: Bench, changes: dic
     forward = ScriptedDevice(bench, "phone", lambda plan: [good_report(plan, "phone")])
     with coordinator(bench, msgspec.structs.replace(JOB, min_devices=2)) as (made, ledger):
         assert run_with(made, [bad, forward])
-        (closed,) = ledger.closed_rounds("job")
-        (detail,) = [row["detail"] for row in ledger.rows("SELECT detail FROM offers WHERE device = 'deep'")]
+        (closed,) = queries.closed_rounds(ledger, "job")
+        (detail,) = [offer.detail for offer in queries.offers_of(ledger, "job") if offer.device == "deep"]
     assert closed.log_sha256 is not None  # the round was forward-only after all
     assert bad.acks[-1].outcome == "invalid"
     assert re.search(message, bad.acks[-1].reason)
@@ -544,8 +545,8 @@ def test_a_hybrid_fleet_learns_agrees_and_resumes_to_the_same_hash(leveled: Bund
             run_fleet(root, leveled, stop_after)
         assert run_fleet(root, leveled)["adapter_sha256"] == whole["adapter_sha256"]
     ledger = Ledger(tmp_path / "whole" / "server" / LEDGER_FILE, read_only=True)
-    rows = ledger.rows("SELECT device, level, personal_layers FROM offers WHERE round = 3 ORDER BY device")
-    assert [(row["device"], row["level"], row["personal_layers"]) for row in rows] == [
+    offers = [offer for offer in queries.offers_of(ledger, "job") if offer.index == 3]
+    assert [(offer.device, offer.level, offer.personal_layers) for offer in offers] == [
         ("deep", 3, 1),
         ("half", 3, 1),
         ("phone", None, None),
@@ -571,7 +572,7 @@ def test_jobs_of_one_kind_and_with_momentum(
 ) -> None:
     run_fleet(tmp_path / "run", leveled, **fields)
     ledger = Ledger(tmp_path / "run" / "server" / LEDGER_FILE, read_only=True)
-    assert sum(closed.log_sha256 is None for closed in ledger.closed_rounds("job")) == files
+    assert sum(closed.log_sha256 is None for closed in queries.closed_rounds(ledger, "job")) == files
 
 
 JOB_TOML = 'name = "job"\neval_file = "test.jsonl"\n'

@@ -14,10 +14,10 @@ from edge_runtime.protocol.round_log import RoundLog, decode_chain, pack_scalars
 from edge_runtime.protocol.step_rule import StepRule
 from server.errors import JobError
 from server.job.job import Job
-from server.rounds.aggregate import TakenReport, aggregate
+from server.rounds.aggregate import aggregate
 from server.storage.adapters import AdapterChain
 from server.storage.blobs import BlobStore
-from server.storage.records import ClosedRound, RoundPlan
+from server.storage.records import ClosedRound, RoundPlan, TakenReport
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
 import pytest
 from fleets import edge_configs, write_job
 
 from server.serve import load_job
 from server.simulation.in_process import run_in_process
+from server.storage import queries
 from server.storage.ledger import LEDGER_FILE, Ledger
-from server.storage.records import RoundPlan
 from server.views.summary import job_rounds
 
 if TYPE_CHECKING:
@@ -43,6 +42,6 @@ def test_a_bandit_gives_each_device_its_p2_and_all_agree(tmp_path: Path, tiny_bu
     fitted, bundle = load_job(path, tiny_bundle.path)
     run_in_process(fitted, bundle, tmp_path / "server", edge_configs(tmp_path, 6))
     ledger = Ledger(tmp_path / "server" / LEDGER_FILE, read_only=True)
-    plans = [msgspec.json.decode(row["plan"], type=RoundPlan) for row in ledger.rows("SELECT plan FROM rounds")]
-    assert any(plan.back_perturbations for plan in plans)
-    assert len(ledger.rows("SELECT 1 FROM choices")) == 18
+    attempts = queries.attempts_of(ledger, "job")
+    assert any(attempt.plan.back_perturbations for attempt in attempts)
+    assert sum(len(queries.choices_of(ledger, "job", made.index, made.attempt)) for made in attempts) == 18

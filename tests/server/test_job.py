@@ -19,9 +19,10 @@ from server.errors import JobError
 from server.fleet.cohort import choose_cohort, shares
 from server.job.fitted import fit_to_bundle
 from server.job.job import Job, read_job
-from server.rounds.aggregate import TakenReport, aggregate
+from server.rounds.aggregate import aggregate
+from server.storage import queries
 from server.storage.ledger import Ledger
-from server.storage.records import ClosedRound, RoundFigures, RoundPlan
+from server.storage.records import ClosedRound, RoundFigures, RoundPlan, TakenReport
 from server.views.summary import job_rounds, job_summary
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def test_what_was_written_is_there_after_reopening(tmp_path: Path) -> None:
     ledger.round_evaluated("job", 0, 0.4, 0.9)
     ledger.close()
     again = Ledger(tmp_path / "l.sqlite", read_only=True)
-    assert again.closed_rounds("job") == [closed]
+    assert queries.closed_rounds(again, "job") == [closed]
     summary = job_summary(again, "job")
     assert (summary["bytes_up_per_device_round"], summary["bytes_down_per_device_round"]) == (10, 25)
     assert (summary["loss_end"], summary["accuracy_end"], summary["back_passes"]) == (0.4, 0.9, 4)
@@ -164,7 +165,10 @@ def test_a_transaction_is_all_or_nothing(ledger: Ledger) -> None:
     with pytest.raises(ZeroDivisionError), ledger.transaction():
         ledger.end_job("job", "finished", None)
         _ = 1 / 0
-    assert ledger.rows("SELECT state FROM jobs")[0]["state"] == "running"
+    assert queries.job_names(ledger) == ["job"]
+    found = queries.find_job(ledger, "job")
+    assert found is not None
+    assert found.state == "running"
 
 
 def test_another_schema_and_no_ledger_are_said(tmp_path: Path) -> None:

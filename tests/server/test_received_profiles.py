@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -188,9 +189,9 @@ def test_a_device_that_publishes_on_and_on_fills_no_disk(tiny_bundle: Bundle, le
 
 
 def test_a_ledger_of_before_is_not_read(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / LEDGER_FILE)
-    ledger.rows("PRAGMA user_version = 4")
-    ledger.close()
+    Ledger(tmp_path / LEDGER_FILE).close()
+    with sqlite3.connect(tmp_path / LEDGER_FILE) as db:
+        db.execute("PRAGMA user_version = 4")
     with pytest.raises(StorageError, match="schema version 4"):
         Ledger(tmp_path / LEDGER_FILE)
 

@@ -46,13 +46,13 @@ from edge_runtime.values import FloatVector
 from server.evaluation import Evaluation
 from server.job.fitted import fit_to_bundle
 from server.job.job import Job
-from server.rounds.aggregate import TakenReport, aggregate
+from server.rounds.aggregate import aggregate
 from server.rounds.coordinator import Coordinator
 from server.rounds.setting import Setting
 from server.storage.adapters import AdapterChain
 from server.storage.blobs import BlobStore
 from server.storage.ledger import Ledger
-from server.storage.records import RoundPlan
+from server.storage.records import RoundPlan, TakenReport
 from server.web.uploads import Uploads
 
 FORWARD_ONLY = Capability(kind="forward-only", levels=[], bytes_free=None)
