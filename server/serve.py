@@ -1,4 +1,4 @@
-"""One job from its files to its finished adapter: wires broker, HTTP side, ledger and coordinator together."""
+"""Serves one job from its files to its finished adapter: opens broker and HTTP side, and runs the coordinator."""
 
 from __future__ import annotations
 
@@ -9,29 +9,22 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from edge_runtime.bundle.folder import open_bundle, verify_files
 from edge_runtime.data.examples import DataConfig
 from edge_runtime.data.rows import load_rows
 from edge_runtime.engines.onnx_engine import OnnxPredictor
 from edge_runtime.errors import storage_error
 from edge_runtime.network.mqtt import MqttTransport
+from server.compose import compose, open_stores
 from server.errors import JobError
-from server.evaluation import evaluate
+from server.evaluation import BackgroundEvaluator, evaluate
 from server.job.fitted import FittedJob, fit_to_bundle
 from server.job.job import read_job
-from server.rounds.coordinator import Coordinator
-from server.rounds.setting import Setting
-from server.storage.adapters import AdapterChain
-from server.storage.blobs import BlobStore
-from server.storage.ledger import LEDGER_FILE, Ledger
-from server.storage.queries import closed_rounds
+from server.rounds.services import Services
 from server.storage.result_folder import JOB_FILE, write_finished
 from server.views.summary import job_summary
 from server.web.broker import EMBEDDED, open_broker
 from server.web.http_app import make_app, serve_http
-from server.web.uploads import Uploads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -122,31 +115,29 @@ def coordinate(
     n_labels = len(bundle.manifest.task.labels)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_only_one(options.state_dir))
-        ledger = Ledger(options.state_dir / LEDGER_FILE)
-        stack.callback(ledger.close)
-        resumed = ledger.begin_job(job.name, options.fleet, bundle.sha256, msgspec.to_builtins(job))
-        blobs = BlobStore(options.state_dir / "blobs")
-        blobs.add_bundle(bundle)
-        chain = AdapterChain(bundle, blobs, closed_rounds(ledger, job.name), momentum=job.server_momentum > 0)
-        uploads = Uploads(BlobStore(options.state_dir / "deltas"))
-        port = stack.enter_context(serve_http(make_app(blobs, uploads), options.listen, options.http_port))
-        transport = connect(stack, port)
-        setting = Setting(
-            fleet=options.fleet,
-            fitted=fitted,
-            blob_url=f"{(options.public_url or f'http://:{port}').rstrip('/')}/blobs",
-            uploads=uploads,
-            evaluate=lambda theta: evaluate(predictor, theta, rows, n_labels),
-            clock=time.monotonic,
-        )
-        coordinator = Coordinator(setting, ledger, chain, transport, observe)
-        if not coordinator.run(resumed=resumed, should_stop=should_stop):
+        stores = open_stores(options.state_dir)
+        stack.callback(stores.ledger.close)
+        stores.blobs.add_bundle(bundle)
+
+        def services() -> Services:
+            app = make_app(stores.blobs, stores.uploads)
+            port = stack.enter_context(serve_http(app, options.listen, options.http_port))
+            return Services(
+                transport=connect(stack, port),
+                uploads=stores.uploads,
+                evaluator=BackgroundEvaluator(lambda theta: evaluate(predictor, theta, rows, n_labels)),
+                clock=time.monotonic,
+                blob_url=f"{(options.public_url or f'http://:{port}').rstrip('/')}/blobs",
+            )
+
+        composed = compose(options.fleet, fitted, bundle, stores, services, observe)
+        if not composed.run(should_stop):
             return None
         result_dir = options.state_dir / "jobs" / job.name / "adapter"
-        summary = job_summary(ledger, job.name)
+        summary = job_summary(stores.ledger, job.name)
         if not (result_dir / JOB_FILE).exists():
-            write_finished(bundle, chain.theta, result_dir, summary)
-        ledger.end_job(job.name, "finished", str(result_dir))
+            write_finished(bundle, composed.chain.theta, result_dir, summary)
+        stores.ledger.end_job(job.name, "finished", str(result_dir))
         return {**summary, "state": "finished", "result_dir": str(result_dir)}
 
 

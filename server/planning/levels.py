@@ -1,4 +1,4 @@
-"""Which dropout levels a device may be offered, and why others are not."""
+"""Decides which dropout levels a device can train at, with a reason for each that it cannot."""
 
 from __future__ import annotations
 

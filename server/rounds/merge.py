@@ -121,7 +121,7 @@ def merge(
     means = {group: _mean(deltas, group, where, n_layers) for group, where in groups.items()}
     relative = _relative_spread([mean for mean in means.values() if mean is not None])
     noise = {group: mean.noise(relative) for group, mean in means.items() if mean is not None}
-    scale = None if forward is None else _scale(forward, groups, means, noise)
+    alpha = None if forward is None else _alpha(forward, groups, means, noise)
     movement: DoubleVector = np.zeros(parameters[-1].stop, dtype=np.float64)
     shares = []
     for group, where in groups.items():
@@ -137,13 +137,13 @@ def merge(
             weight = mean.share / (mean.share + forward_share)
             movement[where] = weight * mean.movement + (1 - weight) * zeroth
         else:
-            weight, factor = _weights(noise[group], _forward_noise(forward, where), scale)
-            if scale is None and _moves_by_itself(zeroth, _forward_noise(forward, where)):
+            weight, factor = _weights(noise[group], _forward_noise(forward, where), alpha)
+            if alpha is None and _moves_by_itself(zeroth, _forward_noise(forward, where)):
                 # It knows something that the deltas do not, as where the two kinds have different data.
                 weight, factor = mean.share / (mean.share + forward_share), forward_share / (mean.share + forward_share)
             movement[where] = weight * mean.movement + factor * zeroth
         shares.append(weight)
-    return movement, MergeFigures(scale, shares)
+    return movement, MergeFigures(alpha, shares)
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def _forward_noise(forward: Forward, where: slice) -> float:
     return float(front * forward.front_variance + back * forward.back_variance)
 
 
-def _scale(
+def _alpha(
     forward: Forward, groups: Mapping[int, slice], means: Mapping[int, _Mean | None], noise: Mapping[int, float]
 ) -> float | None:
     """Return α, over all groups that both kinds moved; None where the forward-only part does not show it.
@@ -233,13 +233,13 @@ def _moves_by_itself(movement: DoubleVector, noise: float) -> bool:
     return float(np.square(movement).sum()) > noise * (1 + _SURELY * math.sqrt(2 / movement.size))
 
 
-def _weights(backprop_noise: float, forward_noise: float, scale: float | None) -> tuple[float, float]:
+def _weights(backprop_noise: float, forward_noise: float, alpha: float | None) -> tuple[float, float]:
     """Return the factors of û_b and û_z."""
-    if scale is None or forward_noise <= 0:
+    if alpha is None or forward_noise <= 0:
         return 1.0, 0.0
-    information = scale * scale / forward_noise
+    information = alpha * alpha / forward_noise
     total = 1 / backprop_noise + information
-    return 1 / backprop_noise / total, scale / forward_noise / total
+    return 1 / backprop_noise / total, alpha / forward_noise / total
 
 
 def merged_adapter(

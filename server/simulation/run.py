@@ -18,13 +18,13 @@ import numpy as np
 from edge_runtime.bundle.folder import open_bundle, verify_files
 from edge_runtime.errors import ConfigError
 from edge_runtime.protocol.step_rule import StepRule
+from server.compose import compose, open_stores
 from server.errors import JobError
 from server.evaluation import InlineEvaluator
 from server.job.fitted import FittedJob, fit_to_bundle
 from server.job.job import Job, JobBandit, JobStld, read_job
 from server.profiles.files import read_profile
-from server.rounds.coordinator import Coordinator
-from server.rounds.setting import Setting
+from server.rounds.services import Services
 from server.simulation.boards import common, modelled_profiles
 from server.simulation.bowl import Bowl
 from server.simulation.devices import FLEET, SimulatedDevice, SimulatedFleet
@@ -32,20 +32,21 @@ from server.simulation.task import BundleTask
 from server.simulation.traces import TraceEvent, throttling
 from server.simulation.virtual import VirtualTransport, VirtualWorld
 from server.storage import queries
-from server.storage.adapters import AdapterChain
-from server.storage.blobs import BlobStore
-from server.storage.ledger import LEDGER_FILE, Ledger
-from server.web.uploads import Uploads
+from server.storage.ledger import LEDGER_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from edge_runtime.protocol.profile import Profile
     from server.bandit.options import Policy
+    from server.compose import Stores
     from server.events import Observer
     from server.simulation.task import SimulatedTask
+    from server.storage.ledger import Ledger
 
 JOB_NAME = "simulation"
+_SECONDS_PER_ROUND = 10.0
+"""Virtual seconds per round that the drawn heat waves are spread over; ours."""
 
 
 @dataclass(frozen=True)
@@ -159,41 +160,29 @@ def simulate(
     rng = np.random.Generator(np.random.PCG64(options.seed))
     task, profiles, splits, levels = _task_and_profiles(options, rng)
     fitted = _job(options, task, splits, levels)
-    job = fitted.job
     with contextlib.ExitStack() as stack:
         root = state_dir or Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="covey-simulate-", dir=_in_memory()))
         )
         if (root / LEDGER_FILE).exists():
             raise ConfigError(f"{root} has a ledger already", "give --state-dir a new folder")
-        ledger = Ledger(root / LEDGER_FILE, durable=False)
-        stack.callback(ledger.close)
-        ledger.begin_job(job.name, FLEET, task.sha256, msgspec.to_builtins(job))
-        served, uploaded = (BlobStore(root / name) for name in ("blobs", "uploads"))
+        stores = open_stores(root, durable=False)
+        stack.callback(stores.ledger.close)
         world = VirtualWorld()
-        devices = _devices(options, profiles, task.sha256, rng)
-        fleet = SimulatedFleet(world, task, devices, served, uploaded, options.drop_out, options.jitter, rng)
-        fleet.join_all()
-        length_s = 10.0 * options.rounds
-        fleet.follow([*options.traces, *throttling([d.name for d in devices], options.throttle, length_s, rng)])
-        setting = Setting(
-            fleet=FLEET,
-            fitted=fitted,
-            blob_url="http://simulated",
-            uploads=Uploads(uploaded),
-            evaluate=task.evaluate,
-            clock=world.clock,
-        )
-        chain = AdapterChain(task, served, [], momentum=False)
-        transport = VirtualTransport(world, fleet.deliver)
-        evaluator = InlineEvaluator(task.evaluate)
+        fleet = _fleet(options, world, task, profiles, stores, rng)
+
+        def services() -> Services:
+            transport = VirtualTransport(world, fleet.deliver)
+            evaluator = InlineEvaluator(task.evaluate)
+            return Services(transport, stores.uploads, evaluator, world.clock, blob_url="http://simulated")
+
+        composed = compose(FLEET, fitted, task, stores, services, observe)
         started, cpu_started = time.perf_counter(), time.process_time()
-        coordinator = Coordinator(setting, ledger, chain, transport, observe, evaluator)
-        if not coordinator.run(resumed=False, should_stop=should_stop):
+        if not composed.run(should_stop):
             return None
-        ledger.end_job(job.name, "finished", None)
+        stores.ledger.end_job(fitted.job.name, "finished", None)
         return {
-            **_result(ledger, job),
+            **_result(stores.ledger, fitted.job),
             "virtual_s": world.now,
             "wall_s": time.perf_counter() - started,
             "cpu_s": time.process_time() - cpu_started,
@@ -205,6 +194,24 @@ def simulate(
 def _in_memory() -> str | None:
     """Return a folder in memory where there is one: nothing of a simulation needs to survive a power cut."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 mkdtemp makes a folder of its own
+
+
+def _fleet(
+    options: SimulateOptions,
+    world: VirtualWorld,
+    task: SimulatedTask,
+    profiles: Sequence[Profile],
+    stores: Stores,
+    rng: np.random.Generator,
+) -> SimulatedFleet:
+    """Return the fleet, which has joined and follows the traces."""
+    devices = _devices(options, profiles, task.sha256, rng)
+    uploaded = stores.uploads.blobs
+    fleet = SimulatedFleet(world, task, devices, stores.blobs, uploaded, options.drop_out, options.jitter, rng)
+    fleet.join_all()
+    length_s = _SECONDS_PER_ROUND * options.rounds
+    fleet.follow([*options.traces, *throttling([d.name for d in devices], options.throttle, length_s, rng)])
+    return fleet
 
 
 def _devices(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -32,6 +33,21 @@ class Start(Protocol):
 
     def initial_adapter(self) -> FloatVector:
         """Return the initial adapter, float32, (parameters,)."""
+
+
+@dataclass(frozen=True)
+class RoundBase:
+    """What a round starts from.
+
+    Attributes:
+        sha256: hash of the adapter.
+        previous_sha256: hash of the adapter before it, for momentum; None in the first round.
+        mean_square: mean square of the last round's scalars; None: not known.
+    """
+
+    sha256: str
+    previous_sha256: str | None
+    mean_square: float | None
 
 
 class AdapterChain:
@@ -85,6 +101,11 @@ class AdapterChain:
     def mean_square(self) -> float | None:
         """Mean square of the last round's scalars."""
         return self.closed[-1].mean_square if self.closed else None
+
+    @property
+    def base(self) -> RoundBase:
+        """What the next round starts from."""
+        return RoundBase(self.sha256, self.previous_sha256, self.mean_square)
 
     def extend(self, log: RoundLog) -> tuple[RoundLog, BlobRef, int]:
         """Write the adapter after a round, and the round's log; the chain does not go on to it yet.

@@ -34,6 +34,7 @@ from edge_runtime.protocol.topics import topic_for
 from server.errors import JobError
 from server.rounds.aggregate import aggregate
 from server.storage import queries
+from server.storage.adapters import RoundBase
 from server.storage.blobs import BlobStore
 from server.storage.records import RoundPlan, TakenReport
 from server.web.http_app import make_app, serve_http
@@ -234,8 +235,8 @@ def test_reports_for_others_and_for_other_rounds_change_nothing(bench: Bench) ->
     for index in range(2):
         reports = {"good": TakenReport(pack_scalars(np.array([0.5, 1.0], np.float32)), 5)}
         plan = RoundPlan(2, JOB.rule_of(index))
-        base = (adapter_sha256(theta), None)
-        result = aggregate(bench.bundle.manifest.parameters, JOB, index, plan, base, mean_square, reports)
+        base = RoundBase(adapter_sha256(theta), None, mean_square)
+        result = aggregate(bench.bundle.manifest.parameters, JOB, index, plan, base, reports)
         theta, mean_square = replay(theta, result.log), result.mean_square
     assert adapter_sha256(theta) == final
 

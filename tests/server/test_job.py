@@ -21,6 +21,7 @@ from server.job.fitted import fit_to_bundle
 from server.job.job import Job, read_job
 from server.rounds.aggregate import aggregate
 from server.storage import queries
+from server.storage.adapters import RoundBase
 from server.storage.ledger import Ledger
 from server.storage.records import ClosedRound, RoundFigures, RoundPlan, TakenReport
 from server.views.summary import job_rounds, job_summary
@@ -110,8 +111,8 @@ def test_aggregation_does_not_depend_on_the_order_of_arrival() -> None:
         for name, rows in (("b", 10), ("a", 20), ("c", 5))
     }
     plan = RoundPlan(1, job.step)
-    first = aggregate(parameters, job, 0, plan, ("a" * 64, None), None, reports)
-    second = aggregate(parameters, job, 0, plan, ("a" * 64, None), None, dict(reversed(reports.items())))
+    first = aggregate(parameters, job, 0, plan, RoundBase("a" * 64, None, None), reports)
+    second = aggregate(parameters, job, 0, plan, RoundBase("a" * 64, None, None), dict(reversed(reports.items())))
     assert first.log == second.log
     assert [d.device for d in first.log.devices] == ["a", "b", "c"]
     assert first.mean_square is not None

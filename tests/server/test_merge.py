@@ -98,8 +98,8 @@ def test_the_weights_are_the_best_ones_on_a_bowl(p1: int, noise: float, ratio: f
     assert np.mean([told.backprop_shares for told in figures], axis=0) == pytest.approx(best, abs=0.15)
     assert ours < 1.15 * least
     assert ours < 0.85 * min(error(backprop, everything), error(zeroth, everything))  # better than either kind alone
-    scales = [told.scale for told in figures if told.scale is not None]
-    assert np.median(scales) == pytest.approx(ratio, rel=0.2)
+    alphas = [told.alpha for told in figures if told.alpha is not None]
+    assert np.median(alphas) == pytest.approx(ratio, rel=0.2)
 
 
 def test_forward_noise_is_what_the_scalars_say() -> None:
@@ -118,7 +118,7 @@ def test_a_forward_part_without_information_is_left_out() -> None:
     noise = Forward(rng.normal(size=SIZE).astype(np.float32), FRONT_SIZE, 1.0, 1.0)
     deltas = deltas_of(rng, 2, 0.1)
     merged, figures = merge(PARAMETERS, LAYERS, deltas, noise, by_noise=True)
-    assert figures.scale is None
+    assert figures.alpha is None
     assert np.array_equal(merged, 0.5 * deltas["b0"].movement.astype(float) + 0.5 * deltas["b1"].movement)
 
 
@@ -133,7 +133,7 @@ def test_a_block_with_much_noise_does_not_drown_one_with_little() -> None:
         (target + spread * rng.normal(size=SIZE)).astype(np.float32), FRONT_SIZE, 100.0, float(spread[-1] ** 2)
     )
     movement, figures = merge(PARAMETERS, LAYERS, deltas, forward, by_noise=True)
-    assert figures.scale == pytest.approx(1.0, rel=0.3)
+    assert figures.alpha == pytest.approx(1.0, rel=0.3)
     assert figures.backprop_shares[:2] == pytest.approx([1.0, 1.0], abs=1e-3)
     assert max(figures.backprop_shares[2:]) < 0.01
     apart = np.linalg.norm((movement - target)[FRONT_SIZE:])
@@ -151,7 +151,7 @@ def test_kinds_that_go_different_ways_count_by_examples() -> None:
     noisy = (other + np.sqrt(variance) * rng.normal(size=SIZE)).astype(np.float32)
     forward = Forward(noisy, FRONT_SIZE, variance, variance)
     movement, figures = merge(PARAMETERS, LAYERS, deltas, forward, by_noise=True, forward_share=6.0)
-    assert figures.scale is None
+    assert figures.alpha is None
     assert figures.backprop_shares == pytest.approx([1.0, 1.0, 0.25, 0.25])
     mean = np.mean([delta.movement for delta in deltas.values()], axis=0)[FRONT_SIZE:]
     assert movement[FRONT_SIZE:] == pytest.approx(0.25 * mean + 0.75 * noisy[FRONT_SIZE:], rel=1e-5, abs=1e-9)

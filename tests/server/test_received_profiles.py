@@ -19,22 +19,19 @@ from edge_runtime.protocol.messages import DeviceState, encode_message
 from edge_runtime.protocol.profile_check import decode_profile, encode_profile
 from edge_runtime.protocol.topics import topic_for
 from server.cli import main
+from server.compose import compose, open_stores
 from server.evaluation import InlineEvaluator
 from server.job.fitted import FittedJob, fit_to_bundle
 from server.job.job import Job, JobBandit, JobStld
 from server.profiles.board_model import model_profile, read_board
 from server.profiles.compare import compare
 from server.profiles.received import ProfileStore, profile_history
-from server.rounds.coordinator import Coordinator
-from server.rounds.setting import Setting
+from server.rounds.services import Services
 from server.simulation.boards import modelled_profiles
 from server.simulation.bowl import Bowl
 from server.simulation.devices import FLEET
 from server.simulation.virtual import VirtualTransport, VirtualWorld
-from server.storage.adapters import AdapterChain
-from server.storage.blobs import BlobStore
 from server.storage.ledger import LEDGER_FILE, PROFILES_KEPT, Ledger
-from server.web.uploads import Uploads
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -207,17 +204,14 @@ def test_a_server_that_starts_anew_plans_with_what_it_knew(tiny_bundle: Bundle, 
     ProfileStore(FLEET, fitted, ledger).take("pi", payload_of(profile))
     ledger.close()
 
-    ledger, world = Ledger(tmp_path / LEDGER_FILE), VirtualWorld()
-    uploads = Uploads(BlobStore(tmp_path / "uploads"))
-    setting = Setting(FLEET, fitted, "http://x", uploads, bowl.evaluate, world.clock)
-    chain = AdapterChain(bowl, BlobStore(tmp_path / "blobs"), [], momentum=False)
+    stores, world = open_stores(tmp_path), VirtualWorld()
     transport = VirtualTransport(world, lambda _topic, _payload: None)
-    coordinator = Coordinator(setting, ledger, chain, transport, lambda _event: None, InlineEvaluator(bowl.evaluate))
+    services = Services(transport, stores.uploads, InlineEvaluator(bowl.evaluate), world.clock, "http://x")
+    composed = compose(FLEET, fitted, bowl, stores, lambda: services, lambda _event: None)
     state = encode_message(DeviceState(state="online", boot_id="1"))
     world.at(0.0, Message(topic_for(FLEET, "pi", "state"), state))
-    coordinator._handle_next()
-    device = coordinator._devices["pi"]
-    assert device.profile == profile
+    assert not composed.run(lambda: world.delivered == 1)
+    assert composed.coordinator.devices["pi"].profile == profile
 
 
 # -- covey profile --------------------------------------------------------------------------------------------------

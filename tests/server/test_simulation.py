@@ -18,7 +18,7 @@ from server.errors import JobError
 from server.fleet.cohort import longest_wait
 from server.job.fitted import FittedJob
 from server.job.job import Job
-from server.planning.by_bandit import Configurator
+from server.planning.bandit_assigner import BanditAssigner
 from server.planning.planner import Planner
 from server.profiles.files import read_profile
 from server.simulation.boards import modelled_profiles
@@ -96,9 +96,9 @@ def test_what_was_learned_is_there_after_a_restart(tmp_path: Path) -> None:
     job = msgspec.convert(entered.config, Job)
     bowl = Bowl(12, [8], [2, 4, 6, 9, 12], 1, np.random.Generator(np.random.PCG64(0)))
     planner = Planner(FittedJob.unchecked(job, bowl.manifest, bowl.sha256), ledger)
-    assert isinstance(planner.chooser, Configurator)
-    assert planner.chooser.state.gains.seen == 6
-    assert set(planner.chooser.state.times) == {
+    assert isinstance(planner.assigner, BanditAssigner)
+    assert planner.assigner.state.gains.seen == 6
+    assert set(planner.assigner.state.times) == {
         offer.device for offer in queries.offers_of(ledger, JOB_NAME) if offer.state == "reported"
     }
 

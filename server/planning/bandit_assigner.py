@@ -1,4 +1,4 @@
-"""The bandit in a job: arms from what devices announced, choices and what was learned in the ledger."""
+"""The assigner of a job with [bandit]: connects the pure bandit to devices, ledger and feedback."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import msgspec
 import numpy as np
 
 from edge_runtime.seeds import arm_seed
-from server.bandit.arms import Work, backprop_arms, forward_arms, job_splits, offers_of
+from server.bandit.arms import PriceBasis, backprop_arms, forward_arms, job_splits, price_arms
 from server.bandit.choices import Candidate, expected_s
-from server.bandit.choose import choose_at_best_split
+from server.bandit.choose import choose
 from server.bandit.state import BanditState, Reported, observe_loss, observe_reports
 from server.fleet.cohort import shares
-from server.planning.chooser import Assignment
-from server.planning.levels import level_reasons
+from server.planning.assigner import Assignment
+from server.planning.feedback import Feedback, LossMeasured, PlanSent, ReportAccepted, RoundClosing, RoundResumed
+from server.planning.levels import level_reasons, takes_part
 from server.storage.queries import bandit_state, choices_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from edge_runtime.protocol.messages import Report
-    from server.bandit.arms import Offer
+    from server.bandit.arms import PricedArm
     from server.bandit.choices import Choice
     from server.fleet.devices import Device
     from server.job.fitted import FittedJob
@@ -31,22 +31,26 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _LEAST_LENGTH_S = 10.0
+"""Shortest length that ``deadline_factor`` can give a round, in seconds: expectations of short rounds are rough."""
 
 
-class Configurator:
-    """Chooses the arms of one job's devices: the Chooser of a job with [bandit].
+class BanditAssigner:
+    """Assigns work by the bandit's choices, and learns from feedback.
 
     Args:
         fitted: the job and its bundle.
         options: the job's [bandit].
-        ledger: what was learned before a restart is in it, and what is learned goes into it.
+        ledger: has what was learned before a restart; every choice and every new state is entered in it.
+
+    Attributes:
+        state: what the bandit knows.
     """
 
     def __init__(self, fitted: FittedJob, options: JobBandit, ledger: Ledger) -> None:
         job, manifest = fitted.job, fitted.manifest
         self._fitted, self._job, self._options = fitted, job, options
         self._ledger = ledger
-        self._work = Work(
+        self._basis = PriceBasis(
             layers=manifest.model.layers,
             tokens=manifest.task.max_tokens,
             steps=job.steps,
@@ -57,16 +61,16 @@ class Configurator:
         splits = job_splits(manifest, fitted.split, any_split=options.splits)
         self._forward = forward_arms(splits, options.back_perturbations)
         self._backprop = backprop_arms(fitted.levels)
-        self._known_offers: dict[str, tuple[object, list[Offer]]] = {}
+        self._priced: dict[str, tuple[object, list[PricedArm]]] = {}
         self._choices: dict[str, Choice] = {}
         self._sent_at: dict[str, float] = {}
         self._reported: dict[str, tuple[float, float]] = {}
         self.state = bandit_state(ledger, job.name) or BanditState()
 
-    def offers(self, device: Device) -> list[Offer]:
-        """Return the arms of a device, with those that it is not offered and why; empty: it takes no part."""
+    def arms_of(self, device: Device) -> list[PricedArm]:
+        """Return a device's arms, including those that it cannot be given and why; empty: it takes no part."""
         key = (device.birth, device.profile, device.refused_level)
-        known = self._known_offers.get(device.name)
+        known = self._priced.get(device.name)
         if known is not None and known[0] == key:
             return known[1]
         reasons = level_reasons(self._fitted, device)
@@ -77,34 +81,32 @@ class Configurator:
                 if arm.level is not None and (reason := reasons.get(arm.level)) is not None
             }
             arms = self._backprop
-        elif self._job.stld is None or self._job.stld.forward_only:
+        elif takes_part(self._job, None):
             arms, left_out = self._forward, {}
         else:
             arms, left_out = [], {}
-        found = offers_of(arms, self._work, device.profile, left_out, self._options.most_power_w)
-        self._known_offers[device.name] = (key, found)
+        found = price_arms(arms, self._basis, device.profile, left_out, self._options.most_power_w)
+        self._priced[device.name] = (key, found)
         return found
 
     def can_work(self, device: Device) -> bool:
-        """Whether a device has any arm; deadlines are looked at when the round is known."""
-        return any(made.left_out is None for made in self.offers(device))
+        """See Assigner; ``assign`` also leaves out the arms that would miss the round's deadline."""
+        return any(priced.left_out is None for priced in self.arms_of(device))
 
     def assign(self, devices: Sequence[Device], index: int, attempt: int, enough: int, now: float) -> Assignment:
-        """Choose the arms of a round's devices, and enter why."""
+        """See Assigner; enters each choice and its reason in the ledger."""
         job = self._job
         rows = {device.name: (device.birth.rows if device.birth is not None else None) or 1 for device in devices}
         share = shares(rows, job.weighting)
-        candidates = [Candidate(device.name, share[device.name], self.offers(device)) for device in devices]
+        candidates = [Candidate(device.name, share[device.name], self.arms_of(device)) for device in devices]
         rng = np.random.Generator(np.random.PCG64([arm_seed(job.seed, index), attempt]))
-        self.state, choices = choose_at_best_split(
-            self._options, self.state, candidates, enough, job.deadline_s, now, rng
-        )
+        self.state, choices = choose(self._options, self.state, candidates, enough, job.deadline_s, now, rng)
         encoded = {choice.device: msgspec.msgpack.encode(choice) for choice in choices}
         self._ledger.choices_made(job.name, index, attempt, encoded)
         self._begin(choices)
         for choice in choices:
             if choice.arm is None:
-                _LOG.warning("round %d: %s gets no work: %s", index, choice.device, choice.why)
+                _LOG.warning("round %d: %s is not given any arm: %s", index, choice.device, choice.why)
         given = [(choice.device, choice.arm) for choice in choices if choice.arm is not None]
         split = next((arm.split for _, arm in given if arm.split is not None), None)
         return Assignment(
@@ -119,7 +121,7 @@ class Configurator:
 
     def _length_s(self, choices: Sequence[Choice], enough: int) -> float | None:
         factor, known = self._options.deadline_factor, expected_s(choices, enough)
-        # Before anything was reported, a profile may be of another day.
+        # Before the first report, times come from profiles alone, and a profile may be old.
         if factor is None or known is None or not self.state.times:
             return None
         return max(_LEAST_LENGTH_S, factor * known)
@@ -129,48 +131,45 @@ class Configurator:
         self._sent_at.clear()
         self._reported.clear()
 
-    def resume(self, index: int, attempt: int) -> None:
-        """Take up the choices of a round that was open when the server stopped."""
-        self._begin(choices_of(self._ledger, self._job.name, index, attempt))
+    def learn(self, feedback: Feedback) -> None:
+        """Take in feedback; what was learned is entered in the ledger."""
+        match feedback:
+            case RoundResumed(index, attempt):
+                self._begin(choices_of(self._ledger, self._job.name, index, attempt))
+            case PlanSent(device, at_s):
+                # Of several sendings the first counts, so that no turnaround is too short.
+                self._sent_at.setdefault(device, at_s)
+            case ReportAccepted(device, steps_s, at_s):
+                sent_at = self._sent_at.get(device)
+                self._reported[device] = (steps_s, steps_s if sent_at is None else at_s - sent_at)
+            case RoundClosing(index, examples, at_s):
+                self.state = observe_reports(self.state, index, self._reports(examples, at_s))
+                self._save()
+            case LossMeasured(index, loss):
+                self.state = observe_loss(self._options, self.state, index, loss)
+                self._save()
 
-    def sent(self, device: str, now: float) -> None:
-        """A device's plan was sent; the first sending counts, so that no time is too short."""
-        self._sent_at.setdefault(device, now)
-
-    def reported(self, device: str, report: Report, now: float) -> None:
-        """A report was taken."""
-        sent_at = self._sent_at.get(device)
-        turnaround_s = report.seconds if sent_at is None else now - sent_at
-        self._reported[device] = (report.seconds, turnaround_s)
-
-    def closed(self, index: int, examples: Mapping[str, int], now: float) -> None:
-        """Learn from the reports of a round that is aggregated; ``examples`` are the rows of each device."""
+    def _reports(self, examples: Mapping[str, int], now: float) -> list[Reported]:
         reports = []
         share = shares(examples, self._job.weighting) if examples else {}
         for device in sorted(self._reported.keys() & share.keys()):
-            reported_s, turnaround_s = self._reported[device]
+            steps_s, turnaround_s = self._reported[device]
             choice = self._choices.get(device)
             estimate = None if choice is None else choice.estimate
             if estimate is not None:
                 reports.append(
                     Reported(
-                        device,
-                        estimate.arm,
-                        share[device],
-                        estimate.cost,
-                        estimate.base_s,
-                        reported_s,
-                        turnaround_s,
-                        now,
+                        device=device,
+                        arm=estimate.arm,
+                        share=share[device],
+                        cost=estimate.cost,
+                        base_s=estimate.base_s,
+                        reported_s=steps_s,
+                        turnaround_s=turnaround_s,
+                        at_s=now,
                     )
                 )
-        self.state = observe_reports(self.state, index, reports)
-        self._save()
-
-    def evaluated(self, index: int | None, loss: float) -> None:
-        """Learn from an evaluation."""
-        self.state = observe_loss(self._options, self.state, index, loss)
-        self._save()
+        return reports
 
     def _save(self) -> None:
         self._ledger.bandit_is(self._job.name, msgspec.msgpack.encode(self.state))
