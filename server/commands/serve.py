@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from edge_runtime import output
 from edge_runtime.errors import ConfigError
-from server.commands.jobs import _summary_text
 from server.commands.shared_options import Commands, add_state_dir
 from server.commands.stopping import stop_on_signals
 
@@ -48,6 +47,7 @@ def _serve(args: argparse.Namespace) -> int:
     try:
         from server.serve import ServeOptions, load_job, run_job
         from server.views.progress import watch
+        from server.views.summary import summary_text
     except ImportError as error:
         raise ConfigError(f"the server is not installed ({error})", "pip install 'covey[server]'") from error
     from edge_runtime.network.address import TlsFiles
@@ -70,5 +70,5 @@ def _serve(args: argparse.Namespace) -> int:
         summary = run_job(fitted, bundle, options, observe, stop.is_set)
     if summary is None:
         return output.INTERRUPTED
-    output.emit(args, {"event": "finished", **summary}, _summary_text(summary))
+    output.emit(args, {"event": "finished", **summary}, summary_text(summary))
     return 0

@@ -1,4 +1,4 @@
-"""``covey simulate``."""
+"""``covey simulate``: run a job on simulated devices."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
+    from server.commands.shared_options import Commands
+
 _OFF = "off"
 
 
-def add_simulate(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], stop: Callable[[], Callable[[], bool]]
-) -> None:
+def add_simulate(commands: Commands[argparse.ArgumentParser], stop: Callable[[], Callable[[], bool]]) -> None:
     """Add ``covey simulate``.
 
     Args:
-        commands: of the parser.
-        stop: makes the question whether to stop; called once the command runs.
+        commands: the commands of ``covey``.
+        stop: returns the function that says whether to stop; called when the command starts.
     """
     from server.bandit.options import Policy
 

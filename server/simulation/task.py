@@ -123,6 +123,10 @@ class BundleTask:
         """See SimulatedTask."""
         return Part(self._rows, self._parts[device])
 
+    def row_numbers(self, device: int) -> Sequence[int]:
+        """Return which rows of the file a device has, from 0."""
+        return self._parts[device]
+
     def evaluate(self, theta: FloatVector) -> Evaluation:
         """See SimulatedTask."""
         return evaluate(self._predictor, theta, self._held_out, len(self.manifest.task.labels))

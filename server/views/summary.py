@@ -55,6 +55,11 @@ def job_summary(ledger: Ledger, name: str) -> dict[str, Any]:
     }
 
 
+def summary_text(summary: dict[str, Any]) -> str:
+    """Return a job's summary as text, one field per line."""
+    return "\n".join(f"{key:28} {'-' if value is None else value}" for key, value in summary.items())
+
+
 def _privacy(ledger: Ledger, name: str, config: dict[str, Any]) -> dict[str, float | None]:
     """Return ε and δ of the device that was sent the most plans; None where the job is not private.
 

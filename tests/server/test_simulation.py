@@ -188,8 +188,8 @@ def test_devices_share_rows_only_where_there_are_too_few(tmp_path: Path, tiny_bu
     data, chance = write_rows(reviews(100, 1), tmp_path / "rows.jsonl"), np.random.Generator(np.random.PCG64(0))
     few, many = (BundleTask(tiny_bundle, data, devices, chance) for devices in (4, 50))
     assert [len(few.rows(device)) for device in range(4)] == [20] * 4
-    assert len({index for part in few._parts for index in part}) == 80
-    assert {len(part) for part in many._parts} == {LEAST_ROWS}
+    assert len({index for device in range(4) for index in few.row_numbers(device)}) == 80
+    assert {len(many.row_numbers(device)) for device in range(50)} == {LEAST_ROWS}
 
 
 def test_drop_out_drift_and_throttling_show_in_the_times() -> None:
