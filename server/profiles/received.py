@@ -1,4 +1,4 @@
-"""Profiles that devices publish: checked, kept with their history; the newest of the job's bundle for the planner."""
+"""Checks and keeps the profiles that devices publish, and gives the planner the newest one of the job's bundle."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ class ProfileStore:
     Args:
         fleet: name of the fleet.
         fitted: the job and its bundle.
-        ledger: where they are kept.
+        ledger: profiles are entered in it.
     """
 
     def __init__(self, fleet: str, fitted: FittedJob, ledger: Ledger) -> None:
         self._fleet, self._fitted, self._ledger = fleet, fitted, ledger
 
     def newest(self, device: str) -> Profile | None:
-        """Return the last valid profile of the job's bundle that a device sent, also before a restart; None: none."""
+        """Return a device's last valid profile of the job's bundle, from the ledger; None: there is none."""
         return newest_profile(self._ledger, self._fleet, device, self._fitted.bundle_sha256)
 
     def take(self, device: str, payload: bytes) -> Profile | None:
-        """Enter what a device published, and return its newest profile of the job's bundle.
+        """Enter a profile message, and return the device's newest valid profile of the job's bundle.
 
-        A profile that cannot be is refused with a reason, and the one before goes on to count. One of another bundle is
-        kept for that bundle's jobs.
+        An invalid profile is rejected with a reason, and the last valid one stays in use. A profile of another bundle
+        is kept for that bundle's jobs.
         """
         payload_sha256 = hashlib.sha256(payload).hexdigest()
         try:
@@ -56,7 +56,10 @@ class ProfileStore:
     def _check(self, device: str, payload: bytes) -> tuple[Profile, list[str]]:
         message = decode_message(payload, ProfileMessage)
         if message.device != device:
-            raise ProtocolError(f"{device} sent the profile of {message.device}", "look at this device")
+            raise ProtocolError(
+                f"{device} sent the profile of {message.device}",
+                "check name in the edge.toml of both: every device needs a name of its own",
+            )
         profile = message.profile
         remarks = check_profile(profile)
         if not any(graph.latencies for graph in profile.graphs):
@@ -71,7 +74,7 @@ class ProfileStore:
 
 
 def profile_history(ledger: Ledger, device: str, fleet: str | None = None) -> list[dict[str, Any]]:
-    """Return all that is kept of what a device published, oldest first; ``state`` is ``valid`` or ``refused``.
+    """Return the profiles kept of a device as plain values, oldest first; ``state`` is ``valid`` or ``refused``.
 
     Args:
         ledger: the ledger.
