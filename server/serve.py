@@ -40,7 +40,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """Where things are; ``covey serve --help`` explains each."""
+    """Folders and addresses of a server; ``covey serve --help`` explains each."""
 
     bundle: Path
     state_dir: Path
@@ -58,7 +58,8 @@ def load_job(path: Path, bundle_path: Path) -> tuple[FittedJob, Bundle]:
     """Read a job and its bundle, and check that they fit.
 
     Raises:
-        ConfigError, BundleError: names what does not fit.
+        ConfigError: the job is wrong or does not fit the bundle; the message names the field.
+        BundleError: the bundle is damaged.
     """
     bundle = open_bundle(bundle_path)
     verify_files(bundle)
@@ -75,10 +76,10 @@ def run_job(
     """Run a job to its end.
 
     Returns:
-        The job's summary (summary.job_summary), or None where it was stopped and can be resumed.
+        The job's summary (summary.job_summary); None: it was stopped and can be resumed.
 
     Raises:
-        CoveyError: see errors.py; what was done is in the ledger.
+        CoveyError: see errors.py; closed rounds stay in the ledger, and the job can be resumed.
     """
 
     def connect(stack: contextlib.ExitStack, http_port: int) -> Transport:
@@ -104,9 +105,9 @@ def coordinate(
     Args:
         fitted: the job.
         bundle: its bundle.
-        options: where things are; those of the broker are not looked at.
-        connect: makes the transport once the HTTP side is up; told its port, and where to leave what must be closed.
-        observe: told what happens.
+        options: folders and addresses; those of the broker are not used.
+        connect: makes the transport once the HTTP side listens; gets a stack for clean-up, and the HTTP port.
+        observe: receives events.
         should_stop: asked between messages.
     """
     job = fitted.job
@@ -143,7 +144,7 @@ def coordinate(
 
 @contextlib.contextmanager
 def _only_one(state_dir: Path) -> Iterator[None]:
-    """Hold the state directory: two servers on one ledger would each aggregate half a round."""
+    """Lock the state directory: two servers on one ledger would each aggregate half of a round."""
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
         lock = (state_dir / "lock").open("w")

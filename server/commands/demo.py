@@ -35,7 +35,7 @@ def add_demo_command(commands: Commands[argparse.ArgumentParser]) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="another way to divide the movies among devices and test: 1, 2, … (default: %(default)s)",
+        help="number of another division of the movies among devices and test rows: 1, 2, … (default: %(default)s)",
     )
     demo.add_argument("--workdir", type=Path, default=Path(".covey/demo"), help="emptied first (default: %(default)s)")
     demo.add_argument("--cache", type=Path, help="downloaded packages (default: ~/.cache/covey)")

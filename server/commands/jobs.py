@@ -23,7 +23,7 @@ def add_job_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     listing = job.add_parser("list", help="all jobs", description=_job_list.__doc__)
     device = commands.add_parser("device", help="look at devices").add_subparsers(required=True, metavar="COMMAND")
     devices = device.add_parser("list", help="all devices", description=_device_list.__doc__)
-    explain = job.add_parser("explain", help="why a device got its work", description=_job_explain.__doc__)
+    explain = job.add_parser("explain", help="why a device was given its arm", description=_job_explain.__doc__)
     explain.add_argument("round", type=int, help="index of the round")
     explain.add_argument("device", help="name of the device")
     explain.add_argument("--job", help="name of the job (default: the only one, or the newest)")
@@ -77,7 +77,7 @@ def _job_show(args: argparse.Namespace) -> int:
 
 
 def _job_explain(args: argparse.Namespace) -> int:
-    """Show the arms of a device in a round, what the bandit thought of each, and why it chose."""
+    """Show a device's arms in a round, the bandit's estimate of each, and why it chose one."""
     from server.views.explain import explain, explanation_text
 
     found = explain(_open_ledger(args), args.job, args.round, args.device)

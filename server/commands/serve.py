@@ -34,7 +34,7 @@ def add_serve_command(commands: Commands[argparse.ArgumentParser]) -> None:
         "--public-url",
         help="HTTP address for the devices, e.g. http://server:8080 (default: --http-port on the broker's host)",
     )
-    serve.add_argument("--threads", type=int, default=0, help="threads of the evaluation (default: one a core)")
+    serve.add_argument("--threads", type=int, default=0, help="threads of the evaluation (default: one per core)")
     for name, what in (("ca", "authority that signed the broker"), ("cert", "own certificate"), ("key", "own key")):
         serve.add_argument(f"--tls-{name}", metavar="FILE", help=f"for mqtts: {what} (PEM)")
     add_state_dir(serve)
@@ -43,7 +43,10 @@ def add_serve_command(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    """Run a job: wait for devices, coordinate its rounds, write the finished adapter. Killed, it resumes."""
+    """Run a job: wait for devices, coordinate its rounds, and write the finished adapter.
+
+    A server that was killed resumes the job when it is started again.
+    """
     try:
         from server.serve import ServeOptions, load_job, run_job
         from server.views.progress import watch

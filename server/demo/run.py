@@ -191,7 +191,7 @@ def _job_text(recipe: Recipe, options: DemoOptions, levels: dict[str, int]) -> s
 
 
 def _covey(*arguments: str) -> dict[str, Any]:
-    """Run a ``covey`` command in a process of its own, which gives its memory back, and return its JSON."""
+    """Run a ``covey`` command in a process of its own, so that its memory is freed, and return its JSON."""
     command = [sys.executable, "-m", "server.cli", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:

@@ -1,4 +1,4 @@
-"""``covey simulate``: a job on simulated devices, from its options to its result."""
+"""Simulates a job: real coordinator, simulated devices, virtual time."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _SECONDS_PER_ROUND = 10.0
 
 @dataclass(frozen=True)
 class SimulateOptions:
-    """What to simulate; ``covey simulate --help`` explains each."""
+    """What to simulate; ``covey simulate --help`` explains each option."""
 
     devices: int = 1000
     rounds: int = 100
@@ -74,7 +74,7 @@ class SimulateOptions:
 def _task_and_profiles(
     options: SimulateOptions, rng: np.random.Generator
 ) -> tuple[SimulatedTask, list[Profile], list[int], list[int]]:
-    """Return what is learned, the devices' profiles, and the splits and levels that both have."""
+    """Return the task, the devices' profiles, and the splits and levels that task and profiles share."""
     if options.bundle is None or options.data is None:
         profiles = [read_profile(path) for path in options.profiles] or modelled_profiles()
         layers, splits, levels = common(profiles)
@@ -99,7 +99,7 @@ def _task_and_profiles(
 
 
 def _job(options: SimulateOptions, task: SimulatedTask, splits: Sequence[int], levels: list[int]) -> FittedJob:
-    """Return the job: what a step is from its file, where there is one, the rest from the options."""
+    """Return the job: its steps as in job.toml (or defaults), all else from the options."""
     if options.job is not None:
         fitted = fit_to_bundle(read_job(options.job), task.manifest, task.sha256)
     else:
@@ -145,16 +145,18 @@ def simulate(
 
     Args:
         options: what to simulate.
-        observe: told what happens.
+        observe: receives events.
         should_stop: asked between messages.
-        state_dir: keeps the ledger; None: a folder that is removed.
+        state_dir: keeps the ledger; None: a temporary folder.
 
     Returns:
-        What came out: virtual and real seconds, losses, how often each arm ran, waits; None: it was stopped.
+        Virtual and real seconds, losses, how often each arm ran, waits; None: it was stopped.
 
     Raises:
-        ConfigError, ProfileError: options that do not fit together.
-        BundleError, DataError: a bundle or its rows are wrong.
+        ConfigError: the options do not fit together.
+        ProfileError: a profile is invalid.
+        BundleError: the bundle is damaged.
+        DataError: the rows are wrong, or too few.
         JobError: a round failed too often.
     """
     rng = np.random.Generator(np.random.PCG64(options.seed))
@@ -192,8 +194,8 @@ def simulate(
 
 
 def _in_memory() -> str | None:
-    """Return a folder in memory where there is one: nothing of a simulation needs to survive a power cut."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 mkdtemp makes a folder of its own
+    """Return a folder in memory, if there is one: a simulation's ledger need not survive a power cut."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 mkdtemp makes a new folder in it
 
 
 def _fleet(

@@ -1,4 +1,4 @@
-"""Why a device got its work: what the ledger says of the bandit's choices."""
+"""Explains why a device was given its arm, from the bandit's choices in the ledger."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 
 def explain(ledger: Ledger, job: str | None, index: int, device: str) -> dict[str, Any]:
-    """Return the choice for a device in the last attempt at a round, with all arms.
+    """Return the bandit's choice for a device in the last attempt at a round, with the estimates of all arms.
 
     Args:
         ledger: the ledger.
-        job: name of the job; None: the newest.
+        job: name of the job; None: the newest job.
         index: index of the round.
         device: name of the device.
 
     Raises:
-        JobError: there is no such job, or no choice was made for the device in this round.
+        JobError: there is no such job, or the bandit made no choice for the device in this round.
     """
     name = job or queries.newest_job(ledger)
     if name is None or queries.find_job(ledger, name) is None:
@@ -66,13 +66,13 @@ def explain(ledger: Ledger, job: str | None, index: int, device: str) -> dict[st
 
 
 def _why_ineligible(ledger: Ledger, job: str, index: int, device: str) -> str | None:
-    """Return why a device that was there took no work in the last attempt at a round; None: not known."""
+    """Return why a device's owner did not let it train in the last attempt at a round; None: not known."""
     plan = queries.last_plan(ledger, job, index)
     return None if plan is None else plan.ineligible.get(device)
 
 
 def explanation_text(found: dict[str, Any]) -> str:
-    """Return an explanation as a person reads it."""
+    """Return an explanation as text."""
     head = [f"{key:12} {'-' if value is None else value}" for key, value in found.items() if key != "arms"]
     columns = ("arm", "expected_s", "time_from", "gain", "gain_sd", "score", "left_out")
     rows = [
