@@ -150,10 +150,7 @@ class Coordinator:
         elif kind == "profile":
             self._roster.take_profile(device, message.payload)
         else:
-            report: DeviceReport = decode_message(
-                message.payload,
-                DeviceReport,  # type: ignore[arg-type]
-            )
+            report: DeviceReport = decode_message(message.payload, DeviceReport)  # type: ignore[arg-type]
             if report.device != name:
                 raise ProtocolError(
                     f"{name} sent a report in the name of {report.device}",
