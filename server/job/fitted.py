@@ -50,12 +50,12 @@ def fit_to_bundle(job: Job, manifest: Manifest, bundle_sha256: str) -> FittedJob
     if fitted.split not in manifest.splits:
         raise ConfigError(
             f"split = {fitted.split} is not in the bundle; it has {', '.join(map(str, manifest.splits))}",
-            "change the job's split, or export with --split",
+            "change split in the job, or re-export with covey export --split",
         )
     if job.train not in (None, manifest.train):
         raise ConfigError(
             f'train = "{job.train}" does not fit the bundle, which trains "{manifest.train}"',
-            f"export it with --train {job.train}, or change the job",
+            f"re-export with covey export --train {job.train}, or change train in the job",
         )
     _check_levels(job, manifest, fitted.levels)
     return fitted
@@ -67,17 +67,17 @@ def _check_levels(job: Job, manifest: Manifest, levels: list[int]) -> None:
     if manifest.train != "lora":
         raise ConfigError("[stld] trains LoRA bundles only, this one trains every weight", "leave [stld] out")
     if not manifest.levels:
-        raise ConfigError("the bundle has no training graphs for [stld]", "export it with --levels")
+        raise ConfigError("the bundle has no training graphs for [stld]", "re-export with covey export --levels")
     if job.stld.rescale and not all(graph.rescales for graph in manifest.graphs if graph.kind == "train"):
         raise ConfigError(
             "rescale = true: the bundle's training graphs do not rescale residuals",
-            "leave it out, or export with --levels and --rescale",
+            "leave rescale out, or re-export with covey export --levels --rescale",
         )
     for level in [*(job.stld.levels or []), *(level for level in job.stld.device_levels.values() if level)]:
         if level not in manifest.levels:
             raise ConfigError(
                 f"level {level} of [stld] is not in the bundle; it has {', '.join(map(str, manifest.levels))}",
-                "change the job's levels, or export with --levels",
+                "change the job's levels, or re-export with covey export --levels",
             )
     for name, level in job.stld.device_levels.items():
         if level and level not in levels:

@@ -201,7 +201,7 @@ def test_a_fleet_trains_every_weight(tmp_path: Path, tiny_export: Callable[..., 
 def test_mode_and_bundle_must_fit(tiny_export: Callable[..., Bundle], tmp_path: Path) -> None:
     lora, full = tiny_export("bert"), tiny_export("bert", train="full")
     for bundle, wanted in ((lora, "full"), (full, "lora")):
-        with pytest.raises(ConfigError, match=f"export it with --train {wanted}"):
+        with pytest.raises(ConfigError, match=f"re-export with covey export --train {wanted}"):
             fit_to_bundle(Job("j", "x", train=wanted), bundle.manifest, bundle.sha256)  # type: ignore[arg-type]
     names = [p.name for p in full.manifest.parameters]
     for wrong in (names[::-1], names[1:]):

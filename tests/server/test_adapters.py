@@ -1,4 +1,4 @@
-"""The chain of adapters: the cheaper way for each device, and what is kept."""
+"""The chain of adapters: each device gets the cheaper way, and old blobs are deleted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bandit: what it knows, what it never offers, and that it finds out."""
+"""The bandit: what it learns, what it never chooses, and how it corrects wrong profiles."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run(
     state: BanditState | None = None,
     profile: Mapping[str, float] | None = None,
 ) -> tuple[BanditState, list[list[Choice]]]:
-    """Play rounds: ``gain`` of each level, seconds a layer of each device (or a function of the round)."""
+    """Play rounds with the gain of each level and the seconds per layer of each device (or a function of the round)."""
     options = BanditOptions(policy=policy)  # type: ignore[arg-type]
     state = observe_loss(options, state or BanditState(), None, 100.0)
     loss, now, chance, history = 100.0, 0.0, rng(3), []
@@ -99,7 +99,7 @@ def test_the_arm_with_the_most_gain_a_second_is_found(gain: dict[int, float], be
 
 
 def test_quick_devices_go_deeper_within_a_round() -> None:
-    """The best round has 2 s: there the slow devices run 2 layers, and the quick one 6, in 1.5 s."""
+    """The best round lasts 2 s: within it the slow devices run 2 layers, and the quick one runs 6 in 1.5 s."""
     _, history = run({2: 0.5, 6: 1.0, 12: 1.5}, {"quick": 0.25, "slow": 1.0, "slow2": 1.0}, 40, profile={"quick": 0.25})
     late = [levels_of(choices) for choices in history[25:]]
     assert sum((entry["quick"] or 0) >= (entry["slow"] or 0) for entry in late) > 0.8 * len(late)

@@ -1,4 +1,4 @@
-"""Hybrid merging: the weights against the best ones on a bowl, and what each layer is averaged over."""
+"""Hybrid merging: weights are compared with the best ones on a bowl, and each layer averages its senders only."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_block_with_much_noise_does_not_drown_one_with_little() -> None:
 
 
 def test_kinds_that_go_different_ways_count_by_examples() -> None:
-    """Where devices' data differ, a movement that is more than its noise is not thrown away for being another one."""
+    """Where devices' data differ, a movement that is more than noise is kept although it points elsewhere."""
     rng = generator(5)
     deltas = deltas_of(rng, 2, 0.1)
     other = np.zeros(SIZE)
@@ -178,7 +178,7 @@ def test_each_layer_is_averaged_over_the_devices_that_sent_it_by_examples() -> N
 
 @given(seed=st.integers(0, 1000), devices=st.integers(1, 5), by_noise=st.booleans())
 def test_merging_is_a_mean(seed: int, devices: int, by_noise: bool) -> None:
-    """Whoever is first, and where all agree, so does the result; a factor on everything is a factor on the result."""
+    """The order of the devices changes nothing, and equal deltas are their own mean."""
     rng = generator(seed)
     deltas = deltas_of(rng, devices, 1.0)
     forward = Forward(deltas["b0"].movement, FRONT_SIZE, 1e-9, 1e-9)

@@ -1,4 +1,4 @@
-"""What the server does with profiles: keeps good ones with their history, refuses bad ones, shows and compares them."""
+"""Profiles on the server: valid ones are kept with their history, bad ones refused, and all shown and compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``covey simulate``: the same seed, the same bits; and what a job's ledger can explain afterwards."""
+"""``covey simulate``: the same seed gives the same bits, and the ledger explains every choice afterwards."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_devices_share_rows_only_where_there_are_too_few(tmp_path: Path, tiny_bu
 
 
 def test_drop_out_drift_and_throttling_show_in_the_times() -> None:
-    """Each alone, against a fleet in which nothing of it happens; what is drawn is the seed's."""
+    """Each alone changes the times of a quiet fleet; the same seed draws the same."""
     calm: dict[str, Any] = {
         "drop_out": 0.0,
         "drift": 0.0,
