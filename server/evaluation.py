@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -20,14 +20,15 @@ if TYPE_CHECKING:
     from edge_runtime.values import FloatVector
 
 Result = tuple["int | None", "Evaluation"]
+"""The index that an evaluation was started with (a round's, None: the first adapter), and what it gave."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Mean cross-entropy (nats) and share of right answers over the held-out rows.
 
-    For causal-lm both are over all completion tokens: exp(loss) is the perplexity, and a token is right where it is the
-    likeliest one after the true tokens before it.
+    For causal-lm both are over all completion tokens: exp(loss) is the perplexity, and a token is right where it is
+    the most probable one after the true tokens before it.
     """
 
     loss: float
@@ -37,7 +38,7 @@ class Evaluation:
 def evaluate(
     predictor: Predictor, theta: FloatVector, rows: EncodedRows | EncodedCompletions, n_labels: int
 ) -> Evaluation:
-    """Evaluate ``theta`` on all rows; ``n_labels`` is not used for completions."""
+    """Evaluate ``theta``, float32, (parameters,), on all rows; completions do not use ``n_labels``."""
     if isinstance(rows, EncodedCompletions):
         scores = score_completions(predictor, theta, rows)
         tokens = float(scores.tokens.sum())
@@ -48,8 +49,21 @@ def evaluate(
     return Evaluation(loss=float(losses.mean()), accuracy=float((logits.argmax(axis=1) == labels).mean()))
 
 
+class Evaluator(Protocol):
+    """Evaluates adapters, one after the other."""
+
+    def start(self, index: int | None, theta: FloatVector) -> None:
+        """Start to evaluate an adapter; the last evaluation must have been collected."""
+
+    def collect(self, *, wait: bool) -> Result | None:
+        """Return a finished evaluation; None: there is none (yet)."""
+
+    def close(self) -> None:
+        """Wait for a running evaluation, and release the thread."""
+
+
 class InlineEvaluator:
-    """Evaluates adapters at once, in the caller's thread: what is known when does not depend on the machine.
+    """Evaluates adapters at once in the caller's thread: simulations do not depend on the machine's speed.
 
     Args:
         evaluate: evaluates an adapter on the held-out rows.
@@ -60,22 +74,22 @@ class InlineEvaluator:
         self._done: Result | None = None
 
     def start(self, index: int | None, theta: FloatVector) -> None:
-        """See BackgroundEvaluator."""
+        """See Evaluator."""
         if self._done is not None:
             raise RuntimeError("collect the last evaluation first")
         self._done = (index, self._evaluate(theta))
 
     def collect(self, *, wait: bool) -> Result | None:  # noqa: ARG002 it is always done
-        """See BackgroundEvaluator."""
+        """See Evaluator."""
         done, self._done = self._done, None
         return done
 
     def close(self) -> None:
-        """See BackgroundEvaluator."""
+        """See Evaluator."""
 
 
 class BackgroundEvaluator:
-    """Evaluates adapters in another thread.
+    """Evaluates adapters in a thread of its own, while the coordinator goes on with the next round.
 
     Args:
         evaluate: evaluates an adapter on the held-out rows.
@@ -87,13 +101,13 @@ class BackgroundEvaluator:
         self._running: tuple[int | None, concurrent.futures.Future[Evaluation]] | None = None
 
     def start(self, index: int | None, theta: FloatVector) -> None:
-        """Begin with an adapter; the one before must have been collected."""
+        """See Evaluator."""
         if self._running is not None:
             raise RuntimeError("collect the last evaluation first")
         self._running = (index, self._executor.submit(self._evaluate, theta))
 
     def collect(self, *, wait: bool) -> Result | None:
-        """Return a finished evaluation with the index it was begun with; None where there is none (yet)."""
+        """See Evaluator."""
         if self._running is None or not (wait or self._running[1].done()):
             return None
         index, future = self._running
@@ -101,5 +115,5 @@ class BackgroundEvaluator:
         return index, future.result()
 
     def close(self) -> None:
-        """Wait for what runs, and end."""
+        """See Evaluator."""
         self._executor.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""What happens during a job, for whoever watches: the progress table, the JSON lines, tests."""
+"""Events of a job, for the progress table, for JSON lines and for tests."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 class _Event(msgspec.Struct, frozen=True, tag_field="event", kw_only=True):
-    """What all events share: their tag."""
+    """Base of all events: the field ``event`` has the tag."""
 
 
 class Waiting(_Event, frozen=True, tag="waiting", kw_only=True):
-    """Too few devices that take work are online to go on; ``ineligible`` says why others take none."""
+    """Too few devices that may train are online; ``ineligible`` says why others may not train now, by name."""
 
     online: int
     needed: int
@@ -23,7 +23,7 @@ class Waiting(_Event, frozen=True, tag="waiting", kw_only=True):
 
 
 class DeviceChanged(_Event, frozen=True, tag="device", kw_only=True):
-    """A device said what it is doing, or (``ineligible``) why it takes no work now."""
+    """A device sent its state; ``ineligible`` says why its owner's rules keep it from training now."""
 
     device: str
     state: str
@@ -31,7 +31,7 @@ class DeviceChanged(_Event, frozen=True, tag="device", kw_only=True):
 
 
 class RoundOpened(_Event, frozen=True, tag="round_opened", kw_only=True):
-    """A round was offered."""
+    """A round was offered to devices."""
 
     round: int
     attempt: int
@@ -39,7 +39,7 @@ class RoundOpened(_Event, frozen=True, tag="round_opened", kw_only=True):
 
 
 class ReportTaken(_Event, frozen=True, tag="report", kw_only=True):
-    """A device reported; ``loss`` is None in a private round."""
+    """A device's report was taken; ``loss`` (training loss) is None in a private round."""
 
     round: int
     device: str
@@ -49,7 +49,7 @@ class ReportTaken(_Event, frozen=True, tag="report", kw_only=True):
 
 
 class OfferFailed(_Event, frozen=True, tag="offer_failed", kw_only=True):
-    """A device will not report: it refused, or is lost."""
+    """A device will not report: it has refused, is lost, or its report was invalid."""
 
     round: int
     device: str
@@ -57,7 +57,7 @@ class OfferFailed(_Event, frozen=True, tag="offer_failed", kw_only=True):
 
 
 class RoundClosed(_Event, frozen=True, tag="round_closed", kw_only=True):
-    """A round has its adapter."""
+    """A round was aggregated into an adapter."""
 
     round: int
     reports: int
@@ -65,7 +65,7 @@ class RoundClosed(_Event, frozen=True, tag="round_closed", kw_only=True):
 
 
 class RoundAbandoned(_Event, frozen=True, tag="round_abandoned", kw_only=True):
-    """An attempt had too few reports; the round is tried again."""
+    """An attempt had too few reports; the round is offered again."""
 
     round: int
     attempt: int
@@ -73,7 +73,7 @@ class RoundAbandoned(_Event, frozen=True, tag="round_abandoned", kw_only=True):
 
 
 class Evaluated(_Event, frozen=True, tag="evaluated", kw_only=True):
-    """Held-out loss and accuracy of an adapter; ``round`` is None for the one the job starts from."""
+    """Held-out loss and accuracy of an adapter; ``round`` is None for the adapter that the job starts from."""
 
     round: int | None
     loss: float
@@ -81,7 +81,7 @@ class Evaluated(_Event, frozen=True, tag="evaluated", kw_only=True):
 
 
 class Syncing(_Event, frozen=True, tag="syncing", kw_only=True):
-    """The final adapter is on its way: how many devices have shown its hash."""
+    """The final adapter was sent to ``devices`` devices; ``proved`` of them have proved that they have it."""
 
     proved: int
     devices: int

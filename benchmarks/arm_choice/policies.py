@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from benchmarks.harness.measure import provenance, spread
-from server.bandit.arms import Arm, Offer
+from server.bandit.arms import Arm, PricedArm
 from server.bandit.choices import Candidate
 from server.bandit.choose import choose
 from server.bandit.options import BanditOptions, Policy
@@ -97,7 +97,7 @@ def play(world: World, seed: int, policy: Policy | None = None, fixed: int | Non
     arms = {level: Arm("backprop", level=level) for level in LEVEL_TIMES}
     names = [f"device-{device:02}" for device in range(DEVICES)]
     candidates = [
-        Candidate(name, 1 / DEVICES, [Offer(arms[v], 12 * s, s * world.profile[d]) for v, s in LEVEL_TIMES.items()])
+        Candidate(name, 1 / DEVICES, [PricedArm(arms[v], 12 * s, s * world.profile[d]) for v, s in LEVEL_TIMES.items()])
         for d, name in enumerate(names)
     ]
     state = observe_loss(options, BanditState(), None, 1.0)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.harness.measure import provenance
 from edge_runtime.agent.config import EdgeConfig
 from edge_runtime.data.examples import DataConfig
-from server.demo.run import toml
+from server.samples.toml_text import toml
 from server.serve import load_job
 from server.simulation.in_process import run_in_process
 from server.storage.ledger import LEDGER_FILE, Ledger
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from edge_runtime.bundle.folder import Bundle
-    from server.job.job import Job
+    from server.job.fitted import FittedJob
 
 Results = list[dict[str, Any]]
 
@@ -85,7 +85,7 @@ class FleetRun:
     """A job that has run; its files are there as long as fleet_run's block.
 
     Attributes:
-        job: the job.
+        fitted: the job and its bundle.
         bundle: its bundle.
         configs: the devices.
         ledger: the server's.
@@ -93,7 +93,7 @@ class FleetRun:
         wall_s: seconds that all took together.
     """
 
-    job: Job
+    fitted: FittedJob
     bundle: Bundle
     configs: Sequence[EdgeConfig]
     ledger: Ledger
@@ -117,7 +117,7 @@ def fleet_run(
     with tempfile.TemporaryDirectory(dir=root) as folder:
         path = Path(folder) / "job.toml"
         path.write_text(toml(fields) + "".join(f"[{name}]\n{toml(table)}" for name, table in tables.items()))
-        job, opened = load_job(path, bundle)
+        fitted, opened = load_job(path, bundle)
         configs = [
             EdgeConfig(
                 name=name,
@@ -129,10 +129,10 @@ def fleet_run(
             for name, rows in devices.items()
         ]
         started = time.monotonic()
-        summary = run_in_process(job, opened, Path(folder) / "server", configs)
+        summary = run_in_process(fitted, opened, Path(folder) / "server", configs)
         wall_s = time.monotonic() - started
         with contextlib.closing(Ledger(Path(folder) / "server" / LEDGER_FILE, read_only=True)) as ledger:
-            yield FleetRun(job, opened, configs, ledger, summary, wall_s)
+            yield FleetRun(fitted, opened, configs, ledger, summary, wall_s)
 
 
 def first_at(curve: Sequence[Sequence[float]], column: int, wanted: float, *, is_rising: bool = False) -> float | None:

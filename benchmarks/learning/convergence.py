@@ -250,6 +250,7 @@ def run_one(settings: dict[str, Any]) -> dict[str, Any]:
         from benchmarks.learning.backprop import run_backprop
 
         return run_backprop(settings, DEVICES)
+    from server.storage.queries import passes_per_round
     from server.views.summary import job_rounds
 
     root = Path(settings["root"])
@@ -258,15 +259,12 @@ def run_one(settings: dict[str, Any]) -> dict[str, Any]:
     with fleet_run(root, Path(settings["bundle"]), fields, {"step": settings["step"]}, devices) as ran:
         summary = ran.summary
         rounds = job_rounds(ran.ledger, "run")
-        passes = ran.ledger.rows(
-            "SELECT round, sum(front_passes) AS front, sum(back_passes) AS back FROM offers "
-            "WHERE state = 'reported' GROUP BY round ORDER BY round"
-        )
-    share = (ran.job.split or 0) / settings["layers"]
+        passes = passes_per_round(ran.ledger, "run")
+    share = ran.fitted.split / settings["layers"]
     spent = 0.0
     curve = []
-    for row, made in zip(rounds, passes, strict=True):
-        spent += made["front"] * share + made["back"] * (1 - share)
+    for row, (front, back) in zip(rounds, passes, strict=True):
+        spent += front * share + back * (1 - share)
         if row["loss"] is not None:
             curve.append([round(spent, 1), round(row["loss"], 5), round(row["accuracy"], 4)])
     keys = ("loss_start", "loss_end", "accuracy_start", "accuracy_end")

@@ -1,4 +1,4 @@
-"""Arms: how deep a backprop device trains; where a forward-only device splits its work and how often it perturbs."""
+"""Arms: a backprop device's dropout level, or a forward-only device's split and P2, and what each costs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.manifest import Manifest
     from edge_runtime.protocol.profile import GraphProfile, Profile
 
-_BACKPROP_PASSES = 3.0  # a forward and a backward pass, in forward passes
+_BACKPROP_PASSES = 3.0
+"""Cost of a forward and a backward pass together, in forward passes: a backward pass costs two (our reading)."""
 
 
 class Arm(msgspec.Struct, frozen=True, order=True):
-    """One choice: ``backprop`` at a level, or ``forward`` at a split with P2 back directions."""
+    """What the bandit can choose for a device: ``backprop`` at a level, or ``forward`` at a split with P2."""
 
     kind: Literal["backprop", "forward"]
     level: int | None = None
@@ -30,20 +31,20 @@ class Arm(msgspec.Struct, frozen=True, order=True):
 
     @property
     def name(self) -> str:
-        """How it is shown, and named in a state."""
+        """The arm as text; a BanditState uses it as a key."""
         if self.kind == "backprop":
             return f"level {self.level}"
         return f"split {self.split} x {self.back_perturbations}"
 
 
-class Offer(msgspec.Struct, frozen=True):
-    """An arm on one device, before anything of it was learned.
+class PricedArm(msgspec.Struct, frozen=True):
+    """An arm with its price on one device, before any report.
 
     Attributes:
         arm: the arm.
-        cost: forward passes of the whole model in a round; relative times follow from it where none was measured.
-        profile_s: seconds of a round's steps by the device's profile; None: not known.
-        left_out: why the device is not offered it; None: it is.
+        cost: forward passes of the whole model per round; gives relative times where none was measured.
+        profile_s: seconds of a round's local steps by the device's profile; None: not known.
+        left_out: why the device cannot be given the arm; None: it can.
     """
 
     arm: Arm
@@ -52,16 +53,16 @@ class Offer(msgspec.Struct, frozen=True):
     left_out: str | None = None
 
 
-class Work(msgspec.Struct, frozen=True):
-    """What a job's arms share.
+class PriceBasis(msgspec.Struct, frozen=True):
+    """What the price of every arm of a job depends on, beside the arm and the device.
 
     Attributes:
-        layers: L.
-        tokens: longest rows.
-        steps: local steps of a forward-only device.
-        batch_size: rows of such a step.
-        rule: its rule; P2 is the arm's.
-        stld: what backprop devices do; None: there are none.
+        layers: L, the model's transformer layers.
+        tokens: tokens of the longest row.
+        steps: local steps of a forward-only device per round.
+        batch_size: rows per forward-only step.
+        rule: rule of a forward-only step; the arm replaces its P2.
+        stld: settings of the backprop devices; None: the job has none.
     """
 
     layers: int
@@ -73,18 +74,18 @@ class Work(msgspec.Struct, frozen=True):
 
 
 def forward_arms(splits: Iterable[int], back_perturbations: Iterable[int]) -> list[Arm]:
-    """Return all (split, P2)."""
+    """Return one arm per split and P2, ascending."""
     counts = sorted(set(back_perturbations))
     return [Arm("forward", split=split, back_perturbations=p2) for split in sorted(set(splits)) for p2 in counts]
 
 
 def backprop_arms(levels: Iterable[int]) -> list[Arm]:
-    """Return all levels."""
+    """Return one arm per level, ascending."""
     return [Arm("backprop", level=level) for level in sorted(set(levels))]
 
 
 def passes(rule: StepRule, back_perturbations: int) -> tuple[int, int]:
-    """Return the front and back passes of one step (algorithm.md)."""
+    """Return the front and the back passes of one step per row (docs/algorithm.md)."""
     p1, p2 = rule.front_perturbations, back_perturbations
     sides = 2 if rule.difference == "central" else 1
     clean = 0 if rule.difference == "central" else 1
@@ -93,38 +94,38 @@ def passes(rule: StepRule, back_perturbations: int) -> tuple[int, int]:
     return sides * p1 + clean, sides * p1 * p2 + clean
 
 
-def offer(arm: Arm, work: Work, profile: Profile | None) -> Offer:
-    """Return what an arm costs on a device by its profile."""
+def price(arm: Arm, basis: PriceBasis, profile: Profile | None) -> PricedArm:
+    """Return what an arm costs on a device; ``profile`` is the device's, None: not known."""
     if arm.kind == "backprop":
-        assert work.stld is not None  # noqa: S101 such arms come with [stld]
+        assert basis.stld is not None  # noqa: S101 such arms come with [stld]
         assert arm.level is not None  # noqa: S101
-        cost = work.stld.steps * work.stld.batch_size * _BACKPROP_PASSES * arm.level / work.layers
+        cost = basis.stld.steps * basis.stld.batch_size * _BACKPROP_PASSES * arm.level / basis.layers
         graph = None if profile is None else profile.graph("train", level=arm.level)
         if graph is None:
-            return Offer(arm, cost)
-        runs = math.ceil(work.stld.batch_size / work.stld.most_rows)
-        return Offer(arm, cost, work.stld.steps * runs * _sustained_s(graph, profile, work.stld.most_rows, work))
+            return PricedArm(arm, cost)
+        runs = math.ceil(basis.stld.batch_size / basis.stld.most_rows)
+        return PricedArm(arm, cost, basis.stld.steps * runs * _sustained_s(graph, profile, basis.stld.most_rows, basis))
     assert arm.split is not None  # noqa: S101
     assert arm.back_perturbations is not None  # noqa: S101
-    fronts, backs = passes(work.rule, arm.back_perturbations)
-    share = arm.split / max(work.layers, 1)
-    # The back block holds the head too: it never is for nothing.
-    cost = work.steps * work.batch_size * (fronts * share + backs * max(1 - share, 0.5 / max(work.layers, 1)))
+    fronts, backs = passes(basis.rule, arm.back_perturbations)
+    share = arm.split / max(basis.layers, 1)
+    # The back block contains the head, so it costs something even at the last split.
+    cost = basis.steps * basis.batch_size * (fronts * share + backs * max(1 - share, 0.5 / max(basis.layers, 1)))
     front = None if profile is None else profile.graph("front", split=arm.split)
     back = None if profile is None else profile.graph("back", split=arm.split)
     if front is None or back is None:
-        return Offer(arm, cost)
-    f1, f2 = (_sustained_s(graph, profile, work.batch_size, work) for graph in (front, back))
-    return Offer(arm, cost, work.steps * (fronts * f1 + backs * f2))
+        return PricedArm(arm, cost)
+    f1, f2 = (_sustained_s(graph, profile, basis.batch_size, basis) for graph in (front, back))
+    return PricedArm(arm, cost, basis.steps * (fronts * f1 + backs * f2))
 
 
-def _sustained_s(graph: GraphProfile, profile: Profile | None, rows: int, work: Work) -> float:
-    """Return the seconds of a run on a board that is as hot as training makes it."""
-    return latency_s(graph, rows, work.tokens) * (1.0 if profile is None else profile.slowdown)
+def _sustained_s(graph: GraphProfile, profile: Profile | None, rows: int, basis: PriceBasis) -> float:
+    """Return the seconds of one run on a board that training has heated up."""
+    return latency_s(graph, rows, basis.tokens) * (1.0 if profile is None else profile.slowdown)
 
 
 def power_w(arm: Arm, profile: Profile | None) -> float | None:
-    """Return the largest mean power of an arm's graphs; None: not measured."""
+    """Return the largest mean power of an arm's graphs, in watts; None: not measured."""
     if profile is None:
         return None
     if arm.kind == "backprop":
@@ -135,33 +136,33 @@ def power_w(arm: Arm, profile: Profile | None) -> float | None:
     return max((power for power in known if power is not None), default=None)
 
 
-def offers_of(
+def price_arms(
     arms: Sequence[Arm],
-    work: Work,
+    basis: PriceBasis,
     profile: Profile | None,
     left_out: Mapping[Arm, str],
     most_power_w: float | None = None,
-) -> list[Offer]:
-    """Return the arms of one device.
+) -> list[PricedArm]:
+    """Return the arms of one device with their prices.
 
     Args:
-        arms: those of the job that the device could take by its kind.
-        work: what they share.
-        profile: the device's; None: not known.
-        left_out: arms that it is not offered, and why: they do not fit its memory, or it refused them.
-        most_power_w: arms that took more by the profile are left out; None: none is.
+        arms: the job's arms of the device's kind, backprop or forward.
+        basis: what their prices depend on.
+        profile: the device's profile; None: not known.
+        left_out: arms that the device cannot be given, and why: they do not fit its memory, or it refused them.
+        most_power_w: arms that took more power by the profile are left out; None: no limit.
     """
     found = []
     for arm in arms:
-        made = offer(arm, work, profile)
+        priced = price(arm, basis, profile)
         reason = left_out.get(arm)
         power = power_w(arm, profile)
         if reason is None and most_power_w is not None and power is not None and power > most_power_w:
             reason = f"takes {power:.1f} W, the job allows {most_power_w:.1f} W"
-        found.append(made if reason is None else msgspec.structs.replace(made, left_out=reason))
+        found.append(priced if reason is None else msgspec.structs.replace(priced, left_out=reason))
     return found
 
 
 def job_splits(manifest: Manifest, split: int, *, any_split: bool) -> list[int]:
-    """Return the splits that may be chosen."""
+    """Return the splits that the bandit may choose from: all of the bundle, or the job's alone."""
     return list(manifest.splits) if any_split else [split]

@@ -1,6 +1,6 @@
-"""The bandit: which arm each device of a round gets. Pure: states go in and come out, rng and clock are given.
+"""The bandit: chooses the arm of each device of a round. Pure: rng, clock and state are arguments.
 
-What is known is in bandit_state.py, how it is used in policies.py, what was chosen and why in choices.py.
+``state.py`` has what the bandit knows, ``policies.py`` how it uses that, ``choices.py`` the record of a choice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from server.bandit.options import BanditOptions
     from server.bandit.state import BanditState
 
-_SAFE = 0.9  # share of a deadline that an expected time may take
+_SAFE = 0.9
+"""An arm is left out where its expected time is above this share of the deadline: times vary from round to round."""
 
 
 def choose(
@@ -37,20 +38,38 @@ def choose(
     now: float,
     rng: np.random.Generator,
 ) -> tuple[BanditState, list[Choice]]:
-    """Choose the arms of a round.
+    """Choose the arms of a round, with one split for all its forward-only devices: a round's log has one split.
+
+    Where the arms have several splits, the choice is made for each of them, and the one with the largest drawn gain
+    per second is returned; only ``thompson`` draws gains.
 
     Args:
-        options: how.
-        state: what is known.
+        options: the policy and its parameters.
+        state: what the bandit knows.
         candidates: the devices of the cohort; their shares add up to 1.
-        enough: how many reports end the round: the slowest beyond them are not waited for.
-        deadline_s: of the round; an arm that is not expected to make it is not offered.
-        now: the server's clock, as in Reported.
-        rng: every random choice.
+        enough: number of reports that end the round; slower devices are not waited for.
+        deadline_s: deadline of the round; an arm that is not expected to meet it is left out.
+        now: seconds of the server's clock, as in Reported.
+        rng: source of every random choice.
 
     Returns:
-        The state after it, and a choice a candidate, in their order.
+        The state after the choice, and one choice per candidate, in their order.
     """
+    splits = sorted({priced.arm.split for c in candidates for priced in c.arms if priced.arm.split is not None})
+    tries = [candidates] if len(splits) < 2 else [_at_split(candidates, split) for split in splits]
+    found = [_choose(options, state, tried, enough, deadline_s, now, rng) for tried in tries]
+    return max(found, key=lambda made: _rate(candidates, made[1], enough))
+
+
+def _choose(
+    options: BanditOptions,
+    state: BanditState,
+    candidates: Sequence[Candidate],
+    enough: int,
+    deadline_s: float,
+    now: float,
+    rng: np.random.Generator,
+) -> tuple[BanditState, list[Choice]]:
     priors = _priors(candidates)
     state = msgspec.structs.replace(state, gains=gain_model.with_arms(state.gains, priors))
     overhead_s = fleet_overhead_s(state.times.values())
@@ -74,11 +93,14 @@ def choose(
 
 
 def _priors(candidates: Sequence[Candidate]) -> dict[str, float]:
-    """Return a prior gain of every arm: its share of the largest cost of its kind, so that none is better a second."""
+    """Return the prior gain of every arm by name: its cost over the largest cost of its kind.
+
+    So every arm of a kind has the same prior gain per second.
+    """
     costs: dict[Arm, float] = {}
     for candidate in candidates:
-        for made in candidate.offers:
-            costs[made.arm] = made.cost
+        for priced in candidate.arms:
+            costs[priced.arm] = priced.cost
     largest = {
         kind: max((c for a, c in costs.items() if a.kind == kind), default=1.0) for kind in ("backprop", "forward")
     }
@@ -91,10 +113,12 @@ def _order(arm: Arm) -> tuple[str, int, int, int]:
 
 def _with_fleet(state: BanditState, candidates: Sequence[Candidate]) -> list[tuple[Candidate, list[float | None]]]:
     unit = fleet_s_per_pass(state.per_pass)
-    if unit is None:  # the first round: a profile of another device is better than nothing
-        known = [made.profile_s / made.cost for c in candidates for made in c.offers if made.profile_s is not None]
+    if unit is None:  # in the first round, the profiles of other devices are all that is known
+        known = [
+            priced.profile_s / priced.cost for c in candidates for priced in c.arms if priced.profile_s is not None
+        ]
         unit = statistics.median(known) if known else None
-    return [(candidate, base_seconds(candidate.offers, unit)) for candidate in candidates]
+    return [(candidate, base_seconds(candidate.arms, unit)) for candidate in candidates]
 
 
 def _open(
@@ -107,34 +131,15 @@ def _open(
     candidate, bases = based
     times = state.times.get(candidate.device)
     estimates, free = [], []
-    for index, (made, base_s) in enumerate(zip(candidate.offers, bases, strict=True)):
-        found: Expected = expected(made, base_s, times, now, overhead_s)
-        left_out = made.left_out
+    for index, (priced, base_s) in enumerate(zip(candidate.arms, bases, strict=True)):
+        found: Expected = expected(priced, base_s, times, now, overhead_s)
+        left_out = priced.left_out
         if left_out is None and found.round_s is not None and found.round_s > _SAFE * deadline_s:
             left_out = f"expected to take {found.round_s:.1f} s, the deadline is {deadline_s:.1f} s"
-        estimates.append(Estimate(made.arm, made.cost, base_s, found.round_s, found.source, left_out=left_out))
+        estimates.append(Estimate(priced.arm, priced.cost, base_s, found.round_s, found.source, left_out=left_out))
         if left_out is None:
             free.append(index)
     return Open(candidate, estimates, free)
-
-
-def choose_at_best_split(
-    options: BanditOptions,
-    state: BanditState,
-    candidates: Sequence[Candidate],
-    enough: int,
-    deadline_s: float,
-    now: float,
-    rng: np.random.Generator,
-) -> tuple[BanditState, list[Choice]]:
-    """Choose as choose does, with one split for all forward-only devices of the round: its log has one.
-
-    With several, each is tried in thought, and the one with the most gain a second is taken; ``thompson`` only.
-    """
-    splits = sorted({made.arm.split for c in candidates for made in c.offers if made.arm.split is not None})
-    tries = [candidates] if len(splits) < 2 else [_at_split(candidates, split) for split in splits]
-    found = [choose(options, state, tried, enough, deadline_s, now, rng) for tried in tries]
-    return max(found, key=lambda made: _rate(candidates, made[1], enough))
 
 
 def _at_split(candidates: Sequence[Candidate], split: int) -> list[Candidate]:
@@ -144,10 +149,10 @@ def _at_split(candidates: Sequence[Candidate], split: int) -> list[Candidate]:
             candidate.device,
             candidate.share,
             [
-                made
-                if made.arm.split in (None, split) or made.left_out is not None
-                else msgspec.structs.replace(made, left_out=reason)
-                for made in candidate.offers
+                priced
+                if priced.arm.split in (None, split) or priced.left_out is not None
+                else msgspec.structs.replace(priced, left_out=reason)
+                for priced in candidate.arms
             ],
         )
         for candidate in candidates
@@ -155,7 +160,7 @@ def _at_split(candidates: Sequence[Candidate], split: int) -> list[Candidate]:
 
 
 def _rate(candidates: Sequence[Candidate], choices: Sequence[Choice], enough: int) -> float:
-    """Return the drawn gain a second of a round."""
+    """Return the drawn gain per second of a round; an arm without a time counts by its cost."""
     share = {candidate.device: candidate.share for candidate in candidates}
     known = [choice.estimate for choice in choices]
     times = sorted(entry.cost if entry.round_s is None else entry.round_s for entry in known if entry is not None)

@@ -1,4 +1,4 @@
-"""Options of the bandit, as a job file states them."""
+"""Options of the bandit, as ``[bandit]`` in job.toml gives them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ Policy = Literal["thompson", "paper", "ucb", "epsilon", "uniform", "fixed"]
 
 
 class BanditOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How arms are chosen.
+    """How the bandit chooses arms.
 
     Attributes:
         policy: see policies.py.
-        discount: what an observation counts after one more round (``thompson``).
-        explored_share: share of choices that explore (``epsilon``), of the pool that is replaced (``paper``).
-        window: rewards of an arm that count (``paper``, ``ucb``, ``epsilon``), and rounds of exploitation (``paper``).
-        pool: arms in a device's pool (``paper``).
+        discount: weight of an observation after one more round (``thompson``).
+        explored_share: share of choices that explore (``epsilon``); share of the pool that is replaced (``paper``).
+        window: number of an arm's last rewards that count (``paper``, ``ucb``, ``epsilon``), and rounds of exploitation
+            between two refreshes (``paper``).
+        pool: number of arms in a device's pool (``paper``).
     """
 
     policy: Policy = "thompson"

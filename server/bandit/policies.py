@@ -1,14 +1,15 @@
-"""The policies: how arms are chosen among those that fit.
+"""The policies: how each device's arm is chosen among the arms that it can run.
 
-Ours (``thompson``): gains are learned over the fleet (gains.py), times from each device's profile and reports
-(step_times.py). A round lasts as long as its slowest device, so its length is chosen first: the one with the largest
-drawn gain of the cohort a second, after which every device takes the arm with the largest drawn gain that fits into it.
+``thompson`` is ours: it learns gains over the fleet (gains.py), and times from each device's profile and reports
+(step_times.py). A round lasts as long as its slowest device, so the policy first chooses the round's length: the one
+with the largest drawn gain of the cohort per second. Each device then gets the arm with the largest drawn gain that
+fits into that length.
 
-The others are for comparison. ``paper`` is our reading of DropPEFT's configurator (the body was not available to us):
-each device has a pool of arms; it explores those of the pool that it has not tried since the last refresh, then
-exploits the one with the largest windowed mean reward (gain a second) for a while; then the worst share of the pool is
-replaced by other arms. ``ucb`` (UCB1), ``epsilon`` (ε-greedy), ``uniform`` and ``fixed`` (the largest arm that fits)
-are as usual.
+The others are for comparison. ``paper`` is our reading of DropPEFT's configurator (the paper's body was not available
+to us): each device has a pool of arms; it explores the arms of the pool that it has not tried since the last refresh,
+then exploits the one with the largest mean reward (gain per second) within a window; then other arms replace the worst
+share of the pool. ``ucb`` is UCB1 and ``epsilon`` is ε-greedy, both in the usual form; ``uniform`` chooses at random,
+``fixed`` the largest arm that fits.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Open(msgspec.Struct, frozen=True):
-    """A device with its arms that may be chosen: their indexes among its estimates."""
+    """A device, the estimates of its arms, and (``free``) the indexes of those that may be chosen."""
 
     candidate: Candidate
     estimates: list[Estimate]
@@ -40,19 +41,20 @@ class Open(msgspec.Struct, frozen=True):
 
 
 Chosen = dict[str, tuple[int, str, list[Estimate]]]
+"""By device: the index of the chosen arm, why it was chosen, and the estimates with their scores."""
 
 
 def _seconds(entry: Open, index: int) -> float:
-    """Return an arm's expected seconds; where nothing is known of the whole fleet, its cost stands for them."""
+    """Return an arm's expected seconds; its cost where no device's times are known."""
     known = entry.estimates[index].round_s
-    return entry.candidate.offers[index].cost if known is None else known
+    return entry.candidate.arms[index].cost if known is None else known
 
 
 def thompson(state: BanditState, able: Sequence[Open], enough: int, rng: np.random.Generator) -> Chosen:
-    """Choose the round's length, and for each device the best arm that fits into it; see the module."""
+    """Choose the round's length, and for each device the best arm that fits into it (see the module)."""
     column = {name: index for index, name in enumerate(state.gains.arms)}
     known = gain_model.mean_gains(state.gains)
-    # One draw for the whole fleet: a round is one choice, and a draw a device would average out.
+    # One draw for the whole fleet: a round is one choice, and separate draws per device would average out.
     drawn = gain_model.draw(state.gains, rng).tolist()
     rows, quickest, marks = [], [], []
     for device, entry in enumerate(able):
@@ -82,12 +84,12 @@ def thompson(state: BanditState, able: Sequence[Open], enough: int, rng: np.rand
 
 
 def _best_length(marks: Sequence[tuple[float, int, float]], least_s: float, devices: int) -> float:
-    """Return the length of a round with the most gain a second, at least ``least_s``.
+    """Return the length of a round with the most gain per second, in seconds.
 
     Args:
-        marks: (seconds, device, share × gain) of every arm that may be chosen, ascending.
-        least_s: the shortest that lets enough devices report.
-        devices: how many there are.
+        marks: (seconds, index of the device, share × gain) of every arm that may be chosen, ascending.
+        least_s: the shortest length within which enough devices can report.
+        devices: number of devices.
     """
     best = [0.0] * devices
     total, best_rate, length_s = 0.0, -1.0, least_s
@@ -104,7 +106,7 @@ def _best_length(marks: Sequence[tuple[float, int, float]], least_s: float, devi
 def each_by_itself(
     options: BanditOptions, state: BanditState, able: Sequence[Open], rng: np.random.Generator
 ) -> tuple[BanditState, Chosen]:
-    """Choose device by device, by the gains a second that the device has seen."""
+    """Choose each device's arm on its own, by the gains per second that the device has seen."""
     chosen: Chosen = {}
     pools = dict(state.pools)
     for entry in able:
@@ -114,7 +116,7 @@ def each_by_itself(
         means = {name: statistics.fmean(rewards[name]) for name in names if rewards.get(name)}
         scores: dict[str, float] = {}
         if options.policy == "fixed":
-            index, why = max(entry.free, key=lambda i: entry.candidate.offers[i].cost), "the largest"
+            index, why = max(entry.free, key=lambda i: entry.candidate.arms[i].cost), "the largest"
         elif options.policy == "uniform":
             index, why = entry.free[int(rng.integers(len(entry.free)))], "at random"
         elif options.policy == "epsilon":
@@ -148,7 +150,7 @@ def _epsilon(
 
 
 def _ucb(rewards: Mapping[str, list[float]], means: Mapping[str, float]) -> dict[str, float]:
-    """Return UCB1 scores, rewards scaled by the largest mean."""
+    """Return UCB1 scores; rewards are divided by the largest mean."""
     counts = {name: len(rewards[name]) for name in means}
     total, unit = sum(counts.values()), max((abs(mean) for mean in means.values()), default=0.0) or 1.0
     return {name: means[name] / unit + math.sqrt(2 * math.log(max(total, 2)) / counts[name]) for name in means}

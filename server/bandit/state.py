@@ -1,4 +1,4 @@
-"""What the bandit has learned, and how: from reports the times, from evaluations the gains."""
+"""What the bandit has learned: reports teach it times, evaluations teach it gains."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Pool(msgspec.Struct, frozen=True):
-    """``paper``: a device's arms, those of them that are still to be tried, and rounds of exploitation left."""
+    """State of ``paper`` for one device: its arms, those of them not tried yet, and rounds of exploitation left."""
 
     arms: list[str]
     untried: list[str]
@@ -27,7 +27,7 @@ class Pool(msgspec.Struct, frozen=True):
 
 
 class Used(msgspec.Struct, frozen=True, array_like=True):
-    """A report since the last evaluation: its round, device and arm, its share of the round, its seconds."""
+    """A report since the last evaluation: its round, device and arm, its share of the average, its turnaround."""
 
     round: int
     device: str
@@ -37,16 +37,16 @@ class Used(msgspec.Struct, frozen=True, array_like=True):
 
 
 class BanditState(msgspec.Struct, frozen=True):
-    """All that is learned.
+    """All that a job's bandit has learned.
 
     Attributes:
-        gains: of the arms, over the fleet.
-        times: of each device.
-        per_pass: seconds a pass of each device that has reported: stands for those without a profile.
-        rewards: by device and arm, the last gains a second.
-        pools: of each device.
-        used: reports that no evaluation has seen yet.
-        loss: the last held-out loss; None: there was none.
+        gains: gains of the arms, over the fleet.
+        times: by device, what its reports showed.
+        per_pass: by device that has reported, its seconds per pass; the median predicts devices without a profile.
+        rewards: by device and arm name, the last gains per second.
+        pools: by device, the state of ``paper``.
+        used: reports since the last evaluation.
+        loss: the last held-out loss, in nats; None: there was none.
     """
 
     gains: Gains = Gains()
@@ -59,17 +59,17 @@ class BanditState(msgspec.Struct, frozen=True):
 
 
 class Reported(msgspec.Struct, frozen=True):
-    """A report that counts.
+    """A report that is in a round's average.
 
     Attributes:
-        device: who reported.
-        arm: what it ran.
-        share: its share of the round.
-        cost: of the arm, as in its offer.
-        base_s: the arm's seconds before reports, as in its estimate.
-        reported_s: seconds of the local steps as the device says.
+        device: name of the device.
+        arm: the arm that it ran.
+        share: its share of the average.
+        cost: cost of the arm, as in its PricedArm.
+        base_s: the arm's seconds before any report, as in its Estimate.
+        reported_s: seconds of the local steps, as the device reports them.
         turnaround_s: seconds from plan to report on the server's clock.
-        at_s: that clock.
+        at_s: seconds of that clock when the report came.
     """
 
     device: str
@@ -83,7 +83,7 @@ class Reported(msgspec.Struct, frozen=True):
 
 
 def observe_reports(state: BanditState, round_index: int, reports: Sequence[Reported]) -> BanditState:
-    """Return the state after the reports of a round that count."""
+    """Return the state after a round's reports."""
     times, per_pass, used = dict(state.times), dict(state.per_pass), list(state.used)
     for report in reports:
         before = times.get(report.device)
@@ -99,7 +99,7 @@ def observe_reports(state: BanditState, round_index: int, reports: Sequence[Repo
 
 
 def observe_loss(options: BanditOptions, state: BanditState, round_index: int | None, loss: float) -> BanditState:
-    """Return the state after an evaluation: of a round's adapter, or (None) of the one the job starts from."""
+    """Return the state after an evaluation of a round's adapter, or (None) of the adapter that the job starts from."""
     if round_index is None or state.loss is None or not math.isfinite(loss):
         return msgspec.structs.replace(state, loss=loss if math.isfinite(loss) else state.loss)
     seen = [entry for entry in state.used if entry.round <= round_index]

@@ -1,9 +1,9 @@
-"""How long an arm takes on a device: its profile, corrected by the times it reports.
+"""Expected time of an arm on a device: the device's profile, corrected by the times that it reports.
 
-A device has one slowdown, reported over predicted time, for all its arms: heat and load slow them alike. The first
-report replaces it whole, whatever the profile claimed; later ones move it half of the way, so that a board that
-throttles is known within two or three rounds. A slowdown that nothing has confirmed for a while fades, so that a device
-which was left out because it was slow is asked again.
+A device has one slowdown (reported over predicted time) for all its arms: heat and load slow them alike. The first
+report sets it, whatever the profile claimed; each later one moves it half of the way, so that a board that throttles
+is recognised within two or three rounds. A slowdown that no report has confirmed fades with time, so that a device
+that was passed over because it was slow is tried again.
 """
 
 from __future__ import annotations
@@ -18,25 +18,30 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from server.bandit.arms import Offer
+    from server.bandit.arms import PricedArm
 
 _LOG = logging.getLogger(__name__)
+# The five constants are ours. They were set by hand; benchmarks/arm_choice shows what they give together.
 _TRUST = 0.5
+"""Share of an error by which a report moves a device's slowdown and overhead: three reports move them by 7/8."""
 _ARM_TRUST = 0.3
+"""Share of the error left after that by which a report moves its arm's own correction: one odd round hardly counts."""
 _MOST_RATIO = 1e4
+"""Bound of reported over predicted time, and of its inverse: a broken clock or profile cannot lead further off."""
 _SUSPECT = 20.0
+"""Where the first report takes this many times the predicted time, or less than 1/20 of it, the log says so."""
 FADE_S = 3600.0
-"""After so many seconds without a report, half of a slowdown (as a logarithm) is left."""
+"""Seconds without a report after which half of a slowdown (as a logarithm) is left."""
 
 
 class DeviceTimes(msgspec.Struct, frozen=True):
     """What one device's reports showed.
 
     Attributes:
-        slowdown: logarithm of reported over predicted seconds.
-        arms: by arm, what is left of that logarithm beside ``slowdown``.
-        overhead_s: seconds of a round that are not local steps: link, replay, queue; None: not known.
-        reported_at: clock of the last report; None: there was none.
+        slowdown: natural logarithm of reported over predicted seconds, for all arms.
+        arms: by arm name, that arm's own correction, which is added to ``slowdown``.
+        overhead_s: seconds of a round outside the local steps: link, replay, queue; None: not known.
+        reported_at: seconds of the server's clock at the last report; None: there was none.
     """
 
     slowdown: float = 0.0
@@ -46,12 +51,13 @@ class DeviceTimes(msgspec.Struct, frozen=True):
 
 
 class Expected(msgspec.Struct, frozen=True):
-    """Seconds that a round with an arm takes on a device; None: nothing is known of it.
+    """Expected seconds of a round with one arm on one device; None: not known.
 
     Attributes:
-        steps_s: the local steps.
-        round_s: the steps and what comes with them.
-        source: ``profile``, ``fleet`` (the device has no profile), either with reported times, or ``unknown``.
+        steps_s: seconds of the local steps.
+        round_s: seconds of the steps and the overhead.
+        source: ``profile`` or ``fleet`` (the device has no profile), each with ``, reports`` where reports corrected
+            it; ``unknown`` without either.
     """
 
     steps_s: float | None
@@ -59,30 +65,31 @@ class Expected(msgspec.Struct, frozen=True):
     source: str
 
 
-def base_seconds(offers: Sequence[Offer], fleet_s_per_pass: float | None) -> list[float | None]:
-    """Return seconds of each arm before any report.
+def base_seconds(arms: Sequence[PricedArm], fleet_s_per_pass: float | None) -> list[float | None]:
+    """Return the seconds of each arm's local steps before any report.
 
-    An arm that the profile lacks follows from those that it has, by their costs; without a profile, the fleet's median
-    device stands for it.
+    An arm that is missing in the profile is estimated from its cost and the median seconds per pass of the arms that
+    are in it; without a profile, from ``fleet_s_per_pass``, that of the fleet's median device.
     """
-    known = [made.profile_s / made.cost for made in offers if made.profile_s is not None]
+    known = [priced.profile_s / priced.cost for priced in arms if priced.profile_s is not None]
     unit = statistics.median(known) if known else fleet_s_per_pass
     return [
-        made.profile_s if made.profile_s is not None else None if unit is None else made.cost * unit for made in offers
+        priced.profile_s if priced.profile_s is not None else None if unit is None else priced.cost * unit
+        for priced in arms
     ]
 
 
 def expected(
-    made: Offer, base_s: float | None, times: DeviceTimes | None, now: float, fleet_overhead_s: float
+    priced: PricedArm, base_s: float | None, times: DeviceTimes | None, now: float, fleet_overhead_s: float
 ) -> Expected:
-    """Return what an arm is expected to take."""
+    """Return the expected seconds of a round; ``base_s`` is the arm's entry of base_seconds."""
     if base_s is None:
         return Expected(None, None, "unknown")
-    source = "fleet" if made.profile_s is None else "profile"
+    source = "fleet" if priced.profile_s is None else "profile"
     if times is None or times.reported_at is None:
         return Expected(base_s, base_s + fleet_overhead_s, source)
-    age_s = max(0.0, now - times.reported_at)  # a monotonic clock begins anew with the machine
-    log_ratio = (times.slowdown + times.arms.get(made.arm.name, 0.0)) * 0.5 ** (age_s / FADE_S)
+    age_s = max(0.0, now - times.reported_at)  # a monotonic clock starts again when the machine does
+    log_ratio = (times.slowdown + times.arms.get(priced.arm.name, 0.0)) * 0.5 ** (age_s / FADE_S)
     steps_s = base_s * math.exp(log_ratio)
     overhead_s = fleet_overhead_s if times.overhead_s is None else times.overhead_s
     return Expected(steps_s, steps_s + overhead_s, f"{source}, reports")
@@ -97,16 +104,16 @@ def observe(
     now: float,
     device: str = "a device",
 ) -> DeviceTimes:
-    """Return the times after a report.
+    """Return a device's times after a report.
 
     Args:
-        times: those before; None: none.
-        arm_name: the arm that was run.
-        base_s: what it should take, without reports; None: not known, so nothing is learned but the overhead.
-        reported_s: seconds of the local steps as the device says.
-        turnaround_s: seconds from plan to report on the server's clock: no step can have taken longer.
-        now: the server's clock.
-        device: its name, for the log.
+        times: the times before it; None: there was no report yet.
+        arm_name: name of the arm that ran.
+        base_s: seconds predicted without reports; None: not known, so only the overhead is learned.
+        reported_s: seconds of the local steps, as the device reports them.
+        turnaround_s: seconds from plan to report on the server's clock: an upper bound of ``reported_s``.
+        now: seconds of the server's clock.
+        device: name of the device, for the log.
     """
     before = times or DeviceTimes()
     if not (math.isfinite(reported_s) and math.isfinite(turnaround_s)) or reported_s <= 0 or turnaround_s <= 0:
@@ -127,17 +134,17 @@ def observe(
     own = before.arms.get(arm_name, 0.0)
     error = math.log(ratio) - before.slowdown - own
     moved = 1.0 if first else _TRUST
-    # What the device as a whole does not explain belongs to the arm.
+    # The part of the error that the device's slowdown does not take goes to the arm.
     arms = before.arms if first else {**before.arms, arm_name: own + _ARM_TRUST * (1 - moved) * error}
     return DeviceTimes(before.slowdown + moved * error, arms, overhead_s, now)
 
 
 def fleet_overhead_s(known: Iterable[DeviceTimes]) -> float:
-    """Return the median overhead, 0 where none is known."""
+    """Return the median overhead over devices, in seconds; 0 where no device's is known."""
     found = [times.overhead_s for times in known if times.overhead_s is not None]
     return statistics.median(found) if found else 0.0
 
 
 def fleet_s_per_pass(per_pass: Mapping[str, float]) -> float | None:
-    """Return the median device's seconds a pass; None where no device has reported."""
+    """Return the median over devices of their seconds per pass; None where no device has reported."""
     return statistics.median(per_pass.values()) if per_pass else None

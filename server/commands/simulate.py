@@ -1,4 +1,4 @@
-"""``covey simulate``."""
+"""``covey simulate``: run a job on simulated devices."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
+    from server.commands.shared_options import Commands
+
 _OFF = "off"
 
 
-def add_simulate(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], stop: Callable[[], Callable[[], bool]]
-) -> None:
+def add_simulate(commands: Commands[argparse.ArgumentParser], stop: Callable[[], Callable[[], bool]]) -> None:
     """Add ``covey simulate``.
 
     Args:
-        commands: of the parser.
-        stop: makes the question whether to stop; called once the command runs.
+        commands: the commands of ``covey``.
+        stop: returns the function that says whether to stop; called when the command starts.
     """
     from server.bandit.options import Policy
 
@@ -30,14 +30,14 @@ def add_simulate(
     for name, kind, default, what in (
         ("devices", int, 1000, "how many devices"),
         ("rounds", int, 100, "how many rounds"),
-        ("cohort", int, 100, "reports a round; 0: from all"),
-        ("over-selection", float, 1.2, "offer a round to so many times more devices"),
-        ("seed", int, 0, "every random choice follows from it"),
-        ("drop-out", float, 0.02, "probability that a device vanishes in a round, for five minutes"),
-        ("drift", float, 0.3, "how far true speeds are from the profiles: standard deviation of the logarithm"),
-        ("throttle", float, 0.2, "share of the devices that get hot, and 1.5 to 3 times as slow, for a while"),
-        ("jitter", float, 0.1, "standard deviation of the logarithm of a round's time"),
-        ("deadline-s", float, 600.0, "the job's deadline, virtual seconds"),
+        ("cohort", int, 100, "reports per round; 0: one from every device"),
+        ("over-selection", float, 1.2, "offer a round to cohort × this factor devices"),
+        ("seed", int, 0, "seed of every random choice"),
+        ("drop-out", float, 0.02, "probability that a device vanishes during a round, for five minutes"),
+        ("drift", float, 0.3, "spread of the true speeds around the profiles: standard deviation of the logarithm"),
+        ("throttle", float, 0.2, "share of the devices that get hot and are 1.5 to 3 times slower for a while"),
+        ("jitter", float, 0.1, "spread of a round's time: standard deviation of its logarithm"),
+        ("deadline-s", float, 600.0, "the job's deadline in virtual seconds"),
     ):
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"{what} (default: %(default)s)")
     parser.add_argument(
@@ -52,29 +52,29 @@ def add_simulate(
         nargs="+",
         default=[],
         metavar="PROFILE",
-        help="files or boards' folders, of one model, given to the devices in turn (default: three made-up classes)",
+        help="files or boards' folders, all of one model, for the devices in turn (default: three invented classes)",
     )
     parser.add_argument(
-        "--bundle", type=Path, help="what they learn (default: a bowl in layers); with --data and --job"
+        "--bundle", type=Path, help="what the devices learn (default: a layered quadratic bowl); needs --data and --job"
     )
     parser.add_argument("--data", type=Path, help="with --bundle: rows to deal out to the devices; a fifth is held out")
     parser.add_argument(
         "--job",
         type=Path,
         metavar="job.toml",
-        help="with --bundle: steps, batch sizes, rates; flags say the rest",
+        help="with --bundle: steps, batch sizes and rates; the flags give the rest",
     )
-    parser.add_argument("--traces", type=Path, metavar="FILE", help="what happens to devices, JSON lines")
-    parser.add_argument("--state-dir", type=Path, help="keep the ledger here (default: it is not kept)")
+    parser.add_argument("--traces", type=Path, metavar="FILE", help="events that happen to devices, as JSON lines")
+    parser.add_argument("--state-dir", type=Path, help="folder that keeps the ledger (default: it is deleted)")
     output.add_format(parser)
     parser.set_defaults(run=_simulate, stop=stop)
 
 
 def _simulate(args: argparse.Namespace) -> int:
-    """Run a job on simulated devices: the real server, protocol and bandit; virtual time from profiles and traces.
+    """Run a job on simulated devices: real server, protocol and bandit, in virtual time from profiles and traces.
 
-    Without --bundle the devices learn a bowl in layers, not a model: what comes out says something of the server, of
-    times and of choices, nothing of accuracy. With it they make the real steps on real rows, one after the other on
+    Without --bundle the devices learn a layered quadratic bowl instead of a model: the result tells about the server,
+    times and choices, not about accuracy. With --bundle they run the real steps on real rows, one after the other on
     this machine. The same seed gives the same result.
     """
     from server.simulation.run import SimulateOptions, simulate

@@ -1,4 +1,4 @@
-"""Ends a long command on SIGINT and SIGTERM, after the step at work."""
+"""Lets SIGINT and SIGTERM end a long command after its current step."""
 
 from __future__ import annotations
 

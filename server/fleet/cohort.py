@@ -1,4 +1,4 @@
-"""Chooses the devices of a round, fairly, and their weights in the average."""
+"""Chooses the devices of a round fairly, and computes their weights in the average."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 PATIENCE = 2
+"""A device is overdue once it has waited this many times the rounds in which every device could have its turn."""
 
 
 def choose_cohort(
@@ -24,19 +25,19 @@ def choose_cohort(
     attempt: int,
     waited: Mapping[str, int] | None = None,
 ) -> list[str]:
-    """Choose the devices of a round: at random, but nobody waits for ever.
+    """Choose the devices of a round at random, except that overdue devices come first.
 
-    Devices that have waited for PATIENCE times as many rounds as it takes to have everybody once go first, the longest
-    wait before the others. So a device that is always here is chosen again within longest_wait rounds.
+    A device is overdue once it has waited for PATIENCE × ceil(devices / chosen per round) rounds; among overdue devices
+    the longest wait comes first. So a device that is always online is chosen again within longest_wait rounds.
 
     Args:
-        online: names of the devices that are here and can be given work.
-        cohort: how many reports are wanted; 0: from all.
-        over_selection: how many times as many devices are offered the round.
+        online: names of the devices that are online and can be given something.
+        cohort: number of reports wanted; 0: one from every device.
+        over_selection: factor by which more devices are offered the round than reports are wanted.
         job_seed: the job's seed.
         round_index: index of the round.
-        attempt: a new attempt draws anew.
-        waited: rounds since each device was last chosen, or came; None: not known.
+        attempt: number of the attempt; each draws anew.
+        waited: by device, rounds since it was last chosen or came online; None: not known.
 
     Returns:
         Names, sorted.
@@ -56,15 +57,15 @@ def choose_cohort(
 
 
 def longest_wait(devices: int, wanted: int) -> int:
-    """Return how many rounds in a row a device that is always here can go unchosen, at most.
+    """Return the largest number of rounds in a row in which a device that is always online is not chosen.
 
-    Once a device is overdue, only those that have waited as long can go before it, each of them once.
+    Only devices that have waited as long can come before an overdue device, and each of them only once.
     """
     return (PATIENCE + 1) * math.ceil(devices / max(wanted, 1))
 
 
 def shares(examples: Mapping[str, int], weighting: str) -> dict[str, float]:
-    """Return each device's share, in the order of the names; they add up to 1."""
+    """Return each device's share of the average, sorted by name: by its number of rows, or equal. They add up to 1."""
     counts = {device: examples[device] if weighting == "examples" else 1 for device in sorted(examples)}
     total = sum(counts.values())
     return {device: count / total for device, count in counts.items()}

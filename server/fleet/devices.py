@@ -1,4 +1,4 @@
-"""The devices as the server sees them: who is there, with which adapter, and who is chosen for a round."""
+"""One device as the server knows it from its messages, and which devices may not train now."""
 
 from __future__ import annotations
 
@@ -15,10 +15,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class Device:
-    """One device: its last state, its last birth, the adapter it has shown to have, and what it measured.
+    """One device. Unknown is None.
 
-    ``refused_level``: the smallest level that it could not hold. None: not known. ``ineligible``: why it takes no work
-    now, by its owner's rules. None: it does.
+    Attributes:
+        name: name of the device.
+        state: the last state that it sent: online, busy, offline or lost.
+        birth: its last announcement.
+        adapter_sha256: the adapter that it has proved to have.
+        link_bytes_per_s: measured speed of its link.
+        replay_parameters_per_s: parameters × directions that it replays per second.
+        refused_level: the smallest level that did not fit its memory.
+        profile: its newest valid profile of the job's bundle.
+        ineligible: why its owner's rules keep it from training now; None: they do not.
     """
 
     name: str
@@ -33,12 +41,12 @@ class Device:
 
     @property
     def is_here(self) -> bool:
-        """Whether it can be spoken to."""
+        """Whether the device is connected and has announced itself."""
         return self.birth is not None and self.state in ("online", "busy")
 
 
 def ineligible(devices: Mapping[str, Device]) -> dict[str, str]:
-    """Return why devices that are here take no work, by name."""
+    """Return why devices that are connected may not train now, by name."""
     return {
         name: device.ineligible
         for name, device in sorted(devices.items())

@@ -1,7 +1,8 @@
-"""A job fitted to its bundle: what the job leaves open is filled from the manifest, and what cannot be is refused."""
+"""Fits a job to its bundle: fills what the job leaves open, and rejects what the bundle does not have."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,48 +14,74 @@ if TYPE_CHECKING:
     from server.job.job import Job
 
 
-def fit_to_bundle(job: Job, manifest: Manifest) -> Job:
-    """Return the job with its split filled in.
+@dataclass(frozen=True)
+class FittedJob:
+    """A job together with the bundle that it trains. ``fit_to_bundle`` makes it.
+
+    Attributes:
+        job: the job, with its split filled in.
+        split: index of the back block's first layer.
+        levels: dropout levels that backprop devices may get, ascending or as the job lists them; empty without [stld].
+        bundle_sha256: the bundle's name.
+        manifest: the bundle's manifest.
+    """
+
+    job: Job
+    split: int
+    levels: list[int]
+    bundle_sha256: str
+    manifest: Manifest
+
+    @classmethod
+    def unchecked(cls, job: Job, manifest: Manifest, bundle_sha256: str) -> FittedJob:
+        """Fill in the split and the levels without a check: a simulated task's manifest lists no graphs."""
+        split = manifest.splits[-1] if job.split is None else job.split
+        levels = [] if job.stld is None else job.stld.levels or manifest.levels
+        return cls(msgspec.structs.replace(job, split=split), split, levels, bundle_sha256, manifest)
+
+
+def fit_to_bundle(job: Job, manifest: Manifest, bundle_sha256: str) -> FittedJob:
+    """Check that a job fits its bundle, and fill in its split: by default the bundle's last one.
 
     Raises:
-        ConfigError: the bundle has no such split, or trains something else.
+        ConfigError: the bundle does not have the job's split or levels, or trains other parameters.
     """
-    split = manifest.splits[-1] if job.split is None else job.split
-    if split not in manifest.splits:
+    fitted = FittedJob.unchecked(job, manifest, bundle_sha256)
+    if fitted.split not in manifest.splits:
         raise ConfigError(
-            f"split = {split} is not in the bundle; it has {', '.join(map(str, manifest.splits))}",
-            "change the job's split, or export with --split",
+            f"split = {fitted.split} is not in the bundle; it has {', '.join(map(str, manifest.splits))}",
+            "change split in the job, or re-export with covey export --split",
         )
     if job.train not in (None, manifest.train):
         raise ConfigError(
             f'train = "{job.train}" does not fit the bundle, which trains "{manifest.train}"',
-            f"export it with --train {job.train}, or change the job",
+            f"re-export with covey export --train {job.train}, or change train in the job",
         )
-    _check_levels(job, manifest)
-    return msgspec.structs.replace(job, split=split)
+    _check_levels(job, manifest, fitted.levels)
+    return fitted
 
 
-def _check_levels(job: Job, manifest: Manifest) -> None:
+def _check_levels(job: Job, manifest: Manifest, levels: list[int]) -> None:
     if job.stld is None:
         return
     if manifest.train != "lora":
         raise ConfigError("[stld] trains LoRA bundles only, this one trains every weight", "leave [stld] out")
     if not manifest.levels:
-        raise ConfigError("the bundle has no training graphs for [stld]", "export it with --levels")
+        raise ConfigError("the bundle has no training graphs for [stld]", "re-export with covey export --levels")
     if job.stld.rescale and not all(graph.rescales for graph in manifest.graphs if graph.kind == "train"):
         raise ConfigError(
             "rescale = true: the bundle's training graphs do not rescale residuals",
-            "leave it out, or export with --levels and --rescale",
+            "leave rescale out, or re-export with covey export --levels --rescale",
         )
     for level in [*(job.stld.levels or []), *(level for level in job.stld.device_levels.values() if level)]:
         if level not in manifest.levels:
             raise ConfigError(
                 f"level {level} of [stld] is not in the bundle; it has {', '.join(map(str, manifest.levels))}",
-                "change the job's levels, or export with --levels",
+                "change the job's levels, or re-export with covey export --levels",
             )
     for name, level in job.stld.device_levels.items():
-        if level and level not in job.levels(manifest):
+        if level and level not in levels:
             raise ConfigError(
-                f"[stld] gives {name} level {level}, but its levels are {', '.join(map(str, job.levels(manifest)))}",
+                f"[stld] gives {name} level {level}, but its levels are {', '.join(map(str, levels))}",
                 "add the level to levels, or give the device one of them",
             )

@@ -1,4 +1,4 @@
-"""``job.toml``: one fine-tuning run, checked against its bundle before anything starts."""
+"""``job.toml``: the configuration of one fine-tuning run, and the checks of its fields."""
 
 from __future__ import annotations
 
@@ -19,29 +19,28 @@ from server.job.methods import expand
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edge_runtime.bundle.manifest import Manifest
-
 _REPORT_OVERHEAD_BYTES = 512
+"""Upper bound of a report's size without its scalars."""
 BackPerturbations = Annotated[int, msgspec.Meta(ge=1, le=MAX_PERTURBATIONS)]
 
 
 class JobPrivacy(Privacy, frozen=True, forbid_unknown_fields=True):
-    """Differential privacy of each device's rows, as a whole; see edge_runtime/protocol/privacy.py.
+    """Differential privacy of all rows of a device together; see edge_runtime/protocol/privacy.py.
 
     Attributes:
-        delta: the δ for which the job's result reports ε.
+        delta: the δ for which the job's summary reports ε.
     """
 
     delta: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 1e-5
 
 
 class Adaptive(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the server may choose from round to round; see planning.next_plan.
+    """What the server may choose anew each round; see planning.adaptive.next_plan.
 
     Attributes:
-        back_perturbations: P2.
-        split: which of the bundle's splits.
-        most_back_perturbations: the largest P2 that may be chosen.
+        back_perturbations: whether it may choose P2.
+        split: whether it may choose the split, among all of the bundle.
+        most_back_perturbations: the largest P2 that it may choose.
     """
 
     back_perturbations: bool = True
@@ -50,14 +49,14 @@ class Adaptive(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class JobBandit(BanditOptions, frozen=True, forbid_unknown_fields=True):
-    """Which device gets which arm, chosen by what was learned; see bandit_state.py for the other fields.
+    """The bandit, which chooses each device's arm by what it has learned; BanditOptions has the other fields.
 
     Attributes:
-        back_perturbations: P2 of forward-only devices that may be chosen.
-        splits: whether the round's split may be chosen, among all of the bundle.
-        most_power_w: arms that took more by the device's profile are not offered; None: all are.
-        deadline_factor: a round ends after so many times its expected length, if the deadline is not before that; None:
-            at the deadline.
+        back_perturbations: values of P2 that it may choose for forward-only devices.
+        splits: whether it may choose the round's split, among all of the bundle.
+        most_power_w: power limit in watts: arms that took more by the device's profile are left out; None: no limit.
+        deadline_factor: the round closes after this factor × its expected duration, or at the deadline, whichever comes
+            first; None: at the deadline.
     """
 
     back_perturbations: Annotated[list[BackPerturbations], msgspec.Meta(min_length=1, max_length=32)] = msgspec.field(
@@ -69,13 +68,15 @@ class JobBandit(BanditOptions, frozen=True, forbid_unknown_fields=True):
 
 
 class JobStld(Stld, frozen=True, forbid_unknown_fields=True):
-    """Backprop devices with layer dropout; Stld has the other fields.
+    """Backpropagation with layer dropout (STLD, stochastic transformer layer dropout); Stld has the other fields.
 
     Attributes:
-        levels: numbers of active layers that may be used; None: all of the bundle.
-        device_levels: levels of devices by name, 0: forward-only; the others get the largest one that they can hold.
-        forward_only: devices that cannot backpropagate take part with forward passes.
-        merging: ``examples``: the two kinds count by examples; ``noise``: by examples and noise (docs/hybrid.md).
+        levels: dropout levels (numbers of active layers) that may be used; None: all of the bundle.
+        device_levels: level of a device by its name, 0: forward-only; other devices get the largest level that fits
+            their memory.
+        forward_only: whether devices that cannot backpropagate take part with forward passes.
+        merging: what weighs the two kinds of devices: ``examples``, their numbers of rows; ``noise``, their noise too
+            (docs/hybrid.md).
     """
 
     levels: list[int] | None = None
@@ -88,31 +89,31 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A fine-tuning run.
 
     Attributes:
-        name: its name; ledger, adapters and logs carry it.
-        eval_file: held-out rows (``.jsonl`` or ``.csv``) that every round's adapter is evaluated on; relative to the
-            file. They stay on the server.
-        rounds: how many rounds.
-        steps: local steps of a device in a round.
-        batch_size: rows a step.
-        split: index of the back block's first layer; None takes the bundle's last split.
-        seed: every random choice follows from it.
-        cohort: devices a round; 0 takes all that are online.
-        over_selection: offer the round to this factor more devices; the round ends with ``cohort`` reports.
-        min_reports: fewer reports at the deadline abandon the round's attempt.
-        min_devices: devices that must be online before the first round; 0 takes ``min_reports``.
-        deadline_s: seconds from offer to the last report that counts.
-        max_attempts: attempts of one round before the job fails.
-        eval_every: every so many rounds the adapter is evaluated, and after the last one.
-        weighting: devices count by their number of rows, or all the same.
+        name: name of the job; ledger, adapters and logs carry it.
+        eval_file: held-out rows (``.jsonl`` or ``.csv``) for the evaluation of adapters; a path relative to job.toml.
+            They stay on the server.
+        rounds: number of rounds.
+        steps: local steps of a device per round.
+        batch_size: rows per step.
+        split: index of the back block's first layer; None: the bundle's last split.
+        seed: seed of every random choice.
+        cohort: reports per round; 0: one from every device that is online.
+        over_selection: the round is offered to cohort × over_selection devices, and ends with ``cohort`` reports.
+        min_reports: with fewer reports at the deadline, the attempt is abandoned.
+        min_devices: devices that must be online before the first round; 0: ``min_reports``.
+        deadline_s: seconds from the offer to the last report that counts.
+        max_attempts: attempts at one round before the job fails.
+        eval_every: rounds between two evaluations; the last adapter is always evaluated.
+        weighting: devices count by their number of rows (``examples``), or equally (``uniform``).
         schedule: the learning rate stays (``constant``), or falls in equal steps towards 0 at the end (``linear``).
-        train: ``lora`` or ``full``: what the bundle must train; None: whatever it does.
-        method: which rule [step] begins with; see methods.METHODS.
-        server_momentum: share of a round's movement that the next one repeats.
+        train: what the bundle must train, ``lora`` or ``full``; None: either.
+        method: name of the method whose settings [step] starts from; see methods.METHODS.
+        server_momentum: share of a round's movement that the next round adds again.
         step: how a step perturbs and updates.
-        stld: backpropagation with layer dropout on the devices that can; None: all are forward-only.
-        adaptive: what the server may choose itself; None: nothing.
-        privacy: how scalars are clipped and noised on the device; None: they are not.
-        bandit: how each device's level, or split and P2, is chosen; None: by memory and [adaptive].
+        stld: backpropagation with layer dropout on the devices that can; None: all devices are forward-only.
+        adaptive: what the server may choose anew each round; None: nothing.
+        privacy: how devices clip and noise their scalars; None: they do not.
+        bandit: how each device's level, or split and P2, is chosen; None: by free memory and [adaptive].
     """
 
     name: Name
@@ -146,12 +147,12 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.min_devices or self.min_reports
 
     def rule_of(self, round_index: int) -> StepRule:
-        """Return the step's rule in a round, with the learning rate that the schedule gives."""
+        """Return the rule of a forward-only step in a round, with the schedule's learning rate."""
         rate = self.step.learning_rate * self._rate_left(round_index)
         return msgspec.structs.replace(self.step, learning_rate=rate)
 
     def stld_of(self, round_index: int) -> Stld | None:
-        """Return what backprop devices do in a round, with the learning rate that the schedule gives."""
+        """Return the backprop devices' settings in a round, with the schedule's learning rate; None: no [stld]."""
         if self.stld is None:
             return None
         fields = {name: getattr(self.stld, name) for name in Stld.__struct_fields__}
@@ -160,16 +161,12 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def _rate_left(self, round_index: int) -> float:
         return 1.0 if self.schedule == "constant" else (self.rounds - round_index) / self.rounds
 
-    def levels(self, manifest: Manifest) -> list[int]:
-        """Return the levels that the job may use, of those in the bundle."""
-        return [] if self.stld is None else self.stld.levels or manifest.levels
-
 
 def read_job(path: Path) -> Job:
-    """Read ``job.toml``; ``eval_file`` becomes relative to its folder.
+    """Read ``job.toml``; ``eval_file`` becomes an absolute path.
 
     Raises:
-        ConfigError: no file, not TOML, an unknown field, a wrong type or value, fields that contradict each other.
+        ConfigError: the file is missing or not TOML, a field is unknown or wrong, or two fields contradict each other.
     """
     job = read_toml(path, Job, _with_method)
     if job.cohort and job.min_reports > job.cohort:
@@ -224,13 +221,13 @@ def _check_bandit(path: Path, job: Job, bandit: JobBandit) -> None:
 
 
 def _with_method(table: dict[str, Any]) -> dict[str, Any]:
-    """Fill in what the job's method fixes and defaults to."""
+    """Fill in the fields of [step] that the job's method fixes, and its defaults."""
     step = table.get("step", {})
     if not isinstance(step, dict):
-        return table  # the types are checked next
+        return table  # decoding checks the types next
     return {**table, "step": expand(table.get("method", "spzo"), step)}
 
 
 def enough_reports(job: Job, offered: int) -> int:
-    """Return how many reports end a round that was offered to so many."""
+    """Return the number of reports that end a round that was offered to ``offered`` devices."""
     return min(job.cohort, offered) if job.cohort else offered

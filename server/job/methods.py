@@ -1,4 +1,4 @@
-"""Methods by name: each is a setting of the step's switches. ``docs/methods.md`` says where each rule comes from."""
+"""Methods by name: each is a setting of the step's switches. ``docs/methods.md`` gives the source of each."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ class Method:
     """A method of the literature, or ours.
 
     Attributes:
-        fixed: fields of ``[step]`` that make it this method.
-        defaults: fields of ``[step]`` that a job may set otherwise.
+        fixed: fields of ``[step]`` that define the method.
+        defaults: fields of ``[step]`` that a job may override.
     """
 
     fixed: dict[str, Any] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
 
 
-# With one back direction a front direction, every direction is one of the whole network.
+# With one back direction per front direction, every direction perturbs the whole network.
 _WHOLE = {"variant": "nested", "back_perturbations": 1}
 
 METHODS: dict[str, Method] = {
@@ -39,10 +39,10 @@ METHODS: dict[str, Method] = {
 
 
 def expand(method: object, step: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of ``[step]`` that a method and a job's own settings give together.
+    """Return the fields of ``[step]``: a method's, and a job's own ones.
 
     Raises:
-        ConfigError: no such method, or a setting that would make it another one.
+        ConfigError: there is no such method, or a field contradicts what defines it.
     """
     if not isinstance(method, str) or method not in METHODS:
         raise ConfigError(f"unknown method {method!r}", f"methods are: {', '.join(METHODS)}")

@@ -1,4 +1,4 @@
-"""What the next round asks: split and rule, by the job or by what the last rounds measured."""
+"""Chooses a round's split and P2: as the job gives them, or from the variances and times of earlier rounds."""
 
 from __future__ import annotations
 
@@ -15,42 +15,43 @@ from server.storage.records import RoundFigures, RoundPlan
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from edge_runtime.bundle.manifest import Manifest
-    from server.job.job import Job
+    from server.job.fitted import FittedJob
 
 _WINDOW = 4
+"""Number of the last rounds whose figures are averaged."""
 Known = tuple[float, float, float, float]
-_FEWEST = 2  # one back direction says nothing of the spread within a front direction
+"""V1, V2, F1, F2: see records.RoundFigures."""
+FEWEST_BACK_PERTURBATIONS = 2
+"""Smallest P2 from which V2 can be estimated: one back direction shows no spread within its front direction."""
 
 
 def next_plan(
-    job: Job,
-    manifest: Manifest,
+    fitted: FittedJob,
     round_index: int,
     history: Sequence[RoundFigures],
     levels: Mapping[str, int] | None = None,
 ) -> RoundPlan:
     """Return the plan of a round.
 
-    With ``[adaptive]`` in the job: P2 = sqrt(V2·F1 / (V1·F2)), the best for its split, at most twice or half of the
-    round before; and the split with the smallest (sqrt(V1·F1) + sqrt(V2·F2))², the product of noise and time at its
-    best P2, after each was tried once. A function of its arguments, so a server that starts anew plans the same.
+    With ``[adaptive]`` in the job, P2 = sqrt(V2·F1 / (V1·F2)), the best P2 for its split, at most twice and at least
+    half of the last round's P2. Once each split was tried, the split is the one with the smallest
+    (sqrt(V1·F1) + sqrt(V2·F2))², the product of noise and time at its best P2. The plan is a function of the arguments
+    alone, so a server that has started again plans the same.
 
     Args:
-        job: the job, its split filled in.
-        manifest: the bundle's manifest.
+        fitted: the job and its bundle.
         round_index: index of the round.
         history: figures of the job's closed rounds, in order.
-        levels: the level of each backprop device of the cohort; None: there are none.
+        levels: the level of each backprop device of the cohort, by name; None: there are none.
     """
-    assert job.split is not None  # noqa: S101 fit_to_bundle has run
-    rule, split = job.rule_of(round_index), job.split
+    job, manifest = fitted.job, fitted.manifest
+    rule, split = job.rule_of(round_index), fitted.split
     stld, chosen = job.stld_of(round_index), dict(levels or {})
     if job.adaptive is None:
         return RoundPlan(split, rule, stld, chosen)
     if job.adaptive.split and len(manifest.splits) > 1:
         split = _choose_split(manifest.splits, split, history)
-    p2 = max(_FEWEST, rule.back_perturbations)
+    p2 = max(FEWEST_BACK_PERTURBATIONS, rule.back_perturbations)
     if job.adaptive.back_perturbations and front_size(manifest.parameters, split) > 0:
         p2 = _best_back_perturbations(split, p2, job.adaptive.most_back_perturbations, history)
     return RoundPlan(split, msgspec.structs.replace(rule, back_perturbations=p2), stld, chosen)
@@ -79,12 +80,12 @@ def _best_back_perturbations(split: int, start: int, most: int, history: Sequenc
             continue
         v1, v2, f1, f2 = _mean(last)
         best = math.sqrt(v2 * f1 / (v1 * f2)) if v1 > 0 and f2 > 0 else math.inf
-        p2 = int(min(max(best, p2 / 2, _FEWEST), 2 * p2, most) + 0.5)
+        p2 = int(min(max(best, p2 / 2, FEWEST_BACK_PERTURBATIONS), 2 * p2, most) + 0.5)
     return p2
 
 
 def _complete(history: Sequence[RoundFigures]) -> list[Known]:
-    """Return V1, V2, F1, F2 of the rounds that know all four."""
+    """Return V1, V2, F1, F2 of each round in which all four are known."""
     return [
         (f.front_variance, f.back_variance, f.front_s, f.back_s)
         for f in history

@@ -1,8 +1,9 @@
-"""Draws a round up: who can take part, who does, and with which work."""
+"""Draws up the next round: which devices are eligible, which take part, and what each is given."""
 
 from __future__ import annotations
 
 import collections
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -12,50 +13,67 @@ from server.fleet.cohort import choose_cohort
 from server.fleet.devices import ineligible
 from server.job.job import enough_reports
 from server.planning.adaptive import next_plan
-from server.planning.by_bandit import Configurator
-from server.planning.by_memory import LargestThatFits
+from server.planning.bandit_assigner import BanditAssigner
+from server.planning.memory_assigner import MemoryAssigner
+from server.storage.queries import last_round_per_device
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from edge_runtime.bundle.manifest import Manifest
     from server.fleet.devices import Device
-    from server.job.job import Job
-    from server.planning.chooser import Chooser
+    from server.job.fitted import FittedJob
+    from server.planning.assigner import Assigner
+    from server.planning.feedback import Feedback
     from server.storage.ledger import Ledger
     from server.storage.records import RoundFigures, RoundPlan
+
+
+@dataclass(frozen=True)
+class DrawnRound:
+    """An attempt at a round that can be offered.
+
+    Attributes:
+        index: index of the round.
+        attempt: number of the attempt, from 0.
+        devices: the devices that it is offered to, in the order of their names.
+        plan: what they do.
+    """
+
+    index: int
+    attempt: int
+    devices: list[str]
+    plan: RoundPlan
 
 
 class Planner:
     """Draws up the rounds of one job.
 
     Args:
-        job: the job, fitted to its bundle.
-        manifest: the bundle's manifest.
-        bundle_sha256: the bundle's name.
-        ledger: says who was chosen before a restart.
+        fitted: the job and its bundle.
+        ledger: says in which round each device was last chosen, before a restart.
 
     Attributes:
-        chooser: chooses levels, splits and P2.
+        assigner: decides levels, splits and P2.
+        learn: takes feedback; does nothing where the assigner does not learn.
     """
 
-    def __init__(self, job: Job, manifest: Manifest, bundle_sha256: str, ledger: Ledger) -> None:
-        self._job = job
-        self._manifest = manifest
-        self.chooser: Chooser = (
-            LargestThatFits(job, manifest, bundle_sha256)
-            if job.bandit is None
-            else Configurator(job, manifest, bundle_sha256, ledger)
-        )
-        rows = ledger.rows("SELECT device, max(round) AS round FROM offers WHERE job = ? GROUP BY device", job.name)
-        self._last_chosen: dict[str, int] = {row["device"]: row["round"] for row in rows}
+    def __init__(self, fitted: FittedJob, ledger: Ledger) -> None:
+        self._fitted = fitted
+        self.assigner: Assigner
+        self.learn: Callable[[Feedback], None]
+        if fitted.job.bandit is None:
+            self.assigner, self.learn = MemoryAssigner(fitted), _learn_nothing
+        else:
+            bandit = BanditAssigner(fitted, fitted.job.bandit, ledger)
+            self.assigner, self.learn = bandit, bandit.learn
+        self._last_chosen = last_round_per_device(ledger, fitted.job.name)
 
     def eligible(self, devices: Mapping[str, Device]) -> list[str]:
-        """Return the devices that are here, take work and can be given some, in the order of their names."""
+        """Return the devices that are online, may train now and can be given something, in the order of their names."""
         return sorted(
             name
             for name, device in devices.items()
-            if device.is_here and device.ineligible is None and self.chooser.can_work(device)
+            if device.is_here and device.ineligible is None and self.assigner.can_work(device)
         )
 
     def draw_up(
@@ -66,27 +84,27 @@ class Planner:
         attempt: int,
         history: Sequence[RoundFigures],
         now: float,
-    ) -> tuple[list[str], RoundPlan]:
-        """Return the cohort, in the order of the names, and its plan.
+    ) -> DrawnRound:
+        """Choose the cohort of a round and its plan.
 
         Args:
-            devices: all devices.
-            eligible: names of those that can be chosen.
+            devices: all devices, by name.
+            eligible: names of the devices that can be chosen.
             index: index of the round.
-            attempt: counts how often it was begun.
-            history: figures of the closed rounds.
-            now: the server's clock.
+            attempt: number of the attempt, from 0.
+            history: figures of the closed rounds, in order.
+            now: seconds of the server's clock.
         """
-        job = self._job
+        job = self._fitted.job
         for name in eligible:
             self._last_chosen.setdefault(name, index - 1)
         waited = {name: index - 1 - self._last_chosen[name] for name in eligible}
         cohort = choose_cohort(eligible, job.cohort, job.over_selection, job.seed, index, attempt, waited)
         self._last_chosen.update(dict.fromkeys(cohort, index))
         enough = enough_reports(job, len(cohort))
-        given = self.chooser.assign([devices[name] for name in cohort], index, attempt, enough, now)
-        plan = next_plan(job, self._manifest, index, history, given.levels)
-        # The rule has the P2 of most devices; so devices that share directions never differ from it.
+        given = self.assigner.assign([devices[name] for name in cohort], index, attempt, enough, now)
+        plan = next_plan(self._fitted, index, history, given.levels)
+        # The rule gets the P2 of most devices, so devices that share directions never differ from it.
         counts = collections.Counter(given.back_perturbations.values())
         usual = max(sorted(counts), key=lambda p2: counts[p2], default=plan.rule.back_perturbations)
         plan = msgspec.structs.replace(
@@ -97,4 +115,8 @@ class Planner:
             length_s=given.length_s,
             ineligible=ineligible(devices),
         )
-        return given.devices, plan
+        return DrawnRound(index, attempt, given.devices, plan)
+
+
+def _learn_nothing(_feedback: Feedback) -> None:
+    """Ignore feedback."""

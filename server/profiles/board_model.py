@@ -1,14 +1,14 @@
-"""Profiles of boards that nobody has measured: times of a measured machine, scaled by public figures.
+"""Models the profile of a board that nobody has measured: scales a measured machine's times by public figures.
 
-A run reads its weights once, and the rest of its time is arithmetic::
+The model: a run reads its weights once, and spends the rest of its time on arithmetic::
 
     seconds    = (reference − reading) × arithmetic there / here + reading × bandwidth there / here
     reading    = bytes of the weights / bandwidth there, at most the reference's seconds
-    arithmetic = cores × clock × operations a cycle × share of it that programs attain
-    bandwidth  = nominal bandwidth × share of it that programs attain
+    arithmetic = cores × clock × operations per cycle × share that programs attain
+    bandwidth  = nominal bandwidth × share that programs attain
 
 *There* is the reference machine, whose rates were measured with its graphs (``Rates.matmul_flop_per_s`` and
-``copy_bytes_per_s``). Good for orders of magnitude, and for simulations; a measured profile replaces it.
+``copy_bytes_per_s``). The result is good for orders of magnitude and for simulations; a measured profile replaces it.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ _FORMULA = (
     "there, bandwidth_bytes_per_s × bandwidth_share = {bandwidth} bytes/s here"
 )
 _DIGITS = 4
+"""Significant digits of a modelled figure."""
 
 
 class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A public figure; ``note`` says how it follows from its source, where it is not written there."""
+    """A public figure; ``note`` says how it follows from the source, where the source does not state it."""
 
     value: Annotated[float, msgspec.Meta(gt=0, le=1e18)]
     url: Annotated[str, msgspec.Meta(pattern="^https?://", max_length=500)]
@@ -56,13 +57,13 @@ class BoardFigures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         board: name of its folder.
-        cores: those that work together on a graph.
+        cores: number of cores that run a graph together.
         clock_hz: their highest clock.
-        flop_per_cycle: float32 operations of one core.
-        arithmetic_share: of cores × clock × operations that programs attain.
-        bandwidth_bytes_per_s: of the memory, nominal; None: the model leaves it out.
-        bandwidth_share: of it that programs attain.
-        assumptions: what has no source.
+        flop_per_cycle: float32 operations per core and cycle.
+        arithmetic_share: share of cores × clock × operations that programs attain.
+        bandwidth_bytes_per_s: nominal memory bandwidth; None: the model leaves it out.
+        bandwidth_share: share of the bandwidth that programs attain.
+        assumptions: assumptions that have no source.
     """
 
     board: Slug
@@ -81,12 +82,12 @@ class BoardFigures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def arithmetic(self) -> float:
-        """Operations a second that programs attain."""
+        """Operations per second that programs attain."""
         return self.cores.value * self.clock_hz.value * self.flop_per_cycle.value * self.arithmetic_share.value
 
     @property
     def bandwidth(self) -> float | None:
-        """Bytes a second that programs attain; None: not known."""
+        """Bytes per second that programs attain; None: not known."""
         if self.bandwidth_bytes_per_s is None or self.bandwidth_share is None:
             return None
         return self.bandwidth_bytes_per_s.value * self.bandwidth_share.value
@@ -96,7 +97,7 @@ def read_board(path: Path) -> BoardFigures:
     """Read a ``board.toml``.
 
     Raises:
-        ConfigError: it cannot be read, or a field is missing, unknown or wrong.
+        ConfigError: the file cannot be read, or a field is missing, unknown or wrong.
     """
     return read_toml(path, BoardFigures)
 
@@ -105,7 +106,7 @@ def model_profile(figures: BoardFigures, reference: Profile) -> Profile:
     """Return a board's modelled profile.
 
     Raises:
-        ProfileError: the reference is not measured, or without the rates that the formula takes.
+        ProfileError: the reference was not measured, or lacks the rates that the formula uses.
     """
     arithmetic, bandwidth = reference.rates.matmul_flop_per_s, reference.rates.copy_bytes_per_s
     if reference.measured is None or arithmetic is None or bandwidth is None:
@@ -185,5 +186,5 @@ def _sources(figures: BoardFigures) -> list[PublicSource]:
 
 
 def _rounded(value: float) -> float:
-    """Return a figure with as many digits as a model can have."""
+    """Return a figure rounded to _DIGITS significant digits."""
     return float(f"{value:.{_DIGITS}g}")

@@ -1,4 +1,4 @@
-"""Profiles side by side: the same graphs at the same shapes, and what is measured and what is only modelled."""
+"""Compares profiles at the graphs and shapes that they share, and marks which times are modelled."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ _COLUMNS = ("graph", "engine", "shape", "profile", "source", "median_ms", "times
 
 
 def compare(profiles: Sequence[tuple[str, Profile]]) -> list[dict[str, Any]]:
-    """Return a row for each graph, engine, shape and profile that has it; ``times_first``: over the first profile's.
+    """Return one row per graph, engine and shape that all profiles share, and profile.
+
+    ``times_first`` is the median over the first profile's median.
 
     Args:
-        profiles: names and profiles, of one model.
+        profiles: names and profiles, all of one model.
 
     Raises:
-        ProfileError: they are of different models, or have no graph at a shape in common.
+        ProfileError: the profiles are of different models, or share no graph at a shape.
     """
     models = {(profile.bundle.model, profile.bundle.layers) for _, profile in profiles}
     if len(models) > 1:
@@ -58,7 +60,7 @@ def compare(profiles: Sequence[tuple[str, Profile]]) -> list[dict[str, Any]]:
 
 
 def times(profile: Profile) -> dict[Key, tuple[Latency, int | None]]:
-    """Return the latency and peak memory of each graph, engine and shape, in the profile's order."""
+    """Return latency and peak memory (bytes) of each graph, engine and shape, in the profile's order."""
     return {
         (graph.name, graph.engine, f"{latency.batch_size}x{latency.tokens}"): (latency, graph.peak_rss_bytes)
         for graph in profile.graphs

@@ -1,4 +1,4 @@
-"""Where profiles are found: in files, in the folders of boards, in the ledger."""
+"""Finds profiles: in files, in the folders of boards, and in the ledger."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING
 from edge_runtime.errors import ConfigError, ProfileError
 from edge_runtime.protocol.profile_check import decode_profile
 from server.storage.ledger import Ledger
+from server.storage.queries import fleets_with_profiles_of, newest_profile
 
 if TYPE_CHECKING:
     from edge_runtime.protocol.profile import Profile
 
 LATENCY_FILE = "latency.json"
-"""In a board's folder."""
+"""The profile in a board's folder."""
 
 
 def read_profile(path: Path) -> Profile:
-    """Read a profile's file; of a folder, its latency.json.
+    """Read a profile from a file, or from the latency.json of a folder.
 
     Raises:
-        ConfigError: it cannot be read.
-        ProfileError: it is no valid profile; names the file.
+        ConfigError: the file cannot be read.
+        ProfileError: the profile is invalid; the message names the file.
     """
     path = path / LATENCY_FILE if path.is_dir() else path
     try:
@@ -33,17 +34,18 @@ def read_profile(path: Path) -> Profile:
 
 
 def find_profile(name: str, profile_dir: Path, ledger_file: Path, fleet: str | None = None) -> Profile:
-    """Return a profile: of a file or a folder, of a board, or the last valid one that a device published.
+    """Return the profile of a file or folder, of a board, or the last valid one that a device published.
 
     Args:
-        name: path of a file or a folder, name of a board or of a device; looked for in this order.
-        profile_dir: has a folder for each board.
-        ledger_file: the server's ledger; need not be there.
-        fleet: the device's; None: any.
+        name: path of a file or folder, name of a board, or name of a device; tried in this order.
+        profile_dir: has one folder per board.
+        ledger_file: the server's ledger; may be missing.
+        fleet: the device's fleet; None: any.
 
     Raises:
-        ConfigError: there is none (says where it was looked for), or devices of two fleets have this name.
-        ProfileError: it is not valid.
+        ConfigError: there is no such profile (the message lists where it was looked for), or devices of two fleets
+            have this name.
+        ProfileError: the profile is invalid.
     """
     for path in (Path(name), profile_dir / name):
         if path.is_file() or (path / LATENCY_FILE).is_file():
@@ -60,10 +62,9 @@ def find_profile(name: str, profile_dir: Path, ledger_file: Path, fleet: str | N
 def _published(device: str, ledger_file: Path, fleet: str | None) -> Profile | None:
     ledger = Ledger(ledger_file, read_only=True)
     try:
-        rows = ledger.rows("SELECT DISTINCT fleet FROM profiles WHERE device = ? ORDER BY fleet", device)
-        fleets = [row["fleet"] for row in rows] if fleet is None else [fleet]
+        fleets = fleets_with_profiles_of(ledger, device) if fleet is None else [fleet]
         if len(fleets) > 1:
             raise ConfigError(f"{device} is a device of {' and of '.join(fleets)}", "say which: --fleet FLEET")
-        return ledger.newest_profile(fleets[0], device) if fleets else None
+        return newest_profile(ledger, fleets[0], device) if fleets else None
     finally:
         ledger.close()

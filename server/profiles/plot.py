@@ -1,4 +1,4 @@
-"""A picture of profiles: a group of bars for each graph; what is modelled is hatched and says so."""
+"""Plots profiles as bars, one group per graph; modelled times are hatched and labelled."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 def plot_rows(rows: Sequence[dict[str, Any]], series: str, title: str, path: Path) -> None:
-    """Draw medians on a logarithmic axis, 10th to 90th percentile as error bars where they were measured.
+    """Plot medians on a logarithmic axis, with the 10th to 90th percentile as error bars where they were measured.
 
     Args:
-        rows: of profile_compare.compare.
-        series: the field whose values are the bars of a group: ``profile`` or ``shape``.
-        title: above the picture.
-        path: ends in .png, .svg or .pdf.
+        rows: rows of compare.compare.
+        series: the field that tells the bars of a group apart: ``profile`` or ``shape``.
+        title: title of the plot.
+        path: the file to write; ends in .png, .svg or .pdf.
 
     Raises:
-        ConfigError: matplotlib is not installed, or does not know the ending.
+        ConfigError: matplotlib is not installed, or cannot write files with this ending.
         StorageError: the file cannot be written.
     """
     try:
@@ -65,7 +65,7 @@ def _draw(axes: Axes, rows: Sequence[dict[str, Any]], series: str, title: str) -
             label=f"{member} ({mine[0]['source']})",
         )
     axes.set_yscale("log")
-    axes.set_ylabel("milliseconds a run")
+    axes.set_ylabel("milliseconds per run")
     axes.set_xticks(range(len(groups)), [f"{graph}\n{engine}" for graph, engine in groups], fontsize=8)
     axes.set_title(title)
     axes.grid(axis="y", alpha=0.3)

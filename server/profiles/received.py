@@ -1,21 +1,19 @@
-"""Profiles that devices publish: checked, kept with their history; the newest of the job's bundle for the planner."""
+"""Checks and keeps the profiles that devices publish, and gives the planner the newest one of the job's bundle."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from edge_runtime.errors import ProfileError, ProtocolError
 from edge_runtime.protocol.messages import ProfileMessage, decode_message
-from edge_runtime.protocol.profile import Profile
 from edge_runtime.protocol.profile_check import check_profile, missing_graphs
+from server.storage.queries import newest_profile, profiles_of
 
 if TYPE_CHECKING:
-    from edge_runtime.bundle.manifest import Manifest
+    from edge_runtime.protocol.profile import Profile
+    from server.job.fitted import FittedJob
     from server.storage.ledger import Ledger
 
 _LOG = logging.getLogger(__name__)
@@ -26,23 +24,22 @@ class ProfileStore:
 
     Args:
         fleet: name of the fleet.
-        manifest: of the job's bundle.
-        bundle_sha256: the bundle's name.
-        ledger: where they are kept.
+        fitted: the job and its bundle.
+        ledger: profiles are entered in it.
     """
 
-    def __init__(self, fleet: str, manifest: Manifest, bundle_sha256: str, ledger: Ledger) -> None:
-        self._fleet, self._manifest, self._bundle_sha256, self._ledger = fleet, manifest, bundle_sha256, ledger
+    def __init__(self, fleet: str, fitted: FittedJob, ledger: Ledger) -> None:
+        self._fleet, self._fitted, self._ledger = fleet, fitted, ledger
 
     def newest(self, device: str) -> Profile | None:
-        """Return the last valid profile of the job's bundle that a device sent, also before a restart; None: none."""
-        return self._ledger.newest_profile(self._fleet, device, self._bundle_sha256)
+        """Return a device's last valid profile of the job's bundle, from the ledger; None: there is none."""
+        return newest_profile(self._ledger, self._fleet, device, self._fitted.bundle_sha256)
 
     def take(self, device: str, payload: bytes) -> Profile | None:
-        """Enter what a device published, and return its newest profile of the job's bundle.
+        """Enter a profile message, and return the device's newest valid profile of the job's bundle.
 
-        A profile that cannot be is refused with a reason, and the one before goes on to count. One of another bundle is
-        kept for that bundle's jobs.
+        An invalid profile is rejected with a reason, and the last valid one stays in use. A profile of another bundle
+        is kept for that bundle's jobs.
         """
         payload_sha256 = hashlib.sha256(payload).hexdigest()
         try:
@@ -54,18 +51,21 @@ class ProfileStore:
         is_news = self._ledger.profile_received(self._fleet, device, payload_sha256, profile, remarks)
         for remark in remarks if is_news else ():
             _LOG.warning("%s: its profile: %s", device, remark)
-        return profile if profile.bundle.sha256 == self._bundle_sha256 else self.newest(device)
+        return profile if profile.bundle.sha256 == self._fitted.bundle_sha256 else self.newest(device)
 
     def _check(self, device: str, payload: bytes) -> tuple[Profile, list[str]]:
         message = decode_message(payload, ProfileMessage)
         if message.device != device:
-            raise ProtocolError(f"{device} sent the profile of {message.device}", "look at this device")
+            raise ProtocolError(
+                f"{device} sent the profile of {message.device}",
+                "check name in the edge.toml of both: every device needs a name of its own",
+            )
         profile = message.profile
         remarks = check_profile(profile)
         if not any(graph.latencies for graph in profile.graphs):
             raise ProfileError("it has no time of any graph", "measure it again: covey-edge profile")
         try:
-            missing = missing_graphs(profile, self._manifest, self._bundle_sha256)
+            missing = missing_graphs(profile, self._fitted.manifest, self._fitted.bundle_sha256)
         except ProfileError as error:
             return profile, [*remarks, f"{error.what}; it is kept, and not used in this job"]
         if missing:
@@ -74,31 +74,28 @@ class ProfileStore:
 
 
 def profile_history(ledger: Ledger, device: str, fleet: str | None = None) -> list[dict[str, Any]]:
-    """Return all that is kept of what a device published, oldest first; ``state`` is ``valid`` or ``refused``.
+    """Return the profiles kept of a device as plain values, oldest first; ``state`` is ``valid`` or ``refused``.
 
     Args:
         ledger: the ledger.
         device: name of the device.
         fleet: name of its fleet; None: any.
     """
-    rows = ledger.rows(
-        "SELECT * FROM profiles WHERE device = ? AND fleet = coalesce(?, fleet) ORDER BY fleet, id", device, fleet
-    )
     found = []
-    for row in rows:
-        profile = None if row["profile"] is None else msgspec.json.decode(row["profile"], type=Profile)
+    for kept in profiles_of(ledger, device, fleet):
+        profile = kept.profile
         measured = None if profile is None else profile.measured
         found.append(
             {
-                "fleet": row["fleet"],
-                "device": row["device"],
-                "received_at": row["received_at"],
+                "fleet": kept.fleet,
+                "device": kept.device,
+                "received_at": kept.received_at,
                 "state": "refused" if profile is None else "valid",
                 "source": None if profile is None else profile.source,
                 "board": None if profile is None else profile.facts.board,
-                "bundle_sha256": row["bundle_sha256"],
+                "bundle_sha256": kept.bundle_sha256,
                 "measured_at": None if measured is None else measured.measured_at,
-                "remarks": json.loads(row["remarks"]),
+                "remarks": kept.remarks,
             }
         )
     return found

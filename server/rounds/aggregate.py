@@ -1,4 +1,4 @@
-"""From the cohort's reports to a round's log and figures."""
+"""Aggregates the forward-only reports of a round into its log and its figures."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from edge_runtime.bundle.layout import front_size
 from edge_runtime.forward_only.replay import compact, mean_square_of
 from edge_runtime.protocol.round_log import DeviceScalars, RoundLog, unpack_scalars
 from server.fleet.cohort import shares
-from server.planning.adaptive import _FEWEST
-from server.storage.records import RoundFigures, RoundPlan
+from server.planning.adaptive import FEWEST_BACK_PERTURBATIONS
+from server.storage.records import RoundFigures
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,35 +21,19 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.layout import Parameter
     from edge_runtime.protocol.step_rule import StepRule
     from server.job.job import Job
-
-
-@dataclass(frozen=True)
-class TakenReport:
-    """What the server keeps of a report: packed scalars, rows of the device, seconds of a pass (None: not known)."""
-
-    scalars: bytes
-    examples: int
-    front_s: float | None = None
-    back_s: float | None = None
-
-
-@dataclass(frozen=True)
-class TakenDelta:
-    """What the server keeps of a delta report: the blob's hash, the layers in it, rows of the device."""
-
-    sha256: str
-    layers: list[int]
-    examples: int
+    from server.storage.adapters import RoundBase
+    from server.storage.records import RoundPlan, TakenReport
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """A round's result.
+    """What the forward-only reports of a round give.
 
     Attributes:
-        log: what turns the old adapter into the new one; its ``result_sha256`` is not known yet.
-        mean_square: mean square of the cohort's scalars, for the next round's normalisation; None without.
-        figures: what the round showed of its blocks.
+        log: turns the old adapter into the new one; its ``result_sha256`` is not filled in yet.
+        mean_square: mean square of the cohort's scalars, for the next round's normalisation; None: the rule does not
+            normalise by it.
+        figures: what the scalars and times showed of the two blocks.
     """
 
     log: RoundLog
@@ -62,8 +46,7 @@ def aggregate(
     job: Job,
     round_index: int,
     plan: RoundPlan,
-    adapters: tuple[str, str | None],
-    mean_square: float | None,
+    base: RoundBase,
     reports: Mapping[str, TakenReport],
 ) -> Aggregate:
     """Make the log of a round: the weighted mean of the devices' local models.
@@ -73,15 +56,13 @@ def aggregate(
         job: the job.
         round_index: index of the round.
         plan: what the devices did.
-        adapters: hashes of the adapter that the round started from, and of the one before it (None: there is none).
-        mean_square: what the plans of the round carried.
-        reports: the reports that count, by device; at least one.
+        base: what the round started from.
+        reports: the reports that were taken, by device; at least one.
 
     Raises:
-        ProtocolError: scalars that do not fit the rule.
+        ProtocolError: the scalars of a report do not fit the rule.
     """
     weights = shares({device: report.examples for device, report in reports.items()}, job.weighting)
-    base, previous = adapters
     log = RoundLog(
         job=job.name,
         job_seed=job.seed,
@@ -89,11 +70,11 @@ def aggregate(
         rule=plan.rule,
         front_size=front_size(parameters, plan.split),
         steps=job.steps,
-        mean_square=mean_square,
+        mean_square=base.mean_square,
         momentum=job.server_momentum,
-        previous_sha256=previous if job.server_momentum > 0 else None,
-        base_sha256=base,
-        result_sha256=base,
+        previous_sha256=base.previous_sha256 if job.server_momentum > 0 else None,
+        base_sha256=base.sha256,
+        result_sha256=base.sha256,
         devices=[
             DeviceScalars(device, weight, reports[device].scalars, plan.back_perturbations.get(device))
             for device, weight in weights.items()
@@ -101,7 +82,7 @@ def aggregate(
         terms=None,
     )
     rows = [unpack_scalars(device.scalars, job.steps, log.rule_of(device).scalars_per_step) for device in log.devices]
-    # Devices with another P2 would mix other spreads of the groups' means in.
+    # Only devices with the rule's P2: with another one, the groups' means have another spread.
     alike = [steps for device, steps in zip(log.devices, rows, strict=True) if log.rule_of(device) == plan.rule]
     v1, v2 = variances(plan.rule, [step for steps in alike for step in steps])
     return Aggregate(
@@ -118,6 +99,7 @@ def aggregate(
 
 
 def _median(values: Iterable[float | None]) -> float | None:
+    """Return the median of the values that are known; None: none is."""
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
 
@@ -125,19 +107,19 @@ def _median(values: Iterable[float | None]) -> float | None:
 def variances(rule: StepRule, steps: Sequence[Sequence[float]]) -> tuple[float | None, float | None]:
     """Estimate V1 and V2 from scalars.
 
-    A scalar of the nested variant is a front term, the same for all P2 scalars of a front direction, plus a back term;
-    both have mean zero over directions. So the spread within these groups is V2, and the mean square of the groups'
-    means is V1 + V2 / P2. (Design, section 5; ours.)
+    A scalar of the nested variant is the sum of a front term, which all P2 scalars of a front direction share, and a
+    back term. Both have mean zero over directions. So the variance within these groups is V2, and the mean square of
+    the groups' means is V1 + V2 / P2 (ours).
 
     Args:
         rule: the rule of the steps.
         steps: the scalars of each step of each device.
 
     Returns:
-        V1 (not below 0) and V2; None where the rule does not show them.
+        V1 (not below 0) and V2; None where they cannot be estimated under the rule.
     """
     p2 = rule.back_perturbations
-    if rule.variant != "nested" or p2 < _FEWEST or not steps:
+    if rule.variant != "nested" or p2 < FEWEST_BACK_PERTURBATIONS or not steps:
         return None, None
     groups = [step[start : start + p2] for step in steps for start in range(0, len(step), p2)]
     within = math.fsum(statistics.variance(group) for group in groups) / len(groups)

@@ -1,9 +1,11 @@
-"""The end of a round: from the reports in the ledger to the next adapter, entered before anything is forgotten."""
+"""Closes a round: aggregates the reports into the next adapter, and commits it before discarding the reports."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from edge_runtime.protocol.delta import read_delta
 from server.errors import JobError
@@ -14,106 +16,115 @@ from server.storage.records import ClosedRound, RoundFigures
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from edge_runtime.bundle.manifest import Manifest
+    from server.job.fitted import FittedJob
     from server.job.job import Job
-    from server.rounds.aggregate import Aggregate, TakenDelta, TakenReport
-    from server.rounds.open_round import Offers
+    from server.rounds.aggregate import Aggregate
+    from server.rounds.open_round import OpenRound
     from server.storage.adapters import AdapterChain
     from server.storage.blobs import BlobStore
     from server.storage.ledger import Ledger
+    from server.storage.records import TakenDelta
 
 
 def close_round(
-    job: Job, manifest: Manifest, ledger: Ledger, chain: AdapterChain, uploaded: BlobStore, offers: Offers
+    fitted: FittedJob, ledger: Ledger, chain: AdapterChain, uploaded: BlobStore, opened: OpenRound
 ) -> ClosedRound:
-    """Aggregate a round, enter it, and go on to its adapter; ``uploaded`` holds its deltas.
+    """Aggregate a round, enter its result, and advance the chain to its adapter.
 
-    The result is a function of the ledger and the deltas: killed at any point, the server comes to the same one.
+    The result is a function of the ledger and the deltas, so a server that was killed at any point comes to the same
+    one.
+
+    Args:
+        fitted: the job and its bundle.
+        ledger: the result is entered in it.
+        chain: the job's adapters.
+        uploaded: has the deltas; those of the round are removed at the end.
+        opened: the round.
 
     Raises:
         TrainingError: the new adapter is not finite.
-        JobError: a delta that was taken is not in the state directory.
-        StorageError: disk full or not writable.
+        JobError: the state directory does not have a delta that was taken.
+        StorageError: the disk is full or not writable.
     """
-    reports, deltas = offers.taken(), offers.taken_deltas()
-    result = _aggregate(job, manifest, chain, offers, reports) if reports else None
-    if result is not None and not deltas:
-        log, blob, terms = chain.extend(result.log)
-        closed = ClosedRound(
-            index=log.round,
-            base_sha256=log.base_sha256,
-            result_sha256=log.result_sha256,
-            log_sha256=blob.sha256,
-            log_size_bytes=blob.size_bytes,
-            terms=terms,
-            mean_square=result.mean_square,
-            figures=result.figures,
-        )
+    job, reports, deltas = fitted.job, opened.reports(), opened.deltas()
+    forward = (
+        aggregate(fitted.manifest.parameters, job, opened.state.index, opened.plan, chain.base, reports)
+        if reports
+        else None
+    )
+    if forward is not None and not deltas:
+        closed = _logged(chain, forward)
     else:
-        closed = _merged(job, manifest, chain, uploaded, offers, result, reports, deltas)
-    ledger.close_round(job.name, offers.state.attempt, closed)
+        forward_share = math.fsum(_share(job, report.examples) for report in reports.values())
+        closed = _merged(fitted, chain, opened, _read(fitted, uploaded, deltas), forward, forward_share)
+    ledger.close_round(job.name, opened.state.attempt, closed)
     chain.advance(closed)
     for delta in deltas.values():
         uploaded.remove(delta.sha256)
     return closed
 
 
-def _aggregate(
-    job: Job, manifest: Manifest, chain: AdapterChain, offers: Offers, reports: Mapping[str, TakenReport]
-) -> Aggregate:
-    return aggregate(
-        manifest.parameters,
-        job,
-        offers.state.index,
-        offers.plan,
-        (chain.sha256, chain.previous_sha256),
-        chain.mean_square,
-        reports,
+def _share(job: Job, examples: int) -> float:
+    return float(examples) if job.weighting == "examples" else 1.0
+
+
+def _logged(chain: AdapterChain, forward: Aggregate) -> ClosedRound:
+    """Close a round of forward-only devices: devices can replay its log."""
+    log, blob, terms = chain.extend(forward.log)
+    return ClosedRound(
+        index=log.round,
+        base_sha256=log.base_sha256,
+        result_sha256=log.result_sha256,
+        log_sha256=blob.sha256,
+        log_size_bytes=blob.size_bytes,
+        terms=terms,
+        mean_square=forward.mean_square,
+        figures=forward.figures,
     )
 
 
-def _merged(
-    job: Job,
-    manifest: Manifest,
-    chain: AdapterChain,
-    uploaded: BlobStore,
-    offers: Offers,
-    forward: Aggregate | None,
-    reports: Mapping[str, TakenReport],
-    deltas: Mapping[str, TakenDelta],
-) -> ClosedRound:
-    """Merge the two kinds of devices; the adapter is a file, there is no log."""
-    parameters, layers, size = manifest.parameters, manifest.model.layers, chain.theta.size
-
-    def share(examples: int) -> float:
-        return float(examples) if job.weighting == "examples" else 1.0
-
+def _read(fitted: FittedJob, uploaded: BlobStore, deltas: Mapping[str, TakenDelta]) -> dict[str, Delta]:
+    """Read the deltas, by device."""
     parts = {}
     for device, delta in deltas.items():
         path = uploaded.path(delta.sha256)
         if path is None:
-            raise JobError(f"delta {delta.sha256[:12]} is not in the state directory", "restore it")
-        moved = read_delta(path, parameters, delta.layers, layers)
-        parts[device] = Delta(share(delta.examples), frozenset(delta.layers), moved)
-    movement, figures = merge(
-        parameters,
-        layers,
+            raise JobError(
+                f"delta {delta.sha256[:12]} is not in the state directory",
+                "restore the folder deltas of --state-dir from a backup",
+            )
+        moved = read_delta(path, fitted.manifest.parameters, delta.layers, fitted.manifest.model.layers)
+        parts[device] = Delta(_share(fitted.job, delta.examples), frozenset(delta.layers), moved)
+    return parts
+
+
+def _merged(
+    fitted: FittedJob,
+    chain: AdapterChain,
+    opened: OpenRound,
+    parts: Mapping[str, Delta],
+    forward: Aggregate | None,
+    forward_share: float,
+) -> ClosedRound:
+    """Close a round with backprop devices: its adapter is a file, there is no log to replay."""
+    job, manifest = fitted.job, fitted.manifest
+    movement, merge_figures = merge(
+        manifest.parameters,
+        manifest.model.layers,
         parts,
-        None if forward is None else forward_part(forward.log, size),
+        None if forward is None else forward_part(forward.log, chain.theta.size),
         by_noise=job.stld is not None and job.stld.merging == "noise",
-        forward_share=math.fsum(share(report.examples) for report in reports.values()),
+        forward_share=forward_share,
     )
     adapter = merged_adapter(chain.theta, chain.previous(), job.server_momentum, movement)
-    known = RoundFigures(offers.plan.split, None, None, None, None) if forward is None else forward.figures
+    figures = RoundFigures(opened.plan.split, None, None, None, None) if forward is None else forward.figures
     return ClosedRound(
-        index=offers.state.index,
+        index=opened.state.index,
         base_sha256=chain.sha256,
         result_sha256=chain.add_file(adapter),
         log_sha256=None,
         log_size_bytes=None,
         terms=0,
         mean_square=chain.mean_square if forward is None else forward.mean_square,
-        figures=RoundFigures(
-            known.split, known.front_variance, known.back_variance, known.front_s, known.back_s, figures
-        ),
+        figures=msgspec.structs.replace(figures, merge=merge_figures),
     )

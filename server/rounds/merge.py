@@ -1,14 +1,14 @@
-"""Hybrid rounds: forward-only scalars and backprop deltas, merged layer by layer; docs/hybrid.md derives the weights.
+"""Merges a hybrid round's forward-only scalars and backprop deltas, layer by layer; docs/hybrid.md derives the weights.
 
-A group is a transformer layer, or what stands before or behind the layers. In each group the deltas of the devices that
-sent it are averaged by examples, and so are the forward-only devices' movements. The two means estimate the same
+A group is one transformer layer, or all parameters before or behind the layers. In each group the deltas of the devices
+that sent it are averaged by examples, and so are the forward-only devices' movements. The two means estimate the same
 descent: the backprop mean is m plus noise of variance V_b, the forward-only mean is α·m plus noise of variance V_z. The
 unbiased estimate of m with the least variance is
 
     (û_b / V_b + α û_z / V_z) / (1 / V_b + α² / V_z)
 
-V_z follows from the scalars (the sum of the squared coefficients of all directions, a parameter), V_b from the spread
-of the deltas, α from the projection of û_z on û_b, in which each group counts by the precision of û_z.
+V_z follows from the scalars (per parameter, the sum of the squared coefficients of all directions), V_b from the
+spread of the deltas, and α from the projection of û_z on û_b, in which the precision of û_z weighs each group.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ if TYPE_CHECKING:
 DoubleVector = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
 
 _UNKNOWN_SPREAD = 0.5
-"""Share of one delta that counts as noise where no group of the round has two deltas to compare."""
+"""Share of a delta's square that is taken for noise where no group of the round has two deltas to compare; ours."""
 _LEAST_SIGNAL = 0.1
-"""The signal in a mean of deltas is taken to be at least this share of its square."""
+"""Smallest share of the square of a mean of deltas that is taken for signal; ours."""
 _STANDARD_ERRORS = 2.0
-"""α counts as known where it is so many of its standard errors above 0."""
+"""Number of its standard errors that α must be above 0 to count as known."""
 _SURELY = 5.0
-"""A movement is more than noise where its squared length is so many standard errors above that of noise."""
+"""Number of standard errors that a movement's squared length must be above that of noise to count as more."""
 
 
 @dataclass(frozen=True)
 class Delta:
-    """One backprop device's part: its share of the examples of its kind, what it sent, and how it moved.
+    """What one backprop device sent.
 
     Attributes:
-        share: its examples, or 1.
-        layers: the layers that it sent; what stands outside the layers is always sent.
+        share: its weight in the mean: its number of rows, or 1.
+        layers: the layers that it sent; parameters outside the layers are always sent.
         movement: float32, (parameters,).
     """
 
@@ -60,13 +60,13 @@ class Delta:
 
 @dataclass(frozen=True)
 class Forward:
-    """The forward-only devices' part.
+    """What the forward-only devices of a round did together.
 
     Attributes:
         movement: weighted mean of their movements, float32, (parameters,).
-        front_size: length of the front block.
-        front_variance: variance of a parameter of the front in ``movement``.
-        back_variance: the same for the back.
+        front_size: number of parameters in the front block.
+        front_variance: variance of a front parameter in ``movement``.
+        back_variance: variance of a back parameter in ``movement``.
     """
 
     movement: FloatVector
@@ -76,10 +76,14 @@ class Forward:
 
 
 def forward_part(log: RoundLog, size: int) -> Forward:
-    """Return what the forward-only devices of a round did together; the log's momentum is not in it.
+    """Return what the forward-only devices of a round did together, without the log's momentum.
+
+    Args:
+        log: the round's log.
+        size: number of parameters.
 
     Raises:
-        ProtocolError: scalars that do not fit the rule.
+        ProtocolError: the log's scalars do not fit its rule.
     """
     terms = round_terms(log)
     movement: FloatVector = np.zeros(size, dtype=np.float32)
@@ -90,7 +94,7 @@ def forward_part(log: RoundLog, size: int) -> Forward:
 
 
 def groups_of(parameters: Sequence[Parameter]) -> dict[int, slice]:
-    """Return where each group lies: the layout is ordered by depth."""
+    """Return the slice of each group, by layer; the layout is ordered by depth."""
     groups: dict[int, slice] = {}
     for p in parameters:
         start = groups[p.layer].start if p.layer in groups else p.offset
@@ -112,16 +116,16 @@ def merge(
     Args:
         parameters: the layout.
         n_layers: L.
-        deltas: what backprop devices sent, by device; at least one.
+        deltas: what the backprop devices sent, by device; at least one.
         forward: what the forward-only devices did; None: there were none.
-        by_noise: weights by the noise of each kind; else by examples alone.
-        forward_share: examples (or number) of all forward-only devices; for weights by examples.
+        by_noise: whether the noise of each kind gives the weights; else the numbers of rows do.
+        forward_share: sum of the weights of all forward-only devices, for weights by rows.
     """
     groups = groups_of(parameters)
     means = {group: _mean(deltas, group, where, n_layers) for group, where in groups.items()}
     relative = _relative_spread([mean for mean in means.values() if mean is not None])
     noise = {group: mean.noise(relative) for group, mean in means.items() if mean is not None}
-    scale = None if forward is None else _scale(forward, groups, means, noise)
+    alpha = None if forward is None else _alpha(forward, groups, means, noise)
     movement: DoubleVector = np.zeros(parameters[-1].stop, dtype=np.float64)
     shares = []
     for group, where in groups.items():
@@ -137,13 +141,13 @@ def merge(
             weight = mean.share / (mean.share + forward_share)
             movement[where] = weight * mean.movement + (1 - weight) * zeroth
         else:
-            weight, factor = _weights(noise[group], _forward_noise(forward, where), scale)
-            if scale is None and _moves_by_itself(zeroth, _forward_noise(forward, where)):
-                # It knows something that the deltas do not, as where the two kinds have different data.
+            weight, factor = _weights(noise[group], _forward_noise(forward, where), alpha)
+            if alpha is None and _moves_by_itself(zeroth, _forward_noise(forward, where)):
+                # The movement has a signal that the deltas lack, e.g. where the two kinds have different data.
                 weight, factor = mean.share / (mean.share + forward_share), forward_share / (mean.share + forward_share)
             movement[where] = weight * mean.movement + factor * zeroth
         shares.append(weight)
-    return movement, MergeFigures(scale, shares)
+    return movement, MergeFigures(alpha, shares)
 
 
 @dataclass(frozen=True)
@@ -151,11 +155,11 @@ class _Mean:
     """The mean of a group's deltas.
 
     Attributes:
-        movement: the mean, float64.
-        share: sum of the shares.
-        square: its squared length.
-        spread: variance of one delta, over the whole group; None from a single one.
-        share_squares: sum of the squared weights: what turns ``spread`` into the variance of the mean.
+        movement: the mean, float64, (parameters of the group,).
+        share: sum of the devices' shares.
+        square: squared length of the mean.
+        spread: variance of one delta, summed over the group; None: there is only one delta.
+        share_squares: sum of the squared weights; times ``spread`` it is the variance of the mean.
     """
 
     movement: DoubleVector
@@ -165,7 +169,7 @@ class _Mean:
     share_squares: float
 
     def noise(self, relative_spread: float) -> float:
-        """Return V_b, over the whole group."""
+        """Return V_b, summed over the group."""
         spread = self.square * relative_spread if self.spread is None else self.spread
         return max(spread, 1e-30) * self.share_squares
 
@@ -189,7 +193,7 @@ def _mean(deltas: Mapping[str, Delta], group: int, where: slice, n_layers: int) 
 
 
 def _relative_spread(means: Sequence[_Mean]) -> float:
-    """Return the variance of one delta over the square of its mean: for groups that only one device sent."""
+    """Return the variance of one delta over the square of its mean, for groups that only one device sent."""
     known = [(mean.spread, mean.square) for mean in means if mean.spread is not None and mean.square > 0]
     if not known:
         return _UNKNOWN_SPREAD
@@ -197,19 +201,19 @@ def _relative_spread(means: Sequence[_Mean]) -> float:
 
 
 def _forward_noise(forward: Forward, where: slice) -> float:
-    """Return V_z, over the whole group."""
+    """Return V_z, summed over the group."""
     front = max(0, min(where.stop, forward.front_size) - where.start)
     back = where.stop - where.start - front
     return float(front * forward.front_variance + back * forward.back_variance)
 
 
-def _scale(
+def _alpha(
     forward: Forward, groups: Mapping[int, slice], means: Mapping[int, _Mean | None], noise: Mapping[int, float]
 ) -> float | None:
-    """Return α, over all groups that both kinds moved; None where the forward-only part does not show it.
+    """Return α over all groups that both kinds moved; None where the forward-only movement is too noisy to show it.
 
-    Generalised least squares: a group counts by the precision of its parameters, so that one with few directions for
-    its size, as layers have, does not drown one with many, as a head has.
+    By generalised least squares: the precision of its parameters weighs a group, so that a group with few directions
+    for its size (a layer) does not outweigh one with many (the head).
     """
     along, variance, signal = 0.0, 0.0, 0.0
     for group, where in groups.items():
@@ -226,20 +230,20 @@ def _scale(
 
 
 def _moves_by_itself(movement: DoubleVector, noise: float) -> bool:
-    """Whether a group's forward-only movement is longer than its noise alone would make it.
+    """Whether a group's forward-only movement is longer than noise alone would make it.
 
-    The squared length of a sum of random signs has the standard error √(2 / size) of its mean, at most.
+    The relative standard error of the squared length of a sum of random signs is at most √(2 / size).
     """
     return float(np.square(movement).sum()) > noise * (1 + _SURELY * math.sqrt(2 / movement.size))
 
 
-def _weights(backprop_noise: float, forward_noise: float, scale: float | None) -> tuple[float, float]:
+def _weights(backprop_noise: float, forward_noise: float, alpha: float | None) -> tuple[float, float]:
     """Return the factors of û_b and û_z."""
-    if scale is None or forward_noise <= 0:
+    if alpha is None or forward_noise <= 0:
         return 1.0, 0.0
-    information = scale * scale / forward_noise
+    information = alpha * alpha / forward_noise
     total = 1 / backprop_noise + information
-    return 1 / backprop_noise / total, scale / forward_noise / total
+    return 1 / backprop_noise / total, alpha / forward_noise / total
 
 
 def merged_adapter(
@@ -248,10 +252,10 @@ def merged_adapter(
     """Return the adapter after a round: float32, (parameters,).
 
     Args:
-        theta: the adapter before it.
+        theta: the adapter that the round started from.
         previous: the adapter before that one; None: there is none.
-        momentum: share of the last round's movement that is repeated.
-        movement: what merge gave.
+        momentum: share of the last round's movement that is added again.
+        movement: the round's movement, as merge returns it.
 
     Raises:
         TrainingError: the result is not finite.
@@ -259,7 +263,7 @@ def merged_adapter(
     result = theta.astype(np.float64) + movement
     if previous is not None and momentum > 0:
         result += momentum * (theta.astype(np.float64) - previous)
-    with np.errstate(over="ignore"):  # it is looked at next
+    with np.errstate(over="ignore"):  # checked on the next lines
         adapter: FloatVector = result.astype(np.float32)
     if not np.isfinite(adapter).all():
         raise TrainingError("the round gives an adapter that is not finite", "lower learning_rate in the job's [stld]")

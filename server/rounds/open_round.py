@@ -1,8 +1,7 @@
-"""The open attempt at a round, in memory and in the ledger in step: what is decided is written before it shows."""
+"""The round attempt that is currently open. Every decision is written to the ledger before it takes effect."""
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -12,30 +11,34 @@ from edge_runtime.protocol.messages import RoundReport
 from server import events
 from server.job.job import enough_reports
 from server.rounds import state_machine
-from server.rounds.aggregate import TakenDelta, TakenReport
 from server.rounds.state_machine import OfferState, Round
-from server.storage.records import RoundPlan
+from server.storage import queries
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from edge_runtime.protocol.messages import Report
     from server.events import Observer
     from server.job.job import Job
+    from server.planning.planner import DrawnRound
+    from server.storage.adapters import RoundBase
     from server.storage.ledger import Ledger
+    from server.storage.records import RoundPlan, TakenDelta, TakenReport
 
 _LOG = logging.getLogger(__name__)
 
 
-class Offers:
-    """One attempt at a round.
+class OpenRound:
+    """An open attempt at a round. ``begin_attempt`` and ``resume_attempt`` make one.
 
     Args:
         job: the job.
-        ledger: where changes are written.
-        observe: told what happens.
+        ledger: every change is written to it.
+        observe: receives events.
         plan: what the devices do.
-        state: the attempt as it stands; open_offers and resume_offers make one.
+        state: state of each offer.
+
+    Attributes:
+        plan: what the devices do.
+        state: state of each offer.
     """
 
     def __init__(self, job: Job, ledger: Ledger, observe: Observer, plan: RoundPlan, state: Round) -> None:
@@ -46,23 +49,23 @@ class Offers:
         self.state = state
 
     def holds(self, device: str) -> bool:
-        """Whether the device was offered this attempt."""
+        """Whether the attempt was offered to the device."""
         return device in self.state.offers
 
     def is_current(self, index: int, attempt: int) -> bool:
-        """Whether a message is about this attempt."""
+        """Whether a message about this round and attempt is about this one."""
         return (index, attempt) == (self.state.index, self.state.attempt)
 
     def waiting(self) -> list[str]:
-        """Devices that have the plan, or should have it, and have not answered."""
+        """Return the devices that have not answered with a report or a refusal yet, and are not lost."""
         return [device for device, state in self.state.offers.items() if state in state_machine.PENDING]
 
     def count_bytes(self, device: str, *, up: int = 0, down: int = 0) -> None:
-        """Count what travelled for a device's part."""
+        """Add bytes that travelled for an offer, from the device (``up``) and to it (``down``)."""
         self._ledger.add_bytes(self._job.name, self.state.index, self.state.attempt, device, up=up, down=down)
 
     def accept(self, device: str, size_bytes: int) -> None:
-        """The device begins."""
+        """Enter that the device has begun; ``size_bytes`` is the size of its message."""
         self.count_bytes(device, up=size_bytes)
         changed = state_machine.accept(self.state, device)
         if changed is not self.state:
@@ -70,18 +73,18 @@ class Offers:
             self._write(device, OfferState.ACCEPTED)
 
     def offer_again(self, device: str) -> None:
-        """A device that has started anew may be waited for again."""
+        """Wait again for a lost device that has restarted."""
         changed = state_machine.offer_again(self.state, device)
         if changed is not self.state:
             self.state = changed
             self._write(device, OfferState.OFFERED)
 
     def lose(self, device: str, reason: str) -> None:
-        """The device is gone."""
+        """Enter that the device is gone."""
         self._fail(device, state_machine.lose(self.state, device), OfferState.LOST, reason)
 
     def refuse(self, device: str, reason: str) -> None:
-        """The device will not report, or its report is of no use."""
+        """Enter that the device will not report, or that its report is invalid."""
         self._fail(device, state_machine.refuse(self.state, device), OfferState.REFUSED, reason)
 
     def _fail(self, device: str, changed: Round, state: OfferState, reason: str) -> None:
@@ -95,7 +98,7 @@ class Offers:
         self._ledger.offer_is(self._job.name, self.state.index, self.state.attempt, device, state.value, detail)
 
     def record(self, device: str, report: Report, size_bytes: int) -> None:
-        """Take a report that was judged ``taken`` and checked; a delta is in the blob store."""
+        """Enter a report that was judged ``taken`` and checked; the delta of a backprop report is in the blob store."""
         values: dict[str, Any] = {"examples": report.examples, "loss": report.loss, "seconds": report.seconds}
         if isinstance(report, RoundReport):
             values |= {
@@ -124,85 +127,63 @@ class Offers:
             )
         )
 
-    def taken(self) -> dict[str, TakenReport]:
-        """Return the forward-only reports that count, from the ledger."""
-        rows = self._taken_rows(
-            "scalars, examples, front_seconds / nullif(front_passes, 0) AS front_s, "
-            "back_seconds / nullif(back_passes, 0) AS back_s",
-            "scalars IS NOT NULL",
-        )
-        return {
-            row["device"]: TakenReport(row["scalars"], row["examples"], row["front_s"], row["back_s"]) for row in rows
-        }
+    def reports(self) -> dict[str, TakenReport]:
+        """Return the forward-only reports that were taken, by device, from the ledger."""
+        return queries.taken_reports(self._ledger, self._job.name, self.state.index, self.state.attempt)
 
-    def taken_deltas(self) -> dict[str, TakenDelta]:
-        """Return the backprop reports that count, from the ledger."""
-        rows = self._taken_rows("delta_sha256, layers, examples", "delta_sha256 IS NOT NULL")
-        return {
-            row["device"]: TakenDelta(row["delta_sha256"], json.loads(row["layers"]), row["examples"]) for row in rows
-        }
+    def deltas(self) -> dict[str, TakenDelta]:
+        """Return the backprop reports that were taken, by device, from the ledger."""
+        return queries.taken_deltas(self._ledger, self._job.name, self.state.index, self.state.attempt)
 
     def examples(self) -> dict[str, int]:
-        """Return the rows of each device whose report counts, from the ledger."""
-        return {row["device"]: row["examples"] for row in self._taken_rows("examples", "examples IS NOT NULL")}
-
-    def _taken_rows(self, columns: str, condition: str) -> list[dict[str, Any]]:
-        return self._ledger.rows(
-            f"SELECT device, {columns} FROM offers WHERE job = ? AND round = ? AND attempt = ? "  # noqa: S608 our own
-            f"AND state = 'reported' AND {condition} ORDER BY device",
-            self._job.name,
-            self.state.index,
-            self.state.attempt,
-        )
+        """Return the number of rows of each device whose report was taken, from the ledger."""
+        return queries.taken_examples(self._ledger, self._job.name, self.state.index, self.state.attempt)
 
     def abandon(self) -> None:
-        """Too few reports: give the attempt up."""
+        """Give the attempt up: it has too few reports."""
         self._ledger.abandon_round(self._job.name, self.state.index, self.state.attempt)
         reports = len(self.state.reported)
         self._observe(events.RoundAbandoned(round=self.state.index, attempt=self.state.attempt, reports=reports))
 
 
-def open_offers(
-    job: Job,
-    ledger: Ledger,
-    observe: Observer,
-    index: int,
-    attempt: int,
-    plan: RoundPlan,
-    base: tuple[str, float | None],
-    cohort: Iterable[str],
-    now: float,
-) -> Offers:
-    """Open an attempt and enter it; ``base`` is the adapter's hash and the mean square that the plans carry."""
-    names = sorted(cohort)
+def begin_attempt(
+    job: Job, ledger: Ledger, observe: Observer, drawn: DrawnRound, base: RoundBase, now: float
+) -> OpenRound:
+    """Enter an attempt at a round and return it.
+
+    Args:
+        job: the job.
+        ledger: the attempt is entered in it.
+        observe: receives events.
+        drawn: the devices and their plan.
+        base: the adapter that the devices start from.
+        now: seconds of the server's clock.
+    """
+    plan = drawn.plan
+    names = sorted(drawn.devices)
     levels = {name: plan.levels.get(name) for name in names}
-    ledger.open_round(job.name, index, attempt, msgspec.json.encode(plan).decode(), *base, levels)
-    state = state_machine.open_round(
-        index, attempt, names, now + plan.deadline_s(job), job.min_reports, enough_reports(job, len(names))
-    )
-    observe(events.RoundOpened(round=index, attempt=attempt, devices=names))
-    return Offers(job, ledger, observe, plan, state)
+    encoded = msgspec.json.encode(plan).decode()
+    ledger.open_round(job.name, drawn.index, drawn.attempt, encoded, base.sha256, base.mean_square, levels)
+    deadline_at = now + plan.deadline_s(job)
+    enough = enough_reports(job, len(names))
+    state = state_machine.open_round(drawn.index, drawn.attempt, names, deadline_at, job.min_reports, enough)
+    observe(events.RoundOpened(round=drawn.index, attempt=drawn.attempt, devices=names))
+    return OpenRound(job, ledger, observe, plan, state)
 
 
-def resume_offers(job: Job, ledger: Ledger, observe: Observer, now: float) -> Offers | None:
+def resume_attempt(job: Job, ledger: Ledger, observe: Observer, now: float) -> OpenRound | None:
     """Return the attempt that was open when the server stopped, with its reports and a new deadline; None: none was."""
-    for row in ledger.rows("SELECT round, attempt, plan FROM rounds WHERE job = ? AND state = 'open'", job.name):
-        offers = ledger.rows(
-            "SELECT device, state FROM offers WHERE job = ? AND round = ? AND attempt = ?",
-            job.name,
-            row["round"],
-            row["attempt"],
-        )
-        states = {offer["device"]: OfferState(offer["state"]) for offer in offers}
-        plan = msgspec.json.decode(row["plan"], type=RoundPlan)
-        state = Round(
-            index=row["round"],
-            attempt=row["attempt"],
-            deadline_at=now + plan.deadline_s(job),
-            min_reports=job.min_reports,
-            enough_reports=enough_reports(job, len(states)),
-            offers=states,
-        )
-        _LOG.info("resumed in round %d with %d reports", state.index, len(state.reported))
-        return Offers(job, ledger, observe, plan, state)
-    return None
+    found = queries.open_attempt(ledger, job.name)
+    if found is None:
+        return None
+    states = {device: OfferState(state) for device, state in found.offers.items()}
+    state = Round(
+        index=found.index,
+        attempt=found.attempt,
+        deadline_at=now + found.plan.deadline_s(job),
+        min_reports=job.min_reports,
+        enough_reports=enough_reports(job, len(states)),
+        offers=states,
+    )
+    _LOG.info("resumed in round %d with %d reports", state.index, len(state.reported))
+    return OpenRound(job, ledger, observe, found.plan, state)

@@ -1,4 +1,4 @@
-"""Checks a device's report against the plan that it answers, before anything is taken over."""
+"""Checks a device's report against the plan that it answers, before any of it is used."""
 
 from __future__ import annotations
 
@@ -15,31 +15,43 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle.manifest import Manifest
     from edge_runtime.values import FloatVector
-    from server.rounds.open_round import Offers
+    from server.rounds.open_round import OpenRound
 
 
-def check_report(report: Report, offers: Offers, steps: int, adapter_sha256: str, manifest: Manifest) -> None:
-    """Check a report against its plan; the types were checked at the border. A delta itself is not looked at.
+_HINT = "compare the versions of Covey on device and server; run covey-edge doctor on the device"
+
+
+def check_report(report: Report, opened: OpenRound, steps: int, adapter_sha256: str, manifest: Manifest) -> None:
+    """Check a report against its plan. Decoding has checked the types; check_delta checks the delta itself.
 
     Raises:
-        ProtocolError: the answer to another kind of plan, scalars or layers that do not fit, another adapter, numbers
-            that are not finite.
+        ProtocolError: the report answers another kind of plan, its scalars or layers do not fit, it is about another
+            adapter, or a number is not finite.
     """
-    level = offers.plan.levels.get(report.device)
+    level = opened.plan.levels.get(report.device)
     if isinstance(report, RoundReport) != (level is None):
-        raise ProtocolError("the report answers another kind of plan", "look at the device")
+        raise ProtocolError(
+            "the report answers another kind of plan",
+            _HINT,
+        )
     if isinstance(report, RoundReport):
-        unpack_scalars(report.scalars, steps, offers.plan.rule_of(report.device).scalars_per_step)
+        unpack_scalars(report.scalars, steps, opened.plan.rule_of(report.device).scalars_per_step)
     else:
         if report.level != level:
-            raise ProtocolError(f"trained at level {report.level}, the plan says {level}", "look at the device")
+            raise ProtocolError(
+                f"trained at level {report.level}, the plan says {level}",
+                _HINT,
+            )
         if report.layers != sorted(set(report.layers)) or report.layers[-1:] >= [manifest.model.layers]:
-            raise ProtocolError(f"layers {report.layers} of {manifest.model.layers}", "look at the device")
+            raise ProtocolError(
+                f"layers {report.layers} of {manifest.model.layers}",
+                _HINT,
+            )
         if report.delta.size_bytes > most_bytes(manifest.parameters):
             raise ProtocolError(
                 f"the delta would have {report.delta.size_bytes} bytes, the layout needs at most "
                 f"{most_bytes(manifest.parameters)}",
-                "look at the device",
+                _HINT,
             )
     if report.adapter_sha256 != adapter_sha256:
         raise ProtocolError(
@@ -47,16 +59,20 @@ def check_report(report: Report, offers: Offers, steps: int, adapter_sha256: str
             "the device fetches the adapter with its next plan",
         )
     if not math.isfinite(report.loss or 0.0) or not math.isfinite(report.seconds):
-        raise ProtocolError("loss or seconds are not finite", "look at the device")
+        raise ProtocolError(
+            "loss or seconds are not finite",
+            _HINT,
+        )
 
 
-def check_delta(path: Path, report: DeltaReport, offers: Offers, manifest: Manifest, theta: FloatVector) -> None:
-    """Check an uploaded delta; its hash was checked when it came.
+def check_delta(path: Path, report: DeltaReport, opened: OpenRound, manifest: Manifest, theta: FloatVector) -> None:
+    """Check an uploaded delta; the upload has checked its hash.
 
     Raises:
-        ProtocolError: other tensors or shapes, values that are not finite, a norm that the steps cannot give.
+        ProtocolError: the delta has other tensors or shapes, values that are not finite, or a norm that the steps
+            cannot reach.
     """
-    assert offers.plan.stld is not None  # noqa: S101 check_report has seen a level
+    assert opened.plan.stld is not None  # noqa: S101 check_report found a level in the plan
     movement = read_delta(path, manifest.parameters, report.layers, manifest.model.layers)
-    stld = offers.plan.stld
+    stld = opened.plan.stld
     check_norms(movement, theta, manifest.parameters, stld.steps, stld.learning_rate, stld.weight_decay)

@@ -1,4 +1,4 @@
-"""What the coordinator does with a report: judge it, check it, ask for its delta, record it."""
+"""Takes a device's report: judges it, checks it, asks for its delta, and records it."""
 
 from __future__ import annotations
 
@@ -6,56 +6,63 @@ from typing import TYPE_CHECKING
 
 from edge_runtime.errors import ProtocolError, TrainingError
 from edge_runtime.protocol.messages import PlanRefused, Report, ReportAck, RoundReport
+from server.planning.feedback import Feedback, ReportAccepted
 from server.rounds import state_machine
 from server.rounds.report_checks import check_delta, check_report
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from server.fleet.devices import Device
-    from server.planning.chooser import Chooser
-    from server.rounds.open_round import Offers
-    from server.rounds.setting import Setting
+    from server.job.fitted import FittedJob
+    from server.rounds.open_round import OpenRound
     from server.storage.adapters import AdapterChain
+    from server.web.uploads import Uploads
 
 
 class Reports:
-    """Takes reports of one job.
+    """Takes the reports of one job.
 
     Args:
-        setting: what the job runs in.
+        fitted: the job and its bundle.
         chain: the job's adapters.
-        chooser: told how long each took.
+        uploads: the deltas that devices may send.
+        learn: is told of each report that was taken.
     """
 
-    def __init__(self, setting: Setting, chain: AdapterChain, chooser: Chooser) -> None:
-        self._setting = setting
-        self._chooser = chooser
+    def __init__(
+        self, fitted: FittedJob, chain: AdapterChain, uploads: Uploads, learn: Callable[[Feedback], None]
+    ) -> None:
+        self._fitted = fitted
         self._chain = chain
+        self._uploads = uploads
+        self._learn = learn
 
-    def take(self, device: Device, offers: Offers | None, report: Report, size_bytes: int) -> ReportAck:
-        """Take a report, or say why not; ``upload`` asks for the delta first.
+    def take(self, device: Device, opened: OpenRound | None, report: Report, size_bytes: int, now: float) -> ReportAck:
+        """Take a report, and return the answer to it; ``upload`` asks the device for its delta first.
 
         Args:
-            device: who sent it.
-            offers: the open round; None: there is none.
+            device: the device that sent it.
+            opened: the open round; None: there is none.
             report: the report.
-            size_bytes: size of the message.
+            size_bytes: size of its message.
+            now: seconds of the server's clock.
         """
         outcome: str = "late" if report.round < len(self._chain.closed) else "unknown"
         reason = ""
-        if offers is not None:
-            now = self._setting.clock()
-            outcome = state_machine.judge(offers.state, device.name, report.round, report.attempt, now)
+        if opened is not None:
+            outcome = state_machine.judge(opened.state, device.name, report.round, report.attempt, now)
             if outcome == "taken":
                 try:
-                    outcome = self._check(offers, report)
+                    outcome = self._check(opened, report)
                 except ProtocolError as error:
                     outcome, reason = "invalid", error.what
-                    offers.refuse(device.name, error.what)
+                    opened.refuse(device.name, error.what)
             if outcome == "taken":
                 device.link_bytes_per_s = report.link_bytes_per_s
                 device.replay_parameters_per_s = report.replay_parameters_per_s
-                offers.record(device.name, report, size_bytes)
-                self._chooser.reported(device.name, report, now)
+                opened.record(device.name, report, size_bytes)
+                self._learn(ReportAccepted(device.name, report.seconds, now))
         return ReportAck(
             job=report.job,
             round=report.round,
@@ -64,10 +71,10 @@ class Reports:
             reason=reason,
         )
 
-    def _check(self, offers: Offers, report: Report) -> str:
-        """Return ``taken``, or ``upload`` where the delta is still to come; raises ProtocolError."""
-        manifest, uploads = self._setting.manifest, self._setting.uploads
-        check_report(report, offers, self._setting.job.steps, self._chain.sha256, manifest)
+    def _check(self, opened: OpenRound, report: Report) -> str:
+        """Return ``taken``, or ``upload`` where the delta has not been sent yet; raises ProtocolError."""
+        manifest, uploads = self._fitted.manifest, self._uploads
+        check_report(report, opened, self._fitted.job.steps, self._chain.sha256, manifest)
         if isinstance(report, RoundReport):
             return "taken"
         path = uploads.blobs.path(report.delta.sha256)
@@ -75,14 +82,14 @@ class Reports:
             uploads.expect(report.delta)
             return "upload"
         try:
-            check_delta(path, report, offers, manifest, self._chain.theta)
+            check_delta(path, report, opened, manifest, self._chain.theta)
         except ProtocolError:
             uploads.blobs.remove(report.delta.sha256)
             raise
         return "taken"
 
-    def note_refusal(self, device: Device, offers: Offers, refused: PlanRefused) -> None:
-        """Remember a level that a device cannot hold, so that its next plan has a smaller one."""
-        level = offers.plan.levels.get(device.name)
+    def note_refusal(self, device: Device, opened: OpenRound, refused: PlanRefused) -> None:
+        """Remember that a level does not fit the device, so that its next plan has a smaller one."""
+        level = opened.plan.levels.get(device.name)
         if level is not None and refused.code == TrainingError.exit_code:
             device.refused_level = min(level, device.refused_level or level)

@@ -1,4 +1,4 @@
-"""A round as a state machine: no I/O, no clock of its own.
+"""A round as a state machine, without I/O and without a clock of its own.
 
 ::
 
@@ -6,7 +6,7 @@
        │            │
        └────────────┴──► refused | lost          round: open ──► aggregated | abandoned
 
-Exactly once by (job, round, attempt, device): a duplicate, late or foreign report changes nothing.
+A report counts exactly once per (job, round, attempt, device): a duplicate, late or foreign one changes nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Decision = Literal["wait", "aggregate", "abandon"]
 
 
 class OfferState(str, Enum):
-    """What became of the plan that one device got."""
+    """What became of the offer to one device."""
 
     OFFERED = "offered"
     ACCEPTED = "accepted"
@@ -43,11 +43,11 @@ class Round:
 
     Attributes:
         index: index of the round, from 0.
-        attempt: counts how often it was begun, from 0.
-        deadline_at: when reports stop to count, in seconds of the caller's clock.
-        min_reports: what an aggregation needs at the deadline.
-        enough_reports: with so many the round ends at once; the others were offered as a reserve.
-        offers: state of each device that got the plan.
+        attempt: number of the attempt, from 0.
+        deadline_at: when reports stop counting, in seconds of the caller's clock.
+        min_reports: number of reports that an aggregation at the deadline needs.
+        enough_reports: number of reports that end the round at once; further devices are a reserve.
+        offers: state of the offer to each device, by name.
     """
 
     index: int
@@ -63,30 +63,30 @@ class Round:
 
     @functools.cached_property
     def _values(self) -> list[OfferState]:
-        """The states; listed once, then counted at the speed of a list."""
+        """The states as a list, made once: counting in a list is fast."""
         return list(self.offers.values())
 
     @property
     def reported(self) -> list[str]:
-        """Devices whose reports were taken, in the order of their names."""
+        """Devices whose reports were taken, sorted by name."""
         return sorted(device for device, state in self.offers.items() if state is OfferState.REPORTED)
 
 
 def open_round(
     index: int, attempt: int, devices: Iterable[str], deadline_at: float, min_reports: int, enough_reports: int
 ) -> Round:
-    """Return a new attempt, offered to these devices."""
+    """Return a new attempt that is offered to these devices."""
     offers = dict.fromkeys(sorted(devices), OfferState.OFFERED)
     return Round(index, attempt, deadline_at, min_reports, enough_reports, offers)
 
 
 def accept(state: Round, device: str) -> Round:
-    """The device begins."""
+    """The device has accepted the plan and begins."""
     return _move(state, device, OfferState.ACCEPTED) if state.offers.get(device) is OfferState.OFFERED else state
 
 
 def judge(state: Round, device: str, index: int, attempt: int, now: float) -> Outcome:
-    """Say what a report is worth, before it is recorded."""
+    """Decide whether a report is taken, before it is recorded."""
     if (index, attempt) < (state.index, state.attempt):
         return "late"
     if (index, attempt) > (state.index, state.attempt) or device not in state.offers:
@@ -97,27 +97,27 @@ def judge(state: Round, device: str, index: int, attempt: int, now: float) -> Ou
 
 
 def report(state: Round, device: str) -> Round:
-    """Record a report that was judged ``taken``; a device thought lost or unwilling may still report in time."""
+    """Record a report that was judged ``taken``; a device that was lost or had refused may still report in time."""
     return _move(state, device, OfferState.REPORTED)
 
 
 def refuse(state: Round, device: str) -> Round:
-    """The device cannot do the round."""
+    """The device cannot train in this round."""
     return _move(state, device, OfferState.REFUSED) if state.offers.get(device) in PENDING else state
 
 
 def lose(state: Round, device: str) -> Round:
-    """The device is gone; its report is not waited for."""
+    """The device is gone; the round no longer waits for its report."""
     return _move(state, device, OfferState.LOST) if state.offers.get(device) in PENDING else state
 
 
 def offer_again(state: Round, device: str) -> Round:
-    """A lost device is back in time, with the plan once more."""
+    """A lost device is back before the deadline, and gets the plan again."""
     return _move(state, device, OfferState.OFFERED) if state.offers.get(device) is OfferState.LOST else state
 
 
 def decide(state: Round, now: float) -> Decision:
-    """Say what to do: all reports in (or enough of them), the deadline, or nobody left to wait for."""
+    """Decide by the reports, the deadline and the devices that have not answered: wait, aggregate or abandon."""
     reports, pending = state.count(OfferState.REPORTED), state.count(*PENDING)
     if reports >= state.enough_reports or (pending == 0 and reports >= state.min_reports):
         return "aggregate"

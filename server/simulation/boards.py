@@ -1,4 +1,4 @@
-"""Times of simulated boards: three made-up classes, or what several profiles have in common."""
+"""Profiles of simulated boards: three invented classes; and the splits and levels that profiles share."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 _LAYERS = 12
 _LEVELS = (2, 4, 6, 9, 12)
 _SPLITS = (8,)
-_CLASSES = (("fast", 0.004, True), ("middle", 0.012, True), ("slow", 0.03, False))  # seconds a layer, batch 8 x 64
+_CLASSES = (("fast", 0.004, True), ("middle", 0.012, True), ("slow", 0.03, False))
+"""Name, seconds of a layer's forward pass at batch 8 × 64 tokens, and whether the class backpropagates; invented."""
 
 
 def modelled_profiles(
     layers: int = _LAYERS, splits: Sequence[int] = _SPLITS, levels: Sequence[int] = _LEVELS
 ) -> list[Profile]:
-    """Return three classes of boards, made up: a layer's forward pass takes 4, 12 and 30 ms, a backward pass twice."""
+    """Return three invented classes of boards: a layer's forward pass takes 4, 12 and 30 ms, a backward pass double."""
     assumption = ["classes of speed for simulations; no board was measured"]
     found = []
     for name, layer_s, trains in _CLASSES:
@@ -44,7 +45,11 @@ def modelled_profiles(
 
 
 def common(profiles: Sequence[Profile]) -> tuple[int, list[int], list[int]]:
-    """Return layers, splits of all profiles, and levels of all that have any."""
+    """Return the number of layers, the splits that all profiles have, and the levels that all with levels have.
+
+    Raises:
+        ConfigError: the profiles are of different models, or share no split.
+    """
     layers = {profile.bundle.layers for profile in profiles}
     if len(layers) != 1:
         raise ConfigError(f"the profiles are of models with {sorted(layers)} layers", "give profiles of one model")

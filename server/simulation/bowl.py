@@ -1,4 +1,4 @@
-"""What simulated devices learn: a bowl in layers instead of a model, with a manifest that names no files."""
+"""A task for simulations without a model: a layered quadratic bowl, with a manifest that lists no files."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ if TYPE_CHECKING:
     from edge_runtime.values import FloatVector
 
 ROWS = 32
-"""Rows that each device claims to have."""
+"""Number of rows that each device announces."""
 _A_LAYER = 8
+"""Parameters per layer."""
 _TOKENS = 64
+"""Tokens of the longest row: the shape of the modelled profiles."""
 
 
 class NoRows:
-    """Rows of a device whose loss does not depend on them."""
+    """A device's rows, where the loss does not depend on rows."""
 
     def __len__(self) -> int:
         return ROWS
 
-    def batch(self, indices: Sequence[int]) -> Any:  # noqa: ANN401, ARG002 the bowl looks at no batch
+    def batch(self, indices: Sequence[int]) -> Any:  # noqa: ANN401, ARG002 the bowl ignores the batch
         """Return nothing."""
         return None
 
@@ -41,10 +43,10 @@ class Bowl:
 
     Args:
         layers: L.
-        splits: as a bundle's.
-        levels: as a bundle's.
-        devices: how many devices, each with an optimum of its own around the common one.
-        rng: where the bowl comes from.
+        splits: splits, as in a manifest.
+        levels: dropout levels, as in a manifest.
+        devices: number of devices; each has an optimum of its own around the common one.
+        rng: source of the bowl's shape.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class Bowl:
         self._held_out = self.engine(None, self.manifest.splits[0])
 
     def engine(self, device: int | None, split: int) -> LayeredQuadraticEngine:
-        """Return a device's engine; None: of the held-out rows."""
+        """Return a device's engine, or (None) the one of the held-out loss."""
         optimum = self._optimum if device is None else self._optimum + self._apart[device]
         front = front_size(self.manifest.parameters, split)
         return LayeredQuadraticEngine(self._hessian, optimum, front, self._slices, self.manifest.levels)
@@ -102,6 +104,6 @@ class Bowl:
         return start
 
     def evaluate(self, theta: FloatVector) -> Evaluation:
-        """Return the held-out loss, the bowl's mean over all devices; accuracy is exp(−loss), to have one."""
+        """Return the held-out loss, the mean bowl of all devices; accuracy is exp(−loss), a stand-in."""
         loss = self._held_out.loss(np.asarray(theta))
         return Evaluation(loss, float(np.exp(-loss)))

@@ -40,7 +40,7 @@ from edge_runtime.protocol.messages import (
 from edge_runtime.protocol.round_log import decode_chain
 from edge_runtime.protocol.step_rule import StepRule
 from edge_runtime.protocol.topics import Kind, device_of, topic_for
-from server.bandit.arms import Arm, Work, offer
+from server.bandit.arms import Arm, PriceBasis, price
 from server.errors import JobError
 
 if TYPE_CHECKING:
@@ -234,16 +234,16 @@ class SimulatedFleet:
         manifest = self._task.manifest
         layers, tokens = manifest.model.layers, manifest.task.max_tokens
         if isinstance(plan, TrainPlan):
-            work = Work(layers, tokens, plan.steps, plan.batch_size, plan.rule)
+            basis = PriceBasis(layers, tokens, plan.steps, plan.batch_size, plan.rule)
             arm = Arm("forward", split=plan.split, back_perturbations=plan.rule.back_perturbations)
         else:
             stld = plan.stld
-            work = Work(layers, tokens, stld.steps, stld.batch_size, _ANY_RULE, stld)
+            basis = PriceBasis(layers, tokens, stld.steps, stld.batch_size, _ANY_RULE, stld)
             arm = Arm("backprop", level=plan.level)
-        made = offer(arm, work, device.profile)
-        if made.profile_s is None:
+        priced = price(arm, basis, device.profile)
+        if priced.profile_s is None:
             raise JobError(f"the profile of {device.name} has no times for {arm.name}", "give another profile")
-        return made.profile_s * device.speed * device.slowdown
+        return priced.profile_s * device.speed * device.slowdown
 
     def _theta(self, adapter: AdapterRef) -> FloatVector:
         """Return an adapter, by replay where the server sent a log; each is made and proved once for all devices."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from edge_runtime.engines.engine import Engine, TrainingEngine
     from edge_runtime.network.transport import Transport
     from server.events import Observer
-    from server.job.job import Job
+    from server.job.fitted import FittedJob
 
 _IDLE_S = 0.002
 
@@ -58,7 +58,7 @@ class SharedEngines:
 
 
 def run_in_process(
-    job: Job,
+    fitted: FittedJob,
     bundle: Bundle,
     state_dir: Path,
     devices: Sequence[EdgeConfig],
@@ -70,7 +70,7 @@ def run_in_process(
     """Run a job with its fleet.
 
     Args:
-        job: the job, its split filled in.
+        fitted: the job, fitted to the bundle.
         bundle: a checked bundle; the devices use it where it is.
         state_dir: the server's state directory.
         devices: their configurations; brokers are not looked at.
@@ -94,7 +94,7 @@ def run_in_process(
         return hub.join()
 
     options = ServeOptions(bundle=bundle.path, state_dir=state_dir, listen="127.0.0.1", http_port=0, threads=1)
-    summary = coordinate(job, bundle, options, connect, observe, should_stop)
+    summary = coordinate(fitted, bundle, options, connect, observe, should_stop)
     if summary is None:
         raise JobError("the job was stopped", "start it again to resume it")
     wrong = sorted(name for name, sha256 in finals.items() if sha256 != summary["adapter_sha256"])

@@ -1,4 +1,4 @@
-"""``covey simulate``: a job on simulated devices, from its options to its result."""
+"""Simulates a job: real coordinator, simulated devices, virtual time."""
 
 from __future__ import annotations
 
@@ -18,38 +18,40 @@ import numpy as np
 from edge_runtime.bundle.folder import open_bundle, verify_files
 from edge_runtime.errors import ConfigError
 from edge_runtime.protocol.step_rule import StepRule
+from server.compose import compose, open_stores
 from server.errors import JobError
 from server.evaluation import InlineEvaluator
-from server.job.fitted import fit_to_bundle
+from server.job.fitted import FittedJob, fit_to_bundle
 from server.job.job import Job, JobBandit, JobStld, read_job
 from server.profiles.files import read_profile
-from server.rounds.coordinator import Coordinator
-from server.rounds.setting import Setting
+from server.rounds.services import Services
 from server.simulation.boards import common, modelled_profiles
 from server.simulation.bowl import Bowl
 from server.simulation.devices import FLEET, SimulatedDevice, SimulatedFleet
 from server.simulation.task import BundleTask
 from server.simulation.traces import TraceEvent, throttling
 from server.simulation.virtual import VirtualTransport, VirtualWorld
-from server.storage.adapters import AdapterChain
-from server.storage.blobs import BlobStore
-from server.storage.ledger import LEDGER_FILE, Ledger
-from server.web.uploads import Uploads
+from server.storage import queries
+from server.storage.ledger import LEDGER_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from edge_runtime.protocol.profile import Profile
     from server.bandit.options import Policy
+    from server.compose import Stores
     from server.events import Observer
     from server.simulation.task import SimulatedTask
+    from server.storage.ledger import Ledger
 
 JOB_NAME = "simulation"
+_SECONDS_PER_ROUND = 10.0
+"""Virtual seconds per round that the drawn heat waves are spread over; ours."""
 
 
 @dataclass(frozen=True)
 class SimulateOptions:
-    """What to simulate; ``covey simulate --help`` explains each."""
+    """What to simulate; ``covey simulate --help`` explains each option."""
 
     devices: int = 1000
     rounds: int = 100
@@ -72,7 +74,7 @@ class SimulateOptions:
 def _task_and_profiles(
     options: SimulateOptions, rng: np.random.Generator
 ) -> tuple[SimulatedTask, list[Profile], list[int], list[int]]:
-    """Return what is learned, the devices' profiles, and the splits and levels that both have."""
+    """Return the task, the devices' profiles, and the splits and levels that task and profiles share."""
     if options.bundle is None or options.data is None:
         profiles = [read_profile(path) for path in options.profiles] or modelled_profiles()
         layers, splits, levels = common(profiles)
@@ -96,10 +98,10 @@ def _task_and_profiles(
     return task, profiles, both, [level for level in levels if level in manifest.levels]
 
 
-def _job(options: SimulateOptions, task: SimulatedTask, splits: Sequence[int], levels: list[int]) -> Job:
-    """Return the job: what a step is from its file, where there is one, the rest from the options."""
+def _job(options: SimulateOptions, task: SimulatedTask, splits: Sequence[int], levels: list[int]) -> FittedJob:
+    """Return the job: its steps as in job.toml (or defaults), all else from the options."""
     if options.job is not None:
-        base = fit_to_bundle(read_job(options.job), task.manifest)
+        fitted = fit_to_bundle(read_job(options.job), task.manifest, task.sha256)
     else:
         base = Job(
             name=JOB_NAME,
@@ -110,14 +112,15 @@ def _job(options: SimulateOptions, task: SimulatedTask, splits: Sequence[int], l
             step=StepRule(back_perturbations=4, learning_rate=0.05),
             stld=JobStld(levels=levels, learning_rate=0.02, steps=2) if levels else None,
         )
-    if base.split not in splits or not set(base.levels(task.manifest)) <= set(levels):
+        fitted = FittedJob.unchecked(base, task.manifest, task.sha256)
+    if fitted.split not in splits or not set(fitted.levels) <= set(levels):
         raise ConfigError(
-            f"the job's split {base.split} or levels {base.levels(task.manifest)} have no times: the profiles have "
+            f"the job's split {fitted.split} or levels {fitted.levels} have no times: the profiles have "
             f"{list(splits)} and {levels}",
             "give profiles of this bundle",
         )
-    return msgspec.structs.replace(
-        base,
+    job = msgspec.structs.replace(
+        fitted.job,
         name=JOB_NAME,
         rounds=options.rounds,
         seed=options.seed,
@@ -127,8 +130,9 @@ def _job(options: SimulateOptions, task: SimulatedTask, splits: Sequence[int], l
         min_devices=max(1, options.devices // 2),
         deadline_s=options.deadline_s,
         bandit=None if options.policy is None else JobBandit(policy=options.policy),
-        adaptive=base.adaptive if options.policy is None else None,
+        adaptive=fitted.job.adaptive if options.policy is None else None,
     )
+    return FittedJob.unchecked(job, task.manifest, task.sha256)
 
 
 def simulate(
@@ -141,57 +145,46 @@ def simulate(
 
     Args:
         options: what to simulate.
-        observe: told what happens.
+        observe: receives events.
         should_stop: asked between messages.
-        state_dir: keeps the ledger; None: a folder that is removed.
+        state_dir: keeps the ledger; None: a temporary folder.
 
     Returns:
-        What came out: virtual and real seconds, losses, how often each arm ran, waits; None: it was stopped.
+        Virtual and real seconds, losses, how often each arm ran, waits; None: it was stopped.
 
     Raises:
-        ConfigError, ProfileError: options that do not fit together.
-        BundleError, DataError: a bundle or its rows are wrong.
+        ConfigError: the options do not fit together.
+        ProfileError: a profile is invalid.
+        BundleError: the bundle is damaged.
+        DataError: the rows are wrong, or too few.
         JobError: a round failed too often.
     """
     rng = np.random.Generator(np.random.PCG64(options.seed))
     task, profiles, splits, levels = _task_and_profiles(options, rng)
-    job = _job(options, task, splits, levels)
+    fitted = _job(options, task, splits, levels)
     with contextlib.ExitStack() as stack:
         root = state_dir or Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="covey-simulate-", dir=_in_memory()))
         )
         if (root / LEDGER_FILE).exists():
             raise ConfigError(f"{root} has a ledger already", "give --state-dir a new folder")
-        ledger = Ledger(root / LEDGER_FILE, durable=False)
-        stack.callback(ledger.close)
-        ledger.begin_job(job.name, FLEET, task.sha256, msgspec.to_builtins(job))
-        served, uploaded = (BlobStore(root / name) for name in ("blobs", "uploads"))
+        stores = open_stores(root, durable=False)
+        stack.callback(stores.ledger.close)
         world = VirtualWorld()
-        devices = _devices(options, profiles, task.sha256, rng)
-        fleet = SimulatedFleet(world, task, devices, served, uploaded, options.drop_out, options.jitter, rng)
-        fleet.join_all()
-        length_s = 10.0 * options.rounds
-        fleet.follow([*options.traces, *throttling([d.name for d in devices], options.throttle, length_s, rng)])
-        setting = Setting(
-            fleet=FLEET,
-            job=job,
-            manifest=task.manifest,
-            bundle_sha256=task.sha256,
-            blob_url="http://simulated",
-            uploads=Uploads(uploaded),
-            evaluate=task.evaluate,
-            clock=world.clock,
-        )
-        chain = AdapterChain(task, served, [], momentum=False)
-        transport = VirtualTransport(world, fleet.deliver)
-        evaluator = InlineEvaluator(task.evaluate)
+        fleet = _fleet(options, world, task, profiles, stores, rng)
+
+        def services() -> Services:
+            transport = VirtualTransport(world, fleet.deliver)
+            evaluator = InlineEvaluator(task.evaluate)
+            return Services(transport, stores.uploads, evaluator, world.clock, blob_url="http://simulated")
+
+        composed = compose(FLEET, fitted, task, stores, services, observe)
         started, cpu_started = time.perf_counter(), time.process_time()
-        coordinator = Coordinator(setting, ledger, chain, transport, observe, evaluator)
-        if not coordinator.run(resumed=False, should_stop=should_stop):
+        if not composed.run(should_stop):
             return None
-        ledger.end_job(job.name, "finished", None)
+        stores.ledger.end_job(fitted.job.name, "finished", None)
         return {
-            **_result(ledger, job),
+            **_result(stores.ledger, fitted.job),
             "virtual_s": world.now,
             "wall_s": time.perf_counter() - started,
             "cpu_s": time.process_time() - cpu_started,
@@ -201,8 +194,26 @@ def simulate(
 
 
 def _in_memory() -> str | None:
-    """Return a folder in memory where there is one: nothing of a simulation needs to survive a power cut."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 mkdtemp makes a folder of its own
+    """Return a folder in memory, if there is one: a simulation's ledger need not survive a power cut."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 mkdtemp makes a new folder in it
+
+
+def _fleet(
+    options: SimulateOptions,
+    world: VirtualWorld,
+    task: SimulatedTask,
+    profiles: Sequence[Profile],
+    stores: Stores,
+    rng: np.random.Generator,
+) -> SimulatedFleet:
+    """Return the fleet, which has joined and follows the traces."""
+    devices = _devices(options, profiles, task.sha256, rng)
+    uploaded = stores.uploads.blobs
+    fleet = SimulatedFleet(world, task, devices, stores.blobs, uploaded, options.drop_out, options.jitter, rng)
+    fleet.join_all()
+    length_s = _SECONDS_PER_ROUND * options.rounds
+    fleet.follow([*options.traces, *throttling([d.name for d in devices], options.throttle, length_s, rng)])
+    return fleet
 
 
 def _devices(
@@ -225,29 +236,29 @@ def _devices(
 
 
 def _result(ledger: Ledger, job: Job) -> dict[str, Any]:
-    rounds = ledger.rows("SELECT * FROM rounds WHERE job = ? AND state = 'aggregated' ORDER BY round", job.name)
-    first = ledger.rows("SELECT loss_start, accuracy_start FROM jobs WHERE name = ?", job.name)[0]
-    offers = ledger.rows("SELECT device, level, round, state FROM offers WHERE job = ? ORDER BY round", job.name)
+    rounds = [made for made in queries.rounds_of(ledger, job.name) if made.state == "aggregated"]
+    first = queries.find_job(ledger, job.name)
+    if first is None or not rounds:
+        raise JobError("no round was aggregated", "lower drop-out, or raise the deadline")
+    offers = queries.offers_of(ledger, job.name)
     arms: dict[str, int] = {}
     last: dict[str, int] = {}
     longest = 0
-    for entry in offers:
-        longest = max(longest, entry["round"] - last.get(entry["device"], -1) - 1)
-        last[entry["device"]] = entry["round"]
-        name = "forward" if entry["level"] is None else f"level {entry['level']}"
+    for offer in offers:
+        longest = max(longest, offer.index - last.get(offer.device, -1) - 1)
+        last[offer.device] = offer.index
+        name = "forward" if offer.level is None else f"level {offer.level}"
         arms[name] = arms.get(name, 0) + 1
-    if not rounds:
-        raise JobError("no round was aggregated", "lower drop-out, or raise the deadline")
     return {
         "job": job.name,
         "rounds": len(rounds),
-        "reports": sum(entry["state"] == "reported" for entry in offers),
+        "reports": sum(offer.state == "reported" for offer in offers),
         "offers": len(offers),
-        "loss_start": first["loss_start"],
-        "loss_end": rounds[-1]["loss"],
-        "accuracy_start": first["accuracy_start"],
-        "accuracy_end": rounds[-1]["accuracy"],
-        "adapter_sha256": rounds[-1]["result_sha256"],
+        "loss_start": first.loss_start,
+        "loss_end": rounds[-1].loss,
+        "accuracy_start": first.accuracy_start,
+        "accuracy_end": rounds[-1].accuracy,
+        "adapter_sha256": rounds[-1].result_sha256,
         "longest_wait_rounds": longest,
         "devices_chosen": len(last),
         "arms": dict(sorted(arms.items())),

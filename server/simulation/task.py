@@ -1,4 +1,4 @@
-"""What simulated devices learn: a bowl in layers (bowl.py), or a bundle's model on real rows (here)."""
+"""What simulated devices learn: the protocol of a task, and a bundle's model on real rows. bowl.py has another."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     from edge_runtime.values import FloatVector
 
 HELD_OUT = 5
-"""Every so many rows are held out."""
+"""One of this many rows is held out."""
 LEAST_ROWS = 16
-"""A device has at least so many rows; where there are too few for all, devices share some."""
+"""Rows that a device has at least; where the file has too few for all devices, they share some."""
 
 
 class SimulatedTask(Protocol):
-    """What is learned; a Start (adapters.py) too."""
+    """A task that simulated devices learn; it is also a Start (storage/adapters.py)."""
 
     @property
     def manifest(self) -> Manifest:
-        """A bundle's manifest; it may name no files."""
+        """The manifest of its bundle; a made-up one lists no files."""
 
     @property
     def sha256(self) -> str:
-        """The bundle's name."""
+        """The bundle's name: hash of its manifest."""
 
     @property
     def initial_sha256(self) -> str:
@@ -48,10 +48,10 @@ class SimulatedTask(Protocol):
         """See adapters.Start."""
 
     def engine(self, device: int, split: int) -> Engine[Any]:
-        """Return what a device runs for forward-only steps."""
+        """Return the engine of a device's forward-only steps."""
 
     def training_engine(self, device: int) -> TrainingEngine:
-        """Return what a device runs for backpropagation."""
+        """Return the engine of a device's backpropagation."""
 
     def rows(self, device: int) -> Rows:
         """Return a device's private rows."""
@@ -61,11 +61,11 @@ class SimulatedTask(Protocol):
 
 
 class Part:
-    """Some of the rows of a file.
+    """Some of a file's rows.
 
     Args:
-        rows: all of them.
-        indices: which ones.
+        rows: all rows of the file.
+        indices: indices of the rows in this part.
     """
 
     def __init__(self, rows: EncodedRows | EncodedCompletions, indices: Sequence[int]) -> None:
@@ -80,16 +80,16 @@ class Part:
 
 
 class BundleTask:
-    """A bundle's model on ONNX Runtime, with the rows of a file dealt out; devices share the engines.
+    """A bundle's model on ONNX Runtime, with a file's rows distributed over the devices, which share the engines.
 
     Args:
         bundle: a checked bundle.
-        data: rows of its task; every HELD_OUT-th one is held out.
-        devices: how many there are.
-        rng: how the rows are dealt out.
+        data: rows of its task; one of HELD_OUT rows is held out.
+        devices: number of devices.
+        rng: source of the distribution of the rows.
 
     Raises:
-        DataError: rows that are wrong, or too few.
+        DataError: the rows are wrong, or too few.
     """
 
     def __init__(self, bundle: Bundle, data: Path, devices: int, rng: np.random.Generator) -> None:
@@ -122,6 +122,10 @@ class BundleTask:
     def rows(self, device: int) -> Rows:
         """See SimulatedTask."""
         return Part(self._rows, self._parts[device])
+
+    def row_numbers(self, device: int) -> Sequence[int]:
+        """Return which rows of the file a device has, from 0."""
+        return self._parts[device]
 
     def evaluate(self, theta: FloatVector) -> Evaluation:
         """See SimulatedTask."""

@@ -1,4 +1,4 @@
-"""Traces: when devices slow down and recover, vanish and come back. From a file, or drawn from a seed."""
+"""Traces: when devices slow down, recover, vanish and return; read from a file, or drawn at random."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class TraceEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Something that happens to devices.
+    """An event that happens to devices.
 
     Attributes:
         at_s: virtual seconds.
-        device: a device's name, or a pattern with ``*``.
-        slowdown: from now on a step takes so many times as long as at first; None: as before.
-        here: False: it vanishes without a goodbye; True: it is back, started anew; None: as before.
+        device: name of a device, or a pattern with ``*``.
+        slowdown: factor by which steps take longer than at the start from now on; None: no change.
+        here: False: the device vanishes without a goodbye; True: it is back after a restart; None: no change.
     """
 
     at_s: Annotated[float, msgspec.Meta(ge=0, le=1e12)]
@@ -32,10 +32,10 @@ class TraceEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_traces(path: Path) -> list[TraceEvent]:
-    """Read a trace: one event a line, JSON.
+    """Read a trace: JSON, one event per line.
 
     Raises:
-        ConfigError: no file, or a line that is no event; with its number.
+        ConfigError: the file cannot be read, or a line is not an event; the message has its number.
     """
     try:
         lines = path.read_text().splitlines()
@@ -55,13 +55,13 @@ def read_traces(path: Path) -> list[TraceEvent]:
 
 
 def throttling(devices: Sequence[str], share: float, length_s: float, rng: np.random.Generator) -> list[TraceEvent]:
-    """Draw a heat trace: a share of the devices slows down by 1.5 to 3 at some time, for a quarter of the run.
+    """Draw a heat trace: some devices are 1.5 to 3 times slower for a quarter of the run.
 
     Args:
-        devices: names.
-        share: of them.
-        length_s: how long the run is thought to take.
-        rng: where the draws come from.
+        devices: names of the devices.
+        share: probability that a device gets hot.
+        length_s: expected length of the run in virtual seconds.
+        rng: source of the draws.
     """
     events = []
     for device in devices:

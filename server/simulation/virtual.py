@@ -1,4 +1,4 @@
-"""A clock that jumps from event to event, and a transport on it: no thread, no wait, the same order every time."""
+"""A virtual clock that jumps from event to event, and a transport on it: no threads, no waits, a fixed order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class VirtualWorld:
-    """What happens when.
+    """The queue of a simulation's events.
 
     Attributes:
         now: virtual seconds.
@@ -32,12 +32,12 @@ class VirtualWorld:
         return self.now
 
     def at(self, when_s: float, event: Message | Callable[[], None]) -> None:
-        """Let a message reach the server, or something happen, at a time; events of the same time in this order."""
+        """Schedule a message to the server, or a call; events at the same time happen in the order of scheduling."""
         heapq.heappush(self._events, (max(when_s, self.now), self._count, event))
         self._count += 1
 
     def next_message(self, until_s: float) -> Message | None:
-        """Go on to the next message for the server, at most to a time; None: there is none until then."""
+        """Advance to the next message for the server, at most to a time; None: there is none until then."""
         while self._events and self._events[0][0] <= until_s:
             self.now, _, event = heapq.heappop(self._events)
             if isinstance(event, Message):
@@ -52,8 +52,8 @@ class VirtualTransport:
     """The server's connection to simulated devices.
 
     Args:
-        world: the clock and what happens.
-        deliver: takes what the server publishes: topic and payload.
+        world: the clock and the queue of events.
+        deliver: receives topic and payload of what the server publishes.
     """
 
     def __init__(self, world: VirtualWorld, deliver: Callable[[str, bytes], None]) -> None:
@@ -66,14 +66,14 @@ class VirtualTransport:
         return "127.0.0.1"
 
     def subscribe(self, topic_filter: str) -> None:
-        """See Transport; devices speak to nobody but the server."""
+        """See Transport; does nothing: devices send to the server only."""
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:  # noqa: ARG002
         """See Transport."""
         self._deliver(topic, payload)
 
     def receive(self, timeout_s: float | None) -> Event | None:
-        """See Transport; takes virtual time."""
+        """See Transport; the timeout is virtual time."""
         return self._world.next_message(float("inf") if timeout_s is None else self._world.now + timeout_s)
 
     def close(self) -> None:

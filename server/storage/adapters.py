@@ -1,7 +1,8 @@
-"""The chain of adapters of a job, and the cheaper way for a device to get to its end: replay logs, or the file."""
+"""A job's chain of adapters, and the cheaper way for a device to get the newest one: logs to replay, or the file."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
     from server.storage.blobs import BlobStore
     from server.storage.records import ClosedRound
 
-_KEPT_FILES = 3  # the current adapter, the one before for momentum, and one for a device that is still fetching
+_KEPT_FILES = 3
+"""Adapter files kept: the current one, the one before it (momentum), and one that a device may still be fetching."""
 
 
 class Start(Protocol):
-    """What a chain begins with: a bundle.Bundle, or a simulation's stand-in."""
+    """Where a chain begins: a bundle, or a simulated task."""
 
     @property
     def initial_sha256(self) -> str:
@@ -34,24 +36,39 @@ class Start(Protocol):
         """Return the initial adapter, float32, (parameters,)."""
 
 
-class AdapterChain:
-    """The adapters of a job from the bundle's initial one on.
-
-    The last few are kept as files, and logs as long as they can be the cheaper way; the ledger has every scalar.
-
-    Args:
-        bundle: the job's bundle.
-        blobs: where adapters and logs are kept.
-        closed: rounds that are done, where a job is resumed.
-        momentum: whether a log needs the adapter before its base, too.
+@dataclass(frozen=True)
+class RoundBase:
+    """What a round starts from.
 
     Attributes:
-        theta: the current adapter, mapped.
-        closed: the rounds so far.
-        initial_sha256: hash of the bundle's own adapter.
+        sha256: hash of the adapter.
+        previous_sha256: hash of the adapter before it, for momentum; None in the first round.
+        mean_square: mean square of the last round's scalars; None: not known.
+    """
+
+    sha256: str
+    previous_sha256: str | None
+    mean_square: float | None
+
+
+class AdapterChain:
+    """The adapters of a job, from the bundle's initial one on.
+
+    The last few are kept as files, and logs as long as they can be the cheaper way. The ledger keeps every scalar.
+
+    Args:
+        bundle: has the initial adapter.
+        blobs: where adapters and logs are kept.
+        closed: the closed rounds of a job that is resumed, in order.
+        momentum: whether a replay also needs the adapter before a log's base.
+
+    Attributes:
+        theta: the current adapter, memory-mapped, float32, (parameters,).
+        closed: the closed rounds, in order.
+        initial_sha256: hash of the initial adapter.
 
     Raises:
-        JobError: a resumed job's adapter is not in ``blobs``.
+        JobError: the adapter of a resumed job is not in ``blobs``.
     """
 
     def __init__(self, bundle: Start, blobs: BlobStore, closed: Sequence[ClosedRound], *, momentum: bool) -> None:
@@ -68,7 +85,10 @@ class AdapterChain:
             return self._initial
         path = self._blobs.path(sha256)
         if path is None:
-            raise JobError(f"adapter {sha256[:12]} is not in the state directory", "restore it, or begin a new job")
+            raise JobError(
+                f"adapter {sha256[:12]} is not in the state directory",
+                "restore the folder blobs of --state-dir from a backup, or begin a new job",
+            )
         return map_adapter(path, self._initial.size)
 
     @property
@@ -78,23 +98,28 @@ class AdapterChain:
 
     @property
     def previous_sha256(self) -> str | None:
-        """Hash of the adapter before the current one; None in the first round."""
+        """Hash of the adapter before the current one; None before the first closed round."""
         return self.closed[-1].base_sha256 if self.closed else None
 
     @property
     def mean_square(self) -> float | None:
-        """Mean square of the last round's scalars."""
+        """Mean square of the last round's scalars; None: not known."""
         return self.closed[-1].mean_square if self.closed else None
 
+    @property
+    def base(self) -> RoundBase:
+        """What the next round starts from."""
+        return RoundBase(self.sha256, self.previous_sha256, self.mean_square)
+
     def extend(self, log: RoundLog) -> tuple[RoundLog, BlobRef, int]:
-        """Write the adapter after a round, and the round's log; the chain does not go on to it yet.
+        """Write the adapter after a round and the round's log; advance makes it the current one.
 
         Returns:
-            The log with its result, where it is, and how many terms it has.
+            The log with the result's hash filled in, its blob, and its number of terms.
 
         Raises:
             TrainingError: the result is not finite.
-            StorageError: disk full or not writable.
+            StorageError: the disk is full or not writable.
         """
         previous = None if log.previous_sha256 is None else self._load(log.previous_sha256)
         path = self._blobs.temporary()
@@ -104,19 +129,19 @@ class AdapterChain:
         return log, self._blobs.add(encode_chain([log])), terms
 
     def add_file(self, theta: FloatVector) -> str:
-        """Write the adapter after a round that has no log, and return its hash; the chain does not go on to it yet.
+        """Write the adapter after a round that has no log, and return its hash; advance makes it the current one.
 
         Raises:
-            StorageError: disk full or not writable.
+            StorageError: the disk is full or not writable.
         """
         return self._blobs.add(theta.astype("<f4", copy=False).tobytes()).sha256
 
     def previous(self) -> FloatVector | None:
-        """Return the adapter before the current one; None in the first round."""
+        """Return the adapter before the current one; None before the first closed round."""
         return None if self.previous_sha256 is None else self._load(self.previous_sha256)
 
     def advance(self, closed: ClosedRound) -> None:
-        """Go on to the adapter of a closed round, and forget what no device can need any more."""
+        """Make a closed round's adapter the current one, and delete blobs that no device can need any more."""
         self.closed.append(closed)
         self.theta = self._load(closed.result_sha256)
         for merged in self._merged.values():
@@ -126,14 +151,14 @@ class AdapterChain:
         for done in self.closed[-2 * _KEPT_FILES : -_KEPT_FILES]:
             if done.result_sha256 not in needed:
                 self._blobs.remove(done.result_sha256)
-        size, reached = 0, True  # whether the logs from here on lead to the current adapter
+        size, reached = 0, True  # reached: whether the logs from here on lead to the current adapter
         for done in reversed(self.closed):
             if done.log_sha256 is None or done.log_size_bytes is None:
                 reached = False
                 continue
             if size >= 4 * self.theta.size or not reached:
                 if self._blobs.path(done.log_sha256) is None:
-                    break  # it and all before it went in earlier rounds
+                    break  # this log and all before it were deleted in earlier rounds
                 self._blobs.remove(done.log_sha256)
             size += done.log_size_bytes
 
@@ -143,12 +168,12 @@ class AdapterChain:
         link_bytes_per_s: float | None = None,
         replay_parameters_per_s: float | None = None,
     ) -> AdapterRef:
-        """Return the current adapter, with a log to it where that is the cheaper way.
+        """Return a reference to the current adapter, with a log to replay where that is the cheaper way.
 
         Args:
-            device_adapter_sha256: what the device has; None: only the bundle.
-            link_bytes_per_s: the device's measured link; None: fewer bytes are the cheaper way.
-            replay_parameters_per_s: parameters × directions that the device replays a second; None: at no cost.
+            device_adapter_sha256: the adapter that the device has; None: only the bundle's.
+            link_bytes_per_s: measured speed of the device's link; None: the way with fewer bytes is taken.
+            replay_parameters_per_s: parameters × directions that the device replays per second; None: as above.
         """
         file = BlobRef(self.sha256, 4 * self.theta.size)
         base = device_adapter_sha256 or self.initial_sha256
@@ -165,14 +190,14 @@ class AdapterChain:
         return AdapterRef(file, self._log(base, missed), base, previous)
 
     def _missed(self, base: str, most_bytes: int) -> list[ClosedRound]:
-        """Return the rounds from an adapter to the current one; none where the file has fewer bytes than their logs."""
+        """Return the rounds from an adapter to the current one; none where the file is smaller than their logs."""
         if base == self.sha256:
             return []
         missed: list[ClosedRound] = []
         size = 0
         for done in reversed(self.closed):
             if done.log_size_bytes is None:
-                return []  # only the file leads over a round with backprop devices
+                return []  # a round with backprop devices has no log, only the file
             size += done.log_size_bytes
             if size >= most_bytes:
                 return []
@@ -182,7 +207,7 @@ class AdapterChain:
         return []
 
     def _log(self, base: str, missed: Sequence[ClosedRound]) -> BlobRef | None:
-        """Return one blob with all logs."""
+        """Return one blob with the logs of all these rounds; None: one of them was deleted."""
         logged = [BlobRef(done.log_sha256, done.log_size_bytes or 0) for done in missed if done.log_sha256 is not None]
         if len(logged) == 1:
             return logged[0]

@@ -1,4 +1,4 @@
-"""Content by its sha256: what the HTTP side serves."""
+"""Blobs named by their sha256, which the HTTP side serves and receives."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class BlobStore:
-    """A folder of files named by their hash, and bundles that are served from where they are.
+    """A folder of files named by their hash, and bundles that are served from their own folders.
 
     Args:
-        root: the folder; made when the first blob is added.
+        root: the folder; created when the first blob is added.
     """
 
     def __init__(self, root: Path) -> None:
@@ -30,10 +30,10 @@ class BlobStore:
         self._elsewhere: dict[str, Path] = {}
 
     def add(self, data: bytes) -> BlobRef:
-        """Keep a blob; once it returns the blob survives a power cut.
+        """Store a blob; when this returns, the blob survives a power cut.
 
         Raises:
-            StorageError: disk full or not writable.
+            StorageError: the disk is full or not writable.
         """
         sha256 = hashlib.sha256(data).hexdigest()
         path = self._root / sha256
@@ -42,10 +42,10 @@ class BlobStore:
         return BlobRef(sha256, len(data))
 
     def temporary(self) -> Path:
-        """Return a path on the same disk for a file that adopt will take.
+        """Return a path on the same disk for a new file, which adopt turns into a blob.
 
         Raises:
-            StorageError: the folder cannot be made.
+            StorageError: the folder cannot be created.
         """
         return self._made_root() / f"new-{uuid.uuid4().hex}.tmp"
 
@@ -57,24 +57,24 @@ class BlobStore:
         return self._root
 
     def partial(self, sha256: str) -> Path:
-        """Return where a blob that is being sent grows; adopt will take it.
+        """Return the path of a blob that is still being received; adopt turns it into a blob.
 
         Raises:
-            StorageError: the folder cannot be made.
+            StorageError: the folder cannot be created.
         """
         return self._made_root() / f"{sha256}.part"
 
     def drop_partials(self, except_for: Collection[str]) -> None:
-        """Forget what was never sent to its end."""
+        """Delete blobs that were received in part only, except those with these hashes."""
         for path in self._root.glob("*.part"):
             if path.stem not in except_for:
                 path.unlink()
 
     def adopt(self, path: Path, sha256: str) -> BlobRef:
-        """Make a whole, synced file a blob.
+        """Turn a complete, synced file into a blob.
 
         Raises:
-            StorageError: it cannot be renamed.
+            StorageError: the file cannot be renamed.
         """
         try:
             path.replace(self._root / sha256)
@@ -84,17 +84,17 @@ class BlobStore:
             raise storage_error(error, path) from error
 
     def remove(self, sha256: str) -> None:
-        """Forget a blob; a bundle's files are never touched."""
+        """Delete a blob; a bundle's files are never deleted."""
         if sha256 not in self._elsewhere:
             (self._root / sha256).unlink(missing_ok=True)
 
     def read(self, sha256: str) -> bytes | None:
-        """Return a blob's bytes, or None where it is not here."""
+        """Return a blob's bytes; None: there is no such blob."""
         path = self.path(sha256)
         return path.read_bytes() if path is not None else None
 
     def path(self, sha256: str) -> Path | None:
-        """Return where a blob is, or None where it is not here."""
+        """Return a blob's path; None: there is no such blob."""
         if sha256 in self._elsewhere:
             return self._elsewhere[sha256]
         path = self._root / sha256

@@ -1,4 +1,4 @@
-"""The finished adapter as a PEFT folder, or the finished model as a Hugging Face folder."""
+"""Writes the finished adapter as a PEFT folder, or the finished model as a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ JOB_FILE = "covey_job.json"
 
 
 def write_finished(bundle: Bundle, theta: FloatVector, folder: Path, summary: dict[str, Any]) -> None:
-    """Write an adapter, or a whole model, beside the configuration files that the bundle has for it.
+    """Write an adapter, or a full model, with the configuration files that the bundle has for it.
 
-    The folder appears by a rename, so it is whole or not there.
+    The folder appears by a rename, so it is complete or does not exist.
 
     Args:
         bundle: the bundle that was trained.
         theta: the trainable vector, float32, (parameters,).
-        folder: where to; must not exist.
-        summary: what ``covey_job.json`` says about the job.
+        folder: the folder to create.
+        summary: the content of ``covey_job.json``.
 
     Raises:
-        StorageError: the folder exists, the disk is full, or it cannot be written.
+        StorageError: the folder exists or cannot be written, or the disk is full.
     """
     if folder.exists():
         raise StorageError(f"{folder} exists", "move it away; results are never overwritten")
@@ -48,7 +48,7 @@ def write_finished(bundle: Bundle, theta: FloatVector, folder: Path, summary: di
     name = FULL_FILE
     beside = [bundle.path / "adapter"]
     if manifest.train == "lora":
-        # Frozen matrices are copied as they are, trained ones replaced.
+        # Frozen matrices are copied unchanged, trained ones are replaced.
         tensors = map_tensors(bundle.file(manifest.adapter_file)) | tensors
         name = bundle.file(manifest.adapter_file).name
     else:

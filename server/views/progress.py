@@ -1,4 +1,4 @@
-"""Progress of a job: a live table on a terminal, plain lines elsewhere, JSON lines for programs."""
+"""Shows the progress of a job: a live table on a terminal, plain lines elsewhere, JSON lines for programs."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from server.job.job import Job
 
 _SHOWN_ROUNDS = 12
+"""The table shows this many of the last rounds."""
 
 
 class _Row:
-    """What the table says about one round."""
+    """A row of the table: one round."""
 
     def __init__(self) -> None:
         self.reports = 0
@@ -38,7 +39,7 @@ class _Row:
 
 
 class Progress:
-    """Collects events and draws them."""
+    """Collects a job's events and shows them."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -48,7 +49,7 @@ class Progress:
         self._note = "waiting for devices"
 
     def take(self, event: Event) -> str | None:
-        """Take in an event; returns a line about it where it is worth one."""
+        """Take in an event; returns a line about it, or None for an event that is not shown as a line."""
         match event:
             case events.DeviceChanged():
                 self._states[event.device] = event.state
@@ -103,7 +104,7 @@ class Progress:
         return self._rows.setdefault(index, _Row())
 
     def table(self) -> Table:
-        """Return the table as it stands."""
+        """Return the current table."""
         online = sum(state in ("online", "busy") for state in self._states.values())
         busy = sum(state == "busy" for state in self._states.values())
         table = Table(title=f"{self._job.name}: {self._note}", caption=f"{online} devices online, {busy} at work")

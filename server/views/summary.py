@@ -4,153 +4,150 @@ from __future__ import annotations
 
 import collections
 import itertools
-import json
 import statistics
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from server.errors import JobError
 from server.job.epsilon import device_epsilon
-from server.storage.records import RoundPlan
+from server.storage import queries
 
 if TYPE_CHECKING:
     from server.storage.ledger import Ledger
 
 
 def job_list(ledger: Ledger) -> list[dict[str, Any]]:
-    """Return every job: name, state, rounds done and wanted, loss and accuracy at start and now."""
-    return [job_summary(ledger, row["name"]) for row in ledger.rows("SELECT name FROM jobs ORDER BY created_at, name")]
+    """Return the summary of every job (see job_summary), oldest first."""
+    return [job_summary(ledger, name) for name in queries.job_names(ledger)]
 
 
 def job_summary(ledger: Ledger, name: str) -> dict[str, Any]:
-    """Return one job's summary. Losses and accuracies are held-out; bytes are means over reports; None: not known.
+    """Return one job's summary. Losses and accuracies are held-out; bytes are means per report; unknown is None.
 
     Raises:
-        JobError: no such job.
+        JobError: there is no such job.
     """
-    jobs = ledger.rows("SELECT * FROM jobs WHERE name = ?", name)
-    if not jobs:
+    job = queries.find_job(ledger, name)
+    if job is None:
         raise JobError(f"there is no job {name}", "see: covey job list")
-    job = jobs[0]
-    done = ledger.rows("SELECT * FROM rounds WHERE job = ? AND state = 'aggregated' ORDER BY round", name)
-    last = done[-1] if done else {}
-    told: dict[str, Any] = next((row for row in reversed(done) if row["loss"] is not None), {})
-    traffic = ledger.rows(
-        "SELECT count(*) AS reports, avg(o.bytes_up) AS up, avg(o.bytes_down) AS down, sum(o.front_passes) AS front, "
-        "sum(o.back_passes) AS back, count(DISTINCT o.device) AS devices FROM offers o JOIN rounds r "
-        "USING (job, round, attempt) WHERE o.job = ? AND o.state = 'reported' AND r.state = 'aggregated'",
-        name,
-    )[0]
+    done = [made for made in queries.rounds_of(ledger, name) if made.state == "aggregated"]
+    evaluated = next((made for made in reversed(done) if made.loss is not None), None)
+    traffic = queries.traffic_of(ledger, name)
     return {
         "job": name,
-        "fleet": job["fleet"],
-        "state": job["state"],
-        "bundle_sha256": job["bundle_sha256"],
+        "fleet": job.fleet,
+        "state": job.state,
+        "bundle_sha256": job.bundle_sha256,
         "rounds": len(done),
-        "rounds_wanted": json.loads(job["config"])["rounds"],
-        "devices": traffic["devices"],
-        "reports": traffic["reports"],
-        "loss_start": job["loss_start"],
-        "loss_end": told.get("loss", job["loss_start"]),
-        "accuracy_start": job["accuracy_start"],
-        "accuracy_end": told.get("accuracy", job["accuracy_start"]),
-        "front_passes": traffic["front"] or 0,
-        "back_passes": traffic["back"] or 0,
-        "bytes_up_per_device_round": traffic["up"],
-        "bytes_down_per_device_round": traffic["down"],
-        "adapter_sha256": last.get("result_sha256"),
-        **_privacy(ledger, name, json.loads(job["config"])),
-        "result_dir": job["result_dir"],
+        "rounds_wanted": job.config["rounds"],
+        "devices": traffic.devices,
+        "reports": traffic.reports,
+        "loss_start": job.loss_start,
+        "loss_end": job.loss_start if evaluated is None else evaluated.loss,
+        "accuracy_start": job.accuracy_start,
+        "accuracy_end": job.accuracy_start if evaluated is None else evaluated.accuracy,
+        "front_passes": traffic.front_passes or 0,
+        "back_passes": traffic.back_passes or 0,
+        "bytes_up_per_device_round": traffic.bytes_up,
+        "bytes_down_per_device_round": traffic.bytes_down,
+        "adapter_sha256": done[-1].result_sha256 if done else None,
+        **_privacy(ledger, name, job.config),
+        "result_dir": job.result_dir,
     }
 
 
-def _privacy(ledger: Ledger, name: str, config: dict[str, Any]) -> dict[str, float | None]:
-    """Return ε and δ of the device that was asked most; None where the job is not private.
+def summary_text(summary: dict[str, Any]) -> str:
+    """Return a job's summary as text, one field per line."""
+    return "\n".join(f"{key:28} {'-' if value is None else value}" for key, value in summary.items())
 
-    Every plan that was sent counts, also one whose report came too late: an upper bound.
+
+def _privacy(ledger: Ledger, name: str, config: dict[str, Any]) -> dict[str, float | None]:
+    """Return ε and δ of the device that was sent the most plans; None where the job is not private.
+
+    Every plan that was sent counts, even if its report came too late: ε is an upper bound.
     """
     if config.get("privacy") is None:
         return {"epsilon": None, "delta": None}
     releases: collections.Counter[str] = collections.Counter()
-    for row in ledger.rows(
-        "SELECT o.device, r.plan FROM offers o JOIN rounds r USING (job, round, attempt) WHERE o.job = ?", name
-    ):
-        rule = msgspec.json.decode(row["plan"], type=RoundPlan).rule
-        releases[row["device"]] += config["steps"] * rule.scalars_per_step
+    for device, plan in queries.plans_offered(ledger, name):
+        releases[device] += config["steps"] * plan.rule.scalars_per_step
     delta = config["privacy"]["delta"]
     most = max(releases.values(), default=0)
     return {"epsilon": device_epsilon(most, config["privacy"]["noise_multiplier"], delta), "delta": delta}
 
 
 def job_rounds(ledger: Ledger, name: str) -> list[dict[str, Any]]:
-    """Return every attempt at every round of a job, with its plan, and its offers counted."""
-    rows = ledger.rows(
-        "SELECT r.round, r.attempt, r.state, count(o.device) AS offered, sum(o.state = 'reported') AS reports, "
-        "max(o.seconds) AS slowest_s, sum(o.bytes_up) AS bytes_up, sum(o.bytes_down) AS bytes_down, r.plan, "
-        "avg(o.loss) AS train_loss, r.loss, r.accuracy, r.result_sha256 AS adapter_sha256, r.opened_at, r.closed_at "
-        "FROM rounds r LEFT JOIN offers o USING (job, round, attempt) WHERE r.job = ? "
-        "GROUP BY r.round, r.attempt ORDER BY r.round, r.attempt",
-        name,
-    )
-    for row in rows:
-        plan = msgspec.json.decode(row.pop("plan"), type=RoundPlan)
-        row |= {
-            "split": plan.split,
-            "front_perturbations": plan.rule.front_perturbations,
-            "back_perturbations": plan.rule.back_perturbations,
+    """Return every attempt at every round of a job, with its plan and its offers counted."""
+    return [
+        {
+            "round": made.index,
+            "attempt": made.attempt,
+            "state": made.state,
+            "offered": made.offered,
+            "reports": made.reports,
+            "slowest_s": made.slowest_s,
+            "bytes_up": made.bytes_up,
+            "bytes_down": made.bytes_down,
+            "train_loss": made.train_loss,
+            "loss": made.loss,
+            "accuracy": made.accuracy,
+            "adapter_sha256": made.result_sha256,
+            "opened_at": made.opened_at,
+            "closed_at": made.closed_at,
+            "split": made.plan.split,
+            "front_perturbations": made.plan.rule.front_perturbations,
+            "back_perturbations": made.plan.rule.back_perturbations,
         }
-    return rows
+        for made in queries.attempts_of(ledger, name)
+    ]
 
 
 def job_devices(ledger: Ledger, name: str) -> list[dict[str, Any]]:
-    """Return what each device did in a job's aggregated rounds, by its last level; None: forward-only, or not known.
+    """Return what each device did in a job's aggregated rounds.
 
-    ``layers_sent`` counts layers over all its deltas; bytes are means over its reports, the delta's included.
+    ``kind`` and ``level`` are those of its last report; ``layers_sent`` counts layers over all its deltas; bytes are
+    means per report, with the delta. Unknown is None.
     """
-    rows = ledger.rows(
-        "SELECT o.device, o.level, o.seconds, o.bytes_up, o.bytes_down, o.layers, o.personal_layers, o.peak_rss_bytes, "
-        "o.loss FROM offers o JOIN rounds r USING (job, round, attempt) "
-        "WHERE o.job = ? AND o.state = 'reported' AND r.state = 'aggregated' ORDER BY o.device, o.round",
-        name,
-    )
     devices = []
-    for device, group in itertools.groupby(rows, key=lambda row: row["device"]):
+    for device, group in itertools.groupby(queries.counted_reports(ledger, name), key=lambda report: report.device):
         reports = list(group)
-        peaks = [row["peak_rss_bytes"] for row in reports if row["peak_rss_bytes"] is not None]
-        sent = [len(json.loads(row["layers"])) for row in reports if row["layers"] is not None]
+        peaks = [report.peak_rss_bytes for report in reports if report.peak_rss_bytes is not None]
+        sent = [len(report.layers) for report in reports if report.layers is not None]
         last = reports[-1]
         devices.append(
             {
                 "device": device,
-                "kind": "forward-only" if last["level"] is None else "backprop",
-                "level": last["level"],
+                "kind": "forward-only" if last.level is None else "backprop",
+                "level": last.level,
                 "reports": len(reports),
-                "mean_seconds": statistics.fmean(row["seconds"] for row in reports),
-                "bytes_up": statistics.fmean(row["bytes_up"] for row in reports),
-                "bytes_down": statistics.fmean(row["bytes_down"] for row in reports),
+                "mean_seconds": statistics.fmean(report.seconds for report in reports if report.seconds is not None),
+                "bytes_up": statistics.fmean(report.bytes_up for report in reports),
+                "bytes_down": statistics.fmean(report.bytes_down for report in reports),
                 "layers_sent": sum(sent) if sent else None,
-                "personal_layers": last["personal_layers"],
+                "personal_layers": last.personal_layers,
                 "peak_rss_bytes": max(peaks) if peaks else None,
-                "train_loss": last["loss"],
+                "train_loss": last.loss,
             }
         )
     return devices
 
 
 def device_list(ledger: Ledger) -> list[dict[str, Any]]:
-    """Return every device that ever announced itself, with what it said and what it did."""
-    rows = ledger.rows(
-        "SELECT d.fleet, d.name AS device, d.state, d.ineligible, d.birth, d.adapter_sha256, d.last_seen, "
-        "count(o.job) AS reports, avg(o.seconds) AS mean_seconds FROM devices d "
-        "LEFT JOIN offers o ON o.device = d.name AND o.state = 'reported' GROUP BY d.fleet, d.name "
-        "ORDER BY d.fleet, d.name"
-    )
-    for row in rows:
-        birth = json.loads(row.pop("birth") or "{}")
-        row["machine"] = birth.get("machine")
-        row["covey_version"] = birth.get("covey_version")
-        row["runtimes"] = birth.get("runtimes")
-        row["rows"] = birth.get("rows")
-        row["training"] = birth.get("capability", {}).get("kind")
-    return rows
+    """Return every device that ever announced itself: its last state, what it announced, and its reports."""
+    return [
+        {
+            "fleet": known.fleet,
+            "device": known.device,
+            "state": known.state,
+            "ineligible": known.ineligible,
+            "adapter_sha256": known.adapter_sha256,
+            "last_seen": known.last_seen,
+            "reports": known.reports,
+            "mean_seconds": known.mean_seconds,
+            "machine": known.birth.get("machine"),
+            "covey_version": known.birth.get("covey_version"),
+            "runtimes": known.birth.get("runtimes"),
+            "rows": known.birth.get("rows"),
+            "training": known.birth.get("capability", {}).get("kind"),
+        }
+        for known in queries.devices_of(ledger)
+    ]

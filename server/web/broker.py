@@ -1,4 +1,4 @@
-"""The broker: somebody else's, by address, or an embedded one (iotcore: rumqttd in a process of its own)."""
+"""The broker: an external one by its address, or an embedded one (iotcore, which runs rumqttd)."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _EVERY_INTERFACE = ("0.0.0.0", "::")  # noqa: S104 compared, not bound
 
 @contextlib.contextmanager
 def open_broker(broker: str, host: str, port: int) -> Iterator[BrokerAddress]:
-    """Yield the address of the broker to use, and run the embedded one meanwhile if it is asked for.
+    """Yield the broker's address; the embedded broker, if asked for, runs until the block ends.
 
     Args:
         broker: ``embedded``, or an address such as ``mqtt://host:1883``.
-        host: where the embedded one listens.
-        port: its port; 0 takes a free one.
+        host: address that the embedded broker listens on.
+        port: port of the embedded broker; 0: a free one.
 
     Raises:
-        ConfigError: a bad address, or iotcore is not installed.
+        ConfigError: the address is malformed, or iotcore is not installed.
         NetworkError: the port is in use, or the embedded broker does not start.
     """
     if broker != EMBEDDED:
@@ -43,7 +43,7 @@ def open_broker(broker: str, host: str, port: int) -> Iterator[BrokerAddress]:
             f"the embedded broker is not installed ({error})",
             "pip install 'covey[server]', or give --broker mqtt://host:1883",
         ) from error
-    with bind(host, port) as probe:  # says clearly when the port is in use; frees it again
+    with bind(host, port) as probe:  # raises a clear error when the port is in use, and frees it again
         chosen = int(probe.getsockname()[1])
     embedded = Broker(port=chosen, listen=host, max_payload_size=MAX_PAYLOAD_BYTES + _TOPIC_BYTES)
     try:

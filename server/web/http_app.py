@@ -1,4 +1,4 @@
-"""The HTTP side: blobs by sha256, resumable; health. Starlette on uvicorn, in a thread of its own."""
+"""The HTTP side: resumable downloads and uploads of blobs, and a health check. Starlette on uvicorn, in a thread."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def make_app(blobs: BlobStore, uploads: Uploads | None = None) -> Starlette:
         return JSONResponse({"status": "ok", "covey_version": __version__})
 
     async def upload(request: Request) -> Response:
-        assert uploads is not None  # noqa: S101 else there is no such route
+        assert uploads is not None  # noqa: S101 the route exists only with uploads
         sha256 = request.path_params["sha256"]
         return await (uploads.head(sha256) if request.method == "HEAD" else uploads.patch(sha256, request))
 
@@ -54,7 +54,7 @@ def make_app(blobs: BlobStore, uploads: Uploads | None = None) -> Starlette:
 
 @contextlib.contextmanager
 def serve_http(app: Starlette, host: str, port: int) -> Iterator[int]:
-    """Serve an application in a thread; yields the port (``port`` 0 takes a free one).
+    """Serve an application in a thread until the block ends; yields the port (``port`` 0: a free one).
 
     Raises:
         NetworkError: the address cannot be bound.
@@ -75,7 +75,7 @@ def bind(host: str, port: int) -> socket.socket:
     """Return a listening TCP socket.
 
     Raises:
-        NetworkError: the address is in use or not this machine's.
+        NetworkError: the address is in use, or does not belong to this machine.
     """
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:

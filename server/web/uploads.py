@@ -1,6 +1,6 @@
-"""Uploads: blobs that devices send, expected by hash and size, resumable, and blobs only once their hash is right.
+"""Receives blobs that devices send: only announced ones, resumable, and checked against their hash.
 
-The core of the tus protocol 1.0: HEAD says how much is here, PATCH goes on from there.
+This is the core of the tus protocol 1.0: HEAD returns how many bytes have arrived, PATCH continues from there.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _HEADERS = {"Tus-Resumable": "1.0.0", "Cache-Control": "no-store"}
 
 
 class Uploads:
-    """What may be sent to a blob store. Nothing may, until it is expected. Safe to use from several threads.
+    """The blobs that devices may send; none until ``expect`` names it. Safe to use from several threads.
 
     Args:
-        blobs: where whole uploads go. Not the store of what is served: a device may name any hash, and what it named
-            is removed in the end.
+        blobs: where complete uploads go. It must not be the store that is served: a device may name any hash, and the
+            blobs that it named are deleted in the end.
 
     Attributes:
-        blobs: the same.
+        blobs: where complete uploads go.
     """
 
     def __init__(self, blobs: BlobStore) -> None:
@@ -44,12 +44,12 @@ class Uploads:
         self._lock = threading.Lock()
 
     def expect(self, blob: BlobRef) -> None:
-        """Let a blob be sent."""
+        """Allow a blob to be sent."""
         with self._lock:
             self._expected[blob.sha256] = blob.size_bytes
 
     def forget_all(self) -> None:
-        """Let nothing be sent any more, and drop what came: the round is over."""
+        """Allow no blob any more, and delete what has arrived: the round is over."""
         with self._lock:
             for sha256 in self._expected.keys() - self._at_work:
                 self.blobs.remove(sha256)
@@ -69,16 +69,17 @@ class Uploads:
         return partial.stat().st_size if partial.exists() else 0
 
     async def head(self, sha256: str) -> Response:
-        """Answer how much of an expected blob is here; 404: it is not expected."""
+        """Answer how many bytes of an expected blob have arrived; 404: it is not expected."""
         size = self._size(sha256)
         have = self._have(sha256, size)
         return Response(headers=_HEADERS | {"Upload-Offset": str(have), "Upload-Length": str(size)})
 
     async def patch(self, sha256: str, request: Request) -> Response:
-        """Take more of an expected blob.
+        """Receive more of an expected blob.
 
-        404: not expected; 409: not the offset at which it goes on; 413: more than was announced; 423: another request
-        is at work on it; 460: all is here, and the hash is another (what came is dropped).
+        404: the blob is not expected; 409: the request does not start at the upload's offset; 413: more bytes than
+        announced; 423: another request is sending it; 460: all bytes have arrived but their hash is another one (they
+        are deleted).
         """
         size = self._size(sha256)
         with self._lock:

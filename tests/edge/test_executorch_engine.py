@@ -192,8 +192,8 @@ def test_a_mixed_fleet_agrees(bundle: Bundle, tmp_path: Path) -> None:
                 engine="executorch" if index % 2 else "onnxruntime",
             )
         )
-    job, _ = load_job(write_job(tmp_path, rounds=3, min_devices=4, eval_every=3), bundle.path)
-    result = run_in_process(job, bundle, tmp_path / "server", configs)
+    fitted, _ = load_job(write_job(tmp_path, rounds=3, min_devices=4, eval_every=3), bundle.path)
+    result = run_in_process(fitted, bundle, tmp_path / "server", configs)
     assert result["rounds"] == 3
 
 

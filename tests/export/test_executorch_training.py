@@ -92,8 +92,8 @@ def device(folder: Path, index: int, **fields: str) -> EdgeConfig:
 def test_devices_on_either_engine_backpropagate_in_one_job(bundle: Bundle, tmp_path: Path) -> None:
     configs = [device(tmp_path, index, engine=engine) for index, engine in enumerate(BOTH)]
     path = write_job(tmp_path, rounds=2, min_devices=2, eval_every=2, stld={"steps": 2, "batch_size": 4})
-    job, _ = load_job(path, bundle.path)
-    result = run_in_process(job, bundle, tmp_path / "server", configs)
+    fitted, _ = load_job(path, bundle.path)
+    result = run_in_process(fitted, bundle, tmp_path / "server", configs)
     assert result["rounds"] == 2
     for config in configs:  # what a forward-only device never has
         assert list((Path(config.state_dir) / "deltas").iterdir())

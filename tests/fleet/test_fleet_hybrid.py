@@ -57,11 +57,12 @@ from edge_runtime.store.personal import load_personal
 from edge_runtime.store.store import Store
 from server.errors import JobError
 from server.fleet.devices import Device
-from server.job.fitted import fit_to_bundle
+from server.job.fitted import FittedJob, fit_to_bundle
 from server.job.job import Job, JobStld, read_job
-from server.planning.levels import choose_work, takes_part
+from server.planning.levels import largest_level, takes_part
 from server.serve import load_job
 from server.simulation.in_process import run_in_process
+from server.storage import queries
 from server.storage.blobs import BlobStore
 from server.storage.ledger import LEDGER_FILE, Ledger
 from server.views.summary import job_devices
@@ -315,7 +316,7 @@ def test_levels_go_to_the_devices_that_can_hold_them(leveled: Bundle) -> None:
         found = device(capability, changes.pop("bundle", None), changes.pop("name", "pi"))
         found.refused_level = changes.pop("refused", None)
         job = msgspec.structs.replace(JOB, stld=msgspec.structs.replace(STLD, **changes))
-        return choose_work(job, manifest, leveled.sha256, found)
+        return largest_level(FittedJob.unchecked(job, manifest, leveled.sha256), found)
 
     needs = [memory_need.level_need(manifest, level) for level in manifest.levels]
     two = memory_need.bytes_for(needs[1], 4)
@@ -393,14 +394,14 @@ def test_a_hybrid_round_is_a_file_and_a_forward_round_keeps_its_log(bench: Bench
     job = msgspec.structs.replace(JOB, min_devices=2, stld=msgspec.structs.replace(STLD, merging=merging))
     with coordinator(bench, job) as (made, ledger):
         assert run_with(made, [backprop, forward])
-        (closed,) = ledger.closed_rounds("job")
-        offers = {row["device"]: row for row in ledger.rows("SELECT * FROM offers")}
+        (closed,) = queries.closed_rounds(ledger, "job")
+        offers = {offer.device: offer for offer in queries.offers_of(ledger, "job")}
     assert [ack.outcome for ack in backprop.acks] == ["upload", "taken"]
     assert closed.log_sha256 is None
     assert closed.figures.merge is not None
     assert bench.blobs.path(closed.result_sha256) is not None
-    assert (offers["deep"]["level"], offers["deep"]["layers"], offers["phone"]["level"]) == (3, "[0,2]", None)
-    assert offers["deep"]["bytes_up"] > len(backprop.sent[1])  # type: ignore[index]
+    assert (offers["deep"].level, offers["deep"].layers, offers["phone"].level) == (3, [0, 2], None)
+    assert offers["deep"].bytes_up > len(backprop.sent[1])  # type: ignore[index]
     theta = np.frombuffer(bench.blobs.read(closed.result_sha256) or b"", np.float32)
     moved = theta - bench.bundle.initial_adapter()
     slices = layer_slices(bench.bundle.manifest)
@@ -443,8 +444,8 @@ def test_a_bad_delta_is_refused_and_the_round_goes_on(bench: Bench, changes: dic
     forward = ScriptedDevice(bench, "phone", lambda plan: [good_report(plan, "phone")])
     with coordinator(bench, msgspec.structs.replace(JOB, min_devices=2)) as (made, ledger):
         assert run_with(made, [bad, forward])
-        (closed,) = ledger.closed_rounds("job")
-        (detail,) = [row["detail"] for row in ledger.rows("SELECT detail FROM offers WHERE device = 'deep'")]
+        (closed,) = queries.closed_rounds(ledger, "job")
+        (detail,) = [offer.detail for offer in queries.offers_of(ledger, "job") if offer.device == "deep"]
     assert closed.log_sha256 is not None  # the round was forward-only after all
     assert bad.acks[-1].outcome == "invalid"
     assert re.search(message, bad.acks[-1].reason)
@@ -505,7 +506,7 @@ def fleet(root: Path) -> list[EdgeConfig]:
     return configs
 
 
-def hybrid_job(root: Path, bundle: Bundle, **fields: Any) -> tuple[Job, Bundle]:
+def hybrid_job(root: Path, bundle: Bundle, **fields: Any) -> tuple[FittedJob, Bundle]:
     stld = {"steps": 4, "batch_size": 4, "learning_rate": 0.02, "personal_share": 0.34} | fields.pop("stld", {})
     path = write_job(root, **{"rounds": 4, "min_devices": 4, "min_reports": 4, "stld": stld} | fields)
     return load_job(path, bundle.path)
@@ -513,7 +514,7 @@ def hybrid_job(root: Path, bundle: Bundle, **fields: Any) -> tuple[Job, Bundle]:
 
 def run_fleet(root: Path, bundle: Bundle, stop_after: int | None = None, **fields: Any) -> dict[str, Any]:
     root.mkdir(exist_ok=True)
-    job, bundle = hybrid_job(root, bundle, **fields)
+    fitted, bundle = hybrid_job(root, bundle, **fields)
     closed: list[Any] = []
 
     def stop() -> bool:
@@ -524,7 +525,7 @@ def run_fleet(root: Path, bundle: Bundle, stop_after: int | None = None, **field
             closed.append(event)
 
     return run_in_process(
-        job,
+        fitted,
         bundle,
         root / "server",
         fleet(root),
@@ -544,8 +545,8 @@ def test_a_hybrid_fleet_learns_agrees_and_resumes_to_the_same_hash(leveled: Bund
             run_fleet(root, leveled, stop_after)
         assert run_fleet(root, leveled)["adapter_sha256"] == whole["adapter_sha256"]
     ledger = Ledger(tmp_path / "whole" / "server" / LEDGER_FILE, read_only=True)
-    rows = ledger.rows("SELECT device, level, personal_layers FROM offers WHERE round = 3 ORDER BY device")
-    assert [(row["device"], row["level"], row["personal_layers"]) for row in rows] == [
+    offers = [offer for offer in queries.offers_of(ledger, "job") if offer.index == 3]
+    assert [(offer.device, offer.level, offer.personal_layers) for offer in offers] == [
         ("deep", 3, 1),
         ("half", 3, 1),
         ("phone", None, None),
@@ -571,7 +572,7 @@ def test_jobs_of_one_kind_and_with_momentum(
 ) -> None:
     run_fleet(tmp_path / "run", leveled, **fields)
     ledger = Ledger(tmp_path / "run" / "server" / LEDGER_FILE, read_only=True)
-    assert sum(closed.log_sha256 is None for closed in ledger.closed_rounds("job")) == files
+    assert sum(closed.log_sha256 is None for closed in queries.closed_rounds(ledger, "job")) == files
 
 
 JOB_TOML = 'name = "job"\neval_file = "test.jsonl"\n'
@@ -594,14 +595,14 @@ JOB_TOML = 'name = "job"\neval_file = "test.jsonl"\n'
 def test_a_job_that_does_not_fit_is_named(leveled: Bundle, tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "job.toml").write_text(JOB_TOML + text)
     with pytest.raises(ConfigError, match=message):
-        fit_to_bundle(read_job(tmp_path / "job.toml"), leveled.manifest)
+        fit_to_bundle(read_job(tmp_path / "job.toml"), leveled.manifest, leveled.sha256)
 
 
 def test_a_bundle_without_training_graphs_is_named(tiny_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "job.toml").write_text(JOB_TOML + "[stld]\n")
     job = read_job(tmp_path / "job.toml")
     with pytest.raises(ConfigError, match="no training graphs"):
-        fit_to_bundle(job, tiny_bundle.manifest)
+        fit_to_bundle(job, tiny_bundle.manifest, tiny_bundle.sha256)
 
 
 # -- real training graphs ---------------------------------------------------------------------------------------------
@@ -673,8 +674,8 @@ class CountingEngine(OnnxTrainingEngine):
 
 
 def test_a_fleet_learns_on_onnx_runtime(graphs: Bundle, tmp_path: Path) -> None:
-    job, bundle = hybrid_job(tmp_path, graphs, rounds=3, stld={"learning_rate": 0.01, "steps": 8})
-    result = run_in_process(job, bundle, tmp_path / "server", fleet(tmp_path))
+    fitted, bundle = hybrid_job(tmp_path, graphs, rounds=3, stld={"learning_rate": 0.01, "steps": 8})
+    result = run_in_process(fitted, bundle, tmp_path / "server", fleet(tmp_path))
     assert result["loss_end"] < result["loss_start"] - 0.01
     rows = job_devices(Ledger(tmp_path / "server" / LEDGER_FILE, read_only=True), "job")
     assert [(row["device"], row["level"], row["reports"]) for row in rows] == [

@@ -32,9 +32,11 @@ from edge_runtime.protocol.messages import (
 from edge_runtime.protocol.round_log import encode_chain, pack_scalars
 from edge_runtime.protocol.topics import topic_for
 from server.errors import JobError
-from server.rounds.aggregate import TakenReport, aggregate
+from server.rounds.aggregate import aggregate
+from server.storage import queries
+from server.storage.adapters import RoundBase
 from server.storage.blobs import BlobStore
-from server.storage.records import RoundPlan
+from server.storage.records import RoundPlan, TakenReport
 from server.web.http_app import make_app, serve_http
 from server.web.uploads import Uploads
 
@@ -205,8 +207,8 @@ def test_an_invalid_report_is_refused_and_the_round_goes_on(bench: Bench, change
         bad.turn()
         assert {ack.outcome for ack in bad.acks} == {"invalid"}
         assert reason in bad.acks[0].reason
-        states = ledger.rows("SELECT device, state FROM offers ORDER BY round, device")
-        assert [(row["device"], row["state"]) for row in states] == [("bad", "refused"), ("good", "reported")] * 2
+        offers = queries.offers_of(ledger, "job")
+        assert [(offer.device, offer.state) for offer in offers] == [("bad", "refused"), ("good", "reported")] * 2
 
 
 def test_reports_for_others_and_for_other_rounds_change_nothing(bench: Bench) -> None:
@@ -224,8 +226,8 @@ def test_reports_for_others_and_for_other_rounds_change_nothing(bench: Bench) ->
     with coordinator(bench, JOB) as (made, ledger):
         assert run_with(made, [device])
         device.turn()
-        assert [row["n"] for row in ledger.rows("SELECT count(*) AS n FROM offers")] == [2]
-        final = ledger.closed_rounds("job")[-1].result_sha256
+        assert len(queries.offers_of(ledger, "job")) == 2
+        final = queries.closed_rounds(ledger, "job")[-1].result_sha256
     assert [ack.outcome for ack in device.acks].count("taken") == 2
     assert {ack.outcome for ack in device.acks} <= {"taken", "duplicate", "unknown", "late"}
     theta = bench.bundle.initial_adapter()
@@ -233,8 +235,8 @@ def test_reports_for_others_and_for_other_rounds_change_nothing(bench: Bench) ->
     for index in range(2):
         reports = {"good": TakenReport(pack_scalars(np.array([0.5, 1.0], np.float32)), 5)}
         plan = RoundPlan(2, JOB.rule_of(index))
-        base = (adapter_sha256(theta), None)
-        result = aggregate(bench.bundle.manifest.parameters, JOB, index, plan, base, mean_square, reports)
+        base = RoundBase(adapter_sha256(theta), None, mean_square)
+        result = aggregate(bench.bundle.manifest.parameters, JOB, index, plan, base, reports)
         theta, mean_square = replay(theta, result.log), result.mean_square
     assert adapter_sha256(theta) == final
 
@@ -249,9 +251,11 @@ def test_a_round_without_enough_reports_is_tried_again_and_then_given_up(bench: 
     with coordinator(bench, msgspec.structs.replace(JOB, max_attempts=3)) as (made, ledger):
         with pytest.raises(JobError, match="fewer than 1 reports in 3 attempts"):
             run_with(made, [device])
-        assert [row["state"] for row in ledger.rows("SELECT state FROM rounds")] == ["abandoned"] * 3
-        assert ledger.rows("SELECT detail FROM offers")[0]["detail"] == "line 3"
-        assert ledger.rows("SELECT state FROM jobs")[0]["state"] == "failed"
+        assert [attempt.state for attempt in queries.rounds_of(ledger, "job")] == ["abandoned"] * 3
+        assert queries.offers_of(ledger, "job")[0].detail == "line 3"
+        entered = queries.find_job(ledger, "job")
+        assert entered is not None
+        assert entered.state == "failed"
 
 
 def test_a_deadline_ends_a_round(bench: Bench) -> None:
@@ -274,5 +278,5 @@ def test_a_deadline_ends_a_round(bench: Bench) -> None:
             now[0] += 1.0
             thread.join(0.01)
         assert done == [True]
-        counts = ledger.rows("SELECT state, count(*) AS n FROM offers GROUP BY state ORDER BY state")
-        assert [(row["state"], row["n"]) for row in counts] == [("offered", 2), ("reported", 2)]
+        states = [offer.state for offer in queries.offers_of(ledger, "job")]
+        assert sorted(states) == ["offered"] * 2 + ["reported"] * 2

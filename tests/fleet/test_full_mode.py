@@ -179,8 +179,8 @@ def test_a_fleet_trains_every_weight(tmp_path: Path, tiny_export: Callable[..., 
     bundle = tiny_export("llama-tied", task="classify-prompt", train="full")
     step = {"eps": 1e-3, "learning_rate": 2e-3}
     path = write_job(tmp_path, step, rounds=6, cohort=2, min_devices=4, train="full", server_momentum=momentum)
-    job, bundle = load_job(path, bundle.path)
-    summary = run_in_process(job, bundle, tmp_path / "server", edge_configs(tmp_path, 4))
+    fitted, bundle = load_job(path, bundle.path)
+    summary = run_in_process(fitted, bundle, tmp_path / "server", edge_configs(tmp_path, 4))
     assert summary["adapter_sha256"] != adapter_sha256(bundle.initial_adapter())
     finished = Path(summary["result_dir"])
     model = AutoModelForCausalLM.from_pretrained(finished)
@@ -201,8 +201,8 @@ def test_a_fleet_trains_every_weight(tmp_path: Path, tiny_export: Callable[..., 
 def test_mode_and_bundle_must_fit(tiny_export: Callable[..., Bundle], tmp_path: Path) -> None:
     lora, full = tiny_export("bert"), tiny_export("bert", train="full")
     for bundle, wanted in ((lora, "full"), (full, "lora")):
-        with pytest.raises(ConfigError, match=f"export it with --train {wanted}"):
-            fit_to_bundle(Job(name="j", eval_file="x", train=wanted), bundle.manifest)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=f"re-export with covey export --train {wanted}"):
+            fit_to_bundle(Job("j", "x", train=wanted), bundle.manifest, bundle.sha256)  # type: ignore[arg-type]
     names = [p.name for p in full.manifest.parameters]
     for wrong in (names[::-1], names[1:]):
         with pytest.raises(BundleError, match="in its order"):

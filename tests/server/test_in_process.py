@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
 import pytest
 from fleets import edge_configs, write_job
 
 from server.serve import load_job
 from server.simulation.in_process import run_in_process
+from server.storage import queries
 from server.storage.ledger import LEDGER_FILE, Ledger
-from server.storage.records import RoundPlan
 from server.views.summary import job_rounds
 
 if TYPE_CHECKING:
@@ -27,8 +26,8 @@ def test_many_devices_finish_and_agree_and_a_seed_says_it_all(tmp_path: Path, ti
         root = tmp_path / str(run)
         root.mkdir()
         path = write_job(root, step, method=method, rounds=5, cohort=4, min_devices=12, eval_every=2)
-        job, bundle = load_job(path, tiny_bundle.path)
-        results.append(run_in_process(job, bundle, root / "server", edge_configs(root, 12)))
+        fitted, bundle = load_job(path, tiny_bundle.path)
+        results.append(run_in_process(fitted, bundle, root / "server", edge_configs(root, 12)))
     assert results[0]["adapter_sha256"] == results[1]["adapter_sha256"]
     assert results[0]["loss_end"] == results[1]["loss_end"]
     rounds = job_rounds(Ledger(tmp_path / "0" / "server" / LEDGER_FILE, read_only=True), "job")
@@ -40,9 +39,9 @@ def test_a_bandit_gives_each_device_its_p2_and_all_agree(tmp_path: Path, tiny_bu
     """Real steps: every device replays logs in which devices have a P2 of their own, to the server's bits."""
     bandit = {"policy": "uniform", "back_perturbations": [1, 2, 5]}
     path = write_job(tmp_path, rounds=3, min_devices=6, bandit=bandit)
-    job, bundle = load_job(path, tiny_bundle.path)
-    run_in_process(job, bundle, tmp_path / "server", edge_configs(tmp_path, 6))
+    fitted, bundle = load_job(path, tiny_bundle.path)
+    run_in_process(fitted, bundle, tmp_path / "server", edge_configs(tmp_path, 6))
     ledger = Ledger(tmp_path / "server" / LEDGER_FILE, read_only=True)
-    plans = [msgspec.json.decode(row["plan"], type=RoundPlan) for row in ledger.rows("SELECT plan FROM rounds")]
-    assert any(plan.back_perturbations for plan in plans)
-    assert len(ledger.rows("SELECT 1 FROM choices")) == 18
+    attempts = queries.attempts_of(ledger, "job")
+    assert any(attempt.plan.back_perturbations for attempt in attempts)
+    assert sum(len(queries.choices_of(ledger, "job", made.index, made.attempt)) for made in attempts) == 18

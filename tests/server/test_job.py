@@ -19,9 +19,11 @@ from server.errors import JobError
 from server.fleet.cohort import choose_cohort, shares
 from server.job.fitted import fit_to_bundle
 from server.job.job import Job, read_job
-from server.rounds.aggregate import TakenReport, aggregate
+from server.rounds.aggregate import aggregate
+from server.storage import queries
+from server.storage.adapters import RoundBase
 from server.storage.ledger import Ledger
-from server.storage.records import ClosedRound, RoundFigures, RoundPlan
+from server.storage.records import ClosedRound, RoundFigures, RoundPlan, TakenReport
 from server.views.summary import job_rounds, job_summary
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ def write(path: Path, text: str) -> Path:
 def test_a_job_is_read_relative_to_its_file(tmp_path: Path, tiny_bundle: Bundle) -> None:
     job = read_job(write(tmp_path / "job.toml", JOB))
     assert job.eval_file == str(tmp_path / "test.jsonl")
-    assert fit_to_bundle(job, tiny_bundle.manifest).split == 2
+    assert fit_to_bundle(job, tiny_bundle.manifest, tiny_bundle.sha256).split == 2
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,7 @@ def test_a_wrong_job_is_named(tmp_path: Path, text: str, message: str) -> None:
 
 def test_a_split_that_the_bundle_has_not_is_named(tiny_bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match="split = 9 is not in the bundle; it has 1, 2"):
-        fit_to_bundle(Job(name="job", eval_file="x", split=9), tiny_bundle.manifest)
+        fit_to_bundle(Job(name="job", eval_file="x", split=9), tiny_bundle.manifest, tiny_bundle.sha256)
 
 
 @given(rounds=st.integers(1, 50), rate=st.floats(1e-4, 1.0))
@@ -109,8 +111,8 @@ def test_aggregation_does_not_depend_on_the_order_of_arrival() -> None:
         for name, rows in (("b", 10), ("a", 20), ("c", 5))
     }
     plan = RoundPlan(1, job.step)
-    first = aggregate(parameters, job, 0, plan, ("a" * 64, None), None, reports)
-    second = aggregate(parameters, job, 0, plan, ("a" * 64, None), None, dict(reversed(reports.items())))
+    first = aggregate(parameters, job, 0, plan, RoundBase("a" * 64, None, None), reports)
+    second = aggregate(parameters, job, 0, plan, RoundBase("a" * 64, None, None), dict(reversed(reports.items())))
     assert first.log == second.log
     assert [d.device for d in first.log.devices] == ["a", "b", "c"]
     assert first.mean_square is not None
@@ -151,7 +153,7 @@ def test_what_was_written_is_there_after_reopening(tmp_path: Path) -> None:
     ledger.round_evaluated("job", 0, 0.4, 0.9)
     ledger.close()
     again = Ledger(tmp_path / "l.sqlite", read_only=True)
-    assert again.closed_rounds("job") == [closed]
+    assert queries.closed_rounds(again, "job") == [closed]
     summary = job_summary(again, "job")
     assert (summary["bytes_up_per_device_round"], summary["bytes_down_per_device_round"]) == (10, 25)
     assert (summary["loss_end"], summary["accuracy_end"], summary["back_passes"]) == (0.4, 0.9, 4)
@@ -164,7 +166,10 @@ def test_a_transaction_is_all_or_nothing(ledger: Ledger) -> None:
     with pytest.raises(ZeroDivisionError), ledger.transaction():
         ledger.end_job("job", "finished", None)
         _ = 1 / 0
-    assert ledger.rows("SELECT state FROM jobs")[0]["state"] == "running"
+    assert queries.job_names(ledger) == ["job"]
+    found = queries.find_job(ledger, "job")
+    assert found is not None
+    assert found.state == "running"
 
 
 def test_another_schema_and_no_ledger_are_said(tmp_path: Path) -> None:

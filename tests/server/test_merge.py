@@ -1,4 +1,4 @@
-"""Hybrid merging: the weights against the best ones on a bowl, and what each layer is averaged over."""
+"""Hybrid merging: weights are compared with the best ones on a bowl, and each layer averages its senders only."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ def test_the_weights_are_the_best_ones_on_a_bowl(p1: int, noise: float, ratio: f
     assert np.mean([told.backprop_shares for told in figures], axis=0) == pytest.approx(best, abs=0.15)
     assert ours < 1.15 * least
     assert ours < 0.85 * min(error(backprop, everything), error(zeroth, everything))  # better than either kind alone
-    scales = [told.scale for told in figures if told.scale is not None]
-    assert np.median(scales) == pytest.approx(ratio, rel=0.2)
+    alphas = [told.alpha for told in figures if told.alpha is not None]
+    assert np.median(alphas) == pytest.approx(ratio, rel=0.2)
 
 
 def test_forward_noise_is_what_the_scalars_say() -> None:
@@ -118,7 +118,7 @@ def test_a_forward_part_without_information_is_left_out() -> None:
     noise = Forward(rng.normal(size=SIZE).astype(np.float32), FRONT_SIZE, 1.0, 1.0)
     deltas = deltas_of(rng, 2, 0.1)
     merged, figures = merge(PARAMETERS, LAYERS, deltas, noise, by_noise=True)
-    assert figures.scale is None
+    assert figures.alpha is None
     assert np.array_equal(merged, 0.5 * deltas["b0"].movement.astype(float) + 0.5 * deltas["b1"].movement)
 
 
@@ -133,7 +133,7 @@ def test_a_block_with_much_noise_does_not_drown_one_with_little() -> None:
         (target + spread * rng.normal(size=SIZE)).astype(np.float32), FRONT_SIZE, 100.0, float(spread[-1] ** 2)
     )
     movement, figures = merge(PARAMETERS, LAYERS, deltas, forward, by_noise=True)
-    assert figures.scale == pytest.approx(1.0, rel=0.3)
+    assert figures.alpha == pytest.approx(1.0, rel=0.3)
     assert figures.backprop_shares[:2] == pytest.approx([1.0, 1.0], abs=1e-3)
     assert max(figures.backprop_shares[2:]) < 0.01
     apart = np.linalg.norm((movement - target)[FRONT_SIZE:])
@@ -142,7 +142,7 @@ def test_a_block_with_much_noise_does_not_drown_one_with_little() -> None:
 
 
 def test_kinds_that_go_different_ways_count_by_examples() -> None:
-    """Where devices' data differ, a movement that is more than its noise is not thrown away for being another one."""
+    """Where devices' data differ, a movement that is more than noise is kept although it points elsewhere."""
     rng = generator(5)
     deltas = deltas_of(rng, 2, 0.1)
     other = np.zeros(SIZE)
@@ -151,7 +151,7 @@ def test_kinds_that_go_different_ways_count_by_examples() -> None:
     noisy = (other + np.sqrt(variance) * rng.normal(size=SIZE)).astype(np.float32)
     forward = Forward(noisy, FRONT_SIZE, variance, variance)
     movement, figures = merge(PARAMETERS, LAYERS, deltas, forward, by_noise=True, forward_share=6.0)
-    assert figures.scale is None
+    assert figures.alpha is None
     assert figures.backprop_shares == pytest.approx([1.0, 1.0, 0.25, 0.25])
     mean = np.mean([delta.movement for delta in deltas.values()], axis=0)[FRONT_SIZE:]
     assert movement[FRONT_SIZE:] == pytest.approx(0.25 * mean + 0.75 * noisy[FRONT_SIZE:], rel=1e-5, abs=1e-9)
@@ -178,7 +178,7 @@ def test_each_layer_is_averaged_over_the_devices_that_sent_it_by_examples() -> N
 
 @given(seed=st.integers(0, 1000), devices=st.integers(1, 5), by_noise=st.booleans())
 def test_merging_is_a_mean(seed: int, devices: int, by_noise: bool) -> None:
-    """Whoever is first, and where all agree, so does the result; a factor on everything is a factor on the result."""
+    """The order of the devices changes nothing, and equal deltas are their own mean."""
     rng = generator(seed)
     deltas = deltas_of(rng, devices, 1.0)
     forward = Forward(deltas["b0"].movement, FRONT_SIZE, 1e-9, 1e-9)

@@ -1,9 +1,11 @@
-"""What the server does with profiles: keeps good ones with their history, refuses bad ones, shows and compares them."""
+"""Profiles on the server: valid ones are kept with their history, bad ones refused, and all shown and compared."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,21 +19,19 @@ from edge_runtime.protocol.messages import DeviceState, encode_message
 from edge_runtime.protocol.profile_check import decode_profile, encode_profile
 from edge_runtime.protocol.topics import topic_for
 from server.cli import main
+from server.compose import compose, open_stores
 from server.evaluation import InlineEvaluator
+from server.job.fitted import FittedJob, fit_to_bundle
 from server.job.job import Job, JobBandit, JobStld
 from server.profiles.board_model import model_profile, read_board
 from server.profiles.compare import compare
 from server.profiles.received import ProfileStore, profile_history
-from server.rounds.coordinator import Coordinator
-from server.rounds.setting import Setting
+from server.rounds.services import Services
 from server.simulation.boards import modelled_profiles
 from server.simulation.bowl import Bowl
 from server.simulation.devices import FLEET
 from server.simulation.virtual import VirtualTransport, VirtualWorld
-from server.storage.adapters import AdapterChain
-from server.storage.blobs import BlobStore
 from server.storage.ledger import LEDGER_FILE, PROFILES_KEPT, Ledger
-from server.web.uploads import Uploads
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +48,11 @@ def ledger(tmp_path: Path) -> Ledger:
 
 
 def store_of(ledger: Ledger, bundle: Bundle) -> ProfileStore:
-    return ProfileStore("default", bundle.manifest, bundle.sha256, ledger)
+    return ProfileStore("default", fitted_to(bundle), ledger)
+
+
+def fitted_to(bundle: Bundle) -> FittedJob:
+    return fit_to_bundle(Job(name="job", eval_file=""), bundle.manifest, bundle.sha256)
 
 
 def states(ledger: Ledger) -> list[str]:
@@ -143,8 +147,10 @@ def test_a_profile_of_another_bundle_waits_for_its_jobs(
     store.take("pi", payload_of(ours))
     assert store.take("pi", payload_of(theirs)) == ours
     assert "not used in this job" in caplog.text
-    assert ProfileStore("default", tiny_bundle.manifest, "ab" * 32, ledger).newest("pi") == theirs
-    assert ProfileStore("elsewhere", tiny_bundle.manifest, tiny_bundle.sha256, ledger).newest("pi") is None
+    fitted = fitted_to(tiny_bundle)
+    other = dataclasses.replace(fitted, bundle_sha256="ab" * 32)
+    assert ProfileStore("default", other, ledger).newest("pi") == theirs
+    assert ProfileStore("elsewhere", fitted, ledger).newest("pi") is None
 
 
 def test_what_can_be_used_is_used_with_a_remark(
@@ -180,9 +186,9 @@ def test_a_device_that_publishes_on_and_on_fills_no_disk(tiny_bundle: Bundle, le
 
 
 def test_a_ledger_of_before_is_not_read(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / LEDGER_FILE)
-    ledger.rows("PRAGMA user_version = 4")
-    ledger.close()
+    Ledger(tmp_path / LEDGER_FILE).close()
+    with sqlite3.connect(tmp_path / LEDGER_FILE) as db:
+        db.execute("PRAGMA user_version = 4")
     with pytest.raises(StorageError, match="schema version 4"):
         Ledger(tmp_path / LEDGER_FILE)
 
@@ -193,21 +199,19 @@ def test_a_server_that_starts_anew_plans_with_what_it_knew(tiny_bundle: Bundle, 
     profile = modelled_profiles()[0]
     profile = msgspec.structs.replace(profile, bundle=msgspec.structs.replace(profile.bundle, sha256=bowl.sha256))
     ledger = Ledger(tmp_path / LEDGER_FILE)
-    ProfileStore(FLEET, bowl.manifest, bowl.sha256, ledger).take("pi", payload_of(profile))
+    job = Job(name="job", eval_file="", split=8, stld=JobStld(), bandit=JobBandit())
+    fitted = FittedJob.unchecked(job, bowl.manifest, bowl.sha256)
+    ProfileStore(FLEET, fitted, ledger).take("pi", payload_of(profile))
     ledger.close()
 
-    ledger, world = Ledger(tmp_path / LEDGER_FILE), VirtualWorld()
-    job = Job(name="job", eval_file="", split=8, stld=JobStld(), bandit=JobBandit())
-    uploads = Uploads(BlobStore(tmp_path / "uploads"))
-    setting = Setting(FLEET, job, bowl.manifest, bowl.sha256, "http://x", uploads, bowl.evaluate, world.clock)
-    chain = AdapterChain(bowl, BlobStore(tmp_path / "blobs"), [], momentum=False)
+    stores, world = open_stores(tmp_path), VirtualWorld()
     transport = VirtualTransport(world, lambda _topic, _payload: None)
-    coordinator = Coordinator(setting, ledger, chain, transport, lambda _event: None, InlineEvaluator(bowl.evaluate))
+    services = Services(transport, stores.uploads, InlineEvaluator(bowl.evaluate), world.clock, "http://x")
+    composed = compose(FLEET, fitted, bowl, stores, lambda: services, lambda _event: None)
     state = encode_message(DeviceState(state="online", boot_id="1"))
     world.at(0.0, Message(topic_for(FLEET, "pi", "state"), state))
-    coordinator._handle_next()
-    device = coordinator._devices["pi"]
-    assert device.profile == profile
+    assert not composed.run(lambda: world.delivered == 1)
+    assert composed.coordinator.devices["pi"].profile == profile
 
 
 # -- covey profile --------------------------------------------------------------------------------------------------
@@ -299,7 +303,7 @@ def test_import_keeps_what_was_measured(
 def test_a_device_is_found_in_the_ledger(boards: Path, tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     ledger = Ledger(boards.parent / "state" / LEDGER_FILE)
     for fleet in ("barn", "house"):
-        store = ProfileStore(fleet, tiny_bundle.manifest, tiny_bundle.sha256, ledger)
+        store = ProfileStore(fleet, fitted_to(tiny_bundle), ledger)
         store.take("pi", payload_of(made_profile(tiny_bundle, board=fleet)))
         store.take("pi", b"noise")
     ledger.close()

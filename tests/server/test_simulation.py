@@ -1,4 +1,4 @@
-"""``covey simulate``: the same seed, the same bits; and what a job's ledger can explain afterwards."""
+"""``covey simulate``: the same seed gives the same bits, and the ledger explains every choice afterwards."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from edge_runtime.protocol.profile_check import encode_profile
 from server.cli import main
 from server.errors import JobError
 from server.fleet.cohort import longest_wait
+from server.job.fitted import FittedJob
 from server.job.job import Job
-from server.planning.by_bandit import Configurator
+from server.planning.bandit_assigner import BanditAssigner
 from server.planning.planner import Planner
 from server.profiles.files import read_profile
 from server.simulation.boards import modelled_profiles
 from server.simulation.bowl import Bowl
-from server.simulation.run import SimulateOptions, simulate
+from server.simulation.run import JOB_NAME, SimulateOptions, simulate
 from server.simulation.task import LEAST_ROWS, BundleTask
 from server.simulation.traces import TraceEvent, read_traces, throttling
+from server.storage import queries
 from server.storage.ledger import LEDGER_FILE, Ledger
 
 if TYPE_CHECKING:
@@ -70,31 +72,34 @@ def test_everybody_gone_fails_the_job_with_a_reason() -> None:
 
 def test_every_choice_can_be_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert simulate(SMALL, state_dir=tmp_path) is not None
-    rows = Ledger(tmp_path / LEDGER_FILE, read_only=True).rows("SELECT round, device, level FROM offers")
-    for row in rows:
-        arguments = ["job", "explain", str(row["round"]), row["device"], "--state-dir", str(tmp_path)]
+    offers = queries.offers_of(Ledger(tmp_path / LEDGER_FILE, read_only=True), JOB_NAME)
+    assert offers
+    for offer in offers:
+        arguments = ["job", "explain", str(offer.index), offer.device, "--state-dir", str(tmp_path)]
         assert main([*arguments, "--format", "json"]) == 0
         found = json.loads(capsys.readouterr().out)
-        if row["level"] is not None:
-            assert found["arm"] == f"level {row['level']}"
+        if offer.level is not None:
+            assert found["arm"] == f"level {offer.level}"
         assert found["arm"] in {arm["arm"] for arm in found["arms"]}
         assert found["why"]
     assert main(arguments) == 0
     assert "score" in capsys.readouterr().out
-    assert main(["job", "explain", "99", rows[0]["device"], "--state-dir", str(tmp_path)]) == JobError.exit_code
+    assert main(["job", "explain", "99", offers[0].device, "--state-dir", str(tmp_path)]) == JobError.exit_code
     assert "made no choice" in capsys.readouterr().err
 
 
 def test_what_was_learned_is_there_after_a_restart(tmp_path: Path) -> None:
     assert simulate(SMALL, state_dir=tmp_path) is not None
     ledger = Ledger(tmp_path / LEDGER_FILE)
-    job = msgspec.json.decode(ledger.rows("SELECT config FROM jobs")[0]["config"], type=Job)
+    entered = queries.find_job(ledger, JOB_NAME)
+    assert entered is not None
+    job = msgspec.convert(entered.config, Job)
     bowl = Bowl(12, [8], [2, 4, 6, 9, 12], 1, np.random.Generator(np.random.PCG64(0)))
-    planner = Planner(job, bowl.manifest, bowl.sha256, ledger)
-    assert isinstance(planner.chooser, Configurator)
-    assert planner.chooser.state.gains.seen == 6
-    assert set(planner.chooser.state.times) == {
-        row["device"] for row in ledger.rows("SELECT device FROM offers WHERE state = 'reported'")
+    planner = Planner(FittedJob.unchecked(job, bowl.manifest, bowl.sha256), ledger)
+    assert isinstance(planner.assigner, BanditAssigner)
+    assert planner.assigner.state.gains.seen == 6
+    assert set(planner.assigner.state.times) == {
+        offer.device for offer in queries.offers_of(ledger, JOB_NAME) if offer.state == "reported"
     }
 
 
@@ -183,12 +188,12 @@ def test_devices_share_rows_only_where_there_are_too_few(tmp_path: Path, tiny_bu
     data, chance = write_rows(reviews(100, 1), tmp_path / "rows.jsonl"), np.random.Generator(np.random.PCG64(0))
     few, many = (BundleTask(tiny_bundle, data, devices, chance) for devices in (4, 50))
     assert [len(few.rows(device)) for device in range(4)] == [20] * 4
-    assert len({index for part in few._parts for index in part}) == 80
-    assert {len(part) for part in many._parts} == {LEAST_ROWS}
+    assert len({index for device in range(4) for index in few.row_numbers(device)}) == 80
+    assert {len(many.row_numbers(device)) for device in range(50)} == {LEAST_ROWS}
 
 
 def test_drop_out_drift_and_throttling_show_in_the_times() -> None:
-    """Each alone, against a fleet in which nothing of it happens; what is drawn is the seed's."""
+    """Each alone changes the times of a quiet fleet; the same seed draws the same."""
     calm: dict[str, Any] = {
         "drop_out": 0.0,
         "drift": 0.0,

@@ -1,4 +1,4 @@
-"""The round's state machine: whatever happens, in whatever order, nothing counts twice and every round ends."""
+"""The round's state machine: in any order of events, no report counts twice and every round ends."""
 
 from __future__ import annotations
 

@@ -43,15 +43,17 @@ from edge_runtime.protocol.step_rule import StepRule
 from edge_runtime.protocol.topics import Kind, topic_for
 from edge_runtime.store.store import Store
 from edge_runtime.values import FloatVector
-from server.evaluation import Evaluation
+from server.compose import Stores, compose
+from server.evaluation import BackgroundEvaluator, Evaluation
+from server.job.fitted import fit_to_bundle
 from server.job.job import Job
-from server.rounds.aggregate import TakenReport, aggregate
+from server.rounds.aggregate import aggregate
 from server.rounds.coordinator import Coordinator
-from server.rounds.setting import Setting
-from server.storage.adapters import AdapterChain
+from server.rounds.services import Services
+from server.storage.adapters import RoundBase
 from server.storage.blobs import BlobStore
-from server.storage.ledger import Ledger
-from server.storage.records import RoundPlan
+from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.records import RoundPlan, TakenReport
 from server.web.uploads import Uploads
 
 FORWARD_ONLY = Capability(kind="forward-only", levels=[], bytes_free=None)
@@ -120,7 +122,7 @@ class Bench:
         """The log of a first round; its result is not in it."""
         initial = adapter_sha256(self.bundle.initial_adapter())
         parameters = self.bundle.manifest.parameters
-        return aggregate(parameters, JOB, 0, RoundPlan(2, JOB.step), (initial, None), None, reports).log
+        return aggregate(parameters, JOB, 0, RoundPlan(2, JOB.step), RoundBase(initial, None, None), reports).log
 
 
 def talk(bench: Bench, plans: list[Plan]) -> tuple[list[Any], Finished | None]:
@@ -227,22 +229,15 @@ def good_report(plan: TrainPlan, device: str, **changes: Any) -> RoundReport:
 
 
 @contextlib.contextmanager
-def coordinator(bench: Bench, job: Job, clock: Callable[[], float] = time.monotonic) -> Iterator[tuple[Any, Ledger]]:
-    ledger = Ledger(bench.root / "ledger.sqlite")
-    ledger.begin_job(job.name, "default", bench.bundle.sha256, {"rounds": job.rounds})
-    seen: list[Any] = []
-    setting = Setting(
-        fleet="default",
-        job=job,
-        manifest=bench.bundle.manifest,
-        bundle_sha256=bench.bundle.sha256,
-        blob_url=bench.url,
-        uploads=bench.uploads,
-        evaluate=lambda _theta: Evaluation(0.5, 0.5),
-        clock=clock,
-    )
-    chain = AdapterChain(bench.bundle, bench.blobs, [], momentum=False)
-    yield Coordinator(setting, ledger, chain, bench.hub.join(), seen.append), ledger
+def coordinator(
+    bench: Bench, job: Job, clock: Callable[[], float] = time.monotonic
+) -> Iterator[tuple[Coordinator, Ledger]]:
+    ledger = Ledger(bench.root / LEDGER_FILE)
+    evaluator = BackgroundEvaluator(lambda _theta: Evaluation(0.5, 0.5))
+    services = Services(bench.hub.join(), bench.uploads, evaluator, clock, bench.url)
+    fitted = fit_to_bundle(job, bench.bundle.manifest, bench.bundle.sha256)
+    stores = Stores(ledger, bench.blobs, bench.uploads)
+    yield compose("default", fitted, bench.bundle, stores, lambda: services, lambda _event: None).coordinator, ledger
     ledger.close()
 
 

@@ -20,6 +20,7 @@ from tiny_models import reviews, write_rows
 
 from edge_runtime.agent.config import EdgeConfig
 from edge_runtime.data.examples import DataConfig
+from server.samples.toml_text import toml
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,17 +46,6 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -
         assert time.monotonic() < deadline, f"no {what} in {timeout_s} s"
         threading.Event().wait(0.02)
     return value
-
-
-def toml(fields: dict[str, Any]) -> str:
-    """Return numbers, strings and tables of them as TOML."""
-
-    def one(value: Any) -> str:
-        if not isinstance(value, dict):
-            return json.dumps(value)
-        return "{" + ", ".join(f"{key} = {one(entry)}" for key, entry in value.items()) + "}"
-
-    return "".join(f"{key} = {one(value)}\n" for key, value in fields.items())
 
 
 RowsOf = Callable[[int, int], list[dict[str, str]]]

@@ -1,0 +1,32 @@
+"""What a job's coordinator uses beside ledger and adapters: the broker, uploads, the evaluator, the clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edge_runtime.network.transport import Transport
+    from server.evaluation import Evaluator
+    from server.web.uploads import Uploads
+
+
+@dataclass(frozen=True)
+class Services:
+    """What a job's coordinator uses of the outside world.
+
+    Attributes:
+        transport: the server's connection to the broker.
+        uploads: the deltas that devices may send.
+        evaluator: evaluates adapters on the held-out rows.
+        clock: returns monotonic seconds.
+        blob_url: where devices fetch blobs; plans carry it.
+    """
+
+    transport: Transport
+    uploads: Uploads
+    evaluator: Evaluator
+    clock: Callable[[], float]
+    blob_url: str

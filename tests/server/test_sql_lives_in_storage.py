@@ -1,0 +1,64 @@
+"""All SQL is in server/storage: whoever changes a column finds every reader in one room."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+from repository import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SQL = re.compile(
+    r"\bSELECT\b(?s:.){1,200}?\bFROM\b|\bINSERT\s+(?:OR\s+\w+\s+)?INTO\b|\bUPDATE\s+\w+\s+SET\b|\bDELETE\s+FROM\b"
+    r"|\bPRAGMA\b|\bCREATE\s+(?:TABLE|INDEX)\b",
+)
+CONNECTION = re.compile(r"\bimport sqlite3\b|\bfrom sqlite3\b|\.database\b")
+# These tests damage a ledger's file, or give it a schema version that Covey does not know.
+MAY_DAMAGE = {"tests/server/test_job.py", "tests/server/test_received_profiles.py"}
+# This file writes the statements down that it looks for.
+ITSELF = "tests/server/test_sql_lives_in_storage.py"
+
+
+def offenders(root: Path) -> dict[str, str]:
+    """Return each Python file outside server/storage that has SQL or a connection, and what was found in it."""
+    found = {}
+    for folder in ("server", "tests", "benchmarks"):
+        for path in sorted((root / folder).rglob("*.py")):
+            name = path.relative_to(root).as_posix()
+            if name.startswith("server/storage/") or name == ITSELF:
+                continue
+            text = path.read_text()
+            if match := SQL.search(text) or CONNECTION.search(text):
+                found[name] = match[0]
+    return found
+
+
+def test_no_other_room_knows_the_schema() -> None:
+    assert (ROOT / "server" / "storage" / "queries.py").exists()
+    assert set(offenders(ROOT)) == MAY_DAMAGE
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'rows = ledger.rows("SELECT state FROM jobs WHERE name = ?", name)',
+        'rows = ledger.rows(\n    "SELECT device, level "\n    "FROM offers"\n)',
+        "write(\"INSERT INTO jobs (name) VALUES ('x')\")",
+        'write("INSERT OR REPLACE INTO bandits (job) VALUES (?)")',
+        "write(\"UPDATE rounds SET state = 'open'\")",
+        'write("DELETE FROM profiles")',
+        'write("PRAGMA user_version = 7")',
+        "import sqlite3",
+        "ledger.database.rows(query)",
+    ],
+)
+def test_the_pattern_finds_sql(tmp_path: Path, text: str) -> None:
+    (tmp_path / "server" / "views").mkdir(parents=True)
+    (tmp_path / "server" / "storage").mkdir()
+    (tmp_path / "server" / "storage" / "queries.py").write_text(text)
+    assert offenders(tmp_path) == {}
+    (tmp_path / "server" / "views" / "made_up.py").write_text(text)
+    assert set(offenders(tmp_path)) == {"server/views/made_up.py"}
