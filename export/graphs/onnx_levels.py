@@ -1,14 +1,14 @@
-"""Graph surgery on a training graph: from two layers to any number of them.
+"""Assembles the ONNX training graph of any level from one traced with two layers.
 
-A training graph is traced with two layers. What the first one computes differs from the others (nothing below it is
-trained), all above it are alike. So the second layer's nodes are repeated, with other weights, as often as there are
-further active layers: one trace and one conversion serve every level of a model of any depth.
+The first layer's computation differs from the others', because nothing below it is trained; all layers above it compute
+alike. So the second layer's nodes are repeated, with other weights, once per further active layer. One trace and one
+conversion then serve every level of a model of any depth.
 
-Recomputing: a layer's forward nodes stand in the graph again, in front of its backward nodes, which read their values.
-Only hidden states are then kept from the forward pass.
+Recompute: a layer's forward nodes are repeated in front of its backward nodes, which read the repeated values. Only
+hidden states are then kept from the forward pass.
 
-Rescaling: what a layer adds to its input counts by a factor that is an input of the graph, one a slot:
-x + s (layer(x) − x). For s = 1 that is the layer.
+Rescale: a factor s, an input of the graph per slot, multiplies what a layer adds to its input: x + s (layer(x) − x).
+With s = 1, that is the layer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from export.errors import ExportError
-from export.graphs.onnx_pieces import bodies, piece, read_by
+from export.graphs.onnx_pieces import bodies, cut_onnx, read_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -34,13 +34,13 @@ _ZERO, _FIRST, _FLAT = "covey_zero", "covey_first", "covey_flat"
 
 @dataclass(frozen=True)
 class TwoLayers:
-    """A training graph of two layers (or one, of a model with one) and the names of what matters in it.
+    """A training graph of two layers (or of one, for a model with one layer) and the names of its values.
 
     Attributes:
         model: the graph.
-        slots: by input, the layer that the tensor belongs to; others belong to none.
-        gradients: by output, the layer that the gradient belongs to, None for the head's.
-        hidden: names of the first layer's input, and of every layer's output.
+        slots: the layer of each input that is a layer's tensor, by the input's name.
+        gradients: the layer of each gradient, by the output's name; None for the head's.
+        hidden: names of the first layer's input and of every layer's output.
         hidden_gradients: names of the gradients with respect to every layer's output.
     """
 
@@ -53,12 +53,12 @@ class TwoLayers:
 
 @dataclass(frozen=True)
 class Level:
-    """A graph with so many active layers.
+    """The training graph of one level.
 
     Attributes:
         model: the graph; its outputs are the loss and the gradients.
-        inputs: by input, its name in the graph of two layers (``scale`` for a factor), and its slot.
-        outputs: the same of each gradient.
+        inputs: for each input, its name in the graph of two layers (``scale`` for a factor) and its slot.
+        outputs: the same for each gradient.
     """
 
     model: onnx.ModelProto
@@ -67,10 +67,10 @@ class Level:
 
 
 class Assembler:
-    """Knows the parts of a training graph of two layers, and puts them together for any level.
+    """Divides a training graph of two layers into its parts, and assembles them for any level.
 
     Raises:
-        ExportError: the layers cannot be told apart.
+        ExportError: a layer reads values of another one, so that the layers cannot be separated.
     """
 
     def __init__(self, two: TwoLayers) -> None:
@@ -94,7 +94,7 @@ class Assembler:
         self._check()
 
     def _layered(self) -> set[int]:
-        """Return the nodes that depend on the first layer's input or on a layer's weights; layers share the others."""
+        """Return the nodes that depend on the first layer's input or a layer's weights; all layers share the others."""
         values = {self._two.hidden[0], *self._two.slots}
         found = set()
         for n, node in enumerate(self.nodes):
@@ -104,7 +104,7 @@ class Assembler:
         return found
 
     def _section(self, targets: Iterable[str], stop: str, taken: set[int]) -> list[int]:
-        """Return the nodes that the targets need, in order, without those behind ``stop`` or taken; take them."""
+        """Return the nodes, in order, that the targets need up to ``stop`` and that are not taken; take them."""
         found: set[int] = set()
         waiting = list(targets)
         while waiting:
@@ -118,7 +118,7 @@ class Assembler:
         return sorted(found)
 
     def _check(self) -> None:
-        """Check that a layer's nodes read nothing of another layer but its output, or the gradient of its own."""
+        """Check that a layer reads no values of other layers but its input and its output's gradient."""
         two = self._two
         allowed: list[tuple[list[int], set[str]]] = []
         for layer, nodes in enumerate(self.forward):
@@ -127,32 +127,32 @@ class Assembler:
             allowed.append((self.backward[layer], own | {two.hidden_gradients[layer]}))
         allowed.append((self.head, {two.hidden[-1]}))
         for nodes, values in allowed:
-            values |= self.outputs_of(nodes)  # noqa: PLW2901 a set of its own
+            allowed_here = values | self.outputs_of(nodes)
             for n in nodes:
-                for name in read_by(self.nodes[n]) - values:
+                for name in read_by(self.nodes[n]) - allowed_here:
                     if name in self.producer and self.producer[name] not in self.shared:
                         raise ExportError(
-                            f"the layers cannot be told apart in the training graph ({name})", "export without --levels"
+                            f"a layer of the training graph reads {name} of another layer", "leave out --levels"
                         )
 
     def outputs_of(self, nodes: Iterable[int]) -> set[str]:
-        """Return what these nodes give."""
+        """Return the outputs of these nodes."""
         return {name for n in nodes for name in self.nodes[n].output if name}
 
     def level(self, level: int, *, recompute: bool, rescale: bool = False) -> Level:
-        """Return the graph with so many active layers.
+        """Return the training graph of a level.
 
         Args:
-            level: how many.
-            recompute: whether layers are computed again for their backward pass. The last one never is: it would be
-                computed again at once.
-            rescale: whether what layers add to their inputs has factors.
+            level: number of active layers.
+            recompute: whether layers are computed again for their backward pass; the last layer never is, because its
+                backward pass follows at once.
+            rescale: whether a factor per slot multiplies what a layer adds to its input.
         """
         return _Assembly(self._two, self, level, recompute=recompute, rescale=rescale).run()
 
 
 class _Assembly:
-    """One level being put together."""
+    """Assembles the graph of one level."""
 
     def __init__(self, two: TwoLayers, parts: Assembler, level: int, *, recompute: bool, rescale: bool) -> None:
         self._two, self._parts, self._level, self._recompute, self._rescale = two, parts, level, recompute, rescale
@@ -165,6 +165,7 @@ class _Assembly:
         self._emitted: set[int] = set()
 
     def run(self) -> Level:
+        """Emit the forward pass, the head and the backward pass, in that order."""
         two, parts, top = self._two, self._parts, self._level - 1
         for slot in range(self._level):
             self._emit(parts.forward[min(slot, 1)], self._forward_names(slot), slot)
@@ -199,7 +200,7 @@ class _Assembly:
         return {name: f"{name}_{suffix}" for name in self._parts.outputs_of(nodes)}
 
     def _forward_names(self, slot: int, again: str = "") -> dict[str, str]:
-        """Return what a layer's values, weights and boundaries are called in a slot."""
+        """Return the names in a slot of a layer's values, weights and boundaries."""
         two, layer = self._two, min(slot, 1)
         names = self._own_names(self._parts.forward[layer], f"forward_{slot}{again}")
         names |= {name: f"{name}_slot_{slot}" for name, of in two.slots.items() if of == layer}
@@ -208,18 +209,18 @@ class _Assembly:
         return names
 
     def _exit(self, slot: int) -> str:
-        """Name of what a slot's layer itself gives."""
+        """Return the name of the output of a slot's layer, before any rescaling."""
         return f"{_hidden(slot + 1)}_unscaled" if self._rescale else _hidden(slot + 1)
 
     def _gradient_through(self, slot: int) -> str:
-        """Name of the gradient with respect to what goes into a slot, by way of its layer."""
+        """Return the name of the gradient with respect to a slot's input, as far as it flows through the layer."""
         return f"gradient_through_{slot}" if self._rescale else _hidden_gradient(slot - 1)
 
     def _node(self, kind: str, values: Sequence[str], result: str) -> None:
         self._made.append(onnx.helper.make_node(kind, values, [result]))
 
     def _emit_rescaled(self, slot: int) -> None:
-        """Add s times what the layer adds to its input to that input."""
+        """Emit x + s (layer(x) − x)."""
         entry, scale, added = self._entry(slot), f"{_SCALE}_{slot}", f"added_{slot}"
         self._inputs[scale] = (_SCALE, slot)
         self._node("Sub", [self._exit(slot), entry], added)
@@ -227,7 +228,7 @@ class _Assembly:
         self._node("Add", [entry, f"{added}_scaled"], _hidden(slot + 1))
 
     def _emit_scaled_gradient(self, slot: int) -> str:
-        """Return the name of the gradient that goes into a layer's backward pass."""
+        """Emit the gradient that enters a layer's backward pass, and return its name."""
         gradient = _hidden_gradient(slot)
         if not self._rescale:
             return gradient
@@ -235,16 +236,16 @@ class _Assembly:
         return f"{gradient}_scaled"
 
     def _emit_gradient_past(self, slot: int) -> None:
-        """Add the part of the gradient that does not go through the layer: 1 − s of it."""
+        """Emit the gradient with respect to a slot's input: through the layer, plus (1 − s) times the one past it."""
         gradient = _hidden_gradient(slot)
         self._node("Sub", [gradient, f"{gradient}_scaled"], f"{gradient}_past")
         self._node("Add", [self._gradient_through(slot), f"{gradient}_past"], _hidden_gradient(slot - 1))
 
     def _emit_again(self, slot: int) -> None:
-        """Compute a layer again, from a copy of its input that waits for the gradient of its output.
+        """Emit a layer's forward nodes again, on a copy of its input that depends on the gradient of its output.
 
-        The copy is the input plus zero times a number of the gradient. Without that, a runtime would find the two
-        computations equal and keep the first one's values, or compute both at the beginning.
+        The copy is the input plus zero times one element of the gradient. Without it, a runtime would merge the two
+        equal computations and keep the first one's values, or run both at the beginning.
         """
         entry, gradient = self._entry(slot), _hidden_gradient(slot)
         made = [
@@ -257,7 +258,7 @@ class _Assembly:
         self._emit(self._parts.forward[min(slot, 1)], self._forward_names(slot, _AGAIN), slot)
 
     def _emit(self, nodes: Iterable[int], names: Mapping[str, str], slot: int | None = None) -> None:
-        """Add nodes under other names, and before each what it needs that all layers share."""
+        """Emit nodes under other names, each preceded by the shared nodes that it needs."""
         parts = self._parts
         for n in nodes:
             read = read_by(parts.nodes[n])
@@ -291,17 +292,17 @@ class _Assembly:
         )
         whole = onnx.helper.make_model(made, opset_imports=two.model.opset_import, functions=two.model.functions)
         whole.ir_version = two.model.ir_version
-        # What a layer computes again for nothing but its output goes here.
-        return Level(piece(whole, outputs, []), self._inputs, self._outputs)
+        # This cut drops recomputed nodes that only the layer's output needs.
+        return Level(cut_onnx(whole, outputs, []), self._inputs, self._outputs)
 
 
 def _hidden(index: int) -> str:
-    """Name of what goes into slot ``index``, which is what comes out of the one below."""
+    """Return the name of the input of slot ``index``, which is the output of the slot below."""
     return f"into_{index}"
 
 
 def _hidden_gradient(slot: int) -> str:
-    """Name of the gradient with respect to what comes out of a slot."""
+    """Return the name of the gradient with respect to a slot's output."""
     return f"gradient_out_of_{slot}"
 
 
@@ -313,7 +314,7 @@ def _named(value: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
 
 
 def _rename(node: NodeProto, names: Mapping[str, str]) -> None:
-    """Rename values in a node, and in the graphs inside it where they come from outside."""
+    """Rename values in a node, and those that the graphs inside it read from outside."""
     node.input[:] = [names.get(name, name) for name in node.input]
     node.output[:] = [names.get(name, name) for name in node.output]
     for body in bodies(node):

@@ -92,7 +92,7 @@ def scaled(factor: float) -> fx.GraphModule:
 
 def test_what_was_lowered_is_not_lowered_again(tmp_path: Path) -> None:
     """An equal piece with other values comes from the cache; another constant, size or bound does not."""
-    from export.graphs.executorch_pieces import Piece, lower_piece
+    from export.graphs.executorch_pieces import Piece, PieceSizes, lower_piece
 
     def lowered(factor: float = 2.0, most: int = 4, wide: int = 3, value: float = 0.0) -> Any:
         examples = {"weight": torch.full((wide,), value), "batch_rows": torch.full((2, wide), value)}
@@ -102,7 +102,7 @@ def test_what_was_lowered_is_not_lowered_again(tmp_path: Path) -> None:
         fakes = {node.name: node.meta["val"] for node in traced.graph.nodes if node.op == "placeholder"}
         names = {fakes["batch_rows"].shape[0].node.expr: "batch"}
         made = Piece(scaled(factor), list(examples))
-        return lower_piece(made, examples, fakes, {"batch": (1, most)}, names, tmp_path)
+        return lower_piece(made, examples, PieceSizes(fakes, names, {"batch": (1, most)}), tmp_path)
 
     first, again = lowered(), lowered(value=1.0)
     assert (first.cached, again.cached) == (False, True)
@@ -117,29 +117,22 @@ def test_what_was_lowered_is_not_lowered_again(tmp_path: Path) -> None:
 def test_an_equal_export_lowers_nothing(tiny_export: Callable[..., Bundle], tmp_path: Path) -> None:
     """Through the whole export: another adapter of the same rank, other label names."""
     from export.bundle.bundle_writer import export_bundle
+    from export.bundle.options import ExportOptions
     from export.model.lora import DEFAULT_TARGETS
     from export.model.options import LoraOptions, TaskOptions
     from export.source.folder import look_at
 
     first = tiny_export("bert", splits=(2,), levels=(1,), runtimes=("onnxruntime", "executorch"))
     folder, told = look_at(first.path.parents[1] / "models" / "bert"), []
-    options = TaskOptions("classify-head", ["no", "yes"], None, None, 32, None, 3.0, None)
+    task = TaskOptions("classify-head", ["no", "yes"], None, None, 32, None, 3.0, None)
     lora = LoraOptions(4, 8.0, DEFAULT_TARGETS[folder.model_type], None, ["B"], seed=2)
-    second = export_bundle(
-        folder,
-        options,
-        lora,
-        [2],
-        tmp_path / "bundle",
-        levels=(1,),
-        runtimes=("onnxruntime", "executorch"),
-        max_batch=16,
-        progress=told.append,
-    ).bundle
+    both = ("onnxruntime", "executorch")
+    options = ExportOptions(task, lora, [2], levels=(1,), runtimes=both, max_batch=16)
+    second = export_bundle(folder, options, tmp_path / "bundle", progress=told.append).bundle
     files = [graph.file for graph in first.manifest.graphs if graph.runtime == "executorch"]
     assert len(files) == 4
     for file in files:
-        assert any(line.startswith(f"{file}: lowered before") for line in told), told
+        assert any(line.startswith(f"{file}: taken from the cache") for line in told), told
         assert first.file(file).read_bytes() == second.file(file).read_bytes()
 
 
