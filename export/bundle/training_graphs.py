@@ -9,7 +9,8 @@ import onnx
 from edge_runtime.bundle.layers import LAYER_FIELD
 from edge_runtime.bundle.manifest import Graph, GraphInput, GraphOutput
 from export.errors import ExportError
-from export.graphs.onnx_levels import Assembler, TwoLayers
+from export.graphs.layer_parts import LayerParts, TwoLayers
+from export.graphs.onnx_levels import assemble_level
 from export.graphs.onnx_pieces import to_onnx
 from export.model.names import layer_of, template
 from export.trace.batches import dimension_names, dtype_of, shape_of, size_bounds, sizes, traced_batch
@@ -58,7 +59,7 @@ class TrainingGraphs:
         examples = lifted.examples(traced_batch(model))
         converted = to_onnx(lifted, list(examples.values()), size_bounds(model.task), self._dimensions)
         layers = {name: layer_of(place.source) for name, place in self._places.items()}
-        self._assembler = Assembler(
+        self._parts = LayerParts(
             TwoLayers(
                 converted,
                 {name: layer for name, layer in layers.items() if layer is not None},
@@ -91,7 +92,7 @@ class TrainingGraphs:
             rescale: whether the graph takes a factor on what each layer adds to its input.
         """
         file = f"graphs/train_{level}.onnx"
-        made = self._assembler.level(level, recompute=recompute, rescale=rescale)
+        made = assemble_level(self._parts, level, recompute=recompute, rescale=rescale)
         onnx.save(made.model, bundle / file)
         return Graph(
             kind="train",

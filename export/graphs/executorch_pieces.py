@@ -25,8 +25,9 @@ from edge_runtime.data.batch import CHUNK_TOKENS, fill_chunks
 from edge_runtime.errors import StorageError
 from edge_runtime.files.atomic import write_atomically
 from export.errors import REPORT_HINT, ExportError
-from export.graphs import xnnpack
-from export.graphs.xnnpack import PRODUCTS, decomposed, described_nodes, fast_compiler, partitioner, without_clones
+from export.graphs import descriptions, xnnpack
+from export.graphs.descriptions import described_nodes
+from export.graphs.xnnpack import PRODUCTS, decomposed, fast_compiler, partitioner, without_clones
 from export.model import completion
 from export.quiet import quiet
 from export.trace.batches import shape_of, size_bounds
@@ -226,7 +227,7 @@ def _key(piece: Piece, sizes: PieceSizes) -> str:
         digest.update(line.encode() + b"\n")
     for name in ("torch", "executorch"):
         digest.update(metadata.version(name).encode())
-    for file in (__file__, xnnpack.__file__, completion.__file__):
+    for file in (__file__, descriptions.__file__, xnnpack.__file__, completion.__file__):
         digest.update(Path(file).read_bytes())
     return digest.hexdigest()
 

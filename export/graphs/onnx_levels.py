@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from export.errors import ExportError
 from export.graphs.onnx_pieces import bodies, cut_onnx, read_by
 
 if TYPE_CHECKING:
@@ -27,28 +26,11 @@ if TYPE_CHECKING:
 
     from onnx import NodeProto
 
+    from export.graphs.layer_parts import LayerParts
+
 _AGAIN = "again"
 _SCALE = "scale"
 _ZERO, _FIRST, _FLAT = "covey_zero", "covey_first", "covey_flat"
-
-
-@dataclass(frozen=True)
-class TwoLayers:
-    """A training graph of two layers (or of one, for a model with one layer) and the names of its values.
-
-    Attributes:
-        model: the graph.
-        slots: the layer of each input that is a layer's tensor, by the input's name.
-        gradients: the layer of each gradient, by the output's name; None for the head's.
-        hidden: names of the first layer's input and of every layer's output.
-        hidden_gradients: names of the gradients with respect to every layer's output.
-    """
-
-    model: onnx.ModelProto
-    slots: Mapping[str, int]
-    gradients: Mapping[str, int | None]
-    hidden: Sequence[str]
-    hidden_gradients: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -66,102 +48,31 @@ class Level:
     outputs: dict[str, tuple[str, int | None]]
 
 
-class Assembler:
-    """Divides a training graph of two layers into its parts, and assembles them for any level.
+def assemble_level(parts: LayerParts, level: int, *, recompute: bool, rescale: bool) -> Level:
+    """Return the training graph of a level.
 
-    Raises:
-        ExportError: a layer reads values of another one, so that the layers cannot be separated.
+    Args:
+        parts: the parts of a training graph of two layers.
+        level: number of active layers.
+        recompute: whether layers are computed again for their backward pass; the last layer never is, because its
+            backward pass follows at once.
+        rescale: whether a factor per slot multiplies what a layer adds to its input.
     """
-
-    def __init__(self, two: TwoLayers) -> None:
-        self._two = two
-        self.nodes = list(two.model.graph.node)
-        self.producer = {name: n for n, node in enumerate(self.nodes) for name in node.output if name}
-        layered = self._layered()
-        self.shared = set(range(len(self.nodes))) - layered
-        taken = set(self.shared)
-        last = len(two.hidden) - 2
-        self.forward: list[list[int]] = []
-        for layer in range(last + 1):
-            self.forward.append(self._section([two.hidden[layer + 1]], two.hidden[layer], taken))
-        head = [name for name, layer in two.gradients.items() if layer is None]
-        self.head = self._section(["loss", two.hidden_gradients[last], *head], two.hidden[last + 1], taken)
-        self.backward: list[list[int]] = [[] for _ in self.forward]
-        for layer in range(last, -1, -1):
-            targets = [name for name, of in two.gradients.items() if of == layer]
-            targets += [two.hidden_gradients[layer - 1]] if layer else []
-            self.backward[layer] = self._section(targets, two.hidden_gradients[layer], taken)
-        self._check()
-
-    def _layered(self) -> set[int]:
-        """Return the nodes that depend on the first layer's input or a layer's weights; all layers share the others."""
-        values = {self._two.hidden[0], *self._two.slots}
-        found = set()
-        for n, node in enumerate(self.nodes):
-            if values & read_by(node):
-                values |= set(node.output)
-                found.add(n)
-        return found
-
-    def _section(self, targets: Iterable[str], stop: str, taken: set[int]) -> list[int]:
-        """Return the nodes, in order, that the targets need up to ``stop`` and that are not taken; take them."""
-        found: set[int] = set()
-        waiting = list(targets)
-        while waiting:
-            name = waiting.pop()
-            n = self.producer.get(name)
-            if name == stop or n is None or n in found or n in taken:
-                continue
-            found.add(n)
-            waiting += read_by(self.nodes[n])
-        taken |= found
-        return sorted(found)
-
-    def _check(self) -> None:
-        """Check that a layer reads no values of other layers but its input and its output's gradient."""
-        two = self._two
-        allowed: list[tuple[list[int], set[str]]] = []
-        for layer, nodes in enumerate(self.forward):
-            own = self.outputs_of(nodes) | {two.hidden[layer], two.hidden[layer + 1]}
-            allowed.append((nodes, own))
-            allowed.append((self.backward[layer], own | {two.hidden_gradients[layer]}))
-        allowed.append((self.head, {two.hidden[-1]}))
-        for nodes, values in allowed:
-            allowed_here = values | self.outputs_of(nodes)
-            for n in nodes:
-                for name in read_by(self.nodes[n]) - allowed_here:
-                    if name in self.producer and self.producer[name] not in self.shared:
-                        raise ExportError(
-                            f"a layer of the training graph reads {name} of another layer", "leave out --levels"
-                        )
-
-    def outputs_of(self, nodes: Iterable[int]) -> set[str]:
-        """Return the outputs of these nodes."""
-        return {name for n in nodes for name in self.nodes[n].output if name}
-
-    def level(self, level: int, *, recompute: bool, rescale: bool = False) -> Level:
-        """Return the training graph of a level.
-
-        Args:
-            level: number of active layers.
-            recompute: whether layers are computed again for their backward pass; the last layer never is, because its
-                backward pass follows at once.
-            rescale: whether a factor per slot multiplies what a layer adds to its input.
-        """
-        return _Assembly(self._two, self, level, recompute=recompute, rescale=rescale).run()
+    return _Assembly(parts, level, recompute=recompute, rescale=rescale).run()
 
 
 class _Assembly:
     """Assembles the graph of one level."""
 
-    def __init__(self, two: TwoLayers, parts: Assembler, level: int, *, recompute: bool, rescale: bool) -> None:
-        self._two, self._parts, self._level, self._recompute, self._rescale = two, parts, level, recompute, rescale
+    def __init__(self, parts: LayerParts, level: int, *, recompute: bool, rescale: bool) -> None:
+        self._parts, self._two = parts, parts.two
+        self._level, self._recompute, self._rescale = level, recompute, rescale
         self._made: list[NodeProto] = []
         self._inputs: dict[str, tuple[str, int | None]] = {}
         self._outputs: dict[str, tuple[str, int | None]] = {}
-        self._values = {v.name: v for v in (*two.model.graph.input, *two.model.graph.output)}
+        self._values = {v.name: v for v in (*parts.two.model.graph.input, *parts.two.model.graph.output)}
         self._values[_SCALE] = onnx.helper.make_tensor_value_info(_SCALE, onnx.TensorProto.FLOAT, [1])
-        self._inputs_of_two = {value.name for value in two.model.graph.input}
+        self._inputs_of_two = {value.name for value in parts.two.model.graph.input}
         self._emitted: set[int] = set()
 
     def run(self) -> Level:

@@ -67,7 +67,7 @@ class Scale(torch.nn.Module):
 
 def test_constants_of_any_sizes_are_described_by_their_values() -> None:
     """Also those without dimensions, as DeBERTa has."""
-    from export.graphs.xnnpack import describe
+    from export.graphs.descriptions import describe
 
     factors = [torch.tensor(3), torch.tensor(4), torch.tensor([3]), torch.tensor(3.0), torch.tensor(True)]
     described = [describe(torch.export.export(Scale(factor), (torch.ones(2),))) for factor in factors]
