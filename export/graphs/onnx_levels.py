@@ -182,8 +182,11 @@ class _Assembly:
             _rename(made, names)
             made.name = ""
             self._made.append(made)
-            for name in read & self._inputs_of_two:
-                self._inputs[names.get(name, name)] = (name, slot if name in self._two.slots else None)
+            self._inputs |= {
+                names.get(name, name): (name, slot if name in self._two.slots else None)
+                for name in read
+                if name in self._inputs_of_two
+            }
 
     def _finish(self) -> Level:
         two, graph = self._two, self._two.model.graph

@@ -17,7 +17,7 @@ from export.quiet import quiet
 from export.trace.batches import shape_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import KeysView, Sequence
 
     from edge_runtime.bundle.manifest import Rows
     from export.trace.lift import Lifted
@@ -103,14 +103,14 @@ def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     return [attribute.g for attribute in node.attribute if attribute.HasField("g")]
 
 
-def read_by(node: onnx.NodeProto) -> set[str]:
-    """Return the values that a node reads, including those that the graphs inside it read from outside."""
-    read = {name for name in node.input if name}
+def read_by(node: onnx.NodeProto) -> KeysView[str]:
+    """Return the values that a node reads, in order, including those that the graphs inside it read from outside."""
+    read = dict.fromkeys(name for name in node.input if name)
     for body in bodies(node):
         own = {value.name for value in (*body.input, *body.initializer)}
         own |= {name for inner in body.node for name in inner.output}
-        read |= {name for inner in body.node for name in read_by(inner)} - own
-    return read
+        read |= dict.fromkeys(name for inner in body.node for name in read_by(inner) if name not in own)
+    return read.keys()
 
 
 _SAME_VALUES = {"Identity", "Reshape", "Squeeze", "Unsqueeze"}

@@ -247,6 +247,17 @@ def test_recomputing_keeps_hidden_states_alone(tiny_export: Callable[..., Bundle
             assert least <= len(kept(graph)) <= most
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_inputs_stand_in_the_order_in_which_nodes_read_them(bundle: Bundle, level: int) -> None:
+    """In the order of a set, which differs between processes, equal exports would be different bundles."""
+    import onnx
+
+    graph = onnx.load(bundle.file(f"graphs/train_{level}.onnx")).graph
+    inputs = [value.name for value in graph.input]
+    read = dict.fromkeys(name for node in graph.node for name in node.input if name in inputs)
+    assert inputs == list(read)
+
+
 @pytest.mark.slow
 def test_recomputing_changes_no_gradient(tiny_export: Callable[..., Bundle], bundle: Bundle) -> None:
     plain = tiny_export("bert", splits=(2,), train="AB", max_tokens=POSITIONS, levels=LEVELS)
