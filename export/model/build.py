@@ -90,7 +90,7 @@ def base_module(folder: ModelFolder, rebuild: Rebuild) -> tuple[Any, list[str]]:
         rebuild: the content of ``covey_task.json``.
 
     Raises:
-        ExportError: the weights cannot be loaded, or the model has no plain output embedding for a prompt.
+        ExportError: the weights are unreadable, or the model has no plain output embedding for a prompt.
     """
     if rebuild["task"] in ("classify-prompt", CAUSAL_LM):
         model = load_model(folder, "causal" if folder.is_decoder else "masked")

@@ -120,7 +120,7 @@ class CompletionGradient(nn.Module):
 
 
 completion_gradient = torch.library.custom_op("covey::completion_gradient", gradient_by_chunks, mutates_args=())
-"""``gradient_by_chunks`` as one operator: a program that holds a scan cannot be differentiated, not even beside it.
+"""``gradient_by_chunks`` as one operator, because torch.export cannot differentiate any part of a program with a scan.
 
 CompletionGradient replaces the operator before a runtime sees the program.
 """

@@ -1,4 +1,4 @@
-"""What lowering promises: no product on slow kernels, nothing lowered twice, weights in ExecuTorch's own file."""
+"""Tests lowering: no product on slow kernels, no equal piece lowered twice, weights in ExecuTorch's own file format."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Call(torch.nn.Module):
 def test_a_product_left_to_portable_kernels_is_refused(
     operation: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...]
 ) -> None:
-    """XNNPACK multiplies float32, and convolves with constant weights only: the rest must not pass unseen."""
+    """XNNPACK multiplies float32 alone, and convolves with constant weights alone; anything else must be refused."""
     from export.graphs.executorch_pieces import lower
 
     with pytest.raises(ExportError, match=r"ExecuTorch would run .*(product|conv).* on slow portable kernels"):
@@ -66,7 +66,7 @@ class Scale(torch.nn.Module):
 
 
 def test_constants_of_any_sizes_are_described_by_their_values() -> None:
-    """Also those without dimensions, as DeBERTa has."""
+    """Constants without dimensions, which DeBERTa has, are described too."""
     from export.graphs.descriptions import describe
 
     factors = [torch.tensor(3), torch.tensor(4), torch.tensor([3]), torch.tensor(3.0), torch.tensor(True)]
@@ -91,7 +91,7 @@ def scaled(factor: float) -> fx.GraphModule:
 
 
 def test_what_was_lowered_is_not_lowered_again(tmp_path: Path) -> None:
-    """An equal piece with other values comes from the cache; another constant, size or bound does not."""
+    """An equal piece with other weights comes from the cache; one with another constant, size or bound does not."""
     from export.graphs.executorch_pieces import Piece, PieceSizes, lower_piece
 
     def lowered(factor: float = 2.0, most: int = 4, wide: int = 3, value: float = 0.0) -> Any:
@@ -115,7 +115,7 @@ def test_what_was_lowered_is_not_lowered_again(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_an_equal_export_lowers_nothing(tiny_export: Callable[..., Bundle], tmp_path: Path) -> None:
-    """Through the whole export: another adapter of the same rank, other label names."""
+    """A whole export with another adapter of the same rank and other label names takes every graph from the cache."""
     from export.bundle.bundle_writer import export_bundle
     from export.bundle.options import ExportOptions
     from export.model.lora import DEFAULT_TARGETS
@@ -137,7 +137,7 @@ def test_an_equal_export_lowers_nothing(tiny_export: Callable[..., Bundle], tmp_
 
 
 def test_weights_in_executorchs_own_file(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """Every tensor that an input's ``source`` can name, with its bits."""
+    """The file holds every tensor that an input's ``source`` can name, bit for bit."""
     from executorch.exir._serialize._cord import Cord
     from executorch.extension.flat_tensor.serialize.serialize import FlatTensorSerializer
 

@@ -1,4 +1,4 @@
-"""Adapters: loaded by PEFT alone, and taken up by the next export as they were trained."""
+"""Tests adapters: PEFT alone loads a finished one, and the next export continues with it as it was trained."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 def test_peft_alone_loads_a_finished_adapter(
     tiny_export: Callable[..., Bundle], kind: str, options: dict[str, Any], auto: Any, tmp_path: Path
 ) -> None:
-    """PeftModel.from_pretrained on the usual Auto class, without a line of Covey, gives the fleet's predictions."""
+    """PeftModel.from_pretrained on the usual Auto class, without Covey's code, makes the fleet's predictions."""
     bundle = tiny_export(kind, **options)
     theta = generic_adapter(bundle)
     folder = finished_folder(bundle, theta, tmp_path / "adapter")
@@ -57,7 +57,7 @@ def test_peft_alone_loads_a_finished_adapter(
         assert np.abs(OnnxPredictor(bundle, 1).logits(theta, batch) - logits.numpy()).max() < 1e-5
 
 
-def test_a_head_of_ours_loads_with_peft_on_its_rebuilt_module(tiny_bundle: Bundle, tmp_path: Path) -> None:
+def test_coveys_own_head_loads_with_peft_on_its_rebuilt_module(tiny_bundle: Bundle, tmp_path: Path) -> None:
     theta = generic_adapter(tiny_bundle)
     folder = finished_folder(tiny_bundle, theta, tmp_path / "adapter")
     base = base_for(folder, model_dir_of(tiny_bundle, "bert"))
@@ -70,8 +70,8 @@ def test_a_head_of_ours_loads_with_peft_on_its_rebuilt_module(tiny_bundle: Bundl
     assert summary["bundle_sha256"] == tiny_bundle.sha256
 
 
-def test_an_adapter_is_taken_up_where_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A folder with a PEFT adapter in it: its A, B and head are the bundle's start."""
+def test_an_export_continues_with_the_folders_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bundle of a folder with a PEFT adapter starts with that adapter's A, B and head."""
     folder = make_model("bert-classifier", tmp_path / "model")
     base = AutoModelForSequenceClassification.from_pretrained(folder)
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["key"], modules_to_save=["classifier"], task_type="SEQ_CLS")
@@ -85,7 +85,7 @@ def test_an_adapter_is_taken_up_where_it_was(tmp_path: Path, capsys: pytest.Capt
     assert export(folder, tmp_path / "bundle", *HEAD, "--format", "json") == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["parity_logits"] < 1e-5
-    assert len(said.err.splitlines()) == 5  # progress, and nothing of what the libraries have to say
+    assert len(said.err.splitlines()) == 5  # progress alone: the libraries' messages are silenced
     bundle = open_bundle(tmp_path / "bundle")
     assert (bundle.manifest.lora.r, bundle.manifest.lora.targets) == (4, ["key"])
     batch = batches()[3]
@@ -97,10 +97,10 @@ def test_an_adapter_is_taken_up_where_it_was(tmp_path: Path, capsys: pytest.Capt
     assert set(before) == set(map_tensors(bundle.file(bundle.manifest.adapter_file)))
 
 
-def test_a_finished_adapter_is_gone_on_with_as_it_was_trained(
+def test_an_export_continues_with_a_finished_adapter_as_it_was_trained(
     tiny_export: Callable[..., Bundle], tmp_path: Path
 ) -> None:
-    """Pooling and logit scale are the adapter's, unless an option contradicts it: that is an error."""
+    """Pooling and logit scale are the adapter's, and an option that contradicts them is an error."""
     bundle = tiny_export("bert", splits=(2,), train="AB", pooling="cls")
     folder = finished_beside_model(bundle, tmp_path / "model")
     open_options = TaskOptions("classify-head", ["bad", "good"], None, None, 32, None, None, None)
@@ -120,7 +120,7 @@ def test_a_finished_adapter_is_gone_on_with_as_it_was_trained(
 
 
 def test_adapters_that_do_not_fit_are_refused(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """PEFT would leave what is missing at random, ignore what is left over, and only warn."""
+    """PEFT would leave missing tensors at random values and ignore extra ones, with a mere warning."""
     folder = finished_beside_model(tiny_bundle, tmp_path / "model")
     options = TaskOptions("classify-head", ["bad", "good"], None, None, 32, None, None, None)
     whole = load_file(folder / "adapter_model.safetensors")
@@ -141,8 +141,8 @@ def test_adapters_that_do_not_fit_are_refused(tiny_bundle: Bundle, tmp_path: Pat
     assert "is IA3, not LORA" in refusal(whole)
 
 
-def test_lora_behind_the_layers_belongs_to_the_back(tmp_path: Path) -> None:
-    """BERT's pooler has no layer number; it stands behind all layers."""
+def test_lora_after_the_layers_belongs_to_the_back(tmp_path: Path) -> None:
+    """BERT's pooler has no layer number; it comes after all layers."""
     folder = look_at(make_model("bert-classifier", tmp_path / "model"))
     options = TaskOptions("classify-head", ["bad", "good"], None, None, 32, None, None, None)
     model = build(folder, options, LoraOptions(4, 8.0, ["dense"], None, ["B"], seed=0))

@@ -1,4 +1,4 @@
-"""Bundles: parity of their graphs with PyTorch, their content, and the same bytes from every export."""
+"""Tests bundles: parity of their graphs with PyTorch, their content, and equal bytes of equal exports."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ IDS = [f"{kind}-{'-'.join(map(str, options.values())) or 'own head'}" for kind, 
 def test_graphs_agree_with_pytorch(
     tiny_export: Callable[..., Bundle], kind: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    """predict and front∘back of every split against PyTorch eager, through the finished PEFT folder: 1e-5."""
+    """predict and front∘back of every split agree with the finished PEFT folder in PyTorch eager to 1e-5."""
     bundle = tiny_export(kind, **options)
     theta = generic_adapter(bundle)
     model = load_finished(finished_folder(bundle, theta, tmp_path / "adapter"), model_dir_of(bundle, kind))
@@ -82,7 +82,7 @@ def test_bundles_are_whole(tiny_export: Callable[..., Bundle], kind: str, option
 
 @pytest.mark.parametrize("matrix", ["lora_B", "classifier"])
 def test_golden_vectors_notice_what_is_left_out(tiny_bundle: Bundle, matrix: str) -> None:
-    """A head that starts at zero shrinks every difference: the golden adapter must be large enough to tell."""
+    """A head that starts at zero shrinks every difference, so the golden adapter must be large enough to show it."""
     theta = golden_adapter(tiny_bundle.initial_adapter(), tiny_bundle.manifest.golden)
     without = theta.copy()
     for name, view in views(without, tiny_bundle.manifest.parameters).items():
@@ -100,7 +100,7 @@ def test_golden_vectors_notice_what_is_left_out(tiny_bundle: Bundle, matrix: str
 
 
 def test_a_bundle_says_nothing_about_the_machine_that_made_it(tiny_export: Callable[..., Bundle]) -> None:
-    """No paths, and no order of a set: the same export is the same bytes anywhere."""
+    """A bundle holds no paths and no order of a set: an equal export has the same bytes on any machine."""
     for bundle in (tiny_export("bert-classifier"), tiny_export("llama", task="classify-prompt")):
         config = json.loads(bundle.file("adapter/adapter_config.json").read_text())
         assert config["base_model_name_or_path"] is None
@@ -115,14 +115,14 @@ def test_tied_embeddings_are_stored_once(tiny_export: Callable[..., Bundle]) -> 
     assert len(vocabulary) == 1
 
 
-def test_no_graph_makes_a_vocabulary_of_logits(tiny_export: Callable[..., Bundle]) -> None:
+def test_no_graph_computes_logits_of_the_whole_vocabulary(tiny_export: Callable[..., Bundle]) -> None:
     bundle = tiny_export("llama", task="classify-prompt")
     assert [output.shape for output in bundle.manifest.graph("predict").outputs] == [["batch", 2]]
     assert max(path.stat().st_size for path in bundle.file("graphs").iterdir()) < 300_000
 
 
 def test_an_export_repeats_exactly(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """From another folder too."""
+    """An export of the same model from another folder is the same bundle."""
     import shutil
 
     from export.bundle.bundle_writer import export_bundle

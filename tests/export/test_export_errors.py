@@ -1,4 +1,4 @@
-"""What the exporter refuses, in words that name the flag; and that a failed export leaves nothing behind."""
+"""Tests that the exporter refuses wrong options with the flag's name, and leaves nothing of a failed export."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_an_export_that_fails_late_leaves_no_manifest(tmp_path: Path, monkeypatc
     assert not list(tmp_path.rglob("manifest.json"))
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The library that writes tensors has its own exception for it."""
     from export.bundle import bundle_writer
 

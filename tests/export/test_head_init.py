@@ -1,4 +1,4 @@
-"""A head that starts at class means, and the linear probe."""
+"""Tests a head that starts at class means, and the linear probe."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def test_a_head_starts_at_class_means(tmp_path: Path) -> None:
-    """On rows that class means can tell apart, the head's start is right; its temperature fits them."""
+    """On rows that class means separate, the new head predicts better than chance."""
     folder = make_model("bert", tmp_path / "model")
     rows = write_rows(reviews(60, seed=1), tmp_path / "rows.jsonl")
     options = TaskOptions("classify-head", ["bad", "good"], None, None, 32, "mean", 3.0, rows)
@@ -42,7 +42,7 @@ def test_a_head_starts_at_class_means(tmp_path: Path) -> None:
 
 
 def test_a_head_from_rows_without_a_pattern_is_not_sure(tmp_path: Path) -> None:
-    """Class means fit the rows that they are made of, whatever their labels: those must not set the temperature."""
+    """Class means fit their own rows whatever the labels, so these rows must not choose the temperature."""
     rows = reviews(24, seed=1)
     for index, row in enumerate(rows):
         row["label"] = ("bad", "good")[index // 2 % 2]

@@ -1,4 +1,4 @@
-"""The places of tensors: one name per base weight, and none after the base weights are closed."""
+"""Tests the places of tensors: one name per base weight, and no new ones once the base weights are closed."""
 
 from __future__ import annotations
 
