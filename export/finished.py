@@ -1,7 +1,7 @@
-"""A finished adapter folder as a PyTorch module again.
+"""Loads a finished adapter folder as a PyTorch module.
 
 For a Hugging Face classifier or a causal language model, ``PeftModel.from_pretrained`` on the usual Auto class is
-enough. A head of ours (PooledClassifier) needs its module built first: ``base_for`` does that from the folder's
+enough. Covey's own head (PooledClassifier) needs its module built first, which ``base_for`` does from the folder's
 ``covey_task.json``.
 """
 
@@ -26,16 +26,20 @@ WEIGHTS_FILE = "model.safetensors"
 
 
 def base_for(adapter: Path, model_dir: Path) -> Any:
-    """Return the module that ``PeftModel.from_pretrained(module, adapter)`` wants.
+    """Return the module to pass to ``PeftModel.from_pretrained(module, adapter)``.
+
+    Args:
+        adapter: the adapter's folder.
+        model_dir: the base model's folder.
 
     Raises:
-        ExportError: ``covey_task.json`` is missing or of no use.
+        ExportError: ``covey_task.json`` is missing or unusable, or the base model cannot be loaded.
     """
     return base_module(look_at(model_dir), read_rebuild(adapter))[0]
 
 
 def untrained(adapter: Path, model_dir: Path) -> TaskModel:
-    """Return a module (input_ids, attention_mask) → logits with a base model's own weights, as full training begins.
+    """Return a module (input_ids, attention_mask) → logits with the base model's own weights, where full mode starts.
 
     Args:
         adapter: a bundle's ``adapter`` folder.
@@ -47,15 +51,15 @@ def untrained(adapter: Path, model_dir: Path) -> TaskModel:
 
 
 def load_finished(adapter: Path, model_dir: Path) -> TaskModel:
-    """Return a module (input_ids, attention_mask) → logits with a finished adapter.
+    """Return a module (input_ids, attention_mask) → logits with a finished adapter's weights.
 
     Args:
         adapter: a folder that ``covey serve`` wrote, or a bundle's ``adapter`` folder.
-        model_dir: the base model's folder, the one that was exported.
+        model_dir: the base model's folder, from which the bundle was exported.
     """
     model, rebuild = base_for(adapter, model_dir), read_rebuild(adapter)
     if (adapter / WEIGHTS_FILE).is_file():
-        # Every weight was trained; what the task does not compute with is not in the file.
+        # Every weight was trained; the file leaves out weights that the task does not compute with.
         untie(model)
         model.load_state_dict(load_file(adapter / WEIGHTS_FILE), strict=False)
     else:

@@ -1,6 +1,6 @@
-"""A linear probe: how far the frozen model gets on labelled rows, with logistic regression on its features.
+"""A linear probe: logistic regression on a frozen model's features, the baseline that fine-tuning has to beat.
 
-The baseline that any fine-tuning has to beat. It sees all training rows in one place, which a fleet never does.
+It sees all training rows in one place, which a fleet never does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ITERATIONS = 200
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Held-out loss (nats) and accuracy of the probe, and its number of training rows."""
+    """Held-out loss (nats per row) and accuracy (0 to 1) of the probe, and its number of training rows."""
 
     loss: float
     accuracy: float
@@ -35,12 +35,19 @@ class ProbeResult:
 
 
 def linear_probe(folder: ModelFolder, labels: list[str], train: Path, test: Path, max_tokens: int) -> ProbeResult:
-    """Fit logistic regression (LBFGS) on standardised pooled features of ``train``; evaluate on ``test``.
+    """Fit logistic regression (LBFGS) to the standardised pooled features of ``train``; evaluate it on ``test``.
 
-    The weight decay is chosen on the last fifth of the training rows.
+    The last fifth of the training rows chooses the weight decay.
+
+    Args:
+        folder: the model.
+        labels: names of the labels.
+        train: labelled training rows (.jsonl or .csv).
+        test: held-out rows.
+        max_tokens: longer rows are cut to this many tokens.
 
     Raises:
-        DataError: the rows are wrong.
+        DataError: a row is invalid.
         ExportError: the model cannot be loaded.
     """
     train_rows, test_rows = read_rows(train, labels), read_rows(test, labels)
@@ -62,7 +69,7 @@ def linear_probe(folder: ModelFolder, labels: list[str], train: Path, test: Path
 
 
 def _best_decay(x: torch.Tensor, y: torch.Tensor, n_labels: int) -> float:
-    """Return the weight decay that does best on the last rows, with a head fitted on the others."""
+    """Return the weight decay whose head, fitted to the first rows, has the lowest loss on the last ones."""
     cut = int(len(y) * (1 - _VALIDATION_SHARE))
 
     def validation_loss(decay: float) -> float:

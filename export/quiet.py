@@ -1,4 +1,4 @@
-"""Silence for libraries that talk: their warnings, reports and progress bars; their errors are exceptions."""
+"""Silences the warnings, reports and progress bars of torch.onnx, transformers and peft."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence torch.onnx, transformers and peft meanwhile; what they found wrong is checked, not read by a person."""
+    """Silence the libraries while the context lasts; Covey checks what they warn about, and exceptions still pass."""
     exporter = logging.getLogger("torch.onnx")
     exporter_level, verbosity = exporter.level, transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: tiny bundles, exported once a session."""
+"""Fixtures that many tests share: tiny bundles, each exported once per test session."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ LABELS = ["bad", "good"]
 
 @pytest.fixture(scope="session")
 def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
-    """Return a function that exports a tiny model, once for each set of arguments; ``train``: B, AB or full."""
+    """Return a function that exports a tiny model, once per set of arguments; ``train``: B, AB or full."""
     from tiny_models import make_model
 
     from export.bundle.bundle_writer import export_bundle
+    from export.bundle.options import ExportOptions
     from export.model.lora import DEFAULT_TARGETS
     from export.model.options import LoraOptions, TaskOptions
     from export.source.folder import look_at
@@ -54,7 +55,7 @@ def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundl
             template, words = "{text} It was", [" terrible", " great"]
             if kind.endswith("-mlm"):
                 template, words = "{text} It was {mask}", ["terrible", "great"]
-            options = TaskOptions(
+            task_options = TaskOptions(
                 kind=task,
                 labels=[] if task == "causal-lm" else LABELS,
                 template=template if prompt else None,
@@ -66,18 +67,17 @@ def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundl
             )
             lora = LoraOptions(4, 8.0, DEFAULT_TARGETS[folder.model_type], layers, list(train), seed=1)
             lora = None if train == "full" else lora
-            made[key] = export_bundle(
-                folder,
-                options,
+            options = ExportOptions(
+                task_options,
                 lora,
                 list(splits),
-                root / "bundles" / key,
+                runtimes=runtimes,
+                max_batch=16,
                 levels=levels,
                 recompute=recompute,
                 rescale=rescale,
-                runtimes=runtimes,
-                max_batch=16,
-            ).bundle
+            )
+            made[key] = export_bundle(folder, options, root / "bundles" / key).bundle
         return made[key]
 
     return export
@@ -85,13 +85,13 @@ def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundl
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_export: Callable[..., Bundle]) -> Bundle:
-    """A tiny BERT with a head of ours, splits 1 and 2 of 3 layers. Read only: copy it to change it."""
+    """A tiny BERT with Covey's own head, with splits 1 and 2 of 3 layers. Tests must not change it: see bundle_copy."""
     return tiny_export("bert")
 
 
 @pytest.fixture
 def bundle_copy(tiny_bundle: Bundle, tmp_path: Path) -> Bundle:
-    """A copy of the tiny bundle that a test may spoil."""
+    """A copy of the tiny bundle that a test may change."""
     import shutil
 
     shutil.copytree(tiny_bundle.path, tmp_path / "bundle")

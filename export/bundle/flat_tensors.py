@@ -1,7 +1,7 @@
-"""A bundle's weights in ExecuTorch's own file format (FlatTensor, ``.ptd``), for apps that read weights with it.
+"""Writes a bundle's weights in ExecuTorch's own file format (FlatTensor, ``.ptd``), for apps that read it.
 
-Names are those of the manifest's inputs. The file is no part of the bundle: devices fetch every file of a bundle, and
-they map ``weights.safetensors``.
+The tensors have the names of the manifest's inputs. The file is not part of the bundle: devices fetch every file of a
+bundle, and they read ``weights.safetensors``.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def write_flat_tensors(bundle: Bundle, path: Path) -> int:
     """Write base weights and the initial adapter of a bundle as one FlatTensor file; return its size in bytes.
 
     Args:
-        bundle: a whole one.
-        path: the file; replaced where it is there.
+        bundle: the bundle.
+        path: the file; an existing one is replaced.
 
     Raises:
         StorageError: disk full or not writable.
@@ -38,7 +38,7 @@ def write_flat_tensors(bundle: Bundle, path: Path) -> int:
     tensors = map_tensors(bundle.file(manifest.weights_file)) | map_tensors(bundle.file(manifest.adapter_file))
     buffers, entries = [], {}
     for index, (name, tensor) in enumerate(tensors.items()):
-        # No data: a layout is element type and sizes.
+        # On the meta device without data: a layout is the element type and the sizes.
         described = torch.empty(tensor.shape, dtype=getattr(torch, str(tensor.dtype)), device="meta")
         entries[name] = DataEntry(index, _ALIGNMENT, TensorLayout.from_tensor(described))
         buffers.append(tensor.tobytes())

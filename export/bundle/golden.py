@@ -1,4 +1,4 @@
-"""Golden vectors: inputs with the losses, logits and gradients that PyTorch gives for them."""
+"""Writes the golden vectors: inputs with the losses, outputs and gradients that PyTorch computes for them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from edge_runtime.bundle.layout import Parameter, views
 from edge_runtime.bundle.manifest import Golden, output_names
 from edge_runtime.engines.golden import golden_adapter, training_layers
+from export.model.address import address_of
 from export.trace.batches import example_batch, sizes
 from export.trace.gradients import active_layers, requiring_gradients, trained_parameters
 from export.trace.loss import eager
@@ -21,27 +22,38 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from export.model.build import ExportModel
-    from export.source.folder import ModelFolder
 
 GOLDEN_TOLERANCE = 1e-5
+"""Largest accepted difference of losses and logits; see edge_runtime.engines.golden."""
 _GOLDEN_SEED = 20260101
 _GOLDEN_SHAPES = ((2, 9), (4, 24), (1, 5))
+"""Rows and tokens of the batches; a batch with the longest row follows them."""
 
 
-def _write_golden(
+def write_golden(
     model: ExportModel,
-    folder: ModelFolder,
     parameters: list[Parameter],
     state: dict[str, torch.Tensor],
     scale: float,
     path: Path,
     levels: Sequence[int],
 ) -> Golden:
-    """Write batches with the losses, logits and gradients of PyTorch eager: the module itself, not what was traced.
+    """Write batches with the losses, outputs and gradients of PyTorch eager, of the module itself and not of its trace.
 
-    The adapter is perturbed meanwhile: at its start B is zero, a new head too, and nothing would be compared.
+    The adapter is perturbed for them: at the start, B and a new head are zero and would hide every difference.
+
+    Args:
+        model: the model; it is restored afterwards.
+        parameters: the layout of the trained tensors.
+        state: the trained tensors by name, sharing the model's data.
+        scale: scale of the adapter's perturbation.
+        path: the file.
+        levels: numbers of active layers for which gradients are written.
+
+    Returns:
+        What the manifest says about the file.
     """
-    # The longest row too: relative positions far apart, the last of the absolute ones.
+    # The longest row has the most distant relative positions and the last absolute one.
     shapes = (*_GOLDEN_SHAPES, (1, model.task.max_tokens))
     golden = Golden(
         file=path.name,
@@ -54,14 +66,14 @@ def _write_golden(
     with perturbed(state, parameters, golden):
         for n, (rows, tokens) in enumerate(shapes):
             tokens_here = min(tokens, model.task.max_tokens)
-            batch = example_batch(model.task, int(folder.config.vocab_size), rows, tokens_here, seed=n + 1)
+            batch = example_batch(model.task, model.folder.vocab_size, rows, tokens_here, seed=n + 1)
             with torch.no_grad():
                 loss, values = eager(model, batch)
             named = batch | {"loss": loss, output_names(model.task.kind)[0]: values}
             tensors |= {f"{n}.{name}": tensor.contiguous() for name, tensor in named.items()}
         first = {name: tensors[f"0.{name}"] for name in sizes(model.task)}
         for level in levels:
-            loss, gradients = golden_gradients(model, folder, parameters, state, level, first)
+            loss, gradients = golden_gradients(model, parameters, state, level, first)
             tensors |= {f"train_{level}.loss": loss, f"train_{level}.gradients": gradients}
     save_file(tensors, path)
     return golden
@@ -69,35 +81,35 @@ def _write_golden(
 
 def golden_gradients(
     model: ExportModel,
-    folder: ModelFolder,
     parameters: Sequence[Parameter],
     state: Mapping[str, torch.Tensor],
     level: int,
     batch: dict[str, torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return loss and gradients of golden.training_layers as PyTorch gives them: a scalar, and the whole layout.
+    """Return the loss (a scalar) and its gradient (the whole layout) with the layers that golden.training_layers picks.
 
     Entries of absent layers are 0. The model runs as it was loaded, not as it is traced for training graphs.
     """
-    active = training_layers(level, folder.layers)
-    there = [p for p in parameters if p.layer in active or not 0 <= p.layer < folder.layers]
-    trained = trained_parameters(model, {state[p.name].data_ptr() for p in there})
+    n_layers = model.folder.layers
+    active = training_layers(level, n_layers)
+    there = [p for p in parameters if p.layer in active or not 0 <= p.layer < n_layers]
+    trained = trained_parameters(model, {address_of(state[p.name]) for p in there})
     with (
-        active_layers(model.peft_model, active, folder.layers),
+        active_layers(model.peft_model, active, n_layers),
         requiring_gradients(trained),
         torch.enable_grad(),
     ):
         loss, _ = eager(model, batch)
-        found = dict(zip([t.data_ptr() for t in trained], torch.autograd.grad(loss, trained), strict=True))
+        found = dict(zip(map(address_of, trained), torch.autograd.grad(loss, trained), strict=True))
     flat = torch.zeros(parameters[-1].stop)
     for p in there:
-        flat[p.offset : p.stop] = found[state[p.name].data_ptr()].flatten()
+        flat[p.offset : p.stop] = found[address_of(state[p.name])].flatten()
     return loss.detach(), flat
 
 
 @contextlib.contextmanager
 def perturbed(state: dict[str, torch.Tensor], parameters: list[Parameter], golden: Golden) -> Iterator[None]:
-    """Have the trained tensors at the adapter of the golden vectors meanwhile; ``state`` holds them by name."""
+    """Set the trained tensors in ``state`` to the golden vectors' adapter while the context lasts."""
     initial = np.concatenate([state[p.name].detach().numpy().ravel() for p in parameters]).astype(np.float32)
     targets = views(golden_adapter(initial, golden), parameters)
     before = {p.name: state[p.name].detach().clone() for p in parameters}

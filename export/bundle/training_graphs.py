@@ -1,19 +1,19 @@
-"""Writes the training graphs of a bundle, one a level."""
+"""Writes the training graphs of a bundle for ONNX Runtime, one per level."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import onnx
-import torch
 
 from edge_runtime.bundle.layers import LAYER_FIELD
 from edge_runtime.bundle.manifest import Graph, GraphInput, GraphOutput
 from export.errors import ExportError
-from export.graphs.onnx_levels import Assembler, TwoLayers
+from export.graphs.layer_parts import LayerParts, TwoLayers
+from export.graphs.onnx_levels import assemble_level
 from export.graphs.onnx_pieces import to_onnx
 from export.model.names import layer_of, template
-from export.trace.batches import dimension_names, example_batch, shape_of, size_bounds, sizes
+from export.trace.batches import dimension_names, dtype_of, shape_of, size_bounds, sizes, traced_batch
 from export.trace.gradients import lift_training, trace_training
 
 if TYPE_CHECKING:
@@ -21,13 +21,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edge_runtime.bundle.layout import Parameter
-    from export.bundle.graph_writer import GraphWriter
+    from export.bundle.weight_table import WeightTable
+    from export.graphs.onnx_levels import Level
     from export.model.build import ExportModel
-    from export.source.folder import ModelFolder
-    from export.trace.gradients import LiftedTraining
 
 _TRACED_LAYERS = 2
-DTYPES = {torch.float32: "float32", torch.int64: "int64"}
 
 
 class TrainingGraphs:
@@ -35,47 +33,33 @@ class TrainingGraphs:
 
     Args:
         model: the model.
-        folder: where it came from.
         parameters: the layout of the trained tensors.
-        addresses: of the data of what is trained.
-        writer: what has written the other graphs; it knows the tensors' names.
+        table: the places of the tensors; front, back and predict have been written with it.
 
     Raises:
-        ExportError: the model cannot be differentiated or converted, or its layers are not alike.
+        ExportError: torch cannot differentiate or convert the model, or its layers are not alike.
     """
 
-    def __init__(
-        self,
-        model: ExportModel,
-        folder: ModelFolder,
-        parameters: Sequence[Parameter],
-        addresses: set[int],
-        writer: GraphWriter,
-    ) -> None:
-        joint = trace_training(model, folder, min(_TRACED_LAYERS, folder.layers), addresses)
-        self._folder = folder
-        self._training: LiftedTraining = lift_training(joint, list(sizes(model.task)))
-        lifted = self._training.lifted
+    def __init__(self, model: ExportModel, parameters: Sequence[Parameter], table: WeightTable) -> None:
+        n_layers = model.folder.layers
+        joint = trace_training(model, min(_TRACED_LAYERS, n_layers), table.trained.keys())
+        self._training = training = lift_training(joint, list(sizes(model.task)))
+        lifted = training.lifted
         self._dimensions = dimension_names(lifted, sizes(model.task))
-        state = {name: tensor.detach() for name, tensor in joint.state_dict.items()}
-        self._sources = {
-            item.name: writer.role_of(state[item.source], item.source) if item.kind == "parameter" else None
+        self._places = {
+            item.name: table.place(lifted.state[item.source], item.source)
             for item in lifted.inputs
+            if item.kind == "parameter"
         }
         self._gradient_of = {
-            output: writer.role_of(state[target], target)[1] for output, target in self._training.gradients.items()
+            output: table.place(lifted.state[target], target).source for output, target in training.gradients.items()
         }
-        self._check_shapes(parameters, writer.shapes)
-        examples = example_batch(model.task, int(folder.config.vocab_size), rows=3, tokens=10)
-        converted = to_onnx(
-            lifted,
-            [state[item.source] if item.kind == "parameter" else examples[item.source] for item in lifted.inputs],
-            size_bounds(model.task),
-            self._dimensions,
-        )
-        layers = {name: layer_of(role[1]) for name, role in self._sources.items() if role is not None}
-        training = self._training
-        self._assembler = Assembler(
+        trained_shapes = {parameter.name: parameter.shape for parameter in parameters}
+        self._check_shapes(table.frozen_shapes | trained_shapes, n_layers)
+        examples = lifted.examples(traced_batch(model))
+        converted = to_onnx(lifted, list(examples.values()), size_bounds(model.task), self._dimensions)
+        layers = {name: layer_of(place.source) for name, place in self._places.items()}
+        self._parts = LayerParts(
             TwoLayers(
                 converted,
                 {name: layer for name, layer in layers.items() if layer is not None},
@@ -85,26 +69,44 @@ class TrainingGraphs:
             )
         )
 
-    def _check_shapes(self, parameters: Sequence[Parameter], frozen: Mapping[str, list[int]]) -> None:
-        shapes = dict(frozen) | {parameter.name: parameter.shape for parameter in parameters}
+    def _check_shapes(self, shapes: Mapping[str, list[int]], n_layers: int) -> None:
+        """Check that every layer has each tensor of the traced layers, in the same shape."""
         by_name = {item.name: item for item in self._training.lifted.inputs}
-        for name, role in self._sources.items():
-            if role is None or layer_of(role[1]) is None:
+        for name, place in self._places.items():
+            if layer_of(place.source) is None:
                 continue
-            for layer in range(self._folder.layers):
-                source = template(role[1]).replace(LAYER_FIELD, str(layer))
+            for layer in range(n_layers):
+                source = template(place.source).replace(LAYER_FIELD, str(layer))
                 if shapes.get(source) != [int(side) for side in by_name[name].value.shape]:
                     raise ExportError(
-                        f"--levels: layer {layer} has no {source} like the other layers'", "export without --levels"
+                        f"--levels: layer {layer} has no {source} like that of the other layers", "leave out --levels"
                     )
 
     def write(self, level: int, bundle: Path, *, recompute: bool, rescale: bool) -> Graph:
-        """Write the graph of a level; return what the manifest says about it."""
+        """Write the graph of a level; return what the manifest says about it.
+
+        Args:
+            level: number of active layers.
+            bundle: the bundle's folder.
+            recompute: whether layers are computed again instead of keeping their activations.
+            rescale: whether the graph takes a factor on what each layer adds to its input.
+        """
         file = f"graphs/train_{level}.onnx"
-        made = self._assembler.level(level, recompute=recompute, rescale=rescale)
+        made = assemble_level(self._parts, level, recompute=recompute, rescale=rescale)
         onnx.save(made.model, bundle / file)
+        return Graph(
+            kind="train",
+            runtime="onnxruntime",
+            file=file,
+            split=None,
+            inputs=self._describe_inputs(made),
+            outputs=[GraphOutput("loss", "float32", []), *self._describe_gradients(made)],
+            level=level,
+            recomputes=recompute,
+        )
+
+    def _describe_inputs(self, made: Level) -> list[GraphInput]:
         by_name = {item.name: item for item in self._training.lifted.inputs}
-        outputs = self._training.lifted.outputs
         inputs = []
         for value in made.model.graph.input:
             original, slot = made.inputs[value.name]
@@ -112,24 +114,22 @@ class TrainingGraphs:
                 inputs.append(GraphInput(value.name, "float32", [1], "scale", LAYER_FIELD, slot))
                 continue
             item = by_name[original]
-            role, source = self._sources[original] or ("batch", item.source)
-            shape, dtype = shape_of(item.value, self._dimensions), DTYPES[item.value.dtype]
-            source = source if slot is None else template(source)
-            inputs.append(GraphInput(value.name, dtype, shape, role, source, slot))  # type: ignore[arg-type]
-        gradients = []
+            shape, dtype = shape_of(item.value, self._dimensions), dtype_of(item.value)
+            if item.kind == "batch":
+                inputs.append(GraphInput(value.name, dtype, shape, "batch", item.source))
+                continue
+            role, source = self._places[original]
+            inputs.append(GraphInput(value.name, dtype, shape, role, _of_slot(source, slot), slot))
+        return inputs
+
+    def _describe_gradients(self, made: Level) -> list[GraphOutput]:
+        outputs = []
         for value in made.model.graph.output[1:]:
             original, slot = made.outputs[value.name]
-            source, shape = self._gradient_of[original], shape_of(outputs[original], self._dimensions)
-            gradients.append(
-                GraphOutput(value.name, "float32", shape, source if slot is None else template(source), slot)
-            )
-        return Graph(
-            kind="train",
-            runtime="onnxruntime",
-            file=file,
-            split=None,
-            inputs=inputs,
-            outputs=[GraphOutput("loss", "float32", []), *gradients],
-            level=level,
-            recomputes=recompute,
-        )
+            shape = shape_of(self._training.lifted.outputs[original], self._dimensions)
+            outputs.append(GraphOutput(value.name, "float32", shape, _of_slot(self._gradient_of[original], slot), slot))
+        return outputs
+
+
+def _of_slot(source: str, slot: int | None) -> str:
+    return source if slot is None else template(source)

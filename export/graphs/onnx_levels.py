@@ -1,14 +1,14 @@
-"""Graph surgery on a training graph: from two layers to any number of them.
+"""Assembles the ONNX training graph of any level from one traced with two layers.
 
-A training graph is traced with two layers. What the first one computes differs from the others (nothing below it is
-trained), all above it are alike. So the second layer's nodes are repeated, with other weights, as often as there are
-further active layers: one trace and one conversion serve every level of a model of any depth.
+The first layer's computation differs from the others', because nothing below it is trained; all layers above it compute
+alike. So the second layer's nodes are repeated, with other weights, once per further active layer. One trace and one
+conversion then serve every level of a model of any depth.
 
-Recomputing: a layer's forward nodes stand in the graph again, in front of its backward nodes, which read their values.
-Only hidden states are then kept from the forward pass.
+Recompute: a layer's forward nodes are repeated in front of its backward nodes, which read the repeated values. Only
+hidden states are then kept from the forward pass.
 
-Rescaling: what a layer adds to its input counts by a factor that is an input of the graph, one a slot:
-x + s (layer(x) − x). For s = 1 that is the layer.
+Rescale: a factor s, an input of the graph per slot, multiplies what a layer adds to its input: x + s (layer(x) − x).
+With s = 1, that is the layer.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from export.errors import ExportError
-from export.graphs.onnx_pieces import bodies, piece, read_by
+from export.graphs.onnx_pieces import bodies, cut_onnx, read_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from onnx import NodeProto
+
+    from export.graphs.layer_parts import LayerParts
 
 _AGAIN = "again"
 _SCALE = "scale"
@@ -33,32 +34,13 @@ _ZERO, _FIRST, _FLAT = "covey_zero", "covey_first", "covey_flat"
 
 
 @dataclass(frozen=True)
-class TwoLayers:
-    """A training graph of two layers (or one, of a model with one) and the names of what matters in it.
-
-    Attributes:
-        model: the graph.
-        slots: by input, the layer that the tensor belongs to; others belong to none.
-        gradients: by output, the layer that the gradient belongs to, None for the head's.
-        hidden: names of the first layer's input, and of every layer's output.
-        hidden_gradients: names of the gradients with respect to every layer's output.
-    """
-
-    model: onnx.ModelProto
-    slots: Mapping[str, int]
-    gradients: Mapping[str, int | None]
-    hidden: Sequence[str]
-    hidden_gradients: Sequence[str]
-
-
-@dataclass(frozen=True)
 class Level:
-    """A graph with so many active layers.
+    """The training graph of one level.
 
     Attributes:
         model: the graph; its outputs are the loss and the gradients.
-        inputs: by input, its name in the graph of two layers (``scale`` for a factor), and its slot.
-        outputs: the same of each gradient.
+        inputs: for each input, its name in the graph of two layers (``scale`` for a factor) and its slot.
+        outputs: the same for each gradient.
     """
 
     model: onnx.ModelProto
@@ -66,105 +48,35 @@ class Level:
     outputs: dict[str, tuple[str, int | None]]
 
 
-class Assembler:
-    """Knows the parts of a training graph of two layers, and puts them together for any level.
+def assemble_level(parts: LayerParts, level: int, *, recompute: bool, rescale: bool) -> Level:
+    """Return the training graph of a level.
 
-    Raises:
-        ExportError: the layers cannot be told apart.
+    Args:
+        parts: the parts of a training graph of two layers.
+        level: number of active layers.
+        recompute: whether layers are computed again for their backward pass; the last layer never is, because its
+            backward pass follows at once.
+        rescale: whether a factor per slot multiplies what a layer adds to its input.
     """
-
-    def __init__(self, two: TwoLayers) -> None:
-        self._two = two
-        self.nodes = list(two.model.graph.node)
-        self.producer = {name: n for n, node in enumerate(self.nodes) for name in node.output if name}
-        layered = self._layered()
-        self.shared = set(range(len(self.nodes))) - layered
-        taken = set(self.shared)
-        last = len(two.hidden) - 2
-        self.forward: list[list[int]] = []
-        for layer in range(last + 1):
-            self.forward.append(self._section([two.hidden[layer + 1]], two.hidden[layer], taken))
-        head = [name for name, layer in two.gradients.items() if layer is None]
-        self.head = self._section(["loss", two.hidden_gradients[last], *head], two.hidden[last + 1], taken)
-        self.backward: list[list[int]] = [[] for _ in self.forward]
-        for layer in range(last, -1, -1):
-            targets = [name for name, of in two.gradients.items() if of == layer]
-            targets += [two.hidden_gradients[layer - 1]] if layer else []
-            self.backward[layer] = self._section(targets, two.hidden_gradients[layer], taken)
-        self._check()
-
-    def _layered(self) -> set[int]:
-        """Return the nodes that depend on the first layer's input or on a layer's weights; layers share the others."""
-        values = {self._two.hidden[0], *self._two.slots}
-        found = set()
-        for n, node in enumerate(self.nodes):
-            if values & read_by(node):
-                values |= set(node.output)
-                found.add(n)
-        return found
-
-    def _section(self, targets: Iterable[str], stop: str, taken: set[int]) -> list[int]:
-        """Return the nodes that the targets need, in order, without those behind ``stop`` or taken; take them."""
-        found: set[int] = set()
-        waiting = list(targets)
-        while waiting:
-            name = waiting.pop()
-            n = self.producer.get(name)
-            if name == stop or n is None or n in found or n in taken:
-                continue
-            found.add(n)
-            waiting += read_by(self.nodes[n])
-        taken |= found
-        return sorted(found)
-
-    def _check(self) -> None:
-        """Check that a layer's nodes read nothing of another layer but its output, or the gradient of its own."""
-        two = self._two
-        allowed: list[tuple[list[int], set[str]]] = []
-        for layer, nodes in enumerate(self.forward):
-            own = self.outputs_of(nodes) | {two.hidden[layer], two.hidden[layer + 1]}
-            allowed.append((nodes, own))
-            allowed.append((self.backward[layer], own | {two.hidden_gradients[layer]}))
-        allowed.append((self.head, {two.hidden[-1]}))
-        for nodes, values in allowed:
-            values |= self.outputs_of(nodes)  # noqa: PLW2901 a set of its own
-            for n in nodes:
-                for name in read_by(self.nodes[n]) - values:
-                    if name in self.producer and self.producer[name] not in self.shared:
-                        raise ExportError(
-                            f"the layers cannot be told apart in the training graph ({name})", "export without --levels"
-                        )
-
-    def outputs_of(self, nodes: Iterable[int]) -> set[str]:
-        """Return what these nodes give."""
-        return {name for n in nodes for name in self.nodes[n].output if name}
-
-    def level(self, level: int, *, recompute: bool, rescale: bool = False) -> Level:
-        """Return the graph with so many active layers.
-
-        Args:
-            level: how many.
-            recompute: whether layers are computed again for their backward pass. The last one never is: it would be
-                computed again at once.
-            rescale: whether what layers add to their inputs has factors.
-        """
-        return _Assembly(self._two, self, level, recompute=recompute, rescale=rescale).run()
+    return _Assembly(parts, level, recompute=recompute, rescale=rescale).run()
 
 
 class _Assembly:
-    """One level being put together."""
+    """Assembles the graph of one level."""
 
-    def __init__(self, two: TwoLayers, parts: Assembler, level: int, *, recompute: bool, rescale: bool) -> None:
-        self._two, self._parts, self._level, self._recompute, self._rescale = two, parts, level, recompute, rescale
+    def __init__(self, parts: LayerParts, level: int, *, recompute: bool, rescale: bool) -> None:
+        self._parts, self._two = parts, parts.two
+        self._level, self._recompute, self._rescale = level, recompute, rescale
         self._made: list[NodeProto] = []
         self._inputs: dict[str, tuple[str, int | None]] = {}
         self._outputs: dict[str, tuple[str, int | None]] = {}
-        self._values = {v.name: v for v in (*two.model.graph.input, *two.model.graph.output)}
+        self._values = {v.name: v for v in (*parts.two.model.graph.input, *parts.two.model.graph.output)}
         self._values[_SCALE] = onnx.helper.make_tensor_value_info(_SCALE, onnx.TensorProto.FLOAT, [1])
-        self._inputs_of_two = {value.name for value in two.model.graph.input}
+        self._inputs_of_two = {value.name for value in parts.two.model.graph.input}
         self._emitted: set[int] = set()
 
     def run(self) -> Level:
+        """Emit the forward pass, the head and the backward pass, in that order."""
         two, parts, top = self._two, self._parts, self._level - 1
         for slot in range(self._level):
             self._emit(parts.forward[min(slot, 1)], self._forward_names(slot), slot)
@@ -199,7 +111,7 @@ class _Assembly:
         return {name: f"{name}_{suffix}" for name in self._parts.outputs_of(nodes)}
 
     def _forward_names(self, slot: int, again: str = "") -> dict[str, str]:
-        """Return what a layer's values, weights and boundaries are called in a slot."""
+        """Return the names in a slot of a layer's values, weights and boundaries."""
         two, layer = self._two, min(slot, 1)
         names = self._own_names(self._parts.forward[layer], f"forward_{slot}{again}")
         names |= {name: f"{name}_slot_{slot}" for name, of in two.slots.items() if of == layer}
@@ -208,18 +120,18 @@ class _Assembly:
         return names
 
     def _exit(self, slot: int) -> str:
-        """Name of what a slot's layer itself gives."""
+        """Return the name of the output of a slot's layer, before any rescaling."""
         return f"{_hidden(slot + 1)}_unscaled" if self._rescale else _hidden(slot + 1)
 
     def _gradient_through(self, slot: int) -> str:
-        """Name of the gradient with respect to what goes into a slot, by way of its layer."""
+        """Return the name of the gradient with respect to a slot's input, as far as it flows through the layer."""
         return f"gradient_through_{slot}" if self._rescale else _hidden_gradient(slot - 1)
 
     def _node(self, kind: str, values: Sequence[str], result: str) -> None:
         self._made.append(onnx.helper.make_node(kind, values, [result]))
 
     def _emit_rescaled(self, slot: int) -> None:
-        """Add s times what the layer adds to its input to that input."""
+        """Emit x + s (layer(x) − x)."""
         entry, scale, added = self._entry(slot), f"{_SCALE}_{slot}", f"added_{slot}"
         self._inputs[scale] = (_SCALE, slot)
         self._node("Sub", [self._exit(slot), entry], added)
@@ -227,7 +139,7 @@ class _Assembly:
         self._node("Add", [entry, f"{added}_scaled"], _hidden(slot + 1))
 
     def _emit_scaled_gradient(self, slot: int) -> str:
-        """Return the name of the gradient that goes into a layer's backward pass."""
+        """Emit the gradient that enters a layer's backward pass, and return its name."""
         gradient = _hidden_gradient(slot)
         if not self._rescale:
             return gradient
@@ -235,16 +147,16 @@ class _Assembly:
         return f"{gradient}_scaled"
 
     def _emit_gradient_past(self, slot: int) -> None:
-        """Add the part of the gradient that does not go through the layer: 1 − s of it."""
+        """Emit the gradient with respect to a slot's input: through the layer, plus (1 − s) times the one past it."""
         gradient = _hidden_gradient(slot)
         self._node("Sub", [gradient, f"{gradient}_scaled"], f"{gradient}_past")
         self._node("Add", [self._gradient_through(slot), f"{gradient}_past"], _hidden_gradient(slot - 1))
 
     def _emit_again(self, slot: int) -> None:
-        """Compute a layer again, from a copy of its input that waits for the gradient of its output.
+        """Emit a layer's forward nodes again, on a copy of its input that depends on the gradient of its output.
 
-        The copy is the input plus zero times a number of the gradient. Without that, a runtime would find the two
-        computations equal and keep the first one's values, or compute both at the beginning.
+        The copy is the input plus zero times one element of the gradient. Without it, a runtime would merge the two
+        equal computations and keep the first one's values, or run both at the beginning.
         """
         entry, gradient = self._entry(slot), _hidden_gradient(slot)
         made = [
@@ -257,7 +169,7 @@ class _Assembly:
         self._emit(self._parts.forward[min(slot, 1)], self._forward_names(slot, _AGAIN), slot)
 
     def _emit(self, nodes: Iterable[int], names: Mapping[str, str], slot: int | None = None) -> None:
-        """Add nodes under other names, and before each what it needs that all layers share."""
+        """Emit nodes under other names, each preceded by the shared nodes that it needs."""
         parts = self._parts
         for n in nodes:
             read = read_by(parts.nodes[n])
@@ -270,8 +182,11 @@ class _Assembly:
             _rename(made, names)
             made.name = ""
             self._made.append(made)
-            for name in read & self._inputs_of_two:
-                self._inputs[names.get(name, name)] = (name, slot if name in self._two.slots else None)
+            self._inputs |= {
+                names.get(name, name): (name, slot if name in self._two.slots else None)
+                for name in read
+                if name in self._inputs_of_two
+            }
 
     def _finish(self) -> Level:
         two, graph = self._two, self._two.model.graph
@@ -291,17 +206,17 @@ class _Assembly:
         )
         whole = onnx.helper.make_model(made, opset_imports=two.model.opset_import, functions=two.model.functions)
         whole.ir_version = two.model.ir_version
-        # What a layer computes again for nothing but its output goes here.
-        return Level(piece(whole, outputs, []), self._inputs, self._outputs)
+        # This cut drops recomputed nodes that only the layer's output needs.
+        return Level(cut_onnx(whole, outputs, []), self._inputs, self._outputs)
 
 
 def _hidden(index: int) -> str:
-    """Name of what goes into slot ``index``, which is what comes out of the one below."""
+    """Return the name of the input of slot ``index``, which is the output of the slot below."""
     return f"into_{index}"
 
 
 def _hidden_gradient(slot: int) -> str:
-    """Name of the gradient with respect to what comes out of a slot."""
+    """Return the name of the gradient with respect to a slot's output."""
     return f"gradient_out_of_{slot}"
 
 
@@ -313,7 +228,7 @@ def _named(value: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
 
 
 def _rename(node: NodeProto, names: Mapping[str, str]) -> None:
-    """Rename values in a node, and in the graphs inside it where they come from outside."""
+    """Rename values in a node, and those that the graphs inside it read from outside."""
     node.input[:] = [names.get(name, name) for name in node.input]
     node.output[:] = [names.get(name, name) for name in node.output]
     for body in bodies(node):

@@ -1,7 +1,7 @@
-"""Graph surgery, second half: one conversion to ONNX, then front, back and predict as pieces of its graph.
+"""Converts a lifted program to ONNX once, and cuts front, back and predict out of the converted graph.
 
-The conversion takes nearly all the time of an export, so it is done once for all splits. Small computations that two
-pieces need (sizes, the mask's conversion) are in both.
+The conversion takes nearly all the time of an export, so all splits share one. Small computations that two pieces need
+(sizes, the mask's conversion) are part of both. This is the second half of the graph surgery after trace/lift.py.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ import onnx
 import onnx.numpy_helper
 import torch
 
-from export.errors import ExportError
+from export.errors import REPORT_HINT, ExportError
 from export.quiet import quiet
 from export.trace.batches import shape_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import KeysView, Sequence
 
     from edge_runtime.bundle.manifest import Rows
     from export.trace.lift import Lifted
 
 OPSET = 20
-"""The first with Gelu as one operator; LayerNormalization is one since 17."""
+"""The first opset with Gelu as one operator; LayerNormalization is one operator since opset 17."""
 
 
 def to_onnx(
     lifted: Lifted, examples: Sequence[torch.Tensor], bounds: dict[str, tuple[int, int]], names: dict[Any, str]
 ) -> onnx.ModelProto:
-    """Convert a lifted program; inputs and outputs keep their names.
+    """Convert a lifted program to ONNX; inputs and outputs keep their names.
 
     Args:
         lifted: the program.
-        examples: a tensor for each input.
-        bounds: smallest and largest value of each named size.
-        names: of the symbolic sizes; see dimension_names.
+        examples: a tensor for each input, in order.
+        bounds: the smallest and the largest value of each named size.
+        names: the names of the symbolic sizes; see dimension_names.
 
     Raises:
-        ExportError: the converter failed.
+        ExportError: torch.onnx cannot convert the program.
     """
     dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in bounds.items()}
     shapes = tuple(
@@ -58,18 +58,18 @@ def to_onnx(
                 verbose=False,
             )
     except (RuntimeError, ValueError, torch.onnx.OnnxExporterError) as error:
-        raise ExportError(f"the model cannot be converted to ONNX: {error}", "report the model and versions") from error
+        raise ExportError(f"torch.onnx cannot convert the model: {error}", REPORT_HINT) from error
     assert exported is not None  # noqa: S101 dynamo=True always returns a program
     return exported.model_proto
 
 
-def piece(model: onnx.ModelProto, outputs: Sequence[str], stops: Sequence[str]) -> onnx.ModelProto:
-    """Return the piece of a graph that computes ``outputs``; values named in ``stops`` become its inputs.
+def cut_onnx(model: onnx.ModelProto, outputs: Sequence[str], stops: Sequence[str]) -> onnx.ModelProto:
+    """Cut out the piece of an ONNX graph that computes ``outputs``; values named in ``stops`` become its inputs.
 
     Args:
-        model: the whole graph; ``outputs`` and ``stops`` are outputs of it.
-        outputs: what the piece gives.
-        stops: what it gets, where it needs it.
+        model: the whole graph; ``outputs`` and ``stops`` name outputs of it.
+        outputs: the outputs of the piece.
+        stops: values that the piece takes as inputs, where it needs them, instead of computing them.
     """
     graph = model.graph
     producer = {name: node for node in graph.node for name in node.output}
@@ -99,27 +99,28 @@ def piece(model: onnx.ModelProto, outputs: Sequence[str], stops: Sequence[str]) 
 
 
 def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    """Return the graphs inside a node, as a Scan has one."""
+    """Return the graphs inside a node, such as the body of a Scan."""
     return [attribute.g for attribute in node.attribute if attribute.HasField("g")]
 
 
-def read_by(node: onnx.NodeProto) -> set[str]:
-    """Return the values that a node reads, also what the graphs inside it take from outside."""
-    read = {name for name in node.input if name}
+def read_by(node: onnx.NodeProto) -> KeysView[str]:
+    """Return the values that a node reads, in order, including those that the graphs inside it read from outside."""
+    read = dict.fromkeys(name for name in node.input if name)
     for body in bodies(node):
         own = {value.name for value in (*body.input, *body.initializer)}
         own |= {name for inner in body.node for name in inner.output}
-        read |= {name for inner in body.node for name in read_by(inner)} - own
-    return read
+        read |= dict.fromkeys(name for inner in body.node for name in read_by(inner) if name not in own)
+    return read.keys()
 
 
 _SAME_VALUES = {"Identity", "Reshape", "Squeeze", "Unsqueeze"}
+"""Operators that keep the values of their first input."""
 
 
 def rows_read(graph: onnx.GraphProto, name: str) -> Rows | None:
-    """Return which rows of an input a graph reads: see manifest.GraphInput.
+    """Return the rows of an input that a graph reads (see manifest.GraphInput); None where it may read them all.
 
-    Only what is certain counts: every reader gathers rows, by the batch's tokens or by constant indexes.
+    The rows are known only if every reader gathers rows, by the batch's tokens or by constant indexes.
     """
     constants = {tensor.name: tensor for tensor in graph.initializer}
     producer = {output: node for node in graph.node for output in node.output}
@@ -146,7 +147,7 @@ def _axis(gather: onnx.NodeProto) -> int:
 
 
 def _strip(graph: onnx.GraphProto) -> None:
-    """Remove what the converter notes about sources: two thirds of the file, with paths of the exporting machine."""
+    """Remove the converter's notes about sources: they are two thirds of the file and name paths of this machine."""
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *graph.value_info):
         del part.metadata_props[:]
         part.ClearField("doc_string")

@@ -1,21 +1,19 @@
-"""What XNNPACK is given: matrix products with weights as inputs, each kind of block compiled once.
+"""Delegates matrix products whose weights are inputs to XNNPACK, and compiles each kind of block once.
 
-XNNPACK multiplies any two matrices, but ExecuTorch's exporter hands it only those that it knows as linear layers or as
-three-dimensional bmm; the rest runs on portable kernels, 29 times slower. So all other products become one operator
-of ours, which it gets as its batch matrix product, four-dimensional ones too.
+XNNPACK multiplies any two matrices, but ExecuTorch's exporter delegates only linear layers and three-dimensional bmm to
+it; the rest runs on portable kernels, 29 times slower. So all other products become one operator of Covey's, which
+XNNPACK gets as its batch matrix product, four-dimensional ones included.
 
-The exporter runs 17 passes over each delegated block. Most are for quantisation and convolutions, and one compiles a
-model of its own to look for its pattern: together more than half of the time. The blocks of a transformer's layers are
-alike, and as weights are inputs they are equal: each kind is compiled once a process. For every block that it cuts out
-the exporter also copies the whole graph, only to sort its nodes: here they are sorted where they are. And it decomposes
-a program three times, each time by tracing it, where once, or never, is enough.
+The exporter is also made faster. It runs 17 passes over each delegated block. Most are for quantisation and
+convolutions, and one compiles a model of its own to look for its pattern: together more than half of the time. The
+blocks of a transformer's layers are alike and, with weights as inputs, equal, so that each kind is compiled once per
+process. For every delegated block the exporter copies the whole graph, only to sort its nodes; here they are sorted in
+place. And it decomposes a program three times, each time by tracing it, where once, or never, is enough.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import types
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,6 +48,8 @@ from torch.export import ExportedProgram
 from torch.fx.passes.infra.pass_base import PassResult
 from torch.library import Library, impl, register_fake
 
+from export.graphs.descriptions import describe
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -57,7 +57,7 @@ aten = torch.ops.aten
 _LIBRARY = Library("covey", "DEF")
 _LIBRARY.define("product(Tensor a, Tensor b, bool transposed) -> Tensor")
 _TRANSPOSE_B = 1
-"""XNN_FLAG_TRANSPOSE_B."""
+"""XNNPACK's XNN_FLAG_TRANSPOSE_B."""
 
 
 def _product(a: torch.Tensor, b: torch.Tensor, transposed: bool) -> torch.Tensor:
@@ -84,10 +84,12 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """Compute attention without PyTorch's care for rows that may see nothing: a row always sees itself or a token.
+    """Compute attention without PyTorch's treatment of rows that attend to nothing, which no exported model has.
+
+    The parameters are those of aten.scaled_dot_product_attention, whose decomposition this is.
 
     Raises:
-        NotImplementedError: dropout, causal without a mask, or grouped heads, which no exported architecture has.
+        NotImplementedError: dropout, is_causal or enable_gqa, which no exported architecture uses.
     """
     if dropout_p or is_causal or enable_gqa:
         raise NotImplementedError("attention with dropout, is_causal or enable_gqa")
@@ -114,7 +116,7 @@ PRODUCTS = {
     aten.addmm.default: _addmm,
     aten.bmm.default: _mm,
 }
-"""A decomposition table: every product that the exporter would not hand to XNNPACK as it is."""
+"""Decomposition table of the products that the exporter would not delegate to XNNPACK as they are."""
 
 
 class _ProductConfig(GenericNodePartitionerConfig):
@@ -144,11 +146,11 @@ _LEFT_OUT = {
     ChooseQParamsAffineConfig,
 }
 _PASSES = [XNNPACKRemoveCloneOpsTransform, DimOrderOpsRevertPass, FuseActivationPass, RemoveGetItemPass]
-"""Those of the exporter's passes that change anything in float32 graphs without convolutions."""
+"""The exporter's passes that change float32 graphs without convolutions; the others are left out."""
 
 
 class _Partitioner(XnnpackPartitioner):
-    """Takes the products in the bodies of scans too: the exporter's own looks at the outermost graph alone."""
+    """Also delegates products in the bodies of scans; the exporter's own partitioner sees the outermost graph alone."""
 
     def partition(self, exported_program: Any) -> PartitionResult:
         result = super().partition(exported_program)
@@ -162,7 +164,7 @@ class _Partitioner(XnnpackPartitioner):
 
 
 def partitioner() -> XnnpackPartitioner:
-    """Return a partitioner that takes linear layers whose weights are inputs, and our products."""
+    """Return a partitioner that delegates linear layers whose weights are inputs, and Covey's products."""
     configs = [config for config in ALL_PARTITIONER_CONFIGS if config not in _LEFT_OUT]
     return _Partitioner(
         configs=[*configs, _ProductConfig],
@@ -180,7 +182,7 @@ _COPIES = {exir_ops.edge.aten.clone.default, exir_ops.edge.dim_order_ops._clone_
 
 
 def without_clones(module: fx.GraphModule) -> PassResult:
-    """Take out copies: in ExecuTorch every tensor is contiguous, and a block of nothing else cannot be delegated."""
+    """Remove copies: every tensor is contiguous in ExecuTorch, and a block of copies alone cannot be delegated."""
     for node in list(module.graph.nodes):
         if node.target in _COPIES:
             node.replace_all_uses_with(node.args[0])
@@ -190,7 +192,7 @@ def without_clones(module: fx.GraphModule) -> PassResult:
 
 
 def sort_nodes(module: fx.GraphModule) -> fx.GraphModule:
-    """Put every node behind those that it reads, without copying any; the code is not generated anew."""
+    """Move every node behind those that it reads, in place; the module's code is not generated again."""
     ordered: list[fx.Node] = []
     placed: set[fx.Node] = set()
     for last in module.graph.nodes:
@@ -215,9 +217,9 @@ _compiled: dict[str, Any] = {}
 
 @contextlib.contextmanager
 def fast_compiler() -> Iterator[None]:
-    """Compile delegated blocks with the passes they need, and equal ones once.
+    """Compile delegated blocks with only the passes that they need, and equal blocks once, while the context lasts.
 
-    It reaches into the exporter of the one version that this package is made for (engines/executorch_build.py).
+    It patches internals of the exporter, in the one version that Covey supports (engines/executorch_build.py).
     """
     backend, manager = xnnpack_preprocess.XnnpackBackend, xnnpack_preprocess.XNNPACKPassManager
     preprocess, sort, decompose = (
@@ -247,7 +249,7 @@ def fast_compiler() -> Iterator[None]:
 
 
 def decomposed(program: ExportedProgram) -> ExportedProgram:
-    """Decompose a program once, as far as XNNPACK and ExecuTorch want it; the exporter would trace it three times."""
+    """Decompose a program once into what XNNPACK and ExecuTorch take; the exporter would trace it three times."""
     table = _default_decomposition_table()
     for operator in partitioner().ops_to_not_decompose(program)[0]:
         table.pop(operator, None)
@@ -256,47 +258,10 @@ def decomposed(program: ExportedProgram) -> ExportedProgram:
 
 
 def _has_any(module: fx.GraphModule, table: Any) -> bool:
-    """Return whether a graph, or a body of its scans, has an operation that a decomposition table has.
+    """Return whether a graph, or the body of one of its scans, has an operation of a decomposition table.
 
-    PyTorch's tables have that of asking for a size too, which stays what it is.
+    Reading a size does not count: PyTorch's tables list it, but it stays as it is.
     """
     parts = (module, *(body for _, body, _ in get_control_flow_submodules(module)))
     found = {node.target for part in parts for node in part.graph.nodes if node.op == "call_function"}
     return any(target in table for target in found - {aten.sym_size.int})
-
-
-def describe(program: Any) -> str:
-    """Describe a program up to the names of its values: operators, arguments, element types, sizes, bounds, constants.
-
-    Programs with equal descriptions are lowered to the same bytes.
-    """
-    bounds = sorted(f"{size}:{bound}" for size, bound in program.range_constraints.items())
-    held = {**dict(program.state_dict), **dict(program.constants)}
-    return "\n".join([*described_nodes(program.graph_module, held), *bounds])
-
-
-def described_nodes(module: fx.GraphModule, held: dict[str, Any]) -> Iterator[str]:
-    """Yield a line for each node of a graph, and for each constant in it or in ``held``."""
-    numbers: dict[fx.Node, int] = {}
-    for node in module.graph.nodes:
-        numbers[node] = len(numbers)
-        arguments = fx.node.map_arg((node.args, node.kwargs), lambda n: f"%{numbers[n]}")
-        values = node.meta.get("val")
-        values = values if isinstance(values, (tuple, list)) else [values]
-        described = [f"{v.dtype}{list(v.shape)}" if isinstance(v, torch.Tensor) else str(v) for v in values]
-        target = node.target if node.op in ("call_function", "call_module") else ""
-        target = target.__qualname__ if isinstance(target, types.FunctionType) else target  # no address
-        yield f"{node.op} {target} {arguments} {described}"
-        if node.op == "get_attr":
-            value = getattr(module, str(node.target), None)
-            if isinstance(value, fx.GraphModule):
-                yield from described_nodes(value, {})
-            elif isinstance(value, torch.Tensor):
-                yield _digest(value)
-    yield from (_digest(value) for _, value in sorted(held.items()) if isinstance(value, torch.Tensor))
-
-
-def _digest(tensor: torch.Tensor) -> str:
-    # A tensor without dimensions cannot be seen as bytes.
-    data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    return f"{tensor.dtype}{list(tensor.shape)} {hashlib.sha256(data).hexdigest()}"

@@ -1,4 +1,4 @@
-"""The model to export: base, adapter and task put together, and the loss of it traced once."""
+"""Builds the module to export: the base model with its adapter, its task and its loss."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from export.model import lora
 from export.model.completion import CompletionLoss
 from export.model.full import untie
 from export.model.head_init import fit_head
-from export.model.option_checks import _check
-from export.model.rebuild import go_on_with
+from export.model.option_checks import check_task_options
+from export.model.rebuild import continue_with
 from export.model.tasks import LossModel, PooledClassifier, TaskModel, default_pooling, label_word_ids, read_examples
 from export.source.architectures import longest_row
 from export.source.folder import load_model, load_tokenizer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from export.model.options import LoraOptions, TaskOptions
     from export.model.rebuild import Rebuild
     from export.model.tasks import Pooling
@@ -30,15 +32,17 @@ class ExportModel:
     """A model with its adapter, ready to be traced.
 
     Attributes:
-        peft_model: the model as PEFT wrapped it, or bare where every weight is trained; evaluation mode, float32.
-        task_model: its logits.
-        loss_model: what is traced: it takes an example batch, in the batch's order, and gives the loss and what
-            manifest.output_names lists.
+        folder: the folder that it was loaded from.
+        peft_model: the model as PEFT wrapped it, or bare in full mode; in evaluation mode, float32.
+        task_model: the module that computes its logits.
+        loss_model: the module that is traced. It takes the tensors of a batch in the order of trace.batches.sizes, and
+            returns the loss, then the outputs that manifest.output_names lists.
         tokenizer: Hugging Face's tokenizer.
         task: the manifest's task.
-        rebuild: what ``covey_task.json`` says, to build the same module again (finished.py).
+        rebuild: the content of ``covey_task.json``, from which finished.py builds the same module again.
     """
 
+    folder: ModelFolder
     peft_model: Any
     task_model: TaskModel
     loss_model: LossModel | CompletionLoss
@@ -48,28 +52,76 @@ class ExportModel:
 
 
 def build(folder: ModelFolder, options: TaskOptions, lora_options: LoraOptions | None) -> ExportModel:
-    """Load a folder and put the task and the adapter on it; no adapter where ``lora_options`` is None.
+    """Load a folder and add the task and the adapter to it.
+
+    Args:
+        folder: the model.
+        options: the task.
+        lora_options: the adapter; None in full mode, where every weight is trained.
 
     Raises:
-        ExportError: something does not fit; the message names it.
+        ExportError: an option, the model and the tokenizer do not fit together; the message names the option.
     """
-    if lora_options is None and folder.adapter is not None:
+    if folder.adapter is not None:
+        _check_adapter_is_trained(folder, lora_options)
+        options = continue_with(options, folder.adapter)
+    check_task_options(folder, options)
+    tokenizer = load_tokenizer(folder)
+    task = _task(folder, options, tokenizer)
+    rebuild = _rebuild(folder, options, task)
+    base, head_modules = base_module(folder, rebuild)
+    if isinstance(base, PooledClassifier) and options.head_init is not None:
+        _initialise_head(base, tokenizer, task, options.head_init)
+    if rebuild["task"] == "classify-head" and rebuild["pooling"] is None:
+        _check_padding(base, task)
+    peft_model = _with_adapter(base, head_modules, folder, lora_options)
+    # The module is only traced and evaluated: a scan over tensors with gradients would trace its own gradient.
+    peft_model.requires_grad_(False)
+    task_model = TaskModel(peft_model, task.label_token_ids, task.mask_token_id).eval()
+    loss_model = CompletionLoss(peft_model) if task.kind == CAUSAL_LM else LossModel(task_model)
+    return ExportModel(folder, peft_model, task_model, loss_model.eval(), tokenizer, task, rebuild)
+
+
+def base_module(folder: ModelFolder, rebuild: Rebuild) -> tuple[Any, list[str]]:
+    """Return the module that PEFT wraps, and the names of its head's modules, which are saved with the adapter.
+
+    Args:
+        folder: the model's folder.
+        rebuild: the content of ``covey_task.json``.
+
+    Raises:
+        ExportError: the weights are unreadable, or the model has no plain output embedding for a prompt.
+    """
+    if rebuild["task"] in ("classify-prompt", CAUSAL_LM):
+        model = load_model(folder, "causal" if folder.is_decoder else "masked")
+        _check_output_embedding(model)
+        return model, []
+    if rebuild["pooling"] is None:
+        model = load_model(folder, "sequence-classification")
+        return model, ["score" if hasattr(model, "score") else "classifier"]
+    encoder = load_model(folder, "base")
+    model = PooledClassifier(encoder, len(rebuild["labels"]), rebuild["pooling"], rebuild["logit_scale"])
+    return model.eval(), ["classifier"]
+
+
+def _check_adapter_is_trained(folder: ModelFolder, lora_options: LoraOptions | None) -> None:
+    if lora_options is None:
         raise ExportError(
             f"--train full: {folder.path} has an adapter, whose weights would be left out",
-            "merge it into the model first (PEFT: merge_and_unload), or train LoRA",
+            "merge it into the model first (PEFT: merge_and_unload), or export with --train lora",
         )
-    if folder.adapter is not None:
-        options = go_on_with(options, folder.adapter)
-    _check(folder, options)
-    tokenizer = load_tokenizer(folder)
+
+
+def _task(folder: ModelFolder, options: TaskOptions, tokenizer: Any) -> Task:
+    """Return the task as the manifest describes it, with the tokenizer's special tokens."""
     word_ids = None
     if options.kind == "classify-prompt":
         word_ids = label_word_ids(tokenizer, options.label_words or [])
     masked = options.kind == "classify-prompt" and not folder.is_decoder
     if masked and tokenizer.mask_token is None:
         raise ExportError("the tokenizer has no mask token", "use --task classify-head")
-    task = Task(
-        kind=options.kind,  # type: ignore[arg-type]
+    return Task(
+        kind=options.kind,
         labels=options.labels,
         template=options.template,
         label_words=options.label_words,
@@ -80,78 +132,60 @@ def build(folder: ModelFolder, options: TaskOptions, lora_options: LoraOptions |
         mask_token_id=tokenizer.mask_token_id if masked else None,
         eos_token_id=tokenizer.eos_token_id if options.kind == CAUSAL_LM else None,
     )
-    rebuild: Rebuild = {
-        "task": options.kind,
-        "labels": options.labels,
-        "template": options.template,
-        "label_words": options.label_words,
-        "label_token_ids": word_ids,
+
+
+def _rebuild(folder: ModelFolder, options: TaskOptions, task: Task) -> Rebuild:
+    """Return the content of ``covey_task.json``."""
+    return {
+        "task": task.kind,
+        "labels": task.labels,
+        "template": task.template,
+        "label_words": task.label_words,
+        "label_token_ids": task.label_token_ids,
         "mask_token_id": task.mask_token_id,
         "pooling": _pooling(folder, options),
         "logit_scale": options.logit_scale or 1.0,
         "model_type": folder.model_type,
     }
-    base, head_modules = base_module(folder, rebuild)
-    if isinstance(base, PooledClassifier) and options.head_init is not None:
-        texts, labels = read_examples(options.head_init, options.labels)
-        texts = [(options.template or TEXT_FIELD).replace(TEXT_FIELD, text) for text in texts]
-        fit_head(base, tokenizer, texts, labels, task.max_tokens, task.pad_token_id)
-    if rebuild["task"] == "classify-head" and rebuild["pooling"] is None:
-        _check_padding(base, task)
-    if lora_options is None:
-        untie(base)
-        peft_model = base
-    elif folder.adapter is not None:
-        needed = head_modules if isinstance(base, PooledClassifier) else []
-        peft_model = lora.load_lora(base, folder.adapter, needed)
-    else:
-        peft_model = lora.add_lora(base, lora_options, head_modules, folder.layers)
-    # Tracing and evaluation alone: a scan over tensors with gradients would trace its own gradient.
-    peft_model.requires_grad_(False)
-    task_model = TaskModel(peft_model, word_ids, task.mask_token_id).eval()
-    loss_model = CompletionLoss(peft_model) if task.kind == CAUSAL_LM else LossModel(task_model)
-    return ExportModel(peft_model, task_model, loss_model.eval(), tokenizer, task, rebuild)
-
-
-def base_module(folder: ModelFolder, rebuild: Rebuild) -> tuple[Any, list[str]]:
-    """Return the module that PEFT wraps, and the names of its head's modules, which are saved with the adapter.
-
-    Args:
-        folder: the model's folder.
-        rebuild: the content of ``covey_task.json``.
-    """
-    if rebuild["task"] in ("classify-prompt", CAUSAL_LM):
-        model = load_model(folder, "causal" if folder.is_decoder else "masked")
-        _check_decoder(model)
-        return model, []
-    if rebuild["pooling"] is None:
-        model = load_model(folder, "sequence-classification")
-        return model, ["score" if hasattr(model, "score") else "classifier"]
-    encoder = load_model(folder, "base")
-    model = PooledClassifier(encoder, len(rebuild["labels"]), rebuild["pooling"], rebuild["logit_scale"])
-    return model.eval(), ["classifier"]
 
 
 def _pooling(folder: ModelFolder, options: TaskOptions) -> Pooling | None:
-    """Return the pooling of a head of ours; None where there is none of ours."""
+    """Return the pooling of Covey's own head; None where the task has no head or uses the model's."""
     if options.kind != "classify-head" or (folder.has_trained_classifier and options.pooling is None):
         return None
     return options.pooling or default_pooling(folder)
 
 
+def _initialise_head(model: PooledClassifier, tokenizer: Any, task: Task, examples: Path) -> None:
+    """Set a new head from labelled examples, each of them put into the task's template."""
+    texts, labels = read_examples(examples, task.labels)
+    texts = [(task.template or TEXT_FIELD).replace(TEXT_FIELD, text) for text in texts]
+    fit_head(model, tokenizer, texts, labels, task.max_tokens, task.pad_token_id)
+
+
+def _with_adapter(base: Any, head_modules: list[str], folder: ModelFolder, lora_options: LoraOptions | None) -> Any:
+    """Return the base wrapped with the folder's adapter or with a new one; in full mode the base itself, untied."""
+    if lora_options is None:
+        untie(base)
+        return base
+    if folder.adapter is not None:
+        return lora.load_lora(base, folder.adapter, head_modules if isinstance(base, PooledClassifier) else [])
+    return lora.add_lora(base, lora_options, head_modules, folder.layers)
+
+
 def _check_padding(classifier: Any, task: Task) -> None:
-    """A decoder's own classifier looks for the padding to find the last token: it must be the tokenizer's."""
+    """Check that the model and the tokenizer pad alike: a decoder's classifier finds the last token by its padding."""
     config = classifier.config
     if hasattr(classifier, "score") and config.pad_token_id != task.pad_token_id:
         raise ExportError(
-            f"the model's configuration has pad_token_id {config.pad_token_id}, its tokenizer pads with "
-            f"{task.pad_token_id}: its classifier would read the wrong token",
+            f"the model's configuration has pad_token_id {config.pad_token_id}, but its tokenizer pads with "
+            f"{task.pad_token_id}: the classifier would read the wrong token",
             f"set pad_token_id to {task.pad_token_id} in config.json",
         )
 
 
-def _check_decoder(model: Any) -> None:
-    """A label word's logit is a row of the output embedding: there must be one for each token."""
+def _check_output_embedding(model: Any) -> None:
+    """Check that the output embedding has one row per token: a label word's logit is one of these rows."""
     decoder = model.get_output_embeddings()
     if decoder is None or decoder.weight.shape[0] != model.config.vocab_size:
         raise ExportError(f"{type(model).__name__} has no plain output embedding", "use --task classify-head")

@@ -1,4 +1,4 @@
-"""The task ``causal-lm``: next-token loss at the positions that a batch asks for, a chunk of them at a time."""
+"""The task ``causal-lm``: the next-token loss at the positions that a batch lists, computed chunk by chunk."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from export.model.names import unwrapped
 class CompletionLoss(nn.Module):
     """A causal language model with the loss of its completions.
 
-    The output embedding meets the hidden states of one chunk of positions after the other, in a scan, which becomes one
-    ONNX ``Scan``: whatever the sizes of a batch, only (chunk, vocabulary) logits exist at a time.
+    A scan multiplies the hidden states of one chunk of positions after another with the output embedding. It becomes
+    one ONNX ``Scan``, so that only (chunk, vocabulary) logits exist at a time, whatever the size of a batch.
 
     Args:
-        model: what PEFT wrapped.
+        model: PEFT's wrapped model, or the bare model in full mode.
     """
 
     def __init__(self, model: Any) -> None:
@@ -29,17 +29,17 @@ class CompletionLoss(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Compute the loss over all labelled positions.
+        """Compute the mean loss over all labelled positions.
 
         Args:
             input_ids: (rows, tokens).
             attention_mask: (rows, tokens).
             labels: (chunks, chunk), the token that follows each position, or IGNORED.
-            positions: (chunks, chunk), row × tokens + place.
+            positions: (chunks, chunk), each one row × tokens + token.
 
         Returns:
-            The mean loss over the labelled positions; each position's loss, 0 where its label is IGNORED, and its
-            likeliest next token, both (chunks, chunk).
+            The mean loss, a scalar; each position's loss, 0 where its label is IGNORED; and each position's most likely
+            next token. The latter two are (chunks, chunk).
         """
         hidden, weight, bias = self._hidden(input_ids, attention_mask)
 
@@ -57,14 +57,14 @@ class CompletionLoss(nn.Module):
     def differentiable(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute a scalar with the loss's gradient, and the loss; arguments as forward's.
+        """Compute a scalar that has the loss's gradient, and the loss; the arguments are forward's.
 
-        A scan that is differentiated keeps every chunk's logits. The output embedding is frozen, so a chunk's gradient
-        (softmax less one-hot, times the embedding) is at hand where its logits are: completion_gradient gives that, as
-        a constant, and its product with the hidden states has it as its gradient.
+        A differentiated scan would keep the logits of every chunk. But the output embedding is frozen, so a chunk's
+        gradient (softmax minus one-hot, times the embedding) is known as soon as its logits are. completion_gradient
+        returns it as a constant; the product of that constant and the hidden states has it as its gradient.
 
         Returns:
-            Sum of hidden states times the loss's gradient with respect to them; the loss, detached.
+            The sum of the hidden states times the loss's gradient with respect to them; the loss, detached.
         """
         hidden, weight, bias = self._hidden(input_ids, attention_mask)
         loss, gradients = completion_gradient(hidden.detach(), weight, bias, labels, positions)
@@ -73,49 +73,21 @@ class CompletionLoss(nn.Module):
     def _hidden(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Return the last hidden states, (rows × tokens, width), and the output embedding with its bias."""
+        """Return the last hidden states, (rows × tokens, width), and the output embedding's weight and bias."""
         model = unwrapped(self.model)
         hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
         embedding = model.get_output_embeddings()
         return hidden.flatten(0, 1), embedding.weight, embedding.bias
 
 
-class CompletionGradient(nn.Module):
-    """Loss of completions and its gradient, chunk by chunk, in a scan that becomes one ONNX ``Scan``."""
-
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        labels: torch.Tensor,
-        positions: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute what completion_gradient stands for."""
-
-        def chunk(total: torch.Tensor, place: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-            position, label = place
-            losses, share = _token_losses(nn.functional.linear(hidden.index_select(0, position), weight, bias), label)
-            gradient = share @ weight - weight.index_select(0, label.clamp(min=0))
-            return total + losses.sum(), torch.where((label == IGNORED).unsqueeze(1), 0.0, gradient)
-
-        total, gradients = scan(chunk, hidden.new_zeros(()), (positions, labels))
-        count = (labels != IGNORED).sum()
-        return total / count, gradients.flatten(0, 1) / count
-
-
-@torch.library.custom_op("covey::completion_gradient", mutates_args=())
-def completion_gradient(
+def gradient_by_chunks(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     labels: torch.Tensor,
     positions: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the loss over the labelled positions, and its gradient with respect to the hidden state at each.
-
-    An operator of its own because a program with a scan cannot be differentiated, not even beside the scan. It is
-    replaced by CompletionGradient before a runtime sees it.
+    """Return the mean loss over the labelled positions, and its gradient with respect to the hidden state at each.
 
     Args:
         hidden: (rows × tokens, width).
@@ -127,23 +99,43 @@ def completion_gradient(
     Returns:
         A scalar, and (chunks × chunk, width).
     """
-    return CompletionGradient()(hidden, weight, bias, labels, positions)
+
+    def chunk(total: torch.Tensor, place: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        position, label = place
+        losses, share = _token_losses(nn.functional.linear(hidden.index_select(0, position), weight, bias), label)
+        gradient = share @ weight - weight.index_select(0, label.clamp(min=0))
+        return total + losses.sum(), torch.where((label == IGNORED).unsqueeze(1), 0.0, gradient)
+
+    total, gradients = scan(chunk, hidden.new_zeros(()), (positions, labels))
+    count = (labels != IGNORED).sum()
+    return total / count, gradients.flatten(0, 1) / count
+
+
+class CompletionGradient(nn.Module):
+    """``gradient_by_chunks`` as a module, whose scan becomes one ONNX ``Scan``."""
+
+    def forward(self, *operands: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what gradient_by_chunks returns for the same arguments."""
+        return gradient_by_chunks(*operands)
+
+
+completion_gradient = torch.library.custom_op("covey::completion_gradient", gradient_by_chunks, mutates_args=())
+"""``gradient_by_chunks`` as one operator, because torch.export cannot differentiate any part of a program with a scan.
+
+CompletionGradient replaces the operator before a runtime sees the program.
+"""
 
 
 @completion_gradient.register_fake
 def _shapes(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,  # noqa: ARG001 the operator's signature
-    bias: torch.Tensor | None,  # noqa: ARG001 as above
-    labels: torch.Tensor,
-    positions: torch.Tensor,  # noqa: ARG001 as above
+    hidden: torch.Tensor, _weight: torch.Tensor, _bias: torch.Tensor | None, labels: torch.Tensor, _: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return hidden.new_empty(()), hidden.new_empty(labels.shape[0] * labels.shape[1], hidden.shape[1])
 
 
 def _token_losses(logits: torch.Tensor, label: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return each position's cross-entropy, 0 where its label is IGNORED, and its softmax: (chunk, vocabulary)."""
-    # Not logsumexp: over 49,152 words ONNX Runtime's ReduceLogSumExp errs nine times as much as PyTorch's.
+    # Not logsumexp: over 49,152 words, ONNX Runtime's ReduceLogSumExp has nine times the error of PyTorch's.
     below = logits - logits.amax(dim=1, keepdim=True)
     powers = below.exp()
     total = powers.sum(dim=1)

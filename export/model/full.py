@@ -1,4 +1,4 @@
-"""Every weight trained: names, layout and file of a model without LoRA."""
+"""Full mode, in which every weight is trained: the names, state and file of a model without LoRA."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ import numpy as np
 import torch
 
 from edge_runtime.files.tensor_file import encode_header
+from export.model.address import address_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from edge_runtime.bundle.layout import Parameter
+    from export.model.address import Address
 
 CONFIG_FILE = "config.json"
 
 
 def untie(model: Any) -> None:
-    """Give the output embedding weights of its own, where it shares the input embedding's.
+    """Give the output embedding its own copy of the weights where it shares the input embedding's.
 
-    The input embedding belongs to the front block, the output embedding to the back: a weight in both could not be
-    perturbed for one of them.
+    The input embedding belongs to the front block and the output embedding to the back block. A weight that both blocks
+    share could not be perturbed in one of them alone.
     """
     if not hasattr(model, "get_output_embeddings") or not hasattr(model, "get_input_embeddings"):
         return
@@ -34,9 +36,9 @@ def untie(model: Any) -> None:
         model.config.tie_word_embeddings = False
 
 
-def parameter_names(model: Any) -> dict[int, str]:
+def parameter_names(model: Any) -> dict[Address, str]:
     """Return the name of each parameter, by the address of its data."""
-    return {parameter.data_ptr(): name for name, parameter in model.named_parameters()}
+    return {address_of(parameter): name for name, parameter in model.named_parameters()}
 
 
 def parameter_state(model: Any) -> dict[str, torch.Tensor]:
@@ -45,9 +47,9 @@ def parameter_state(model: Any) -> dict[str, torch.Tensor]:
 
 
 def write_flat(path: Path, parameters: Sequence[Parameter], state: Mapping[str, torch.Tensor]) -> None:
-    """Write parameters as safetensors, their data in layout order, so that the file's data is the trainable vector.
+    """Write parameters as safetensors in layout order, so that the file's data section is the trainable vector.
 
-    The safetensors library would sort them; the format leaves the order free.
+    The safetensors library would sort the tensors; the format allows any order.
     """
     with path.open("wb") as file:
         file.write(encode_header({parameter.name: parameter.shape for parameter in parameters}, {"format": "pt"}))
@@ -57,7 +59,7 @@ def write_flat(path: Path, parameters: Sequence[Parameter], state: Mapping[str, 
 
 
 def save_config(model: Any, folder: Path) -> None:
-    """Write the model's configuration, for a finished model's folder: without the path it was loaded from."""
+    """Write the model's configuration for the folder of a finished model, without the path it was loaded from."""
     config = copy.deepcopy(model.config).to_dict()
     config.pop("_name_or_path", None)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")

@@ -1,4 +1,4 @@
-"""A head's start from examples: class means, and a temperature that fits them."""
+"""Initialises a head from labelled examples: class means of the features, and a temperature fitted to them."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ def fit_head(
 ) -> None:
     """Set the head of ``model`` from class means of its features.
 
-    Each label's weight is its mean feature less the mean of all labels' means, so that a point in the middle is
-    neutral; one common factor is chosen by cross-entropy on the examples, each with means that it is not part of: with
-    few examples, means fit their own examples far better than any others, and a head that trusts them begins too sure.
+    A label's weight is its mean feature minus the mean of all labels' means, so that a point in the middle is neutral.
+    One factor common to all labels is chosen by the cross-entropy of the examples, each scored by means that leave it
+    out. With few examples, means fit their own examples far better than others, and a head fitted with them would start
+    overconfident.
 
     Args:
-        model: changed in place; its logit scale is allowed for.
+        model: the classifier, changed in place; the factor takes its logit scale into account.
         tokenizer: a fast Hugging Face tokenizer.
         texts: the examples.
-        labels: index of each one's label; every label occurs.
-        max_tokens: longer texts are cut.
-        pad_token_id: fills up shorter rows.
+        labels: index of each example's label; every label occurs.
+        max_tokens: longer texts are cut to this many tokens.
+        pad_token_id: token that fills up shorter rows.
     """
     features = features_of(model, tokenizer, texts, max_tokens, pad_token_id)
     target = torch.tensor(labels)
@@ -58,9 +59,10 @@ def _head_of(means: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _left_out_scores(
     features: torch.Tensor, target: torch.Tensor, means: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return each example's scores by means without it, (examples, labels), and where there are any.
+    """Return each example's scores by means that leave it out, (examples, labels), and which examples have them.
 
-    An example that is its label's only one has none; where that holds for all, they are scored by their own means.
+    The only example of a label has no such scores. Where every example is its label's only one, all are scored by means
+    that include them.
     """
     counts = torch.bincount(target, minlength=len(means))
     known = counts[target] > 1
@@ -85,7 +87,7 @@ def features_of(
 ) -> torch.Tensor:
     """Return the pooled features of texts: float32, (texts, width)."""
     rows = [tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"] for text in texts]
-    # Rows of like length share a batch, so little is padded.
+    # Rows of similar length share a batch, so that little is padded.
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     features = torch.empty(len(rows), model.classifier.in_features)
     for start in range(0, len(order), _BATCH):

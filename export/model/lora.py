@@ -1,4 +1,4 @@
-"""LoRA on the model: a new adapter, or one to go on with; which of its tensors are trained, and in which order."""
+"""LoRA on the model: a new adapter or one to continue with, and the layout of its trained tensors."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from edge_runtime.bundle.layout import Parameter, lay_out
 from export.errors import ExportError
+from export.model.address import address_of
 from export.model.names import layer_of
 from export.quiet import quiet
 from export.source.architectures import ARCHITECTURES
@@ -19,6 +20,7 @@ from export.source.architectures import ARCHITECTURES
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from export.model.address import Address
     from export.model.options import LoraOptions
     from export.source.folder import ModelFolder
 
@@ -26,20 +28,28 @@ DEFAULT_TARGETS = {name: architecture.lora_targets for name, architecture in ARC
 
 
 def add_lora(model: Any, options: LoraOptions, head_modules: list[str], n_layers: int) -> Any:
-    """Wrap a model with a new adapter: A random from the seed, B zero, so that the model is unchanged at first.
+    """Wrap a model with a new adapter: A is drawn from the seed and B is zero, so that the model starts unchanged.
+
+    Args:
+        model: the base model.
+        options: rank, scale, targets, layers and seed of the adapter.
+        head_modules: modules of a head, which are trained and saved with the adapter.
+        n_layers: number of the model's transformer layers.
 
     Raises:
-        ExportError: targets or layers that are not in the model.
+        ExportError: the model lacks a target or a layer.
     """
     names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     for target in options.targets:
         if target not in names:
             raise ExportError(
                 f"--lora-targets: the model has no linear module {target!r}",
-                f"it has: {', '.join(sorted(names))}",
+                f"choose from: {', '.join(sorted(names))}",
             )
     if options.layers is not None and not all(0 <= layer < n_layers for layer in options.layers):
-        raise ExportError(f"--lora-layers {options.layers}: layers are 0 to {n_layers - 1}", "choose among these")
+        raise ExportError(
+            f"--lora-layers {options.layers}: layers are 0 to {n_layers - 1}", f"give indexes from 0 to {n_layers - 1}"
+        )
     torch.manual_seed(options.seed)
     config = LoraConfig(
         r=options.r,
@@ -64,10 +74,10 @@ def load_lora(model: Any, adapter: Path, head_modules: list[str]) -> Any:
     Args:
         model: the base model.
         adapter: the folder with the adapter.
-        head_modules: modules that only the adapter can give, because the base model has none that are trained.
+        head_modules: modules that the adapter must hold, because the base model's are untrained.
 
     Raises:
-        ExportError: it is not LoRA, does not fit the model, or has no head for it.
+        ExportError: the adapter is not LoRA, does not fit the model, or lacks a head that the model needs.
     """
     try:
         kind = json.loads((adapter / "adapter_config.json").read_text()).get("peft_type")
@@ -77,12 +87,14 @@ def load_lora(model: Any, adapter: Path, head_modules: list[str]) -> Any:
         with quiet():
             config = LoraConfig.from_pretrained(adapter, inference_mode=False)
             peft_model = get_peft_model(model, config).eval()
-            # PEFT leaves what an adapter lacks at random, ignores what fits nowhere, and only warns.
+            # PEFT leaves tensors that the adapter lacks at random values and ignores unknown ones, with a mere warning.
             odd = sorted(set(stored) ^ set(adapter_state(peft_model)))
             if not odd:
                 set_peft_model_state_dict(peft_model, stored)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ExportError(f"cannot load the adapter in {adapter}: {error}", "give one that fits the model") from error
+        raise ExportError(
+            f"cannot load the adapter in {adapter}: {error}", "give an adapter that was trained on this model"
+        ) from error
     if odd:
         raise ExportError(
             f"{odd[0]} is {'in the adapter, but not in the model' if odd[0] in stored else 'missing in the adapter'}",
@@ -92,30 +104,30 @@ def load_lora(model: Any, adapter: Path, head_modules: list[str]) -> Any:
         if head not in (peft_model.peft_config["default"].modules_to_save or []):
             raise ExportError(
                 f"the adapter in {adapter} has no head {head!r}, and the model has none that was trained",
-                "begin with a new adapter: remove adapter_config.json and adapter_model.safetensors",
+                "start a new adapter: remove adapter_config.json and adapter_model.safetensors",
             )
     return peft_model
 
 
 def adapter_state(peft_model: Any) -> dict[str, torch.Tensor]:
-    """Return the adapter's tensors under their names in PEFT's file; whole embeddings are never part of it.
+    """Return the adapter's tensors by their names in PEFT's file, without whole embeddings.
 
-    PEFT would otherwise ask the model hub whether the vocabulary was changed.
+    With embeddings, PEFT would ask the model hub whether the vocabulary was changed.
     """
     state: dict[str, torch.Tensor] = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
     return state
 
 
 def target_names(peft_model: Any) -> list[str]:
-    """Return the modules that the adapter is on, as its configuration names them (a list, or one pattern)."""
+    """Return the names of the modules that have LoRA, or the one pattern that the configuration gives for them."""
     targets = peft_model.peft_config["default"].target_modules
     return [targets] if isinstance(targets, str) else sorted(targets)
 
 
 def save_adapter(peft_model: Any, folder: Path) -> None:
-    """Write the adapter in PEFT's own format, the same bytes on every machine and in every process.
+    """Write the adapter in PEFT's own format, with the same bytes on every machine and in every process.
 
-    PEFT writes sets in the order of their hashes, and the path that the base model was loaded from.
+    PEFT itself would write sets in the order of their hashes, and the path of the base model.
     """
     with quiet():
         peft_model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
@@ -128,9 +140,9 @@ def save_adapter(peft_model: Any, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def adapter_names(peft_model: Any) -> dict[int, str]:
+def adapter_names(peft_model: Any) -> dict[Address, str]:
     """Return the name of each adapter tensor in PEFT's file, by the address of its data."""
-    return {tensor.data_ptr(): name for name, tensor in adapter_state(peft_model).items()}
+    return {address_of(tensor): name for name, tensor in adapter_state(peft_model).items()}
 
 
 def make_layout(peft_model: Any, folder: ModelFolder, trained: list[str]) -> list[Parameter]:
@@ -139,11 +151,11 @@ def make_layout(peft_model: Any, folder: ModelFolder, trained: list[str]) -> lis
     Args:
         peft_model: the wrapped model.
         folder: the model's folder, for its depth.
-        trained: ``A`` and ``B``, or ``B`` alone; a head is always trained.
+        trained: the trained matrices, ``A`` and ``B`` or ``B`` alone; a head is always trained.
     """
 
     def layer(name: str) -> int:
-        # Outside the layers, what LoRA or a head is on (a pooler, a classifier) stands behind them.
+        # Modules outside the layers that have LoRA or are a head (a pooler, a classifier) come after all layers.
         inside = layer_of(name)
         return folder.layers if inside is None else inside
 

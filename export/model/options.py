@@ -1,4 +1,4 @@
-"""What a user asks for: options of the task and of the LoRA adapter."""
+"""What the user asks for: the options of the task and of the LoRA adapter."""
 
 from __future__ import annotations
 
@@ -8,14 +8,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from edge_runtime.bundle.manifest import TaskKind
     from export.model.tasks import Pooling
 
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """What the task flags of ``covey export`` ask for; None: the default, or what the adapter was trained with."""
+    """The task flags of ``covey export``; None means the default, or what the folder's adapter was trained with.
 
-    kind: str
+    Attributes:
+        kind: classify-head, classify-prompt or causal-lm.
+        labels: names of the labels; empty for causal-lm.
+        template: the prompt, with ``{text}`` once, and with ``{mask}`` once for a masked language model.
+        label_words: one word per label, for classify-prompt.
+        max_tokens: longer rows are cut to this many tokens.
+        pooling: how a new head turns tokens into one vector.
+        logit_scale: constant factor on a new head's logits.
+        head_init: file of labelled rows from which a new head is initialised.
+    """
+
+    kind: TaskKind
     labels: list[str]
     template: str | None
     label_words: list[str] | None
@@ -27,7 +39,16 @@ class TaskOptions:
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """What ``--lora-…`` asks for. ``layers`` None: all; ``trained``: the matrices that are trained."""
+    """The ``--lora-…`` flags of ``covey export``.
+
+    Attributes:
+        r: rank of a new adapter.
+        alpha: LoRA's scale; its product is multiplied by alpha / r.
+        targets: names of the linear modules that get LoRA.
+        layers: indexes of the layers that get LoRA; None means all.
+        trained: the matrices that are trained: B, or A and B.
+        seed: seed of a new adapter's A matrices.
+    """
 
     r: int
     alpha: float

@@ -1,4 +1,4 @@
-"""``covey_task.json``: what an adapter folder needs beside PEFT's files to become the same module again."""
+"""``covey_task.json``: what finished.py needs beside PEFT's files to rebuild an adapter's module."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILE = "covey_task.json"
 
 
 class Rebuild(TypedDict):
-    """The content of ``covey_task.json``; ``pooling`` is None where the head is not ours."""
+    """The content of ``covey_task.json``; ``pooling`` is None where the head is not a PooledClassifier's."""
 
     task: str
     labels: list[str]
@@ -31,15 +31,15 @@ class Rebuild(TypedDict):
 
 
 def write_rebuild(rebuild: Rebuild, folder: Path) -> None:
-    """Write the file into an adapter folder."""
+    """Write ``covey_task.json`` into an adapter folder."""
     (folder / FILE).write_text(json.dumps(rebuild, indent=1) + "\n")
 
 
 def read_rebuild(folder: Path) -> Rebuild:
-    """Read the file of an adapter folder.
+    """Read ``covey_task.json`` from an adapter folder.
 
     Raises:
-        ExportError: it is missing, or lacks a field.
+        ExportError: the file is missing, is not JSON, or lacks a field.
     """
     path = folder / FILE
     try:
@@ -52,14 +52,14 @@ def read_rebuild(folder: Path) -> Rebuild:
     return rebuild
 
 
-def go_on_with(options: TaskOptions, adapter: Path) -> TaskOptions:
-    """Return the options with what an adapter of Covey's was trained with, where they leave it open.
+def continue_with(options: TaskOptions, adapter: Path) -> TaskOptions:
+    """Fill the options that are None with those that an adapter of Covey's was trained with.
 
-    Pooling, logit scale and the order of the labels are part of a trained head: another one would predict something
-    else. Template and label words may be changed.
+    Pooling, logit scale and the order of the labels belong to a trained head: with others it would predict something
+    else. Template and label words may change. An adapter without ``covey_task.json`` leaves the options as they are.
 
     Raises:
-        ExportError: an option contradicts the adapter.
+        ExportError: an option contradicts what the adapter was trained with.
     """
     if not (adapter / FILE).is_file():
         return options
@@ -74,7 +74,7 @@ def go_on_with(options: TaskOptions, adapter: Path) -> TaskOptions:
         if asked != before:
             raise ExportError(
                 f"{flag} {asked} does not fit the adapter in {adapter}, which was trained with {before}",
-                f"leave it as it was, or remove {FILE} and the adapter to begin anew",
+                f"give the {flag} of the training, or remove {FILE} and the adapter's files to start a new adapter",
             )
     return dataclasses.replace(
         options,

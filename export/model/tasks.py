@@ -1,9 +1,9 @@
-"""Tasks as modules: (input_ids, attention_mask) → logits, and the loss on top.
+"""The classification tasks as PyTorch modules: (input_ids, attention_mask) → logits, and the loss.
 
 ``classify-head`` puts a linear head on the encoder, or uses a Hugging Face classifier with its own head.
 ``classify-prompt`` asks a language model for one token, the next one (causal) or the masked one, and compares the label
-words only: that token's hidden state goes through the model's own head, and then meets the label words' rows of the
-output embedding. No batch × tokens × vocabulary tensor is made.
+words only. That token's hidden state goes through the model's own head, and is then multiplied with the label words'
+rows of the output embedding, so that no batch × tokens × vocabulary tensor exists.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ POOLINGS: tuple[Pooling, ...] = ("mean", "cls", "last")
 
 
 def default_pooling(folder: ModelFolder) -> Pooling:
-    """Return how tokens become one vector: what sentence-transformers wrote, else the mean, or the last token."""
+    """Return the pooling that sentence-transformers declared in the folder; else last for a decoder, mean otherwise."""
     try:
         declared = json.loads((folder.path / "1_Pooling" / "config.json").read_text())
     except (OSError, ValueError):
@@ -56,16 +56,17 @@ def at_position(hidden: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
 
 
 def next_word(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Return what a causal language model gives to its output embedding, at each row's last token: (rows, width)."""
+    """Return the input of a causal language model's output embedding at each row's last token: (rows, width)."""
     hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
     return at_position(hidden, last_position(attention_mask)).squeeze(1)
 
 
 def masked_word(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, mask_token_id: int) -> torch.Tensor:
-    """Return what a masked language model gives to its output embedding, at each row's mask: (rows, width).
+    """Return the input of a masked language model's output embedding at each row's first mask: (rows, width).
 
-    The model runs as it is; hooks take the mask's hidden state out of what its base gives, and catch what its head
-    makes of it. The logits of the whole vocabulary (of one token a row) are not used: they are not in the graph.
+    The model runs unchanged. One hook reduces the base model's output to the mask's hidden state; another one catches
+    what the head makes of it. The logits of the whole vocabulary, for one token per row, are unused and therefore not
+    in the graph.
     """
     caught: list[torch.Tensor] = []
 
@@ -91,8 +92,8 @@ class PooledClassifier(nn.Module):
     Args:
         encoder: a Hugging Face base model.
         n_labels: number of labels.
-        pooling: how tokens become one vector.
-        logit_scale: constant factor on the logits; a larger one lets equal steps of the head do more.
+        pooling: how the tokens' hidden states become one vector.
+        logit_scale: constant factor on the logits; with a larger one, a step of the same size changes them more.
     """
 
     def __init__(self, encoder: Any, n_labels: int, pooling: Pooling, logit_scale: float) -> None:
@@ -122,11 +123,11 @@ class PooledClassifier(nn.Module):
 
 
 class TaskModel(nn.Module):
-    """A model, wrapped by PEFT or not, with the logits of its task.
+    """A model, wrapped by PEFT or bare, that returns the logits of its task.
 
     Args:
-        model: what PEFT wrapped, or the bare model.
-        label_token_ids: token id of each label word, for classify-prompt; None for classify-head.
+        model: PEFT's wrapped model, or the bare model in full mode.
+        label_token_ids: token id of each label word, for classify-prompt; None for other tasks.
         mask_token_id: id of the mask token, for a masked language model; None for others.
     """
 
@@ -154,7 +155,7 @@ class TaskModel(nn.Module):
 
 
 class LossModel(nn.Module):
-    """A task model with its loss: mean cross-entropy over the rows."""
+    """A task model with its loss, the mean cross-entropy over the rows."""
 
     def __init__(self, task_model: TaskModel) -> None:
         super().__init__()
@@ -163,7 +164,7 @@ class LossModel(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the loss, a scalar, and the logits, (rows, labels)."""
+        """Return the loss (a scalar) and the logits (rows, labels)."""
         logits = self.task_model(input_ids, attention_mask)
         return nn.functional.cross_entropy(logits, labels), logits
 
@@ -172,7 +173,7 @@ def label_word_ids(tokenizer: Any, label_words: list[str]) -> list[int]:
     """Return the token id of each label word.
 
     Raises:
-        ExportError: a word is not exactly one token, or two words are the same one.
+        ExportError: a word is not exactly one token, or two words are the same token.
     """
     ids: list[int] = []
     for word in label_words:
@@ -181,19 +182,19 @@ def label_word_ids(tokenizer: Any, label_words: list[str]) -> list[int]:
             pieces = tokenizer.convert_ids_to_tokens(tokens)
             raise ExportError(
                 f"label word {word!r} is {len(tokens)} tokens in this tokenizer: {pieces}",
-                "choose a word that is one token; most tokenizers want a space before it, as in ' great'",
+                "choose a word that is one token; most tokenizers need a space before it, as in ' great, bad'",
             )
         ids.append(int(tokens[0]))
     if len(set(ids)) != len(ids):
-        raise ExportError(f"the label words {label_words} are not all different tokens", "choose one for each label")
+        raise ExportError(f"the label words {label_words} are not all different tokens", "choose one token per label")
     return ids
 
 
 def read_examples(path: Path, labels: list[str]) -> tuple[list[str], list[int]]:
-    """Read labelled texts (JSON Lines or CSV) for a head's start; returns texts and label indexes.
+    """Read labelled texts (JSON Lines or CSV) to initialise a head from; return texts and label indexes.
 
     Raises:
-        ExportError: the rows are wrong, or a label has none.
+        ExportError: a row is invalid, or a label has no row.
     """
     try:
         rows = read_rows(path, labels)
@@ -201,5 +202,5 @@ def read_examples(path: Path, labels: list[str]) -> tuple[list[str], list[int]]:
         raise ExportError(f"--head-init: {error.what}", error.hint) from error
     missing = [label for index, label in enumerate(labels) if index not in {row.label for row in rows}]
     if missing:
-        raise ExportError(f"--head-init {path} has no example of {', '.join(missing)}", "add some")
+        raise ExportError(f"--head-init {path} has no example of {', '.join(missing)}", "add a row for each")
     return [row.text for row in rows], [row.label for row in rows]

@@ -1,4 +1,4 @@
-"""What Covey must know of each architecture; everything else is read from the model or from its traced graph."""
+"""The facts about each architecture that Covey cannot read from the model or from its traced graph."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ class Architecture:
     """One kind of transformer, by Hugging Face's ``model_type``.
 
     Attributes:
-        is_decoder: tokens see only what stands before them.
-        lora_targets: where LoRA goes unless ``--lora-targets`` says otherwise: the query and value projections.
-        has_pooler: the bare model is built with a pooler that is not needed here.
-        attention: the implementation that is traced; ``sdpa`` where the architecture has it.
+        is_decoder: whether a token attends only to itself and the tokens before it.
+        lora_targets: default of ``--lora-targets``: the query and value projections.
+        has_pooler: whether the bare model comes with a pooler, which Covey leaves out.
+        attention: the attention implementation that is traced; ``sdpa`` where the architecture has it.
     """
 
     is_decoder: bool
@@ -36,21 +36,21 @@ ARCHITECTURES = {
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
 }
-"""DeBERTa-v3 is a ``deberta-v2``; SmolLM2 is a ``llama``."""
+"""By ``model_type``; DeBERTa-v3's is ``deberta-v2``, and SmolLM2's is ``llama``."""
 
 _MPNET_PADDING = 1
 
 
 def longest_row(config: Any) -> int:
-    """Return how many tokens a model can take; RoBERTa's and MPNet's positions begin after the padding's."""
+    """Return the most tokens that a row can have; RoBERTa's and MPNet's positions start after that of the padding."""
     longest = int(config.max_position_embeddings)
     if config.model_type == "roberta":
         return longest - int(config.pad_token_id) - 1
     if config.model_type == "mpnet":
-        return longest - _MPNET_PADDING - 1  # whatever its configuration says
+        return longest - _MPNET_PADDING - 1  # whatever padding its configuration names
     return longest
 
 
 def hidden_width(config: Any) -> int:
-    """Return the width of a model's last hidden state; OPT-350M projects its own to the embedding's."""
+    """Return the width of a model's last hidden state; OPT-350M projects it to the width of its embedding."""
     return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)

@@ -1,6 +1,6 @@
-"""A local model folder: what is in it, and the model and tokenizer that it gives.
+"""Reads a local model folder: finds out what it holds, and loads its model and tokenizer.
 
-Hugging Face folders (config.json, *.safetensors), folders with a PEFT adapter in them, and folders whose only model
+It may be a Hugging Face folder (config.json, *.safetensors), a folder with a PEFT adapter, or a folder whose only model
 file is a GGUF, which is dequantised to float32.
 """
 
@@ -43,12 +43,12 @@ _AUTO_CLASSES = {
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model folder that was looked at, not yet loaded.
+    """A model folder whose content is known, but not loaded yet.
 
     Attributes:
         path: the folder with the base model.
-        adapter: the folder with a PEFT adapter to go on with; None where there is none.
-        gguf_file: name of the GGUF file; None for a folder of safetensors.
+        adapter: the folder with a PEFT adapter to continue with; None where there is none.
+        gguf_file: name of the GGUF file; None for a folder with safetensors.
         config: the model's Hugging Face configuration.
     """
 
@@ -59,7 +59,7 @@ class ModelFolder:
 
     @property
     def model_type(self) -> str:
-        """Hugging Face's name of the architecture."""
+        """Hugging Face's name for the architecture."""
         return str(self.config.model_type)
 
     @property
@@ -68,13 +68,18 @@ class ModelFolder:
         return int(self.config.num_hidden_layers)
 
     @property
+    def vocab_size(self) -> int:
+        """Number of tokens in the vocabulary."""
+        return int(self.config.vocab_size)
+
+    @property
     def is_decoder(self) -> bool:
-        """Whether tokens see only what stands before them."""
+        """Whether a token attends only to itself and the tokens before it."""
         return ARCHITECTURES[self.model_type].is_decoder
 
     @property
     def has_trained_classifier(self) -> bool:
-        """Whether the folder is a ``…ForSequenceClassification``, with a head of its own."""
+        """Whether the folder holds a ``…ForSequenceClassification`` model, which has its own head."""
         return any(name.endswith("ForSequenceClassification") for name in self.config.architectures or [])
 
 
@@ -82,7 +87,7 @@ def look_at(path: Path) -> ModelFolder:
     """Find out what a folder holds.
 
     Raises:
-        ExportError: not a model folder, or an architecture that is not supported.
+        ExportError: it is not a model folder, or its architecture is not supported.
     """
     if not path.is_dir():
         raise ExportError(f"{path} is not a folder", "give a local Hugging Face model folder")
@@ -94,21 +99,23 @@ def look_at(path: Path) -> ModelFolder:
     gguf_file = gguf_files[0] if len(gguf_files) == 1 and not list(base.glob("*.safetensors")) else None
     if gguf_file is None and not (base / "config.json").is_file():
         raise ExportError(
-            f"{base} has no config.json and not exactly one .gguf file", "give a local Hugging Face model folder"
+            f"{base} has no config.json, nor exactly one .gguf file", "give a local Hugging Face model folder"
         )
     try:
         config = AutoConfig.from_pretrained(base, **({"gguf_file": gguf_file} if gguf_file else {}))
     except (OSError, ValueError, KeyError) as error:
-        raise ExportError(f"cannot read the model's configuration in {base}: {error}", "check the folder") from error
+        raise ExportError(
+            f"cannot read the model's configuration in {base}: {error}", "check its config.json"
+        ) from error
     if config.model_type not in ARCHITECTURES:
         raise ExportError(
-            f"architecture {config.model_type!r} is not supported", f"supported are: {', '.join(ARCHITECTURES)}"
+            f"architecture {config.model_type!r} is not supported", f"give a model of: {', '.join(ARCHITECTURES)}"
         )
     return ModelFolder(base, adapter, gguf_file, config)
 
 
 def _base_of(adapter: Path) -> Path:
-    """Return the folder of the model that an adapter belongs to: beside it, or where its configuration says."""
+    """Return the local folder of an adapter's base model, which ``base_model_name_or_path`` names."""
     try:
         name: str = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
         base = adapter / name
@@ -129,11 +136,11 @@ def load_model(folder: ModelFolder, kind: str) -> Any:
     """Load the base model in float32, in evaluation mode.
 
     Args:
-        folder: where from.
+        folder: the folder to load from.
         kind: ``base``, ``causal``, ``masked`` or ``sequence-classification``.
 
     Raises:
-        ExportError: weights cannot be loaded, are missing, or are not floats.
+        ExportError: weights are unreadable, missing or not floats.
     """
     _check_floats(folder)
     architecture = ARCHITECTURES[folder.model_type]
@@ -148,16 +155,16 @@ def load_model(folder: ModelFolder, kind: str) -> Any:
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise ExportError(f"cannot load the model in {folder.path}: {error}", "check its files") from error
     if folder.gguf_file is not None:
-        # The weights are plain floats now; the configuration must not say otherwise.
+        # The weights are plain floats now, so the configuration must not call them quantised.
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
-    # transformers gives random values to what a checkpoint lacks, and says so only in its log.
+    # transformers gives random values to weights that a checkpoint lacks, and reports it only in its log.
     missing = sorted(set(report["missing_keys"]) & {name for name, _ in model.named_parameters()})
     if missing:
         raise ExportError(
             f"the weights in {folder.path} lack {', '.join(missing[:3])}" + (" and more" if missing[3:] else ""),
-            "give a folder with all of the model's weights; for a new head on an encoder, give --pooling",
+            "give a folder with all of the model's weights; to get a new head on an encoder, give --pooling",
         )
     odd = next((name for name, p in model.named_parameters() if p.dtype != torch.float32), None)
     if odd is not None:
@@ -167,16 +174,16 @@ def load_model(folder: ModelFolder, kind: str) -> Any:
 
 
 def _check_floats(folder: ModelFolder) -> None:
-    """Refuse quantised weights: a cast to float32 would take their integers for the weights."""
+    """Refuse quantised weights: a cast to float32 would take their integers for weights."""
     for path in sorted(folder.path.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 not a dict
+                for name in tensors.keys():  # noqa: SIM118 tensors is no dict
                     dtype = tensors.get_slice(name).get_dtype()
                     if name.endswith((".weight", ".bias")) and dtype not in _FLOATS:
                         raise ExportError(
                             f"{path.name}: {name} is {dtype}, not a float",
-                            "give a model that is not quantised, or a GGUF",
+                            "give a model that is not quantised, or a GGUF file",
                         )
         except (OSError, SafetensorError) as error:
             raise ExportError(f"cannot load the model: {path}: {error}", "check its files") from error
@@ -184,7 +191,7 @@ def _check_floats(folder: ModelFolder) -> None:
 
 @contextlib.contextmanager
 def _without_adapter(path: Path) -> Iterator[Path]:
-    """Yield a folder with the base model's files only: transformers would put an adapter beside them on by itself."""
+    """Yield a folder with the base model's files alone: transformers would load an adapter beside them by itself."""
     if not (path / "adapter_config.json").is_file():
         yield path
         return
@@ -199,7 +206,7 @@ def load_tokenizer(folder: ModelFolder) -> Any:
     """Load the tokenizer in its fast form, which the device's ``tokenizers`` library reads.
 
     Raises:
-        ExportError: there is none, or it has no fast form.
+        ExportError: the tokenizer is missing, unreadable, or has no fast form.
     """
     try:
         with quiet():
@@ -210,7 +217,7 @@ def load_tokenizer(folder: ModelFolder) -> Any:
         raise ExportError(
             f"cannot load the tokenizer in {folder.path}: {error}", "put tokenizer.json beside the model"
         ) from error
-    # Without a vocabulary, transformers makes an empty tokenizer of the model's type and says nothing.
+    # Without a vocabulary, transformers silently makes an empty tokenizer of the model's type.
     known = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
     if folder.gguf_file is None and not any((folder.path / name).is_file() for name in known):
         raise ExportError(f"there is no tokenizer in {folder.path}", "put tokenizer.json beside the model")

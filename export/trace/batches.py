@@ -1,4 +1,4 @@
-"""Example batches for tracing, and the bounds of the sizes that a graph takes."""
+"""Example batches for tracing, and the names and bounds of their dynamic sizes."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from edge_runtime.bundle.manifest import CAUSAL_LM, Task
+from edge_runtime.bundle.manifest import CAUSAL_LM, Dtype, Task
 from edge_runtime.data.batch import pad_completions
 
 if TYPE_CHECKING:
+    from export.model.build import ExportModel
     from export.trace.lift import Lifted
 
 MAX_BATCH = 4096
 MAX_CHUNK = 4096
 MAX_CHUNKS = 1_000_000
+"""Bounds of the dynamic sizes: rows of a batch, positions of a chunk, chunks of a batch."""
+_DTYPES: dict[torch.dtype, Dtype] = {torch.float32: "float32", torch.int64: "int64", torch.bool: "bool"}
 
 
 def dimension_names(lifted: Lifted, sizes: dict[str, tuple[str, ...]]) -> dict[Any, str]:
-    """Return the names of the program's symbolic sizes, from the names of the sizes of each tensor of a batch."""
+    """Return the name of each symbolic size of a program, from the names of the sizes of a batch's tensors."""
     return {
         size.node.expr: name
         for item in lifted.inputs
@@ -28,14 +31,19 @@ def dimension_names(lifted: Lifted, sizes: dict[str, tuple[str, ...]]) -> dict[A
 
 
 def shape_of(value: Any, names: dict[Any, str]) -> list[int | str]:
-    """Return a shape as the manifest writes it: numbers, and names of symbolic sizes."""
+    """Return a fake value's shape as the manifest writes it: numbers, and names of symbolic sizes."""
     return [
         names.get(size.node.expr, str(size)) if isinstance(size, torch.SymInt) else int(size) for size in value.shape
     ]
 
 
+def dtype_of(value: Any) -> Dtype:
+    """Return a fake value's element type as the manifest writes it."""
+    return _DTYPES[value.dtype]
+
+
 def sizes(task: Task) -> dict[str, tuple[str, ...]]:
-    """Return the names of the sizes of each tensor of a batch, in the order in which the traced module takes them."""
+    """Return the size names of each tensor of a batch, in the order in which the traced module takes the tensors."""
     rows: dict[str, tuple[str, ...]] = {"input_ids": ("batch", "tokens"), "attention_mask": ("batch", "tokens")}
     if task.kind == CAUSAL_LM:
         return rows | {"labels": ("chunks", "chunk"), "positions": ("chunks", "chunk")}
@@ -43,7 +51,7 @@ def sizes(task: Task) -> dict[str, tuple[str, ...]]:
 
 
 def size_bounds(task: Task) -> dict[str, tuple[int, int]]:
-    """Return the smallest and the largest value of each named size."""
+    """Return the smallest and the largest value of each named size of a batch."""
     bounds = {"batch": (1, MAX_BATCH), "tokens": (2, task.max_tokens)}
     if task.kind == CAUSAL_LM:
         bounds |= {"chunks": (1, MAX_CHUNKS), "chunk": (1, MAX_CHUNK)}
@@ -51,14 +59,14 @@ def size_bounds(task: Task) -> dict[str, tuple[int, int]]:
 
 
 def example_batch(task: Task, vocab_size: int, rows: int, tokens: int, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Return a batch of random rows; every second one is padded.
+    """Return a batch of random rows; every second row is padded.
 
-    For causal-lm the second half of each row is its completion, in chunks of up to 5 positions: several of them, the
-    last one not full where that is possible.
+    For causal-lm, the second half of each row is its completion, in chunks of up to 5 positions. There are several
+    chunks, and the last one is partly filled where the number of positions allows it.
     """
     generator = torch.Generator().manual_seed(seed)
     input_ids = torch.randint(0, vocab_size, (rows, tokens), generator=generator)
-    # A pad token inside a row would end it for models that look for padding themselves.
+    # Some models find the end of a row by its padding, so no pad token may stand inside a row.
     input_ids[input_ids == task.pad_token_id] = (task.pad_token_id + 1) % vocab_size
     attention_mask = torch.ones_like(input_ids)
     lengths = [tokens] * rows
@@ -76,3 +84,8 @@ def example_batch(task: Task, vocab_size: int, rows: int, tokens: int, seed: int
         return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, "positions": positions}
     labels = torch.randint(0, len(task.labels), (rows,), generator=generator)
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+def traced_batch(model: ExportModel) -> dict[str, torch.Tensor]:
+    """Return the batch with which a model is traced: 3 rows of at most 10 tokens."""
+    return example_batch(model.task, model.folder.vocab_size, rows=3, tokens=10)

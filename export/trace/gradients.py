@@ -1,8 +1,8 @@
-"""Training graphs: the loss of some of a model's layers and its gradients, as a program for inference runtimes.
+"""Traces a model's loss and gradients with some of its layers, as one program for inference runtimes.
 
-The model runs with k of its layers, is traced, and the traced program is differentiated
-(``torch.export.experimental._export_forward_backward``): a graph of plain ATen operations, dynamic sizes kept. With its
-weights as inputs any k layers can be bound, so the first k of them are as good as any for tracing.
+The model is reduced to k of its layers and traced, and the traced program is differentiated
+(``torch.export.experimental._export_forward_backward``) into a graph of plain ATen operations with dynamic sizes. Its
+weights are inputs, so that any k layers can be bound to it. Tracing the first k layers therefore serves every choice.
 """
 
 from __future__ import annotations
@@ -17,32 +17,34 @@ from torch.export.experimental import _export_forward_backward
 from transformers import PreTrainedModel
 
 from export.errors import ExportError
+from export.model.address import address_of
 from export.model.completion import CompletionGradient, CompletionLoss
 from export.quiet import quiet
-from export.trace.batches import example_batch, size_bounds, sizes
+from export.trace.batches import size_bounds, sizes, traced_batch
 from export.trace.layer_marks import marked, take_marks
-from export.trace.lift import Lifted, as_module
+from export.trace.lift import Lifted, as_module, program_state
 from export.trace.loss import forget_traces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from collections.abc import Set as AbstractSet
 
     from torch import fx
     from torch.export import ExportedProgram
 
+    from export.model.address import Address
     from export.model.build import ExportModel
-    from export.source.folder import ModelFolder
 
 _LAYER_LIST = re.compile(r"(^|\.)layers?$")
 _DIFFERENTIABLE_ATTENTION = "eager"
-"""The others are operators of their own, whose gradients are operators that no inference runtime has."""
+"""The fused implementations have gradient operators that no inference runtime implements."""
 
 
 class TrainingLoss(torch.nn.Module):
-    """The loss of a model, and what stands for it where it is differentiated.
+    """The loss of a model in the form in which it is differentiated.
 
     Args:
-        loss_model: of ExportModel.
+        loss_model: ``ExportModel.loss_model``.
     """
 
     def __init__(self, loss_model: Any) -> None:
@@ -50,7 +52,7 @@ class TrainingLoss(torch.nn.Module):
         self.loss_model = loss_model
 
     def forward(self, *batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return what is differentiated and, where that is another number, the loss: both scalars."""
+        """Return the scalar to differentiate and, where they differ, the loss as a second scalar."""
         if isinstance(self.loss_model, CompletionLoss):
             return self.loss_model.differentiable(*batch)
         return (self.loss_model(*batch)[0],)
@@ -58,10 +60,10 @@ class TrainingLoss(torch.nn.Module):
 
 @contextlib.contextmanager
 def active_layers(model: Any, layers: Sequence[int], n_layers: int) -> Iterator[Any]:
-    """Have only some layers in a model meanwhile; yields them.
+    """Temporarily reduce the model to the given layers (context manager; yields the kept layers).
 
     Raises:
-        ExportError: the model's layers are not in one list.
+        ExportError: the model does not keep its layers in one list.
     """
     found = [
         (name, module)
@@ -69,7 +71,7 @@ def active_layers(model: Any, layers: Sequence[int], n_layers: int) -> Iterator[
         if isinstance(module, torch.nn.ModuleList) and len(module) == n_layers and _LAYER_LIST.search(name)
     ]
     if len(found) != 1:
-        raise ExportError("the model's layers are not in one list", "export without --levels")
+        raise ExportError("the model does not keep its layers in one list", "leave out --levels")
     path, whole = found[0]
     parent, _, name = path.rpartition(".")
     owner = model.get_submodule(parent)
@@ -83,7 +85,7 @@ def active_layers(model: Any, layers: Sequence[int], n_layers: int) -> Iterator[
 
 @contextlib.contextmanager
 def requiring_gradients(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
-    """Have gradients computed for some parameters meanwhile."""
+    """Compute gradients for the given parameters while the context lasts."""
     for tensor in tensors:
         tensor.requires_grad_(requires_grad=True)
     try:
@@ -95,7 +97,8 @@ def requiring_gradients(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _plain_attention(model: Any) -> Iterator[None]:
-    before = [(part, part.config._attn_implementation) for part in model.modules() if isinstance(part, PreTrainedModel)]  # noqa: SLF001 transformers' own name
+    """Switch a model to attention made of plain operations while the context lasts."""
+    before = [(part, part.config._attn_implementation) for part in model.modules() if isinstance(part, PreTrainedModel)]  # noqa: SLF001 transformers has no public name for it
     for part, _ in before:
         part.set_attn_implementation(_DIFFERENTIABLE_ATTENTION)
     try:
@@ -105,34 +108,33 @@ def _plain_attention(model: Any) -> Iterator[None]:
             part.set_attn_implementation(name)
 
 
-def trained_parameters(model: ExportModel, trained: set[int]) -> list[torch.nn.Parameter]:
-    """Return the parameters whose data lies at these addresses."""
-    return [parameter for parameter in model.peft_model.parameters() if parameter.data_ptr() in trained]
+def trained_parameters(model: ExportModel, trained: AbstractSet[Address]) -> list[torch.nn.Parameter]:
+    """Return the model's parameters whose data lies at these addresses."""
+    return [parameter for parameter in model.peft_model.parameters() if address_of(parameter) in trained]
 
 
-def trace_training(model: ExportModel, folder: ModelFolder, level: int, trained: set[int]) -> ExportedProgram:
-    """Trace loss and gradients of a model with so many active layers.
+def trace_training(model: ExportModel, level: int, trained: AbstractSet[Address]) -> ExportedProgram:
+    """Trace the loss and the gradients of a model's first ``level`` layers.
 
     Args:
-        model: the model; as it was afterwards.
-        folder: where it came from.
+        model: the model; it is restored afterwards.
         level: number of active layers.
-        trained: addresses of the data of what is trained.
+        trained: addresses of the trained tensors' data.
 
     Returns:
-        The joint program: its outputs are the loss and a gradient for each trained parameter; see lift_training for
-        the same with weights as inputs, which is what runtimes are lowered from.
+        The joint program, whose outputs are the loss and one gradient per trained parameter. lift_training turns its
+        weights into inputs, and the runtimes' graphs are made from that.
 
     Raises:
         ExportError: torch.export cannot trace or differentiate the model.
     """
-    batch = example_batch(model.task, int(folder.config.vocab_size), rows=3, tokens=10)
+    batch = traced_batch(model)
     dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in size_bounds(model.task).items()}
     shapes = tuple({axis: dims[size] for axis, size in enumerate(sizes(model.task)[name])} for name in batch)
     loss = TrainingLoss(model.loss_model).eval()
     forget_traces()
     with (
-        active_layers(model.peft_model, range(level), folder.layers) as layers,
+        active_layers(model.peft_model, range(level), model.folder.layers) as layers,
         marked(layers),
         _plain_attention(model.peft_model),
         requiring_gradients(trained_parameters(model, trained)),
@@ -143,19 +145,19 @@ def trace_training(model: ExportModel, folder: ModelFolder, level: int, trained:
             return _export_forward_backward(program)
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             raise ExportError(
-                f"the model with {level} layers cannot be differentiated: {error}", "export without --levels"
+                f"torch.export cannot differentiate the model with {level} layers: {error}", "leave out --levels"
             ) from error
 
 
 @dataclass(frozen=True)
 class LiftedTraining:
-    """A joint program as a plain module with weights as inputs.
+    """A joint program as a plain module, with its weights as inputs.
 
     Attributes:
-        lifted: its outputs are ``loss``, ``gradient_0``, …, then ``hidden`` and ``hidden_gradients``.
-        gradients: by output, the name in the program of the parameter that a gradient belongs to.
-        hidden: by layer, the output with the layer's own output; -1: with what goes into the first layer.
-        hidden_gradients: by layer, the output with the gradient with respect to the layer's output.
+        lifted: the module; its outputs are ``loss``, ``gradient_0``, …, then those of hidden and hidden_gradients.
+        gradients: the name in the program of each gradient's parameter, by the gradient's output.
+        hidden: the name of the output that holds a layer's output, by layer; -1: the first layer's input.
+        hidden_gradients: the name of the output that holds the gradient with respect to a layer's output, by layer.
     """
 
     lifted: Lifted
@@ -168,7 +170,7 @@ def lift_training(joint: ExportedProgram, batch_names: Sequence[str]) -> LiftedT
     """Lift the weights of a joint program.
 
     Args:
-        joint: of trace_training; changed.
+        joint: the result of trace_training; it is changed.
         batch_names: names of a batch's tensors, in the order in which the program takes them.
     """
     _tidy(joint.graph)
@@ -186,7 +188,7 @@ def lift_training(joint: ExportedProgram, batch_names: Sequence[str]) -> LiftedT
     _expand(module)
     values = {name: node.meta["val"] for name, node in outputs.items()}
     return LiftedTraining(
-        Lifted(module, inputs, values, {}, {}),
+        Lifted(module, inputs, values, program_state(joint), boundaries={}, back_parameters={}),
         {f"gradient_{n}": target for n, (target, _) in enumerate(gradients)},
         {layer: f"hidden_{layer + 1}" for layer in hidden},
         {layer: f"hidden_gradient_{layer + 1}" for layer in hidden_gradients},
@@ -194,14 +196,14 @@ def lift_training(joint: ExportedProgram, batch_names: Sequence[str]) -> LiftedT
 
 
 def _tidy(graph: fx.Graph) -> None:
-    """Take out what only autograd needs, and what no runtime has."""
+    """Remove operations that only autograd needs, and replace those that no runtime implements."""
     aten = torch.ops.aten
     for node in list(graph.nodes):
         if node.target in (aten.alias.default, aten.detach.default):
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
         elif node.target is aten.empty_permuted.default:
-            # A backward formula's buffer: it is filled before it is read.
+            # It is a backward formula's buffer, which is filled before it is read.
             value = node.meta["val"]
             with graph.inserting_before(node):
                 made = graph.call_function(aten.full.default, (node.args[0], 0.0), {"dtype": value.dtype})
@@ -211,7 +213,7 @@ def _tidy(graph: fx.Graph) -> None:
 
 
 def _expand(module: fx.GraphModule) -> None:
-    """Put the module with the scan where completion_gradient stands."""
+    """Replace each completion_gradient by the module that holds its scan."""
     for node in list(module.graph.nodes):
         if node.target is torch.ops.covey.completion_gradient.default:
             module.add_submodule("completion", CompletionGradient())

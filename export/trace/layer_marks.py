@@ -1,7 +1,8 @@
-"""Marks at the boundaries of a model's layers that survive tracing and differentiation.
+"""Marks the boundaries of a model's layers so that they survive tracing and differentiation.
 
-A joint program does not know the modules that its operations came from. An operator that does nothing, on each layer's
-output, shows where layers meet: in the forward pass, and by its gradient in the backward pass.
+The joint program of loss and gradients does not know which modules its operations came from. Therefore each layer's
+output passes through an operator that copies it. The operator shows the boundary in the forward pass, and its gradient
+operator shows it in the backward pass.
 """
 
 from __future__ import annotations
@@ -18,24 +19,24 @@ if TYPE_CHECKING:
 
 
 @torch.library.custom_op("covey::hidden", mutates_args=())
-def _hidden(value: torch.Tensor, index: int) -> torch.Tensor:  # noqa: ARG001 the index is for take_marks
+def _hidden(value: torch.Tensor, index: int) -> torch.Tensor:  # noqa: ARG001 take_marks reads the index
     """Return a copy: the output of layer ``index``; -1 for the input of the first layer."""
     return value.clone()
 
 
 @torch.library.custom_op("covey::hidden_gradient", mutates_args=())
-def _hidden_gradient(value: torch.Tensor, index: int) -> torch.Tensor:  # noqa: ARG001 as above
+def _hidden_gradient(value: torch.Tensor, index: int) -> torch.Tensor:  # noqa: ARG001 take_marks reads the index
     """Return a copy: the gradient with respect to the output of layer ``index``."""
     return value.clone()
 
 
 @_hidden.register_fake
 @_hidden_gradient.register_fake
-def _same(value: torch.Tensor, index: int) -> torch.Tensor:  # noqa: ARG001 the operator's signature
+def _same(value: torch.Tensor, _index: int) -> torch.Tensor:
     return torch.empty_like(value)
 
 
-def _remember(ctx: Any, inputs: tuple[torch.Tensor, int], output: torch.Tensor) -> None:  # noqa: ARG001 as above
+def _remember(ctx: Any, inputs: tuple[torch.Tensor, int], output: torch.Tensor) -> None:  # noqa: ARG001 torch passes it by name
     ctx.index = inputs[1]
 
 
@@ -48,7 +49,7 @@ _hidden.register_autograd(_backward, setup_context=_remember)
 
 @contextlib.contextmanager
 def marked(layers: Sequence[Any]) -> Iterator[None]:
-    """Have the first layer's input and every layer's output marked meanwhile."""
+    """Mark the first layer's input and every layer's output while the context lasts."""
 
     def mark_input(_layer: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
         return (_hidden(given[0], -1), *given[1:])
@@ -71,11 +72,11 @@ def marked(layers: Sequence[Any]) -> Iterator[None]:
 
 
 def take_marks(graph: fx.Graph) -> tuple[dict[int, fx.Node], dict[int, fx.Node]]:
-    """Take the marks out of a graph.
+    """Remove the marks from a graph.
 
     Returns:
-        By layer, the node that gives its output (-1: the first layer's input), and the node that gives the gradient
-        with respect to it.
+        The node that computes each layer's output, by layer (-1: the first layer's input); and the node that computes
+        the gradient with respect to each output, by layer.
     """
     hidden: dict[int, fx.Node] = {}
     gradients: dict[int, fx.Node] = {}

@@ -1,9 +1,9 @@
-"""Graph surgery, first half: an exported program with all weights as inputs, and the tensors at its cuts as outputs.
+"""Lifts an exported program's weights to inputs, and the tensors that cross its splits to outputs.
 
-torch.export gives a functional graph whose parameters are placeholders, and every node knows the module it came from.
-So no model is rewritten: nodes up to the last one of the layers below a split are that split's front, the rest is its
-back, and what crosses (hidden states, the mask, rotary tables) becomes an output. onnx_graphs.py, the second half,
-takes the pieces apart.
+torch.export yields a functional graph whose parameters are placeholders and whose nodes know the module they came from.
+So no model is rewritten. The nodes up to the last one of the layers below a split are that split's front, and the rest
+are its back. The tensors that cross (hidden states, the mask, rotary tables) become outputs. This is the first half of
+the graph surgery; graphs/onnx_pieces.py, the second half, cuts the result into pieces.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from export.errors import ExportError
 from export.model.names import layer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch.export import ExportedProgram
 
@@ -27,7 +27,14 @@ InputKind = Literal["parameter", "batch"]
 
 @dataclass(frozen=True)
 class LiftedInput:
-    """An input: its name in the graph, what it is, its name in the program, and its fake value."""
+    """An input of a lifted program.
+
+    Attributes:
+        name: its name in the module's graph.
+        kind: whether it is a parameter or a tensor of the batch.
+        source: the parameter's name in the program, or the batch tensor's name.
+        value: its fake value: element type and sizes, some of them symbols.
+    """
 
     name: str
     kind: InputKind
@@ -40,26 +47,35 @@ class Lifted:
     """A program as a plain module.
 
     Attributes:
-        module: takes ``inputs`` by position; gives the loss, the task's outputs and then every boundary tensor.
+        module: takes ``inputs`` by position and returns ``outputs`` in order.
         inputs: parameters and batch tensors.
-        outputs: names of the outputs, with their fake values.
-        boundaries: for each split the names of the outputs that cross it.
-        back_parameters: for each split the parameters that its back may use, by their name in the program.
+        outputs: the fake value of each output, by name.
+        state: the program's parameters and buffers by their name in the program, detached, sharing the model's data.
+        boundaries: for each split, the names of the outputs that cross it.
+        back_parameters: for each split, the parameters that its back may use, by their name in the program.
     """
 
     module: fx.GraphModule
     inputs: list[LiftedInput]
     outputs: dict[str, Any]
+    state: dict[str, torch.Tensor]
     boundaries: dict[int, list[str]]
     back_parameters: dict[int, set[str]]
 
+    def examples(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return a tensor for each input, by the input's name: a parameter's value, or a tensor of the batch."""
+        return {
+            item.name: self.state[item.source] if item.kind == "parameter" else batch[item.source]
+            for item in self.inputs
+        }
+
 
 def lift(program: ExportedProgram, splits: list[int], answers: list[str]) -> Lifted:
-    """Lift the weights of a program, and find what crosses each split.
+    """Lift the weights of a program, and find the tensors that cross each split.
 
     Args:
-        program: its outputs are the loss and then ``answers``.
-        splits: layer indexes.
+        program: the traced program, whose outputs are the loss and then ``answers``.
+        splits: index of the back block's first layer, for each split.
         answers: names of the task's outputs; see manifest.output_names.
 
     Raises:
@@ -78,13 +94,19 @@ def lift(program: ExportedProgram, splits: list[int], answers: list[str]) -> Lif
         module=module,
         inputs=inputs,
         outputs={name: node.meta["val"] for name, node in outputs.items()},
+        state=program_state(program),
         boundaries={split: [boundary[node] for node in nodes] for split, (nodes, _) in crossing.items()},
         back_parameters={split: parameters for split, (_, parameters) in crossing.items()},
     )
 
 
+def program_state(program: ExportedProgram) -> dict[str, torch.Tensor]:
+    """Return a program's parameters and buffers by name, detached; they share their data with the model."""
+    return {name: tensor.detach() for name, tensor in program.state_dict.items()}
+
+
 def node_layer(node: fx.Node) -> int | None:
-    """Return the transformer layer that a node came from, or None."""
+    """Return the transformer layer that a node came from; None for a node outside the layers."""
     stack = node.meta.get("nn_module_stack") or {}
     for path, _ in reversed(list(stack.values())):
         if (layer := layer_of(str(path))) is not None:
@@ -93,14 +115,14 @@ def node_layer(node: fx.Node) -> int | None:
 
 
 def _crossing(program: ExportedProgram, split: int) -> tuple[list[fx.Node], set[str]]:
-    """Return the tensors that cross a split, in graph order, and the parameters used behind it."""
+    """Return the tensors that cross a split, in graph order, and the parameters that its back uses."""
     nodes = [node for node in program.graph.nodes if node.op == "call_function"]
     below = [index for index, node in enumerate(nodes) if (layer := node_layer(node)) is not None and layer < split]
     if not below:
-        raise ExportError(f"no operation belongs to a layer below {split}", "this architecture cannot be cut there")
+        raise ExportError(f"no operation belongs to a layer below {split}", "choose another --split")
     front = set(nodes[: max(below) + 1])
     back = _needed(_outputs(program), front)
-    # Sizes may cross too: every piece reads them from the batch.
+    # Symbolic sizes may cross without becoming outputs: every piece reads them from the batch.
     crossing = [
         node
         for node in nodes
@@ -118,7 +140,7 @@ def _outputs(program: ExportedProgram) -> list[fx.Node]:
 
 
 def _needed(outputs: Iterable[fx.Node], stop: set[fx.Node]) -> set[fx.Node]:
-    """Return the operations that the outputs need, without going into ``stop``."""
+    """Return the operations that the outputs depend on, without those in ``stop`` and what only they depend on."""
     found: set[fx.Node] = set()
     waiting = list(outputs)
     while waiting:
@@ -133,12 +155,14 @@ def _needed(outputs: Iterable[fx.Node], stop: set[fx.Node]) -> set[fx.Node]:
 def as_module(
     program: ExportedProgram, outputs: list[fx.Node], batch_names: Sequence[str] | None = None
 ) -> tuple[fx.GraphModule, list[LiftedInput]]:
-    """Return a module that computes the outputs, without the program's assertions; buffers become its constants.
+    """Return a module that computes some outputs of a program, and its inputs in order.
+
+    The program's assertions are left out, and its buffers become constants of the module.
 
     Args:
-        program: what was traced.
+        program: the traced program.
         outputs: nodes of its graph.
-        batch_names: names of the program's own inputs, in order; None: as the program names them.
+        batch_names: names for the program's own inputs, in order; None keeps the program's names.
     """
     signature = program.graph_signature
     batch = dict(zip(signature.user_inputs, batch_names or signature.user_inputs, strict=True))

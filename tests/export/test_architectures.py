@@ -1,4 +1,4 @@
-"""Every architecture: front, back and predict against PyTorch eager, at shapes that were not traced."""
+"""Tests front, back and predict of every architecture against PyTorch eager, at shapes that were not traced."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ SLOW = [
 CASES = [*FAST, *[pytest.param(*case, marks=pytest.mark.slow) for case in SLOW]]
 SPLITS = (1, 2)
 POSITIONS = 64
-"""As many as the tiny models have: the longest rows reach DeBERTa's and MPNet's logarithmic buckets."""
+"""Positions of the tiny models: the longest rows reach DeBERTa's and MPNet's logarithmic buckets."""
 
 
 def batches(bundle: Bundle) -> list[Batch]:
-    """Rows of very different lengths, one row alone, rows of two tokens, the longest row allowed."""
+    """Return batches: rows of very different lengths, a single row, rows of two tokens, the longest row allowed."""
     rng = np.random.Generator(np.random.PCG64(3))
     task = bundle.manifest.task
     made = []
@@ -65,7 +65,7 @@ def batches(bundle: Bundle) -> list[Batch]:
 
 
 def reference(bundle: Bundle, kind: str, adapter: Path) -> Callable[[Batch], torch.Tensor]:
-    """PyTorch eager; for prompts, PEFT on the usual Auto class, whose whole vocabulary of logits is made."""
+    """Return logits by PyTorch eager; for prompts, by PEFT on the usual Auto class, with the whole vocabulary."""
     model_dir, task = bundle.path.parents[1] / "models" / kind, bundle.manifest.task
     if task.kind == HEAD:
         head = load_finished(adapter, model_dir)
@@ -101,7 +101,7 @@ def test_graphs_agree_with_pytorch(tiny_export: Callable[..., Bundle], kind: str
 
 
 def test_only_the_masks_logits_are_made(tiny_export: Callable[..., Bundle]) -> None:
-    """The output embedding is read where the label words are; nothing has the vocabulary's size."""
+    """Only Gather reads the output embedding, at the label words' rows; no value has the vocabulary's size."""
     import onnx
 
     bundle = tiny_export("roberta-mlm", task=PROMPT, splits=SPLITS, max_tokens=POSITIONS)
@@ -127,7 +127,7 @@ def test_no_row_loses_its_mask_or_has_another(tiny_export: Callable[..., Bundle]
     ("kind", "longest"), [("bert", 64), ("roberta", 63), ("deberta", 64), ("mpnet", 62), ("opt", 64), ("qwen3", 64)]
 )
 def test_longest_rows(kind: str, longest: int, tmp_path: Path) -> None:
-    """As many positions as the model has: one more would read behind its table."""
+    """The longest row uses every position of the model; one token more would read past its table."""
     folder = look_at(make_model(kind, tmp_path / kind))
     assert longest_row(folder.config) == longest
 

@@ -1,4 +1,4 @@
-"""What lowering promises: no product on slow kernels, nothing lowered twice, weights in ExecuTorch's own file."""
+"""Tests lowering: no product on slow kernels, no equal piece lowered twice, weights in ExecuTorch's own file format."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Call(torch.nn.Module):
 def test_a_product_left_to_portable_kernels_is_refused(
     operation: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...]
 ) -> None:
-    """XNNPACK multiplies float32, and convolves with constant weights only: the rest must not pass unseen."""
+    """XNNPACK multiplies float32 alone, and convolves with constant weights alone; anything else must be refused."""
     from export.graphs.executorch_pieces import lower
 
     with pytest.raises(ExportError, match=r"ExecuTorch would run .*(product|conv).* on slow portable kernels"):
@@ -66,8 +66,8 @@ class Scale(torch.nn.Module):
 
 
 def test_constants_of_any_sizes_are_described_by_their_values() -> None:
-    """Also those without dimensions, as DeBERTa has."""
-    from export.graphs.xnnpack import describe
+    """Constants without dimensions, which DeBERTa has, are described too."""
+    from export.graphs.descriptions import describe
 
     factors = [torch.tensor(3), torch.tensor(4), torch.tensor([3]), torch.tensor(3.0), torch.tensor(True)]
     described = [describe(torch.export.export(Scale(factor), (torch.ones(2),))) for factor in factors]
@@ -91,8 +91,8 @@ def scaled(factor: float) -> fx.GraphModule:
 
 
 def test_what_was_lowered_is_not_lowered_again(tmp_path: Path) -> None:
-    """An equal piece with other values comes from the cache; another constant, size or bound does not."""
-    from export.graphs.executorch_pieces import Piece, lower_piece
+    """An equal piece with other weights comes from the cache; one with another constant, size or bound does not."""
+    from export.graphs.executorch_pieces import Piece, PieceSizes, lower_piece
 
     def lowered(factor: float = 2.0, most: int = 4, wide: int = 3, value: float = 0.0) -> Any:
         examples = {"weight": torch.full((wide,), value), "batch_rows": torch.full((2, wide), value)}
@@ -102,7 +102,7 @@ def test_what_was_lowered_is_not_lowered_again(tmp_path: Path) -> None:
         fakes = {node.name: node.meta["val"] for node in traced.graph.nodes if node.op == "placeholder"}
         names = {fakes["batch_rows"].shape[0].node.expr: "batch"}
         made = Piece(scaled(factor), list(examples))
-        return lower_piece(made, examples, fakes, {"batch": (1, most)}, names, tmp_path)
+        return lower_piece(made, examples, PieceSizes(fakes, names, {"batch": (1, most)}), tmp_path)
 
     first, again = lowered(), lowered(value=1.0)
     assert (first.cached, again.cached) == (False, True)
@@ -115,36 +115,29 @@ def test_what_was_lowered_is_not_lowered_again(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_an_equal_export_lowers_nothing(tiny_export: Callable[..., Bundle], tmp_path: Path) -> None:
-    """Through the whole export: another adapter of the same rank, other label names."""
+    """A whole export with another adapter of the same rank and other label names takes every graph from the cache."""
     from export.bundle.bundle_writer import export_bundle
+    from export.bundle.options import ExportOptions
     from export.model.lora import DEFAULT_TARGETS
     from export.model.options import LoraOptions, TaskOptions
     from export.source.folder import look_at
 
     first = tiny_export("bert", splits=(2,), levels=(1,), runtimes=("onnxruntime", "executorch"))
     folder, told = look_at(first.path.parents[1] / "models" / "bert"), []
-    options = TaskOptions("classify-head", ["no", "yes"], None, None, 32, None, 3.0, None)
+    task = TaskOptions("classify-head", ["no", "yes"], None, None, 32, None, 3.0, None)
     lora = LoraOptions(4, 8.0, DEFAULT_TARGETS[folder.model_type], None, ["B"], seed=2)
-    second = export_bundle(
-        folder,
-        options,
-        lora,
-        [2],
-        tmp_path / "bundle",
-        levels=(1,),
-        runtimes=("onnxruntime", "executorch"),
-        max_batch=16,
-        progress=told.append,
-    ).bundle
+    both = ("onnxruntime", "executorch")
+    options = ExportOptions(task, lora, [2], levels=(1,), runtimes=both, max_batch=16)
+    second = export_bundle(folder, options, tmp_path / "bundle", progress=told.append).bundle
     files = [graph.file for graph in first.manifest.graphs if graph.runtime == "executorch"]
     assert len(files) == 4
     for file in files:
-        assert any(line.startswith(f"{file}: lowered before") for line in told), told
+        assert any(line.startswith(f"{file}: taken from the cache") for line in told), told
         assert first.file(file).read_bytes() == second.file(file).read_bytes()
 
 
 def test_weights_in_executorchs_own_file(tiny_bundle: Bundle, tmp_path: Path) -> None:
-    """Every tensor that an input's ``source`` can name, with its bits."""
+    """The file holds every tensor that an input's ``source`` can name, bit for bit."""
     from executorch.exir._serialize._cord import Cord
     from executorch.extension.flat_tensor.serialize.serialize import FlatTensorSerializer
 

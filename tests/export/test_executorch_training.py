@@ -1,4 +1,4 @@
-"""Training graphs on ExecuTorch: loss and every gradient as on ONNX Runtime, whose own are compared with PyTorch's."""
+"""Tests loss and every gradient on ExecuTorch against ONNX Runtime, which other tests compare with PyTorch."""
 
 from __future__ import annotations
 
@@ -50,8 +50,7 @@ CASES = [
 
 @pytest.mark.parametrize(("kind", "task", "levels"), CASES)
 def test_gradients_agree(tiny_export: Callable[..., Bundle], kind: str, task: str, levels: tuple[int, ...]) -> None:
-    """Any layers, not only the first ones, at sizes that were not traced; no product on slow kernels (the export
-    refuses that)."""
+    """Gradients of any layers agree at sizes that were not traced; the export refuses products on slow kernels."""
     bundle = tiny_export(kind, task=task, splits=(2,), levels=levels, runtimes=BOTH)
     assert check_golden(bundle, 1, "executorch").gradients <= 1e-4
     golden = msgspec.structs.replace(bundle.manifest.golden, seed=78, scale=0.1)
@@ -65,7 +64,7 @@ def test_gradients_agree(tiny_export: Callable[..., Bundle], kind: str, task: st
         assert abs(losses[0] - losses[1]) <= 1e-5 * max(1.0, losses[0])
         there = ~np.isnan(outs[0])
         assert (there == ~np.isnan(outs[1])).all()
-        assert np.abs(outs[0][there]).max() > 1e-3  # the comparison is about something
+        assert np.abs(outs[0][there]).max() > 1e-3  # the gradients that are compared are not all zero
         assert np.abs(outs[0] - outs[1])[there].max() <= 1e-4 * max(0.1, np.abs(outs[0][there]).max())
         for layer in range(LAYERS):
             assert there[slices.layers[layer]].all() == (layer in layers)
@@ -95,12 +94,12 @@ def test_devices_on_either_engine_backpropagate_in_one_job(bundle: Bundle, tmp_p
     fitted, _ = load_job(path, bundle.path)
     result = run_in_process(fitted, bundle, tmp_path / "server", configs)
     assert result["rounds"] == 2
-    for config in configs:  # what a forward-only device never has
+    for config in configs:  # forward-only devices never write deltas
         assert list((Path(config.state_dir) / "deltas").iterdir())
 
 
 def test_a_bundle_without_training_graphs_for_the_engine(bundle: Bundle, tmp_path: Path) -> None:
-    """A device says that it is forward-only; asked all the same, it says why not."""
+    """The device announces itself as forward-only; asked for a training graph, the manifest says why it has none."""
     graphs = [g for g in bundle.manifest.graphs if (g.kind, g.runtime) != ("train", "executorch")]
     without = msgspec.structs.replace(bundle.manifest, graphs=graphs)
     assert decode_manifest(encode_manifest(without)).levels == [1]

@@ -1,4 +1,4 @@
-"""Training graphs: loss and every gradient against PyTorch, for every level and layers that are not the first."""
+"""Tests loss and every gradient of training graphs against PyTorch, for every level and for any layers."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ LONG = [
     *[(kind, CAUSAL, "AB", True) for kind in ("opt-tied", "qwen2")],
     ("llama", HEAD, "B", True),
 ]
-pytestmark = pytest.mark.timeout(400)  # an export traces and differentiates: seconds, on a busy machine minutes
+pytestmark = pytest.mark.timeout(400)  # an export with levels takes seconds, and minutes on a busy machine
 CASES = [*FAST, *[pytest.param(*case, marks=pytest.mark.long) for case in LONG]]
 
 
 def batches(bundle: Bundle) -> list[Batch]:
-    """Rows of very different lengths, one row alone, the longest row allowed: none of the traced shape."""
+    """Return batches of shapes not traced: rows of different lengths, a single row, the longest row allowed."""
     rng = np.random.Generator(np.random.PCG64(4))
     task = bundle.manifest.task
     made: list[Batch] = []
@@ -71,7 +71,7 @@ def batches(bundle: Bundle) -> list[Batch]:
 
 
 def eager_model(bundle: Bundle, kind: str, adapter: Path) -> torch.nn.Module:
-    """Hugging Face's own class with PEFT's adapter from its file, as a user would load it."""
+    """Load Hugging Face's own class with PEFT's adapter from its file, as a user would."""
     model_dir, task = bundle.path.parents[1] / "models" / kind, bundle.manifest.task
     if task.kind == HEAD:
         return load_finished(adapter, model_dir).eval()
@@ -99,9 +99,9 @@ def eager_loss(model: torch.nn.Module, bundle: Bundle, batch: Batch) -> torch.Te
 def eager_gradients(
     model: torch.nn.Module, bundle: Bundle, layers: Sequence[int], batch: Batch, scales: Sequence[float] = ()
 ) -> tuple[float, dict[str, np.ndarray]]:
-    """Loss and gradients by autograd of a model that has these layers only, by the names of the layout.
+    """Return loss and gradients, by the layout's names, that autograd computes for a model with these layers alone.
 
-    With scales, what a layer adds to its input counts by its scale.
+    Each scale multiplies what its layer adds to its input.
     """
     names = {p.name for p in bundle.manifest.parameters}
     found = {
@@ -124,7 +124,7 @@ def eager_gradients(
 
 
 def rescaled(scale: float, _layer: object, args: tuple, kwargs: dict, output: Any) -> Any:
-    """A layer's output, when what it adds to its input counts by a scale."""
+    """Return a layer's output with what it adds to its input multiplied by a scale."""
     given = args[0] if args else kwargs["hidden_states"]
     value = output[0] if isinstance(output, tuple) else output
     made = given + scale * (value - given)
@@ -158,10 +158,10 @@ def test_gradients_agree_with_pytorch(
             if parameter.layer in layers or not 0 <= parameter.layer < LAYERS:
                 wanted = expected[parameter.name]
                 largest = np.abs(wanted).max()
-                # Narrow embeddings make small gradients: those are compared by their own size.
+                # Narrow embeddings have small gradients, which are compared relative to their own size.
                 tolerance, least = (1e-2 * largest, 1e-7) if kind == "opt-narrow" else (1e-4 * max(0.1, largest), 1e-4)
                 assert np.abs(found[parameter.name] - wanted).max() < tolerance
-                assert largest > least  # the comparison is about something
+                assert largest > least  # the gradients that are compared are not all zero
         for layer in range(LAYERS):
             assert np.isnan(out[slices.layers[layer]]).all() == (layer not in layers)
 
@@ -192,7 +192,7 @@ def test_rescaled_residuals_agree_with_pytorch(
         for name, wanted in expected.items():
             assert np.abs(found[name] - wanted).max() < 1e-4 * max(0.1, np.abs(wanted).max())
         if scales is not None:
-            assert abs(loss - engine.gradients(theta, layers, batch, out)) > 1e-4  # the scales are about something
+            assert abs(loss - engine.gradients(theta, layers, batch, out)) > 1e-4  # the scales change the loss
 
 
 def test_a_bundle_without_scales_refuses_them(bundle: Bundle) -> None:
@@ -219,7 +219,7 @@ def test_slices_partition_the_layout(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_only_active_layers_are_bound(bundle: Bundle, level: int) -> None:
-    """Every byte that is bound is of an active layer or of none, and each layer costs the same."""
+    """Every bound tensor belongs to an active layer or to none, and each layer binds the same number of bytes."""
     graph = bundle.manifest.training_graph(level)
     weights = map_tensors(bundle.file(bundle.manifest.weights_file))
     per_layer = sum(t.nbytes for name, t in weights.items() if ".layer.0." in name)
@@ -235,7 +235,7 @@ def test_only_active_layers_are_bound(bundle: Bundle, level: int) -> None:
 
 
 def test_recomputing_keeps_hidden_states_alone(tiny_export: Callable[..., Bundle], bundle: Bundle) -> None:
-    """The backward pass reads nothing that a layer's forward pass made but hidden states and what they alone give."""
+    """Of a layer's forward pass, the backward pass reads only hidden states and values computed from them alone."""
     import onnx
 
     plain = tiny_export("llama", task=CAUSAL, splits=(2,), max_tokens=POSITIONS, levels=LEVELS)
@@ -245,6 +245,17 @@ def test_recomputing_keeps_hidden_states_alone(tiny_export: Callable[..., Bundle
         for made, least, most in ((bundle, 0, 3 * (level - 1)), (plain, 10, 1000)):
             graph = onnx.load(made.file(f"graphs/train_{level}.onnx")).graph
             assert least <= len(kept(graph)) <= most
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_inputs_stand_in_the_order_in_which_nodes_read_them(bundle: Bundle, level: int) -> None:
+    """In the order of a set, which differs between processes, equal exports would be different bundles."""
+    import onnx
+
+    graph = onnx.load(bundle.file(f"graphs/train_{level}.onnx")).graph
+    inputs = [value.name for value in graph.input]
+    read = dict.fromkeys(name for node in graph.node for name in node.input if name in inputs)
+    assert inputs == list(read)
 
 
 @pytest.mark.slow
@@ -260,7 +271,7 @@ def test_recomputing_changes_no_gradient(tiny_export: Callable[..., Bundle], bun
 
 
 def kept(graph: object) -> set[str]:
-    """Values of the layers below the last that are made before the loss and read after it."""
+    """Return the values of the layers below the last one that are computed before the loss and read after it."""
     nodes = list(graph.node)  # type: ignore[attr-defined]
     head = next(n for n, node in enumerate(nodes) if "loss" in node.output)
     top = max(

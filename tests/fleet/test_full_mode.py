@@ -28,6 +28,7 @@ from edge_runtime.forward_only.round import RoundWork, train_round
 from edge_runtime.forward_only.step import spzo_step
 from edge_runtime.protocol.step_rule import StepRule
 from export.bundle.bundle_writer import export_bundle
+from export.bundle.options import ExportOptions
 from export.errors import ExportError
 from export.finished import load_finished
 from export.model.options import TaskOptions
@@ -213,7 +214,7 @@ def test_mode_and_bundle_must_fit(tiny_export: Callable[..., Bundle], tmp_path: 
         path.rename(folder / path.name)
     options = TaskOptions("classify-head", ["bad", "good"], None, None, 32, None, None, None)
     with pytest.raises(ExportError, match="merge it into the model first"):
-        export_bundle(look_at(folder), options, None, [1], tmp_path / "bundle")
+        export_bundle(look_at(folder), ExportOptions(options, None, [1]), tmp_path / "bundle")
 
 
 def test_completions_train_every_weight_too(tiny_export: Callable[..., Bundle]) -> None:

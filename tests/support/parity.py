@@ -1,21 +1,19 @@
-"""Is every ONNX graph of a bundle what PyTorch eager is?"""
+"""Compares every ONNX graph of a bundle with PyTorch eager."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from edge_runtime.bundle.folder import Bundle
 from edge_runtime.data.batch import pad
 from edge_runtime.engines.onnx_engine import OnnxEngine, OnnxPredictor
-from edge_runtime.values import FloatVector
 from server.storage.result_folder import write_finished
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.data.batch import Batch
@@ -44,11 +42,11 @@ def assert_parity(
             boundary = engine.front(batch)
             assert abs(engine.back(boundary, batch) - loss) < TOLERANCE
             assert np.abs(engine.back_logits(boundary, batch) - expected).max() < TOLERANCE
-    assert spread > 1e-2  # the comparison is about something
+    assert spread > 1e-2  # the logits that are compared differ from each other
 
 
 def batches() -> list[Any]:
-    """Shapes that were not traced, rows of very different lengths, one row alone, the longest row allowed."""
+    """Return batches of shapes not traced: rows of different lengths, a single row, the longest row allowed."""
     rng = np.random.Generator(np.random.PCG64(3))
     shapes = [[4, 11, 2], [7], [32, 2, 2, 30, 5], [2, 2]]
     return [
@@ -58,5 +56,6 @@ def batches() -> list[Any]:
 
 
 def finished_folder(bundle: Bundle, theta: FloatVector, folder: Path) -> Path:
+    """Write an adapter as a finished folder of a job named test, and return the folder."""
     write_finished(bundle, theta, folder, {"job": "test"})
     return folder

@@ -1,4 +1,4 @@
-"""Tiny random models with real tokenizers, as Hugging Face folders: the architectures without their size."""
+"""Makes tiny random models of every architecture, with real tokenizers, as Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _SIZES = {"hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads":
 
 
 def _word_tokenizer() -> PreTrainedTokenizerFast:
-    """A WordPiece tokenizer with [CLS] … [SEP], as BERT's."""
+    """Return a WordPiece tokenizer that adds [CLS] … [SEP], like BERT's."""
     vocabulary = {word: index for index, word in enumerate(SPECIAL + WORDS + ["##s", "##ing", "[MASK]"])}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -71,7 +71,7 @@ def _word_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer in which each word with a space before it is one token, as in GPT's and Llama's."""
+    """Return a byte-level BPE tokenizer in which a word with its leading space is one token, like GPT's and Llama's."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2} | {letter: index + 3 for index, letter in enumerate(alphabet)}
     merges: list[tuple[str, str]] = []
@@ -89,7 +89,7 @@ def _byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _save(model: Any, tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
-    # A random model hardly tells two texts apart: larger weights make logits, losses and gradients that differ.
+    # A random model hardly distinguishes two texts; with larger weights, logits, losses and gradients differ.
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3.0 if parameter.ndim > 1 else 1.0)
@@ -113,7 +113,7 @@ POSITIONS = 64
 
 
 def _encoder_config(kind: str, vocab_size: int) -> Any:
-    """As the real ones, small: DeBERTa-v3 with its buckets (few, so that short rows reach the logarithmic ones)."""
+    """Return the real configuration, small; DeBERTa-v3 has few buckets, so short rows reach the logarithmic ones."""
     sizes = {"vocab_size": vocab_size, "max_position_embeddings": POSITIONS, "pad_token_id": 0, **_SIZES}
     if kind == "bert":
         return BertConfig(**sizes)
@@ -183,7 +183,7 @@ def make_model(kind: str, folder: Path, seed: int = 0) -> Path:
 
 
 def reviews(n_rows: int, seed: int) -> list[dict[str, str]]:
-    """Random texts whose label a model can learn: they hold a word of praise or of blame."""
+    """Return random texts whose label a model can learn from one word of praise or blame."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(words: list[str], count: int) -> list[str]:
@@ -200,13 +200,13 @@ def reviews(n_rows: int, seed: int) -> list[dict[str, str]]:
 
 
 def completions(n_rows: int, seed: int) -> list[dict[str, str]]:
-    """Random prompts whose completion a model can learn: it repeats whether the prompt holds praise or blame."""
+    """Return random prompts whose completion a model can learn: it says whether the prompt holds praise or blame."""
     verdicts = {"good": " very good film", "bad": " bad"}
     return [{"prompt": f"{row['text']} it was", "completion": verdicts[row["label"]]} for row in reviews(n_rows, seed)]
 
 
 def write_rows(rows: list[dict[str, str]], path: Path) -> Path:
-    """Write rows as JSON Lines."""
+    """Write rows as JSON Lines and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

@@ -1,0 +1,78 @@
+"""The options of one export, checked once before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from export.errors import ExportError
+from export.trace.batches import MAX_BATCH
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edge_runtime.bundle.manifest import Runtime
+    from export.model.options import LoraOptions, TaskOptions
+    from export.source.folder import ModelFolder
+
+MAX_BATCH_EXECUTORCH = 32
+SMALLEST_MAX_BATCH = 16
+"""Number of rows for which devices predict at once."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What ``covey export`` makes of a model folder.
+
+    Attributes:
+        task: the task.
+        lora: the adapter, of which only ``trained`` counts where the folder has an adapter. None is full mode: every
+            weight is trained.
+        splits: index of the back block's first layer, for each split.
+        runtimes: the runtimes to write graphs for; ONNX Runtime is always one, because the server evaluates with it.
+        max_batch: the largest number of rows per batch on ExecuTorch.
+        levels: numbers of active layers to write training graphs for, ascending.
+        recompute: whether training graphs compute layers again instead of keeping their activations.
+        rescale: whether training graphs take a factor on what each layer adds to its input.
+
+    Raises:
+        ExportError: options contradict each other, or one is out of range.
+    """
+
+    task: TaskOptions
+    lora: LoraOptions | None
+    splits: list[int]
+    runtimes: Sequence[Runtime] = ("onnxruntime",)
+    max_batch: int = MAX_BATCH_EXECUTORCH
+    levels: Sequence[int] = ()
+    recompute: bool = False
+    rescale: bool = False
+
+    def __post_init__(self) -> None:
+        if self.levels and self.lora is None:
+            raise ExportError(
+                "--levels: with --train full, a gradient would be as large as the model",
+                "use --train lora, or leave out --levels to train every weight with forward passes alone",
+            )
+        if not SMALLEST_MAX_BATCH <= self.max_batch <= MAX_BATCH:
+            raise ExportError(
+                f"--max-batch {self.max_batch} is out of range", f"choose from {SMALLEST_MAX_BATCH} to {MAX_BATCH}"
+            )
+
+    @property
+    def for_executorch(self) -> bool:
+        """Whether graphs are written for ExecuTorch too."""
+        return "executorch" in self.runtimes
+
+    def check_folder(self, folder: ModelFolder) -> None:
+        """Check that the model can be cut at the splits.
+
+        Raises:
+            ExportError: a split is out of range.
+        """
+        for split in self.splits:
+            if not 1 <= split <= folder.layers:
+                raise ExportError(
+                    f"--split {split} is out of range: the model has {folder.layers} layers",
+                    f"choose from 1 to {folder.layers}: the layer at which the back block begins",
+                )

@@ -1,0 +1,242 @@
+"""``covey export``: make a bundle from a Hugging Face folder."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_runtime import output
+from edge_runtime.errors import ConfigError
+from export.commands.lists import names, numbers, shares
+
+if TYPE_CHECKING:
+    import argparse
+
+    from export.bundle.bundle_writer import Exported
+    from export.bundle.options import ExportOptions
+    from export.source.folder import ModelFolder
+
+
+def add_export_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``export``."""
+    parser = commands.add_parser("export", help="make a bundle from a Hugging Face folder", description=_export.__doc__)
+    parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR", help="local model folder, or one with an adapter")
+    _add_task_options(parser)
+    _add_graph_options(parser)
+    _add_training_options(parser)
+    _add_head_options(parser)
+    _add_runtime_options(parser)
+    parser.add_argument("--seed", type=int, default=0, help="seed of a new adapter (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, help="the bundle's folder")
+    parser.add_argument("--force", action="store_true", help="replace an existing bundle")
+    output.add_format(parser)
+    parser.set_defaults(run=_export)
+
+
+def _add_task_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--task", required=True, choices=("classify-head", "classify-prompt", "causal-lm"))
+    parser.add_argument("--labels", help="names of the labels, separated by commas; not for causal-lm")
+    parser.add_argument(
+        "--template", help="prompt with {text} in it, e.g. '{text} It was'; for a masked model also with {mask}"
+    )
+    parser.add_argument(
+        "--label-words", help="one word per label, separated by commas; spaces count: ' terrible, great'"
+    )
+
+
+def _add_graph_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--split",
+        required=True,
+        help="layers at which the back block begins, e.g. 5 or 3,4,5; with the number of layers it is the head alone",
+    )
+    parser.add_argument(
+        "--levels",
+        help="training graphs for devices that backpropagate: shares of active layers, e.g. 1.0,0.5 (default: none)",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        dest="recompute",
+        action="store_true",
+        help="training graphs compute layers again instead of keeping their activations: less memory, more time",
+    )
+    parser.add_argument(
+        "--rescale",
+        action="store_true",
+        help="training graphs take a factor on what each layer adds to its input, for jobs with rescale = true",
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, default=128, help="longer rows are cut to this many tokens (default: %(default)s)"
+    )
+
+
+def _add_training_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--train",
+        choices=("lora", "full"),
+        default="lora",
+        help="train LoRA matrices and a head, or every weight (default: %(default)s)",
+    )
+    parser.add_argument("--lora-r", type=int, default=8, help="rank (default: %(default)s)")
+    parser.add_argument(
+        "--lora-alpha", type=float, default=16.0, help="scale, which is divided by the rank (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--lora-targets", help="modules, separated by commas (default: the query and value projections)"
+    )
+    parser.add_argument("--lora-layers", help="layers with LoRA, e.g. 4,5 (default: all)")
+    parser.add_argument(
+        "--lora-train",
+        choices=("B", "AB"),
+        default="B",
+        help="matrices to train; B alone has half the noise and averages exactly (default: %(default)s)",
+    )
+
+
+def _add_head_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--pooling", choices=("mean", "cls", "last"), help="how a new head turns tokens into one vector"
+    )
+    parser.add_argument("--logit-scale", type=float, help="factor on a new head's logits (default: 1)")
+    parser.add_argument(
+        "--head-init", type=Path, metavar="FILE", help="labelled rows: a new head starts at their class means"
+    )
+
+
+def _add_runtime_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--runtime",
+        choices=("onnx", "onnx,executorch"),
+        default="onnx",
+        help="runtimes of the devices; ONNX Runtime is always one, because the server needs it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-batch", type=int, default=32, help="ExecuTorch: largest number of rows per batch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--ptd",
+        type=Path,
+        metavar="FILE",
+        help="also write the weights in ExecuTorch's own file format, for apps that read it; not part of the bundle",
+    )
+
+
+def _export(args: argparse.Namespace) -> int:
+    """Make a bundle: ONNX graphs with weights as inputs, weights, adapter, tokenizer, golden vectors, manifest."""
+    started = time.monotonic()
+    _check_flags(args)
+    try:
+        from export.bundle.bundle_writer import export_bundle
+        from export.source.folder import look_at
+
+        if "executorch" in args.runtime:
+            import export.graphs.executorch_pieces  # noqa: F401 fails now, not after minutes
+    except ImportError as error:
+        extras = "export,executorch" if "executorch" in args.runtime else "export"
+        raise ConfigError(f"the exporter is not installed ({error})", f"pip install 'covey[{extras}]'") from error
+
+    def progress(step: str) -> None:
+        print(f"{time.monotonic() - started:5.1f} s  {step}", file=sys.stderr)
+
+    folder = look_at(args.model_dir)
+    exported = export_bundle(folder, _options(args, folder), args.out, force=args.force, progress=progress)
+    if args.ptd:
+        from export.bundle.flat_tensors import write_flat_tensors
+
+        progress(f"writing {args.ptd}")
+        write_flat_tensors(exported.bundle, args.ptd)
+    output.emit(args, _result(args, exported, time.monotonic() - started), _text(args, exported))
+    return 0
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    """Check the flags against each other before anything slow is imported.
+
+    Raises:
+        ConfigError: a flag has no effect without another one, or a list is malformed.
+    """
+    for flag, given in (("--checkpoint", args.recompute), ("--rescale", args.rescale)):
+        if given and not args.levels:
+            raise ConfigError(f"{flag} is about training graphs", "give --levels too, as in --levels 1.0,0.5")
+    if args.rescale and "executorch" in args.runtime:
+        raise ConfigError("--rescale is for ONNX Runtime's training graphs", "leave out --rescale, or executorch")
+    if args.ptd and "executorch" not in args.runtime:
+        raise ConfigError("--ptd is about ExecuTorch", "give --runtime onnx,executorch too")
+    numbers("--split", args.split)
+    numbers("--lora-layers", args.lora_layers or "0")
+    shares("--levels", args.levels or "1.0")
+
+
+def _options(args: argparse.Namespace, folder: ModelFolder) -> ExportOptions:
+    """Return the options that the flags ask for."""
+    from export.bundle.level_checks import level_counts
+    from export.bundle.options import ExportOptions
+    from export.model.lora import DEFAULT_TARGETS
+    from export.model.options import LoraOptions, TaskOptions
+
+    task = TaskOptions(
+        kind=args.task,
+        labels=names(args.labels) if args.labels else [],
+        template=args.template,
+        label_words=args.label_words.split(",") if args.label_words else None,
+        max_tokens=args.max_tokens,
+        pooling=args.pooling,
+        logit_scale=args.logit_scale,
+        head_init=args.head_init,
+    )
+    lora = LoraOptions(
+        r=args.lora_r,
+        alpha=args.lora_alpha,
+        targets=names(args.lora_targets) if args.lora_targets else DEFAULT_TARGETS[folder.model_type],
+        layers=numbers("--lora-layers", args.lora_layers) if args.lora_layers else None,
+        trained=list(args.lora_train),
+        seed=args.seed,
+    )
+    return ExportOptions(
+        task,
+        lora if args.train == "lora" else None,
+        splits=sorted(set(numbers("--split", args.split))),
+        runtimes=["onnxruntime", "executorch"] if "executorch" in args.runtime else ["onnxruntime"],
+        max_batch=args.max_batch,
+        levels=level_counts(shares("--levels", args.levels), folder.layers) if args.levels else [],
+        recompute=args.recompute,
+        rescale=args.rescale,
+    )
+
+
+def _result(args: argparse.Namespace, exported: Exported, wall_s: float) -> dict[str, Any]:
+    """Return what ``--format json`` prints."""
+    manifest, parity = exported.bundle.manifest, exported.parity
+    return {
+        "bundle": str(args.out),
+        "bundle_sha256": exported.bundle.sha256,
+        "size_bytes": _size_bytes(exported),
+        "trainable_parameters": manifest.parameters[-1].stop,
+        "splits": manifest.splits,
+        "levels": manifest.levels,
+        "runtimes": manifest.runtimes,
+        "ptd": None if args.ptd is None else str(args.ptd),
+        "parity_loss": parity.loss,
+        "parity_logits": parity.logits,
+        "parity_gradients": parity.gradients if manifest.levels else None,
+        "wall_s": round(wall_s, 1),
+    }
+
+
+def _text(args: argparse.Namespace, exported: Exported) -> str:
+    """Return what ``--format text`` prints."""
+    manifest, parity = exported.bundle.manifest, exported.parity
+    text = (
+        f"{args.out}: bundle {exported.bundle.sha256[:12]}, {_size_bytes(exported) / 1e6:.1f} MB, "
+        f"{manifest.parameters[-1].stop} trainable parameters, splits {manifest.splits}; "
+        f"loss within {parity.loss:.1e} and logits within {parity.logits:.1e} of PyTorch"
+    )
+    if manifest.levels:
+        text += f"; levels {manifest.levels} of {manifest.model.layers} layers, gradients within {parity.gradients:.1e}"
+    return text
+
+
+def _size_bytes(exported: Exported) -> int:
+    return sum(entry.size_bytes for entry in exported.bundle.manifest.files)
