@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from benchmarks.harness.measure import provenance, spread
+from benchmarks.harness.figures import spread
+from benchmarks.harness.provenance import provenance
 from server.bandit.arms import Arm, Offer
 from server.bandit.choices import Candidate
 from server.bandit.choose import choose

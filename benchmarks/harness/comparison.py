@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness.measure import provenance
+from benchmarks.harness.provenance import provenance
 from edge_runtime.agent.config import EdgeConfig
 from edge_runtime.data.examples import DataConfig
 from server.demo.run import toml

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.comparison import find_or_run, first_at, fleet_run, parser_of, read_results
-from benchmarks.harness.measure import ROOT, provenance, run_export
+from benchmarks.harness.model_files import run_export
+from benchmarks.harness.provenance import ROOT, provenance
 from benchmarks.learning.convergence_table import table
 from server.demo.recipes import RECIPES
 

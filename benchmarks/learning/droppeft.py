@@ -27,7 +27,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.comparison import find_or_run, fleet_run, parser_of, read_results
-from benchmarks.harness.measure import ROOT, Worker, memory_mb, provenance, run_export, spread
+from benchmarks.harness.figures import spread
+from benchmarks.harness.measure import Worker, memory_mb
+from benchmarks.harness.model_files import run_export
+from benchmarks.harness.provenance import ROOT, provenance
 from edge_runtime.bundle.manifest_file import read_manifest
 from server.demo.recipes import RECIPES
 
