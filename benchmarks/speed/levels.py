@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.bundles import run_export
 from benchmarks.harness.figures import Spreads, print_verdicts, ratios, spread
 from benchmarks.harness.measure import memory_mb, paired, peak_rss_mb
-from benchmarks.harness.model_files import run_export
 from benchmarks.harness.provenance import provenance
 from benchmarks.speed.full import ROBERTA_BASE, random_roberta
 from server.samples.packages import MINILM, default_cache, fetch_package

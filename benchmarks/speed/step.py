@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.bundles import run_export
 from benchmarks.harness.figures import Spreads, print_verdicts, ratios, spread
 from benchmarks.harness.measure import alternating_peaks_mb, paired
-from benchmarks.harness.model_files import run_export
 from benchmarks.harness.process_memory import status_mb
 from benchmarks.harness.provenance import provenance
 from benchmarks.speed import full

@@ -15,6 +15,7 @@ from edge_runtime.protocol.step_rule import StepRule
 
 if TYPE_CHECKING:
     from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.values import TokenIds
 
 Routine = Callable[[], object]
 """What a worker does once each time it is asked. Its result is not used, unless it is OwnTime."""
@@ -44,7 +45,9 @@ def random_batch(settings: Settings, vocab_size: int = 2000) -> Batch:
     """Return a batch of random tokens and labels, the same each time, without padding: every token counts."""
     rng = np.random.Generator(np.random.PCG64(1))
     shape = (settings["rows"], settings["tokens"])
-    return Batch(rng.integers(1000, vocab_size, shape), np.ones(shape, np.int64), rng.integers(0, 2, shape[0]))
+    input_ids: TokenIds = rng.integers(1000, vocab_size, shape)
+    labels: TokenIds = rng.integers(0, 2, (settings["rows"],))
+    return Batch(input_ids, np.ones(shape, np.int64), labels)
 
 
 def rule_of(settings: Settings) -> StepRule:
