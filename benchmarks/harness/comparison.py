@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from benchmarks.harness.provenance import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,12 @@ def parser_of(description: str | None, name: str, models: Iterable[str]) -> argp
     return parser
 
 
-def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse the command line. With ``--quick`` results go to a file of their own, which is emptied before a run."""
-    args = parser.parse_args()
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse a command line; None: this process's.
+
+    With ``--quick`` results go to a file of their own, which is emptied before a run.
+    """
+    args = parser.parse_args(argv)
     if args.quick:
         args.results = args.results.with_name("quick.jsonl")
         if not (args.summary or args.report):

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import onnx
 
     from benchmarks.workers.routines import Routines, Settings
+    from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.data.batch import Batch
 
 Operands = tuple[list[int], list[int]]
 """The shapes of a matrix product's two operands, as the product reads them: transposed where the node says so."""
@@ -27,9 +29,10 @@ def matmuls(settings: Settings) -> Routines:
     import onnx
     import onnxruntime as ort
 
+    shapes = product_shapes(bundle_of(settings), random_batch(settings), settings["threads"])
     nodes, inputs, outputs, feeds = [], [], [], {}
     rng = np.random.Generator(np.random.PCG64(0))
-    for index, operands in enumerate(product_shapes(settings)):
+    for index, operands in enumerate(shapes):
         for side, shape in zip("ab", operands, strict=True):
             inputs.append(onnx.helper.make_tensor_value_info(f"{side}{index}", onnx.TensorProto.FLOAT, shape))
             value = rng.standard_normal(shape, dtype=np.float32)
@@ -46,8 +49,8 @@ def matmuls(settings: Settings) -> Routines:
     return {"run": lambda: session.run_with_ort_values(names, feeds)}
 
 
-def product_shapes(settings: Settings) -> list[Operands]:
-    """Return the operand shapes of every matrix product of a prediction, in the order in which they run.
+def product_shapes(bundle: Bundle, batch: Batch, threads: int) -> list[Operands]:
+    """Return the operand shapes of every matrix product of a batch's prediction, in the order in which they run.
 
     ONNX Runtime's profile of one prediction holds the shapes; its optimized graph holds which operands are transposed.
     """
@@ -56,13 +59,12 @@ def product_shapes(settings: Settings) -> list[Operands]:
 
     from edge_runtime.engines.onnx_engine import OnnxPredictor
 
-    bundle, batch = bundle_of(settings), random_batch(settings)
     with tempfile.TemporaryDirectory() as folder:
         options = ort.SessionOptions()
         options.enable_profiling = True
         options.profile_file_prefix = f"{folder}/profile"
         options.optimized_model_filepath = f"{folder}/optimized.onnx"
-        predictor = OnnxPredictor(bundle, settings["threads"], options)
+        predictor = OnnxPredictor(bundle, threads, options)
         predictor.logits(bundle.initial_adapter(), batch)
         del predictor  # its session writes the profile when it ends
         (profile,) = Path(folder).glob("profile*.json")

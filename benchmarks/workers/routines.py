@@ -41,11 +41,11 @@ def bundle_of(settings: Settings) -> Bundle:
     return open_bundle(Path(settings["bundle"]))
 
 
-def random_batch(settings: Settings, vocab_size: int = 2000) -> Batch:
-    """Return a batch of random tokens and labels, the same each time, without padding: every token counts."""
+def random_batch(settings: Settings) -> Batch:
+    """Return a batch of random tokens (1000 to 1999) and labels, the same each time, without padding."""
     rng = np.random.Generator(np.random.PCG64(1))
     shape = (settings["rows"], settings["tokens"])
-    input_ids: TokenIds = rng.integers(1000, vocab_size, shape)
+    input_ids: TokenIds = rng.integers(1000, 2000, shape)
     labels: TokenIds = rng.integers(0, 2, (settings["rows"],))
     return Batch(input_ids, np.ones(shape, np.int64), labels)
 
