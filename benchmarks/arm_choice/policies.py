@@ -1,11 +1,13 @@
-"""The bandit's policies against each other on traces: virtual seconds to a target loss, and regret.
+"""The bandit's policies against each other on simulated traces: virtual seconds to a target loss, and regret.
 
-A synthetic fleet of backprop devices: the levels' relative times are those measured on this project's x86 machine (a
-RoBERTa-base-size model: 3, 6, 12 of 12 layers take 0.25, 0.51, 1 of the full step; 9 by interpolation), the boards'
-speeds are modelled (1 to 6; in ``alike`` all are the same board), the gains of the levels are drawn by seed.
-No model is trained here: it compares choices, not accuracies.
+The fleet consists of synthetic backprop devices. The levels' relative times were measured on x86 with a model of
+RoBERTa-base's size (3, 6 and 12 of 12 layers take 0.25, 0.51 and 1 of the full step; 9 layers are interpolated). The
+boards' speeds are modelled, from 1 to 6 times as slow; in the scenario ``alike`` all boards are the same. The gains of
+the levels are drawn by seed. No model is trained: this benchmark compares choices, not accuracies.
 
     python -m benchmarks.arm_choice.policies [--seeds 10] [--plot docs/bandit.png]
+
+`make bench-bandit` runs it. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from benchmarks.harness.measure import provenance, spread
+from benchmarks.harness.figures import ratios, spread
+from benchmarks.harness.plots import new_panels, save
+from benchmarks.harness.provenance import provenance
 from server.bandit.arms import Arm, PricedArm
 from server.bandit.choices import Candidate
 from server.bandit.choose import choose
@@ -29,27 +33,30 @@ from server.bandit.options import BanditOptions, Policy
 from server.bandit.state import BanditState, Reported, observe_loss, observe_reports
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from server.bandit.choices import Choice
 
 LEVEL_TIMES = {3: 0.25, 6: 0.51, 9: 0.755, 12: 1.0}
 BOARDS = (1.0, 1.5, 3.0, 6.0)
 DEVICES = 12
 LINK_S = 2.0
-FULL_S = 10.0  # a round's steps at full depth on the quickest board
+"""Seconds that a round spends on the network."""
+FULL_S = 10.0
+"""Seconds of a round's steps at full depth on the fastest board."""
 TARGET = 0.15
+"""The loss to reach, as a share of the loss at the start."""
 MOST_ROUNDS = 800
 SCENARIOS = ("stationary", "drift", "alike")
 
 
 @dataclass(frozen=True)
 class World:
-    """A trace: what is true in each round, and unknown to the policies.
+    """A trace: the true figures of each round, which the policies do not know, and the profiles, which they know.
 
     Attributes:
-        pace: seconds at full depth, (rounds, devices): boards, their faults against the profile, heat.
+        pace: true seconds of a round's steps at full depth, (rounds, devices): the board, its profile's error, heat.
         profile: seconds at full depth by the profile, (devices,).
-        gain: share of the loss that a round at a level takes away, by level, (rounds,).
-        noise: of each evaluation, relative, (rounds,).
+        gain: by level, the share of the loss that a round removes, (rounds,).
+        noise: relative error of each evaluation, (rounds,).
     """
 
     pace: np.ndarray[Any, Any]
@@ -59,14 +66,14 @@ class World:
 
 
 def make_world(seed: int, scenario: str) -> World:
-    """Draw a trace."""
+    """Draw a trace of a scenario."""
     rng = np.random.Generator(np.random.PCG64([seed, SCENARIOS.index(scenario)]))
     boards = FULL_S * np.array([1.0 if scenario == "alike" else BOARDS[d % len(BOARDS)] for d in range(DEVICES)])
     pace = np.tile(boards * np.exp(0.2 * rng.standard_normal(DEVICES)), (MOST_ROUNDS, 1))
     pace *= np.exp(0.05 * rng.standard_normal(pace.shape))
     bend = np.full(MOST_ROUNDS, rng.uniform(0.4, 1.4))
     if scenario == "drift":
-        # Heat: a third of the devices slow down for a while. Gains: shallow levels do at first, later depth counts.
+        # Heat slows a third of the devices for 60 rounds. At first shallow levels gain nearly as much as deep ones.
         for device in rng.permutation(DEVICES)[: DEVICES // 3]:
             begin = int(rng.integers(5, 60))
             pace[begin : begin + 60, device] *= rng.uniform(1.5, 3.0)
@@ -77,21 +84,28 @@ def make_world(seed: int, scenario: str) -> World:
 
 
 def best_levels(world: World, index: int) -> list[int]:
-    """Return the levels with the most gain a second, all truths known: the oracle."""
+    """Return the oracle's choice: each device's level, so that the true gain per second is largest."""
     times = {level: LINK_S + share * world.pace[index] for level, share in LEVEL_TIMES.items()}
     best: tuple[float, list[int]] = (-1.0, [])
     for length_s in np.unique(np.concatenate(list(times.values()))):
         levels = [max((v for v in LEVEL_TIMES if times[v][d] <= length_s), default=0) for d in range(DEVICES)]
         if 0 in levels:
             continue
-        # Gains grow with depth here, so the deepest level that fits is the best.
+        # Gains grow with depth, so the deepest level that fits into the round's length is the best.
         rate = sum(world.gain[level][index] for level in levels) / length_s
         best = max(best, (rate, levels))
     return best[1]
 
 
 def play(world: World, seed: int, policy: Policy | None = None, fixed: int | None = None) -> list[tuple[float, float]]:
-    """Return (virtual seconds, loss) after each round until the target; neither policy nor level: the oracle."""
+    """Return (virtual seconds, loss) after each round, until the loss reaches the target.
+
+    Args:
+        world: the trace.
+        seed: seed of the policy.
+        policy: the policy that chooses levels.
+        fixed: the level that every device has; with neither policy nor level, the oracle chooses.
+    """
     rng = np.random.Generator(np.random.PCG64([seed, 7]))
     options = BanditOptions(policy=policy or "uniform")
     arms = {level: Arm("backprop", level=level) for level in LEVEL_TIMES}
@@ -103,7 +117,7 @@ def play(world: World, seed: int, policy: Policy | None = None, fixed: int | Non
     state = observe_loss(options, BanditState(), None, 1.0)
     loss, now, curve = 1.0, 0.0, [(0.0, 1.0)]
     for index in range(MOST_ROUNDS):
-        choices = []
+        choices: list[Choice] = []
         if policy is not None:
             state, choices = choose(options, state, candidates, DEVICES, 1e6, now, rng)
             levels = [choice.arm.level or 0 for choice in choices if choice.arm is not None]
@@ -119,7 +133,7 @@ def play(world: World, seed: int, policy: Policy | None = None, fixed: int | Non
             reports = []
             for choice, spent in zip(choices, seconds, strict=True):
                 estimate = choice.estimate
-                assert estimate is not None  # noqa: S101 it was chosen
+                assert estimate is not None  # noqa: S101 a chosen device has an estimate
                 reports.append(
                     Reported(
                         choice.device,
@@ -138,7 +152,7 @@ def play(world: World, seed: int, policy: Policy | None = None, fixed: int | Non
 
 
 def compare(seeds: int) -> dict[str, dict[str, list[list[tuple[float, float]]]]]:
-    """Return the curves of every way to choose, by scenario."""
+    """Return the curves of all seeds, by scenario and by way to choose: policies, fixed levels and the oracle."""
     ways: dict[str, dict[str, Any]] = {policy: {"policy": policy} for policy in get_args(Policy) if policy != "fixed"}
     ways |= {f"fixed {level}": {"fixed": level} for level in LEVEL_TIMES} | {"oracle": {}}
     found: dict[str, dict[str, list[list[tuple[float, float]]]]] = {}
@@ -153,41 +167,29 @@ def compare(seeds: int) -> dict[str, dict[str, list[list[tuple[float, float]]]]]
     return found
 
 
-def ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
-    """Return the spread of ratios, seed by seed."""
-    return spread([a / b for a, b in zip(above, below, strict=True)])
-
-
 def plot(found: dict[str, dict[str, list[list[tuple[float, float]]]]], path: Path) -> None:
-    """Draw loss against virtual time: the median over seeds."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, len(found), figsize=(6 * len(found), 4.5), sharey=True)
+    """Draw loss against virtual seconds, a panel per scenario: the median over seeds."""
+    figure, panels = new_panels(1, len(found), (6 * len(found), 4.5), share_y=True)
     for axes, (scenario, curves) in zip(panels, found.items(), strict=True):
         grid = np.linspace(0, max(statistics.median(c[-1][0] for c in runs) for runs in curves.values()), 300)
         for number, (way, runs) in enumerate(curves.items()):
             lines = [np.interp(grid, [p[0] for p in c], [p[1] for p in c], right=c[-1][1]) for c in runs]
-            style = {"thompson": "-", "oracle": "k:"}.get(way, "--" if way.startswith("fixed") else "-.")
-            colour = {} if way == "oracle" else {"color": f"C{number}"}
+            style = {"thompson": "-", "oracle": ":"}.get(way, "--" if way.startswith("fixed") else "-.")
+            colour = "k" if way == "oracle" else f"C{number}"
             label, width = ("ours", 2.5) if way == "thompson" else (way, 1.2)
-            axes.plot(grid, np.median(lines, axis=0), style, linewidth=width, label=label, **colour)
+            axes.plot(grid, np.median(lines, axis=0), style, color=colour, linewidth=width, label=label)
         axes.set_title(f"{scenario}: median of {len(runs)} seeds, simulated")
         axes.set_xlabel("virtual seconds")
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("held-out loss, of its start")
+    panels[0].set_ylabel("held-out loss as a share of its start")
     panels[0].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    save(figure, path, 110)
 
 
 def main() -> None:
     """Compare, print a table, and one JSON document as the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--plot", type=Path, help="write a picture")
+    parser.add_argument("--seeds", type=int, default=10, help="traces per scenario (default: %(default)s)")
+    parser.add_argument("--plot", type=Path, help="write a picture to this file")
     args = parser.parse_args()
     found = compare(args.seeds)
     results: dict[str, Any] = {}
@@ -197,9 +199,9 @@ def main() -> None:
         best_fixed, ours = [min(times) for times in fixed], seconds["thompson"]
         suffix = "" if scenario == "stationary" else f"_{scenario}"
         results |= {
-            f"full_depth_over_ours{suffix}": ratio(seconds["fixed 12"], ours),
-            f"ours_over_best_fixed{suffix}": ratio(ours, best_fixed),
-            f"paper_policy_over_ours{suffix}": ratio(seconds["paper"], ours),
+            f"full_depth_over_ours{suffix}": ratios(seconds["fixed 12"], ours),
+            f"ours_over_best_fixed{suffix}": ratios(ours, best_fixed),
+            f"paper_policy_over_ours{suffix}": ratios(seconds["paper"], ours),
         }
         print(f"\n{scenario:12} seconds to {TARGET} of the loss, median (min … max); regret over the oracle, median")
         for way, times in seconds.items():

@@ -1,30 +1,28 @@
-"""Measuring: workers in processes of their own, asked in turn, so that both sides of a ratio see the same machine."""
+"""Measures routines in worker processes. The two sides of a ratio alternate, so that both see the same machine."""
 
 from __future__ import annotations
 
 import functools
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
-from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-ROOT = Path(__file__).resolve().parents[2]
+Routine = tuple[str, str]
+"""A kind of worker and one of its routines, for example ``("step", "run")``."""
 
 
 class Worker:
-    """A process that does one piece of work each time it is asked, and says how long it took.
+    """A process that runs one of its routines each time it is asked, and answers with the time and memory it took.
 
     Args:
-        kind: name of the work, see workers.py.
-        settings: its arguments, as JSON.
+        kind: the kind of worker; benchmarks/workers/process.py lists all.
+        settings: the settings of its routines, as JSON values; ``threads`` must be among them. ``kernel`` chooses the
+            perturbation kernel, as the environment variable ``COVEY_KERNEL`` does.
     """
 
     def __init__(self, kind: str, settings: dict[str, Any]) -> None:
@@ -32,7 +30,7 @@ class Worker:
         environment = os.environ | {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
         if "kernel" in settings:
             environment["COVEY_KERNEL"] = settings["kernel"]
-        command = [sys.executable, "-m", "benchmarks.harness.workers", kind, json.dumps(settings)]
+        command = [sys.executable, "-m", "benchmarks.workers.process", kind, json.dumps(settings)]
         self.kind = kind
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -43,14 +41,18 @@ class Worker:
         assert self._process.stdout is not None  # noqa: S101
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"the worker {self.kind!r} ended: exit code {self._process.wait()}")
+            raise SystemExit(f"the worker {self.kind!r} ended with exit code {self._process.wait()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def ask(self, command: str = "run") -> dict[str, Any]:
-        """Have the work done once; returns what the worker measured."""
+    def ask(self, routine: str = "run") -> dict[str, Any]:
+        """Run a routine once.
+
+        Returns:
+            ``seconds`` and ``cpu_s`` of this run, and the process's memory after it: see own_memory_mb.
+        """
         assert self._process.stdin is not None  # noqa: S101
-        self._process.stdin.write(command + "\n")
+        self._process.stdin.write(routine + "\n")
         self._process.stdin.flush()
         return self._answer()
 
@@ -61,124 +63,80 @@ class Worker:
         self._process.wait()
 
 
-def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, float]:
-    """Return median, smallest and largest of the ratios, pair by pair."""
-    pairs = [a / b for a, b in zip(numerator, denominator, strict=True)]
-    return spread(pairs)
+def alternating(
+    routines: Sequence[Routine], settings: dict[str, Any], repeats: int, clock: str = "seconds"
+) -> dict[Routine, list[float]]:
+    """Run routines one after the other, ``repeats`` times, in an order that reverses each time.
 
+    Args:
+        routines: what is measured; routines of one kind share a worker.
+        settings: of all workers.
+        repeats: measurements of each routine.
+        clock: ``seconds``, or ``cpu_s`` for CPU seconds of the process. CPU seconds of one thread hardly depend on
+            other work on the machine.
 
-def paired(
-    first: tuple[str, str], second: tuple[str, str], settings: dict[str, Any], repeats: int, clock: str = "seconds"
-) -> tuple[list[float], list[float]]:
-    """Return the seconds of two kinds of work, asked in turn; each is (worker, command).
-
-    With ``clock = "cpu_s"`` they are CPU seconds: of one thread, what other work on the machine hardly changes.
+    Returns:
+        The measured seconds of each routine, in the order of the repeats.
     """
-    workers = {kind: Worker(kind, settings) for kind, _ in dict.fromkeys((first, second))}
-    seconds: dict[tuple[str, str], list[float]] = {first: [], second: []}
+    workers = {kind: Worker(kind, settings) for kind in dict.fromkeys(kind for kind, _ in routines)}
+    seconds: dict[Routine, list[float]] = {routine: [] for routine in routines}
+    shown = " against ".join(" ".join(routine) for routine in routines)
     for repeat in range(repeats):
-        print(f"\r{first[0]} against {second[1]} {second[0]}: {repeat + 1} of {repeats} ", end="", file=sys.stderr)
-        for kind, command in (first, second) if repeat % 2 else (second, first):
-            seconds[kind, command].append(workers[kind].ask(command)[clock])
+        print(f"\r{shown}: {repeat + 1} of {repeats} ", end="", file=sys.stderr)
+        for kind, name in routines if repeat % 2 else reversed(routines):
+            seconds[kind, name].append(workers[kind].ask(name)[clock])
     print(file=sys.stderr)
     for worker in workers.values():
         worker.close()
+    return seconds
+
+
+def paired(
+    first: Routine, second: Routine, settings: dict[str, Any], repeats: int, clock: str = "seconds"
+) -> tuple[list[float], list[float]]:
+    """Return the seconds of two routines that alternate: see alternating."""
+    seconds = alternating((first, second), settings, repeats, clock)
     return seconds[first], seconds[second]
 
 
+def memory_after(kind: str, settings: dict[str, Any], *, runs: int = 3, processes: int = 3) -> list[dict[str, Any]]:
+    """Return what fresh worker processes answer after some runs of their routine ``run``, one answer per process."""
+    answers = []
+    for _ in range(processes):
+        worker = Worker(kind, settings)
+        answers.append([worker.ask() for _ in range(runs)][-1])
+        worker.close()
+    return answers
+
+
 def peak_rss_mb(kind: str, settings: dict[str, Any]) -> list[float]:
-    """Return the peak RSS of fresh processes after some runs."""
-    return [memory["peak_rss_mb"] for memory in _answers(kind, settings)]
+    """Return the peak resident memory of fresh processes after some runs."""
+    return [answer["peak_rss_mb"] for answer in memory_after(kind, settings)]
+
+
+def alternating_peaks_mb(
+    kinds: tuple[str, str], settings: dict[str, Any], runs: int
+) -> tuple[list[float], list[float]]:
+    """Return the peak resident memory of three fresh processes of each of two kinds, which alternate."""
+    peaks: tuple[list[float], list[float]] = ([], [])
+    for _ in range(3):
+        for kind, found in zip(kinds, peaks, strict=True):
+            (answer,) = memory_after(kind, settings, runs=runs, processes=1)
+            found.append(answer["peak_rss_mb"])
+    return peaks
 
 
 def memory_mb(kind: str, settings: dict[str, Any]) -> list[float]:
-    """Return anonymous memory and the pages of mapped weights that were read, at their peak, of fresh processes.
+    """Return the peak memory that the work of fresh processes takes: anonymous pages and pages of mapped weights.
 
-    It is the peak RSS less the pages of code, and less what a process holds that has only loaded the libraries.
+    This is the peak resident memory without the pages of code, and without the anonymous memory of a process that has
+    only loaded the libraries.
     """
-    before = _libraries_mb(settings["rows"], settings["tokens"], settings["threads"])
-    return [memory["peak_rss_mb"] - memory["code_mb"] - before for memory in _answers(kind, settings)]
+    libraries_mb = _libraries_mb(settings["rows"], settings["tokens"], settings["threads"])
+    return [answer["peak_rss_mb"] - answer["code_mb"] - libraries_mb for answer in memory_after(kind, settings)]
 
 
 @functools.cache
 def _libraries_mb(rows: int, tokens: int, threads: int) -> float:
     settings = {"rows": rows, "tokens": tokens, "threads": threads}
-    return min(float(memory["anonymous_mb"]) for memory in _answers("libraries", settings))
-
-
-def _answers(kind: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    found = []
-    for _ in range(3):
-        worker = Worker(kind, settings)
-        found.append([worker.ask() for _ in range(3)][-1])
-        worker.close()
-    return found
-
-
-def run_export(model_dir: Path, out: Path, *flags: str, is_silent: bool = False) -> Path:
-    """Export a model for reviews that are rotten or fresh, in a process of its own; returns the bundle's folder.
-
-    Args:
-        model_dir: what is exported.
-        out: the bundle.
-        flags: of ``covey export``.
-        is_silent: its progress is not shown.
-    """
-    from server.samples.reviews import LABELS
-
-    command = [
-        sys.executable,
-        "-m",
-        "server.cli",
-        "export",
-        str(model_dir),
-        "--labels",
-        ",".join(LABELS),
-        *flags,
-        "--out",
-        str(out),
-    ]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL if is_silent else None)
-    return out
-
-
-def report(results: dict[str, dict[str, float]], bounds: dict[str, float]) -> None:
-    """Print each bounded result with its verdict."""
-    for key, bound in bounds.items():
-        found = results[key]
-        verdict = "within" if found["median"] <= bound else "OVER"
-        print(f"{key:32} {found['median']:8.3f}  ({found['min']:.3f} … {found['max']:.3f})  {verdict} {bound}")
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return median, smallest and largest."""
-    return {
-        "median": round(statistics.median(values), 4),
-        "min": round(min(values), 4),
-        "max": round(max(values), 4),
-    }
-
-
-def provenance(**more: Any) -> dict[str, Any]:  # noqa: ANN401 JSON values
-    """Return what belongs to every measurement: commit, machine, versions."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    names = ("numpy", "onnxruntime", "torch", "transformers", "peft")
-    return {
-        "commit": git.stdout.strip() or None,
-        "machine": platform.machine(),
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in names},
-        **more,
-    }
-
-
-def _cpu_name() -> str | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
+    return min(float(answer["anonymous_mb"]) for answer in memory_after("libraries", settings))

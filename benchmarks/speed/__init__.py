@@ -1,1 +1,5 @@
-"""Room."""
+"""Benchmarks of speed and memory, as ratios of two measurements that alternate on the same machine.
+
+May import harness and, by the names of its routines, asks workers; edge_runtime and server for what it starts.
+Accuracy and losses never come in: learning measures them.
+"""

@@ -1,19 +1,23 @@
-"""ExecuTorch against ONNX Runtime: front and back of the same bundle, same threads, in turn.
+"""Speed and memory of ExecuTorch against ONNX Runtime: front and back of the same bundle on the same threads.
 
-Run it with ``make bench-engines``. The last line is one JSON object with median, smallest and largest of each ratio,
-for batches of 8 × 32 and 8 × 64; keys without a shape are those of 8 × 32.
+    python -m benchmarks.speed.engines --model minilm [--repeats 25]
+
+`make bench-engines` runs it. The last line is one JSON object with median, smallest and largest of each ratio, for
+batches of 8 × 32 and of 8 × 64 tokens; keys without a shape are those of 8 × 32.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.measure import Worker, paired, provenance, ratios, report, run_export, spread
+from benchmarks.harness.bundles import run_export
+from benchmarks.harness.figures import Spreads, print_verdicts, ratios, spread
+from benchmarks.harness.measure import Worker, alternating_peaks_mb, paired
+from benchmarks.harness.provenance import provenance
 from edge_runtime.bundle.manifest_file import read_manifest
 from edge_runtime.engines.executorch_build import VERSION, find_sdk, standalone
 from server.demo.recipes import RECIPES
@@ -33,8 +37,10 @@ BOUNDS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1, help="more are noisy on shared cores (default: %(default)s)")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--threads", type=int, default=1, help="more threads are noisy on shared cores (default: %(default)s)"
+    )
     parser.add_argument("--repeats", type=int, default=25, help="pairs of measurements (default: %(default)s)")
     parser.add_argument("--model", choices=tuple(MODELS), default="minilm", help="default: %(default)s")
     parser.add_argument("--bundle", type=Path, help="the model's bundle for both runtimes (default: exported now)")
@@ -43,7 +49,7 @@ def main() -> None:
         bundle = args.bundle or export(args.model, Path(scratch) / "bundle")
         manifest = read_manifest(bundle)[0]
         split = manifest.splits[-1]
-        results: dict[str, dict[str, float]] = {}
+        results: Spreads = {}
         for tokens in (32, 64):
             settings = {
                 "bundle": str(bundle.resolve()),
@@ -56,10 +62,11 @@ def main() -> None:
             suffix = "" if tokens == 32 else f"_8x{tokens}"
             results[f"executorch_over_onnxruntime{suffix}"] = ratios(ours, rival)
             results[f"executorch_s{suffix}"], results[f"onnxruntime_s{suffix}"] = spread(ours), spread(rival)
-            results[f"executorch_rss_over_onnxruntime{suffix}"] = memory_ratio(settings)
+            peaks = alternating_peaks_mb(("blocks_executorch", "blocks_onnxruntime"), settings, runs=4)
+            results[f"executorch_rss_over_onnxruntime{suffix}"] = ratios(*peaks)
         results["first_load_s"] = spread([first_load_s(settings) for _ in range(3)])
         results["native_library_mb"] = spread([standalone(Path(scratch) / "engine", find_sdk()) / 1e6])
-    report(results, BOUNDS)
+    print_verdicts(results, BOUNDS)
     more = {"threads": args.threads, "executorch": VERSION, "model": manifest.model.name}
     print(json.dumps({**results, **provenance(**more)}))
 
@@ -80,20 +87,8 @@ def export(model: str, out: Path) -> Path:
     )
 
 
-def memory_ratio(settings: dict[str, Any]) -> dict[str, float]:
-    """Return the peak RSS of a process with the one engine over that with the other, each in fresh processes."""
-    peaks: dict[str, list[float]] = {"blocks_executorch": [], "blocks_onnxruntime": []}
-    for _ in range(3):
-        for kind, found in peaks.items():
-            worker = Worker(kind, settings)
-            found.append([worker.ask()["peak_rss_mb"] for _ in range(4)][-1])
-            worker.close()
-    print({kind: round(found[-1], 1) for kind, found in peaks.items()}, file=sys.stderr)
-    return ratios(peaks["blocks_executorch"], peaks["blocks_onnxruntime"])
-
-
 def first_load_s(settings: dict[str, Any]) -> float:
-    """Return how long a fresh process takes to load library and graphs and to map the weights."""
+    """Return how long a fresh process takes to load the library and the graphs and to map the weights."""
     worker = Worker("load_executorch", settings)
     seconds: float = worker.ask("first_load")["seconds"]
     worker.close()

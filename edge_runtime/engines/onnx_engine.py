@@ -38,18 +38,19 @@ def _share_allocator() -> None:
     ort.create_and_register_allocator(memory, grow_as_requested)
 
 
-def make_session(path: str, threads: int) -> ort.InferenceSession:
+def make_session(path: str, threads: int, options: ort.SessionOptions | None = None) -> ort.InferenceSession:
     """Load a graph for the CPU.
 
     Args:
         path: an ONNX file.
         threads: threads of one operator; 0 lets ONNX Runtime take one a core.
+        options: settings to start from, for example those of a profile; the engine's own settings are added to them.
 
     Raises:
         BundleError: ONNX Runtime cannot load it.
     """
     _share_allocator()
-    options = ort.SessionOptions()
+    options = options or ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
@@ -66,8 +67,15 @@ def make_session(path: str, threads: int) -> ort.InferenceSession:
 class _GraphRunner:
     """See engine_bundle.Runner."""
 
-    def __init__(self, bundle: Bundle, graph: Graph, bound: dict[str, Tensor], threads: int) -> None:
-        self._session = make_session(str(bundle.file(graph.file)), threads)
+    def __init__(
+        self,
+        bundle: Bundle,
+        graph: Graph,
+        bound: dict[str, Tensor],
+        threads: int,
+        options: ort.SessionOptions | None = None,
+    ) -> None:
+        self._session = make_session(str(bundle.file(graph.file)), threads, options)
         self._outputs = [output.name for output in graph.outputs]
         self._batch_inputs = [(i.name, i.source) for i in graph.inputs if i.role == "batch"]
         self._boundary_inputs = [(i.name, i.source) for i in graph.inputs if i.role == "boundary"]
@@ -117,10 +125,16 @@ class OnnxEngine(BundleEngine):
 
 
 class OnnxPredictor(BundlePredictor):
-    """The whole model of a bundle on ONNX Runtime, for prediction."""
+    """The whole model of a bundle on ONNX Runtime, for prediction.
 
-    def __init__(self, bundle: Bundle, threads: int = 0) -> None:
-        super().__init__(bundle, "onnxruntime", functools.partial(_GraphRunner, threads=threads))
+    Args:
+        bundle: an opened bundle.
+        threads: threads of one operator; 0 lets ONNX Runtime take one a core.
+        options: see make_session.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int = 0, options: ort.SessionOptions | None = None) -> None:
+        super().__init__(bundle, "onnxruntime", functools.partial(_GraphRunner, threads=threads, options=options))
 
 
 class _SessionRunner:

@@ -207,14 +207,14 @@ def traffic_of(ledger: Ledger, job: str) -> Traffic:
     return Traffic(**rows[0])
 
 
-def passes_per_round(ledger: Ledger, job: str) -> list[tuple[int, int]]:
-    """Return the front and back passes of all reports of each round that has any, in order."""
+def passes_per_round(ledger: Ledger, job: str) -> dict[int, tuple[int, int]]:
+    """Return the front and back passes of all reports, for each round that has any, in order."""
     rows = ledger.database.rows(
-        "SELECT sum(front_passes) AS front, sum(back_passes) AS back FROM offers WHERE job = ? "
+        "SELECT round, sum(front_passes) AS front, sum(back_passes) AS back FROM offers WHERE job = ? "
         "AND state = 'reported' GROUP BY round ORDER BY round",
         job,
     )
-    return [(row["front"], row["back"]) for row in rows]
+    return {row["round"]: (row["front"], row["back"]) for row in rows}
 
 
 def plans_offered(ledger: Ledger, job: str) -> list[tuple[str, RoundPlan]]:

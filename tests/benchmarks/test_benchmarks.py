@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.harness import comparison
+from benchmarks.harness import curves, results
 from benchmarks.learning import droppeft_report as report
 
 COSTS = {
@@ -44,26 +44,26 @@ def result(name: str, level: int, seed: int, accuracies: list[float], fleet: str
 
 def test_a_curve_reaches_a_value_between_two_points_or_never() -> None:
     falling = [[0.0, 0.7], [10.0, 0.5], [20.0, 0.6]]
-    assert comparison.first_at(falling, 1, 0.6) == pytest.approx(5.0)
-    assert comparison.first_at(falling, 1, 0.8) == 0.0
-    assert comparison.first_at(falling, 1, 0.4) is None
+    assert curves.first_at(falling, 1, 0.6) == pytest.approx(5.0)
+    assert curves.first_at(falling, 1, 0.8) == 0.0
+    assert curves.first_at(falling, 1, 0.4) is None
     rising = [[0.0, 0.5], [10.0, 0.7]]
-    assert comparison.first_at(rising, 1, 0.65, is_rising=True) == pytest.approx(7.5)
-    assert comparison.first_at(rising, 1, 0.7, is_rising=True) == 10.0
-    assert comparison.first_at(rising, 1, 0.71, is_rising=True) is None
+    assert curves.first_at(rising, 1, 0.65, is_rising=True) == pytest.approx(7.5)
+    assert curves.first_at(rising, 1, 0.7, is_rising=True) == 10.0
+    assert curves.first_at(rising, 1, 0.71, is_rising=True) is None
 
 
 def test_a_run_that_is_there_is_not_repeated(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("import json, sys\nprint(json.dumps({'got': json.loads(sys.argv[2])['seed'] + 1}))\n")
     file, key = tmp_path / "results.jsonl", {"seed": 1, "name": "a"}
-    made, seconds = comparison.find_or_run(file, [str(script)], key, {"root": "somewhere"})
+    made, seconds = results.find_or_run(file, [str(script)], key, {"root": "somewhere"})
     assert made["got"] == 2
     assert seconds is not None
     assert "root" not in made
     script.unlink()
-    assert comparison.find_or_run(file, [str(script)], key, {}) == (made, None)
-    assert comparison.read_results(file) == [json.loads(file.read_text())]
+    assert results.find_or_run(file, [str(script)], key, {}) == (made, None)
+    assert results.read_results(file) == [json.loads(file.read_text())]
 
 
 def test_half_the_seconds_for_the_same_curve_is_twice_as_fast() -> None:

@@ -1,0 +1,122 @@
+"""What convergence.py compares: each method's settings and learning rates, and each model's setup."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.harness.comparison import Setup
+from server.demo.recipes import RECIPES
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table: a method with its settings.
+
+    Attributes:
+        method: its name in ``job.toml``.
+        steps: local steps per round, such that a round costs every method about the same.
+        step: fields of ``[step]``, without the learning rate.
+        rates: learning rates that are tried.
+        split: the split; None: the plan's split.
+        job: further fields of the job.
+    """
+
+    method: str
+    steps: int
+    step: dict[str, Any]
+    rates: tuple[float, ...]
+    split: int | None = None
+    job: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MethodPlan:
+    """What is compared with one model.
+
+    Attributes:
+        setup: the size of the comparison.
+        split: the split of methods that name none.
+        batch_size: rows per step.
+        methods: the methods with LoRA, by the name of their row; see methods_of.
+    """
+
+    setup: Setup
+    split: int
+    batch_size: int
+    methods: dict[str, Method]
+
+
+# Learning rates of methods that divide by the root mean square, or by the standard deviation, of the loss differences.
+RMS = (0.005, 0.015, 0.04)
+STD = (0.01, 0.03, 0.09)
+PLAIN = (0.001, 0.003, 0.01)
+FULL_RMS, FULL_STD = (0.003, 0.009, 0.03), (0.003, 0.009, 0.03)
+FULL_EPS = 1e-3
+
+# About 8 forward equivalents per device and round on SmolLM2 (split 20 of 30) and on MiniLM (split 4 of 6).
+COMMON = {
+    "backprop": Method("backprop", 2, {}, (0.0003, 0.001, 0.003)),
+    "mezo": Method("mezo", 4, {"front_perturbations": 1, "normalize": "rms"}, RMS),
+    "mezo-plain": Method("mezo", 4, {"front_perturbations": 1}, PLAIN),
+    "decomfl": Method("decomfl", 2, {"front_perturbations": 3, "normalize": "rms", "eps": 0.01}, RMS),
+    "fedkseed": Method("fedkseed", 4, {"front_perturbations": 1, "normalize": "rms"}, RMS),
+    "fzoo": Method("fzoo", 1, {"front_perturbations": 7}, STD),
+    "spzo": Method("spzo", 2, {"back_perturbations": 4}, RMS),
+    "spzo-plain": Method("spzo", 2, {"back_perturbations": 4, "normalize": "none"}, PLAIN),
+    "spzo-loo": Method("spzo", 2, {"back_perturbations": 4, "leave_one_out": True}, RMS),
+    "spzo-clean": Method("spzo-clean", 2, {"back_perturbations": 2}, RMS),
+    "spzo-fzoo": Method("spzo-fzoo", 2, {"back_perturbations": 7}, STD),
+    "spzo-shared": Method("spzo", 2, {"back_perturbations": 4, "shared_directions": True}, RMS),
+    "spzo-momentum": Method("spzo", 2, {"back_perturbations": 4}, (0.003, 0.01, 0.02), job={"server_momentum": 0.7}),
+}
+QUICK = ("mezo", "spzo", "decomfl")
+LORA_ONLY = ("backprop", "mezo-plain", "spzo-plain")
+"""Not compared where every weight is trained: backpropagation, and methods that do not normalize."""
+
+PLANS = {
+    "minilm": MethodPlan(
+        Setup(
+            export_flags=("--task", "classify-head", "--logit-scale", "10", "--split", "4,6"),
+            layers=6,
+            rounds=16,
+            eval_every=2,
+            held_out_movies=150,
+        ),
+        split=4,
+        batch_size=16,
+        methods={
+            **COMMON,
+            # Only the head is behind the split: back passes cost next to nothing.
+            "spzo-head": Method("spzo", 4, {"back_perturbations": 64}, RMS, split=6),
+        },
+    ),
+    "smollm2": MethodPlan(
+        Setup(
+            export_flags=RECIPES["smollm2"].export_flags,
+            layers=30,
+            rounds=8,
+            eval_every=2,
+            held_out_movies=120,
+        ),
+        split=20,
+        batch_size=8,
+        methods=COMMON,
+    ),
+}
+
+
+def methods_of(plan: MethodPlan, mode: str) -> dict[str, Method]:
+    """Return the methods of a plan in a mode: where every weight is trained, a smaller ε and other learning rates."""
+    if mode == "lora":
+        return plan.methods
+    return {
+        name: dataclasses.replace(
+            method,
+            step={**method.step, "eps": FULL_EPS},
+            rates=FULL_STD if method.rates == STD else FULL_RMS,
+        )
+        for name, method in plan.methods.items()
+        if name not in LORA_ONLY
+    }
