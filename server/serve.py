@@ -14,7 +14,7 @@ import msgspec
 from edge_runtime.bundle.folder import open_bundle, verify_files
 from edge_runtime.data.examples import DataConfig
 from edge_runtime.data.rows import load_rows
-from edge_runtime.engines.onnx_engine import OnnxPredictor
+from edge_runtime.engines.choose import Engines
 from edge_runtime.errors import storage_error
 from edge_runtime.network.mqtt import MqttTransport
 from server.errors import JobError
@@ -117,7 +117,7 @@ def coordinate(
         should_stop: asked between messages.
     """
     rows = load_rows(bundle, DataConfig(path=job.eval_file))
-    predictor = OnnxPredictor(bundle, options.threads)
+    predictor = Engines(threads=options.threads).make_predictor(bundle)
     n_labels = len(bundle.manifest.task.labels)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_only_one(options.state_dir))

@@ -41,10 +41,10 @@ def rule_of(settings: dict[str, Any]) -> StepRule:
 
 def step(settings: dict[str, Any]) -> Work:
     """``run``: an SPZO step. ``forwards``: as many bare runs of the same sessions, nothing perturbed."""
-    from edge_runtime.engines.onnx_engine import OnnxEngine
+    from edge_runtime.engines.choose import Engines
 
     bundle, batch, rule = open_bundle(Path(settings["bundle"])), random_batch(settings), rule_of(settings)
-    engine = OnnxEngine(bundle, settings["split"], settings["threads"])
+    engine = Engines(threads=settings["threads"]).make_engine(bundle, settings["split"])
     theta = bundle.initial_adapter()
     counter = iter(range(10**9))
 
@@ -63,33 +63,33 @@ def step(settings: dict[str, Any]) -> Work:
 
 def inference(settings: dict[str, Any]) -> Work:
     """``run``: a prediction for a batch."""
-    from edge_runtime.engines.onnx_engine import OnnxPredictor
+    from edge_runtime.engines.choose import Engines
 
     bundle, batch = open_bundle(Path(settings["bundle"])), random_batch(settings)
-    predictor, theta = OnnxPredictor(bundle, settings["threads"]), bundle.initial_adapter()
+    predictor, theta = Engines(threads=settings["threads"]).make_predictor(bundle), bundle.initial_adapter()
     return {"run": lambda: predictor.logits(theta, batch)}
 
 
 def inference_in_memory(settings: dict[str, Any]) -> Work:
     """``run``: the same with the weights read into memory, as runtimes do that do not map them."""
-    from edge_runtime.engines.onnx_engine import OnnxPredictor
+    from edge_runtime.engines.choose import Engines
 
     bundle, batch = open_bundle(Path(settings["bundle"])), random_batch(settings)
-    predictor, theta = OnnxPredictor(bundle, settings["threads"]), np.array(bundle.initial_adapter())
+    predictor, theta = Engines(threads=settings["threads"]).make_predictor(bundle), np.array(bundle.initial_adapter())
     return {"run": lambda: predictor.logits(theta, batch)}
 
 
 def train_round(settings: dict[str, Any]) -> Work:
     """``run``: a training round of some steps on rows of one length, as a device does it."""
     from edge_runtime.data.rows import EncodedRows
-    from edge_runtime.engines.onnx_engine import OnnxEngine
-    from edge_runtime.forward_only.round import RoundWork
+    from edge_runtime.engines.choose import Engines
+    from edge_runtime.forward_only.round import RoundSettings
     from edge_runtime.forward_only.round import train_round as train
 
     bundle, batch = open_bundle(Path(settings["bundle"])), random_batch(settings)
-    engine = OnnxEngine(bundle, settings["split"], settings["threads"])
+    engine = Engines(threads=settings["threads"]).make_engine(bundle, settings["split"])
     rows = EncodedRows(batch.input_ids.tolist() * 4, batch.labels.tolist() * 4, 0)
-    work = RoundWork(0, 0, "d", rule_of(settings), steps=4, batch_size=settings["rows"], mean_square=None)
+    work = RoundSettings(0, 0, "d", rule_of(settings), steps=4, batch_size=settings["rows"], mean_square=None)
     theta = bundle.initial_adapter()
     return {"run": lambda: train(engine, theta, rows, work)}
 
@@ -105,10 +105,13 @@ def blocks_executorch(settings: dict[str, Any]) -> Work:
 
 
 def _blocks(runtime: Runtime, settings: dict[str, Any]) -> Work:
-    from edge_runtime.engines.choose import make_engine
+    from edge_runtime.engines.choose import Engines
 
     bundle, batch = open_bundle(Path(settings["bundle"])), random_batch(settings)
-    engine, theta = make_engine(runtime, bundle, settings["split"], settings["threads"]), bundle.initial_adapter()
+    engine, theta = (
+        Engines(runtime, settings["threads"]).make_engine(bundle, settings["split"]),
+        bundle.initial_adapter(),
+    )
     engine.front_workspace[:] = theta[: engine.front_workspace.size]
     engine.back_workspace[:] = theta[engine.front_workspace.size :]
     return {"run": lambda: engine.back(engine.front(batch), batch)}
@@ -116,13 +119,13 @@ def _blocks(runtime: Runtime, settings: dict[str, Any]) -> Work:
 
 def load_executorch(settings: dict[str, Any]) -> Work:
     """``first_load``: library, both graphs and the weights' mapping, once a process; nothing is loaded before."""
-    from edge_runtime.engines.choose import make_engine
+    from edge_runtime.engines.choose import Engines
 
     bundle, made = open_bundle(Path(settings["bundle"])), []
 
     def first_load() -> float:
         started = time.perf_counter()
-        made.append(make_engine("executorch", bundle, settings["split"], settings["threads"]))
+        made.append(Engines("executorch", settings["threads"]).make_engine(bundle, settings["split"]))
         return time.perf_counter() - started
 
     seconds = first_load()
@@ -161,7 +164,7 @@ def product_shapes(settings: dict[str, Any]) -> list[tuple[list[int], list[int]]
     import onnx
     import onnxruntime as ort
 
-    from edge_runtime.engines.onnx_engine import OnnxPredictor
+    from edge_runtime.engines.choose import Engines
 
     bundle, batch = open_bundle(Path(settings["bundle"])), random_batch(settings)
     with tempfile.TemporaryDirectory() as folder:
@@ -177,7 +180,7 @@ def product_shapes(settings: dict[str, Any]) -> list[tuple[list[int], list[int]]
 
         ort.SessionOptions = profiled
         try:
-            predictor = OnnxPredictor(bundle, settings["threads"])
+            predictor = Engines(threads=settings["threads"]).make_predictor(bundle)
         finally:
             ort.SessionOptions = original
         predictor.logits(bundle.initial_adapter(), batch)
@@ -267,11 +270,11 @@ def micro_batches(settings: dict[str, Any]) -> Work:
 
 def levels(settings: dict[str, Any]) -> Work:
     """By a level's number: loss and gradients at it."""
+    from edge_runtime.engines.choose import Engines
     from edge_runtime.engines.golden import training_layers
-    from edge_runtime.engines.onnx_engine import OnnxTrainingEngine
 
     bundle, batch = open_bundle(Path(settings["bundle"])), random_batch(settings)
-    engine, theta = OnnxTrainingEngine(bundle, settings["threads"]), bundle.initial_adapter()
+    engine, theta = Engines(threads=settings["threads"]).make_training_engine(bundle), bundle.initial_adapter()
     out, layers = np.zeros_like(theta), bundle.manifest.model.layers
 
     def at(level: int) -> Callable[[], float]:

@@ -452,10 +452,10 @@ def own_accuracies(bundle: Bundle, configs: Any, folder: Path) -> dict[str, floa
 
     Where a device has no personal layers, its own adapter is the shared one.
     """
-    from edge_runtime.engines.onnx_engine import OnnxPredictor
+    from edge_runtime.engines.choose import Engines
     from server.demo.devices import own_accuracy
 
-    predictor, rows, shared, own = OnnxPredictor(bundle, 1), 0, 0.0, 0.0
+    predictor, rows, shared, own = Engines(threads=1).make_predictor(bundle), 0, 0.0, 0.0
     personal = False
     for config in configs:
         found = own_accuracy(bundle, "run", predictor, config, folder / f"{config.name[-2:]}-own.jsonl")

@@ -20,6 +20,7 @@ from edge_runtime.bundle.manifest import (
     output_names,
 )
 from edge_runtime.bundle.manifest_file import bundle_sha256, encode_manifest
+from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import check_golden
 from edge_runtime.errors import storage_error
 from edge_runtime.files.atomic import write_atomically
@@ -243,7 +244,7 @@ def _write(
     parity = check_golden(bundle)
     if "executorch" in runtimes:
         progress("checking parity of ExecuTorch with PyTorch")
-        check_golden(bundle, runtime="executorch")
+        check_golden(bundle, Engines("executorch"))
     write_atomically(partial / MANIFEST_FILE, data)
     verify_files(bundle)
     return Exported(bundle, parity)

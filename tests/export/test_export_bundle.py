@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from edge_runtime.bundle.folder import open_bundle, verify_files
 from edge_runtime.bundle.layout import front_size, views
 from edge_runtime.data.batch import pad
+from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import golden_adapter, golden_cases
-from edge_runtime.engines.onnx_engine import OnnxPredictor
 from edge_runtime.errors import StorageError
 from edge_runtime.files.tensor_file import map_tensors
 from export.errors import ExportError
@@ -108,7 +108,7 @@ def test_golden_vectors_notice_what_is_left_out(tiny_bundle: Bundle, matrix: str
     for name, view in views(without, tiny_bundle.manifest.parameters).items():
         if matrix in name:
             view[...] = 0
-    predictor = OnnxPredictor(tiny_bundle, 1)
+    predictor = Engines(threads=1).make_predictor(tiny_bundle)
     cases = list(golden_cases(tiny_bundle))
 
     def difference(adapter: FloatVector) -> float:
@@ -163,7 +163,7 @@ def test_peft_alone_loads_a_finished_adapter(
         if kind == "llama":
             last = logits[torch.arange(len(mask)), mask.sum(dim=1) - 1]
             logits = last[:, bundle.manifest.task.label_token_ids]
-        assert np.abs(OnnxPredictor(bundle, 1).logits(theta, batch) - logits.numpy()).max() < 1e-5
+        assert np.abs(Engines(threads=1).make_predictor(bundle).logits(theta, batch) - logits.numpy()).max() < 1e-5
 
 
 def test_a_head_of_ours_loads_with_peft_on_its_rebuilt_module(tiny_bundle: Bundle, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_head_of_ours_loads_with_peft_on_its_rebuilt_module(tiny_bundle: Bundl
     batch = batches()[0]
     with torch.no_grad():
         logits = model(torch.from_numpy(batch.input_ids), torch.from_numpy(batch.attention_mask)).numpy()
-    assert np.abs(OnnxPredictor(tiny_bundle, 1).logits(theta, batch) - logits).max() < 1e-5
+    assert np.abs(Engines(threads=1).make_predictor(tiny_bundle).logits(theta, batch) - logits).max() < 1e-5
     summary = json.loads((folder / "covey_job.json").read_text())
     assert summary["bundle_sha256"] == tiny_bundle.sha256
 
@@ -210,7 +210,7 @@ def test_an_adapter_is_taken_up_where_it_was(tmp_path: Path, capsys: pytest.Capt
     batch = batches()[3]
     with torch.no_grad():
         expected = model(torch.from_numpy(batch.input_ids), torch.from_numpy(batch.attention_mask)).logits.numpy()
-    found = OnnxPredictor(bundle, 1).logits(bundle.initial_adapter(), batch)
+    found = Engines(threads=1).make_predictor(bundle).logits(bundle.initial_adapter(), batch)
     assert np.abs(found - expected).max() < 1e-5
     before = load_file(folder / "adapter_model.safetensors")
     assert set(before) == set(map_tensors(bundle.file(bundle.manifest.adapter_file)))
@@ -239,7 +239,9 @@ def test_a_finished_adapter_is_gone_on_with_as_it_was_trained(
     batch = batches()[0]
     with torch.no_grad():
         logits = model.task_model(torch.from_numpy(batch.input_ids), torch.from_numpy(batch.attention_mask)).numpy()
-    assert np.abs(OnnxPredictor(bundle, 1).logits(generic_adapter(bundle), batch) - logits).max() < 1e-5
+    assert (
+        np.abs(Engines(threads=1).make_predictor(bundle).logits(generic_adapter(bundle), batch) - logits).max() < 1e-5
+    )
     for other in (
         TaskOptions("classify-head", ["good", "bad"], None, None, 32, None, None, None),
         TaskOptions("classify-head", ["bad", "good"], None, None, 32, "mean", None, None),

@@ -10,7 +10,7 @@ import torch
 
 from edge_runtime.bundle.folder import Bundle
 from edge_runtime.data.batch import pad
-from edge_runtime.engines.onnx_engine import OnnxEngine, OnnxPredictor
+from edge_runtime.engines.choose import Engines
 from edge_runtime.values import FloatVector
 from server.storage.result_folder import write_finished
 
@@ -28,8 +28,8 @@ def assert_parity(
     bundle: Bundle, theta: FloatVector, eager: Callable[[Batch], torch.Tensor], batches: Iterable[Batch]
 ) -> None:
     """Compare logits and losses of predict and of front∘back at every split with those of a classifier in PyTorch."""
-    predictor = OnnxPredictor(bundle, 1)
-    engines = [OnnxEngine(bundle, split, 1) for split in bundle.manifest.splits]
+    predictor = Engines(threads=1).make_predictor(bundle)
+    engines = [Engines(threads=1).make_engine(bundle, split) for split in bundle.manifest.splits]
     spread = 0.0
     for batch in batches:
         with torch.no_grad():
@@ -43,7 +43,7 @@ def assert_parity(
             engine.back_workspace[:] = theta[engine.front_workspace.size :]
             boundary = engine.front(batch)
             assert abs(engine.back(boundary, batch) - loss) < TOLERANCE
-            assert np.abs(engine.back_logits(boundary, batch) - expected).max() < TOLERANCE
+            assert np.abs(engine.back_outputs(boundary, batch)["logits"] - expected).max() < TOLERANCE
     assert spread > 1e-2  # the comparison is about something
 
 
