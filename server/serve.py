@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edge_runtime.bundle.folder import open_bundle, verify_files
 from edge_runtime.data.examples import DataConfig
 from edge_runtime.data.rows import load_rows
-from edge_runtime.engines.onnx_engine import OnnxPredictor
+from edge_runtime.engines.choose import Engines
 from edge_runtime.errors import storage_error
 from edge_runtime.network.mqtt import MqttTransport
 from server.compose import compose, open_stores
@@ -112,7 +112,7 @@ def coordinate(
     """
     job = fitted.job
     rows = load_rows(bundle, DataConfig(path=job.eval_file))
-    predictor = OnnxPredictor(bundle, options.threads)
+    predictor = Engines(threads=options.threads).make_predictor(bundle)
     n_labels = len(bundle.manifest.task.labels)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_only_one(options.state_dir))

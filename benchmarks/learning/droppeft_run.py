@@ -9,7 +9,7 @@ from benchmarks.harness.division import device_names, held_out_file, rows_file
 from benchmarks.harness.fleet_run import JOB, cost_of_process, fleet_run
 from benchmarks.learning.droppeft_rows import own_test_file
 from benchmarks.learning.droppeft_variants import BACKPROP_DEVICES, COHORTS
-from edge_runtime.engines.onnx_engine import OnnxPredictor
+from edge_runtime.engines.choose import Engines
 from server.demo.devices import own_accuracy
 from server.views.summary import job_devices
 
@@ -78,7 +78,7 @@ def own_accuracies(bundle: Bundle, configs: Sequence[EdgeConfig], rows: Path) ->
         ``own_accuracy_shared``: with the shared adapter. ``own_accuracy_personal``: with personal layers, where a
         device has some; None where no device has any. ``own_accuracy``: the latter where there is one.
     """
-    predictor = OnnxPredictor(bundle, 1)
+    predictor = Engines(threads=1).make_predictor(bundle)
     total, right_shared, right_own, is_personal = 0, 0.0, 0.0, False
     for config in configs:
         found = own_accuracy(bundle, JOB, predictor, config, own_test_file(rows, config.name))

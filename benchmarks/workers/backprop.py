@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 def levels(settings: Settings) -> Routines:
     """One routine per level of the bundle, named by the level's number of layers: loss and gradients at it."""
+    from edge_runtime.engines.choose import Engines
     from edge_runtime.engines.golden import training_layers
-    from edge_runtime.engines.onnx_engine import OnnxTrainingEngine
 
     bundle, batch = bundle_of(settings), random_batch(settings)
-    engine, theta = OnnxTrainingEngine(bundle, settings["threads"]), bundle.initial_adapter()
+    engine, theta = Engines(threads=settings["threads"]).make_training_engine(bundle), bundle.initial_adapter()
     out, layers = np.zeros_like(theta), bundle.manifest.model.layers
 
     def at(level: int) -> Callable[[], float]:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 def step(settings: Settings) -> Routines:
     """``run``: an SPZO step. ``forwards``: the step's forward passes alone, with nothing perturbed."""
-    from edge_runtime.engines.onnx_engine import OnnxEngine
+    from edge_runtime.engines.choose import Engines
 
     bundle, batch, rule = bundle_of(settings), random_batch(settings), rule_of(settings)
-    engine = OnnxEngine(bundle, settings["split"], settings["threads"])
+    engine = Engines(threads=settings["threads"]).make_engine(bundle, settings["split"])
     theta = bundle.initial_adapter()
     counter = iter(range(10**9))
 
@@ -44,33 +44,35 @@ def step(settings: Settings) -> Routines:
 def train_round(settings: Settings) -> Routines:
     """``run``: a training round of four steps on rows of one length, as a device performs it."""
     from edge_runtime.data.rows import EncodedRows
-    from edge_runtime.engines.onnx_engine import OnnxEngine
-    from edge_runtime.forward_only.round import RoundWork
+    from edge_runtime.engines.choose import Engines
+    from edge_runtime.forward_only.round import RoundSettings
     from edge_runtime.forward_only.round import train_round as train
 
     bundle, batch = bundle_of(settings), random_batch(settings)
-    engine = OnnxEngine(bundle, settings["split"], settings["threads"])
+    engine = Engines(threads=settings["threads"]).make_engine(bundle, settings["split"])
     rows = EncodedRows(batch.input_ids.tolist() * 4, batch.labels.tolist() * 4, 0)
-    work = RoundWork(0, 0, "d", rule_of(settings), steps=4, batch_size=settings["rows"], mean_square=None)
+    settings_of_round = RoundSettings(
+        0, 0, "d", rule_of(settings), steps=4, batch_size=settings["rows"], mean_square=None
+    )
     theta = bundle.initial_adapter()
-    return {"run": lambda: train(engine, theta, rows, work)}
+    return {"run": lambda: train(engine, theta, rows, settings_of_round)}
 
 
 def inference(settings: Settings) -> Routines:
     """``run``: a prediction for a batch, with mapped weights."""
-    from edge_runtime.engines.onnx_engine import OnnxPredictor
+    from edge_runtime.engines.choose import Engines
 
     bundle, batch = bundle_of(settings), random_batch(settings)
-    predictor, theta = OnnxPredictor(bundle, settings["threads"]), bundle.initial_adapter()
+    predictor, theta = Engines(threads=settings["threads"]).make_predictor(bundle), bundle.initial_adapter()
     return {"run": lambda: predictor.logits(theta, batch)}
 
 
 def inference_in_memory(settings: Settings) -> Routines:
     """``run``: a prediction for a batch, with weights read into memory, as runtimes do that do not map them."""
-    from edge_runtime.engines.onnx_engine import OnnxPredictor
+    from edge_runtime.engines.choose import Engines
 
     bundle, batch = bundle_of(settings), random_batch(settings)
-    predictor, theta = OnnxPredictor(bundle, settings["threads"]), np.array(bundle.initial_adapter())
+    predictor, theta = Engines(threads=settings["threads"]).make_predictor(bundle), np.array(bundle.initial_adapter())
     return {"run": lambda: predictor.logits(theta, batch)}
 
 
@@ -85,10 +87,11 @@ def blocks_executorch(settings: Settings) -> Routines:
 
 
 def _blocks(runtime: Runtime, settings: Settings) -> Routines:
-    from edge_runtime.engines.choose import make_engine
+    from edge_runtime.engines.choose import Engines
 
     bundle, batch = bundle_of(settings), random_batch(settings)
-    engine, theta = make_engine(runtime, bundle, settings["split"], settings["threads"]), bundle.initial_adapter()
+    engine = Engines(runtime, settings["threads"]).make_engine(bundle, settings["split"])
+    theta = bundle.initial_adapter()
     engine.front_workspace[:] = theta[: engine.front_workspace.size]
     engine.back_workspace[:] = theta[engine.front_workspace.size :]
     return {"run": lambda: engine.back(engine.front(batch), batch)}
@@ -96,10 +99,10 @@ def _blocks(runtime: Runtime, settings: Settings) -> Routines:
 
 def load_executorch(settings: Settings) -> Routines:
     """``first_load``: the time it took this process to load the library, both graphs and the mapped weights."""
-    from edge_runtime.engines.choose import make_engine
+    from edge_runtime.engines.choose import Engines
 
     bundle = bundle_of(settings)
     started = time.perf_counter()
-    make_engine("executorch", bundle, settings["split"], settings["threads"])
+    Engines("executorch", settings["threads"]).make_engine(bundle, settings["split"])
     first_load = OwnTime(time.perf_counter() - started)
     return {"first_load": lambda: first_load}

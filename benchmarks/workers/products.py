@@ -57,14 +57,15 @@ def product_shapes(bundle: Bundle, batch: Batch, threads: int) -> list[Operands]
     import onnx
     import onnxruntime as ort
 
-    from edge_runtime.engines.onnx_engine import OnnxPredictor
+    from edge_runtime.engines.bundle_engine import BundlePredictor
+    from edge_runtime.engines.onnx_engine import OnnxOpener
 
     with tempfile.TemporaryDirectory() as folder:
         options = ort.SessionOptions()
         options.enable_profiling = True
         options.profile_file_prefix = f"{folder}/profile"
         options.optimized_model_filepath = f"{folder}/optimized.onnx"
-        predictor = OnnxPredictor(bundle, threads, options)
+        predictor = BundlePredictor(bundle, OnnxOpener(threads, options))
         predictor.logits(bundle.initial_adapter(), batch)
         del predictor  # its session writes the profile when it ends
         (profile,) = Path(folder).glob("profile*.json")

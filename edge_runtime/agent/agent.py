@@ -1,34 +1,27 @@
 """The device's side of the protocol: announce, take plans, train, report, prove the adapter by its hash.
 
-One plan at a time, in the order of arrival; a newer plan of the server ends the one at work. A report is in the journal
-before it is sent, so the same plan coming again (after a lost connection or a restart) is answered without training.
+The agent handles one plan at a time, in order of arrival; a newer plan ends the round at work. A report is in the
+journal before it is sent, so that the agent answers the same plan again without training after a lost connection or a
+restart.
 
-A device that its owner's rules keep from work says so in its state, and declines a plan that comes nevertheless. What
-it has begun it finishes: a round is short, and its work would be lost.
+A device that its owner's rules keep from training says so in its state, and refuses a plan that arrives nevertheless. A
+round that has begun is finished: rounds are short, and stopping would waste the work.
 """
 
 from __future__ import annotations
 
-import collections
-import functools
 import logging
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from edge_runtime.agent.announcer import Announcer
-from edge_runtime.agent.backprop_plan import do_backprop
-from edge_runtime.agent.forward_plan import do_forward
-from edge_runtime.agent.inbox import _order, supersedes
-from edge_runtime.agent.loaded_bundle import Workshop
-from edge_runtime.device.gate import Gate, board_conditions
-from edge_runtime.engines import choose
-from edge_runtime.errors import ConfigError, CoveyError, NetworkError, ProtocolError
-from edge_runtime.network.fetch import Fetcher, blob_base
-from edge_runtime.network.transport import Connected, Message
-from edge_runtime.network.upload import upload
+from edge_runtime.agent.delta_uploads import DeltaUploads
+from edge_runtime.agent.inbox import Inbox, round_and_attempt
+from edge_runtime.agent.trainer import Trainer
+from edge_runtime.device.machine import this_machine
+from edge_runtime.engines.choose import Engines
+from edge_runtime.errors import ConfigError, CoveyError, ProtocolError
+from edge_runtime.network.fetch import blob_base
 from edge_runtime.protocol.messages import (
     BackpropPlan,
     DeltaReport,
@@ -42,49 +35,49 @@ from edge_runtime.protocol.messages import (
     SyncPlan,
     TrainPlan,
     decode_message,
+    decode_plan,
+    decode_report,
     encode_message,
 )
 from edge_runtime.protocol.privacy import check_privacy
 from edge_runtime.protocol.topics import Kind, topic_for
-from edge_runtime.store.adapters import obtain_adapter
-from edge_runtime.store.bundles import install_bundle
+from edge_runtime.store.journal_file import JournalFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edge_runtime.agent.config import EdgeConfig
-    from edge_runtime.agent.loaded_bundle import EngineMaker, TrainingEngineMaker
-    from edge_runtime.network.transport import Transport
+    from edge_runtime.agent.trainer import Prepared
+    from edge_runtime.device.machine import Machine
+    from edge_runtime.engines.engine import MakesEngines
+    from edge_runtime.network.transport import Message, Transport
     from edge_runtime.store.store import Store
-    from edge_runtime.values import FloatVector
 
 _LOG = logging.getLogger(__name__)
-_UPLOADS = 3  # of one delta, where the server has lost it
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The job that the device took part in is finished, and its final adapter is here."""
+    """The job that the device took part in is finished, and its final adapter is on the device."""
 
     job: str
     adapter_sha256: str
 
 
 class Agent:
-    """A device at work.
+    """A device that serves plans.
 
     Args:
         config: the device's configuration.
         store: its state directory.
-        transport: its connection; the will must be announcer.lost_will's.
-        boot_id: new with every start.
-        clock: monotonic seconds.
-        make_engine: see Workshop; None: the configuration's engine.
-        make_training_engine: see Workshop.
-        gate: whether the device takes work; None: by the configuration's rules and this machine's sensors.
+        transport: its connection; its last will must be the one of announcer.lost_will.
+        boot_id: new with every start of the process.
+        engines: makes the engines; None: those of the configured runtime.
+        machine: the machine it runs on; None: this one, with the configured rules.
 
     Raises:
-        ConfigError: rules that this machine can never follow.
+        ConfigError: this machine can never follow the rules.
+        StorageError: the journal is damaged.
     """
 
     def __init__(
@@ -93,25 +86,18 @@ class Agent:
         store: Store,
         transport: Transport,
         boot_id: str,
-        clock: Callable[[], float] = time.monotonic,
-        make_engine: EngineMaker | None = None,
-        make_training_engine: TrainingEngineMaker | None = None,
-        gate: Gate | None = None,
+        engines: MakesEngines | None = None,
+        machine: Machine | None = None,
     ) -> None:
-        self._config = config
-        self._gate = gate or Gate(config.eligibility, board_conditions(store.root), clock=clock)
-        self._store = store
-        self._transport = transport
-        self._announcer = Announcer(config, store, transport, boot_id, self._gate)
-        self._clock = clock
-        self._make_engine = make_engine or functools.partial(choose.make_engine, config.engine)
-        self._make_training_engine = make_training_engine
+        self._config, self._store, self._transport = config, store, transport
+        self._machine = machine or this_machine(config.eligibility, store.root)
+        self._announcer = Announcer(config, store, transport, boot_id, self._machine)
+        self._inbox = Inbox(transport, self._topic("plan"), self._announce)
+        self._journal = JournalFile(store)
+        engines = engines or Engines(config.engine, config.threads)
+        self._trainer = Trainer(config, store, self._journal, engines, self._machine)
+        self._deltas = DeltaUploads(store)
         self._blob_url: str | None = None  # of the last plan
-        self._uploaded: collections.Counter[str] = collections.Counter()
-        self._workshop: Workshop | None = None
-        self._link_bytes_per_s: float | None = None
-        self._waiting: collections.deque[Message] = collections.deque()
-        self._journal = store.journal()
         transport.subscribe(self._topic("plan"))
         transport.subscribe(self._topic("report/ack"))
 
@@ -121,50 +107,48 @@ class Agent:
     # -- events -------------------------------------------------------------------------------------------------
 
     def run(self, *, until_finished: bool = False, should_stop: Callable[[], bool] = lambda: False) -> Finished | None:
-        """Serve plans until told to stop, or, with ``until_finished``, until a job's final adapter is here."""
+        """Serve plans until told to stop or, with ``until_finished``, until a job's final adapter is on the device."""
         while not should_stop():
-            message = self._waiting.popleft() if self._waiting else self._receive(1.0)
-            if message is None:
-                continue
-            finished = self._handle(message)
+            finished = self._serve_next(timeout_s=1.0)
             if finished is not None and until_finished:
                 return finished
         return None
 
     def serve_waiting(self) -> Finished | None:
-        """Handle one message that is here, without waiting; see run. For several devices in one thread."""
-        message = self._waiting.popleft() if self._waiting else self._receive(0)
-        return None if message is None else self._handle(message)
+        """Handle one message that has arrived, without waiting; see run. For several devices in one thread."""
+        return self._serve_next(timeout_s=0)
 
     def goodbye(self) -> tuple[str, bytes]:
-        """Return the last message of a device that leaves in order: its state, ``offline``."""
+        """Return topic and payload of the last message of a device that shuts down properly."""
         return self._announcer.goodbye()
 
-    def _receive(self, timeout_s: float) -> Message | None:
-        """Return the next message; announces itself where the connection is new, and whether it takes work."""
-        if self._gate.look():
-            self._announcer.state("online")
-        event = self._transport.receive(timeout_s)
-        if isinstance(event, Connected):
-            self._announcer.all(self._journal, self._workshop)
-            return None
-        return event
+    def _serve_next(self, timeout_s: float) -> Finished | None:
+        message = self._inbox.take()
+        if message is None:
+            if self._machine.gate.look():
+                self._announcer.state("online")
+            message = self._inbox.receive(timeout_s)
+        return None if message is None else self._handle(message)
+
+    def _announce(self) -> None:
+        self._announcer.all(self._journal.entries, self._trainer.loaded)
 
     def _report(self, report: DeviceReport) -> None:
         self._transport.publish(self._topic("report"), encode_message(report))
 
-    # -- plans --------------------------------------------------------------------------------------------------
+    # -- messages -----------------------------------------------------------------------------------------------
 
     def _handle(self, message: Message) -> Finished | None:
         try:
             if message.topic == self._topic("report/ack"):
                 self._take_ack(decode_message(message.payload, ReportAck))
                 return None
-            plan: Plan = decode_message(message.payload, Plan)  # type: ignore[arg-type]
+            plan = decode_plan(message.payload)
         except ProtocolError as error:
             _LOG.error("ignored a message on %s: %s", message.topic, error)
             return None
-        if self._superseded(plan):
+        self._inbox.collect()
+        if self._inbox.has_newer(plan):
             _LOG.info("skipped the plan of round %d: a newer one is here", plan.round)
             return None
         self._announcer.state("busy")
@@ -175,9 +159,9 @@ class Agent:
             self._take_part(plan)
         except CoveyError as error:
             _LOG.error("round %d of job %s failed: %s", plan.round, plan.job, error)
-            self._refuse(plan.job, *_order(plan), error)
+            self._refuse(plan.job, *round_and_attempt(plan), error)
         finally:
-            self._gate.look()
+            self._machine.gate.look()
             self._announcer.state("online")
         return None
 
@@ -193,45 +177,27 @@ class Agent:
 
     def _send_delta(self, report: DeltaReport) -> None:
         """Upload a delta that the server waits for, and send its report again."""
-        sha256 = report.delta.sha256
-        self._uploaded[sha256] += 1
         try:
-            if self._blob_url is None or self._uploaded[sha256] > _UPLOADS:
-                raise NetworkError("the server asks for the delta again and again", "look at the server's log")
-            upload(self._blob_url, sha256, self._store.delta_file(sha256))
+            self._deltas.send(report.delta.sha256, self._blob_url)
         except CoveyError as error:
             _LOG.error("round %d: the delta could not be sent: %s", report.round, error)
-            if self._plan_waits():
-                return  # of a server that was started anew, perhaps elsewhere: the report is its answer
+            self._inbox.collect()
+            if self._inbox.has_plan():
+                return  # the server has restarted, perhaps elsewhere: the report will answer its plan
             self._refuse(report.job, report.round, report.attempt, error)
         else:
             self._report(report)
 
     def _last_report(self) -> Report | None:
-        """Return the journal's report; None where there is none, or one of an older version of the protocol."""
-        if self._journal.report is None:
+        """Return the journal's report; None where there is none, or it is of another version of the protocol."""
+        payload = self._journal.entries.report
+        if payload is None:
             return None
         try:
-            report: Report = decode_message(self._journal.report, Report)  # type: ignore[arg-type]
+            return decode_report(payload)
         except ProtocolError as error:
-            _LOG.warning("the journal's report is of no use: %s", error.what)
+            _LOG.warning("the journal's report is unusable: %s", error.what)
             return None
-        return report
-
-    def _superseded(self, plan: Plan) -> bool:
-        """Whether a later plan is waiting."""
-        return self._plan_waits() and any(
-            supersedes(message.payload, plan) for message in self._waiting if message.topic == self._topic("plan")
-        )
-
-    def _plan_waits(self) -> bool:
-        """Whether any plan is waiting. Events are taken from the transport, none is lost."""
-        while (event := self._transport.receive(0)) is not None:
-            if isinstance(event, Connected):
-                self._announcer.all(self._journal, self._workshop)
-            else:
-                self._waiting.append(event)
-        return any(message.topic == self._topic("plan") for message in self._waiting)
 
     def _refuse(self, job: str, index: int, attempt: int, error: CoveyError) -> None:
         refused = PlanRefused(
@@ -244,34 +210,17 @@ class Agent:
         )
         self._report(refused)
 
-    def _prepare(self, plan: Plan) -> tuple[Workshop, FloatVector, int]:
-        """Return the workshop of the plan's bundle, the plan's adapter, and the bytes the adapter took."""
-        assert self._blob_url is not None  # noqa: S101 set when the plan came
-        fetcher = Fetcher(self._blob_url)
-        is_new = self._workshop is None or self._workshop.bundle.sha256 != plan.bundle_sha256
-        if self._workshop is None or is_new:
-            self._workshop = None
-            bundle = install_bundle(self._store, fetcher, plan.bundle_sha256, self._config.threads, self._config.engine)
-            makers = (self._make_engine, self._make_training_engine)
-            self._workshop = Workshop(bundle, self._config.data, self._config.threads, *makers, self._config.engine)
-        fetcher.fetched_bytes = 0
-        theta = obtain_adapter(self._store, fetcher, self._workshop.bundle, plan.adapter)
-        self._link_bytes_per_s = fetcher.bytes_per_s or self._link_bytes_per_s
-        if (self._journal.job, self._journal.bundle_sha256) != (plan.job, plan.bundle_sha256):
-            self._write_journal(personal_sha256=None, personal_round=None, personal_before_sha256=None)
-        self._write_journal(job=plan.job, bundle_sha256=plan.bundle_sha256, adapter_sha256=plan.adapter.file.sha256)
-        if is_new:
-            self._announcer.capabilities(self._journal, self._workshop)  # now it knows its bundle and its rows
-        return self._workshop, theta, fetcher.fetched_bytes
+    # -- plans --------------------------------------------------------------------------------------------------
 
-    def _write_journal(self, **changes: object) -> None:
-        journal = msgspec.structs.replace(self._journal, **changes)
-        if journal != self._journal:
-            self._store.write_journal(journal)
-            self._journal = journal
+    def _prepare(self, plan: Plan) -> Prepared:
+        assert self._blob_url is not None  # noqa: S101 _handle has set it from this plan
+        prepared = self._trainer.prepare(plan, self._blob_url)
+        if prepared.is_new_bundle:  # only now are the device's rows and levels known
+            self._announcer.capabilities(self._journal.entries, prepared.loaded)
+        return prepared
 
     def _sync(self, plan: SyncPlan) -> Finished | None:
-        _, _, fetched_bytes = self._prepare(plan)
+        fetched_bytes = self._prepare(plan).fetched_bytes
         have = plan.adapter.file.sha256  # obtain_adapter has hashed the bytes
         self._report(
             Synced(
@@ -293,62 +242,43 @@ class Agent:
         privacy = plan.privacy if isinstance(plan, TrainPlan) else None
         check_privacy(privacy, self._config.least_noise_multiplier)
         self._report(PlanAccepted(job=plan.job, round=plan.round, attempt=plan.attempt, device=self._config.name))
-        workshop, theta, fetched_bytes = self._prepare(plan)
-        started = self._clock()
-
-        def goes_on(_step: int, _loss: float) -> bool:
-            return not self._superseded(plan) and self._clock() - started <= plan.deadline_s
-
-        report: Report | None
-        journal: dict[str, object] = {}
-        if isinstance(plan, TrainPlan):
-            report = do_forward(plan, self._config.name, workshop, theta, goes_on, self._clock)
-        else:
-            again = self._journal.personal_round == plan.round
-            before = self._journal.personal_before_sha256 if again else self._journal.personal_sha256
-            done = do_backprop(
-                plan,
-                self._config.name,
-                self._config.backpropagates,
-                workshop,
-                theta,
-                self._store,
-                before,
-                goes_on,
-                self._clock,
-            )
-            report, after = done if done is not None else (None, None)
-            journal = {"personal_sha256": after, "personal_round": plan.round, "personal_before_sha256": before}
-        if report is None:
-            _LOG.info("gave up round %d: its deadline has passed, or a newer plan is here", plan.round)
+        done = self._trainer.train(plan, self._prepare(plan), self._until_deadline(plan))
+        if done is None:
+            _LOG.info("abandoned round %d: its deadline has passed, or a newer plan is here", plan.round)
             return
-        report = msgspec.structs.replace(
-            report,
-            link_bytes_per_s=self._link_bytes_per_s,
-            replay_parameters_per_s=workshop.replay_parameters_per_s(self._clock),
-            blob_bytes=fetched_bytes,
-        )
-        self._write_journal(report=encode_message(report), **journal)
+        report, personal = done
+        self._journal.end_round(encode_message(report), personal)
+        journal = self._journal.entries
         self._store.keep_only(
-            (self._journal.personal_sha256, self._journal.personal_before_sha256),
+            (journal.personal_sha256, journal.personal_before_sha256),
             report.delta.sha256 if isinstance(report, DeltaReport) else None,
         )
         self._report(report)
         _LOG.info("round %d: loss %s in %.1f s", plan.round, report.loss, report.seconds)
 
+    def _until_deadline(self, plan: TrainPlan | BackpropPlan) -> Callable[[int, float], bool]:
+        """Return a function that is True until the plan's deadline has passed or a newer plan has arrived."""
+        started = self._machine.clock()
+
+        def goes_on(_step: int, _loss: float) -> bool:
+            self._inbox.collect()
+            return not self._inbox.has_newer(plan) and self._machine.clock() - started <= plan.deadline_s
+
+        return goes_on
+
     def _check_gate(self) -> None:
-        """Decline where the owner's rules say so; the server is told first, that it does not ask again at once.
+        """Re-evaluate the owner's rules; where they forbid training, publish the state first, so the server knows why.
 
         Raises:
             ConfigError: the rules that are broken.
         """
-        self._gate.look(now=True)
-        if self._gate.closed is not None:
+        self._machine.gate.look(now=True)
+        if self._machine.gate.closed is not None:
             self._announcer.state("online")
-            raise ConfigError(self._gate.closed, "see [eligibility] in edge.toml")
+            raise ConfigError(self._machine.gate.closed, "see [eligibility] in edge.toml")
 
     def _send_again(self, plan: TrainPlan | BackpropPlan) -> bool:
-        """Send the journal's report where it answers this very plan."""
+        """Send the journal's report if it answers this very plan; return whether it does."""
         report = self._last_report()
         if report is None:
             return False

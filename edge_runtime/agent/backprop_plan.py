@@ -1,55 +1,45 @@
-"""A backprop plan on a device: from the plan to the files and the report; nothing counts before the journal says so."""
+"""Trains a backprop plan's round on a device: first whether it fits into memory, then the round."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from edge_runtime.backprop.round import BackpropWork, train_backprop
+from edge_runtime.backprop.round import BackpropSettings, train_backprop
 from edge_runtime.bundle.layers import layer_slices, no_scales
 from edge_runtime.bundle.memory_need import check_level, level_need, levels_that_fit, rows_that_fit
-from edge_runtime.device.memory import free_bytes, give_back, peak_rss_bytes
-from edge_runtime.errors import BundleError, ConfigError
-from edge_runtime.files.atomic import write_atomically
-from edge_runtime.protocol.delta import encode_delta
-from edge_runtime.protocol.messages import BackpropPlan, BlobRef, DeltaReport
-from edge_runtime.store.personal import personal_or_none, save_personal
+from edge_runtime.device.memory import give_back
+from edge_runtime.errors import BundleError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edge_runtime.agent.loaded_bundle import Workshop
-    from edge_runtime.backprop.round import BackpropResult
+    from edge_runtime.agent.loaded_bundle import LoadedBundle
+    from edge_runtime.backprop.round import BackpropResult, Personal
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.bundle.manifest import Runtime
-    from edge_runtime.store.store import Store
+    from edge_runtime.protocol.messages import BackpropPlan
     from edge_runtime.values import FloatVector
 
 _LOG = logging.getLogger(__name__)
 
 
-def check_plan(
-    plan: BackpropPlan, bundle: Bundle, bytes_free: int | None, *, backpropagates: bool, runtime: Runtime
-) -> dict[int, int]:
-    """Check that a device can do a plan, before anything is loaded.
+def check_plan(plan: BackpropPlan, bundle: Bundle, bytes_free: int | None, runtime: Runtime) -> dict[int, int]:
+    """Check that a device can train a plan, before anything is loaded.
+
+    Args:
+        plan: the round's plan.
+        bundle: the plan's bundle.
+        bytes_free: free memory; None: not known, everything fits.
+        runtime: whose training graphs are run.
 
     Returns:
-        The levels that it can hold, each with the rows that it runs at once.
+        For each level that fits into memory, the rows of one micro-batch.
 
     Raises:
-        ConfigError: it trains with forward passes only: see EdgeConfig.backpropagates.
-        BundleError: the bundle has no such level for the device's engine, or does not rescale residuals and the plan
-            does.
+        BundleError: the bundle has no such level for the runtime, or does not rescale residuals and the plan does.
         TrainingError: the level does not fit into memory.
     """
-    if not backpropagates:
-        raise ConfigError(
-            "the plan needs backpropagation, this device is forward-only",
-            'set training = "auto"',
-        )
     manifest = bundle.manifest
     if not manifest.levels:
         raise BundleError("the bundle has no training graphs", "export it with --levels")
@@ -65,84 +55,37 @@ def check_plan(
 def do_backprop(
     plan: BackpropPlan,
     device: str,
-    backpropagates: bool,
-    workshop: Workshop,
+    loaded: LoadedBundle,
     theta: FloatVector,
-    store: Store,
-    personal_sha256: str | None,
+    personal: Personal,
+    bytes_free: int | None,
     goes_on: Callable[[int, float], bool],
     clock: Callable[[], float],
-) -> tuple[DeltaReport, str | None] | None:
-    """Train a plan's round, and write the delta and the personal layers.
+) -> BackpropResult | None:
+    """Train a plan's round with backpropagation.
 
     Args:
-        plan: what to do.
+        plan: the round's plan.
         device: the device's name.
-        backpropagates: see EdgeConfig.
-        workshop: bundle, rows and engine.
+        loaded: bundle, rows and engine.
         theta: the shared adapter, float32, (parameters,).
-        store: where the files go.
-        personal_sha256: the personal layers before the round.
-        goes_on: told each step's index and loss; the round is given up when it returns False.
+        personal: the device's personal layers before the round.
+        bytes_free: free memory; None: not known.
+        goes_on: called after each step with its index and loss; the device abandons the round when it returns False.
         clock: monotonic seconds.
 
     Returns:
-        The report, what it does not know (link, rates, fetched bytes) left out, and the hash of the personal layers;
-        None where the round was given up.
+        The result; None where the round was abandoned.
 
     Raises:
-        CoveyError: see check_plan, train_backprop and write_atomically.
+        CoveyError: see check_plan and train_backprop.
     """
-    manifest = workshop.bundle.manifest
-    levels = check_plan(plan, workshop.bundle, free_bytes(), backpropagates=backpropagates, runtime=workshop.runtime)
-    rows_at_once = levels[plan.level]
-    if rows_at_once < plan.stld.most_rows:
-        _LOG.info("memory is short: %d of %d rows at once", rows_at_once, plan.stld.batch_size)
-    personal = personal_or_none(store, personal_sha256, workshop.bundle, plan.job)
-    engine = workshop.training_engine()
-    work = BackpropWork(plan.job_seed, plan.round, device, plan.stld, plan.level, levels)
-    started = clock()
-    result = train_backprop(engine, theta, workshop.rows, work, layer_slices(manifest), personal, goes_on)
-    if result is None:
-        return None
-    seconds = clock() - started
-    give_back()
-    delta = encode_delta(result.movement, manifest.parameters, result.sent, manifest.model.layers)
-    report = report_of(plan, device, result, delta, len(workshop.rows), seconds)
-    write_atomically(store.delta_file(report.delta.sha256), delta)
-    keeps = plan.stld.personal_share > 0
-    after_sha256 = save_personal(store, workshop.bundle, plan.job, result.personal) if keeps else None
-    return msgspec.structs.replace(report, peak_rss_bytes=peak_rss_bytes()), after_sha256
-
-
-def report_of(
-    plan: BackpropPlan, device: str, result: BackpropResult, delta: bytes, examples: int, seconds: float
-) -> DeltaReport:
-    """Return the report of a round, what it does not say (memory, link, rates, fetched bytes) left out.
-
-    Args:
-        plan: what was done.
-        device: the device's name.
-        result: what came out.
-        delta: the movement of the shared layers, encoded.
-        examples: rows of private data.
-        seconds: how long it took.
-    """
-    return DeltaReport(
-        job=plan.job,
-        round=plan.round,
-        attempt=plan.attempt,
-        device=device,
-        adapter_sha256=plan.adapter.file.sha256,  # of the bytes that are trained: obtain_adapter has hashed them
-        delta=BlobRef(hashlib.sha256(delta).hexdigest(), len(delta)),
-        layers=result.sent,
-        personal_layers=len(result.personal.layers),
-        level=plan.level,
-        examples=examples,
-        loss=result.loss,
-        seconds=seconds,
-        peak_rss_bytes=None,
-        link_bytes_per_s=None,
-        replay_parameters_per_s=None,
-        blob_bytes=0,
-    )
+    rows_at_once = check_plan(plan, loaded.bundle, bytes_free, loaded.engines.runtime)
+    if rows_at_once[plan.level] < plan.stld.most_rows:
+        _LOG.info("memory is short: %d of %d rows at once", rows_at_once[plan.level], plan.stld.batch_size)
+    engine, settings = loaded.training_engine(), BackpropSettings.of_plan(plan, device, rows_at_once)
+    slices = layer_slices(loaded.bundle.manifest)
+    result = train_backprop(engine, theta, loaded.rows, settings, slices, personal, goes_on, clock)
+    if result is not None:
+        give_back()
+    return result

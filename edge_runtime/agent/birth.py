@@ -1,4 +1,4 @@
-"""What a device says of itself when it joins."""
+"""The announcement that a device publishes when it joins."""
 
 from __future__ import annotations
 
@@ -8,52 +8,66 @@ from typing import TYPE_CHECKING
 
 from edge_runtime import __version__
 from edge_runtime.bundle.memory_need import level_need, levels_that_fit
-from edge_runtime.device.memory import free_bytes
 from edge_runtime.engines import executorch_build
 from edge_runtime.protocol.messages import Birth, Capability
 
 if TYPE_CHECKING:
     from edge_runtime.agent.config import EdgeConfig
-    from edge_runtime.agent.loaded_bundle import Workshop
+    from edge_runtime.agent.loaded_bundle import LoadedBundle
     from edge_runtime.bundle.manifest import Runtime
-    from edge_runtime.store.store import Journal
+    from edge_runtime.store.journal import Journal
 
-METHODS = ["spzo"]  # with every switch of rule.py
+METHODS = ["spzo"]  # with every switch of protocol/step_rule.py
 
 
-def make_birth(config: EdgeConfig, boot_id: str, journal: Journal, workshop: Workshop | None) -> Birth:
-    """Return the birth message of a device as it is now."""
+def make_birth(
+    config: EdgeConfig, boot_id: str, journal: Journal, loaded: LoadedBundle | None, bytes_free: int | None
+) -> Birth:
+    """Return the birth message of a device as it is now.
+
+    Args:
+        config: the device's configuration.
+        boot_id: new with every start of the process.
+        journal: its current bundle and adapter.
+        loaded: the loaded bundle; None: none has been needed yet.
+        bytes_free: free memory; None: not known.
+    """
     return Birth(
         device=config.name,
         boot_id=boot_id,
         covey_version=__version__,
         python_version=platform.python_version(),
         machine=platform.machine(),
-        runtimes=_runtimes(config.engine),
+        runtimes=_versions(config.engine),
         methods=METHODS,
-        rows=len(workshop.rows) if workshop is not None else None,
+        rows=len(loaded.rows) if loaded is not None else None,
         bundle_sha256=journal.bundle_sha256,
         adapter_sha256=journal.adapter_sha256,
-        capability=capability(config, workshop),
+        capability=capability(config, loaded, bytes_free),
     )
 
 
-def _runtimes(engine: Runtime) -> dict[str, str]:
-    """Return versions by name; the engine's comes first."""
-    version = executorch_build.VERSION if engine == "executorch" else metadata.version(engine)
-    return {engine: version, **{name: metadata.version(name) for name in ("numpy", "tokenizers")}}
+def _versions(runtime: Runtime) -> dict[str, str]:
+    """Return the versions of the libraries that training uses, by name; the runtime's comes first."""
+    version = executorch_build.VERSION if runtime == "executorch" else metadata.version(runtime)
+    return {runtime: version, **{name: metadata.version(name) for name in ("numpy", "tokenizers")}}
 
 
-def capability(config: EdgeConfig, workshop: Workshop | None) -> Capability:
-    """Return how the device can train: what its owner lets it do, and what its memory can hold."""
-    bytes_free = free_bytes()
+def capability(config: EdgeConfig, loaded: LoadedBundle | None, bytes_free: int | None) -> Capability:
+    """Return how the device can train: what its owner allows, and which levels fit into its memory.
+
+    Args:
+        config: the device's configuration.
+        loaded: the loaded bundle; None: the levels are not known yet.
+        bytes_free: free memory; None: not known, every level fits.
+    """
     if not config.backpropagates:
         return Capability(kind="forward-only", levels=[], bytes_free=bytes_free)
-    if workshop is None:
+    if loaded is None:
         return Capability(kind="backprop", levels=None, bytes_free=bytes_free)
-    manifest, engine = workshop.bundle.manifest, config.engine
-    if manifest.levels and not manifest.levels_for(engine):
+    manifest, runtime = loaded.bundle.manifest, config.engine
+    if manifest.levels and not manifest.levels_for(runtime):
         return Capability(kind="forward-only", levels=[], bytes_free=bytes_free)
-    needs = [level_need(manifest, level, engine) for level in manifest.levels]
+    needs = [level_need(manifest, level, runtime) for level in manifest.levels]
     fit = levels_that_fit(needs, bytes_free, rows=1)
     return Capability(kind="backprop", levels=[need for need in needs if need.level in fit], bytes_free=bytes_free)

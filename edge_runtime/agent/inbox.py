@@ -1,21 +1,71 @@
-"""The order of plans: which waiting plan makes the plan at work pointless."""
+"""Messages that wait for the agent, in order of arrival, and whether one of them makes the plan at work pointless."""
 
 from __future__ import annotations
 
+import collections
+from typing import TYPE_CHECKING
+
 from edge_runtime.errors import ProtocolError
-from edge_runtime.protocol.messages import Plan, SyncPlan, decode_message
+from edge_runtime.network.transport import Connected, Message
+from edge_runtime.protocol.messages import Plan, SyncPlan, decode_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edge_runtime.network.transport import Transport
+
+
+class Inbox:
+    """A queue between the transport and the agent.
+
+    Args:
+        transport: the device's connection.
+        plan_topic: the topic on which the device's plans arrive.
+        on_connect: called each time the transport reports a new connection.
+    """
+
+    def __init__(self, transport: Transport, plan_topic: str, on_connect: Callable[[], None]) -> None:
+        self._transport, self._plan_topic, self._on_connect = transport, plan_topic, on_connect
+        self._waiting: collections.deque[Message] = collections.deque()
+
+    def take(self) -> Message | None:
+        """Remove and return the message that has waited longest; None: no message waits."""
+        return self._waiting.popleft() if self._waiting else None
+
+    def receive(self, timeout_s: float) -> Message | None:
+        """Return the transport's next message; None: none came within ``timeout_s``, or the connection is new."""
+        event = self._transport.receive(timeout_s)
+        if isinstance(event, Connected):
+            self._on_connect()
+            return None
+        return event
+
+    def collect(self) -> None:
+        """Move everything that has arrived from the transport into the queue, without waiting."""
+        while (event := self._transport.receive(0)) is not None:
+            if isinstance(event, Connected):
+                self._on_connect()
+            else:
+                self._waiting.append(event)
+
+    def has_plan(self) -> bool:
+        """Whether a plan waits in the queue."""
+        return any(message.topic == self._plan_topic for message in self._waiting)
+
+    def has_newer(self, plan: Plan) -> bool:
+        """Whether a plan waits in the queue that makes this one pointless."""
+        return any(supersedes(message.payload, plan) for message in self._waiting if message.topic == self._plan_topic)
 
 
 def supersedes(payload: bytes, plan: Plan) -> bool:
-    """Whether a waiting plan makes this one pointless: another job, a later round or attempt."""
+    """Whether a waiting plan makes this one pointless: it is of another job, or of a later round or attempt."""
     try:
-        other: Plan = decode_message(payload, Plan)  # type: ignore[arg-type]
+        other = decode_plan(payload)
     except ProtocolError:
-        return False  # it is reported when its turn comes
-    if other.job != plan.job:
-        return True
-    return _order(other) > _order(plan)
+        return False  # the agent reports it when its turn comes
+    return other.job != plan.job or round_and_attempt(other) > round_and_attempt(plan)
 
 
-def _order(plan: Plan) -> tuple[int, int]:
+def round_and_attempt(plan: Plan) -> tuple[int, int]:
+    """Return a plan's round and attempt; a sync plan counts as attempt 0."""
     return plan.round, 0 if isinstance(plan, SyncPlan) else plan.attempt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,21 +17,23 @@ from edge_runtime.data.order import batch_indices
 from edge_runtime.errors import TrainingError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from edge_runtime.bundle.layers import LayerSlices
+    from edge_runtime.data.batch import Batch
     from edge_runtime.data.rows import Rows
     from edge_runtime.engines.engine import TrainingEngine
     from edge_runtime.protocol.layer_dropout import Stld
+    from edge_runtime.protocol.messages import BackpropPlan
     from edge_runtime.values import FloatVector
 
 
 @dataclass(frozen=True)
-class BackpropWork:
-    """What a round asks of one device; see protocol.BackpropPlan.
+class BackpropSettings:
+    """The settings of one device's round; see messages.BackpropPlan for the other fields.
 
     Attributes:
-        levels: those that the device can hold, each with the rows that it runs at once.
+        rows_at_once: for each level that fits into the device's memory, the rows of one micro-batch.
     """
 
     job_seed: int
@@ -38,12 +41,17 @@ class BackpropWork:
     device: str
     stld: Stld
     level: int
-    levels: Mapping[int, int]
+    rows_at_once: Mapping[int, int]
+
+    @classmethod
+    def of_plan(cls, plan: BackpropPlan, device: str, rows_at_once: Mapping[int, int]) -> BackpropSettings:
+        """Return a plan's settings for the device of this name."""
+        return cls(plan.job_seed, plan.round, device, plan.stld, plan.level, rows_at_once)
 
 
 @dataclass(frozen=True)
 class Personal:
-    """What a device keeps of a job: its own layers, by index (float32, as long as the layer), and what it saw."""
+    """What a device keeps of a job: its own layers by index, each float32, (layer size,), and layer statistics."""
 
     layers: Mapping[int, FloatVector]
     statistics: LayerStatistics
@@ -54,18 +62,20 @@ class BackpropResult:
     """What a round gave.
 
     Attributes:
-        movement: float32, (parameters,): where the local model is, less where the round began; of use in ``sent`` and
-            outside the layers.
-        sent: layers that the server is to have, ascending: those that moved, and were and are shared.
+        movement: local model minus the model at the round's start, float32, (parameters,); meaningful for the layers in
+            ``sent`` and outside the layers.
+        sent: layers whose movement goes to the server, ascending: those that moved, and were and are shared.
         personal: what the device keeps.
         loss: mean of the steps' losses.
-        layers_run: layers that mini-batches ran, counted over all steps.
+        seconds: duration of the round.
+        layers_run: layers that mini-batches ran, summed over all steps.
     """
 
     movement: FloatVector
     sent: list[int]
     personal: Personal
     loss: float
+    seconds: float
     layers_run: int
 
 
@@ -73,10 +83,11 @@ def train_backprop(
     engine: TrainingEngine,
     theta: FloatVector,
     rows: Rows,
-    work: BackpropWork,
+    settings: BackpropSettings,
     slices: LayerSlices,
     personal: Personal,
     on_step: Callable[[int, float], bool] = lambda _step, _loss: True,
+    clock: Callable[[], float] = time.monotonic,
 ) -> BackpropResult | None:
     """Run the local steps of a round; ``theta`` stays as it is.
 
@@ -84,35 +95,29 @@ def train_backprop(
         engine: gives gradients.
         theta: the shared adapter, float32, (parameters,); may be mapped.
         rows: the private rows.
-        work: what to do.
+        settings: the round's settings.
         slices: where the layers lie in theta.
-        personal: the device's own layers, which take the place of the shared ones.
-        on_step: told each step's index and loss; the round is given up when it returns False.
+        personal: the device's own layers, which replace the shared ones.
+        on_step: called after each step with its index and loss; the round is abandoned when it returns False.
+        clock: monotonic seconds.
 
     Returns:
-        The result, or None where the round was given up.
+        The result, or None where the round was abandoned.
 
     Raises:
         BundleError: the bundle has no graph of this level.
         TrainingError: a loss or gradient is not finite.
     """
-    stld, layers = work.stld, slices.layers
+    started, stld, layers = clock(), settings.stld, slices.layers
     start = overlay(theta, personal.layers, layers)
     local, gradient = start.copy(), np.zeros_like(start)
     optimizer = AdamW(start.size, AdamWOptions(stld.learning_rate, stld.weight_decay))
     statistics, losses, layers_run = personal.statistics.copy(), [], 0
     for step in range(stld.steps):
-        rng = np.random.Generator(np.random.PCG64(seeds.layer_seed(work.job_seed, work.round, work.device, step)))
-        active = choose_layers(rng, stld, len(layers), work.level, work.levels)
-        indices = batch_indices(
-            len(rows),
-            stld.batch_size,
-            work.round * stld.steps + step,
-            lambda epoch: seeds.epoch_seed(work.job_seed, work.device, epoch),
-        )
-        scales = residual_scales(stld, len(layers), work.level, active)
-        losses.append(mean_gradient(engine, local, active, rows, indices, work.levels[len(active)], gradient, scales))
-        trained = [layer for layer in active if layers[layer].start < layers[layer].stop]
+        active = _draw(settings, step, len(layers))
+        batches = _micro_batches(rows, settings, step, settings.rows_at_once[len(active.layers)])
+        losses.append(mean_gradient(engine, local, active, batches, gradient))
+        trained = [layer for layer in active.layers if layers[layer].start < layers[layer].stop]
         parts = [*slices.rest, *(layers[layer] for layer in trained)]
         _check_finite(losses[-1], gradient, parts)
         for layer in trained:
@@ -120,57 +125,79 @@ def train_backprop(
         if stld.clip_norm is not None:
             _clip(gradient, parts, stld.clip_norm)
         optimizer.step(local, gradient, parts)
-        layers_run += len(active)
+        layers_run += len(active.layers)
         if not on_step(step, losses[-1]):
             return None
-    moved = [layer for layer, count in enumerate(statistics.batches) if count > personal.statistics.batches[layer]]
     movement: FloatVector = local - start
+    moved = [layer for layer, count in enumerate(statistics.batches) if count > personal.statistics.batches[layer]]
     for layer in moved:
         statistics.add_round(layer, _norm(movement, [layers[layer]]))
-    seed = seeds.importance_seed(work.job_seed, work.device)
-    kept = personal_layers(importance(statistics, stld.importance, seed), stld.personal_share)
+    kept = _kept_layers(settings, statistics)
     return BackpropResult(
         movement=movement,
         # A layer that was personal began elsewhere than the shared one: it is sent after it was shared for a round.
         sent=[layer for layer in moved if layer not in kept and layer not in personal.layers],
         personal=Personal({layer: local[layers[layer]].copy() for layer in kept}, statistics),
         loss=math.fsum(losses) / len(losses),
+        seconds=clock() - started,
         layers_run=layers_run,
     )
 
 
+@dataclass(frozen=True)
+class ActiveLayers:
+    """The layers that one mini-batch runs, ascending, and the factor on what each adds to its input; None: 1."""
+
+    layers: Sequence[int]
+    scales: Sequence[float] | None = None
+
+
+def _draw(settings: BackpropSettings, step: int, n_layers: int) -> ActiveLayers:
+    """Draw the layers of a step's mini-batch."""
+    seed = seeds.layer_seed(settings.job_seed, settings.round, settings.device, step)
+    rng = np.random.Generator(np.random.PCG64(seed))
+    layers = choose_layers(rng, settings.stld, n_layers, settings.level, settings.rows_at_once)
+    return ActiveLayers(layers, residual_scales(settings.stld, n_layers, settings.level, layers))
+
+
+def _micro_batches(rows: Rows, settings: BackpropSettings, step: int, rows_at_once: int) -> list[Batch]:
+    """Return the rows of a local step in micro-batches of at most ``rows_at_once`` rows."""
+    indices = batch_indices(
+        len(rows),
+        settings.stld.batch_size,
+        settings.round * settings.stld.steps + step,
+        lambda epoch: seeds.epoch_seed(settings.job_seed, settings.device, epoch),
+    )
+    return [rows.batch(indices[start : start + rows_at_once]) for start in range(0, len(indices), rows_at_once)]
+
+
 def mean_gradient(
-    engine: TrainingEngine,
-    theta: FloatVector,
-    layers: Sequence[int],
-    rows: Rows,
-    indices: Sequence[int],
-    rows_at_once: int,
-    out: FloatVector,
-    scales: Sequence[float] | None = None,
+    engine: TrainingEngine, theta: FloatVector, active: ActiveLayers, batches: Sequence[Batch], out: FloatVector
 ) -> float:
-    """Write the gradient of the mean loss of a batch to ``out``, run in micro-batches; return that loss.
+    """Write the gradient of the mean loss over a mini-batch to ``out``; return that loss.
 
     Args:
         engine: gives gradients.
-        theta: where, float32, (parameters,).
-        layers: the active layers, ascending.
-        rows: the private rows.
-        indices: the rows of the batch.
-        rows_at_once: rows of a micro-batch.
+        theta: trainable parameters, float32, (parameters,).
+        active: the mini-batch's layers.
+        batches: the mini-batch in micro-batches, which run one after the other.
         out: see TrainingEngine.gradients.
-        scales: the same.
     """
-    if len(indices) <= rows_at_once:
-        return engine.gradients(theta, layers, rows.batch(indices), out, scales)
-    batches = [rows.batch(indices[start : start + rows_at_once]) for start in range(0, len(indices), rows_at_once)]
+    if len(batches) == 1:
+        return engine.gradients(theta, active.layers, batches[0], out, active.scales)
     total, loss, part = sum(batch.loss_terms for batch in batches), 0.0, np.zeros_like(out)
     out[:] = 0
     for batch in batches:
         share = batch.loss_terms / total
-        loss += share * engine.gradients(theta, layers, batch, part, scales)
+        loss += share * engine.gradients(theta, active.layers, batch, part, active.scales)
         out += np.float32(share) * part
     return loss
+
+
+def _kept_layers(settings: BackpropSettings, statistics: LayerStatistics) -> Collection[int]:
+    """Return the layers that become personal: the most important ones of this device."""
+    seed = seeds.importance_seed(settings.job_seed, settings.device)
+    return personal_layers(importance(statistics, settings.stld.importance, seed), settings.stld.personal_share)
 
 
 def _norm(vector: FloatVector, parts: Sequence[slice]) -> float:

@@ -37,12 +37,13 @@ def add_engine_option(parser: argparse.ArgumentParser, default: Runtime | None) 
 def _bundle_verify(args: argparse.Namespace) -> int:
     """Check hashes of all files, the layout, and the golden vectors against what PyTorch gave."""
     from edge_runtime.bundle.folder import open_bundle, verify_files
+    from edge_runtime.engines.choose import Engines
     from edge_runtime.engines.golden import check_golden
     from edge_runtime.perturbation.kernel import kernel_name, kernel_reason
 
     bundle = open_bundle(args.bundle)
     verify_files(bundle)
-    parity = check_golden(bundle, args.threads, args.engine)
+    parity = check_golden(bundle, Engines(args.engine, args.threads))
     manifest = bundle.manifest
     result = {
         "bundle_sha256": bundle.sha256,

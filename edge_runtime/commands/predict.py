@@ -39,16 +39,18 @@ def add_predict_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
 
 def _predict(args: argparse.Namespace) -> int:
     """Classify texts: label, and the probability of every label. causal-lm: continue prompts, greedily."""
+    from edge_runtime.engines.choose import Engines
     from edge_runtime.engines.predict import complete, predict
 
-    bundle, theta, engine = _predict_source(args)
+    bundle, theta, runtime = _predict_source(args)
+    engines = Engines(runtime, args.threads)
     if bundle.manifest.task.kind == CAUSAL_LM:
-        made = complete(bundle, theta, args.text, args.max_new_tokens, args.threads, engine)
+        made = complete(bundle, theta, args.text, args.max_new_tokens, engines)
         continued = [{"prompt": c.prompt, "completion": c.completion} for c in made]
         values = {"bundle_sha256": bundle.sha256, "predictions": continued}
         output.emit(args, values, "\n".join(f"{c.prompt}{c.completion}" for c in made))
         return 0
-    predictions = predict(bundle, theta, args.text, args.threads, engine)
+    predictions = predict(bundle, theta, args.text, engines)
     text = "\n".join(f"{p.label}\t{p.probabilities[p.label]:.3f}\t{p.text}" for p in predictions)
     rows = [{"text": p.text, "label": p.label, "probabilities": p.probabilities} for p in predictions]
     output.emit(args, {"bundle_sha256": bundle.sha256, "predictions": rows}, text)
@@ -56,18 +58,18 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _predict_source(args: argparse.Namespace) -> tuple[Bundle, FloatVector, Runtime]:
-    """Return the bundle, the adapter, and the engine that was asked for, or is configured."""
+    """Return the bundle, the adapter, and the runtime: the one of --engine, or the configured one."""
     from edge_runtime.bundle.adapter import check_finite, map_adapter
     from edge_runtime.bundle.folder import open_bundle
     from edge_runtime.bundle.layout import total_size
 
-    folder, adapter, engine = args.bundle, args.adapter, args.engine
+    folder, adapter, runtime = args.bundle, args.adapter, args.engine
     if args.config is not None:
         from edge_runtime.agent.config import read_edge_config
         from edge_runtime.store.store import Store, current_adapter
 
         config = read_edge_config(args.config)
-        engine = engine or config.engine
+        runtime = runtime or config.engine
         store = Store(Path(config.state_dir))
         current = current_adapter(store)
         if current is None:
@@ -75,7 +77,7 @@ def _predict_source(args: argparse.Namespace) -> tuple[Bundle, FloatVector, Runt
         folder, adapter = current
     bundle = open_bundle(folder)
     if adapter is None:
-        return bundle, bundle.initial_adapter(), engine or "onnxruntime"
+        return bundle, bundle.initial_adapter(), runtime or "onnxruntime"
     try:
         adapter.stat()
     except OSError as error:
@@ -87,4 +89,4 @@ def _predict_source(args: argparse.Namespace) -> tuple[Bundle, FloatVector, Runt
 
         journal = store.journal()
         theta = with_personal(theta, load_personal(store, journal.personal_sha256, bundle, journal.job or ""), bundle)
-    return bundle, theta, engine or "onnxruntime"
+    return bundle, theta, runtime or "onnxruntime"

@@ -29,7 +29,7 @@ def _run(args: argparse.Namespace) -> int:
     from edge_runtime.agent.agent import Agent
     from edge_runtime.agent.announcer import lost_will
     from edge_runtime.agent.config import read_edge_config
-    from edge_runtime.device.gate import Gate, board_conditions
+    from edge_runtime.device.machine import this_machine
     from edge_runtime.network.address import parse_broker
     from edge_runtime.network.mqtt import MqttTransport
     from edge_runtime.perturbation.kernel import kernel
@@ -38,9 +38,9 @@ def _run(args: argparse.Namespace) -> int:
     config = read_edge_config(args.config)
     if not Path(config.data.path).is_file():
         raise ConfigError(f"no data file at {config.data.path}", "set [data] path in the configuration")
-    kernel()  # a wrong COVEY_KERNEL is said now, not in the first round
+    kernel()  # so that a wrong COVEY_KERNEL is an error now, not in the first round
     store = Store(Path(config.state_dir))
-    gate = Gate(config.eligibility, board_conditions(store.root))  # rules that cannot be are said now too
+    machine = this_machine(config.eligibility, store.root)  # impossible rules are an error now too
     boot_id = os.urandom(8).hex()
     transport = MqttTransport(
         parse_broker(config.broker),
@@ -49,7 +49,7 @@ def _run(args: argparse.Namespace) -> int:
         tls=config.tls,
         connect_timeout_s=config.connect_timeout_s,
     )
-    agent = Agent(config, store, transport, boot_id, gate=gate)
+    agent = Agent(config, store, transport, boot_id, machine=machine)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:

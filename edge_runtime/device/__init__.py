@@ -2,6 +2,6 @@
 
 Unknown is None, never 0.
 
-May import: protocol, files, values, errors.
+May import: protocol, errors.
 Must never come in: training, the network, a board's name in an if.
 """

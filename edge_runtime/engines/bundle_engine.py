@@ -1,7 +1,7 @@
-"""What the engines of a bundle have in common, whatever runs its graphs: workspaces, and what is bound to what.
+"""Front, back and prediction of a bundle on any runtime: the workspaces, and which array each input reads.
 
-One mapped weights file serves all graphs; trainable parameters are views of one workspace a block, so that perturbing
-writes where the runtime reads. A runtime brings a Runner: one graph with its weights bound.
+One mapped weights file serves all graphs. Trainable parameters are views of one workspace per block, so that a step
+perturbs them where the runtime reads them. A runtime contributes a GraphOpener, which loads graphs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from edge_runtime.bundle.layers import source_of
 from edge_runtime.bundle.layout import front_size, total_size
 from edge_runtime.engines.reads import read_slices, rows_read
 from edge_runtime.errors import BundleError
@@ -26,17 +27,17 @@ if TYPE_CHECKING:
     from edge_runtime.values import FloatVector, Tensor, TokenIds
 
 Boundary = dict[str, Any]
-"""What crosses the cut: tensors of the runtime's own kind, by the name under which the front graph gives them."""
+"""What crosses the cut: the runtime's own tensors, by the names of the front graph's outputs."""
 
 
 class Runner(Protocol):
-    """One graph with its weights bound."""
+    """One front, back or predict graph with its weights bound."""
 
     def bind(self, trainable: Mapping[str, Tensor]) -> None:
-        """Read the trainable parameters from other arrays from now on."""
+        """Bind the trainable inputs to other arrays, by the names of the layout."""
 
     def run(self, batch: Batch, boundary: Boundary | None) -> Boundary:
-        """Run the graph; the outputs, by name, stay valid until they are dropped.
+        """Run the graph; return its outputs by name. They stay valid until they are dropped.
 
         Raises:
             TrainingError: the runtime failed on this batch.
@@ -46,16 +47,42 @@ class Runner(Protocol):
         """Return an output as an array."""
 
 
-class RunnerMaker(Protocol):
-    """Loads a graph and binds its weights."""
+class TrainingRunner(Protocol):
+    """One training graph."""
 
-    def __call__(self, bundle: Bundle, graph: Graph, bound: dict[str, Tensor]) -> Runner:
-        """Load a graph.
+    def run(self, bound: Mapping[str, Tensor], batch: Batch) -> Sequence[Tensor]:
+        """Run the graph; return the loss and the gradients, in the order of its outputs.
 
         Args:
-            bundle: what it is from.
+            bound: the array of each input that is not a field of the batch, by the input's name; read in place.
+            batch: the rows.
+
+        Raises:
+            TrainingError: the runtime failed on this batch.
+        """
+
+
+class GraphOpener(Protocol):
+    """Loads a bundle's graphs on one runtime."""
+
+    @property
+    def runtime(self) -> Runtime:
+        """The runtime's name."""
+
+    def open(self, bundle: Bundle, graph: Graph, bound: dict[str, Tensor]) -> Runner:
+        """Load a front, back or predict graph.
+
+        Args:
+            bundle: the bundle.
             graph: one of its graphs.
-            bound: the array of each input that is not of a batch or a boundary, by the input's name.
+            bound: the array of each input that is neither a field of the batch nor a boundary, by the input's name.
+
+        Raises:
+            BundleError: the runtime cannot load it.
+        """
+
+    def open_training(self, bundle: Bundle, graph: Graph) -> TrainingRunner:
+        """Load a training graph.
 
         Raises:
             BundleError: the runtime cannot load it.
@@ -65,22 +92,22 @@ class RunnerMaker(Protocol):
 class BundleEngine:
     """Front and back of a bundle at one split.
 
-    Where every weight is trained, the two workspaces lie in the same memory: a step writes a block's workspace just
-    before it runs the block, so the larger block is all that a process holds.
+    Where every weight is trained, the two workspaces share memory: a step writes a block's workspace just before it
+    runs the block, so that the process holds no more than the larger block.
 
     Args:
         bundle: an opened bundle.
         split: one of its splits.
-        runtime: whose graphs.
-        make_runner: loads one.
+        opener: loads the runtime's graphs.
 
     Raises:
-        BundleError: no such split, or a graph and the files do not fit.
+        BundleError: the bundle has no such split, or a graph does not match the files.
     """
 
-    def __init__(self, bundle: Bundle, split: int, runtime: Runtime, make_runner: RunnerMaker) -> None:
+    def __init__(self, bundle: Bundle, split: int, opener: GraphOpener) -> None:
         manifest = bundle.manifest
-        front_graph, back_graph = manifest.graph("front", split, runtime), manifest.graph("back", split, runtime)
+        front_graph = manifest.graph("front", split, opener.runtime)
+        back_graph = manifest.graph("back", split, opener.runtime)
         cut = front_size(manifest.parameters, split)
         sizes = (cut, total_size(manifest.parameters) - cut)
         memory: FloatVector = np.zeros(max(sizes) if manifest.train == "full" else sum(sizes), dtype=np.float32)
@@ -92,9 +119,9 @@ class BundleEngine:
         self._back_reads = functools.partial(read_slices, back, rows_read(back_graph.inputs))
         frozen = frozen_tensors(bundle)
         views = _block_views(self._front_workspace, front)
-        self._front = make_runner(bundle, front_graph, _bound_inputs(front_graph, frozen, views))
+        self._front = opener.open(bundle, front_graph, bind_inputs(front_graph, frozen, views))
         views = _block_views(self._back_workspace, back)
-        self._back = make_runner(bundle, back_graph, _bound_inputs(back_graph, frozen, views))
+        self._back = opener.open(bundle, back_graph, bind_inputs(back_graph, frozen, views))
 
     @property
     def front_workspace(self) -> FloatVector:
@@ -123,14 +150,9 @@ class BundleEngine:
         return float(self._back.to_numpy(self._back.run(batch, boundary)["loss"]))
 
     def back_outputs(self, boundary: Boundary, batch: Batch) -> dict[str, Any]:
-        """Run the back block; return what it gives beside the loss, by name: see manifest.output_names."""
+        """Run the back block; return its outputs other than the loss, by name: see manifest.output_names."""
         outputs = self._back.run(batch, boundary)
         return {name: self._back.to_numpy(value) for name, value in outputs.items() if name != "loss"}
-
-    def back_logits(self, boundary: Boundary, batch: Batch) -> FloatVector:
-        """Run the back block; return the logits, float32, (rows, labels)."""
-        logits: FloatVector = self.back_outputs(boundary, batch)["logits"]
-        return logits
 
 
 class BundlePredictor:
@@ -138,19 +160,21 @@ class BundlePredictor:
 
     Args:
         bundle: an opened bundle.
-        runtime: whose graph.
-        make_runner: loads it.
+        opener: loads the runtime's graph.
+
+    Raises:
+        BundleError: the bundle has no graph for the runtime, or the graph does not match the files.
     """
 
-    def __init__(self, bundle: Bundle, runtime: Runtime, make_runner: RunnerMaker) -> None:
+    def __init__(self, bundle: Bundle, opener: GraphOpener) -> None:
         self._parameters = bundle.manifest.parameters
         self._is_full = bundle.manifest.train == "full"
         self._workspace = (
             bundle.initial_adapter() if self._is_full else np.zeros(total_size(self._parameters), dtype=np.float32)
         )
         trainable = _block_views(self._workspace, self._parameters)
-        graph = bundle.manifest.graph("predict", runtime=runtime)
-        self._runner = make_runner(bundle, graph, _bound_inputs(graph, frozen_tensors(bundle), trainable))
+        graph = bundle.manifest.graph("predict", runtime=opener.runtime)
+        self._runner = opener.open(bundle, graph, bind_inputs(graph, frozen_tensors(bundle), trainable))
 
     def logits(self, theta: FloatVector, batch: Batch) -> FloatVector:
         """See Predictor."""
@@ -163,9 +187,9 @@ class BundlePredictor:
         return outputs["token_losses"], outputs["best_tokens"]
 
     def outputs(self, theta: FloatVector, batch: Batch) -> dict[str, Any]:
-        """Return what the graph gives, by name: see manifest.output_names.
+        """Return the graph's outputs at ``theta``, by name: see manifest.output_names.
 
-        Where every weight is trained, they are read where they are, not copied.
+        Where every weight is trained, ``theta`` is read in place; otherwise it is copied.
         """
         if not self._is_full:
             np.copyto(self._workspace, theta)
@@ -175,20 +199,36 @@ class BundlePredictor:
         return {name: self._runner.to_numpy(value) for name, value in self._runner.run(batch, None).items()}
 
 
-def _bound_inputs(graph: Graph, frozen: Mapping[str, Tensor], trainable: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def bind_inputs(
+    graph: Graph, frozen: Mapping[str, Tensor], trainable: Mapping[str, Tensor], layers: Sequence[int] = ()
+) -> dict[str, Tensor]:
+    """Return the array of each weight and trainable input of a graph, by the input's name; nothing is copied.
+
+    Args:
+        graph: a graph of the bundle.
+        frozen: the bundle's frozen tensors, by name.
+        trainable: the trainable tensors, by the names of the layout.
+        layers: of a training graph, the active layers, ascending: one per slot.
+
+    Raises:
+        BundleError: a tensor is missing or has another shape.
+    """
     bound = {}
     for tensor in graph.inputs:
-        if tensor.role in ("batch", "boundary"):
+        if tensor.role in ("batch", "boundary", "scale"):
             continue
-        source = trainable if tensor.role == "trainable" else frozen
-        if tensor.source not in source or list(source[tensor.source].shape) != tensor.shape:
-            raise BundleError(f"{graph.file} needs {tensor.source} {tensor.shape}: not there", "export again")
-        bound[tensor.name] = source[tensor.source]
+        source, tensors = source_of(tensor, layers), trainable if tensor.role == "trainable" else frozen
+        if source not in tensors or list(tensors[source].shape) != tensor.shape:
+            raise BundleError(
+                f"{graph.file} needs {source} with shape {tensor.shape}, which the bundle does not have",
+                "export the bundle again with: covey export",
+            )
+        bound[tensor.name] = tensors[source]
     return bound
 
 
 def frozen_tensors(bundle: Bundle) -> dict[str, Tensor]:
-    """Map base weights and the adapter's frozen matrices; their names do not collide (PEFT prefixes its own)."""
+    """Map the base weights and the adapter's frozen matrices, by name. PEFT's prefix keeps the names apart."""
     manifest = bundle.manifest
     if manifest.train == "full":
         return {}

@@ -1,55 +1,67 @@
-"""Engines by name. A runtime is imported when its engine is made: a device that waits stays small."""
+"""The engines of a bundle, by the name of the runtime. A runtime is imported when its first engine is made."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from edge_runtime.engines.bundle_engine import BundleEngine, BundlePredictor
+from edge_runtime.engines.bundle_training import BundleTrainingEngine
 
 if TYPE_CHECKING:
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.bundle.manifest import Runtime
-    from edge_runtime.engines.bundle_engine import BundleEngine, BundlePredictor
-    from edge_runtime.engines.bundle_training import BundleTrainingEngine
+    from edge_runtime.engines.bundle_engine import GraphOpener
 
 
-def make_engine(runtime: Runtime, bundle: Bundle, split: int, threads: int = 0) -> BundleEngine:
-    """Return front and back of a bundle at a split.
+@dataclass(frozen=True)
+class Engines:
+    """A runtime and its number of threads; makes every kind of engine of a bundle. See engine.MakesEngines.
 
-    Args:
-        runtime: what runs them; never another one instead.
-        bundle: an opened bundle.
-        split: one of its splits.
-        threads: of one operator; 0 leaves it to the runtime.
-
-    Raises:
-        BundleError: the bundle has no graphs for the runtime, or they cannot be loaded.
-        ConfigError: the runtime is not installed.
+    Attributes:
+        runtime: the library that runs the graphs. It is never replaced by another one.
+        threads: threads of one operator; 0 leaves the number to the runtime.
     """
-    if runtime == "executorch":
-        from edge_runtime.engines.executorch_engine import ExecutorchEngine  # noqa: PLC0415
 
-        return ExecutorchEngine(bundle, split, threads)
-    from edge_runtime.engines.onnx_engine import OnnxEngine  # noqa: PLC0415
+    runtime: Runtime = "onnxruntime"
+    threads: int = 0
 
-    return OnnxEngine(bundle, split, threads)
+    def make_engine(self, bundle: Bundle, split: int) -> BundleEngine:
+        """Return front and back of a bundle at one of its splits.
+
+        Raises:
+            BundleError: the bundle has no such split or no graphs for the runtime, or they cannot be loaded.
+            ConfigError: the runtime is not installed.
+        """
+        return BundleEngine(bundle, split, self.opener())
+
+    def make_training_engine(self, bundle: Bundle) -> BundleTrainingEngine:
+        """Return loss and gradients of a bundle's levels. Each level's graph is loaded when it is first run.
+
+        Raises:
+            ConfigError: the runtime is not installed.
+        """
+        return BundleTrainingEngine(bundle, self.opener())
+
+    def make_predictor(self, bundle: Bundle) -> BundlePredictor:
+        """Return the whole model of a bundle.
+
+        Raises:
+            BundleError: the bundle has no graph for the runtime, or it cannot be loaded.
+            ConfigError: the runtime is not installed.
+        """
+        return BundlePredictor(bundle, self.opener())
+
+    def opener(self) -> GraphOpener:
+        """Return what loads graphs of this runtime; imports the runtime."""
+        if self.runtime == "executorch":
+            from edge_runtime.engines.executorch_engine import ExecutorchOpener  # noqa: PLC0415 idle devices stay small
+
+            return ExecutorchOpener(self.threads)
+        from edge_runtime.engines.onnx_engine import OnnxOpener  # noqa: PLC0415 idle devices stay small
+
+        return OnnxOpener(self.threads)
 
 
-def make_predictor(runtime: Runtime, bundle: Bundle, threads: int = 0) -> BundlePredictor:
-    """Return the whole model of a bundle; see make_engine."""
-    if runtime == "executorch":
-        from edge_runtime.engines.executorch_engine import ExecutorchPredictor  # noqa: PLC0415
-
-        return ExecutorchPredictor(bundle, threads)
-    from edge_runtime.engines.onnx_engine import OnnxPredictor  # noqa: PLC0415
-
-    return OnnxPredictor(bundle, threads)
-
-
-def make_training_engine(runtime: Runtime, bundle: Bundle, threads: int = 0) -> BundleTrainingEngine:
-    """Return loss and gradients of a bundle's levels; see make_engine. A level's graph is loaded when it is needed."""
-    if runtime == "executorch":
-        from edge_runtime.engines.executorch_engine import ExecutorchTrainingEngine  # noqa: PLC0415
-
-        return ExecutorchTrainingEngine(bundle, threads)
-    from edge_runtime.engines.onnx_engine import OnnxTrainingEngine  # noqa: PLC0415
-
-    return OnnxTrainingEngine(bundle, threads)
+ONNX_RUNTIME = Engines()
+"""ONNX Runtime with its own number of threads."""

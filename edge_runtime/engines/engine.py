@@ -1,15 +1,18 @@
-"""What a step needs of an engine: a front, a back and a prediction, at given trainable parameters.
+"""What training needs of an engine: front and back, gradients, predictions, and where engines come from.
 
-ONNX Runtime (engine_onnxruntime) and a quadratic bowl with a known gradient (engine_quadratic) implement it.
+bundle_engine.py and bundle_training.py implement these protocols for a bundle's graphs on ONNX Runtime and ExecuTorch,
+quadratic.py for a quadratic bowl whose gradient is known.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.bundle.manifest import Runtime
     from edge_runtime.data.batch import Batch, CompletionBatch
     from edge_runtime.values import FloatVector, TokenIds
 
@@ -89,3 +92,17 @@ class Predictor(Protocol):
 
     def token_scores(self, theta: FloatVector, batch: CompletionBatch) -> tuple[FloatVector, TokenIds]:
         """Return the losses (nats, float32) and likeliest tokens (int64) at the batch's positions, (chunks, chunk)."""
+
+
+class MakesEngines(Protocol):
+    """Makes the engines that a device trains with: choose.Engines, or one that shares or replaces them."""
+
+    @property
+    def runtime(self) -> Runtime:
+        """The runtime whose graphs of a bundle count."""
+
+    def make_engine(self, bundle: Bundle, split: int) -> Engine[Any]:
+        """Return front and back of a bundle at a split; raises BundleError or ConfigError."""
+
+    def make_training_engine(self, bundle: Bundle) -> TrainingEngine:
+        """Return loss and gradients of a bundle's levels; raises BundleError or ConfigError."""

@@ -1,32 +1,27 @@
-"""The engine on ExecuTorch: see engine_bundle. Never imports torch.
+"""Loads and runs graphs on ExecuTorch, for the engines of bundle_engine.py and bundle_training.py. Never imports torch.
 
-A graph's file is mapped, its hash compared with the manifest's, and then those very bytes are given to ExecuTorch.
-Weights are bound where they lie in the mapping of the weights file, trainable parameters where a step writes them.
+A graph's file is mapped, its hash is compared with the manifest's, and then those very bytes go to ExecuTorch. Weights
+are bound in place in the mapped weights file, trainable parameters in the workspace that a step writes.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from edge_runtime.bundle.folder import Bundle
-from edge_runtime.bundle.manifest import CAUSAL_LM, Graph, output_names
-from edge_runtime.data.batch import Batch, CompletionBatch, fill_chunks
-from edge_runtime.engines.bundle_engine import BundleEngine, BundlePredictor
-from edge_runtime.engines.bundle_training import BundleTrainingEngine
+from edge_runtime.bundle.manifest import CAUSAL_LM, output_names
+from edge_runtime.data.batch import CompletionBatch, fill_chunks
 from edge_runtime.engines.executorch_build import VERSION
 from edge_runtime.engines.executorch_library import ExecutorchError, GraphFile, map_file, set_threads
 from edge_runtime.errors import BundleError, TrainingError
-from edge_runtime.values import Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from edge_runtime.bundle.folder import Bundle
-    from edge_runtime.bundle.manifest import Graph
+    from edge_runtime.bundle.manifest import Graph, Runtime
     from edge_runtime.data.batch import Batch
     from edge_runtime.engines.bundle_engine import Boundary
     from edge_runtime.values import Tensor
@@ -35,7 +30,7 @@ _BY_POSITION = frozenset(output_names(CAUSAL_LM))
 
 
 class _GraphRunner:
-    """See engine_bundle.Runner. Outputs are arrays."""
+    """See bundle_engine.Runner. Outputs are arrays."""
 
     def __init__(self, bundle: Bundle, graph: Graph, bound: dict[str, Tensor], threads: int) -> None:
         self._name, self._bounds = graph.file, graph.bounds
@@ -152,33 +147,8 @@ def check_bounds(batch: Batch, bounds: Mapping[str, int]) -> None:
 _WORDS = {"batch": "rows", "tokens": "tokens", "chunks": "chunks of positions", "chunk": "positions in a chunk"}
 
 
-class ExecutorchEngine(BundleEngine):
-    """Front and back of a bundle at one split, on ExecuTorch.
-
-    Args:
-        bundle: an opened bundle that has graphs for ExecuTorch.
-        split: one of its splits.
-        threads: threads of one operator; 0: one for each fast core. All engines of a process share them.
-
-    Raises:
-        BundleError: no such split or no graphs for ExecuTorch; a file altered, of another version, or with a delegate
-            that is not there.
-        ConfigError: the library cannot be had.
-    """
-
-    def __init__(self, bundle: Bundle, split: int, threads: int = 0) -> None:
-        super().__init__(bundle, split, "executorch", functools.partial(_GraphRunner, threads=threads))
-
-
-class ExecutorchPredictor(BundlePredictor):
-    """The whole model of a bundle on ExecuTorch, for prediction; see ExecutorchEngine."""
-
-    def __init__(self, bundle: Bundle, threads: int = 0) -> None:
-        super().__init__(bundle, "executorch", functools.partial(_GraphRunner, threads=threads))
-
-
-class _FileRunner:
-    """See training_bundle.TrainingRunner."""
+class _TrainingGraphRunner:
+    """See bundle_engine.TrainingRunner."""
 
     def __init__(self, bundle: Bundle, graph: Graph, threads: int) -> None:
         set_threads(threads)
@@ -205,13 +175,24 @@ class _FileRunner:
             raise failed(batch, self._graph.file, error) from error
 
 
-class ExecutorchTrainingEngine(BundleTrainingEngine):
-    """Loss and gradients of a bundle's levels on ExecuTorch.
+@dataclass(frozen=True)
+class ExecutorchOpener:
+    """Loads graphs on ExecuTorch: see bundle_engine.GraphOpener.
 
-    Args:
-        bundle: an opened bundle whose training graphs are for ExecuTorch too.
-        threads: threads of one operator; 0: one for each fast core. All engines of a process share them.
+    Attributes:
+        threads: threads of one operator; 0: one for each fast core. All graphs of a process share them.
+
+    Opening raises BundleError where the file was altered, is of another version of ExecuTorch, or needs a delegate that
+    is not there, and ConfigError where the engine's library cannot be loaded or compiled.
     """
 
-    def __init__(self, bundle: Bundle, threads: int = 0) -> None:
-        super().__init__(bundle, "executorch", functools.partial(_FileRunner, threads=threads))
+    threads: int = 0
+    runtime: ClassVar[Runtime] = "executorch"
+
+    def open(self, bundle: Bundle, graph: Graph, bound: dict[str, Tensor]) -> _GraphRunner:
+        """See GraphOpener."""
+        return _GraphRunner(bundle, graph, bound, self.threads)
+
+    def open_training(self, bundle: Bundle, graph: Graph) -> _TrainingGraphRunner:
+        """See GraphOpener."""
+        return _TrainingGraphRunner(bundle, graph, self.threads)

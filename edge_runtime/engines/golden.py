@@ -9,7 +9,7 @@ import numpy as np
 
 from edge_runtime.bundle.manifest import output_names
 from edge_runtime.data.batch import Batch, CompletionBatch
-from edge_runtime.engines.choose import make_engine, make_predictor, make_training_engine
+from edge_runtime.engines.choose import ONNX_RUNTIME, Engines
 from edge_runtime.errors import BundleError
 from edge_runtime.files.tensor_file import map_tensors
 from edge_runtime.perturbation.perturb import FRONT, perturb_into
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from edge_runtime.bundle.folder import Bundle
-    from edge_runtime.bundle.manifest import Golden, Runtime
+    from edge_runtime.bundle.manifest import Golden
     from edge_runtime.values import FloatVector
 
 
@@ -76,7 +76,7 @@ def golden_cases(bundle: Bundle) -> Iterator[GoldenCase]:
             raise BundleError(f"{golden.file} does not hold {error}", "export the bundle again") from error
 
 
-def measure_parity(bundle: Bundle, threads: int = 0, runtime: Runtime = "onnxruntime") -> Parity:
+def measure_parity(bundle: Bundle, engines: Engines = ONNX_RUNTIME) -> Parity:
     """Run every golden batch through ``predict`` and front and back of every split, the first through training graphs.
 
     Raises:
@@ -84,12 +84,12 @@ def measure_parity(bundle: Bundle, threads: int = 0, runtime: Runtime = "onnxrun
     """
     theta = golden_adapter(bundle.initial_adapter(), bundle.manifest.golden)
     cases, output = list(golden_cases(bundle)), output_names(bundle.manifest.task.kind)[0]
-    predictor = make_predictor(runtime, bundle, threads)
+    predictor = engines.make_predictor(bundle)
     logits = [_difference(predictor.outputs(theta, case.batch)[output], case.logits) for case in cases]
     del predictor  # one graph's memory at a time: a small board has no more
     losses = [0.0]
     for split in bundle.manifest.splits:
-        engine = make_engine(runtime, bundle, split, threads)
+        engine = engines.make_engine(bundle, split)
         for case in cases:
             # Each workspace is written just before its block runs: they may lie in the same memory.
             np.copyto(engine.front_workspace, theta[: engine.front_workspace.size])
@@ -99,19 +99,19 @@ def measure_parity(bundle: Bundle, threads: int = 0, runtime: Runtime = "onnxrun
             logits.append(_difference(engine.back_outputs(boundary, case.batch)[output], case.logits))
         del engine
     gradients = [0.0]
-    if bundle.manifest.levels_for(runtime):
-        found = _training_differences(bundle, theta, cases[0].batch, threads, runtime)
+    if bundle.manifest.levels_for(engines.runtime):
+        found = _training_differences(bundle, theta, cases[0].batch, engines)
         losses += [loss for loss, _ in found]
         gradients += [gradient for _, gradient in found]
     return Parity(max(losses), max(logits), max(gradients))
 
 
 def _training_differences(
-    bundle: Bundle, theta: FloatVector, batch: Batch, threads: int, runtime: Runtime
+    bundle: Bundle, theta: FloatVector, batch: Batch, engines: Engines
 ) -> list[tuple[float, float]]:
     """Return how far loss and gradients of each level's graph are from PyTorch."""
     manifest, differences = bundle.manifest, []
-    expected, training = map_tensors(bundle.file(manifest.golden.file)), make_training_engine(runtime, bundle, threads)
+    expected, training = map_tensors(bundle.file(manifest.golden.file)), engines.make_training_engine(bundle)
     for level in training.levels:
         found = np.zeros_like(theta)
         loss = training.gradients(theta, training_layers(level, manifest.model.layers), batch, found)
@@ -123,21 +123,21 @@ def _training_differences(
     return differences
 
 
-def check_golden(bundle: Bundle, threads: int = 0, runtime: Runtime = "onnxruntime") -> Parity:
+def check_golden(bundle: Bundle, engines: Engines = ONNX_RUNTIME) -> Parity:
     """Measure parity and insist on the manifest's tolerance.
 
     Raises:
         BundleError: a difference is too large, or not a number.
     """
-    parity = measure_parity(bundle, threads, runtime)
+    parity = measure_parity(bundle, engines)
     tolerance = bundle.manifest.golden.tolerance
     within = parity.loss <= tolerance and parity.logits <= tolerance and parity.gradients <= GRADIENT_TOLERANCE
     if not within:
         raise BundleError(
-            f"the bundle's golden vectors differ from PyTorch on {runtime} by {parity.loss:.1e} (loss), "
+            f"the bundle's golden vectors differ from PyTorch on {engines.runtime} by {parity.loss:.1e} (loss), "
             f"{parity.logits:.1e} (logits) and {parity.gradients:.1e} (gradients); {tolerance:.0e} is allowed, "
             f"{GRADIENT_TOLERANCE:.0e} for gradients",
-            f"report this machine and its {runtime} version; do not train on it",
+            f"report this machine and its {engines.runtime} version; do not train on it",
         )
     return parity
 

@@ -1,30 +1,24 @@
-"""The engine on ONNX Runtime: see engine_bundle.
+"""Loads and runs graphs on ONNX Runtime, for the engines of bundle_engine.py and bundle_training.py.
 
-Weights are bound as inputs that point into the mapping. All sessions of the process share one allocator: going through
-front and back costs no more than the larger of the two.
+Weights are bound as inputs that point into the mapped file. All sessions of the process share one allocator, so that a
+run of front and back takes no more memory than the larger of the two.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import onnxruntime as ort
 
-from edge_runtime.bundle.folder import Bundle
-from edge_runtime.bundle.manifest import Graph
-from edge_runtime.data.batch import Batch
-from edge_runtime.engines.bundle_engine import BundleEngine, BundlePredictor
-from edge_runtime.engines.bundle_training import BundleTrainingEngine
 from edge_runtime.errors import BundleError, TrainingError
-from edge_runtime.values import Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from edge_runtime.bundle.folder import Bundle
-    from edge_runtime.bundle.manifest import Graph
+    from edge_runtime.bundle.manifest import Graph, Runtime
     from edge_runtime.data.batch import Batch
     from edge_runtime.engines.bundle_engine import Boundary
     from edge_runtime.values import Tensor
@@ -43,7 +37,7 @@ def make_session(path: str, threads: int, options: ort.SessionOptions | None = N
 
     Args:
         path: an ONNX file.
-        threads: threads of one operator; 0 lets ONNX Runtime take one a core.
+        threads: threads of one operator; 0 lets ONNX Runtime take one per core.
         options: settings to start from, for example those of a profile; the engine's own settings are added to them.
 
     Raises:
@@ -65,17 +59,10 @@ def make_session(path: str, threads: int, options: ort.SessionOptions | None = N
 
 
 class _GraphRunner:
-    """See engine_bundle.Runner."""
+    """See bundle_engine.Runner."""
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        graph: Graph,
-        bound: dict[str, Tensor],
-        threads: int,
-        options: ort.SessionOptions | None = None,
-    ) -> None:
-        self._session = make_session(str(bundle.file(graph.file)), threads, options)
+    def __init__(self, bundle: Bundle, graph: Graph, bound: dict[str, Tensor], opener: OnnxOpener) -> None:
+        self._session = make_session(str(bundle.file(graph.file)), opener.threads, opener.options)
         self._outputs = [output.name for output in graph.outputs]
         self._batch_inputs = [(i.name, i.source) for i in graph.inputs if i.role == "batch"]
         self._boundary_inputs = [(i.name, i.source) for i in graph.inputs if i.role == "boundary"]
@@ -108,37 +95,8 @@ class _GraphRunner:
         return value.numpy()
 
 
-class OnnxEngine(BundleEngine):
-    """Front and back of a bundle at one split, on ONNX Runtime.
-
-    Args:
-        bundle: an opened bundle.
-        split: one of its splits.
-        threads: threads of one operator; 0 lets ONNX Runtime take one a core.
-
-    Raises:
-        BundleError: no such split, or a graph and the files do not fit.
-    """
-
-    def __init__(self, bundle: Bundle, split: int, threads: int = 0) -> None:
-        super().__init__(bundle, split, "onnxruntime", functools.partial(_GraphRunner, threads=threads))
-
-
-class OnnxPredictor(BundlePredictor):
-    """The whole model of a bundle on ONNX Runtime, for prediction.
-
-    Args:
-        bundle: an opened bundle.
-        threads: threads of one operator; 0 lets ONNX Runtime take one a core.
-        options: see make_session.
-    """
-
-    def __init__(self, bundle: Bundle, threads: int = 0, options: ort.SessionOptions | None = None) -> None:
-        super().__init__(bundle, "onnxruntime", functools.partial(_GraphRunner, threads=threads, options=options))
-
-
-class _SessionRunner:
-    """See training_bundle.TrainingRunner."""
+class _TrainingGraphRunner:
+    """See bundle_engine.TrainingRunner."""
 
     def __init__(self, bundle: Bundle, graph: Graph, threads: int) -> None:
         self._graph = graph
@@ -165,13 +123,23 @@ class _SessionRunner:
         return [value.numpy() for value in values]
 
 
-class OnnxTrainingEngine(BundleTrainingEngine):
-    """Loss and gradients of a bundle's levels on ONNX Runtime.
+@dataclass(frozen=True)
+class OnnxOpener:
+    """Loads graphs on ONNX Runtime: see bundle_engine.GraphOpener.
 
-    Args:
-        bundle: an opened bundle.
-        threads: threads of one operator; 0 lets ONNX Runtime take one a core.
+    Attributes:
+        threads: threads of one operator; 0: one per core.
+        options: see make_session.
     """
 
-    def __init__(self, bundle: Bundle, threads: int = 0) -> None:
-        super().__init__(bundle, "onnxruntime", functools.partial(_SessionRunner, threads=threads))
+    threads: int = 0
+    options: ort.SessionOptions | None = None
+    runtime: ClassVar[Runtime] = "onnxruntime"
+
+    def open(self, bundle: Bundle, graph: Graph, bound: dict[str, Tensor]) -> _GraphRunner:
+        """See GraphOpener."""
+        return _GraphRunner(bundle, graph, bound, self)
+
+    def open_training(self, bundle: Bundle, graph: Graph) -> _TrainingGraphRunner:
+        """See GraphOpener."""
+        return _TrainingGraphRunner(bundle, graph, self.threads)

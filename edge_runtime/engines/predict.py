@@ -10,14 +10,13 @@ import numpy as np
 from edge_runtime.bundle.manifest import CAUSAL_LM
 from edge_runtime.data.batch import IGNORED, CompletionBatch, pad
 from edge_runtime.data.tokens import CompletionEncoder, TextEncoder
-from edge_runtime.engines.choose import make_predictor
+from edge_runtime.engines.choose import ONNX_RUNTIME, Engines
 from edge_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edge_runtime.bundle.folder import Bundle
-    from edge_runtime.bundle.manifest import Runtime
     from edge_runtime.data.rows import EncodedCompletions
     from edge_runtime.engines.engine import Predictor
     from edge_runtime.values import FloatVector
@@ -37,7 +36,7 @@ class Prediction:
 
 
 def predict(
-    bundle: Bundle, theta: FloatVector, texts: Sequence[str], threads: int = 0, runtime: Runtime = "onnxruntime"
+    bundle: Bundle, theta: FloatVector, texts: Sequence[str], engines: Engines = ONNX_RUNTIME
 ) -> list[Prediction]:
     """Classify texts with the adapter ``theta``.
 
@@ -49,7 +48,7 @@ def predict(
     if task.kind == CAUSAL_LM:
         raise ConfigError("the bundle's task is causal-lm: it has no labels", "use predict.complete")
     tokens = TextEncoder(bundle.file(bundle.manifest.tokenizer_file), task).encode(texts)
-    logits = all_logits(make_predictor(runtime, bundle, threads), theta, tokens, task.pad_token_id, len(task.labels))
+    logits = all_logits(engines.make_predictor(bundle), theta, tokens, task.pad_token_id, len(task.labels))
     probabilities = np.exp(logits - log_sum_exp(logits)[:, None])
     return [
         Prediction(
@@ -75,8 +74,7 @@ def complete(
     theta: FloatVector,
     prompts: Sequence[str],
     max_new_tokens: int,
-    threads: int = 0,
-    runtime: Runtime = "onnxruntime",
+    engines: Engines = ONNX_RUNTIME,
 ) -> list[Continuation]:
     """Continue prompts with the likeliest token each time, until the end-of-text token or ``max_new_tokens``.
 
@@ -90,7 +88,7 @@ def complete(
     if task.kind != CAUSAL_LM:
         raise ConfigError(f"the bundle's task is {task.kind}: it does not continue prompts", "use predict.predict")
     encoder = CompletionEncoder(bundle.file(bundle.manifest.tokenizer_file), task)
-    predictor = make_predictor(runtime, bundle, threads)
+    predictor = engines.make_predictor(bundle)
     results = []
     for prompt in prompts:
         ids = encoder.encode_prompt(prompt)

@@ -1,4 +1,4 @@
-"""One round on one device: local steps on private rows, scalars out. No network, no disk."""
+"""One forward-only round on one device: local steps on private rows give scalars. No network, no disk."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ from edge_runtime.protocol.step_rule import check_rule
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edge_runtime.data.batch import Batch
     from edge_runtime.data.rows import Rows
     from edge_runtime.engines.engine import Engine
+    from edge_runtime.protocol.messages import TrainPlan
     from edge_runtime.protocol.privacy import Privacy
     from edge_runtime.protocol.step_rule import StepRule
     from edge_runtime.values import FloatVector
@@ -31,8 +33,8 @@ BoundaryT = TypeVar("BoundaryT")
 
 
 @dataclass(frozen=True)
-class RoundWork:
-    """What a round asks of one device; see protocol.TrainPlan for the fields."""
+class RoundSettings:
+    """The settings of one device's round; see messages.TrainPlan for the fields."""
 
     job_seed: int
     round: int
@@ -43,24 +45,40 @@ class RoundWork:
     mean_square: float | None
     privacy: Privacy | None = None
 
+    @classmethod
+    def of_plan(cls, plan: TrainPlan, device: str) -> RoundSettings:
+        """Return a plan's settings for the device of this name."""
+        return cls(
+            job_seed=plan.job_seed,
+            round=plan.round,
+            device=device,
+            rule=plan.rule,
+            steps=plan.steps,
+            batch_size=plan.batch_size,
+            mean_square=plan.mean_square,
+            privacy=plan.privacy,
+        )
+
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What a round gave.
+    """What a round measured.
 
     Attributes:
-        scalars: float32, (steps, scalars a step); clipped and noised where the round is private.
+        scalars: float32, (steps, scalars per step); clipped and noised where the round is private.
         theta: the device's local adapter after the round, float32, (parameters,); None where no copy was made.
         loss: mean of the steps' losses.
+        seconds: duration of the local steps.
         front_passes: runs of the front block.
         back_passes: runs of the back block.
-        front_seconds: time of the front passes alone.
-        back_seconds: time of the back passes alone.
+        front_seconds: duration of the front passes alone.
+        back_seconds: duration of the back passes alone.
     """
 
     scalars: FloatVector
     theta: FloatVector | None
     loss: float
+    seconds: float
     front_passes: int
     back_passes: int
     front_seconds: float
@@ -71,7 +89,7 @@ def train_round(
     engine: Engine[BoundaryT],
     theta: FloatVector,
     rows: Rows,
-    work: RoundWork,
+    settings: RoundSettings,
     on_step: Callable[[int, float], bool] = lambda _step, _loss: True,
     *,
     copy: bool = True,
@@ -84,37 +102,31 @@ def train_round(
         engine: front and back at the round's split.
         theta: the adapter to start from; may be mapped.
         rows: the private rows.
-        work: what to do.
-        on_step: told each step's index and loss; the round is given up when it returns False.
-        copy: keep the local adapter as a copy of ``theta``. Without, its updates are added each time the workspaces
-            are written: the same bits, no second copy of a whole model in memory.
-        rng: where a private round's noise comes from; None: from the operating system's entropy.
+        settings: the round's settings.
+        on_step: called after each step with its index and loss; the round is abandoned when it returns False.
+        copy: whether the local adapter is a copy of ``theta``. Without a copy, its updates are added each time a
+            workspace is written: the same bits, and no second copy of a whole model in memory.
+        rng: source of a private round's noise; None: the operating system's entropy.
         clock: monotonic seconds.
 
     Returns:
-        The result, or None where the round was given up.
+        The result, or None where the round was abandoned.
 
     Raises:
         TrainingError: a loss is not finite.
-        ConfigError: a rule that cannot be.
+        ConfigError: the rule is contradictory: see check_rule.
     """
-    check_rule(work.rule)
-    timed = TimedEngine(engine, clock)
+    check_rule(settings.rule)
+    started, timed = clock(), TimedEngine(engine, clock)
     front_size = engine.front_workspace.size
     rng = secret_rng() if rng is None else rng
-    local, pending, mean_square = theta.copy() if copy else theta, Terms(), work.mean_square
+    local, pending, mean_square = theta.copy() if copy else theta, Terms(), settings.mean_square
     results, all_scalars = [], []
-    for step in range(work.steps):
-        indices = batch_indices(
-            len(rows),
-            work.batch_size,
-            work.round * work.steps + step,
-            lambda epoch: seeds.epoch_seed(work.job_seed, work.device, epoch),
-        )
-        directions = step_seeds(work.rule, work.job_seed, work.round, work.device, step)
-        result = spzo_step(timed, local, rows.batch(indices), work.rule, directions, pending)
-        scalars = result.scalars if work.privacy is None else privatise(result.scalars, work.privacy, rng)
-        coefficients, mean_square = step_coefficients(scalars.tolist(), work.rule, mean_square)
+    for step in range(settings.steps):
+        directions = step_seeds(settings.rule, settings.job_seed, settings.round, settings.device, step)
+        result = spzo_step(timed, local, _step_batch(rows, settings, step), settings.rule, directions, pending)
+        scalars = result.scalars if settings.privacy is None else privatise(result.scalars, settings.privacy, rng)
+        coefficients, mean_square = step_coefficients(scalars.tolist(), settings.rule, mean_square)
         if copy:
             apply_step(local, front_size, directions, coefficients)
         else:
@@ -127,8 +139,20 @@ def train_round(
         scalars=np.stack(all_scalars),
         theta=local if copy else None,
         loss=math.fsum(result.loss for result in results) / len(results),
+        seconds=clock() - started,
         front_passes=sum(result.front_passes for result in results),
         back_passes=sum(result.back_passes for result in results),
         front_seconds=timed.front_seconds,
         back_seconds=timed.back_seconds,
     )
+
+
+def _step_batch(rows: Rows, settings: RoundSettings, step: int) -> Batch:
+    """Return the rows of a local step: a job's steps go through the shuffled rows, epoch after epoch."""
+    indices = batch_indices(
+        len(rows),
+        settings.batch_size,
+        settings.round * settings.steps + step,
+        lambda epoch: seeds.epoch_seed(settings.job_seed, settings.device, epoch),
+    )
+    return rows.batch(indices)

@@ -2,6 +2,6 @@
 
 Carries payloads without reading them.
 
-May import: files, values, errors.
+May import: files, errors.
 Must never come in: messages' meaning, plans, rounds.
 """

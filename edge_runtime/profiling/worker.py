@@ -22,6 +22,7 @@ from edge_runtime.bundle.manifest import CAUSAL_LM, Runtime
 from edge_runtime.bundle.memory_need import parameter_bytes
 from edge_runtime.data.batch import Batch, pad, pad_completions
 from edge_runtime.device.board import Board
+from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import golden_adapter, golden_cases, training_layers
 from edge_runtime.errors import CoveyError
 from edge_runtime.protocol.profile import GraphProfile, Latency, Sustained
@@ -99,15 +100,14 @@ def measure(order: WorkOrder, clock: Callable[[], float] = time.perf_counter) ->
     bundle = open_bundle(Path(order.bundle))
     batches = [make_batch(bundle, rows, tokens) for rows, tokens in order.shapes]
     theta = golden_adapter(bundle.initial_adapter(), bundle.manifest.golden)
-    base = _resident("VmRSS")
+    engines = Engines(order.runtime, order.threads)
+    base = _resident("VmRSS")  # before the runtime is imported
     started = clock()
     if order.kind == "split":
         return _measure_split(order, bundle, batches, theta, base, started, clock)
     run: Callable[[Batch], object]
     if order.kind == "predict":
-        from edge_runtime.engines.choose import make_predictor  # noqa: PLC0415 not before ``base`` was read
-
-        predictor = make_predictor(order.runtime, bundle, order.threads)
+        predictor = engines.make_predictor(bundle)
 
         def run(batch: Batch) -> object:
             return predictor.outputs(theta, batch)
@@ -115,9 +115,7 @@ def measure(order: WorkOrder, clock: Callable[[], float] = time.perf_counter) ->
         names: dict[str, Any] = {"kind": "predict"}
         bound = bundle.manifest.graph("predict", runtime=order.runtime)
     else:
-        from edge_runtime.engines.choose import make_training_engine  # noqa: PLC0415
-
-        training, out = make_training_engine(order.runtime, bundle, order.threads), np.zeros_like(theta)
+        training, out = engines.make_training_engine(bundle), np.zeros_like(theta)
         layers = training_layers(order.number or 1, bundle.manifest.model.layers)
 
         def run(batch: Batch) -> object:
@@ -154,9 +152,7 @@ def _measure_split(
     clock: Callable[[], float],
 ) -> list[GraphProfile]:
     """Time front and back; the larger block's peak is reset before the other one's runs."""
-    from edge_runtime.engines.choose import make_engine  # noqa: PLC0415
-
-    engine = make_engine(order.runtime, bundle, order.number or 0, order.threads)
+    engine = Engines(order.runtime, order.threads).make_engine(bundle, order.number or 0)
     loaded_s = clock() - started
     cut = engine.front_workspace.size
     np.copyto(engine.front_workspace, theta[:cut])

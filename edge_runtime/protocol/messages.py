@@ -7,7 +7,7 @@ alters them needs a new version.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -311,11 +311,34 @@ def encode_message(message: AnyMessage) -> bytes:
 
 
 def decode_message(payload: bytes, expected: type[MessageT]) -> MessageT:
-    """Read a message of a type, or of a union of types.
+    """Read a message of one type.
 
     Raises:
         ProtocolError: not MessagePack, another version, another type, a wrong or missing field, too large.
     """
+    message: MessageT = _decode(payload, expected)
+    return message
+
+
+def decode_plan(payload: bytes) -> Plan:
+    """Read a plan of any kind; see decode_message."""
+    plan: Plan = _decode(payload, Plan)
+    return plan
+
+
+def decode_report(payload: bytes) -> Report:
+    """Read the report of a trained round; see decode_message."""
+    report: Report = _decode(payload, Report)
+    return report
+
+
+def decode_device_report(payload: bytes) -> DeviceReport:
+    """Read what a device publishes on its report topic; see decode_message."""
+    report: DeviceReport = _decode(payload, DeviceReport)
+    return report
+
+
+def _decode(payload: bytes, expected: Any) -> Any:  # noqa: ANN401 a type or a union of types, which mypy cannot name
     if len(payload) > MAX_PAYLOAD_BYTES:
         raise ProtocolError(f"a message of {len(payload)} bytes is over the limit", "look at who sent it")
     try:

@@ -7,8 +7,9 @@ import shutil
 from typing import TYPE_CHECKING
 
 from edge_runtime.bundle.folder import Bundle, check_file, open_bundle, verify_files
-from edge_runtime.bundle.manifest import MANIFEST_FILE, Runtime
+from edge_runtime.bundle.manifest import MANIFEST_FILE
 from edge_runtime.bundle.manifest_file import decode_manifest, read_manifest
+from edge_runtime.engines.golden import check_golden
 from edge_runtime.errors import BundleError, StorageError, storage_error
 from edge_runtime.files.atomic import sync_directory, write_atomically
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from edge_runtime.engines.choose import Engines
     from edge_runtime.network.fetch import Fetcher
     from edge_runtime.store.store import Store
 
@@ -24,8 +26,14 @@ _MAX_MANIFEST_BYTES = 1 << 24
 _SPARE_BYTES = 16 << 20
 
 
-def install_bundle(store: Store, fetcher: Fetcher, sha256: str, threads: int, runtime: Runtime) -> Bundle:
-    """Return a checked bundle: from disk if it is there and whole, else fetched.
+def install_bundle(store: Store, fetcher: Fetcher, sha256: str, engines: Engines) -> Bundle:
+    """Return a checked bundle: from disk if it is there and whole, else fetched and run on its golden vectors.
+
+    Args:
+        store: the device's state directory.
+        fetcher: fetches the bundle's files.
+        sha256: the bundle's name.
+        engines: run the golden vectors.
 
     Raises:
         NetworkError, BundleError, StorageError: it could not be had; what was there before stays.
@@ -43,9 +51,7 @@ def install_bundle(store: Store, fetcher: Fetcher, sha256: str, threads: int, ru
     _LOG.info("fetching bundle %s", sha256[:12])
 
     def check(bundle: Bundle) -> None:
-        from edge_runtime.engines.golden import check_golden  # noqa: PLC0415 not at hand on a device that waits
-
-        check_golden(bundle, threads, runtime)
+        check_golden(bundle, engines)
 
     return fetch_bundle(fetcher, sha256, store.bundles, check)
 

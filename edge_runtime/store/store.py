@@ -12,42 +12,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from edge_runtime.errors import StorageError, storage_error
 from edge_runtime.files.atomic import sync_directory, write_atomically
-from edge_runtime.values import Sha256
+from edge_runtime.store.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
 _KEPT_ADAPTERS = 2
-
-
-class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What survives a restart.
-
-    Attributes:
-        job: name of the job of ``adapter_sha256``.
-        bundle_sha256: current bundle.
-        adapter_sha256: current adapter; None: the bundle's initial one.
-        report: the last round report as it was sent, to be sent again when the same plan comes again.
-        personal_sha256: file of the job's personal layers; None: there are none.
-        personal_round: the round that made them.
-        personal_before_sha256: those before that round: a new attempt at it begins with them.
-    """
-
-    job: str | None = None
-    bundle_sha256: Sha256 | None = None
-    adapter_sha256: Sha256 | None = None
-    report: bytes | None = None
-    personal_sha256: Sha256 | None = None
-    personal_round: int | None = None
-    personal_before_sha256: Sha256 | None = None
 
 
 class Store:

@@ -2,7 +2,6 @@
 
 An interrupted export is visibly unfinished.
 
-May import: graphs, trace, model, source, quiet, errors; of edge_runtime: bundle, engines, data, files, values,
-    errors.
+May import: graphs, trace, model, source, errors; of edge_runtime: engines, bundle, files, errors.
 Must never come in: parsing of flags, printing.
 """

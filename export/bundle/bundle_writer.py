@@ -13,6 +13,7 @@ from edge_runtime import __version__
 from edge_runtime.bundle.folder import Bundle, verify_files
 from edge_runtime.bundle.manifest import FORMAT_VERSION, MANIFEST_FILE, FileEntry, Manifest, Model, output_names
 from edge_runtime.bundle.manifest_file import bundle_sha256, encode_manifest
+from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import check_golden
 from edge_runtime.errors import storage_error
 from edge_runtime.files.atomic import write_atomically
@@ -202,7 +203,7 @@ def _check_and_seal(
     parity = check_golden(bundle)
     if options.for_executorch:
         progress("checking parity of ExecuTorch with PyTorch")
-        check_golden(bundle, runtime="executorch")
+        check_golden(bundle, Engines("executorch"))
     write_atomically(partial / MANIFEST_FILE, data)
     verify_files(bundle)
     return Exported(bundle, parity)

@@ -1,5 +1,7 @@
-"""The subcommands that the export side adds to ``covey``, one file per subcommand.
+"""``covey export`` and ``covey probe``, one file each: parse flags, call the rooms below, print the result.
 
-They import torch and transformers when they run, so that ``covey --help`` stays fast and needs neither.
-May import: every other room of export, and edge_runtime.
+A command imports torch only when it runs, so that ``covey --help`` stays fast.
+
+May import: bundle, probe, graphs, model, source; of edge_runtime: output, errors.
+Must never come in: logic that another command or a test would want.
 """

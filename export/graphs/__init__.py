@@ -2,6 +2,6 @@
 
 One conversion for each runtime, checked against the program.
 
-May import: trace, model, source, quiet, errors; of edge_runtime: bundle, data, engines, files, values, errors.
+May import: trace, model, quiet, errors; of edge_runtime: data, bundle, files, errors.
 Must never come in: the manifest, options of the command line.
 """

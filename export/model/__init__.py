@@ -2,6 +2,6 @@
 
 Everything here is eager PyTorch.
 
-May import: source, quiet, errors; of edge_runtime: bundle, data, files, values, errors.
+May import: source, quiet, errors; of edge_runtime: data, bundle, files, errors.
 Must never come in: torch.export, ONNX, ExecuTorch.
 """

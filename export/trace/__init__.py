@@ -2,6 +2,6 @@
 
 Ends at an ATen graph that knows no runtime.
 
-May import: model, source, quiet, errors; of edge_runtime: bundle, data, values, errors.
+May import: model, source, quiet, errors; of edge_runtime: data, bundle.
 Must never come in: ONNX, ExecuTorch, files of a bundle.
 """

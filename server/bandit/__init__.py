@@ -2,6 +2,6 @@
 
 Pure: states in, choices out.
 
-May import: errors; of edge_runtime: protocol, bundle, values.
+May import: nothing of its side; of edge_runtime: protocol, bundle.
 Must never come in: a clock, files, the network, the ledger.
 """

@@ -2,7 +2,7 @@
 
 A command imports what it needs when it runs.
 
-May import: demo, simulation, serve, views, profiles, samples, storage, job, bandit, errors; of edge_runtime: network,
-    protocol, bundle, files, output, values, errors.
+May import: demo, simulation, serve, profiles, views, storage, samples, bandit; of edge_runtime: network, protocol,
+    files, output, errors.
 Must never come in: logic that another command or a test would want.
 """

@@ -13,7 +13,7 @@ from edge_runtime.bundle.adapter import map_adapter
 from edge_runtime.bundle.layout import total_size
 from edge_runtime.data.examples import DataConfig
 from edge_runtime.data.rows import load_rows
-from edge_runtime.engines.onnx_engine import OnnxPredictor
+from edge_runtime.engines.choose import Engines
 from edge_runtime.store.personal import load_personal, with_personal
 from edge_runtime.store.store import Store
 from server.evaluation import evaluate
@@ -23,6 +23,7 @@ from server.views.summary import job_devices
 if TYPE_CHECKING:
     from edge_runtime.agent.config import EdgeConfig
     from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.engines.bundle_engine import BundlePredictor
     from edge_runtime.values import FloatVector
 
 OWN_TEST = 10
@@ -35,7 +36,7 @@ def described_devices(bundle: Bundle, job: str, state_dir: Path, configs: dict[s
     ledger = Ledger(state_dir / LEDGER_FILE, read_only=True)
     devices = job_devices(ledger, job)
     ledger.close()
-    predictor = OnnxPredictor(bundle)
+    predictor = Engines().make_predictor(bundle)
     for row in devices:
         config = configs[row["device"]]
         row.update(own_accuracy(bundle, job, predictor, read_edge_config(config), config.with_name(OWN_TEST_FILE)))
@@ -43,7 +44,7 @@ def described_devices(bundle: Bundle, job: str, state_dir: Path, configs: dict[s
 
 
 def own_accuracy(
-    bundle: Bundle, job: str, predictor: OnnxPredictor, config: EdgeConfig, test: Path
+    bundle: Bundle, job: str, predictor: BundlePredictor, config: EdgeConfig, test: Path
 ) -> dict[str, int | float | None]:
     """Return the accuracy of a device's adapter on held-out rows of its own.
 

@@ -2,6 +2,6 @@
 
 Knows what devices say of themselves, and not what they trained.
 
-May import: errors; of edge_runtime: protocol, seeds, values, errors.
+May import: nothing of its side; of edge_runtime: protocol, seeds.
 Must never come in: jobs' progress, the ledger, the network.
 """

@@ -2,6 +2,6 @@
 
 Asks storage what is known and returns a plan; sends nothing.
 
-May import: storage, fleet, job, bandit, errors; of edge_runtime: bundle, protocol, seeds, values, errors.
+May import: storage, fleet, job, bandit; of edge_runtime: protocol, bundle, seeds.
 Must never come in: SQL, messages on the wire, threads.
 """

@@ -2,6 +2,6 @@
 
 A modelled number is labelled as such and never mixed with a measured one.
 
-May import: storage, job, errors; of edge_runtime: bundle, protocol, files, output, values, errors.
+May import: storage, job; of edge_runtime: protocol, files, output, errors.
 Must never come in: rounds, SQL, the bandit's choices.
 """

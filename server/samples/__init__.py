@@ -2,6 +2,6 @@
 
 Fetches by package name and hash; knows nothing of jobs.
 
-May import: errors; of edge_runtime: errors.
+May import: nothing of its side; of edge_runtime: errors.
 Must never come in: the ledger, rounds, private data.
 """

@@ -2,8 +2,7 @@
 
 Replaces the machine, never the server's logic.
 
-May import: serve, rounds, planning, profiles, web, views, storage, fleet, job, bandit, evaluation, events, errors; of
-    edge_runtime: agent, store, backprop, forward_only, engines, data, network, protocol, bundle, files, values,
-    errors.
+May import: serve, compose, rounds, profiles, storage, evaluation, job, bandit, events, errors; of edge_runtime:
+    agent, store, forward_only, backprop, engines, data, network, protocol, bundle, values, errors.
 Must never come in: a second version of a rule that the server has.
 """

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge_runtime.agent import backprop_plan, forward_plan
+from edge_runtime.agent.reports import SessionFacts, delta_report, round_report
 from edge_runtime.backprop.importance import LayerStatistics
-from edge_runtime.backprop.round import BackpropWork, Personal, train_backprop
+from edge_runtime.backprop.round import BackpropSettings, Personal, train_backprop
 from edge_runtime.bundle.adapter import adapter_sha256
 from edge_runtime.bundle.layers import layer_slices
 from edge_runtime.bundle.memory_need import LevelNeed
 from edge_runtime.forward_only.replay import replay
-from edge_runtime.forward_only.round import RoundWork, train_round
+from edge_runtime.forward_only.round import RoundSettings, train_round
 from edge_runtime.network.transport import Message
 from edge_runtime.protocol.delta import encode_delta
 from edge_runtime.protocol.messages import (
@@ -26,7 +26,6 @@ from edge_runtime.protocol.messages import (
     Capability,
     DeltaReport,
     DeviceState,
-    Plan,
     PlanAccepted,
     ProfileMessage,
     ReportAck,
@@ -35,6 +34,7 @@ from edge_runtime.protocol.messages import (
     SyncPlan,
     TrainPlan,
     decode_message,
+    decode_plan,
     encode_message,
 )
 from edge_runtime.protocol.round_log import decode_chain
@@ -192,14 +192,14 @@ class SimulatedFleet:
         if not device.here:
             return
         if topic.endswith("/report/ack"):
-            ack: ReportAck = decode_message(payload, ReportAck)
+            ack = decode_message(payload, ReportAck)
             if ack.outcome == "upload" and isinstance(device.report, DeltaReport):
                 path = self._uploaded.temporary()
                 path.write_bytes(device.delta)
                 self._uploaded.adopt(path, device.report.delta.sha256)
                 self._say(device, "report", device.report, 0.0)
             return
-        plan: Plan = decode_message(payload, Plan)  # type: ignore[arg-type]
+        plan = decode_plan(payload)
         if isinstance(plan, SyncPlan):
             self._theta(plan.adapter)
             synced = Synced(
@@ -276,29 +276,21 @@ class SimulatedFleet:
         self._say(device, "report", device.report, _LINK_S / 2)
 
     def _forward(self, device: SimulatedDevice, plan: TrainPlan, theta: FloatVector, seconds: float) -> RoundReport:
-        work = RoundWork(
-            plan.job_seed,
-            plan.round,
-            device.name,
-            plan.rule,
-            plan.steps,
-            plan.batch_size,
-            plan.mean_square,
-            plan.privacy,
-        )
+        settings = RoundSettings.of_plan(plan, device.name)
         engine, rows = self._task.engine(device.index, plan.split), self._task.rows(device.index)
-        result = train_round(engine, theta, rows, work, rng=self._rng, clock=lambda: 0.0)
+        result = train_round(engine, theta, rows, settings, rng=self._rng, clock=lambda: 0.0)
         assert result is not None  # noqa: S101 nothing stops it
-        return forward_plan.report_of(plan, device.name, result, len(rows), seconds)
+        return round_report(plan, replace(result, seconds=seconds), SessionFacts(device.name, len(rows)))
 
     def _backprop(self, device: SimulatedDevice, plan: BackpropPlan, theta: FloatVector, seconds: float) -> DeltaReport:
         manifest = self._task.manifest
         layers = manifest.model.layers
         rows_at_once = dict.fromkeys(manifest.levels, plan.stld.most_rows)
-        work = BackpropWork(plan.job_seed, plan.round, device.name, plan.stld, plan.level, rows_at_once)
+        settings = BackpropSettings.of_plan(plan, device.name, rows_at_once)
         engine, rows = self._task.training_engine(device.index), self._task.rows(device.index)
         personal = Personal({}, LayerStatistics.of(layers))
-        result = train_backprop(engine, theta, rows, work, self._slices, personal)
+        result = train_backprop(engine, theta, rows, settings, self._slices, personal)
         assert result is not None  # noqa: S101 nothing stops it
         device.delta = encode_delta(result.movement, manifest.parameters, result.sent, layers)
-        return backprop_plan.report_of(plan, device.name, result, device.delta, len(rows), seconds)
+        facts = SessionFacts(device.name, len(rows))
+        return delta_report(plan, replace(result, seconds=seconds), device.delta, facts)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from edge_runtime.data.examples import DataConfig
 from edge_runtime.data.rows import EncodedCompletions, EncodedRows, load_rows
-from edge_runtime.engines.onnx_engine import OnnxPredictor
+from edge_runtime.engines.choose import Engines
 from edge_runtime.errors import DataError
 from server.evaluation import Evaluation, evaluate
 from server.simulation.in_process import SharedEngines
@@ -105,7 +105,8 @@ class BundleTask:
             [private[(device * size + index) % len(private)] for index in range(size)] for device in range(devices)
         ]
         self._held_out = _picked(self._rows, held_out)
-        self._engines, self._predictor = SharedEngines(), OnnxPredictor(bundle, 1)
+        engines = Engines(threads=1)
+        self._engines, self._predictor = SharedEngines(engines), engines.make_predictor(bundle)
 
     def initial_adapter(self) -> FloatVector:
         """See adapters.Start."""
@@ -113,11 +114,11 @@ class BundleTask:
 
     def engine(self, device: int, split: int) -> Engine[Any]:  # noqa: ARG002 all devices have the same
         """See SimulatedTask."""
-        return self._engines("onnxruntime", self._bundle, split, 1)
+        return self._engines.make_engine(self._bundle, split)
 
     def training_engine(self, device: int) -> TrainingEngine:  # noqa: ARG002 all devices have the same
         """See SimulatedTask."""
-        return self._engines.training("onnxruntime", self._bundle, 1)
+        return self._engines.make_training_engine(self._bundle)
 
     def rows(self, device: int) -> Rows:
         """See SimulatedTask."""

@@ -2,6 +2,6 @@
 
 The only room that knows the schema: a decision is written here before it takes effect.
 
-May import: job, errors; of edge_runtime: bundle, forward_only, protocol, files, values, errors.
+May import: job, bandit, errors; of edge_runtime: forward_only, protocol, bundle, files, values, errors.
 Must never come in: decisions, the network, printing.
 """

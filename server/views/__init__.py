@@ -2,6 +2,6 @@
 
 Reads records and events, and changes nothing.
 
-May import: storage, job, bandit, events, errors; of edge_runtime: output, values, errors.
+May import: storage, job, events, errors; of edge_runtime: output.
 Must never come in: SQL, decisions.
 """

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from edge_runtime.data.batch import pad
+from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import golden_adapter
-from edge_runtime.engines.onnx_engine import OnnxEngine, OnnxPredictor, make_session
+from edge_runtime.engines.onnx_engine import make_session
 from edge_runtime.engines.predict import predict
 from edge_runtime.errors import BundleError, TrainingError
 from edge_runtime.forward_only.directions import step_seeds
@@ -54,7 +55,7 @@ def test_scalars_agree_with_pytorch(tiny_bundle: Bundle, split: int, tmp_path: P
     """Every scalar of a nested step is recomputed in PyTorch from its definition."""
     model_dir = tiny_bundle.path.parents[1] / "models" / "bert"
     theta = golden_adapter(tiny_bundle.initial_adapter(), tiny_bundle.manifest.golden)
-    engine = OnnxEngine(tiny_bundle, split, threads=1)
+    engine = Engines(threads=1).make_engine(tiny_bundle, split)
     cut = engine.front_workspace.size
     assert 0 < cut < theta.size
     rule = StepRule(front_perturbations=2, back_perturbations=2, eps=0.05)
@@ -72,38 +73,38 @@ def test_scalars_agree_with_pytorch(tiny_bundle: Bundle, split: int, tmp_path: P
 
 def test_front_and_back_are_predict(tiny_bundle: Bundle) -> None:
     theta = golden_adapter(tiny_bundle.initial_adapter(), tiny_bundle.manifest.golden)
-    whole = OnnxPredictor(tiny_bundle, 1).logits(theta, BATCH)
+    whole = Engines(threads=1).make_predictor(tiny_bundle).logits(theta, BATCH)
     for split in tiny_bundle.manifest.splits:
-        engine = OnnxEngine(tiny_bundle, split, 1)
+        engine = Engines(threads=1).make_engine(tiny_bundle, split)
         engine.front_workspace[:] = theta[: engine.front_workspace.size]
         engine.back_workspace[:] = theta[engine.front_workspace.size :]
-        assert np.abs(engine.back_logits(engine.front(BATCH), BATCH) - whole).max() < 1e-6
+        assert np.abs(engine.back_outputs(engine.front(BATCH), BATCH)["logits"] - whole).max() < 1e-6
 
 
 def test_a_boundary_outlives_the_next_run(tiny_bundle: Bundle) -> None:
     """The step keeps y⁺ while it computes y⁻: one must not overwrite the other."""
-    engine = OnnxEngine(tiny_bundle, 2, 1)
+    engine = Engines(threads=1).make_engine(tiny_bundle, 2)
     theta = tiny_bundle.initial_adapter()
     engine.back_workspace[:] = theta[engine.front_workspace.size :] + 0.1
     engine.front_workspace[:] = 0.0
     first = engine.front(BATCH)
-    before = engine.back_logits(first, BATCH).copy()
+    before = engine.back_outputs(first, BATCH)["logits"].copy()
     engine.front_workspace[:] = 0.5
     second = engine.front(BATCH)
-    assert np.array_equal(engine.back_logits(first, BATCH), before)
-    assert not np.array_equal(engine.back_logits(second, BATCH), before)
+    assert np.array_equal(engine.back_outputs(first, BATCH)["logits"], before)
+    assert not np.array_equal(engine.back_outputs(second, BATCH)["logits"], before)
 
 
 def test_padding_changes_nothing(tiny_bundle: Bundle) -> None:
     theta = golden_adapter(tiny_bundle.initial_adapter(), tiny_bundle.manifest.golden)
-    predictor = OnnxPredictor(tiny_bundle, 1)
+    predictor = Engines(threads=1).make_predictor(tiny_bundle)
     alone = predictor.logits(theta, pad([[2, 30, 3]], [0], 0))
     assert np.abs(predictor.logits(theta, BATCH)[1] - alone[0]).max() < 1e-6
 
 
 def test_predictions_have_probabilities(tiny_bundle: Bundle) -> None:
     theta = golden_adapter(tiny_bundle.initial_adapter(), tiny_bundle.manifest.golden)
-    found = predict(tiny_bundle, theta, ["a good film", "bad"], threads=1)
+    found = predict(tiny_bundle, theta, ["a good film", "bad"], Engines(threads=1))
     for prediction in found:
         assert sum(prediction.probabilities.values()) == pytest.approx(1.0)
         assert prediction.probabilities[prediction.label] == max(prediction.probabilities.values())
@@ -114,14 +115,14 @@ def test_bad_input_is_an_error_not_a_crash(tiny_bundle: Bundle, tmp_path: Path) 
     with pytest.raises(BundleError, match="cannot load"):
         make_session(str(tmp_path / "broken.onnx"), 1)
     with pytest.raises(BundleError, match="no front graph at split 7"):
-        OnnxEngine(tiny_bundle, 7)
+        Engines().make_engine(tiny_bundle, 7)
     with pytest.raises(TrainingError, match="failed on a batch"):
-        OnnxPredictor(tiny_bundle, 1).logits(tiny_bundle.initial_adapter(), pad([[10_000, 3]], [0], 0))
+        Engines(threads=1).make_predictor(tiny_bundle).logits(tiny_bundle.initial_adapter(), pad([[10_000, 3]], [0], 0))
 
 
 def test_the_prompt_task_steps_too(tiny_export: Callable[..., Bundle]) -> None:
     bundle = tiny_export("llama", task="classify-prompt")
-    engine = OnnxEngine(bundle, 2, 1)
+    engine = Engines(threads=1).make_engine(bundle, 2)
     rule = StepRule(back_perturbations=3)
     batch = pad([[5, 6, 7, 8], [9, 10]], [0, 1], 0)
     result = spzo_step(engine, bundle.initial_adapter(), batch, rule, step_seeds(rule, 0, 0, "d", 0))

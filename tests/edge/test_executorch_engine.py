@@ -21,10 +21,9 @@ from edge_runtime.agent.config import EdgeConfig
 from edge_runtime.bundle.folder import open_bundle
 from edge_runtime.data.batch import pad
 from edge_runtime.data.examples import DataConfig
-from edge_runtime.engines.choose import make_engine
+from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.executorch_build import VERSION, compile_library, find_sdk, standalone
 from edge_runtime.engines.golden import check_golden, golden_adapter
-from edge_runtime.engines.onnx_engine import OnnxEngine
 from edge_runtime.errors import BundleError, ConfigError, TrainingError
 from edge_runtime.forward_only.directions import step_seeds
 from edge_runtime.forward_only.step import spzo_step
@@ -54,17 +53,15 @@ CASES = [*FAST, *[pytest.param(*case, marks=[pytest.mark.long, pytest.mark.timeo
 def test_engines_agree(tiny_export: Callable[..., Bundle], kind: str, task: str) -> None:
     """PyTorch eager = ExecuTorch on the golden vectors; a step's scalars as on ONNX Runtime; no product on slow kernels
     (the export refuses that)."""
-    from edge_runtime.engines.executorch_engine import ExecutorchEngine
-
     levels = (1,) if (kind, task) in FAST else ()  # one export for all tests
     bundle = tiny_export(kind, task=task, splits=(2,), levels=levels, runtimes=BOTH)
-    parity = check_golden(bundle, 1, "executorch")
+    parity = check_golden(bundle, Engines("executorch", 1))
     assert parity.loss <= 1e-5
     assert parity.logits <= 1e-5
     theta = golden_adapter(bundle.initial_adapter(), bundle.manifest.golden)
     rule = StepRule(front_perturbations=2, back_perturbations=2, eps=0.05)
     seeds, batch = step_seeds(rule, 1, 0, "device", 0), batch_of(bundle)
-    steps = [spzo_step(make(bundle, 2, 1), theta, batch, rule, seeds) for make in (OnnxEngine, ExecutorchEngine)]
+    steps = [spzo_step(Engines(runtime, 1).make_engine(bundle, 2), theta, batch, rule, seeds) for runtime in BOTH]
     scalars = [np.asarray(step.scalars) for step in steps]
     assert np.abs(scalars[0]).max() > 1e-3  # the comparison is about something
     assert np.abs(scalars[0] - scalars[1]).max() <= 1e-3 * np.abs(scalars[0]).max()
@@ -131,10 +128,9 @@ def test_what_executorch_refuses_is_an_error_that_says_why(
 
 
 def test_batches_that_do_not_fit_are_errors(bundle: Bundle) -> None:
-    from edge_runtime.engines.executorch_engine import ExecutorchPredictor
     from edge_runtime.engines.executorch_library import ExecutorchError
 
-    theta, predictor = bundle.initial_adapter(), ExecutorchPredictor(bundle, 1)
+    theta, predictor = bundle.initial_adapter(), Engines("executorch", 1).make_predictor(bundle)
     with pytest.raises(TrainingError, match=r"17 rows; .* up to 16"):
         predictor.logits(theta, pad([[5, 6]] * 17, [0] * 17, 0))
     with pytest.raises(TrainingError, match=r"33 tokens; .* up to 32"):
@@ -159,22 +155,20 @@ def open_file(bundle: Bundle) -> Any:
 
 def test_a_boundary_outlives_the_next_run(bundle: Bundle) -> None:
     """The step keeps y⁺ while it computes y⁻: one must not overwrite the other."""
-    from edge_runtime.engines.executorch_engine import ExecutorchEngine
-
-    engine, batch = ExecutorchEngine(bundle, 2, 1), batch_of(bundle)
+    engine, batch = Engines("executorch", 1).make_engine(bundle, 2), batch_of(bundle)
     engine.back_workspace[:] = bundle.initial_adapter()[engine.front_workspace.size :] + np.float32(0.1)
     engine.front_workspace[:] = 0.0
     first = engine.front(batch)
-    before = engine.back_logits(first, batch)
+    before = engine.back_outputs(first, batch)["logits"]
     engine.front_workspace[:] = 0.5
     second = engine.front(batch)
-    assert np.array_equal(engine.back_logits(first, batch), before)
-    assert not np.array_equal(engine.back_logits(second, batch), before)
+    assert np.array_equal(engine.back_outputs(first, batch)["logits"], before)
+    assert not np.array_equal(engine.back_outputs(second, batch)["logits"], before)
 
 
 def test_a_bundle_without_graphs_for_the_engine_says_so(tiny_bundle: Bundle) -> None:
     with pytest.raises(BundleError, match="no graphs for executorch, only for onnxruntime"):
-        make_engine("executorch", tiny_bundle, 2)
+        Engines("executorch").make_engine(tiny_bundle, 2)
 
 
 def test_a_mixed_fleet_agrees(bundle: Bundle, tmp_path: Path) -> None:
@@ -201,7 +195,8 @@ def test_the_device_runs_it_without_torch(bundle: Bundle) -> None:
     code = (
         "import sys; from pathlib import Path\n"
         "from edge_runtime.bundle.folder import open_bundle; from edge_runtime.engines.golden import check_golden\n"
-        f"print(check_golden(open_bundle(Path({str(bundle.path)!r})), 1, 'executorch').loss < 1e-5)\n"
+        "from edge_runtime.engines.choose import Engines\n"
+        f"print(check_golden(open_bundle(Path({str(bundle.path)!r})), Engines('executorch', 1)).loss < 1e-5)\n"
         "print([n for n in ('torch', 'onnxruntime', 'executorch') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

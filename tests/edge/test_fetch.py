@@ -18,7 +18,8 @@ from edge_runtime.errors import BundleError, NetworkError, StorageError
 from edge_runtime.files.atomic import write_atomically
 from edge_runtime.network.fetch import Fetcher, blob_base
 from edge_runtime.store.bundles import fetch_bundle
-from edge_runtime.store.store import Journal, Store
+from edge_runtime.store.journal import Journal
+from edge_runtime.store.store import Store
 from server.storage.blobs import BlobStore
 from server.web.http_app import make_app, serve_http
 

@@ -20,7 +20,7 @@ from edge_runtime.backprop.layer_draw import (
     inclusion_probabilities,
     residual_scales,
 )
-from edge_runtime.backprop.round import BackpropWork, Personal, train_backprop
+from edge_runtime.backprop.round import BackpropSettings, Personal, train_backprop
 from edge_runtime.bundle.layers import LayerSlices
 from edge_runtime.data.rows import EncodedRows
 from edge_runtime.engines.quadratic import LayeredQuadraticEngine
@@ -126,9 +126,9 @@ def bowl(levels: tuple[int, ...] = (1, 2, 3, 4), scale: float = 1.0) -> LayeredQ
     return LayeredQuadraticEngine(curvature, OPTIMUM, 6, SLICES, levels)
 
 
-def work(level: int, **stld: Any) -> BackpropWork:
+def work(level: int, **stld: Any) -> BackpropSettings:
     options = Stld(**{"learning_rate": 0.05, "steps": 8} | stld)
-    return BackpropWork(1, 0, "pi", options, level, dict.fromkeys(range(1, LAYERS + 1), options.most_rows))
+    return BackpropSettings(1, 0, "pi", options, level, dict.fromkeys(range(1, LAYERS + 1), options.most_rows))
 
 
 def run(level: int, personal: Personal | None = None, **stld: Any) -> Any:
@@ -206,7 +206,7 @@ def test_a_round_is_a_function_of_its_seeds() -> None:
         bowl(),
         np.zeros(SIZE, np.float32),
         ROWS,
-        BackpropWork(2, 0, "pi", Stld(learning_rate=0.05, steps=8), 2, {2: 8}),
+        BackpropSettings(2, 0, "pi", Stld(learning_rate=0.05, steps=8), 2, {2: 8}),
         SLICES,
         Personal({}, LayerStatistics.of(LAYERS)),
     )

@@ -16,12 +16,12 @@ from tiny_models import LAYERS, reviews, write_rows
 
 from edge_runtime.agent.birth import capability
 from edge_runtime.agent.config import EdgeConfig
-from edge_runtime.agent.loaded_bundle import Workshop
+from edge_runtime.agent.loaded_bundle import LoadedBundle
 from edge_runtime.bundle.layers import layer_slices
 from edge_runtime.bundle.manifest_file import decode_manifest, encode_manifest
 from edge_runtime.data.batch import pad
 from edge_runtime.data.examples import DataConfig
-from edge_runtime.engines.choose import make_training_engine
+from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import check_golden, golden_adapter
 from edge_runtime.errors import BundleError, TrainingError
 from server.serve import load_job
@@ -52,10 +52,10 @@ CASES = [
 def test_gradients_agree(tiny_export: Callable[..., Bundle], kind: str, task: str, levels: tuple[int, ...]) -> None:
     """Gradients of any layers agree at sizes that were not traced; the export refuses products on slow kernels."""
     bundle = tiny_export(kind, task=task, splits=(2,), levels=levels, runtimes=BOTH)
-    assert check_golden(bundle, 1, "executorch").gradients <= 1e-4
+    assert check_golden(bundle, Engines("executorch", 1)).gradients <= 1e-4
     golden = msgspec.structs.replace(bundle.manifest.golden, seed=78, scale=0.1)
     theta, batch = golden_adapter(bundle.initial_adapter(), golden), batch_of(bundle)
-    engines = [make_training_engine(runtime, bundle, 1) for runtime in BOTH]
+    engines = [Engines(runtime, 1).make_training_engine(bundle) for runtime in BOTH]
     slices = layer_slices(bundle.manifest)
     assert [engine.levels for engine in engines] == [levels] * 2
     for layers in (choice for level in levels for choice in itertools.combinations(range(LAYERS), level)):
@@ -105,7 +105,7 @@ def test_a_bundle_without_training_graphs_for_the_engine(bundle: Bundle, tmp_pat
     assert decode_manifest(encode_manifest(without)).levels == [1]
     old = type(bundle)(bundle.path, without, bundle.sha256)
     kinds = [
-        capability(config, Workshop(made, config.data, 1, lambda *_: None, None, config.engine)).kind
+        capability(config, LoadedBundle(made, config.data, Engines(config.engine)), None).kind
         for config in (device(tmp_path, index, engine=engine) for index, engine in enumerate(BOTH))
         for made in (bundle, old)
     ]
@@ -118,7 +118,7 @@ def test_a_bundle_without_training_graphs_for_the_engine(bundle: Bundle, tmp_pat
 
 
 def test_batches_that_do_not_fit_are_errors(bundle: Bundle) -> None:
-    theta, engine = bundle.initial_adapter(), make_training_engine("executorch", bundle, 1)
+    theta, engine = bundle.initial_adapter(), Engines("executorch", 1).make_training_engine(bundle)
     with pytest.raises(TrainingError, match=r"17 rows; .* up to 16"):
         engine.gradients(theta, [1], pad([[5, 6]] * 17, [0] * 17, 0), np.zeros_like(theta))
     with pytest.raises(TrainingError, match=r"ExecuTorch failed on a batch of 1 × 2 tokens in graphs/train_1.pte"):

@@ -16,7 +16,7 @@ from tiny_models import LAYERS, make_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from edge_runtime.bundle.folder import open_bundle
-from edge_runtime.engines.onnx_engine import OnnxPredictor
+from edge_runtime.engines.choose import Engines
 from edge_runtime.files.tensor_file import map_tensors
 from export.errors import ExportError
 from export.finished import base_for
@@ -54,7 +54,7 @@ def test_peft_alone_loads_a_finished_adapter(
         if kind == "llama":
             last = logits[torch.arange(len(mask)), mask.sum(dim=1) - 1]
             logits = last[:, bundle.manifest.task.label_token_ids]
-        assert np.abs(OnnxPredictor(bundle, 1).logits(theta, batch) - logits.numpy()).max() < 1e-5
+        assert np.abs(Engines(threads=1).make_predictor(bundle).logits(theta, batch) - logits.numpy()).max() < 1e-5
 
 
 def test_coveys_own_head_loads_with_peft_on_its_rebuilt_module(tiny_bundle: Bundle, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_coveys_own_head_loads_with_peft_on_its_rebuilt_module(tiny_bundle: Bund
     batch = batches()[0]
     with torch.no_grad():
         logits = model(torch.from_numpy(batch.input_ids), torch.from_numpy(batch.attention_mask)).numpy()
-    assert np.abs(OnnxPredictor(tiny_bundle, 1).logits(theta, batch) - logits).max() < 1e-5
+    assert np.abs(Engines(threads=1).make_predictor(tiny_bundle).logits(theta, batch) - logits).max() < 1e-5
     summary = json.loads((folder / "covey_job.json").read_text())
     assert summary["bundle_sha256"] == tiny_bundle.sha256
 
@@ -91,7 +91,7 @@ def test_an_export_continues_with_the_folders_adapter(tmp_path: Path, capsys: py
     batch = batches()[3]
     with torch.no_grad():
         expected = model(torch.from_numpy(batch.input_ids), torch.from_numpy(batch.attention_mask)).logits.numpy()
-    found = OnnxPredictor(bundle, 1).logits(bundle.initial_adapter(), batch)
+    found = Engines(threads=1).make_predictor(bundle).logits(bundle.initial_adapter(), batch)
     assert np.abs(found - expected).max() < 1e-5
     before = load_file(folder / "adapter_model.safetensors")
     assert set(before) == set(map_tensors(bundle.file(bundle.manifest.adapter_file)))
@@ -109,7 +109,9 @@ def test_an_export_continues_with_a_finished_adapter_as_it_was_trained(
     batch = batches()[0]
     with torch.no_grad():
         logits = model.task_model(torch.from_numpy(batch.input_ids), torch.from_numpy(batch.attention_mask)).numpy()
-    assert np.abs(OnnxPredictor(bundle, 1).logits(generic_adapter(bundle), batch) - logits).max() < 1e-5
+    assert (
+        np.abs(Engines(threads=1).make_predictor(bundle).logits(generic_adapter(bundle), batch) - logits).max() < 1e-5
+    )
     for other in (
         TaskOptions("classify-head", ["good", "bad"], None, None, 32, None, None, None),
         TaskOptions("classify-head", ["bad", "good"], None, None, 32, "mean", None, None),

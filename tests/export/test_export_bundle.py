@@ -14,8 +14,8 @@ from tiny_models import LAYERS
 
 from edge_runtime.bundle.folder import open_bundle, verify_files
 from edge_runtime.bundle.layout import front_size, views
+from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import golden_adapter, golden_cases
-from edge_runtime.engines.onnx_engine import OnnxPredictor
 from edge_runtime.files.tensor_file import map_tensors
 from export.bundle.options import ExportOptions
 from export.finished import load_finished
@@ -88,7 +88,7 @@ def test_golden_vectors_notice_what_is_left_out(tiny_bundle: Bundle, matrix: str
     for name, view in views(without, tiny_bundle.manifest.parameters).items():
         if matrix in name:
             view[...] = 0
-    predictor = OnnxPredictor(tiny_bundle, 1)
+    predictor = Engines(threads=1).make_predictor(tiny_bundle)
     cases = list(golden_cases(tiny_bundle))
 
     def difference(adapter: FloatVector) -> float:

@@ -19,8 +19,8 @@ from edge_runtime.bundle.folder import open_bundle
 from edge_runtime.bundle.layers import layer_slices, source_of, weight_bytes
 from edge_runtime.bundle.layout import views
 from edge_runtime.data.batch import CompletionBatch, pad, pad_completions
+from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import check_golden, golden_adapter, training_layers
-from edge_runtime.engines.onnx_engine import OnnxTrainingEngine
 from edge_runtime.errors import BundleError, TrainingError
 from edge_runtime.files.tensor_file import map_tensors
 from export.bundle.level_checks import level_counts
@@ -145,7 +145,7 @@ def test_gradients_agree_with_pytorch(
     theta = start(bundle)
     write_finished(bundle, theta, tmp_path / "adapter", {})
     model = eager_model(bundle, kind, tmp_path / "adapter")
-    engine = OnnxTrainingEngine(bundle, 1)
+    engine = Engines(threads=1).make_training_engine(bundle)
     assert engine.levels == LEVELS
     slices = layer_slices(bundle.manifest)
     for layers, batch in itertools.product(CHOICES, batches(bundle)):
@@ -182,7 +182,7 @@ def test_rescaled_residuals_agree_with_pytorch(
     bundle = tiny_export(kind, **given, recompute=recompute, rescale=True)
     theta, batch = start(bundle), batches(bundle)[0]
     write_finished(bundle, theta, tmp_path / "adapter", {})
-    model, engine = eager_model(bundle, kind, tmp_path / "adapter"), OnnxTrainingEngine(bundle, 1)
+    model, engine = eager_model(bundle, kind, tmp_path / "adapter"), Engines(threads=1).make_training_engine(bundle)
     for layers, scales in (([2], [3.0]), ([0, 2], [1.5, 1.5]), ([0, 1, 2], [2.0, 1.25, 0.5]), ([1, 2], None)):
         out = np.zeros_like(theta)
         loss = engine.gradients(theta, layers, batch, out, scales)
@@ -198,7 +198,7 @@ def test_rescaled_residuals_agree_with_pytorch(
 def test_a_bundle_without_scales_refuses_them(bundle: Bundle) -> None:
     theta = bundle.initial_adapter()
     with pytest.raises(BundleError, match="do not rescale residuals"):
-        OnnxTrainingEngine(bundle, 1).gradients(theta, [1], batches(bundle)[0], theta.copy(), [2.0])
+        Engines(threads=1).make_training_engine(bundle).gradients(theta, [1], batches(bundle)[0], theta.copy(), [2.0])
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +224,7 @@ def test_only_active_layers_are_bound(bundle: Bundle, level: int) -> None:
     weights = map_tensors(bundle.file(bundle.manifest.weights_file))
     per_layer = sum(t.nbytes for name, t in weights.items() if ".layer.0." in name)
     for layers in itertools.combinations(range(LAYERS), level):
-        engine = OnnxTrainingEngine(bundle, 1)
+        engine = Engines(threads=1).make_training_engine(bundle)
         bound = engine.bound(layers)
         outside = sum(t.nbytes for name, t in weights.items() if name in bound and ".layer." not in name)
         assert {n for n in bound if ".layer." in n} == {
@@ -265,7 +265,9 @@ def test_recomputing_changes_no_gradient(tiny_export: Callable[..., Bundle], bun
     for layers in ([0, 2], [0, 1, 2]):
         outs = [np.zeros_like(theta), np.zeros_like(theta)]
         made = zip((bundle, plain), outs, strict=True)
-        losses = [OnnxTrainingEngine(each, 1).gradients(theta, layers, batch, out) for each, out in made]
+        losses = [
+            Engines(threads=1).make_training_engine(each).gradients(theta, layers, batch, out) for each, out in made
+        ]
         assert losses[0] == losses[1]
         assert np.abs(outs[0] - outs[1]).max() < 1e-6
 
@@ -306,7 +308,7 @@ def test_golden_gradients_are_checked(bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_wrong_choices_of_layers_are_refused(bundle: Bundle, tiny_export: Callable[..., Bundle]) -> None:
-    engine, theta = OnnxTrainingEngine(bundle, 1), bundle.initial_adapter()
+    engine, theta = Engines(threads=1).make_training_engine(bundle), bundle.initial_adapter()
     out, batch = np.zeros_like(theta), batches(bundle)[0]
     for layers in ([2, 1], [1, 1], [0, 3], [-1, 0]):
         with pytest.raises(TrainingError, match="in ascending order"):
@@ -335,7 +337,7 @@ def test_shares_become_counts() -> None:
 
 def test_layers_that_are_not_alike_are_refused(tiny_export: Callable[..., Bundle]) -> None:
     with pytest.raises(ExportError, match="layer 0 is not trained like the others"):
-        tiny_export("bert", splits=(2,), layers=[1, 2], levels=(2,))
+        tiny_export("bert", splits=(2,), layers=(1, 2), levels=(2,))
     with pytest.raises(ExportError, match="as large as the model"):
         tiny_export("bert", splits=(2,), train="full", levels=(2,))
 

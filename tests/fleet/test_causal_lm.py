@@ -21,8 +21,9 @@ from edge_runtime import cli as edge_cli
 from edge_runtime.data.batch import IGNORED, CompletionBatch, pad_completions
 from edge_runtime.data.examples import DataConfig
 from edge_runtime.data.rows import EncodedCompletions, load_rows
+from edge_runtime.engines.bundle_engine import BundleEngine
+from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import check_golden, golden_adapter
-from edge_runtime.engines.onnx_engine import OnnxEngine, OnnxPredictor
 from edge_runtime.engines.predict import complete, predict, score_completions
 from edge_runtime.errors import ConfigError
 from export.errors import ExportError
@@ -94,8 +95,8 @@ def test_graphs_agree_with_pytorch(tiny_export: Callable[..., Bundle], kind: str
     """Token losses, likeliest tokens and the loss, against Hugging Face's own loss over all logits."""
     bundle = tiny_export(kind, task=TASK, splits=SPLITS)
     theta, model = adapter_of(bundle), eager_model(bundle, kind, tmp_path / "adapter")
-    predictor = OnnxPredictor(bundle, 1)
-    engines = [OnnxEngine(bundle, split, 1) for split in SPLITS]
+    predictor = Engines(threads=1).make_predictor(bundle)
+    engines = [Engines(threads=1).make_engine(bundle, split) for split in SPLITS]
     for batch in batches(bundle.manifest.task.pad_token_id):
         losses, best, loss = eager_losses(model, batch)
         real = batch.labels != IGNORED
@@ -109,7 +110,7 @@ def test_graphs_agree_with_pytorch(tiny_export: Callable[..., Bundle], kind: str
     assert check_golden(bundle).loss < 1e-5
 
 
-def _back(engine: OnnxEngine, theta: FloatVector, batch: CompletionBatch) -> tuple[Any, Any]:
+def _back(engine: BundleEngine, theta: FloatVector, batch: CompletionBatch) -> tuple[Any, Any]:
     engine.front_workspace[:] = theta[: engine.front_workspace.size]
     engine.back_workspace[:] = theta[engine.front_workspace.size :]
     outputs = engine.back_outputs(engine.front(batch), batch)
@@ -132,7 +133,7 @@ def test_no_token_has_a_vocabulary_of_logits_but_those_of_a_chunk(
     chunk, rows, tokens = 8, 6, 32
     ids = np.arange(rows * tokens).reshape(rows, tokens) % 200 + 3
     batch = pad_completions(ids.tolist(), [2] * rows, 0, chunk)
-    engine = OnnxEngine(bundle, 1, 1)
+    engine = Engines(threads=1).make_engine(bundle, 1)
     engine.back(engine.front(batch), batch)
     profile = json.loads(Path(engine._back._session.end_profiling()).read_text())
     made = [
@@ -153,7 +154,7 @@ def test_no_token_has_a_vocabulary_of_logits_but_those_of_a_chunk(
 def test_rows_are_scored_one_by_one(bundle: Bundle, tmp_path: Path) -> None:
     """Sums and counts of each row, whatever shares its batch; the server's loss is the mean over all tokens."""
     data = DataConfig(path=str(write_rows(completions(20, 1), tmp_path / "rows.jsonl")))
-    rows, theta, predictor = load_rows(bundle, data), adapter_of(bundle), OnnxPredictor(bundle, 1)
+    rows, theta, predictor = load_rows(bundle, data), adapter_of(bundle), Engines(threads=1).make_predictor(bundle)
     assert isinstance(rows, EncodedCompletions)
     scores = score_completions(predictor, theta, rows)
     model = eager_model(bundle, "opt", tmp_path / "adapter")
@@ -187,7 +188,7 @@ def test_a_fleet_trains_completions(bundle: Bundle, tmp_path: Path) -> None:
 def test_prompts_are_continued_greedily(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     theta, model = adapter_of(bundle), eager_model(bundle, "opt", tmp_path / "adapter")
     prompts = ["the film was", "a very long prompt " * 30]
-    found = complete(bundle, theta, prompts, 5, 1)
+    found = complete(bundle, theta, prompts, 5, Engines(threads=1))
     for result in found:
         (ids,) = [_prompt_ids(bundle, result.prompt)]
         expected: list[int] = []

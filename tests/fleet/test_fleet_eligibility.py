@@ -24,6 +24,7 @@ from edge_runtime.agent.config import EdgeConfig, read_edge_config
 from edge_runtime.bundle.folder import Bundle
 from edge_runtime.device.eligibility import Conditions, EligibilityRules
 from edge_runtime.device.gate import EVERY_S, Gate
+from edge_runtime.device.machine import Machine
 from edge_runtime.errors import ConfigError
 from edge_runtime.network.address import parse_broker
 from edge_runtime.network.in_process import Hub, InProcessTransport
@@ -71,7 +72,7 @@ def agent_on(config: EdgeConfig, sensors: Sensors) -> Iterator[list[Finished | N
     transport = MqttTransport(
         parse_broker(config.broker), f"covey-{config.name}", will=lost_will(config, "boot"), connect_timeout_s=60
     )
-    agent = Agent(config, Store(Path(config.state_dir)), transport, "boot", gate=sensors.gate())
+    agent = Agent(config, Store(Path(config.state_dir)), transport, "boot", machine=Machine(sensors.gate()))
     stop, ended = threading.Event(), []
     thread = threading.Thread(target=lambda: ended.append(agent.run(until_finished=True, should_stop=stop.is_set)))
     thread.start()
@@ -147,7 +148,7 @@ class Lone:
         self.hub, self.store = Hub(), Store(Path(config.state_dir))
         self.watcher = self.hub.join()
         self.watcher.subscribe("covey/v1/default/pi/#")
-        self.agent = Agent(config, self.store, self.hub.join(), "boot", gate=sensors.gate(rules))
+        self.agent = Agent(config, self.store, self.hub.join(), "boot", machine=Machine(sensors.gate(rules)))
 
     def turn(self) -> list[Any]:
         """Let the agent handle what is there; return what it said."""
@@ -215,7 +216,7 @@ def test_a_kept_profile_is_sent_again(
     if bundle is not None:
         sha256 = PROFILE.bundle.sha256 if bundle == "same" else bundle
         lone.store.write_journal(msgspec.structs.replace(lone.store.journal(), bundle_sha256=sha256))
-        lone.agent = Agent(lone.agent._config, lone.store, lone.hub.join(), "boot", gate=Sensors().gate())
+        lone.agent = Agent(lone.agent._config, lone.store, lone.hub.join(), "boot", machine=Machine(Sensors().gate()))
     messages = [message for message in lone.turn() if isinstance(message, ProfileMessage)]
     assert messages == ([ProfileMessage(device="pi", profile=PROFILE)] if sent else [])
     assert ("is not sent" in caplog.text) == damaged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import platform
 import re
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from bench import FORWARD_ONLY, Bench, ScriptedDevice, coordinator, drain, good_report, run_with, sync
 from fleets import Fleet, free_port, write_job
-from layered import make_bowl, make_training_bowl, with_levels
+from layered import BowlEngines, with_levels
 from tiny_models import reviews, write_rows
 
 from edge_runtime.agent.agent import Agent
@@ -22,7 +23,7 @@ from edge_runtime.agent.announcer import lost_will
 from edge_runtime.agent.backprop_plan import check_plan
 from edge_runtime.agent.config import EdgeConfig
 from edge_runtime.backprop.importance import LayerStatistics
-from edge_runtime.backprop.round import BackpropWork, Personal, mean_gradient, train_backprop
+from edge_runtime.backprop.round import ActiveLayers, BackpropSettings, Personal, mean_gradient, train_backprop
 from edge_runtime.bundle import memory_need
 from edge_runtime.bundle.adapter import adapter_sha256
 from edge_runtime.bundle.layers import layer_slices
@@ -32,8 +33,10 @@ from edge_runtime.cli import main
 from edge_runtime.data.examples import DataConfig
 from edge_runtime.data.rows import EncodedRows
 from edge_runtime.device import memory
+from edge_runtime.device.machine import this_machine
+from edge_runtime.engines.bundle_training import BundleTrainingEngine
+from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import golden_adapter
-from edge_runtime.engines.onnx_engine import OnnxTrainingEngine
 from edge_runtime.errors import ConfigError, TrainingError
 from edge_runtime.network.upload import upload
 from edge_runtime.protocol.delta import encode_delta
@@ -119,13 +122,16 @@ def backprop_plan(bench: Bench, **changes: Any) -> BackpropPlan:
     return msgspec.structs.replace(plan, **changes)
 
 
-def make_agent(bench: Bench, **changes: Any) -> Agent:
+def make_agent(bench: Bench, bytes_free: int | None = None, **changes: Any) -> Agent:
     installed = bench.store.bundles / bench.bundle.sha256
     if not installed.exists():
         installed.symlink_to(bench.bundle.path, target_is_directory=True)
     config = msgspec.structs.replace(bench.config, **changes)
     transport = bench.hub.join(lost_will(config, "boot"))
-    return Agent(config, bench.store, transport, "boot", make_engine=make_bowl, make_training_engine=make_training_bowl)
+    machine = this_machine(config.eligibility, bench.store.root)
+    if bytes_free is not None:
+        machine = dataclasses.replace(machine, free_bytes=lambda: bytes_free)
+    return Agent(config, bench.store, transport, "boot", BowlEngines(), machine)
 
 
 def answers(bench: Bench, agent: Agent, *messages: tuple[Kind, Any]) -> list[Any]:
@@ -212,12 +218,12 @@ def test_a_device_that_is_asked_again_and_again_gives_up(bench: Bench) -> None:
     ],
 )
 def test_a_plan_that_a_device_cannot_do_is_refused_before_it_starts(
-    bench: Bench, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, case: str, code: int, message: str
+    bench: Bench, tiny_bundle: Bundle, case: str, code: int, message: str
 ) -> None:
     changes: dict[str, Any] = {}
     plan = backprop_plan(bench)
     if case == "memory":
-        monkeypatch.setattr("edge_runtime.agent.backprop_plan.free_bytes", lambda: 1000)
+        changes = {"bytes_free": 1000}
     elif case == "level":
         plan = backprop_plan(bench, level=7)
     elif case == "owner":
@@ -237,12 +243,11 @@ def test_a_plan_that_a_device_cannot_do_is_refused_before_it_starts(
 
 
 def test_a_device_short_of_memory_trains_with_fewer_rows_at_once(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     free = memory_need.bytes_for(memory_need.level_need(bench.bundle.manifest, 2), 3)
-    monkeypatch.setattr("edge_runtime.agent.backprop_plan.free_bytes", lambda: free)
     caplog.set_level("INFO")
-    report = answers(bench, make_agent(bench), ("plan", backprop_plan(bench)))[-1]
+    report = answers(bench, make_agent(bench, free), ("plan", backprop_plan(bench)))[-1]
     assert isinstance(report, DeltaReport)
     assert report.level == 2
     assert "memory is short: 3 of 4 rows at once" in caplog.text
@@ -531,8 +536,7 @@ def run_fleet(root: Path, bundle: Bundle, stop_after: int | None = None, **field
         fleet(root),
         observe,
         stop,
-        make_engine=make_bowl,
-        make_training_engine=make_training_bowl,
+        BowlEngines(),
     )
 
 
@@ -554,7 +558,7 @@ def test_a_hybrid_fleet_learns_agrees_and_resumes_to_the_same_hash(leveled: Bund
     ]
     theta = np.fromfile(tmp_path / "whole" / "server" / "blobs" / whole["adapter_sha256"], np.float32)
     assert adapter_sha256(theta) == whole["adapter_sha256"]
-    bowl = make_training_bowl(leveled, 1)
+    bowl = BowlEngines().make_training_engine(leveled)
     assert bowl.loss(theta) < 0.7 * bowl.loss(leveled.initial_adapter())
 
 
@@ -616,12 +620,12 @@ def graphs(tiny_export: Any) -> Bundle:
 
 
 def test_micro_batches_add_up_to_the_batch(graphs: Bundle) -> None:
-    engine, theta = OnnxTrainingEngine(graphs, 1), graphs.initial_adapter()
+    engine, theta = Engines(threads=1).make_training_engine(graphs), graphs.initial_adapter()
     rows = EncodedRows([[2, 5 + n, 7, 3][: 2 + n % 3] for n in range(7)], [n % 2 for n in range(7)], 0)
     whole, parts = np.zeros_like(theta), np.zeros_like(theta)
     losses = [
-        mean_gradient(engine, theta, [0, 2], rows, range(7), rows_at_once, out)
-        for rows_at_once, out in ((7, whole), (3, parts))
+        mean_gradient(engine, theta, ActiveLayers([0, 2]), [rows.batch(part) for part in indices], out)
+        for indices, out in (([range(7)], whole), ([range(3), range(3, 6), range(6, 7)], parts))
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert np.abs(whole - parts).max() < 1e-6
@@ -650,10 +654,10 @@ def test_a_device_runs_fewer_rows_at_once_where_memory_is_short(graphs: Bundle) 
     movements, sizes = [], []
     for free, micro in ((None, None), (memory_need.bytes_for(need, 3), None), (memory_need.bytes_for(need, 3), 2)):
         stld = Stld(steps=2, batch_size=8, micro_batch_size=micro)
-        levels = check_plan(full_depth(stld), graphs, free, backpropagates=True, runtime="onnxruntime")
-        engine = CountingEngine(graphs, 1)
+        levels = check_plan(full_depth(stld), graphs, free, "onnxruntime")
+        engine = CountingEngine(graphs, Engines(threads=1).opener())
         theta, fresh = graphs.initial_adapter(), Personal({}, LayerStatistics.of(3))
-        work = BackpropWork(1, 0, "pi", stld, 3, levels)
+        work = BackpropSettings(1, 0, "pi", stld, 3, levels)
         result = train_backprop(engine, theta, rows, work, layer_slices(graphs.manifest), fresh)
         assert result is not None
         movements.append(result.movement)
@@ -662,10 +666,10 @@ def test_a_device_runs_fewer_rows_at_once_where_memory_is_short(graphs: Bundle) 
     # AdamW divides by the gradient's size: rounding can only move what hardly has a gradient.
     assert np.quantile(np.abs(movements[0] - movements[1]), 0.99) < 1e-5
     with pytest.raises(TrainingError, match=r"3 active layers and micro-batches of 1 need \d+ bytes, 5 are free"):
-        check_plan(full_depth(Stld()), graphs, 5, backpropagates=True, runtime="onnxruntime")
+        check_plan(full_depth(Stld()), graphs, 5, "onnxruntime")
 
 
-class CountingEngine(OnnxTrainingEngine):
+class CountingEngine(BundleTrainingEngine):
     """Knows how many rows it was given each time."""
 
     def gradients(self, theta: Any, layers: Any, batch: Any, out: Any, scales: Any = None) -> float:

@@ -18,13 +18,13 @@ from edge_runtime.bundle.adapter import adapter_sha256
 from edge_runtime.bundle.folder import Bundle, verify_files
 from edge_runtime.bundle.layout import front_size, views
 from edge_runtime.data.rows import EncodedRows
+from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import check_golden, golden_adapter
-from edge_runtime.engines.onnx_engine import OnnxEngine, OnnxPredictor
 from edge_runtime.errors import BundleError, ConfigError
 from edge_runtime.files.tensor_file import map_flat
 from edge_runtime.forward_only.coefficients import Terms, apply_terms
 from edge_runtime.forward_only.directions import step_seeds
-from edge_runtime.forward_only.round import RoundWork, train_round
+from edge_runtime.forward_only.round import RoundSettings, train_round
 from edge_runtime.forward_only.step import spzo_step
 from edge_runtime.protocol.step_rule import StepRule
 from export.bundle.bundle_writer import export_bundle
@@ -74,8 +74,8 @@ def test_graphs_agree_with_pytorch(case: tuple[Bundle, Path], tmp_path: Path) ->
     bundle, model_dir = case
     theta = moved(bundle)
     model = load_finished(finished_folder(bundle, theta, tmp_path / "finished"), model_dir)
-    predictor = OnnxPredictor(bundle, 1)
-    engines = [OnnxEngine(bundle, split, 1) for split in bundle.manifest.splits]
+    predictor = Engines(threads=1).make_predictor(bundle)
+    engines = [Engines(threads=1).make_engine(bundle, split) for split in bundle.manifest.splits]
     for batch in batches():
         with torch.no_grad():
             expected = model(torch.from_numpy(batch.input_ids), torch.from_numpy(batch.attention_mask))
@@ -107,7 +107,7 @@ def test_a_block_at_a_time_is_in_memory(case: tuple[Bundle, Path]) -> None:
     bundle, _ = case
     total = bundle.manifest.parameters[-1].stop
     for split in bundle.manifest.splits:
-        engine = OnnxEngine(bundle, split, 1)
+        engine = Engines(threads=1).make_engine(bundle, split)
         front = front_size(bundle.manifest.parameters, split)
         assert (engine.front_workspace.size, engine.back_workspace.size) == (front, total - front)
         base = engine.front_workspace.base
@@ -121,7 +121,7 @@ def test_a_run_reads_no_more_than_the_step_writes(case: tuple[Bundle, Path]) -> 
     bundle, _ = case
     theta, rule = bundle.initial_adapter(), StepRule(back_perturbations=2, eps=1e-3, normalize="none")
     for split in bundle.manifest.splits:
-        engine, whole = OnnxEngine(bundle, split, 1), OnnxEngine(bundle, split, 1)
+        engine, whole = Engines(threads=1).make_engine(bundle, split), Engines(threads=1).make_engine(bundle, split)
         rows = {i.source: i.rows for g in bundle.manifest.graphs if g.split == split for i in g.inputs if i.rows}
         embeddings = [name for name in rows if "word_embeddings" in name or "embed_tokens" in name]
         assert [rows[name] for name in embeddings] == ["input_ids"]
@@ -144,7 +144,7 @@ def test_scalars_are_pytorchs(tiny_export: Callable[..., Bundle]) -> None:
     bundle = tiny_export("bert", train="full")
     theta, batch = bundle.initial_adapter(), batches()[0]
     rule = StepRule(back_perturbations=1, eps=1e-3, normalize="none")
-    engine, predictor = OnnxEngine(bundle, 2, 1), OnnxPredictor(bundle, 1)
+    engine, predictor = Engines(threads=1).make_engine(bundle, 2), Engines(threads=1).make_predictor(bundle)
     directions = step_seeds(rule, 1, 0, "pi", 0)
     scalar = float(spzo_step(engine, theta, batch, rule, directions).scalars[0])
     losses = []
@@ -165,9 +165,11 @@ def test_scalars_are_pytorchs(tiny_export: Callable[..., Bundle]) -> None:
 def test_a_round_without_a_copy_has_the_bits_of_one_with(tiny_export: Callable[..., Bundle]) -> None:
     bundle = tiny_export("bert", train="full")
     rows = EncodedRows([[2, 8, 9, 3], [2, 10, 3], [2, 11, 12, 13, 3]], [0, 1, 1], 0)
-    work = RoundWork(1, 0, "pi", StepRule(back_perturbations=2, eps=1e-3, learning_rate=1e-4), 3, 2, None)
+    engines = Engines(threads=1)
+    settings = RoundSettings(1, 0, "pi", StepRule(back_perturbations=2, eps=1e-3, learning_rate=1e-4), 3, 2, None)
     results = [
-        train_round(OnnxEngine(bundle, 2, 1), bundle.initial_adapter(), rows, work, copy=copy) for copy in (True, False)
+        train_round(engines.make_engine(bundle, 2), bundle.initial_adapter(), rows, settings, copy=copy)
+        for copy in (True, False)
     ]
     assert results[0] is not None
     assert results[1] is not None
@@ -193,7 +195,7 @@ def test_a_fleet_trains_every_weight(tmp_path: Path, tiny_export: Callable[..., 
     assert np.array_equal(stored["lm_head.weight"].numpy(), views(theta, bundle.manifest.parameters)["lm_head.weight"])
     with torch.no_grad():
         expected = ours(torch.from_numpy(batch.input_ids), torch.from_numpy(batch.attention_mask)).numpy()
-    found = OnnxPredictor(bundle, 1).logits(theta, batch)
+    found = Engines(threads=1).make_predictor(bundle).logits(theta, batch)
     assert np.abs(found - expected).max() < 1e-5 * max(1.0, np.abs(expected).max())
     kept = [p for p in (tmp_path / "device-0" / "adapters").iterdir() if p.suffix == ".bin"]
     assert len(kept) <= 2

@@ -60,7 +60,7 @@ def test_real_graphs_give_pythons_bits(
     task: str,
     train: str,
 ) -> None:
-    from edge_runtime.engines.executorch_engine import ExecutorchEngine
+    from edge_runtime.engines.choose import Engines
 
     bundle = tiny_export(kind, task=task, splits=(2,), train=train, runtimes=BOTH)
     code, found = command("verify", "--bundle", bundle.path, "--golden", 1)
@@ -69,7 +69,7 @@ def test_real_graphs_give_pythons_bits(
     rule = StepRule(front_perturbations=2, back_perturbations=2, eps=0.05)
     batch = next(golden_cases(bundle)).batch
     seeds = step_seeds(rule, 5, 2, "phone", 0)
-    expected = spzo_step(ExecutorchEngine(bundle, 2, 1), bundle.initial_adapter(), batch, rule, seeds)
+    expected = spzo_step(Engines("executorch", 1).make_engine(bundle, 2), bundle.initial_adapter(), batch, rule, seeds)
     code, found = command(
         "step",
         "--bundle",

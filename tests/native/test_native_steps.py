@@ -17,8 +17,8 @@ from native_library import CallbackEngine, CBatch, Core, CoreError, CWork, c_bat
 from round_logs import FRONT_SIZE, RULES, N, make_log, rules
 
 from edge_runtime.bundle.folder import Bundle
+from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import golden_adapter, golden_cases
-from edge_runtime.engines.onnx_engine import OnnxEngine
 from edge_runtime.engines.quadratic import QuadraticEngine
 from edge_runtime.errors import ConfigError, TrainingError
 from edge_runtime.forward_only.coefficients import Terms, apply_terms, step_coefficients
@@ -133,7 +133,7 @@ def test_a_step_on_real_graphs_gives_pythons_bits(core: Core, tiny_export: Calla
     cases = [case.batch for case in golden_cases(bundle)]
     theta = golden_adapter(bundle.initial_adapter(), bundle.manifest.golden)
     rule = StepRule(front_perturbations=2, back_perturbations=2)
-    expected = python_round(OnnxEngine(bundle, 1, threads=1), theta, rule, "phone", cases)
+    expected = python_round(Engines(threads=1).make_engine(bundle, 1), theta, rule, "phone", cases)
     batches = [c_batch(case) for case in cases]
     seen = {batch.input_ids: case for batch, case in zip(batches, cases, strict=True)}
 
@@ -142,7 +142,7 @@ def test_a_step_on_real_graphs_gives_pythons_bits(core: Core, tiny_export: Calla
         assert bytes(batch) == bytes(c_batch(case))
         return case
 
-    engine = CallbackEngine(core, OnnxEngine(bundle, 1, threads=1), batch_of)
+    engine = CallbackEngine(core, Engines(threads=1).make_engine(bundle, 1), batch_of)
     found = run_round(core, engine.handle, theta, CWork(11, 3, b"phone", c_rule(rule), -1.0, 0.0, 0.0), batches)
     engine.close()
     assert np.abs(expected[0]).max() > 0

@@ -27,7 +27,6 @@ from edge_runtime.protocol.messages import (
     Birth,
     BlobRef,
     Capability,
-    DeviceReport,
     DeviceState,
     Plan,
     ReportAck,
@@ -35,7 +34,9 @@ from edge_runtime.protocol.messages import (
     Synced,
     SyncPlan,
     TrainPlan,
+    decode_device_report,
     decode_message,
+    decode_plan,
     encode_message,
 )
 from edge_runtime.protocol.round_log import RoundLog, encode_chain, pack_scalars
@@ -141,7 +142,7 @@ def drain(transport: InProcessTransport) -> list[Any]:
     reports = []
     while (event := transport.receive(0)) is not None:
         if isinstance(event, Message):
-            reports.append(decode_message(event.payload, DeviceReport))  # type: ignore[arg-type]
+            reports.append(decode_device_report(event.payload))
     return reports
 
 
@@ -193,7 +194,7 @@ class ScriptedDevice:
             if event.topic.endswith("ack"):
                 self.acks.append(decode_message(event.payload, ReportAck))
                 continue
-            plan: Any = decode_message(event.payload, Plan)  # type: ignore[arg-type]
+            plan: Any = decode_plan(event.payload)
             if isinstance(plan, SyncPlan):
                 self.send("report", self.synced(plan))
             else:

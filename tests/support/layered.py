@@ -19,6 +19,8 @@ from edge_runtime.engines.quadratic import LayeredQuadraticEngine
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from edge_runtime.bundle.manifest import Runtime
+
 LEVELS = [1, 2, 3]
 
 
@@ -58,14 +60,18 @@ def _bowl(size: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     return np.diag(rng.uniform(0.5, 1.5, size)), rng.normal(scale=0.1, size=size)
 
 
-def make_bowl(bundle: Bundle, split: int, threads: int) -> LayeredQuadraticEngine:
-    """Both kinds of engine: front and back at the split, and gradients."""
-    parameters = bundle.manifest.parameters
-    hessian, optimum = _bowl(total_size(parameters))
-    slices = layer_slices(bundle.manifest)
-    return LayeredQuadraticEngine(hessian, optimum, front_size(parameters, split), slices, bundle.manifest.levels)
+class BowlEngines:
+    """Makes bowls in place of a bundle's engines: see engine.MakesEngines."""
 
+    runtime: Runtime = "onnxruntime"
 
-def make_training_bowl(bundle: Bundle, threads: int) -> LayeredQuadraticEngine:
-    """The engine of backprop devices."""
-    return make_bowl(bundle, bundle.manifest.splits[0], threads)
+    def make_engine(self, bundle: Bundle, split: int) -> LayeredQuadraticEngine:
+        """Both kinds of engine: front and back at the split, and gradients."""
+        parameters = bundle.manifest.parameters
+        hessian, optimum = _bowl(total_size(parameters))
+        slices = layer_slices(bundle.manifest)
+        return LayeredQuadraticEngine(hessian, optimum, front_size(parameters, split), slices, bundle.manifest.levels)
+
+    def make_training_engine(self, bundle: Bundle) -> LayeredQuadraticEngine:
+        """The engine of backprop devices."""
+        return self.make_engine(bundle, bundle.manifest.splits[0])

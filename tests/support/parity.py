@@ -1,19 +1,21 @@
-"""Compares every ONNX graph of a bundle with PyTorch eager."""
+"""Is every ONNX graph of a bundle what PyTorch eager is?"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from edge_runtime.bundle.folder import Bundle
 from edge_runtime.data.batch import pad
-from edge_runtime.engines.onnx_engine import OnnxEngine, OnnxPredictor
+from edge_runtime.engines.choose import Engines
+from edge_runtime.values import FloatVector
 from server.storage.result_folder import write_finished
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from pathlib import Path
 
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.data.batch import Batch
@@ -26,8 +28,8 @@ def assert_parity(
     bundle: Bundle, theta: FloatVector, eager: Callable[[Batch], torch.Tensor], batches: Iterable[Batch]
 ) -> None:
     """Compare logits and losses of predict and of front∘back at every split with those of a classifier in PyTorch."""
-    predictor = OnnxPredictor(bundle, 1)
-    engines = [OnnxEngine(bundle, split, 1) for split in bundle.manifest.splits]
+    predictor = Engines(threads=1).make_predictor(bundle)
+    engines = [Engines(threads=1).make_engine(bundle, split) for split in bundle.manifest.splits]
     spread = 0.0
     for batch in batches:
         with torch.no_grad():
@@ -41,12 +43,12 @@ def assert_parity(
             engine.back_workspace[:] = theta[engine.front_workspace.size :]
             boundary = engine.front(batch)
             assert abs(engine.back(boundary, batch) - loss) < TOLERANCE
-            assert np.abs(engine.back_logits(boundary, batch) - expected).max() < TOLERANCE
+            assert np.abs(engine.back_outputs(boundary, batch)["logits"] - expected).max() < TOLERANCE
     assert spread > 1e-2  # the logits that are compared differ from each other
 
 
 def batches() -> list[Any]:
-    """Return batches of shapes not traced: rows of different lengths, a single row, the longest row allowed."""
+    """Shapes that were not traced, rows of very different lengths, one row alone, the longest row allowed."""
     rng = np.random.Generator(np.random.PCG64(3))
     shapes = [[4, 11, 2], [7], [32, 2, 2, 30, 5], [2, 2]]
     return [
@@ -56,6 +58,5 @@ def batches() -> list[Any]:
 
 
 def finished_folder(bundle: Bundle, theta: FloatVector, folder: Path) -> Path:
-    """Write an adapter as a finished folder of a job named test, and return the folder."""
     write_finished(bundle, theta, folder, {"job": "test"})
     return folder

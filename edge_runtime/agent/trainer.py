@@ -1,0 +1,158 @@
+"""Gets a plan's bundle and adapter, trains its round, and makes the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edge_runtime.agent.backprop_plan import do_backprop
+from edge_runtime.agent.forward_plan import do_forward
+from edge_runtime.agent.loaded_bundle import LoadedBundle
+from edge_runtime.agent.reports import SessionFacts, delta_report, round_report
+from edge_runtime.device.memory import peak_rss_bytes
+from edge_runtime.engines.choose import Engines
+from edge_runtime.errors import ConfigError
+from edge_runtime.files.atomic import write_atomically
+from edge_runtime.network.fetch import Fetcher
+from edge_runtime.protocol.delta import encode_delta
+from edge_runtime.protocol.messages import TrainPlan
+from edge_runtime.store.adapters import obtain_adapter
+from edge_runtime.store.bundles import install_bundle
+from edge_runtime.store.journal import PersonalRound
+from edge_runtime.store.personal import personal_or_none, save_personal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edge_runtime.agent.config import EdgeConfig
+    from edge_runtime.device.machine import Machine
+    from edge_runtime.engines.engine import MakesEngines
+    from edge_runtime.protocol.messages import BackpropPlan, Plan, Report
+    from edge_runtime.store.journal_file import JournalFile
+    from edge_runtime.store.store import Store
+    from edge_runtime.values import FloatVector
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a plan needs on the device.
+
+    Attributes:
+        loaded: the plan's bundle.
+        theta: the plan's adapter, float32, (parameters,), mapped.
+        fetched_bytes: bytes that were fetched for the adapter.
+        is_new_bundle: whether the plan before was of another bundle, or there was none.
+    """
+
+    loaded: LoadedBundle
+    theta: FloatVector
+    fetched_bytes: int
+    is_new_bundle: bool
+
+
+class Trainer:
+    """Trains the rounds of plans. Keeps the bundle of the last plan loaded.
+
+    Args:
+        config: the device's configuration.
+        store: its state directory.
+        journal: its journal; the trainer enters plans, the agent the reports.
+        engines: makes the engines.
+        machine: the machine it runs on.
+    """
+
+    def __init__(
+        self, config: EdgeConfig, store: Store, journal: JournalFile, engines: MakesEngines, machine: Machine
+    ) -> None:
+        self._config, self._store, self._journal = config, store, journal
+        self._engines, self._machine = engines, machine
+        self._loaded: LoadedBundle | None = None
+        self._link_bytes_per_s: float | None = None
+
+    @property
+    def loaded(self) -> LoadedBundle | None:
+        """The bundle of the last plan; None: there has been none since the start."""
+        return self._loaded
+
+    def prepare(self, plan: Plan, blob_url: str) -> Prepared:
+        """Get a plan's bundle and adapter, from disk or from the server, and enter them in the journal.
+
+        Args:
+            plan: a plan of any kind.
+            blob_url: the base address of the server's blobs.
+
+        Raises:
+            NetworkError, BundleError, StorageError: the bundle or the adapter could not be had.
+            DataError: the private rows do not fit the bundle.
+        """
+        fetcher = Fetcher(blob_url)
+        is_new = self._loaded is None or self._loaded.bundle.sha256 != plan.bundle_sha256
+        if self._loaded is None or is_new:
+            self._loaded = None
+            checked_on = Engines(self._config.engine, self._config.threads)
+            bundle = install_bundle(self._store, fetcher, plan.bundle_sha256, checked_on)
+            self._loaded = LoadedBundle(bundle, self._config.data, self._engines)
+        fetcher.fetched_bytes = 0
+        theta = obtain_adapter(self._store, fetcher, self._loaded.bundle, plan.adapter)
+        self._link_bytes_per_s = fetcher.bytes_per_s or self._link_bytes_per_s
+        self._journal.begin_plan(plan.job, plan.bundle_sha256, plan.adapter.file.sha256)
+        return Prepared(self._loaded, theta, fetcher.fetched_bytes, is_new)
+
+    def train(
+        self, plan: TrainPlan | BackpropPlan, prepared: Prepared, goes_on: Callable[[int, float], bool]
+    ) -> tuple[Report, PersonalRound | None] | None:
+        """Train a plan's round.
+
+        Args:
+            plan: the round's plan.
+            prepared: what prepare returned for it.
+            goes_on: called after each step with its index and loss; the round is abandoned when it returns False.
+
+        Returns:
+            The report, and the personal layers of a backprop round, whose files count once the journal names them;
+            None where the round was abandoned.
+
+        Raises:
+            CoveyError: see do_forward, do_backprop and write_atomically.
+        """
+        if isinstance(plan, TrainPlan):
+            return self._forward(plan, prepared, goes_on)
+        return self._backprop(plan, prepared, goes_on)
+
+    def _forward(
+        self, plan: TrainPlan, prepared: Prepared, goes_on: Callable[[int, float], bool]
+    ) -> tuple[Report, None] | None:
+        loaded, clock = prepared.loaded, self._machine.clock
+        result = do_forward(plan, self._config.name, loaded, prepared.theta, goes_on, clock)
+        return None if result is None else (round_report(plan, result, self._facts(prepared)), None)
+
+    def _backprop(
+        self, plan: BackpropPlan, prepared: Prepared, goes_on: Callable[[int, float], bool]
+    ) -> tuple[Report, PersonalRound] | None:
+        """Train a backprop round and write its delta and personal layers, which count once the journal names them."""
+        if not self._config.backpropagates:
+            raise ConfigError("the plan needs backpropagation, this device is forward-only", 'set training = "auto"')
+        loaded, bundle = prepared.loaded, prepared.loaded.bundle
+        before_sha256 = self._journal.entries.personal_at_start_of(plan.round)
+        personal = personal_or_none(self._store, before_sha256, bundle, plan.job)
+        bytes_free, clock = self._machine.free_bytes(), self._machine.clock
+        result = do_backprop(plan, self._config.name, loaded, prepared.theta, personal, bytes_free, goes_on, clock)
+        if result is None:
+            return None
+        manifest = bundle.manifest
+        delta = encode_delta(result.movement, manifest.parameters, result.sent, manifest.model.layers)
+        report = delta_report(plan, result, delta, self._facts(prepared))
+        write_atomically(self._store.delta_file(report.delta.sha256), delta)
+        keeps = plan.stld.personal_share > 0
+        after_sha256 = save_personal(self._store, bundle, plan.job, result.personal) if keeps else None
+        return report, PersonalRound(plan.round, before_sha256, after_sha256)
+
+    def _facts(self, prepared: Prepared) -> SessionFacts:
+        return SessionFacts(
+            device=self._config.name,
+            examples=len(prepared.loaded.rows),
+            link_bytes_per_s=self._link_bytes_per_s,
+            replay_parameters_per_s=prepared.loaded.replay_parameters_per_s(self._machine.clock),
+            blob_bytes=prepared.fetched_bytes,
+            peak_rss_bytes=peak_rss_bytes(),
+        )

@@ -1,0 +1,67 @@
+"""Changes the journal of a state directory: each change has a name, and is on disk when its method returns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from edge_runtime.store.journal import Journal, PersonalRound
+    from edge_runtime.store.store import Store
+
+
+class JournalFile:
+    """The journal of a state directory. Every change is on disk when its method returns.
+
+    Args:
+        store: the state directory.
+
+    Raises:
+        StorageError: the journal is damaged.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._journal = store.journal()
+
+    @property
+    def entries(self) -> Journal:
+        """What the journal holds now."""
+        return self._journal
+
+    def begin_plan(self, job: str, bundle_sha256: str, adapter_sha256: str) -> None:
+        """Enter the job, bundle and adapter of a plan. Personal layers of another job or bundle are forgotten.
+
+        Raises:
+            StorageError: the disk is full or not writable.
+        """
+        journal = self._journal
+        if (journal.job, journal.bundle_sha256) != (job, bundle_sha256):
+            journal = msgspec.structs.replace(
+                journal, personal_sha256=None, personal_round=None, personal_before_sha256=None
+            )
+        self._write(
+            msgspec.structs.replace(journal, job=job, bundle_sha256=bundle_sha256, adapter_sha256=adapter_sha256)
+        )
+
+    def end_round(self, report: bytes, personal: PersonalRound | None) -> None:
+        """Enter a round's report, together with the round's personal layers where it trained with backpropagation.
+
+        Raises:
+            StorageError: the disk is full or not writable.
+        """
+        journal = msgspec.structs.replace(self._journal, report=report)
+        if personal is not None:
+            journal = msgspec.structs.replace(
+                journal,
+                personal_sha256=personal.after_sha256,
+                personal_round=personal.round,
+                personal_before_sha256=personal.before_sha256,
+            )
+        self._write(journal)
+
+    def _write(self, journal: Journal) -> None:
+        if journal != self._journal:
+            self._store.write_journal(journal)
+            self._journal = journal
