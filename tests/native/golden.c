@@ -1,8 +1,8 @@
-/* Writes the kernel's result for one golden case to standard output, as raw float32.
+/* Writes what the kernel gives for one golden case to standard output, as raw float32.
  *
  *     golden SIZE OFFSET IN_PLACE BLOCK [SEED SCALE]...
  *
- * SCALE is the bits of a float32 in hexadecimal. golden.txt lists the cases with the SHA-256 of their results.
+ * SCALE is a float32's bits in hexadecimal. golden.txt has the cases and the SHA-256 of what comes out.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -31,7 +31,7 @@ int main(int argc, char **argv)
     if (!clean || !out)
         return 1;
     for (size_t i = 0; i < size; i++) {
-        /* Numbers of every magnitude and both signs, also subnormal ones; no infinity and no NaN. */
+        /* A number of every size, both signs, subnormal ones too; no infinity, no NaN. */
         uint32_t bits = (uint32_t)i * UINT32_C(2654435761) % UINT32_C(0x7F000000) ^ ((uint32_t)i << 31);
         memcpy(&clean[i], &bits, sizeof bits);
     }
