@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import house
 import pytest
 from repository import ROOT
 
@@ -77,64 +78,92 @@ def test_each_contract_meets_an_import_that_it_forbids(tmp_path: Path) -> None:
     assert contracts(root) == dict.fromkeys(FORBIDDEN, "BROKEN")
 
 
-def faults(root: Path) -> list[str]:
-    result = subprocess.run(
-        [sys.executable, str(ROOT / ".ci" / "house.py"), "--root", str(root)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=100,
-    )
-    assert result.returncode == (0 if "the house is in order" in result.stdout else 1), result.stderr
-    return result.stdout.splitlines()
+def test_the_house_is_in_order() -> None:
+    assert list(house.check(ROOT)) == []
 
 
-@pytest.fixture
-def house(tmp_path: Path) -> Path:
-    """A copy of the tree in which a test may break a rule."""
-    root = copy_of_sources(tmp_path / "house")
-    for folder in ("tests", "docs", "device_profiles", ".ci"):
-        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    return root
+LONG = "{}def long() -> int:\n" + "    _ = 0\n" * 60 + "    return 1\n"
+WIDE = "def wide(a, b, c, d, e, f, g, h, i) -> None:{}\n    print(a)\n"
+ROOM = """Serves things.
 
-
-def test_the_house_is_in_order(house: Path) -> None:
-    assert faults(house) == ["the house is in order"]
-
-
-LONG = "def long() -> int:\n" + "    _ = 0\n" * 60 + "    return 1\n"
-WIDE = "def wide(a: int, b: int, c: int, d: int, e: int, f: int, g: int, h: int, i: int) -> None:{}\n    print(a)\n"
+May import: {}.
+Must never come in: SQL.
+"""
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "fault"),
+    ("text", "fault"),
     [
-        ("edge_runtime/seeds.py", "\n" * 400, "lines, at most 400"),
-        ("edge_runtime/seeds.py", LONG, "long has 62 lines, at most 60"),
-        ("edge_runtime/seeds.py", WIDE.format(""), "wide has 9 parameters, at most 8"),
-        ("edge_runtime/seeds.py", "import edge_runtime.forward_only.directions", "circle of imports: "),
-        ("server/events.py", "from server.bandit.gains import _NOISE", "imports the private _NOISE"),
-        ("server/web/__init__.py", "import json", "holds more than a docstring"),
-        ("server/web/blobs.py", "import server.fleet.cohort", "does not list server.fleet"),
-        ("edge_runtime/seeds.py", "x = 1\n", None),
-        ("edge_runtime/seeds.py", LONG.replace("def", "# long: a table\ndef", 1), None),
-        ("edge_runtime/seeds.py", WIDE.format("  # wide: torch's own signature"), None),
+        ("\n" * 401, "x.py: 401 lines, at most 400"),
+        ("\n" * 400, None),
+        (LONG.format(""), "x.py:1: long has 62 lines, at most 60"),
+        (LONG.format("# long: a table\n"), None),
+        (WIDE.format(""), "x.py:1: wide has 9 parameters, at most 8"),
+        (WIDE.format("  # wide: torch's own signature"), None),
     ],
 )
-def test_a_broken_rule_is_named(house: Path, file: str, text: str, fault: str | None) -> None:
-    path = house / file
-    path.write_text((path.read_text() if path.exists() else '"""A file."""\n') + f"\n\n{text}")
-    found = [line for line in faults(house) if not line.startswith("docs/files.md is stale")]
-    assert [fault in line for line in found] == [True] if fault else found == ["the house is in order"]
+def test_sizes_need_a_reason(text: str, fault: str | None) -> None:
+    assert list(house.sizes("x.py", text)) == ([fault] if fault else [])
 
 
-def test_a_page_that_is_stale_a_room_that_says_nothing_and_a_tree_that_is_empty_are_named(house: Path) -> None:
-    (house / "docs" / "files.md").write_text("")
-    (house / "server" / "web" / "__init__.py").write_text('"""Serves things."""\n')
-    shutil.rmtree(house / "benchmarks")
-    shutil.rmtree(house / "device_profiles")
-    found = "\n".join(faults(house))
-    assert "docs/files.md is stale" in found
-    assert "server/web/__init__.py does not say 'May import" in found
-    assert "benchmarks: no Python file was found" in found
-    assert "goes to device_profiles/, which does not exist" in found
+def tree(root: Path, **files: str) -> Path:
+    """Write a small house: the files by their names, with ``__`` for a slash."""
+    for name, text in files.items():
+        path = root / f"{name.replace('__', '/')}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        for folder in path.relative_to(root).parents[:-1]:
+            if not (root / folder / "__init__.py").exists():
+                (root / folder / "__init__.py").write_text(f'"""{ROOM.format("errors")}"""\n')
+    return root
+
+
+def faults(root: Path) -> list[str]:
+    """Return the faults of a small house, less those that it has because it is small."""
+    small = ("docs/files.md", "benchmarks: no", "server: no", "export: no")
+    return [fault for fault in house.check(root) if not fault.startswith(small)]
+
+
+def test_a_circle_of_files_is_named_also_under_type_checking(tmp_path: Path) -> None:
+    later = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from edge_runtime.b import B\n"
+    root = tree(tmp_path, edge_runtime__a=later, edge_runtime__b="from edge_runtime import a\nB = a\n")
+    assert "circle of imports: edge_runtime.a → edge_runtime.b" in faults(root)
+
+
+def test_a_private_name_of_another_file_is_named(tmp_path: Path) -> None:
+    root = tree(tmp_path, edge_runtime__a="from edge_runtime.b import _B\n", edge_runtime__b="_B = 1\n")
+    assert faults(root) == ["edge_runtime.a imports the private _B of edge_runtime.b"]
+
+
+@pytest.mark.parametrize(
+    ("docstring", "fault"),
+    [
+        (ROOM.format("errors"), None),
+        (ROOM.format("errors, values"), "lists edge_runtime.values, which the room does not import"),
+        (ROOM.format("values"), "does not list edge_runtime.errors, which the room imports"),
+        ("Serves things.", "does not say 'May import: …' and 'Must never come in: …'"),
+    ],
+)
+def test_a_room_says_what_it_imports(tmp_path: Path, docstring: str, fault: str | None) -> None:
+    root = tree(tmp_path, edge_runtime__errors="", edge_runtime__values="", edge_runtime__web__a="")
+    (root / "edge_runtime/web/a.py").write_text("from edge_runtime import errors\n")
+    (root / "edge_runtime/web/__init__.py").write_text(f'"""{docstring}"""\n')
+    found = faults(root)
+    assert fault in found[0] if fault else not found
+    (root / "edge_runtime/web/__init__.py").write_text(f'"""{docstring}"""\n\nimport json\n')
+    assert "holds more than a docstring" in faults(root)[0]
+
+
+def test_floors_are_counted(tmp_path: Path) -> None:
+    files = {f"edge_runtime__f{i}": f"from edge_runtime import f{i - 1}\n" if i else "" for i in range(11)}
+    assert faults(tree(tmp_path, **files)) == ["edge_runtime: 11 floors, at most 10"]
+
+
+def test_an_empty_tree_a_stale_page_and_a_place_that_is_gone_are_named(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "page.md").write_text("See `server/gone.py`.")
+    found = list(house.check(tmp_path))
+    assert "edge_runtime: no Python file was found, so nothing of it was checked" in found
+    assert any(fault.startswith("docs/files.md is stale") for fault in found)
+    assert "docs/page.md names server/gone.py, which does not exist" in found
+    assert any(fault.endswith("goes to device_profiles/, which does not exist") for fault in found)

@@ -35,7 +35,7 @@ CASES = [
     ("bert", {"splits": (1, 2, 3)}),
     ("bert", {"splits": (2,), "train": "AB", "pooling": "cls"}),
     ("bert-classifier", {}),
-    ("roberta", {"layers": [2]}),
+    ("roberta", {"layers": (2,)}),
     ("roberta-classifier", {}),
     ("llama", {"pooling": "last"}),
     ("llama", {"task": "classify-prompt"}),
