@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from edge_runtime.bundle.folder import open_bundle
 from edge_runtime.data.batch import Batch
+from edge_runtime.device.memory import peak_rss_bytes
 from edge_runtime.forward_only.directions import step_seeds
 from edge_runtime.forward_only.step import spzo_step
 from edge_runtime.protocol.step_rule import StepRule
@@ -359,13 +359,8 @@ def main() -> None:
         seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
         if line.strip() == "first_load":
             seconds = measured  # what was measured when the process began
-        # On Linux ru_maxrss is in KiB.
-        memory = {"peak_rss_mb": _peak_rss_mb(), "anonymous_mb": _status_mb("RssAnon"), "code_mb": _code_mb()}
+        memory = {"peak_rss_mb": peak_rss_bytes() / 1e6, "anonymous_mb": _status_mb("RssAnon"), "code_mb": _code_mb()}
         print(json.dumps({"seconds": seconds, "cpu_s": cpu_s, **memory}), flush=True)
-
-
-def _peak_rss_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def _code_mb() -> float:

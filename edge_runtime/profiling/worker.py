@@ -22,6 +22,7 @@ from edge_runtime.bundle.manifest import CAUSAL_LM, Runtime
 from edge_runtime.bundle.memory_need import parameter_bytes
 from edge_runtime.data.batch import Batch, pad, pad_completions
 from edge_runtime.device.board import Board
+from edge_runtime.device.memory import peak_since_reset_bytes, reset_peak, resident_bytes
 from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import golden_adapter, golden_cases, training_layers
 from edge_runtime.errors import CoveyError
@@ -101,7 +102,7 @@ def measure(order: WorkOrder, clock: Callable[[], float] = time.perf_counter) ->
     batches = [make_batch(bundle, rows, tokens) for rows, tokens in order.shapes]
     theta = golden_adapter(bundle.initial_adapter(), bundle.manifest.golden)
     engines = Engines(order.runtime, order.threads)
-    base = _resident("VmRSS")  # before the runtime is imported
+    base = resident_bytes()  # before the runtime is imported
     started = clock()
     if order.kind == "split":
         return _measure_split(order, bundle, batches, theta, base, started, clock)
@@ -126,7 +127,7 @@ def measure(order: WorkOrder, clock: Callable[[], float] = time.perf_counter) ->
     run(batches[0])
     load_s = clock() - started
     latencies = [_time(order, clock, lambda b=batch: run(b), batch) for batch in batches]  # type: ignore[misc]
-    peak = _resident("VmHWM")
+    peak = peak_since_reset_bytes()
     sustained = _sustain(order, clock, lambda: run(batches[-1]), batches[-1])
     return [
         GraphProfile(
@@ -159,17 +160,17 @@ def _measure_split(
     engine.front(batches[0])
     front_load_s = clock() - started
     fronts = [_time(order, clock, lambda b=batch: engine.front(b), batch) for batch in batches]  # type: ignore[misc]
-    front_peak = _resident("VmHWM")
+    front_peak = peak_since_reset_bytes()
     backs: list[Latency] = []
     boundaries = [engine.front(batch) for batch in batches]
     np.copyto(engine.back_workspace, theta[cut:])
-    _reset_peak()
+    reset_peak()
     first = clock()
     engine.back(boundaries[0], batches[0])
     back_load_s = loaded_s + clock() - first
     for batch, boundary in zip(batches, boundaries, strict=True):
         backs.append(_time(order, clock, lambda b=batch, y=boundary: engine.back(y, b), batch))  # type: ignore[misc]
-    back_peak = _resident("VmHWM")
+    back_peak = peak_since_reset_bytes()
 
     def graph(kind: Literal["front", "back"], load_s: float, peak: int | None, found: list[Latency]) -> GraphProfile:
         return GraphProfile(
@@ -259,17 +260,6 @@ def _power_samples() -> Iterator[list[float]]:
     finally:
         stop.set()
         thread.join()
-
-
-def _resident(field: str) -> int | None:
-    """Return ``VmRSS`` or ``VmHWM`` of this process in bytes."""
-    return Board().memory_of_self(field)
-
-
-def _reset_peak() -> None:
-    """Let VmHWM begin anew; where the kernel does not allow it, the peak is the larger of both blocks."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def main() -> int:
