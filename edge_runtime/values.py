@@ -1,4 +1,4 @@
-"""Types of values that several rooms share: flat vectors, tensors, token ids, hashes, names, counts."""
+"""Types of values that several rooms share: vectors, tensors, token ids, hashes, names, counts, strict structs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-TokenIds = NDArray[np.int64]
-Tensor = np.ndarray[tuple[Any, ...], np.dtype[Any]]
-FloatVector = np.ndarray[tuple[Any, ...], np.dtype[np.float32]]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+TokenIds = NDArray[np.int64]
+Tensor = np.ndarray[tuple[Any, ...], np.dtype[Any]]
+FloatVector = np.ndarray[tuple[Any, ...], np.dtype[np.float32]]  # (n,): theta, a gradient, scalars
+Logits = np.ndarray[tuple[Any, ...], np.dtype[np.float32]]  # (rows, labels)
+TokenLosses = np.ndarray[tuple[Any, ...], np.dtype[np.float32]]  # (chunks, chunk), nats
+
+
+class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A part of a document: unknown fields are refused, values never change."""

@@ -1,9 +1,8 @@
-"""Layers in the flat layout and in training graphs: what a layer's entries are, what a slot of a graph stands for."""
+"""Maps layers to slices of the flat parameter vector, and the slots of training graphs to layers."""
 
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edge_runtime.bundle.layout import Parameter
-    from edge_runtime.bundle.manifest import Graph, GraphInput, GraphOutput, Manifest
+    from edge_runtime.bundle.manifest import GraphInput, GraphOutput, Manifest
 
 LAYER_FIELD = "{layer}"
 
@@ -74,11 +73,3 @@ def check_layers(layers: Sequence[int], n_layers: int) -> None:
 def no_scales() -> BundleError:
     """Return the error of a bundle whose training graphs take no scales."""
     return BundleError("the bundle's training graphs do not rescale residuals", "export it with --levels and --rescale")
-
-
-def weight_bytes(graph: Graph) -> int:
-    """Return the bytes of the frozen tensors that a training graph reads: the same whichever layers are active.
-
-    A table of embeddings counts as a whole, although only its rows for the batch's tokens are read.
-    """
-    return sum(4 * math.prod(int(side) for side in t.shape) for t in graph.inputs if t.role in ("weight", "frozen"))

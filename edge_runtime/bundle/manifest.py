@@ -12,7 +12,7 @@ import msgspec
 
 from edge_runtime.bundle.layout import Parameter
 from edge_runtime.errors import BundleError
-from edge_runtime.values import Sha256
+from edge_runtime.values import Sha256, Strict
 
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 3
@@ -26,11 +26,7 @@ TaskKind = Literal["classify-head", "classify-prompt", "causal-lm"]
 CAUSAL_LM: TaskKind = "causal-lm"
 
 
-class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A part of the manifest: unknown fields are refused, values never change."""
-
-
-class FileEntry(_Strict, frozen=True):
+class FileEntry(Strict, frozen=True):
     """One file of the bundle: path relative to the bundle (posix), hash and size."""
 
     path: str
@@ -38,7 +34,7 @@ class FileEntry(_Strict, frozen=True):
     size_bytes: int
 
 
-class GraphInput(_Strict, frozen=True):
+class GraphInput(Strict, frozen=True):
     """One input of a graph.
 
     Attributes:
@@ -64,7 +60,7 @@ class GraphInput(_Strict, frozen=True):
     rows: Rows | None = None
 
 
-class GraphOutput(_Strict, frozen=True):
+class GraphOutput(Strict, frozen=True):
     """One output of a graph: ``loss`` (a scalar), one of ``output_names``, a boundary tensor or a gradient.
 
     The loss is the mean over the rows, for ``causal-lm`` over all completion tokens of the batch.
@@ -84,7 +80,7 @@ class GraphOutput(_Strict, frozen=True):
     slot: int | None = None
 
 
-class Graph(_Strict, frozen=True):
+class Graph(Strict, frozen=True):
     """One graph.
 
     Attributes:
@@ -108,7 +104,7 @@ class Graph(_Strict, frozen=True):
     outputs: list[GraphOutput]
     level: int | None = None
     recomputes: bool = False
-    bounds: dict[str, int] = {}
+    bounds: dict[str, int] = msgspec.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -127,7 +123,7 @@ def graph_name(kind: str, split: int | None, level: int | None) -> str:
     return kind if number is None else f"{kind} {number}"
 
 
-class Task(_Strict, frozen=True):
+class Task(Strict, frozen=True):
     """What the model decides.
 
     Attributes:
@@ -158,7 +154,7 @@ class Task(_Strict, frozen=True):
     eos_token_id: int | None = None
 
 
-class Model(_Strict, frozen=True):
+class Model(Strict, frozen=True):
     """Where the weights come from: Hugging Face ``model_type``, number of layers, parameters in the base model."""
 
     name: str
@@ -167,7 +163,7 @@ class Model(_Strict, frozen=True):
     parameters: int
 
 
-class Lora(_Strict, frozen=True):
+class Lora(Strict, frozen=True):
     """The LoRA configuration, as PEFT knows it. ``trained`` lists the matrices that are trained (B, or A and B)."""
 
     r: int
@@ -177,7 +173,7 @@ class Lora(_Strict, frozen=True):
     trained: list[Literal["A", "B"]]
 
 
-class Golden(_Strict, frozen=True):
+class Golden(Strict, frozen=True):
     """Golden vectors: batches with the losses and logits that PyTorch gave.
 
     Attributes:
@@ -199,7 +195,7 @@ class Golden(_Strict, frozen=True):
     tolerance: float
 
 
-class Manifest(_Strict, frozen=True):
+class Manifest(Strict, frozen=True):
     """The manifest of a bundle. See the module's docstring.
 
     Attributes:
@@ -226,7 +222,7 @@ class Manifest(_Strict, frozen=True):
     golden: Golden
     graphs: list[Graph]
     files: list[FileEntry]
-    levels: list[int] = []
+    levels: list[int] = msgspec.field(default_factory=list)
 
     @property
     def train(self) -> Literal["lora", "full"]:

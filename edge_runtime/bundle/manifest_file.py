@@ -23,11 +23,22 @@ from edge_runtime.bundle.manifest import (
     Manifest,
 )
 from edge_runtime.errors import BundleError
+from edge_runtime.files.versioned import VersionedFormat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+_FORMAT = VersionedFormat(
+    "the manifest",
+    FORMAT_VERSION,
+    msgspec.json.decode,
+    BundleError,
+    hint="export the bundle again with: covey export",
+    newer_hint="upgrade Covey on this machine",
+    field="format_version",
+    field_name="format version",
+)
 _PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 
@@ -75,19 +86,7 @@ def decode_manifest(data: bytes) -> Manifest:
     Raises:
         BundleError: not JSON, another format version, wrong types, unsafe or missing paths, a broken layout.
     """
-    try:
-        version = msgspec.json.decode(data, type=_Version).format_version
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BundleError(f"the manifest cannot be read: {error}", "export the bundle again") from error
-    if version != FORMAT_VERSION:
-        raise BundleError(
-            f"the bundle has format version {version}, this Covey reads version {FORMAT_VERSION}",
-            "upgrade Covey on this machine" if version > FORMAT_VERSION else "export the bundle again",
-        )
-    try:
-        manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BundleError(f"the manifest is not valid: {error}", "export the bundle again") from error
+    manifest: Manifest = _FORMAT.read(data, Manifest)
     _check(manifest)
     return manifest
 
@@ -109,10 +108,6 @@ def read_manifest(bundle: Path) -> tuple[Manifest, str]:
     except OSError as error:
         raise BundleError(f"cannot read {bundle / MANIFEST_FILE}: {error.strerror}", "check its permissions") from error
     return decode_manifest(data), bundle_sha256(data)
-
-
-class _Version(msgspec.Struct):
-    format_version: int
 
 
 def _check(manifest: Manifest) -> None:

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge_runtime.device.memory import free_bytes
 from edge_runtime.device.power import PowerMeter
 from edge_runtime.device.sysfs import Sysfs, read_field, read_hex, read_kilobytes, read_number, read_text
 from edge_runtime.protocol.profile import BoardFacts, Reading
@@ -87,7 +88,7 @@ class Board:
             machine=machine,
             cores=self._cores(),
             cpu=self._cpuinfo("model name") or self._cpuinfo("Hardware"),
-            memory_bytes=self._meminfo("MemTotal"),
+            memory_bytes=read_kilobytes(self._files.text("proc/meminfo"), "MemTotal"),
             max_clock_hz=_scaled(max(self._cpufreq("cpuinfo_max_freq"), default=None), 1e3),
             os=self._os(),
             kernel=self._files.text("proc/sys/kernel/osrelease"),
@@ -155,12 +156,8 @@ class Board:
         return _PI_SLOWS_AT_C if self._is_pi() else None
 
     def memory_free_bytes(self) -> int | None:
-        """Return the memory that can be had without swapping."""
-        return self._meminfo("MemAvailable")
-
-    def memory_of_self(self, field: str) -> int | None:
-        """Return ``VmRSS`` (resident now) or ``VmHWM`` (its peak) of this process, in bytes."""
-        return read_kilobytes(self._files.text("proc/self/status"), field)
+        """Return the memory that this process can still get; see memory.free_bytes."""
+        return free_bytes(self._files.root / "proc/meminfo", self._files.root / "sys/fs/cgroup")
 
     def _is_pi(self) -> bool:
         return "raspberry pi" in (self._files.text("proc/device-tree/model") or "").lower()
@@ -228,9 +225,6 @@ class Board:
 
     def _cpufreq(self, name: str) -> list[float]:
         return self._files.numbers(f"sys/devices/system/cpu/cpu[0-9]*/cpufreq/{name}")
-
-    def _meminfo(self, field: str) -> int | None:
-        return read_kilobytes(self._files.text("proc/meminfo"), field)
 
 
 def _scaled(value: float | None, factor: float) -> float | None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.layout import Parameter
     from edge_runtime.bundle.manifest import Graph, Runtime
     from edge_runtime.data.batch import Batch, CompletionBatch
-    from edge_runtime.values import FloatVector, Tensor, TokenIds
+    from edge_runtime.values import FloatVector, Logits, Tensor, TokenIds, TokenLosses
 
 Boundary = dict[str, Any]
 """What crosses the cut: the runtime's own tensors, by the names of the front graph's outputs."""
@@ -176,12 +176,12 @@ class BundlePredictor:
         graph = bundle.manifest.graph("predict", runtime=opener.runtime)
         self._runner = opener.open(bundle, graph, bind_inputs(graph, frozen_tensors(bundle), trainable))
 
-    def logits(self, theta: FloatVector, batch: Batch) -> FloatVector:
+    def logits(self, theta: FloatVector, batch: Batch) -> Logits:
         """See Predictor."""
-        logits: FloatVector = self.outputs(theta, batch)["logits"]
+        logits: Logits = self.outputs(theta, batch)["logits"]
         return logits
 
-    def token_scores(self, theta: FloatVector, batch: CompletionBatch) -> tuple[FloatVector, TokenIds]:
+    def token_scores(self, theta: FloatVector, batch: CompletionBatch) -> tuple[TokenLosses, TokenIds]:
         """See Predictor."""
         outputs = self.outputs(theta, batch)
         return outputs["token_losses"], outputs["best_tokens"]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.bundle.manifest import Runtime
     from edge_runtime.data.batch import Batch, CompletionBatch
-    from edge_runtime.values import FloatVector, TokenIds
+    from edge_runtime.values import FloatVector, Logits, TokenIds, TokenLosses
 
 
 BoundaryT = TypeVar("BoundaryT")
@@ -87,10 +87,10 @@ class TrainingEngine(Protocol):
 class Predictor(Protocol):
     """Runs the whole model for prediction."""
 
-    def logits(self, theta: FloatVector, batch: Batch) -> FloatVector:
+    def logits(self, theta: FloatVector, batch: Batch) -> Logits:
         """Return the logits at trainable parameters ``theta``: float32, (rows, labels). Labels are not read."""
 
-    def token_scores(self, theta: FloatVector, batch: CompletionBatch) -> tuple[FloatVector, TokenIds]:
+    def token_scores(self, theta: FloatVector, batch: CompletionBatch) -> tuple[TokenLosses, TokenIds]:
         """Return the losses (nats, float32) and likeliest tokens (int64) at the batch's positions, (chunks, chunk)."""
 
 

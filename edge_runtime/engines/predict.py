@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.data.rows import EncodedCompletions
     from edge_runtime.engines.engine import Predictor
-    from edge_runtime.values import FloatVector
+    from edge_runtime.values import FloatVector, Logits
 
 _BATCH_SIZE = 16
 
@@ -134,14 +134,14 @@ def score_completions(predictor: Predictor, theta: FloatVector, rows: EncodedCom
 
 def all_logits(
     predictor: Predictor, theta: FloatVector, tokens: Sequence[Sequence[int]], pad_token_id: int, n_labels: int
-) -> FloatVector:
+) -> Logits:
     """Return the logits of every row, in the order given; rows of like length share a batch, so little is padded.
 
     Returns:
         float32, (rows, n_labels).
     """
     order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
-    logits: FloatVector = np.empty((len(tokens), n_labels), dtype=np.float32)
+    logits: Logits = np.empty((len(tokens), n_labels), dtype=np.float32)
     for start in range(0, len(order), _BATCH_SIZE):
         indices = order[start : start + _BATCH_SIZE]
         batch = pad([tokens[index] for index in indices], [0] * len(indices), pad_token_id)

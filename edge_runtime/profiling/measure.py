@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,7 +22,7 @@ from edge_runtime.device.board import Board, run_command
 from edge_runtime.errors import ProfileError
 from edge_runtime.perturbation.kernel import kernel_name
 from edge_runtime.profiling.rates import perturb_parameters_per_s, replay_parameters_per_s
-from edge_runtime.profiling.worker import WorkOrder, WorkResult
+from edge_runtime.profiling.worker import MeasureOrder, MeasureResult
 from edge_runtime.protocol.profile import BundleFacts, GraphProfile, Profile, Provenance, Rates
 from edge_runtime.protocol.profile_check import check_profile
 
@@ -42,11 +43,11 @@ class ProfileOptions(msgspec.Struct, frozen=True):
     """How to measure.
 
     Attributes:
-        threads: of one operator; 0: one a core.
+        threads: threads of one operator; 0: one per core.
         shapes: batch sizes × tokens; empty: a few that the bundle allows.
-        seconds: for each graph and shape.
-        sustain_s: for so long the whole model runs over and over; 0: not at all.
-        board: name of the board's profile folder; None: as it is recognised.
+        seconds: time for each graph and shape.
+        sustain_s: duration for which the whole model runs over and over; 0: no such run.
+        board: name of the board's profile folder; None: the name by which the board is recognised.
         device: name of the device in its fleet.
     """
 
@@ -63,11 +64,11 @@ def default_shapes(max_tokens: int) -> list[tuple[int, int]]:
     return list(dict.fromkeys((rows, min(tokens, max_tokens)) for rows, tokens in _SHAPES))
 
 
-def work_orders(bundle: Bundle, options: ProfileOptions) -> list[WorkOrder]:
-    """Return what to measure, one process each, in the manifest's order: whatever graphs it lists.
+def measure_orders(bundle: Bundle, options: ProfileOptions) -> list[MeasureOrder]:
+    """Return an order for each process that measures: all graphs of the manifest, in its order.
 
     Raises:
-        ProfileError: a shape has more tokens than the bundle's rows can have.
+        ProfileError: a shape has no rows, or more tokens than the bundle's rows can have.
     """
     manifest = bundle.manifest
     shapes = list(options.shapes) or default_shapes(manifest.task.max_tokens)
@@ -77,10 +78,10 @@ def work_orders(bundle: Bundle, options: ProfileOptions) -> list[WorkOrder]:
                 f"a batch of {rows} × {tokens} tokens cannot be measured",
                 f"rows of this bundle have 2 to {manifest.task.max_tokens} tokens; give --shapes 1x16,8x32",
             )
-    orders: list[WorkOrder] = []
+    orders: list[MeasureOrder] = []
     for runtime, kind, number in _units(manifest):
         whole = kind == "predict" and not any(order.sustain_s for order in orders)
-        order = WorkOrder(
+        order = MeasureOrder(
             bundle=str(bundle.path.resolve()),
             runtime=runtime,
             kind=kind,
@@ -95,7 +96,7 @@ def work_orders(bundle: Bundle, options: ProfileOptions) -> list[WorkOrder]:
 
 
 def _units(manifest: Manifest) -> list[tuple[Runtime, Literal["split", "predict", "train"], int | None]]:
-    """Return what is loaded together: runtime, kind and number."""
+    """Return the graphs that are loaded together, as runtime, kind and number (the split or the level)."""
     units: dict[tuple[Runtime, Literal["split", "predict", "train"], int | None], None] = {}
     for graph in manifest.graphs:
         match graph.kind:
@@ -106,23 +107,23 @@ def _units(manifest: Manifest) -> list[tuple[Runtime, Literal["split", "predict"
     return list(units)
 
 
-def run_order(order: WorkOrder) -> WorkResult:
-    """Do one order in a process of its own."""
+def run_order(order: MeasureOrder) -> MeasureResult:
+    """Carry out one order in a process of its own."""
     command = [sys.executable, "-m", "edge_runtime.profiling.worker"]
     done = subprocess.run(command, input=msgspec.json.encode(order), capture_output=True, check=False)
     if done.returncode < 0:
-        return WorkResult(
+        return MeasureResult(
             [], f"its process was ended by signal {-done.returncode}: it may need more memory than is free"
         )
     try:
-        return msgspec.json.decode(done.stdout, type=WorkResult)
+        return msgspec.json.decode(done.stdout, type=MeasureResult)
     except msgspec.DecodeError:
         said = done.stderr.decode(errors="replace").strip().splitlines()
-        return WorkResult([], f"its process failed ({done.returncode}): {said[-1] if said else 'it said nothing'}")
+        return MeasureResult([], f"its process failed ({done.returncode}): {said[-1] if said else 'it said nothing'}")
 
 
 def run_rates(threads: int) -> Rates:
-    """Return how fast NumPy multiplies and copies with so many threads (0: one a core); unknown: it did not work."""
+    """Return how fast NumPy multiplies and copies with this many threads (0: one per core); None where it failed."""
     limit = {} if threads == 0 else dict.fromkeys(_THREAD_VARIABLES, str(threads))
     command = [sys.executable, "-m", "edge_runtime.profiling.rates"]
     done = subprocess.run(command, capture_output=True, check=False, env=os.environ | limit)
@@ -134,86 +135,106 @@ def run_rates(threads: int) -> Rates:
         return Rates()
 
 
+@dataclass(frozen=True)
+class Instruments:
+    """What measuring reads: the board, the processes that time graphs and rates, and the clocks.
+
+    Attributes:
+        board: the machine.
+        run: carries out one order.
+        time_rates: times NumPy with a number of threads, between the orders, while the machine is warm.
+        wall_clock: returns seconds since the epoch; it may jump, and only dates the profile.
+        clock: returns monotonic seconds.
+    """
+
+    board: Board = field(default_factory=Board)
+    run: Callable[[MeasureOrder], MeasureResult] = run_order
+    time_rates: Callable[[int], Rates] = run_rates
+    wall_clock: Callable[[], float] = time.time
+    clock: Callable[[], float] = time.perf_counter
+
+
 def measure_profile(
     bundle: Bundle,
     options: ProfileOptions,
     *,
     measure_link: Callable[[Rates], Rates] = lambda rates: rates,
     progress: Callable[[int, int, str], None] = lambda _done, _all, _what: None,
-    board: Board | None = None,
-    run: Callable[[WorkOrder], WorkResult] = run_order,
-    time_rates: Callable[[int], Rates] = run_rates,
-    wall_clock: Callable[[], float] = time.time,
-    clock: Callable[[], float] = time.perf_counter,
+    instruments: Instruments | None = None,
 ) -> Profile:
     """Measure every graph of a bundle on this machine.
 
     Args:
         bundle: a checked bundle.
-        options: how.
+        options: how to measure.
         measure_link: adds the link's figures to the rates.
-        progress: told what comes next: how many are done, of how many, its name.
-        board: the machine; None: this one.
-        run: does one order.
-        time_rates: times what a busy machine gives between the orders.
-        wall_clock: seconds since the epoch; may jump, only dates the profile.
-        clock: monotonic seconds.
+        progress: called before each order with the number of finished orders, the number of all, and its name.
+        instruments: what measuring reads; None: this machine's.
 
     Raises:
         ProfileError: no graph could be measured.
     """
-    board = board or Board()
-    before, began_wall, began = board.read(bundle.path), wall_clock(), clock()
-    orders = work_orders(bundle, options)
-    graphs: list[GraphProfile] = []
-    multiplied: list[Rates] = []
-    for done, order in enumerate(orders):
-        multiplied.append(time_rates(options.threads))
-        progress(
-            done, len(orders), " ".join(str(x) for x in (order.kind, order.number, order.runtime) if x is not None)
-        )
-        result = run(order)
-        graphs += result.graphs or _not_measured(order, result.error or "nothing came back")
+    tools = instruments or Instruments()
+    before, began_wall, began = tools.board.read(bundle.path), tools.wall_clock(), tools.clock()
+    orders = measure_orders(bundle, options)
+    graphs, multiplied = _measure_graphs(orders, options.threads, tools, progress)
     if not any(graph.latencies for graph in graphs):
         raise ProfileError(f"no graph could be measured: {graphs[0].note}", "check it: covey-edge bundle verify BUNDLE")
     progress(len(orders), len(orders), "rates and link")
-    rates = measure_link(
-        Rates(
-            perturb_parameters_per_s=perturb_parameters_per_s(clock),
-            replay_parameters_per_s=replay_parameters_per_s(clock),
-            matmul_flop_per_s=_median([found.matmul_flop_per_s for found in multiplied]),
-            copy_bytes_per_s=_median([found.copy_bytes_per_s for found in multiplied]),
-        )
+    rates = measure_link(_rates(multiplied, tools.clock))
+    measured = Provenance(
+        measured_at=dt.datetime.fromtimestamp(began_wall, dt.timezone.utc).isoformat(timespec="seconds"),
+        seconds=tools.clock() - began,
+        wall_seconds=tools.wall_clock() - began_wall,
+        clock=f"{_CLOCK}, {time.get_clock_info(_CLOCK).resolution:g} s",
+        covey_version=__version__,
+        commit=commit(),
+        versions=_versions(),
+        threads=options.threads,
+        warm_up=orders[0].warm_up,
+        before=before,
+        after=tools.board.read(bundle.path),
     )
-    resolution = time.get_clock_info(_CLOCK).resolution
-    manifest = bundle.manifest
+    facts = tools.board.facts(options.board)
     profile = Profile(
-        device=options.device,
-        facts=board.facts(options.board),
-        measured=Provenance(
-            measured_at=dt.datetime.fromtimestamp(began_wall, dt.timezone.utc).isoformat(timespec="seconds"),
-            seconds=clock() - began,
-            wall_seconds=wall_clock() - began_wall,
-            clock=f"{_CLOCK}, {resolution:g} s",
-            covey_version=__version__,
-            commit=commit(),
-            versions=_versions(),
-            threads=options.threads,
-            warm_up=orders[0].warm_up,
-            before=before,
-            after=board.read(bundle.path),
-        ),
-        bundle=BundleFacts(
-            sha256=bundle.sha256,
-            model=manifest.model.name,
-            layers=manifest.model.layers,
-            trainable_parameters=manifest.parameters[-1].stop,
-        ),
-        graphs=graphs,
-        rates=rates,
+        device=options.device, facts=facts, measured=measured, bundle=_bundle_facts(bundle), graphs=graphs, rates=rates
     )
     check_profile(profile)
     return profile
+
+
+def _measure_graphs(
+    orders: list[MeasureOrder], threads: int, tools: Instruments, progress: Callable[[int, int, str], None]
+) -> tuple[list[GraphProfile], list[Rates]]:
+    """Return the graphs' profiles, and NumPy's rates before each order."""
+    graphs: list[GraphProfile] = []
+    multiplied: list[Rates] = []
+    for done, order in enumerate(orders):
+        multiplied.append(tools.time_rates(threads))
+        name = " ".join(str(part) for part in (order.kind, order.number, order.runtime) if part is not None)
+        progress(done, len(orders), name)
+        result = tools.run(order)
+        graphs += result.graphs or _not_measured(order, result.error or "its process returned nothing")
+    return graphs, multiplied
+
+
+def _rates(multiplied: list[Rates], clock: Callable[[], float]) -> Rates:
+    return Rates(
+        perturb_parameters_per_s=perturb_parameters_per_s(clock),
+        replay_parameters_per_s=replay_parameters_per_s(clock),
+        matmul_flop_per_s=_median([found.matmul_flop_per_s for found in multiplied]),
+        copy_bytes_per_s=_median([found.copy_bytes_per_s for found in multiplied]),
+    )
+
+
+def _bundle_facts(bundle: Bundle) -> BundleFacts:
+    manifest = bundle.manifest
+    return BundleFacts(
+        sha256=bundle.sha256,
+        model=manifest.model.name,
+        layers=manifest.model.layers,
+        trainable_parameters=manifest.parameters[-1].stop,
+    )
 
 
 def _median(values: list[float | None]) -> float | None:
@@ -221,7 +242,7 @@ def _median(values: list[float | None]) -> float | None:
     return statistics.median(known) if known else None
 
 
-def _not_measured(order: WorkOrder, why: str) -> list[GraphProfile]:
+def _not_measured(order: MeasureOrder, why: str) -> list[GraphProfile]:
     note = why[:2000]
     if order.kind == "split":
         return [

@@ -1,6 +1,6 @@
-"""Measures the graphs that a device loads together, in a process of its own: its peak memory is theirs.
+"""Measures graphs that a device loads together, in a process of its own, whose peak memory is then theirs.
 
-``python -m edge_runtime.profiling.worker`` reads a WorkOrder (JSON) from stdin and writes what it found to stdout.
+``python -m edge_runtime.profiling.worker`` reads a MeasureOrder (JSON) from stdin and writes a MeasureResult to stdout.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from edge_runtime.bundle.manifest import CAUSAL_LM, Runtime
 from edge_runtime.bundle.memory_need import parameter_bytes
 from edge_runtime.data.batch import Batch, pad, pad_completions
 from edge_runtime.device.board import Board
+from edge_runtime.device.memory import peak_since_reset_bytes, reset_peak, resident_bytes
 from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import golden_adapter, golden_cases, training_layers
 from edge_runtime.errors import CoveyError
@@ -33,11 +34,11 @@ if TYPE_CHECKING:
     Run = Callable[[], object]
 
 SUSTAIN_SHARE = 0.1
-"""First and last share of a sustained run that are compared."""
+"""Share of a sustained run, at its start and at its end, whose latencies are compared."""
 _SAMPLE_S = 0.25
 
 
-class WorkOrder(msgspec.Struct, frozen=True):
+class MeasureOrder(msgspec.Struct, frozen=True):
     """What to measure.
 
     Attributes:
@@ -45,13 +46,13 @@ class WorkOrder(msgspec.Struct, frozen=True):
         runtime: whose graphs.
         kind: front and back of a split, the predict graph, or the training graph of a level.
         number: the split, or the level.
-        threads: of one operator; 0: one a core.
+        threads: threads of one operator; 0: one per core.
         shapes: batch sizes × tokens.
         warm_up: runs before the timed ones, at each shape.
-        least_runs: timed runs at each shape, at least.
-        most_runs: timed runs at each shape, at most.
-        seconds: no new run begins after so long, once there are ``least_runs``.
-        sustain_s: go on with the last shape for so long; 0: do not.
+        least_runs: smallest number of timed runs at each shape.
+        most_runs: largest number of timed runs at each shape.
+        seconds: time after which no new run begins, once there are ``least_runs``.
+        sustain_s: duration of a further run of the last shape; 0: none.
     """
 
     bundle: str
@@ -67,15 +68,15 @@ class WorkOrder(msgspec.Struct, frozen=True):
     sustain_s: float = 0.0
 
 
-class WorkResult(msgspec.Struct, frozen=True):
-    """What was found, or why not."""
+class MeasureResult(msgspec.Struct, frozen=True):
+    """The profiles of the order's graphs, or the error that kept them from being measured."""
 
     graphs: list[GraphProfile]
     error: str | None = None
 
 
 def make_batch(bundle: Bundle, rows: int, tokens: int) -> Batch:
-    """Return a full batch of a shape: tokens of a golden batch, again and again; labels do not matter to the time."""
+    """Return a full batch of a shape with the repeated tokens of a golden batch; labels do not affect the time."""
     task = bundle.manifest.task
     golden = next(golden_cases(bundle)).batch
     real = golden.input_ids[golden.attention_mask == 1]
@@ -90,18 +91,18 @@ def make_batch(bundle: Bundle, rows: int, tokens: int) -> Batch:
     return pad(ids, [0] * rows, task.pad_token_id)
 
 
-def measure(order: WorkOrder, clock: Callable[[], float] = time.perf_counter) -> list[GraphProfile]:
+def measure(order: MeasureOrder, clock: Callable[[], float] = time.perf_counter) -> list[GraphProfile]:
     """Load what the order names and time it.
 
     Raises:
-        BundleError: a graph cannot be loaded, or the runtime is not known here.
-        TrainingError: it fails at a shape, out of memory for one.
+        BundleError: a graph cannot be loaded.
+        TrainingError: a graph fails at a shape, for example for want of memory.
     """
     bundle = open_bundle(Path(order.bundle))
     batches = [make_batch(bundle, rows, tokens) for rows, tokens in order.shapes]
     theta = golden_adapter(bundle.initial_adapter(), bundle.manifest.golden)
     engines = Engines(order.runtime, order.threads)
-    base = _resident("VmRSS")  # before the runtime is imported
+    base = resident_bytes()  # before the runtime is imported
     started = clock()
     if order.kind == "split":
         return _measure_split(order, bundle, batches, theta, base, started, clock)
@@ -126,7 +127,7 @@ def measure(order: WorkOrder, clock: Callable[[], float] = time.perf_counter) ->
     run(batches[0])
     load_s = clock() - started
     latencies = [_time(order, clock, lambda b=batch: run(b), batch) for batch in batches]  # type: ignore[misc]
-    peak = _resident("VmHWM")
+    peak = peak_since_reset_bytes()
     sustained = _sustain(order, clock, lambda: run(batches[-1]), batches[-1])
     return [
         GraphProfile(
@@ -143,7 +144,7 @@ def measure(order: WorkOrder, clock: Callable[[], float] = time.perf_counter) ->
 
 
 def _measure_split(
-    order: WorkOrder,
+    order: MeasureOrder,
     bundle: Bundle,
     batches: list[Batch],
     theta: np.ndarray[Any, Any],
@@ -151,7 +152,7 @@ def _measure_split(
     started: float,
     clock: Callable[[], float],
 ) -> list[GraphProfile]:
-    """Time front and back; the larger block's peak is reset before the other one's runs."""
+    """Time front and back; the memory peak is reset in between, if the kernel allows it."""
     engine = Engines(order.runtime, order.threads).make_engine(bundle, order.number or 0)
     loaded_s = clock() - started
     cut = engine.front_workspace.size
@@ -159,17 +160,17 @@ def _measure_split(
     engine.front(batches[0])
     front_load_s = clock() - started
     fronts = [_time(order, clock, lambda b=batch: engine.front(b), batch) for batch in batches]  # type: ignore[misc]
-    front_peak = _resident("VmHWM")
+    front_peak = peak_since_reset_bytes()
     backs: list[Latency] = []
     boundaries = [engine.front(batch) for batch in batches]
     np.copyto(engine.back_workspace, theta[cut:])
-    _reset_peak()
+    reset_peak()
     first = clock()
     engine.back(boundaries[0], batches[0])
     back_load_s = loaded_s + clock() - first
     for batch, boundary in zip(batches, boundaries, strict=True):
         backs.append(_time(order, clock, lambda b=batch, y=boundary: engine.back(y, b), batch))  # type: ignore[misc]
-    back_peak = _resident("VmHWM")
+    back_peak = peak_since_reset_bytes()
 
     def graph(kind: Literal["front", "back"], load_s: float, peak: int | None, found: list[Latency]) -> GraphProfile:
         return GraphProfile(
@@ -186,7 +187,7 @@ def _measure_split(
     return [graph("front", front_load_s, front_peak, fronts), graph("back", back_load_s, back_peak, backs)]
 
 
-def _time(order: WorkOrder, clock: Callable[[], float], run: Run, batch: Batch) -> Latency:
+def _time(order: MeasureOrder, clock: Callable[[], float], run: Run, batch: Batch) -> Latency:
     for _ in range(order.warm_up):
         run()
     times: list[float] = []
@@ -210,7 +211,7 @@ def _time(order: WorkOrder, clock: Callable[[], float], run: Run, batch: Batch) 
     )
 
 
-def _sustain(order: WorkOrder, clock: Callable[[], float], run: Run, batch: Batch) -> Sustained | None:
+def _sustain(order: MeasureOrder, clock: Callable[[], float], run: Run, batch: Batch) -> Sustained | None:
     if order.sustain_s <= 0:
         return None
     board, began = Board(), clock()
@@ -261,24 +262,13 @@ def _power_samples() -> Iterator[list[float]]:
         thread.join()
 
 
-def _resident(field: str) -> int | None:
-    """Return ``VmRSS`` or ``VmHWM`` of this process in bytes."""
-    return Board().memory_of_self(field)
-
-
-def _reset_peak() -> None:
-    """Let VmHWM begin anew; where the kernel does not allow it, the peak is the larger of both blocks."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
 def main() -> int:
-    """Do one order."""
-    order = msgspec.json.decode(sys.stdin.buffer.read(), type=WorkOrder)
+    """Carry out one order."""
+    order = msgspec.json.decode(sys.stdin.buffer.read(), type=MeasureOrder)
     try:
-        result = WorkResult(measure(order))
+        result = MeasureResult(measure(order))
     except CoveyError as error:
-        result = WorkResult([], str(error))
+        result = MeasureResult([], str(error))
     sys.stdout.buffer.write(msgspec.json.encode(result))
     return 0
 

@@ -13,6 +13,7 @@ import msgspec
 
 from edge_runtime.bundle.memory_need import LevelNeed
 from edge_runtime.errors import ProtocolError
+from edge_runtime.files.versioned import VersionedFormat
 from edge_runtime.protocol.layer_dropout import Stld
 from edge_runtime.protocol.privacy import Privacy
 from edge_runtime.protocol.profile import Profile
@@ -290,9 +291,16 @@ AnyMessage = Birth | DeviceState | ProfileMessage | Plan | DeviceReport | Report
 
 MessageT = TypeVar("MessageT")
 
-
-class _Version(msgspec.Struct):
-    v: int
+_SAME_VERSION = "install the same version of Covey on the devices and on the server"
+_FORMAT = VersionedFormat(
+    "a message",
+    PROTOCOL_VERSION,
+    msgspec.msgpack.decode,
+    ProtocolError,
+    hint=_SAME_VERSION,
+    newer_hint=_SAME_VERSION,
+    field_name="protocol version",
+)
 
 
 def encode_message(message: AnyMessage) -> bytes:
@@ -340,19 +348,7 @@ def decode_device_report(payload: bytes) -> DeviceReport:
 
 def _decode(payload: bytes, expected: Any) -> Any:  # noqa: ANN401 a type or a union of types, which mypy cannot name
     if len(payload) > MAX_PAYLOAD_BYTES:
-        raise ProtocolError(f"a message of {len(payload)} bytes is over the limit", "look at who sent it")
-    try:
-        version = msgspec.msgpack.decode(payload, type=_Version).v
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"a message cannot be read: {error}", "look at who sent it") from error
-    if version != PROTOCOL_VERSION:
         raise ProtocolError(
-            f"a message has protocol version {version}, this Covey speaks version {PROTOCOL_VERSION}",
-            "install the same version of Covey on the devices and on the server",
+            f"a message of {len(payload)} bytes is over the limit of {MAX_PAYLOAD_BYTES}", _SAME_VERSION
         )
-    try:
-        return msgspec.msgpack.decode(payload, type=expected)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ProtocolError(
-            f"a message is not valid: {error}", "install the same version of Covey everywhere"
-        ) from error
+    return _FORMAT.read(payload, expected)

@@ -12,7 +12,7 @@ import msgspec
 
 from edge_runtime.bundle.manifest import graph_name
 from edge_runtime.errors import ProfileError
-from edge_runtime.values import Sha256
+from edge_runtime.values import Sha256, Strict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,11 +29,7 @@ AtLeastOne = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 Text = Annotated[str, msgspec.Meta(max_length=2000)]
 
 
-class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A part of a profile: unknown fields are refused, values never change. None: not known."""
-
-
-class BoardFacts(_Strict, frozen=True, kw_only=True):
+class BoardFacts(Strict, frozen=True, kw_only=True):
     """What a board is; nothing here changes while it runs.
 
     Attributes:
@@ -59,7 +55,7 @@ class BoardFacts(_Strict, frozen=True, kw_only=True):
     kernel: Text | None = None
 
 
-class Reading(_Strict, frozen=True, kw_only=True):
+class Reading(Strict, frozen=True, kw_only=True):
     """What a board's sensors say at one moment.
 
     Attributes:
@@ -93,7 +89,7 @@ class Reading(_Strict, frozen=True, kw_only=True):
     battery: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
 
 
-class Latency(_Strict, frozen=True, kw_only=True):
+class Latency(Strict, frozen=True, kw_only=True):
     """How long one run takes at one shape.
 
     Attributes:
@@ -115,7 +111,7 @@ class Latency(_Strict, frozen=True, kw_only=True):
     power_w: Annotated[float, msgspec.Meta(ge=0, le=1e5)] | None = None
 
 
-class Sustained(_Strict, frozen=True, kw_only=True):
+class Sustained(Strict, frozen=True, kw_only=True):
     """What is left under thermal load: the same shape run over and over.
 
     Attributes:
@@ -136,7 +132,7 @@ class Sustained(_Strict, frozen=True, kw_only=True):
     after: Reading
 
 
-class GraphProfile(_Strict, frozen=True, kw_only=True):
+class GraphProfile(Strict, frozen=True, kw_only=True):
     """What one graph costs on one engine.
 
     Attributes:
@@ -172,7 +168,7 @@ class GraphProfile(_Strict, frozen=True, kw_only=True):
         return graph_name(self.kind, self.split, self.level)
 
 
-class Rates(_Strict, frozen=True, kw_only=True):
+class Rates(Strict, frozen=True, kw_only=True):
     """What does not depend on a graph.
 
     Attributes:
@@ -193,7 +189,7 @@ class Rates(_Strict, frozen=True, kw_only=True):
     copy_bytes_per_s: Positive | None = None
 
 
-class BundleFacts(_Strict, frozen=True, kw_only=True):
+class BundleFacts(Strict, frozen=True, kw_only=True):
     """Which bundle the graphs belong to."""
 
     sha256: Sha256
@@ -202,7 +198,7 @@ class BundleFacts(_Strict, frozen=True, kw_only=True):
     trainable_parameters: AtLeastOne
 
 
-class Provenance(_Strict, frozen=True, kw_only=True):
+class Provenance(Strict, frozen=True, kw_only=True):
     """How a measured profile came about.
 
     Attributes:
@@ -232,7 +228,7 @@ class Provenance(_Strict, frozen=True, kw_only=True):
     after: Reading
 
 
-class PublicSource(_Strict, frozen=True, kw_only=True):
+class PublicSource(Strict, frozen=True, kw_only=True):
     """A public figure that a model uses."""
 
     what: Text
@@ -241,7 +237,7 @@ class PublicSource(_Strict, frozen=True, kw_only=True):
     url: Text
 
 
-class Modelling(_Strict, frozen=True, kw_only=True):
+class Modelling(Strict, frozen=True, kw_only=True):
     """Where the figures of a modelled profile come from: the formula, public figures, and what is only assumed."""
 
     formula: Text
@@ -249,7 +245,7 @@ class Modelling(_Strict, frozen=True, kw_only=True):
     assumptions: list[Text]
 
 
-class Profile(_Strict, frozen=True, kw_only=True):
+class Profile(Strict, frozen=True, kw_only=True):
     """A profile. Exactly one of ``measured`` and ``modelled`` is there."""
 
     format_version: Literal[1] = PROFILE_VERSION

@@ -104,7 +104,10 @@ def decode_profile(data: bytes) -> Profile:
 
 
 def json_schema() -> bytes:
-    """Return the JSON Schema of a profile: its structs', and that it is either measured or modelled."""
+    """Return the JSON Schema of a profile, which requires that it is either measured or modelled.
+
+    device_profiles/profile.schema.json is this function's output; a test compares the two.
+    """
     one_is_null = [{"properties": {name: {"type": "null"}}} for name in ("measured", "modelled")]
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -1,4 +1,4 @@
-"""The record of a round: what is needed to turn its first adapter into its last, and how that is written."""
+"""The replay log of a round: everything that turns the adapter before the round into the one after it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from edge_runtime.errors import ProtocolError
+from edge_runtime.files.versioned import VersionedFormat
 from edge_runtime.protocol.step_rule import MAX_PERTURBATIONS, StepRule, rule_with
 from edge_runtime.values import Sha256
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 LOG_VERSION = 2
 SCALAR_BOUND = 1e6
-"""Largest absolute scalar that is taken from a device; more is a fault, not a gradient."""
+"""Largest absolute scalar that is accepted from a device; a larger one is a fault, not a gradient."""
 
 
 class DeviceScalars(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -26,9 +27,9 @@ class DeviceScalars(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
 
     Attributes:
         device: its name.
-        weight: its share.
+        weight: its share of the update.
         scalars: float32, little-endian, step after step.
-        back_perturbations: its P2, where it is another one than the rule's.
+        back_perturbations: its P2, if that differs from the rule's.
     """
 
     device: str
@@ -38,7 +39,7 @@ class DeviceScalars(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
 
 
 class PackedTerms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A round's update where devices share directions: one coefficient a direction, whatever the cohort's size.
+    """A round's update where devices share directions: one coefficient per direction, whatever the cohort's size.
 
     Attributes:
         front: coefficients, float32, little-endian.
@@ -55,7 +56,7 @@ class PackedTerms(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RoundLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="round-log", tag_field="type"):
-    """All that is needed to turn a round's first adapter into its last.
+    """Everything that turns the adapter before a round into the one after it.
 
     Attributes:
         job: name of the job.
@@ -64,13 +65,14 @@ class RoundLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="rou
         rule: the step's rule.
         front_size: length of the front block at the round's split.
         steps: local steps of each device.
-        mean_square: running mean square of the scalars with which every device began; None: from its own first step.
+        mean_square: running mean square of the scalars at the start of every device's steps; None: each device starts
+            it with its own first step.
         momentum: share of the last round's movement that is added to this one's; 0: none.
         previous_sha256: the adapter before ``base_sha256``, where there is momentum; None in a job's first round.
         base_sha256: the adapter before the round.
         result_sha256: the adapter after it.
-        devices: in the order of their names; empty where ``terms`` says it all.
-        terms: the update itself, where the rule shares directions among devices or steps.
+        devices: in the order of their names; empty where ``terms`` holds the whole update.
+        terms: the update itself, where the rule shares directions among devices or steps; else None.
     """
 
     job: str
@@ -121,10 +123,16 @@ def unpack_scalars(data: bytes, steps: int, per_step: int) -> list[list[float]]:
 
 
 class LogChain(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="log-chain", tag_field="type"):
-    """The logs of consecutive rounds, in one blob: what a device that missed some needs."""
+    """The logs of consecutive rounds in one blob, for a device that missed several rounds."""
 
     v: int
     rounds: Annotated[list[RoundLog], msgspec.Meta(min_length=1)]
+
+
+_SAME_VERSION = "install the same version of Covey on the devices and on the server"
+_FORMAT = VersionedFormat(
+    "a replay log", LOG_VERSION, msgspec.msgpack.decode, ProtocolError, _SAME_VERSION, _SAME_VERSION
+)
 
 
 def encode_chain(rounds: Sequence[RoundLog]) -> bytes:
@@ -136,19 +144,7 @@ def decode_chain(data: bytes) -> list[RoundLog]:
     """Read a chain of replay logs.
 
     Raises:
-        ProtocolError: not one, or of another version.
+        ProtocolError: the data is not a chain of logs, or of another version.
     """
-    try:
-        version = msgspec.msgpack.decode(data, type=_Version).v
-        if version != LOG_VERSION:
-            raise ProtocolError(
-                f"a replay log has version {version}, this Covey reads version {LOG_VERSION}",
-                "install the same version of Covey on the devices and on the server",
-            )
-        return msgspec.msgpack.decode(data, type=LogChain).rounds
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"a replay log cannot be read: {error}", "install the same version everywhere") from error
-
-
-class _Version(msgspec.Struct):
-    v: int
+    chain: LogChain = _FORMAT.read(data, LogChain)
+    return chain.rounds

@@ -164,7 +164,7 @@ def test_messages_say_what_they_are() -> None:
 
 def test_another_version_is_named() -> None:
     fields = msgspec.msgpack.decode(encode_message(REPORT)) | {"v": 1}
-    with pytest.raises(ProtocolError, match="protocol version 1, this Covey speaks version 4"):
+    with pytest.raises(ProtocolError, match="protocol version 1, this Covey reads version 4"):
         decode_message(msgspec.msgpack.encode(fields), RoundReport)
 
 

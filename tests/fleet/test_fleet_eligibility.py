@@ -141,17 +141,17 @@ def explain_error(fleet: Fleet, index: int, device: str) -> str:
 
 
 class Lone:
-    """An agent on a hub, and what it says."""
+    """An agent on a hub, and the messages that it publishes."""
 
     def __init__(self, root: Path, sensors: Sensors, rules: EligibilityRules | None = None) -> None:
-        config = read_edge_config(write_edge(root, "pi", 1, 0))
-        self.hub, self.store = Hub(), Store(Path(config.state_dir))
+        self.config = read_edge_config(write_edge(root, "pi", 1, 0))
+        self.hub, self.store = Hub(), Store(Path(self.config.state_dir))
         self.watcher = self.hub.join()
         self.watcher.subscribe("covey/v1/default/pi/#")
-        self.agent = Agent(config, self.store, self.hub.join(), "boot", machine=Machine(sensors.gate(rules)))
+        self.agent = Agent(self.config, self.store, self.hub.join(), "boot", machine=Machine(sensors.gate(rules)))
 
     def turn(self) -> list[Any]:
-        """Let the agent handle what is there; return what it said."""
+        """Let the agent handle one message; return what it published."""
         self.agent.serve_waiting()
         return said(self.watcher)
 
@@ -216,7 +216,7 @@ def test_a_kept_profile_is_sent_again(
     if bundle is not None:
         sha256 = PROFILE.bundle.sha256 if bundle == "same" else bundle
         lone.store.write_journal(msgspec.structs.replace(lone.store.journal(), bundle_sha256=sha256))
-        lone.agent = Agent(lone.agent._config, lone.store, lone.hub.join(), "boot", machine=Machine(Sensors().gate()))
+        lone.agent = Agent(lone.config, lone.store, lone.hub.join(), "boot", machine=Machine(Sensors().gate()))
     messages = [message for message in lone.turn() if isinstance(message, ProfileMessage)]
     assert messages == ([ProfileMessage(device="pi", profile=PROFILE)] if sent else [])
     assert ("is not sent" in caplog.text) == damaged

@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,11 +39,11 @@ def free_port() -> int:
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
-    """Return the first true value of a condition; it is looked at, not slept for."""
+    """Return the first true value of a condition, polled every 20 ms: other processes offer nothing to wait on."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < deadline, f"no {what} in {timeout_s} s"
-        threading.Event().wait(0.02)
+        time.sleep(0.02)
     return value
 
 
@@ -104,13 +103,13 @@ class Process:
 
 
 class Fleet:
-    """Processes of one test; all are gone at its end.
+    """The processes of one test; stop kills those that still run.
 
     Args:
         root: a folder for everything.
         bundle: what is trained.
         port: the broker's port.
-        external: the broker is not the server's own.
+        external: whether the broker is another process than the server.
     """
 
     def __init__(self, root: Path, bundle: Bundle, port: int, *, external: bool) -> None:
@@ -162,7 +161,7 @@ class Fleet:
         return self._start("edge_runtime.cli", arguments, name)
 
     def stop(self) -> None:
-        """Kill whoever is left."""
+        """Kill the processes that still run."""
         for process in self.processes:
             if process.popen.poll() is None:
                 process.popen.kill()
