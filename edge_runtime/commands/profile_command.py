@@ -36,7 +36,7 @@ def add_profile_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
     profile = commands.add_parser("profile", help="measure this device", description=run_profile.__doc__)
     profile.add_argument("--bundle", type=Path, help="whose graphs (default: the device's current bundle)")
     profile.add_argument("--config", type=Path, metavar="edge.toml", help="keep the profile, and tell the server")
-    profile.add_argument("--sustain", metavar="10m", help="also run the whole model for so long: thermal load")
+    profile.add_argument("--sustain", metavar="10m", help="also run the whole model for this long: thermal load")
     profile.add_argument("--shapes", metavar="1x16,8x32", help="batch sizes × tokens (default: a few)")
     profile.add_argument(
         "--seconds", type=float, default=2.0, help="for each graph and shape (default: %(default)s), at least 5 runs"
@@ -90,7 +90,7 @@ def run_profile(args: argparse.Namespace) -> int:
         if transport is not None and config is not None:
             published = transport.deliver(*profile_message(config, profile))
             if not published:
-                _LOG.warning("the broker did not take the profile; it is kept")
+                _LOG.warning("the broker did not accept the profile; it is saved")
     finally:
         if transport is not None:
             transport.close()
