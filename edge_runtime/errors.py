@@ -20,11 +20,11 @@ from typing import ClassVar
 
 
 class CoveyError(Exception):
-    """Something went wrong that a person can act on.
+    """An error that a person can act on.
 
     Args:
-        what: what was wrong, naming the thing that was.
-        hint: what to do about it, as a sentence.
+        what: what is wrong; names the thing.
+        hint: what to do about it; names the command or setting.
     """
 
     exit_code: ClassVar[int] = 1
@@ -93,7 +93,7 @@ class TrainingError(CoveyError):
 
 
 def exit_codes() -> dict[int, str]:
-    """Return every exit code of the sides that are loaded, ascending, and what it is about."""
+    """Return the exit codes of the sides that are imported, ascending, each with its meaning."""
     found = {0: "done", 2: "usage"}
     families = CoveyError.__subclasses__()
     found |= {family.exit_code: family.subject for family in families}
@@ -101,7 +101,7 @@ def exit_codes() -> dict[int, str]:
 
 
 def storage_error(error: OSError, path: object) -> StorageError:
-    """Say what an OSError on a path means for the person at the board."""
+    """Return the StorageError of an OSError on a path, with a hint."""
     if error.errno == errno.ENOSPC:
         return StorageError(f"disk full while writing {path}", "free some space and start again; nothing was lost")
     return StorageError(

@@ -1,4 +1,4 @@
-"""What a command prints: text for people, one JSON object for programs, errors and progress on stderr."""
+"""Prints a command's result: text for people, one JSON object for programs; errors and progress go to stderr."""
 
 from __future__ import annotations
 

@@ -26,14 +26,14 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         data: the private rows.
         fleet: name of the fleet.
         state_dir: bundles, adapters and the journal; relative to the configuration file.
-        threads: threads of one operator; 0: one a core.
-        engine: what runs the graphs; never another one instead.
-        server_url: base address of the server's HTTP side, where it is not the one the server tells.
+        threads: threads of one operator; 0: one per core.
+        engine: the runtime that runs the graphs; it is never replaced by another one.
+        server_url: base address of the server's HTTP side; None: the one that the server names in its plans.
         connect_timeout_s: how long the first connection to the broker may take.
         tls: certificate files, for ``mqtts``.
-        training: ``auto``: with backpropagation where a job asks for it and memory allows; or ``forward-only``.
-        least_noise_multiplier: train only in jobs whose [privacy] has this noise_multiplier or more; None: in all.
-        eligibility: when the device takes work.
+        training: ``auto``: with backpropagation if a job asks for it and memory allows; or ``forward-only``.
+        least_noise_multiplier: train only in jobs whose [privacy] has at least this noise_multiplier; None: in all.
+        eligibility: when the device may train.
     """
 
     name: Name
@@ -52,7 +52,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def backpropagates(self) -> bool:
-        """Whether the device may be asked to, with a bundle that has training graphs for its engine."""
+        """Whether the owner allows backpropagation."""
         return self.training == "auto"
 
 

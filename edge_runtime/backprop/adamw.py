@@ -1,7 +1,7 @@
 """AdamW (Loshchilov and Hutter, 2019) on parts of one flat vector, in NumPy.
 
-A part that takes no part in a step, as a layer that is dropped, keeps its moments and its step count: its bias
-correction counts the updates that it got itself.
+A slice that a step leaves out, such as a dropped layer, keeps its moments and its step count. Its bias correction
+counts its own updates only.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdamWOptions:
-    """What an update is made of.
+    """AdamW's hyperparameters.
 
     Attributes:
-        learning_rate: the largest usual change of a parameter in one step.
-        weight_decay: share of a parameter that is taken away a step, times the learning rate.
+        learning_rate: roughly the largest change of a parameter in one step.
+        weight_decay: times the learning rate, the share of a parameter that each step subtracts from it.
         beta1: decay of the mean of the gradients.
         beta2: decay of the mean of their squares.
         eps: added to the root of that mean.
@@ -41,7 +41,7 @@ class AdamW:
 
     Args:
         size: length of the vector.
-        options: what an update is made of.
+        options: the hyperparameters.
     """
 
     def __init__(self, size: int, options: AdamWOptions) -> None:
@@ -56,7 +56,7 @@ class AdamW:
         Args:
             theta: float32, (size,), changed in ``parts`` only.
             gradient: float32, (size,); read in ``parts`` only.
-            parts: what is updated; the same part has the same bounds in every step.
+            parts: the slices to update; a slice must have the same bounds in every step.
         """
         o = self._options
         for part in parts:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class LayerStatistics(msgspec.Struct, forbid_unknown_fields=True):
-    """What the mini-batches of a job showed of each layer; kept over rounds.
+    """Statistics of each layer over a job's mini-batches, kept over rounds.
 
     Attributes:
         batches: mini-batches in which the layer was active.
@@ -39,30 +39,30 @@ class LayerStatistics(msgspec.Struct, forbid_unknown_fields=True):
 
     @classmethod
     def of(cls, layers: int) -> LayerStatistics:
-        """Return those of a device that has seen nothing."""
+        """Return empty statistics of a number of layers."""
         return cls([0] * layers, [0.0] * layers, [0.0] * layers, [0.0] * layers, [0] * layers)
 
     def copy(self) -> LayerStatistics:
-        """Return statistics that may change without these."""
+        """Return an independent copy."""
         return LayerStatistics(*(list(column) for column in msgspec.structs.astuple(self)))
 
     def add_batch(self, layer: int, norm: float) -> None:
-        """Enter the gradient's norm of a layer that was active."""
+        """Record the gradient norm of a layer that was active in a mini-batch."""
         self.batches[layer] += 1
         self.norms[layer] += norm
         self.squares[layer] += norm * norm
 
     def add_round(self, layer: int, move: float) -> None:
-        """Enter how far a layer moved in a round in which it was active."""
+        """Record how far a layer moved in a round in which it was active."""
         self.rounds[layer] += 1
         self.moves[layer] += move
 
 
 def importance(statistics: LayerStatistics, criterion: Criterion, seed: int) -> list[float | None]:
-    """Return each layer's importance; None where nothing is known of it.
+    """Return each layer's importance; None: the layer has never been active.
 
     Args:
-        statistics: what was seen.
+        statistics: the device's statistics.
         criterion: what makes a layer important.
         seed: for ``random``.
     """
@@ -95,7 +95,7 @@ def personal_layers(importances: Sequence[float | None], share: float) -> list[i
 
 
 def overlay(theta: FloatVector, personal: Mapping[int, FloatVector], layers: Sequence[slice]) -> FloatVector:
-    """Return a copy of the shared adapter with the device's own layers in their places.
+    """Return a copy of the shared adapter in which the device's own layers replace the shared ones.
 
     Args:
         theta: float32, (parameters,).

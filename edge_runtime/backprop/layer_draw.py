@@ -74,37 +74,37 @@ def inclusion_probabilities(layers: int, level: int, shape: Shape) -> Probabilit
 def draw_layers(rng: np.random.Generator, probabilities: Probabilities, level: int) -> list[int]:
     """Draw exactly ``level`` layers with these inclusion probabilities.
 
-    Systematic sampling over a random order (Goodman and Kish, 1950): the probabilities are laid end to end, and every
-    unit of length from a random start picks the layer it falls on.
+    Systematic sampling over a random order (Goodman and Kish, 1950): the probabilities are laid end to end, and marks
+    at distance 1 from a random start each pick the layer on which they fall.
 
     Args:
-        rng: where the draw comes from.
+        rng: source of the draw.
         probabilities: float64, (layers,), each at most 1, adding up to ``level``.
-        level: how many.
+        level: number of layers to draw.
 
     Returns:
         Layers, ascending.
     """
     order = rng.permutation(len(probabilities))
     ends = np.cumsum(probabilities[order])
-    ends[-1] = level  # no mark lies behind it, whatever the sum's rounding
+    ends[-1] = level  # no mark lies beyond the end, whatever the sum's rounding
     picked = order[np.searchsorted(ends, rng.random() + np.arange(level), side="right")]
     return sorted(int(layer) for layer in picked)
 
 
 def draw_bernoulli(rng: np.random.Generator, probabilities: Probabilities, levels: Collection[int]) -> list[int]:
-    """Draw every layer by itself, again until there is a graph for so many.
+    """Draw every layer independently, and repeat until their number is one of ``levels``.
 
     Args:
-        rng: where the draw comes from.
+        rng: source of the draw.
         probabilities: float64, (layers,).
-        levels: numbers of layers that may come out.
+        levels: the allowed numbers of layers.
 
     Returns:
         Layers, ascending.
 
     Raises:
-        BundleError: none of the levels comes out in 1,000 tries.
+        BundleError: 1,000 draws give none of these numbers.
     """
     for _ in range(_TRIES):
         picked = np.flatnonzero(rng.random(len(probabilities)) < probabilities)
@@ -120,8 +120,8 @@ def choose_layers(rng: np.random.Generator, stld: Stld, layers: int, level: int,
     """Return the layers of one mini-batch, ascending.
 
     Args:
-        rng: where the draw comes from; a step's own.
-        stld: shape and way to draw.
+        rng: source of the draw, one for each step.
+        stld: shape and kind of draw.
         layers: L.
         level: the plan's level.
         levels: for ``bernoulli``, the levels of the bundle that the device can hold.
@@ -136,7 +136,7 @@ def residual_scales(stld: Stld, layers: int, level: int, active: Sequence[int]) 
     """Return the factor on what each active layer adds to its input; None: they are not rescaled.
 
     Args:
-        stld: whether, and the shape.
+        stld: whether residuals are rescaled, and the shape.
         layers: L.
         level: the plan's level.
         active: the layers of a mini-batch.

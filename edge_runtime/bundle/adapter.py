@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from edge_runtime.values import FloatVector
 
 CHUNK = 1 << 20
+"""Parameters that are hashed, checked or replayed at a time: 4 MiB."""
 
 
 def adapter_sha256(flat: FloatVector) -> str:
-    """Return the adapter's name: the SHA-256 of its file, in hex; read part by part, so that it may be mapped."""
+    """Return the adapter's name: the SHA-256 of its file, in hex; it is read in parts, so ``flat`` may be mapped."""
     digest = hashlib.sha256()
     for start in range(0, flat.size, CHUNK):
         digest.update(np.ascontiguousarray(flat[start : start + CHUNK], dtype="<f4").data)
@@ -29,10 +30,10 @@ def adapter_sha256(flat: FloatVector) -> str:
 
 
 def map_adapter(path: Path, size: int) -> FloatVector:
-    """Map an adapter file: float32, (size,), read-only. Neither hash nor values are looked at: see check_finite.
+    """Map an adapter file: float32, (size,), read-only. Neither hash nor values are checked: see check_adapter.
 
     Raises:
-        BundleError: the length does not fit the layout, or it cannot be read.
+        BundleError: the file's length is not the layout's, or it cannot be read.
     """
     try:
         length = path.stat().st_size
@@ -50,7 +51,7 @@ def check_finite(theta: FloatVector) -> None:
     """Check that all values are finite.
 
     Raises:
-        BundleError: one is not.
+        BundleError: a value is not finite.
     """
     for start in range(0, theta.size, CHUNK):
         if not np.isfinite(theta[start : start + CHUNK]).all():
@@ -61,7 +62,7 @@ def check_adapter(theta: FloatVector, sha256: str) -> None:
     """Check an adapter's hash and that its values are finite.
 
     Raises:
-        BundleError: says which it is not.
+        BundleError: the hash differs, or a value is not finite.
     """
     if adapter_sha256(theta) != sha256:
         raise BundleError(f"adapter {sha256[:12]} is damaged: its hash differs", "fetch the adapter again")

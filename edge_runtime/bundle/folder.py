@@ -1,4 +1,4 @@
-"""An exported bundle on disk: open it, and check every byte of it against its manifest."""
+"""An exported bundle on disk: opens it, and checks every byte of it against its manifest."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Bundle:
         return adapter_sha256(self.initial_adapter())
 
     def initial_adapter(self) -> FloatVector:
-        """Return the trainable vector that the bundle starts from; mapped, not read, where it is every weight.
+        """Return the trainable vector that the bundle starts from, float32, (parameters,); mapped in full mode.
 
         Raises:
             BundleError: a parameter of the layout is not in the adapter file, or has another shape.
@@ -54,7 +54,8 @@ class Bundle:
         for name, view in views(flat, parameters).items():
             if name not in tensors or tensors[name].shape != view.shape:
                 raise BundleError(
-                    f"{self.manifest.adapter_file} does not hold {name} with shape {view.shape}", "export again"
+                    f"{self.manifest.adapter_file} does not hold {name} with shape {view.shape}",
+                    "export the bundle again with: covey export",
                 )
             view[...] = tensors[name]
         return flat
@@ -97,4 +98,6 @@ def verify_files(bundle: Bundle) -> None:
     for path in sorted(bundle.path.rglob("*")):
         name = path.relative_to(bundle.path).as_posix()
         if name not in listed and not path.is_dir():
-            raise BundleError(f"{name} is in the bundle's folder but not in its manifest", "remove it, or export again")
+            raise BundleError(
+                f"{name} is in the bundle's folder but not in its manifest", "remove it, or export the bundle again"
+            )

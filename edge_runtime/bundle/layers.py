@@ -20,11 +20,11 @@ LAYER_FIELD = "{layer}"
 
 @dataclass(frozen=True)
 class LayerSlices:
-    """Where things lie in the flat vector.
+    """Slices of the flat vector.
 
     Attributes:
         layers: the entries of each transformer layer, by its index; empty for a layer in which nothing is trained.
-        rest: what stands before and behind the layers, as a head does; every other entry is in one of these.
+        rest: the entries before and after the layers, such as a head's. Every entry is in exactly one slice.
     """
 
     layers: tuple[slice, ...]
@@ -32,7 +32,7 @@ class LayerSlices:
 
 
 def layer_slices(manifest: Manifest) -> LayerSlices:
-    """Return which entries of the flat vector belong to which layer: the layout is ordered by depth."""
+    """Return the slice of each layer; there is one per layer because the layout is ordered by depth."""
     parameters = manifest.parameters
     layers = tuple(
         slice(_size_below(parameters, layer), _size_below(parameters, layer + 1))
@@ -47,11 +47,11 @@ def _size_below(parameters: Sequence[Parameter], layer: int) -> int:
 
 
 def source_of(tensor: GraphInput | GraphOutput, layers: Sequence[int]) -> str:
-    """Return the name of the tensor that is bound to an input (or that a gradient belongs to).
+    """Return the name of the tensor that is bound to an input, or that a gradient belongs to.
 
     Args:
-        tensor: an input or a gradient of a training graph.
-        layers: the active layers, ascending: one a slot.
+        tensor: an input or a gradient of a graph.
+        layers: of a training graph, the active layers, ascending: one per slot.
     """
     source = tensor.source or ""
     return source if tensor.slot is None else source.replace(LAYER_FIELD, str(layers[tensor.slot]))
@@ -61,7 +61,7 @@ def check_layers(layers: Sequence[int], n_layers: int) -> None:
     """Check a choice of active layers.
 
     Raises:
-        TrainingError: a layer that does not exist, one twice, or not in ascending order.
+        TrainingError: a layer does not exist, occurs twice, or is out of ascending order.
     """
     ascending = all(below < above for below, above in itertools.pairwise(layers))
     if not ascending or not all(0 <= layer < n_layers for layer in layers):

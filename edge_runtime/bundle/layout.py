@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from edge_runtime.values import FloatVector
 
-"""Parameters that are hashed, checked or replayed at a time: 4 MiB."""
-
 
 class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One trainable tensor.

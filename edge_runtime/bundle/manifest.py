@@ -45,10 +45,10 @@ class GraphInput(Strict, frozen=True):
             the flat vector), ``batch`` (a field of batch.Batch or batch.CompletionBatch), ``boundary`` (an output of
             ``front``) or ``scale`` (factor on what the layer of a slot adds to its input; 1: the layer as it is).
         source: the name in the weights file, the adapter file, the layout, the batch, or the front's outputs; with a
-            slot, ``{layer}`` in it stands for the number of the layer that is bound to the slot.
+            slot, ``{layer}`` in it is the placeholder of the layer that is bound to the slot.
         slot: for a tensor of a layer in a ``train`` graph: which of its active layers, counted from the lowest.
-        rows: where the graph reads only some rows of a trainable tensor, as of an embedding: the field of the batch
-            that lists them, or their indexes; None: it may read them all.
+        rows: if the graph reads only some rows of a trainable tensor, such as an embedding: the field of the batch
+            that lists them, or their indexes; None: it may read all rows.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Graph(Strict, frozen=True):
         level: of ``train``, the number of active layers.
         recomputes: of ``train``, whether a layer's activations are computed again for its backward pass, so that only
             one hidden state a layer is kept.
-        bounds: the largest value of named sizes, where the runtime plans its memory for them; none: any size.
+        bounds: the largest values of named sizes, if the runtime plans its memory for them; empty: any size.
     """
 
     kind: GraphKind
@@ -118,7 +118,7 @@ class Graph(Strict, frozen=True):
 
 
 def graph_name(kind: str, split: int | None, level: int | None) -> str:
-    """Return what a graph is called: its kind, and its split or level where it has one."""
+    """Return a graph's name: its kind, and its split or level if it has one."""
     number = split if split is not None else level
     return kind if number is None else f"{kind} {number}"
 
@@ -132,11 +132,11 @@ class Task(Strict, frozen=True):
         labels: names of the labels; a row's label is one of them, or its index; empty for causal-lm.
         template: the prompt, with ``{text}`` once, and ``{mask}`` once for a masked language model; may be None for
             classify-head.
-        label_words: one word a label; None for classify-head.
+        label_words: one word per label; None for classify-head.
         label_token_ids: the token id of each label word; None for classify-head.
         max_tokens: rows longer than this are cut, the template's words are kept.
         pad_token_id: fills up shorter rows, on the right.
-        mask_token: what stands for ``{mask}`` in the prompt; None where the model is not a masked language model.
+        mask_token: replaces ``{mask}`` in the prompt; None where the model is not a masked language model.
         mask_token_id: its token id.
         eos_token_id: ends each completion and counts as a token of it; None where the tokenizer has none, and for tasks
             other than causal-lm.
@@ -263,7 +263,7 @@ class Manifest(Strict, frozen=True):
         return sorted(graph.level for graph in graphs if graph.level is not None)
 
     def training_graph(self, level: int, runtime: Runtime = "onnxruntime") -> Graph:
-        """Return a runtime's training graph with so many active layers, or raise BundleError."""
+        """Return a runtime's training graph with ``level`` active layers, or raise BundleError."""
         for graph in self.graphs:
             if graph.kind == "train" and graph.level == level and graph.runtime == runtime:
                 return graph
@@ -279,7 +279,7 @@ class Manifest(Strict, frozen=True):
 
 
 def output_names(kind: TaskKind) -> list[str]:
-    """Return what ``predict`` gives for a task, and ``back`` beside the loss.
+    """Return the names of the outputs of ``predict`` for a task, and of ``back`` beside the loss.
 
     ``logits``: float32, (batch, labels). ``token_losses``: float32, (chunks, chunk), the cross-entropy (nats) at each
     of the batch's positions, 0 where its label is -100. ``best_tokens``: int64, (chunks, chunk), the likeliest next

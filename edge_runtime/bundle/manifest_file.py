@@ -1,6 +1,6 @@
 """Reads and writes ``manifest.json``: decoding, checking, encoding, and the hash that names the bundle.
 
-Every reader of a manifest comes through here, so a manifest that was read is one that holds together.
+Every reader of a manifest comes through here, so a manifest that has been read is consistent.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 
 def check_training_graph(graph: Graph, parameters: Sequence[Parameter], layers: int) -> None:
-    """Check that a training graph fits the layout for whatever layers are bound to its slots.
+    """Check that a training graph fits the layout, whichever layers are bound to its slots.
 
     Raises:
-        BundleError: its level is out of range, a slot too, or a trainable tensor of some layer is not in the layout.
+        BundleError: its level or a slot is out of range, or a trainable tensor of a layer is not in the layout.
     """
     level = graph.level
     if level is None or not 1 <= level <= layers:
@@ -56,7 +56,9 @@ def check_training_graph(graph: Graph, parameters: Sequence[Parameter], layers: 
     gradients: list[GraphInput | GraphOutput] = [output for output in graph.outputs if output.source is not None]
     for tensor in (*graph.inputs, *gradients):
         if tensor.slot is not None and not (0 <= tensor.slot < level and LAYER_FIELD in (tensor.source or "")):
-            raise BundleError(f"{graph.file}: {tensor.name} has no place in slot {tensor.slot}", "export again")
+            raise BundleError(
+                f"{graph.file}: {tensor.name} has no place in slot {tensor.slot}", "export the bundle again"
+            )
     for tensor in (*trained, *gradients):
         for layer in range(layers):
             name = source_of(tensor, [layer] * level)
@@ -98,7 +100,7 @@ def read_manifest(bundle: Path) -> tuple[Manifest, str]:
         The manifest, and the bundle's sha256.
 
     Raises:
-        BundleError: there is none (an interrupted export), or it is not valid.
+        BundleError: there is no manifest (an interrupted export), or it is not valid.
     """
     try:
         data = (bundle / MANIFEST_FILE).read_bytes()

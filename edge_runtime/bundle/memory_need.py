@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 _BYTES = {"float32": 4, "int64": 8, "bool": 1}
 _ACTIVATIONS = 20
+"""Stored hidden-size vectors per token and layer; measured on RoBERTa-base: 19 (docs/hybrid.md)."""
 _TOKENS_FOR_ONE_MORE = 25
+"""Attention adds one hidden-size vector per token and layer for every 25 tokens of row length (heads of 64)."""
 
 
 def level_need(manifest: Manifest, level: int, runtime: Runtime = "onnxruntime") -> LevelNeed:
@@ -49,7 +51,7 @@ def parameter_bytes(graph: Graph) -> int:
 
 
 def bytes_for(need: LevelNeed, rows: int) -> int:
-    """Return the bytes that a level needs with so many rows at once."""
+    """Return the bytes that a level needs when it runs ``rows`` rows at once."""
     return need.bytes_needed + (rows - 1) * need.bytes_a_row
 
 
@@ -57,7 +59,7 @@ def hidden_size(manifest: Manifest) -> int:
     """Return the size of a hidden state: the last side of what crosses the cut.
 
     Raises:
-        BundleError: nothing that crosses is (batch, tokens, size).
+        BundleError: no output of a front graph has shape (batch, tokens, size).
     """
     sizes = [
         output.shape[-1]
@@ -73,21 +75,21 @@ def hidden_size(manifest: Manifest) -> int:
 
 
 def rows_that_fit(need: LevelNeed, bytes_free: int | None, fewest: int, most: int) -> int:
-    """Return how many rows a level can run at once, ``fewest`` … ``most``; most where free memory is not known."""
+    """Return the number of rows that a level can run at once, ``fewest`` … ``most``; ``most`` if memory is unknown."""
     if bytes_free is None or need.bytes_a_row <= 0:
         return most
     return max(fewest, min(most, 1 + (bytes_free - need.bytes_needed) // need.bytes_a_row))
 
 
 def levels_that_fit(needs: Sequence[LevelNeed], bytes_free: int | None, rows: int) -> list[int]:
-    """Return the levels that fit into free memory with so many rows at once; all where it is not known."""
+    """Return the levels that fit into free memory with ``rows`` rows at once; all of them if memory is unknown."""
     return [need.level for need in needs if bytes_free is None or bytes_for(need, rows) <= bytes_free]
 
 
 def check_level(
     manifest: Manifest, level: int, rows: int, bytes_free: int | None, runtime: Runtime = "onnxruntime"
 ) -> None:
-    """Check that a level exists and fits, before anything is loaded.
+    """Check that a level exists and fits into free memory, before anything is loaded.
 
     Raises:
         BundleError: the bundle has no such level for the runtime.
@@ -102,7 +104,7 @@ def check_level(
 
 
 class LevelNeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Memory that training with so many active layers takes: with one row of the longest length, and for each more."""
+    """Memory that training at a level takes: with one row of the longest length, and for each further row."""
 
     level: Annotated[int, msgspec.Meta(ge=1, le=4096)]
     bytes_needed: Count

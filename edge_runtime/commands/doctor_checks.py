@@ -1,4 +1,4 @@
-"""``covey-edge doctor``: what this device has and can reach; for each check what was found and what to do.
+"""The checks of ``covey-edge doctor``: each yields what it found and what to do about it.
 
 Unknown is None, never 0: a board without a sensor has no temperature.
 """
@@ -38,15 +38,15 @@ DELEGATES = ("XnnpackBackend", "QnnBackend", "OpenvinoBackend", "CoreMLBackend")
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
         check: its name.
-        status: ``problem`` keeps the device from its work, ``warning`` may, ``absent`` is not there and not needed.
-        found: what was found, for people.
-        advice: what to do; empty where nothing is to be done.
-        values: the same for programs.
-        exit_code: of the command, where this is the first problem.
+        status: ``problem`` keeps the device from training, ``warning`` may do so, ``absent`` is missing but not needed.
+        found: the result, for people.
+        advice: what to do; empty: nothing.
+        values: the result, for programs.
+        exit_code: the command's exit code if this is the first problem.
     """
 
     check: str
@@ -63,12 +63,12 @@ def examine(
     """Yield the findings, one check after the other.
 
     Args:
-        config: the device's configuration; without one, broker, server and data are not looked at.
-        now: seconds since 1970.
-        root: where /proc, /sys and /run are.
-        build: compile the library of the ExecuTorch engine if that has not been done.
+        config: the device's configuration; None: broker, server and data are not checked.
+        now: returns seconds since 1970.
+        root: the folder that holds proc, sys and run.
+        build: whether to compile the library of the ExecuTorch engine if that has not been done.
     """
-    engine = "onnxruntime" if config is None else config.engine
+    runtime = "onnxruntime" if config is None else config.engine
     yield Finding(
         "covey",
         "ok",
@@ -80,7 +80,7 @@ def examine(
         },
     )
     yield _onnxruntime()
-    yield _executorch(needed=engine == "executorch", build=build)
+    yield _executorch(needed=runtime == "executorch", build=build)
     yield _cores(0 if config is None else config.threads)
     board = Board(root)
     yield _memory(board)
@@ -197,7 +197,7 @@ def _temperature(board: Board) -> Finding:
 
 
 def _eligibility(config: EdgeConfig, board: Board) -> Finding:
-    """Tell whether the device takes work now; the load of others takes two looks and is left out."""
+    """Check whether the device may train now; the load of other programs needs two readings and is left out."""
     try:
         closed = Gate(config.eligibility, board_conditions(Path(config.state_dir), board)).closed
     except ConfigError as error:
@@ -251,7 +251,7 @@ def _broker(config: EdgeConfig) -> Finding:
 
 
 def _server(url: str | None) -> tuple[Finding, float | None]:
-    """Ask the server how it is; return its clock too."""
+    """Ask the server for its health; return the finding, and the server's time in seconds since 1970."""
     if url is None:
         found = "not configured: the server tells its address with each plan"
         return Finding("server", "absent", found, "", {"url": None, "reachable": None}), None

@@ -30,7 +30,7 @@ def add_predict_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
     predict.add_argument("--threads", type=int, default=0, help="threads of one operator (default: one a core)")
     add_engine_option(predict, None)
     predict.add_argument(
-        "--max-new-tokens", type=int, default=16, help="causal-lm: continue by so many (default: %(default)s)"
+        "--max-new-tokens", type=int, default=16, help="causal-lm: largest number of new tokens (default: %(default)s)"
     )
     predict.add_argument("text", nargs="+", help="texts to classify; causal-lm: prompts to continue")
     output.add_format(predict)

@@ -1,4 +1,4 @@
-"""``covey-edge profile``: measure this device, keep the profile, tell the server."""
+"""``covey-edge profile``: measures this device, saves the profile, publishes it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def add_profile_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
     profile = commands.add_parser("profile", help="measure this device", description=run_profile.__doc__)
     profile.add_argument("--bundle", type=Path, help="whose graphs (default: the device's current bundle)")
     profile.add_argument("--config", type=Path, metavar="edge.toml", help="keep the profile, and tell the server")
-    profile.add_argument("--sustain", metavar="10m", help="also run the whole model for so long: thermal load")
+    profile.add_argument("--sustain", metavar="10m", help="also run the whole model for this long: thermal load")
     profile.add_argument("--shapes", metavar="1x16,8x32", help="batch sizes × tokens (default: a few)")
     profile.add_argument(
         "--seconds", type=float, default=2.0, help="for each graph and shape (default: %(default)s), at least 5 runs"
@@ -90,7 +90,7 @@ def run_profile(args: argparse.Namespace) -> int:
         if transport is not None and config is not None:
             published = transport.deliver(*profile_message(config, profile))
             if not published:
-                _LOG.warning("the broker did not take the profile; it is kept")
+                _LOG.warning("the broker did not accept the profile; it is saved")
     finally:
         if transport is not None:
             transport.close()
@@ -100,7 +100,7 @@ def run_profile(args: argparse.Namespace) -> int:
 
 
 def profile_message(config: EdgeConfig, profile: Profile) -> tuple[str, bytes]:
-    """Return topic and payload of a device's profile; to be retained."""
+    """Return topic and payload of a device's profile, which the broker must retain."""
     message = ProfileMessage(device=config.name, profile=profile)
     return topic_for(config.fleet, config.name, "profile"), encode_message(message)
 
@@ -109,7 +109,7 @@ def duration_s(text: str) -> float:
     """Return the seconds of ``90s``, ``10m``, ``1h`` or a plain number of seconds.
 
     Raises:
-        ConfigError: it is none of these, or 0.
+        ConfigError: it is none of these, 0, or more than a day.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
     seconds = float(found.group(1)) * _UNITS[found.group(2) or "s"] if found else 0.0
@@ -142,7 +142,7 @@ def _current_bundle(store: Store | None) -> Path:
 
 
 def _connect(config: EdgeConfig) -> MqttTransport | None:
-    """Connect beside the device's own connection; None, with a warning, where the broker cannot be reached."""
+    """Open a second connection of the device; None, with a warning, if the broker cannot be reached."""
     from edge_runtime.network.address import parse_broker
     from edge_runtime.network.mqtt import MqttTransport
 
@@ -157,7 +157,7 @@ def _connect(config: EdgeConfig) -> MqttTransport | None:
 
 
 def _link(rates: Rates, config: EdgeConfig, transport: MqttTransport | None, manifest: Manifest) -> Rates:
-    """Add what the link does; what cannot be measured stays unknown."""
+    """Add the link's speeds to the rates; what cannot be measured stays None."""
     from edge_runtime.network.fetch import Fetcher, blob_base
     from edge_runtime.profiling.rates import link_down_bytes_per_s, link_up_bytes_per_s
 

@@ -1,4 +1,4 @@
-"""A batch: rows of token ids, padded on the right to the longest of them, and what is to be predicted."""
+"""A batch: rows of token ids, padded on the right to the longest of them, and the labels to predict."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Batch:
     Attributes:
         input_ids: int64, (rows, tokens).
         attention_mask: int64, (rows, tokens), 1 for a real token.
-        labels: int64, what is to be predicted: (rows,), index of each row's label; see CompletionBatch for completions.
+        labels: int64, (rows,), index of each row's label; see CompletionBatch for completions.
     """
 
     input_ids: NDArray[np.int64]
@@ -34,26 +34,26 @@ class Batch:
 
     @property
     def loss_terms(self) -> int:
-        """How many terms the mean loss is over: rows, or completion tokens."""
+        """Number of terms of the mean loss: rows, or completion tokens."""
         return self.rows
 
 
 IGNORED = -100
-"""The label of a place that only fills up a chunk."""
+"""The label of a position that only fills up a chunk."""
 CHUNK_TOKENS = 64
-"""At so many positions at once the logits of the whole vocabulary are in memory."""
+"""Number of positions whose logits over the whole vocabulary are in memory at once."""
 
 
 @dataclass(frozen=True)
 class CompletionBatch(Batch):
     """Rows of tokens, and the positions whose next token is to be predicted, in chunks.
 
-    Only these positions meet the output embedding, one chunk after the other: there are never more logits than those of
-    one chunk, (chunk, vocabulary). The last chunk is filled up with position 0 and label IGNORED.
+    The output embedding runs on these positions only, one chunk after the other, so that memory holds the logits of one
+    chunk, (chunk, vocabulary). The last chunk is filled up with position 0 and label IGNORED.
 
     Attributes:
         labels: int64, (chunks, chunk), the token that follows each position, or IGNORED.
-        positions: int64, (chunks, chunk), row × tokens + place in the row.
+        positions: int64, (chunks, chunk), row × tokens + index in the row.
     """
 
     positions: NDArray[np.int64]
@@ -64,7 +64,7 @@ class CompletionBatch(Batch):
         return int((self.labels != IGNORED).sum())
 
     def by_row(self, values: NDArray[Any]) -> NDArray[np.float64]:
-        """Return the sum over each row of a value a position, (chunks, chunk): float64, (rows,)."""
+        """Return the sum over each row, float64 (rows,), of one value per position, (chunks, chunk)."""
         counted = self.labels.ravel() != IGNORED
         row = self.positions.ravel()[counted] // self.input_ids.shape[1]
         weights = np.asarray(values, dtype=np.float64).ravel()[counted]
@@ -80,7 +80,7 @@ def pad_completions(
         rows: token ids of each row, prompt and completion.
         starts: index of each row's first completion token, at least 1 and below the row's length.
         pad_token_id: fills the shorter rows.
-        chunk_tokens: the largest chunk; chunks are as even as they can be.
+        chunk_tokens: size of the largest chunk; all chunks have nearly the same size.
     """
     batch = pad(rows, [0] * len(rows), pad_token_id)
     tokens = batch.input_ids.shape[1]
@@ -121,12 +121,12 @@ def pad(rows: Sequence[Sequence[int]], labels: Sequence[int], pad_token_id: int)
 def fill_chunks(
     labels: NDArray[np.int64], positions: NDArray[np.int64], chunk_tokens: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Fill chunks of positions up to a fixed width, with labels that do not count.
+    """Fill chunks of positions up to a fixed width, with ignored labels.
 
     Args:
         labels: int64, (chunks, chunk).
         positions: int64, (chunks, chunk).
-        chunk_tokens: the width; at least chunk.
+        chunk_tokens: the width, at least ``chunk``.
 
     Returns:
         Labels and positions, int64, (chunks, chunk_tokens).

@@ -1,4 +1,4 @@
-"""The device's private rows: JSON Lines or CSV, checked line by line, and the order in which batches take them."""
+"""The device's private rows: JSON Lines or CSV, checked line by line."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def read_rows(path: Path, labels: Sequence[str], text_field: str = "text", label
 def read_completions(
     path: Path, prompt_field: str = "prompt", completion_field: str = "completion"
 ) -> list[Completion]:
-    """Read and check a file of prompts with their completions; a prompt may be empty, a completion not.
+    """Read and check a file of prompts with their completions; a prompt may be empty, a completion may not.
 
     Args:
         path: see read_rows.
@@ -85,7 +85,7 @@ def read_completions(
 
 
 def _read(path: Path, row_of: Callable[[dict[str, Any]], RowT | str], wanted: str) -> list[RowT]:
-    """Read all rows; ``row_of`` gives a row, or says what is wrong with a record."""
+    """Read all rows; ``row_of`` returns a record's row, or what is wrong with it."""
     rows: list[RowT] = []
     problems: list[str] = []
     for line, record in _records(path):
@@ -103,7 +103,7 @@ def _read(path: Path, row_of: Callable[[dict[str, Any]], RowT | str], wanted: st
             f"correct these lines; each row needs {wanted}",
         )
     if not rows:
-        raise DataError(f"{path} has no rows", f"write one row a line, with {wanted}")
+        raise DataError(f"{path} has no rows", f"write one row per line, with {wanted}")
     return rows
 
 

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 def batch_indices(n_rows: int, batch_size: int, batch_number: int, seed_of_epoch: Callable[[int], int]) -> list[int]:
     """Return the rows of one batch of an endless pass over the data.
 
-    Every epoch visits each row once, in an order of its own; a batch may span two epochs. Nothing is kept between
-    calls: a device that was off for some rounds takes up where the numbers say.
+    Every epoch visits each row once, in its own order; a batch may span two epochs. The batch depends on its number
+    alone, so a device that has missed rounds needs no state to go on.
 
     Args:
         n_rows: rows on the device, at least 1.
-        batch_size: rows a batch; a device with fewer rows gives all it has.
+        batch_size: rows per batch; a device with fewer rows uses all of them.
         batch_number: index of the batch, from 0, over the whole job.
-        seed_of_epoch: seed of each epoch's order.
+        seed_of_epoch: returns the seed of an epoch's order.
     """
     size = min(batch_size, n_rows)
     positions = range(batch_number * size, (batch_number + 1) * size)

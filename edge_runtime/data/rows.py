@@ -1,4 +1,4 @@
-"""Rows as token ids, ready to be put into batches, whatever the task."""
+"""Rows as token ids, from which batches are made, for every task."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Rows(Protocol):
-    """Rows that give batches."""
+    """Rows from which batches are made."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -64,7 +64,7 @@ def load_rows(bundle: Bundle, data: DataConfig) -> EncodedRows | EncodedCompleti
     """Read, check and encode a file of rows for a bundle's task.
 
     Raises:
-        DataError: no such file, no rows, or rows that are wrong.
+        DataError: there is no such file, it has no rows, or some rows are wrong.
     """
     from edge_runtime.data.tokens import CompletionEncoder, TextEncoder  # noqa: PLC0415 loaded with the first bundle
 

@@ -1,4 +1,4 @@
-"""From text to token ids, on the device, with the bundle's own tokenizer and template."""
+"""Encodes texts as token ids on the device, with the bundle's own tokenizer and template."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MASK_FIELD = "{mask}"
 
 
 def load_tokenizer(tokenizer_file: Path) -> Tokenizer:
-    """Load a ``tokenizer.json``; it neither pads nor cuts.
+    """Load a ``tokenizer.json``, with its padding and truncation switched off.
 
     Raises:
         BundleError: it cannot be read.
@@ -38,10 +38,10 @@ def load_tokenizer(tokenizer_file: Path) -> Tokenizer:
 
 
 class TextEncoder:
-    """Turns texts into token ids the way the bundle's task wants them.
+    """Encodes texts as token ids for the bundle's task.
 
     A row that is too long loses the end of its text; special tokens, the template's words and its mask are always kept.
-    A mask token in a text itself is taken out: the model is asked about one token.
+    A mask token inside a text is removed, because the model predicts exactly one token.
     """
 
     def __init__(self, tokenizer_file: Path, task: Task) -> None:
@@ -90,11 +90,11 @@ class EncodedCompletion:
 
 
 class CompletionEncoder:
-    """Turns prompts and completions into token ids.
+    """Encodes prompts and completions as token ids.
 
     Both are encoded as one text, as a model would write it; the tokens that hold characters of the completion are the
     ones to predict, and the tokenizer's end-of-text token after them. Special tokens before a text (a beginning-of-text
-    token) are kept, those behind it are not.
+    token) are kept, those after it are not.
 
     In a row that is too long the prompt loses its beginning; the completion loses its end, but never below half of the
     row. So neither is cut to nothing.

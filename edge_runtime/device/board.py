@@ -1,6 +1,6 @@
-"""What a board is and what its sensors say, read from /proc and /sys. Unknown is None.
+"""What a board is and what its sensors read, from /proc and /sys. Unknown is None.
 
-Where the figures are (all public):
+Sources of the figures (all public):
 
 - Raspberry Pi: ``hwmon`` named ``rpi_volt`` (under-voltage alarm), the firmware's ``get_throttled`` word in sysfs where
   the kernel shows it, else ``vcgencmd get_throttled``; Pi 5: ``vcgencmd pmic_read_adc`` (volts, amperes of each rail).
@@ -57,13 +57,13 @@ def run_command(command: list[str]) -> str | None:
 
 
 class Board:
-    """Reads one machine.
+    """Reads the sensors of one machine.
 
     Args:
-        root: above ``proc`` and ``sys``; another one in tests.
+        root: the folder that holds ``proc`` and ``sys``; tests pass another one.
         run: runs a command, as run_command.
         clock: monotonic seconds.
-        sleep: waits, between two readings of an energy counter.
+        sleep: waits between two readings of an energy counter, in seconds.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Board:
     # -- what it is ---------------------------------------------------------------------------------------------
 
     def facts(self, board: str | None = None) -> BoardFacts:
-        """Return what the board is; ``board`` names its profile folder where it is not one that is known."""
+        """Return what the board is; ``board`` names its profile folder, for boards that are not recognised."""
         model = self._files.text("proc/device-tree/model") or self._files.text("sys/class/dmi/id/product_name")
         machine = os.uname().machine if self._files.root == Path("/") else self._files.text("proc/sys/kernel/arch")
         return BoardFacts(
@@ -114,12 +114,12 @@ class Board:
         found = re.search(r'^PRETTY_NAME="?([^"\n]*)', text or "", re.MULTILINE)
         return found.group(1) if found else None
 
-    # -- what its sensors say -----------------------------------------------------------------------------------
+    # -- what its sensors read ----------------------------------------------------------------------------------
 
     def read(self, disk: Path | None = None, *, power: bool = True) -> Reading:
-        """Return what the sensors say now; ``disk`` is where bundles are kept.
+        """Return what the sensors read now; ``disk`` is the folder whose free disk space counts.
 
-        May take a fifth of a second, not so without ``power``.
+        With ``power`` it may take a fifth of a second.
         """
         flags = self._pi_flags()
         power_w, sensor = self._meter.read() if power else (None, None)
@@ -140,18 +140,18 @@ class Board:
         )
 
     def power_w(self) -> float | None:
-        """Return what the board takes; see read."""
+        """Return the power that the board draws, in watts; see read."""
         return self._meter.read()[0]
 
     def temperature_c(self) -> float | None:
-        """Return the hottest zone in °C; zones that are switched off say an error or an impossible figure."""
+        """Return the temperature of the hottest zone, in °C. Zones that are switched off read an impossible value."""
         zones = [value / 1e3 for value in self._files.numbers("sys/class/thermal/thermal_zone*/temp")]
         return max((zone for zone in zones if -60 < zone < 200), default=None)
 
     def slows_at_c(self) -> float | None:
-        """Return the temperature at which the firmware slows the board down; None: not known.
+        """Return the temperature at which the firmware slows the board down, in °C; None: not known.
 
-        Others than a Raspberry Pi reach much higher ones in normal work.
+        Only a Raspberry Pi's is known; other boards get much hotter in normal work.
         """
         return _PI_SLOWS_AT_C if self._is_pi() else None
 
@@ -172,7 +172,7 @@ class Board:
         return None if printed is None else read_hex(printed.strip().removeprefix("throttled="))
 
     def _throttled(self, flags: int | None) -> bool | None:
-        """Tell from the Pi's word, else from cooling devices that hold the processor's clock down."""
+        """Whether the clock is held down: from the Pi's word, else from cooling devices of the processor."""
         if flags is not None:
             return bool(flags & THROTTLED_NOW)
         states = []
@@ -200,7 +200,7 @@ class Board:
             return None
 
     def _on_mains(self) -> bool | None:
-        """Tell from the supplies in sysfs; where there is none, nobody knows."""
+        """Whether a supply is connected, from sysfs; None where sysfs lists no supply."""
         online = [
             value
             for folder in self._supplies(("Mains", "USB", "USB_C", "USB_PD", "Wireless"))

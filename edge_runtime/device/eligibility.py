@@ -1,7 +1,7 @@
-"""When a device may be asked to train: its owner's rules, as pure functions of what its sensors say and of its clock.
+"""The owner's rules for when a device may train, as pure functions of its sensors and its clock.
 
-A rule that is broken holds until its value is better than the limit by a margin: a board that cools while it rests
-would otherwise be asked again at once, and training heats it.
+A broken rule stays broken until the value is better than the limit by a margin. Otherwise a board that cools while it
+rests would be asked again at once, and training heats it.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ STRICTER: dict[str, Callable[[float], float]] = {
     "least_memory_mb": lambda limit: limit * 1.1,
     "least_disk_mb": lambda limit: limit * 1.1,
 }
-"""The limit of a rule that is broken."""
+"""The limit that applies while a rule is broken, by the rule's name."""
 
 
 class EligibilityRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``[eligibility]`` of edge.toml; None: there is no such rule.
 
     Attributes:
-        most_temperature_c: hottest thermal zone; None: where the board slows down, if that is known. 150: no limit.
-        not_throttled: whether a board whose clock is held down takes no work.
-        most_other_load: share of all processors that other programs may use, 0 … 1: the device is idle below it.
+        most_temperature_c: of the hottest thermal zone; None: the temperature at which the board slows down, if that is
+            known. 150: no limit.
+        not_throttled: whether a board whose clock is held down does not train.
+        most_other_load: share of all processors that other programs may use, 0 … 1.
         on_mains: whether a supply or charger must be connected.
         least_battery: charge, 0 … 1.
-        least_memory_mb: memory that can be had, in 10⁶ bytes.
-        least_disk_mb: disk that is free, in 10⁶ bytes.
-        hours: local times, ``22:00-06:00``; over midnight is one window. Empty: always.
-        unknown: what a rule says where its sensor cannot be read.
+        least_memory_mb: free memory, in 10⁶ bytes.
+        least_disk_mb: free disk space, in 10⁶ bytes.
+        hours: local times, ``22:00-06:00``; a window may span midnight. Empty: always.
+        unknown: whether a rule whose sensor cannot be read allows or refuses training.
     """
 
     most_temperature_c: Annotated[float, msgspec.Meta(gt=0, le=_NO_LIMIT_C)] | None = None
@@ -61,7 +62,7 @@ class EligibilityRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Conditions(msgspec.Struct, frozen=True, kw_only=True):
-    """What the rules ask for, at one moment; None: not known.
+    """The values that the rules compare, at one moment; None: not known.
 
     Attributes:
         temperature_c: hottest thermal zone.
@@ -70,8 +71,8 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
         other_load: share of all processors that other programs use, 0 … 1.
         on_mains: whether a supply or charger is connected.
         battery: charge, 0 … 1.
-        memory_free_bytes: memory that can be had.
-        disk_free_bytes: where bundles are kept.
+        memory_free_bytes: memory that this process can still get.
+        disk_free_bytes: free space of the disk that holds the bundles.
     """
 
     temperature_c: float | None = None
@@ -87,13 +88,13 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
 def broken_rules(
     rules: EligibilityRules, now: Conditions, local_time: dt.time, before: Collection[str] = ()
 ) -> dict[str, str]:
-    """Return the rules that keep a device from work, by name, each with why, as half a sentence; empty: it may work.
+    """Return the broken rules, each with its reason as half a sentence, by name; empty: the device may train.
 
     Args:
-        rules: the owner's.
-        now: what the sensors say.
-        local_time: the time of the day.
-        before: names of the rules that were broken when this was asked last; for them the limit is stricter.
+        rules: the owner's rules.
+        now: what the sensors read.
+        local_time: the time of day.
+        before: names of the rules that were broken at the last evaluation; their limits are stricter: see STRICTER.
     """
     found = _broken_limits(rules, now, before)
     for name, wanted, value, good, otherwise in (
@@ -108,7 +109,7 @@ def broken_rules(
 
 
 def _limits(rules: EligibilityRules, now: Conditions) -> dict[str, tuple[float | None, float | None, str]]:
-    """Return value, limit and what it is, by the name of the rule."""
+    """Return value, limit and description of each rule with a limit, by the rule's name."""
     memory, disk = (None if b is None else b / 1e6 for b in (now.memory_free_bytes, now.disk_free_bytes))
     hottest = rules.most_temperature_c
     if hottest is None and now.temperature_c is not None:
@@ -139,10 +140,10 @@ def _broken_limits(rules: EligibilityRules, now: Conditions, before: Collection[
 
 
 def check_rules(rules: EligibilityRules, now: Conditions) -> None:
-    """Refuse, at start, rules that this board can never follow.
+    """Reject, at start, rules that this board can never follow.
 
     Raises:
-        ConfigError: ``unknown`` is ``refuse`` and the sensor of a rule that was set cannot be read here.
+        ConfigError: ``unknown`` is ``refuse``, and the sensor of a rule that is set cannot be read on this board.
     """
     if rules.unknown == "allow":
         return
@@ -150,7 +151,7 @@ def check_rules(rules: EligibilityRules, now: Conditions) -> None:
         "not_throttled": (now.throttled, rules.not_throttled or None, ""),
         "on_mains": (now.on_mains, rules.on_mains or None, ""),
     }
-    # The load of others takes two looks.
+    # The load of other programs is known only at the second reading.
     blind = [
         n for n, (value, rule, _) in limits.items() if rule is not None and value is None and n != "most_other_load"
     ]
@@ -162,9 +163,9 @@ def check_rules(rules: EligibilityRules, now: Conditions) -> None:
 
 
 def _inside(window: str, now: dt.time) -> bool:
-    """Whether a time is in a window: from its first minute to the one before its last; ``x-x`` is the whole day."""
+    """Whether a time is in a window, which includes its first minute and not its last; ``x-x`` is the whole day."""
     found = _WINDOW.fullmatch(window)
-    assert found is not None  # noqa: S101 __post_init__ has looked
+    assert found is not None  # noqa: S101 __post_init__ has checked it
     hours = [int(part) for part in found.groups()]
     start, stop, minute = hours[0] * 60 + hours[1], hours[2] * 60 + hours[3], now.hour * 60 + now.minute
     return start <= minute < stop if start < stop else minute >= start or minute < stop

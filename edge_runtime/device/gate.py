@@ -1,4 +1,7 @@
-"""Asks, now and then, whether the device may work: sensors, clock and the owner's rules put together."""
+"""Decides whether the device may train now.
+
+Re-evaluates the owner's rules against sensors and clock every few seconds.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,17 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 EVERY_S = 10.0
-"""How often an idle device looks at its sensors."""
-_LEAST_TICKS = 50  # of all processors together: fewer say nothing of their load
+"""Seconds between two evaluations on an idle device."""
+_LEAST_TICKS = 50  # of all processors together; over fewer ticks the load is too inexact
 
 
 class OtherLoad:
-    """Share of all processors that other programs used since it was asked last; this one and its children do not count.
+    """Share of all processors that other programs used since the last call, without this process and its children.
 
     Args:
         stat: the kernel's counters, ``/proc/stat``.
-        own_s: processor seconds of this process and its ended children.
-        ticks_per_s: the counters' unit.
+        own_s: returns processor seconds of this process and its ended children.
+        ticks_per_s: the counters' ticks per second; None: the kernel's.
     """
 
     def __init__(
@@ -42,7 +45,7 @@ class OtherLoad:
         self._share: float | None = None
 
     def __call__(self) -> float | None:
-        """Return the share, 0 … 1; None: not known (yet)."""
+        """Return the share, 0 … 1; None: not known, as at the first calls."""
         now = self._counters()
         if now is None or self._last is None:
             self._last = now
@@ -64,10 +67,10 @@ class OtherLoad:
 
 
 def board_conditions(state_dir: Path, board: Board | None = None) -> Callable[[], Conditions]:
-    """Return what reads the conditions of this machine.
+    """Return a function that reads the conditions of this machine.
 
     Args:
-        state_dir: where bundles are kept.
+        state_dir: a folder on the disk whose free space counts.
         board: reads the sensors; None: this machine's.
     """
     sensors, other_load = board or Board(), OtherLoad()
@@ -90,21 +93,18 @@ def board_conditions(state_dir: Path, board: Board | None = None) -> Callable[[]
 
 
 def local_now() -> dt.time:
-    """Return the time of the day where the device is."""
+    """Return the local time of day."""
     return dt.datetime.now().astimezone().time()
 
 
 class Gate:
-    """Says whether the device takes work.
+    """Decides whether the device may train.
 
     Args:
-        rules: the owner's.
-        read: reads the conditions.
-        local_time: the time of the day.
-        clock: monotonic seconds.
-
-    Attributes:
-        closed: why the device takes no work; None: it does.
+        rules: the owner's rules.
+        read: returns the conditions.
+        local_time: returns the time of day.
+        clock: returns monotonic seconds.
 
     Raises:
         ConfigError: see check_rules.
@@ -126,11 +126,11 @@ class Gate:
 
     @property
     def closed(self) -> str | None:
-        """Why the device takes no work, as it was when it was looked at last; None: it does."""
+        """Why the device may not train, as of the last evaluation; None: it may."""
         return "; ".join(self._broken.values()) or None
 
     def look(self, *, now: bool = False) -> bool:
-        """Look again, at most every EVERY_S unless ``now``; return whether anything changed."""
+        """Evaluate the rules, at most every EVERY_S seconds unless ``now``; return whether other rules are broken."""
         if not now and self._clock() - self._looked_at < EVERY_S:
             return False
         before = self._broken

@@ -1,4 +1,4 @@
-"""What a board takes, in watts: INA3221 (Jetson), PMIC (Raspberry Pi 5), RAPL (x86)."""
+"""The power that a board draws, in watts: INA3221 (Jetson), PMIC (Raspberry Pi 5), RAPL (x86)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _RAPL_S = 0.2
 
 
 class PowerMeter:
-    """Reads the sensor that a board has.
+    """Reads the power sensor that a board has.
 
     Args:
-        files: of the machine.
+        files: the machine's files.
         run: runs a command, as board.run_command.
         clock: monotonic seconds.
-        sleep: waits, between two readings of an energy counter.
+        sleep: waits between two readings of an energy counter, in seconds.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class PowerMeter:
         self._files, self._run, self._clock, self._sleep = files, run, clock, sleep
 
     def read(self) -> tuple[float | None, str | None]:
-        """Return watts and where they were read: the whole board where it can be had, else the processor."""
+        """Return watts and the sensor's name: of the whole board where a sensor measures it, else of the processor."""
         for read, name in ((self._ina3221, "ina3221"), (self._pmic, "pmic"), (self._rapl, "rapl")):
             power = read()
             if power is not None:
@@ -44,7 +44,7 @@ class PowerMeter:
         return None, None
 
     def _ina3221(self) -> float | None:
-        """Return what goes into a Jetson: its input rail, or the sum of all rails where that one has no sensor."""
+        """Return the power of a Jetson's input rail, or the sum over all rails where that one has no sensor."""
         rails = {}
         for folder in self._files.hwmon("ina3221"):
             for number in (1, 2, 3):
@@ -57,7 +57,7 @@ class PowerMeter:
         return whole[0] if whole else sum(rails.values()) if rails else None
 
     def _pmic(self) -> float | None:
-        """Return the sum of a Pi 5's rails, without what its USB ports and its own regulators take."""
+        """Return the sum over a Pi 5's rails; USB ports and the regulators' own losses are not in it."""
         if "raspberry pi 5" not in (self._files.text("proc/device-tree/model") or "").lower():
             return None
         printed = self._run(["vcgencmd", "pmic_read_adc"]) or ""

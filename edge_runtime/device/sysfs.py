@@ -1,4 +1,4 @@
-"""Small files below /proc and /sys: what cannot be read, or is not what it should be, is None."""
+"""Reads small files below /proc and /sys; what cannot be read or parsed is None."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 class Sysfs:
-    """Reads files below a folder that has ``proc`` and ``sys``.
+    """Reads files below a folder that holds ``proc`` and ``sys``.
 
     Args:
-        root: ``/``; another one in tests.
+        root: ``/``; tests pass another one.
     """
 
     def __init__(self, root: Path) -> None:
@@ -42,7 +42,7 @@ class Sysfs:
 
 
 def read_text(path: Path) -> str | None:
-    """Return a file's text without what ends it (device-tree strings end with a zero byte); None: not readable."""
+    """Return a file's text without trailing zero bytes, newlines and spaces; None: not readable."""
     try:
         return path.read_bytes().decode(errors="replace").strip("\0\n ") or None
     except OSError:
@@ -50,7 +50,7 @@ def read_text(path: Path) -> str | None:
 
 
 def read_number(path: Path) -> float | None:
-    """Return the number that a file holds."""
+    """Return the number that a file holds; None: it holds none."""
     try:
         return float(read_text(path) or "")
     except ValueError:

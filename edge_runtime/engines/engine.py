@@ -21,12 +21,12 @@ BoundaryT = TypeVar("BoundaryT")
 
 
 class Engine(Protocol[BoundaryT]):
-    """Runs the two blocks of a model. ``BoundaryT`` is what crosses the cut; its meaning is the engine's own.
+    """Runs the two blocks of a model. ``BoundaryT`` is what crosses the cut; only the engine knows its meaning.
 
     The trainable parameters of each block lie in a workspace that the engine reads when it runs: a step writes
-    perturbed parameters there, straight into memory that the session is bound to. The two may share memory: a block's
-    workspace is written before each run of the block, at least where that run reads it. Nothing else is kept between
-    calls.
+    perturbed parameters straight into the memory that the runtime is bound to. The two workspaces may share memory, so
+    a step writes a block's workspace before each run of the block, at least the parts that the run reads. An engine
+    keeps nothing else between calls.
     """
 
     @property
@@ -65,21 +65,21 @@ class TrainingEngine(Protocol):
         out: FloatVector,
         scales: Sequence[float] | None = None,
     ) -> float:
-        """Run with these layers (ascending) and write the gradients of what is trained.
+        """Run the model with only these layers and write the gradients of its trainable parameters.
 
         Args:
             theta: trainable parameters, float32, whole layout.
-            layers: the active layers, ascending; as many as one of ``levels``.
+            layers: the active layers, ascending; their number is one of ``levels``.
             batch: the rows.
-            out: d loss / d theta of the active layers' adapters and of parameters outside the layers is written here,
-                float32, whole layout; entries of absent layers are left alone.
-            scales: what each active layer adds to its input counts by this factor; None: 1.
+            out: receives d loss / d theta of the active layers and of the parameters outside the layers, float32, whole
+                layout; entries of absent layers stay as they are.
+            scales: factor on what each active layer adds to its input; None: 1.
 
         Returns:
-            The mean loss over the batch's rows, or its completion tokens.
+            The mean loss over the batch's rows, or over its completion tokens.
 
         Raises:
-            BundleError: there is no graph for so many layers, or it takes no scales.
+            BundleError: there is no graph for this number of layers, or it takes no scales.
             TrainingError: the runtime failed on the batch.
         """
 

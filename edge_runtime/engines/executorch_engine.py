@@ -76,7 +76,7 @@ class _GraphRunner:
 
 
 def batch_values(batch: Batch, bounds: Mapping[str, int]) -> dict[str, Tensor]:
-    """Return the fields of a batch; chunks of positions are filled up: a graph takes those of one width."""
+    """Return the fields of a batch, with chunks of positions filled up to the one width that a graph takes."""
     values: dict[str, Tensor] = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
     if isinstance(batch, CompletionBatch):
         labels, positions = fill_chunks(batch.labels, batch.positions, bounds["chunk"])
@@ -85,7 +85,7 @@ def batch_values(batch: Batch, bounds: Mapping[str, int]) -> dict[str, Tensor]:
 
 
 def failed(batch: Batch, file: str, error: ExecutorchError) -> TrainingError:
-    """Return what is said where ExecuTorch failed on a batch."""
+    """Return the error of a batch on which ExecuTorch failed."""
     return TrainingError(
         f"ExecuTorch failed on a batch of {batch.rows} × {batch.input_ids.shape[1]} tokens in {file}: {error}",
         "use a smaller batch if memory is short; check the bundle with: covey-edge bundle verify",
@@ -93,7 +93,7 @@ def failed(batch: Batch, file: str, error: ExecutorchError) -> TrainingError:
 
 
 def open_graph(bundle: Bundle, graph: Graph) -> GraphFile:
-    """Open one of a bundle's graphs, after its hash has been compared with the manifest's.
+    """Compare the hash of one of a bundle's graphs with the manifest's, and open the graph.
 
     Raises:
         BundleError: the file was altered, is of another version of ExecuTorch, needs a delegate that is not there, or

@@ -1,4 +1,4 @@
-"""Golden vectors: a device checks a bundle against the losses and logits that PyTorch gave at export."""
+"""Golden vectors: a device compares a bundle's graphs with the losses and logits that PyTorch gave at export."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GoldenCase:
-    """One batch, with what PyTorch gave for it: the loss, and the first of the task's outputs."""
+    """One batch with PyTorch's results: the loss, and the first of the task's outputs."""
 
     batch: Batch
     loss: float
@@ -46,11 +46,11 @@ class Parity:
 
 
 GRADIENT_TOLERANCE = 1e-4
-"""The largest difference allowed between gradients: sums over more terms than a loss."""
+"""Largest difference allowed between gradients, which sum over more terms than a loss."""
 
 
 def training_layers(level: int, n_layers: int) -> list[int]:
-    """Return the active layers of a level's golden vectors: spread out, the uppermost among them."""
+    """Return the active layers of a level's golden vectors: evenly spread, including the last layer."""
     return [((slot + 1) * n_layers - 1) // level for slot in range(level)]
 
 
@@ -77,7 +77,7 @@ def golden_cases(bundle: Bundle) -> Iterator[GoldenCase]:
 
 
 def measure_parity(bundle: Bundle, engines: Engines = ONNX_RUNTIME) -> Parity:
-    """Run every golden batch through ``predict`` and front and back of every split, the first through training graphs.
+    """Run every golden batch through ``predict`` and every split's front and back; the first through training graphs.
 
     Raises:
         BundleError: a graph cannot be loaded.
@@ -109,7 +109,7 @@ def measure_parity(bundle: Bundle, engines: Engines = ONNX_RUNTIME) -> Parity:
 def _training_differences(
     bundle: Bundle, theta: FloatVector, batch: Batch, engines: Engines
 ) -> list[tuple[float, float]]:
-    """Return how far loss and gradients of each level's graph are from PyTorch."""
+    """Return the differences of loss and gradients of each level's graph from PyTorch's."""
     manifest, differences = bundle.manifest, []
     expected, training = map_tensors(bundle.file(manifest.golden.file)), engines.make_training_engine(bundle)
     for level in training.levels:
@@ -124,10 +124,10 @@ def _training_differences(
 
 
 def check_golden(bundle: Bundle, engines: Engines = ONNX_RUNTIME) -> Parity:
-    """Measure parity and insist on the manifest's tolerance.
+    """Measure parity and compare it with the manifest's tolerance.
 
     Raises:
-        BundleError: a difference is too large, or not a number.
+        BundleError: a difference is above the tolerance, or not a number.
     """
     parity = measure_parity(bundle, engines)
     tolerance = bundle.manifest.golden.tolerance
@@ -143,7 +143,7 @@ def check_golden(bundle: Bundle, engines: Engines = ONNX_RUNTIME) -> Parity:
 
 
 def _difference(actual: FloatVector | np.float32, expected: FloatVector | np.float32) -> float:
-    """Return the largest difference, over the largest expected value where that is above 1; infinity if none exists."""
+    """Return the largest difference, relative to the largest expected value above 1; infinity if not finite."""
     if np.shape(actual) != np.shape(expected):
         return float("inf")
     wanted = np.asarray(expected, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Prediction on the device: texts in, labels with probabilities out; or prompts in, completions out."""
+"""Prediction on the device: from texts to labels with probabilities, or from prompts to completions."""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ def complete(
     max_new_tokens: int,
     engines: Engines = ONNX_RUNTIME,
 ) -> list[Continuation]:
-    """Continue prompts with the likeliest token each time, until the end-of-text token or ``max_new_tokens``.
+    """Continue prompts greedily, until the end-of-text token or ``max_new_tokens``.
 
-    Every token runs the whole prompt again: meant for a few tokens, to look at what was learned.
+    Every new token runs the whole prompt again, so this is meant for a few tokens, to see what was learned.
 
     Raises:
         BundleError: the bundle cannot be run.
@@ -109,9 +109,9 @@ def complete(
 
 @dataclass(frozen=True)
 class CompletionScores:
-    """For each row: sum of the losses of its completion's tokens (nats), how many there are, how many are predicted.
+    """For each row: sum of its completion tokens' losses (nats), number of these tokens, and how many are right.
 
-    All of shape (rows,), float64. A token is predicted where it is the likeliest one, given all tokens before it.
+    All of shape (rows,), float64. A token is right where it is the likeliest one after all the tokens before it.
     """
 
     loss_sums: FloatArray
@@ -120,7 +120,7 @@ class CompletionScores:
 
 
 def score_completions(predictor: Predictor, theta: FloatVector, rows: EncodedCompletions) -> CompletionScores:
-    """Score every row's completion, in the order given; rows of like length share a batch."""
+    """Score every row's completion, in the order given; rows of similar length share a batch."""
     order = sorted(range(len(rows)), key=lambda index: len(rows.tokens[index]))
     sums = np.empty((3, len(rows)), dtype=np.float64)
     for start in range(0, len(order), _BATCH_SIZE):
@@ -135,7 +135,7 @@ def score_completions(predictor: Predictor, theta: FloatVector, rows: EncodedCom
 def all_logits(
     predictor: Predictor, theta: FloatVector, tokens: Sequence[Sequence[int]], pad_token_id: int, n_labels: int
 ) -> Logits:
-    """Return the logits of every row, in the order given; rows of like length share a batch, so little is padded.
+    """Return the logits of every row, in the order given; rows of similar length share a batch, to save padding.
 
     Returns:
         float32, (rows, n_labels).

@@ -1,7 +1,7 @@
 """An engine whose gradient is known: loss(θ) = ½ (θ − θ*)ᵀ H (θ − θ*).
 
-It ships so that tests and simulations run the real step, protocol and server without a model. Rows of a batch do not
-matter; central differences are exact on a quadratic, so the estimator's mean is the gradient itself.
+With it, tests and simulations run the real step, protocol and server without a model. It ignores the rows of a batch.
+Central differences are exact on a quadratic, so the estimator's mean is the gradient itself.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class QuadraticEngine:
     Args:
         hessian: symmetric, float64, (n, n). Entries between the blocks couple them.
         optimum: float64, (n,).
-        front_size: how many of the parameters are the front's.
+        front_size: number of parameters of the front block.
     """
 
     def __init__(self, hessian: FloatMatrix, optimum: FloatMatrix, front_size: int) -> None:
@@ -59,7 +59,7 @@ class QuadraticEngine:
         return [slice(0, self._back_workspace.size)]
 
     def front(self, batch: Batch) -> FloatVector:  # noqa: ARG002 the bowl has no data
-        """Return the front's parameters: they are what crosses the cut."""
+        """Return the front's parameters, which are what crosses the cut."""
         return self._front_workspace.copy()
 
     def back(self, boundary: FloatVector, batch: Batch) -> float:  # noqa: ARG002 the bowl has no data
@@ -85,7 +85,7 @@ class LayeredQuadraticEngine(QuadraticEngine):
         optimum: see QuadraticEngine.
         front_size: see QuadraticEngine.
         slices: which parameters belong to which layer.
-        levels: the numbers of active layers that it takes, ascending.
+        levels: the numbers of active layers that it accepts, ascending.
     """
 
     def __init__(

@@ -1,8 +1,7 @@
 """Which parts of a block's parameters a run reads: of an embedding only the rows of the batch's tokens.
 
-A step perturbs out of place, so what a run does not read need not be written: in full mode that spares most of an
-embedding in every perturbation. Which tensors are read by rows is a fact of the graph, found at export
-(manifest.GraphInput).
+A step perturbs out of place and need not write what the run does not read: in full mode this skips most of an
+embedding in every perturbation. The exporter finds which tensors a graph reads by rows (manifest.GraphInput).
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ if TYPE_CHECKING:
 
 
 def rows_read(inputs: Sequence[GraphInput]) -> dict[str, Rows]:
-    """Return, for each trainable tensor that a graph reads by rows, which ones: see manifest.GraphInput."""
+    """Return the rows that a graph reads of each trainable tensor which it reads by rows: see manifest.GraphInput."""
     return {i.source: i.rows for i in inputs if i.role == "trainable" and i.rows is not None}
 
 
 def read_slices(parameters: Sequence[Parameter], rows: Mapping[str, Rows], batch: Batch) -> list[slice]:
-    """Return the slices of a block that a run on this batch reads: ascending, apart, none empty.
+    """Return the slices of a block that a run on this batch reads: ascending, disjoint, none empty.
 
     Args:
         parameters: the block's tensors; the first one's offset is where the block begins.
-        rows: what rows_read gave for the block's graph.
-        batch: what the run will be given.
+        rows: the result of rows_read for the block's graph.
+        batch: the run's batch.
     """
     if not parameters:
         return []

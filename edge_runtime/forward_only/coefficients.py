@@ -1,7 +1,8 @@
-"""From a step's scalars to what is added to the parameters: coefficients, and the terms of a round.
+"""Turns a step's scalars into coefficients, the factors of the directions that are added to the parameters.
 
 A coefficient is computed in float64 with plain additions in a fixed order, then rounded to float32; an update is one
-float32 multiply and one add a parameter (perturbation.py). So the same scalars give the same bits on every machine.
+float32 multiply and one add per parameter (perturbation/perturb.py). So the same scalars give the same bits on every
+machine.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _MEAN_SQUARE_DECAY = 0.9
 
 @dataclass(frozen=True)
 class Coefficients:
-    """What one step adds: ``front[i] · z_i`` and ``back[k] · z_k``, in the order of StepSeeds."""
+    """One step's update: the sum of ``front[i] · z_i`` and ``back[k] · z_k``, in the order of StepSeeds."""
 
     front: tuple[float, ...]
     back: tuple[float, ...]
@@ -57,8 +58,8 @@ def step_coefficients(
         mean_square: running mean square of the scalars so far; None before the first step.
 
     Returns:
-        The coefficients (the learning rate, the sign of descent and the normalisation are in them), and the new
-        running mean square (None when the rule does not keep one).
+        The coefficients, which include the learning rate, the sign of descent and the normalisation; and the new
+        running mean square, None when the rule does not keep one.
     """
     front, back = _nested_estimate(scalars, rule) if rule.variant == "nested" else _clean_estimate(scalars, rule)
     size, mean_square = _size_of(scalars, rule, mean_square)
@@ -67,7 +68,7 @@ def step_coefficients(
 
 
 def _plain_sum(values: Iterable[float]) -> float:
-    """Add up in order, rounding each time: the built-in sum has compensated for rounding since Python 3.12."""
+    """Add up in order, rounding after each addition; since Python 3.12 the built-in sum compensates for rounding."""
     total = 0.0
     for value in values:
         total += value
@@ -75,12 +76,12 @@ def _plain_sum(values: Iterable[float]) -> float:
 
 
 def _size_of(scalars: Sequence[float], rule: StepRule, mean_square: float | None) -> tuple[float, float | None]:
-    """Return what the scalars are divided by, and the new running mean square."""
+    """Return the divisor of the scalars, and the new running mean square."""
     if rule.normalize == "none":
         return 1.0, None
     if rule.normalize == "std":
         mean = _plain_sum(scalars) / len(scalars)
-        # Not ** 2: that is the C library's pow, which rounds as it likes.
+        # Not ** 2: the C library's pow may round differently.
         squares = _plain_sum((g - mean) * (g - mean) for g in scalars)
         return math.sqrt(squares / (len(scalars) - 1)), None
     now = _plain_sum(g * g for g in scalars) / len(scalars)
@@ -130,7 +131,7 @@ def apply_step(theta: FloatVector, front_size: int, seeds: StepSeeds, coefficien
         theta: float32, (parameters,), changed.
         front_size: length of the front block, the first elements of theta.
         seeds: the step's directions.
-        coefficients: what step_coefficients gave for its scalars.
+        coefficients: the result of step_coefficients for its scalars.
     """
     terms = Terms()
     terms.add(seeds, coefficients)

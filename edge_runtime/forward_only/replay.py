@@ -1,7 +1,7 @@
-"""From seeds and scalars to a new adapter: the same code, in the same order, on the server and on every device.
+"""Computes a new adapter from seeds and scalars: the same code, in the same order, on the server and on every device.
 
-A replay is bit-exact (update.py says why), and the adapter's hash proves it. It works on parts of any size, so that a
-model's weights can be rebuilt from one mapped file into another (adapter_file.py).
+A replay is bit-exact (coefficients.py says why), and the adapter's hash proves it. It works on parts of any size, so
+that a model's weights can be rebuilt from one mapped file into another (replay_file.py).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 
 def round_terms(log: RoundLog) -> Terms:
-    """Return what a round adds: each direction once, in the order device → step → index of its first use.
+    """Return a round's update: each direction once, in the order device → step → index of its first use.
 
     A direction's coefficient is the sum, in that order and in float64, of weight × coefficient over all its uses,
     rounded to float32 when it is added.
 
     Raises:
-        ProtocolError: scalars or terms that do not fit the rule.
+        ProtocolError: scalars or terms do not fit the rule.
     """
     if log.terms is not None:
         return _unpack_terms(log, log.terms)
@@ -57,7 +57,7 @@ def round_terms(log: RoundLog) -> Terms:
 
 
 def compact(log: RoundLog) -> RoundLog:
-    """Return the shortest log with the same result: the merged terms, where directions recur; else the same log."""
+    """Return the shortest log with the same result: with merged terms if directions recur, else the same log."""
     if log.terms is not None or not log.rule.merges_devices:
         return log
     terms = round_terms(log)
@@ -113,7 +113,7 @@ def _unpack_terms(log: RoundLog, packed: PackedTerms) -> Terms:
 
 
 def replay(theta: FloatVector, log: RoundLog, previous: FloatVector | None = None) -> FloatVector:
-    """Return the adapter after the round, as a new vector; the log's hashes are not looked at.
+    """Return the adapter after the round, as a new vector; the log's hashes are not checked.
 
     The result is the weighted mean of the devices' local models: theta, plus momentum × (theta − previous), plus the
     round's terms, in this order.
@@ -121,10 +121,10 @@ def replay(theta: FloatVector, log: RoundLog, previous: FloatVector | None = Non
     Args:
         theta: float32, (parameters,), the adapter before the round.
         log: the round.
-        previous: the adapter before ``theta``; needed where the log has momentum and is not a job's first.
+        previous: the adapter before ``theta``; needed if the log has momentum and is not a job's first.
 
     Raises:
-        ProtocolError: scalars that do not fit the rule.
+        ProtocolError: scalars do not fit the rule.
         TrainingError: ``previous`` is needed and missing.
     """
     result: FloatVector = np.empty_like(theta)
@@ -149,8 +149,8 @@ def replay_part(
         log: the round.
         terms: its terms.
         previous: the same part of the adapter before ``theta``; see replay.
-        start: where the part begins.
-        size: parameters in all.
+        start: index of the part's first parameter.
+        size: number of parameters of the whole adapter.
 
     Raises:
         TrainingError: ``previous`` is needed and missing.
@@ -159,7 +159,7 @@ def replay_part(
         np.copyto(out, theta)
     elif previous is None:
         raise TrainingError(
-            "the replay log has momentum, and the adapter before is not here", "fetch the adapter itself"
+            "the replay log has momentum, and the previous adapter is missing", "fetch the adapter itself"
         )
     else:
         np.subtract(theta, previous, out=out)

@@ -1,4 +1,4 @@
-"""Adapters as files: mapped, never read into memory, and rebuilt from one file into another part by part.
+"""Rebuilds an adapter from one file into another by replay, part by part; no whole adapter is read into memory.
 
 An adapter may be a few KB of LoRA or every weight of a model. Both are float32, little-endian, in layout order, named
 by the SHA-256 of their bytes.
@@ -32,23 +32,23 @@ def write_replayed(
     previous: FloatVector | None = None,
     before_path: Path | None = None,
 ) -> tuple[str, int]:
-    """Write the adapter after one or more rounds to a new file: one pass, whatever the number of rounds.
+    """Write the adapter after one or more rounds to a new file, in one pass over the parameters.
 
-    Nothing but a part of 4 MiB is in memory at a time.
+    Memory holds one part of 4 MiB at a time.
 
     Args:
-        path: written and synced; a caller renames it.
+        path: the new file, which is synced; the caller renames it.
         theta: the adapter before the first round, float32, (parameters,); may be mapped.
-        logs: the rounds, in order; their hashes are not looked at.
-        previous: the adapter before ``theta``, where the first round has momentum.
-        before_path: where the adapter before the last round goes; None: it is not kept.
+        logs: the rounds, in order; their hashes are not checked.
+        previous: the adapter before ``theta``, needed if the first round has momentum.
+        before_path: file for the adapter before the last round; None: it is not kept.
 
     Returns:
         The SHA-256 of what was written to ``path``, and the number of terms in all rounds.
 
     Raises:
         ProtocolError, TrainingError: a log does not fit, or the result is not finite; no file is left.
-        StorageError: disk full or not writable; no file is left.
+        StorageError: the disk is full or not writable; no file is left.
     """
     digest = hashlib.sha256()
     terms = [round_terms(log) for log in logs]
@@ -79,7 +79,7 @@ def write_replayed(
 
 @contextlib.contextmanager
 def _new_files(*paths: Path | None) -> Iterator[list[Any]]:
-    """Open files for writing; synced where all went well, removed where not."""
+    """Open files for writing; sync them if the body succeeds, remove them if it raises."""
     try:
         with contextlib.ExitStack() as stack:
             files = [None if path is None else stack.enter_context(path.open("wb")) for path in paths]
@@ -103,7 +103,7 @@ def follow_logs(
     previous: FloatVector | None = None,
     before_path: Path | None = None,
 ) -> None:
-    """Write the adapter after a chain of logs, and check every step that their hashes allow to check.
+    """Write the adapter after a chain of logs, and check every hash in the chain.
 
     Args:
         path: see write_replayed.

@@ -17,11 +17,11 @@ Devices"; its body was not available to us, the abstract and summary were):
     y = front(θf)
     for j in 1..P2:  h_j = (back(y, θb + eps z_j) − back(y, θb − eps z_j)) / (2 eps)
 
-``difference = "forward"`` replaces the loss at −eps by one clean loss a step (as FZOO and DeComFL do), and divides by
+``difference = "forward"`` replaces the loss at −eps by one clean loss per step (as FZOO and DeComFL do), and divides by
 eps.
 
 ``b_ij``, the mean of the other g_ij' of the same i, is ours, not the paper's (``leave_one_out``): the g_ij share the
-front's term, and taking it out is unbiased because b_ij does not depend on z_ij.
+front's term, and subtracting their mean is unbiased because b_ij does not depend on z_ij.
 
 A front block without trainable parameters is run once, unperturbed.
 """
@@ -81,8 +81,8 @@ def spzo_step(
         batch: the rows.
         rule: how to perturb.
         step_seeds: the directions.
-        pending: updates since ``theta`` that are not in it; the step measures at theta plus these, bit for bit as if
-            they had been added one after the other. So a model whose copy would not fit needs none.
+        pending: updates since ``theta`` that are not in it. The step measures at theta plus these, bit for bit as if
+            they had been added one after the other, so that a model of which memory holds only one copy can train.
 
     Raises:
         TrainingError: a loss is not finite, or theta's length does not fit the engine.
@@ -107,7 +107,7 @@ def spzo_step(
 
 
 class _Blocks:
-    """An engine with a clean theta: each run writes what it will read of the perturbed block to the workspace first."""
+    """An engine with a clean theta: before each run, the parts that the run reads are perturbed into the workspace."""
 
     def __init__(self, engine: Engine[BoundaryT], theta: FloatVector, pending: Terms, batch: Batch) -> None:
         self._engine = engine
@@ -158,7 +158,7 @@ def _clean(blocks: _Blocks, rule: StepRule, step_seeds: StepSeeds) -> list[tuple
     clean = blocks.front()
     clean_loss = blocks.back(clean) if one_sided else math.nan
     for front in step_seeds.front:
-        # A frozen front has no directions: its scalars are measured as 0, at no cost.
+        # A frozen front has no directions; its scalars are 0 and cost no run.
         if blocks.front_is_frozen:
             pairs.append((0.0, 0.0))
             continue

@@ -1,4 +1,4 @@
-"""How long the two blocks take: an engine around an engine."""
+"""Measures how long the two blocks take: an engine that wraps another one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ BoundaryT = TypeVar("BoundaryT")
 
 
 class TimedEngine(Generic[BoundaryT]):
-    """Passes every call on and adds up the time; perturbing is not in it.
+    """Forwards every call to an engine and sums up its time, without that of perturbing.
 
     Args:
-        engine: the engine that works.
+        engine: the engine that runs the blocks.
         clock: monotonic seconds.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Fetching by sha256 over HTTP: resumable, checked, and whole or not there at all."""
+"""Fetches blobs by sha256 over HTTP: resumable and checked; a file appears only when it is whole."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Fetcher:
         clock: monotonic seconds.
 
     Attributes:
-        fetched_bytes: bytes that came over the network so far.
+        fetched_bytes: bytes received over the network so far.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Fetcher:
 
     @property
     def bytes_per_s(self) -> float | None:
-        """How fast blobs came, connection included; None before enough came to tell."""
+        """Speed of the downloads, connecting included; None before enough bytes came to tell."""
         if self._measured_bytes < _BYTES_TO_MEASURE or self._seconds <= 0:
             return None
         return self._measured_bytes / self._seconds
@@ -82,11 +82,11 @@ class Fetcher:
         return b"".join(chunks)
 
     def file(self, sha256: str, size_bytes: int, path: Path) -> None:
-        """Fetch a blob to a file; an interrupted transfer goes on where it stopped, also after a restart.
+        """Fetch a blob to a file; an interrupted transfer continues where it stopped, also after a restart.
 
         Raises:
             NetworkError: it could not be fetched, or what came has another hash.
-            StorageError: disk full or not writable; what was fetched stays for the next try.
+            StorageError: the disk is full or not writable; fetched bytes stay for the next attempt.
         """
         partial = path.with_name(path.name + ".part")
 
@@ -141,7 +141,7 @@ class Fetcher:
 
 
 class BrokenTransferError(Exception):
-    """A transfer that may succeed when tried again."""
+    """A transfer failed, and another attempt may succeed."""
 
 
 def try_again(attempt: Callable[[], None], sleep: Callable[[float], None], what: str) -> None:

@@ -1,4 +1,4 @@
-"""Sending a blob to the server: resumable, the core of the tus protocol 1.0 (HEAD for the offset, PATCH from there)."""
+"""Uploads a blob to the server, resumably: the core of the tus protocol 1.0 (HEAD for the offset, PATCH from there)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _VERSION = {"Tus-Resumable": "1.0.0"}
 
 
 def upload(blob_url: str, sha256: str, path: Path, sleep: Callable[[float], None] = time.sleep) -> int:
-    """Send a file that the server expects; it goes on where an earlier try stopped, also one before a restart.
+    """Upload a file that the server expects; continues where an earlier attempt stopped, also after a restart.
 
     Args:
         blob_url: uploads are at ``<blob_url>/<sha256>/upload``.
-        sha256: of the whole file.
+        sha256: the hash of the whole file.
         path: the file.
         sleep: waits between attempts, in seconds; passed in for tests.
 

@@ -1,4 +1,4 @@
-"""Which code perturbs: the compiled kernel where there is one, NumPy elsewhere. Both give the same bits.
+"""Chooses the code that perturbs: the compiled kernel if there is one, else NumPy. Both give the same bits.
 
 The environment variable COVEY_KERNEL forces the choice (``native`` or ``numpy``); it is read at first use.
 """
@@ -21,12 +21,12 @@ VARIABLE = "COVEY_KERNEL"
 
 @dataclass(frozen=True)
 class Kernel:
-    """What was chosen.
+    """The chosen kernel.
 
     Attributes:
         name: ``native`` or ``numpy``.
         reason: why, as half a sentence.
-        perturb: arguments as kernel_numpy.perturb has them.
+        perturb: a function with the arguments of numpy_kernel.perturb.
     """
 
     name: Literal["native", "numpy"]
@@ -36,7 +36,7 @@ class Kernel:
 
 @functools.cache
 def kernel() -> Kernel:
-    """Return the chosen kernel; chosen once a process.
+    """Return the chosen kernel; it is chosen once per process.
 
     Raises:
         ConfigError: COVEY_KERNEL has another value, or asks for a compiled kernel that is not there.

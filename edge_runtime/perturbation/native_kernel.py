@@ -38,7 +38,7 @@ def load(path: Path = LIBRARY) -> Perturb:
     """Load the library and check it.
 
     Returns:
-        A function with the arguments of kernel_numpy.perturb; arrays must be contiguous and aligned float32 or uint64.
+        A function with the arguments of numpy_kernel.perturb; arrays must be contiguous and aligned float32 or uint64.
 
     Raises:
         KernelMissingError: there is none, it is of another version, or its bits are wrong.

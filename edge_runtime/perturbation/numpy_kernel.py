@@ -1,4 +1,4 @@
-"""Perturb and replay in NumPy: what runs where nothing was compiled, and what the compiled kernel is checked against.
+"""Perturbs and replays in NumPy: used where nothing was compiled, and the reference of the compiled kernel.
 
 A table holds the eight terms (±scale) of every byte; looking up the stream's bytes gives a piece's terms. All seeds are
 added to one piece before the next, so that piece, terms and table stay in the second-level cache.

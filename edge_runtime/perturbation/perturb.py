@@ -1,11 +1,11 @@
 """Perturbations: vectors of ±1 that have the same bits on every machine.
 
-One bit a parameter from Philox 4×64-10 (philox.py), keyed by (seed, block). Parameter i of a block takes bit i of the
+One bit per parameter from Philox 4×64-10 (philox.py), keyed by (seed, block). Parameter i of a block takes bit i of the
 stream: bit ``i % 64`` of word ``i // 64``, where words 4k…4k+3 are the output of counter k. A bit of 0 means +1, of 1
 means −1.
 
 The generator is counter-based, so any slice can be made alone. No transcendental function is involved and a product
-with ±1 is exact, so x86, ARM and GPU agree bit for bit; tests pin golden values. kernel.py says which code does it.
+with ±1 is exact, so x86, ARM and GPU agree bit for bit; tests pin golden values. kernel.py chooses the code.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def perturb_into(out: FloatVector, clean: FloatVector, seed: int, block: int, sc
 
     Raises:
         ValueError: shapes differ, an array is not float32, or they overlap without being the same.
-        ConfigError: COVEY_KERNEL cannot be followed; see kernel.py.
+        ConfigError: COVEY_KERNEL has a bad value or asks for a missing kernel; see kernel.py.
     """
     perturb_many_into(out, clean, (seed,), block, (scale,))
 
@@ -87,7 +87,7 @@ def perturb_many_into(
 ) -> None:
     """Write ``clean + scales[0] · z_0 + scales[1] · z_1 + …`` to ``out``, in one pass over memory.
 
-    The bits are those of one perturb_into a seed, in this order.
+    The bits are those of one perturb_into per seed, in this order.
 
     Args:
         out: float32, shape (n,), written; may be ``clean`` itself.
@@ -100,7 +100,7 @@ def perturb_many_into(
     Raises:
         ValueError: shapes or numbers differ or are out of range, an array is not float32, or they overlap without
             being the same.
-        ConfigError: COVEY_KERNEL cannot be followed; see kernel.py.
+        ConfigError: COVEY_KERNEL has a bad value or asks for a missing kernel; see kernel.py.
     """
     _check_arrays(out, clean)
     if len(seeds) != len(scales):

@@ -1,4 +1,4 @@
-"""How fast this machine perturbs, replays, multiplies and copies, and its link: what a profile and plans need."""
+"""Measures how fast this machine perturbs, replays, multiplies and copies, and its link, for profiles and plans."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _REPEATS = 15
 
 
 def replay_parameters_per_s(clock: Clock) -> float:
-    """Return how many parameters × directions this machine replays a second; takes some ms."""
+    """Return the parameters × directions that this machine replays per second; takes a few ms."""
     vector: FloatVector = np.zeros(_PARAMETERS, dtype=np.float32)
     seeds, scales = list(range(_DIRECTIONS)), [0.5] * _DIRECTIONS
     perturb_many_into(vector, vector, seeds, FRONT, scales)
@@ -46,7 +46,7 @@ def replay_parameters_per_s(clock: Clock) -> float:
 
 
 def perturb_parameters_per_s(clock: Clock) -> float:
-    """Return how many parameters this machine perturbs a second, one direction at a time; takes some ms."""
+    """Return the parameters that this machine perturbs per second, one direction at a time; takes a few ms."""
     clean: FloatVector = np.zeros(_PARAMETERS, dtype=np.float32)
     out = np.empty_like(clean)
     perturb_into(out, clean, 0, FRONT, 0.5)
@@ -57,14 +57,14 @@ def perturb_parameters_per_s(clock: Clock) -> float:
 
 
 def matmul_flop_per_s(clock: Clock) -> float:
-    """Return the operations of a float32 matrix product a second, with all cores that NumPy takes; some 100 ms."""
+    """Return the floating-point operations per second of a float32 matrix product on NumPy's cores; about 100 ms."""
     left = np.ones((_MATRIX, _MATRIX), dtype=np.float32)
     out = np.empty_like(left)
     return 2 * _MATRIX**3 / _median_s(lambda: np.matmul(left, left, out=out), clock)
 
 
 def copy_bytes_per_s(clock: Clock) -> float:
-    """Return the bytes read and written a second while memory is copied, with one core; some 100 ms."""
+    """Return the bytes read and written per second while one core copies memory; about 100 ms."""
     source = np.ones(_COPY_BYTES, dtype=np.uint8)
     out = np.empty_like(source)
     return 2 * _COPY_BYTES / _median_s(lambda: np.copyto(out, source), clock)
@@ -98,8 +98,8 @@ def link_up_bytes_per_s(
     """Return how fast messages go to the broker and come back: a lower bound of the way up.
 
     Args:
-        transport: a connection of its own, which asks for nothing else.
-        topic: one that nobody else uses.
+        transport: a connection without other subscriptions.
+        topic: a topic that nobody else uses.
         clock: monotonic seconds.
         timeout_s: how long the pieces may take.
 
@@ -107,7 +107,7 @@ def link_up_bytes_per_s(
         NetworkError: they did not come back in time.
     """
     transport.subscribe(topic)
-    transport.publish(topic, b"")  # once it is back, the subscription stands
+    transport.publish(topic, b"")  # once it is back, the subscription is active
     _await(transport, 1, clock, timeout_s)
     started = clock()
     for _ in range(_PIECES):

@@ -1,4 +1,4 @@
-"""Deltas: how far the shared layers of one device moved in a round, as a safetensors file.
+"""Deltas: the movement of one device's shared layers in a round, as a safetensors file.
 
 It holds the tensors of the layers that are sent and those outside the layers, with the layout's names and shapes.
 """
@@ -31,14 +31,14 @@ def sent_parameters(parameters: Sequence[Parameter], layers: Collection[int], n_
 
 
 def most_bytes(parameters: Sequence[Parameter]) -> int:
-    """Return more bytes than a delta of this layout can have."""
+    """Return an upper bound of the bytes of a delta of this layout."""
     return 4 * total_size(parameters) + _HEADER_BYTES_A_TENSOR * (len(parameters) + 1)
 
 
 def encode_delta(
     movement: FloatVector, parameters: Sequence[Parameter], layers: Collection[int], n_layers: int
 ) -> bytes:
-    """Return the file of a movement: float32, (parameters,); entries of other layers are left out."""
+    """Return the file of a movement, float32 (parameters,), without the entries of other layers."""
     tensors = views(movement, parameters)
     return encode_tensors({p.name: tensors[p.name] for p in sent_parameters(parameters, layers, n_layers)}, {})
 
@@ -85,18 +85,18 @@ def check_norms(
     learning_rate: float,
     weight_decay: float,
 ) -> None:
-    """Check that AdamW could have moved so far in so many steps; a factor 2 is left for rounding.
+    """Check that AdamW can move this far in ``steps`` steps, with a factor of 2 to spare for rounding.
 
     Args:
         movement: float32, (parameters,).
         theta: the adapter before the round, float32, (parameters,).
         parameters: the layout.
         steps: local steps.
-        learning_rate: of the plan.
-        weight_decay: of the plan.
+        learning_rate: the plan's.
+        weight_decay: the plan's.
 
     Raises:
-        ProtocolError: names the first tensor whose norm is absurd.
+        ProtocolError: names the first tensor whose norm is too large.
     """
     for p in parameters:
         moved = float(np.linalg.norm(movement[p.offset : p.stop].astype(np.float64)))

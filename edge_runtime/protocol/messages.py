@@ -1,8 +1,8 @@
-"""Every message between the server and a device, and every topic. MessagePack on the wire, MQTT 3.1.1 features only.
+"""Every message between the server and a device. MessagePack on the wire, MQTT 3.1.1 features only.
 
-Each message carries the protocol's version ``v`` and its tag ``type``. Payloads stay under 128 KB; big things (bundles,
-adapters, long logs) go over HTTP by sha256. Golden encodings of these structs are kept in the tests: a change that
-alters them needs a new version.
+Each message carries the protocol's version ``v`` and its tag ``type``. Payloads stay under 128 KB; large data (bundles,
+adapters, long logs) goes over HTTP by sha256. The tests hold golden encodings of these structs: a change that alters
+them needs a new version.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Capability(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a device can train.
 
     Attributes:
-        kind: ``forward-only``, or ``backprop`` where its owner lets it (it can do both then).
-        levels: levels of its bundle that it can hold with one row at a time; None: it has no bundle yet.
-        bytes_free: memory that can be had; None: not known.
+        kind: ``forward-only``, or ``backprop`` if its owner allows it (the device can then do both).
+        levels: levels of its bundle that fit into its memory with one row at a time; None: it has no bundle yet.
+        bytes_free: memory that its process can still get; None: not known.
     """
 
     kind: Literal["forward-only", "backprop"]
@@ -67,7 +67,7 @@ class Birth(_Message, frozen=True, tag="birth", kw_only=True):
 class DeviceState(_Message, frozen=True, tag="state", kw_only=True):
     """What a device is doing; retained. ``lost`` is the last will, sent by the broker.
 
-    ``ineligible``: why it takes no work now, by its owner's rules; None: it does.
+    ``ineligible``: why its owner's rules keep it from training now; None: they do not.
     """
 
     state: Literal["online", "busy", "offline", "lost"]
@@ -90,13 +90,13 @@ class BlobRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AdapterRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An adapter, and a shorter way to it.
+    """An adapter, and the replay logs that lead to it.
 
     Attributes:
         file: the adapter file itself.
-        log: a chain of replay logs that leads to it from ``log_base_sha256``; None where the file is cheaper.
-        log_base_sha256: the adapter that the device is thought to have; None when there is no log.
-        log_previous_sha256: the adapter before that one, where the log's momentum needs it too.
+        log: a chain of replay logs that leads to it from ``log_base_sha256``; None if the file is cheaper.
+        log_base_sha256: the adapter from which the log starts, which the device should have; None without a log.
+        log_previous_sha256: the adapter before that one, if the log's momentum needs it too.
     """
 
     file: BlobRef
@@ -110,19 +110,19 @@ class TrainPlan(_Message, frozen=True, tag="train", kw_only=True):
 
     Attributes:
         job: name of the job.
-        job_seed: from which all seeds follow.
+        job_seed: the seed from which all others are derived.
         round: index of the round, from 0.
-        attempt: counts how often the round was begun, from 0.
+        attempt: index of the attempt at the round, from 0.
         bundle_sha256: the bundle to train.
         adapter: the adapter to start from.
         rule: the step's rule.
         split: index of the back block's first layer.
         steps: local steps.
-        batch_size: rows a step.
+        batch_size: rows per step.
         mean_square: mean square of the last round's scalars; None in the first.
         privacy: how scalars are clipped and noised; None: they are not.
-        deadline_s: seconds from receipt; a later report is not used.
-        blob_url: where blobs are; without a host (``http://:8080/blobs``) it is on the broker's host.
+        deadline_s: seconds from receipt after which a report is not used.
+        blob_url: base address of blobs; without a host (``http://:8080/blobs``) it is on the broker's host.
     """
 
     job: Name
@@ -142,7 +142,7 @@ class TrainPlan(_Message, frozen=True, tag="train", kw_only=True):
 
 
 class BackpropPlan(_Message, frozen=True, tag="backprop", kw_only=True):
-    """Train one round with backpropagation and layer dropout; see TrainPlan for the fields that are not told here.
+    """Train one round with backpropagation and layer dropout; see TrainPlan for the other fields.
 
     Attributes:
         stld: how layers are drawn, and the local steps.
@@ -197,16 +197,16 @@ class RoundReport(_Message, frozen=True, tag="report", kw_only=True):
 
     Attributes:
         adapter_sha256: hash of the adapter that the round started from, computed by the device.
-        scalars: float32, little-endian, steps × scalars a step.
+        scalars: float32, little-endian, steps × scalars per step.
         examples: rows of private data on the device.
         loss: mean of all losses seen; it belongs to perturbed models on training rows; None in a private round.
-        seconds: time of the local steps.
+        seconds: duration of the local steps.
         front_passes: runs of the front block.
         back_passes: runs of the back block.
         front_seconds: time of these runs alone.
         back_seconds: time of these runs alone.
-        link_bytes_per_s: how fast blobs came last, where enough came to tell; None: not known.
-        replay_parameters_per_s: parameters × directions that the device replays a second; None: not known.
+        link_bytes_per_s: speed of the last download that was large enough to tell; None: not known.
+        replay_parameters_per_s: parameters × directions that the device replays per second; None: not known.
         blob_bytes: bytes fetched over HTTP for this round's adapter.
     """
 
@@ -229,7 +229,7 @@ class RoundReport(_Message, frozen=True, tag="report", kw_only=True):
 
 
 class DeltaReport(_Message, frozen=True, tag="delta", kw_only=True):
-    """The result of a round on a backprop device; see RoundReport for the fields that are not told here.
+    """The result of a round on a backprop device; see RoundReport for the other fields.
 
     The delta itself is uploaded once the server has answered ``upload``; then the same report is sent again.
 
@@ -272,7 +272,7 @@ class Synced(_Message, frozen=True, tag="synced", kw_only=True):
 
 
 class ReportAck(_Message, frozen=True, tag="ack", kw_only=True):
-    """What became of a report. Anything but ``taken`` changed nothing on the server.
+    """The server's answer to a report. Only ``taken`` changed anything on the server.
 
     ``upload``: send the delta of this report, and then the report again.
     """

@@ -27,10 +27,10 @@ class Privacy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def check_privacy(offered: Privacy | None, least_noise_multiplier: float | None) -> None:
-    """Check that a plan protects the device as its owner asks.
+    """Check that a plan's noise is at least what the device's owner asks for.
 
     Raises:
-        ConfigError: it does not; the device then does not train.
+        ConfigError: it is less; the device then refuses the plan.
     """
     if least_noise_multiplier is None:
         return

@@ -22,39 +22,40 @@ _LOG = logging.getLogger(__name__)
 
 
 def obtain_adapter(store: Store, fetcher: Fetcher, bundle: Bundle, reference: AdapterRef) -> FloatVector:
-    """Return the adapter of a plan, mapped, by the shortest way that ends on its hash, and keep it on disk.
+    """Return the adapter of a plan, mapped float32 (parameters,), and keep it on disk.
 
-    It may be on disk already or be the bundle's own; else the replay logs are followed; else the file is fetched.
+    Takes the first that ends on the adapter's hash: a file on disk or the bundle's own adapter; the replay of logs; the
+    file from the server.
 
     Raises:
-        NetworkError, BundleError, StorageError: it could not be had.
+        NetworkError, BundleError, StorageError: the adapter could not be obtained.
     """
     wanted, size = reference.file.sha256, total_size(bundle.manifest.parameters)
-    if (theta := _at_hand(store, bundle, wanted)) is not None:
+    if (theta := _on_device(store, bundle, wanted)) is not None:
         return theta
     if reference.log is not None and reference.log_base_sha256 is not None:
-        base = _at_hand(store, bundle, reference.log_base_sha256)
+        base = _on_device(store, bundle, reference.log_base_sha256)
         needed = reference.log_previous_sha256
-        previous = None if needed is None else _at_hand(store, bundle, needed)
+        previous = None if needed is None else _on_device(store, bundle, needed)
         if base is not None and (needed is None or previous is not None):
             _follow(store, fetcher, base, previous, reference)
-    if (theta := _at_hand(store, bundle, wanted)) is None:
+    if (theta := _on_device(store, bundle, wanted)) is None:
         fetcher.file(wanted, 4 * size, store.adapter_file(wanted))
         theta = map_adapter(store.adapter_file(wanted), size)
-        check_finite(theta)  # the fetcher has looked at the hash
+        check_finite(theta)  # the fetcher has checked the hash
         store.forget_old_adapters()
     return theta
 
 
-def _at_hand(store: Store, bundle: Bundle, sha256: str) -> FloatVector | None:
-    """Return an adapter that needs no network; a damaged file counts as absent."""
+def _on_device(store: Store, bundle: Bundle, sha256: str) -> FloatVector | None:
+    """Return an adapter that is on the device, else None; a damaged file counts as absent."""
     path = store.adapter_file(sha256)
     if path.exists():
         try:
             theta = map_adapter(path, total_size(bundle.manifest.parameters))
             check_adapter(theta, sha256)
         except BundleError as error:
-            _LOG.warning("adapter %s on disk is of no use: %s", sha256[:12], error.what)
+            _LOG.warning("adapter %s on disk is unusable: %s", sha256[:12], error.what)
             path.unlink()
         else:
             return theta
@@ -64,7 +65,7 @@ def _at_hand(store: Store, bundle: Bundle, sha256: str) -> FloatVector | None:
 def _follow(
     store: Store, fetcher: Fetcher, base: FloatVector, previous: FloatVector | None, reference: AdapterRef
 ) -> None:
-    """Replay a chain of logs into the store; where they do not lead to the adapter, the file heals it."""
+    """Replay a chain of logs into the store. If that fails, the caller fetches the file."""
     assert reference.log is not None  # noqa: S101
     assert reference.log_base_sha256 is not None  # noqa: S101
     try:

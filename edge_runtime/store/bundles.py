@@ -36,7 +36,7 @@ def install_bundle(store: Store, fetcher: Fetcher, sha256: str, engines: Engines
         engines: run the golden vectors.
 
     Raises:
-        NetworkError, BundleError, StorageError: it could not be had; what was there before stays.
+        NetworkError, BundleError, StorageError: the bundle could not be obtained; what was on disk before stays.
     """
     path = store.bundles / sha256
     if path.is_dir():
@@ -44,7 +44,7 @@ def install_bundle(store: Store, fetcher: Fetcher, sha256: str, engines: Engines
             bundle = open_bundle(path)
             verify_files(bundle)
         except BundleError as error:
-            _LOG.warning("the bundle on disk is damaged (%s); fetching what is wrong again", error.what)
+            _LOG.warning("the bundle on disk is damaged (%s); fetching the damaged files again", error.what)
             _set_aside(path)
         else:
             return bundle
@@ -57,7 +57,7 @@ def install_bundle(store: Store, fetcher: Fetcher, sha256: str, engines: Engines
 
 
 def _set_aside(path: Path) -> None:
-    """Make a damaged bundle one that is being fetched: its good files need not travel again, extra ones go."""
+    """Turn a damaged bundle into a partly fetched one: keep its good files, remove unlisted ones."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -77,13 +77,13 @@ def fetch_bundle(fetcher: Fetcher, sha256: str, bundles: Path, check: Callable[[
     """Fetch a bundle, check it, and make it appear by a rename.
 
     Args:
-        fetcher: where from.
+        fetcher: fetches from the server.
         sha256: the bundle's name.
-        bundles: folder of the bundles; files that are there from an interrupted try are kept.
+        bundles: folder of the bundles; files of an interrupted attempt are kept there.
         check: runs the golden vectors; the bundle appears only if it returns.
 
     Raises:
-        NetworkError, BundleError, StorageError: nothing appears, what was fetched stays for the next try.
+        NetworkError, BundleError, StorageError: no bundle appears; fetched files stay for the next attempt.
     """
     target, partial = bundles / sha256, bundles / f"{sha256}.partial"
     data = fetcher.data(sha256, _MAX_MANIFEST_BYTES)

@@ -1,4 +1,4 @@
-"""Personal layers on disk: a safetensors file that says which bundle and job they belong to."""
+"""Personal layers on disk: a safetensors file that names the bundle and job it belongs to."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _LOG = logging.getLogger(__name__)
 
 
 def no_personal(bundle: Bundle) -> Personal:
-    """Return what a device has at the beginning of a job."""
+    """Return the personal layers at the beginning of a job: none."""
     return Personal({}, LayerStatistics.of(bundle.manifest.model.layers))
 
 
 def save_personal(store: Store, bundle: Bundle, job: str, personal: Personal) -> str:
-    """Write personal layers; they count once the journal has their hash, which is returned.
+    """Write personal layers; return the file's hash. They count once the journal has it.
 
     Raises:
-        StorageError: disk full or not writable.
+        StorageError: the disk is full or not writable.
     """
     slices = layer_slices(bundle.manifest).layers
     tensors = {
@@ -52,7 +52,7 @@ def save_personal(store: Store, bundle: Bundle, job: str, personal: Personal) ->
 
 
 def load_personal(store: Store, sha256: str | None, bundle: Bundle, job: str) -> Personal:
-    """Return the personal layers of a job; none where there is no file, or where it is another job's.
+    """Return the personal layers of a job; none if there is no file, or if it is another job's.
 
     Raises:
         BundleError: the file is missing, damaged, or of another bundle.
@@ -89,7 +89,7 @@ def load_personal(store: Store, sha256: str | None, bundle: Bundle, job: str) ->
 
 
 def personal_or_none(store: Store, sha256: str | None, bundle: Bundle, job: str) -> Personal:
-    """Return the personal layers of a job, or none, with a line in the log, where they are of no use."""
+    """Return the personal layers of a job; none, with a line in the log, if they are unusable."""
     try:
         return load_personal(store, sha256, bundle, job)
     except BundleError as error:

@@ -1,4 +1,4 @@
-"""The device's state directory: bundles, adapters and the journal. What is there is whole: files appear by rename.
+"""The device's state directory: bundles, adapters and the journal. Every file in it is whole: files appear by rename.
 
 ::
 
@@ -31,7 +31,7 @@ class Store:
     """A state directory.
 
     Raises:
-        StorageError: it cannot be made, or its journal is damaged.
+        StorageError: it cannot be created.
     """
 
     def __init__(self, root: Path) -> None:
@@ -82,11 +82,11 @@ class Store:
         write_atomically(self._journal_file, msgspec.json.encode(journal))
 
     def adapter_file(self, sha256: str) -> Path:
-        """Return where an adapter is, or would be."""
+        """Return the path of an adapter, which may not exist."""
         return self._adapters / f"{sha256}.bin"
 
     def keep_adapter(self, path: Path, sha256: str) -> None:
-        """Make a whole, synced file in the state directory the adapter of this hash, and forget old ones.
+        """Rename a whole, synced file to the adapter of this hash, and remove old adapters.
 
         Raises:
             StorageError: it cannot be renamed.
@@ -100,21 +100,21 @@ class Store:
         self.forget_old_adapters()
 
     def forget_old_adapters(self) -> None:
-        """Forget all but the newest adapters."""
+        """Remove all but the newest adapters."""
         kept = sorted(self._adapters.glob("*.bin"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
         for path in kept[_KEPT_ADAPTERS:]:
             path.unlink()
 
     def personal_file(self, sha256: str) -> Path:
-        """Return where personal layers are, or would be."""
+        """Return the path of personal layers, which may not exist."""
         return self._personal / f"{sha256}.safetensors"
 
     def delta_file(self, sha256: str) -> Path:
-        """Return where a delta is, or would be."""
+        """Return the path of a delta, which may not exist."""
         return self._deltas / f"{sha256}.safetensors"
 
     def keep_only(self, personal: Collection[str | None], delta_sha256: str | None) -> None:
-        """Forget all personal layers and deltas but these: after the journal names them."""
+        """Remove all personal layers and deltas but these; call it after the journal names them."""
         kept = {self.personal_file(sha256) for sha256 in personal if sha256 is not None}
         kept.add(self.delta_file(delta_sha256 or ""))
         for path in (*self._personal.iterdir(), *self._deltas.iterdir()):

@@ -1,4 +1,4 @@
-"""Simulated devices: real messages, real steps, the time of their profiles."""
+"""Simulated devices: real messages and real training steps, with durations from their profiles."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ if TYPE_CHECKING:
     from server.storage.blobs import BlobStore
 
 FLEET = "simulated"
-_ANY_RULE = StepRule()  # of work that has none
+_ANY_RULE = StepRule()  # backprop rounds have no step rule
 _AWAY_S = 300.0
-_LINK_S = 0.5  # a plan, an adapter, a report: what a round costs beside its steps
+_LINK_S = 0.5  # duration of a plan, an adapter and a report: a round's cost beside its steps
 
 
 @dataclass
@@ -66,13 +66,13 @@ class SimulatedDevice:
     Attributes:
         name: its name.
         index: its number.
-        profile: what it announces.
-        speed: its steps take so many times what its profile says, always.
-        slowdown: and now so many times that: heat.
+        profile: the profile that it announces.
+        speed: constant factor on the durations of its profile.
+        slowdown: further factor on them at the moment, such as from heat.
         here: whether it is on.
-        starts: how often it started.
-        report: what it sent last.
-        delta: what the server may ask for after it.
+        starts: number of its starts.
+        report: its last report.
+        delta: the delta of that report, which the server may ask for.
     """
 
     name: str
@@ -95,14 +95,14 @@ class SimulatedFleet:
     """All devices of a simulation.
 
     Args:
-        world: the clock.
+        world: the virtual clock, which delivers events.
         task: what they learn.
         devices: the devices.
-        served: adapters and logs.
-        uploaded: where deltas go.
+        served: the server's blobs: adapters and logs.
+        uploaded: receives the devices' deltas.
         drop_out: probability that a device vanishes in a round.
-        jitter: standard deviation of the logarithm of a round's time.
-        rng: where chance comes from.
+        jitter: standard deviation of the logarithm of a round's duration.
+        rng: source of drop-outs, jitter and noise.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class SimulatedFleet:
             self._join(device)
 
     def follow(self, trace: Sequence[TraceEvent]) -> None:
-        """Let what a trace says happen."""
+        """Schedule the events of a trace."""
         for event in trace:
             for name in fnmatch.filter(self.devices, event.device):
                 self._world.at(event.at_s, self._happening(self.devices[name], event))
@@ -147,7 +147,7 @@ class SimulatedFleet:
 
         return happen
 
-    # -- what devices say ---------------------------------------------------------------------------------------
+    # -- messages from devices ---------------------------------------------------------------------------------------
 
     def _say(self, device: SimulatedDevice, kind: Kind, message: AnyMessage, after_s: float) -> None:
         payload = Message(topic_for(FLEET, device.name, kind), encode_message(message))
@@ -184,10 +184,10 @@ class SimulatedFleet:
         boot_id = f"{device.name}-{device.starts}"
         self._say(device, "state", DeviceState(state="lost", boot_id=boot_id), 0.0)
 
-    # -- what devices are told ----------------------------------------------------------------------------------
+    # -- messages to devices ----------------------------------------------------------------------------------
 
     def deliver(self, topic: str, payload: bytes) -> None:
-        """Take what the server published."""
+        """Handle a message that the server has published."""
         device = self.devices[device_of(topic)]
         if not device.here:
             return
@@ -246,7 +246,7 @@ class SimulatedFleet:
         return priced.profile_s * device.speed * device.slowdown
 
     def _theta(self, adapter: AdapterRef) -> FloatVector:
-        """Return an adapter, by replay where the server sent a log; each is made and proved once for all devices."""
+        """Return an adapter, by replay if the server sent a log. Each is made, and its hash checked, once for all devices."""
         wanted = adapter.file.sha256
         if wanted not in self._adapters:
             base = None if adapter.log_base_sha256 is None else self._adapters.get(adapter.log_base_sha256)

@@ -180,7 +180,7 @@ def test_a_wrong_base_a_gap_a_wrong_result_and_a_missing_adapter_are_named(tmp_p
     lie = msgspec.structs.replace(logs[2], result_sha256="2" * 64)
     with pytest.raises(TrainingError, match="ended on"):
         follow_logs(path, THETA, adapter_sha256(THETA), [*logs[:2], lie])
-    with pytest.raises(TrainingError, match="the adapter before is not here"):
+    with pytest.raises(TrainingError, match="the previous adapter is missing"):
         replay(THETA, chain_of(2, 0.5)[0][1])
     with pytest.raises(TrainingError, match="not finite"):
         write_replayed(path, np.full(N, np.inf, np.float32), [make_log(StepRule())])
