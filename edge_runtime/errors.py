@@ -38,6 +38,11 @@ class CoveyError(Exception):
     def __str__(self) -> str:
         return f"{self.what}\n  what to do: {self.hint}" if self.hint else self.what
 
+    @property
+    def public(self) -> str:
+        """The text that a device may send to the server; it never quotes private rows."""
+        return str(self)
+
 
 class ConfigError(CoveyError):
     """A configuration file, a flag or the environment is wrong."""
@@ -47,10 +52,25 @@ class ConfigError(CoveyError):
 
 
 class DataError(CoveyError):
-    """The user's own rows are wrong; the message names the file and the line."""
+    """The user's own rows are wrong; the message names the file and the line.
+
+    Args:
+        what: see CoveyError. It may quote the rows, so it stays on the device.
+        hint: see CoveyError.
+        facts: counts and line numbers only: all that may leave the device.
+    """
 
     exit_code = 4
     subject = "data"
+
+    def __init__(self, what: str, hint: str = "", facts: str = "its rows are unusable") -> None:
+        super().__init__(what, hint)
+        self.facts = facts
+
+    @property
+    def public(self) -> str:
+        """The counts and line numbers, without a word of the rows."""
+        return f"{self.facts}\n  what to do: run covey-edge data check on the device"
 
 
 class BundleError(CoveyError):

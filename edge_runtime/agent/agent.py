@@ -160,6 +160,11 @@ class Agent:
         except CoveyError as error:
             _LOG.error("round %d of job %s failed: %s", plan.round, plan.job, error)
             self._refuse(plan.job, *round_and_attempt(plan), error)
+        except Exception as error:  # noqa: BLE001 any fault within a plan is a refusal of that plan, never the device's end
+            # The error's text may quote private rows: only its kind leaves the device.
+            _LOG.exception("round %d of job %s failed by a fault of Covey; please report it", plan.round, plan.job)
+            fault = CoveyError(f"a fault of Covey ({type(error).__name__})", "look into the device's log and report it")
+            self._refuse(plan.job, *round_and_attempt(plan), fault)
         finally:
             self._machine.gate.look()
             self._announcer.state("online")
@@ -206,7 +211,7 @@ class Agent:
             attempt=attempt,
             device=self._config.name,
             code=error.exit_code,
-            message=str(error)[:2000],
+            message=error.public[:2000],
         )
         self._report(refused)
 

@@ -88,10 +88,12 @@ def _read(path: Path, row_of: Callable[[dict[str, Any]], RowT | str], wanted: st
     """Read all rows; ``row_of`` returns a record's row, or what is wrong with it."""
     rows: list[RowT] = []
     problems: list[str] = []
+    wrong: list[int] = []
     for line, record in _records(path):
         row = record if isinstance(record, str) else row_of(record)
         if isinstance(row, str):
             problems.append(f"line {line}: {row}")
+            wrong.append(line)
         else:
             rows.append(row)
     if problems:
@@ -101,9 +103,11 @@ def _read(path: Path, row_of: Callable[[dict[str, Any]], RowT | str], wanted: st
             + "\n  ".join(problems[:_SHOWN_PROBLEMS])
             + more,
             f"correct these lines; each row needs {wanted}",
+            facts=f"{len(problems)} of {len(problems) + len(rows)} rows are wrong, the first in "
+            f"{'lines' if len(wrong) > 1 else 'line'} {', '.join(map(str, wrong[:_SHOWN_PROBLEMS]))}",
         )
     if not rows:
-        raise DataError(f"{path} has no rows", f"write one row per line, with {wanted}")
+        raise DataError(f"{path} has no rows", f"write one row per line, with {wanted}", facts="it has no rows")
     return rows
 
 

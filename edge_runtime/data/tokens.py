@@ -121,6 +121,7 @@ class CompletionEncoder:
                 raise DataError(
                     f"row {number}: {row.completion!r} has no token that could be predicted",
                     "give a prompt, or a longer completion",
+                    facts=f"row {number} has no token that could be predicted",
                 )
             encoded.append(result)
         return encoded

@@ -5,12 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from bench import Bench
+from bench import Bench, bench_of
 from layered import with_levels
-
-from server.storage.blobs import BlobStore
-from server.web.http_app import make_app, serve_http
-from server.web.uploads import Uploads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,9 +22,8 @@ def leveled(tiny_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bu
 
 @pytest.fixture
 def bench(tmp_path: Path, leveled: Bundle) -> Iterator[Bench]:
-    blobs, uploads = BlobStore(tmp_path / "blobs"), Uploads(BlobStore(tmp_path / "deltas"))
-    with serve_http(make_app(blobs, uploads), "127.0.0.1", 0) as port:
-        yield Bench(tmp_path, leveled, f"http://127.0.0.1:{port}/blobs", blobs, uploads)
+    with bench_of(tmp_path, leveled) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 import pytest
-from bench import JOB, RULE, Bench, ScriptedDevice, coordinator, drain, good_report, run_with, sync, talk
+from bench import JOB, RULE, Bench, ScriptedDevice, bench_of, coordinator, drain, good_report, run_with, sync, talk
 
 from edge_runtime.agent.agent import Finished
 from edge_runtime.agent.announcer import lost_will
@@ -35,10 +35,7 @@ from server.errors import JobError
 from server.rounds.aggregate import aggregate
 from server.storage import queries
 from server.storage.adapters import RoundBase
-from server.storage.blobs import BlobStore
 from server.storage.records import RoundPlan, TakenReport
-from server.web.http_app import make_app, serve_http
-from server.web.uploads import Uploads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,9 +46,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def bench(tmp_path: Path, tiny_bundle: Bundle) -> Iterator[Bench]:
-    blobs, uploads = BlobStore(tmp_path / "blobs"), Uploads(BlobStore(tmp_path / "deltas"))
-    with serve_http(make_app(blobs, uploads), "127.0.0.1", 0) as port:
-        yield Bench(tmp_path, tiny_bundle, f"http://127.0.0.1:{port}/blobs", blobs, uploads)
+    with bench_of(tmp_path, tiny_bundle) as made:
+        yield made
 
 
 def test_a_device_follows_the_log_to_the_servers_bits(bench: Bench) -> None:

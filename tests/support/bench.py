@@ -55,6 +55,7 @@ from server.storage.adapters import RoundBase
 from server.storage.blobs import BlobStore
 from server.storage.ledger import LEDGER_FILE, Ledger
 from server.storage.records import RoundPlan, TakenReport
+from server.web.http_app import make_app, serve_http
 from server.web.uploads import Uploads
 
 FORWARD_ONLY = Capability(kind="forward-only", levels=[], bytes_free=None)
@@ -124,6 +125,14 @@ class Bench:
         initial = adapter_sha256(self.bundle.initial_adapter())
         parameters = self.bundle.manifest.parameters
         return aggregate(parameters, JOB, 0, RoundPlan(2, JOB.step), RoundBase(initial, None, None), reports).log
+
+
+@contextlib.contextmanager
+def bench_of(root: Path, bundle: Bundle) -> Iterator[Bench]:
+    """Yield a bench for a bundle, its blobs served over HTTP."""
+    blobs, uploads = BlobStore(root / "blobs"), Uploads(BlobStore(root / "deltas"))
+    with serve_http(make_app(blobs, uploads), "127.0.0.1", 0) as port:
+        yield Bench(root, bundle, f"http://127.0.0.1:{port}/blobs", blobs, uploads)
 
 
 def talk(bench: Bench, plans: list[Plan]) -> tuple[list[Any], Finished | None]:
