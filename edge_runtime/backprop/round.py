@@ -102,7 +102,7 @@ def train_backprop(
         clock: monotonic seconds.
 
     Returns:
-        The result, or None where the round was abandoned.
+        The result; None: the round was abandoned.
 
     Raises:
         BundleError: the bundle has no graph of this level.
@@ -110,9 +110,9 @@ def train_backprop(
     """
     started, stld, layers = clock(), settings.stld, slices.layers
     start = overlay(theta, personal.layers, layers)
-    local, gradient = start.copy(), np.zeros_like(start)
+    local, gradient, losses, layers_run = start.copy(), np.zeros_like(start), [], 0
     optimizer = AdamW(start.size, AdamWOptions(stld.learning_rate, stld.weight_decay))
-    statistics, losses, layers_run = personal.statistics.copy(), [], 0
+    statistics = personal.statistics.copy()
     for step in range(stld.steps):
         active = _draw(settings, step, len(layers))
         batches = _micro_batches(rows, settings, step, settings.rows_at_once[len(active.layers)])
@@ -122,20 +122,17 @@ def train_backprop(
         _check_finite(losses[-1], gradient, parts)
         for layer in trained:
             statistics.add_batch(layer, _norm(gradient, [layers[layer]]))
-        if stld.clip_norm is not None:
-            _clip(gradient, parts, stld.clip_norm)
+        _clip(gradient, parts, stld.clip_norm)
         optimizer.step(local, gradient, parts)
         layers_run += len(active.layers)
         if not on_step(step, losses[-1]):
             return None
     movement: FloatVector = local - start
-    moved = [layer for layer, count in enumerate(statistics.batches) if count > personal.statistics.batches[layer]]
-    for layer in moved:
-        statistics.add_round(layer, _norm(movement, [layers[layer]]))
+    moved = _add_movement(statistics, personal.statistics, movement, layers)
     kept = _kept_layers(settings, statistics)
     return BackpropResult(
         movement=movement,
-        # A layer that was personal began elsewhere than the shared one: it is sent after it was shared for a round.
+        # A personal layer did not start from the shared one: it is sent after it has been shared for a round.
         sent=[layer for layer in moved if layer not in kept and layer not in personal.layers],
         personal=Personal({layer: local[layers[layer]].copy() for layer in kept}, statistics),
         loss=math.fsum(losses) / len(losses),
@@ -194,6 +191,16 @@ def mean_gradient(
     return loss
 
 
+def _add_movement(
+    statistics: LayerStatistics, before: LayerStatistics, movement: FloatVector, layers: Sequence[slice]
+) -> list[int]:
+    """Add a round's movement of each layer that was active in it to the statistics; return these layers, ascending."""
+    moved = [layer for layer, count in enumerate(statistics.batches) if count > before.batches[layer]]
+    for layer in moved:
+        statistics.add_round(layer, _norm(movement, [layers[layer]]))
+    return moved
+
+
 def _kept_layers(settings: BackpropSettings, statistics: LayerStatistics) -> Collection[int]:
     """Return the layers that become personal: the most important ones of this device."""
     seed = seeds.importance_seed(settings.job_seed, settings.device)
@@ -204,7 +211,10 @@ def _norm(vector: FloatVector, parts: Sequence[slice]) -> float:
     return math.sqrt(math.fsum(float(np.square(vector[part], dtype=np.float64).sum()) for part in parts))
 
 
-def _clip(gradient: FloatVector, parts: Sequence[slice], longest: float) -> None:
+def _clip(gradient: FloatVector, parts: Sequence[slice], longest: float | None) -> None:
+    """Scale the gradient's parts down to the norm ``longest``; None: leave it as it is."""
+    if longest is None:
+        return
     norm = _norm(gradient, parts)
     if norm > longest:
         for part in parts:

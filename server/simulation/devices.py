@@ -246,7 +246,7 @@ class SimulatedFleet:
         return priced.profile_s * device.speed * device.slowdown
 
     def _theta(self, adapter: AdapterRef) -> FloatVector:
-        """Return an adapter, by replay if the server sent a log. Each is made, and its hash checked, once for all devices."""
+        """Return an adapter, by replay if the server sent a log; each is made and checked once for all devices."""
         wanted = adapter.file.sha256
         if wanted not in self._adapters:
             base = None if adapter.log_base_sha256 is None else self._adapters.get(adapter.log_base_sha256)
