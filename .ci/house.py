@@ -1,4 +1,4 @@
-"""Checks the house: sizes, circles of imports, floors, what each room says of itself, and docs/files.md.
+"""Checks the house: sizes, circles of imports, floors, what each room says of itself, and the pages of the docs.
 
     python .ci/house.py            check; every fault is one line, and the exit code is 1
     python .ci/house.py --write    write docs/files.md first
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 sys.path.insert(0, str(Path(__file__).parent))
 from files_page import FILES_PAGE, files_page, missing_places
+from pages import faults_of_pages
 
 SIDES = ("edge_runtime", "server", "export")
 PACKAGES = (*SIDES, "benchmarks")
@@ -78,6 +79,7 @@ def check(root: Path) -> Iterator[str]:
             yield f"{side}: {floors} floors, at most {MOST_FLOORS}"
         yield from room_docstrings(root, side, graph)
     yield from missing_places(root)
+    yield from faults_of_pages(root)
     page = root / FILES_PAGE
     if not page.exists() or page.read_text() != files_page(root):
         yield f"{FILES_PAGE} is stale: run python .ci/house.py --write"

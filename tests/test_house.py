@@ -161,9 +161,15 @@ def test_floors_are_counted(tmp_path: Path) -> None:
 
 def test_an_empty_tree_a_stale_page_and_a_place_that_is_gone_are_named(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "page.md").write_text("See `server/gone.py`.")
+    page = (
+        "# A `heading` of mine\n\nSee `server/gone.py`, [a](#a-heading-of-mine), [b](#b), [c](page.md#c), [d](gone.md)."
+    )
+    (tmp_path / "docs" / "page.md").write_text(page)
     found = list(house.check(tmp_path))
     assert "edge_runtime: no Python file was found, so nothing of it was checked" in found
     assert any(fault.startswith("docs/files.md is stale") for fault in found)
     assert "docs/page.md names server/gone.py, which does not exist" in found
+    assert [f"docs/page.md links to {link}, which leads nowhere" for link in ("#b", "gone.md", "page.md#c")] == [
+        fault for fault in found if "leads nowhere" in fault
+    ]
     assert any(fault.endswith("goes to device_profiles/, which does not exist") for fault in found)
