@@ -174,7 +174,10 @@ def floor_of(room: str, rooms: Mapping[str, set[str]], above: tuple[str, ...] = 
 
 def room_docstrings(root: Path, side: str, graph: Mapping[str, set[str]]) -> Iterator[str]:
     """Yield rooms whose ``__init__`` says wrongly or not at all what they import, or holds more than a docstring."""
-    for path in sorted((root / side).glob("*/__init__.py")):
+    rooms = sorted((root / side).glob("*/__init__.py"))
+    if not rooms:
+        yield f"{side}: no room was found, so no docstring was checked"
+    for path in rooms:
         name = path.relative_to(root).as_posix()
         tree, room = ast.parse(path.read_text()), f"{side}.{path.parent.name}"
         if len(tree.body) != 1:

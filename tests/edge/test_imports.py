@@ -28,6 +28,11 @@ def run_python(code: str, executable: str = sys.executable) -> str:
     return result.stdout.strip()
 
 
+def test_every_room_of_the_device_is_looked_at() -> None:
+    rooms = {path.parent.name for path in (ROOT / "edge_runtime").glob("*/__init__.py")}
+    assert {"agent", "engines", "protocol"} <= rooms <= {module.split(".")[1] for module in MODULES}
+
+
 def test_no_module_of_the_device_imports_anything_heavy() -> None:
     code = f"import sys, {', '.join(MODULES)}; print([n for n in {HEAVY!r} if n in sys.modules])"
     assert run_python(code) == "[]"
