@@ -42,6 +42,6 @@ class DeltaUploads:
             raise NetworkError("no plan has told the server's address since the device started", "send the plan again")
         if self._uploads[sha256] > _MOST_UPLOADS:
             raise NetworkError(
-                f"the server has asked for the same delta more than {_MOST_UPLOADS} times", "look at the server's log"
+                f"the server has asked for the same delta more than {_MOST_UPLOADS} times", "read the server's log"
             )
         upload(blob_url, sha256, self._store.delta_file(sha256))

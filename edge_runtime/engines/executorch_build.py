@@ -33,7 +33,7 @@ _INSTALL = f"pip install --no-deps executorch=={VERSION}"
 
 
 def find_sdk() -> Path:
-    """Return the installed executorch package's folder, without importing it: that would look for torch.
+    """Return the folder of the installed executorch package; it is not imported, because it would import torch.
 
     Raises:
         ConfigError: it is not installed, of another version, or without its C++ libraries.
@@ -65,7 +65,7 @@ def library() -> Path:
 
 
 def cached() -> Path:
-    """Return where the library is, or will be, in the cache: another for each source, version and place of the wheel.
+    """Return the library's path in the cache; each source, version and location of the wheel has its own.
 
     Raises:
         ConfigError: see find_sdk.
@@ -78,7 +78,7 @@ def cached() -> Path:
 
 
 def compile_library(sdk: Path, out: Path, compiler: str | None = None, search_path: str | None = None) -> None:
-    """Compile the library; it appears by a rename.
+    """Compile the library and put it into place by a rename.
 
     Args:
         sdk: the executorch package's folder.
@@ -138,7 +138,7 @@ def compile_library(sdk: Path, out: Path, compiler: str | None = None, search_pa
 
 
 def standalone(folder: Path, sdk: Path, compiler: str | None = None) -> int:
-    """Make a folder with all that a device needs to run ``.pte`` files.
+    """Make a folder with everything that a device needs to run ``.pte`` files.
 
     Returns:
         Its size in bytes.

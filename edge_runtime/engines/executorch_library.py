@@ -37,10 +37,10 @@ _Log = ctypes.CFUNCTYPE(None, ctypes.c_char, ctypes.c_char_p, ctypes.c_char_p)
 
 
 class ExecutorchError(Exception):
-    """ExecuTorch refused.
+    """ExecuTorch reported an error.
 
     Attributes:
-        code: ExecuTorch's, or 1000: it wanted to end the process.
+        code: ExecuTorch's code, or 1000 where ExecuTorch tried to end the process.
         name: the code's name, as ``InvalidProgram``.
         reason: what ExecuTorch logged.
     """
@@ -65,10 +65,10 @@ _on_log = _Log(_log_line)
 
 @functools.cache
 def load() -> Any:  # noqa: ANN401 a ctypes library
-    """Load the library, compiling it if need be.
+    """Load the library; compile it first if necessary.
 
     Raises:
-        ConfigError: it cannot be had; the hint says what to install.
+        ConfigError: the library is not available; the hint says what to install.
     """
     with _loading:
         path = library()
@@ -115,9 +115,9 @@ def _check(code: int) -> None:
 
 
 def set_threads(threads: int) -> int:
-    """Set the threads of one operator, for the whole process; 0: one for each fast core. Return how many there are.
+    """Set the threads of one operator, for the whole process; 0: one for each fast core. Return the number.
 
-    While graphs are open the number cannot change: then a warning is logged, and they go on with what they have.
+    The number cannot change while graphs are open: a warning is logged, and they keep their threads.
     """
     try:
         _check(load().covey_executorch_set_threads(threads))
@@ -127,7 +127,7 @@ def set_threads(threads: int) -> int:
 
 
 def has_backend(name: str) -> bool:
-    """Return whether a delegate, as ``XnnpackBackend``, is there."""
+    """Return whether a delegate such as ``XnnpackBackend`` is available."""
     return bool(load().covey_executorch_has_backend(name.encode()))
 
 
@@ -135,7 +135,7 @@ class GraphFile:
     """An open ``.pte``, mapped; inputs and outputs by their position. For one thread at a time.
 
     Args:
-        path: the file; the caller has checked its hash, on ``data``: ExecuTorch trusts what it is given.
+        path: the file. The caller has checked the hash of ``data``, because ExecuTorch trusts its input.
         data: the file's mapping; None: map it.
 
     Raises:
@@ -174,7 +174,7 @@ class GraphFile:
         return _DTYPES.get(dtype), sizes
 
     def bind(self, index: int, array: Tensor) -> None:
-        """Read an input from an array from now on: contiguous, of the input's element type; it is kept, not copied.
+        """Bind an input to a contiguous array of the input's element type; the array is kept, not copied.
 
         Raises:
             ExecutorchError: its sizes are not allowed.
@@ -188,7 +188,7 @@ class GraphFile:
         self._bound[index] = array
 
     def run(self) -> list[Tensor]:
-        """Run the graph; return its outputs, copied: ExecuTorch's own memory is used again by the next run.
+        """Run the graph; return its outputs, as copies, because the next run reuses ExecuTorch's memory.
 
         Raises:
             ExecutorchError: it failed, or an input is not bound.
@@ -216,4 +216,6 @@ def map_file(path: Path) -> mmap.mmap:
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
-        raise BundleError(f"cannot read {path}: {error}", "fetch or export the bundle again") from error
+        raise BundleError(
+            f"cannot read {path}: {error}", "fetch the bundle again, or re-export it with covey export"
+        ) from error

@@ -73,7 +73,9 @@ class Fetcher:
                     received += len(chunk)
                     self.fetched_bytes += len(chunk)
                     if received > max_bytes:
-                        raise NetworkError(f"blob {sha256[:12]} is larger than {max_bytes} bytes", "look at the server")
+                        raise NetworkError(
+                            f"blob {sha256[:12]} is larger than {max_bytes} bytes", "read the server's log"
+                        )
                     chunks.append(chunk)
             if hashlib.sha256(b"".join(chunks)).hexdigest() != sha256:
                 raise BrokenTransferError(f"blob {sha256[:12]} arrived with another hash")
@@ -123,7 +125,7 @@ class Fetcher:
         except urllib.error.HTTPError as error:
             if error.code < http.client.INTERNAL_SERVER_ERROR:
                 raise NetworkError(
-                    f"the server answered {error.code} for blob {sha256[:12]}", "look at the server's log"
+                    f"the server answered {error.code} for blob {sha256[:12]}", "read the server's log"
                 ) from error
             raise BrokenTransferError(f"the server answered {error.code}") from error
         except (OSError, http.client.HTTPException) as error:

@@ -23,7 +23,7 @@ class Hub:
     """A broker in the process.
 
     Attributes:
-        published: messages that were published so far.
+        published: number of messages published so far.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Hub:
         return member
 
     def publish(self, topic: str, payload: bytes, *, retain: bool) -> None:
-        """Pass a message on to all who asked for it."""
+        """Deliver a message to every member that has subscribed to its topic."""
         with self._lock:
             self.published += 1
             if retain:
@@ -52,7 +52,7 @@ class Hub:
                 member.deliver(Message(topic, payload))
 
     def send_retained(self, member: InProcessTransport, topic_filter: str) -> None:
-        """Give a new subscriber what is retained."""
+        """Deliver the retained messages to a new subscriber."""
         with self._lock:
             retained = [Message(t, p) for t, p in self._retained.items() if matches(topic_filter, t)]
         for message in retained:
@@ -84,7 +84,7 @@ class InProcessTransport:
         return any(matches(topic_filter, topic) for topic_filter in self._filters)
 
     def deliver(self, event: Event) -> None:
-        """Put an event into the inbox."""
+        """Put an event into this member's queue."""
         self._inbox.put(event)
 
     def subscribe(self, topic_filter: str) -> None:

@@ -30,7 +30,7 @@ class MqttTransport:
         identity: client id of the session, the same after every restart, so that QoS 1 messages wait for it.
         will: published by the broker when this member vanishes.
         tls: files for TLS.
-        connect_timeout_s: how long the first connection may take; after it, reconnects go on for ever.
+        connect_timeout_s: seconds that the first connection may take; later reconnects are tried without limit.
 
     Raises:
         NetworkError: no connection in time, or the broker refused it.
@@ -123,7 +123,7 @@ class MqttTransport:
             return None
 
     def deliver(self, topic: str, payload: bytes) -> bool:
-        """Publish, retained, and wait a moment; return whether the broker has acknowledged it."""
+        """Publish a retained message and wait briefly; return whether the broker has acknowledged it."""
         info = self._client.publish(topic, payload, qos=_QOS, retain=True)
         try:
             info.wait_for_publish(_GOODBYE_S)
@@ -133,7 +133,7 @@ class MqttTransport:
             return False
 
     def close(self, last: tuple[str, bytes] | None = None) -> None:
-        """Send what is waiting (and ``last``, retained), then leave without a will."""
+        """Send what waits (and ``last``, retained), then leave; the broker does not publish the will."""
         if last is not None and not self.deliver(*last):  # not connected: the will speaks for us
             _LOG.info("could not say goodbye")
         self._client.disconnect()

@@ -1,7 +1,7 @@
 """How messages travel: the seam between Covey and a broker.
 
-MqttTransport (transport_mqtt) is the real one; Hub and InProcessTransport here are a broker in the process: retained
-messages, wills and wildcards, for tests and simulations of large fleets.
+network/mqtt.py connects to a real broker. network/in_process.py is a broker within the process, with retained messages,
+wills and wildcards, for tests and simulations of large fleets.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class Message:
 
 @dataclass(frozen=True)
 class Connected:
-    """The connection stands, for the first time or again: announce yourself."""
+    """The connection was made, for the first time or again: the member announces itself now."""
 
 
 @dataclass(frozen=True)
 class Will:
-    """What the broker publishes, retained, when this member vanishes without a goodbye."""
+    """The message that the broker publishes, retained, when this member vanishes without a goodbye."""
 
     topic: str
     payload: bytes
@@ -42,13 +42,13 @@ class Transport(Protocol):
         """Host name of the broker."""
 
     def subscribe(self, topic_filter: str) -> None:
-        """Ask for messages; holds across reconnects."""
+        """Subscribe to a topic filter; the subscription survives reconnects."""
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
-        """Send a message; kept and sent later where the connection is down."""
+        """Send a message; while the connection is down it is kept, and sent later."""
 
     def receive(self, timeout_s: float | None) -> Event | None:
-        """Return the next event, in order of arrival, or None after ``timeout_s`` (None: wait for ever)."""
+        """Return the next event in order of arrival; None: none came within ``timeout_s`` (None: wait without limit)."""
 
     def close(self) -> None:
-        """Send what is waiting and leave without a will."""
+        """Send what waits, and leave; the broker does not publish the will."""

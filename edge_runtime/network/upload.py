@@ -72,7 +72,9 @@ def _request(url: str, method: str, data: bytes | None = None, offset: int = 0) 
             http.client.CONFLICT,
             http.client.LOCKED,
         ):
-            raise NetworkError(f"the server refused the upload: {error.code} {reason}", "look at the server") from error
+            raise NetworkError(
+                f"the server refused the upload: {error.code} {reason}", "read the server's log"
+            ) from error
         raise BrokenTransferError(f"the server answered {error.code} {reason}") from error
     except (OSError, http.client.HTTPException) as error:
         raise BrokenTransferError(str(error)) from error

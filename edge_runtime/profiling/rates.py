@@ -121,7 +121,10 @@ def _await(transport: Transport, messages: int, clock: Clock, timeout_s: float) 
     while messages:
         event = transport.receive(max(0.0, ends_at - clock()) or _LEAST_S)
         if event is None and clock() >= ends_at:
-            raise NetworkError(f"messages to the broker did not come back in {timeout_s:g} s", "look at the link")
+            raise NetworkError(
+                f"messages to the broker did not come back in {timeout_s:g} s",
+                "check the link to the broker with covey-edge doctor",
+            )
         messages -= event is not None and not isinstance(event, Connected)
 
 

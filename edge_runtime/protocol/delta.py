@@ -56,7 +56,7 @@ def read_delta(path: Path, parameters: Sequence[Parameter], layers: Collection[i
     try:
         tensors = map_tensors(path)
     except BundleError as error:
-        raise ProtocolError(f"the delta cannot be read: {error.what}", "look at the device") from error
+        raise ProtocolError(f"the delta cannot be read: {error.what}", "run covey-edge doctor on the device") from error
     if tensors.keys() != {p.name for p in wanted}:
         odd = sorted(tensors.keys() ^ {p.name for p in wanted})
         raise ProtocolError(
@@ -72,7 +72,9 @@ def read_delta(path: Path, parameters: Sequence[Parameter], layers: Collection[i
                 "train the bundle of the plan",
             )
         if not np.isfinite(tensor).all():
-            raise ProtocolError(f"the delta's {p.name} has values that are not finite", "look at the device")
+            raise ProtocolError(
+                f"the delta's {p.name} has values that are not finite", "run covey-edge doctor on the device"
+            )
         movement[p.offset : p.stop] = tensor.reshape(-1)
     return movement
 
@@ -106,5 +108,5 @@ def check_norms(
             raise ProtocolError(
                 f"the delta's {p.name} has norm {moved:.3g}; {steps} steps at {learning_rate:g} cannot give "
                 f"more than {bound:.3g}",
-                "look at the device",
+                "run covey-edge doctor on the device",
             )

@@ -15,23 +15,24 @@ Criterion = Literal["gradient", "fisher", "update", "random", "depth"]
 
 
 class Stld(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a backprop device does in a round.
+    """The settings of a round on a backprop device.
 
     Attributes:
         shape: drop probabilities over depth; see inclusion_probabilities.
-        draw: ``exact``: every mini-batch runs as many layers as the level says; ``bernoulli``: every layer is drawn by
-            itself, as in the paper, so the number varies among the levels that the device can hold.
+        draw: ``exact``: every mini-batch runs exactly ``level`` layers; ``bernoulli``: each layer is drawn independently,
+            as in the paper, so that the number varies among the levels that the device can hold.
         steps: local steps.
-        batch_size: rows a step.
-        micro_batch_size: rows that are run at once; the gradients of a step's micro-batches are added up. None: as many
-            as the device's free memory holds.
+        batch_size: rows per step.
+        micro_batch_size: rows that run at once; the gradients of a step's micro-batches are summed. None: as many as
+            fit the device's free memory.
         learning_rate: of AdamW.
         weight_decay: of AdamW.
-        clip_norm: longest gradient of a step, over what is trained in it; None: it is not clipped.
+        clip_norm: largest norm of a step's gradient, over the parameters that the step trains; None: no clipping.
         personal_share: share of the layers that stay personal, the most important ones; 0: all are shared.
-        importance: what makes a layer important: see ptls.py.
-        rescale: what an active layer adds to its input is divided by its probability to be active; needs a bundle
-            exported with ``--rescale``. Not in a message unless a job says it, so that it needs no protocol version.
+        importance: what makes a layer important: see backprop/importance.py.
+        rescale: whether to divide what an active layer adds to its input by the probability that the layer is active;
+            needs a bundle exported with ``--rescale``. A message carries the field only where a job sets it, so
+            the field needed no new protocol version.
     """
 
     shape: Shape = "uniform"
@@ -48,10 +49,10 @@ class Stld(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def most_rows(self) -> int:
-        """Rows of the largest micro-batch, where memory is not short."""
+        """Number of rows of the largest micro-batch, where memory suffices."""
         return min(self.micro_batch_size or self.batch_size, self.batch_size)
 
     @property
     def fewest_rows(self) -> int:
-        """Rows of the smallest micro-batch that a device may run to make a level fit."""
+        """Number of rows of the smallest micro-batch that a device may run to make a level fit."""
         return min(self.micro_batch_size or 1, self.batch_size)

@@ -1,4 +1,4 @@
-"""Profiles for people: a heading that says how it is known, and a table that says it again in each row."""
+"""Shows a profile to people: a heading and a table, both of which say whether it was measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def profile_text(profile: Profile) -> str:
-    """Return a profile as a table, a line a graph and shape; each says whether it was measured."""
+    """Return a profile as a table with one line per graph and shape; each line says whether it was measured."""
     rows = [row for graph in profile.graphs for row in _graph_rows(graph, profile.source)]
     columns = (
         "graph",
@@ -32,7 +32,7 @@ def profile_text(profile: Profile) -> str:
 
 
 def heading(profile: Profile) -> str:
-    """Return what a profile is of, and how it is known."""
+    """Return which device and bundle a profile describes, and whether it was measured or modelled."""
     facts, measured, modelled = profile.facts, profile.measured, profile.modelled
     lines = [
         f"{facts.board}: {profile.source.upper()}"
@@ -52,7 +52,7 @@ def heading(profile: Profile) -> str:
             f"  heat    {value_text(before.temperature_c)} → {value_text(after.temperature_c)} °C, throttled "
             f"{value_text(before.throttled)} → {value_text(after.throttled)}"
         )
-        lines.append(f"  load    {value_text(before.load)} → {value_text(after.load)} runnable processes a core")
+        lines.append(f"  load    {value_text(before.load)} → {value_text(after.load)} runnable processes per core")
     rates = msgspec.structs.asdict(profile.rates)
     lines.append("  rates   " + ", ".join(f"{name} {value_text(value)}" for name, value in rates.items()))
     if profile.slowdown > 1:
@@ -79,5 +79,5 @@ def _graph_rows(graph: GraphProfile, source: str) -> list[list[object]]:
 
 
 def value_text(value: float | None) -> str:
-    """Return a figure with three digits; ``-``: not known."""
+    """Return a figure with three digits, or ``-`` where it is unknown."""
     return "-" if value is None else str(value).lower() if isinstance(value, bool) else f"{value:.3g}"

@@ -116,7 +116,8 @@ def unpack_scalars(data: bytes, steps: int, per_step: int) -> list[list[float]]:
     values = np.frombuffer(data, dtype="<f4").astype(np.float64)
     if not np.isfinite(values).all() or np.abs(values).max(initial=0.0) > SCALAR_BOUND:
         raise ProtocolError(
-            f"a scalar is not finite or above {SCALAR_BOUND:g}", "lower learning_rate in the job; look at the device"
+            f"a scalar is not finite or above {SCALAR_BOUND:g}",
+            "lower learning_rate in the job, and run covey-edge doctor on the device",
         )
     rows: list[list[float]] = values.reshape(steps, per_step).tolist()
     return rows

@@ -21,16 +21,18 @@ class StepRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a step perturbs, and how its scalars become an update.
 
     Attributes:
-        variant: ``nested`` or ``clean``; see spzo.py.
-        difference: ``central`` (two losses a scalar) or ``forward`` (one loss a scalar, and one clean loss a step).
+        variant: ``nested`` or ``clean``; see forward_only/step.py.
+        difference: ``central`` (two losses per scalar) or ``forward`` (one loss per scalar, and one clean loss
+            per step).
         front_perturbations: P1.
-        back_perturbations: P2; for each front direction in ``nested``, in all in ``clean``.
+        back_perturbations: P2: per front direction in ``nested``, in total in ``clean``.
         eps: scale of a perturbation.
-        learning_rate: scale of an update; with a normalisation, of an update whose scalars have size 1.
-        leave_one_out: take the mean of the other scalars out of each back scalar; needs P2 of 2 or more.
+        learning_rate: scale of an update; with a normalisation, the scale of an update whose scalars have size 1.
+        leave_one_out: subtract the mean of the other scalars from each back scalar; needs P2 of 2 or more.
         normalize: ``rms`` divides by a running root mean square of the scalars, ``std`` by the standard deviation of
             the step's own scalars (needs 2 or more), ``none`` does not.
-        shared_directions: every device of a round uses the same directions, so the log does not grow with the cohort.
+        shared_directions: whether every device of a round uses the same directions, so that the log does not grow with
+            the cohort.
         seed_pool: directions come from a pool of this many seeds; None: every direction is new.
     """
 
@@ -47,12 +49,12 @@ class StepRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def back_directions(self) -> int:
-        """Back directions of a step."""
+        """Number of back directions of a step."""
         return self.back_perturbations * (self.front_perturbations if self.variant == "nested" else 1)
 
     @property
     def scalars_per_step(self) -> int:
-        """How many scalars one step reports."""
+        """Number of scalars that one step reports."""
         return self.back_directions + (self.front_perturbations if self.variant == "clean" else 0)
 
     @property
@@ -62,17 +64,17 @@ class StepRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def rule_with(rule: StepRule, back_perturbations: int | None) -> StepRule:
-    """Return the rule with another P2; None: as it is."""
+    """Return the rule with another P2; None: return it unchanged."""
     if back_perturbations is None or back_perturbations == rule.back_perturbations:
         return rule
     return msgspec.structs.replace(rule, back_perturbations=back_perturbations)
 
 
 def check_rule(rule: StepRule) -> None:
-    """Check what the types cannot say.
+    """Check what the types cannot express.
 
     Raises:
-        ConfigError: leave-one-out or ``std`` where there is nothing to compare with.
+        ConfigError: leave-one-out or ``std`` with fewer scalars than it needs to compare.
     """
     if rule.leave_one_out and (rule.variant == "clean" or rule.back_perturbations < 2):
         raise ConfigError(

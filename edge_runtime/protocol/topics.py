@@ -1,4 +1,4 @@
-"""MQTT topics: one for each fleet, device and kind of message."""
+"""MQTT topics: one per fleet, device and kind of message."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def topic_for(fleet: str, device: str, kind: Kind) -> str:
     """Return the topic of one kind of message; ``device`` may be ``+`` in a subscription.
 
     Raises:
-        ProtocolError: a name has characters that a topic or a file name should not have.
+        ProtocolError: a name has characters that are not allowed in topics or file names.
     """
     for name in (fleet, device):
         if name != "+" and not _NAME.fullmatch(name):

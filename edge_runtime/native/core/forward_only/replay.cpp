@@ -107,7 +107,7 @@ void replay_part(float *out, const float *theta, std::size_t n, const RoundLog &
     if (!log.previous_sha256) {
         std::memcpy(out, theta, n * sizeof *out);
     } else if (previous == nullptr) {
-        throw Error(Code::training, "the replay log has momentum, but the previous adapter is not given", fetch);
+        throw Error(Code::training, "the replay log has momentum, and the previous adapter is missing", fetch);
     } else {
         const auto momentum = static_cast<float>(log.momentum);
         for (std::size_t k = 0; k < n; k++) {
