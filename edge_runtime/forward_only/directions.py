@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from edge_runtime.protocol.step_rule import StepRule
 
 ALL_DEVICES = ""
+"""Takes the place of a device's name in the seeds of directions that the whole cohort shares."""
 
 
 @dataclass(frozen=True)

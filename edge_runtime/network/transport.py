@@ -48,7 +48,7 @@ class Transport(Protocol):
         """Send a message; while the connection is down it is kept, and sent later."""
 
     def receive(self, timeout_s: float | None) -> Event | None:
-        """Return the next event in order of arrival; None: none came within ``timeout_s`` (None: wait without limit)."""
+        """Return the next event in order of arrival; None: none came in ``timeout_s`` (None: wait without limit)."""
 
     def close(self) -> None:
         """Send what waits, and leave; the broker does not publish the will."""

@@ -19,8 +19,8 @@ class Stld(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         shape: drop probabilities over depth; see inclusion_probabilities.
-        draw: ``exact``: every mini-batch runs exactly ``level`` layers; ``bernoulli``: each layer is drawn independently,
-            as in the paper, so that the number varies among the levels that the device can hold.
+        draw: ``exact``: every mini-batch runs exactly ``level`` layers; ``bernoulli``: each layer is drawn
+            independently, as in the paper, so that the number varies among the levels that the device can hold.
         steps: local steps.
         batch_size: rows per step.
         micro_batch_size: rows that run at once; the gradients of a step's micro-batches are summed. None: as many as

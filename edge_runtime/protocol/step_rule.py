@@ -14,7 +14,6 @@ from edge_runtime.errors import ConfigError
 
 MAX_PERTURBATIONS = 256
 MAX_SEED_POOL = 1 << 20
-"""In the place of a device's name: the seeds of directions that the whole cohort shares."""
 
 
 class StepRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
