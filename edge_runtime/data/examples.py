@@ -87,24 +87,22 @@ def read_completions(
 def _read(path: Path, row_of: Callable[[dict[str, Any]], RowT | str], wanted: str) -> list[RowT]:
     """Read all rows; ``row_of`` returns a record's row, or what is wrong with it."""
     rows: list[RowT] = []
-    problems: list[str] = []
-    wrong: list[int] = []
+    problems: list[tuple[int, str]] = []
     for line, record in _records(path):
         row = record if isinstance(record, str) else row_of(record)
         if isinstance(row, str):
-            problems.append(f"line {line}: {row}")
-            wrong.append(line)
+            problems.append((line, row))
         else:
             rows.append(row)
     if problems:
+        shown = problems[:_SHOWN_PROBLEMS]
+        count = f"{len(problems)} of {len(problems) + len(rows)} rows are wrong"
         more = f"\n  … and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
         raise DataError(
-            f"{path}: {len(problems)} of {len(problems) + len(rows)} rows are wrong\n  "
-            + "\n  ".join(problems[:_SHOWN_PROBLEMS])
-            + more,
+            f"{path}: {count}\n  " + "\n  ".join(f"line {line}: {problem}" for line, problem in shown) + more,
             f"correct these lines; each row needs {wanted}",
-            facts=f"{len(problems)} of {len(problems) + len(rows)} rows are wrong, the first in "
-            f"{'lines' if len(wrong) > 1 else 'line'} {', '.join(map(str, wrong[:_SHOWN_PROBLEMS]))}",
+            facts=f"{count}, the first in {'lines' if len(problems) > 1 else 'line'} "
+            + ", ".join(str(line) for line, _ in shown),
         )
     if not rows:
         raise DataError(f"{path} has no rows", f"write one row per line, with {wanted}", facts="it has no rows")

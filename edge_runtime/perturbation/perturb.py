@@ -18,12 +18,11 @@ from edge_runtime.perturbation.kernel import kernel
 from edge_runtime.perturbation.numpy_kernel import SIGNS_OF_BYTE
 from edge_runtime.perturbation.numpy_kernel import perturb as perturb_numpy
 from edge_runtime.perturbation.philox import BITS_PER_COUNTER, BITS_PER_WORD, MAX_U64, philox_words
-from edge_runtime.values import FloatVector
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["BACK", "FRONT", "FloatVector", "perturb_into", "perturb_many_into", "philox_words", "rademacher"]
+    from edge_runtime.values import FloatVector
 
 
 FRONT = 0

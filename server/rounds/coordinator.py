@@ -15,6 +15,7 @@ from edge_runtime.protocol.messages import (
     PlanAccepted,
     PlanRefused,
     Synced,
+    decode_device_report,
     decode_message,
     encode_message,
 )
@@ -150,7 +151,7 @@ class Coordinator:
         elif kind == "profile":
             self._roster.take_profile(device, message.payload)
         else:
-            report: DeviceReport = decode_message(message.payload, DeviceReport)  # type: ignore[arg-type]
+            report = decode_device_report(message.payload)
             if report.device != name:
                 raise ProtocolError(
                     f"{name} sent a report in the name of {report.device}",

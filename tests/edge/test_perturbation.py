@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.perturbation.perturb import BACK, FRONT, perturb_into, philox_words, rademacher
+from edge_runtime.perturbation.perturb import BACK, FRONT, perturb_into, rademacher
+from edge_runtime.perturbation.philox import philox_words
 
 SEEDS = st.integers(0, 2**64 - 1)
 

@@ -167,6 +167,23 @@ def sync(bench: Bench, adapter: AdapterRef, round_index: int = 9, **changes: Any
     return msgspec.structs.replace(plan, **changes)
 
 
+def birth_of(name: str, capability: Capability, *, rows: int | None = None, bundle_sha256: str | None = None) -> Birth:
+    """Return the announcement of a device without an adapter."""
+    return Birth(
+        device=name,
+        boot_id="1",
+        covey_version="0",
+        python_version="3",
+        machine="m",
+        runtimes={},
+        methods=["spzo"],
+        rows=rows,
+        bundle_sha256=bundle_sha256,
+        adapter_sha256=None,
+        capability=capability,
+    )
+
+
 class ScriptedDevice:
     """A device made of messages: announces itself and answers each plan with what the test wants."""
 
@@ -177,20 +194,7 @@ class ScriptedDevice:
         self.transport.subscribe(bench.topic("report/ack", name))
         self.acks: list[ReportAck] = []
         self.theta = bench.bundle.initial_adapter()
-        birth = Birth(
-            device=name,
-            boot_id="1",
-            covey_version="0",
-            python_version="3",
-            machine="m",
-            runtimes={},
-            methods=["spzo"],
-            rows=5,
-            bundle_sha256=None,
-            adapter_sha256=None,
-            capability=FORWARD_ONLY,
-        )
-        self.send("birth", birth, retain=True)
+        self.send("birth", birth_of(name, FORWARD_ONLY, rows=5), retain=True)
         self.send("state", DeviceState(state="online", boot_id="1"), retain=True)
 
     def send(self, kind: Kind, message: AnyMessage, *, retain: bool = False) -> None:

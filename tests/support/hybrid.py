@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-from bench import Bench, ScriptedDevice, drain
+from bench import Bench, ScriptedDevice, birth_of, drain
 from fleets import write_job
 from layered import BowlEngines
 from tiny_models import reviews, write_rows
@@ -24,7 +24,6 @@ from edge_runtime.protocol.delta import encode_delta
 from edge_runtime.protocol.layer_dropout import Stld
 from edge_runtime.protocol.messages import (
     BackpropPlan,
-    Birth,
     BlobRef,
     Capability,
     DeltaReport,
@@ -104,19 +103,7 @@ def ack(outcome: Any, attempt: int = 0) -> tuple[Kind, ReportAck]:
 
 
 def device(capability: Capability, bundle_sha256: str | None = None, name: str = "pi") -> Device:
-    birth = Birth(
-        device=name,
-        boot_id="1",
-        covey_version="0",
-        python_version="3",
-        machine="m",
-        runtimes={},
-        methods=["spzo"],
-        rows=None,
-        bundle_sha256=bundle_sha256,
-        adapter_sha256=None,
-        capability=capability,
-    )
+    birth = birth_of(name, capability, bundle_sha256=bundle_sha256)
     return Device(name, "online", birth)
 
 
