@@ -8,15 +8,26 @@ CoveyError                exit code 1
 ├── ProtocolError         6   a message: another version, wrong types, out of bounds
 ├── NetworkError          7   broker or server cannot be reached, a transfer broke off
 ├── StorageError          8   disk full, directory not writable
-└── TrainingError         9   a loss or scalar that is not finite, a replay that does not match its hash
+├── TrainingError         9   a loss or scalar that is not finite, a replay that does not match its hash
+└── FaultError           70   an exception that nobody expected: a fault of Covey
 
 Exit code 2 is argparse's: wrong usage. The server adds 11 (job), the exporter 10 (export). The codes are stable.
+
+What comes from outside (messages, uploads, files) is decoded behind a wall: any exception becomes the border's own
+error, because a list of exception types is never complete (msgspec, for one, raises RecursionError).
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_LONGEST_CAUSE = 300
+"""Characters of a foreign exception's text that a message quotes."""
 
 
 class CoveyError(Exception):
@@ -112,6 +123,75 @@ class TrainingError(CoveyError):
     subject = "training"
 
 
+class FaultError(CoveyError):
+    """An exception that nobody expected: a fault of Covey, not of its user.
+
+    Args:
+        error: the exception. Its text may quote private rows, so only its kind is public.
+    """
+
+    exit_code = 70
+    subject = "fault of Covey"
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(f"this is a fault of Covey ({cause_of(error)})", "please report it")
+        self._kind = type(error).__name__
+
+    @property
+    def public(self) -> str:
+        """The kind of the exception, without its text."""
+        return f"this is a fault of Covey ({self._kind})\n  what to do: look into the device's log and report it"
+
+
+def cause_of(error: Exception) -> str:
+    """Return an exception in a few words, on one line."""
+    if isinstance(error, RecursionError):
+        return "it nests too deeply"
+    if isinstance(error, MemoryError):
+        return "it needs more memory than is free"
+    text = " ".join(str(error).split())
+    if not text:
+        return type(error).__name__
+    return text if len(text) <= _LONGEST_CAUSE else f"{text[:_LONGEST_CAUSE]}…"
+
+
+@contextlib.contextmanager
+def wall(border_error: Callable[[str], CoveyError]) -> Iterator[None]:
+    """Turn any exception in the block into the border's own error; a CoveyError passes as it is.
+
+    It belongs around code that decodes bytes which somebody else wrote, and around nothing else.
+
+    Args:
+        border_error: makes the error; its argument is the cause in a few words.
+
+    Raises:
+        CoveyError: what ``border_error`` returns.
+    """
+    try:
+        yield
+    except CoveyError:
+        raise
+    except Exception as error:
+        raise border_error(cause_of(error)) from error
+
+
+def as_covey_error(error: Exception) -> CoveyError:
+    """Return the error that a person is shown for any exception.
+
+    A full disk, a missing permission and too little memory belong to the machine, everything else to Covey.
+    """
+    if isinstance(error, CoveyError):
+        return error
+    if isinstance(error, MemoryError):
+        return TrainingError(
+            "this machine has too little free memory for it",
+            "use a smaller batch or a shorter max_tokens, or free some memory",
+        )
+    if isinstance(error, OSError) and error.errno is not None:
+        return system_error(error)
+    return FaultError(error)
+
+
 def exit_codes() -> dict[int, str]:
     """Return the exit codes of the sides that are imported, ascending, each with its meaning."""
     found = {0: "done", 2: "usage"}
@@ -120,8 +200,24 @@ def exit_codes() -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
+def system_error(error: OSError) -> StorageError:
+    """Return the StorageError of an OSError that names its own path, or none."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return StorageError(
+            "this process has no file descriptor left", "raise the limit (ulimit -n, or LimitNOFILE in a systemd unit)"
+        )
+    if error.errno == errno.ENOSPC:
+        return storage_error(error, error.filename or "a file")
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return StorageError(
+        f"{where}{error.strerror or error}", "check that the path exists, its owner, and its permissions"
+    )
+
+
 def storage_error(error: OSError, path: object) -> StorageError:
     """Return the StorageError of an OSError on a path, with a hint."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return system_error(error)
     if error.errno == errno.ENOSPC:
         return StorageError(f"disk full while writing {path}", "free some space and start again; nothing was lost")
     return StorageError(

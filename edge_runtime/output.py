@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 import sys
+import tempfile
+import traceback
 from typing import TYPE_CHECKING, Any
 
-from edge_runtime.errors import CoveyError, exit_codes
+from edge_runtime.errors import FaultError, as_covey_error, exit_codes
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping, Sequence
 
 INTERRUPTED = 130
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that move the cursor, clear the screen, change the direction of text, or have no encoding."""
+
+
+class PrintableFormatter(logging.Formatter):
+    """A formatter whose lines cannot act on a terminal: what a message quotes may be another machine's text."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line with its control characters escaped; line breaks stay."""
+        return printable(super().format(record))
 
 
 def add_format(parser: argparse.ArgumentParser) -> None:
@@ -24,14 +39,38 @@ def add_format(parser: argparse.ArgumentParser) -> None:
 
 def emit(args: argparse.Namespace, result: Mapping[str, Any], text: str) -> None:
     """Print a command's result on stdout: ``result`` as one line of JSON, or ``text``."""
-    print(json.dumps(result) if args.format == "json" else text)
+    print(json.dumps(result) if args.format == "json" else printable(text))
+
+
+def printable(text: str) -> str:
+    r"""Return a text with its control characters escaped (``\x1b``); line breaks and tabs stay."""
+    return _UNPRINTABLE.sub(_escaped, text)
+
+
+def one_line(text: str) -> str:
+    r"""Return a text with all control characters escaped, line breaks and tabs too."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return a plain table; None is shown as ``-``."""
-    cells = [list(columns)] + [["-" if value is None else str(value) for value in row] for row in rows]
+    cells = [list(columns)] + [["-" if value is None else one_line(str(value)) for value in row] for row in rows]
     widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+
+
+def start_log(*, verbose: bool) -> None:
+    """Send the log to stderr: warnings of libraries, and Covey's own lines from INFO (``verbose``: DEBUG) on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
+    for package in ("edge_runtime", "server", "export"):
+        logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
 def main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
@@ -39,24 +78,39 @@ def main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     parser.epilog = "Exit codes: " + ", ".join(f"{code} {subject}" for code, subject in exit_codes().items()) + "."
     args = parser.parse_args(argv)
     verbose = getattr(args, "verbose", False)
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-    )
-    for package in ("edge_runtime", "server", "export"):
-        logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)
+    start_log(verbose=verbose)
     try:
         code: int = args.run(args)
-    except CoveyError as error:
-        if getattr(args, "format", "text") == "json":
-            print(json.dumps({"error": error.what, "hint": error.hint, "exit_code": error.exit_code}))
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except Exception as caught:  # noqa: BLE001 the outermost wall: every exception ends as a line and an exit code
+        error = as_covey_error(caught)
+        if isinstance(error, FaultError):
+            error.hint = _save_fault(caught, verbose=verbose)
+        if getattr(args, "format", "text") == "json":
+            print(json.dumps({"error": error.what, "hint": error.hint, "exit_code": error.exit_code}))
+        print(f"{parser.prog}: {printable(str(error))}", file=sys.stderr)
+        return error.exit_code
     return code
+
+
+def _save_fault(fault: Exception, *, verbose: bool) -> str:
+    """Write a traceback to a file that only its owner can read; return the hint that names it.
+
+    It goes to the log where no file can be written, and with ``verbose``.
+    """
+    text = "".join(traceback.format_exception(fault))
+    if verbose:
+        logging.getLogger(__name__).error("%s", text)
+        return "please report it with the traceback above; it may quote your data, so read it first"
+    try:
+        handle, path = tempfile.mkstemp(prefix="covey-fault-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError:
+        logging.getLogger(__name__).warning("%s", text)
+        return "please report it with the traceback above; it may quote your data, so read it first"
+    return f"please report it with {path}, which has the traceback; it may quote your data, so read it first"

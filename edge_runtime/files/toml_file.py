@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from edge_runtime.errors import ConfigError
+from edge_runtime.errors import ConfigError, wall
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,8 +27,7 @@ def read_toml(
         data = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", "check the path") from error
-    try:
+    hint = "correct the file; docs/configuration.md lists every field"
+    with wall(lambda cause: ConfigError(f"{path}: {cause}", hint)):
         table = msgspec.toml.decode(data, type=dict[str, Any])
         return msgspec.convert(table if prepare is None else prepare(table), kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}", "correct the file; docs/configuration.md lists every field") from error

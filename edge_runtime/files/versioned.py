@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from edge_runtime.errors import wall
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -47,19 +49,15 @@ class VersionedFormat:
         Raises:
             CoveyError: the format's error: the document cannot be read, has another version, or is not valid.
         """
-        try:
+        with wall(lambda cause: self.error(f"{self.what} cannot be read: {cause}", self.hint)):
             found = getattr(self.decode(data, type=_version_struct(self.field)), self.field)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise self.error(f"{self.what} cannot be read: {error}", self.hint) from error
         if found != self.version:
             raise self.error(
                 f"{self.what} has {self.field_name} {found}, this Covey reads version {self.version}",
                 self.newer_hint if found > self.version else self.hint,
             )
-        try:
+        with wall(lambda cause: self.error(f"{self.what} is not valid: {cause}", self.hint)):
             return self.decode(data, type=expected)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise self.error(f"{self.what} is not valid: {error}", self.hint) from error
 
 
 @functools.cache

@@ -32,13 +32,14 @@ COVEY_API uint32_t covey_abi(void);
 /* The exit codes of Covey's commands (docs/configuration.md). */
 enum covey_code {
     COVEY_OK = 0,
-    COVEY_UNEXPECTED = 1, /* out of memory, or a bug of Covey */
+    COVEY_UNEXPECTED = 1, /* out of memory */
     COVEY_CONFIG = 3,     /* an invalid argument or rule */
     COVEY_DATA = 4,       /* a batch with a token that the model does not know */
     COVEY_BUNDLE = 5,     /* a bundle or an adapter: missing, altered, or of another version */
     COVEY_PROTOCOL = 6,   /* a replay log: broken, or of another version */
     COVEY_STORAGE = 8,    /* the disk is full, or a folder is not writable */
-    COVEY_TRAINING = 9    /* a loss is not finite, a replay does not reach its hash, or an engine failed */
+    COVEY_TRAINING = 9,   /* a loss is not finite, a replay does not reach its hash, or an engine failed */
+    COVEY_FAULT = 70      /* a fault of Covey: please report it */
 };
 
 typedef struct {

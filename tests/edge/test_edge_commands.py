@@ -37,6 +37,7 @@ def test_exit_codes_are_stable() -> None:
             errors.NetworkError,
             errors.StorageError,
             errors.TrainingError,
+            errors.FaultError,
             ExportError,
             JobError,
         )
@@ -50,6 +51,7 @@ def test_exit_codes_are_stable() -> None:
         "NetworkError": 7,
         "StorageError": 8,
         "TrainingError": 9,
+        "FaultError": 70,
         "ExportError": 10,
         "JobError": 11,
     }

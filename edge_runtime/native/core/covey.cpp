@@ -64,7 +64,7 @@ template <typename Work> int32_t guarded(covey_error *error, Work work)
     } catch (const std::bad_alloc &) {
         return report(error, Code::unexpected, "out of memory", "close other apps, or use a smaller batch");
     } catch (const std::exception &caught) {
-        return report(error, Code::unexpected, caught.what(), "please report this");
+        return report(error, Code::fault, caught.what(), "please report this");
     }
 }
 

@@ -42,7 +42,7 @@ constexpr const char *usage = R"(usage: covey-core COMMAND [--option VALUE ...] 
     --threads N                  threads of one operator; default 0: one per fast core
     --scalars FILE --local-model FILE             write raw float32 results to these files
 
-exit codes: 0 done, 2 usage, 3 configuration, 4 data, 5 bundle, 6 replay log, 8 storage, 9 training, 1 anything else
+exit codes: 0 done, 2 usage, 3 configuration, 4 data, 5 bundle, 6 replay log, 8 storage, 9 training, 70 fault of Covey, 1 out of memory
 )";
 
 Result run_self_test(Options &options)
@@ -220,6 +220,6 @@ int main(int argc, char **argv)
     } catch (const std::bad_alloc &) {
         return fail("out of memory", "use a smaller batch", 1, json);
     } catch (const std::exception &error) {
-        return fail(error.what(), "please report this", 1, json);
+        return fail(error.what(), "please report this", static_cast<int>(Code::fault), json);
     }
 }

@@ -15,7 +15,8 @@ enum class Code {
     bundle = 5,
     protocol = 6,
     storage = 8,
-    training = 9
+    training = 9,
+    fault = 70
 };
 
 class Error : public std::runtime_error {
