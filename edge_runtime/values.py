@@ -7,8 +7,11 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+# "(?!\n)$" is the end and nothing after it: Python's "$" alone also matches before a last line break, and its "\Z"
+# means nothing in the regular expressions of JSON Schema, where these patterns are published.
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}(?!\n)$"
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}(?!\n)$")]
+Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 TokenIds = np.ndarray[tuple[Any, ...], np.dtype[np.int64]]
 Tensor = np.ndarray[tuple[Any, ...], np.dtype[Any]]

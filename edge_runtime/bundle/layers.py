@@ -10,7 +10,7 @@ from edge_runtime.bundle.layout import total_size
 from edge_runtime.errors import BundleError, TrainingError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from edge_runtime.bundle.layout import Parameter
     from edge_runtime.bundle.manifest import GraphInput, GraphOutput, Manifest
@@ -46,12 +46,12 @@ def _size_below(parameters: Sequence[Parameter], layer: int) -> int:
     return max((parameter.stop for parameter in parameters if parameter.layer < layer), default=0)
 
 
-def source_of(tensor: GraphInput | GraphOutput, layers: Sequence[int]) -> str:
+def source_of(tensor: GraphInput | GraphOutput, layers: Sequence[int] | Mapping[int, int]) -> str:
     """Return the name of the tensor that is bound to an input, or that a gradient belongs to.
 
     Args:
         tensor: an input or a gradient of a graph.
-        layers: of a training graph, the active layers, ascending: one per slot.
+        layers: of a training graph, the active layer of each slot, ascending.
     """
     source = tensor.source or ""
     return source if tensor.slot is None else source.replace(LAYER_FIELD, str(layers[tensor.slot]))

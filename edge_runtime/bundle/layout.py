@@ -7,11 +7,12 @@ prefix and the back block the rest. Its little-endian bytes are the adapter file
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
 from edge_runtime.errors import BundleError
+from edge_runtime.values import Count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,9 +31,9 @@ class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     name: str
-    shape: list[int]
-    layer: int
-    offset: int
+    shape: Annotated[list[Count], msgspec.Meta(max_length=16)]
+    layer: Annotated[int, msgspec.Meta(ge=-1, le=4096)]
+    offset: Count
 
     @property
     def size(self) -> int:

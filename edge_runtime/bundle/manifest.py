@@ -6,17 +6,25 @@ of the manifest's bytes; through the hashes in it, that names every byte of the 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from edge_runtime.bundle.layout import Parameter
 from edge_runtime.errors import BundleError
-from edge_runtime.values import Sha256, Strict
+from edge_runtime.values import Count, Sha256, Strict
 
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 3
 
+MOST_LAYERS = 4096
+MOST_FILES = 16384
+MOST_TENSORS = 1 << 18
+LARGEST_TOLERANCE = 0.1
+
+Index = Annotated[int, msgspec.Meta(ge=0, le=MOST_LAYERS)]
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+Shape = Annotated[list[Count | str], msgspec.Meta(max_length=16)]
 Dtype = Literal["float32", "int64", "bool"]
 GraphKind = Literal["front", "back", "predict", "train"]
 InputRole = Literal["weight", "frozen", "trainable", "batch", "boundary", "scale"]
@@ -31,7 +39,7 @@ class FileEntry(Strict, frozen=True):
 
     path: str
     sha256: Sha256
-    size_bytes: int
+    size_bytes: Count
 
 
 class GraphInput(Strict, frozen=True):
@@ -53,10 +61,10 @@ class GraphInput(Strict, frozen=True):
 
     name: str
     dtype: Dtype
-    shape: list[int | str]
+    shape: Shape
     role: InputRole
     source: str
-    slot: int | None = None
+    slot: Index | None = None
     rows: Rows | None = None
 
 
@@ -75,9 +83,9 @@ class GraphOutput(Strict, frozen=True):
 
     name: str
     dtype: Dtype
-    shape: list[int | str]
+    shape: Shape
     source: str | None = None
-    slot: int | None = None
+    slot: Index | None = None
 
 
 class Graph(Strict, frozen=True):
@@ -99,12 +107,12 @@ class Graph(Strict, frozen=True):
     kind: GraphKind
     runtime: Runtime
     file: str
-    split: int | None
-    inputs: list[GraphInput]
-    outputs: list[GraphOutput]
-    level: int | None = None
+    split: Index | None
+    inputs: Annotated[list[GraphInput], msgspec.Meta(max_length=MOST_TENSORS)]
+    outputs: Annotated[list[GraphOutput], msgspec.Meta(max_length=MOST_TENSORS)]
+    level: Index | None = None
     recomputes: bool = False
-    bounds: dict[str, int] = msgspec.field(default_factory=dict)
+    bounds: dict[str, Annotated[int, msgspec.Meta(ge=1, le=2**40)]] = msgspec.field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -146,12 +154,12 @@ class Task(Strict, frozen=True):
     labels: list[str]
     template: str | None
     label_words: list[str] | None
-    label_token_ids: list[int] | None
-    max_tokens: int
-    pad_token_id: int
+    label_token_ids: list[TokenId] | None
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=2**20)]
+    pad_token_id: TokenId
     mask_token: str | None = None
-    mask_token_id: int | None = None
-    eos_token_id: int | None = None
+    mask_token_id: TokenId | None = None
+    eos_token_id: TokenId | None = None
 
 
 class Model(Strict, frozen=True):
@@ -159,17 +167,17 @@ class Model(Strict, frozen=True):
 
     name: str
     model_type: str
-    layers: int
-    parameters: int
+    layers: Annotated[int, msgspec.Meta(ge=1, le=MOST_LAYERS)]
+    parameters: Count
 
 
 class Lora(Strict, frozen=True):
     """The LoRA configuration, as PEFT knows it. ``trained`` lists the matrices that are trained (B, or A and B)."""
 
-    r: int
+    r: Annotated[int, msgspec.Meta(ge=1, le=2**20)]
     alpha: float
     targets: list[str]
-    layers: list[int]
+    layers: list[Index]
     trained: list[Literal["A", "B"]]
 
 
@@ -189,10 +197,10 @@ class Golden(Strict, frozen=True):
     """
 
     file: str
-    batches: int
-    seed: int
+    batches: Annotated[int, msgspec.Meta(ge=1, le=1000)]
+    seed: Annotated[int, msgspec.Meta(ge=0)]
     scale: float
-    tolerance: float
+    tolerance: Annotated[float, msgspec.Meta(gt=0, le=LARGEST_TOLERANCE)]
 
 
 class Manifest(Strict, frozen=True):
@@ -214,15 +222,15 @@ class Manifest(Strict, frozen=True):
     model: Model
     task: Task
     lora: Lora | None
-    splits: list[int]
-    parameters: list[Parameter]
+    splits: Annotated[list[Index], msgspec.Meta(max_length=MOST_LAYERS)]
+    parameters: Annotated[list[Parameter], msgspec.Meta(max_length=MOST_TENSORS)]
     weights_file: str
     adapter_file: str
     tokenizer_file: str
     golden: Golden
-    graphs: list[Graph]
-    files: list[FileEntry]
-    levels: list[int] = msgspec.field(default_factory=list)
+    graphs: Annotated[list[Graph], msgspec.Meta(max_length=MOST_FILES)]
+    files: Annotated[list[FileEntry], msgspec.Meta(max_length=MOST_FILES)]
+    levels: Annotated[list[Index], msgspec.Meta(max_length=MOST_LAYERS)] = msgspec.field(default_factory=list)
 
     @property
     def train(self) -> Literal["lora", "full"]:

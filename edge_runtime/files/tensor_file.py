@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_runtime.errors import BundleError
+from edge_runtime.errors import BundleError, wall
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 _MAX_HEADER_BYTES = 100_000_000
+_HINT = "fetch or export the bundle again"
 
 
 def map_tensors(path: Path) -> dict[str, Tensor]:
@@ -101,14 +102,14 @@ def _header(path: Path) -> tuple[int, dict[str, Any]]:
         with path.open("rb") as file:
             header_size = int.from_bytes(file.read(8), "little")
             if not 2 <= header_size <= min(_MAX_HEADER_BYTES, size - 8):
-                raise BundleError(f"{path.name} is not a safetensors file", "fetch or export the bundle again")
-            header: dict[str, Any] = json.loads(file.read(header_size))
+                raise BundleError(f"{path.name} is not a safetensors file", _HINT)
+            text = file.read(header_size)
     except OSError as error:
-        raise BundleError(f"cannot read {path}: {error.strerror}", "fetch or export the bundle again") from error
-    except ValueError as error:
-        raise BundleError(f"{path.name} has a broken header: {error}", "fetch or export the bundle again") from error
+        raise BundleError(f"cannot read {path}: {error.strerror}", _HINT) from error
+    with wall(lambda cause: BundleError(f"{path.name} has a broken header: {cause}", _HINT)):
+        header: dict[str, Any] = json.loads(text)
     if not isinstance(header, dict):
-        raise BundleError(f"{path.name} has a broken header: not an object", "fetch or export the bundle again")
+        raise BundleError(f"{path.name} has a broken header: not an object", _HINT)
     return 8 + header_size, header
 
 
@@ -119,18 +120,17 @@ def _open(path: Path) -> tuple[mmap.mmap, int, dict[str, Any]]:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
-        raise BundleError(f"cannot read {path}: {error.strerror}", "fetch or export the bundle again") from error
+        raise BundleError(f"cannot read {path}: {error.strerror}", _HINT) from error
     return data, data_start, {name: entry for name, entry in header.items() if name != "__metadata__"}
 
 
 def _view(file: str, data: mmap.mmap, data_start: int, name: str, entry: Any) -> Tensor:  # noqa: ANN401 parsed JSON
-    try:
-        dtype = _DTYPES[entry["dtype"]]
-        shape = tuple(int(side) for side in entry["shape"])
+    with wall(lambda cause: BundleError(f"{file}: bad entry for {name}: {cause}", _HINT)):
+        kind, shape = str(entry["dtype"]), tuple(int(side) for side in entry["shape"])
         begin, end = (data_start + int(offset) for offset in entry["data_offsets"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"{file}: bad entry for {name}: {error!r}", "fetch or export the bundle again") from error
-    count = math.prod(shape)
-    if not data_start <= begin <= end <= len(data) or end - begin != count * dtype.itemsize:
-        raise BundleError(f"{file}: {name} lies outside the file", "fetch or export the bundle again")
-    return np.frombuffer(data, dtype=dtype, count=count, offset=begin).reshape(shape)
+        if kind not in _DTYPES:
+            raise BundleError(f"{file}: {name} has element type {kind}, Covey reads {', '.join(_DTYPES)}", _HINT)
+        dtype, count = _DTYPES[kind], math.prod(shape)
+        if not data_start <= begin <= end <= len(data) or end - begin != count * dtype.itemsize:
+            raise BundleError(f"{file}: {name} lies outside the file", _HINT)
+        return np.frombuffer(data, dtype=dtype, count=count, offset=begin).reshape(shape)

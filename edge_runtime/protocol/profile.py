@@ -21,7 +21,7 @@ PROFILE_VERSION: Literal[1] = 1
 PROFILE_FILE = "profile.json"
 """In a device's state directory."""
 
-Slug = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+Slug = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}(?!\n)$")]
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e18)]
 Duration = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**50)]

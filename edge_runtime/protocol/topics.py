@@ -6,9 +6,11 @@ import re
 from typing import Literal
 
 from edge_runtime.errors import ProtocolError
+from edge_runtime.values import NAME_PATTERN
 
 _TOPIC_ROOT = "covey/v1"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_NAME = re.compile(NAME_PATTERN)
+_LEVELS_BEFORE_DEVICE = 3
 Kind = Literal["birth", "state", "profile", "plan", "report", "report/ack", "probe"]
 
 
@@ -19,14 +21,28 @@ def topic_for(fleet: str, device: str, kind: Kind) -> str:
         ProtocolError: a name has characters that are not allowed in topics or file names.
     """
     for name in (fleet, device):
-        if name != "+" and not _NAME.fullmatch(name):
-            raise ProtocolError(
-                f"{name!r} cannot be the name of a fleet or a device",
-                "use up to 63 letters, digits, '.', '_' and '-', beginning with a letter or digit",
-            )
+        if name != "+":
+            _check_name(name)
     return f"{_TOPIC_ROOT}/{fleet}/{device}/{kind}"
 
 
 def device_of(topic_name: str) -> str:
-    """Return the device in a topic."""
-    return topic_name.split("/")[3]
+    """Return the device in a topic.
+
+    Raises:
+        ProtocolError: the topic has no device, or one whose name is not allowed; anybody on the broker can publish.
+    """
+    levels = topic_name.split("/")
+    if len(levels) <= _LEVELS_BEFORE_DEVICE:
+        raise ProtocolError(f"the topic {topic_name!r} names no device", "publish on covey/v1/FLEET/DEVICE/KIND")
+    name = levels[_LEVELS_BEFORE_DEVICE]
+    _check_name(name)
+    return name
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.search(name):
+        raise ProtocolError(
+            f"{name!r} cannot be the name of a fleet or a device",
+            "use up to 63 letters, digits, '.', '_' and '-', beginning with a letter or digit",
+        )

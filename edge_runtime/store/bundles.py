@@ -88,11 +88,11 @@ def fetch_bundle(fetcher: Fetcher, sha256: str, bundles: Path, check: Callable[[
     target, partial = bundles / sha256, bundles / f"{sha256}.partial"
     data = fetcher.data(sha256, _MAX_MANIFEST_BYTES)
     manifest = decode_manifest(data)
-    missing = [entry for entry in manifest.files if not _is_whole(partial / entry.path, entry.size_bytes)]
-    _check_space(bundles, sum(entry.size_bytes for entry in missing))
+    missing = {entry.path: entry for entry in manifest.files if not _is_whole(partial / entry.path, entry.size_bytes)}
+    _check_space(bundles, sum(entry.size_bytes for entry in missing.values()))
     for entry in manifest.files:
         path = partial / entry.path
-        if entry in missing:
+        if entry.path in missing:
             fetcher.file(entry.sha256, entry.size_bytes, path)
         else:
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from edge_runtime.errors import ProtocolError
+from edge_runtime.errors import CoveyError, ProtocolError
 from edge_runtime.network.transport import Connected
 from edge_runtime.protocol.messages import (
     AdapterRef,
@@ -139,6 +139,10 @@ class Coordinator:
             self._handle(event)
         except ProtocolError as error:
             _LOG.warning("ignored a message on %s: %s", event.topic, error)
+        except CoveyError:
+            raise
+        except Exception:  # noqa: BLE001 one message never ends the server
+            _LOG.exception("ignored a message on %s by a fault of Covey; please report it", event.topic)
 
     def _handle(self, message: Message) -> None:
         name = device_of(message.topic)
