@@ -20,7 +20,7 @@ from edge_runtime.agent.inbox import Inbox, round_and_attempt
 from edge_runtime.agent.trainer import Trainer
 from edge_runtime.device.machine import this_machine
 from edge_runtime.engines.choose import Engines
-from edge_runtime.errors import ConfigError, CoveyError, ProtocolError
+from edge_runtime.errors import ConfigError, FaultError, ProtocolError, as_covey_error
 from edge_runtime.network.fetch import blob_base
 from edge_runtime.protocol.messages import (
     BackpropPlan,
@@ -157,14 +157,8 @@ class Agent:
             if isinstance(plan, SyncPlan):
                 return self._sync(plan)
             self._take_part(plan)
-        except CoveyError as error:
-            _LOG.error("round %d of job %s failed: %s", plan.round, plan.job, error)
+        except Exception as error:  # noqa: BLE001 any exception within a plan is a refusal of that plan, never the device's end
             self._refuse(plan.job, *round_and_attempt(plan), error)
-        except Exception as error:  # noqa: BLE001 any fault within a plan is a refusal of that plan, never the device's end
-            # The error's text may quote private rows: only its kind leaves the device.
-            _LOG.exception("round %d of job %s failed by a fault of Covey; please report it", plan.round, plan.job)
-            fault = CoveyError(f"a fault of Covey ({type(error).__name__})", "look into the device's log and report it")
-            self._refuse(plan.job, *round_and_attempt(plan), fault)
         finally:
             self._machine.gate.look()
             self._announcer.state("online")
@@ -184,10 +178,10 @@ class Agent:
         """Upload a delta that the server waits for, and send its report again."""
         try:
             self._deltas.send(report.delta.sha256, self._blob_url)
-        except CoveyError as error:
-            _LOG.error("round %d: the delta could not be sent: %s", report.round, error)
+        except Exception as error:  # noqa: BLE001 as for a plan
             self._inbox.collect()
             if self._inbox.has_plan():
+                _LOG.error("round %d: the delta could not be sent: %s", report.round, as_covey_error(error))
                 return  # the server has restarted, perhaps elsewhere: the report will answer its plan
             self._refuse(report.job, report.round, report.attempt, error)
         else:
@@ -204,7 +198,16 @@ class Agent:
             _LOG.warning("the journal's report is unusable: %s", error.what)
             return None
 
-    def _refuse(self, job: str, index: int, attempt: int, error: CoveyError) -> None:
+    def _refuse(self, job: str, index: int, attempt: int, caught: Exception) -> None:
+        """Say in the log and to the server why a round failed; the log may quote private rows, the message does not."""
+        error = as_covey_error(caught)
+        _LOG.error(
+            "round %d of job %s failed: %s",
+            index,
+            job,
+            error,
+            exc_info=caught if isinstance(error, FaultError) else None,
+        )
         refused = PlanRefused(
             job=job,
             round=index,

@@ -11,6 +11,7 @@ from edge_runtime.data.examples import DataConfig
 from edge_runtime.device.eligibility import EligibilityRules
 from edge_runtime.files.toml_file import read_toml
 from edge_runtime.network.address import TlsFiles
+from edge_runtime.network.http_address import check_http_url
 from edge_runtime.values import Name
 
 if TYPE_CHECKING:
@@ -60,9 +61,11 @@ def read_edge_config(path: Path) -> EdgeConfig:
     """Read ``edge.toml``; its relative paths become relative to the file's folder.
 
     Raises:
-        ConfigError: see read_toml.
+        ConfigError: see read_toml; or server_url is not an address that requests can be sent to.
     """
     config = read_toml(path, EdgeConfig)
+    if config.server_url is not None:
+        check_http_url(config.server_url)
     base = path.resolve().parent
     changes: dict[str, Any] = {
         "state_dir": str(base / config.state_dir),

@@ -27,15 +27,15 @@ def parse_broker(url: str) -> BrokerAddress:
     Raises:
         ConfigError: another scheme, no host, a bad port.
     """
-    parts = urlsplit(url)
     try:
-        port = parts.port
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise ConfigError(f"broker {url!r}: {error}", "write mqtt://host:1883") from error
-    if parts.scheme not in _PORTS or not parts.hostname:
+        raise ConfigError(f"broker {url!r}: {error}", "write mqtt://host:1883, an IPv6 address in [ ]") from error
+    if parts.scheme not in _PORTS or not host:
         raise ConfigError(f"broker {url!r} is not an address", "write mqtt://host:1883, or mqtts://host:8883 for TLS")
     return BrokerAddress(
-        host=parts.hostname,
+        host=host,
         port=_PORTS[parts.scheme] if port is None else port,
         tls=parts.scheme == "mqtts",
         username=unquote(parts.username) if parts.username else None,

@@ -10,8 +10,9 @@ import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING
 
-from edge_runtime.errors import NetworkError, storage_error
+from edge_runtime.errors import ConfigError, NetworkError, storage_error
 from edge_runtime.files.hashing import file_sha256
+from edge_runtime.network.http_address import check_http_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -184,12 +185,13 @@ def blob_base(blob_url: str, broker_host: str, server_url: str | None) -> str:
     A plan's address without a host (``http://:8080/blobs``) is on the broker's host.
 
     Raises:
-        NetworkError: not an http or https address.
+        NetworkError: not an http or https address that requests can be sent to.
     """
     url = f"{server_url.rstrip('/')}/blobs" if server_url else blob_url
-    scheme, separator, rest = url.partition("://")
-    if scheme not in ("http", "https") or not separator:
-        raise NetworkError(
-            f"{url!r} is not an http address", "set server_url in edge.toml, or covey serve --public-url"
-        )
-    return f"{scheme}://{broker_host}{rest}" if rest.startswith((":", "/")) else url
+    try:
+        url = check_http_url(url, may_lack_host=True)
+    except ConfigError as error:
+        raise NetworkError(error.what, "set server_url in edge.toml, or covey serve --public-url") from error
+    scheme, _, rest = url.partition("://")
+    host = f"[{broker_host}]" if ":" in broker_host else broker_host
+    return f"{scheme}://{host}{rest}" if rest.startswith((":", "/")) else url

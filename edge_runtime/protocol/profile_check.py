@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge_runtime.errors import ProfileError
+from edge_runtime.errors import ProfileError, wall
 from edge_runtime.protocol.profile import Profile
 
 if TYPE_CHECKING:
@@ -95,10 +95,10 @@ def decode_profile(data: bytes) -> Profile:
     Raises:
         ProfileError: not JSON, another version, a missing or unknown field, a time that is not positive or not finite.
     """
-    try:
+    with wall(
+        lambda cause: ProfileError(f"the profile is not valid: {cause}", "make it again with: covey-edge profile")
+    ):
         profile = msgspec.json.decode(data, type=Profile)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ProfileError(f"the profile is not valid: {error}", "make it again with: covey-edge profile") from error
     check_profile(profile)
     return profile
 

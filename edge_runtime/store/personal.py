@@ -12,7 +12,7 @@ import numpy as np
 from edge_runtime.backprop.importance import LayerStatistics, overlay
 from edge_runtime.backprop.round import Personal
 from edge_runtime.bundle.layers import layer_slices
-from edge_runtime.errors import BundleError
+from edge_runtime.errors import BundleError, wall
 from edge_runtime.files.atomic import write_atomically
 from edge_runtime.files.hashing import file_sha256
 from edge_runtime.files.tensor_file import encode_tensors, map_tensors, read_metadata
@@ -81,10 +81,8 @@ def load_personal(store: Store, sha256: str | None, bundle: Bundle, job: str) ->
             where = slices[p.layer]
             values = layers.setdefault(p.layer, np.zeros(where.stop - where.start, dtype=np.float32))
             values[p.offset - where.start : p.stop - where.start] = tensors[p.name].reshape(-1)
-    try:
+    with wall(lambda cause: BundleError(f"the personal layers have no usable statistics: {cause}", hint)):
         statistics = msgspec.json.decode(metadata["statistics"], type=LayerStatistics)
-    except (KeyError, msgspec.DecodeError) as error:
-        raise BundleError(f"the personal layers have no statistics: {error}", hint) from error
     return Personal(layers, statistics)
 
 

@@ -54,7 +54,9 @@ def _serve(args: argparse.Namespace) -> int:
     except ImportError as error:
         raise ConfigError(f"the server is not installed ({error})", "pip install 'covey[server]'") from error
     from edge_runtime.network.address import TlsFiles
+    from edge_runtime.network.http_address import check_http_url
 
+    public_url = None if args.public_url is None else check_http_url(args.public_url, may_lack_host=True)
     options = ServeOptions(
         bundle=args.bundle,
         state_dir=args.state_dir,
@@ -63,7 +65,7 @@ def _serve(args: argparse.Namespace) -> int:
         listen=args.listen,
         mqtt_port=args.mqtt_port,
         http_port=args.http_port,
-        public_url=args.public_url,
+        public_url=public_url,
         threads=args.threads,
         tls=TlsFiles(args.tls_ca, args.tls_cert, args.tls_key),
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from edge_runtime.errors import ConfigError
+from edge_runtime.errors import ConfigError, wall
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,13 +45,14 @@ def read_traces(path: Path) -> list[TraceEvent]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        try:
-            events.append(msgspec.json.decode(line, type=TraceEvent))
-        except msgspec.DecodeError as error:
-            raise ConfigError(
-                f"{path}, line {number}: {error}", 'an event is {"at_s": 60, "device": "pi-*", "slowdown": 2.5}'
-            ) from error
+        events.append(_read_event(line, f"{path}, line {number}"))
     return events
+
+
+def _read_event(line: str, where: str) -> TraceEvent:
+    hint = 'an event is {"at_s": 60, "device": "pi-*", "slowdown": 2.5}'
+    with wall(lambda cause: ConfigError(f"{where}: {cause}", hint)):
+        return msgspec.json.decode(line, type=TraceEvent)
 
 
 def throttling(devices: Sequence[str], share: float, length_s: float, rng: np.random.Generator) -> list[TraceEvent]:

@@ -119,4 +119,4 @@ def test_any_error_within_a_plan_is_a_refusal_that_names_its_kind_alone(
 
     monkeypatch.setattr("edge_runtime.agent.trainer.Trainer.prepare", fail)
     refused = refusal(bench, "rows.jsonl", f"{GOOD}\n".encode())
-    assert refused.message.startswith("a fault of Covey (KeyError)")
+    assert refused.message.startswith("this is a fault of Covey (KeyError)")

@@ -1,0 +1,51 @@
+"""The HTTP address of the server, as a person or a plan gives it: checked before anything is sent to it."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+from edge_runtime.errors import ConfigError, wall
+
+_HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+_PATH = re.compile(r"[A-Za-z0-9/._~!$&'()*+,;=:@%-]*")
+_IPV6 = re.compile(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9._~-]+)?")
+_LONGEST_NAME = 253
+_HINT = "write http://server:8080 or https://server.example/covey; a name with other letters in its ASCII form (xn--…)"
+
+
+def check_http_url(url: str, *, may_lack_host: bool = False) -> str:
+    """Return an HTTP address without a slash at its end.
+
+    Args:
+        url: the address; no user, query or fragment.
+        may_lack_host: whether ``http://:8080/blobs`` is allowed, which is a port on the broker's host.
+
+    Raises:
+        ConfigError: it is no http or https address, or has a host, port or path that no request can be sent to.
+    """
+
+    def wrong(reason: str) -> ConfigError:
+        return ConfigError(f"{url!r} is not an http address: {reason}", _HINT)
+
+    if not url.isprintable() or " " in url:
+        raise wrong("it has a space or a control character")
+    with wall(wrong):
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    if parts.scheme not in ("http", "https"):
+        raise wrong("it does not begin with http:// or https://")
+    if "@" in parts.netloc or parts.query or parts.fragment or url.endswith(("?", "#")):
+        raise wrong("it has a user, a query or a fragment")
+    if not host and not (may_lack_host and (port is not None or parts.path.startswith("/"))):
+        raise wrong("it has no host")
+    if host and not (_IPV6.fullmatch(host) if ":" in host else _is_host_name(host)):
+        raise wrong(f"{host!r} cannot be the name of a host")
+    if not _PATH.fullmatch(parts.path):
+        raise wrong(f"its path {parts.path!r} has characters that must be written as %XX")
+    return url.rstrip("/")
+
+
+def _is_host_name(host: str) -> bool:
+    name = host.removesuffix(".")
+    return len(name) <= _LONGEST_NAME and all(_HOST_LABEL.fullmatch(label) for label in name.split("."))
