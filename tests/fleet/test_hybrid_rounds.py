@@ -94,6 +94,14 @@ def test_a_hybrid_round_is_a_file_and_a_forward_round_keeps_its_log(bench: Bench
     assert not list((bench.root / "deltas").glob("*"))  # nothing is left of the round
 
 
+def _with_header(header: bytes) -> bytes:
+    return len(header).to_bytes(8, "little") + header + bytes(16)
+
+
+NESTED_HEADER = _with_header(b'{"w": ' + b"[" * 3000 + b"]" * 3000 + b"}")
+HUGE_OFFSET = _with_header(b'{"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 1e400]}}')
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -104,11 +112,13 @@ def test_a_hybrid_round_is_a_file_and_a_forward_round_keeps_its_log(bench: Bench
         ({"loss": float("nan")}, "not finite"),
         ({"delta": BlobRef("1" * 64, 10**9)}, "the delta would have"),
         ({"data": b"no delta at all"}, "cannot be read"),
+        ({"data": NESTED_HEADER}, "nests too deeply"),
+        ({"data": HUGE_OFFSET}, "bad entry for w"),
         ({"data": "layers"}, "does not hold the tensors"),
         ({"data": "nan"}, "not finite"),
         ({"data": "norm"}, "has norm"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_a_bad_delta_is_refused_and_the_round_goes_on(bench: Bench, changes: dict[str, Any], message: str) -> None:
     parameters = bench.bundle.manifest.parameters
