@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from edge_runtime.output import printable
 from server import events
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def watch(job: Job, output_format: str) -> Iterator[Observer]:
 
         def as_line(event: Event) -> None:
             if line := progress.take(event):
-                console.print(line, highlight=False, soft_wrap=True)
+                console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
         yield as_line
         return

@@ -63,6 +63,14 @@ def test_lines_are_written_where_there_is_no_terminal(capsys: pytest.CaptureFixt
     assert "start: held-out loss 0.7000, accuracy 0.500" in err
 
 
+def test_a_devices_words_neither_act_on_the_terminal_nor_are_taken_for_markup(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with watch(JOB, "text") as observe:
+        observe(events.OfferFailed(round=0, device="b", reason="\x1b[2J\x9b2J[red]wait[/red] [/"))
+    assert "\\x1b[2J\\x9b2J[red]wait[/red] [/" in capsys.readouterr().err
+
+
 def test_json_lines_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     with watch(JOB, "json") as observe:
         for event in HISTORY:
