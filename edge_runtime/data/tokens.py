@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
 from tokenizers import Tokenizer
 
+from edge_runtime.data.cut import beginning, ending
+from edge_runtime.data.encodings import encode_each, unless_refused
+from edge_runtime.data.problems import Fault
 from edge_runtime.errors import BundleError, DataError
 
 if TYPE_CHECKING:
@@ -18,8 +21,13 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.manifest import Task
     from edge_runtime.data.examples import Completion
 
+RowT = TypeVar("RowT")
+
 TEXT_FIELD = "{text}"
 MASK_FIELD = "{mask}"
+REFUSED = Fault("the bundle's tokenizer refuses it", "tokenizer", is_skipped=True)
+NO_TOKENS = Fault("the bundle's tokenizer makes no token of it", "tokenizer", is_skipped=True)
+NOTHING_TO_PREDICT = Fault("it has no token that could be predicted", "tokenizer", is_skipped=True)
 
 
 def load_tokenizer(tokenizer_file: Path) -> Tokenizer:
@@ -35,6 +43,14 @@ def load_tokenizer(tokenizer_file: Path) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """Token ids of a text, and whether it was so long that it was cut before it was tokenised."""
+
+    ids: list[int]
+    is_cut: bool = False
 
 
 class TextEncoder:
@@ -54,16 +70,32 @@ class TextEncoder:
         """Return the token ids of each text, at most ``task.max_tokens`` of them.
 
         Raises:
+            DataError: the template alone fills the whole row, or a text cannot be encoded.
+        """
+        return [_checked(number, row).ids for number, row in enumerate(self.encode_each(texts), start=1)]
+
+    def encode_each(self, texts: Sequence[str]) -> list[EncodedText | Fault]:
+        """Return the tokens of each text, or why it has none; see encode.
+
+        Raises:
             DataError: the template alone fills the whole row.
         """
         if self._mask is not None:
             texts = [text.replace(self._mask, " ") for text in texts]
-        prompts = [self._template.replace(TEXT_FIELD, text) for text in texts]
-        rows: list[list[int]] = [encoding.ids for encoding in self._tokenizer.encode_batch(prompts)]
-        for index, ids in enumerate(rows):
-            if len(ids) > self._task.max_tokens:
-                rows[index] = self._encode_cut(texts[index])
+        kept = [unless_refused(self._beginning, text) or "" for text in texts]
+        prompts = [self._template.replace(TEXT_FIELD, text) for text in kept]
+        rows: list[EncodedText | Fault] = []
+        for text, part, encoding in zip(texts, kept, encode_each(self._tokenizer, prompts), strict=True):
+            if encoding is None or (text and not part):
+                rows.append(REFUSED)
+                continue
+            fits = len(encoding.ids) <= self._task.max_tokens
+            ids = encoding.ids if fits else self._encode_cut(part)
+            rows.append(EncodedText(ids, is_cut=len(part) < len(text)) if ids else NO_TOKENS)
         return rows
+
+    def _beginning(self, text: str) -> str:
+        return beginning(text, self._task.max_tokens, lambda part: _spans(self._tokenizer, part))
 
     def _encode_cut(self, text: str) -> list[int]:
         """Cut characters off the text's end, token by token, until the prompt fits."""
@@ -83,10 +115,14 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class EncodedCompletion:
-    """Token ids of a prompt and its completion, and the index of the first token to predict (at least 1)."""
+    """Token ids of a prompt and its completion, and the index of the first token to predict (at least 1).
+
+    ``is_cut``: whether one of them was so long that it was cut before it was tokenised.
+    """
 
     ids: list[int]
     start: int
+    is_cut: bool = False
 
 
 class CompletionEncoder:
@@ -108,29 +144,50 @@ class CompletionEncoder:
         """Return the tokens of each row, at most ``task.max_tokens`` of them.
 
         Raises:
-            DataError: a row has no token that could be predicted.
+            DataError: a row has no token that could be predicted, or cannot be encoded.
         """
-        encodings = self._tokenizer.encode_batch([row.prompt + row.completion for row in rows])
-        encoded = []
-        for number, (row, encoding) in enumerate(zip(rows, encodings, strict=True), start=1):
+        return [_checked(number, row) for number, row in enumerate(self.encode_each(rows), start=1)]
+
+    def encode_each(self, rows: Sequence[Completion]) -> list[EncodedCompletion | Fault]:
+        """Return the tokens of each row, or why it cannot be used; see encode."""
+        n_tokens = self._task.max_tokens
+        prompts = [unless_refused(self._ending, row.prompt) for row in rows]
+        completions = [
+            unless_refused(lambda text: beginning(text, n_tokens, self._spans), row.completion) for row in rows
+        ]
+        texts = [(prompt or "") + (completion or "") for prompt, completion in zip(prompts, completions, strict=True)]
+        encoded: list[EncodedCompletion | Fault] = []
+        parts = zip(rows, prompts, completions, encode_each(self._tokenizer, texts), strict=True)
+        for row, prompt, completion, encoding in parts:
+            if encoding is None or prompt is None or completion is None:
+                encoded.append(REFUSED)
+                continue
             first, ids = _without_specials(encoding)
             offsets = encoding.offsets[len(first) : len(first) + len(ids)]
-            cut = next((index for index, (_, end) in enumerate(offsets) if end > len(row.prompt)), len(ids))
-            result = self._fit(first, ids[:cut], ids[cut:])
-            if result.start >= len(result.ids):
-                raise DataError(
-                    f"row {number}: {row.completion!r} has no token that could be predicted",
-                    "give a prompt, or a longer completion",
-                    facts=f"row {number} has no token that could be predicted",
-                )
-            encoded.append(result)
+            at = next((index for index, (_, end) in enumerate(offsets) if end > len(prompt)), len(ids))
+            is_cut = len(prompt) < len(row.prompt) or len(completion) < len(row.completion)
+            result = replace(self._fit(first, ids[:at], ids[at:]), is_cut=is_cut)
+            encoded.append(result if result.start < len(result.ids) else NOTHING_TO_PREDICT)
         return encoded
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """Return the tokens of a prompt, with room for one more; a long prompt loses its beginning."""
-        first, ids = _without_specials(self._tokenizer.encode(prompt))
+        """Return the tokens of a prompt, with room for one more; a long prompt loses its beginning.
+
+        Raises:
+            DataError: the prompt cannot be encoded.
+        """
+        encoding = unless_refused(lambda text: self._tokenizer.encode(self._ending(text)), prompt)
+        if encoding is None:
+            raise _error(1, REFUSED)
+        first, ids = _without_specials(encoding)
         room = self._task.max_tokens - 1 - len(first)
         return first + ids[max(0, len(ids) - room) :]
+
+    def _ending(self, text: str) -> str:
+        return ending(text, self._task.max_tokens, self._spans)
+
+    def _spans(self, text: str) -> list[tuple[int, int]]:
+        return _spans(self._tokenizer, text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of tokens."""
@@ -145,6 +202,22 @@ class CompletionEncoder:
         prompt = prompt[max(0, len(prompt) + len(completion) - room) :]
         start = len(first) + len(prompt)
         return EncodedCompletion(first + prompt + completion, max(1, start))
+
+
+def _spans(tokenizer: Tokenizer, text: str) -> list[tuple[int, int]]:
+    spans: list[tuple[int, int]] = tokenizer.encode(text, add_special_tokens=False).offsets
+    return spans
+
+
+def _checked(number: int, row: RowT | Fault) -> RowT:
+    if isinstance(row, Fault):
+        raise _error(number, row)
+    return row
+
+
+def _error(number: int, fault: Fault) -> DataError:
+    facts = f"row {number} cannot be used: {fault.what}"
+    return DataError(facts, "correct the row, or leave it out", facts=facts)
 
 
 def _without_specials(encoding: Encoding) -> tuple[list[int], list[int]]:
