@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 from edge_runtime.agent.announcer import Announcer
 from edge_runtime.agent.delta_uploads import DeltaUploads
 from edge_runtime.agent.inbox import Inbox, round_and_attempt
+from edge_runtime.agent.readiness import Readiness
 from edge_runtime.agent.trainer import Trainer
 from edge_runtime.device.machine import this_machine
 from edge_runtime.engines.choose import Engines
-from edge_runtime.errors import ConfigError, FaultError, ProtocolError, as_covey_error
+from edge_runtime.errors import FaultError, ProtocolError, as_covey_error
 from edge_runtime.network.fetch import blob_base
 from edge_runtime.protocol.messages import (
     BackpropPlan,
@@ -91,11 +92,12 @@ class Agent:
     ) -> None:
         self._config, self._store, self._transport = config, store, transport
         self._machine = machine or this_machine(config.eligibility, store.root)
-        self._announcer = Announcer(config, store, transport, boot_id, self._machine)
         self._inbox = Inbox(transport, self._topic("plan"), self._announce)
         self._journal = JournalFile(store)
         engines = engines or Engines(config.engine, config.threads)
         self._trainer = Trainer(config, store, self._journal, engines, self._machine)
+        self._readiness = Readiness(self._machine.gate, self._trainer.rows_watch)
+        self._announcer = Announcer(config, store, transport, boot_id, self._machine, self._readiness)
         self._deltas = DeltaUploads(store)
         self._blob_url: str | None = None  # of the last plan
         transport.subscribe(self._topic("plan"))
@@ -125,12 +127,14 @@ class Agent:
     def _serve_next(self, timeout_s: float) -> Finished | None:
         message = self._inbox.take()
         if message is None:
-            if self._machine.gate.look():
+            if self._readiness.look():
                 self._announcer.state("online")
             message = self._inbox.receive(timeout_s)
         return None if message is None else self._handle(message)
 
     def _announce(self) -> None:
+        self._trainer.rows_watch.forget()  # the server may be another one, with other labels
+        self._readiness.look()
         self._announcer.all(self._journal.entries, self._trainer.loaded)
 
     def _report(self, report: DeviceReport) -> None:
@@ -160,7 +164,7 @@ class Agent:
         except Exception as error:  # noqa: BLE001 any exception within a plan is a refusal of that plan, never the device's end
             self._refuse(plan.job, *round_and_attempt(plan), error)
         finally:
-            self._machine.gate.look()
+            self._readiness.look()
             self._announcer.state("online")
         return None
 
@@ -223,7 +227,7 @@ class Agent:
     def _prepare(self, plan: Plan) -> Prepared:
         assert self._blob_url is not None  # noqa: S101 _handle has set it from this plan
         prepared = self._trainer.prepare(plan, self._blob_url)
-        if prepared.is_new_bundle:  # only now are the device's rows and levels known
+        if prepared.has_news:  # only now are the device's rows and levels known
             self._announcer.capabilities(self._journal.entries, prepared.loaded)
         return prepared
 
@@ -246,7 +250,7 @@ class Agent:
         """Train a round, enter its report in the journal, and send it."""
         if self._send_again(plan):
             return
-        self._check_gate()
+        self._check_ready(plan.bundle_sha256)
         privacy = plan.privacy if isinstance(plan, TrainPlan) else None
         check_privacy(privacy, self._config.least_noise_multiplier)
         self._report(PlanAccepted(job=plan.job, round=plan.round, attempt=plan.attempt, device=self._config.name))
@@ -274,16 +278,17 @@ class Agent:
 
         return goes_on
 
-    def _check_gate(self) -> None:
-        """Re-evaluate the owner's rules; where they forbid training, publish the state first, so the server knows why.
+    def _check_ready(self, bundle_sha256: str) -> None:
+        """Re-evaluate rules and rows; where they forbid training, publish the state first, so the server knows why.
 
         Raises:
-            ConfigError: the rules that are broken.
+            ConfigError, DataError: see Readiness.check.
         """
-        self._machine.gate.look(now=True)
-        if self._machine.gate.closed is not None:
+        self._trainer.rows_watch.expect(bundle_sha256)
+        self._readiness.look(now=True)
+        if self._readiness.closed is not None:
             self._announcer.state("online")
-            raise ConfigError(self._machine.gate.closed, "see [eligibility] in edge.toml")
+        self._readiness.check()
 
     def _send_again(self, plan: TrainPlan | BackpropPlan) -> bool:
         """Send the journal's report if it answers this very plan; return whether it does."""

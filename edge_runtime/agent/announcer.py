@@ -16,6 +16,7 @@ from edge_runtime.protocol.topics import Kind, topic_for
 if TYPE_CHECKING:
     from edge_runtime.agent.config import EdgeConfig
     from edge_runtime.agent.loaded_bundle import LoadedBundle
+    from edge_runtime.agent.readiness import Readiness
     from edge_runtime.device.machine import Machine
     from edge_runtime.network.transport import Transport
     from edge_runtime.store.journal import Journal
@@ -39,12 +40,21 @@ class Announcer:
         store: the state directory, which holds the device's profile.
         transport: its connection.
         boot_id: new with every start of the process.
-        machine: its gate, which the agent re-evaluates, and its free memory.
+        machine: the machine, for its free memory.
+        readiness: whether the device takes work; the agent re-evaluates it.
     """
 
-    def __init__(self, config: EdgeConfig, store: Store, transport: Transport, boot_id: str, machine: Machine) -> None:
+    def __init__(
+        self,
+        config: EdgeConfig,
+        store: Store,
+        transport: Transport,
+        boot_id: str,
+        machine: Machine,
+        readiness: Readiness,
+    ) -> None:
         self._config, self._store, self._transport = config, store, transport
-        self._boot_id, self._machine = boot_id, machine
+        self._boot_id, self._machine, self._readiness = boot_id, machine, readiness
 
     def _publish(self, kind: Kind, payload: bytes) -> None:
         topic = topic_for(self._config.fleet, self._config.name, kind)
@@ -62,8 +72,8 @@ class Announcer:
         self._profile(journal.bundle_sha256)
 
     def state(self, state: Literal["online", "busy"]) -> None:
-        """Publish what the device is doing and, where the owner's rules keep it from training, why."""
-        reason = self._machine.gate.closed
+        """Publish what the device is doing and, where the owner's rules or its rows keep it from training, why."""
+        reason = self._readiness.closed
         message = DeviceState(
             state=state,
             boot_id=self._boot_id,
