@@ -162,6 +162,8 @@ class Agent:
                 return self._sync(plan)
             self._take_part(plan)
         except Exception as error:  # noqa: BLE001 any exception within a plan is a refusal of that plan, never the device's end
+            if self._readiness.look():  # its rows are unusable: the server knows before it could ask again
+                self._announcer.state("online")
             self._refuse(plan.job, *round_and_attempt(plan), error)
         finally:
             self._readiness.look()
