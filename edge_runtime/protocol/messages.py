@@ -67,7 +67,7 @@ class Birth(_Message, frozen=True, tag="birth", kw_only=True):
 class DeviceState(_Message, frozen=True, tag="state", kw_only=True):
     """What a device is doing; retained. ``lost`` is the last will, sent by the broker.
 
-    ``ineligible``: why its owner's rules keep it from training now; None: they do not.
+    ``ineligible``: why its owner's rules or its rows keep it from training now; None: they do not.
     """
 
     state: Literal["online", "busy", "offline", "lost"]

@@ -191,7 +191,6 @@ def test_any_error_within_a_plan_is_a_refusal_that_names_its_kind_alone(
         raise KeyError(MARKER)
 
     monkeypatch.setattr("edge_runtime.agent.trainer.Trainer.prepare", fail)
-    refused, _ = said(bench, "rows.jsonl", f"{GOOD}
-".encode())
+    refused, _ = said(bench, "rows.jsonl", f"{GOOD}\n".encode())
     assert isinstance(refused, PlanRefused)
     assert refused.message.startswith("this is a fault of Covey (KeyError)")
