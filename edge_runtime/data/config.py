@@ -40,6 +40,8 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for field, value in (("delimiter", self.delimiter_character), ("quote", self.quote)):
             if value != AUTO and (len(value) != 1 or value in "\r\n"):
                 raise ValueError(f"{field} is {value!r}, which is not one character")
+        if self.quote != AUTO and self.quote == self.delimiter_character:
+            raise ValueError(f"delimiter and quote are both {self.quote!r}")
 
     @property
     def delimiter_character(self) -> str:

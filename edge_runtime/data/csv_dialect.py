@@ -84,7 +84,7 @@ def recognise(
 
     delimiters = [data.delimiter_character] if data.delimiter != AUTO else [separator] if separator else _DELIMITERS
     quotes = ('"', "'") if data.quote == AUTO else (data.quote,)
-    pairs = list(itertools.product(delimiters, quotes))
+    pairs = [(delimiter, quote) for delimiter, quote in itertools.product(delimiters, quotes) if delimiter != quote]
     if data.columns:
         delimiter, quote = _fitting(text, pairs, len(data.columns))
         header, header_line = tuple(data.columns), 0

@@ -94,9 +94,9 @@ class TextFile:
             return self.data.decode(self.encoding, errors)
         except UnicodeDecodeError as error:
             raise self._error(error.start) from error
-        except LookupError as error:
+        except (LookupError, ValueError) as error:  # some codecs raise a bare UnicodeError
             raise ConfigError(
-                f"[data] encoding is {self.encoding!r}, which Python does not know",
+                f"[data] encoding is {self.encoding!r}, with which Python cannot read text",
                 'use "auto", "utf-8", "utf-16", or "windows-1252"',
             ) from error
 

@@ -109,7 +109,7 @@ def text_of(parts: Parts) -> str:
 @example(parts=[("the film was very good. ", 20_000)], max_tokens=20)
 @example(parts=[("x", 90), (" ", 1), ("y", 5000)], max_tokens=4)
 def test_a_cut_text_has_the_tokens_of_the_whole_one(tokenizer_file: Path, parts: Parts, max_tokens: int) -> None:
-    encoder = TextEncoder(tokenizer_file, Task("classify", ["bad", "good"], None, None, None, max_tokens, 0))
+    encoder = TextEncoder(tokenizer_file, Task("classify-head", ["bad", "good"], None, None, None, max_tokens, 0))
 
     def tokens() -> list[int] | Fault:
         (found,) = encoder.encode_each([text_of(parts)])
@@ -143,7 +143,7 @@ def test_a_cut_completion_has_the_tokens_of_the_whole_one(
 
 
 def test_a_text_of_20_million_characters_is_cut_and_counted(tokenizer_file: Path) -> None:
-    encoder = TextEncoder(tokenizer_file, Task("classify", ["bad", "good"], None, None, None, 64, 0))
+    encoder = TextEncoder(tokenizer_file, Task("classify-head", ["bad", "good"], None, None, None, 64, 0))
     long, short = encoder.encode_each(["very good film " * 1_333_334, "a bad film"])
     assert isinstance(long, EncodedText)
     assert isinstance(short, EncodedText)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from edge_runtime import cli as edge_cli
@@ -17,7 +19,7 @@ from edge_runtime.data.examples import Completion, Row, read_completions, read_e
 from edge_runtime.data.rows import load, load_rows
 from edge_runtime.data.tokens import CompletionEncoder, TextEncoder
 from edge_runtime.engines.choose import Engines
-from edge_runtime.errors import DataError
+from edge_runtime.errors import ConfigError, DataError
 from server.evaluation import evaluate
 
 if TYPE_CHECKING:
@@ -132,7 +134,7 @@ def test_what_the_bundles_tokenizer_refuses_is_left_out(
 
 def test_encoders_name_the_row_that_is_refused(tmp_path: Path) -> None:
     path = refusing_tokenizer(tmp_path / "tokenizer.json")
-    texts = TextEncoder(path, Task("classify", LABELS, None, None, None, 8, 0))
+    texts = TextEncoder(path, Task("classify-head", LABELS, None, None, None, 8, 0))
     with pytest.raises(DataError, match="row 2 cannot be used: the bundle's tokenizer refuses it"):
         texts.encode(["a film", "strange"])
     with pytest.raises(DataError, match="row 1 cannot be used"):
@@ -161,6 +163,58 @@ def test_a_panic_of_the_tokenizer_is_a_refusal_and_an_interrupt_is_none() -> Non
     for passed in (KeyboardInterrupt(), MemoryError()):
         with pytest.raises(type(passed)):
             unless_refused(raising(passed), "a")  # type: ignore[arg-type]
+
+
+WORDS = [
+    b"text",
+    b"label",
+    b"good",
+    b"0",
+    b"sep=",
+    b'"',
+    b"'",
+    b",",
+    b";",
+    b"\t",
+    b"\r",
+    b"\n",
+    b"{",
+    b"[",
+    b"]",
+    b":",
+    b"\xef\xbb\xbf",
+]
+
+
+@given(
+    content=st.lists(st.sampled_from(WORDS) | st.binary(max_size=4), max_size=20).map(b"".join)
+    | st.text(max_size=20).map(lambda text: f"text,label\n{text},good\n".encode("utf-16", "surrogatepass")),
+    suffix=st.sampled_from(["csv", "tsv", "jsonl", "json"]),
+    options=st.fixed_dictionaries(
+        {},
+        optional={
+            "encoding": st.sampled_from(
+                ["utf-8", "utf-16", "utf-16-be", "windows-1252", "ascii", "base64", "undefined", ""]
+            ),
+            "delimiter": st.sampled_from(["tab", ";", "'", " "]),
+            "quote": st.sampled_from(['"', "|"]),
+            "columns": st.lists(st.sampled_from(["text", "label", ""]), max_size=3),
+            "label_names": st.dictionaries(st.text(max_size=2), st.sampled_from(LABELS), max_size=2),
+        },
+    ),
+)
+def test_whatever_a_file_holds_it_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, suffix: str, options: dict[str, Any]
+) -> None:
+    path = tmp_path_factory.mktemp("rows") / f"a.{suffix}"
+    path.write_bytes(content)
+    try:
+        found = read_examples(DataConfig(str(path), **options), LABELS)
+    except (DataError, ConfigError):
+        return
+    assert len(found.rows) == len(found.lines) > 0
+    for row in found.rows:
+        row.text.encode()
 
 
 def test_the_server_evaluates_on_the_rows_that_can_be_used(tmp_path: Path, tiny_bundle: Bundle) -> None:

@@ -192,7 +192,12 @@ def test_data_check_takes_every_option_from_the_command_line_and_from_edge_toml(
     config = read_edge_config(tmp_path / "edge.toml").data
     assert [row.text for row in read_examples(config, LABELS).rows] == ["caf\xe9|s", "no"]
     assert edge_cli.main(["data", "check", "--config", str(tmp_path / "edge.toml"), "--labels", "bad,good"]) == 0
-    for wrong in (["--label-name", "good"], ["--delimiter", "::"], ["--quote", "''"]):
+    for wrong in (
+        ["--label-name", "good"],
+        ["--delimiter", "::"],
+        ["--quote", "''"],
+        ["--delimiter", "|", "--quote", "|"],
+    ):
         assert edge_cli.main([*arguments, *wrong]) == ConfigError.exit_code
     (tmp_path / "edge.toml").write_text('name = "pi"\nbroker = "mqtt://h"\n[data]\npath = "a.csv"\ndelimiter = "::"\n')
     with pytest.raises(ConfigError, match="delimiter is '::'"):
