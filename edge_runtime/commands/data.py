@@ -69,9 +69,10 @@ def _data_check(args: argparse.Namespace) -> int:
         tokens, token_lines = _tokens_of(loaded, task)
     result: dict[str, object] = {"path": data.path, "rows": len(rows)}
     result |= {} if counts is None else {"labels": counts}
-    result |= {"skipped": [{"line": line, "why": fault.what} for line, fault in skipped], "notes": list(notes)} | tokens
+    left_out = [{"line": line, "why": fault.what} for line, fault in skipped]
+    result |= {name: found for name, found in (("skipped", left_out), ("notes", list(notes))) if found} | tokens
     found = "all good" if not skipped else f"and {counted(len(skipped), 'row')} left out, because Covey cannot use them"
-    lines = [f"{data.path}: {len(rows)} rows, {found}", *(f"  {line}" for line in listed(skipped))]
+    lines = [f"{data.path}: {counted(len(rows), 'row')}, {found}", *(f"  {line}" for line in listed(skipped))]
     lines += [f"  {note}" for note in notes]
     lines += [f"  {label}: {count}" for label, count in (counts or {}).items()]
     output.emit(args, result, "\n".join(lines + token_lines))

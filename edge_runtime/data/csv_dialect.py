@@ -91,7 +91,7 @@ def recognise(
     else:
         delimiter, quote, header = _by_header(text, pairs, tuple(wanted.values()))
         header_line = first
-        _check_header(file.path, first, header, wanted, is_label, lambda: _fitting(text, pairs, 0))
+        _check_header(file.path, first, header, wanted, is_label, lambda: _first_row(text, _fitting(text, pairs, 0)))
     _check_repeated(file.path, header_line, header, wanted)
     if data.quote == AUTO and quote == '"' and _single_quoted(text, delimiter, len(header)):
         quote = "'"
@@ -156,13 +156,20 @@ def _fitting(text: Callable[[], Iterator[str]], pairs: list[tuple[str, str]], n_
     return max(pairs, key=score)
 
 
+def _first_row(text: Callable[[], Iterator[str]], pair: tuple[str, str]) -> list[str]:
+    try:
+        return next(values(text(), *pair), [])
+    except csv.Error:
+        return []
+
+
 def _check_header(
     path: Path,
     line: int,
     header: tuple[str, ...],
     wanted: Mapping[str, str],
     is_label: Callable[[str], bool],
-    fitting: Callable[[], tuple[str, str]],
+    first_row: Callable[[], list[str]],
 ) -> None:
     missing = [field for field in wanted.values() if field not in header]
     if not missing:
@@ -170,8 +177,7 @@ def _check_header(
     names = {folded(name) for name in header}
     is_named = any(folded(field) in names for field in wanted.values())
     if not is_named:
-        delimiter, quote = fitting()
-        cells = [cell.strip(" \r\n" + quote) for cell in re.split(re.escape(delimiter), delimiter.join(header))]
+        cells = first_row()
         at = next((index for index, cell in enumerate(cells) if is_label(cell)), None)
         if at is not None and len(cells) > 1:
             raise DataError(

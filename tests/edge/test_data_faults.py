@@ -92,7 +92,7 @@ def test_data_check_says_what_is_left_out(
     write(path, [GOOD, *(line for line, _ in LEFT_OUT.values())])
     assert edge_cli.main(["data", "check", "--data", str(path), "--labels", "bad,good"]) == 0
     said = capsys.readouterr().out
-    assert "1 rows, and 10 rows left out" in said
+    assert "1 row, and 10 rows left out" in said
     assert "all good" not in said
     assert "line 2: it has half a character" in said
     assert "and 5 more" in said
