@@ -14,7 +14,7 @@ Kind = Literal[
     "password-missing", "not-authorised", "client-id", "mqtt-version", "unavailable", "acl", "takeover", "oversize",
     "tls-version", "tls-wanted", "tls-unwanted", "tls-failed",
     "unknown-authority", "expired", "not-yet-valid", "wrong-name", "no-names", "extension", "weak",
-    "client-certificate-missing", "client-certificate-refused", "client-certificate-expired",
+    "client-certificate-missing", "client-certificate-refused", "client-certificate-expired", "http",
 ]  # fmt: skip
 """Kinds of causes; the table of ``docs/troubleshooting.md`` has a row for each message."""
 

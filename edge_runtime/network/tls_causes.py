@@ -70,10 +70,11 @@ _REFUSED_CERTIFICATE = (
     "DECRYPT_ERROR",
 )
 _NO_CIPHER = ("HANDSHAKE_FAILURE", "NO_SHARED_CIPHER", "INSUFFICIENT_SECURITY")
+_SET_OWN = "set cert_file and key_file in [tls] of edge.toml (covey serve: --tls-cert and --tls-key)"
 _NO_CERTIFICATE: tuple[Kind, str, str] = (
     "client-certificate-missing",
     "{place} asks for a client certificate, and none is configured ({said})",
-    "set cert_file and key_file in [tls] of edge.toml (covey serve: --tls-cert and --tls-key)",
+    _SET_OWN,
 )
 
 # How OpenSSL's reasons end, whether an own certificate must be missing (None: either), and the cause.
@@ -97,7 +98,16 @@ _ALERTS: Sequence[tuple[Sequence[str], bool | None, tuple[Kind, str, str]]] = (
         ),
     ),
     (("CERTIFICATE_REQUIRED",), None, _NO_CERTIFICATE),
-    ((*_REFUSED_CERTIFICATE, *_NO_CIPHER), True, _NO_CERTIFICATE),
+    (_REFUSED_CERTIFICATE, True, _NO_CERTIFICATE),
+    (  # with TLS 1.2 a certificate that is missing and a cipher that is missing end in one alert
+        _NO_CIPHER,
+        True,
+        (
+            "client-certificate-missing",
+            "{place} ends the handshake ({said}): most likely it asks for a client certificate, and none is configured",
+            f"{_SET_OWN}; if it asks for none, let it use its standard ciphers (mosquitto: no line ciphers)",
+        ),
+    ),
     (
         _REFUSED_CERTIFICATE,
         False,
