@@ -96,7 +96,7 @@ class Agent:
         self._journal = JournalFile(store)
         engines = engines or Engines(config.engine, config.threads)
         self._trainer = Trainer(config, store, self._journal, engines, self._machine)
-        self._deltas = DeltaUploads(store)
+        self._deltas = DeltaUploads(store, config.tls)
         self._blob_url: str | None = None  # of the last plan
         transport.subscribe(self._topic("plan"))
         transport.subscribe(self._topic("report/ack"))

@@ -61,7 +61,18 @@ class Authority:
         more = "authorityKeyIdentifier=keyid\nsubjectKeyIdentifier=hash\n" if is_strict else ""
         (self.folder / "extensions").write_text(f"basicConstraints=CA:FALSE\n{more}{extensions}\n")
         self._openssl(
-            *("req", "-config", "ca.conf", *_KEY, "-keyout", f"{stem}.key", "-out", f"{stem}.csr", "-subj", f"/CN={name}")
+            *(
+                "req",
+                "-config",
+                "ca.conf",
+                *_KEY,
+                "-keyout",
+                f"{stem}.key",
+                "-out",
+                f"{stem}.csr",
+                "-subj",
+                f"/CN={name}",
+            )
         )
         between = ("-days", "365") if dates is None else ("-startdate", dates[0], "-enddate", dates[1])
         self._openssl(
