@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import urllib.error
 import urllib.request
@@ -36,6 +37,19 @@ class BrokenTransferError(Exception):
     def __init__(self, words: str, remedy: str = _REMEDY) -> None:
         super().__init__(words)
         self.remedy = remedy
+
+
+class AnswerError(NetworkError):
+    """The server's answer is no success, and will not change.
+
+    Args:
+        cause: why.
+        is_own: whether covey serve itself answered, and nothing before it.
+    """
+
+    def __init__(self, cause: Cause, *, is_own: bool) -> None:
+        super().__init__(cause.finding, cause.remedy)
+        self.is_own = is_own
 
 
 class Https:
@@ -85,9 +99,10 @@ class Https:
             )
         except urllib.error.HTTPError as error:
             with error:
-                cause = answer_cause(_answer_of(error, method, url, len(data or b"")), self.place)
+                refused = _answer_of(error, error.code, method, url, len(data or b""))
+            cause = answer_cause(refused, self.place)
             if error.code < http.client.INTERNAL_SERVER_ERROR and error.code not in _TRY_AGAIN:
-                raise cause.error() from error
+                raise AnswerError(cause, is_own=refused.is_own) from error
             raise BrokenTransferError(cause.finding, cause.remedy) from error
         except urllib.error.URLError as error:
             cause = self._cause(error.reason if isinstance(error.reason, BaseException) else error)
@@ -97,17 +112,45 @@ class Https:
             raise BrokenTransferError(cause.finding, cause.remedy) from error
         if method == "GET" and answer.headers.get_content_type() == "text/html":
             answer.close()
-            raise not_covey(self.place, url).error()
+            raise AnswerError(not_covey(self.place, url), is_own=False)
         return answer
+
+    def announce(self, method: str, resource: str, n_bytes: int) -> Answer | None:
+        """Announce a body without sending it; return the answer, None where the server waits for the body first.
+
+        Raises:
+            BrokenTransferError: the server cannot be reached, or closes the connection.
+        """
+        parts = urlsplit(self._base_url)
+        if self._context is None:
+            connection = http.client.HTTPConnection(self.place.host, self.place.port, timeout=self._timeout_s)
+        else:
+            connection = http.client.HTTPSConnection(
+                self.place.host, self.place.port, timeout=self._timeout_s, context=self._context
+            )
+        try:
+            with contextlib.closing(connection):
+                connection.putrequest(method, parts.path + resource)
+                connection.putheader("Content-Length", str(n_bytes))
+                connection.endheaders()
+                answer = connection.getresponse()
+                return _answer_of(answer, answer.status, method, self._base_url + resource, n_bytes)
+        except TimeoutError:
+            return None
+        except (OSError, http.client.HTTPException) as error:
+            cause = self._cause(error)
+            raise BrokenTransferError(cause.finding, cause.remedy) from error
 
     def _cause(self, error: BaseException) -> Cause:
         return cause_of_error(error, self.place)
 
 
-def _answer_of(error: urllib.error.HTTPError, method: str, url: str, sent_bytes: int) -> Answer:
+def _answer_of(
+    answer: http.client.HTTPResponse | urllib.error.HTTPError, code: int, method: str, url: str, sent_bytes: int
+) -> Answer:
     try:
-        body = error.read(_BODY_BYTES).decode(errors="replace")
+        body = answer.read(_BODY_BYTES).decode(errors="replace")
     except (OSError, http.client.HTTPException):
         body = ""  # the status alone says enough
-    is_of_uploads = "Tus-Resumable" in error.headers
-    return Answer(error.code, method, url, body, error.headers.get("Location"), sent_bytes, is_of_uploads)
+    is_of_uploads = "Tus-Resumable" in answer.headers
+    return Answer(code, method, url, body, answer.headers.get("Location"), sent_bytes, is_of_uploads)

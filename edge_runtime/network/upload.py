@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from edge_runtime.network.address import TlsFiles
 
-_CHUNK_BYTES = 1 << 20
+PIECE_BYTES = 1 << 20
+"""Bytes of one request; a proxy before the server must let bodies of this size through."""
 _VERSION = {"Tus-Resumable": "1.0.0"}
 
 
@@ -55,7 +56,7 @@ def upload(
             offset = _offset(_request(https, resource, "HEAD"))
             while offset < size:
                 file.seek(offset)
-                chunk = file.read(_CHUNK_BYTES)
+                chunk = file.read(PIECE_BYTES)
                 answer = _request(https, resource, "PATCH", chunk, offset)
                 sent += len(chunk)
                 offset = _offset(answer)
