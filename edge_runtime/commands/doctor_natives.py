@@ -48,6 +48,12 @@ class Loaded:
     exit_code: int = ConfigError.exit_code
 
 
+def numpy_finding() -> Finding:
+    """Load NumPy, which everything else stands on: where that fails, no other check can be made."""
+    loaded = load_in_child("numpy")
+    return _finding("numpy", loaded, str(loaded.values.get("version")), "problem")
+
+
 def native_findings(engine: Runtime, *, build: bool) -> Iterator[Finding]:
     """Yield a finding for each compiled library.
 
@@ -57,11 +63,7 @@ def native_findings(engine: Runtime, *, build: bool) -> Iterator[Finding]:
     """
     kernel = load_in_child("kernel")
     values = {"version": __version__, "kernel": kernel.values.get("kernel")}
-    said = (
-        "kernel {kernel}: {reason}".format_map(kernel.values)
-        if kernel.values
-        else f"NumPy or its kernel: {kernel.what}"
-    )
+    said = "kernel {kernel}: {reason}".format_map(kernel.values) if kernel.values else f"its kernel: {kernel.what}"
     yield Finding(
         "covey", "problem" if kernel.what else "ok", f"{__version__}, {said}", kernel.hint, values, kernel.exit_code
     )

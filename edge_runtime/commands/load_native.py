@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 DELEGATES = ("XnnpackBackend", "QnnBackend", "OpenvinoBackend", "CoreMLBackend")
 
 
+def _numpy() -> dict[str, Any]:
+    import numpy as np
+
+    return {"version": np.__version__}
+
+
 def _kernel() -> dict[str, Any]:
     from edge_runtime.perturbation.kernel import kernel_name, kernel_reason
 
@@ -44,6 +50,7 @@ def _executorch() -> dict[str, Any]:
 
 
 LOADERS: dict[str, Callable[[], dict[str, Any]]] = {
+    "numpy": _numpy,
     "kernel": _kernel,
     "tokenizers": _tokenizers,
     "onnxruntime": _onnxruntime,
