@@ -89,6 +89,7 @@ class _Conversation:
         self._address, self._identity, self._timeout_s = address, identity, timeout_s
         self.place = address.place(tls)
         self._client = make_client(address, identity, tls, protocol=protocol, keep_session=False)
+        self._client.connect_timeout = timeout_s
         self._login: Any = None  # the reason code of CONNACK
         self._answers: dict[int, bool] = {}  # by the number of the packet: whether it was refused
         self._client.on_connect = self._on_connect

@@ -27,7 +27,7 @@ _TLS_RECORDS = (b"\x15\x03", b"\x16\x03")
 _HTTP_REQUEST = b"GET / HTTP/1.0\r\n\r\n"
 
 
-def diagnose(address: BrokerAddress, tls: TlsFiles | None, timeout_s: float = _TIMEOUT_S) -> Cause | None:
+def diagnose(address: BrokerAddress, tls: TlsFiles | None, timeout_s: float) -> Cause | None:
     """Return what keeps this machine from talking MQTT to a broker; None: nothing does, up to the login.
 
     Args:
@@ -56,7 +56,7 @@ def exact(cause: Cause, address: BrokerAddress, tls: TlsFiles | None) -> Cause:
     """Return a cause as it is, or a more exact one where a look at the port finds it; see diagnose."""
     if cause.kind not in WORTH_A_LOOK:
         return cause
-    return diagnose(address, tls) or cause
+    return diagnose(address, tls, _TIMEOUT_S) or cause
 
 
 def _connect(place: Place, timeout_s: float) -> socket.socket:
@@ -113,7 +113,7 @@ def _named(answer: bytes, place: Place) -> Cause:
     """Return the cause of a port that answered something else than MQTT."""
     if answer[:2] in _TLS_RECORDS:
         return tls_wanted(place)
-    if answer.startswith(b"HTTP/"):
+    if answer.lower().startswith((b"http/", b"<!doctype html", b"<html")):
         return not_a_broker(place, "an HTTP server")
     first = answer.split(b"\n")[0].decode("ascii", "replace")
     shown = "".join(char if char.isprintable() and char.isascii() else "." for char in first)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from edge_runtime.network.cause import closed
 from edge_runtime.network.causes import cause_of_error, denied, loss_cause, refusal_cause, silent
-from edge_runtime.network.diagnose import diagnose, exact
+from edge_runtime.network.diagnose import exact
 from edge_runtime.network.mqtt_client import make_client
 from edge_runtime.network.transport import Connected, Event, Message, Will
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _QOS = 1
 _KEEP_ALIVE_S = 20
+_ATTEMPT_S = 5.0
 _RECONNECT_MIN_S = 1
 _RECONNECT_MAX_S = 60
 _GOODBYE_S = 10.0
@@ -80,6 +81,8 @@ class MqttTransport:
         self._client.on_subscribe = self._on_subscribe
         self._client.on_publish = self._on_publish
         self._client.on_no_connection = self._on_no_connection
+        self._client.connect_timeout = min(_ATTEMPT_S, connect_timeout_s)
+        self._is_leaving = False
         self._connect(connect_timeout_s)
 
     def _connect(self, timeout_s: float) -> None:
@@ -87,9 +90,9 @@ class MqttTransport:
         self._client.loop_start()
         if self._connected.wait(timeout_s):
             return
-        self._client.loop_stop()
+        self._leave()
         prefix = f"no connection to the broker at {self._place} in {timeout_s:g} s: "
-        cause = self._cause or diagnose(self._address, self._tls) or silent(self._place)
+        cause = self._cause or exact(silent(self._place), self._address, self._tls)
         raise cause.error(prefix)
 
     # -- what paho reports, in its thread -----------------------------------------------------------------------
@@ -107,7 +110,7 @@ class MqttTransport:
         self._connected.set()
 
     def _on_no_connection(self, error: BaseException) -> None:
-        self._note(exact(cause_of_error(error, self._place), self._address, self._tls))
+        self._look_and_note(cause_of_error(error, self._place))
 
     def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:  # noqa: ANN401
         error, self._client.transport_error = self._client.transport_error, None
@@ -118,7 +121,16 @@ class MqttTransport:
             self._note_loss(error, is_silent=reason.value == _KEEP_ALIVE_TIMEOUT)
             return
         cause = closed(None, self._place) if error is None else cause_of_error(error, self._place)
-        self._note(exact(cause, self._address, self._tls))
+        self._look_and_note(cause)
+
+    def _look_and_note(self, cause: Cause) -> None:
+        if not self._is_leaving:
+            self._note(exact(cause, self._address, self._tls))
+
+    def _leave(self) -> None:
+        self._is_leaving = True
+        self._client.disconnect()
+        self._client.loop_stop()
 
     def _note(self, cause: Cause) -> None:
         """Keep and log why there is no connection; the same cause is logged once."""
@@ -198,8 +210,7 @@ class MqttTransport:
         """Send what waits (and ``last``, retained), then leave; the broker does not publish the will."""
         if last is not None and not self.deliver(*last):  # not connected: the will speaks for us
             _LOG.info("could not say goodbye")
-        self._client.disconnect()
-        self._client.loop_stop()
+        self._leave()
 
 
 class _Sent(Generic[ThingT]):
