@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -61,15 +62,14 @@ def native_findings(engine: Runtime, *, build: bool) -> Iterator[Finding]:
         engine: the runtime that is configured.
         build: whether to compile the library of the ExecuTorch engine if that has not been done.
     """
-    kernel = load_in_child("kernel")
+    with ThreadPoolExecutor() as pool:
+        kernel, tokenizers, onnxruntime = pool.map(load_in_child, ("kernel", "tokenizers", "onnxruntime"))
     values = {"version": __version__, "kernel": kernel.values.get("kernel")}
     said = "kernel {kernel}: {reason}".format_map(kernel.values) if kernel.values else f"its kernel: {kernel.what}"
     yield Finding(
         "covey", "problem" if kernel.what else "ok", f"{__version__}, {said}", kernel.hint, values, kernel.exit_code
     )
-    tokenizers = load_in_child("tokenizers")
     yield _finding("tokenizers", tokenizers, str(tokenizers.values.get("version")), "problem")
-    onnxruntime = load_in_child("onnxruntime")
     said = (
         "{version}, {0}".format(", ".join(onnxruntime.values["delegates"]), **onnxruntime.values)
         if onnxruntime.values

@@ -74,8 +74,9 @@ class Place:
 
 def words_of(error: BaseException) -> str:
     """Return an exception's own words; its class where it has none."""
-    if isinstance(error, ssl.SSLError) and error.reason:
-        return error.reason.replace("_", " ").lower()
+    reason = getattr(error, "reason", None)  # an SSLError that Python itself raises has none
+    if isinstance(error, ssl.SSLError) and isinstance(reason, str) and reason:
+        return reason.replace("_", " ").lower()
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__

@@ -64,6 +64,9 @@ def answer_cause(answer: Answer, place: Place) -> Cause:
         return Cause("http", asked, "read the log of covey serve: it has begun another round, or another job")
     if "HTTPS port" in answer.body:
         return Cause("tls-wanted", f"{asked}: the port speaks HTTPS", f"write https:// in {_ADDRESS}")
+    if "SSL certificate was sent" in answer.body:  # nginx's words
+        own = "set cert_file and key_file in [tls] of edge.toml, or let the proxy ask for no client certificate"
+        return Cause("client-certificate-missing", f"{asked}: it asks for a client certificate", own)
     if answer.location is not None:
         return Cause("http", f"{asked}: a redirect to {answer.location}", f"set {_ADDRESS} to where it redirects")
     finding, remedy = _TABLE.get(answer.code, ("", f"read the server's log; check {_ADDRESS}"))

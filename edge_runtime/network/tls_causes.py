@@ -149,7 +149,7 @@ def certificate_cause(error: ssl.SSLCertVerificationError, place: Place) -> Caus
 
 def tls_cause(error: ssl.SSLError, place: Place) -> Cause:
     """Return the cause of a TLS handshake that failed, or of an alert that arrived later."""
-    reason = (error.reason or "").upper()
+    reason = (getattr(error, "reason", None) or "").upper()
     if "EOF" in reason:
         return closed(error, place)
     if reason.endswith(_NO_TLS):
