@@ -14,7 +14,9 @@ from edge_runtime.data.examples import DataConfig
 from edge_runtime.data.rows import load_rows
 from edge_runtime.engines.choose import Engines
 from edge_runtime.errors import storage_error
+from edge_runtime.network.access import check_access
 from edge_runtime.network.mqtt import MqttTransport
+from edge_runtime.protocol.topics import topic_for
 from server.compose import compose, open_stores
 from server.errors import JobError
 from server.evaluation import BackgroundEvaluator, evaluate
@@ -27,12 +29,13 @@ from server.web.broker import EMBEDDED, open_broker
 from server.web.http_app import make_app, serve_http
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from edge_runtime.bundle.folder import Bundle
-    from edge_runtime.network.address import TlsFiles
+    from edge_runtime.network.address import BrokerAddress, TlsFiles
     from edge_runtime.network.transport import Transport
+    from edge_runtime.protocol.topics import Kind
     from server.events import Observer
 
 _LOG = logging.getLogger(__name__)
@@ -86,6 +89,8 @@ def run_job(
         address = stack.enter_context(open_broker(options.broker, options.listen, options.mqtt_port))
         transport = MqttTransport(address, f"covey-server-{options.fleet}", tls=options.tls)
         stack.callback(transport.close)
+        if options.broker != EMBEDDED:
+            _warn_of_access_lists(address, options)
         _LOG.info("devices connect to port %d; bundles and adapters on port %d", address.port, http_port)
         return transport
 
@@ -140,6 +145,23 @@ def coordinate(
             write_finished(bundle, composed.chain.theta, result_dir, summary)
         stores.ledger.end_job(job.name, "finished", str(result_dir))
         return {**summary, "state": "finished", "result_dir": str(result_dir)}
+
+
+def _warn_of_access_lists(address: BrokerAddress, options: ServeOptions) -> None:
+    """Log what an access list of the broker keeps from the server; a broker drops what it forbids without a word."""
+
+    def topics(device: str, kinds: Sequence[Kind]) -> list[str]:
+        return [topic_for(options.fleet, device, kind) for kind in kinds]
+
+    access = check_access(
+        address,
+        f"covey-server-{options.fleet}-check",
+        options.tls,
+        reads=topics("+", ("birth", "state", "profile", "report")),
+        writes=topics("covey-check", ("plan", "report/ack")),  # a device that does not exist
+    )
+    for cause in access.causes:
+        _LOG.warning("%s", cause)
 
 
 @contextlib.contextmanager

@@ -98,7 +98,7 @@ class Agent:
         self._trainer = Trainer(config, store, self._journal, engines, self._machine)
         self._readiness = Readiness(self._machine.gate, self._trainer.rows_watch)
         self._announcer = Announcer(config, store, transport, boot_id, self._machine, self._readiness)
-        self._deltas = DeltaUploads(store)
+        self._deltas = DeltaUploads(store, config.tls)
         self._blob_url: str | None = None  # of the last plan
         transport.subscribe(self._topic("plan"))
         transport.subscribe(self._topic("report/ack"))

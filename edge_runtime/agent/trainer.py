@@ -90,7 +90,7 @@ class Trainer:
             NetworkError, BundleError, StorageError: the bundle or the adapter could not be had.
             DataError: the private rows do not fit the bundle.
         """
-        fetcher = Fetcher(blob_url)
+        fetcher = Fetcher(blob_url, tls=self._config.tls)
         known_rows = None if self._loaded is None else self._loaded.known_rows
         is_new = self._loaded is None or self._loaded.bundle.sha256 != plan.bundle_sha256
         if self._loaded is None or is_new:

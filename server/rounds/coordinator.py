@@ -133,8 +133,8 @@ class Coordinator:
 
     def _handle_next(self) -> None:
         event = self._services.transport.receive(_TICK_S)
-        if event is None or isinstance(event, Connected):
-            return
+        if event is None or isinstance(event, Connected) or not event.payload:
+            return  # an empty message: a device asks its broker whether it may publish (network/access.py)
         try:
             self._handle(event)
         except ProtocolError as error:
