@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from export.errors import ExportError
 from export.quiet import quiet
 from export.source.architectures import ARCHITECTURES, longest_row
-from export.source.foreign import check_known_files, wall
+from export.source.foreign import check_known_files, reading
 from export.source.weights import check_adapter_files, check_weights, gguf_in, read_object
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _read_config(base: Path, gguf_file: str | None) -> Any:
     """Return the model's configuration, with its sizes checked: the modules' own checks are assertions or none."""
     source = base / (gguf_file or "config.json")
     hint = "check the file, or download it again"
-    with wall(f"cannot read the model's configuration in {source}", hint), quiet():
+    with reading(f"cannot read the model's configuration in {source}", hint), quiet():
         # Asked without an answer, transformers would wait for one on the terminal.
         options = {"gguf_file": gguf_file} if gguf_file else {}
         config = AutoConfig.from_pretrained(base, trust_remote_code=False, **options)
@@ -112,7 +112,7 @@ def _read_config(base: Path, gguf_file: str | None) -> Any:
             f"{source} says that the model is quantised ({getattr(name, 'value', name) or 'quantization_config'})",
             "give the model that is not quantised, or a GGUF file",
         )
-    with wall(f"{source} lacks a size of the model, or has a wrong one", hint):
+    with reading(f"{source} lacks a size of the model, or has a wrong one", hint):
         sizes = {name: getattr(config, name) for name in ("vocab_size", "num_hidden_layers", "hidden_size")}
         for name, size in (sizes | {"longest row": longest_row(config)}).items():
             if not isinstance(size, int) or size < 1:
@@ -134,7 +134,7 @@ def _base_of(adapter: Path) -> Path:
     if not isinstance(name, str) or not name:
         raise ExportError(f"{path} does not name its base model", "put the base model's files into the same folder")
     base = adapter / name
-    with wall(f"the adapter's base model {name!r} is no path", "set base_model_name_or_path to a local path"):
+    with reading(f"the adapter's base model {name!r} is no path", "set base_model_name_or_path to a local path"):
         found = base.is_dir()
     if not found:
         raise ExportError(

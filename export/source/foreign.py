@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import re
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
+from edge_runtime.errors import cause_of
 from export.errors import ExportError
 
 if TYPE_CHECKING:
@@ -19,20 +21,20 @@ if TYPE_CHECKING:
 _POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
 _POINTER_SIZE = re.compile(rb"^size (\d{1,18})\s*$", re.MULTILINE)
 _POINTER_LIMIT_BYTES = 1024
-_REASON_LIMIT = 300
+_LIMIT = 300
 AGAIN = "download the file again"
 
 
 @contextlib.contextmanager
-def wall(what: str, hint: str) -> Iterator[None]:
-    """Turn every exception of a library that reads foreign files into an ExportError.
+def reading(what: str, hint: str) -> Iterator[None]:
+    """Turn every exception of a library that reads foreign files into an ExportError; see edge_runtime.errors.wall.
 
     Args:
         what: begins the message; names the file or folder.
         hint: what to do about it.
 
     Raises:
-        ExportError: ``what``, and the library's reason in one line.
+        ExportError: ``what``, and the library's reason in a few words.
     """
     try:
         yield
@@ -43,10 +45,10 @@ def wall(what: str, hint: str) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the first line of an exception's message, with its type where the message alone says little."""
-    lines = str(error).strip().splitlines() or [""]
-    reason = lines[0].strip()[:_REASON_LIMIT]
-    return reason if isinstance(error, (OSError, ImportError)) and reason else f"{type(error).__name__}: {reason}"
+    """Return an exception in a few words: of numpy, struct or pickle the kind alone, whose texts say nothing of files."""
+    if isinstance(error, (OSError, ImportError, ValueError, RuntimeError, MemoryError, RecursionError)):
+        return cause_of(error)
+    return type(error).__name__ if isinstance(error, UnpicklingError) else f"{type(error).__name__}: {error}"[:_LIMIT]
 
 
 def check_file(path: Path) -> int:

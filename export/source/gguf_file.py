@@ -17,7 +17,7 @@ import gguf
 import numpy as np
 
 from export.errors import ExportError
-from export.source.foreign import AGAIN, check_file, wall
+from export.source.foreign import AGAIN, check_file, reading
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,7 +104,7 @@ def check_gguf(path: Path) -> GgufInfo:
         if size >= 4 and data[:4] != b"GGUF":
             raise ExportError(f"{path} is not a GGUF file: it begins with {data[:4]!r} ({size} bytes)", AGAIN)
         try:
-            with wall(f"{path} is damaged", AGAIN):
+            with reading(f"{path} is damaged", AGAIN):
                 try:
                     tensors, alignment = _read_header(path, walk)
                 except _EndError:

@@ -18,7 +18,7 @@ from transformers import (
 from export.errors import ExportError
 from export.quiet import quiet
 from export.source.architectures import ARCHITECTURES
-from export.source.foreign import wall
+from export.source.foreign import reading
 from export.source.tensor_files import UNQUANTISED
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def load_model(folder: ModelFolder, kind: str) -> Any:
         options["gguf_file"] = folder.gguf_file
     hint = "check its files, or download them again"
     with (
-        wall(f"cannot load the model in {folder.path}", hint),
+        reading(f"cannot load the model in {folder.path}", hint),
         _without_adapter(folder.path) as path,
         quiet(),
     ):
@@ -90,7 +90,7 @@ def _check_size(folder: ModelFolder, kind: str) -> None:
             "give the config.json that belongs to the weights",
         )
     with (
-        wall(f"cannot build the model that the configuration in {folder.path} describes", "check its config.json"),
+        reading(f"cannot build the model that the configuration in {folder.path} describes", "check its config.json"),
         torch.device("meta"),
         quiet(),
     ):

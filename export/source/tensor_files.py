@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from export.errors import ExportError
-from export.source.foreign import AGAIN, check_file, wall
+from export.source.foreign import AGAIN, check_file, reading
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,14 +74,14 @@ def _safetensors_infos(path: Path) -> dict[str, TensorInfo]:
         if len(start) < _LENGTH_BYTES or size < _LENGTH_BYTES + length:
             least = _LENGTH_BYTES + length if len(start) == _LENGTH_BYTES else _LENGTH_BYTES
             raise ExportError(f"{path} is cut within its header: {size} bytes of more than {least}", AGAIN)
-        with wall(f"{path} has a damaged header", AGAIN):
+        with reading(f"{path} has a damaged header", AGAIN):
             header: dict[str, Any] = json.loads(file.read(length))
             header.pop("__metadata__", None)
             infos = {name: TensorInfo(entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
             expected = _LENGTH_BYTES + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size < expected:
         raise ExportError(f"{path} is cut: {size} bytes of {expected}", AGAIN)
-    with wall(f"{path} is damaged", AGAIN), safe_open(path, framework="pt"):
+    with reading(f"{path} is damaged", AGAIN), safe_open(path, framework="pt"):
         return infos
 
 
@@ -90,7 +90,7 @@ def _pickle_infos(path: Path) -> dict[str, TensorInfo]:
     size = check_file(path)
     safely = "get the model as safetensors, or save it as safetensors where you trust this file"
     try:
-        with wall(f"{path} is cut or damaged ({size} bytes)", f"{AGAIN}, as safetensors if there is one"):
+        with reading(f"{path} is cut or damaged ({size} bytes)", f"{AGAIN}, as safetensors if there is one"):
             state = torch.load(path, map_location="meta", weights_only=True)
     except ExportError as error:
         named = _NAMED_GLOBAL.search(str(error.__cause__))

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from export.errors import ExportError
 from export.quiet import quiet
-from export.source.foreign import wall
+from export.source.foreign import reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,7 +43,7 @@ def load_tokenizer(folder: ModelFolder) -> Any:
     """
     if folder.gguf_file is None:
         _check_packages(folder.path)
-    with wall(f"cannot load the tokenizer in {folder.path}", _FILES_HINT), quiet():
+    with reading(f"cannot load the tokenizer in {folder.path}", _FILES_HINT), quiet():
         options = {"gguf_file": folder.gguf_file} if folder.gguf_file else {}
         tokenizer = AutoTokenizer.from_pretrained(folder.path, use_fast=True, trust_remote_code=False, **options)
         known = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
@@ -105,7 +105,7 @@ def fit_to_vocabulary(folder: ModelFolder, tokenizer: Any, needed: Iterable[int 
     outside = {text: index for text, index in tokenizer.get_vocab().items() if not 0 <= index < rows}
     if not outside:
         return []
-    with wall(f"cannot use the tokenizer in {folder.path}", _FILES_HINT):
+    with reading(f"cannot use the tokenizer in {folder.path}", _FILES_HINT):
         used = {*needed, *tokenizer("a")["input_ids"], *tokenizer("a", "a")["input_ids"]}
     added = tokenizer.added_tokens_decoder
     roles = {getattr(tokenizer, role) for role in _ROLES} | ({tokenizer.pad_token} if folder.gguf_file else set())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from export.errors import ExportError
-from export.source.foreign import check_file, wall
+from export.source.foreign import check_file, reading
 from export.source.gguf_file import check_gguf
 from export.source.tensor_files import count_elements, read_infos
 
@@ -118,7 +118,7 @@ def read_object(path: Path) -> dict[str, object]:
         ExportError: the file is a stand-in, is not JSON, or holds something else.
     """
     check_file(path)
-    with wall(f"cannot read {path}", "correct the file, or download it again"):
+    with reading(f"cannot read {path}", "correct the file, or download it again"):
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):
             raise TypeError(f"it holds a {type(content).__name__}, not an object")

@@ -1,0 +1,48 @@
+"""What an export does otherwise than asked for, in a sentence each: the tokenizer's tokens, the length of rows, padding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from edge_runtime.bundle.manifest import CAUSAL_LM
+from export.source.tokenizer import fit_to_vocabulary
+
+if TYPE_CHECKING:
+    from edge_runtime.bundle.manifest import Task
+    from export.model.options import TaskOptions
+    from export.source.folder import ModelFolder
+
+
+def fit_tokenizer(folder: ModelFolder, options: TaskOptions, tokenizer: Any) -> list[str]:
+    """Compare the tokenizer with the model's vocabulary for a task; see fit_to_vocabulary.
+
+    Raises:
+        ExportError: the tokenizer has tokens that the model has no embedding for, and they may be used.
+    """
+    needed = [None if folder.gguf_file else tokenizer.pad_token_id]
+    needed += [tokenizer.eos_token_id] if options.kind == CAUSAL_LM else []
+    needed += [tokenizer.mask_token_id] if options.kind == "classify-prompt" and not folder.is_decoder else []
+    removed = fit_to_vocabulary(folder, tokenizer, needed)
+    if not removed:
+        return []
+    return [
+        f"the model has no embedding for {', '.join(repr(text) for text in removed)}, which the tokenizer's class adds: "
+        "the bundle's tokenizer reads it as plain text"
+    ]
+
+
+def task_notes(folder: ModelFolder, options: TaskOptions, task: Task) -> list[str]:
+    """Say where the task's longest row is shorter than asked for, and where model and tokenizer pad differently."""
+    notes = []
+    if task.max_tokens < options.max_tokens:
+        notes.append(
+            f"--max-tokens {options.max_tokens}: the model's positions end sooner, "
+            f"longer rows are cut to {task.max_tokens} tokens"
+        )
+    configured = folder.config.pad_token_id
+    if configured is not None and configured != task.pad_token_id:
+        notes.append(
+            f"the tokenizer pads with token {task.pad_token_id}, the model's configuration says {configured}: "
+            f"the bundle pads with {task.pad_token_id}, and the model looks at no padding"
+        )
+    return notes
