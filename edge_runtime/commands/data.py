@@ -55,13 +55,20 @@ def _data_check(args: argparse.Namespace) -> int:
     lines += [f"  {label}: {count}" for label, count in (counts or {}).items()]
     if task is not None:
         from edge_runtime.bundle.folder import open_bundle
-        from edge_runtime.data.rows import load_rows
+        from edge_runtime.data.rows import load_rows, special_token_counts
 
-        lengths = sorted(len(ids) for ids in load_rows(open_bundle(args.bundle), config).tokens)
+        bundle = open_bundle(args.bundle)
+        lengths = sorted(len(ids) for ids in load_rows(bundle, config).tokens)
         median, longest = lengths[len(lengths) // 2], lengths[-1]
         cut = sum(length >= task.max_tokens for length in lengths)
         result |= {"tokens_median": median, "tokens_max": longest, "rows_at_max_tokens": cut}
         lines.append(f"  tokens: median {median}, longest {longest}; {cut} rows reach the limit of {task.max_tokens}")
+        special = special_token_counts(bundle, config)
+        result["special_tokens"] = special
+        lines += [
+            f"  special token {token} stands in {count} rows: the model reads it as that token, not as text"
+            for token, count in special.items()
+        ]
     output.emit(args, result, "\n".join(lines))
     return 0
 

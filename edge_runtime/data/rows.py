@@ -60,19 +60,38 @@ class EncodedCompletions:
         return pad_completions([self.tokens[i] for i in indices], [self.starts[i] for i in indices], self.pad_token_id)
 
 
+def special_token_counts(bundle: Bundle, data: DataConfig) -> dict[str, int]:
+    """Return in how many rows of a file each special token stands written out; see vocabulary.special_tokens_in.
+
+    Raises:
+        DataError: see load_rows.
+    """
+    from edge_runtime.data.tokens import load_tokenizer  # noqa: PLC0415 loaded with the first bundle
+    from edge_runtime.data.vocabulary import special_tokens_in  # noqa: PLC0415
+
+    task = bundle.manifest.task
+    if task.kind == CAUSAL_LM:
+        pairs = read_completions(Path(data.path), data.prompt_field, data.completion_field)
+        texts = [pair.prompt + pair.completion for pair in pairs]
+    else:
+        texts = [row.text for row in read_rows(Path(data.path), task.labels, data.text_field, data.label_field)]
+    return special_tokens_in(texts, load_tokenizer(bundle.file(bundle.manifest.tokenizer_file)))
+
+
 def load_rows(bundle: Bundle, data: DataConfig) -> EncodedRows | EncodedCompletions:
     """Read, check and encode a file of rows for a bundle's task.
 
     Raises:
-        DataError: there is no such file, it has no rows, or some rows are wrong.
+        DataError: there is no such file, it has no rows, or some rows are wrong or have no tokens that the model knows.
     """
     from edge_runtime.data.tokens import CompletionEncoder, TextEncoder  # noqa: PLC0415 loaded with the first bundle
 
     task, tokenizer_file = bundle.manifest.task, bundle.file(bundle.manifest.tokenizer_file)
+    vocab_size = bundle.manifest.vocab_size
     if task.kind == CAUSAL_LM:
         completions = read_completions(Path(data.path), data.prompt_field, data.completion_field)
-        encoded = CompletionEncoder(tokenizer_file, task).encode(completions)
+        encoded = CompletionEncoder(tokenizer_file, task, vocab_size).encode(completions)
         return EncodedCompletions([row.ids for row in encoded], [row.start for row in encoded], task.pad_token_id)
     rows = read_rows(Path(data.path), task.labels, data.text_field, data.label_field)
-    tokens = TextEncoder(tokenizer_file, task).encode([row.text for row in rows])
+    tokens = TextEncoder(tokenizer_file, task, vocab_size).encode([row.text for row in rows])
     return EncodedRows(tokens, [row.label for row in rows], task.pad_token_id)

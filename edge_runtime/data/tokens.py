@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
+from edge_runtime.data.vocabulary import check_rows
 from edge_runtime.errors import BundleError, DataError
 
 if TYPE_CHECKING:
@@ -42,11 +43,16 @@ class TextEncoder:
 
     A row that is too long loses the end of its text; special tokens, the template's words and its mask are always kept.
     A mask token inside a text is removed, because the model predicts exactly one token.
+
+    Args:
+        tokenizer_file: the bundle's.
+        task: the bundle's.
+        vocab_size: number of tokens that the model knows, manifest.vocab_size; None is unknown, and not checked.
     """
 
-    def __init__(self, tokenizer_file: Path, task: Task) -> None:
+    def __init__(self, tokenizer_file: Path, task: Task, vocab_size: int | None = None) -> None:
         self._tokenizer = load_tokenizer(tokenizer_file)
-        self._task = task
+        self._task, self._vocab_size = task, vocab_size
         self._mask = task.mask_token
         self._template = (task.template or TEXT_FIELD).replace(MASK_FIELD, task.mask_token or MASK_FIELD)
 
@@ -54,7 +60,7 @@ class TextEncoder:
         """Return the token ids of each text, at most ``task.max_tokens`` of them.
 
         Raises:
-            DataError: the template alone fills the whole row.
+            DataError: the template alone fills the whole row; or a row has no tokens, or one that the model lacks.
         """
         if self._mask is not None:
             texts = [text.replace(self._mask, " ") for text in texts]
@@ -63,6 +69,7 @@ class TextEncoder:
         for index, ids in enumerate(rows):
             if len(ids) > self._task.max_tokens:
                 rows[index] = self._encode_cut(texts[index])
+        check_rows(rows, self._tokenizer, self._vocab_size)
         return rows
 
     def _encode_cut(self, text: str) -> list[int]:
@@ -98,17 +105,22 @@ class CompletionEncoder:
 
     In a row that is too long the prompt loses its beginning; the completion loses its end, but never below half of the
     row. So neither is cut to nothing.
+
+    Args:
+        tokenizer_file: see TextEncoder.
+        task: see TextEncoder.
+        vocab_size: see TextEncoder.
     """
 
-    def __init__(self, tokenizer_file: Path, task: Task) -> None:
+    def __init__(self, tokenizer_file: Path, task: Task, vocab_size: int | None = None) -> None:
         self._tokenizer = load_tokenizer(tokenizer_file)
-        self._task = task
+        self._task, self._vocab_size = task, vocab_size
 
     def encode(self, rows: Sequence[Completion]) -> list[EncodedCompletion]:
         """Return the tokens of each row, at most ``task.max_tokens`` of them.
 
         Raises:
-            DataError: a row has no token that could be predicted.
+            DataError: a row has no token that could be predicted, or one that the model lacks.
         """
         encodings = self._tokenizer.encode_batch([row.prompt + row.completion for row in rows])
         encoded = []
@@ -124,13 +136,21 @@ class CompletionEncoder:
                     facts=f"row {number} has no token that could be predicted",
                 )
             encoded.append(result)
+        check_rows([row.ids for row in encoded], self._tokenizer, self._vocab_size)
         return encoded
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """Return the tokens of a prompt, with room for one more; a long prompt loses its beginning."""
+        """Return the tokens of a prompt, with room for one more; a long prompt loses its beginning.
+
+        Raises:
+            DataError: a token is one that the model lacks.
+        """
         first, ids = _without_specials(self._tokenizer.encode(prompt))
         room = self._task.max_tokens - 1 - len(first)
-        return first + ids[max(0, len(ids) - room) :]
+        kept = first + ids[max(0, len(ids) - room) :]
+        if kept:
+            check_rows([kept], self._tokenizer, self._vocab_size)
+        return kept
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of tokens."""

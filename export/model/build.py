@@ -17,6 +17,7 @@ from export.model.notes import fit_tokenizer, task_notes
 from export.model.rebuild import continue_with
 from export.model.tasks import LossModel, PooledClassifier, TaskModel, default_pooling, label_word_ids, read_examples
 from export.source.architectures import longest_row
+from export.source.foreign import reading
 from export.source.loading import load_model
 from export.source.tokenizer import load_tokenizer
 
@@ -175,7 +176,9 @@ def _with_adapter(base: Any, head_modules: list[str], folder: ModelFolder, lora_
         untie(base)
         return base
     if folder.adapter is not None:
-        return lora.load_lora(base, folder.adapter, head_modules if isinstance(base, PooledClassifier) else [])
+        hint = "give an adapter that was trained on this model"
+        with reading(f"cannot load the adapter in {folder.adapter}", hint):
+            return lora.load_lora(base, folder.adapter, head_modules if isinstance(base, PooledClassifier) else [])
     return lora.add_lora(base, lora_options, head_modules, folder.layers)
 
 

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from export.model.options import TaskOptions
     from export.source.folder import ModelFolder
 
+_LEAST_SHARE = 0.5
+"""Embeddings are padded to a round number of rows, never to twice the vocabulary."""
+
 
 def fit_tokenizer(folder: ModelFolder, options: TaskOptions, tokenizer: Any) -> list[str]:
     """Compare the tokenizer with the model's vocabulary for a task; see fit_to_vocabulary.
@@ -22,13 +25,19 @@ def fit_tokenizer(folder: ModelFolder, options: TaskOptions, tokenizer: Any) -> 
     needed = [None if folder.gguf_file else tokenizer.pad_token_id]
     needed += [tokenizer.eos_token_id] if options.kind == CAUSAL_LM else []
     needed += [tokenizer.mask_token_id] if options.kind == "classify-prompt" and not folder.is_decoder else []
+    notes = []
     removed = fit_to_vocabulary(folder, tokenizer, needed)
-    if not removed:
-        return []
-    return [
-        f"the model has no embedding for {', '.join(repr(text) for text in removed)}, which the tokenizer's class adds: "
-        "the bundle's tokenizer reads it as plain text"
-    ]
+    if removed:
+        notes.append(
+            f"the model has no embedding for {', '.join(repr(text) for text in removed)}, which the tokenizer's class "
+            "adds: the bundle's tokenizer reads it as plain text"
+        )
+    if len(tokenizer) < folder.vocab_size * _LEAST_SHARE:
+        notes.append(
+            f"the tokenizer has {len(tokenizer)} tokens, the model knows {folder.vocab_size}: "
+            "look whether the tokenizer's file is cut, or belongs to another model"
+        )
+    return notes
 
 
 def task_notes(folder: ModelFolder, options: TaskOptions, task: Task) -> list[str]:

@@ -45,10 +45,13 @@ def reading(what: str, hint: str) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """Return an exception in a few words: of numpy, struct or pickle the kind alone, whose texts say nothing of files."""
-    if isinstance(error, (OSError, ImportError, ValueError, RuntimeError, MemoryError, RecursionError)):
+    """Return an exception in a few words on one line, with its kind where the text alone says little."""
+    kind = type(error).__name__
+    if isinstance(error, UnpicklingError):
+        return kind  # its text recommends to read the file without PyTorch's safeguard
+    if isinstance(error, (OSError, ImportError, ValueError, RuntimeError, MemoryError)):
         return cause_of(error)
-    return type(error).__name__ if isinstance(error, UnpicklingError) else f"{type(error).__name__}: {error}"[:_LIMIT]
+    return f"{kind}: {' '.join(str(error).split())}"[:_LIMIT]
 
 
 def check_file(path: Path) -> int:

@@ -108,7 +108,7 @@ def _pickle_infos(path: Path) -> dict[str, TensorInfo]:
 
 
 def _kind(value: object) -> str:
-    return f"a {type(value).__name__}"
+    return f"a value of type {type(value).__name__}"
 
 
 def _dtype(tensor: torch.Tensor) -> str:
