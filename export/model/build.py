@@ -12,8 +12,8 @@ from export.model import lora
 from export.model.completion import CompletionLoss
 from export.model.full import untie
 from export.model.head_init import fit_head
-from export.model.option_checks import check_task_options
 from export.model.notes import fit_tokenizer, task_notes
+from export.model.option_checks import check_task_options
 from export.model.rebuild import continue_with
 from export.model.tasks import LossModel, PooledClassifier, TaskModel, default_pooling, label_word_ids, read_examples
 from export.source.architectures import longest_row

@@ -1,4 +1,4 @@
-"""What an export does otherwise than asked for, in a sentence each: the tokenizer's tokens, the length of rows, padding."""
+"""What an export does otherwise than asked for, in a sentence each: tokens, the length of rows, padding."""
 
 from __future__ import annotations
 

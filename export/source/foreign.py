@@ -1,4 +1,4 @@
-"""The border to files that others made: what is wrong with one before a library reads it, and a wall around the library.
+"""The border to files that others made: what is wrong with one before a library reads it, and a wall around that.
 
 The libraries raise exceptions of many kinds on a damaged file (struct, numpy, pickle, plain ``Exception``, panics of
 Rust), and none of them knows where the file came from or how it is mended.
@@ -91,10 +91,14 @@ def _pointer_text(path: Path, start: bytes, size: int) -> str:
 def check_known_files(folder: Path) -> None:
     """Check the small files of a model folder that transformers or Covey read, as far as they are there.
 
+    A slow tokenizer's vocabulary is not read beside a tokenizer.json, and may then be anything.
+
     Raises:
         ExportError: one of them is not what its name says; see check_file.
     """
-    for path in sorted({*(folder / name for name in _NAMES), *(p for pattern in _PATTERNS for p in folder.glob(pattern))}):
+    patterns = _INDEXES if (folder / "tokenizer.json").exists() else (*_INDEXES, *_SLOW_VOCABULARIES)
+    found = [path for pattern in patterns for path in folder.glob(pattern)]
+    for path in sorted({*(folder / name for name in _NAMES), *found}):
         if path.is_symlink() or path.is_file():
             check_file(path)
 
@@ -114,4 +118,5 @@ _NAMES = (
     "covey_task.json",
     "1_Pooling/config.json",
 )
-_PATTERNS = ("*.model", "*.tiktoken", "*.index.json")
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_SLOW_VOCABULARIES = ("*.model", "*.tiktoken")

@@ -20,7 +20,7 @@ from edge_runtime.data.examples import Completion, DataConfig
 from edge_runtime.data.rows import load_rows
 from edge_runtime.data.tokens import CompletionEncoder, TextEncoder
 from edge_runtime.data.vocabulary import check_vocabulary, special_tokens_in
-from edge_runtime.errors import BundleError, DataError
+from edge_runtime.errors import BundleError, DataError, TrainingError
 from edge_runtime.files.hashing import file_sha256
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def test_the_manifest_says_how_many_tokens_the_model_knows(tiny_bundle: Bundle) 
     check_vocabulary(tokenizer_of(tiny_bundle), tiny_bundle.manifest.task, tiny_bundle.manifest.vocab_size)
 
 
-def test_an_older_bundle_says_nothing_and_is_read(bundle_copy: Bundle) -> None:
+def test_an_older_bundle_says_nothing_and_is_read(bundle_copy: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     graphs = [
         msgspec.structs.replace(graph, inputs=[msgspec.structs.replace(i, rows=None) for i in graph.inputs])
         for graph in bundle_copy.manifest.graphs
@@ -59,6 +59,12 @@ def test_an_older_bundle_says_nothing_and_is_read(bundle_copy: Bundle) -> None:
     bundle_copy.file(MANIFEST_FILE).write_bytes(encode_manifest(manifest))
     assert open_bundle(bundle_copy.path).manifest.vocab_size is None
     assert edge_cli.main(["bundle", "verify", str(bundle_copy.path)]) == 0
+    bundle = widen(open_bundle(bundle_copy.path), "<ticket>")
+    capsys.readouterr()
+    assert edge_cli.main(["predict", "--bundle", str(bundle.path), "see <ticket>"]) == TrainingError.exit_code
+    said = capsys.readouterr().err
+    assert "a row has a token that the model does not know" in said
+    assert "memory" not in said
 
 
 @pytest.mark.parametrize("special", [False, True])
@@ -68,7 +74,7 @@ def test_a_text_with_a_token_that_the_model_lacks_is_named_before_the_engine(
     bundle = widen(bundle_copy, "<ticket>", special=special)
     rows = [*reviews(4, 0), {"text": "see <ticket> and weep", "label": "bad"}, *reviews(2, 1)]
     path = write_rows(rows, tmp_path / "data.jsonl")
-    with pytest.raises(DataError, match="row 5: '<ticket>' is token 53 .* the model knows 53 tokens") as caught:
+    with pytest.raises(DataError, match=r"row 5: '<ticket>' is token 53 .* the model knows 53 tokens") as caught:
         load_rows(bundle, DataConfig(str(path)))
     assert "memory" not in str(caught.value)
     assert caught.value.public.startswith("1 of 7 rows have a token that the model does not know, the first is row 5")
