@@ -78,11 +78,11 @@ def look_at(path: Path) -> ModelFolder:
     check_known_files(path)
     adapter = path if (path / "adapter_config.json").is_file() else None
     base = path
+    if adapter is not None and not (path / "config.json").is_file():
+        base = _base_of(path)
+        check_known_files(base)
     if adapter is not None:
         check_adapter_files(adapter)
-        if not (path / "config.json").is_file():
-            base = _base_of(path)
-            check_known_files(base)
     gguf_file = gguf_in(base)
     if gguf_file is None and not (base / "config.json").is_file():
         raise ExportError(
