@@ -18,6 +18,9 @@ from export.model.rebuild import read_rebuild
 from export.model.tasks import TaskModel
 from export.quiet import quiet
 from export.source.folder import look_at
+from export.source.foreign import reading
+from export.source.tensor_files import read_infos
+from export.source.weights import check_adapter_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,13 +59,23 @@ def load_finished(adapter: Path, model_dir: Path) -> TaskModel:
     Args:
         adapter: a folder that ``covey serve`` wrote, or a bundle's ``adapter`` folder.
         model_dir: the base model's folder, from which the bundle was exported.
+
+    Raises:
+        ExportError: a file of the two folders is missing, is cut or damaged, or they do not fit each other.
     """
-    model, rebuild = base_for(adapter, model_dir), read_rebuild(adapter)
-    if (adapter / WEIGHTS_FILE).is_file():
-        # Every weight was trained; the file leaves out weights that the task does not compute with.
-        untie(model)
-        model.load_state_dict(load_file(adapter / WEIGHTS_FILE), strict=False)
+    weights = adapter / WEIGHTS_FILE
+    full = weights.is_symlink() or weights.exists()
+    if full:
+        read_infos(weights)
     else:
-        with quiet():
-            model = PeftModel.from_pretrained(model, adapter)
+        check_adapter_files(adapter)
+    model, rebuild = base_for(adapter, model_dir), read_rebuild(adapter)
+    with reading(f"cannot load {adapter}", "give the folder that covey serve wrote, and the model it was trained on"):
+        if full:
+            # Every weight was trained; the file leaves out weights that the task does not compute with.
+            untie(model)
+            model.load_state_dict(load_file(weights), strict=False)
+        else:
+            with quiet():
+                model = PeftModel.from_pretrained(model, adapter)
     return TaskModel(model, rebuild["label_token_ids"], rebuild["mask_token_id"]).eval()

@@ -56,7 +56,7 @@ class GraphInput(Strict, frozen=True):
             slot, ``{layer}`` in it is the placeholder of the layer that is bound to the slot.
         slot: for a tensor of a layer in a ``train`` graph: which of its active layers, counted from the lowest.
         rows: if the graph reads only some rows of a trainable tensor, such as an embedding: the field of the batch
-            that lists them, or their indexes; None: it may read all rows.
+            that lists them, or their indexes; None: it may read all rows. Of a frozen tensor only the former is said.
     """
 
     name: str
@@ -243,6 +243,12 @@ class Manifest(Strict, frozen=True):
             if entry.path == path:
                 return entry
         raise BundleError(f"the manifest lists no file {path}", "export the bundle again")
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Number of tokens that have a row in the embedding; None where the bundle is too old to say it."""
+        tables = [i.shape[0] for graph in self.graphs for i in graph.inputs if i.rows == "input_ids" and i.shape]
+        return min((size for size in tables if isinstance(size, int)), default=None)
 
     @property
     def runtimes(self) -> list[Runtime]:

@@ -12,7 +12,7 @@ from edge_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from edge_runtime.data.config import DataConfig
     from edge_runtime.data.examples import Completion, Row
@@ -61,12 +61,13 @@ def _data_check(args: argparse.Namespace) -> int:
         token_lines: list[str] = []
     else:
         from edge_runtime.bundle.folder import open_bundle
-        from edge_runtime.data.rows import load
+        from edge_runtime.data.rows import load, special_token_counts
 
-        loaded = load(open_bundle(args.bundle), data)
+        bundle = open_bundle(args.bundle)
+        loaded = load(bundle, data)
         rows, skipped, notes = loaded.used, loaded.skipped, loaded.notes
         counts = None if task.kind == CAUSAL_LM else _counts(rows, task.labels)
-        tokens, token_lines = _tokens_of(loaded, task)
+        tokens, token_lines = _tokens_of(loaded, task, special_token_counts(bundle, loaded.used))
     result: dict[str, object] = {"path": data.path, "rows": len(rows)}
     result |= {} if counts is None else {"labels": counts}
     left_out = [{"line": line, "why": fault.what} for line, fault in skipped]
@@ -79,8 +80,12 @@ def _data_check(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tokens_of(loaded: Loaded, task: Task) -> tuple[dict[str, object], list[str]]:
-    """Return how long the rows are in tokens, and how many were cut, as values and as lines of text."""
+def _tokens_of(loaded: Loaded, task: Task, special: Mapping[str, int]) -> tuple[dict[str, object], list[str]]:
+    """Return how long the rows are in tokens, how many were cut, and which special tokens stand in how many of them.
+
+    Returns:
+        The same as values and as lines of text.
+    """
     lengths = sorted(len(ids) for ids in loaded.rows.tokens)
     median, longest = lengths[len(lengths) // 2], lengths[-1]
     full = sum(length >= task.max_tokens for length in lengths)
@@ -88,7 +93,11 @@ def _tokens_of(loaded: Loaded, task: Task) -> tuple[dict[str, object], list[str]
     lines = [f"  tokens: median {median}, longest {longest}; {full} rows reach the limit of {task.max_tokens}"]
     if loaded.cut_texts:
         lines.append(f"  {counted(loaded.cut_texts, 'row')} so long that only a part of the text was tokenised")
-    return dict(values), lines
+    lines += [
+        f"  special token {token} stands in {counted(count, 'row')}: the model reads it as that token, not as text"
+        for token, count in special.items()
+    ]
+    return values | {"special_tokens": dict(special)}, lines
 
 
 def _read(

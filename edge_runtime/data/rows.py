@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from edge_runtime.bundle.manifest import CAUSAL_LM
 from edge_runtime.data.batch import pad, pad_completions
-from edge_runtime.data.examples import Reading, read_examples, read_prompts
+from edge_runtime.data.examples import Completion, Reading, read_examples, read_prompts
 from edge_runtime.data.problems import Fault, lines_of, none_usable
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.data.batch import Batch, CompletionBatch
     from edge_runtime.data.config import DataConfig
-    from edge_runtime.data.examples import Completion, Row
+    from edge_runtime.data.examples import Row
     from edge_runtime.data.problems import Problems
 
 _LOG = logging.getLogger(__name__)
@@ -88,6 +88,15 @@ class Loaded:
     cut_texts: int
 
 
+def special_token_counts(bundle: Bundle, used: Sequence[Row] | Sequence[Completion]) -> dict[str, int]:
+    """Return in how many rows each special token stands written out; see vocabulary.special_tokens_in."""
+    from edge_runtime.data.tokens import load_tokenizer  # noqa: PLC0415 loaded with the first bundle
+    from edge_runtime.data.vocabulary import special_tokens_in  # noqa: PLC0415
+
+    texts = [row.prompt + row.completion if isinstance(row, Completion) else row.text for row in used]
+    return special_tokens_in(texts, load_tokenizer(bundle.file(bundle.manifest.tokenizer_file)))
+
+
 def load_rows(bundle: Bundle, data: DataConfig) -> EncodedRows | EncodedCompletions:
     """Read, check and encode a file of rows for a bundle's task; log what was left out.
 
@@ -118,16 +127,19 @@ def load(bundle: Bundle, data: DataConfig) -> Loaded:
     from edge_runtime.data.tokens import CompletionEncoder, TextEncoder  # noqa: PLC0415 loaded with the first bundle
 
     task, tokenizer_file = bundle.manifest.task, bundle.file(bundle.manifest.tokenizer_file)
+    vocab_size = bundle.manifest.vocab_size
     if task.kind == CAUSAL_LM:
         prompts = read_prompts(data)
-        completions, used = _kept(prompts, CompletionEncoder(tokenizer_file, task).encode_each(prompts.rows), data)
+        completions, used = _kept(
+            prompts, CompletionEncoder(tokenizer_file, task, vocab_size).encode_each(prompts.rows), data
+        )
         encoded = EncodedCompletions(
             [row.ids for row in completions], [row.start for row in completions], task.pad_token_id
         )
         return Loaded(encoded, used.rows, used.skipped, used.notes, sum(row.is_cut for row in completions))
     examples = read_examples(data, task.labels)
     texts, kept = _kept(
-        examples, TextEncoder(tokenizer_file, task).encode_each([row.text for row in examples.rows]), data
+        examples, TextEncoder(tokenizer_file, task, vocab_size).encode_each([row.text for row in examples.rows]), data
     )
     rows = EncodedRows([row.ids for row in texts], [row.label for row in kept.rows], task.pad_token_id)
     return Loaded(rows, kept.rows, kept.skipped, kept.notes, sum(row.is_cut for row in texts))

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from edge_runtime.data.cut import beginning, ending
 from edge_runtime.data.encodings import encode_each, unless_refused
 from edge_runtime.data.problems import Fault
+from edge_runtime.data.vocabulary import unknown_token
 from edge_runtime.errors import BundleError, DataError
 
 if TYPE_CHECKING:
@@ -58,11 +59,16 @@ class TextEncoder:
 
     A row that is too long loses the end of its text; special tokens, the template's words and its mask are always kept.
     A mask token inside a text is removed, because the model predicts exactly one token.
+
+    Args:
+        tokenizer_file: the bundle's.
+        task: the bundle's.
+        vocab_size: number of tokens that the model knows, manifest.vocab_size; None is unknown, and not checked.
     """
 
-    def __init__(self, tokenizer_file: Path, task: Task) -> None:
+    def __init__(self, tokenizer_file: Path, task: Task, vocab_size: int | None = None) -> None:
         self._tokenizer = load_tokenizer(tokenizer_file)
-        self._task = task
+        self._task, self._vocab_size = task, vocab_size
         self._mask = task.mask_token
         self._template = (task.template or TEXT_FIELD).replace(MASK_FIELD, task.mask_token or MASK_FIELD)
 
@@ -70,7 +76,7 @@ class TextEncoder:
         """Return the token ids of each text, at most ``task.max_tokens`` of them.
 
         Raises:
-            DataError: the template alone fills the whole row, or a text cannot be encoded.
+            DataError: the template alone fills the row; a text cannot be encoded, or has a token that the model lacks.
         """
         return [_checked(number, row).ids for number, row in enumerate(self.encode_each(texts), start=1)]
 
@@ -91,7 +97,8 @@ class TextEncoder:
                 continue
             fits = len(encoding.ids) <= self._task.max_tokens
             ids = encoding.ids if fits else self._encode_cut(part)
-            rows.append(EncodedText(ids, is_cut=len(part) < len(text)) if ids else NO_TOKENS)
+            unknown = unknown_token(ids, self._tokenizer, self._vocab_size)
+            rows.append(unknown or (EncodedText(ids, is_cut=len(part) < len(text)) if ids else NO_TOKENS))
         return rows
 
     def _beginning(self, text: str) -> str:
@@ -134,17 +141,22 @@ class CompletionEncoder:
 
     In a row that is too long the prompt loses its beginning; the completion loses its end, but never below half of the
     row. So neither is cut to nothing.
+
+    Args:
+        tokenizer_file: see TextEncoder.
+        task: see TextEncoder.
+        vocab_size: see TextEncoder.
     """
 
-    def __init__(self, tokenizer_file: Path, task: Task) -> None:
+    def __init__(self, tokenizer_file: Path, task: Task, vocab_size: int | None = None) -> None:
         self._tokenizer = load_tokenizer(tokenizer_file)
-        self._task = task
+        self._task, self._vocab_size = task, vocab_size
 
     def encode(self, rows: Sequence[Completion]) -> list[EncodedCompletion]:
         """Return the tokens of each row, at most ``task.max_tokens`` of them.
 
         Raises:
-            DataError: a row has no token that could be predicted, or cannot be encoded.
+            DataError: a row has no token that could be predicted, cannot be encoded, or has one that the model lacks.
         """
         return [_checked(number, row) for number, row in enumerate(self.encode_each(rows), start=1)]
 
@@ -167,21 +179,26 @@ class CompletionEncoder:
             at = next((index for index, (_, end) in enumerate(offsets) if end > len(prompt)), len(ids))
             is_cut = len(prompt) < len(row.prompt) or len(completion) < len(row.completion)
             result = replace(self._fit(first, ids[:at], ids[at:]), is_cut=is_cut)
-            encoded.append(result if result.start < len(result.ids) else NOTHING_TO_PREDICT)
+            unknown = unknown_token(result.ids, self._tokenizer, self._vocab_size)
+            encoded.append(unknown or (result if result.start < len(result.ids) else NOTHING_TO_PREDICT))
         return encoded
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Return the tokens of a prompt, with room for one more; a long prompt loses its beginning.
 
         Raises:
-            DataError: the prompt cannot be encoded.
+            DataError: the prompt cannot be encoded, or has a token that the model lacks.
         """
         encoding = unless_refused(lambda text: self._tokenizer.encode(self._ending(text)), prompt)
         if encoding is None:
             raise _error(1, REFUSED)
         first, ids = _without_specials(encoding)
         room = self._task.max_tokens - 1 - len(first)
-        return first + ids[max(0, len(ids) - room) :]
+        kept = first + ids[max(0, len(ids) - room) :]
+        unknown = unknown_token(kept, self._tokenizer, self._vocab_size)
+        if unknown is not None:
+            raise _error(1, unknown)
+        return kept
 
     def _ending(self, text: str) -> str:
         return ending(text, self._task.max_tokens, self._spans)
@@ -216,8 +233,8 @@ def _checked(number: int, row: RowT | Fault) -> RowT:
 
 
 def _error(number: int, fault: Fault) -> DataError:
-    facts = f"row {number} cannot be used: {fault.what}"
-    return DataError(facts, "correct the row, or leave it out", facts=facts)
+    facts = f"row {number} cannot be used"
+    return DataError(f"{facts}: {fault.what}", "correct the row, or leave it out", facts=facts)
 
 
 def _without_specials(encoding: Encoding) -> tuple[list[int], list[int]]:

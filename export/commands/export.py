@@ -216,6 +216,8 @@ def _result(args: argparse.Namespace, exported: Exported, wall_s: float) -> dict
         "trainable_parameters": manifest.parameters[-1].stop,
         "splits": manifest.splits,
         "levels": manifest.levels,
+        "max_tokens": manifest.task.max_tokens,
+        "notes": exported.notes,
         "runtimes": manifest.runtimes,
         "ptd": None if args.ptd is None else str(args.ptd),
         "parity_loss": parity.loss,
@@ -235,7 +237,7 @@ def _text(args: argparse.Namespace, exported: Exported) -> str:
     )
     if manifest.levels:
         text += f"; levels {manifest.levels} of {manifest.model.layers} layers, gradients within {parity.gradients:.1e}"
-    return text
+    return "\n  ".join([text, *(f"note: {note}" for note in exported.notes)])
 
 
 def _size_bytes(exported: Exported) -> int:

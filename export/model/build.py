@@ -12,11 +12,14 @@ from export.model import lora
 from export.model.completion import CompletionLoss
 from export.model.full import untie
 from export.model.head_init import fit_head
+from export.model.notes import fit_tokenizer, task_notes
 from export.model.option_checks import check_task_options
 from export.model.rebuild import continue_with
 from export.model.tasks import LossModel, PooledClassifier, TaskModel, default_pooling, label_word_ids, read_examples
 from export.source.architectures import longest_row
-from export.source.folder import load_model, load_tokenizer
+from export.source.foreign import reading
+from export.source.loading import load_model
+from export.source.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +43,7 @@ class ExportModel:
         tokenizer: Hugging Face's tokenizer.
         task: the manifest's task.
         rebuild: the content of ``covey_task.json``, from which finished.py builds the same module again.
+        notes: what differs from what was asked for, a sentence each.
     """
 
     folder: ModelFolder
@@ -49,6 +53,7 @@ class ExportModel:
     tokenizer: Any
     task: Task
     rebuild: Rebuild
+    notes: list[str]
 
 
 def build(folder: ModelFolder, options: TaskOptions, lora_options: LoraOptions | None) -> ExportModel:
@@ -67,7 +72,9 @@ def build(folder: ModelFolder, options: TaskOptions, lora_options: LoraOptions |
         options = continue_with(options, folder.adapter)
     check_task_options(folder, options)
     tokenizer = load_tokenizer(folder)
+    notes = fit_tokenizer(folder, options, tokenizer)
     task = _task(folder, options, tokenizer)
+    notes += task_notes(folder, options, task)
     rebuild = _rebuild(folder, options, task)
     base, head_modules = base_module(folder, rebuild)
     if isinstance(base, PooledClassifier) and options.head_init is not None:
@@ -79,7 +86,7 @@ def build(folder: ModelFolder, options: TaskOptions, lora_options: LoraOptions |
     peft_model.requires_grad_(False)
     task_model = TaskModel(peft_model, task.label_token_ids, task.mask_token_id).eval()
     loss_model = CompletionLoss(peft_model) if task.kind == CAUSAL_LM else LossModel(task_model)
-    return ExportModel(folder, peft_model, task_model, loss_model.eval(), tokenizer, task, rebuild)
+    return ExportModel(folder, peft_model, task_model, loss_model.eval(), tokenizer, task, rebuild, notes)
 
 
 def base_module(folder: ModelFolder, rebuild: Rebuild) -> tuple[Any, list[str]]:
@@ -169,7 +176,9 @@ def _with_adapter(base: Any, head_modules: list[str], folder: ModelFolder, lora_
         untie(base)
         return base
     if folder.adapter is not None:
-        return lora.load_lora(base, folder.adapter, head_modules if isinstance(base, PooledClassifier) else [])
+        hint = "give an adapter that was trained on this model"
+        with reading(f"cannot load the adapter in {folder.adapter}", hint):
+            return lora.load_lora(base, folder.adapter, head_modules if isinstance(base, PooledClassifier) else [])
     return lora.add_lora(base, lora_options, head_modules, folder.layers)
 
 

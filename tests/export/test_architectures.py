@@ -95,6 +95,7 @@ def test_graphs_agree_with_pytorch(tiny_export: Callable[..., Bundle], kind: str
     assert_parity(bundle, theta, eager, batches(bundle))
     assert manifest.splits == list(SPLITS)
     assert manifest.model.layers == LAYERS
+    assert manifest.vocab_size == look_at(bundle.path.parents[1] / "models" / kind).vocab_size
     for split in SPLITS:
         front = {i.source for i in manifest.graph("front", split).inputs if i.role == "trainable"}
         assert front == {p.name for p in manifest.parameters if p.stop <= front_size(manifest.parameters, split)}
