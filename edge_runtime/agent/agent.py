@@ -77,7 +77,7 @@ class Agent:
 
     Raises:
         ConfigError: this machine can never follow the rules.
-        StorageError: the journal is damaged.
+        StorageError: the journal cannot be read. A damaged one is set aside.
     """
 
     def __init__(
