@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _LONGEST_CAUSE = 300
 """Characters of a foreign exception's text that a message quotes."""
+_SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class CoveyError(Exception):
@@ -212,6 +213,14 @@ def system_error(error: OSError) -> StorageError:
     return StorageError(
         f"{where}{error.strerror or error}", "check that the path exists, its owner, and its permissions"
     )
+
+
+def unreadable(error: OSError, otherwise: CoveyError) -> CoveyError:
+    """Return the error of a file that cannot be read: ``otherwise``, unless descriptors or memory are short.
+
+    In a shortage the file may be whole: nobody must take it for damaged and remove it.
+    """
+    return system_error(error) if error.errno in _SHORTAGE else otherwise
 
 
 def storage_error(error: OSError, path: object) -> StorageError:

@@ -11,6 +11,7 @@ round that has begun is finished: rounds are short, and stopping would waste the
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     from edge_runtime.store.store import Store
 
 _LOG = logging.getLogger(__name__)
+_AGAIN_S = 1.0
+"""Seconds that the agent waits after an error between plans."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ class Agent:
         self._trainer = Trainer(config, store, self._journal, engines, self._machine)
         self._deltas = DeltaUploads(store)
         self._blob_url: str | None = None  # of the last plan
+        self._unannounced = False
         transport.subscribe(self._topic("plan"))
         transport.subscribe(self._topic("report/ack"))
 
@@ -109,7 +113,12 @@ class Agent:
     def run(self, *, until_finished: bool = False, should_stop: Callable[[], bool] = lambda: False) -> Finished | None:
         """Serve plans until told to stop or, with ``until_finished``, until a job's final adapter is on the device."""
         while not should_stop():
-            finished = self._serve_next(timeout_s=1.0)
+            try:
+                finished = self._serve_next(timeout_s=1.0)
+            except Exception as error:  # noqa: BLE001 nothing that happens between plans ends a device
+                _LOG.error("%s; trying again in %g s", as_covey_error(error), _AGAIN_S)
+                time.sleep(_AGAIN_S)
+                continue
             if finished is not None and until_finished:
                 return finished
         return None
@@ -123,6 +132,8 @@ class Agent:
         return self._announcer.goodbye()
 
     def _serve_next(self, timeout_s: float) -> Finished | None:
+        if self._unannounced:
+            self._announce()
         message = self._inbox.take()
         if message is None:
             if self._machine.gate.look():
@@ -131,7 +142,14 @@ class Agent:
         return None if message is None else self._handle(message)
 
     def _announce(self) -> None:
-        self._announcer.all(self._journal.entries, self._trainer.loaded)
+        """Publish every message; what fails now (no file descriptor may be left) is tried again at the next turn."""
+        try:
+            self._announcer.all(self._journal.entries, self._trainer.loaded)
+        except Exception as error:  # noqa: BLE001 a device that cannot announce itself now can do so later
+            _LOG.error("cannot announce this device: %s", as_covey_error(error))
+            self._unannounced = True
+        else:
+            self._unannounced = False
 
     def _report(self, report: DeviceReport) -> None:
         self._transport.publish(self._topic("report"), encode_message(report))

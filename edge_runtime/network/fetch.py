@@ -10,7 +10,12 @@ import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING
 
+<<<<<<< HEAD
 from edge_runtime.errors import ConfigError, NetworkError, storage_error
+=======
+from edge_runtime.errors import NetworkError, storage_error
+from edge_runtime.files.aside import set_aside
+>>>>>>> 8c50339 (Every file of a device's state may be damaged, a folder or gone: it is fetched again or set aside; predict checks hashes)
 from edge_runtime.files.hashing import file_sha256
 from edge_runtime.network.http_address import check_http_url
 
@@ -104,6 +109,9 @@ class Fetcher:
 
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            for place in (partial, path):
+                if place.is_dir():
+                    set_aside(place, f"{place} is a folder, and a file is to be there")
             self._retry(attempt, sha256)
             partial.replace(path)
         except OSError as error:

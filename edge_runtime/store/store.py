@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge_runtime.errors import storage_error
+from edge_runtime.errors import StorageError, storage_error
 from edge_runtime.files.aside import is_set_aside, remove, set_aside
 from edge_runtime.files.atomic import sync_directory, write_atomically
 from edge_runtime.store.journal import JOURNAL_FILE, Journal, JournalDamagedError, read_journal
@@ -39,13 +39,29 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.make_folders()
         try:
-            for folder in (self.bundles, self._adapters, self._personal, self._deltas):
-                folder.mkdir(parents=True, exist_ok=True)
             for left_over in (*self._adapters.glob("*.partial"), *self._adapters.glob("*.before")):
                 remove(left_over)
         except OSError as error:
             raise storage_error(error, root) from error
+
+    def make_folders(self) -> None:
+        """Make the folders that are not there: a new device has none, and somebody may remove them while it runs.
+
+        Raises:
+            StorageError: one cannot be made, or a file is in its place.
+        """
+        for folder in (self.bundles, self._adapters, self._personal, self._deltas):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except FileExistsError as error:
+                raise StorageError(
+                    f"{error.filename} is a file, and Covey's folder is to be there",
+                    "move it away, or set state_dir in edge.toml",
+                ) from error
+            except OSError as error:
+                raise storage_error(error, folder) from error
 
     @property
     def bundles(self) -> Path:
@@ -105,11 +121,25 @@ class Store:
         """
         target = self.adapter_file(sha256)
         try:
+            if target.is_dir():
+                set_aside(target, f"{target} is a folder, and the adapter's file is to be there")
             path.replace(target)
             sync_directory(target.parent)
         except OSError as error:
             raise storage_error(error, target) from error
         self.forget_old_adapters()
+
+    def forget_adapter(self, sha256: str) -> None:
+        """Remove an adapter that is damaged: it can be had again.
+
+        Raises:
+            StorageError: it cannot be removed.
+        """
+        path = self.adapter_file(sha256)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(error, path) from error
 
     def forget_old_adapters(self) -> None:
         """Remove all but the newest adapters.
