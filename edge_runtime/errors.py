@@ -117,6 +117,10 @@ class StorageError(CoveyError):
     subject = "storage"
 
 
+class ShortageError(StorageError):
+    """This process has no file descriptor left: what failed may succeed later, and what it read may be whole."""
+
+
 class TrainingError(CoveyError):
     """A loss or a scalar is not finite, or a replay does not end on its hash."""
 
@@ -204,7 +208,7 @@ def exit_codes() -> dict[int, str]:
 def system_error(error: OSError) -> StorageError:
     """Return the StorageError of an OSError that names its own path, or none."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        return StorageError(
+        return ShortageError(
             "this process has no file descriptor left", "raise the limit (ulimit -n, or LimitNOFILE in a systemd unit)"
         )
     if error.errno == errno.ENOSPC:

@@ -120,6 +120,7 @@ class Database:
         if version == 0:
             self._connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
         self._check(pages=not read_only)
+        self._inode = self.path.stat().st_ino
 
     def _check(self, *, pages: bool) -> None:
         """Check that every table is there and, for a server that will write, every page: better now than in mid-job."""
@@ -130,6 +131,18 @@ class Database:
             found = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
             if found != "ok":
                 raise self.damaged(" ".join(str(found).split()))
+
+    def _check_there(self) -> None:
+        """Check that the file is still in its place: SQLite would go on writing to one that was removed."""
+        try:
+            is_there = self.path.stat().st_ino == self._inode
+        except OSError:
+            is_there = False
+        if not is_there:
+            raise StorageError(
+                f"the ledger {self.path} was removed, replaced or unmounted while it was in use",
+                "put it back where it was, and start again: what was written since is lost",
+            )
 
     def close(self) -> None:
         """Close the file."""
@@ -177,6 +190,7 @@ class Database:
             StorageError: the disk is full or damaged; nothing was written.
         """
         with self._lock:
+            self._check_there()
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
                 try:
@@ -196,6 +210,7 @@ class Database:
             StorageError: the disk is full or damaged; nothing was written.
         """
         with self._lock:
+            self._check_there()
             try:
                 self._connection.execute(statement, values)
             except sqlite3.Error as error:
