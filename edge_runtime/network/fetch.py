@@ -10,12 +10,8 @@ import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING
 
-<<<<<<< HEAD
 from edge_runtime.errors import ConfigError, NetworkError, storage_error
-=======
-from edge_runtime.errors import NetworkError, storage_error
 from edge_runtime.files.aside import set_aside
->>>>>>> 8c50339 (Every file of a device's state may be damaged, a folder or gone: it is fetched again or set aside; predict checks hashes)
 from edge_runtime.files.hashing import file_sha256
 from edge_runtime.network.http_address import check_http_url
 

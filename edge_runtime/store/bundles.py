@@ -108,14 +108,9 @@ def fetch_bundle(fetcher: Fetcher, sha256: str, bundles: Path, check: Callable[[
     target, partial = bundles / sha256, bundles / f"{sha256}.partial"
     data = fetcher.data(sha256, _MAX_MANIFEST_BYTES)
     manifest = decode_manifest(data)
-<<<<<<< HEAD
+    _clear(partial, manifest)
     missing = {entry.path: entry for entry in manifest.files if not _is_whole(partial / entry.path, entry.size_bytes)}
     _check_space(bundles, sum(entry.size_bytes for entry in missing.values()))
-=======
-    _clear(partial, manifest)
-    missing = [entry for entry in manifest.files if not _is_whole(partial / entry.path, entry.size_bytes)]
-    _check_space(bundles, sum(entry.size_bytes for entry in missing))
->>>>>>> 8c50339 (Every file of a device's state may be damaged, a folder or gone: it is fetched again or set aside; predict checks hashes)
     for entry in manifest.files:
         path = partial / entry.path
         if entry.path in missing:

@@ -12,12 +12,8 @@ import numpy as np
 from edge_runtime.backprop.importance import LayerStatistics, overlay
 from edge_runtime.backprop.round import Personal
 from edge_runtime.bundle.layers import layer_slices
-<<<<<<< HEAD
-from edge_runtime.errors import BundleError, wall
-=======
 from edge_runtime.errors import BundleError, unreadable, wall
 from edge_runtime.files.aside import set_aside
->>>>>>> 8c50339 (Every file of a device's state may be damaged, a folder or gone: it is fetched again or set aside; predict checks hashes)
 from edge_runtime.files.atomic import write_atomically
 from edge_runtime.files.hashing import file_sha256
 from edge_runtime.files.tensor_file import encode_tensors, map_tensors, read_metadata
@@ -100,12 +96,7 @@ def _personal_of(path: Path, bundle: Bundle, job: str, hint: str) -> Personal:
             where = slices[p.layer]
             values = layers.setdefault(p.layer, np.zeros(where.stop - where.start, dtype=np.float32))
             values[p.offset - where.start : p.stop - where.start] = tensors[p.name].reshape(-1)
-<<<<<<< HEAD
-    with wall(lambda cause: BundleError(f"the personal layers have no usable statistics: {cause}", hint)):
-        statistics = msgspec.json.decode(metadata["statistics"], type=LayerStatistics)
-=======
     statistics = msgspec.json.decode(metadata["statistics"], type=LayerStatistics)
->>>>>>> 8c50339 (Every file of a device's state may be damaged, a folder or gone: it is fetched again or set aside; predict checks hashes)
     return Personal(layers, statistics)
 
 
