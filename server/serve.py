@@ -85,7 +85,7 @@ def run_job(
     """
 
     def connect(stack: contextlib.ExitStack, http_port: int) -> Transport:
-        address = stack.enter_context(open_broker(options.broker, options.listen, options.mqtt_port))
+        address = stack.enter_context(open_broker(options.broker, options.listen, options.mqtt_port, should_stop))
         transport = MqttTransport(address, f"covey-server-{options.fleet}", tls=options.tls)
         stack.callback(transport.close)
         _LOG.info("devices connect to port %d; bundles and adapters on port %d", address.port, http_port)

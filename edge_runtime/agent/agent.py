@@ -115,8 +115,10 @@ class Agent:
         while not should_stop():
             try:
                 finished = self._serve_next(timeout_s=1.0)
-            except Exception as error:  # noqa: BLE001 nothing that happens between plans ends a device
-                _LOG.error("%s; trying again in %g s", as_covey_error(error), _AGAIN_S)
+            except Exception as caught:  # noqa: BLE001 nothing that happens between plans ends a device
+                error = as_covey_error(caught)
+                trace = caught if isinstance(error, FaultError) else None
+                _LOG.error("%s; trying again in %g s", error, _AGAIN_S, exc_info=trace)
                 time.sleep(_AGAIN_S)
                 continue
             if finished is not None and until_finished:
