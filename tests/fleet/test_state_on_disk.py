@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-from bench import Bench, bench_of, drain, sync, talk
+from bench import JOB, Bench, ScriptedDevice, bench_of, coordinator, drain, good_report, sync, talk
 from hybrid import answers, backprop_plan, make_agent
 
 from edge_runtime.agent.agent import Finished
@@ -15,9 +16,11 @@ from edge_runtime.bundle.folder import open_bundle, verify_files
 from edge_runtime.cli import main
 from edge_runtime.errors import StorageError
 from edge_runtime.files.aside import set_aside
-from edge_runtime.protocol.messages import PlanRefused, RoundReport, encode_message
+from edge_runtime.protocol.messages import PlanRefused, RoundReport, TrainPlan, encode_message
 from edge_runtime.store.journal import Journal, JournalDamagedError
 from edge_runtime.store.state_check import check_state_dir
+from server.rounds import patience
+from server.storage import queries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -265,3 +268,38 @@ def test_predict_says_that_the_journal_is_damaged(plain: Bench, capsys: pytest.C
     (plain.store.root / "journal.json").write_bytes(b"\0" * 40)
     assert main(["predict", "--config", str(config), "x"]) == StorageError.exit_code
     assert "covey-edge run: it sets the journal aside" in capsys.readouterr().err
+
+
+def test_a_round_is_closed_when_there_are_descriptors_again(
+    plain: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server has a report and no descriptor left: it waits, and closes the round to the same bits."""
+    monkeypatch.setattr(patience, "_AGAIN_S", 0.01)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    asked_while_short = 0
+
+    def answer(plan: TrainPlan) -> list[Any]:
+        if plan.round == 1:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        return [good_report(plan, "pi")]
+
+    device = ScriptedDevice(plain, "pi", answer)
+
+    def turn() -> bool:
+        nonlocal asked_while_short
+        if resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 0:
+            asked_while_short += 1
+            if asked_while_short == 3:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        device.turn()
+        return False
+
+    try:
+        with coordinator(plain, JOB) as (made, ledger):
+            assert made.run(resumed=False, should_stop=turn)
+            closed = queries.closed_rounds(ledger, "job")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert [done.index for done in closed] == [0, 1]
+    assert "no file descriptor left" in caplog.text
+    assert asked_while_short >= 3

@@ -288,3 +288,22 @@ def test_an_empty_ledger_with_nothing_beside_it_is_begun(tmp_path: Path) -> None
     ledger = Ledger(tmp_path / LEDGER_FILE)
     assert queries.job_names(ledger) == []
     ledger.close()
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced", "with its folder"])
+def test_a_ledger_that_vanishes_while_it_is_in_use_is_said(tmp_path: Path, how: str) -> None:
+    """SQLite would write on into a file that nobody will ever open again."""
+    folder = tmp_path / "state"
+    ledger = Ledger(folder / LEDGER_FILE)
+    ledger.begin_job("job", "default", "b" * 64, {"rounds": 2})
+    if how == "with its folder":
+        shutil.rmtree(folder)
+    else:
+        (folder / LEDGER_FILE).rename(tmp_path / "moved")
+    if how == "replaced":
+        Ledger(folder / LEDGER_FILE).close()
+    with pytest.raises(StorageError, match="was removed, replaced or unmounted"):
+        ledger.end_job("job", "finished", None)
+    with pytest.raises(StorageError, match="was removed, replaced or unmounted"):
+        ledger.choices_made("job", 0, 0, {})
+    ledger.close()
