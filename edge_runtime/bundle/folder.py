@@ -71,6 +71,20 @@ def open_bundle(path: Path) -> Bundle:
     return Bundle(path, manifest, sha256)
 
 
+def open_named(path: Path, sha256: str) -> Bundle:
+    """Open the bundle of a name: its manifest has this hash.
+
+    Raises:
+        BundleError: see open_bundle; or the manifest is another bundle's.
+    """
+    bundle = open_bundle(path)
+    if bundle.sha256 != sha256:
+        raise BundleError(
+            f"the manifest in {path} is not that of bundle {sha256[:12]}: its hash differs", "fetch the bundle again"
+        )
+    return bundle
+
+
 def check_file(path: Path, entry: FileEntry) -> None:
     """Check one file against its entry in the manifest.
 

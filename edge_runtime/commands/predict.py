@@ -78,7 +78,7 @@ def _current(args: argparse.Namespace) -> tuple[Bundle, FloatVector, Runtime]:
     """Return what the device's journal names."""
     from edge_runtime.agent.config import read_edge_config
     from edge_runtime.bundle.adapter import check_adapter, map_adapter
-    from edge_runtime.bundle.folder import open_bundle, verify_loaded
+    from edge_runtime.bundle.folder import open_named, verify_loaded
     from edge_runtime.bundle.layout import total_size
     from edge_runtime.store.store import Store, current_adapter
 
@@ -90,9 +90,7 @@ def _current(args: argparse.Namespace) -> tuple[Bundle, FloatVector, Runtime]:
         raise ConfigError("this device has no adapter yet", "let it take part in a round, or give --bundle")
     folder, adapter = current
     try:
-        bundle = open_bundle(folder)
-        if bundle.sha256 != folder.name:
-            raise BundleError(f"the manifest in {folder} is another bundle's: its hash is not the folder's name", "")
+        bundle = open_named(folder, folder.name)
         verify_loaded(bundle, runtime)
         theta = map_adapter(adapter, total_size(bundle.manifest.parameters))
         check_adapter(theta, adapter.stem)

@@ -1,4 +1,4 @@
-"""Puts damaged files aside under a name of their own, so that work goes on and nothing is lost; and clears what is in the way."""
+"""Puts damaged files aside under a name of their own, so that work goes on and nothing is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a folder can be written, found out by writing to it: permissions alone say nothing of a full or read-only disk."""
+"""Whether a folder can be written, found out by writing to it: a disk may be full or read-only."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from edge_runtime.bundle.folder import Bundle, check_file, open_bundle, verify_files
+from edge_runtime.bundle.folder import Bundle, check_file, open_bundle, open_named, verify_files
 from edge_runtime.bundle.manifest import MANIFEST_FILE
 from edge_runtime.bundle.manifest_file import decode_manifest
 from edge_runtime.engines.golden import check_golden
@@ -44,9 +44,7 @@ def install_bundle(store: Store, fetcher: Fetcher, sha256: str, engines: Engines
     path = store.bundles / sha256
     if path.is_dir():
         try:
-            bundle = open_bundle(path)
-            if bundle.sha256 != sha256:
-                raise BundleError("its manifest is another bundle's", "")
+            bundle = open_named(path, sha256)
             verify_files(bundle)
         except BundleError as error:
             _LOG.warning("the bundle on disk is damaged (%s); fetching the damaged files again", error.what)

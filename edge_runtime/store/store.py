@@ -163,7 +163,7 @@ class Store:
         return self._deltas / f"{sha256}.safetensors"
 
     def keep_only(self, personal: Collection[str | None], delta_sha256: str | None) -> None:
-        """Remove all personal layers and deltas but these, and what was set aside; call it after the journal names them.
+        """Remove personal layers and deltas but these and what was set aside; call it after the journal names them.
 
         Raises:
             StorageError: a folder cannot be read, or a file not be removed.

@@ -1,4 +1,4 @@
-"""What an earlier demo left and this one can go on with: results of slow steps, for the same inputs and the same code."""
+"""What an earlier demo left and this one goes on with: results of slow steps, for the same inputs and code."""
 
 from __future__ import annotations
 

@@ -54,8 +54,8 @@ class DemoOptions:
 
     Attributes:
         devices: number of device processes.
-        workdir: emptied first, but for a bundle that can be used again; holds bundle, data, logs and the finished adapter
-            afterwards.
+        workdir: emptied first, but for a bundle that can be used again; holds bundle, data, logs and the finished
+            adapter afterwards.
         cache: folder of the downloaded packages.
         rounds: number of rounds; None: the recipe's.
         engine: runtime of the devices; ``mixed``: every second device runs on ExecuTorch.
@@ -164,7 +164,7 @@ def _probe(recipe: Recipe, model_dir: Path, data: Path, n_train: int, console: C
 
 
 def _export(recipe: Recipe, options: DemoOptions, model_dir: Path, start: Path | None, console: Console) -> None:
-    """Export the recipe's model to the folder ``bundle``; an earlier demo's bundle is kept where nothing has changed."""
+    """Export the recipe's model to the folder ``bundle``; an earlier demo's stays where nothing has changed."""
     console.print(f"[bold]3/4[/] export of {recipe.name}")
     bundle, note = options.workdir / "bundle", options.workdir / "bundle.made.json"
     runtime = () if options.engine == "onnxruntime" else ("--runtime", "onnx,executorch", "--max-batch", "16")

@@ -1,4 +1,4 @@
-"""Goes on where a process has no file descriptor left: many devices that fetch at once may take them all for a while."""
+"""Goes on where a process has no file descriptor left: many devices that fetch may take them all for a while."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class AdapterChain:
         return map_adapter(path, self._initial.size)
 
     def _check(self, sha256: str) -> None:
-        """Check that an adapter's file is whole: a server would train on from it, and devices would refuse it for ever."""
+        """Check that an adapter's file is whole: else a server trains on from it, and devices refuse it for ever."""
         if sha256 != self.initial_sha256 and self._blobs.whole(sha256) is None:
             raise self._lost(sha256)
 
@@ -228,7 +228,9 @@ class AdapterChain:
             return logged[0]
         if base not in self._merged:
             try:
-                found = [None if self._blobs.whole(log.sha256) is None else self._blobs.read(log.sha256) for log in logged]
+                found = [
+                    None if self._blobs.whole(log.sha256) is None else self._blobs.read(log.sha256) for log in logged
+                ]
                 if None in found:
                     return None
                 logs = [log for data in found if data is not None for log in decode_chain(data)]

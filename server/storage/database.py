@@ -48,8 +48,8 @@ CREATE INDEX profiles_of_devices ON profiles (fleet, device, id);
 
 
 _RESTORE = (
-    "restore it from a backup, or save what is left (sqlite3 {path} .recover | sqlite3 recovered.sqlite) and put that in "
-    "its place; a new job needs another --state-dir"
+    "restore it from a backup, or save what is left (sqlite3 {path} .recover | sqlite3 recovered.sqlite) and put that "
+    "in its place; a new job needs another --state-dir"
 )
 _TABLES = frozenset(re.findall(r"CREATE TABLE (\w+)", _SCHEMA))
 _FULL = (sqlite3.SQLITE_FULL,)
@@ -104,7 +104,8 @@ class Database:
         if version == 0 and not run("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             if read_only:
                 raise StorageError(
-                    f"the ledger {self.path} is empty ({self.path.stat().st_size} bytes)", _RESTORE.format(path=self.path)
+                    f"the ledger {self.path} is empty ({self.path.stat().st_size} bytes)",
+                    _RESTORE.format(path=self.path),
                 )
             may_begin()
         elif version != SCHEMA_VERSION:

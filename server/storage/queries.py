@@ -334,8 +334,8 @@ def devices_of(ledger: Ledger) -> list[DeviceRecord]:
     devices = _records(
         ledger,
         DeviceRecord,
-        "SELECT d.fleet, d.name AS device, d.state, d.ineligible, coalesce(d.birth, '{}') AS birth, d.adapter_sha256, d.last_seen, "
-        "count(o.job) AS reports, avg(o.seconds) AS mean_seconds FROM devices d "
+        "SELECT d.fleet, d.name AS device, d.state, d.ineligible, coalesce(d.birth, '{}') AS birth, d.adapter_sha256, "
+        "d.last_seen, count(o.job) AS reports, avg(o.seconds) AS mean_seconds FROM devices d "
         "LEFT JOIN offers o ON o.device = d.name AND o.state = 'reported' GROUP BY d.fleet, d.name "
         "ORDER BY d.fleet, d.name",
         json={"birth": dict[str, Any]},

@@ -1,4 +1,4 @@
-"""The device's state on disk, damaged on purpose: every file of it is fetched again or set aside, and the device goes on."""
+"""The state of a device, damaged on purpose: every file is fetched again or set aside, and the device goes on."""
 
 from __future__ import annotations
 

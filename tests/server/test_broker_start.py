@@ -49,7 +49,11 @@ def starting(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     monkeypatch.setattr(iotcore.broker, "time", Busy())
     monkeypatch.setattr(broker, "_LOOK_S", 0.02)
     monkeypatch.setattr(broker, "_SAY_S", 0.0)
-    monkeypatch.setattr(iotcore.broker, "subprocess", type("Subprocess", (), vars(iotcore.broker.subprocess) | {"Popen": staticmethod(stopped)}))
+    monkeypatch.setattr(
+        iotcore.broker,
+        "subprocess",
+        type("Subprocess", (), vars(iotcore.broker.subprocess) | {"Popen": staticmethod(stopped)}),
+    )
     yield made
     for pid in made:
         try:
@@ -81,8 +85,9 @@ def test_a_broker_that_ends_while_it_starts_is_said(starting: list[int], caplog:
 
     helper = threading.Thread(target=end_it)
     helper.start()
-    with pytest.raises(NetworkError, match="does not start: broker process exited") as caught, open_broker(
-        "embedded", "127.0.0.1", free_port()
+    with (
+        pytest.raises(NetworkError, match="does not start: broker process exited") as caught,
+        open_broker("embedded", "127.0.0.1", free_port()),
     ):
         pass
     helper.join()

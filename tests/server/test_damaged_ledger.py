@@ -1,4 +1,4 @@
-"""A damaged ledger: every command and every question ends with an answer or an error that names the file, never otherwise."""
+"""A damaged ledger: every command and every question ends with an answer, or an error that names the file."""
 
 from __future__ import annotations
 
@@ -207,7 +207,8 @@ def test_damaged_values_end_in_an_answer_or_an_error_that_names_the_ledger(
     value = data.draw(st.sampled_from(VALUES))
     with contextlib.closing(sqlite3.connect(path)) as db, contextlib.suppress(sqlite3.IntegrityError):
         # One row: keys are unique.
-        db.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = (SELECT min(rowid) FROM {table})", (value,))
+        statement = f"UPDATE {table} SET {column} = ? WHERE rowid = (SELECT min(rowid) FROM {table})"  # noqa: S608
+        db.execute(statement, (value,))
         db.commit()
     check(path.parent, device_of(sound))
 
