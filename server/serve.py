@@ -14,6 +14,7 @@ from edge_runtime.data.examples import DataConfig
 from edge_runtime.data.rows import load_rows
 from edge_runtime.engines.choose import Engines
 from edge_runtime.errors import storage_error
+from edge_runtime.files.writable import check_writable
 from edge_runtime.network.access import check_access
 from edge_runtime.network.mqtt import MqttTransport
 from edge_runtime.protocol.topics import topic_for
@@ -22,6 +23,7 @@ from server.errors import JobError
 from server.evaluation import BackgroundEvaluator, evaluate
 from server.job.fitted import FittedJob, fit_to_bundle
 from server.job.job import read_job
+from server.rounds.patience import patiently
 from server.rounds.services import Services
 from server.storage.result_folder import JOB_FILE, write_finished
 from server.views.summary import job_summary
@@ -86,7 +88,7 @@ def run_job(
     """
 
     def connect(stack: contextlib.ExitStack, http_port: int) -> Transport:
-        address = stack.enter_context(open_broker(options.broker, options.listen, options.mqtt_port))
+        address = stack.enter_context(open_broker(options.broker, options.listen, options.mqtt_port, should_stop))
         transport = MqttTransport(address, f"covey-server-{options.fleet}", tls=options.tls)
         stack.callback(transport.close)
         if options.broker != EMBEDDED:
@@ -115,6 +117,7 @@ def coordinate(
         observe: receives events.
         should_stop: asked between messages.
     """
+    check_writable(options.state_dir, "--state-dir")  # before minutes are spent on anything else
     job = fitted.job
     rows = load_rows(bundle, DataConfig(path=job.eval_file))
     predictor = Engines(threads=options.threads).make_predictor(bundle)
@@ -142,7 +145,7 @@ def coordinate(
         result_dir = options.state_dir / "jobs" / job.name / "adapter"
         summary = job_summary(stores.ledger, job.name)
         if not (result_dir / JOB_FILE).exists():
-            write_finished(bundle, composed.chain.theta, result_dir, summary)
+            patiently(lambda: write_finished(bundle, composed.chain.theta, result_dir, summary), should_stop)
         stores.ledger.end_job(job.name, "finished", str(result_dir))
         return {**summary, "state": "finished", "result_dir": str(result_dir)}
 

@@ -11,6 +11,7 @@ round that has begun is finished: rounds are short, and stopping would waste the
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
     from edge_runtime.store.store import Store
 
 _LOG = logging.getLogger(__name__)
+_AGAIN_S = 1.0
+"""Seconds that the agent waits after an error between plans."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Agent:
 
     Raises:
         ConfigError: this machine can never follow the rules.
-        StorageError: the journal is damaged.
+        StorageError: the journal cannot be read. A damaged one is set aside.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class Agent:
         self._announcer = Announcer(config, store, transport, boot_id, self._machine, self._readiness)
         self._deltas = DeltaUploads(store, config.tls)
         self._blob_url: str | None = None  # of the last plan
+        self._unannounced = False
         transport.subscribe(self._topic("plan"))
         transport.subscribe(self._topic("report/ack"))
 
@@ -111,7 +115,14 @@ class Agent:
     def run(self, *, until_finished: bool = False, should_stop: Callable[[], bool] = lambda: False) -> Finished | None:
         """Serve plans until told to stop or, with ``until_finished``, until a job's final adapter is on the device."""
         while not should_stop():
-            finished = self._serve_next(timeout_s=1.0)
+            try:
+                finished = self._serve_next(timeout_s=1.0)
+            except Exception as caught:  # noqa: BLE001 nothing that happens between plans ends a device
+                error = as_covey_error(caught)
+                trace = caught if isinstance(error, FaultError) else None
+                _LOG.error("%s; trying again in %g s", error, _AGAIN_S, exc_info=trace)
+                time.sleep(_AGAIN_S)
+                continue
             if finished is not None and until_finished:
                 return finished
         return None
@@ -125,6 +136,8 @@ class Agent:
         return self._announcer.goodbye()
 
     def _serve_next(self, timeout_s: float) -> Finished | None:
+        if self._unannounced:
+            self._announce()
         message = self._inbox.take()
         if message is None:
             if self._readiness.look():
@@ -133,9 +146,16 @@ class Agent:
         return None if message is None else self._handle(message)
 
     def _announce(self) -> None:
-        self._trainer.rows_watch.forget()  # the server may be another one, with other labels
-        self._readiness.look()
-        self._announcer.all(self._journal.entries, self._trainer.loaded)
+        """Publish every message; what fails now (no file descriptor may be left) is tried again at the next turn."""
+        try:
+            self._trainer.rows_watch.forget()  # the server may be another one, with other labels
+            self._readiness.look()
+            self._announcer.all(self._journal.entries, self._trainer.loaded)
+        except Exception as error:  # noqa: BLE001 a device that cannot announce itself now can do so later
+            _LOG.error("cannot announce this device: %s", as_covey_error(error))
+            self._unannounced = True
+        else:
+            self._unannounced = False
 
     def _report(self, report: DeviceReport) -> None:
         self._transport.publish(self._topic("report"), encode_message(report))

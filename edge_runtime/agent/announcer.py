@@ -6,7 +6,8 @@ import logging
 from typing import TYPE_CHECKING, Literal
 
 from edge_runtime.agent.birth import make_birth
-from edge_runtime.errors import ProfileError, ProtocolError
+from edge_runtime.errors import ProfileError, ProtocolError, StorageError, cause_of
+from edge_runtime.files.aside import set_aside
 from edge_runtime.network.transport import Will
 from edge_runtime.protocol.messages import DeviceState, ProfileMessage, encode_message
 from edge_runtime.protocol.profile import PROFILE_FILE
@@ -14,6 +15,8 @@ from edge_runtime.protocol.profile_check import decode_profile
 from edge_runtime.protocol.topics import Kind, topic_for
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edge_runtime.agent.config import EdgeConfig
     from edge_runtime.agent.loaded_bundle import LoadedBundle
     from edge_runtime.agent.readiness import Readiness
@@ -88,15 +91,25 @@ class Announcer:
 
     def _profile(self, bundle_sha256: str | None) -> None:
         """Publish the profile that ``covey-edge profile`` has saved, so that a new broker or server gets it too."""
+        path = self._store.root / PROFILE_FILE
         try:
-            profile = decode_profile((self._store.root / PROFILE_FILE).read_bytes())
+            profile = decode_profile(path.read_bytes())
             payload = encode_message(ProfileMessage(device=self._config.name, profile=profile))
         except FileNotFoundError:
             return
-        except (OSError, ProfileError, ProtocolError) as error:
+        except (IsADirectoryError, ProfileError) as error:
+            self._set_aside(path, f"the saved profile {path} is unusable: {cause_of(error)}")
+            return
+        except (OSError, ProtocolError) as error:
             _LOG.warning("the saved profile is not sent: %s", error)
             return
         if bundle_sha256 not in (None, profile.bundle.sha256):
             _LOG.info("the saved profile is of another bundle; measure this one: covey-edge profile")
             return
         self._publish("profile", payload)
+
+    def _set_aside(self, path: Path, why: str) -> None:
+        try:
+            set_aside(path, why)
+        except StorageError as error:
+            _LOG.warning("%s; %s", why, error)

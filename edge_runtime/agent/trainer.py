@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,10 +11,11 @@ from edge_runtime.agent.backprop_plan import do_backprop
 from edge_runtime.agent.forward_plan import do_forward
 from edge_runtime.agent.loaded_bundle import LoadedBundle
 from edge_runtime.agent.reports import SessionFacts, delta_report, round_report
+from edge_runtime.bundle.manifest import MANIFEST_FILE
 from edge_runtime.data.watch import RowsWatch
 from edge_runtime.device.memory import peak_rss_bytes
 from edge_runtime.engines.choose import Engines
-from edge_runtime.errors import ConfigError, DataError
+from edge_runtime.errors import BundleError, ConfigError, DataError
 from edge_runtime.files.atomic import write_atomically
 from edge_runtime.network.fetch import Fetcher
 from edge_runtime.protocol.delta import encode_delta
@@ -24,7 +26,7 @@ from edge_runtime.store.journal import PersonalRound
 from edge_runtime.store.personal import personal_or_none, save_personal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from edge_runtime.agent.config import EdgeConfig
     from edge_runtime.device.machine import Machine
@@ -90,7 +92,13 @@ class Trainer:
             NetworkError, BundleError, StorageError: the bundle or the adapter could not be had.
             DataError: the private rows do not fit the bundle.
         """
-        fetcher = Fetcher(blob_url, tls=self._config.tls)
+        self._store.make_folders()
+        if self._loaded is not None and not self._loaded.bundle.file(MANIFEST_FILE).is_file():
+            self._loaded = None  # somebody has removed the state directory
+        with self._doubt():
+            return self._get(plan, Fetcher(blob_url, tls=self._config.tls))
+
+    def _get(self, plan: Plan, fetcher: Fetcher) -> Prepared:
         known_rows = None if self._loaded is None else self._loaded.known_rows
         is_new = self._loaded is None or self._loaded.bundle.sha256 != plan.bundle_sha256
         if self._loaded is None or is_new:
@@ -134,9 +142,19 @@ class Trainer:
         Raises:
             CoveyError: see do_forward, do_backprop and write_atomically.
         """
-        if isinstance(plan, TrainPlan):
-            return self._forward(plan, prepared, goes_on)
-        return self._backprop(plan, prepared, goes_on)
+        with self._doubt():
+            if isinstance(plan, TrainPlan):
+                return self._forward(plan, prepared, goes_on)
+            return self._backprop(plan, prepared, goes_on)
+
+    @contextlib.contextmanager
+    def _doubt(self) -> Iterator[None]:
+        """Let the next plan check the bundle on disk again where this one fails: its files may be damaged or gone."""
+        try:
+            yield
+        except (BundleError, OSError):
+            self._loaded = None
+            raise
 
     def _forward(
         self, plan: TrainPlan, prepared: Prepared, goes_on: Callable[[int, float], bool]

@@ -34,12 +34,14 @@ def _run(args: argparse.Namespace) -> int:
     from edge_runtime.network.address import parse_broker
     from edge_runtime.network.mqtt import MqttTransport
     from edge_runtime.perturbation.kernel import kernel
+    from edge_runtime.store.state_check import check_state_writable
     from edge_runtime.store.store import Store
 
     config = read_edge_config(args.config)
     if not Path(config.data.path).is_file():
         raise ConfigError(f"no data file at {config.data.path}", "set [data] path in the configuration")
     kernel()  # so that a wrong COVEY_KERNEL is an error now, not in the first round
+    check_state_writable(Path(config.state_dir))
     store = Store(Path(config.state_dir))
     machine = this_machine(config.eligibility, store.root)  # impossible rules are an error now too
     boot_id = os.urandom(8).hex()

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import ConfigError, NetworkError, storage_error
+from edge_runtime.files.aside import set_aside
 from edge_runtime.files.hashing import file_sha256
 from edge_runtime.network.cause import words_of
 from edge_runtime.network.http_address import check_http_url
@@ -111,6 +112,9 @@ class Fetcher:
 
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            for place in (partial, path):
+                if place.is_dir():
+                    set_aside(place, f"{place} is a folder, and a file is to be there")
             self._retry(attempt, sha256)
             partial.replace(path)
         except OSError as error:
