@@ -31,6 +31,8 @@ _WITHOUT_EFFECT = {
 """Fields about where an adapter comes from, or about its training or initialisation alone."""
 _KEEPS_THE_BASE = (True, False, None, "gaussian", "orthogonal", "eva")
 """Values of ``init_lora_weights`` that leave the base model's weights as they are."""
+_FIELDS_NOT_MERGEABLE = {"layer_replication", "alora_invocation_tokens", "arrow_config"}
+"""With these, an adapter does more than to change weights."""
 _NOT_MERGEABLE = {"XLORA", "POLY", "SHADOW", "OSF"}
 _CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
@@ -62,7 +64,9 @@ def check_config(config: Mapping[str, Any], folder: ModelFolder) -> None:
         raise refusal(rows, f"the adapter in {folder.adapter} is {kind}, not LORA", _other_type(str(kind), folder))
     rows = [AdapterRow(field, None, None, "refused", why) for field, why in _refused_fields(config).items()]
     if rows:
-        raise refusal(rows, f"the adapter's {rows[0].part}: {rows[0].why}", merge_hint(config, folder))
+        fixed = [row.part for row in rows if row.part in _FIELDS_NOT_MERGEABLE]
+        hint = f"train an adapter without {fixed[0]}: it cannot be merged" if fixed else merge_hint(config, folder)
+        raise refusal(rows, f"the adapter's {rows[0].part}: {rows[0].why}", hint)
 
 
 def _refused_fields(config: Mapping[str, Any]) -> dict[str, str]:
@@ -117,7 +121,7 @@ def merge_hint(
     tokenizer = str(folder.adapter if own_tokenizer else folder.path)
     return (
         ("move the adapter_* files into a folder of their own, ADAPTER, then " if beside else "")
-        + "merge it into the model with PEFT, in Python: from peft import PeftModel; "
+        + "merge the adapter into the model with PEFT, in Python: from peft import PeftModel; "
         + f"from transformers import AutoTokenizer, {auto}; "
         + f"model = {auto}.from_pretrained({str(folder.path)!r}{options}); "
         + resize
