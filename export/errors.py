@@ -36,4 +36,5 @@ class AdapterError(ExportError):
 
     def __init__(self, what: str, hint: str, table: Sequence[dict[str, object]]) -> None:
         super().__init__(what, hint)
-        self.details = {"adapter": list(table)}
+        self.table = list(table)
+        self.details = {"adapter": self.table}

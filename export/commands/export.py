@@ -15,6 +15,7 @@ from export.errors import AdapterError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
     from export.bundle.bundle_writer import Exported
     from export.bundle.options import ExportOptions
@@ -147,7 +148,7 @@ def _export(args: argparse.Namespace) -> int:
         exported = export_bundle(folder, _options(args, folder), args.out, force=args.force, progress=progress)
     except AdapterError as error:
         if args.format == "text":
-            print(_adapter_table(error.details["adapter"]), file=sys.stderr)
+            print(_adapter_table(error.table), file=sys.stderr)
         raise
     if args.ptd:
         from export.bundle.flat_tensors import write_flat_tensors
@@ -248,7 +249,7 @@ def _text(args: argparse.Namespace, exported: Exported) -> str:
     return text
 
 
-def _adapter_table(rows: list[dict[str, Any]]) -> str:
+def _adapter_table(rows: Sequence[dict[str, object]]) -> str:
     """Return the table of what becomes of an adapter's parts."""
     columns = ("part of the adapter", "tensors", "parameters", "is", "because")
     fields = ("part", "tensors", "parameters", "fate", "why")

@@ -16,7 +16,6 @@ from export.model.rebuild import FILE
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from export.errors import ExportError
     from export.model.adapter_table import Fate
     from export.source.folder import ModelFolder
 

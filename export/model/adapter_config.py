@@ -14,7 +14,6 @@ from export.model.adapter_table import AdapterRow, refusal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from export.errors import ExportError
     from export.source.folder import ModelFolder
 
 _HONOURED = {
@@ -49,7 +48,7 @@ _ENDINGS = {
 def check_config(config: Mapping[str, Any], folder: ModelFolder) -> None:
     """Check that Covey computes all that an adapter's configuration asks for.
 
-    A field that Covey doesn't know, perhaps of a newer PEFT, is refused unless it is empty: PEFT itself would ignore it.
+    A field that Covey doesn't know, perhaps of a newer PEFT, is refused unless it is empty; PEFT would ignore it.
 
     Args:
         config: the content of ``adapter_config.json``.

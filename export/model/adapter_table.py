@@ -48,9 +48,7 @@ def rows_of(
     grouped: dict[tuple[str, Fate, str], list[int]] = {}
     for name in sorted(names):
         grouped.setdefault((template(name), *judge(name)), []).append(state[name].numel())
-    return [
-        AdapterRow(part, len(sizes), sum(sizes), fate, why) for (part, fate, why), sizes in sorted(grouped.items())
-    ]
+    return [AdapterRow(part, len(sizes), sum(sizes), fate, why) for (part, fate, why), sizes in sorted(grouped.items())]
 
 
 def refusal(rows: Iterable[AdapterRow], what: str, hint: str) -> AdapterError:

@@ -88,8 +88,7 @@ def load_lora(model: Any, folder: ModelFolder, head_modules: list[str]) -> tuple
         AdapterError: a part of the adapter is refused, or does not fit the model.
         ExportError: the adapter is not readable, or lacks a head that the model needs.
     """
-    adapter = folder.adapter
-    assert adapter is not None
+    adapter = folder.adapter or folder.path
     try:
         described = json.loads((adapter / "adapter_config.json").read_text())
         check_config(described, folder)

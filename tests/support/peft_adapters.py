@@ -5,29 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from parity import batches
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_models import make_model
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
+from edge_runtime.data.batch import pad
 from export.model.options import LoraOptions, TaskOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-AUTO = {"causal": AutoModelForCausalLM, "masked": AutoModelForMaskedLM, "classifier": AutoModelForSequenceClassification}
-WORDS = TaskOptions(
-    "classify-prompt", ["bad", "good"], "{text} it was", [" bad", " good"], 32, None, None, None
-)
-MASK = TaskOptions(
-    "classify-prompt", ["bad", "good"], "{text} it was {mask}", ["bad", "good"], 32, None, None, None
-)
+    from edge_runtime.data.batch import Batch
+    from export.model.build import ExportModel
+
+AUTO = {"-classifier": AutoModelForSequenceClassification, "-mlm": AutoModelForMaskedLM}
+WORDS = TaskOptions("classify-prompt", ["bad", "good"], "{text} it was", [" bad", " good"], 32, None, None, None)
+MASK = TaskOptions("classify-prompt", ["bad", "good"], "{text} it was {mask}", ["bad", "good"], 32, None, None, None)
 HEAD = TaskOptions("classify-head", ["bad", "good"], None, None, 32, None, None, None)
 ADAPTER = LoraOptions(8, 16.0, [], None, ["B"], seed=0)
 
 
 def auto_of(kind: str) -> Any:
     """Return the Auto class of a tiny model."""
-    return AUTO["classifier" if kind.endswith("-classifier") else "masked" if kind.endswith("-mlm") else "causal"]
+    return next((auto for ending, auto in AUTO.items() if kind.endswith(ending)), AutoModelForCausalLM)
 
 
 def task_of(kind: str) -> TaskOptions:
@@ -73,3 +74,19 @@ def peft_logits(kind: str, base: Path, adapter: Path, task: Any, batch: Any) -> 
     if task.mask_token_id is not None:
         position = (ids == task.mask_token_id).nonzero()[:, 1]
     return torch.as_tensor(logits[torch.arange(len(ids)), position][:, task.label_token_ids])
+
+
+def batch_for(model_task: Any) -> Batch:
+    """Return a batch of rows of different lengths, with a mask in each where the task has one."""
+    given = batches()[0]
+    rows = [row[: mask.sum()].tolist() for row, mask in zip(given.input_ids, given.attention_mask, strict=True)]
+    if model_task.mask_token_id is not None:
+        for index, row in enumerate(rows):
+            row[index % len(row)] = model_task.mask_token_id
+    return pad(rows, [0] * len(rows), model_task.pad_token_id)
+
+
+def eager(model: ExportModel, batch: Batch) -> torch.Tensor:
+    """Return the logits of the module that an export traces."""
+    with torch.no_grad():
+        return model.task_model(torch.from_numpy(batch.input_ids), torch.from_numpy(batch.attention_mask))
