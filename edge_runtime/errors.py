@@ -21,10 +21,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 _LONGEST_CAUSE = 300
 """Characters of a foreign exception's text that a message quotes."""
@@ -41,6 +42,8 @@ class CoveyError(Exception):
 
     exit_code: ClassVar[int] = 1
     subject: ClassVar[str] = "error"
+    details: Mapping[str, object] = MappingProxyType({})
+    """What ``--format json`` prints beside the error."""
 
     def __init__(self, what: str, hint: str = "") -> None:
         super().__init__(what)

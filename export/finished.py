@@ -7,11 +7,14 @@ enough. Covey's own head (PooledClassifier) needs its module built first, which 
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from edge_runtime.bundle.layout import NAMES_FILE
 from export.model.build import base_module
 from export.model.full import untie
 from export.model.rebuild import read_rebuild
@@ -23,7 +26,7 @@ from export.source.tensor_files import read_infos
 from export.source.weights import check_adapter_files
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    import torch
 
 WEIGHTS_FILE = "model.safetensors"
 
@@ -74,8 +77,16 @@ def load_finished(adapter: Path, model_dir: Path) -> TaskModel:
         if full:
             # Every weight was trained; the file leaves out weights that the task does not compute with.
             untie(model)
-            model.load_state_dict(load_file(weights), strict=False)
+            model.load_state_dict(_trained(adapter), strict=False)
         else:
             with quiet():
                 model = PeftModel.from_pretrained(model, adapter)
     return TaskModel(model, rebuild["label_token_ids"], rebuild["mask_token_id"]).eval()
+
+
+def _trained(finished: Path) -> dict[str, torch.Tensor]:
+    """Return the weights of a finished model by their names in the module that was trained."""
+    stored: dict[str, torch.Tensor] = load_file(finished / WEIGHTS_FILE)
+    path = finished / Path(NAMES_FILE).name
+    names: dict[str, list[str]] = json.loads(path.read_text()) if path.is_file() else {}
+    return stored | {name: stored[others[0]] for name, others in names.items() if others[0] in stored}

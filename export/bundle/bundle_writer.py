@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.manifest import Graph
     from edge_runtime.engines.golden import Parity
     from export.bundle.options import ExportOptions
+    from export.model.adapter_table import AdapterRow
     from export.model.build import ExportModel
     from export.source.folder import ModelFolder
     from export.trace.lift import Lifted
@@ -54,11 +55,13 @@ class Exported:
         bundle: the bundle.
         parity: its largest differences from PyTorch on ONNX Runtime.
         notes: what differs from what was asked for, a sentence each.
+        adapter: what became of the parts of the folder's adapter; empty where the adapter is new or there is none.
     """
 
     bundle: Bundle
     parity: Parity
     notes: list[str]
+    adapter: list[AdapterRow]
 
 
 def export_bundle(
@@ -165,7 +168,7 @@ def _write(folder: ModelFolder, options: ExportOptions, partial: Path, progress:
         files=_list_files(partial),
     )
     bundle, parity = _check_and_seal(manifest, options, partial, progress)
-    return Exported(bundle, parity, model.notes)
+    return Exported(bundle, parity, model.notes, model.adapter.rows if model.adapter else [])
 
 
 def _write_graphs(
