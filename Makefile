@@ -9,7 +9,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.covey-installed
 
-.PHONY: help install dev demo test test-all test-long check lint files format bench bench-full bench-convergence bench-droppeft bench-engines bench-levels bench-perturb bench-bandit bench-fleet clean
+.PHONY: help install dev demo test test-all test-long check lint files format bench bench-full bench-convergence bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-bandit bench-fleet clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -74,6 +74,9 @@ bench-engines: $(STAMP) ## ExecuTorch against ONNX Runtime (MODEL=minilm or smol
 
 bench-levels: $(STAMP) ## speed and memory of training graphs, against PyTorch (some minutes)
 	$(BIN)/python -m benchmarks.speed.levels
+
+bench-memory: $(STAMP) ## estimated memory of training graphs against measured peaks, every architecture (some minutes)
+	$(BIN)/python -m benchmarks.speed.memory_need
 
 bench-bandit: $(STAMP) ## policies of the bandit on traces, simulated; the last line is JSON
 	$(BIN)/python -m benchmarks.arm_choice.policies --seeds 12 --plot docs/bandit.png

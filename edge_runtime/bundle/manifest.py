@@ -12,7 +12,7 @@ import msgspec
 
 from edge_runtime.bundle.layout import Parameter
 from edge_runtime.errors import BundleError
-from edge_runtime.values import Sha256, Strict
+from edge_runtime.values import Count, Sha256, Strict
 
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 3
@@ -80,6 +80,18 @@ class GraphOutput(Strict, frozen=True):
     slot: int | None = None
 
 
+class Activations(Strict, frozen=True):
+    """Bytes of a training graph's values that are alive at once at most, from the shapes of the trace.
+
+    Attributes:
+        first_row: with one row of the longest length.
+        further_row: what each further row of the longest length adds.
+    """
+
+    first_row: Count
+    further_row: Count
+
+
 class Graph(Strict, frozen=True):
     """One graph.
 
@@ -94,6 +106,7 @@ class Graph(Strict, frozen=True):
         recomputes: of ``train``, whether a layer's activations are computed again for its backward pass, so that only
             one hidden state a layer is kept.
         bounds: the largest values of named sizes, if the runtime plans its memory for them; empty: any size.
+        activations: of ``train``, the memory that its values take; None: not known.
     """
 
     kind: GraphKind
@@ -105,6 +118,7 @@ class Graph(Strict, frozen=True):
     level: int | None = None
     recomputes: bool = False
     bounds: dict[str, int] = msgspec.field(default_factory=dict)
+    activations: Activations | None = None
 
     @property
     def name(self) -> str:
