@@ -51,8 +51,7 @@ def peak_bytes(
         dying = [name for name in {shared.get(r, r) for r in read_by(node)} if last[name] == n and name in alive]
         if node.op_type in _IN_PLACE:
             # The result takes the place of one operand of its size.
-            (result,) = made or ("",)
-            same = next((name for name in dying if alive[name] >= made.get(result, 0)), None)
+            same = next((name for name in dying if alive[name] >= sum(made.values())), None)
             if same is not None:
                 dying.remove(same)
                 del alive[same]
