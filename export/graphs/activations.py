@@ -1,8 +1,8 @@
 """The memory that a training graph's values take, from the shapes of the trace; see bundle/memory_need.py.
 
 The estimate walks the graph in the order of its nodes. A value lives from the node that makes it to the last one that
-reads it. As in ONNX Runtime, a reshaped value shares the memory of what it was made from, an elementwise result may take
-that of an operand that is read for the last time, and a transposed operand of a matrix product is not copied.
+reads it. As in ONNX Runtime, a reshaped value shares the memory of what it was made from, an elementwise result may
+take that of an operand that is read for the last time, and a transposed operand of a matrix product is not copied.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.data.batch import Batch
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("executorch") is None, reason="needs the executorch package: pip install covey[executorch]"

@@ -73,7 +73,7 @@ def test_a_plan_of_more_rows_than_the_graphs_take_is_refused_before_it_runs(leve
     check_rows(leveled.manifest, "onnxruntime", 4096)
     assert largest_batch(bounded, "onnxruntime") == 16
     check_rows(bounded, "onnxruntime", 16)
-    with pytest.raises(TrainingError, match="17 rows; .* up to 16"):
+    with pytest.raises(TrainingError, match=r"17 rows; .* up to 16"):
         check_rows(bounded, "onnxruntime", 17)
 
     bundle = Bundle(Path(), bounded, leveled.sha256)
@@ -87,5 +87,5 @@ def test_a_plan_of_more_rows_than_the_graphs_take_is_refused_before_it_runs(leve
         return check_plan(plan, bundle, None, "onnxruntime")
 
     assert rows_at_once(Stld(steps=2, batch_size=64)) == {1: 16, 2: 16, 3: 16}
-    with pytest.raises(TrainingError, match="20 rows; .* up to 16"):
+    with pytest.raises(TrainingError, match=r"20 rows; .* up to 16"):
         rows_at_once(Stld(steps=2, batch_size=64, micro_batch_size=20))

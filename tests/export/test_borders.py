@@ -40,9 +40,7 @@ class Buckets(torch.nn.Module):
         return torch.as_tensor(MPNetEncoder.relative_position_bucket(places[None, :] - places[:, None], self.buckets))
 
 
-@pytest.mark.parametrize(
-    ("buckets", "farthest"), [(256, 512), (48, 100), (32, None)], ids=lambda value: str(value)
-)
+@pytest.mark.parametrize(("buckets", "farthest"), [(256, 512), (48, 100), (32, None)], ids=str)
 def test_every_distance_has_its_bucket(buckets: int, farthest: int | None, tmp_path: Path) -> None:
     """DeBERTa-v3's own numbers first: all distances of the longest row, not only those of the traced one."""
     module, path = Buckets(buckets, farthest).eval(), tmp_path / "buckets.onnx"
