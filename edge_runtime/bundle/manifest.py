@@ -88,6 +88,18 @@ class GraphOutput(Strict, frozen=True):
     slot: Index | None = None
 
 
+class Activations(Strict, frozen=True):
+    """Bytes of a training graph's values that are alive at once at most, from the shapes of the trace.
+
+    Attributes:
+        first_row: with one row of the longest length.
+        further_row: what each further row of the longest length adds.
+    """
+
+    first_row: Count
+    further_row: Count
+
+
 class Graph(Strict, frozen=True):
     """One graph.
 
@@ -102,6 +114,7 @@ class Graph(Strict, frozen=True):
         recomputes: of ``train``, whether a layer's activations are computed again for its backward pass, so that only
             one hidden state a layer is kept.
         bounds: the largest values of named sizes, if the runtime plans its memory for them; empty: any size.
+        activations: of ``train``, the memory that its values take; None: not known.
     """
 
     kind: GraphKind
@@ -113,6 +126,7 @@ class Graph(Strict, frozen=True):
     level: Index | None = None
     recomputes: bool = False
     bounds: dict[str, Annotated[int, msgspec.Meta(ge=1, le=2**40)]] = msgspec.field(default_factory=dict)
+    activations: Activations | None = None
 
     @property
     def name(self) -> str:
