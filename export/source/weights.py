@@ -33,7 +33,7 @@ class Weights:
     """The files with a model's weights, looked into but not loaded.
 
     Attributes:
-        files: in the order of their names; one GGUF file, or one or several files of safetensors or of PyTorch's own format.
+        files: in the order of their names; one GGUF file, or some of safetensors or of PyTorch's own format.
         tensors: number of tensors in them.
         elements: number of elements of all tensors.
     """
