@@ -97,7 +97,8 @@ def _personal_of(path: Path, bundle: Bundle, job: str, hint: str) -> Personal:
             where = slices[p.layer]
             values = layers.setdefault(p.layer, np.zeros(where.stop - where.start, dtype=np.float32))
             values[p.offset - where.start : p.stop - where.start] = tensors[p.name].reshape(-1)
-    statistics = msgspec.json.decode(metadata["statistics"], type=LayerStatistics)
+    with wall(lambda cause: BundleError(f"the personal layers have no statistics: {cause}", hint)):
+        statistics = msgspec.json.decode(metadata["statistics"], type=LayerStatistics)
     return Personal(layers, statistics)
 
 
