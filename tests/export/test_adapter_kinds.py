@@ -49,7 +49,12 @@ ALIKE: dict[str, tuple[str, dict[str, Any]]] = {
     "save-tied-embedding": ("qwen2-tied", {**QV, "modules_to_save": ["embed_tokens"]}),
     "classifier-dora-bias": (
         "bert-classifier",
-        {"target_modules": ["query", "dense"], "use_dora": True, "bias": "all", "modules_to_save": ["classifier"]},
+        {
+            "target_modules": ["query", "dense"],
+            "use_dora": True,
+            "bias": "lora_only",
+            "modules_to_save": ["classifier"],
+        },
     ),
     "classifier-all-linear": ("bert-classifier", {"target_modules": "all-linear"}),
     "two-modules-of-a-head": (
@@ -157,8 +162,9 @@ EVERYTHING = {
     "modules_to_save": ["norm", "embed_tokens"],
 }
 EXPORTED = {"everything": ("qwen2", EVERYTHING), **ACCEPTED}
-SLOW_RUNS = [("everything", ()), ("everything", (1, 3)), ("masked-all-linear", ())]
-LONG_RUNS = [*((name, ()) for name in ACCEPTED if name != "masked-all-linear"), *((name, (2,)) for name in ALIKE)]
+SLOW_RUNS = [("everything", (1, 3)), ("masked-all-linear", ()), ("classifier-dora-bias", (2,))]
+ALL_RUNS = [("everything", ()), *((name, ()) for name in ACCEPTED), *((name, (2,)) for name in ALIKE)]
+LONG_RUNS = [run for run in ALL_RUNS if run not in SLOW_RUNS]
 RUNS = [
     *(pytest.param(*run, marks=pytest.mark.slow) for run in SLOW_RUNS),
     *(pytest.param(*run, marks=pytest.mark.long) for run in LONG_RUNS),

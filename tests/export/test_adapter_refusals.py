@@ -251,3 +251,12 @@ def test_a_damaged_configuration_is_an_error_of_the_export(content: bytes, tmp_p
     (adapter / "adapter_config.json").write_bytes(content)
     with pytest.raises(ExportError, match=r"the adapter in|adapter_config\.json is empty"):
         build(look_at(adapter), WORDS, ADAPTER)
+
+
+def test_biases_that_peft_stores_twice_are_refused_before_tracing(tmp_path: Path) -> None:
+    """With bias = "all", PEFT stores the bias of a saved module under three names; which one counts cannot be told."""
+    config = {"target_modules": ["query"], "bias": "all", "modules_to_save": ["classifier"]}
+    adapter = write_adapter("bert-classifier", tmp_path / "base", tmp_path / "adapter", config)
+    with pytest.raises(ExportError, match='stored beside the saved module itself, as bias = "all" does') as caught:
+        build(look_at(adapter), task_of("bert-classifier"), ADAPTER)
+    assert "merge_and_unload()" in caught.value.hint
