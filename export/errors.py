@@ -7,9 +7,14 @@ CoveyError
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import CoveyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,3 +43,26 @@ class AdapterError(ExportError):
         super().__init__(what, hint)
         self.table = list(table)
         self.details = {"adapter": self.table}
+
+
+@contextlib.contextmanager
+def compiling(what: str, hint: str = REPORT_HINT) -> Iterator[None]:
+    """Turn every exception of PyTorch's tracers and the runtimes' exporters into an ExportError.
+
+    They raise exceptions of many types. The error has the whole text, because it goes into a report; compare
+    edge_runtime.errors.wall, which shortens it.
+
+    Args:
+        what: begins the message: who cannot do what.
+        hint: what to do about it.
+
+    Raises:
+        ExportError: ``what``, and the exception's type and text.
+    """
+    try:
+        yield
+    except ExportError:
+        raise
+    except Exception as error:
+        logging.getLogger(__name__).debug("%s", what, exc_info=True)
+        raise ExportError(f"{what}: {type(error).__name__}: {error}", hint) from error

@@ -24,7 +24,7 @@ from edge_runtime.bundle.manifest import GraphInput, GraphOutput
 from edge_runtime.data.batch import CHUNK_TOKENS, fill_chunks
 from edge_runtime.errors import StorageError
 from edge_runtime.files.atomic import write_atomically
-from export.errors import REPORT_HINT, ExportError
+from export.errors import REPORT_HINT, ExportError, compiling
 from export.graphs import descriptions, xnnpack
 from export.graphs.descriptions import described_nodes
 from export.graphs.xnnpack import PRODUCTS, decomposed, fast_compiler, partitioner, without_clones
@@ -141,18 +141,9 @@ def trace_piece(piece: Piece, examples: Mapping[str, torch.Tensor], sizes: Piece
     shapes = tuple(
         {axis: dims[size] for axis, size in enumerate(sizes.shape(name)) if size in dims} for name in piece.inputs
     )
-    try:
-        with quiet(), torch.no_grad():
-            return torch.export.export(
-                piece.module, tuple(examples[name] for name in piece.inputs), dynamic_shapes=shapes
-            )
-    except ExportError:
-        raise
-    except Exception as error:  # torch.export raises exceptions of many types
-        raise ExportError(
-            f"torch.export cannot trace a piece of the model for ExecuTorch: {type(error).__name__}: {error}",
-            REPORT_HINT,
-        ) from error
+    what = "torch.export cannot trace a piece of the model for ExecuTorch"
+    with compiling(what), quiet(), torch.no_grad():
+        return torch.export.export(piece.module, tuple(examples[name] for name in piece.inputs), dynamic_shapes=shapes)
 
 
 def planned_sizes(
@@ -245,29 +236,27 @@ def lower(program: ExportedProgram) -> LoweredGraph:
         ExportError: ExecuTorch cannot lower it, or would leave a matrix product to its portable kernels.
     """
     started = time.perf_counter()
-    try:
-        with quiet(), warnings.catch_warnings(), fast_compiler(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            program = decomposed(program)
-            CSEPass()(program.graph_module)  # every layer converts the same mask to floats
-            edge = to_edge_transform_and_lower(
-                program,
-                transform_passes=[without_clones],
-                partitioner=[partitioner()],
-                compile_config=EdgeCompileConfig(_check_ir_validity=False),
-            )
-            portable = _operators(edge.exported_program().graph_module)
-            check_products(portable)
-            planning = MemoryPlanningPass(alloc_graph_input=False)
-            data = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning)).buffer
-    except ExportError:
-        raise
-    except Exception as error:  # ExecuTorch's exporter raises exceptions of many types
-        logging.getLogger(__name__).debug("lowering failed", exc_info=True)
-        raise ExportError(
-            f"ExecuTorch cannot lower the model: {type(error).__name__}: {error}",
-            f"export with --runtime onnx, or {REPORT_HINT}",
-        ) from error
+    hint = f"export with --runtime onnx, or {REPORT_HINT}"
+    with (
+        compiling("ExecuTorch cannot lower the model", hint),
+        quiet(),
+        warnings.catch_warnings(),
+        fast_compiler(),
+        torch.no_grad(),
+    ):
+        warnings.simplefilter("ignore")
+        program = decomposed(program)
+        CSEPass()(program.graph_module)  # every layer converts the same mask to floats
+        edge = to_edge_transform_and_lower(
+            program,
+            transform_passes=[without_clones],
+            partitioner=[partitioner()],
+            compile_config=EdgeCompileConfig(_check_ir_validity=False),
+        )
+        portable = _operators(edge.exported_program().graph_module)
+        check_products(portable)
+        planning = MemoryPlanningPass(alloc_graph_input=False)
+        data = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=planning)).buffer
     delegates = portable.pop("executorch_call_delegate", 0)
     return LoweredGraph(bytes(data), portable, delegates, time.perf_counter() - started)
 

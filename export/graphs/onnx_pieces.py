@@ -12,7 +12,7 @@ import onnx
 import onnx.numpy_helper
 import torch
 
-from export.errors import REPORT_HINT, ExportError
+from export.errors import compiling
 from export.quiet import quiet
 from export.trace.batches import shape_of
 
@@ -45,24 +45,17 @@ def to_onnx(
         {index: dims[size] for index, size in enumerate(shape_of(item.value, names)) if isinstance(size, str)}
         for item in lifted.inputs
     )
-    try:
-        with quiet(), torch.no_grad():
-            exported = torch.onnx.export(
-                lifted.module,
-                tuple(examples),
-                dynamo=True,
-                dynamic_shapes=shapes,
-                input_names=[item.name for item in lifted.inputs],
-                output_names=list(lifted.outputs),
-                opset_version=OPSET,
-                verbose=False,
-            )
-    except ExportError:
-        raise
-    except Exception as error:  # the ONNX exporter raises exceptions of many types
-        raise ExportError(
-            f"torch.onnx cannot convert the model: {type(error).__name__}: {error}", REPORT_HINT
-        ) from error
+    with compiling("torch.onnx cannot convert the model"), quiet(), torch.no_grad():
+        exported = torch.onnx.export(
+            lifted.module,
+            tuple(examples),
+            dynamo=True,
+            dynamic_shapes=shapes,
+            input_names=[item.name for item in lifted.inputs],
+            output_names=list(lifted.outputs),
+            opset_version=OPSET,
+            verbose=False,
+        )
     assert exported is not None  # noqa: S101 dynamo=True always returns a program
     return exported.model_proto
 

@@ -16,7 +16,7 @@ import torch
 from torch.export.experimental import _export_forward_backward
 from transformers import PreTrainedModel
 
-from export.errors import ExportError
+from export.errors import ExportError, compiling
 from export.model.address import address_of
 from export.model.completion import CompletionGradient, CompletionLoss
 from export.quiet import quiet
@@ -139,17 +139,10 @@ def trace_training(model: ExportModel, level: int, trained: AbstractSet[Address]
         _plain_attention(model.peft_model),
         requiring_gradients(trained_parameters(model, trained)),
         quiet(),
+        compiling(f"torch.export cannot differentiate the model with {level} layers", "leave out --levels"),
     ):
-        try:
-            program = torch.export.export(loss, tuple(batch.values()), dynamic_shapes=(shapes,))
-            return _export_forward_backward(program)
-        except ExportError:
-            raise
-        except Exception as error:  # torch.export raises exceptions of many types
-            raise ExportError(
-                f"torch.export cannot differentiate the model with {level} layers: {type(error).__name__}: {error}",
-                "leave out --levels",
-            ) from error
+        program = torch.export.export(loss, tuple(batch.values()), dynamic_shapes=(shapes,))
+        return _export_forward_backward(program)
 
 
 @dataclass(frozen=True)

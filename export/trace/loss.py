@@ -8,7 +8,7 @@ import torch
 
 from edge_runtime.bundle.manifest import CAUSAL_LM
 from edge_runtime.data.batch import IGNORED
-from export.errors import REPORT_HINT, ExportError
+from export.errors import compiling
 from export.quiet import quiet
 from export.trace.batches import size_bounds, sizes, traced_batch
 
@@ -36,15 +36,8 @@ def trace(model: ExportModel) -> ExportedProgram:
     dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in size_bounds(model.task).items()}
     shapes = {name: {axis: dims[size] for axis, size in enumerate(sizes(model.task)[name])} for name in batch}
     forget_traces()
-    try:
-        with quiet(), torch.no_grad():
-            return torch.export.export(model.loss_model, tuple(batch.values()), dynamic_shapes=shapes)
-    except ExportError:
-        raise
-    except Exception as error:  # torch.export raises exceptions of many types
-        raise ExportError(
-            f"torch.export cannot trace the model: {type(error).__name__}: {error}", REPORT_HINT
-        ) from error
+    with compiling("torch.export cannot trace the model"), quiet(), torch.no_grad():
+        return torch.export.export(model.loss_model, tuple(batch.values()), dynamic_shapes=shapes)
 
 
 def eager(model: ExportModel, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
