@@ -22,10 +22,12 @@ from edge_runtime.device.machine import this_machine
 from edge_runtime.engines.choose import Engines
 from edge_runtime.errors import ConfigError, FaultError, ProtocolError, as_covey_error
 from edge_runtime.network.fetch import blob_base
+from edge_runtime.network.transport import Connected
 from edge_runtime.protocol.messages import (
     BackpropPlan,
     DeltaReport,
     DeviceReport,
+    Hello,
     Plan,
     PlanAccepted,
     PlanRefused,
@@ -40,7 +42,7 @@ from edge_runtime.protocol.messages import (
     encode_message,
 )
 from edge_runtime.protocol.privacy import check_privacy
-from edge_runtime.protocol.topics import Kind, topic_for
+from edge_runtime.protocol.topics import Kind, hello_topic, topic_for
 from edge_runtime.store.journal_file import JournalFile
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
     from edge_runtime.agent.trainer import Prepared
     from edge_runtime.device.machine import Machine
     from edge_runtime.engines.engine import MakesEngines
-    from edge_runtime.network.transport import Message, Transport
+    from edge_runtime.network.transport import Event, Message, Transport
     from edge_runtime.store.store import Store
 
 _LOG = logging.getLogger(__name__)
@@ -92,12 +94,13 @@ class Agent:
         self._config, self._store, self._transport = config, store, transport
         self._machine = machine or this_machine(config.eligibility, store.root)
         self._announcer = Announcer(config, store, transport, boot_id, self._machine)
-        self._inbox = Inbox(transport, self._topic("plan"), self._announce)
+        self._inbox = Inbox(transport, self._topic("plan"), hello_topic(config.fleet), self._handle_at_once)
         self._journal = JournalFile(store)
         engines = engines or Engines(config.engine, config.threads)
         self._trainer = Trainer(config, store, self._journal, engines, self._machine)
         self._deltas = DeltaUploads(store)
         self._blob_url: str | None = None  # of the last plan
+        transport.subscribe(hello_topic(config.fleet))
         transport.subscribe(self._topic("plan"))
         transport.subscribe(self._topic("report/ack"))
 
@@ -130,8 +133,17 @@ class Agent:
             message = self._inbox.receive(timeout_s)
         return None if message is None else self._handle(message)
 
-    def _announce(self) -> None:
-        self._announcer.all(self._journal.entries, self._trainer.loaded)
+    def _handle_at_once(self, event: Event) -> None:
+        """Announce the device to a new connection, and answer the server's hello."""
+        if isinstance(event, Connected):
+            self._announcer.connected(self._journal.entries, self._trainer.loaded)
+            return
+        try:
+            hello = decode_message(event.payload, Hello)
+        except ProtocolError as error:
+            _LOG.error("ignored a message on %s: %s", event.topic, error)
+            return
+        self._announcer.heard_hello(hello, self._journal.entries, self._trainer.loaded)
 
     def _report(self, report: DeviceReport) -> None:
         self._transport.publish(self._topic("report"), encode_message(report))
