@@ -30,10 +30,12 @@ from server.planning.feedback import LossMeasured, PlanSent, RoundClosing, Round
 from server.planning.planner import Planner
 from server.rounds import state_machine
 from server.rounds.closing import close_round
+from server.rounds.failure import failure_hint
 from server.rounds.open_round import OpenRound, begin_attempt, resume_attempt
 from server.rounds.plans import Plans
 from server.rounds.reports import Reports
 from server.rounds.roster import Roster
+from server.rounds.state_machine import OfferState
 from server.storage import queries
 
 if TYPE_CHECKING:
@@ -246,7 +248,7 @@ class Coordinator:
             self._ledger.end_job(self._job.name, "failed", None)
             raise JobError(
                 f"round {index} had fewer than {self._job.min_reports} reports in {self._failed_attempts} attempts",
-                "read the devices' logs; raise deadline_s or lower min_reports in the job, and start it again",
+                failure_hint(queries.offers_of(self._ledger, self._job.name), index),
             )
         history = [closed.figures for closed in self._chain.closed]
         now = self._clock()
@@ -290,11 +292,13 @@ class Coordinator:
         elif decision == "abandon":
             deltas = opened.deltas()
             opened.abandon()
+            everybody_refused = opened.state.count(OfferState.REFUSED) == len(opened.state.offers)
             for delta in deltas.values():
                 self._services.uploads.blobs.remove(delta.sha256)
             self._services.uploads.forget_all()
             self._open = None
-            self._failed_attempts += 1
+            # Where everybody has refused, all of them rest: the job waits for them, and no attempt is used up.
+            self._failed_attempts += 0 if everybody_refused else 1
 
     def _aggregate(self, opened: OpenRound) -> None:
         uploads, chain = self._services.uploads, self._chain

@@ -208,6 +208,7 @@ class ScriptedDevice:
         self.transport.subscribe(hello_topic("default"))
 
     def announce(self, epoch: str | None) -> None:
+        self.epoch = epoch
         self.send("birth", msgspec.structs.replace(self.birth, epoch=epoch), retain=True)
         self.send("state", DeviceState(state="online", boot_id="1", epoch=epoch), retain=True)
 
