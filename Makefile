@@ -9,7 +9,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.covey-installed
 
-.PHONY: help install dev demo test test-all test-long check lint files format bench bench-full bench-convergence bench-droppeft bench-engines bench-levels bench-perturb bench-bandit bench-fleet clean
+.PHONY: help install dev demo test test-all test-long test-oldest test-newest check lint files format bench bench-full bench-convergence bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-bandit bench-fleet clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,14 @@ test-all: $(STAMP) ## the slow tests too
 
 test-long: $(STAMP) ## every architecture on every runtime (most of an hour)
 	$(BIN)/python -m pytest -m long
+
+test-oldest: $(STAMP) ## the oldest versions that pyproject.toml allows, each side in an environment of its own (some minutes)
+	$(BIN)/python .ci/versions edge oldest
+	$(BIN)/python .ci/versions export oldest
+
+test-newest: $(STAMP) ## the newest versions that pyproject.toml allows (some minutes)
+	$(BIN)/python .ci/versions edge newest
+	$(BIN)/python .ci/versions export newest
 
 check: $(STAMP) ## one file in seconds: make check FILE=edge_runtime/seeds.py (lint, types, the tests that import it)
 	@test -n "$(FILE)" || { echo "name the file: make check FILE=edge_runtime/seeds.py"; exit 2; }
@@ -74,6 +82,9 @@ bench-engines: $(STAMP) ## ExecuTorch against ONNX Runtime (MODEL=minilm or smol
 
 bench-levels: $(STAMP) ## speed and memory of training graphs, against PyTorch (some minutes)
 	$(BIN)/python -m benchmarks.speed.levels
+
+bench-memory: $(STAMP) ## estimated memory of training graphs against measured peaks, every architecture (some minutes)
+	$(BIN)/python -m benchmarks.speed.memory_need
 
 bench-bandit: $(STAMP) ## policies of the bandit on traces, simulated; the last line is JSON
 	$(BIN)/python -m benchmarks.arm_choice.policies --seeds 12 --plot docs/bandit.png

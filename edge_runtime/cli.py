@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from edge_runtime import __version__, output
-from edge_runtime.commands.bundle import add_bundle_commands
-from edge_runtime.commands.data import add_data_commands
 from edge_runtime.commands.doctor import add_doctor_command
-from edge_runtime.commands.predict import add_predict_command
-from edge_runtime.commands.profile_command import add_profile_command
-from edge_runtime.commands.run import add_run_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+Add = Callable[["argparse._SubParsersAction[argparse.ArgumentParser]"], None]
+
+
+def _all_commands() -> list[Add]:
+    """Return what adds each command. Doctor does without the others, whose NumPy may be what ends the process."""
+    from edge_runtime.commands.bundle import add_bundle_commands
+    from edge_runtime.commands.data import add_data_commands
+    from edge_runtime.commands.predict import add_predict_command
+    from edge_runtime.commands.profile_command import add_profile_command
+    from edge_runtime.commands.run import add_run_command
+
+    return [
+        add_run_command,
+        add_predict_command,
+        add_data_commands,
+        add_profile_command,
+        add_doctor_command,
+        add_bundle_commands,
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,12 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"covey-edge {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    add_run_command(commands)
-    add_predict_command(commands)
-    add_data_commands(commands)
-    add_profile_command(commands)
-    add_doctor_command(commands)
-    add_bundle_commands(commands)
+    words = sys.argv[1:] if argv is None else argv
+    for add in [add_doctor_command] if words[:1] == ["doctor"] else _all_commands():
+        add(commands)
     return output.main(parser, argv)
 
 

@@ -21,13 +21,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 _LONGEST_CAUSE = 300
 """Characters of a foreign exception's text that a message quotes."""
+_SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class CoveyError(Exception):
@@ -40,6 +42,8 @@ class CoveyError(Exception):
 
     exit_code: ClassVar[int] = 1
     subject: ClassVar[str] = "error"
+    details: Mapping[str, object] = MappingProxyType({})
+    """What ``--format json`` prints beside the error."""
 
     def __init__(self, what: str, hint: str = "") -> None:
         super().__init__(what)
@@ -114,6 +118,10 @@ class StorageError(CoveyError):
 
     exit_code = 8
     subject = "storage"
+
+
+class ShortageError(StorageError):
+    """This process has no file descriptor left: what failed may succeed later, and what it read may be whole."""
 
 
 class TrainingError(CoveyError):
@@ -203,7 +211,7 @@ def exit_codes() -> dict[int, str]:
 def system_error(error: OSError) -> StorageError:
     """Return the StorageError of an OSError that names its own path, or none."""
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        return StorageError(
+        return ShortageError(
             "this process has no file descriptor left", "raise the limit (ulimit -n, or LimitNOFILE in a systemd unit)"
         )
     if error.errno == errno.ENOSPC:
@@ -212,6 +220,14 @@ def system_error(error: OSError) -> StorageError:
     return StorageError(
         f"{where}{error.strerror or error}", "check that the path exists, its owner, and its permissions"
     )
+
+
+def unreadable(error: OSError, otherwise: CoveyError) -> CoveyError:
+    """Return the error of a file that cannot be read: ``otherwise``, unless descriptors or memory are short.
+
+    In a shortage the file may be whole: nobody must take it for damaged and remove it.
+    """
+    return system_error(error) if error.errno in _SHORTAGE else otherwise
 
 
 def storage_error(error: OSError, path: object) -> StorageError:

@@ -91,7 +91,8 @@ def main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         if isinstance(error, FaultError):
             error.hint = _save_fault(caught, verbose=verbose)
         if getattr(args, "format", "text") == "json":
-            print(json.dumps({"error": error.what, "hint": error.hint, "exit_code": error.exit_code}))
+            said = {"error": error.what, "hint": error.hint, "exit_code": error.exit_code}
+            print(json.dumps({**said, **error.details}))
         print(f"{parser.prog}: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     return code

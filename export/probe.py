@@ -13,7 +13,8 @@ import torch
 from edge_runtime.data.examples import read_rows
 from export.model.head_init import features_of
 from export.model.tasks import PooledClassifier, default_pooling
-from export.source.folder import load_model, load_tokenizer
+from export.source.loading import load_model
+from export.source.tokenizer import fit_to_vocabulary, load_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +53,7 @@ def linear_probe(folder: ModelFolder, labels: list[str], train: Path, test: Path
     """
     train_rows, test_rows = read_rows(train, labels), read_rows(test, labels)
     tokenizer = load_tokenizer(folder)
+    fit_to_vocabulary(folder, tokenizer, [tokenizer.pad_token_id])
     model = PooledClassifier(load_model(folder, "base"), len(labels), default_pooling(folder), 1.0).eval()
     pad = tokenizer.pad_token_id or 0
     x = features_of(model, tokenizer, [row.text for row in train_rows], max_tokens, pad)

@@ -14,12 +14,16 @@ from edge_runtime.data.examples import DataConfig
 from edge_runtime.data.rows import load_rows
 from edge_runtime.engines.choose import Engines
 from edge_runtime.errors import storage_error
+from edge_runtime.files.writable import check_writable
+from edge_runtime.network.access import check_access
 from edge_runtime.network.mqtt import MqttTransport
+from edge_runtime.protocol.topics import topic_for
 from server.compose import compose, open_stores
 from server.errors import JobError
 from server.evaluation import BackgroundEvaluator, evaluate
 from server.job.fitted import FittedJob, fit_to_bundle
 from server.job.job import read_job
+from server.rounds.patience import patiently
 from server.rounds.services import Services
 from server.storage.result_folder import JOB_FILE, write_finished
 from server.views.summary import job_summary
@@ -27,12 +31,13 @@ from server.web.broker import EMBEDDED, open_broker
 from server.web.http_app import make_app, serve_http
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from edge_runtime.bundle.folder import Bundle
-    from edge_runtime.network.address import TlsFiles
+    from edge_runtime.network.address import BrokerAddress, TlsFiles
     from edge_runtime.network.transport import Transport
+    from edge_runtime.protocol.topics import Kind
     from server.events import Observer
 
 _LOG = logging.getLogger(__name__)
@@ -83,9 +88,11 @@ def run_job(
     """
 
     def connect(stack: contextlib.ExitStack, http_port: int) -> Transport:
-        address = stack.enter_context(open_broker(options.broker, options.listen, options.mqtt_port))
+        address = stack.enter_context(open_broker(options.broker, options.listen, options.mqtt_port, should_stop))
         transport = MqttTransport(address, f"covey-server-{options.fleet}", tls=options.tls)
         stack.callback(transport.close)
+        if options.broker != EMBEDDED:
+            _warn_of_access_lists(address, options)
         _LOG.info("devices connect to port %d; bundles and adapters on port %d", address.port, http_port)
         return transport
 
@@ -110,6 +117,7 @@ def coordinate(
         observe: receives events.
         should_stop: asked between messages.
     """
+    check_writable(options.state_dir, "--state-dir")  # before minutes are spent on anything else
     job = fitted.job
     rows = load_rows(bundle, DataConfig(path=job.eval_file))
     predictor = Engines(threads=options.threads).make_predictor(bundle)
@@ -137,9 +145,26 @@ def coordinate(
         result_dir = options.state_dir / "jobs" / job.name / "adapter"
         summary = job_summary(stores.ledger, job.name)
         if not (result_dir / JOB_FILE).exists():
-            write_finished(bundle, composed.chain.theta, result_dir, summary)
+            patiently(lambda: write_finished(bundle, composed.chain.theta, result_dir, summary), should_stop)
         stores.ledger.end_job(job.name, "finished", str(result_dir))
         return {**summary, "state": "finished", "result_dir": str(result_dir)}
+
+
+def _warn_of_access_lists(address: BrokerAddress, options: ServeOptions) -> None:
+    """Log what an access list of the broker keeps from the server; a broker drops what it forbids without a word."""
+
+    def topics(device: str, kinds: Sequence[Kind]) -> list[str]:
+        return [topic_for(options.fleet, device, kind) for kind in kinds]
+
+    access = check_access(
+        address,
+        f"covey-server-{options.fleet}-check",
+        options.tls,
+        reads=topics("+", ("birth", "state", "profile", "report")),
+        writes=topics("covey-check", ("plan", "report/ack")),  # a device that does not exist
+    )
+    for cause in access.causes:
+        _LOG.warning("%s", cause)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,14 +12,21 @@ from edge_runtime.bundle.folder import Bundle, open_bundle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 pytest_plugins = ["native_fixtures"]
 
 
 @pytest.fixture(scope="session")
 def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
-    """Return a function that exports a tiny model, once per set of options: see tiny_exports.TinyExport."""
+    """Return a function that exports a tiny model, once per set of options: see tiny_exports.TinyExport.
+
+    Where COVEY_TINY_BUNDLES names a folder, bundles come from there and none is exported: an environment without the
+    exporter is tested (.ci/versions).
+    """
+    if kept := os.environ.get("COVEY_TINY_BUNDLES"):
+        from kept_bundles import kept_name
+
+        return lambda kind, **options: open_bundle(Path(kept) / "bundles" / kept_name(kind, options))
     from tiny_exports import TinyExport
 
     root = tmp_path_factory.mktemp("tiny")

@@ -11,16 +11,18 @@ round that has begun is finished: rounds are short, and stopping would waste the
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edge_runtime.agent.announcer import Announcer
 from edge_runtime.agent.delta_uploads import DeltaUploads
 from edge_runtime.agent.inbox import Inbox, round_and_attempt
+from edge_runtime.agent.readiness import Readiness
 from edge_runtime.agent.trainer import Trainer
 from edge_runtime.device.machine import this_machine
 from edge_runtime.engines.choose import Engines
-from edge_runtime.errors import ConfigError, FaultError, ProtocolError, as_covey_error
+from edge_runtime.errors import FaultError, ProtocolError, as_covey_error
 from edge_runtime.network.fetch import blob_base
 from edge_runtime.network.transport import Connected
 from edge_runtime.protocol.messages import (
@@ -56,6 +58,8 @@ if TYPE_CHECKING:
     from edge_runtime.store.store import Store
 
 _LOG = logging.getLogger(__name__)
+_AGAIN_S = 1.0
+"""Seconds that the agent waits after an error between plans."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Agent:
 
     Raises:
         ConfigError: this machine can never follow the rules.
-        StorageError: the journal is damaged.
+        StorageError: the journal cannot be read. A damaged one is set aside.
     """
 
     def __init__(
@@ -93,13 +97,15 @@ class Agent:
     ) -> None:
         self._config, self._store, self._transport = config, store, transport
         self._machine = machine or this_machine(config.eligibility, store.root)
-        self._announcer = Announcer(config, store, transport, boot_id, self._machine)
         self._inbox = Inbox(transport, self._topic("plan"), hello_topic(config.fleet), self._handle_at_once)
         self._journal = JournalFile(store)
         engines = engines or Engines(config.engine, config.threads)
         self._trainer = Trainer(config, store, self._journal, engines, self._machine)
-        self._deltas = DeltaUploads(store)
+        self._readiness = Readiness(self._machine.gate, self._trainer.rows_watch)
+        self._announcer = Announcer(config, store, transport, boot_id, self._machine, self._readiness)
+        self._deltas = DeltaUploads(store, config.tls)
         self._blob_url: str | None = None  # of the last plan
+        self._unannounced = False
         transport.subscribe(hello_topic(config.fleet))
         transport.subscribe(self._topic("plan"))
         transport.subscribe(self._topic("report/ack"))
@@ -112,7 +118,14 @@ class Agent:
     def run(self, *, until_finished: bool = False, should_stop: Callable[[], bool] = lambda: False) -> Finished | None:
         """Serve plans until told to stop or, with ``until_finished``, until a job's final adapter is on the device."""
         while not should_stop():
-            finished = self._serve_next(timeout_s=1.0)
+            try:
+                finished = self._serve_next(timeout_s=1.0)
+            except Exception as caught:  # noqa: BLE001 nothing that happens between plans ends a device
+                error = as_covey_error(caught)
+                trace = caught if isinstance(error, FaultError) else None
+                _LOG.error("%s; trying again in %g s", error, _AGAIN_S, exc_info=trace)
+                time.sleep(_AGAIN_S)
+                continue
             if finished is not None and until_finished:
                 return finished
         return None
@@ -126,24 +139,41 @@ class Agent:
         return self._announcer.goodbye()
 
     def _serve_next(self, timeout_s: float) -> Finished | None:
+        if self._unannounced:
+            self._announce()
         message = self._inbox.take()
         if message is None:
-            if self._machine.gate.look():
+            if self._readiness.look():
                 self._announcer.state("online")
             message = self._inbox.receive(timeout_s)
         return None if message is None else self._handle(message)
 
     def _handle_at_once(self, event: Event) -> None:
-        """Announce the device to a new connection, and answer the server's hello."""
+        """Take in a new connection or the server's hello, and announce the device."""
         if isinstance(event, Connected):
-            self._announcer.connected(self._journal.entries, self._trainer.loaded)
-            return
+            self._announcer.session.connections += 1
+            self._trainer.rows_watch.forget()  # the server may be another one, with other labels
+        else:
+            try:
+                hello = decode_message(event.payload, Hello)
+            except ProtocolError as error:
+                _LOG.error("ignored a message on %s: %s", event.topic, error)
+                return
+            if hello.epoch == self._announcer.session.epoch:
+                return
+            self._announcer.session.epoch = hello.epoch
+        self._announce()
+
+    def _announce(self) -> None:
+        """Publish every message; what fails now (no file descriptor may be left) is tried again at the next turn."""
         try:
-            hello = decode_message(event.payload, Hello)
-        except ProtocolError as error:
-            _LOG.error("ignored a message on %s: %s", event.topic, error)
-            return
-        self._announcer.heard_hello(hello, self._journal.entries, self._trainer.loaded)
+            self._readiness.look()
+            self._announcer.all(self._journal.entries, self._trainer.loaded)
+        except Exception as error:  # noqa: BLE001 a device that cannot announce itself now can do so later
+            _LOG.error("cannot announce this device: %s", as_covey_error(error))
+            self._unannounced = True
+        else:
+            self._unannounced = False
 
     def _report(self, report: DeviceReport) -> None:
         self._transport.publish(self._topic("report"), encode_message(report))
@@ -170,9 +200,11 @@ class Agent:
                 return self._sync(plan)
             self._take_part(plan)
         except Exception as error:  # noqa: BLE001 any exception within a plan is a refusal of that plan, never the device's end
+            if self._readiness.look():  # its rows are unusable: the server knows before it could ask again
+                self._announcer.state("online")
             self._refuse(plan.job, *round_and_attempt(plan), error)
         finally:
-            self._machine.gate.look()
+            self._readiness.look()
             self._announcer.state("online")
         return None
 
@@ -235,7 +267,7 @@ class Agent:
     def _prepare(self, plan: Plan) -> Prepared:
         assert self._blob_url is not None  # noqa: S101 _handle has set it from this plan
         prepared = self._trainer.prepare(plan, self._blob_url)
-        if prepared.is_new_bundle:  # only now are the device's rows and levels known
+        if prepared.has_news:  # only now are the device's rows and levels known
             self._announcer.capabilities(self._journal.entries, prepared.loaded)
         return prepared
 
@@ -258,7 +290,7 @@ class Agent:
         """Train a round, enter its report in the journal, and send it."""
         if self._send_again(plan):
             return
-        self._check_gate()
+        self._check_ready(plan.bundle_sha256)
         privacy = plan.privacy if isinstance(plan, TrainPlan) else None
         check_privacy(privacy, self._config.least_noise_multiplier)
         self._report(PlanAccepted(job=plan.job, round=plan.round, attempt=plan.attempt, device=self._config.name))
@@ -286,16 +318,17 @@ class Agent:
 
         return goes_on
 
-    def _check_gate(self) -> None:
-        """Re-evaluate the owner's rules; where they forbid training, publish the state first, so the server knows why.
+    def _check_ready(self, bundle_sha256: str) -> None:
+        """Re-evaluate rules and rows; where they forbid training, publish the state first, so the server knows why.
 
         Raises:
-            ConfigError: the rules that are broken.
+            ConfigError, DataError: see Readiness.check.
         """
-        self._machine.gate.look(now=True)
-        if self._machine.gate.closed is not None:
+        self._trainer.rows_watch.expect(bundle_sha256)
+        self._readiness.look(now=True)
+        if self._readiness.closed is not None:
             self._announcer.state("online")
-            raise ConfigError(self._machine.gate.closed, "see [eligibility] in edge.toml")
+        self._readiness.check()
 
     def _send_again(self, plan: TrainPlan | BackpropPlan) -> bool:
         """Send the journal's report if it answers this very plan; return whether it does."""

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from edge_runtime.backprop.round import BackpropSettings, train_backprop
+from edge_runtime.bundle.bounds import check_rows, largest_batch
 from edge_runtime.bundle.layers import layer_slices, no_scales
 from edge_runtime.bundle.memory_need import check_level, level_need, levels_that_fit, rows_that_fit
 from edge_runtime.device.memory import give_back
@@ -38,13 +39,15 @@ def check_plan(plan: BackpropPlan, bundle: Bundle, bytes_free: int | None, runti
 
     Raises:
         BundleError: the bundle has no such level for the runtime, or does not rescale residuals and the plan does.
-        TrainingError: the level does not fit into memory.
+        TrainingError: the level does not fit into memory, or its micro-batches are larger than what the graph takes.
     """
     manifest = bundle.manifest
     if not manifest.levels:
         raise BundleError("the bundle has no training graphs", "export it with --levels")
     fewest, most = plan.stld.fewest_rows, plan.stld.most_rows
     check_level(manifest, plan.level, fewest, bytes_free, runtime)
+    check_rows(manifest, runtime, fewest)
+    most = min(most, largest_batch(manifest, runtime) or most)
     if plan.stld.rescale and not manifest.training_graph(plan.level, runtime).rescales:
         raise no_scales()
     needs = {level: level_need(manifest, level, runtime) for level in manifest.levels}

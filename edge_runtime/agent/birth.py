@@ -59,7 +59,7 @@ def make_birth(
         machine=platform.machine(),
         runtimes=_versions(config.engine),
         methods=METHODS,
-        rows=len(loaded.rows) if loaded is not None else None,
+        rows=loaded.known_rows if loaded is not None else None,
         bundle_sha256=journal.bundle_sha256,
         adapter_sha256=journal.adapter_sha256,
         capability=capability(config, loaded, bytes_free),

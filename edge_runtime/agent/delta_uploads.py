@@ -9,6 +9,7 @@ from edge_runtime.errors import NetworkError
 from edge_runtime.network.upload import upload
 
 if TYPE_CHECKING:
+    from edge_runtime.network.address import TlsFiles
     from edge_runtime.store.store import Store
 
 _MOST_UPLOADS = 3  # of one delta: a server that has lost it may ask again
@@ -19,10 +20,11 @@ class DeltaUploads:
 
     Args:
         store: the state directory that holds the deltas.
+        tls: this device's TLS files, for a server with https.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, tls: TlsFiles | None = None) -> None:
+        self._store, self._tls = store, tls
         self._uploads: collections.Counter[str] = collections.Counter()
 
     def send(self, sha256: str, blob_url: str | None) -> None:
@@ -44,4 +46,4 @@ class DeltaUploads:
             raise NetworkError(
                 f"the server has asked for the same delta more than {_MOST_UPLOADS} times", "read the server's log"
             )
-        upload(blob_url, sha256, self._store.delta_file(sha256))
+        upload(blob_url, sha256, self._store.delta_file(sha256), tls=self._tls)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edge_runtime.bundle.bounds import check_rows
 from edge_runtime.forward_only.round import RoundSettings, train_round
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def do_forward(
         The result; None where the round was abandoned.
 
     Raises:
+        TrainingError: the plan's batches are larger than what the runtime's graphs take.
         CoveyError: see train_round.
     """
+    check_rows(loaded.bundle.manifest, loaded.engines.runtime, min(plan.batch_size, len(loaded.rows)))
     engine, settings = loaded.engine(plan.split), RoundSettings.of_plan(plan, device)
     return train_round(engine, theta, loaded.rows, settings, goes_on, copy=loaded.copies, clock=clock)

@@ -11,30 +11,45 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edge_runtime.bundle.folder import Bundle
-    from edge_runtime.data.examples import DataConfig
+    from edge_runtime.data.config import DataConfig
+    from edge_runtime.data.rows import EncodedCompletions, EncodedRows
     from edge_runtime.engines.engine import Engine, MakesEngines, TrainingEngine
 
 
 class LoadedBundle:
-    """A checked bundle with the device's rows. Engines are made lazily, so that an idle device uses little memory.
+    """A checked bundle with the device's rows. Rows and engines are made when they are needed.
 
-    At most one engine is kept, either for forward passes or for backpropagation.
+    So an idle device uses little memory, and a device without usable rows still gets adapters. At most one engine is
+    kept, either for forward passes or for backpropagation.
 
     Args:
         bundle: a checked bundle.
         data: the private rows.
         engines: makes the bundle's engines.
-
-    Raises:
-        DataError: see load_rows.
     """
 
     def __init__(self, bundle: Bundle, data: DataConfig, engines: MakesEngines) -> None:
-        self.bundle, self.engines = bundle, engines
+        self.bundle, self.engines, self._data = bundle, engines, data
+        self._rows: EncodedRows | EncodedCompletions | None = None
         self._engine: tuple[int, Engine[Any]] | None = None
         self._training_engine: TrainingEngine | None = None
         self._replay_rate: float | None = None
-        self.rows = load_rows(bundle, data)
+
+    @property
+    def rows(self) -> EncodedRows | EncodedCompletions:
+        """The device's rows, read when they are first asked for.
+
+        Raises:
+            DataError: see load_rows; the rows are read again when they are asked for again.
+        """
+        if self._rows is None:
+            self._rows = load_rows(self.bundle, self._data)
+        return self._rows
+
+    @property
+    def known_rows(self) -> int | None:
+        """Number of rows; None: they have not been read."""
+        return None if self._rows is None else len(self._rows)
 
     @property
     def copies(self) -> bool:

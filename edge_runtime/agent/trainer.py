@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_runtime.agent.backprop_plan import do_backprop
 from edge_runtime.agent.forward_plan import do_forward
 from edge_runtime.agent.loaded_bundle import LoadedBundle
 from edge_runtime.agent.reports import SessionFacts, delta_report, round_report
+from edge_runtime.bundle.manifest import MANIFEST_FILE
+from edge_runtime.data.watch import RowsWatch
 from edge_runtime.device.memory import peak_rss_bytes
 from edge_runtime.engines.choose import Engines
-from edge_runtime.errors import ConfigError
+from edge_runtime.errors import BundleError, ConfigError, DataError
 from edge_runtime.files.atomic import write_atomically
 from edge_runtime.network.fetch import Fetcher
 from edge_runtime.protocol.delta import encode_delta
-from edge_runtime.protocol.messages import TrainPlan
+from edge_runtime.protocol.messages import SyncPlan, TrainPlan
 from edge_runtime.store.adapters import obtain_adapter
 from edge_runtime.store.bundles import install_bundle
 from edge_runtime.store.journal import PersonalRound
 from edge_runtime.store.personal import personal_or_none, save_personal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from edge_runtime.agent.config import EdgeConfig
     from edge_runtime.device.machine import Machine
@@ -41,13 +45,13 @@ class Prepared:
         loaded: the plan's bundle.
         theta: the plan's adapter, float32, (parameters,), mapped.
         fetched_bytes: bytes that were fetched for the adapter.
-        is_new_bundle: whether the plan before was of another bundle, or there was none.
+        has_news: whether the bundle or the number of rows is not the one that was announced last.
     """
 
     loaded: LoadedBundle
     theta: FloatVector
     fetched_bytes: int
-    is_new_bundle: bool
+    has_news: bool
 
 
 class Trainer:
@@ -68,6 +72,7 @@ class Trainer:
         self._engines, self._machine = engines, machine
         self._loaded: LoadedBundle | None = None
         self._link_bytes_per_s: float | None = None
+        self.rows_watch = RowsWatch(Path(config.data.path))
 
     @property
     def loaded(self) -> LoadedBundle | None:
@@ -77,6 +82,8 @@ class Trainer:
     def prepare(self, plan: Plan, blob_url: str) -> Prepared:
         """Get a plan's bundle and adapter, from disk or from the server, and enter them in the journal.
 
+        A sync plan needs no rows: they are neither read nor judged.
+
         Args:
             plan: a plan of any kind.
             blob_url: the base address of the server's blobs.
@@ -85,18 +92,38 @@ class Trainer:
             NetworkError, BundleError, StorageError: the bundle or the adapter could not be had.
             DataError: the private rows do not fit the bundle.
         """
-        fetcher = Fetcher(blob_url)
+        self._store.make_folders()
+        if self._loaded is not None and not self._loaded.bundle.file(MANIFEST_FILE).is_file():
+            self._loaded = None  # somebody has removed the state directory
+        with self._doubt():
+            return self._get(plan, Fetcher(blob_url, tls=self._config.tls))
+
+    def _get(self, plan: Plan, fetcher: Fetcher) -> Prepared:
+        known_rows = None if self._loaded is None else self._loaded.known_rows
         is_new = self._loaded is None or self._loaded.bundle.sha256 != plan.bundle_sha256
         if self._loaded is None or is_new:
             self._loaded = None
+            self.rows_watch.expect(plan.bundle_sha256)
             checked_on = Engines(self._config.engine, self._config.threads)
             bundle = install_bundle(self._store, fetcher, plan.bundle_sha256, checked_on)
             self._loaded = LoadedBundle(bundle, self._config.data, self._engines)
+        if not isinstance(plan, SyncPlan):
+            self._read_rows(self._loaded)
         fetcher.fetched_bytes = 0
         theta = obtain_adapter(self._store, fetcher, self._loaded.bundle, plan.adapter)
         self._link_bytes_per_s = fetcher.bytes_per_s or self._link_bytes_per_s
         self._journal.begin_plan(plan.job, plan.bundle_sha256, plan.adapter.file.sha256)
-        return Prepared(self._loaded, theta, fetcher.fetched_bytes, is_new)
+        has_news = is_new or self._loaded.known_rows != known_rows
+        return Prepared(self._loaded, theta, fetcher.fetched_bytes, has_news)
+
+    def _read_rows(self, loaded: LoadedBundle) -> None:
+        stamp = self.rows_watch.stamp()
+        try:
+            _ = loaded.rows
+        except DataError as error:
+            self.rows_watch.refuse(stamp, loaded.bundle.sha256, error)
+            raise
+        self.rows_watch.forget()
 
     def train(
         self, plan: TrainPlan | BackpropPlan, prepared: Prepared, goes_on: Callable[[int, float], bool]
@@ -115,9 +142,19 @@ class Trainer:
         Raises:
             CoveyError: see do_forward, do_backprop and write_atomically.
         """
-        if isinstance(plan, TrainPlan):
-            return self._forward(plan, prepared, goes_on)
-        return self._backprop(plan, prepared, goes_on)
+        with self._doubt():
+            if isinstance(plan, TrainPlan):
+                return self._forward(plan, prepared, goes_on)
+            return self._backprop(plan, prepared, goes_on)
+
+    @contextlib.contextmanager
+    def _doubt(self) -> Iterator[None]:
+        """Let the next plan check the bundle on disk again where this one fails: its files may be damaged or gone."""
+        try:
+            yield
+        except (BundleError, OSError):
+            self._loaded = None
+            raise
 
     def _forward(
         self, plan: TrainPlan, prepared: Prepared, goes_on: Callable[[int, float], bool]

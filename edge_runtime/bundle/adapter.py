@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge_runtime.errors import BundleError
+from edge_runtime.errors import BundleError, unreadable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,9 +33,12 @@ def map_adapter(path: Path, size: int) -> FloatVector:
     """Map an adapter file: float32, (size,), read-only. Neither hash nor values are checked: see check_adapter.
 
     Raises:
-        BundleError: the file's length is not the layout's, or it cannot be read.
+        BundleError: the file's length is not the layout's, it is no file, or it cannot be read.
+        StorageError: descriptors or memory are short; the file may be whole.
     """
     try:
+        if not path.is_file():
+            raise BundleError(f"{path} is not an adapter file", "give a file <sha256>.bin of the folder adapters")
         length = path.stat().st_size
         if length != 4 * size:
             raise BundleError(
@@ -44,7 +47,8 @@ def map_adapter(path: Path, size: int) -> FloatVector:
             )
         return np.memmap(path, dtype="<f4", mode="r")
     except OSError as error:
-        raise BundleError(f"cannot read {path}: {error.strerror}", "fetch the adapter again") from error
+        damaged = BundleError(f"cannot read {path}: {error.strerror}", "fetch the adapter again")
+        raise unreadable(error, damaged) from error
 
 
 def check_finite(theta: FloatVector) -> None:

@@ -12,14 +12,14 @@ from edge_runtime.bundle.adapter import adapter_sha256
 from edge_runtime.bundle.layout import total_size, views
 from edge_runtime.bundle.manifest import MANIFEST_FILE
 from edge_runtime.bundle.manifest_file import read_manifest
-from edge_runtime.errors import BundleError
+from edge_runtime.errors import BundleError, unreadable
 from edge_runtime.files.hashing import file_sha256
 from edge_runtime.files.tensor_file import map_flat, map_tensors
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edge_runtime.bundle.manifest import FileEntry, Manifest
+    from edge_runtime.bundle.manifest import FileEntry, Manifest, Runtime
     from edge_runtime.values import FloatVector
 
 
@@ -71,19 +71,56 @@ def open_bundle(path: Path) -> Bundle:
     return Bundle(path, manifest, sha256)
 
 
+def open_named(path: Path, sha256: str) -> Bundle:
+    """Open the bundle of a name: its manifest has this hash.
+
+    Raises:
+        BundleError: see open_bundle; or the manifest is another bundle's.
+    """
+    bundle = open_bundle(path)
+    if bundle.sha256 != sha256:
+        raise BundleError(
+            f"the manifest in {path} is not that of bundle {sha256[:12]}: its hash differs", "fetch the bundle again"
+        )
+    return bundle
+
+
 def check_file(path: Path, entry: FileEntry) -> None:
     """Check one file against its entry in the manifest.
 
     Raises:
-        BundleError: the file is missing, not a plain file, or altered.
+        BundleError: the file is missing, not a plain file, cannot be read, or altered.
+        StorageError: descriptors or memory are short; the file may be whole.
     """
     if path.is_symlink() or not path.is_file():
         raise BundleError(f"the bundle's file {entry.path} is missing", "fetch or export the bundle again")
-    if path.stat().st_size != entry.size_bytes or file_sha256(path) != entry.sha256:
+    try:
+        is_whole = path.stat().st_size == entry.size_bytes and file_sha256(path) == entry.sha256
+    except OSError as error:
+        damaged = BundleError(
+            f"the bundle's file {entry.path} cannot be read: {error.strerror}",
+            "check the disk, then fetch or export the bundle again",
+        )
+        raise unreadable(error, damaged) from error
+    if not is_whole:
         raise BundleError(
             f"the bundle's file {entry.path} was altered: its size or hash is not the manifest's",
             "fetch or export the bundle again",
         )
+
+
+def verify_loaded(bundle: Bundle, runtime: Runtime) -> None:
+    """Check the files that a prediction loads: tokenizer, weights, adapter and the runtime's graph of the whole model.
+
+    Training graphs, which are the larger part of a bundle, are not read.
+
+    Raises:
+        BundleError: names the first file that is missing or altered, or the bundle has no graph for the runtime.
+    """
+    manifest = bundle.manifest
+    graph = manifest.graph("predict", runtime=runtime)
+    for name in dict.fromkeys((manifest.tokenizer_file, graph.file, manifest.weights_file, manifest.adapter_file)):
+        check_file(bundle.file(name), manifest.file(name))
 
 
 def verify_files(bundle: Bundle) -> None:

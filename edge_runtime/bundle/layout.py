@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from edge_runtime.values import FloatVector
 
 
+NAMES_FILE = "adapter/covey_names.json"
+"""In a bundle of full mode: Hugging Face's names of the trained tensors that have another name there, or several."""
+
+
 class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One trainable tensor.
 

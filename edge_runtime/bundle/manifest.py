@@ -56,7 +56,7 @@ class GraphInput(Strict, frozen=True):
             slot, ``{layer}`` in it is the placeholder of the layer that is bound to the slot.
         slot: for a tensor of a layer in a ``train`` graph: which of its active layers, counted from the lowest.
         rows: if the graph reads only some rows of a trainable tensor, such as an embedding: the field of the batch
-            that lists them, or their indexes; None: it may read all rows.
+            that lists them, or their indexes; None: it may read all rows. Of a frozen tensor only the former is said.
     """
 
     name: str
@@ -88,6 +88,18 @@ class GraphOutput(Strict, frozen=True):
     slot: Index | None = None
 
 
+class Activations(Strict, frozen=True):
+    """Bytes of a training graph's values that are alive at once at most, from the shapes of the trace.
+
+    Attributes:
+        first_row: with one row of the longest length.
+        further_row: what each further row of the longest length adds.
+    """
+
+    first_row: Count
+    further_row: Count
+
+
 class Graph(Strict, frozen=True):
     """One graph.
 
@@ -102,6 +114,7 @@ class Graph(Strict, frozen=True):
         recomputes: of ``train``, whether a layer's activations are computed again for its backward pass, so that only
             one hidden state a layer is kept.
         bounds: the largest values of named sizes, if the runtime plans its memory for them; empty: any size.
+        activations: of ``train``, the memory that its values take; None: not known.
     """
 
     kind: GraphKind
@@ -113,6 +126,7 @@ class Graph(Strict, frozen=True):
     level: Index | None = None
     recomputes: bool = False
     bounds: dict[str, Annotated[int, msgspec.Meta(ge=1, le=2**40)]] = msgspec.field(default_factory=dict)
+    activations: Activations | None = None
 
     @property
     def name(self) -> str:
@@ -243,6 +257,12 @@ class Manifest(Strict, frozen=True):
             if entry.path == path:
                 return entry
         raise BundleError(f"the manifest lists no file {path}", "export the bundle again")
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Number of tokens that have a row in the embedding; None where the bundle is too old to say it."""
+        tables = [i.shape[0] for graph in self.graphs for i in graph.inputs if i.rows == "input_ids" and i.shape]
+        return min((size for size in tables if isinstance(size, int)), default=None)
 
     @property
     def runtimes(self) -> list[Runtime]:

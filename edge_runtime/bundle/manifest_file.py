@@ -12,7 +12,7 @@ import msgspec
 
 from edge_runtime.bundle.manifest import FORMAT_VERSION, MANIFEST_FILE, Manifest
 from edge_runtime.bundle.manifest_check import check_manifest
-from edge_runtime.errors import BundleError
+from edge_runtime.errors import BundleError, unreadable
 from edge_runtime.files.versioned import VersionedFormat
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def read_manifest(bundle: Path) -> tuple[Manifest, str]:
 
     Raises:
         BundleError: there is no manifest (an interrupted export), or it is not valid.
+        StorageError: descriptors or memory are short.
     """
     try:
         data = (bundle / MANIFEST_FILE).read_bytes()
@@ -66,5 +67,6 @@ def read_manifest(bundle: Path) -> tuple[Manifest, str]:
         what = "no such folder" if not bundle.is_dir() else f"no {MANIFEST_FILE} in it (an interrupted export?)"
         raise BundleError(f"{bundle} is not a bundle: {what}", "make one with: covey export") from error
     except OSError as error:
-        raise BundleError(f"cannot read {bundle / MANIFEST_FILE}: {error.strerror}", "check its permissions") from error
+        damaged = BundleError(f"cannot read {bundle / MANIFEST_FILE}: {error.strerror}", "check its permissions")
+        raise unreadable(error, damaged) from error
     return decode_manifest(data), bundle_sha256(data)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _BYTES = {"float32": 4, "int64": 8, "bool": 1}
 _ACTIVATIONS = 20
-"""Stored hidden-size vectors per token and layer; measured on RoBERTa-base: 19 (docs/hybrid.md)."""
+"""Stored hidden-size vectors per token and layer, for a graph whose manifest does not say what its values take."""
 _TOKENS_FOR_ONE_MORE = 25
 """Attention adds one hidden-size vector per token and layer for every 25 tokens of row length (heads of 64)."""
 
@@ -28,11 +28,16 @@ _TOKENS_FOR_ONE_MORE = 25
 def level_need(manifest: Manifest, level: int, runtime: Runtime = "onnxruntime") -> LevelNeed:
     """Estimate the memory of one training graph, its weights included, for rows of the longest length.
 
+    The manifest says what the graph's values take (Graph.activations). Without that, a layer counts as 20 hidden sizes
+    per token, and attention as more of them, as in a model whose heads together are as wide as its hidden state.
+
     Raises:
         BundleError: the bundle has no such level for the runtime.
     """
     graph = manifest.training_graph(level, runtime)
     bound = parameter_bytes(graph)
+    if graph.activations is not None:
+        return LevelNeed(level, bound + graph.activations.first_row, graph.activations.further_row)
     tokens = manifest.task.max_tokens
     stored = hidden_size(manifest) * (_ACTIVATIONS + tokens / _TOKENS_FOR_ONE_MORE)
     if graph.recomputes:

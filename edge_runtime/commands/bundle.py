@@ -35,34 +35,41 @@ def add_engine_option(parser: argparse.ArgumentParser, default: Runtime | None) 
 
 
 def _bundle_verify(args: argparse.Namespace) -> int:
-    """Check hashes of all files, the layout, and the golden vectors against what PyTorch gave."""
+    """Check hashes of all files, the layout, the tokenizer, and the golden vectors against what PyTorch gave."""
     from edge_runtime.bundle.folder import open_bundle, verify_files
+    from edge_runtime.data.tokens import load_tokenizer
+    from edge_runtime.data.vocabulary import check_vocabulary
     from edge_runtime.engines.choose import Engines
     from edge_runtime.engines.golden import check_golden
     from edge_runtime.perturbation.kernel import kernel_name, kernel_reason
 
     bundle = open_bundle(args.bundle)
     verify_files(bundle)
+    manifest, tokenizer = bundle.manifest, load_tokenizer(bundle.file(bundle.manifest.tokenizer_file))
+    check_vocabulary(tokenizer, manifest.task, manifest.vocab_size)
     parity = check_golden(bundle, Engines(args.engine, args.threads))
-    manifest = bundle.manifest
     result = {
         "bundle_sha256": bundle.sha256,
         "files": len(manifest.files),
         "size_bytes": sum(entry.size_bytes for entry in manifest.files),
         "splits": manifest.splits,
         "trainable_parameters": manifest.parameters[-1].stop,
+        "vocab_size": manifest.vocab_size,
         "runtimes": manifest.runtimes,
         "engine": args.engine,
         "parity_loss": parity.loss,
         "parity_logits": parity.logits,
         "kernel": kernel_name(),
     }
+    known = manifest.vocab_size
+    of_model = "the bundle is too old to say how many the model knows" if known is None else f"the model knows {known}"
     text = (
         f"{args.bundle}: good\n"
         f"  bundle     {bundle.sha256}\n"
         f"  model      {manifest.model.name} ({manifest.model.model_type}, {manifest.model.layers} layers)\n"
         f"  files      {len(manifest.files)}, {sum(e.size_bytes for e in manifest.files) / 1e6:.1f} MB, hashes match\n"
         f"  layout     {manifest.parameters[-1].stop} trainable parameters, splits {manifest.splits}\n"
+        f"  tokenizer  {tokenizer.get_vocab_size()} tokens, {of_model}\n"
         f"  parity     loss within {parity.loss:.1e}, logits within {parity.logits:.1e} of PyTorch, on {args.engine}\n"
         f"  kernel     {kernel_name()}: {kernel_reason()}"
     )

@@ -26,11 +26,15 @@ def _doctor(args: argparse.Namespace) -> int:
     """Check engines, memory, sensors, clock, data, broker and server. Exit code 0, or that of the first problem."""
     import time
 
-    from edge_runtime.agent.config import read_edge_config
-    from edge_runtime.commands.doctor_checks import examine
+    from edge_runtime.commands.doctor_natives import numpy_finding
 
-    config = read_edge_config(args.config) if args.config else None
-    findings = list(examine(config, time.time, build=args.build))
+    findings = [numpy_finding()]
+    if findings[0].status == "ok":  # else importing the other checks could end this process
+        from edge_runtime.agent.config import read_edge_config
+        from edge_runtime.commands.doctor_checks import examine
+
+        config = read_edge_config(args.config) if args.config else None
+        findings += examine(config, time.time, build=args.build)
     checks = [
         {"check": f.check, "status": f.status, "found": f.found, "advice": f.advice, **f.values} for f in findings
     ]

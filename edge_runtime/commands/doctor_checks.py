@@ -7,54 +7,28 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import ssl
-import urllib.request
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from edge_runtime import __version__
+from edge_runtime.commands.doctor_natives import native_findings
+from edge_runtime.commands.doctor_network import broker_finding, server_finding
+from edge_runtime.commands.finding import Finding, problem
 from edge_runtime.device.board import Board
 from edge_runtime.device.gate import Gate, board_conditions
-from edge_runtime.engines import executorch_build
-from edge_runtime.errors import ConfigError, CoveyError, DataError, NetworkError, StorageError
-from edge_runtime.network.address import parse_broker
-from edge_runtime.perturbation.kernel import kernel_name, kernel_reason
+from edge_runtime.errors import BundleError, ConfigError, CoveyError, DataError, StorageError
+from edge_runtime.store.store import Store, current_adapter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from edge_runtime.agent.config import EdgeConfig
+    from edge_runtime.bundle.folder import Bundle
 
-_TIMEOUT_S = 5.0
+_OF_ROWS = ("covey", "tokenizers")  # the compiled libraries that reading rows needs
 _LITTLE_MEMORY_BYTES = 200_000_000
 _LITTLE_DISK_BYTES = 500_000_000
 _HOT_C = 75.0
 _CLOCK_OFF_S = 60.0
-DELEGATES = ("XnnpackBackend", "QnnBackend", "OpenvinoBackend", "CoreMLBackend")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The result of a check.
-
-    Attributes:
-        check: its name.
-        status: ``problem`` keeps the device from training, ``warning`` may do so, ``absent`` is missing but not needed.
-        found: the result, for people.
-        advice: what to do; empty: nothing.
-        values: the result, for programs.
-        exit_code: the command's exit code if this is the first problem.
-    """
-
-    check: str
-    status: Literal["ok", "warning", "problem", "absent"]
-    found: str
-    advice: str
-    values: dict[str, Any]
-    exit_code: int = ConfigError.exit_code
 
 
 def examine(
@@ -68,19 +42,11 @@ def examine(
         root: the folder that holds proc, sys and run.
         build: whether to compile the library of the ExecuTorch engine if that has not been done.
     """
-    runtime = "onnxruntime" if config is None else config.engine
-    yield Finding(
-        "covey",
-        "ok",
-        f"{__version__}, kernel {kernel_name()}: {kernel_reason()}",
-        "",
-        {
-            "version": __version__,
-            "kernel": kernel_name(),
-        },
-    )
-    yield _onnxruntime()
-    yield _executorch(needed=runtime == "executorch", build=build)
+    broken = []
+    for finding in native_findings("onnxruntime" if config is None else config.engine, build=build):
+        if finding.status == "problem" and finding.check in _OF_ROWS:
+            broken.append(finding.check)
+        yield finding
     yield _cores(0 if config is None else config.threads)
     board = Board(root)
     yield _memory(board)
@@ -89,53 +55,12 @@ def examine(
     server_time = None
     if config is not None:
         yield _eligibility(config, board)
-        yield _data(Path(config.data.path))
-        yield _broker(config)
-        server, server_time = _server(config.server_url)
+        yield _state(Path(config.state_dir))
+        yield _data(config, broken)
+        yield broker_finding(config)
+        server, server_time = server_finding(config.server_url, config.tls)
         yield server
     yield _clock(now(), server_time, root)
-
-
-def _onnxruntime() -> Finding:
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        return Finding("onnxruntime", "problem", f"does not load: {error}", "pip install onnxruntime", {})
-    providers = ort.get_available_providers()
-    return Finding(
-        "onnxruntime",
-        "ok",
-        f"{ort.__version__}, {', '.join(providers)}",
-        "",
-        {
-            "version": ort.__version__,
-            "delegates": providers,
-        },
-    )
-
-
-def _executorch(*, needed: bool, build: bool) -> Finding:
-    from edge_runtime.engines import executorch_library
-
-    missing: Literal["problem", "absent"] = "problem" if needed or build else "absent"
-    try:
-        if not (needed or build or executorch_build.PACKAGED.is_file() or executorch_build.cached().is_file()):
-            return Finding(
-                "executorch",
-                "absent",
-                "installed, its engine is not compiled yet",
-                "covey-edge doctor --build",
-                {"version": executorch_build.VERSION},
-            )
-        delegates = [name for name in DELEGATES if executorch_library.has_backend(name)]
-        threads = int(executorch_library.load().covey_executorch_threads())
-    except CoveyError as error:
-        return Finding("executorch", missing, error.what, error.hint, {})
-    values = {"version": executorch_build.VERSION, "delegates": delegates, "threads": threads}
-    found = f"{executorch_build.VERSION}, {', '.join(delegates)}, {threads} threads"
-    if "XnnpackBackend" not in delegates:
-        return Finding("executorch", missing, f"{found}: no XNNPACK", "install the executorch wheel for Linux", values)
-    return Finding("executorch", "ok", found, "", values)
 
 
 def _cores(threads: int) -> Finding:
@@ -215,65 +140,59 @@ def _eligibility(config: EdgeConfig, board: Board) -> Finding:
     )
 
 
-def _data(path: Path) -> Finding:
-    if path.is_file():
-        return Finding("data", "ok", f"{path}", "check its rows with: covey-edge data check", {"path": str(path)})
-    return Finding(
-        "data",
-        "problem",
-        f"no file at {path}",
-        "set [data] path in the configuration",
-        {"path": str(path)},
-        DataError.exit_code,
-    )
-
-
-def _broker(config: EdgeConfig) -> Finding:
-    address = parse_broker(config.broker)
-    where = f"{address.host}:{address.port}"
+def _state(state_dir: Path) -> Finding:
+    """Read the journal, as ``run`` does."""
+    values = {"path": str(state_dir)}
+    if not (state_dir / "journal.json").exists():
+        return Finding("state", "ok", f"no round yet in {state_dir}", "", values)
     try:
-        with socket.create_connection((address.host, address.port), _TIMEOUT_S) as plain:
-            if address.tls:
-                context = ssl.create_default_context(cafile=None if config.tls is None else config.tls.ca_file)
-                if config.tls is not None and config.tls.cert_file is not None:
-                    context.load_cert_chain(config.tls.cert_file, config.tls.key_file)
-                context.wrap_socket(plain, server_hostname=address.host).close()
-    except (OSError, ValueError) as error:
-        return Finding(
-            "broker",
-            "problem",
-            f"{where} cannot be reached: {error}",
-            "check the address, the network, the firewall",
-            {"address": where, "reachable": False},
-            NetworkError.exit_code,
-        )
-    return Finding("broker", "ok", f"{where} answers", "", {"address": where, "reachable": True})
+        journal = Store(state_dir).journal()
+    except StorageError as error:
+        return problem("state", error, values)
+    return Finding("state", "ok", f"{state_dir} is of job {journal.job}", "", values)
 
 
-def _server(url: str | None) -> tuple[Finding, float | None]:
-    """Ask the server for its health; return the finding, and the server's time in seconds since 1970."""
-    if url is None:
-        found = "not configured: the server tells its address with each plan"
-        return Finding("server", "absent", found, "", {"url": None, "reachable": None}), None
-    asked = f"{url.rstrip('/')}/healthz"
+def _data(config: EdgeConfig, broken: Sequence[str]) -> Finding:
+    """Check the rows: with the current bundle as ``run`` does, before the first round that there are any."""
+    path, values = Path(config.data.path), {"path": config.data.path}
+    if not path.is_file():
+        error = ConfigError(f"no data file at {path}", "set [data] path in the configuration")
+        return problem("data", error, values)
+    if broken:
+        return Finding("data", "warning", f"not checked: {', '.join(broken)} does not load", "see above", values)
     try:
-        if not asked.startswith(("http://", "https://")):
-            raise ValueError("not an http address")  # noqa: TRY301 one way out for all that is wrong with it
-        with urllib.request.urlopen(asked, timeout=_TIMEOUT_S) as answer:  # noqa: S310 the scheme was checked
-            date = answer.headers.get("Date")
-        server_time = parsedate_to_datetime(date).timestamp() if date else None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        finding = Finding(
-            "server",
-            "problem",
-            f"{url} cannot be reached: {reason}",
-            "check server_url, the network, the firewall",
-            {"url": url, "reachable": False},
-            NetworkError.exit_code,
-        )
-        return finding, None
-    return Finding("server", "ok", f"{url} answers", "", {"url": url, "reachable": True}), server_time
+        bundle = _current_bundle(Path(config.state_dir))
+        if bundle is None:
+            return _unchecked(path, values)
+        from edge_runtime.data.rows import load_rows  # not earlier: it loads compiled libraries
+
+        rows = len(load_rows(bundle, config.data))
+    except CoveyError as error:
+        return problem("data", error, values)
+    return Finding("data", "ok", f"{path}: {rows} rows fit the current bundle", "", values | {"rows": rows})
+
+
+def _unchecked(path: Path, values: dict[str, Any]) -> Finding:
+    try:
+        with path.open("rb") as file:
+            is_empty = not any(line.strip() for line in file)
+    except OSError as error:
+        return problem("data", DataError(f"cannot read {path}: {error.strerror}", "check its permissions"), values)
+    if is_empty:
+        return problem("data", DataError(f"{path} has no rows", "write one row per line"), values)
+    advice = "no bundle is here yet that tells the labels; check the rows with: covey-edge data check --labels A,B"
+    return Finding("data", "ok", f"{path}", advice, values)
+
+
+def _current_bundle(state_dir: Path) -> Bundle | None:
+    """Return the bundle of the last round; None: there is none, or it is not whole (``run`` fetches it again)."""
+    from edge_runtime.bundle.folder import open_bundle
+
+    try:
+        current = current_adapter(Store(state_dir)) if (state_dir / "journal.json").exists() else None
+        return None if current is None else open_bundle(current[0])
+    except (StorageError, BundleError):
+        return None
 
 
 def _clock(now: float, server_time: float | None, root: Path) -> Finding:

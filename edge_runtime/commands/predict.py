@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_runtime import output
 from edge_runtime.bundle.manifest import CAUSAL_LM, Runtime
 from edge_runtime.commands.bundle import add_engine_option
-from edge_runtime.errors import ConfigError
+from edge_runtime.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
     import argparse
@@ -58,35 +59,66 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _predict_source(args: argparse.Namespace) -> tuple[Bundle, FloatVector, Runtime]:
-    """Return the bundle, the adapter, and the runtime: the one of --engine, or the configured one."""
-    from edge_runtime.bundle.adapter import check_finite, map_adapter
-    from edge_runtime.bundle.folder import open_bundle
-    from edge_runtime.bundle.layout import total_size
+    """Return the bundle, the adapter, and the runtime: the one of --engine, or the configured one.
 
-    folder, adapter, runtime = args.bundle, args.adapter, args.engine
+    Everything that is loaded has the hash that names it, or the error names what has not.
+    """
+    from edge_runtime.bundle.folder import open_bundle, verify_loaded
+
     if args.config is not None:
-        from edge_runtime.agent.config import read_edge_config
-        from edge_runtime.store.store import Store, current_adapter
+        return _current(args)
+    runtime: Runtime = args.engine or "onnxruntime"
+    bundle = open_bundle(args.bundle)
+    verify_loaded(bundle, runtime)
+    theta = bundle.initial_adapter() if args.adapter is None else _given_adapter(args.adapter, bundle)
+    return bundle, theta, runtime
 
-        config = read_edge_config(args.config)
-        runtime = runtime or config.engine
-        store = Store(Path(config.state_dir))
-        current = current_adapter(store)
-        if current is None:
-            raise ConfigError("this device has no adapter yet", "let it take part in a round, or give --bundle")
-        folder, adapter = current
-    bundle = open_bundle(folder)
-    if adapter is None:
-        return bundle, bundle.initial_adapter(), runtime or "onnxruntime"
+
+def _current(args: argparse.Namespace) -> tuple[Bundle, FloatVector, Runtime]:
+    """Return what the device's journal names."""
+    from edge_runtime.agent.config import read_edge_config
+    from edge_runtime.bundle.adapter import check_adapter, map_adapter
+    from edge_runtime.bundle.folder import open_named, verify_loaded
+    from edge_runtime.bundle.layout import total_size
+    from edge_runtime.store.store import Store, current_adapter
+
+    config = read_edge_config(args.config)
+    runtime = args.engine or config.engine
+    store = Store(Path(config.state_dir))
+    current = current_adapter(store)
+    if current is None:
+        raise ConfigError("this device has no adapter yet", "let it take part in a round, or give --bundle")
+    folder, adapter = current
     try:
-        adapter.stat()
-    except OSError as error:
-        raise ConfigError(f"cannot read {adapter}: {error.strerror}", "give an adapter file") from error
-    theta = map_adapter(adapter, total_size(bundle.manifest.parameters))
-    check_finite(theta)
-    if args.config is not None and not args.shared:
+        bundle = open_named(folder, folder.name)
+        verify_loaded(bundle, runtime)
+        theta = map_adapter(adapter, total_size(bundle.manifest.parameters))
+        check_adapter(theta, adapter.stem)
+    except BundleError as error:
+        raise BundleError(
+            f"{error.what} (in {store.root})",
+            "let the device take part in a round: covey-edge run fetches again what is damaged",
+        ) from error
+    if not args.shared:
         from edge_runtime.store.personal import load_personal, with_personal
 
         journal = store.journal()
         theta = with_personal(theta, load_personal(store, journal.personal_sha256, bundle, journal.job or ""), bundle)
-    return bundle, theta, runtime or "onnxruntime"
+    return bundle, theta, runtime
+
+
+def _given_adapter(path: Path, bundle: Bundle) -> FloatVector:
+    """Return the adapter of --adapter. Its name is its hash where the device or the server has written it."""
+    from edge_runtime.bundle.adapter import check_adapter, check_finite, map_adapter
+    from edge_runtime.bundle.layout import total_size
+
+    try:
+        path.stat()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", "give an adapter file") from error
+    theta = map_adapter(path, total_size(bundle.manifest.parameters))
+    if re.fullmatch("[0-9a-f]{64}", path.stem):
+        check_adapter(theta, path.stem)
+    else:
+        check_finite(theta)
+    return theta

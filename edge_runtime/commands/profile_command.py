@@ -164,7 +164,7 @@ def _link(rates: Rates, config: EdgeConfig, transport: MqttTransport | None, man
     down = up = None
     if config.server_url is not None:
         try:
-            fetcher = Fetcher(blob_base("http://:8080/blobs", "", config.server_url))
+            fetcher = Fetcher(blob_base("http://:8080/blobs", "", config.server_url), tls=config.tls)
             down = link_down_bytes_per_s(fetcher, manifest)
         except NetworkError as error:
             _LOG.warning("the link down is not known: %s", error.what)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_runtime import output
-from edge_runtime.errors import ConfigError
+from edge_runtime.errors import ConfigError, NetworkError
 
 if TYPE_CHECKING:
     import argparse
@@ -28,17 +28,20 @@ def _run(args: argparse.Namespace) -> int:
     """Join the fleet: announce, take plans, train on the local rows, report scalars, prove the adapter by hash."""
     from edge_runtime.agent.agent import Agent
     from edge_runtime.agent.announcer import lost_will
+    from edge_runtime.agent.broker_access import require_access
     from edge_runtime.agent.config import read_edge_config
     from edge_runtime.device.machine import this_machine
     from edge_runtime.network.address import parse_broker
     from edge_runtime.network.mqtt import MqttTransport
     from edge_runtime.perturbation.kernel import kernel
+    from edge_runtime.store.state_check import check_state_writable
     from edge_runtime.store.store import Store
 
     config = read_edge_config(args.config)
     if not Path(config.data.path).is_file():
         raise ConfigError(f"no data file at {config.data.path}", "set [data] path in the configuration")
     kernel()  # so that a wrong COVEY_KERNEL is an error now, not in the first round
+    check_state_writable(Path(config.state_dir))
     store = Store(Path(config.state_dir))
     machine = this_machine(config.eligibility, store.root)  # impossible rules are an error now too
     boot_id = os.urandom(8).hex()
@@ -49,6 +52,11 @@ def _run(args: argparse.Namespace) -> int:
         tls=config.tls,
         connect_timeout_s=config.connect_timeout_s,
     )
+    try:
+        require_access(config)
+    except NetworkError:
+        transport.close()
+        raise
     agent = Agent(config, store, transport, boot_id, machine=machine)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())

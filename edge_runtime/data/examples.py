@@ -1,24 +1,48 @@
-"""The device's private rows: JSON Lines or CSV, checked line by line."""
+"""The device's private rows: labelled texts, or prompts with completions, checked row by row.
+
+A row that cannot be encoded by anybody (half a character, NUL bytes, endless nesting) is left out and counted. Rows
+that are wrong in another way refuse the file, because what mends one of them often mends all.
+"""
 
 from __future__ import annotations
 
-import csv
-import json
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
-import msgspec
-
+from edge_runtime.data import csv_rows, json_lines
+from edge_runtime.data.config import DataConfig
+from edge_runtime.data.csv_rows import csv_records
+from edge_runtime.data.fields import likely_names
+from edge_runtime.data.json_lines import json_records
+from edge_runtime.data.labels import check_names, label_index, likely_mistake, spelling
+from edge_runtime.data.problems import Fault, Likely, commonest, damage, none_usable, refusal, setting
+from edge_runtime.data.text_file import open_text
 from edge_runtime.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-_SHOWN_PROBLEMS = 5
+    from edge_runtime.data.problems import Problems
+
+__all__ = [
+    "Completion",
+    "DataConfig",
+    "Reading",
+    "Row",
+    "label_counts",
+    "read_completions",
+    "read_examples",
+    "read_prompts",
+    "read_rows",
+]
+
+_JSON, _CSV = (".jsonl", ".ndjson", ".json"), (".csv", ".tsv")
 
 RowT = TypeVar("RowT")
+Explain: TypeAlias = "Callable[[Problems, bool], Likely | None]"
+"""Explains problems of one kind; the truth value says whether most rows of the file have them."""
 
 
 @dataclass(frozen=True)
@@ -37,76 +61,112 @@ class Completion:
     completion: str
 
 
-def read_rows(path: Path, labels: Sequence[str], text_field: str = "text", label_field: str = "label") -> list[Row]:
-    """Read and check a file of examples.
+@dataclass(frozen=True)
+class Reading(Generic[RowT]):
+    """A file's rows and what was found beside them.
 
-    Args:
-        path: a ``.jsonl`` (also ``.json``, ``.ndjson``) or ``.csv`` file, UTF-8. Blank lines are skipped.
-        labels: names of the labels; a row gives a name, or an index.
-        text_field: name of the field or column with the text.
-        label_field: name of the field or column with the label.
-
-    Raises:
-        DataError: no such file, no rows, or rows that are wrong: names the first lines and what is wrong with each.
+    Attributes:
+        rows: the rows that can be used, at least one.
+        lines: the line in which each of them begins.
+        skipped: the rows that were left out, by line.
+        notes: what was recognised, as half sentences for the user (the encoding, the delimiter).
     """
 
-    def row(record: dict[str, Any]) -> Row | str:
-        problem = _problem(record, labels, text_field, label_field)
-        return problem or Row(record[text_field], _label_index(record[label_field], labels))
+    rows: list[RowT]
+    lines: list[int]
+    skipped: Problems
+    notes: list[str]
 
-    return _read(path, row, f"{text_field!r} and {label_field!r} (one of {', '.join(labels)})")
+
+def read_rows(path: Path, labels: Sequence[str], text_field: str = "text", label_field: str = "label") -> list[Row]:
+    """Return the rows of read_examples, for a file that needs no other settings."""
+    return read_examples(DataConfig(str(path), text_field=text_field, label_field=label_field), labels).rows
 
 
 def read_completions(
     path: Path, prompt_field: str = "prompt", completion_field: str = "completion"
 ) -> list[Completion]:
+    """Return the rows of read_prompts, for a file that needs no other settings."""
+    return read_prompts(DataConfig(str(path), prompt_field=prompt_field, completion_field=completion_field)).rows
+
+
+def read_examples(data: DataConfig, labels: Sequence[str]) -> Reading[Row]:
+    """Read and check a file of labelled texts.
+
+    Args:
+        data: the file, a ``.jsonl`` (also ``.json``, ``.ndjson``) or ``.csv`` (also ``.tsv``) file, and how to read it.
+            Blank lines are skipped.
+        labels: names of the labels; a row gives a name, an index, or what ``data.label_names`` says.
+
+    Raises:
+        DataError: no such file, no usable rows, or rows that are wrong: names the first lines and what is wrong with
+            each, the likely mistake, and what mends it.
+        ConfigError: ``data.label_names`` names no label, or the encoding does not exist.
+    """
+    check_names(data.label_names, labels)
+    text_field, label_field = data.text_field, data.label_field
+
+    def index(label: object) -> int:
+        return label_index(label, labels, data.label_names)
+
+    def row(record: Mapping[str, Any]) -> Row | Fault:
+        fault = _missing(record, (text_field, label_field)) or _wrong_text(text_field, record[text_field])
+        if fault is not None:
+            return fault
+        text, label = record[text_field], record[label_field]
+        written = spelling(label)
+        fault = damage(text) or (None if written is None else damage(written))
+        if fault is not None:
+            return fault
+        found = index(label)
+        if found >= 0:
+            return Row(text, found)
+        kind = "swapped" if text in labels else "label"
+        what = f"{label_field!r} is {label!r}, not one of {', '.join(labels)}"
+        return Fault(what, kind, seen=() if written is None else (written,))
+
+    def likely_label(wrong: Problems, is_most: bool) -> Likely | None:
+        return likely_mistake({fault.seen[0] for _, fault in wrong if fault.seen}, labels, is_most=is_most)
+
+    wanted = {"text_field": text_field, "label_field": label_field}
+    likely = {
+        "label": likely_label,
+        "swapped": lambda _wrong, _is_most: Likely(
+            "the columns are swapped: the texts are labels",
+            setting([("text_field", label_field), ("label_field", text_field)]),
+        ),
+    }
+    records = _records(data, wanted, lambda cell: cell != "" and index(cell) >= 0)
+    needed = f"{text_field!r} and {label_field!r} (one of {', '.join(labels)})"
+    return _read(Path(data.path), records, row, wanted, needed, likely)
+
+
+def read_prompts(data: DataConfig) -> Reading[Completion]:
     """Read and check a file of prompts with their completions; a prompt may be empty, a completion may not.
 
     Args:
-        path: see read_rows.
-        prompt_field: name of the field or column with the prompt.
-        completion_field: name of the field or column with the text that should follow; it usually begins with a space.
+        data: see read_examples; a completion usually begins with a space.
 
     Raises:
-        DataError: see read_rows.
+        DataError: see read_examples.
     """
+    fields = (data.prompt_field, data.completion_field)
 
-    def row(record: dict[str, Any]) -> Completion | str:
-        for field in (prompt_field, completion_field):
-            if record.get(field) is None:
-                return f"no {field!r}"
-            if not isinstance(record[field], str):
-                return f"{field!r} is not text but {type(record[field]).__name__}"
-        if not record[completion_field].strip():
-            return f"{completion_field!r} is empty"
-        return Completion(record[prompt_field], record[completion_field])
+    def row(record: Mapping[str, Any]) -> Completion | Fault:
+        fault = _missing(record, fields)
+        for field in fields:
+            if fault is None and not isinstance(record[field], str):
+                fault = Fault(f"{field!r} is not text but {type(record[field]).__name__}", "type")
+            fault = fault or damage(record[field])
+        if fault is not None:
+            return fault
+        if not record[data.completion_field].strip():
+            return Fault(f"{data.completion_field!r} is empty", "empty")
+        return Completion(record[data.prompt_field], record[data.completion_field])
 
-    return _read(path, row, f"{prompt_field!r} and {completion_field!r}")
-
-
-def _read(path: Path, row_of: Callable[[dict[str, Any]], RowT | str], wanted: str) -> list[RowT]:
-    """Read all rows; ``row_of`` returns a record's row, or what is wrong with it."""
-    rows: list[RowT] = []
-    problems: list[tuple[int, str]] = []
-    for line, record in _records(path):
-        row = record if isinstance(record, str) else row_of(record)
-        if isinstance(row, str):
-            problems.append((line, row))
-        else:
-            rows.append(row)
-    if problems:
-        shown = problems[:_SHOWN_PROBLEMS]
-        count = f"{len(problems)} of {len(problems) + len(rows)} rows are wrong"
-        more = f"\n  … and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
-        raise DataError(
-            f"{path}: {count}\n  " + "\n  ".join(f"line {line}: {problem}" for line, problem in shown) + more,
-            f"correct these lines; each row needs {wanted}",
-            facts=f"{count}, the first in {'lines' if len(problems) > 1 else 'line'} "
-            + ", ".join(str(line) for line, _ in shown),
-        )
-    if not rows:
-        raise DataError(f"{path} has no rows", f"write one row per line, with {wanted}", facts="it has no rows")
-    return rows
+    wanted = {"prompt_field": data.prompt_field, "completion_field": data.completion_field}
+    records = _records(data, wanted, lambda _cell: False)
+    return _read(Path(data.path), records, row, wanted, " and ".join(repr(field) for field in fields), {})
 
 
 def label_counts(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, int]:
@@ -115,89 +175,81 @@ def label_counts(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, int]:
     return {label: counts[index] for index, label in enumerate(labels)}
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Yield (line number, record, or what is wrong with the line)."""
-    readers: dict[str, Callable[[Any], Iterator[tuple[int, dict[str, Any] | str]]]] = {
-        ".jsonl": _json_records,
-        ".ndjson": _json_records,
-        ".json": _json_records,
-        ".csv": _csv_records,
-    }
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"{path}: unknown kind of file {path.suffix!r}", "give a .jsonl or a .csv file")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from reader(file)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}", "check the path and its permissions") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 at byte {error.start}", "convert the file to UTF-8") from error
-    except csv.Error as error:
-        raise DataError(f"{path} cannot be read as CSV: {error}", "check its quotes") from error
+@dataclass(frozen=True)
+class _Records:
+    """The records of a file, each with its line, and the notes on the file, complete once the records are read."""
+
+    records: Iterator[tuple[int, Mapping[str, Any] | Fault]]
+    notes: list[str]
 
 
-def _json_records(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:  # noqa: ANN401 a text file
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            yield number, f"not JSON: {error}"
-            continue
-        yield number, record if isinstance(record, dict) else f"not a JSON object but {type(record).__name__}"
+def _records(data: DataConfig, wanted: Mapping[str, str], is_label: Callable[[str], bool]) -> _Records:
+    path = Path(data.path)
+    kind = path.suffix.lower()
+    if kind not in (*_JSON, *_CSV):
+        raise DataError(
+            f"{path}: unknown kind of file {path.suffix!r}",
+            "give a .jsonl or a .csv file",
+            facts="its file is of an unknown kind",
+        )
+    file = open_text(path, data.encoding)
+    if kind in _JSON:
+        return _Records(json_records(file, tuple(wanted.values())), file.notes)
+    return _Records(csv_records(file, data, wanted, is_label), file.notes)
 
 
-def _csv_records(file: Any) -> Iterator[tuple[int, dict[str, Any] | str]]:  # noqa: ANN401 a text file
-    reader = csv.DictReader(file, strict=True)
-    for record in reader:
-        if None in record:
-            yield reader.line_num, "more values than columns"
+def _read(  # wide: what differs between the two kinds of rows
+    path: Path,
+    source: _Records,
+    row_of: Callable[[Mapping[str, Any]], RowT | Fault],
+    wanted: Mapping[str, str],
+    needed: str,
+    likely: Mapping[str, Explain],
+) -> Reading[RowT]:
+    """Read all rows; ``row_of`` returns a record's row, or what is wrong with it."""
+    rows: list[RowT] = []
+    lines: list[int] = []
+    wrong: Problems = []
+    skipped: Problems = []
+    for line, record in source.records:
+        row = record if isinstance(record, Fault) else row_of(record)
+        if isinstance(row, Fault):
+            (skipped if row.is_skipped else wrong).append((line, row))
         else:
-            yield reader.line_num, record
+            rows.append(row)
+            lines.append(line)
+    total = len(rows) + len(wrong) + len(skipped)
+    if wrong:
+        raise refusal(path, wrong, total, needed, _likely(wrong, total, wanted, likely))
+    if not rows:
+        raise none_usable(path, skipped, needed)
+    return Reading(rows, lines, skipped, source.notes)
 
 
-def _problem(record: dict[str, Any], labels: Sequence[str], text_field: str, label_field: str) -> str | None:
-    for field in (text_field, label_field):
+def _likely(wrong: Problems, total: int, wanted: Mapping[str, str], explain: Mapping[str, Explain]) -> Likely | None:
+    """Return the likely mistake behind the commonest kind of fault, if it is more than half of the wrong rows."""
+    kind = commonest(wrong)
+    of_kind = [(line, fault) for line, fault in wrong if fault.kind == kind]
+    if 2 * len(of_kind) <= len(wrong):
+        return None
+    is_most = 2 * len(of_kind) >= total
+    if kind == "field":
+        seen = of_kind[0][1].seen
+        return likely_names(seen, wanted) if is_most and seen else None
+    if kind in explain:
+        return explain[kind](of_kind, is_most)
+    return (csv_rows.LIKELY | json_lines.LIKELY).get(kind)
+
+
+def _missing(record: Mapping[str, Any], fields: Sequence[str]) -> Fault | None:
+    for field in fields:
         if record.get(field) is None:
-            return f"no {field!r}"
-    text, label = record[text_field], record[label_field]
-    if not isinstance(text, str):
-        return f"{text_field!r} is not text but {type(text).__name__}"
-    if not text.strip():
-        return f"{text_field!r} is empty"
-    if _label_index(label, labels) < 0:
-        return f"{label_field!r} is {label!r}, not one of {', '.join(labels)}"
+            kind = "value" if field in record else "field"
+            return Fault(f"no {field!r}", kind, seen=tuple(record))
     return None
 
 
-def _label_index(label: Any, labels: Sequence[str]) -> int:  # noqa: ANN401 parsed JSON
-    """Return the index of a label given by name or index, -1 where it is neither."""
-    if isinstance(label, str):
-        if label in labels:
-            return list(labels).index(label)
-        if not (label.isascii() and label.isdigit()):
-            return -1
-        label = int(label)
-    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(labels):
-        return label
-    return -1
-
-
-class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the device's private rows are.
-
-    Attributes:
-        path: a ``.jsonl`` or ``.csv`` file; relative to the configuration file.
-        text_field: name of the field or column with the text.
-        label_field: name of the field or column with the label (a label's name, or its index).
-        prompt_field: causal-lm: name of the field or column with the prompt.
-        completion_field: causal-lm: name of the field or column with the text that should follow.
-    """
-
-    path: str
-    text_field: str = "text"
-    label_field: str = "label"
-    prompt_field: str = "prompt"
-    completion_field: str = "completion"
+def _wrong_text(field: str, text: object) -> Fault | None:
+    if not isinstance(text, str):
+        return Fault(f"{field!r} is not text but {type(text).__name__}", "type")
+    return None if text.strip() else Fault(f"{field!r} is empty", "empty")

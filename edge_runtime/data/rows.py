@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from edge_runtime.bundle.manifest import CAUSAL_LM
 from edge_runtime.data.batch import pad, pad_completions
-from edge_runtime.data.examples import read_completions, read_rows
+from edge_runtime.data.examples import Completion, Reading, read_examples, read_prompts
+from edge_runtime.data.problems import Fault, lines_of, none_usable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.data.batch import Batch, CompletionBatch
-    from edge_runtime.data.examples import DataConfig
+    from edge_runtime.data.config import DataConfig
+    from edge_runtime.data.examples import Row
+    from edge_runtime.data.problems import Problems
+
+_LOG = logging.getLogger(__name__)
+
+RowT = TypeVar("RowT")
+EncodedT = TypeVar("EncodedT")
 
 
 class Rows(Protocol):
@@ -60,19 +69,100 @@ class EncodedCompletions:
         return pad_completions([self.tokens[i] for i in indices], [self.starts[i] for i in indices], self.pad_token_id)
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A file's rows, encoded, and what was found beside them.
+
+    Attributes:
+        rows: the rows that can be used, at least one.
+        used: what was read for each of them, before it was encoded.
+        skipped: the rows that were left out, by line.
+        notes: what was recognised, as half sentences for the user.
+        cut_texts: number of rows whose texts were so long that they were cut before they were tokenised.
+    """
+
+    rows: EncodedRows | EncodedCompletions
+    used: Sequence[Row] | Sequence[Completion]
+    skipped: Problems
+    notes: Sequence[str]
+    cut_texts: int
+
+
+def special_token_counts(bundle: Bundle, used: Sequence[Row] | Sequence[Completion]) -> dict[str, int]:
+    """Return in how many rows each special token stands written out; see vocabulary.special_tokens_in."""
+    from edge_runtime.data.tokens import load_tokenizer  # noqa: PLC0415 loaded with the first bundle
+    from edge_runtime.data.vocabulary import special_tokens_in  # noqa: PLC0415
+
+    texts = [row.prompt + row.completion if isinstance(row, Completion) else row.text for row in used]
+    return special_tokens_in(texts, load_tokenizer(bundle.file(bundle.manifest.tokenizer_file)))
+
+
 def load_rows(bundle: Bundle, data: DataConfig) -> EncodedRows | EncodedCompletions:
+    """Read, check and encode a file of rows for a bundle's task; log what was left out.
+
+    Raises:
+        DataError: there is no such file, it has no usable rows, or some rows are wrong.
+    """
+    loaded = load(bundle, data)
+    for note in loaded.notes:
+        _LOG.info("%s: %s", data.path, note)
+    if loaded.skipped:
+        total = len(loaded.rows) + len(loaded.skipped)
+        _LOG.warning(
+            "%s: %d of %d rows are left out (%s); covey-edge data check says why",
+            data.path,
+            len(loaded.skipped),
+            total,
+            lines_of(loaded.skipped),
+        )
+    return loaded.rows
+
+
+def load(bundle: Bundle, data: DataConfig) -> Loaded:
     """Read, check and encode a file of rows for a bundle's task.
 
     Raises:
-        DataError: there is no such file, it has no rows, or some rows are wrong.
+        DataError: see load_rows.
     """
     from edge_runtime.data.tokens import CompletionEncoder, TextEncoder  # noqa: PLC0415 loaded with the first bundle
 
     task, tokenizer_file = bundle.manifest.task, bundle.file(bundle.manifest.tokenizer_file)
+    vocab_size = bundle.manifest.vocab_size
     if task.kind == CAUSAL_LM:
-        completions = read_completions(Path(data.path), data.prompt_field, data.completion_field)
-        encoded = CompletionEncoder(tokenizer_file, task).encode(completions)
-        return EncodedCompletions([row.ids for row in encoded], [row.start for row in encoded], task.pad_token_id)
-    rows = read_rows(Path(data.path), task.labels, data.text_field, data.label_field)
-    tokens = TextEncoder(tokenizer_file, task).encode([row.text for row in rows])
-    return EncodedRows(tokens, [row.label for row in rows], task.pad_token_id)
+        prompts = read_prompts(data)
+        completions, used = _kept(
+            prompts, CompletionEncoder(tokenizer_file, task, vocab_size).encode_each(prompts.rows), data
+        )
+        encoded = EncodedCompletions(
+            [row.ids for row in completions], [row.start for row in completions], task.pad_token_id
+        )
+        return Loaded(encoded, used.rows, used.skipped, used.notes, sum(row.is_cut for row in completions))
+    examples = read_examples(data, task.labels)
+    texts, kept = _kept(
+        examples, TextEncoder(tokenizer_file, task, vocab_size).encode_each([row.text for row in examples.rows]), data
+    )
+    rows = EncodedRows([row.ids for row in texts], [row.label for row in kept.rows], task.pad_token_id)
+    return Loaded(rows, kept.rows, kept.skipped, kept.notes, sum(row.is_cut for row in texts))
+
+
+def _kept(
+    reading: Reading[RowT], encoded: Sequence[EncodedT | Fault], data: DataConfig
+) -> tuple[list[EncodedT], Reading[RowT]]:
+    """Return the encoded rows without those that could not be encoded, and the reading without them.
+
+    Raises:
+        DataError: none is left.
+    """
+    good: list[EncodedT] = []
+    kept: list[tuple[RowT, int]] = []
+    skipped = list(reading.skipped)
+    for row, line, result in zip(reading.rows, reading.lines, encoded, strict=True):
+        if isinstance(result, Fault):
+            skipped.append((line, result))
+        else:
+            good.append(result)
+            kept.append((row, line))
+    skipped.sort(key=lambda problem: problem[0])
+    if not good:
+        raise none_usable(Path(data.path), skipped, "text that the bundle's tokenizer takes")
+    return good, Reading([row for row, _ in kept], [line for _, line in kept], skipped, reading.notes)

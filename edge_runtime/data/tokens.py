@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
 from tokenizers import Tokenizer
 
+from edge_runtime.data.cut import beginning, ending
+from edge_runtime.data.encodings import encode_each, unless_refused
+from edge_runtime.data.problems import Fault
+from edge_runtime.data.vocabulary import unknown_token
 from edge_runtime.errors import BundleError, DataError
 
 if TYPE_CHECKING:
@@ -18,8 +22,13 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.manifest import Task
     from edge_runtime.data.examples import Completion
 
+RowT = TypeVar("RowT")
+
 TEXT_FIELD = "{text}"
 MASK_FIELD = "{mask}"
+REFUSED = Fault("the bundle's tokenizer refuses it", "tokenizer", is_skipped=True)
+NO_TOKENS = Fault("the bundle's tokenizer makes no token of it", "tokenizer", is_skipped=True)
+NOTHING_TO_PREDICT = Fault("it has no token that could be predicted", "tokenizer", is_skipped=True)
 
 
 def load_tokenizer(tokenizer_file: Path) -> Tokenizer:
@@ -37,16 +46,29 @@ def load_tokenizer(tokenizer_file: Path) -> Tokenizer:
     return tokenizer
 
 
+@dataclass(frozen=True)
+class EncodedText:
+    """Token ids of a text, and whether it was so long that it was cut before it was tokenised."""
+
+    ids: list[int]
+    is_cut: bool = False
+
+
 class TextEncoder:
     """Encodes texts as token ids for the bundle's task.
 
     A row that is too long loses the end of its text; special tokens, the template's words and its mask are always kept.
     A mask token inside a text is removed, because the model predicts exactly one token.
+
+    Args:
+        tokenizer_file: the bundle's.
+        task: the bundle's.
+        vocab_size: number of tokens that the model knows, manifest.vocab_size; None is unknown, and not checked.
     """
 
-    def __init__(self, tokenizer_file: Path, task: Task) -> None:
+    def __init__(self, tokenizer_file: Path, task: Task, vocab_size: int | None = None) -> None:
         self._tokenizer = load_tokenizer(tokenizer_file)
-        self._task = task
+        self._task, self._vocab_size = task, vocab_size
         self._mask = task.mask_token
         self._template = (task.template or TEXT_FIELD).replace(MASK_FIELD, task.mask_token or MASK_FIELD)
 
@@ -54,16 +76,33 @@ class TextEncoder:
         """Return the token ids of each text, at most ``task.max_tokens`` of them.
 
         Raises:
+            DataError: the template alone fills the row; a text cannot be encoded, or has a token that the model lacks.
+        """
+        return [_checked(number, row).ids for number, row in enumerate(self.encode_each(texts), start=1)]
+
+    def encode_each(self, texts: Sequence[str]) -> list[EncodedText | Fault]:
+        """Return the tokens of each text, or why it has none; see encode.
+
+        Raises:
             DataError: the template alone fills the whole row.
         """
         if self._mask is not None:
             texts = [text.replace(self._mask, " ") for text in texts]
-        prompts = [self._template.replace(TEXT_FIELD, text) for text in texts]
-        rows: list[list[int]] = [encoding.ids for encoding in self._tokenizer.encode_batch(prompts)]
-        for index, ids in enumerate(rows):
-            if len(ids) > self._task.max_tokens:
-                rows[index] = self._encode_cut(texts[index])
+        kept = [unless_refused(self._beginning, text) or "" for text in texts]
+        prompts = [self._template.replace(TEXT_FIELD, text) for text in kept]
+        rows: list[EncodedText | Fault] = []
+        for text, part, encoding in zip(texts, kept, encode_each(self._tokenizer, prompts), strict=True):
+            if encoding is None or (text and not part):
+                rows.append(REFUSED)
+                continue
+            fits = len(encoding.ids) <= self._task.max_tokens
+            ids = encoding.ids if fits else self._encode_cut(part)
+            unknown = unknown_token(ids, self._tokenizer, self._vocab_size)
+            rows.append(unknown or (EncodedText(ids, is_cut=len(part) < len(text)) if ids else NO_TOKENS))
         return rows
+
+    def _beginning(self, text: str) -> str:
+        return beginning(text, self._task.max_tokens, lambda part: _spans(self._tokenizer, part))
 
     def _encode_cut(self, text: str) -> list[int]:
         """Cut characters off the text's end, token by token, until the prompt fits."""
@@ -83,10 +122,14 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class EncodedCompletion:
-    """Token ids of a prompt and its completion, and the index of the first token to predict (at least 1)."""
+    """Token ids of a prompt and its completion, and the index of the first token to predict (at least 1).
+
+    ``is_cut``: whether one of them was so long that it was cut before it was tokenised.
+    """
 
     ids: list[int]
     start: int
+    is_cut: bool = False
 
 
 class CompletionEncoder:
@@ -98,39 +141,70 @@ class CompletionEncoder:
 
     In a row that is too long the prompt loses its beginning; the completion loses its end, but never below half of the
     row. So neither is cut to nothing.
+
+    Args:
+        tokenizer_file: see TextEncoder.
+        task: see TextEncoder.
+        vocab_size: see TextEncoder.
     """
 
-    def __init__(self, tokenizer_file: Path, task: Task) -> None:
+    def __init__(self, tokenizer_file: Path, task: Task, vocab_size: int | None = None) -> None:
         self._tokenizer = load_tokenizer(tokenizer_file)
-        self._task = task
+        self._task, self._vocab_size = task, vocab_size
 
     def encode(self, rows: Sequence[Completion]) -> list[EncodedCompletion]:
         """Return the tokens of each row, at most ``task.max_tokens`` of them.
 
         Raises:
-            DataError: a row has no token that could be predicted.
+            DataError: a row has no token that could be predicted, cannot be encoded, or has one that the model lacks.
         """
-        encodings = self._tokenizer.encode_batch([row.prompt + row.completion for row in rows])
-        encoded = []
-        for number, (row, encoding) in enumerate(zip(rows, encodings, strict=True), start=1):
+        return [_checked(number, row) for number, row in enumerate(self.encode_each(rows), start=1)]
+
+    def encode_each(self, rows: Sequence[Completion]) -> list[EncodedCompletion | Fault]:
+        """Return the tokens of each row, or why it cannot be used; see encode."""
+        n_tokens = self._task.max_tokens
+        prompts = [unless_refused(self._ending, row.prompt) for row in rows]
+        completions = [
+            unless_refused(lambda text: beginning(text, n_tokens, self._spans), row.completion) for row in rows
+        ]
+        texts = [(prompt or "") + (completion or "") for prompt, completion in zip(prompts, completions, strict=True)]
+        encoded: list[EncodedCompletion | Fault] = []
+        parts = zip(rows, prompts, completions, encode_each(self._tokenizer, texts), strict=True)
+        for row, prompt, completion, encoding in parts:
+            if encoding is None or prompt is None or completion is None:
+                encoded.append(REFUSED)
+                continue
             first, ids = _without_specials(encoding)
             offsets = encoding.offsets[len(first) : len(first) + len(ids)]
-            cut = next((index for index, (_, end) in enumerate(offsets) if end > len(row.prompt)), len(ids))
-            result = self._fit(first, ids[:cut], ids[cut:])
-            if result.start >= len(result.ids):
-                raise DataError(
-                    f"row {number}: {row.completion!r} has no token that could be predicted",
-                    "give a prompt, or a longer completion",
-                    facts=f"row {number} has no token that could be predicted",
-                )
-            encoded.append(result)
+            at = next((index for index, (_, end) in enumerate(offsets) if end > len(prompt)), len(ids))
+            is_cut = len(prompt) < len(row.prompt) or len(completion) < len(row.completion)
+            result = replace(self._fit(first, ids[:at], ids[at:]), is_cut=is_cut)
+            unknown = unknown_token(result.ids, self._tokenizer, self._vocab_size)
+            encoded.append(unknown or (result if result.start < len(result.ids) else NOTHING_TO_PREDICT))
         return encoded
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """Return the tokens of a prompt, with room for one more; a long prompt loses its beginning."""
-        first, ids = _without_specials(self._tokenizer.encode(prompt))
+        """Return the tokens of a prompt, with room for one more; a long prompt loses its beginning.
+
+        Raises:
+            DataError: the prompt cannot be encoded, or has a token that the model lacks.
+        """
+        encoding = unless_refused(lambda text: self._tokenizer.encode(self._ending(text)), prompt)
+        if encoding is None:
+            raise _error(1, REFUSED)
+        first, ids = _without_specials(encoding)
         room = self._task.max_tokens - 1 - len(first)
-        return first + ids[max(0, len(ids) - room) :]
+        kept = first + ids[max(0, len(ids) - room) :]
+        unknown = unknown_token(kept, self._tokenizer, self._vocab_size)
+        if unknown is not None:
+            raise _error(1, unknown)
+        return kept
+
+    def _ending(self, text: str) -> str:
+        return ending(text, self._task.max_tokens, self._spans)
+
+    def _spans(self, text: str) -> list[tuple[int, int]]:
+        return _spans(self._tokenizer, text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of tokens."""
@@ -145,6 +219,22 @@ class CompletionEncoder:
         prompt = prompt[max(0, len(prompt) + len(completion) - room) :]
         start = len(first) + len(prompt)
         return EncodedCompletion(first + prompt + completion, max(1, start))
+
+
+def _spans(tokenizer: Tokenizer, text: str) -> list[tuple[int, int]]:
+    spans: list[tuple[int, int]] = tokenizer.encode(text, add_special_tokens=False).offsets
+    return spans
+
+
+def _checked(number: int, row: RowT | Fault) -> RowT:
+    if isinstance(row, Fault):
+        raise _error(number, row)
+    return row
+
+
+def _error(number: int, fault: Fault) -> DataError:
+    facts = f"row {number} cannot be used"
+    return DataError(f"{facts}: {fault.what}", "correct the row, or leave it out", facts=facts)
 
 
 def _without_specials(encoding: Encoding) -> tuple[list[int], list[int]]:

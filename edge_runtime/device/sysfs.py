@@ -21,8 +21,11 @@ class Sysfs:
         self.root = root
 
     def glob(self, pattern: str) -> list[Path]:
-        """Return the paths that match, sorted."""
-        return sorted(self.root.glob(pattern))
+        """Return the paths that match, sorted; none where folders cannot be read."""
+        try:
+            return sorted(self.root.glob(pattern))
+        except OSError:
+            return []
 
     def text(self, path: str) -> str | None:
         """Return the text of a file; see read_text."""

@@ -11,6 +11,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from edge_runtime.bundle.bounds import check_bounds
 from edge_runtime.bundle.manifest import CAUSAL_LM, output_names
 from edge_runtime.data.batch import CompletionBatch, fill_chunks
 from edge_runtime.engines.executorch_build import VERSION
@@ -55,7 +56,7 @@ class _GraphRunner:
 
     def run(self, batch: Batch, boundary: Boundary | None) -> Boundary:
         """Run the graph."""
-        check_bounds(batch, self._bounds)
+        check_bounds(sizes_of(batch), self._bounds)
         values = batch_values(batch, self._bounds)
         try:
             for index, source in self._batch_inputs:
@@ -126,25 +127,13 @@ def _made_with(bundle: Bundle) -> str:
     return bundle.manifest.created_by.get("executorch", "an unknown one")
 
 
-def check_bounds(batch: Batch, bounds: Mapping[str, int]) -> None:
-    """Check that a batch is not larger than what a graph's memory was planned for.
-
-    Raises:
-        TrainingError: it is.
-    """
+def sizes_of(batch: Batch) -> dict[str, int]:
+    """Return a batch's named sizes, as a graph's bounds name them."""
     rows, tokens = batch.input_ids.shape
     sizes = {"batch": rows, "tokens": tokens}
     if batch.labels.ndim == 2:
         sizes |= {"chunks": batch.labels.shape[0], "chunk": batch.labels.shape[1]}
-    for name, size in sizes.items():
-        if size > bounds.get(name, size):
-            raise TrainingError(
-                f"a batch has {size} {_WORDS[name]}; the bundle's graphs for ExecuTorch take up to {bounds[name]}",
-                f"use a smaller batch_size, or export with a larger --max-batch ({name})",
-            )
-
-
-_WORDS = {"batch": "rows", "tokens": "tokens", "chunks": "chunks of positions", "chunk": "positions in a chunk"}
+    return sizes
 
 
 class _TrainingGraphRunner:
@@ -156,7 +145,7 @@ class _TrainingGraphRunner:
 
     def run(self, bound: Mapping[str, Tensor], batch: Batch) -> list[Tensor]:
         """Run the graph."""
-        check_bounds(batch, self._graph.bounds)
+        check_bounds(sizes_of(batch), self._graph.bounds)
         values = batch_values(batch, self._graph.bounds)
         try:
             for index, tensor in enumerate(self._graph.inputs):

@@ -86,13 +86,20 @@ class _GraphRunner:
         except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
             raise TrainingError(
                 f"ONNX Runtime failed on a batch of {batch.rows} × {batch.input_ids.shape[1]} tokens: {error}",
-                "use a smaller batch if memory is short; check the bundle with: covey-edge bundle verify",
+                _hint(error, "a smaller batch"),
             ) from error
         return dict(zip(self._outputs, values, strict=True))
 
     def to_numpy(self, value: Any) -> Any:  # noqa: ANN401 ONNX Runtime is untyped
         """Return an output as an array."""
         return value.numpy()
+
+
+def _hint(error: Exception, smaller: str) -> str:
+    """Return what to do about a run that failed; ONNX Runtime says in its text alone what was wrong."""
+    if "out of data bounds" in str(error):
+        return "a row has a token that the model does not know; check the bundle with: covey-edge bundle verify"
+    return f"use {smaller} if memory is short; check the bundle with: covey-edge bundle verify"
 
 
 class _TrainingGraphRunner:
@@ -117,8 +124,7 @@ class _TrainingGraphRunner:
         except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
             raise TrainingError(
                 f"ONNX Runtime failed on a batch of {batch.rows} × {batch.input_ids.shape[1]} tokens: {error}",
-                "use a smaller batch or fewer layers if memory is short; "
-                "check the bundle with: covey-edge bundle verify",
+                _hint(error, "a smaller batch or fewer layers"),
             ) from error
         return [value.numpy() for value in values]
 

@@ -47,7 +47,7 @@ def predict(
     task = bundle.manifest.task
     if task.kind == CAUSAL_LM:
         raise ConfigError("the bundle's task is causal-lm: it has no labels", "use predict.complete")
-    tokens = TextEncoder(bundle.file(bundle.manifest.tokenizer_file), task).encode(texts)
+    tokens = TextEncoder(bundle.file(bundle.manifest.tokenizer_file), task, bundle.manifest.vocab_size).encode(texts)
     logits = all_logits(engines.make_predictor(bundle), theta, tokens, task.pad_token_id, len(task.labels))
     probabilities = np.exp(logits - log_sum_exp(logits)[:, None])
     return [
@@ -87,7 +87,7 @@ def complete(
     task = bundle.manifest.task
     if task.kind != CAUSAL_LM:
         raise ConfigError(f"the bundle's task is {task.kind}: it does not continue prompts", "use predict.predict")
-    encoder = CompletionEncoder(bundle.file(bundle.manifest.tokenizer_file), task)
+    encoder = CompletionEncoder(bundle.file(bundle.manifest.tokenizer_file), task, bundle.manifest.vocab_size)
     predictor = engines.make_predictor(bundle)
     results = []
     for prompt in prompts:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import storage_error
+from edge_runtime.files.aside import set_aside
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,12 +16,17 @@ if TYPE_CHECKING:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that it is either the old one or the whole new one, also after a power cut.
 
+    A folder that is where the file is to be is set aside.
+
     Raises:
         StorageError: disk full, or not writable; the old file is as it was.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for place in (temporary, path):
+            if place.is_dir():
+                set_aside(place, f"{place} is a folder, and a file is to be there")
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
@@ -27,7 +34,8 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.replace(path)
         sync_directory(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error is the one that says what is wrong
+            temporary.unlink(missing_ok=True)
         raise storage_error(error, path) from error
 
 

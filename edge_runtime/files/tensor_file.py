@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_runtime.errors import BundleError, wall
+from edge_runtime.errors import BundleError, unreadable, wall
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -105,7 +105,7 @@ def _header(path: Path) -> tuple[int, dict[str, Any]]:
                 raise BundleError(f"{path.name} is not a safetensors file", _HINT)
             text = file.read(header_size)
     except OSError as error:
-        raise BundleError(f"cannot read {path}: {error.strerror}", _HINT) from error
+        raise unreadable(error, BundleError(f"cannot read {path}: {error.strerror}", _HINT)) from error
     with wall(lambda cause: BundleError(f"{path.name} has a broken header: {cause}", _HINT)):
         header: dict[str, Any] = json.loads(text)
     if not isinstance(header, dict):
@@ -120,7 +120,7 @@ def _open(path: Path) -> tuple[mmap.mmap, int, dict[str, Any]]:
         with path.open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
-        raise BundleError(f"cannot read {path}: {error.strerror}", _HINT) from error
+        raise unreadable(error, BundleError(f"cannot read {path}: {error.strerror}", _HINT)) from error
     return data, data_start, {name: entry for name, entry in header.items() if name != "__metadata__"}
 
 

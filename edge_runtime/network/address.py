@@ -7,8 +7,10 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from edge_runtime.errors import ConfigError
+from edge_runtime.network.cause import Place
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
+_ESCAPES = "in user and password write @ : / # % ? as %40 %3A %2F %23 %25 %3F"
 
 
 class BrokerAddress(msgspec.Struct, frozen=True):
@@ -20,6 +22,11 @@ class BrokerAddress(msgspec.Struct, frozen=True):
     username: str | None
     password: str | None
 
+    def place(self, tls: TlsFiles | None) -> Place:
+        """Return the broker as the other end of a connection, for causes."""
+        own = None if tls is None or not self.tls else tls.cert_file
+        return Place("broker", self.host, self.port, own)
+
 
 def parse_broker(url: str) -> BrokerAddress:
     """Read a broker's address.
@@ -30,10 +37,26 @@ def parse_broker(url: str) -> BrokerAddress:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise ConfigError(f"broker {url!r}: {error}", "write mqtt://host:1883, an IPv6 address in [ ]") from error
-    if parts.scheme not in _PORTS or not host:
-        raise ConfigError(f"broker {url!r} is not an address", "write mqtt://host:1883, or mqtts://host:8883 for TLS")
+    except ValueError:  # its text may quote a piece of the password
+        host = port = None
+        parts = urlsplit("")
+    if parts.scheme not in _PORTS or not host or port == 0:
+        raise ConfigError(
+            f"broker {without_password(url)!r} is not an address",
+            f"write mqtt://host:1883, or mqtts://host:8883 for TLS; an IPv6 address in [ ]; {_ESCAPES}",
+        )
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ConfigError(
+            f"broker {without_password(url)!r} has more after the port than an address has",
+            f"write mqtt://user:password@host:1883; {_ESCAPES}",
+        )
+    try:
+        host.encode("idna")
+    except UnicodeError as error:
+        raise ConfigError(
+            f"broker {without_password(url)!r}: {host!r} cannot be the name of a machine ({error})",
+            "correct the name, or write the IP address",
+        ) from error
     return BrokerAddress(
         host=host,
         port=_PORTS[parts.scheme] if port is None else port,
@@ -41,6 +64,14 @@ def parse_broker(url: str) -> BrokerAddress:
         username=unquote(parts.username) if parts.username else None,
         password=unquote(parts.password) if parts.password else None,
     )
+
+
+def without_password(url: str) -> str:
+    """Return an address for messages: what stands between user and host is hidden."""
+    scheme, separator, rest = url.partition("://")
+    secrets, at, host = rest.rpartition("@")
+    user = secrets.partition(":")[0]
+    return f"{scheme}{separator}{user}{':…' if ':' in secrets else ''}{at}{host}"
 
 
 class TlsFiles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

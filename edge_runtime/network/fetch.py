@@ -6,23 +6,24 @@ import hashlib
 import http.client
 import logging
 import time
-import urllib.error
-import urllib.request
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import ConfigError, NetworkError, storage_error
+from edge_runtime.files.aside import set_aside
 from edge_runtime.files.hashing import file_sha256
+from edge_runtime.network.cause import words_of
 from edge_runtime.network.http_address import check_http_url
+from edge_runtime.network.https import BrokenTransferError, Https
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from edge_runtime.network.address import TlsFiles
 
 _LOG = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 18
 _ATTEMPTS = 6
-TIMEOUT_S = 30.0
 _BYTES_TO_MEASURE = 1 << 16
 
 
@@ -33,6 +34,10 @@ class Fetcher:
         blob_url: blobs are at ``<blob_url>/<sha256>``.
         sleep: waits between attempts, in seconds; passed in for tests.
         clock: monotonic seconds.
+        tls: this member's TLS files; an https server may be signed by their authority, or by one of the system's.
+
+    Raises:
+        ConfigError: the TLS files cannot be used.
 
     Attributes:
         fetched_bytes: bytes received over the network so far.
@@ -43,8 +48,11 @@ class Fetcher:
         blob_url: str,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        tls: TlsFiles | None = None,
     ) -> None:
         self._blob_url = blob_url.rstrip("/")
+        self._https = Https(self._blob_url, tls)
         self._sleep = sleep
         self._clock = clock
         self._seconds = 0.0
@@ -104,6 +112,9 @@ class Fetcher:
 
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            for place in (partial, path):
+                if place.is_dir():
+                    set_aside(place, f"{place} is a folder, and a file is to be there")
             self._retry(attempt, sha256)
             partial.replace(path)
         except OSError as error:
@@ -118,20 +129,8 @@ class Fetcher:
                 self.fetched_bytes += len(chunk)
 
     def _open(self, sha256: str, start: int) -> http.client.HTTPResponse:
-        request = urllib.request.Request(f"{self._blob_url}/{sha256}")  # noqa: S310 the scheme is checked by blob_base
-        if start:
-            request.add_header("Range", f"bytes={start}-")
-        try:
-            response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_S)  # noqa: S310
-        except urllib.error.HTTPError as error:
-            if error.code < http.client.INTERNAL_SERVER_ERROR:
-                raise NetworkError(
-                    f"the server answered {error.code} for blob {sha256[:12]}", "read the server's log"
-                ) from error
-            raise BrokenTransferError(f"the server answered {error.code}") from error
-        except (OSError, http.client.HTTPException) as error:
-            raise BrokenTransferError(str(error)) from error
-        return response
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        return self._https.open("GET", f"/{sha256}", headers)
 
     def _retry(self, attempt: Callable[[], None], sha256: str) -> None:
         def timed() -> None:
@@ -141,10 +140,6 @@ class Fetcher:
             self._measured_bytes += self.fetched_bytes - before
 
         try_again(timed, self._sleep, f"fetch {self._blob_url}/{sha256[:12]}…")
-
-
-class BrokenTransferError(Exception):
-    """A transfer failed, and another attempt may succeed."""
 
 
 def try_again(attempt: Callable[[], None], sleep: Callable[[float], None], what: str) -> None:
@@ -163,9 +158,7 @@ def try_again(attempt: Callable[[], None], sleep: Callable[[float], None], what:
             attempt()
         except BrokenTransferError as error:
             if number == _ATTEMPTS - 1:
-                raise NetworkError(
-                    f"cannot {what}: {error}", "check that the server runs and that a firewall lets this machine in"
-                ) from error
+                raise NetworkError(f"cannot {what}: {error}", error.remedy) from error
             _LOG.warning("cannot %s yet (%s); trying again", what, error)
             sleep(2.0**number / 2)
         else:
@@ -176,7 +169,7 @@ def _read(response: http.client.HTTPResponse) -> bytes:
     try:
         return response.read1(_CHUNK_BYTES)
     except (OSError, http.client.HTTPException) as error:
-        raise BrokenTransferError(str(error)) from error
+        raise BrokenTransferError(words_of(error)) from error
 
 
 def blob_base(blob_url: str, broker_host: str, server_url: str | None) -> str:

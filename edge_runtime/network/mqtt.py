@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion
-
-from edge_runtime.errors import ConfigError, NetworkError
-from edge_runtime.network.address import BrokerAddress, TlsFiles
+from edge_runtime.network.cause import closed
+from edge_runtime.network.causes import cause_of_error, denied, loss_cause, refusal_cause, silent
+from edge_runtime.network.diagnose import exact
+from edge_runtime.network.mqtt_client import make_client
 from edge_runtime.network.transport import Connected, Event, Message, Will
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import paho.mqtt.client as mqtt
+
+    from edge_runtime.network.address import BrokerAddress, TlsFiles
+    from edge_runtime.network.cause import Cause
 
 _LOG = logging.getLogger(__name__)
 _QOS = 1
 _KEEP_ALIVE_S = 20
+_ATTEMPT_S = 5.0
 _RECONNECT_MIN_S = 1
 _RECONNECT_MAX_S = 60
 _GOODBYE_S = 10.0
+_SOON_S = 30.0
+_KEEP_ALIVE_TIMEOUT = 141
+ThingT = TypeVar("ThingT")
 
 
 class MqttTransport:
@@ -33,7 +46,8 @@ class MqttTransport:
         connect_timeout_s: seconds that the first connection may take; later reconnects are tried without limit.
 
     Raises:
-        NetworkError: no connection in time, or the broker refused it.
+        NetworkError: no connection in time, or the broker refused it; says the cause (causes.py).
+        ConfigError: the TLS files cannot be used.
     """
 
     def __init__(
@@ -45,61 +59,111 @@ class MqttTransport:
         tls: TlsFiles | None = None,
         connect_timeout_s: float = 60.0,
     ) -> None:
-        self._address = address
+        self._address, self._identity, self._tls = address, identity, tls
+        self._place = address.place(tls)
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._filters: list[str] = []
         self._connected = threading.Event()
-        self._refusal = ""
-        self._client = mqtt.Client(
-            CallbackAPIVersion.VERSION2, client_id=identity, protocol=mqtt.MQTTv311, clean_session=False
-        )
+        self._cause: Cause | None = None  # of the last attempt to connect
+        self._logged: Cause | None = None
+        self._refused = False  # whether the broker has refused the login that is at work
+        self._unconfirmed: _Sent[int] = _Sent()  # bytes of the messages
+        self._asked: _Sent[str] = _Sent()  # filters of the subscriptions
+        self._up_since: float | None = None  # monotonic seconds; None: not logged in
+        self._closed_soon = 0
+        self._client = make_client(address, identity, tls)
         self._client.reconnect_delay_set(_RECONNECT_MIN_S, _RECONNECT_MAX_S)
-        if address.username is not None:
-            self._client.username_pw_set(address.username, address.password)
-        if address.tls:
-            self._set_tls(tls or TlsFiles())
         if will is not None:
             self._client.will_set(will.topic, will.payload, qos=_QOS, retain=True)
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_message = self._on_message
+        self._client.on_subscribe = self._on_subscribe
+        self._client.on_publish = self._on_publish
+        self._client.on_no_connection = self._on_no_connection
+        self._client.connect_timeout = min(_ATTEMPT_S, connect_timeout_s)
+        self._is_leaving = False
         self._connect(connect_timeout_s)
-
-    def _set_tls(self, files: TlsFiles) -> None:
-        try:
-            self._client.tls_set(ca_certs=files.ca_file, certfile=files.cert_file, keyfile=files.key_file)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot use the TLS files: {error}", "check ca_file, cert_file and key_file") from error
 
     def _connect(self, timeout_s: float) -> None:
         self._client.connect_async(self._address.host, self._address.port, keepalive=_KEEP_ALIVE_S)
         self._client.loop_start()
         if self._connected.wait(timeout_s):
             return
-        self._client.loop_stop()
-        where = f"{self._address.host}:{self._address.port}"
-        raise NetworkError(
-            f"no connection to the broker at {where} in {timeout_s:g} s"
-            + (f": {self._refusal}" if self._refusal else ""),
-            "check its address, that it runs, and that a firewall lets this machine in",
-        )
+        self._leave()
+        prefix = f"no connection to the broker at {self._place} in {timeout_s:g} s: "
+        cause = self._cause or exact(silent(self._place), self._address, self._tls)
+        raise cause.error(prefix)
 
-    def _on_connect(self, client: mqtt.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:  # noqa: ANN401
+    # -- what paho reports, in its thread -----------------------------------------------------------------------
+
+    def _on_connect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:  # noqa: ANN401
         if reason.is_failure:
-            self._refusal = str(reason)
-            _LOG.warning("the broker refused the connection: %s", reason)
+            user = self._address.username
+            self._refused = True
+            self._note(refusal_cause(reason.value, str(reason), self._place, user=user, identity=self._identity))
             return
+        self._up_since, self._logged = time.monotonic(), None
         for topic_filter in self._filters:
-            client.subscribe(topic_filter, qos=_QOS)
+            self._ask_for(topic_filter)
         self._inbox.put(Connected())
         self._connected.set()
 
+    def _on_no_connection(self, error: BaseException) -> None:
+        self._look_and_note(cause_of_error(error, self._place))
+
     def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:  # noqa: ANN401
-        if reason.is_failure:
-            _LOG.warning("connection to the broker lost (%s); trying again", reason)
+        error, self._client.transport_error = self._client.transport_error, None
+        was_refused, self._refused = self._refused, False
+        if not reason.is_failure or was_refused:
+            return
+        if self._up_since is not None:
+            self._note_loss(error, is_silent=reason.value == _KEEP_ALIVE_TIMEOUT)
+            return
+        cause = closed(None, self._place) if error is None else cause_of_error(error, self._place)
+        self._look_and_note(cause)
+
+    def _look_and_note(self, cause: Cause) -> None:
+        if not self._is_leaving:
+            self._note(exact(cause, self._address, self._tls))
+
+    def _leave(self) -> None:
+        self._is_leaving = True
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def _note(self, cause: Cause) -> None:
+        """Keep and log why there is no connection; the same cause is logged once."""
+        self._cause = cause
+        if cause != self._logged:
+            self._logged = cause
+            _LOG.warning("no connection to the broker yet: %s; trying again", cause)
+
+    def _note_loss(self, error: BaseException | None, *, is_silent: bool) -> None:
+        up_s = time.monotonic() - (self._up_since or 0.0)
+        self._up_since = None
+        self._closed_soon = self._closed_soon + 1 if up_s < _SOON_S else 1
+        cause = loss_cause(
+            TimeoutError("operation timed out") if is_silent else error,
+            self._place,
+            identity=self._identity,
+            waiting_bytes=max(self._unconfirmed.all(), default=0),
+            closed_soon=self._closed_soon,
+        )
+        _LOG.warning("connection to the broker lost: %s; trying again", cause)
+
+    def _on_subscribe(self, _client: Any, _data: Any, number: int, reasons: Any, _properties: Any) -> None:  # noqa: ANN401
+        topic_filter = self._asked.end(number)
+        if topic_filter is not None and any(reason.is_failure for reason in reasons):
+            _LOG.error("%s", denied(self._place, "read", topic_filter, self._address.username))
+
+    def _on_publish(self, _client: Any, _data: Any, number: int, _reason: Any, _properties: Any) -> None:  # noqa: ANN401
+        self._unconfirmed.end(number)
 
     def _on_message(self, _client: Any, _data: Any, message: mqtt.MQTTMessage) -> None:  # noqa: ANN401
         self._inbox.put(Message(message.topic, bytes(message.payload)))
+
+    # -- Transport ----------------------------------------------------------------------------------------------
 
     @property
     def broker_host(self) -> str:
@@ -109,11 +173,21 @@ class MqttTransport:
     def subscribe(self, topic_filter: str) -> None:
         """See Transport."""
         self._filters.append(topic_filter)
-        self._client.subscribe(topic_filter, qos=_QOS)
+        self._ask_for(topic_filter)
+
+    def _ask_for(self, topic_filter: str) -> None:
+        with self._asked.beginning() as begin:
+            begin(self._client.subscribe(topic_filter, qos=_QOS)[1], topic_filter)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """See Transport."""
-        self._client.publish(topic, payload, qos=_QOS, retain=retain)
+        self._publish(topic, payload, retain=retain)
+
+    def _publish(self, topic: str, payload: bytes, *, retain: bool) -> mqtt.MQTTMessageInfo:
+        with self._unconfirmed.beginning() as begin:
+            info = self._client.publish(topic, payload, qos=_QOS, retain=retain)
+            begin(info.mid, len(payload))
+        return info
 
     def receive(self, timeout_s: float | None) -> Event | None:
         """See Transport."""
@@ -124,7 +198,7 @@ class MqttTransport:
 
     def deliver(self, topic: str, payload: bytes) -> bool:
         """Publish a retained message and wait briefly; return whether the broker has acknowledged it."""
-        info = self._client.publish(topic, payload, qos=_QOS, retain=True)
+        info = self._publish(topic, payload, retain=True)
         try:
             info.wait_for_publish(_GOODBYE_S)
             return info.is_published()
@@ -136,5 +210,33 @@ class MqttTransport:
         """Send what waits (and ``last``, retained), then leave; the broker does not publish the will."""
         if last is not None and not self.deliver(*last):  # not connected: the will speaks for us
             _LOG.info("could not say goodbye")
-        self._client.disconnect()
-        self._client.loop_stop()
+        self._leave()
+
+
+class _Sent(Generic[ThingT]):
+    """What was sent and waits for the broker's answer, by the number of its packet. Safe to use from two threads."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, ThingT] = {}
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def beginning(self) -> Iterator[Callable[[int | None, ThingT], None]]:
+        """Hold back answers while a packet is sent; yields what takes its number (None: not sent) and its thing."""
+
+        def begin(number: int | None, thing: ThingT) -> None:
+            if number is not None:
+                self._waiting[number] = thing
+
+        with self._lock:
+            yield begin
+
+    def end(self, number: int) -> ThingT | None:
+        """Take out what the broker has answered."""
+        with self._lock:
+            return self._waiting.pop(number, None)
+
+    def all(self) -> list[ThingT]:
+        """Return what waits."""
+        with self._lock:
+            return list(self._waiting.values())

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import http.client
 import time
-import urllib.error
-import urllib.request
 from typing import TYPE_CHECKING
 
-from edge_runtime.errors import NetworkError, storage_error
-from edge_runtime.network.fetch import TIMEOUT_S, BrokenTransferError, try_again
+from edge_runtime.errors import storage_error
+from edge_runtime.network.fetch import try_again
+from edge_runtime.network.https import BrokenTransferError, Https
 
 if TYPE_CHECKING:
+    import http.client
     from collections.abc import Callable
     from pathlib import Path
 
-_CHUNK_BYTES = 1 << 20
+    from edge_runtime.network.address import TlsFiles
+
+PIECE_BYTES = 1 << 20
+"""Bytes of one request; a proxy before the server must let bodies of this size through."""
 _VERSION = {"Tus-Resumable": "1.0.0"}
 
 
-def upload(blob_url: str, sha256: str, path: Path, sleep: Callable[[float], None] = time.sleep) -> int:
+def upload(
+    blob_url: str,
+    sha256: str,
+    path: Path,
+    sleep: Callable[[float], None] = time.sleep,
+    *,
+    tls: TlsFiles | None = None,
+) -> int:
     """Upload a file that the server expects; continues where an earlier attempt stopped, also after a restart.
 
     Args:
@@ -27,6 +36,7 @@ def upload(blob_url: str, sha256: str, path: Path, sleep: Callable[[float], None
         sha256: the hash of the whole file.
         path: the file.
         sleep: waits between attempts, in seconds; passed in for tests.
+        tls: this member's TLS files; see Fetcher.
 
     Returns:
         Bytes sent.
@@ -34,18 +44,20 @@ def upload(blob_url: str, sha256: str, path: Path, sleep: Callable[[float], None
     Raises:
         NetworkError: the server does not expect it, refuses it, or cannot be reached.
         StorageError: the file cannot be read.
+        ConfigError: the TLS files cannot be used.
     """
-    url, sent = f"{blob_url.rstrip('/')}/{sha256}/upload", 0
+    https, sent = Https(blob_url.rstrip("/"), tls), 0
+    resource = f"/{sha256}/upload"
 
     def attempt() -> None:
         nonlocal sent
         with path.open("rb") as file:
             size = path.stat().st_size
-            offset = _offset(_request(url, "HEAD"))
+            offset = _offset(_request(https, resource, "HEAD"))
             while offset < size:
                 file.seek(offset)
-                chunk = file.read(_CHUNK_BYTES)
-                answer = _request(url, "PATCH", chunk, offset)
+                chunk = file.read(PIECE_BYTES)
+                answer = _request(https, resource, "PATCH", chunk, offset)
                 sent += len(chunk)
                 offset = _offset(answer)
 
@@ -56,28 +68,15 @@ def upload(blob_url: str, sha256: str, path: Path, sleep: Callable[[float], None
     return sent
 
 
-def _request(url: str, method: str, data: bytes | None = None, offset: int = 0) -> http.client.HTTPResponse:
+def _request(
+    https: Https, resource: str, method: str, data: bytes | None = None, offset: int = 0
+) -> http.client.HTTPResponse:
     headers = dict(_VERSION)
     if data is not None:
         headers |= {"Upload-Offset": str(offset), "Content-Type": "application/offset+octet-stream"}
-    request = urllib.request.Request(url, data, headers, method=method)  # noqa: S310 checked by blob_base
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310
-            answer: http.client.HTTPResponse = response
-            answer.read()
-            return answer
-    except urllib.error.HTTPError as error:
-        reason = error.read(500).decode(errors="replace")
-        if error.code < http.client.INTERNAL_SERVER_ERROR and error.code not in (
-            http.client.CONFLICT,
-            http.client.LOCKED,
-        ):
-            raise NetworkError(
-                f"the server refused the upload: {error.code} {reason}", "read the server's log"
-            ) from error
-        raise BrokenTransferError(f"the server answered {error.code} {reason}") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise BrokenTransferError(str(error)) from error
+    with https.open(method, resource, headers, data) as answer:
+        answer.read()
+        return answer
 
 
 def _offset(answer: http.client.HTTPResponse) -> int:

@@ -92,7 +92,7 @@ class DeviceState(_Message, frozen=True, tag="state", kw_only=True):
     Attributes:
         boot_id: see Birth.
         epoch: see Birth; None also in the last will, which is made before anything is heard.
-        ineligible: why its owner's rules keep it from training now; None: they do not.
+        ineligible: why its owner's rules or its rows keep it from training now; None: they do not.
     """
 
     state: Literal["online", "busy", "offline", "lost"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from edge_runtime.bundle.adapter import check_adapter, check_finite, map_adapter
 from edge_runtime.bundle.layout import total_size
 from edge_runtime.errors import BundleError, NetworkError, ProtocolError, TrainingError
+from edge_runtime.files.aside import set_aside
 from edge_runtime.forward_only.replay_file import follow_logs
 from edge_runtime.protocol.round_log import decode_chain
 
@@ -50,13 +51,15 @@ def obtain_adapter(store: Store, fetcher: Fetcher, bundle: Bundle, reference: Ad
 def _on_device(store: Store, bundle: Bundle, sha256: str) -> FloatVector | None:
     """Return an adapter that is on the device, else None; a damaged file counts as absent."""
     path = store.adapter_file(sha256)
-    if path.exists():
+    if path.is_dir():
+        set_aside(path, f"{path} is a folder, and the adapter's file is to be there")
+    elif path.exists() or path.is_symlink():
         try:
             theta = map_adapter(path, total_size(bundle.manifest.parameters))
             check_adapter(theta, sha256)
         except BundleError as error:
-            _LOG.warning("adapter %s on disk is unusable: %s", sha256[:12], error.what)
-            path.unlink()
+            _LOG.warning("adapter %s on disk is unusable, and removed: %s", sha256[:12], error.what)
+            store.forget_adapter(sha256)
         else:
             return theta
     return bundle.initial_adapter() if bundle.initial_sha256 == sha256 else None
@@ -78,5 +81,5 @@ def _follow(
         if before is not None:
             store.keep_adapter(before, logs[-1].base_sha256)
         store.keep_adapter(partial, logs[-1].result_sha256)
-    except (TrainingError, ProtocolError, NetworkError) as error:
+    except (TrainingError, ProtocolError, NetworkError, BundleError) as error:
         _LOG.warning("replay failed, fetching the adapter instead: %s", error.what)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import logging
 import shutil
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from edge_runtime.bundle.folder import Bundle, check_file, open_bundle, verify_files
+from edge_runtime.bundle.folder import Bundle, check_file, open_bundle, open_named, verify_files
 from edge_runtime.bundle.manifest import MANIFEST_FILE
-from edge_runtime.bundle.manifest_file import decode_manifest, read_manifest
+from edge_runtime.bundle.manifest_file import decode_manifest
 from edge_runtime.engines.golden import check_golden
 from edge_runtime.errors import BundleError, StorageError, storage_error
+from edge_runtime.files.aside import remove, set_aside
 from edge_runtime.files.atomic import sync_directory, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from edge_runtime.bundle.manifest import Manifest
     from edge_runtime.engines.choose import Engines
     from edge_runtime.network.fetch import Fetcher
     from edge_runtime.store.store import Store
@@ -41,13 +44,15 @@ def install_bundle(store: Store, fetcher: Fetcher, sha256: str, engines: Engines
     path = store.bundles / sha256
     if path.is_dir():
         try:
-            bundle = open_bundle(path)
+            bundle = open_named(path, sha256)
             verify_files(bundle)
         except BundleError as error:
             _LOG.warning("the bundle on disk is damaged (%s); fetching the damaged files again", error.what)
-            _set_aside(path)
+            _reopen(path)
         else:
             return bundle
+    elif _is_there(path):
+        set_aside(path, f"{path} is not a folder")
     _LOG.info("fetching bundle %s", sha256[:12])
 
     def check(bundle: Bundle) -> None:
@@ -56,21 +61,34 @@ def install_bundle(store: Store, fetcher: Fetcher, sha256: str, engines: Engines
     return fetch_bundle(fetcher, sha256, store.bundles, check)
 
 
-def _set_aside(path: Path) -> None:
-    """Turn a damaged bundle into a partly fetched one: keep its good files, remove unlisted ones."""
+def _reopen(path: Path) -> None:
+    """Turn a damaged bundle into a partly fetched one, whose good files are kept."""
     partial = path.with_name(f"{path.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)
         path.replace(partial)
-        try:
-            listed = {entry.path for entry in read_manifest(partial)[0].files}
-        except BundleError:
-            listed = set()
-        for file in partial.rglob("*"):
-            if file.is_file() and file.relative_to(partial).as_posix() not in listed:
-                file.unlink()
     except OSError as error:
         raise storage_error(error, path) from error
+
+
+def _clear(partial: Path, manifest: Manifest) -> None:
+    """Remove from a partly fetched bundle what its manifest does not list, and what is in the way of what it lists."""
+    listed = {entry.path for entry in manifest.files}
+    kept = listed | {f"{name}.part" for name in listed}  # the fetcher's own name of an unfinished file
+    folders = {parent.as_posix() for name in listed for parent in PurePosixPath(name).parents}
+    try:
+        if _is_there(partial) and (partial.is_symlink() or not partial.is_dir()):
+            remove(partial)
+        for path in sorted(partial.rglob("*"), reverse=True):  # what is in a folder comes before the folder
+            name, is_folder = path.relative_to(partial).as_posix(), path.is_dir() and not path.is_symlink()
+            if path.is_symlink() or name not in (folders if is_folder else kept):
+                remove(path)
+    except OSError as error:
+        raise storage_error(error, partial) from error
+
+
+def _is_there(path: Path) -> bool:
+    return path.exists() or path.is_symlink()
 
 
 def fetch_bundle(fetcher: Fetcher, sha256: str, bundles: Path, check: Callable[[Bundle], None]) -> Bundle:
@@ -88,6 +106,7 @@ def fetch_bundle(fetcher: Fetcher, sha256: str, bundles: Path, check: Callable[[
     target, partial = bundles / sha256, bundles / f"{sha256}.partial"
     data = fetcher.data(sha256, _MAX_MANIFEST_BYTES)
     manifest = decode_manifest(data)
+    _clear(partial, manifest)
     missing = {entry.path: entry for entry in manifest.files if not _is_whole(partial / entry.path, entry.size_bytes)}
     _check_space(bundles, sum(entry.size_bytes for entry in missing.values()))
     for entry in manifest.files:
@@ -117,7 +136,11 @@ def _is_whole(path: Path, size_bytes: int) -> bool:
 
 
 def _check_space(folder: Path, needed_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # somebody may have removed the state directory
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise storage_error(error, folder) from error
     if free < needed_bytes + _SPARE_BYTES:
         raise StorageError(
             f"the bundle needs {needed_bytes / 1e6:.0f} MB more, {folder} has {free / 1e6:.0f} MB free",

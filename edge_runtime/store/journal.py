@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from edge_runtime.errors import StorageError, system_error, wall
 from edge_runtime.values import Sha256
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+JOURNAL_FILE = "journal.json"
+
+
+class JournalDamagedError(StorageError):
+    """The journal is empty, damaged or of another version of Covey: it says nothing."""
 
 
 class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,3 +59,31 @@ class PersonalRound:
     round: int
     before_sha256: str | None
     after_sha256: str | None
+
+
+def read_journal(path: Path) -> Journal:
+    """Return a journal; an empty one where there is no file.
+
+    Raises:
+        JournalDamagedError: its content is no journal of this version, or it is a folder.
+        StorageError: it cannot be read.
+    """
+
+    def damaged(cause: str) -> JournalDamagedError:
+        return JournalDamagedError(
+            f"the journal {path} is damaged or of another version of Covey: {cause}",
+            "start covey-edge run: it sets the journal aside, and gets what is missing from the server",
+        )
+
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return Journal()
+    except IsADirectoryError as error:
+        raise damaged("it is a folder") from error
+    except OSError as error:
+        raise system_error(error) from error
+    if not data.strip(b"\0 \t\r\n"):
+        raise damaged(f"it holds {len(data)} bytes, and none of them says anything" if data else "it is empty")
+    with wall(damaged):
+        return msgspec.json.decode(data, type=Journal)

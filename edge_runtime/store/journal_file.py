@@ -18,12 +18,12 @@ class JournalFile:
         store: the state directory.
 
     Raises:
-        StorageError: the journal is damaged.
+        StorageError: the journal cannot be read. A damaged one is set aside.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._journal = store.journal()
+        self._journal = store.journal_or_new()
 
     @property
     def entries(self) -> Journal:

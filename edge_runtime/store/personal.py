@@ -12,12 +12,15 @@ import numpy as np
 from edge_runtime.backprop.importance import LayerStatistics, overlay
 from edge_runtime.backprop.round import Personal
 from edge_runtime.bundle.layers import layer_slices
-from edge_runtime.errors import BundleError, wall
+from edge_runtime.errors import BundleError, unreadable, wall
+from edge_runtime.files.aside import set_aside
 from edge_runtime.files.atomic import write_atomically
 from edge_runtime.files.hashing import file_sha256
 from edge_runtime.files.tensor_file import encode_tensors, map_tensors, read_metadata
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.store.store import Store
     from edge_runtime.values import FloatVector
@@ -56,13 +59,25 @@ def load_personal(store: Store, sha256: str | None, bundle: Bundle, job: str) ->
 
     Raises:
         BundleError: the file is missing, damaged, or of another bundle.
+        StorageError: descriptors or memory are short.
     """
     if sha256 is None:
         return no_personal(bundle)
     path = store.personal_file(sha256)
     hint = f"remove {path.name} in {path.parent} to begin with the shared layers again"
-    if not path.is_file() or file_sha256(path) != sha256:
+    try:
+        is_whole = path.is_file() and file_sha256(path) == sha256
+    except OSError as error:
+        unread = BundleError(f"the personal layers {path} cannot be read: {error.strerror}", hint)
+        raise unreadable(error, unread) from error
+    if not is_whole:
         raise BundleError(f"the personal layers {sha256[:12]} are missing or damaged", hint)
+    with wall(lambda cause: BundleError(f"the personal layers {path} cannot be used: {cause}", hint)):
+        return _personal_of(path, bundle, job, hint)
+
+
+def _personal_of(path: Path, bundle: Bundle, job: str, hint: str) -> Personal:
+    """Return the personal layers in a file whose hash is right."""
     metadata = read_metadata(path)
     if metadata.get("bundle_sha256") != bundle.sha256:
         raise BundleError(
@@ -81,17 +96,19 @@ def load_personal(store: Store, sha256: str | None, bundle: Bundle, job: str) ->
             where = slices[p.layer]
             values = layers.setdefault(p.layer, np.zeros(where.stop - where.start, dtype=np.float32))
             values[p.offset - where.start : p.stop - where.start] = tensors[p.name].reshape(-1)
-    with wall(lambda cause: BundleError(f"the personal layers have no usable statistics: {cause}", hint)):
-        statistics = msgspec.json.decode(metadata["statistics"], type=LayerStatistics)
+    statistics = msgspec.json.decode(metadata["statistics"], type=LayerStatistics)
     return Personal(layers, statistics)
 
 
 def personal_or_none(store: Store, sha256: str | None, bundle: Bundle, job: str) -> Personal:
-    """Return the personal layers of a job; none, with a line in the log, if they are unusable."""
+    """Return the personal layers of a job; none if they are unusable: they are set aside, and the log says so."""
     try:
         return load_personal(store, sha256, bundle, job)
     except BundleError as error:
-        _LOG.error("training begins with the shared layers: %s", error)
+        _LOG.error("training begins with the shared layers: %s", error.what)
+        path = store.personal_file(sha256 or "")
+        if path.exists():
+            set_aside(path, error.what)
         return no_personal(bundle)
 
 

@@ -8,6 +8,8 @@
       personal/<sha256>.safetensors  the layers of the current job that stay here
       deltas/<sha256>.safetensors    the delta of the last report, until the next round
       journal.json                which bundle and adapter are current, and the last report
+
+What is damaged and can be had again is removed and fetched again; what cannot is set aside as ``<name>.bad``.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge_runtime.errors import StorageError, storage_error
+from edge_runtime.files.aside import is_set_aside, remove, set_aside
 from edge_runtime.files.atomic import sync_directory, write_atomically
-from edge_runtime.store.journal import Journal
+from edge_runtime.store.journal import JOURNAL_FILE, Journal, JournalDamagedError, read_journal
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -36,13 +39,29 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.make_folders()
         try:
-            for folder in (self.bundles, self._adapters, self._personal, self._deltas):
-                folder.mkdir(parents=True, exist_ok=True)
             for left_over in (*self._adapters.glob("*.partial"), *self._adapters.glob("*.before")):
-                left_over.unlink()
+                remove(left_over)
         except OSError as error:
             raise storage_error(error, root) from error
+
+    def make_folders(self) -> None:
+        """Make the folders that are not there: a new device has none, and somebody may remove them while it runs.
+
+        Raises:
+            StorageError: one cannot be made, or a file is in its place.
+        """
+        for folder in (self.bundles, self._adapters, self._personal, self._deltas):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except FileExistsError as error:
+                raise StorageError(
+                    f"{error.filename} is a file, and Covey's folder is to be there",
+                    "move it away, or set state_dir in edge.toml",
+                ) from error
+            except OSError as error:
+                raise storage_error(error, folder) from error
 
     @property
     def bundles(self) -> Path:
@@ -63,19 +82,28 @@ class Store:
 
     @property
     def _journal_file(self) -> Path:
-        return self.root / "journal.json"
+        return self.root / JOURNAL_FILE
 
     def journal(self) -> Journal:
-        """Return the journal; an empty one on a new device."""
+        """Return the journal; an empty one on a new device.
+
+        Raises:
+            JournalDamagedError: its content is no journal of this version.
+            StorageError: it cannot be read.
+        """
+        return read_journal(self._journal_file)
+
+    def journal_or_new(self) -> Journal:
+        """Return the journal; a damaged one is set aside, and an empty one takes its place.
+
+        Raises:
+            StorageError: it cannot be read, or not be set aside.
+        """
         try:
-            return msgspec.json.decode(self._journal_file.read_bytes(), type=Journal)
-        except FileNotFoundError:
+            return self.journal()
+        except JournalDamagedError as error:
+            set_aside(self._journal_file, error.what)
             return Journal()
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise StorageError(
-                f"the journal {self._journal_file} cannot be read: {error}",
-                "move it away; the device then fetches its bundle and adapter again",
-            ) from error
 
     def write_journal(self, journal: Journal) -> None:
         """Replace the journal."""
@@ -93,17 +121,38 @@ class Store:
         """
         target = self.adapter_file(sha256)
         try:
+            if target.is_dir():
+                set_aside(target, f"{target} is a folder, and the adapter's file is to be there")
             path.replace(target)
             sync_directory(target.parent)
         except OSError as error:
             raise storage_error(error, target) from error
         self.forget_old_adapters()
 
+    def forget_adapter(self, sha256: str) -> None:
+        """Remove an adapter that is damaged: it can be had again.
+
+        Raises:
+            StorageError: it cannot be removed.
+        """
+        path = self.adapter_file(sha256)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(error, path) from error
+
     def forget_old_adapters(self) -> None:
-        """Remove all but the newest adapters."""
-        kept = sorted(self._adapters.glob("*.bin"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-        for path in kept[_KEPT_ADAPTERS:]:
-            path.unlink()
+        """Remove all but the newest adapters.
+
+        Raises:
+            StorageError: the folder cannot be read, or a file not be removed.
+        """
+        try:
+            kept = sorted(self._adapters.glob("*.bin"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+            for path in kept[_KEPT_ADAPTERS:]:
+                remove(path)
+        except OSError as error:
+            raise storage_error(error, self._adapters) from error
 
     def personal_file(self, sha256: str) -> Path:
         """Return the path of personal layers, which may not exist."""
@@ -114,12 +163,21 @@ class Store:
         return self._deltas / f"{sha256}.safetensors"
 
     def keep_only(self, personal: Collection[str | None], delta_sha256: str | None) -> None:
-        """Remove all personal layers and deltas but these; call it after the journal names them."""
+        """Remove personal layers and deltas but these and what was set aside; call it after the journal names them.
+
+        Raises:
+            StorageError: a folder cannot be read, or a file not be removed.
+        """
         kept = {self.personal_file(sha256) for sha256 in personal if sha256 is not None}
         kept.add(self.delta_file(delta_sha256 or ""))
-        for path in (*self._personal.iterdir(), *self._deltas.iterdir()):
-            if path not in kept:
-                path.unlink()
+        try:
+            for folder in (self._personal, self._deltas):
+                folder.mkdir(parents=True, exist_ok=True)  # somebody may have removed the state directory
+                for path in folder.iterdir():
+                    if path not in kept and not is_set_aside(path):
+                        remove(path)
+        except OSError as error:
+            raise storage_error(error, self.root) from error
 
 
 def current_adapter(store: Store) -> tuple[Path, Path] | None:

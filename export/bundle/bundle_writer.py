@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import shutil
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.manifest import Graph
     from edge_runtime.engines.golden import Parity
     from export.bundle.options import ExportOptions
+    from export.model.adapter_table import AdapterRow
     from export.model.build import ExportModel
     from export.source.folder import ModelFolder
     from export.trace.lift import Lifted
@@ -47,10 +49,19 @@ GOLDEN_FILE = "golden.safetensors"
 
 @dataclass(frozen=True)
 class Exported:
-    """The result of an export: the bundle, and its largest differences from PyTorch on ONNX Runtime."""
+    """The result of an export.
+
+    Attributes:
+        bundle: the bundle.
+        parity: its largest differences from PyTorch on ONNX Runtime.
+        notes: what differs from what was asked for, a sentence each.
+        adapter: what became of the parts of the folder's adapter; empty where the adapter is new or there is none.
+    """
 
     bundle: Bundle
     parity: Parity
+    notes: list[str]
+    adapter: list[AdapterRow]
 
 
 def export_bundle(
@@ -91,7 +102,7 @@ def export_bundle(
             partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Exported(Bundle(out, exported.bundle.manifest, exported.bundle.sha256), exported.parity)
+    return dataclasses.replace(exported, bundle=dataclasses.replace(exported.bundle, path=out))
 
 
 def _check_out(out: Path, *, force: bool) -> None:
@@ -156,7 +167,8 @@ def _write(folder: ModelFolder, options: ExportOptions, partial: Path, progress:
         levels=list(options.levels),
         files=_list_files(partial),
     )
-    return _check_and_seal(manifest, options, partial, progress)
+    bundle, parity = _check_and_seal(manifest, options, partial, progress)
+    return Exported(bundle, parity, model.notes, model.adapter.rows if model.adapter else [])
 
 
 def _write_graphs(
@@ -195,7 +207,7 @@ def _save_tokenizer(model: ExportModel, partial: Path) -> None:
 
 def _check_and_seal(
     manifest: Manifest, options: ExportOptions, partial: Path, progress: Callable[[str], None]
-) -> Exported:
+) -> tuple[Bundle, Parity]:
     """Check the golden vectors on every runtime, then write the manifest."""
     data = encode_manifest(manifest)
     bundle = Bundle(partial, manifest, bundle_sha256(data))
@@ -206,7 +218,7 @@ def _check_and_seal(
         check_golden(bundle, Engines("executorch"))
     write_atomically(partial / MANIFEST_FILE, data)
     verify_files(bundle)
-    return Exported(bundle, parity)
+    return bundle, parity
 
 
 def _list_files(folder: Path) -> list[FileEntry]:

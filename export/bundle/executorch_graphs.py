@@ -38,8 +38,16 @@ def write_executorch(
         ExportError: ExecuTorch cannot lower a graph.
     """
     forward = _write_forward(model, lifted, [graph for graph in graphs if graph.kind != "train"], table, lowering)
-    levels = [graph.level for graph in graphs if graph.level is not None]
-    return [*forward, *(write_training(model, level, table, lowering) for level in levels)]
+    made = [
+        # A graph that recomputes its layers keeps less than that of ExecuTorch, which never does.
+        msgspec.structs.replace(
+            write_training(model, graph.level, table, lowering),
+            activations=None if graph.recomputes else graph.activations,
+        )
+        for graph in graphs
+        if graph.level is not None
+    ]
+    return [*forward, *made]
 
 
 def _write_forward(

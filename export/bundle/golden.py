@@ -13,7 +13,8 @@ from edge_runtime.bundle.layout import Parameter, views
 from edge_runtime.bundle.manifest import Golden, output_names
 from edge_runtime.engines.golden import golden_adapter, training_layers
 from export.model.address import address_of
-from export.trace.batches import example_batch, sizes
+from export.source.borders import border_lengths
+from export.trace.batches import example_batch, shortest_row, sizes
 from export.trace.gradients import active_layers, requiring_gradients, trained_parameters
 from export.trace.loss import eager
 
@@ -27,7 +28,7 @@ GOLDEN_TOLERANCE = 1e-5
 """Largest accepted difference of losses and logits; see edge_runtime.engines.golden."""
 _GOLDEN_SEED = 20260101
 _GOLDEN_SHAPES = ((2, 9), (4, 24), (1, 5))
-"""Rows and tokens of the batches; a batch with the longest row follows them."""
+"""Rows and tokens of the first batches; _golden_batches adds the longest row and the borders."""
 
 
 def write_golden(
@@ -53,20 +54,17 @@ def write_golden(
     Returns:
         What the manifest says about the file.
     """
-    # The longest row has the most distant relative positions and the last absolute one.
-    shapes = (*_GOLDEN_SHAPES, (1, model.task.max_tokens))
+    batches = list(_golden_batches(model))
     golden = Golden(
         file=path.name,
-        batches=len(shapes),
+        batches=len(batches),
         seed=_GOLDEN_SEED,
         scale=scale,
         tolerance=GOLDEN_TOLERANCE,
     )
     tensors: dict[str, torch.Tensor] = {}
     with perturbed(state, parameters, golden):
-        for n, (rows, tokens) in enumerate(shapes):
-            tokens_here = min(tokens, model.task.max_tokens)
-            batch = example_batch(model.task, model.folder.vocab_size, rows, tokens_here, seed=n + 1)
+        for n, batch in enumerate(batches):
             with torch.no_grad():
                 loss, values = eager(model, batch)
             named = batch | {"loss": loss, output_names(model.task.kind)[0]: values}
@@ -77,6 +75,21 @@ def write_golden(
             tensors |= {f"train_{level}.loss": loss, f"train_{level}.gradients": gradients}
     save_file(tensors, path)
     return golden
+
+
+def _golden_batches(model: ExportModel) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the batches: some small ones, the longest row, the shortest row, and rows on both sides of each border."""
+    task, vocab_size = model.task, model.folder.vocab_size
+    # The longest row has the most distant relative positions and the last absolute one.
+    shapes = (*_GOLDEN_SHAPES, (1, task.max_tokens), (1, shortest_row(task)))
+    n = 0
+    for n, (rows, tokens) in enumerate(shapes, start=1):
+        yield example_batch(task, vocab_size, rows, min(tokens, task.max_tokens), seed=n)
+    borders = border_lengths(model.folder.config, task.max_tokens)
+    mixed = [[task.max_tokens, shortest_row(task), borders[0]]] if borders else []
+    for seed, lengths in enumerate([*([length, length - 1] for length in borders), *mixed], start=n + 1):
+        lengths_here = [max(shortest_row(task), length) for length in lengths]
+        yield example_batch(task, vocab_size, len(lengths), max(lengths_here), seed, lengths_here)
 
 
 def golden_gradients(

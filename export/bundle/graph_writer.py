@@ -114,8 +114,10 @@ class GraphWriter:
         inputs = []
         for value in made.graph.input:
             described = describe_input(value.name, self._lifted, self._table, self._dimensions)
-            rows = rows_read(made.graph, value.name) if described.role == "trainable" else None
-            inputs.append(msgspec.structs.replace(described, rows=rows))
+            rows = rows_read(made.graph, value.name) if described.role in ("trainable", "weight") else None
+            # Of a frozen tensor, rows that the graph lists are nobody's business; those of tokens give the vocabulary.
+            known = rows if described.role == "trainable" or rows == "input_ids" else None
+            inputs.append(msgspec.structs.replace(described, rows=known))
         fakes = {name: self._lifted.outputs[name] for name in outputs}
         return Graph(
             kind=kind,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from export.errors import ExportError
-from export.model.names import template
+from export.model.adapter_config import merge_hint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,15 +29,16 @@ def level_counts(shares: Sequence[float], n_layers: int) -> list[int]:
     return sorted({max(1, round(share * n_layers)) for share in shares})
 
 
-def check_alike(folder: ModelFolder, parameters: Sequence[Parameter]) -> None:
+def check_alike(folder: ModelFolder, parameters: Sequence[Parameter], difference: str | None) -> None:
     """Check that any layer can be bound to any slot of a training graph.
 
     Args:
         folder: the model's folder.
         parameters: the layout of the trained tensors.
+        difference: how a layer differs from layer 0 in its tensors; None: all are alike.
 
     Raises:
-        ExportError: layers differ in their kind of attention, or in their trained tensors.
+        ExportError: layers differ in their kind of attention, or in their tensors.
     """
     kinds = set(getattr(folder.config, "layer_types", None) or [])
     if len(kinds) > 1:
@@ -44,10 +46,14 @@ def check_alike(folder: ModelFolder, parameters: Sequence[Parameter]) -> None:
             f"--levels: layers of several kinds ({', '.join(sorted(kinds))}) cannot replace each other",
             "leave out --levels",
         )
-    trained = [{template(p.name) for p in parameters if p.layer == layer} for layer in range(folder.layers)]
-    for layer, names in enumerate(trained):
-        if not names or names != trained[0]:
+    hint = "leave out --lora-layers, so that all layers have LoRA"
+    if folder.adapter is not None:
+        described = json.loads((folder.adapter / "adapter_config.json").read_text())
+        hint = f"leave out --levels, or {merge_hint(described, folder)} with a new adapter"
+    for layer in range(folder.layers):
+        if not any(parameter.layer == layer for parameter in parameters):
             raise ExportError(
-                f"--levels: layer {layer} is not trained like the others, so the layers cannot replace each other",
-                "leave out --lora-layers, so that all layers have LoRA",
+                f"--levels: layer {layer} is not trained like the others, so the layers cannot replace each other", hint
             )
+    if difference is not None:
+        raise ExportError(f"--levels: the layers cannot replace each other: {difference}", hint)

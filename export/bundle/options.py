@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from export.errors import ExportError
+from export.source.borders import check_traceable
 from export.trace.batches import MAX_BATCH
 
 if TYPE_CHECKING:
@@ -65,11 +66,12 @@ class ExportOptions:
         return "executorch" in self.runtimes
 
     def check_folder(self, folder: ModelFolder) -> None:
-        """Check that the model can be cut at the splits.
+        """Check that the model can be traced for rows of every length, and cut at the splits.
 
         Raises:
-            ExportError: a split is out of range.
+            ExportError: it cannot, or a split is out of range.
         """
+        check_traceable(folder.config)
         for split in self.splits:
             if not 1 <= split <= folder.layers:
                 raise ExportError(

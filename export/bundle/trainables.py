@@ -9,6 +9,7 @@ from edge_runtime.bundle.manifest import Lora
 from export.bundle.level_checks import check_alike
 from export.errors import ExportError
 from export.model import full, lora
+from export.model.adapter_check import layer_differences
 from export.trace.full_layout import make_layout as make_full_layout
 
 if TYPE_CHECKING:
@@ -93,14 +94,19 @@ class LoraTrainables:
                     f"choose a split up to {parameters[-1].layer}, or train more layers with --lora-layers",
                 )
         if options.levels:
-            check_alike(self.model.folder, parameters)
+            check_alike(self.model.folder, parameters, self._difference(parameters))
 
     def layout(self, _lifted: Lifted) -> list[Parameter]:
         """See Trainables."""
         return self._layout()
 
     def _layout(self) -> list[Parameter]:
-        return lora.make_layout(self.model.peft_model, self.model.folder, self.options.trained)
+        elsewhere = self.model.adapter.elsewhere if self.model.adapter else {}
+        return lora.make_layout(self.model.peft_model, self.model.folder, self.options.trained, elsewhere)
+
+    def _difference(self, parameters: list[Parameter]) -> str | None:
+        trained = [parameter.name for parameter in parameters]
+        return layer_differences(self.model.peft_model, self.state(), trained, self.model.folder.layers)
 
     def names(self) -> dict[Address, str]:
         """See Trainables."""
@@ -158,7 +164,8 @@ class FullTrainables:
     def save(self, parameters: list[Parameter], _weights: BaseWeights, bundle: Path) -> None:
         """See Trainables."""
         full.write_flat(bundle / WEIGHTS_FILE, parameters, self.state())
-        full.save_config(self.model.peft_model, bundle / "adapter")
+        labels = self.model.task.labels if self.model.rebuild["task"] == "classify-head" else []
+        full.save_description(self.model.peft_model, self.model.folder.config, labels, bundle)
 
     def model_parameters(self, parameters: list[Parameter], _weights: BaseWeights) -> int:
         """See Trainables."""

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import onnx
 
 from edge_runtime.bundle.layers import LAYER_FIELD
-from edge_runtime.bundle.manifest import Graph, GraphInput, GraphOutput
+from edge_runtime.bundle.manifest import Activations, Graph, GraphInput, GraphOutput
+from edge_runtime.data.batch import CHUNK_TOKENS
 from export.errors import ExportError
+from export.graphs.activations import peak_bytes
 from export.graphs.layer_parts import LayerParts, TwoLayers
 from export.graphs.onnx_levels import assemble_level
 from export.graphs.onnx_pieces import to_onnx
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from export.model.build import ExportModel
 
 _TRACED_LAYERS = 2
+_MORE_ROWS = 15
+"""Rows over which the memory of a further row is averaged."""
 
 
 class TrainingGraphs:
@@ -42,6 +46,7 @@ class TrainingGraphs:
 
     def __init__(self, model: ExportModel, parameters: Sequence[Parameter], table: WeightTable) -> None:
         n_layers = model.folder.layers
+        self._max_tokens = model.task.max_tokens
         joint = trace_training(model, min(_TRACED_LAYERS, n_layers), table.trained.keys())
         self._training = training = lift_training(joint, list(sizes(model.task)))
         lifted = training.lifted
@@ -103,7 +108,22 @@ class TrainingGraphs:
             outputs=[GraphOutput("loss", "float32", []), *self._describe_gradients(made)],
             level=level,
             recomputes=recompute,
+            activations=self._activations(made),
         )
+
+    def _activations(self, made: Level) -> Activations:
+        """Return the memory of a level's values with one row of the longest length, and for each further row."""
+        graph = made.model.graph
+        results = [value.name for value in graph.output]
+
+        def bytes_for(rows: int) -> int:
+            positions = rows * self._max_tokens
+            sizes = {"batch": rows, "tokens": self._max_tokens, "chunk": CHUNK_TOKENS}
+            sizes["chunks"] = -(-positions // CHUNK_TOKENS)
+            return peak_bytes(graph.node, results, made.values, sizes)
+
+        first = bytes_for(1)
+        return Activations(first, -(-(bytes_for(1 + _MORE_ROWS) - first) // _MORE_ROWS))
 
     def _describe_inputs(self, made: Level) -> list[GraphInput]:
         by_name = {item.name: item for item in self._training.lifted.inputs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from edge_runtime import output
 from edge_runtime.errors import ConfigError
 from export.commands.lists import names, numbers, shares
+from export.errors import AdapterError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
     from export.bundle.bundle_writer import Exported
     from export.bundle.options import ExportOptions
@@ -141,7 +144,12 @@ def _export(args: argparse.Namespace) -> int:
         print(f"{time.monotonic() - started:5.1f} s  {step}", file=sys.stderr)
 
     folder = look_at(args.model_dir)
-    exported = export_bundle(folder, _options(args, folder), args.out, force=args.force, progress=progress)
+    try:
+        exported = export_bundle(folder, _options(args, folder), args.out, force=args.force, progress=progress)
+    except AdapterError as error:
+        if args.format == "text":
+            print(_adapter_table(error.table), file=sys.stderr)
+        raise
     if args.ptd:
         from export.bundle.flat_tensors import write_flat_tensors
 
@@ -216,6 +224,9 @@ def _result(args: argparse.Namespace, exported: Exported, wall_s: float) -> dict
         "trainable_parameters": manifest.parameters[-1].stop,
         "splits": manifest.splits,
         "levels": manifest.levels,
+        "max_tokens": manifest.task.max_tokens,
+        "notes": exported.notes,
+        "adapter": [dataclasses.asdict(row) for row in exported.adapter],
         "runtimes": manifest.runtimes,
         "ptd": None if args.ptd is None else str(args.ptd),
         "parity_loss": parity.loss,
@@ -235,7 +246,17 @@ def _text(args: argparse.Namespace, exported: Exported) -> str:
     )
     if manifest.levels:
         text += f"; levels {manifest.levels} of {manifest.model.layers} layers, gradients within {parity.gradients:.1e}"
+    text = "\n  ".join([text, *(f"note: {note}" for note in exported.notes)])
+    if exported.adapter:
+        text = f"{_adapter_table([dataclasses.asdict(row) for row in exported.adapter])}\n{text}"
     return text
+
+
+def _adapter_table(rows: Sequence[dict[str, object]]) -> str:
+    """Return the table of what becomes of an adapter's parts."""
+    columns = ("part of the adapter", "tensors", "parameters", "is", "because")
+    fields = ("part", "tensors", "parameters", "fate", "why")
+    return output.table(columns, [[row[field] for field in fields] for row in rows])
 
 
 def _size_bytes(exported: Exported) -> int:

@@ -41,11 +41,13 @@ class Level:
         model: the graph; its outputs are the loss and the gradients.
         inputs: for each input, its name in the graph of two layers (``scale`` for a factor) and its slot.
         outputs: the same for each gradient.
+        values: type and shape of what each node makes, by name.
     """
 
     model: onnx.ModelProto
     inputs: dict[str, tuple[str, int | None]]
     outputs: dict[str, tuple[str, int | None]]
+    values: dict[str, onnx.ValueInfoProto]
 
 
 def assemble_level(parts: LayerParts, level: int, *, recompute: bool, rescale: bool) -> Level:
@@ -74,6 +76,7 @@ class _Assembly:
         self._values[_SCALE] = onnx.helper.make_tensor_value_info(_SCALE, onnx.TensorProto.FLOAT, [1])
         self._inputs_of_two = {value.name for value in parts.two.model.graph.input}
         self._emitted: set[int] = set()
+        self._origin: dict[str, str] = {}
 
     def run(self) -> Level:
         """Emit the forward pass, the head and the backward pass, in that order."""
@@ -180,7 +183,7 @@ class _Assembly:
                     self._emit([shared], {})
             made = copy.deepcopy(parts.nodes[n])
             _rename(made, names)
-            made.name = ""
+            self._origin |= dict(zip(made.output, parts.nodes[n].output, strict=True))
             self._made.append(made)
             self._inputs |= {
                 names.get(name, name): (name, slot if name in self._two.slots else None)
@@ -191,6 +194,9 @@ class _Assembly:
     def _finish(self) -> Level:
         two, graph = self._two, self._two.model.graph
         outputs = ["loss", *self._outputs]
+        for n, node in enumerate(self._made):
+            # ONNX Runtime 1.18 to 1.21 names what it fuses after the nodes, and refuses two of one name.
+            node.name = f"n{n}"
         sources = {"loss": "loss"} | {name: source for name, (source, _) in self._outputs.items()}
         made = onnx.helper.make_graph(
             self._made,
@@ -207,7 +213,16 @@ class _Assembly:
         whole = onnx.helper.make_model(made, opset_imports=two.model.opset_import, functions=two.model.functions)
         whole.ir_version = two.model.ir_version
         # This cut drops recomputed nodes that only the layer's output needs.
-        return Level(cut_onnx(whole, outputs, []), self._inputs, self._outputs)
+        return Level(cut_onnx(whole, outputs, []), self._inputs, self._outputs, self._described())
+
+    def _described(self) -> dict[str, onnx.ValueInfoProto]:
+        """Return type and shape of what each node makes; what only the assembly makes is at most a hidden state."""
+        graph = self._two.model.graph
+        known = {value.name: value for value in (*graph.value_info, *graph.output)}
+        hidden = self._two.hidden[-1]
+        made = (name for node in self._made for name in node.output if name)
+        found = ((name, known.get(self._origin.get(name, hidden))) for name in made)
+        return {name: value for name, value in found if value is not None}
 
 
 def _hidden(index: int) -> str:

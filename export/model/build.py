@@ -9,22 +9,41 @@ from edge_runtime.bundle.manifest import CAUSAL_LM, Task
 from edge_runtime.data.tokens import TEXT_FIELD
 from export.errors import ExportError
 from export.model import lora
+from export.model.adapter_fates import fates, modules_elsewhere
+from export.model.adapter_table import rows_of
 from export.model.completion import CompletionLoss
 from export.model.full import untie
 from export.model.head_init import fit_head
+from export.model.notes import fit_tokenizer, task_notes
 from export.model.option_checks import check_task_options
 from export.model.rebuild import continue_with
 from export.model.tasks import LossModel, PooledClassifier, TaskModel, default_pooling, label_word_ids, read_examples
 from export.source.architectures import longest_row
-from export.source.folder import load_model, load_tokenizer
+from export.source.foreign import reading
+from export.source.loading import load_model
+from export.source.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from export.model.adapter_table import AdapterRow
     from export.model.options import LoraOptions, TaskOptions
     from export.model.rebuild import Rebuild
     from export.model.tasks import Pooling
     from export.source.folder import ModelFolder
+
+
+@dataclass(frozen=True)
+class FoundAdapter:
+    """The adapter that an export continues with.
+
+    Attributes:
+        rows: what is kept and what is trained.
+        elsewhere: modules with LoRA that are not trained because of where they are, each with the reason.
+    """
+
+    rows: list[AdapterRow]
+    elsewhere: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -40,6 +59,8 @@ class ExportModel:
         tokenizer: Hugging Face's tokenizer.
         task: the manifest's task.
         rebuild: the content of ``covey_task.json``, from which finished.py builds the same module again.
+        notes: what differs from what was asked for, a sentence each.
+        adapter: what is known about the folder's adapter; None where the adapter is new or there is none.
     """
 
     folder: ModelFolder
@@ -49,6 +70,8 @@ class ExportModel:
     tokenizer: Any
     task: Task
     rebuild: Rebuild
+    notes: list[str]
+    adapter: FoundAdapter | None = None
 
 
 def build(folder: ModelFolder, options: TaskOptions, lora_options: LoraOptions | None) -> ExportModel:
@@ -67,19 +90,32 @@ def build(folder: ModelFolder, options: TaskOptions, lora_options: LoraOptions |
         options = continue_with(options, folder.adapter)
     check_task_options(folder, options)
     tokenizer = load_tokenizer(folder)
+    notes = fit_tokenizer(folder, options, tokenizer)
     task = _task(folder, options, tokenizer)
+    notes += task_notes(folder, options, task)
     rebuild = _rebuild(folder, options, task)
     base, head_modules = base_module(folder, rebuild)
     if isinstance(base, PooledClassifier) and options.head_init is not None:
         _initialise_head(base, tokenizer, task, options.head_init)
     if rebuild["task"] == "classify-head" and rebuild["pooling"] is None:
         _check_padding(base, task)
-    peft_model = _with_adapter(base, head_modules, folder, lora_options)
+    peft_model, left_out = _with_adapter(base, head_modules, folder, lora_options)
     # The module is only traced and evaluated: a scan over tensors with gradients would trace its own gradient.
     peft_model.requires_grad_(False)
     task_model = TaskModel(peft_model, task.label_token_ids, task.mask_token_id).eval()
     loss_model = CompletionLoss(peft_model) if task.kind == CAUSAL_LM else LossModel(task_model)
-    return ExportModel(folder, peft_model, task_model, loss_model.eval(), tokenizer, task, rebuild)
+    adapter = None
+    if folder.adapter is not None and lora_options is not None:
+        adapter = _describe_adapter(task_model, lora_options, left_out)
+    return ExportModel(folder, peft_model, task_model, loss_model.eval(), tokenizer, task, rebuild, notes, adapter)
+
+
+def _describe_adapter(task_model: TaskModel, lora_options: LoraOptions, left_out: list[AdapterRow]) -> FoundAdapter:
+    peft_model = task_model.model
+    elsewhere = modules_elsewhere(task_model, peft_model)
+    state = lora.adapter_state(peft_model)
+    judged = fates(peft_model, state, lora_options.trained, elsewhere)
+    return FoundAdapter([*rows_of(state, state, judged.__getitem__), *left_out], elsewhere)
 
 
 def base_module(folder: ModelFolder, rebuild: Rebuild) -> tuple[Any, list[str]]:
@@ -163,14 +199,21 @@ def _initialise_head(model: PooledClassifier, tokenizer: Any, task: Task, exampl
     fit_head(model, tokenizer, texts, labels, task.max_tokens, task.pad_token_id)
 
 
-def _with_adapter(base: Any, head_modules: list[str], folder: ModelFolder, lora_options: LoraOptions | None) -> Any:
-    """Return the base wrapped with the folder's adapter or with a new one; in full mode the base itself, untied."""
+def _with_adapter(
+    base: Any, head_modules: list[str], folder: ModelFolder, lora_options: LoraOptions | None
+) -> tuple[Any, list[AdapterRow]]:
+    """Return the base wrapped with the folder's adapter or with a new one; in full mode the base itself, untied.
+
+    The rows are about what the adapter's file holds and is left out.
+    """
     if lora_options is None:
         untie(base)
-        return base
+        return base, []
     if folder.adapter is not None:
-        return lora.load_lora(base, folder.adapter, head_modules if isinstance(base, PooledClassifier) else [])
-    return lora.add_lora(base, lora_options, head_modules, folder.layers)
+        hint = "give an adapter that was trained on this model"
+        with reading(f"cannot load the adapter in {folder.adapter}", hint):
+            return lora.load_lora(base, folder, head_modules if isinstance(base, PooledClassifier) else [])
+    return lora.add_lora(base, lora_options, head_modules, folder.layers), []
 
 
 def _check_padding(classifier: Any, task: Task) -> None:

@@ -12,14 +12,19 @@ from safetensors.torch import load_file
 
 from edge_runtime.bundle.layout import Parameter, lay_out
 from export.errors import ExportError
+from export.model.adapter_check import base_weights, check_output_embedding, check_tensors
+from export.model.adapter_config import check_config
+from export.model.adapter_fates import fates
 from export.model.address import address_of
 from export.model.names import layer_of
 from export.quiet import quiet
 from export.source.architectures import ARCHITECTURES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from export.model.adapter_table import AdapterRow
     from export.model.address import Address
     from export.model.options import LoraOptions
     from export.source.folder import ModelFolder
@@ -68,45 +73,47 @@ def add_lora(model: Any, options: LoraOptions, head_modules: list[str], n_layers
         ) from error
 
 
-def load_lora(model: Any, adapter: Path, head_modules: list[str]) -> Any:
-    """Wrap a model with a PEFT adapter from disk.
+def load_lora(model: Any, folder: ModelFolder, head_modules: list[str]) -> tuple[Any, list[AdapterRow]]:
+    """Wrap a model with the PEFT adapter of its folder.
 
     Args:
         model: the base model.
-        adapter: the folder with the adapter.
+        folder: the folder with the adapter.
         head_modules: modules that the adapter must hold, because the base model's are untrained.
 
+    Returns:
+        The wrapped model; a row for each tensor of the file that is left out because the model has it.
+
     Raises:
-        ExportError: the adapter is not LoRA, does not fit the model, or lacks a head that the model needs.
+        AdapterError: a part of the adapter is refused, or does not fit the model.
+        ExportError: the adapter is not readable, or lacks a head that the model needs.
     """
+    adapter = folder.adapter or folder.path
     try:
-        kind = json.loads((adapter / "adapter_config.json").read_text()).get("peft_type")
-        if kind != "LORA":
-            raise ExportError(f"the adapter in {adapter} is {kind}, not LORA", "give a LoRA adapter")
+        described = json.loads((adapter / "adapter_config.json").read_text())
+        check_config(described, folder)
         stored = load_file(adapter / "adapter_model.safetensors")
+        base = base_weights(model)
         with quiet():
             config = LoraConfig.from_pretrained(adapter, inference_mode=False)
+            config.init_lora_weights = True  # the file's values replace the initial ones
             peft_model = get_peft_model(model, config).eval()
             # PEFT leaves tensors that the adapter lacks at random values and ignores unknown ones, with a mere warning.
-            odd = sorted(set(stored) ^ set(adapter_state(peft_model)))
-            if not odd:
-                set_peft_model_state_dict(peft_model, stored)
+            state = adapter_state(peft_model)
+            left_out = check_tensors(stored, state, base, described, folder)
+            check_output_embedding(peft_model, described, folder)
+            set_peft_model_state_dict(peft_model, {name: stored[name] for name in state})
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ExportError(
             f"cannot load the adapter in {adapter}: {error}", "give an adapter that was trained on this model"
         ) from error
-    if odd:
-        raise ExportError(
-            f"{odd[0]} is {'in the adapter, but not in the model' if odd[0] in stored else 'missing in the adapter'}",
-            "give an adapter that was trained on this model, for this task",
-        )
     for head in head_modules:
         if head not in (peft_model.peft_config["default"].modules_to_save or []):
             raise ExportError(
                 f"the adapter in {adapter} has no head {head!r}, and the model has none that was trained",
                 "start a new adapter: remove adapter_config.json and adapter_model.safetensors",
             )
-    return peft_model
+    return peft_model, left_out
 
 
 def adapter_state(peft_model: Any) -> dict[str, torch.Tensor]:
@@ -145,13 +152,16 @@ def adapter_names(peft_model: Any) -> dict[Address, str]:
     return {address_of(tensor): name for name, tensor in adapter_state(peft_model).items()}
 
 
-def make_layout(peft_model: Any, folder: ModelFolder, trained: list[str]) -> list[Parameter]:
+def make_layout(
+    peft_model: Any, folder: ModelFolder, trained: list[str], elsewhere: Mapping[str, str] | None = None
+) -> list[Parameter]:
     """Return the layout of the trained tensors, ordered by depth, then by name.
 
     Args:
         peft_model: the wrapped model.
         folder: the model's folder, for its depth.
         trained: the trained matrices, ``A`` and ``B`` or ``B`` alone; a head is always trained.
+        elsewhere: modules with LoRA that are not trained: see adapter_fates.modules_elsewhere.
     """
 
     def layer(name: str) -> int:
@@ -160,9 +170,5 @@ def make_layout(peft_model: Any, folder: ModelFolder, trained: list[str]) -> lis
         return folder.layers if inside is None else inside
 
     state = adapter_state(peft_model)
-    shapes = {
-        name: tensor.shape
-        for name, tensor in state.items()
-        if not any(f"lora_{matrix}." in name for matrix in "AB") or any(f"lora_{matrix}." in name for matrix in trained)
-    }
-    return lay_out(shapes, layer)
+    judged = fates(peft_model, state, trained, elsewhere or {})
+    return lay_out({name: state[name].shape for name, (fate, _) in judged.items() if fate == "trained"}, layer)

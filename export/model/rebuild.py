@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from export.errors import ExportError
+from export.source.weights import read_object
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,13 +43,11 @@ def read_rebuild(folder: Path) -> Rebuild:
         ExportError: the file is missing, is not JSON, or lacks a field.
     """
     path = folder / FILE
-    try:
-        rebuild: Rebuild = json.loads(path.read_text())
-        missing = Rebuild.__required_keys__ - set(rebuild)
-    except (OSError, ValueError, TypeError) as error:
-        raise ExportError(f"cannot read {path}: {error}", "give the folder that covey serve wrote") from error
+    content = read_object(path)
+    missing = Rebuild.__required_keys__ - set(content)
     if missing:
         raise ExportError(f"{path} lacks {', '.join(sorted(missing))}", "give the folder that covey serve wrote")
+    rebuild: Any = content
     return rebuild
 
 

@@ -8,7 +8,6 @@ rows of the output embedding, so that no batch × tokens × vocabulary tensor ex
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -19,6 +18,7 @@ from edge_runtime.errors import CoveyError
 from export.errors import ExportError
 from export.model.names import unwrapped
 from export.source.architectures import hidden_width
+from export.source.weights import read_object
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,11 +30,13 @@ POOLINGS: tuple[Pooling, ...] = ("mean", "cls", "last")
 
 
 def default_pooling(folder: ModelFolder) -> Pooling:
-    """Return the pooling that sentence-transformers declared in the folder; else last for a decoder, mean otherwise."""
-    try:
-        declared = json.loads((folder.path / "1_Pooling" / "config.json").read_text())
-    except (OSError, ValueError):
-        declared = {}
+    """Return the pooling that sentence-transformers declared in the folder; else last for a decoder, mean otherwise.
+
+    Raises:
+        ExportError: the file that declares it is unreadable.
+    """
+    path = folder.path / "1_Pooling" / "config.json"
+    declared = read_object(path) if path.is_file() else {}
     if declared.get("pooling_mode_cls_token"):
         return "cls"
     return "last" if folder.is_decoder and not declared else "mean"

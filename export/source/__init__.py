@@ -2,6 +2,6 @@
 
 Looks before anything is loaded.
 
-May import: quiet, errors.
+May import: quiet, errors; of edge_runtime: errors.
 Must never come in: torch modules, tracing.
 """

@@ -1,4 +1,4 @@
-"""Reads a local model folder: finds out what it holds, and loads its model and tokenizer.
+"""Looks at a local model folder: finds out what it holds, and whether all of it is there.
 
 It may be a Hugging Face folder (config.json, *.safetensors), a folder with a PEFT adapter, or a folder whose only model
 file is a GGUF, which is dequantised to float32.
@@ -6,39 +6,21 @@ file is a GGUF, which is dequantised to float32.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-)
+from transformers import AutoConfig
 
 from export.errors import ExportError
 from export.quiet import quiet
-from export.source.architectures import ARCHITECTURES
+from export.source.architectures import ARCHITECTURES, longest_row
+from export.source.foreign import check_known_files, reading
+from export.source.weights import check_adapter_files, check_weights, gguf_in, read_object
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
-_FLOATS = ("F64", "F32", "F16", "BF16")
-
-_AUTO_CLASSES = {
-    "base": AutoModel,
-    "causal": AutoModelForCausalLM,
-    "masked": AutoModelForMaskedLM,
-    "sequence-classification": AutoModelForSequenceClassification,
-}
+    from export.source.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -50,12 +32,14 @@ class ModelFolder:
         adapter: the folder with a PEFT adapter to continue with; None where there is none.
         gguf_file: name of the GGUF file; None for a folder with safetensors.
         config: the model's Hugging Face configuration.
+        weights: the files with the base model's weights.
     """
 
     path: Path
     adapter: Path | None
     gguf_file: str | None
     config: Any
+    weights: Weights
 
     @property
     def model_type(self) -> str:
@@ -84,143 +68,77 @@ class ModelFolder:
 
 
 def look_at(path: Path) -> ModelFolder:
-    """Find out what a folder holds.
+    """Find out what a folder holds, and check every file that will be read: that it is there, whole, and no stand-in.
 
     Raises:
-        ExportError: it is not a model folder, or its architecture is not supported.
+        ExportError: it is not a model folder, its architecture is not supported, or one of its files is unusable.
     """
     if not path.is_dir():
         raise ExportError(f"{path} is not a folder", "give a local Hugging Face model folder")
+    check_known_files(path)
     adapter = path if (path / "adapter_config.json").is_file() else None
     base = path
     if adapter is not None and not (path / "config.json").is_file():
         base = _base_of(path)
-    gguf_files = sorted(file.name for file in base.glob("*.gguf"))
-    gguf_file = gguf_files[0] if len(gguf_files) == 1 and not list(base.glob("*.safetensors")) else None
+        check_known_files(base)
+    if adapter is not None:
+        check_adapter_files(adapter)
+    gguf_file = gguf_in(base)
     if gguf_file is None and not (base / "config.json").is_file():
         raise ExportError(
             f"{base} has no config.json, nor exactly one .gguf file", "give a local Hugging Face model folder"
         )
-    try:
-        config = AutoConfig.from_pretrained(base, **({"gguf_file": gguf_file} if gguf_file else {}))
-    except (OSError, ValueError, KeyError) as error:
-        raise ExportError(
-            f"cannot read the model's configuration in {base}: {error}", "check its config.json"
-        ) from error
+    weights = None if gguf_file is None else check_weights(base, gguf_file)
+    config = _read_config(base, gguf_file)
+    return ModelFolder(base, adapter, gguf_file, config, weights or check_weights(base, gguf_file))
+
+
+def _read_config(base: Path, gguf_file: str | None) -> Any:
+    """Return the model's configuration, with its sizes checked: the modules' own checks are assertions or none."""
+    source = base / (gguf_file or "config.json")
+    hint = "check the file, or download it again"
+    with reading(f"cannot read the model's configuration in {source}", hint), quiet():
+        # Asked without an answer, transformers would wait for one on the terminal.
+        options = {"gguf_file": gguf_file} if gguf_file else {}
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False, **options)
     if config.model_type not in ARCHITECTURES:
         raise ExportError(
             f"architecture {config.model_type!r} is not supported", f"give a model of: {', '.join(ARCHITECTURES)}"
         )
-    return ModelFolder(base, adapter, gguf_file, config)
+    method = (getattr(config, "quantization_config", None) or {}) if gguf_file is None else {}
+    if method:
+        name = method.get("quant_method") if isinstance(method, dict) else getattr(method, "quant_method", None)
+        raise ExportError(
+            f"{source} says that the model is quantised ({getattr(name, 'value', name) or 'quantization_config'})",
+            "give the model that is not quantised, or a GGUF file",
+        )
+    with reading(f"{source} lacks a size of the model, or has a wrong one", hint):
+        sizes = {name: getattr(config, name) for name in ("vocab_size", "num_hidden_layers", "hidden_size")}
+        for name, size in (sizes | {"longest row": longest_row(config)}).items():
+            if not isinstance(size, int) or size < 1:
+                raise ExportError(f"{source}: {name} is {size!r}, not a number above 0", hint)
+        pad = config.pad_token_id
+        if pad is not None and not (isinstance(pad, int) and -config.vocab_size <= pad < config.vocab_size):
+            raise ExportError(
+                f"{source}: pad_token_id is {pad!r}, and the vocabulary has {config.vocab_size} tokens",
+                "set pad_token_id to a token of the vocabulary, or enlarge the model's embedding: "
+                "model.resize_token_embeddings(len(tokenizer))",
+            )
+    return config
 
 
 def _base_of(adapter: Path) -> Path:
     """Return the local folder of an adapter's base model, which ``base_model_name_or_path`` names."""
-    try:
-        name: str = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
-        base = adapter / name
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ExportError(
-            f"{adapter / 'adapter_config.json'} does not name its base model ({error!r})",
-            "put the base model's files into the same folder",
-        ) from error
-    if not base.is_dir():
+    path = adapter / "adapter_config.json"
+    name = read_object(path).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise ExportError(f"{path} does not name its base model", "put the base model's files into the same folder")
+    base = adapter / name
+    with reading(f"the adapter's base model {name!r} is no path", "set base_model_name_or_path to a local path"):
+        found = base.is_dir()
+    if not found:
         raise ExportError(
             f"the adapter's base model {name!r} is not a local folder",
             "put the base model's files into the adapter's folder, or set base_model_name_or_path to a local path",
         )
     return base
-
-
-def load_model(folder: ModelFolder, kind: str) -> Any:
-    """Load the base model in float32, in evaluation mode.
-
-    Args:
-        folder: the folder to load from.
-        kind: ``base``, ``causal``, ``masked`` or ``sequence-classification``.
-
-    Raises:
-        ExportError: weights are unreadable, missing or not floats.
-    """
-    _check_floats(folder)
-    architecture = ARCHITECTURES[folder.model_type]
-    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": architecture.attention}
-    if folder.gguf_file is not None:
-        options["gguf_file"] = folder.gguf_file
-    if kind == "base" and architecture.has_pooler:
-        options["add_pooling_layer"] = False
-    try:
-        with _without_adapter(folder.path) as path, quiet():
-            model, report = _AUTO_CLASSES[kind].from_pretrained(path, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ExportError(f"cannot load the model in {folder.path}: {error}", "check its files") from error
-    if folder.gguf_file is not None:
-        # The weights are plain floats now, so the configuration must not call them quantised.
-        model.hf_quantizer = None
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-    # transformers gives random values to weights that a checkpoint lacks, and reports it only in its log.
-    missing = sorted(set(report["missing_keys"]) & {name for name, _ in model.named_parameters()})
-    if missing:
-        raise ExportError(
-            f"the weights in {folder.path} lack {', '.join(missing[:3])}" + (" and more" if missing[3:] else ""),
-            "give a folder with all of the model's weights; to get a new head on an encoder, give --pooling",
-        )
-    odd = next((name for name, p in model.named_parameters() if p.dtype != torch.float32), None)
-    if odd is not None:
-        raise ExportError(f"parameter {odd} is not float32", "give a model that is not quantised, or a GGUF file")
-    model.config.use_cache = False
-    return model.eval()
-
-
-def _check_floats(folder: ModelFolder) -> None:
-    """Refuse quantised weights: a cast to float32 would take their integers for weights."""
-    for path in sorted(folder.path.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 tensors is no dict
-                    dtype = tensors.get_slice(name).get_dtype()
-                    if name.endswith((".weight", ".bias")) and dtype not in _FLOATS:
-                        raise ExportError(
-                            f"{path.name}: {name} is {dtype}, not a float",
-                            "give a model that is not quantised, or a GGUF file",
-                        )
-        except (OSError, SafetensorError) as error:
-            raise ExportError(f"cannot load the model: {path}: {error}", "check its files") from error
-
-
-@contextlib.contextmanager
-def _without_adapter(path: Path) -> Iterator[Path]:
-    """Yield a folder with the base model's files alone: transformers would load an adapter beside them by itself."""
-    if not (path / "adapter_config.json").is_file():
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        for file in path.iterdir():
-            if not file.name.startswith("adapter_"):
-                (Path(scratch) / file.name).symlink_to(file.resolve())
-        yield Path(scratch)
-
-
-def load_tokenizer(folder: ModelFolder) -> Any:
-    """Load the tokenizer in its fast form, which the device's ``tokenizers`` library reads.
-
-    Raises:
-        ExportError: the tokenizer is missing, unreadable, or has no fast form.
-    """
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder.path, use_fast=True, **({"gguf_file": folder.gguf_file} if folder.gguf_file else {})
-            )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ExportError(
-            f"cannot load the tokenizer in {folder.path}: {error}", "put tokenizer.json beside the model"
-        ) from error
-    # Without a vocabulary, transformers silently makes an empty tokenizer of the model's type.
-    known = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
-    if folder.gguf_file is None and not any((folder.path / name).is_file() for name in known):
-        raise ExportError(f"there is no tokenizer in {folder.path}", "put tokenizer.json beside the model")
-    if not tokenizer.is_fast:
-        raise ExportError(f"the tokenizer in {folder.path} has no fast form", "put tokenizer.json beside the model")
-    return tokenizer

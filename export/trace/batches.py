@@ -10,6 +10,8 @@ from edge_runtime.bundle.manifest import CAUSAL_LM, Dtype, Task
 from edge_runtime.data.batch import pad_completions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from export.model.build import ExportModel
     from export.trace.lift import Lifted
 
@@ -58,8 +60,15 @@ def size_bounds(task: Task) -> dict[str, tuple[int, int]]:
     return bounds
 
 
-def example_batch(task: Task, vocab_size: int, rows: int, tokens: int, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Return a batch of random rows; every second row is padded.
+def shortest_row(task: Task) -> int:
+    """Return the fewest tokens of a row: a completion has a token before it, and a mask stands in second place here."""
+    return 2 if task.kind == CAUSAL_LM or task.mask_token_id is not None else 1
+
+
+def example_batch(
+    task: Task, vocab_size: int, rows: int, tokens: int, seed: int = 0, lengths: Sequence[int] | None = None
+) -> dict[str, torch.Tensor]:
+    """Return a batch of random rows, padded to ``tokens``: every second row, or to the given lengths.
 
     For causal-lm, the second half of each row is its completion, in chunks of up to 5 positions. There are several
     chunks, and the last one is partly filled where the number of positions allows it.
@@ -69,9 +78,9 @@ def example_batch(task: Task, vocab_size: int, rows: int, tokens: int, seed: int
     # Some models find the end of a row by its padding, so no pad token may stand inside a row.
     input_ids[input_ids == task.pad_token_id] = (task.pad_token_id + 1) % vocab_size
     attention_mask = torch.ones_like(input_ids)
-    lengths = [tokens] * rows
-    for row in range(1, rows, 2):
-        lengths[row] = length = max(2, tokens - 1 - row % tokens)
+    if lengths is None:
+        lengths = [max(2, tokens - 1 - row % tokens) if row % 2 else tokens for row in range(rows)]
+    for row, length in enumerate(lengths):
         attention_mask[row, length:] = 0
         input_ids[row, length:] = task.pad_token_id
     if task.mask_token_id is not None:

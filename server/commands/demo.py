@@ -37,7 +37,12 @@ def add_demo_command(commands: Commands[argparse.ArgumentParser]) -> None:
         metavar="N",
         help="number of another division of the movies among devices and test rows: 1, 2, … (default: %(default)s)",
     )
-    demo.add_argument("--workdir", type=Path, default=Path(".covey/demo"), help="emptied first (default: %(default)s)")
+    demo.add_argument(
+        "--workdir",
+        type=Path,
+        default=Path(".covey/demo"),
+        help="emptied first, but for a bundle that can be used again (default: %(default)s)",
+    )
     demo.add_argument("--cache", type=Path, help="downloaded packages (default: ~/.cache/covey)")
     output.add_format(demo)
     demo.set_defaults(run=_demo)

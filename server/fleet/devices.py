@@ -31,7 +31,7 @@ class Device:
         replay_parameters_per_s: parameters × directions that it replays per second.
         refused_level: the smallest level that did not fit its memory.
         profile: its newest valid profile of the job's bundle.
-        ineligible: why its owner's rules keep it from training now; None: they do not.
+        ineligible: why its owner's rules or its rows keep it from training now; None: they do not.
         heard_at: when it last sent a message, in seconds of the server's clock; None: never.
         rest: why and until when it is offered nothing after a refusal or a silence; None: it may be offered work.
     """

@@ -43,7 +43,7 @@ def close_round(
 
     Raises:
         TrainingError: the new adapter is not finite.
-        JobError: the state directory does not have a delta that was taken.
+        JobError: the state directory does not have a delta that was taken, or its file is damaged.
         StorageError: the disk is full or not writable.
     """
     job, reports, deltas = fitted.job, opened.reports(), opened.deltas()
@@ -87,10 +87,10 @@ def _read(fitted: FittedJob, uploaded: BlobStore, deltas: Mapping[str, TakenDelt
     """Read the deltas, by device."""
     parts = {}
     for device, delta in deltas.items():
-        path = uploaded.path(delta.sha256)
+        path = uploaded.whole(delta.sha256)
         if path is None:
             raise JobError(
-                f"delta {delta.sha256[:12]} is not in the state directory",
+                f"delta {delta.sha256[:12]} is not in the state directory, or damaged",
                 "restore the folder deltas of --state-dir from a backup",
             )
         moved = read_delta(path, fitted.manifest.parameters, delta.layers, fitted.manifest.model.layers)

@@ -32,6 +32,7 @@ from server.rounds import state_machine
 from server.rounds.closing import close_round
 from server.rounds.failure import failure_hint
 from server.rounds.open_round import OpenRound, begin_attempt, resume_attempt
+from server.rounds.patience import patiently
 from server.rounds.plans import Plans
 from server.rounds.reports import Reports
 from server.rounds.roster import Roster
@@ -80,6 +81,7 @@ class Coordinator:
         self._observe = observe
         self._open: OpenRound | None = None
         self._waiting_for: events.Waiting | None = None
+        self._should_stop: Callable[[], bool] = lambda: False
         self._failed_attempts = 0  # of the current round, since this start
         self._planner = Planner(fitted, ledger)
         self._plans = Plans(fitted, services.blob_url)
@@ -109,6 +111,7 @@ class Coordinator:
             JobError: a round failed ``max_attempts`` times.
             StorageError: the ledger or a blob cannot be written; the job can be resumed.
         """
+        self._should_stop = should_stop
         try:
             if resumed:
                 self._resume()
@@ -138,13 +141,13 @@ class Coordinator:
 
     def _handle_next(self) -> None:
         event = self._services.transport.receive(_TICK_S)
-        if event is None:
-            return
         if isinstance(event, Connected):
             self._say_hello()
             return
+        if event is None or not event.payload:
+            return  # an empty message: a device asks its broker whether it may publish (network/access.py)
         try:
-            self._handle(event)
+            patiently(lambda: self._handle(event), self._should_stop)
         except ProtocolError as error:
             _LOG.warning("ignored a message on %s: %s", event.topic, error)
         except CoveyError:
@@ -304,7 +307,9 @@ class Coordinator:
         uploads, chain = self._services.uploads, self._chain
         reports = len(opened.state.reported)
         self._planner.learn(RoundClosing(opened.state.index, opened.examples(), self._clock()))
-        closed = close_round(self._fitted, self._ledger, chain, uploads.blobs, opened)
+        closed = patiently(
+            lambda: close_round(self._fitted, self._ledger, chain, uploads.blobs, opened), self._should_stop
+        )
         uploads.forget_all()
         self._observe(events.RoundClosed(round=closed.index, reports=reports, adapter_sha256=closed.result_sha256))
         if (closed.index + 1) % self._job.eval_every == 0 or closed.index + 1 == self._job.rounds:

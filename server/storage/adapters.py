@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from edge_runtime.bundle.adapter import map_adapter
+from edge_runtime.errors import ShortageError
 from edge_runtime.forward_only.replay_file import write_replayed
 from edge_runtime.protocol.messages import AdapterRef, BlobRef
 from edge_runtime.protocol.round_log import decode_chain, encode_chain
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from server.storage.blobs import BlobStore
     from server.storage.records import ClosedRound
 
+_LOG = logging.getLogger(__name__)
 _KEPT_FILES = 3
 """Adapter files kept: the current one, the one before it (momentum), and one that a device may still be fetching."""
 
@@ -68,7 +71,7 @@ class AdapterChain:
         initial_sha256: hash of the initial adapter.
 
     Raises:
-        JobError: the adapter of a resumed job is not in ``blobs``.
+        JobError: an adapter of a resumed job is not in ``blobs``, or damaged.
     """
 
     def __init__(self, bundle: Start, blobs: BlobStore, closed: Sequence[ClosedRound], *, momentum: bool) -> None:
@@ -77,6 +80,9 @@ class AdapterChain:
         self._initial = bundle.initial_adapter()
         self.initial_sha256 = bundle.initial_sha256
         self.closed = list(closed)
+        self._check(self.sha256)
+        if momentum and self.previous_sha256 is not None:
+            self._check(self.previous_sha256)
         self.theta = self._load(self.sha256)
         self._merged: dict[str, BlobRef] = {}
 
@@ -85,11 +91,20 @@ class AdapterChain:
             return self._initial
         path = self._blobs.path(sha256)
         if path is None:
-            raise JobError(
-                f"adapter {sha256[:12]} is not in the state directory",
-                "restore the folder blobs of --state-dir from a backup, or begin a new job",
-            )
+            raise self._lost(sha256)
         return map_adapter(path, self._initial.size)
+
+    def _check(self, sha256: str) -> None:
+        """Check that an adapter's file is whole: else a server trains on from it, and devices refuse it for ever."""
+        if sha256 != self.initial_sha256 and self._blobs.whole(sha256) is None:
+            raise self._lost(sha256)
+
+    def _lost(self, sha256: str) -> JobError:
+        return JobError(
+            f"adapter {sha256[:12]} is not in the state directory, or damaged",
+            f"restore {self._blobs.root / sha256} from a backup, or from the folder adapters of a device that has it "
+            f"({sha256}.bin); or begin a new job",
+        )
 
     @property
     def sha256(self) -> str:
@@ -142,8 +157,8 @@ class AdapterChain:
 
     def advance(self, closed: ClosedRound) -> None:
         """Make a closed round's adapter the current one, and delete blobs that no device can need any more."""
+        self.theta = self._load(closed.result_sha256)  # first: it may fail, and be tried again
         self.closed.append(closed)
-        self.theta = self._load(closed.result_sha256)
         for merged in self._merged.values():
             self._blobs.remove(merged.sha256)
         self._merged.clear()
@@ -207,14 +222,20 @@ class AdapterChain:
         return []
 
     def _log(self, base: str, missed: Sequence[ClosedRound]) -> BlobRef | None:
-        """Return one blob with the logs of all these rounds; None: one of them was deleted."""
+        """Return one blob with the logs of all these rounds; None: one of them was deleted or is damaged."""
         logged = [BlobRef(done.log_sha256, done.log_size_bytes or 0) for done in missed if done.log_sha256 is not None]
         if len(logged) == 1:
             return logged[0]
         if base not in self._merged:
-            found = [self._blobs.read(log.sha256) for log in logged]
-            if None in found:
+            try:
+                found = [
+                    None if self._blobs.whole(log.sha256) is None else self._blobs.read(log.sha256) for log in logged
+                ]
+                if None in found:
+                    return None
+                logs = [log for data in found if data is not None for log in decode_chain(data)]
+                self._merged[base] = self._blobs.add(encode_chain(logs))
+            except ShortageError as error:
+                _LOG.error("devices get the adapter's file instead of its logs: %s", error)
                 return None
-            logs = [log for data in found if data is not None for log in decode_chain(data)]
-            self._merged[base] = self._blobs.add(encode_chain(logs))
         return self._merged[base]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import uuid
 from typing import TYPE_CHECKING
 
 from edge_runtime.bundle.manifest import MANIFEST_FILE
-from edge_runtime.errors import storage_error
+from edge_runtime.errors import storage_error, system_error
+from edge_runtime.files.aside import remove, set_aside
 from edge_runtime.files.atomic import sync_directory, write_atomically
+from edge_runtime.files.hashing import file_sha256
 from edge_runtime.protocol.messages import BlobRef
 
 if TYPE_CHECKING:
@@ -29,6 +32,11 @@ class BlobStore:
         self._root = root
         self._elsewhere: dict[str, Path] = {}
 
+    @property
+    def root(self) -> Path:
+        """The folder."""
+        return self._root
+
     def add(self, data: bytes) -> BlobRef:
         """Store a blob; when this returns, the blob survives a power cut.
 
@@ -36,9 +44,8 @@ class BlobStore:
             StorageError: the disk is full or not writable.
         """
         sha256 = hashlib.sha256(data).hexdigest()
-        path = self._root / sha256
-        if not path.exists():
-            write_atomically(path, data)
+        if not self._is_whole(sha256):  # what is there may be damaged: devices would be given it for ever
+            write_atomically(self._root / sha256, data)
         return BlobRef(sha256, len(data))
 
     def temporary(self) -> Path:
@@ -68,7 +75,8 @@ class BlobStore:
         """Delete blobs that were received in part only, except those with these hashes."""
         for path in self._root.glob("*.part"):
             if path.stem not in except_for:
-                path.unlink()
+                with contextlib.suppress(OSError):
+                    remove(path)
 
     def adopt(self, path: Path, sha256: str) -> BlobRef:
         """Turn a complete, synced file into a blob.
@@ -76,22 +84,52 @@ class BlobStore:
         Raises:
             StorageError: the file cannot be renamed.
         """
+        target = self._root / sha256
         try:
-            path.replace(self._root / sha256)
+            if target.is_dir():
+                set_aside(target, f"{target} is a folder, and a file is to be there")
+            path.replace(target)
             sync_directory(self._root)
-            return BlobRef(sha256, (self._root / sha256).stat().st_size)
+            return BlobRef(sha256, target.stat().st_size)
         except OSError as error:
             raise storage_error(error, path) from error
 
     def remove(self, sha256: str) -> None:
         """Delete a blob; a bundle's files are never deleted."""
         if sha256 not in self._elsewhere:
-            (self._root / sha256).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it is not needed any more, and in nobody's way
+                (self._root / sha256).unlink(missing_ok=True)
+
+    def _is_whole(self, sha256: str) -> bool:
+        path = self._root / sha256
+        try:
+            return path.is_file() and file_sha256(path) == sha256
+        except OSError as error:
+            raise system_error(error) from error
+
+    def whole(self, sha256: str) -> Path | None:
+        """Return the path of a blob whose content has its hash; None: there is none. A damaged one is set aside.
+
+        Raises:
+            StorageError: it cannot be read, or not be set aside.
+        """
+        path = self.path(sha256)
+        if path is None or sha256 in self._elsewhere or self._is_whole(sha256):
+            return path
+        set_aside(path, f"the content of {path} is not what its name says")
+        return None
 
     def read(self, sha256: str) -> bytes | None:
-        """Return a blob's bytes; None: there is no such blob."""
+        """Return a blob's bytes, whose hash is not checked; None: there is no such blob.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
         path = self.path(sha256)
-        return path.read_bytes() if path is not None else None
+        try:
+            return path.read_bytes() if path is not None else None
+        except OSError as error:
+            raise system_error(error) from error
 
     def path(self, sha256: str) -> Path | None:
         """Return a blob's path; None: there is no such blob."""

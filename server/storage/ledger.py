@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from edge_runtime.errors import StorageError
 from server.errors import JobError
 from server.storage.database import Database
 
@@ -42,12 +43,16 @@ class Ledger:
         database: the open file, for queries.py.
 
     Raises:
-        StorageError: the file cannot be opened, or has another schema version.
+        StorageError: the file cannot be opened, is damaged, has another schema version, or is missing or empty beside
+            the jobs that it had.
         JobError: ``read_only``, and there is no ledger.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False, durable: bool = True) -> None:
-        self.database = Database(path, read_only=read_only, durable=durable)
+        is_new = not path.exists()
+        self.database = Database(
+            path, read_only=read_only, durable=durable, may_begin=lambda: _refuse_beside_jobs(path, is_new=is_new)
+        )
 
     def close(self) -> None:
         """Close the file."""
@@ -87,7 +92,8 @@ class Ledger:
             raise JobError(
                 f"job {name} is finished; its result is in {job['result_dir']}", "give the new job another name"
             )
-        before = json.loads(job["config"])
+        with self.database.reading():
+            before = msgspec.json.decode(job["config"], type=dict[str, Any])
         changed = sorted(key for key in before.keys() | config.keys() if before.get(key) != config.get(key))
         if (job["fleet"], job["bundle_sha256"]) != (fleet, bundle_sha256) or not MAY_CHANGE.issuperset(changed):
             raise JobError(
@@ -298,3 +304,25 @@ class Ledger:
                 PROFILES_KEPT,
             )
         return True
+
+
+def _refuse_beside_jobs(path: Path, *, is_new: bool) -> None:
+    """Refuse to begin a ledger where there was one: its jobs would seem never to have been.
+
+    Args:
+        path: the ledger, which SQLite has made already.
+        is_new: whether there was no file.
+
+    Raises:
+        StorageError: results of jobs lie beside it or, where the file was there and empty, adapters of a job.
+    """
+    folder = path.parent
+    left = sorted(folder.glob("jobs/*/adapter")) + ([] if is_new else sorted(folder.glob("blobs/*")))
+    if not left:
+        return
+    if is_new:
+        path.unlink(missing_ok=True)
+    raise StorageError(
+        f"the ledger {path} {'is missing' if is_new else 'is empty'}, but {left[0].relative_to(folder)} lies beside it",
+        f"restore it from a backup; or give a new job another --state-dir, or move everything in {folder} away",
+    )

@@ -1,9 +1,12 @@
-"""What can be asked of the ledger: one function per question, each with a typed answer."""
+"""What can be asked of the ledger: one function per question, each with a typed answer.
+
+Every value is checked against the type of its answer. What does not fit, or cannot be decoded, is a damaged ledger, and
+becomes the StorageError of Database.reading.
+"""
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -27,27 +30,81 @@ from server.storage.records import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from server.storage.ledger import Ledger
+
+T = TypeVar("T")
+
+
+def _records(
+    ledger: Ledger, kind: type[T], query: str, *values: object, json: Mapping[str, Any] | None = None
+) -> list[T]:
+    """Return a query's rows as records of a kind; ``json`` gives the types of columns that hold JSON."""
+    rows = ledger.database.rows(query, *values)
+    with ledger.database.reading():
+        for row in rows:
+            for column, type_ in (json or {}).items():
+                row[column] = None if row[column] is None else msgspec.json.decode(row[column], type=type_)
+        return msgspec.convert(rows, list[kind])  # type: ignore[valid-type]
+
+
+def _tuples(ledger: Ledger, kind: Any, query: str, *values: object) -> list[Any]:  # noqa: ANN401 a tuple type
+    """Return a query's rows as tuples of a type: ``tuple[str, int]``."""
+    rows = ledger.database.rows(query, *values)
+    with ledger.database.reading():
+        return [msgspec.convert(tuple(row.values()), kind) for row in rows]
+
+
+class _Privacy(msgspec.Struct):
+    noise_multiplier: float
+    delta: float
+
+
+class _Config(msgspec.Struct):
+    """The field of every job's configuration that is looked into."""
+
+    rounds: int
+
+
+class _PrivateConfig(msgspec.Struct):
+    """The fields of a private job's configuration that are looked into."""
+
+    steps: int
+    privacy: _Privacy
+
+
+class _Birth(msgspec.Struct):
+    """The fields of a birth message that are looked into."""
+
+    capability: dict[str, Any] = {}
+
 
 # -- jobs --------------------------------------------------------------------------------------------------------------
 
 
 def job_names(ledger: Ledger) -> list[str]:
     """Return the names of all jobs, oldest first."""
-    return [row["name"] for row in ledger.database.rows("SELECT name FROM jobs ORDER BY created_at, name")]
+    return [name for (name,) in _tuples(ledger, tuple[str], "SELECT name FROM jobs ORDER BY created_at, name")]
 
 
 def newest_job(ledger: Ledger) -> str | None:
     """Return the name of the newest job; None: there is none."""
-    rows = ledger.database.rows("SELECT name FROM jobs ORDER BY created_at DESC, rowid DESC LIMIT 1")
-    return rows[0]["name"] if rows else None
+    rows = _tuples(ledger, tuple[str], "SELECT name FROM jobs ORDER BY created_at DESC, rowid DESC LIMIT 1")
+    return rows[0][0] if rows else None
 
 
 def find_job(ledger: Ledger, name: str) -> JobRecord | None:
     """Return a job; None: there is no job of this name."""
     columns = "name, fleet, bundle_sha256, config, state, loss_start, accuracy_start, result_dir"
-    rows = ledger.database.rows(f"SELECT {columns} FROM jobs WHERE name = ?", name)  # noqa: S608 our own columns
-    return JobRecord(**rows[0] | {"config": json.loads(rows[0]["config"])}) if rows else None
+    query = f"SELECT {columns} FROM jobs WHERE name = ?"  # noqa: S608 our own columns
+    jobs = _records(ledger, JobRecord, query, name, json={"config": dict[str, Any]})
+    with ledger.database.reading():
+        for job in jobs:
+            msgspec.convert(job.config, _Config)
+            if job.config.get("privacy") is not None:
+                msgspec.convert(job.config, _PrivateConfig)
+    return jobs[0] if jobs else None
 
 
 # -- rounds ------------------------------------------------------------------------------------------------------------
@@ -55,64 +112,71 @@ def find_job(ledger: Ledger, name: str) -> JobRecord | None:
 
 def closed_rounds(ledger: Ledger, job: str) -> list[ClosedRound]:
     """Return a job's aggregated rounds, in order."""
-    rows = ledger.database.rows(
+    return _records(
+        ledger,
+        ClosedRound,
         "SELECT round AS 'index', base_sha256, result_sha256, log_sha256, log_size_bytes, terms, mean_square, figures "
         "FROM rounds WHERE job = ? AND state = 'aggregated' ORDER BY round",
         job,
+        json={"figures": RoundFigures},
     )
-    return [ClosedRound(**row | {"figures": msgspec.json.decode(row["figures"], type=RoundFigures)}) for row in rows]
 
 
 def rounds_of(ledger: Ledger, job: str) -> list[RoundRecord]:
     """Return every attempt at every round of a job, in order."""
-    rows = ledger.database.rows(
+    return _records(
+        ledger,
+        RoundRecord,
         "SELECT round AS 'index', attempt, state, result_sha256, loss, accuracy FROM rounds WHERE job = ? "
         "ORDER BY round, attempt",
         job,
     )
-    return [RoundRecord(**row) for row in rows]
 
 
 def attempts_of(ledger: Ledger, job: str) -> list[AttemptRecord]:
     """Return every attempt at every round of a job, in order, with its plan and its offers counted."""
-    rows = ledger.database.rows(
+    return _records(
+        ledger,
+        AttemptRecord,
         "SELECT r.round AS 'index', r.attempt, r.state, count(o.device) AS offered, "
         "sum(o.state = 'reported') AS reports, max(o.seconds) AS slowest_s, sum(o.bytes_up) AS bytes_up, "
         "sum(o.bytes_down) AS bytes_down, r.plan, avg(o.loss) AS train_loss, r.loss, r.accuracy, r.result_sha256, "
         "r.opened_at, r.closed_at FROM rounds r LEFT JOIN offers o USING (job, round, attempt) WHERE r.job = ? "
         "GROUP BY r.round, r.attempt ORDER BY r.round, r.attempt",
         job,
+        json={"plan": RoundPlan},
     )
-    return [AttemptRecord(**row | {"plan": _plan(row)}) for row in rows]
 
 
 def count_attempts(ledger: Ledger, job: str, index: int) -> int:
     """Return how many attempts at a round were begun."""
-    rows = ledger.database.rows("SELECT count(*) AS n FROM rounds WHERE job = ? AND round = ?", job, index)
-    return int(rows[0]["n"])
+    query = "SELECT count(*) FROM rounds WHERE job = ? AND round = ?"
+    ((count,),) = _tuples(ledger, tuple[int], query, job, index)
+    return int(count)
 
 
 def open_attempt(ledger: Ledger, job: str) -> OpenAttempt | None:
     """Return the attempt that was open when the server stopped; None: there was none."""
-    rows = ledger.database.rows("SELECT round, attempt, plan FROM rounds WHERE job = ? AND state = 'open'", job)
+    query = "SELECT round, attempt, plan FROM rounds WHERE job = ? AND state = 'open'"
+    rows = _tuples(ledger, tuple[int, int, str], query, job)
     if not rows:
         return None
-    index, attempt = rows[0]["round"], rows[0]["attempt"]
-    offers = ledger.database.rows(
-        "SELECT device, state FROM offers WHERE job = ? AND round = ? AND attempt = ?", job, index, attempt
-    )
-    return OpenAttempt(index, attempt, _plan(rows[0]), {offer["device"]: offer["state"] for offer in offers})
+    index, attempt, plan = rows[0]
+    query = "SELECT device, state FROM offers WHERE job = ? AND round = ? AND attempt = ?"
+    offers = _tuples(ledger, tuple[str, str], query, job, index, attempt)
+    return OpenAttempt(index, attempt, _plan(ledger, plan), dict(offers))
 
 
 def last_plan(ledger: Ledger, job: str, index: int) -> RoundPlan | None:
     """Return the plan of the last attempt at a round; None: there was no attempt."""
     query = "SELECT plan FROM rounds WHERE job = ? AND round = ? ORDER BY attempt DESC LIMIT 1"
-    rows = ledger.database.rows(query, job, index)
-    return _plan(rows[0]) if rows else None
+    rows = _tuples(ledger, tuple[str], query, job, index)
+    return _plan(ledger, rows[0][0]) if rows else None
 
 
-def _plan(row: dict[str, Any]) -> RoundPlan:
-    return msgspec.json.decode(row["plan"], type=RoundPlan)
+def _plan(ledger: Ledger, plan: str) -> RoundPlan:
+    with ledger.database.reading():
+        return msgspec.json.decode(plan, type=RoundPlan)
 
 
 # -- offers and reports ------------------------------------------------------------------------------------------------
@@ -139,17 +203,15 @@ def counted_reports(ledger: Ledger, job: str) -> list[OfferRecord]:
 
 
 def _offers(ledger: Ledger, where: str, job: str) -> list[OfferRecord]:
-    rows = ledger.database.rows(f"SELECT {_OFFER_COLUMNS} FROM offers o {where}", job)  # noqa: S608 our own text
-    return [
-        OfferRecord(**row | {"layers": None if row["layers"] is None else json.loads(row["layers"])}) for row in rows
-    ]
+    query = f"SELECT {_OFFER_COLUMNS} FROM offers o {where}"  # noqa: S608 our own text
+    return _records(ledger, OfferRecord, query, job, json={"layers": list[int]})
 
 
 def outcome_of(ledger: Ledger, job: str, index: int, attempt: int, device: str) -> tuple[str, float | None] | None:
     """Return the state of one offer, and the seconds that the device reported; None: the device had no offer."""
     query = "SELECT state, seconds FROM offers WHERE job = ? AND round = ? AND attempt = ? AND device = ?"
-    rows = ledger.database.rows(query, job, index, attempt, device)
-    return (rows[0]["state"], rows[0]["seconds"]) if rows else None
+    rows = _tuples(ledger, tuple[str, float | None], query, job, index, attempt, device)
+    return rows[0] if rows else None
 
 
 def taken_reports(ledger: Ledger, job: str, index: int, attempt: int) -> dict[str, TakenReport]:
@@ -162,65 +224,78 @@ def taken_reports(ledger: Ledger, job: str, index: int, attempt: int) -> dict[st
         index,
         attempt,
     )
-    return {row.pop("device"): TakenReport(**row) for row in rows}
+    with ledger.database.reading():
+        return {msgspec.convert(row.pop("device"), str): msgspec.convert(row, TakenReport) for row in rows}
 
 
 def taken_deltas(ledger: Ledger, job: str, index: int, attempt: int) -> dict[str, TakenDelta]:
     """Return an attempt's backprop reports, by device in the order of the names."""
-    rows = ledger.database.rows(
+    rows = _tuples(
+        ledger,
+        tuple[str, str, str, int],
         "SELECT device, delta_sha256, layers, examples FROM offers WHERE job = ? AND round = ? AND attempt = ? "
         "AND state = 'reported' AND delta_sha256 IS NOT NULL ORDER BY device",
         job,
         index,
         attempt,
     )
-    return {row["device"]: TakenDelta(row["delta_sha256"], json.loads(row["layers"]), row["examples"]) for row in rows}
+    with ledger.database.reading():
+        return {
+            device: TakenDelta(sha256, msgspec.json.decode(layers, type=list[int]), examples)
+            for device, sha256, layers, examples in rows
+        }
 
 
 def taken_examples(ledger: Ledger, job: str, index: int, attempt: int) -> dict[str, int]:
     """Return the number of rows of each device whose report was taken, in the order of the names."""
-    rows = ledger.database.rows(
+    rows = _tuples(
+        ledger,
+        tuple[str, int],
         "SELECT device, examples FROM offers WHERE job = ? AND round = ? AND attempt = ? AND state = 'reported' "
         "AND examples IS NOT NULL ORDER BY device",
         job,
         index,
         attempt,
     )
-    return {row["device"]: row["examples"] for row in rows}
+    return dict(rows)
 
 
 def last_round_per_device(ledger: Ledger, job: str) -> dict[str, int]:
     """Return the last round that was offered to each device."""
-    query = "SELECT device, max(round) AS round FROM offers WHERE job = ? GROUP BY device"
-    return {row["device"]: row["round"] for row in ledger.database.rows(query, job)}
+    query = "SELECT device, max(round) FROM offers WHERE job = ? GROUP BY device"
+    return dict(_tuples(ledger, tuple[str, int], query, job))
 
 
 def traffic_of(ledger: Ledger, job: str) -> Traffic:
     """Return what the reports of a job's aggregated rounds cost."""
-    rows = ledger.database.rows(
+    (traffic,) = _records(
+        ledger,
+        Traffic,
         "SELECT count(*) AS reports, count(DISTINCT o.device) AS devices, sum(o.front_passes) AS front_passes, "
         "sum(o.back_passes) AS back_passes, avg(o.bytes_up) AS bytes_up, avg(o.bytes_down) AS bytes_down "
         "FROM offers o JOIN rounds r USING (job, round, attempt) WHERE o.job = ? AND o.state = 'reported' "
         "AND r.state = 'aggregated'",
         job,
     )
-    return Traffic(**rows[0])
+    return traffic
 
 
 def passes_per_round(ledger: Ledger, job: str) -> dict[int, tuple[int, int]]:
     """Return the front and back passes of all reports, for each round that has any, in order."""
-    rows = ledger.database.rows(
-        "SELECT round, sum(front_passes) AS front, sum(back_passes) AS back FROM offers WHERE job = ? "
+    rows = _tuples(
+        ledger,
+        tuple[int, int, int],
+        "SELECT round, coalesce(sum(front_passes), 0), coalesce(sum(back_passes), 0) FROM offers WHERE job = ? "
         "AND state = 'reported' GROUP BY round ORDER BY round",
         job,
     )
-    return {row["round"]: (row["front"], row["back"]) for row in rows}
+    return {index: (front, back) for index, front, back in rows}
 
 
 def plans_offered(ledger: Ledger, job: str) -> list[tuple[str, RoundPlan]]:
     """Return a device and a plan for each offer of a job, including those whose report never counted."""
     query = "SELECT o.device, r.plan FROM offers o JOIN rounds r USING (job, round, attempt) WHERE o.job = ?"
-    return [(row["device"], _plan(row)) for row in ledger.database.rows(query, job)]
+    return [(device, _plan(ledger, plan)) for device, plan in _tuples(ledger, tuple[str, str], query, job)]
 
 
 # -- the bandit --------------------------------------------------------------------------------------------------------
@@ -229,14 +304,16 @@ def plans_offered(ledger: Ledger, job: str) -> list[tuple[str, RoundPlan]]:
 def bandit_state(ledger: Ledger, job: str) -> BanditState | None:
     """Return what a job's bandit has learned; None: nothing yet."""
     rows = ledger.database.rows("SELECT state FROM bandits WHERE job = ?", job)
-    return msgspec.msgpack.decode(rows[0]["state"], type=BanditState) if rows else None
+    with ledger.database.reading():
+        return msgspec.msgpack.decode(rows[0]["state"], type=BanditState) if rows else None
 
 
 def choices_of(ledger: Ledger, job: str, index: int, attempt: int) -> list[Choice]:
     """Return the arm choices of an attempt at a round."""
     query = "SELECT choice FROM choices WHERE job = ? AND round = ? AND attempt = ?"
     rows = ledger.database.rows(query, job, index, attempt)
-    return [msgspec.msgpack.decode(row["choice"], type=Choice) for row in rows]
+    with ledger.database.reading():
+        return [msgspec.msgpack.decode(row["choice"], type=Choice) for row in rows]
 
 
 def last_choice(ledger: Ledger, job: str, index: int, device: str) -> tuple[int, Choice] | None:
@@ -244,8 +321,9 @@ def last_choice(ledger: Ledger, job: str, index: int, device: str) -> tuple[int,
     query = (
         "SELECT attempt, choice FROM choices WHERE job = ? AND round = ? AND device = ? ORDER BY attempt DESC LIMIT 1"
     )
-    rows = ledger.database.rows(query, job, index, device)
-    return (rows[0]["attempt"], msgspec.msgpack.decode(rows[0]["choice"], type=Choice)) if rows else None
+    rows = _tuples(ledger, tuple[int, bytes], query, job, index, device)
+    with ledger.database.reading():
+        return (rows[0][0], msgspec.msgpack.decode(rows[0][1], type=Choice)) if rows else None
 
 
 # -- devices and profiles ----------------------------------------------------------------------------------------------
@@ -253,13 +331,19 @@ def last_choice(ledger: Ledger, job: str, index: int, device: str) -> tuple[int,
 
 def devices_of(ledger: Ledger) -> list[DeviceRecord]:
     """Return every device that ever announced itself, by fleet and name."""
-    rows = ledger.database.rows(
-        "SELECT d.fleet, d.name AS device, d.state, d.ineligible, d.birth, d.adapter_sha256, d.last_seen, "
-        "count(o.job) AS reports, avg(o.seconds) AS mean_seconds FROM devices d "
+    devices = _records(
+        ledger,
+        DeviceRecord,
+        "SELECT d.fleet, d.name AS device, d.state, d.ineligible, coalesce(d.birth, '{}') AS birth, d.adapter_sha256, "
+        "d.last_seen, count(o.job) AS reports, avg(o.seconds) AS mean_seconds FROM devices d "
         "LEFT JOIN offers o ON o.device = d.name AND o.state = 'reported' GROUP BY d.fleet, d.name "
-        "ORDER BY d.fleet, d.name"
+        "ORDER BY d.fleet, d.name",
+        json={"birth": dict[str, Any]},
     )
-    return [DeviceRecord(**row | {"birth": json.loads(row["birth"] or "{}")}) for row in rows]
+    with ledger.database.reading():
+        for device in devices:
+            msgspec.convert(device.birth, _Birth)
+    return devices
 
 
 def newest_profile(ledger: Ledger, fleet: str, device: str, bundle_sha256: str | None = None) -> Profile | None:
@@ -271,25 +355,24 @@ def newest_profile(ledger: Ledger, fleet: str, device: str, bundle_sha256: str |
         device,
         bundle_sha256,
     )
-    return msgspec.json.decode(rows[0]["profile"], type=Profile) if rows else None
+    with ledger.database.reading():
+        return msgspec.json.decode(rows[0]["profile"], type=Profile) if rows else None
 
 
 def fleets_with_profiles_of(ledger: Ledger, device: str) -> list[str]:
     """Return the fleets in which a device of this name has published a profile, by name."""
     query = "SELECT DISTINCT fleet FROM profiles WHERE device = ? ORDER BY fleet"
-    return [row["fleet"] for row in ledger.database.rows(query, device)]
+    return [fleet for (fleet,) in _tuples(ledger, tuple[str], query, device)]
 
 
 def profiles_of(ledger: Ledger, device: str, fleet: str | None = None) -> list[ProfileRecord]:
     """Return the profiles kept of a device, of the given fleet or (None) of any, by fleet and oldest first."""
-    rows = ledger.database.rows(
+    return _records(
+        ledger,
+        ProfileRecord,
         "SELECT fleet, device, received_at, profile, bundle_sha256, remarks FROM profiles WHERE device = ? "
         "AND fleet = coalesce(?, fleet) ORDER BY fleet, id",
         device,
         fleet,
+        json={"profile": Profile, "remarks": list[str]},
     )
-    decoded = [None if row["profile"] is None else msgspec.json.decode(row["profile"], type=Profile) for row in rows]
-    return [
-        ProfileRecord(**row | {"profile": profile, "remarks": json.loads(row["remarks"])})
-        for row, profile in zip(rows, decoded, strict=True)
-    ]

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edge_runtime.protocol.layer_dropout import Stld
+from edge_runtime.protocol.profile import Profile  # noqa: TC001 msgspec reads the types of a record at run time
 from edge_runtime.protocol.step_rule import StepRule, rule_with
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from edge_runtime.protocol.profile import Profile
     from server.job.job import Job
 
 # -- a round: its plan, its reports, its result ------------------------------------------------------------------------

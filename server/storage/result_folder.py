@@ -6,16 +6,18 @@ import json
 import shutil
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 from safetensors.numpy import save_file
 
 from edge_runtime.bundle.adapter import adapter_sha256
-from edge_runtime.bundle.layout import views
-from edge_runtime.errors import StorageError, storage_error
+from edge_runtime.bundle.layout import NAMES_FILE, views
+from edge_runtime.errors import BundleError, StorageError, storage_error, wall
 from edge_runtime.files.atomic import sync_directory, sync_file, write_atomically
 from edge_runtime.files.tensor_file import map_tensors
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
     from typing import Any
 
@@ -38,6 +40,7 @@ def write_finished(bundle: Bundle, theta: FloatVector, folder: Path, summary: di
         summary: the content of ``covey_job.json``.
 
     Raises:
+        BundleError: the bundle's file of names is damaged.
         StorageError: the folder exists or cannot be written, or the disk is full.
     """
     if folder.exists():
@@ -52,6 +55,7 @@ def write_finished(bundle: Bundle, theta: FloatVector, folder: Path, summary: di
         tensors = map_tensors(bundle.file(manifest.adapter_file)) | tensors
         name = bundle.file(manifest.adapter_file).name
     else:
+        tensors = _named_for_hugging_face(tensors, bundle)
         beside.append(bundle.file(manifest.tokenizer_file).parent)
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -68,3 +72,13 @@ def write_finished(bundle: Bundle, theta: FloatVector, folder: Path, summary: di
         sync_directory(folder.parent)
     except OSError as error:
         raise storage_error(error, folder) from error
+
+
+def _named_for_hugging_face(tensors: Mapping[str, Tensor], bundle: Bundle) -> dict[str, Tensor]:
+    """Return a full model's tensors by the names that Hugging Face's classes load; a shared one has several."""
+    path = bundle.path / NAMES_FILE
+    names: dict[str, list[str]] = {}
+    if path.is_file():
+        with wall(lambda cause: BundleError(f"{path} is not readable: {cause}", "export the bundle again")):
+            names = msgspec.json.decode(path.read_bytes(), type=dict[str, list[str]])
+    return {other: tensor for name, tensor in tensors.items() for other in names.get(name, [name])}

@@ -111,6 +111,7 @@ def job_devices(ledger: Ledger, name: str) -> list[dict[str, Any]]:
     for device, group in itertools.groupby(queries.counted_reports(ledger, name), key=lambda report: report.device):
         reports = list(group)
         peaks = [report.peak_rss_bytes for report in reports if report.peak_rss_bytes is not None]
+        seconds = [report.seconds for report in reports if report.seconds is not None]
         sent = [len(report.layers) for report in reports if report.layers is not None]
         last = reports[-1]
         devices.append(
@@ -119,7 +120,7 @@ def job_devices(ledger: Ledger, name: str) -> list[dict[str, Any]]:
                 "kind": "forward-only" if last.level is None else "backprop",
                 "level": last.level,
                 "reports": len(reports),
-                "mean_seconds": statistics.fmean(report.seconds for report in reports if report.seconds is not None),
+                "mean_seconds": statistics.fmean(seconds) if seconds else None,
                 "bytes_up": statistics.fmean(report.bytes_up for report in reports),
                 "bytes_down": statistics.fmean(report.bytes_down for report in reports),
                 "layers_sent": sum(sent) if sent else None,

@@ -59,7 +59,7 @@ class Uploads:
     def _size(self, sha256: str) -> int:
         with self._lock:
             if sha256 not in self._expected:
-                raise HTTPException(404, "no open plan expects this blob")
+                raise HTTPException(404, "no open plan expects this blob", _HEADERS)
             return self._expected[sha256]
 
     def _have(self, sha256: str, size: int) -> int:
@@ -84,12 +84,12 @@ class Uploads:
         size = self._size(sha256)
         with self._lock:
             if sha256 in self._at_work:
-                raise HTTPException(423, "another request sends this blob")
+                raise HTTPException(423, "another request sends this blob", _HEADERS)
             self._at_work.add(sha256)
         try:
             have = self._have(sha256, size)
             if request.headers.get("upload-offset") != str(have):
-                raise HTTPException(409, f"the upload goes on at {have}")
+                raise HTTPException(409, f"the upload goes on at {have}", _HEADERS)
             if have < size:
                 have = await self._append(sha256, have, size, request)
         finally:
@@ -103,7 +103,7 @@ class Uploads:
             with partial.open("ab") as file:
                 async for chunk in request.stream():
                     if have + len(chunk) > size:
-                        raise HTTPException(413, f"more than the announced {size} bytes")
+                        raise HTTPException(413, f"more than the announced {size} bytes", _HEADERS)
                     file.write(chunk)
                     have += len(chunk)
                 file.flush()
@@ -111,10 +111,10 @@ class Uploads:
             if have == size:
                 if await asyncio.to_thread(file_sha256, partial) != sha256:
                     partial.unlink()
-                    raise HTTPException(460, "all bytes are here, and their hash is another one")
+                    raise HTTPException(460, "all bytes are here, and their hash is another one", _HEADERS)
                 self.blobs.adopt(partial, sha256)
         except ClientDisconnect as error:
-            raise HTTPException(400, "the request broke off; what came is kept") from error
+            raise HTTPException(400, "the request broke off; what came is kept", _HEADERS) from error
         except OSError as error:
-            raise HTTPException(507, str(storage_error(error, partial))) from error
+            raise HTTPException(507, str(storage_error(error, partial)), _HEADERS) from error
         return have

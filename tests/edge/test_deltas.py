@@ -216,7 +216,7 @@ def test_a_request_that_breaks_off_keeps_what_came(url: str, uploads: Uploads, t
 def test_what_no_plan_expects_is_refused(url: str, uploads: Uploads, tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_bytes(DATA)
-    with pytest.raises(NetworkError, match="refused the upload: 404"):
+    with pytest.raises(NetworkError, match="answered 404: no open plan expects this blob to HEAD"):
         upload(url, SHA, path, no_sleep)
     uploads.expect(BlobRef(SHA, 1000))
     assert patch(url, DATA, 0) == 413  # more than was announced

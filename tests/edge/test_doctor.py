@@ -15,6 +15,7 @@ from edge_runtime.agent.config import EdgeConfig
 from edge_runtime.commands.doctor_checks import examine
 from edge_runtime.data.examples import DataConfig
 from edge_runtime.device.eligibility import EligibilityRules
+from server.web.broker import open_broker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,17 +41,24 @@ def config_of(tmp_path: Path, port: int, **fields: Any) -> EdgeConfig:
 
 
 @pytest.fixture
-def listening() -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield int(server.getsockname()[1])
+def listening(tmp_path: Path) -> Iterator[int]:
+    """The port of a broker."""
+    with open_broker("embedded", "127.0.0.1", 0) as address:
+        yield address.port
 
 
 class Healthy(http.server.BaseHTTPRequestHandler):
-    """Answers, with the date that http.server sends."""
+    """Answers as covey serve does, with the date that http.server sends."""
 
     def do_GET(self) -> None:
         self.send_response(200 if self.path == "/healthz" else 404)
         self.end_headers()
+        self.wfile.write(b'{"covey_version": "1"}' if self.path == "/healthz" else b"no such blob")
+
+    def do_PATCH(self) -> None:
+        self.send_response(404)
+        self.end_headers()
+        self.wfile.write(b"no open plan expects this blob")
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
@@ -62,11 +70,13 @@ def test_findings(root: Path, tmp_path: Path, listening: int) -> None:
     assert found["temperature"].values == {"celsius": 81.5}
     assert {name: f.status for name, f in found.items() if name not in ("executorch", "disk")} == {
         "covey": "ok",
+        "tokenizers": "ok",
         "onnxruntime": "ok",
         "threads": "warning",
         "memory": "warning",
         "temperature": "warning",
         "eligibility": "ok",
+        "state": "ok",
         "data": "problem",
         "broker": "ok",
         "server": "absent",
@@ -112,7 +122,7 @@ def test_a_wrong_clock_is_seen_by_the_servers(root: Path, tmp_path: Path, listen
 def test_the_first_problem_decides_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    (tmp_path / "data.jsonl").write_text("")
+    (tmp_path / "data.jsonl").write_text("{}\n")
     edge = tmp_path / "edge.toml"
     edge.write_text(f'name = "pi"\nbroker = "mqtt://127.0.0.1:{port}"\n[data]\npath = "data.jsonl"\n')
     assert cli.main(["doctor", "--config", str(edge), "--format", "json"]) == 7

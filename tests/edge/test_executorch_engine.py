@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.data.batch import Batch
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("executorch") is None, reason="needs the executorch package: pip install covey[executorch]"
@@ -145,6 +146,29 @@ def test_batches_that_do_not_fit_are_errors(bundle: Bundle) -> None:
         file.bind(0, np.zeros((1, 2, 3), dtype=file.input(0)[0]))
     with pytest.raises(TypeError, match="contiguous array of float32"):
         file.bind(0, np.zeros(32, dtype=np.float64))
+
+
+def test_the_largest_batch_is_taken_and_one_row_more_is_named(bundle: Bundle) -> None:
+    """Front, back, predict and training: rows, tokens, and the flag of the export that takes more of them."""
+    theta, makes = bundle.initial_adapter(), Engines("executorch", 1)
+    engine, training, predictor = (
+        makes.make_engine(bundle, 2),
+        makes.make_training_engine(bundle),
+        makes.make_predictor(bundle),
+    )
+    runs: list[Callable[[Batch], object]] = [
+        lambda batch: engine.back(engine.front(batch), batch),
+        lambda batch: predictor.logits(theta, batch),
+        lambda batch: training.gradients(theta, [0], batch, np.zeros_like(theta)),
+    ]
+    for run in runs:
+        run(pad([[5 + n % 7] * 32 for n in range(16)], [0] * 16, 0))
+        with pytest.raises(TrainingError, match=r"17 rows; .* up to 16") as rows:
+            run(pad([[5, 6]] * 17, [0] * 17, 0))
+        assert rows.value.hint.endswith("export with --max-batch 17")
+        with pytest.raises(TrainingError, match=r"33 tokens; .* up to 32") as tokens:
+            run(pad([[5] * 33], [0], 0))
+        assert tokens.value.hint.endswith("export with --max-tokens 33")
 
 
 def open_file(bundle: Bundle) -> Any:

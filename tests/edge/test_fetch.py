@@ -220,10 +220,18 @@ def test_a_damaged_journal_is_said(tmp_path: Path) -> None:
 
 def test_files_are_old_or_new(tmp_path: Path) -> None:
     write_atomically(tmp_path / "a", b"old")
-    (tmp_path / "a.tmp").mkdir()
-    with pytest.raises((StorageError, OSError)):
-        write_atomically(tmp_path / "a", b"new")
+    with pytest.raises(StorageError, match="cannot write"):
+        write_atomically(tmp_path / "a" / "below", b"new")
     assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_folders_in_the_way_of_a_file_are_set_aside(tmp_path: Path) -> None:
+    for name in ("a", "a.tmp"):
+        (tmp_path / name / "what is in it").mkdir(parents=True)
+    write_atomically(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert (tmp_path / "a.bad" / "what is in it").is_dir()
+    assert (tmp_path / "a.tmp.bad" / "what is in it").is_dir()
 
 
 def test_only_the_newest_adapters_are_kept(tmp_path: Path) -> None:

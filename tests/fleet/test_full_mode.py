@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from fleets import edge_configs, write_job
 from parity import batches, finished_folder
 from safetensors.torch import load_file
@@ -87,6 +89,20 @@ def test_graphs_agree_with_pytorch(case: tuple[Bundle, Path], tmp_path: Path) ->
             boundary = engine.front(batch)
             engine.back_workspace[:] = theta[engine.front_workspace.size :]
             assert abs(engine.back(boundary, batch) - loss) < 1e-5 * scale
+
+
+def test_transformers_finds_every_weight_in_the_finished_folder(case: tuple[Bundle, Path], tmp_path: Path) -> None:
+    """By the names of Hugging Face's own classes; a weight that a reload misses would start at random."""
+    bundle, _ = case
+    finished = finished_folder(bundle, bundle.initial_adapter(), tmp_path / "finished")
+    described = json.loads((finished / "config.json").read_text())
+    auto = getattr(transformers, described["architectures"][0])
+    model, report = auto.from_pretrained(finished, output_loading_info=True)
+    assert all("pooler" in name for name in report["missing_keys"])
+    assert set(report["unexpected_keys"]) <= {"classifier.weight", "classifier.bias"}
+    kept = json.loads((bundle.path.parents[1] / "models" / case[1].name / "config.json").read_text())
+    assert described.get("use_cache") == kept.get("use_cache")
+    assert model.config.id2label in ({0: "bad", 1: "good"}, {0: "LABEL_0", 1: "LABEL_1"})
 
 
 def test_all_that_the_task_computes_with_is_trained(case: tuple[Bundle, Path]) -> None:

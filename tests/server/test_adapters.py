@@ -109,6 +109,52 @@ def test_a_resumed_job_without_its_adapter_is_an_error(chains: Chains, tmp_path:
         AdapterChain(chains.bundle, BlobStore(tmp_path / "elsewhere"), chains.chain.closed, momentum=True)
 
 
+@pytest.mark.parametrize("damage", ["empty", "nul", "bit", "cut"])
+@pytest.mark.parametrize("which", [-1, -2])
+def test_a_server_does_not_go_on_from_a_damaged_adapter(chains: Chains, damage: str, which: int) -> None:
+    """The current one and, with momentum, the one before it: set aside; with the file from a backup it goes on."""
+    hashes = [chains.close(), chains.close(-0.25)]
+    path = chains.blobs.path(hashes[which])
+    assert path is not None
+    sound = path.read_bytes()
+    flipped = bytes([sound[0] ^ 1]) + sound[1:]
+    path.unlink()  # the chain has mapped the old file
+    path.write_bytes({"empty": b"", "nul": bytes(len(sound)), "bit": flipped, "cut": sound[:-4]}[damage])
+
+    def resume(*, momentum: bool) -> AdapterChain:
+        return AdapterChain(chains.bundle, chains.blobs, chains.chain.closed, momentum=momentum)
+
+    if which == -2:
+        resume(momentum=False)  # nobody needs it
+    with pytest.raises(JobError, match="is not in the state directory, or damaged") as caught:
+        resume(momentum=True)
+    assert str(path) in caught.value.hint
+    assert path.with_name(f"{path.name}.bad").is_file()
+    path.write_bytes(sound)
+    assert resume(momentum=True).sha256 == hashes[-1]
+
+
+def test_devices_get_the_file_where_a_log_is_damaged(chains: Chains) -> None:
+    first, _, _ = chains.close(), chains.close(-0.25), chains.close(2.0)
+    log = chains.chain.closed[-1].log_sha256
+    path = chains.blobs.path(log or "")
+    assert path is not None
+    path.write_bytes(bytes(path.stat().st_size))
+    assert chains.chain.reference(first).log is None
+
+
+def test_a_blob_that_is_added_again_mends_a_damaged_one(tmp_path: Path) -> None:
+    blobs = BlobStore(tmp_path)
+    for spoilt in (b"", b"\0" * 7, b"content!"):
+        ref = blobs.add(b"content")
+        (tmp_path / ref.sha256).write_bytes(spoilt)
+        assert blobs.whole(blobs.add(b"content").sha256) == tmp_path / ref.sha256
+    (tmp_path / ref.sha256).unlink()
+    (tmp_path / ref.sha256 / "x").mkdir(parents=True)
+    assert blobs.read(blobs.add(b"content").sha256) == b"content"
+    assert (tmp_path / f"{ref.sha256}.bad" / "x").is_dir()
+
+
 def test_an_adapter_that_is_not_finite_leaves_the_chain_as_it_was(chains: Chains) -> None:
     before = chains.chain.sha256
     chains.chain.theta = np.full_like(chains.chain.theta, np.inf)

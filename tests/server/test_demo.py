@@ -7,8 +7,9 @@ import csv
 import dataclasses
 import hashlib
 import io
+import shutil
 import zipfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -17,13 +18,18 @@ from tiny_models import make_model, reviews
 
 from edge_runtime.cli import main
 from edge_runtime.errors import NetworkError
-from server.demo.recipes import RECIPES
+from server.demo import kept
+from server.demo import run as demo_run
+from server.demo.recipes import RECIPES, Recipe
 from server.demo.run import DemoOptions, run_demo
 from server.samples.packages import ROTTEN_TOMATOES, Package, fetch_package
 from server.samples.reviews import LABELS, Review, divide, divide_by_label, majority_accuracy, read_reviews
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from edge_runtime.bundle.folder import Bundle
 
 
 def make_wheel(folder: Path) -> tuple[Path, str]:
@@ -145,6 +151,122 @@ def fill_cache(cache: Path, package: Package) -> None:
     target = cache / f"{ROTTEN_TOMATOES.requirement}-{ROTTEN_TOMATOES.sha256[:12]}" / ROTTEN_TOMATOES.prefix
     target.parent.mkdir(parents=True)
     target.write_bytes(bz2.compress(text.getvalue().encode()))
+
+
+class Slow:
+    """What runs ``covey probe`` and ``covey export`` in the demo: counts them, and exports by copying a bundle."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.ran: list[str] = []
+
+    def __call__(self, *arguments: str) -> dict[str, Any]:
+        self.ran.append(arguments[0])
+        if arguments[0] == "probe":
+            return {"train_rows": 5, "loss": 0.5, "accuracy": 0.5}
+        shutil.copytree(self.bundle.path, arguments[arguments.index("--out") + 1])
+        return {"bundle_sha256": self.bundle.sha256}
+
+
+class FleetBroke(Exception):  # noqa: N818 the end of a test's demo
+    """A later step of the demo has failed."""
+
+
+@pytest.fixture
+def slow_steps(tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slow:
+    """A demo whose fleet never starts."""
+
+    def no_fleet(_configs: object) -> None:
+        raise FleetBroke
+
+    steps = Slow(tiny_bundle)
+    monkeypatch.setattr(demo_run, "_covey", steps)
+    monkeypatch.setattr(demo_run, "start_devices", no_fleet)
+    fill_cache(tmp_path / "cache", TINY)
+    return steps
+
+
+TINY = Package("tiny-model==1.0", "0" * 64, "tiny_model/")
+RECIPE = dataclasses.replace(
+    RECIPES["minilm"], package=TINY, movies_per_device=2, test_movies=6, rows_per_test_movie=4, max_tokens=32
+)
+
+
+def broken_demo(tmp_path: Path, recipe: Recipe = RECIPE, **changes: Any) -> None:
+    options = DemoOptions(devices=2, workdir=tmp_path / "demo", cache=tmp_path / "cache", rounds=1)
+    with pytest.raises(FleetBroke):
+        run_demo(recipe, dataclasses.replace(options, **changes), lambda: False)
+
+
+def test_a_demo_goes_on_where_the_last_one_failed(
+    tmp_path: Path, slow_steps: Slow, capfd: pytest.CaptureFixture[str]
+) -> None:
+    broken_demo(tmp_path)
+    assert slow_steps.ran == ["probe", "export"]
+    (tmp_path / "demo" / "server").mkdir()
+    capfd.readouterr()
+    broken_demo(tmp_path)
+    assert slow_steps.ran == ["probe", "export"]
+    told = capfd.readouterr().err
+    assert "kept from an earlier demo" in told
+    assert "used again" in told
+    assert not (tmp_path / "demo" / "server").exists()  # only slow steps are kept, no fleet
+
+
+def test_a_bundle_is_made_again_where_anything_about_it_has_changed(
+    tmp_path: Path, slow_steps: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken_demo(tmp_path)
+
+    def exports_after(change: Callable[[], None], recipe: Recipe = RECIPE, **changes: Any) -> int:
+        slow_steps.ran.clear()
+        change()
+        broken_demo(tmp_path, recipe, **changes)
+        return slow_steps.ran.count("export")
+
+    demo = tmp_path / "demo"
+    weights = demo / "bundle" / slow_steps.bundle.manifest.weights_file
+
+    def flip() -> None:
+        data = bytearray(weights.read_bytes())
+        data[-1] ^= 1
+        weights.write_bytes(data)
+
+    def keep() -> None:
+        """Change nothing."""
+
+    assert exports_after(keep) == 0
+    assert exports_after(flip) == 1
+    assert exports_after(weights.unlink) == 1
+    assert exports_after((demo / "bundle" / "manifest.json").unlink) == 1
+    assert exports_after(lambda: (demo / "bundle.made.json").write_bytes(b"\0" * 9)) == 1
+    assert exports_after((demo / "bundle.made.json").unlink) == 1
+    assert exports_after(lambda: shutil.rmtree(demo / "bundle")) == 1
+    assert exports_after(keep) == 0
+    other = dataclasses.replace(RECIPE, export_flags=(*RECIPE.export_flags, "--layers", "2"))
+    assert exports_after(keep, other) == 1
+    assert exports_after(keep, engine="mixed") == 1
+    assert exports_after(keep, division=1, engine="mixed") == 0  # without a head that starts from rows
+    head = dataclasses.replace(RECIPE, start_movies=2)
+    assert exports_after(keep, head) == 1
+    assert exports_after(keep, head, division=1) == 1
+    code = "0" * 64
+    monkeypatch.setattr(kept, "code_sha256", lambda _folders: code)
+    assert exports_after(keep) == 1
+    assert exports_after(keep) == 0
+
+
+def test_the_hash_of_the_code_is_that_of_its_sources(tmp_path: Path) -> None:
+    (tmp_path / "room").mkdir()
+    (tmp_path / "room" / "a.py").write_text("x = 1")
+    first = kept.code_sha256([tmp_path])
+    (tmp_path / "room" / "__pycache__").mkdir()
+    (tmp_path / "room" / "__pycache__" / "a.pyc").write_bytes(b"x")
+    assert kept.code_sha256([tmp_path]) == first
+    (tmp_path / "room" / "a.py").write_text("x = 2")
+    second = kept.code_sha256([tmp_path])
+    (tmp_path / "room" / "a.py").rename(tmp_path / "room" / "b.py")
+    assert len({first, second, kept.code_sha256([tmp_path])}) == 3
 
 
 @pytest.mark.slow

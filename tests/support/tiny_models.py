@@ -110,6 +110,7 @@ _ENCODERS: dict[str, dict[str, Any]] = {
     "mpnet": {"": MPNetModel, "-classifier": MPNetForSequenceClassification, "-mlm": MPNetForMaskedLM},
 }
 POSITIONS = 64
+WINDOW = 8
 
 
 def _encoder_config(kind: str, vocab_size: int) -> Any:
@@ -155,6 +156,10 @@ def _make_decoder(kind: str, vocab_size: int) -> Any:
         )
         return OPTForCausalLM(config)
     sizes["num_key_value_heads"] = 2
+    if variant == "sliding":
+        sizes |= {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": int(family == "qwen2")}
+    if variant == "wide":
+        sizes["head_dim"] = 16
     if family == "qwen2":
         return Qwen2ForCausalLM(Qwen2Config(**sizes))
     if family == "qwen3":
@@ -167,7 +172,8 @@ def make_model(kind: str, folder: Path, seed: int = 0) -> Path:
 
     Kinds: bert, roberta, deberta, distilbert, mpnet (bare encoders), the same with -classifier (two labels) or -mlm;
     llama, qwen2, qwen3 (two key-value heads for four query heads), opt, the same with -tied (tied embeddings);
-    opt-narrow (embeddings narrower than the layers, as in OPT-350M).
+    opt-narrow (embeddings narrower than the layers, as in OPT-350M); qwen2-sliding (all layers but the first have a
+    sliding window), qwen3-sliding (all of them), llama-wide (heads of 16 where hidden size over heads is 8).
     """
     torch.manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,54 @@
+"""What a device must be allowed to do on its broker, asked before any work: ``run`` and ``doctor`` ask the same."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edge_runtime.network.access import check_access
+from edge_runtime.network.address import parse_broker
+from edge_runtime.protocol.topics import topic_for
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edge_runtime.agent.config import EdgeConfig
+    from edge_runtime.network.access import Access
+    from edge_runtime.protocol.topics import Kind
+
+_READS: Sequence[Kind] = ("plan", "report/ack")
+_WRITES: Sequence[Kind] = ("birth", "state", "report")
+
+
+def device_access(config: EdgeConfig) -> Access:
+    """Log in beside the device, and ask whether it may subscribe and publish where it must.
+
+    Raises:
+        ConfigError: the broker's address or the TLS files are wrong.
+    """
+
+    def topics(kinds: Sequence[Kind]) -> list[str]:
+        return [topic_for(config.fleet, config.name, kind) for kind in kinds]
+
+    return check_access(
+        parse_broker(config.broker),
+        f"covey-{config.fleet}-{config.name}-check",
+        config.tls,
+        reads=topics(_READS),
+        writes=topics(_WRITES),
+    )
+
+
+def require_access(config: EdgeConfig) -> None:
+    """Check that no access list keeps the device from its work; brokers drop what they forbid without a word.
+
+    A broker that knows neither users nor certificates is not asked: it has nothing to tell devices apart by.
+
+    Raises:
+        NetworkError: an access list does; says which topic.
+    """
+    address = parse_broker(config.broker)
+    if address.username is None and (config.tls is None or config.tls.cert_file is None):
+        return
+    for cause in device_access(config).causes:
+        if cause.kind == "acl":
+            raise cause.error()

@@ -1,0 +1,49 @@
+"""``[data]`` of edge.toml: where the private rows are, and how their file is to be read."""
+
+from __future__ import annotations
+
+import msgspec
+
+AUTO = "auto"
+_NAMED_DELIMITERS = {"tab": "\t", "\\t": "\t"}
+
+
+class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the device's private rows are, and how they are written.
+
+    Attributes:
+        path: a ``.jsonl``, ``.csv`` or ``.tsv`` file; relative to the configuration file.
+        text_field: name of the field or column with the text.
+        label_field: name of the field or column with the label (a label's name, or its index).
+        prompt_field: causal-lm: name of the field or column with the prompt.
+        completion_field: causal-lm: name of the field or column with the text that should follow.
+        encoding: how characters are stored, a name that Python knows (``windows-1252``); ``auto``: UTF-8, or UTF-16
+            where the file's beginning shows it.
+        delimiter: CSV: the character between two columns, or ``tab``; ``auto``: what the header shows.
+        quote: CSV: the character around a text; ``auto``: a double quote, or a single one where only that fits.
+        columns: CSV without a header line: the names of its columns, in order; empty: the first line is the header.
+        label_names: what the file writes for a label, and the label that it means; it comes before names and indexes.
+    """
+
+    path: str
+    text_field: str = "text"
+    label_field: str = "label"
+    prompt_field: str = "prompt"
+    completion_field: str = "completion"
+    encoding: str = AUTO
+    delimiter: str = AUTO
+    quote: str = AUTO
+    columns: list[str] = []
+    label_names: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        for field, value in (("delimiter", self.delimiter_character), ("quote", self.quote)):
+            if value != AUTO and (len(value) != 1 or value in "\r\n"):
+                raise ValueError(f"{field} is {value!r}, which is not one character")
+        if self.quote != AUTO and self.quote == self.delimiter_character:
+            raise ValueError(f"delimiter and quote are both {self.quote!r}")
+
+    @property
+    def delimiter_character(self) -> str:
+        """The delimiter itself, or ``auto``."""
+        return _NAMED_DELIMITERS.get(self.delimiter, self.delimiter)

@@ -1,0 +1,43 @@
+"""Tokenises texts in small batches. A text that the tokenizer refuses costs its own row and no other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tokenizers import Encoding, Tokenizer
+
+ResultT = TypeVar("ResultT")
+
+_BATCH = 64
+"""Texts that are tokenised at once: an encoding takes far more memory than its ids."""
+
+
+def encode_each(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoding | None]:
+    """Return the encoding of each text; None: the tokenizer refuses it."""
+    encodings: list[Encoding | None] = []
+    for start in range(0, len(texts), _BATCH):
+        batch = texts[start : start + _BATCH]
+        found = unless_refused(tokenizer.encode_batch, batch)
+        encodings += [unless_refused(tokenizer.encode, text) for text in batch] if found is None else found
+    return encodings
+
+
+def unless_refused(encode: Callable[..., ResultT], text: str | Sequence[str]) -> ResultT | None:
+    """Return ``encode(text)``; None: the tokenizer refuses the text.
+
+    The tokenizers library raises a plain Exception, a TypeError where a text is no Unicode, or Rust's PanicException,
+    which is no Exception.
+    """
+    try:
+        return encode(text)
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 see above
+        return None
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":
+            return None
+        raise

@@ -1,0 +1,67 @@
+"""Remembers that the device's rows are unusable, until their file changes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edge_runtime.errors import DataError
+
+Stamp = tuple[int, int, int]
+"""Inode, bytes and time of the last change, in nanoseconds."""
+
+
+class RowsWatch:
+    """Whether the device's rows can be used, as far as the device knows.
+
+    A missing or empty file is known from the file itself. What is wrong with its rows is known once they were read for
+    a bundle; it holds for that bundle, and until the file changes.
+
+    Args:
+        path: the file of rows.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._refused: tuple[Stamp | None, str, str] | None = None
+
+    def stamp(self) -> Stamp | None:
+        """Return what changes when the file is written; None: there is no such file."""
+        try:
+            found = self._path.stat()
+        except (OSError, ValueError):
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+    def refuse(self, stamp: Stamp | None, bundle_sha256: str, error: DataError) -> None:
+        """Remember an error.
+
+        Args:
+            stamp: the file's stamp before it was read.
+            bundle_sha256: the bundle that the rows were read for.
+            error: why its rows cannot be used.
+        """
+        self._refused = (stamp, bundle_sha256, error.facts)
+
+    def forget(self) -> None:
+        """Judge the file anew: its rows were read without an error, or another server may ask for them."""
+        self._refused = None
+
+    def expect(self, bundle_sha256: str) -> None:
+        """Judge the file anew where the error was another bundle's, whose labels or tokenizer may differ."""
+        if self._refused is not None and self._refused[1] != bundle_sha256:
+            self._refused = None
+
+    @property
+    def reason(self) -> str | None:
+        """Why the rows cannot be used, in counts and line numbers; None: nothing is known against them."""
+        stamp = self.stamp()
+        if self._refused is not None and self._refused[0] != stamp:
+            self._refused = None
+        if stamp is None:
+            return "its file cannot be read"
+        if stamp[1] == 0:
+            return "it has no rows"
+        return None if self._refused is None else self._refused[2]

@@ -1,0 +1,151 @@
+"""Asks a broker, before any work, whether it lets a member log in, subscribe and publish where the member must.
+
+Logs in as a member does, with MQTT 3.1.1, and subscribes. Publishing is then tried with MQTT 5, because 3.1.1 has no
+word for a message that an access list drops: mosquitto confirms it and drops it. The messages are empty, and nobody
+keeps them.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from paho.mqtt.enums import MQTTProtocolVersion
+
+from edge_runtime.network.cause import closed
+from edge_runtime.network.causes import cause_of_error, denied, refusal_cause, silent
+from edge_runtime.network.diagnose import exact
+from edge_runtime.network.mqtt_client import make_client
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from edge_runtime.network.address import BrokerAddress, TlsFiles
+    from edge_runtime.network.cause import Cause
+
+_TICK_S = 0.05
+_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a broker lets a member do.
+
+    Attributes:
+        causes: what it does not, the most important first; empty: nothing was found.
+        is_publishing_known: whether it could be asked about publishing: it speaks MQTT 5.
+    """
+
+    causes: Sequence[Cause]
+    is_publishing_known: bool
+
+
+def check_access(
+    address: BrokerAddress,
+    identity: str,
+    tls: TlsFiles | None,
+    *,
+    reads: Sequence[str],
+    writes: Sequence[str],
+    timeout_s: float = _TIMEOUT_S,
+) -> Access:
+    """Log in, subscribe to ``reads``, and publish empty messages on ``writes``.
+
+    Args:
+        address: the broker.
+        identity: client id; another one than the member's, whose session it would take over.
+        tls: this member's TLS files.
+        reads: topics or filters that the member subscribes to.
+        writes: topics that the member publishes on.
+        timeout_s: how long each of the two conversations may take.
+
+    Raises:
+        ConfigError: the TLS files cannot be used.
+    """
+    member = _Conversation(address, identity, tls, MQTTProtocolVersion.MQTTv311, timeout_s)
+    cause = member.log_in()
+    if cause is not None:
+        return Access([exact(cause, address, tls)], is_publishing_known=False)
+    causes = [denied(member.place, "read", topic, address.username) for topic in member.refused("read", reads)]
+    asking = _Conversation(address, identity, tls, MQTTProtocolVersion.MQTTv5, timeout_s)
+    is_known = asking.log_in() is None
+    if is_known:
+        causes += [denied(asking.place, "write", topic, address.username) for topic in asking.refused("write", writes)]
+    return Access(causes, is_known)
+
+
+class _Conversation:
+    """One connection, driven in this thread."""
+
+    def __init__(
+        self,
+        address: BrokerAddress,
+        identity: str,
+        tls: TlsFiles | None,
+        protocol: MQTTProtocolVersion,
+        timeout_s: float,
+    ) -> None:
+        self._address, self._identity, self._timeout_s = address, identity, timeout_s
+        self.place = address.place(tls)
+        self._client = make_client(address, identity, tls, protocol=protocol, keep_session=False)
+        self._client.connect_timeout = timeout_s
+        self._login: Any = None  # the reason code of CONNACK
+        self._answers: dict[int, bool] = {}  # by the number of the packet: whether it was refused
+        self._client.on_connect = self._on_connect
+        self._client.on_subscribe = self._on_subscribe
+        self._client.on_publish = self._on_publish
+
+    def _on_connect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:  # noqa: ANN401
+        self._login = reason
+
+    def _on_subscribe(self, _client: Any, _data: Any, number: int, reasons: Any, _properties: Any) -> None:  # noqa: ANN401
+        self._answers[number] = any(reason.is_failure for reason in reasons)
+
+    def _on_publish(self, _client: Any, _data: Any, number: int, reason: Any, _properties: Any) -> None:  # noqa: ANN401
+        self._answers[number] = reason.is_failure
+
+    def log_in(self) -> Cause | None:
+        """Connect and log in; return why that does not work."""
+        try:
+            self._client.connect(self._address.host, self._address.port)
+        except OSError as error:
+            return cause_of_error(error, self.place)
+        is_up = self._turn(lambda: self._login is not None)
+        if self._login is None:
+            broken = self._client.transport_error
+            if broken is not None:
+                return cause_of_error(broken, self.place)
+            return silent(self.place) if is_up else closed(None, self.place)
+        if self._login.is_failure:
+            words, user = str(self._login), self._address.username
+            return refusal_cause(self._login.value, words, self.place, user=user, identity=self._identity)
+        return None
+
+    def refused(self, action: Literal["read", "write"], topics: Sequence[str]) -> list[str]:
+        """Try an action on topics, then leave; return those that are refused, or that the connection is ended for."""
+        found = []
+        for topic in topics:
+            number = self._send(action, topic)
+            is_up = self._turn(lambda number=number: number in self._answers)  # type: ignore[misc]
+            if self._answers.get(number, not is_up):
+                found.append(topic)
+            if not is_up:
+                break
+        self._client.disconnect()
+        self._client.loop(_TICK_S)
+        return found
+
+    def _send(self, action: Literal["read", "write"], topic: str) -> int:
+        if action == "write":
+            return self._client.publish(topic, b"", qos=1).mid
+        number = self._client.subscribe(topic, qos=1)[1]
+        return -1 if number is None else number
+
+    def _turn(self, is_done: Callable[[], bool]) -> bool:
+        """Exchange packets until something is done or the time is up; return whether the connection is still up."""
+        ends_at = time.monotonic() + self._timeout_s
+        while not is_done() and time.monotonic() < ends_at:
+            if self._client.loop(_TICK_S) != 0:
+                return is_done()
+        return True

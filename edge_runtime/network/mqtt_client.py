@@ -1,0 +1,80 @@
+"""paho's client, made from an address and TLS files, that keeps what paho swallows: the exception of the transport."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion, LogLevel, MQTTErrorCode, MQTTProtocolVersion
+
+from edge_runtime.network.tls import tls_context
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edge_runtime.network.address import BrokerAddress, TlsFiles
+
+
+class Client(mqtt.Client):
+    """A client whose connection says why it broke.
+
+    paho reports a connection that was never made to nobody, and one that broke as "Unspecified error".
+
+    Args:
+        identity: the client id.
+        protocol: paho's number of the version of MQTT.
+        keep_session: whether the broker keeps messages while this client is away (MQTT 3.1.1 only).
+
+    Attributes:
+        transport_error: what the socket or ``ssl`` raised last; None: nothing since the connection was begun.
+        on_no_connection: called with the exception when a connection could not be made, in paho's thread.
+    """
+
+    transport_error: BaseException | None = None
+    on_no_connection: Callable[[BaseException], None] | None = None
+
+    def __init__(self, identity: str, protocol: MQTTProtocolVersion, *, keep_session: bool) -> None:
+        clean = None if protocol == MQTTProtocolVersion.MQTTv5 else not keep_session
+        super().__init__(CallbackAPIVersion.VERSION2, client_id=identity, protocol=protocol, clean_session=clean)
+        self.on_log = self._keep_logged_error
+
+    def reconnect(self) -> MQTTErrorCode:
+        """Connect, as paho does; keep the exception if that fails."""
+        self.transport_error = None
+        try:
+            return super().reconnect()
+        except OSError as error:
+            self.transport_error = error
+            if self.on_no_connection is not None:
+                self.on_no_connection(error)
+            raise
+
+    def _keep_logged_error(self, _client: Any, _data: Any, level: int, _text: str) -> None:  # noqa: ANN401
+        """Keep the exception that paho handles while it logs it: its text alone would lose its class and number."""
+        error = sys.exc_info()[1]
+        if level == LogLevel.MQTT_LOG_ERR and isinstance(error, OSError):
+            self.transport_error = error
+
+
+def make_client(
+    address: BrokerAddress,
+    identity: str,
+    tls: TlsFiles | None,
+    *,
+    protocol: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv311,
+    keep_session: bool = True,
+) -> Client:
+    """Return a client that is ready to connect: with password, TLS and the files of this member.
+
+    Raises:
+        ConfigError: the TLS files cannot be used.
+    """
+    client = Client(identity, protocol, keep_session=keep_session)
+    if address.username is not None:
+        client.username_pw_set(address.username, address.password)
+    if tls is not None or address.tls:
+        context = tls_context(tls)  # also for a plain broker: files that cannot be used are an error now
+        if address.tls:
+            client.tls_set_context(context)
+    return client

@@ -1,0 +1,113 @@
+"""Which tensors of an adapter are trained: the LoRA matrices that were asked for, and the task's head."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
+
+from export.model.names import layer_of
+from export.model.tasks import PooledClassifier
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from export.model.adapter_table import Fate
+    from export.model.tasks import TaskModel
+
+_MATRIX = re.compile(r"\.lora_([AB])\.weight$")
+_BEFORE, _UNUSED = "before the first layer", "the task does not compute with it"
+
+
+def fates(
+    peft_model: Any, names: Iterable[str], trained: list[str], elsewhere: Mapping[str, str]
+) -> dict[str, tuple[Fate, str]]:
+    """Return the fate of each of an adapter's tensors, and the reason.
+
+    Only what was asked for is trained. PEFT would train more: DoRA's magnitudes, biases, whole modules, embeddings.
+
+    Args:
+        peft_model: the wrapped model.
+        names: the tensors' names in PEFT's file.
+        trained: the trained matrices, ``A`` and ``B`` or ``B`` alone; a head is always trained.
+        elsewhere: reasons why modules with LoRA are not trained, by their name: see modules_elsewhere.
+    """
+    heads = _head_modules(peft_model)
+
+    def judge(name: str) -> tuple[Fate, str]:
+        if any(name.startswith(f"{head}.") for head in heads):
+            return "trained", "the task's head"
+        reason = next((why for module, why in elsewhere.items() if name.startswith(f"{module}.")), None)
+        if reason is not None:
+            return "kept", reason
+        matrix = _MATRIX.search(name)
+        if matrix is None:
+            return "kept", _kind_of(name)
+        if matrix[1] in trained:
+            return "trained", f"LoRA's {matrix[1]}"
+        return "kept", f"LoRA's {matrix[1]}; --lora-train {'AB' if trained == ['B'] else 'B'} trains it"
+
+    return {name: judge(name) for name in names}
+
+
+def _kind_of(name: str) -> str:
+    """Return what a tensor is that is neither LoRA's A or B of a linear module nor a head."""
+    if "lora_magnitude_vector" in name:
+        return "DoRA's magnitude, frozen at its value"
+    if "lora_embedding_" in name:
+        return "LoRA on an embedding, frozen at its value"
+    return "a bias, frozen at its value" if name.endswith("bias") else "a saved module, frozen at its value"
+
+
+def _head_modules(peft_model: Any) -> list[str]:
+    """Return the names of the saved modules that stand on the transformer: a classifier's head, no output embedding."""
+    model = peft_model.get_base_model()
+    if not isinstance(model, PooledClassifier) and model.get_output_embeddings() is not None:
+        return []
+    transformer = "encoder" if isinstance(model, PooledClassifier) else model.base_model_prefix
+    return [
+        f"base_model.model.{name}"
+        for name, module in model.named_modules()
+        if isinstance(module, ModulesToSaveWrapper) and not name.startswith(f"{transformer}.")
+    ]
+
+
+def modules_elsewhere(task_model: TaskModel, peft_model: Any) -> dict[str, str]:
+    """Return the modules of an adapter that cannot be trained because of where they are, each with the reason.
+
+    The layout has layers and what follows them. One row runs through the model, to see what runs before the layers, as
+    OPT-350M's projection of the embedding does, and what never runs.
+    """
+    wrapped = {
+        name: module
+        for name, module in peft_model.named_modules()
+        if isinstance(module, BaseTunerLayer) and layer_of(name) is None
+    }
+    if not wrapped:
+        return {}
+    first_layer = [module for name, module in peft_model.named_modules() if layer_of(name) == 0]
+    found = dict.fromkeys(wrapped, _UNUSED)
+    inside: list[bool] = []
+    hooks = [module.register_forward_pre_hook(lambda *_: inside.append(True)) for module in first_layer]
+
+    def note(name: str) -> Any:
+        def ran(*_: Any) -> None:
+            if inside:
+                found.pop(name, None)
+            else:
+                found[name] = _BEFORE
+
+        return ran
+
+    hooks += [module.register_forward_pre_hook(note(name)) for name, module in wrapped.items()]
+    tokens = [1, 1 if task_model.mask_token_id is None else task_model.mask_token_id, 1]
+    try:
+        with torch.no_grad():
+            task_model(torch.tensor([tokens]), torch.ones(1, len(tokens), dtype=torch.int64))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
