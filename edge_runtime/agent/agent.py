@@ -153,6 +153,8 @@ class Agent:
         if isinstance(event, Connected):
             self._announcer.session.connections += 1
             self._trainer.rows_watch.forget()  # the server may be another one, with other labels
+        elif not event.payload:
+            return  # the server asks its broker whether it may publish (network/access.py)
         else:
             try:
                 hello = decode_message(event.payload, Hello)
