@@ -39,12 +39,12 @@ test-long: $(STAMP) ## every architecture on every runtime (most of an hour)
 	$(BIN)/python -m pytest -m long
 
 test-oldest: $(STAMP) ## the oldest versions that pyproject.toml allows, each side in an environment of its own (some minutes)
-	$(BIN)/python .ci/versions edge oldest
-	$(BIN)/python .ci/versions export oldest
+	$(BIN)/python .ci/versions.py edge oldest
+	$(BIN)/python .ci/versions.py export oldest
 
 test-newest: $(STAMP) ## the newest versions that pyproject.toml allows (some minutes)
-	$(BIN)/python .ci/versions edge newest
-	$(BIN)/python .ci/versions export newest
+	$(BIN)/python .ci/versions.py edge newest
+	$(BIN)/python .ci/versions.py export newest
 
 check: $(STAMP) ## one file in seconds: make check FILE=edge_runtime/seeds.py (lint, types, the tests that import it)
 	@test -n "$(FILE)" || { echo "name the file: make check FILE=edge_runtime/seeds.py"; exit 2; }

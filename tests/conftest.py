@@ -21,7 +21,7 @@ def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundl
     """Return a function that exports a tiny model, once per set of options: see tiny_exports.TinyExport.
 
     Where COVEY_TINY_BUNDLES names a folder, bundles come from there and none is exported: an environment without the
-    exporter is tested (.ci/versions).
+    exporter is tested (.ci/versions.py).
     """
     if kept := os.environ.get("COVEY_TINY_BUNDLES"):
         from kept_bundles import kept_name

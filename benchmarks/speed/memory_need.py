@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128, help="tokens per row (default: %(default)s)")
     args = parser.parse_args()
     names = args.models.split(",")
-    results = {}
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for name in names:
             bundle = export_random(name, Path(scratch) / name, args.tokens)

@@ -128,6 +128,7 @@ def _check_training_graphs(manifest: Manifest) -> None:
                     name = source_of(tensor, {tensor.slot: layer})
                     _check_in_layout(graph, name, tensor.shape, shapes)
                 found.add(key)
+        _check_gradients(graph)
 
 
 def _trained(graph: Graph) -> list[GraphInput | GraphOutput]:
@@ -144,16 +145,21 @@ def _check_in_layout(
 
 
 def _check_slots(graph: Graph, layers: int) -> None:
-    """Check the level and slots of a training graph, and that it has one gradient for each trainable tensor."""
+    """Check the level of a training graph, and that every tensor with a slot has a place in it."""
     level = graph.level
     if level is None or not 1 <= level <= layers:
         raise BundleError(f"{graph.file}: level {level} of a model with {layers} layers", _AGAIN)
-    trained = {(tensor.source, tensor.slot) for tensor in graph.inputs if tensor.role == "trainable"}
     gradients = [output for output in graph.outputs if output.source is not None]
     bound: list[GraphInput | GraphOutput] = [*graph.inputs, *gradients]
     for tensor in bound:
         if tensor.slot is not None and not (tensor.slot < level and LAYER_FIELD in (tensor.source or "")):
             raise BundleError(f"{graph.file}: {tensor.name} has no place in slot {tensor.slot}", _AGAIN)
+
+
+def _check_gradients(graph: Graph) -> None:
+    """Check that a training graph's first output is the loss, and that each trainable tensor has one gradient."""
+    trained = {(tensor.source, tensor.slot) for tensor in graph.inputs if tensor.role == "trainable"}
+    gradients = [output for output in graph.outputs if output.source is not None]
     if trained != {(output.source, output.slot) for output in gradients}:
         raise BundleError(f"{graph.file}: not one gradient for each trainable tensor", _AGAIN)
     if not graph.outputs or graph.outputs[0].name != "loss":

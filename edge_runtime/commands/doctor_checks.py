@@ -16,6 +16,8 @@ from edge_runtime.commands.finding import Finding, problem
 from edge_runtime.device.board import Board
 from edge_runtime.device.gate import Gate, board_conditions
 from edge_runtime.errors import BundleError, ConfigError, CoveyError, DataError, StorageError
+from edge_runtime.store.journal import JOURNAL_FILE, JournalDamagedError
+from edge_runtime.store.state_check import check_state_dir
 from edge_runtime.store.store import Store, current_adapter
 
 if TYPE_CHECKING:
@@ -141,15 +143,16 @@ def _eligibility(config: EdgeConfig, board: Board) -> Finding:
 
 
 def _state(state_dir: Path) -> Finding:
-    """Read the journal, as ``run`` does."""
+    """Check the state directory and its journal, as ``run`` does."""
     values = {"path": str(state_dir)}
-    if not (state_dir / "journal.json").exists():
-        return Finding("state", "ok", f"no round yet in {state_dir}", "", values)
     try:
-        journal = Store(state_dir).journal()
+        check_state_dir(state_dir)
+    except JournalDamagedError as error:
+        advice = "nothing: covey-edge run sets it aside, and fetches bundle and adapter again"
+        return Finding("state", "warning", error.what, advice, values)
     except StorageError as error:
         return problem("state", error, values)
-    return Finding("state", "ok", f"{state_dir} is of job {journal.job}", "", values)
+    return Finding("state", "ok", f"{state_dir} can be written, and its journal is whole", "", values)
 
 
 def _data(config: EdgeConfig, broken: Sequence[str]) -> Finding:
@@ -189,7 +192,7 @@ def _current_bundle(state_dir: Path) -> Bundle | None:
     from edge_runtime.bundle.folder import open_bundle
 
     try:
-        current = current_adapter(Store(state_dir)) if (state_dir / "journal.json").exists() else None
+        current = current_adapter(Store(state_dir)) if (state_dir / JOURNAL_FILE).exists() else None
         return None if current is None else open_bundle(current[0])
     except (StorageError, BundleError):
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import queue
 import threading
@@ -16,8 +15,6 @@ from edge_runtime.network.mqtt_client import make_client
 from edge_runtime.network.transport import Connected, Event, Message, Will
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     import paho.mqtt.client as mqtt
 
     from edge_runtime.network.address import BrokerAddress, TlsFiles
@@ -153,12 +150,16 @@ class MqttTransport:
         _LOG.warning("connection to the broker lost: %s; trying again", cause)
 
     def _on_subscribe(self, _client: Any, _data: Any, number: int, reasons: Any, _properties: Any) -> None:  # noqa: ANN401
-        topic_filter = self._asked.end(number)
-        if topic_filter is not None and any(reason.is_failure for reason in reasons):
-            _LOG.error("%s", denied(self._place, "read", topic_filter, self._address.username))
+        is_refused = any(reason.is_failure for reason in reasons)
+        topic_filter = self._asked.answer(number, is_refused=is_refused)
+        if topic_filter is not None and is_refused:
+            self._log_denied(topic_filter)
+
+    def _log_denied(self, topic_filter: str) -> None:
+        _LOG.error("%s", denied(self._place, "read", topic_filter, self._address.username))
 
     def _on_publish(self, _client: Any, _data: Any, number: int, _reason: Any, _properties: Any) -> None:  # noqa: ANN401
-        self._unconfirmed.end(number)
+        self._unconfirmed.answer(number)
 
     def _on_message(self, _client: Any, _data: Any, message: mqtt.MQTTMessage) -> None:  # noqa: ANN401
         self._inbox.put(Message(message.topic, bytes(message.payload)))
@@ -176,17 +177,16 @@ class MqttTransport:
         self._ask_for(topic_filter)
 
     def _ask_for(self, topic_filter: str) -> None:
-        with self._asked.beginning() as begin:
-            begin(self._client.subscribe(topic_filter, qos=_QOS)[1], topic_filter)
+        if self._asked.enter(self._client.subscribe(topic_filter, qos=_QOS)[1], topic_filter):
+            self._log_denied(topic_filter)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """See Transport."""
         self._publish(topic, payload, retain=retain)
 
     def _publish(self, topic: str, payload: bytes, *, retain: bool) -> mqtt.MQTTMessageInfo:
-        with self._unconfirmed.beginning() as begin:
-            info = self._client.publish(topic, payload, qos=_QOS, retain=retain)
-            begin(info.mid, len(payload))
+        info = self._client.publish(topic, payload, qos=_QOS, retain=retain)
+        self._unconfirmed.enter(info.mid, len(payload))
         return info
 
     def receive(self, timeout_s: float | None) -> Event | None:
@@ -214,27 +214,31 @@ class MqttTransport:
 
 
 class _Sent(Generic[ThingT]):
-    """What was sent and waits for the broker's answer, by the number of its packet. Safe to use from two threads."""
+    """What was sent and waits for the broker's answer, by the number of its packet. Safe to use from two threads.
+
+    The answer may come before the sender has learned the number. The lock is never held while paho is called: paho
+    holds locks of its own while it reports answers.
+    """
 
     def __init__(self) -> None:
         self._waiting: dict[int, ThingT] = {}
+        self._early: dict[int, bool] = {}  # answers that came before their packet was entered
         self._lock = threading.Lock()
 
-    @contextlib.contextmanager
-    def beginning(self) -> Iterator[Callable[[int | None, ThingT], None]]:
-        """Hold back answers while a packet is sent; yields what takes its number (None: not sent) and its thing."""
-
-        def begin(number: int | None, thing: ThingT) -> None:
-            if number is not None:
+    def enter(self, number: int | None, thing: ThingT) -> bool:
+        """Enter what was sent (number None: it was not); return whether the broker has refused it already."""
+        with self._lock:
+            if number is not None and number not in self._early:
                 self._waiting[number] = thing
+            return number is not None and self._early.pop(number, False)
 
+    def answer(self, number: int, *, is_refused: bool = False) -> ThingT | None:
+        """Take out what the broker has answered; None where it is not entered yet."""
         with self._lock:
-            yield begin
-
-    def end(self, number: int) -> ThingT | None:
-        """Take out what the broker has answered."""
-        with self._lock:
-            return self._waiting.pop(number, None)
+            if number not in self._waiting:
+                self._early[number] = is_refused
+                return None
+            return self._waiting.pop(number)
 
     def all(self) -> list[ThingT]:
         """Return what waits."""

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from edge_runtime.store.journal import JournalDamagedError
+from edge_runtime.store.personal import journal_of_personal
+
 if TYPE_CHECKING:
     from edge_runtime.store.journal import Journal, PersonalRound
     from edge_runtime.store.store import Store
@@ -18,12 +21,17 @@ class JournalFile:
         store: the state directory.
 
     Raises:
-        StorageError: the journal cannot be read. A damaged one is set aside.
+        StorageError: the journal cannot be read. A damaged one is set aside, and a new one begun, with the personal
+            layers that are on disk: the server has no copy of them.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._journal = store.journal_or_new()
+        try:
+            self._journal = store.journal()
+        except JournalDamagedError as error:
+            store.set_journal_aside(error.what)
+            self._journal = journal_of_personal(store)
 
     @property
     def entries(self) -> Journal:

@@ -17,6 +17,7 @@ from edge_runtime.files.aside import set_aside
 from edge_runtime.files.atomic import write_atomically
 from edge_runtime.files.hashing import file_sha256
 from edge_runtime.files.tensor_file import encode_tensors, map_tensors, read_metadata
+from edge_runtime.store.journal import Journal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,8 +97,31 @@ def _personal_of(path: Path, bundle: Bundle, job: str, hint: str) -> Personal:
             where = slices[p.layer]
             values = layers.setdefault(p.layer, np.zeros(where.stop - where.start, dtype=np.float32))
             values[p.offset - where.start : p.stop - where.start] = tensors[p.name].reshape(-1)
-    statistics = msgspec.json.decode(metadata["statistics"], type=LayerStatistics)
+    with wall(lambda cause: BundleError(f"the personal layers have no statistics: {cause}", hint)):
+        statistics = msgspec.json.decode(metadata["statistics"], type=LayerStatistics)
     return Personal(layers, statistics)
+
+
+def journal_of_personal(store: Store) -> Journal:
+    """Return a journal that names the newest personal layers on disk, with their job and bundle; else an empty one.
+
+    Raises:
+        StorageError: the state directory cannot be read.
+    """
+    for path in store.personal_files():
+        try:
+            with wall(BundleError):
+                metadata = read_metadata(path)
+                if file_sha256(path) != path.stem:
+                    continue
+                found = {"personal_sha256": path.stem, **{key: metadata[key] for key in ("job", "bundle_sha256")}}
+                journal = msgspec.convert(found, Journal)
+        except BundleError as error:
+            _LOG.warning("the personal layers %s cannot be used: %s", path, error.what)
+        else:
+            _LOG.warning("the personal layers of job %s are kept", journal.job)
+            return journal
+    return Journal()
 
 
 def personal_or_none(store: Store, sha256: str | None, bundle: Bundle, job: str) -> Personal:

@@ -21,7 +21,7 @@ import msgspec
 from edge_runtime.errors import StorageError, storage_error
 from edge_runtime.files.aside import is_set_aside, remove, set_aside
 from edge_runtime.files.atomic import sync_directory, write_atomically
-from edge_runtime.store.journal import JOURNAL_FILE, Journal, JournalDamagedError, read_journal
+from edge_runtime.store.journal import JOURNAL_FILE, Journal, read_journal
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -93,17 +93,13 @@ class Store:
         """
         return read_journal(self._journal_file)
 
-    def journal_or_new(self) -> Journal:
-        """Return the journal; a damaged one is set aside, and an empty one takes its place.
+    def set_journal_aside(self, why: str) -> None:
+        """Set the journal aside, which is damaged; ``why`` is said in the log.
 
         Raises:
-            StorageError: it cannot be read, or not be set aside.
+            StorageError: it cannot be renamed.
         """
-        try:
-            return self.journal()
-        except JournalDamagedError as error:
-            set_aside(self._journal_file, error.what)
-            return Journal()
+        set_aside(self._journal_file, why)
 
     def write_journal(self, journal: Journal) -> None:
         """Replace the journal."""
@@ -157,6 +153,18 @@ class Store:
     def personal_file(self, sha256: str) -> Path:
         """Return the path of personal layers, which may not exist."""
         return self._personal / f"{sha256}.safetensors"
+
+    def personal_files(self) -> list[Path]:
+        """Return the files of personal layers, the newest first.
+
+        Raises:
+            StorageError: the folder cannot be read.
+        """
+        try:
+            found = self._personal.glob("*.safetensors")
+            return sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        except OSError as error:
+            raise storage_error(error, self._personal) from error
 
     def delta_file(self, sha256: str) -> Path:
         """Return the path of a delta, which may not exist."""

@@ -8,14 +8,13 @@ import onnx
 
 from edge_runtime.bundle.layers import LAYER_FIELD
 from edge_runtime.bundle.manifest import Activations, Graph, GraphInput, GraphOutput
-from edge_runtime.data.batch import CHUNK_TOKENS
 from export.errors import ExportError
 from export.graphs.activations import peak_bytes
 from export.graphs.layer_parts import LayerParts, TwoLayers
 from export.graphs.onnx_levels import assemble_level
 from export.graphs.onnx_pieces import to_onnx
 from export.model.names import layer_of, template
-from export.trace.batches import dimension_names, dtype_of, shape_of, size_bounds, sizes, traced_batch
+from export.trace.batches import dimension_names, dtype_of, longest_batch, shape_of, size_bounds, sizes, traced_batch
 from export.trace.gradients import lift_training, trace_training
 
 if TYPE_CHECKING:
@@ -117,10 +116,7 @@ class TrainingGraphs:
         results = [value.name for value in graph.output]
 
         def bytes_for(rows: int) -> int:
-            positions = rows * self._max_tokens
-            sizes = {"batch": rows, "tokens": self._max_tokens, "chunk": CHUNK_TOKENS}
-            sizes["chunks"] = -(-positions // CHUNK_TOKENS)
-            return peak_bytes(graph.node, results, made.values, sizes)
+            return peak_bytes(graph.node, results, made.values, longest_batch(self._max_tokens, rows))
 
         first = bytes_for(1)
         return Activations(first, -(-(bytes_for(1 + _MORE_ROWS) - first) // _MORE_ROWS))

@@ -60,7 +60,7 @@ def check_config(config: Mapping[str, Any], folder: ModelFolder) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         rows = [AdapterRow("peft_type", None, None, "refused", f"is {kind}, not LORA")]
-        raise refusal(rows, f"the adapter in {folder.adapter} is {kind}, not LORA", _other_type(str(kind), folder))
+        raise refusal(rows, f"the adapter in {folder.adapter} is {kind}, not LORA", _other_type(config, folder))
     rows = [AdapterRow(field, None, None, "refused", why) for field, why in _refused_fields(config).items()]
     if rows:
         fixed = [row.part for row in rows if row.part in _FIELDS_NOT_MERGEABLE]
@@ -90,12 +90,13 @@ def _short(value: object, longest: int = 40) -> str:
     return text if len(text) <= longest else f"{text[:longest]}…"
 
 
-def _other_type(kind: str, folder: ModelFolder) -> str:
+def _other_type(config: Mapping[str, Any], folder: ModelFolder) -> str:
     """Return what to do about an adapter of another type than LoRA."""
+    kind = str(config.get("peft_type"))
     tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(PeftType[kind]) if kind in PeftType.__members__ else None
     if kind in _NOT_MERGEABLE or not hasattr(tuner, "merge_and_unload"):
         return f"{kind} cannot be merged into a model either: train a LoRA adapter on this model"
-    return merge_hint({}, folder)
+    return merge_hint(config, folder)
 
 
 def merge_hint(
@@ -113,11 +114,11 @@ def merge_hint(
     auto = _CLASSES.get(str(config.get("task_type")), _ENDINGS.get(ending, "AutoModel"))
     beside = folder.adapter == folder.path
     adapter = "ADAPTER" if beside else str(folder.adapter)
-    options = f", gguf_file={folder.gguf_file!r}" if folder.gguf_file else ""
-    options += f", num_labels={labels}" if labels is not None else ""
+    gguf = f", gguf_file={folder.gguf_file!r}" if folder.gguf_file else ""
+    options = gguf + (f", num_labels={labels}" if labels is not None else "")
     resize = f"model.resize_token_embeddings({vocabulary}); " if vocabulary is not None else ""
     own_tokenizer = folder.adapter is not None and (folder.adapter / "tokenizer.json").is_file()
-    tokenizer = str(folder.adapter if own_tokenizer else folder.path)
+    tokenizer = repr(str(folder.adapter)) if own_tokenizer else repr(str(folder.path)) + gguf
     return (
         ("move the adapter_* files into a folder of their own, ADAPTER, then " if beside else "")
         + "merge the adapter into the model with PEFT, in Python: from peft import PeftModel; "
@@ -125,5 +126,5 @@ def merge_hint(
         + f"model = {auto}.from_pretrained({str(folder.path)!r}{options}); "
         + resize
         + f"PeftModel.from_pretrained(model, {adapter!r}).merge_and_unload().save_pretrained('MERGED'); "
-        + f"AutoTokenizer.from_pretrained({tokenizer!r}).save_pretrained('MERGED'); then export MERGED"
+        + f"AutoTokenizer.from_pretrained({tokenizer}).save_pretrained('MERGED'); then export MERGED"
     )

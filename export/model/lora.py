@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from edge_runtime.bundle.layout import Parameter, lay_out
+from edge_runtime.errors import wall
 from export.errors import ExportError
 from export.model.adapter_check import base_weights, check_output_embedding, check_tensors
 from export.model.adapter_config import check_config
@@ -89,8 +90,12 @@ def load_lora(model: Any, folder: ModelFolder, head_modules: list[str]) -> tuple
         ExportError: the adapter is not readable, or lacks a head that the model needs.
     """
     adapter = folder.adapter or folder.path
-    try:
-        described = json.loads((adapter / "adapter_config.json").read_text())
+    with wall(
+        lambda cause: ExportError(
+            f"cannot load the adapter in {adapter}: {cause}", "give an adapter that was trained on this model"
+        )
+    ):
+        described = msgspec.json.decode((adapter / "adapter_config.json").read_bytes(), type=dict[str, Any])
         check_config(described, folder)
         stored = load_file(adapter / "adapter_model.safetensors")
         base = base_weights(model)
@@ -103,10 +108,6 @@ def load_lora(model: Any, folder: ModelFolder, head_modules: list[str]) -> tuple
             left_out = check_tensors(stored, state, base, described, folder)
             check_output_embedding(peft_model, described, folder)
             set_peft_model_state_dict(peft_model, {name: stored[name] for name in state})
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ExportError(
-            f"cannot load the adapter in {adapter}: {error}", "give an adapter that was trained on this model"
-        ) from error
     for head in head_modules:
         if head not in (peft_model.peft_config["default"].modules_to_save or []):
             raise ExportError(

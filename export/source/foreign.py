@@ -1,6 +1,6 @@
 """The border to files that others made: what is wrong with one before a library reads it, and a wall around that.
 
-The libraries raise exceptions of many kinds on a damaged file (struct, numpy, pickle, plain ``Exception``, panics of
+The libraries raise exceptions of many kinds on a damaged file (struct, numpy, zip, plain ``Exception``, panics of
 Rust), and none of them knows where the file came from or how it is mended.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import cause_of
@@ -47,7 +46,7 @@ def reading(what: str, hint: str) -> Iterator[None]:
 def _reason(error: BaseException) -> str:
     """Return an exception in a few words on one line, with its kind where the text alone says little."""
     kind = type(error).__name__
-    if isinstance(error, UnpicklingError):
+    if kind == "UnpicklingError":
         return kind  # its text recommends to read the file without PyTorch's safeguard
     if isinstance(error, (OSError, ImportError, ValueError, RuntimeError, MemoryError)):
         return cause_of(error)

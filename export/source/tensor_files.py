@@ -1,4 +1,4 @@
-"""Looks into files of weights without loading them: safetensors and PyTorch's pickles.
+"""Looks into files of weights without loading them: safetensors, and PyTorch's own format.
 
 Whatever a file's format, a tensor that is not made of floats is refused: a cast would take its integers for weights.
 """
@@ -6,16 +6,15 @@ Whatever a file's format, a tensor that is not made of floats is refused: a cast
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import safe_open
 
 from export.errors import ExportError
 from export.source.foreign import AGAIN, check_file, reading
+from export.source.pickled import pickled_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +26,6 @@ _HEADER_LIMIT_BYTES = 100_000_000
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"})
 _INDEXES = frozenset({"I64", "BOOL", "int64", "bool"})
 """Types of the buffers that checkpoints hold beside their weights, such as the numbers of the positions."""
-_NAMED_GLOBAL = re.compile(r"(?:GLOBAL|class|global:?) ([\w.]+\.[\w.]+)")
 _KINDS = {b"PK\x03\x04": "a zip archive, as PyTorch writes it", b"GGUF": "a GGUF file", b"\x89HDF": "an HDF5 file"}
 UNQUANTISED = "give a model that is not quantised, or a GGUF file"
 
@@ -46,12 +44,12 @@ class TensorInfo:
 
 
 def read_infos(path: Path) -> dict[str, TensorInfo]:
-    """Return type and shape of each tensor of a ``.safetensors`` file or a pickle of PyTorch's.
+    """Return type and shape of each tensor of a ``.safetensors`` file or of one of PyTorch's own.
 
     Raises:
         ExportError: the file is a stand-in, is cut or damaged, holds more than tensors, or tensors that are not floats.
     """
-    infos = _safetensors_infos(path) if path.suffix == ".safetensors" else _pickle_infos(path)
+    infos = _safetensors_infos(path) if path.suffix == ".safetensors" else _pytorch_infos(path)
     for name, info in infos.items():
         _check_float(path, name, info.dtype)
     return infos
@@ -85,35 +83,8 @@ def _safetensors_infos(path: Path) -> dict[str, TensorInfo]:
         return infos
 
 
-def _pickle_infos(path: Path) -> dict[str, TensorInfo]:
-    """Read a pickle with PyTorch's unpickler that builds tensors and nothing else; no data is read, no code is run."""
-    size = check_file(path)
-    safely = "get the model as safetensors, or save it as safetensors where you trust this file"
-    try:
-        with reading(f"{path} is cut or damaged ({size} bytes)", f"{AGAIN}, as safetensors if there is one"):
-            state = torch.load(path, map_location="meta", weights_only=True)
-    except ExportError as error:
-        named = _NAMED_GLOBAL.search(str(error.__cause__))
-        if named is None:
-            raise
-        raise ExportError(
-            f"{path} holds more than tensors: its pickle calls {named[1]}, and Covey runs no code out of a file", safely
-        ) from error
-    if not isinstance(state, dict) or not state:
-        raise ExportError(f"{path} holds {_kind(state)}, not the tensors of a model by name", safely)
-    for name, value in state.items():
-        if not isinstance(value, torch.Tensor):
-            raise ExportError(f"{path} holds {_kind(value)} under {name!r}, not a tensor", safely)
-    return {str(name): TensorInfo(_dtype(tensor), tuple(tensor.shape)) for name, tensor in state.items()}
-
-
-def _kind(value: object) -> str:
-    return f"a value of type {type(value).__name__}"
-
-
-def _dtype(tensor: torch.Tensor) -> str:
-    layout = "" if tensor.layout == torch.strided else str(tensor.layout).removeprefix("torch.") + " "
-    return layout + str(tensor.dtype).removeprefix("torch.")
+def _pytorch_infos(path: Path) -> dict[str, TensorInfo]:
+    return {name: TensorInfo(dtype, shape) for name, (dtype, shape) in pickled_tensors(path).items()}
 
 
 def count_elements(files: Mapping[str, Mapping[str, TensorInfo]]) -> int:

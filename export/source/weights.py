@@ -33,7 +33,7 @@ class Weights:
     """The files with a model's weights, looked into but not loaded.
 
     Attributes:
-        files: in the order of their names; one GGUF file, or one or several safetensors files or pickles.
+        files: in the order of their names; one GGUF file, or some of safetensors or of PyTorch's own format.
         tensors: number of tensors in them.
         elements: number of elements of all tensors.
     """
@@ -102,7 +102,7 @@ def check_adapter_files(adapter: Path) -> None:
     if os.path.lexists(adapter / "adapter_model.bin"):
         check_file(adapter / "adapter_model.bin")
         raise ExportError(
-            f"the adapter in {adapter} is a pickle, adapter_model.bin",
+            f"the adapter in {adapter} is in PyTorch's old format, adapter_model.bin",
             "save it as safetensors where you trust it: PeftModel.from_pretrained(…).save_pretrained(…)",
         )
     raise ExportError(

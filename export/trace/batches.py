@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from edge_runtime.bundle.manifest import CAUSAL_LM, Dtype, Task
-from edge_runtime.data.batch import pad_completions
+from edge_runtime.data.batch import CHUNK_TOKENS, pad_completions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,6 +58,17 @@ def size_bounds(task: Task) -> dict[str, tuple[int, int]]:
     if task.kind == CAUSAL_LM:
         bounds |= {"chunks": (1, MAX_CHUNKS), "chunk": (1, MAX_CHUNK)}
     return bounds
+
+
+def longest_batch(task_tokens: int, rows: int) -> dict[str, int]:
+    """Return the named sizes of a batch of rows of ``task_tokens`` tokens, all of which are a completion's."""
+    positions = rows * task_tokens
+    return {
+        "batch": rows,
+        "tokens": task_tokens,
+        "chunk": CHUNK_TOKENS,
+        "chunks": -(-positions // CHUNK_TOKENS),
+    }
 
 
 def shortest_row(task: Task) -> int:

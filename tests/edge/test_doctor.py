@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import shutil
 import socket
 import threading
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,15 @@ from edge_runtime.agent.config import EdgeConfig
 from edge_runtime.commands.doctor_checks import examine
 from edge_runtime.data.examples import DataConfig
 from edge_runtime.device.eligibility import EligibilityRules
+from edge_runtime.store.journal import Journal
+from edge_runtime.store.store import Store
 from server.web.broker import open_broker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from edge_runtime.bundle.folder import Bundle
 
 
 @pytest.fixture
@@ -131,3 +136,35 @@ def test_the_first_problem_decides_the_exit_code(tmp_path: Path, capsys: pytest.
     assert [c["check"] for c in answer["checks"] if c["status"] == "problem"] == ["broker"]
     assert cli.main(["doctor"]) == 0
     assert "temperature" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damaged", [b"", b"\0" * 50, b"garbage", b'{"job": 5}'])
+def test_a_damaged_journal_is_a_warning_because_run_sets_it_aside(tmp_path: Path, damaged: bytes) -> None:
+    (tmp_path / "journal.json").write_bytes(damaged)
+    found = {f.check: f for f in examine(config_of(tmp_path, 1), lambda: 0.0, tmp_path)}
+    assert (found["state"].status, "journal" in found["state"].found) == ("warning", True)
+    assert (tmp_path / "journal.json").read_bytes() == damaged
+
+
+def test_a_state_directory_that_cannot_be_one_ends_doctor_as_it_ends_run(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text("{}\n")
+    (tmp_path / "covey-state").write_text("a file")
+    edge = tmp_path / "edge.toml"
+    edge.write_text('name = "pi"\nbroker = "mqtt://127.0.0.1:1"\n[data]\npath = "data.jsonl"\n')
+    assert [cli.main([word, "--config", str(edge), "--format", "json"]) for word in ("run", "doctor")] == [8, 8]
+
+
+def test_rows_are_checked_with_the_current_bundle_as_run_does(tmp_path: Path, tiny_bundle: Bundle) -> None:
+    store = Store(tmp_path)
+    shutil.copytree(tiny_bundle.path, store.bundles / tiny_bundle.sha256)
+    store.write_journal(Journal(job="job", bundle_sha256=tiny_bundle.sha256, adapter_sha256="0" * 64))
+    label = tiny_bundle.manifest.task.labels[0]
+    for row, status in ((f'"label": "{label}"', "ok"), ('"label": "no such label"', "problem")):
+        (tmp_path / "data.jsonl").write_text('{"text": "good", ' + row + "}\n")
+        data = next(f for f in examine(config_of(tmp_path, 1), lambda: 0.0, tmp_path) if f.check == "data")
+        assert (data.status, data.exit_code if status == "problem" else 4) == (status, 4), data
+    for empty in ("", "\n \n"):
+        (tmp_path / "journal.json").unlink(missing_ok=True)
+        (tmp_path / "data.jsonl").write_text(empty)
+        data = next(f for f in examine(config_of(tmp_path, 1), lambda: 0.0, tmp_path) if f.check == "data")
+        assert (data.status, data.exit_code) == ("problem", 4)

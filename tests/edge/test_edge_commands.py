@@ -137,7 +137,8 @@ def test_an_unreachable_broker_is_said(tmp_path: Path, capsys: pytest.CaptureFix
     assert edge_cli.main(["run", "--config", str(tmp_path / "edge.toml")]) == 7
     message = capsys.readouterr().err
     assert f"no connection to the broker at 127.0.0.1:{port}" in message
-    assert "what to do: check its address" in message
+    assert f"no program takes connections on port {port}" in message
+    assert "what to do: start the broker" in message
 
 
 @pytest.mark.parametrize("url", ["", "localhost", "http://host", "mqtt://", "mqtt://host:99999", "mqtt://h:x"])

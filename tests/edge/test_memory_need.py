@@ -39,13 +39,16 @@ def changed(manifest: Manifest, **fields: object) -> Manifest:
 
 
 def test_the_manifest_says_what_a_level_needs(leveled: Bundle) -> None:
-    """Weights, and the values with one row; each further row as often as there is one. Without it: the old estimate."""
+    """Weights, and the values with one row, with a margin; each further row as often as there is one.
+
+    Without activations in the manifest, the estimate counts hidden sizes.
+    """
     manifest = changed(leveled.manifest, activations=Activations(first_row=1000, further_row=300))
     need = level_need(manifest, 2)
     weights = parameter_bytes(manifest.training_graph(2))
-    assert (need.bytes_needed, need.bytes_a_row) == (weights + 1000, 300)
-    assert bytes_for(need, 5) == weights + 1000 + 4 * 300
-    assert level_need(leveled.manifest, 2).bytes_a_row > 300
+    assert (need.bytes_needed, need.bytes_a_row) == (weights + 1400, 420)
+    assert bytes_for(need, 5) == weights + 1400 + 4 * 420
+    assert level_need(leveled.manifest, 2).bytes_a_row > 420
     assert decode_manifest(encode_manifest(manifest)) == manifest
 
 

@@ -239,3 +239,15 @@ def test_the_table_is_printed_for_a_refusal_too(tmp_path: Path, capsys: pytest.C
     said = capsys.readouterr().err
     assert re.search(r"^peft_type +- +- +refused +is IA3, not LORA$", said, re.MULTILINE)
     assert "tracing" not in said
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"null", b"[" * 100_000, b'{"peft_type": 3}', b'{"peft_type": "LORA", "r": "four"}'],
+    ids=["empty", "list", "null", "deep", "number", "text"],
+)
+def test_a_damaged_configuration_is_an_error_of_the_export(content: bytes, tmp_path: Path) -> None:
+    adapter = write_adapter("qwen2", tmp_path / "base", tmp_path / "base", QV)
+    (adapter / "adapter_config.json").write_bytes(content)
+    with pytest.raises(ExportError, match=r"the adapter in|adapter_config\.json is empty"):
+        build(look_at(adapter), WORDS, ADAPTER)

@@ -139,14 +139,14 @@ def test_golden_vectors_hold_the_borders(
     assert mixed == [64, 1, min(lengths - {1})]
 
 
-def test_a_model_that_is_refused_is_not_loaded(tmp_path: Path) -> None:
-    """The refusal comes before weights, tokenizer and trace: here the weights are missing."""
+def test_a_model_that_is_refused_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The refusal comes before weights, tokenizer and trace."""
     from export.bundle.bundle_writer import export_bundle
     from export.bundle.options import ExportOptions
     from export.model.options import LoraOptions, TaskOptions
 
     folder = make_model("llama", tmp_path / "model")
-    (folder / "model.safetensors").unlink()
+    monkeypatch.delattr("export.model.build.load_model")
     llama(rope_type="dynamic", factor=2.0).save_pretrained(folder)
     task = TaskOptions("classify-head", ["no", "yes"], None, None, 16, None, None, None)
     options = ExportOptions(task, LoraOptions(4, 8.0, ["q_proj"], None, ["B"], seed=0), [1])

@@ -99,6 +99,7 @@ def with_masks(batch: Batch, mask_token_id: int | None, pad_token_id: int) -> Ba
     return pad(rows, batch.labels.tolist(), pad_token_id)
 
 
+@pytest.mark.timeout(600)  # it exports; on two busy cores that takes minutes
 @pytest.mark.parametrize(("kind", "task"), CASES)
 def test_the_finished_folder_reloads_as_what_predict_is(
     tiny_export: Callable[..., Bundle], kind: str, task: str, tmp_path: Path

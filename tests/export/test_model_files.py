@@ -229,7 +229,7 @@ def test_adapters_without_weights_or_as_pickles_are_named(copy_of: Callable[[str
     path.unlink()
     assert "has an adapter_config.json, but no adapter_model.safetensors" in refusal(path.parent)
     torch.save(state, path.with_suffix(".bin"))
-    assert "is a pickle, adapter_model.bin" in refusal(path.parent)
+    assert "is in PyTorch's old format, adapter_model.bin" in refusal(path.parent)
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"base_model_name_or_path": 3}', "[" * 10**5])

@@ -113,7 +113,7 @@ def test_rows_that_end_sooner_than_asked_for_are_said(tmp_path: Path, tiny_bundl
         "--max-tokens 128: the model's positions end sooner, longer rows are cut to 63 tokens",
     ]
     args = argparse.Namespace(out=Path("b"), ptd=None)
-    exported = Exported(tiny_bundle, Parity(0.0, 0.0, 0.0), model.notes)
+    exported = Exported(tiny_bundle, Parity(0.0, 0.0, 0.0), model.notes, [])
     assert "\n  note: --max-tokens 128" in _text(args, exported)
     assert _result(args, exported, 1.0)["notes"] == model.notes
     assert _result(args, exported, 1.0)["max_tokens"] == tiny_bundle.manifest.task.max_tokens

@@ -59,7 +59,7 @@ def test_a_fault_in_taking_a_message_is_logged_and_the_job_goes_on(
         raise KeyError("boom")
 
     monkeypatch.setattr(Roster, "take_profile", fail)
-    bench.hub.publish(bench.topic("profile", "ghost"), b"", retain=True)
+    bench.hub.publish(bench.topic("profile", "ghost"), b"x", retain=True)
     log = run_job(bench, caplog)
     assert "by a fault of Covey; please report it" in log
     assert "KeyError" in log

@@ -202,6 +202,29 @@ def test_damaged_personal_layers_are_set_aside(bench: Bench, spoil: Callable[[Pa
     assert bench.store.personal_file(bench.store.journal().personal_sha256 or "").is_file()
 
 
+@pytest.mark.parametrize("others", ["none", "damaged", "of another job"])
+def test_personal_layers_outlive_a_damaged_journal(bench: Bench, others: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The server has no copy of them, and only the journal named them."""
+    answers(bench, make_agent(bench), ("plan", backprop_plan(bench)))
+    before = bench.store.journal()
+    assert before.personal_sha256 is not None
+    if others != "none":
+        newer = bench.store.personal_file("f" * 64)
+        newer.write_bytes(b"\0" * 40)
+        if others == "of another job":
+            answers(bench, make_agent(bench), ("plan", backprop_plan(bench, job="other")))
+    journal = bench.store.root / "journal.json"
+    job = "job" if others != "of another job" else "other"
+    before = bench.store.journal()
+    journal.write_bytes(b"")
+    again = make_agent(bench)
+    assert "set aside as" in caplog.text
+    assert f"personal layers of job {job} are kept" in caplog.text
+    reports = answers(bench, again, ("plan", backprop_plan(bench, round=1, job=job)))
+    assert not any(isinstance(report, PlanRefused) for report in reports)
+    assert bench.store.journal().personal_before_sha256 == before.personal_sha256
+
+
 def test_the_state_directory_may_vanish_between_two_plans(plain: Bench) -> None:
     """A card that was pulled out and put back empty: everything is fetched again, and no plan is refused."""
     agent, server = plain.agent(), plain.hub.join()

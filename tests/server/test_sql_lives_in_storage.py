@@ -17,7 +17,11 @@ SQL = re.compile(
 )
 CONNECTION = re.compile(r"\bimport sqlite3\b|\bfrom sqlite3\b|\.database\b")
 # These tests damage a ledger's file, or give it a schema version that Covey does not know.
-MAY_DAMAGE = {"tests/server/test_job.py", "tests/server/test_received_profiles.py"}
+MAY_DAMAGE = {
+    "tests/server/test_damaged_ledger.py",
+    "tests/server/test_job.py",
+    "tests/server/test_received_profiles.py",
+}
 # This file writes the statements down that it looks for.
 NAME_IT_ONLY = {
     "tests/server/test_sql_lives_in_storage.py",
