@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 from typing import TYPE_CHECKING
 
-from edge_runtime.output import one_line
 from server.rounds.state_machine import OfferState
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ def failure_hint(offers: Iterable[OfferRecord], index: int) -> str:
     """
     of_round = [offer for offer in offers if offer.index == index]
     reasons = collections.Counter(
-        one_line(offer.detail.splitlines()[0]) for offer in of_round if offer.state in _FAILED and offer.detail
+        offer.detail.splitlines()[0] for offer in of_round if offer.state in _FAILED and offer.detail
     )
     late = sum(offer.state in (OfferState.OFFERED.value, OfferState.ACCEPTED.value) for offer in of_round)
     hints = [f"{reason} ({times} of {len(of_round)} offers)" for reason, times in reasons.most_common(_MOST_REASONS)]
