@@ -31,8 +31,9 @@ _MARGIN = 1.4
 def level_need(manifest: Manifest, level: int, runtime: Runtime = "onnxruntime") -> LevelNeed:
     """Estimate the memory of one training graph, its weights included, for rows of the longest length.
 
-    The manifest says what the graph's values take (Graph.activations); a margin is added. Without that, a layer counts as 20 hidden sizes
-    per token, and attention as more of them, as in a model whose heads together are as wide as its hidden state.
+    The manifest says what the graph's values take (Graph.activations); a margin is added. Without that, a layer counts
+    as 20 hidden sizes per token, and attention as more of them, as in a model whose heads together are as wide as its
+    hidden state.
 
     Raises:
         BundleError: the bundle has no such level for the runtime.
