@@ -176,9 +176,10 @@ def test_when_everybody_refuses_the_job_waits_and_says_why(bench: Bench) -> None
     device = ScriptedDevice(bench, "full", answer)
     job = msgspec.structs.replace(JOB, rounds=1, max_attempts=2, accept_s=1e6, deadline_s=1e6)
     waiting: list[Any] = []
-    with coordinator(bench, job, clock) as (made, _):
+    with coordinator(bench, job, clock) as (made, ledger):
         made._observe = waiting.append
         assert run_with(made, [device])
+        assert queries.offers_of(ledger, "job")[0].detail == "no space left on device"
     pauses = [later - earlier for earlier, later in itertools.pairwise(offered)]
     assert all(pause >= FIRST_PAUSE_S * 2**n for n, pause in enumerate(pauses))
     assert {"full": "no space left on device"} in [
