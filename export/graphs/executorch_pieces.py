@@ -146,9 +146,12 @@ def trace_piece(piece: Piece, examples: Mapping[str, torch.Tensor], sizes: Piece
             return torch.export.export(
                 piece.module, tuple(examples[name] for name in piece.inputs), dynamic_shapes=shapes
             )
-    except (RuntimeError, ValueError, TypeError) as error:
+    except ExportError:
+        raise
+    except Exception as error:  # torch.export raises exceptions of many types
         raise ExportError(
-            f"torch.export cannot trace a piece of the model for ExecuTorch: {error}", REPORT_HINT
+            f"torch.export cannot trace a piece of the model for ExecuTorch: {type(error).__name__}: {error}",
+            REPORT_HINT,
         ) from error
 
 

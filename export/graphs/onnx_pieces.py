@@ -57,8 +57,12 @@ def to_onnx(
                 opset_version=OPSET,
                 verbose=False,
             )
-    except (RuntimeError, ValueError, torch.onnx.OnnxExporterError) as error:
-        raise ExportError(f"torch.onnx cannot convert the model: {error}", REPORT_HINT) from error
+    except ExportError:
+        raise
+    except Exception as error:  # the ONNX exporter raises exceptions of many types
+        raise ExportError(
+            f"torch.onnx cannot convert the model: {type(error).__name__}: {error}", REPORT_HINT
+        ) from error
     assert exported is not None  # noqa: S101 dynamo=True always returns a program
     return exported.model_proto
 

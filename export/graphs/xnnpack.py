@@ -48,6 +48,7 @@ from torch.export import ExportedProgram
 from torch.fx.passes.infra.pass_base import PassResult
 from torch.library import Library, impl, register_fake
 
+from export.errors import ExportError
 from export.graphs.descriptions import describe
 
 if TYPE_CHECKING:
@@ -89,10 +90,11 @@ def _attention(
     The parameters are those of aten.scaled_dot_product_attention, whose decomposition this is.
 
     Raises:
-        NotImplementedError: dropout, is_causal or enable_gqa, which no exported architecture uses.
+        ExportError: dropout, is_causal or enable_gqa, which no exported architecture uses.
     """
     if dropout_p or is_causal or enable_gqa:
-        raise NotImplementedError("attention with dropout, is_causal or enable_gqa")
+        what = "ExecuTorch cannot run attention with dropout, is_causal or enable_gqa"
+        raise ExportError(what, "export with --runtime onnx")
     scores = torch.ops.covey.product(query * (query.shape[-1] ** -0.5 if scale is None else scale), key, True)
     if attn_mask is not None:
         if attn_mask.dtype == torch.bool:

@@ -143,9 +143,12 @@ def trace_training(model: ExportModel, level: int, trained: AbstractSet[Address]
         try:
             program = torch.export.export(loss, tuple(batch.values()), dynamic_shapes=(shapes,))
             return _export_forward_backward(program)
-        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        except ExportError:
+            raise
+        except Exception as error:  # torch.export raises exceptions of many types
             raise ExportError(
-                f"torch.export cannot differentiate the model with {level} layers: {error}", "leave out --levels"
+                f"torch.export cannot differentiate the model with {level} layers: {type(error).__name__}: {error}",
+                "leave out --levels",
             ) from error
 
 

@@ -39,8 +39,12 @@ def trace(model: ExportModel) -> ExportedProgram:
     try:
         with quiet(), torch.no_grad():
             return torch.export.export(model.loss_model, tuple(batch.values()), dynamic_shapes=shapes)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ExportError(f"torch.export cannot trace the model: {error}", REPORT_HINT) from error
+    except ExportError:
+        raise
+    except Exception as error:  # torch.export raises exceptions of many types
+        raise ExportError(
+            f"torch.export cannot trace the model: {type(error).__name__}: {error}", REPORT_HINT
+        ) from error
 
 
 def eager(model: ExportModel, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

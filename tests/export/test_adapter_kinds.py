@@ -157,8 +157,12 @@ EVERYTHING = {
     "modules_to_save": ["norm", "embed_tokens"],
 }
 EXPORTED = {"everything": ("qwen2", EVERYTHING), **ACCEPTED}
-SLOW_RUNS = [("everything", (1, 3)), *((name, ()) for name in ACCEPTED), *((name, (2,)) for name in ALIKE)]
-RUNS = [("everything", ()), *(pytest.param(*run, marks=pytest.mark.slow) for run in SLOW_RUNS)]
+SLOW_RUNS = [("everything", ()), ("everything", (1, 3)), ("masked-all-linear", ())]
+LONG_RUNS = [*((name, ()) for name in ACCEPTED if name != "masked-all-linear"), *((name, (2,)) for name in ALIKE)]
+RUNS = [
+    *(pytest.param(*run, marks=pytest.mark.slow) for run in SLOW_RUNS),
+    *(pytest.param(*run, marks=pytest.mark.long) for run in LONG_RUNS),
+]
 
 
 @pytest.mark.timeout(600)  # an export with levels takes a minute on two busy cores

@@ -126,7 +126,7 @@ def test_border_lengths(config: Any, max_tokens: int, expected: list[int]) -> No
     ("kind", "options", "lengths"),
     [
         ("qwen2-sliding", {"task": "classify-prompt", "max_tokens": 64}, {1, WINDOW, WINDOW + 1, 64}),
-        ("deberta", {"task": "classify-head", "max_tokens": 64}, {1, 5, 6, 64}),
+        pytest.param("deberta", {"task": "classify-head", "max_tokens": 64}, {1, 5, 6, 64}, marks=pytest.mark.slow),
     ],
 )
 def test_golden_vectors_hold_the_borders(
