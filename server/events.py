@@ -15,11 +15,17 @@ class _Event(msgspec.Struct, frozen=True, tag_field="event", kw_only=True):
 
 
 class Waiting(_Event, frozen=True, tag="waiting", kw_only=True):
-    """Too few devices that may train are online; ``ineligible`` says why others may not train now, by name."""
+    """Too few devices that may train are online.
+
+    Attributes:
+        ineligible: why the owners' rules keep others from training now, by name.
+        resting: why others are offered nothing for a while: their refusals, or their silence.
+    """
 
     online: int
     needed: int
     ineligible: dict[str, str] = {}
+    resting: dict[str, str] = {}
 
 
 class DeviceChanged(_Event, frozen=True, tag="device", kw_only=True):

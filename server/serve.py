@@ -17,7 +17,7 @@ from edge_runtime.errors import storage_error
 from edge_runtime.files.writable import check_writable
 from edge_runtime.network.access import check_access
 from edge_runtime.network.mqtt import MqttTransport
-from edge_runtime.protocol.topics import topic_for
+from edge_runtime.protocol.topics import hello_topic, topic_for
 from server.compose import compose, open_stores
 from server.errors import JobError
 from server.evaluation import BackgroundEvaluator, evaluate
@@ -161,7 +161,7 @@ def _warn_of_access_lists(address: BrokerAddress, options: ServeOptions) -> None
         f"covey-server-{options.fleet}-check",
         options.tls,
         reads=topics("+", ("birth", "state", "profile", "report")),
-        writes=topics("covey-check", ("plan", "report/ack")),  # a device that does not exist
+        writes=[hello_topic(options.fleet), *topics("covey-check", ("plan", "report/ack"))],  # of no device
     )
     for cause in access.causes:
         _LOG.warning("%s", cause)

@@ -24,10 +24,12 @@ from edge_runtime.device.machine import this_machine
 from edge_runtime.engines.choose import Engines
 from edge_runtime.errors import FaultError, ProtocolError, as_covey_error
 from edge_runtime.network.fetch import blob_base
+from edge_runtime.network.transport import Connected
 from edge_runtime.protocol.messages import (
     BackpropPlan,
     DeltaReport,
     DeviceReport,
+    Hello,
     Plan,
     PlanAccepted,
     PlanRefused,
@@ -42,7 +44,7 @@ from edge_runtime.protocol.messages import (
     encode_message,
 )
 from edge_runtime.protocol.privacy import check_privacy
-from edge_runtime.protocol.topics import Kind, topic_for
+from edge_runtime.protocol.topics import Kind, hello_topic, topic_for
 from edge_runtime.store.journal_file import JournalFile
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
     from edge_runtime.agent.trainer import Prepared
     from edge_runtime.device.machine import Machine
     from edge_runtime.engines.engine import MakesEngines
-    from edge_runtime.network.transport import Message, Transport
+    from edge_runtime.network.transport import Event, Message, Transport
     from edge_runtime.store.store import Store
 
 _LOG = logging.getLogger(__name__)
@@ -95,7 +97,7 @@ class Agent:
     ) -> None:
         self._config, self._store, self._transport = config, store, transport
         self._machine = machine or this_machine(config.eligibility, store.root)
-        self._inbox = Inbox(transport, self._topic("plan"), self._announce)
+        self._inbox = Inbox(transport, self._topic("plan"), hello_topic(config.fleet), self._handle_at_once)
         self._journal = JournalFile(store)
         engines = engines or Engines(config.engine, config.threads)
         self._trainer = Trainer(config, store, self._journal, engines, self._machine)
@@ -104,6 +106,7 @@ class Agent:
         self._deltas = DeltaUploads(store, config.tls)
         self._blob_url: str | None = None  # of the last plan
         self._unannounced = False
+        transport.subscribe(hello_topic(config.fleet))
         transport.subscribe(self._topic("plan"))
         transport.subscribe(self._topic("report/ack"))
 
@@ -145,10 +148,27 @@ class Agent:
             message = self._inbox.receive(timeout_s)
         return None if message is None else self._handle(message)
 
+    def _handle_at_once(self, event: Event) -> None:
+        """Take in a new connection or the server's hello, and announce the device."""
+        if isinstance(event, Connected):
+            self._announcer.session.connections += 1
+            self._trainer.rows_watch.forget()  # the server may be another one, with other labels
+        elif not event.payload:
+            return  # the server asks its broker whether it may publish (network/access.py)
+        else:
+            try:
+                hello = decode_message(event.payload, Hello)
+            except ProtocolError as error:
+                _LOG.error("ignored a message on %s: %s", event.topic, error)
+                return
+            if hello.epoch == self._announcer.session.epoch:
+                return
+            self._announcer.session.epoch = hello.epoch
+        self._announce()
+
     def _announce(self) -> None:
         """Publish every message; what fails now (no file descriptor may be left) is tried again at the next turn."""
         try:
-            self._trainer.rows_watch.forget()  # the server may be another one, with other labels
             self._readiness.look()
             self._announcer.all(self._journal.entries, self._trainer.loaded)
         except Exception as error:  # noqa: BLE001 a device that cannot announce itself now can do so later

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Literal
 
-from edge_runtime.agent.birth import make_birth
+from edge_runtime.agent.birth import Session, make_birth
 from edge_runtime.errors import ProfileError, ProtocolError, StorageError, cause_of
 from edge_runtime.files.aside import set_aside
 from edge_runtime.network.transport import Will
@@ -45,6 +45,9 @@ class Announcer:
         boot_id: new with every start of the process.
         machine: the machine, for its free memory.
         readiness: whether the device takes work; the agent re-evaluates it.
+
+    Attributes:
+        session: what the messages say of this process; the agent counts its connections, and enters the server's epoch.
     """
 
     def __init__(
@@ -57,36 +60,40 @@ class Announcer:
         readiness: Readiness,
     ) -> None:
         self._config, self._store, self._transport = config, store, transport
-        self._boot_id, self._machine, self._readiness = boot_id, machine, readiness
+        self.session = Session(boot_id)
+        self._machine, self._readiness = machine, readiness
+        self._doing: Literal["online", "busy"] = "online"
 
     def _publish(self, kind: Kind, payload: bytes) -> None:
         topic = topic_for(self._config.fleet, self._config.name, kind)
         self._transport.publish(topic, payload, retain=True)
 
     def all(self, journal: Journal, loaded: LoadedBundle | None) -> None:
-        """Publish every message: the connection is new."""
+        """Publish every message: the connection is new, or the server has said hello."""
         self.capabilities(journal, loaded)
-        self.state("online")
+        self.state(self._doing)
 
     def capabilities(self, journal: Journal, loaded: LoadedBundle | None) -> None:
         """Publish the birth message and the profile: on a new connection, and when the bundle has changed."""
-        birth = make_birth(self._config, self._boot_id, journal, loaded, self._machine.free_bytes())
+        birth = make_birth(self._config, self.session, journal, loaded, self._machine.free_bytes())
         self._publish("birth", encode_message(birth))
         self._profile(journal.bundle_sha256)
 
     def state(self, state: Literal["online", "busy"]) -> None:
         """Publish what the device is doing and, where the owner's rules or its rows keep it from training, why."""
+        self._doing = state
         reason = self._readiness.closed
         message = DeviceState(
             state=state,
-            boot_id=self._boot_id,
+            boot_id=self.session.boot_id,
+            epoch=self.session.epoch,
             ineligible=None if reason is None else reason[:_LONGEST_REASON],
         )
         self._publish("state", encode_message(message))
 
     def goodbye(self) -> tuple[str, bytes]:
         """Return topic and payload of the state ``offline``, the last message of a device that shuts down properly."""
-        message = DeviceState(state="offline", boot_id=self._boot_id)
+        message = DeviceState(state="offline", boot_id=self.session.boot_id)
         return topic_for(self._config.fleet, self._config.name, "state"), encode_message(message)
 
     def _profile(self, bundle_sha256: str | None) -> None:

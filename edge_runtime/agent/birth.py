@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -17,24 +18,42 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.manifest import Runtime
     from edge_runtime.store.journal import Journal
 
+
+@dataclass
+class Session:
+    """What a device's announcements say of the process that makes them.
+
+    Attributes:
+        boot_id: new with every start of the process.
+        connections: connections to a broker since the start.
+        epoch: of the last hello that was heard; None: none was.
+    """
+
+    boot_id: str
+    connections: int = 0
+    epoch: str | None = None
+
+
 METHODS = ["spzo"]  # with every switch of protocol/step_rule.py
 
 
 def make_birth(
-    config: EdgeConfig, boot_id: str, journal: Journal, loaded: LoadedBundle | None, bytes_free: int | None
+    config: EdgeConfig, session: Session, journal: Journal, loaded: LoadedBundle | None, bytes_free: int | None
 ) -> Birth:
     """Return the birth message of a device as it is now.
 
     Args:
         config: the device's configuration.
-        boot_id: new with every start of the process.
+        session: the process's start, its connection, and the server's epoch.
         journal: its current bundle and adapter.
         loaded: the loaded bundle; None: none has been needed yet.
         bytes_free: free memory; None: not known.
     """
     return Birth(
         device=config.name,
-        boot_id=boot_id,
+        boot_id=session.boot_id,
+        connection=session.connections,
+        epoch=session.epoch,
         covey_version=__version__,
         python_version=platform.python_version(),
         machine=platform.machine(),

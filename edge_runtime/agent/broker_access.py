@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime.network.access import check_access
 from edge_runtime.network.address import parse_broker
-from edge_runtime.protocol.topics import topic_for
+from edge_runtime.protocol.topics import hello_topic, topic_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +33,7 @@ def device_access(config: EdgeConfig) -> Access:
         parse_broker(config.broker),
         f"covey-{config.fleet}-{config.name}-check",
         config.tls,
-        reads=topics(_READS),
+        reads=[hello_topic(config.fleet), *topics(_READS)],
         writes=topics(_WRITES),
     )
 

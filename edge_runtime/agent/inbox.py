@@ -12,7 +12,7 @@ from edge_runtime.protocol.messages import Plan, SyncPlan, decode_plan
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edge_runtime.network.transport import Transport
+    from edge_runtime.network.transport import Event, Transport
 
 
 class Inbox:
@@ -21,11 +21,16 @@ class Inbox:
     Args:
         transport: the device's connection.
         plan_topic: the topic on which the device's plans arrive.
-        on_connect: called each time the transport reports a new connection.
+        at_once: called with each new connection and each message on ``hello_topic`` as it arrives, also while a plan is
+            at work: the server waits for the answer.
+        hello_topic: the topic on which the server says that it is here.
     """
 
-    def __init__(self, transport: Transport, plan_topic: str, on_connect: Callable[[], None]) -> None:
-        self._transport, self._plan_topic, self._on_connect = transport, plan_topic, on_connect
+    def __init__(
+        self, transport: Transport, plan_topic: str, hello_topic: str, at_once: Callable[[Event], None]
+    ) -> None:
+        self._transport, self._plan_topic = transport, plan_topic
+        self._hello_topic, self._at_once = hello_topic, at_once
         self._waiting: collections.deque[Message] = collections.deque()
 
     def take(self) -> Message | None:
@@ -33,20 +38,21 @@ class Inbox:
         return self._waiting.popleft() if self._waiting else None
 
     def receive(self, timeout_s: float) -> Message | None:
-        """Return the transport's next message; None: none came within ``timeout_s``, or the connection is new."""
+        """Return the transport's next message; None: none came within ``timeout_s``, or it was handled at once."""
         event = self._transport.receive(timeout_s)
-        if isinstance(event, Connected):
-            self._on_connect()
-            return None
-        return event
+        return None if event is None else self._unless_urgent(event)
 
     def collect(self) -> None:
         """Move everything that has arrived from the transport into the queue, without waiting."""
         while (event := self._transport.receive(0)) is not None:
-            if isinstance(event, Connected):
-                self._on_connect()
-            else:
-                self._waiting.append(event)
+            if (message := self._unless_urgent(event)) is not None:
+                self._waiting.append(message)
+
+    def _unless_urgent(self, event: Event) -> Message | None:
+        if isinstance(event, Connected) or event.topic == self._hello_topic:
+            self._at_once(event)
+            return None
+        return event
 
     def has_plan(self) -> bool:
         """Whether a plan waits in the queue."""

@@ -20,12 +20,13 @@ from edge_runtime.protocol.profile import Profile
 from edge_runtime.protocol.step_rule import StepRule
 from edge_runtime.values import Count, Name, Sha256
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 MAX_PAYLOAD_BYTES = 128 * 1024
 
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Rate = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
+Epoch = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", kw_only=True):
@@ -48,11 +49,32 @@ class Capability(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bytes_free: Count | None
 
 
+class Hello(_Message, frozen=True, tag="hello", kw_only=True):
+    """The server is here; retained. Devices answer it with birth and state.
+
+    Attributes:
+        epoch: new with every start and every connection of the server. Only a birth and a state with it show that a
+            device is here now: the broker may hold older ones of devices that are gone.
+        covey_version: version of Covey on the server.
+    """
+
+    epoch: Epoch
+    covey_version: str
+
+
 class Birth(_Message, frozen=True, tag="birth", kw_only=True):
-    """A device announces itself; retained. ``boot_id`` is new with every start of the process."""
+    """A device announces itself; retained.
+
+    Attributes:
+        boot_id: new with every start of the process.
+        connection: number of connections to a broker since that start, from 1.
+        epoch: of the last hello that the device has heard; None: it has heard none.
+    """
 
     device: Name
     boot_id: str
+    connection: Count
+    epoch: Epoch | None
     covey_version: str
     python_version: str
     machine: str
@@ -67,11 +89,15 @@ class Birth(_Message, frozen=True, tag="birth", kw_only=True):
 class DeviceState(_Message, frozen=True, tag="state", kw_only=True):
     """What a device is doing; retained. ``lost`` is the last will, sent by the broker.
 
-    ``ineligible``: why its owner's rules or its rows keep it from training now; None: they do not.
+    Attributes:
+        boot_id: see Birth.
+        epoch: see Birth; None also in the last will, which is made before anything is heard.
+        ineligible: why its owner's rules or its rows keep it from training now; None: they do not.
     """
 
     state: Literal["online", "busy", "offline", "lost"]
     boot_id: str
+    epoch: Epoch | None = None
     ineligible: Annotated[str, msgspec.Meta(max_length=1000)] | None = None
 
 
@@ -287,7 +313,7 @@ class ReportAck(_Message, frozen=True, tag="ack", kw_only=True):
 Plan = TrainPlan | BackpropPlan | SyncPlan
 Report = RoundReport | DeltaReport
 DeviceReport = PlanAccepted | PlanRefused | Report | Synced
-AnyMessage = Birth | DeviceState | ProfileMessage | Plan | DeviceReport | ReportAck
+AnyMessage = Hello | Birth | DeviceState | ProfileMessage | Plan | DeviceReport | ReportAck
 
 MessageT = TypeVar("MessageT")
 

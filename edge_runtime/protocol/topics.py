@@ -26,6 +26,16 @@ def topic_for(fleet: str, device: str, kind: Kind) -> str:
     return f"{_TOPIC_ROOT}/{fleet}/{device}/{kind}"
 
 
+def hello_topic(fleet: str) -> str:
+    """Return the topic on which the server says that it is here.
+
+    Raises:
+        ProtocolError: see topic_for.
+    """
+    _check_name(fleet)
+    return f"{_TOPIC_ROOT}/{fleet}/hello"
+
+
 def device_of(topic_name: str) -> str:
     """Return the device in a topic.
 

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 
     from edge_runtime.protocol.messages import Birth
     from edge_runtime.protocol.profile import Profile
+    from server.fleet.rest import Rest
+
+SILENT = "silent"
+"""The state of a device that has not answered; the server gives it, no device sends it."""
 
 
 @dataclass
@@ -19,7 +23,8 @@ class Device:
 
     Attributes:
         name: name of the device.
-        state: the last state that it sent: online, busy, offline or lost.
+        state: the last state that it sent: online, busy, offline or lost; ``silent``: the server has said hello, or
+            has sent a plan, and the device has not answered.
         birth: its last announcement.
         adapter_sha256: the adapter that it has proved to have.
         link_bytes_per_s: measured speed of its link.
@@ -27,6 +32,8 @@ class Device:
         refused_level: the smallest level that did not fit its memory.
         profile: its newest valid profile of the job's bundle.
         ineligible: why its owner's rules or its rows keep it from training now; None: they do not.
+        heard_at: when it last sent a message, in seconds of the server's clock; None: never.
+        rest: why and until when it is offered nothing after a refusal or a silence; None: it may be offered work.
     """
 
     name: str
@@ -38,11 +45,26 @@ class Device:
     refused_level: int | None = None
     profile: Profile | None = None
     ineligible: str | None = None
+    heard_at: float | None = None
+    rest: Rest | None = None
 
     @property
     def is_here(self) -> bool:
-        """Whether the device is connected and has announced itself."""
+        """Whether the device has answered the server's last hello with its announcement and its state."""
         return self.birth is not None and self.state in ("online", "busy")
+
+    def is_ready(self, now: float) -> bool:
+        """Whether the device is here, its owner's rules let it work, and it does not rest; ``now``: server seconds."""
+        return self.is_here and self.ineligible is None and (self.rest is None or now >= self.rest.until)
+
+
+def resting(devices: Mapping[str, Device], now: float) -> dict[str, str]:
+    """Return why devices that are here are offered nothing at the moment, by name; ``now``: server seconds."""
+    return {
+        name: device.rest.reason
+        for name, device in sorted(devices.items())
+        if device.is_here and device.rest is not None and now < device.rest.until
+    }
 
 
 def ineligible(devices: Mapping[str, Device]) -> dict[str, str]:

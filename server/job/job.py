@@ -102,6 +102,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         min_reports: with fewer reports at the deadline, the attempt is abandoned.
         min_devices: devices that must be online before the first round; 0: ``min_reports``.
         deadline_s: seconds from the offer to the last report that counts.
+        accept_s: seconds that a device may take to accept a plan; a round does not wait longer for one that is silent.
         max_attempts: attempts at one round before the job fails.
         eval_every: rounds between two evaluations; the last adapter is always evaluated.
         weighting: devices count by their number of rows (``examples``), or equally (``uniform``).
@@ -128,6 +129,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_reports: Annotated[int, msgspec.Meta(ge=1)] = 1
     min_devices: Annotated[int, msgspec.Meta(ge=0)] = 0
     deadline_s: Annotated[float, msgspec.Meta(gt=0)] = 600.0
+    accept_s: Annotated[float, msgspec.Meta(gt=0)] = 20.0
     max_attempts: Annotated[int, msgspec.Meta(ge=1)] = 5
     eval_every: Annotated[int, msgspec.Meta(ge=1)] = 1
     weighting: Literal["examples", "uniform"] = "examples"

@@ -68,12 +68,15 @@ class Planner:
             self.assigner, self.learn = bandit, bandit.learn
         self._last_chosen = last_round_per_device(ledger, fitted.job.name)
 
-    def eligible(self, devices: Mapping[str, Device]) -> list[str]:
-        """Return the devices that are online, may train now and can be given something, in the order of their names."""
+    def eligible(self, devices: Mapping[str, Device], now: float) -> list[str]:
+        """Return the devices that are ready and can be given something, in the order of their names.
+
+        Args:
+            devices: all devices, by name.
+            now: seconds of the server's clock.
+        """
         return sorted(
-            name
-            for name, device in devices.items()
-            if device.is_here and device.ineligible is None and self.assigner.can_work(device)
+            name for name, device in devices.items() if device.is_ready(now) and self.assigner.can_work(device)
         )
 
     def draw_up(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from edge_runtime import __version__
 from edge_runtime.errors import CoveyError, ProtocolError
 from edge_runtime.network.transport import Connected
 from edge_runtime.protocol.messages import (
@@ -12,6 +13,7 @@ from edge_runtime.protocol.messages import (
     Birth,
     DeviceReport,
     DeviceState,
+    Hello,
     PlanAccepted,
     PlanRefused,
     Synced,
@@ -19,19 +21,22 @@ from edge_runtime.protocol.messages import (
     decode_message,
     encode_message,
 )
-from edge_runtime.protocol.topics import device_of, topic_for
+from edge_runtime.protocol.topics import device_of, hello_topic, topic_for
 from server import events
 from server.errors import JobError
-from server.fleet.devices import Device, ineligible
+from server.fleet.devices import SILENT, Device, ineligible, resting
+from server.fleet.rest import next_rest
 from server.planning.feedback import LossMeasured, PlanSent, RoundClosing, RoundResumed
 from server.planning.planner import Planner
 from server.rounds import state_machine
 from server.rounds.closing import close_round
+from server.rounds.failure import failure_hint
 from server.rounds.open_round import OpenRound, begin_attempt, resume_attempt
 from server.rounds.patience import patiently
 from server.rounds.plans import Plans
 from server.rounds.reports import Reports
 from server.rounds.roster import Roster
+from server.rounds.state_machine import OfferState
 from server.storage import queries
 
 if TYPE_CHECKING:
@@ -136,7 +141,10 @@ class Coordinator:
 
     def _handle_next(self) -> None:
         event = self._services.transport.receive(_TICK_S)
-        if event is None or isinstance(event, Connected) or not event.payload:
+        if isinstance(event, Connected):
+            self._say_hello()
+            return
+        if event is None or not event.payload:
             return  # an empty message: a device asks its broker whether it may publish (network/access.py)
         try:
             patiently(lambda: self._handle(event), self._should_stop)
@@ -146,6 +154,13 @@ class Coordinator:
             raise
         except Exception:  # noqa: BLE001 one message never ends the server
             _LOG.exception("ignored a message on %s by a fault of Covey; please report it", event.topic)
+
+    def _say_hello(self) -> None:
+        """Begin an epoch: the broker may have lost messages, or may retain those of devices that are gone."""
+        epoch = self._services.new_epoch()
+        self._roster.begin_epoch(epoch, self._clock())
+        hello = encode_message(Hello(epoch=epoch, covey_version=__version__))
+        self._services.transport.publish(hello_topic(self._fleet), hello, retain=True)
 
     def _handle(self, message: Message) -> None:
         name = device_of(message.topic)
@@ -164,21 +179,26 @@ class Coordinator:
                     f"{name} sent a report in the name of {report.device}",
                     "check name in the edge.toml of both: every device needs a name of its own",
                 )
+            self._roster.heard(device, self._clock())
             if report.job == self._job.name:
                 self._take_report(device, report, len(message.payload))
 
     # -- devices ------------------------------------------------------------------------------------------------
 
     def _take_birth(self, device: Device, birth: Birth) -> None:
-        is_new_start, opened = self._roster.take_birth(device, birth), self._open
-        if is_new_start and opened is not None and opened.holds(device.name):
-            # The device may have lost the plan with its memory.
-            opened.offer_again(device.name)
+        is_new, opened = self._roster.take_birth(device, birth), self._open
+        if birth.epoch == self._roster.epoch:
+            self._roster.heard(device, self._clock())
+        if is_new and opened is not None and opened.holds(device.name):
+            # The device may have lost the plan with its memory, or the broker with its store.
+            opened.offer_again(device.name, self._clock())
             if device.name in opened.waiting():
                 self._send_plan(opened, device.name)
 
     def _take_state(self, device: Device, state: DeviceState) -> None:
         self._roster.take_state(device, state)
+        if state.epoch == self._roster.epoch:
+            self._roster.heard(device, self._clock())
         if state.state in ("lost", "offline") and self._open is not None:
             self._open.lose(device.name, state.state)
 
@@ -191,6 +211,7 @@ class Coordinator:
         else:
             ack = self._reports.take(device, self._open, report, size_bytes, self._clock())
             if ack.outcome == "taken":
+                device.rest = None
                 self._roster.prove(device, report.adapter_sha256)
             topic = topic_for(self._fleet, device.name, "report/ack")
             self._services.transport.publish(topic, encode_message(ack))
@@ -199,19 +220,27 @@ class Coordinator:
         self, device: Device, opened: OpenRound, answer: PlanAccepted | PlanRefused, size_bytes: int
     ) -> None:
         if isinstance(answer, PlanAccepted):
+            if device.is_here:  # a late answer; the message of a device that has died since changes nothing
+                opened.offer_again(device.name, self._clock())
             opened.accept(device.name, size_bytes)
         else:
-            self._reports.note_refusal(device, opened, answer)
+            if not self._reports.note_refusal(device, opened, answer):
+                device.rest = next_rest(device.rest, answer.message, self._clock())
             opened.refuse(device.name, answer.message)
 
     # -- rounds -------------------------------------------------------------------------------------------------
 
     def _try_to_open(self) -> None:
         devices = self._roster.devices
-        index, eligible = len(self._chain.closed), self._planner.eligible(devices)
+        index, eligible = len(self._chain.closed), self._planner.eligible(devices, self._clock())
         needed = self._job.devices_to_start if index == 0 else self._job.min_reports
         if len(eligible) < needed:
-            waiting = events.Waiting(online=len(eligible), needed=needed, ineligible=ineligible(devices))
+            waiting = events.Waiting(
+                online=len(eligible),
+                needed=needed,
+                ineligible=ineligible(devices),
+                resting=resting(devices, self._clock()),
+            )
             if self._waiting_for != waiting:
                 self._waiting_for = waiting
                 self._observe(waiting)
@@ -222,7 +251,7 @@ class Coordinator:
             self._ledger.end_job(self._job.name, "failed", None)
             raise JobError(
                 f"round {index} had fewer than {self._job.min_reports} reports in {self._failed_attempts} attempts",
-                "read the devices' logs; raise deadline_s or lower min_reports in the job, and start it again",
+                failure_hint(queries.offers_of(self._ledger, self._job.name), index),
             )
         history = [closed.figures for closed in self._chain.closed]
         now = self._clock()
@@ -242,7 +271,22 @@ class Coordinator:
         device = self._roster.devices.get(name) or Device(name)
         return self._chain.reference(device.adapter_sha256, device.link_bytes_per_s, device.replay_parameters_per_s)
 
+    def _give_up_the_silent(self, opened: OpenRound) -> None:
+        """Stop waiting for devices that have not accepted their plan, or have not answered the last hello, in time."""
+        now, accept_s = self._clock(), self._job.accept_s
+        for name, offered_at in opened.unaccepted(now).items():
+            device = self._roster.device(name)
+            reason = f"it did not accept the plan within {accept_s:g} s"
+            if device.heard_at is None or device.heard_at < offered_at:
+                self._roster.keeps_silent(device, reason, now)
+            opened.lose(name, reason)
+        if now - self._roster.epoch_began_at > accept_s:
+            for name in opened.waiting():
+                if self._roster.device(name).state == SILENT:
+                    opened.lose(name, f"it has not answered within {accept_s:g} s of the server's hello")
+
     def _decide(self, opened: OpenRound) -> None:
+        self._give_up_the_silent(opened)
         decision = state_machine.decide(opened.state, self._clock())
         if decision == "aggregate":
             self._aggregate(opened)
@@ -251,11 +295,13 @@ class Coordinator:
         elif decision == "abandon":
             deltas = opened.deltas()
             opened.abandon()
+            everybody_refused = opened.state.count(OfferState.REFUSED) == len(opened.state.offers)
             for delta in deltas.values():
                 self._services.uploads.blobs.remove(delta.sha256)
             self._services.uploads.forget_all()
             self._open = None
-            self._failed_attempts += 1
+            # Where everybody has refused, all of them rest: the job waits for them, and no attempt is used up.
+            self._failed_attempts += 0 if everybody_refused else 1
 
     def _aggregate(self, opened: OpenRound) -> None:
         uploads, chain = self._services.uploads, self._chain

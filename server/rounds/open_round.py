@@ -35,18 +35,22 @@ class OpenRound:
         observe: receives events.
         plan: what the devices do.
         state: state of each offer.
+        offered_at: when the offers were made, in seconds of the server's clock.
 
     Attributes:
         plan: what the devices do.
         state: state of each offer.
     """
 
-    def __init__(self, job: Job, ledger: Ledger, observe: Observer, plan: RoundPlan, state: Round) -> None:
+    def __init__(
+        self, job: Job, ledger: Ledger, observe: Observer, plan: RoundPlan, state: Round, offered_at: float
+    ) -> None:
         self._job = job
         self._ledger = ledger
         self._observe = observe
         self.plan = plan
         self.state = state
+        self._offered_at = dict.fromkeys(state.offers, offered_at)
 
     def holds(self, device: str) -> bool:
         """Whether the attempt was offered to the device."""
@@ -72,8 +76,17 @@ class OpenRound:
             self.state = changed
             self._write(device, OfferState.ACCEPTED)
 
-    def offer_again(self, device: str) -> None:
-        """Wait again for a lost device that has restarted."""
+    def unaccepted(self, now: float) -> dict[str, float]:
+        """Return when the offer was made to each device that has let the job's ``accept_s`` pass without an answer."""
+        return {
+            device: self._offered_at[device]
+            for device, state in self.state.offers.items()
+            if state is OfferState.OFFERED and now - self._offered_at[device] > self._job.accept_s
+        }
+
+    def offer_again(self, device: str, now: float) -> None:
+        """Wait again for a lost device that is back."""
+        self._offered_at[device] = now
         changed = state_machine.offer_again(self.state, device)
         if changed is not self.state:
             self.state = changed
@@ -168,7 +181,7 @@ def begin_attempt(
     enough = enough_reports(job, len(names))
     state = state_machine.open_round(drawn.index, drawn.attempt, names, deadline_at, job.min_reports, enough)
     observe(events.RoundOpened(round=drawn.index, attempt=drawn.attempt, devices=names))
-    return OpenRound(job, ledger, observe, plan, state)
+    return OpenRound(job, ledger, observe, plan, state, now)
 
 
 def resume_attempt(job: Job, ledger: Ledger, observe: Observer, now: float) -> OpenRound | None:
@@ -186,4 +199,4 @@ def resume_attempt(job: Job, ledger: Ledger, observe: Observer, now: float) -> O
         offers=states,
     )
     _LOG.info("resumed in round %d with %d reports", state.index, len(state.reported))
-    return OpenRound(job, ledger, observe, found.plan, state)
+    return OpenRound(job, ledger, observe, found.plan, state, now)

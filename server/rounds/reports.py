@@ -88,8 +88,10 @@ class Reports:
             raise
         return "taken"
 
-    def note_refusal(self, device: Device, opened: OpenRound, refused: PlanRefused) -> None:
-        """Remember that a level does not fit the device, so that its next plan has a smaller one."""
+    def note_refusal(self, device: Device, opened: OpenRound, refused: PlanRefused) -> bool:
+        """Remember that a level does not fit the device; return whether its next plan has a smaller one."""
         level = opened.plan.levels.get(device.name)
-        if level is not None and refused.code == TrainingError.exit_code:
-            device.refused_level = min(level, device.refused_level or level)
+        if level is None or refused.code != TrainingError.exit_code:
+            return False
+        device.refused_level = min(level, device.refused_level or level)
+        return True

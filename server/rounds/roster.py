@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge_runtime.errors import ProtocolError
+from edge_runtime.protocol.messages import DeviceState
 from server import events
-from server.fleet.devices import Device
+from server.fleet.devices import SILENT, Device
+from server.fleet.rest import next_rest
 from server.profiles.received import ProfileStore
 
 if TYPE_CHECKING:
-    from edge_runtime.protocol.messages import Birth, DeviceState
+    from edge_runtime.protocol.messages import Birth
     from server.events import Observer
     from server.job.fitted import FittedJob
     from server.storage.ledger import Ledger
@@ -29,6 +31,8 @@ class Roster:
 
     Attributes:
         devices: the devices that have sent a message, by name.
+        epoch: of the server's last hello; only devices that have answered it are here. None: it has said none yet.
+        epoch_began_at: when it said it, in seconds of the server's clock.
     """
 
     def __init__(self, fleet: str, fitted: FittedJob, ledger: Ledger, observe: Observer) -> None:
@@ -37,6 +41,16 @@ class Roster:
         self._observe = observe
         self._profiles = ProfileStore(fleet, fitted, ledger)
         self.devices: dict[str, Device] = {}
+        self.epoch: str | None = None
+        self.epoch_began_at = 0.0
+
+    def begin_epoch(self, epoch: str, now: float) -> None:
+        """Begin an epoch: nobody is here until it answers the hello that carries it."""
+        self.epoch, self.epoch_began_at = epoch, now
+        for device in self.devices.values():
+            if device.is_here:
+                device.state = SILENT
+        self._ledger.devices_silent(self._fleet)
 
     def device(self, name: str) -> Device:
         """Return a device; one that is new has the profile that the ledger has of it."""
@@ -49,7 +63,9 @@ class Roster:
         return sorted(device.name for device in self.devices.values() if device.is_here)
 
     def take_birth(self, device: Device, birth: Birth) -> bool:
-        """Take in a device's announcement; returns whether the device has started anew.
+        """Take in a device's announcement; returns whether it has connected anew and is here.
+
+        One of another epoch is kept for its facts only: the broker may have retained it for a device that is gone.
 
         Raises:
             ProtocolError: the announcement is in another device's name.
@@ -59,17 +75,39 @@ class Roster:
                 f"{device.name} announced itself as {birth.device}",
                 "check name in the edge.toml of both: every device needs a name of its own",
             )
-        is_new_start = device.birth is None or device.birth.boot_id != birth.boot_id
-        device.birth, device.adapter_sha256 = birth, birth.adapter_sha256
+        last, device.birth, device.adapter_sha256 = device.birth, birth, birth.adapter_sha256
         self._ledger.device_born(self._fleet, device.name, msgspec.json.encode(birth).decode())
-        return is_new_start
+        is_new = birth.epoch == self.epoch and (last is None or _connection(last) != _connection(birth))
+        if is_new:
+            device.rest = None  # what kept it from work may be mended
+        return is_new
 
     def take_state(self, device: Device, state: DeviceState) -> None:
-        """Take in a device's state."""
+        """Take in a device's state, unless it is of another epoch or of another start than its announcement."""
+        is_here = state.state in ("online", "busy")
+        answered = device.birth is not None and device.birth.epoch == self.epoch
+        if (is_here and state.epoch != self.epoch) or (
+            answered and device.birth is not None and state.boot_id != device.birth.boot_id
+        ):
+            return
+        if device.ineligible is not None and state.ineligible is None:
+            device.rest = None
         if (device.state, device.ineligible) != (state.state, state.ineligible):
             device.state, device.ineligible = state.state, state.ineligible
             self._ledger.device_state(self._fleet, device.name, state.state, state.ineligible)
             self._observe(events.DeviceChanged(device=device.name, state=state.state, ineligible=state.ineligible))
+
+    def keeps_silent(self, device: Device, reason: str, now: float) -> None:
+        """Enter that a device does not answer: it is offered nothing for a while, and is back once it speaks."""
+        device.state, device.rest = SILENT, next_rest(device.rest, reason, now)
+        self._ledger.device_state(self._fleet, device.name, SILENT, device.ineligible)
+        self._observe(events.DeviceChanged(device=device.name, state=SILENT, ineligible=device.ineligible))
+
+    def heard(self, device: Device, now: float) -> None:
+        """Enter that a device has sent something."""
+        device.heard_at = now
+        if device.state == SILENT and device.birth is not None and device.birth.epoch == self.epoch:
+            self.take_state(device, DeviceState(state="online", boot_id=device.birth.boot_id, epoch=self.epoch))
 
     def take_profile(self, device: Device, payload: bytes) -> None:
         """Take in a profile message; an invalid profile is rejected, and the last valid one stays in use."""
@@ -79,3 +117,8 @@ class Roster:
         """Enter that a device has proved to have an adapter."""
         device.adapter_sha256 = adapter_sha256
         self._ledger.device_proved(self._fleet, device.name, adapter_sha256)
+
+
+def _connection(birth: Birth) -> tuple[str, int, str | None]:
+    """Return what is new with every start, every connection and every hello."""
+    return birth.boot_id, birth.connection, birth.epoch

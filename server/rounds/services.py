@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
     from edge_runtime.network.transport import Transport
     from server.evaluation import Evaluator
     from server.web.uploads import Uploads
+
+
+def _random_epoch() -> str:
+    return secrets.token_hex(8)
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,7 @@ class Services:
         evaluator: evaluates adapters on the held-out rows.
         clock: returns monotonic seconds.
         blob_url: where devices fetch blobs; plans carry it.
+        new_epoch: returns a text that was never returned before; see messages.Hello.
     """
 
     transport: Transport
@@ -30,3 +36,4 @@ class Services:
     evaluator: Evaluator
     clock: Callable[[], float]
     blob_url: str
+    new_epoch: Callable[[], str] = _random_epoch

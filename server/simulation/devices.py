@@ -26,6 +26,7 @@ from edge_runtime.protocol.messages import (
     Capability,
     DeltaReport,
     DeviceState,
+    Hello,
     PlanAccepted,
     ProfileMessage,
     ReportAck,
@@ -39,7 +40,7 @@ from edge_runtime.protocol.messages import (
 )
 from edge_runtime.protocol.round_log import decode_chain
 from edge_runtime.protocol.step_rule import StepRule
-from edge_runtime.protocol.topics import Kind, device_of, topic_for
+from edge_runtime.protocol.topics import Kind, device_of, hello_topic, topic_for
 from server.bandit.arms import Arm, PriceBasis, price
 from server.errors import JobError
 
@@ -123,12 +124,8 @@ class SimulatedFleet:
         self._drop_out, self._jitter, self._rng = drop_out, jitter, rng
         self._slices = layer_slices(task.manifest)
         self._adapters: dict[str, FloatVector] = {task.initial_sha256: task.initial_adapter()}
+        self._epoch: str | None = None
         self.device_rounds = 0
-
-    def join_all(self) -> None:
-        """Let every device announce itself."""
-        for device in self.devices.values():
-            self._join(device)
 
     def follow(self, trace: Sequence[TraceEvent]) -> None:
         """Schedule the events of a trace."""
@@ -155,6 +152,10 @@ class SimulatedFleet:
 
     def _join(self, device: SimulatedDevice) -> None:
         device.here, device.starts = True, device.starts + 1
+        self._announce(device)
+
+    def _announce(self, device: SimulatedDevice) -> None:
+        """Send birth, profile and state under the server's epoch."""
         boot_id = f"{device.name}-{device.starts}"
         levels = [LevelNeed(level, 0, 0) for level in self._task.manifest.levels]
         capability = Capability(
@@ -165,6 +166,8 @@ class SimulatedFleet:
         birth = Birth(
             device=device.name,
             boot_id=boot_id,
+            connection=1,
+            epoch=self._epoch,
             covey_version="simulated",
             python_version="simulated",
             machine="simulated",
@@ -177,7 +180,7 @@ class SimulatedFleet:
         )
         self._say(device, "birth", birth, 0.0)
         self._say(device, "profile", ProfileMessage(device=device.name, profile=device.profile), 0.0)
-        self._say(device, "state", DeviceState(state="online", boot_id=boot_id), 0.0)
+        self._say(device, "state", DeviceState(state="online", boot_id=boot_id, epoch=self._epoch), 0.0)
 
     def _leave(self, device: SimulatedDevice) -> None:
         device.here, device.report = False, None
@@ -188,6 +191,12 @@ class SimulatedFleet:
 
     def deliver(self, topic: str, payload: bytes) -> None:
         """Handle a message that the server has published."""
+        if topic == hello_topic(FLEET):
+            self._epoch = decode_message(payload, Hello).epoch
+            for device in self.devices.values():
+                if device.here:
+                    self._announce(device)
+            return
         device = self.devices[device_of(topic)]
         if not device.here:
             return

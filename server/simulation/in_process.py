@@ -7,9 +7,12 @@ devices take little more memory than one.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from edge_runtime.agent.agent import Agent
 from edge_runtime.agent.announcer import lost_will
@@ -99,6 +102,9 @@ def run_in_process(
         stack.enter_context(thread.serving())
         return hub.join()
 
+    # The devices take turns: one accepts its plan when those before it have trained.
+    job = msgspec.structs.replace(fitted.job, accept_s=max(fitted.job.accept_s, fitted.job.deadline_s))
+    fitted = dataclasses.replace(fitted, job=job)
     options = ServeOptions(bundle=bundle.path, state_dir=state_dir, listen="127.0.0.1", http_port=0, threads=1)
     summary = coordinate(fitted, bundle, options, connect, observe, should_stop)
     if summary is None:

@@ -210,7 +210,6 @@ def _fleet(
     devices = _devices(options, profiles, task.sha256, rng)
     uploaded = stores.uploads.blobs
     fleet = SimulatedFleet(world, task, devices, stores.blobs, uploaded, options.drop_out, options.jitter, rng)
-    fleet.join_all()
     length_s = _SECONDS_PER_ROUND * options.rounds
     fleet.follow([*options.traces, *throttling([d.name for d in devices], options.throttle, length_s, rng)])
     return fleet

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from typing import TYPE_CHECKING
 
-from edge_runtime.network.transport import Message
+from edge_runtime.network.transport import Connected, Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,6 +59,7 @@ class VirtualTransport:
     def __init__(self, world: VirtualWorld, deliver: Callable[[str, bytes], None]) -> None:
         self._world = world
         self._deliver = deliver
+        self._is_new = True
 
     @property
     def broker_host(self) -> str:
@@ -73,7 +74,10 @@ class VirtualTransport:
         self._deliver(topic, payload)
 
     def receive(self, timeout_s: float | None) -> Event | None:
-        """See Transport; the timeout is virtual time."""
+        """See Transport; the timeout is virtual time, and the first event is the connection."""
+        if self._is_new:
+            self._is_new = False
+            return Connected()
         return self._world.next_message(float("inf") if timeout_s is None else self._world.now + timeout_s)
 
     def close(self) -> None:

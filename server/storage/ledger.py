@@ -239,6 +239,13 @@ class Ledger:
             ineligible,
         )
 
+    def devices_silent(self, fleet: str) -> None:
+        """Enter that no device of a fleet has answered the server's new hello yet."""
+        self.database.write(
+            "UPDATE devices SET state = 'silent' WHERE fleet = ? AND state IN ('online', 'busy')",
+            fleet,
+        )
+
     def device_born(self, fleet: str, name: str, birth: str) -> None:
         """Enter a device's birth message (JSON)."""
         self.database.write(

@@ -22,6 +22,7 @@ from edge_runtime.protocol.messages import (
     Capability,
     DeltaReport,
     DeviceState,
+    Hello,
     PlanAccepted,
     PlanRefused,
     ProfileMessage,
@@ -34,7 +35,7 @@ from edge_runtime.protocol.messages import (
     encode_message,
 )
 from edge_runtime.protocol.step_rule import StepRule
-from edge_runtime.protocol.topics import device_of, topic_for
+from edge_runtime.protocol.topics import device_of, hello_topic, topic_for
 
 REPORT = RoundReport(
     job="job",
@@ -71,12 +72,14 @@ PLAN = TrainPlan(
     blob_url="http://:8080/blobs",
 )
 MESSAGES: list[tuple[AnyMessage, str]] = [
-    (PLAN, "2565a256c156d03e"),
-    (REPORT, "63140e9d01547b6a"),
+    (PLAN, "44aac40c8504e2b9"),
+    (REPORT, "c91687677ae3d739"),
     (
         Birth(
             device="pi",
             boot_id="1",
+            connection=2,
+            epoch="e",
             covey_version="0.1.0",
             python_version="3.11",
             machine="aarch64",
@@ -87,15 +90,16 @@ MESSAGES: list[tuple[AnyMessage, str]] = [
             adapter_sha256=SHA,
             capability=Capability(kind="backprop", levels=[LevelNeed(3, 9, 2)], bytes_free=None),
         ),
-        "ab865f66dfeca06d",
+        "687bdaf4d3cc8c15",
     ),
-    (DeviceState(state="lost", boot_id="1"), "a9c7f7ed471134fc"),
-    (DeviceState(state="online", boot_id="1", ineligible="90 °C, above 85"), "56486ce29771fc8d"),
-    (ProfileMessage(device="pi", profile=PROFILE), "26b3f75aab28a5d2"),
-    (ReportAck(job="job", round=1, attempt=0, outcome="taken"), "34022ac7d82130ff"),
-    (PlanAccepted(job="job", round=1, attempt=0, device="pi"), "f50a7915325457c2"),
-    (PlanRefused(job="job", round=1, attempt=0, device="pi", code=4, message="m"), "7417e37b08077c13"),
-    (Synced(job="job", round=1, device="pi", adapter_sha256=SHA, blob_bytes=3), "9603e2e8ba9dd92c"),
+    (Hello(epoch="e", covey_version="0.1.0"), "3d2e2bda8cd165e8"),
+    (DeviceState(state="lost", boot_id="1"), "3eea5dcb08d7c719"),
+    (DeviceState(state="online", boot_id="1", ineligible="90 °C, above 85"), "11a2ba26a28d2953"),
+    (ProfileMessage(device="pi", profile=PROFILE), "7b21dcb759f7e538"),
+    (ReportAck(job="job", round=1, attempt=0, outcome="taken"), "6c7e6c4f8db0fb58"),
+    (PlanAccepted(job="job", round=1, attempt=0, device="pi"), "b8aa8af59902fc5b"),
+    (PlanRefused(job="job", round=1, attempt=0, device="pi", code=4, message="m"), "c0a4da7fe05c8c83"),
+    (Synced(job="job", round=1, device="pi", adapter_sha256=SHA, blob_bytes=3), "3c4fb9a63b69b53e"),
     (
         SyncPlan(
             job="job",
@@ -105,7 +109,7 @@ MESSAGES: list[tuple[AnyMessage, str]] = [
             final=True,
             blob_url="http://h/blobs",
         ),
-        "d110bb0055751715",
+        "c7e2597609d7fb5f",
     ),
     (
         BackpropPlan(
@@ -120,7 +124,7 @@ MESSAGES: list[tuple[AnyMessage, str]] = [
             deadline_s=60.0,
             blob_url="http://:8080/blobs",
         ),
-        "d2940a5dd51d1c02",
+        "eedf0199b6aa24cd",
     ),
     (
         DeltaReport(
@@ -141,7 +145,7 @@ MESSAGES: list[tuple[AnyMessage, str]] = [
             replay_parameters_per_s=None,
             blob_bytes=0,
         ),
-        "21006d5e7a6fa7fc",
+        "0d758301cc37da25",
     ),
 ]
 
@@ -164,7 +168,7 @@ def test_messages_say_what_they_are() -> None:
 
 def test_another_version_is_named() -> None:
     fields = msgspec.msgpack.decode(encode_message(REPORT)) | {"v": 1}
-    with pytest.raises(ProtocolError, match="protocol version 1, this Covey reads version 4"):
+    with pytest.raises(ProtocolError, match="protocol version 1, this Covey reads version 5"):
         decode_message(msgspec.msgpack.encode(fields), RoundReport)
 
 
@@ -237,6 +241,7 @@ def test_topics() -> None:
     assert topic_for("lab", "pi-1", "report/ack") == "covey/v1/lab/pi-1/report/ack"
     assert topic_for("lab", "+", "birth").count("/") <= 7
     assert device_of("covey/v1/lab/pi-1/birth") == "pi-1"
+    assert hello_topic("lab") == "covey/v1/lab/hello"
     for name in ("", "a/b", "#", "a b", "-a", "x" * 64, "ü"):
         with pytest.raises(ProtocolError, match="cannot be the name"):
             topic_for("lab", name, "plan")

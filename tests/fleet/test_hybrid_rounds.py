@@ -166,8 +166,10 @@ def test_a_device_that_cannot_hold_its_level_gets_a_smaller_one(bench: Bench) ->
 
     auto = ScriptedDevice(bench, "auto", answer)
     can = Capability(kind="backprop", levels=None, bytes_free=None)
-    auto.send("birth", device(can, name="auto").birth, retain=True)  # type: ignore[arg-type]
-    job = msgspec.structs.replace(JOB, max_attempts=3, deadline_s=2.0)
+    birth = device(can, name="auto").birth
+    assert birth is not None
+    auto.birth = birth
+    job = msgspec.structs.replace(JOB, max_attempts=1, deadline_s=2.0)
     with coordinator(bench, job) as (made, _), pytest.raises(JobError, match="fewer than 1 reports"):
         run_with(made, [auto])
     assert levels == [3, 2, 1]

@@ -28,6 +28,7 @@ from edge_runtime.protocol.messages import (
     BlobRef,
     Capability,
     DeviceState,
+    Hello,
     Plan,
     ReportAck,
     RoundReport,
@@ -41,7 +42,7 @@ from edge_runtime.protocol.messages import (
 )
 from edge_runtime.protocol.round_log import RoundLog, encode_chain, pack_scalars
 from edge_runtime.protocol.step_rule import StepRule
-from edge_runtime.protocol.topics import Kind, topic_for
+from edge_runtime.protocol.topics import Kind, hello_topic, topic_for
 from edge_runtime.store.store import Store
 from edge_runtime.values import FloatVector
 from server.compose import Stores, compose
@@ -167,11 +168,20 @@ def sync(bench: Bench, adapter: AdapterRef, round_index: int = 9, **changes: Any
     return msgspec.structs.replace(plan, **changes)
 
 
-def birth_of(name: str, capability: Capability, *, rows: int | None = None, bundle_sha256: str | None = None) -> Birth:
+def birth_of(
+    name: str,
+    capability: Capability,
+    *,
+    rows: int | None = None,
+    bundle_sha256: str | None = None,
+    epoch: str | None = None,
+) -> Birth:
     """Return the announcement of a device without an adapter."""
     return Birth(
         device=name,
         boot_id="1",
+        connection=1,
+        epoch=epoch,
         covey_version="0",
         python_version="3",
         machine="m",
@@ -194,8 +204,13 @@ class ScriptedDevice:
         self.transport.subscribe(bench.topic("report/ack", name))
         self.acks: list[ReportAck] = []
         self.theta = bench.bundle.initial_adapter()
-        self.send("birth", birth_of(name, FORWARD_ONLY, rows=5), retain=True)
-        self.send("state", DeviceState(state="online", boot_id="1"), retain=True)
+        self.birth = birth_of(name, FORWARD_ONLY, rows=5)
+        self.transport.subscribe(hello_topic("default"))
+
+    def announce(self, epoch: str | None) -> None:
+        self.epoch = epoch
+        self.send("birth", msgspec.structs.replace(self.birth, epoch=epoch), retain=True)
+        self.send("state", DeviceState(state="online", boot_id="1", epoch=epoch), retain=True)
 
     def send(self, kind: Kind, message: AnyMessage, *, retain: bool = False) -> None:
         self.transport.publish(self.bench.topic(kind, self.name), encode_message(message), retain=retain)
@@ -203,6 +218,9 @@ class ScriptedDevice:
     def turn(self) -> None:
         while (event := self.transport.receive(0)) is not None:
             if not isinstance(event, Message):
+                continue
+            if event.topic.endswith("/hello"):
+                self.announce(decode_message(event.payload, Hello).epoch)
                 continue
             if event.topic.endswith("ack"):
                 self.acks.append(decode_message(event.payload, ReportAck))
