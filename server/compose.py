@@ -1,4 +1,4 @@
-"""The composition root: makes a job's coordinator from its stores and services, for serve, simulations and tests."""
+"""The composition root: makes coordinators and jobs from stores and services, for serving, simulations and tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from server.profiles.received import ProfileStore
 from server.rounds.coordinator import Coordinator
+from server.rounds.job_run import JobRun
+from server.rounds.roster import Roster
 from server.storage.adapters import AdapterChain
 from server.storage.blobs import BlobStore
 from server.storage.ledger import LEDGER_FILE, Ledger
@@ -15,13 +18,18 @@ from server.storage.queries import closed_rounds
 from server.web.uploads import Uploads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from server.events import Observer
+    from server.fleet.devices import Device
     from server.job.fitted import FittedJob
     from server.rounds.services import Services
     from server.storage.adapters import Start
+
+
+TICK_S = 0.5
+"""Seconds that a server waits for a message before it looks at deadlines."""
 
 
 @dataclass(frozen=True)
@@ -55,21 +63,110 @@ def open_stores(state_dir: Path, *, durable: bool = True) -> Stores:
 
 @dataclass(frozen=True)
 class Composed:
-    """A job that can run.
+    """One job with a coordinator of its own, for simulations and tests.
 
     Attributes:
-        coordinator: runs it.
-        chain: its adapters.
+        coordinator: reads the devices' messages.
+        job_run: the job.
         resumed: whether the ledger had the job already.
     """
 
     coordinator: Coordinator
-    chain: AdapterChain
+    job_run: JobRun
     resumed: bool
 
-    def run(self, should_stop: Callable[[], bool]) -> bool:
-        """Run the job to its end; see Coordinator.run."""
-        return self.coordinator.run(resumed=self.resumed, should_stop=should_stop)
+    @property
+    def chain(self) -> AdapterChain:
+        """The job's adapters."""
+        return self.job_run.chain
+
+    @property
+    def devices(self) -> Mapping[str, Device]:
+        """The devices that have sent a message, by name."""
+        return self.coordinator.devices
+
+    def run(self, should_stop: Callable[[], bool] = lambda: False) -> bool:
+        """Run the job to its end; it can be resumed after it was stopped, and after every error.
+
+        Args:
+            should_stop: asked between messages.
+
+        Returns:
+            Whether the job is finished (False: it was stopped).
+
+        Raises:
+            JobError: a round failed ``max_attempts`` times.
+            StorageError: the ledger or a blob cannot be written.
+        """
+        try:
+            self.job_run.begin(resumed=self.resumed, should_stop=should_stop)
+            while not should_stop():
+                if self.job_run.step():
+                    return True
+                self.coordinator.handle_next(TICK_S)
+            return False
+        finally:
+            self.job_run.close()
+
+
+def compose_coordinator(
+    fleet: str, ledger: Ledger, services: Services, observe: Observer, should_stop: Callable[[], bool] = lambda: False
+) -> Coordinator:
+    """Make a fleet's coordinator, which has no job yet.
+
+    Args:
+        fleet: name of the fleet.
+        ledger: what happens to devices is entered in it.
+        services: what it uses of the outside world.
+        observe: receives events of devices.
+        should_stop: asked while something is tried again, for want of file descriptors.
+    """
+    return Coordinator(Roster(fleet, ProfileStore(fleet, ledger), ledger, observe), services, should_stop)
+
+
+def enter(fleet: str, fitted: FittedJob, start: Start, stores: Stores) -> tuple[AdapterChain, bool]:
+    """Enter a job in the ledger, or resume it; return its adapters and whether the ledger had it already.
+
+    Args:
+        fleet: name of the fleet.
+        fitted: the job and its bundle.
+        start: has the adapter that the job starts from.
+        stores: what the server keeps on disk.
+
+    Raises:
+        JobError: the job is finished, was begun with another configuration, or has lost an adapter.
+        StorageError: the ledger cannot be written.
+    """
+    job = fitted.job
+    resumed = stores.ledger.begin_job(job.name, fleet, fitted.bundle_sha256, msgspec.to_builtins(job))
+    closed = closed_rounds(stores.ledger, job.name)
+    return AdapterChain(start, stores.blobs, closed, momentum=job.server_momentum > 0), resumed
+
+
+def compose_run(
+    coordinator: Coordinator,
+    fitted: FittedJob,
+    chain: AdapterChain,
+    stores: Stores,
+    services: Services,
+    observe: Observer,
+    has: Callable[[Device], bool] = lambda _device: True,
+) -> JobRun:
+    """Make a job that was entered in the ledger, and hand its messages to it.
+
+    Args:
+        coordinator: the fleet's coordinator.
+        fitted: the job and its bundle.
+        chain: the job's adapters.
+        stores: what the server keeps on disk.
+        services: what it uses of the outside world.
+        observe: receives the job's events.
+        has: whether a device works for this job.
+    """
+    coordinator.roster.profiles.manifests[fitted.bundle_sha256] = fitted.manifest
+    made = JobRun(coordinator.roster, fitted, stores.ledger, chain, services, observe, has)
+    coordinator.add(made)
+    return made
 
 
 def compose(
@@ -80,7 +177,7 @@ def compose(
     connect: Callable[[], Services],
     observe: Observer,
 ) -> Composed:
-    """Enter a job in the ledger, or resume it, and make its coordinator.
+    """Enter a job in the ledger, or resume it, and make it with a coordinator of its own.
 
     Args:
         fleet: name of the fleet.
@@ -94,8 +191,7 @@ def compose(
         JobError: the job is finished, was begun with another configuration, or has lost an adapter.
         StorageError: the ledger cannot be written.
     """
-    job = fitted.job
-    resumed = stores.ledger.begin_job(job.name, fleet, fitted.bundle_sha256, msgspec.to_builtins(job))
-    closed = closed_rounds(stores.ledger, job.name)
-    chain = AdapterChain(start, stores.blobs, closed, momentum=job.server_momentum > 0)
-    return Composed(Coordinator(fleet, fitted, stores.ledger, chain, connect(), observe), chain, resumed)
+    chain, resumed = enter(fleet, fitted, start, stores)
+    services = connect()
+    coordinator = compose_coordinator(fleet, stores.ledger, services, observe)
+    return Composed(coordinator, compose_run(coordinator, fitted, chain, stores, services, observe), resumed)

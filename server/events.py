@@ -93,6 +93,14 @@ class Syncing(_Event, frozen=True, tag="syncing", kw_only=True):
     devices: int
 
 
+class JobChanged(_Event, frozen=True, tag="job", kw_only=True):
+    """A job is paused, stopped, finished or failed; ``reason`` says why it failed."""
+
+    job: str
+    state: str
+    reason: str | None = None
+
+
 Event = (
     Waiting
     | DeviceChanged
@@ -103,6 +111,7 @@ Event = (
     | RoundAbandoned
     | Evaluated
     | Syncing
+    | JobChanged
 )
 
 if TYPE_CHECKING:

@@ -30,9 +30,12 @@ class Device:
         link_bytes_per_s: measured speed of its link.
         replay_parameters_per_s: parameters × directions that it replays per second.
         refused_level: the smallest level that did not fit its memory.
-        profile: its newest valid profile of the job's bundle.
+        works_on: hash of the bundle that its job trains; None: no job has asked for it yet.
+        profile: its newest valid profile of that bundle.
         ineligible: why its owner's rules or its rows keep it from training now; None: they do not.
         heard_at: when it last sent a message, in seconds of the server's clock; None: never.
+        hello_pause_s: seconds between the last two hellos that were said for it alone; 0: it has heard the last one.
+        hello_due_at: when the next may be said for it, in seconds of the server's clock.
         rest: why and until when it is offered nothing after a refusal or a silence; None: it may be offered work.
     """
 
@@ -47,6 +50,9 @@ class Device:
     ineligible: str | None = None
     heard_at: float | None = None
     rest: Rest | None = None
+    works_on: str | None = None
+    hello_pause_s: float = 0.0
+    hello_due_at: float = 0.0
 
     @property
     def is_here(self) -> bool:

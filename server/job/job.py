@@ -15,6 +15,7 @@ from edge_runtime.protocol.step_rule import MAX_PERTURBATIONS, StepRule, check_r
 from edge_runtime.values import Name
 from server.bandit.options import BanditOptions
 from server.job.methods import expand
+from server.job.selector import EVERYONE, parse_selector
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,6 +98,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         batch_size: rows per step.
         split: index of the back block's first layer; None: the bundle's last split.
         seed: seed of every random choice.
+        devices: which devices it is for: ``all``, or names and tags, ``tag:kitchen, pi-3``; see selector.py.
         cohort: reports per round; 0: one from every device that is online.
         over_selection: the round is offered to cohort × over_selection devices, and ends with ``cohort`` reports.
         min_reports: with fewer reports at the deadline, the attempt is abandoned.
@@ -124,6 +126,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch_size: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 8
     split: int | None = None
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+    devices: str = EVERYONE
     cohort: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 0
     over_selection: Annotated[float, msgspec.Meta(ge=1, le=10)] = 1.0
     min_reports: Annotated[int, msgspec.Meta(ge=1)] = 1
@@ -204,6 +207,7 @@ def read_job(path: Path) -> Job:
             f"{path}: [privacy] and [stld] exclude each other: a delta is not noised", "leave one of them out"
         )
     check_rule(job.step)
+    parse_selector(job.devices)
     return msgspec.structs.replace(job, eval_file=str(path.resolve().parent / job.eval_file))
 
 

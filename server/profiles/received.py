@@ -1,4 +1,4 @@
-"""Checks and keeps the profiles that devices publish, and gives the planner the newest one of the job's bundle."""
+"""Checks and keeps the profiles that devices publish, and gives the planner the newest one of a job's bundle."""
 
 from __future__ import annotations
 
@@ -12,31 +12,34 @@ from edge_runtime.protocol.profile_check import check_profile, missing_graphs
 from server.storage.queries import newest_profile, profiles_of
 
 if TYPE_CHECKING:
+    from edge_runtime.bundle.manifest import Manifest
     from edge_runtime.protocol.profile import Profile
-    from server.job.fitted import FittedJob
     from server.storage.ledger import Ledger
 
 _LOG = logging.getLogger(__name__)
 
 
 class ProfileStore:
-    """The profiles of one fleet's devices, for one job.
+    """The profiles of one fleet's devices.
 
     Args:
         fleet: name of the fleet.
-        fitted: the job and its bundle.
         ledger: profiles are entered in it.
+
+    Attributes:
+        manifests: manifests of the bundles that jobs train, by the bundle's hash; whoever begins a job adds its own.
     """
 
-    def __init__(self, fleet: str, fitted: FittedJob, ledger: Ledger) -> None:
-        self._fleet, self._fitted, self._ledger = fleet, fitted, ledger
+    def __init__(self, fleet: str, ledger: Ledger) -> None:
+        self._fleet, self._ledger = fleet, ledger
+        self.manifests: dict[str, Manifest] = {}
 
-    def newest(self, device: str) -> Profile | None:
-        """Return a device's last valid profile of the job's bundle, from the ledger; None: there is none."""
-        return newest_profile(self._ledger, self._fleet, device, self._fitted.bundle_sha256)
+    def newest(self, device: str, bundle_sha256: str) -> Profile | None:
+        """Return a device's last valid profile of a bundle, from the ledger; None: there is none."""
+        return newest_profile(self._ledger, self._fleet, device, bundle_sha256)
 
-    def take(self, device: str, payload: bytes) -> Profile | None:
-        """Enter a profile message, and return the device's newest valid profile of the job's bundle.
+    def take(self, device: str, payload: bytes) -> None:
+        """Enter a profile message.
 
         An invalid profile is rejected with a reason, and the last valid one stays in use. A profile of another bundle
         is kept for that bundle's jobs.
@@ -47,11 +50,10 @@ class ProfileStore:
         except (ProtocolError, ProfileError) as error:
             _LOG.warning("%s: its profile is refused: %s", device, error)
             self._ledger.profile_received(self._fleet, device, payload_sha256, None, [error.what])
-            return self.newest(device)
+            return
         is_news = self._ledger.profile_received(self._fleet, device, payload_sha256, profile, remarks)
         for remark in remarks if is_news else ():
             _LOG.warning("%s: its profile: %s", device, remark)
-        return profile if profile.bundle.sha256 == self._fitted.bundle_sha256 else self.newest(device)
 
     def _check(self, device: str, payload: bytes) -> tuple[Profile, list[str]]:
         message = decode_message(payload, ProfileMessage)
@@ -64,10 +66,11 @@ class ProfileStore:
         remarks = check_profile(profile)
         if not any(graph.latencies for graph in profile.graphs):
             raise ProfileError("it has no time of any graph", "measure it again: covey-edge profile")
-        try:
-            missing = missing_graphs(profile, self._fitted.manifest, self._fitted.bundle_sha256)
-        except ProfileError as error:
-            return profile, [*remarks, f"{error.what}; it is kept, and not used in this job"]
+        manifest = self.manifests.get(profile.bundle.sha256)
+        if manifest is None:
+            model = f"{profile.bundle.sha256[:12]} ({profile.bundle.model})"
+            return profile, [*remarks, f"no job here trains its bundle, {model}; it is kept for jobs that will"]
+        missing = missing_graphs(profile, manifest, profile.bundle.sha256)
         if missing:
             remarks.append(f"it says nothing of {', '.join(missing)}; their times follow from others")
         return profile, remarks

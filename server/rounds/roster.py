@@ -11,13 +11,15 @@ from edge_runtime.protocol.messages import DeviceState
 from server import events
 from server.fleet.devices import SILENT, Device
 from server.fleet.rest import next_rest
-from server.profiles.received import ProfileStore
 
 if TYPE_CHECKING:
     from edge_runtime.protocol.messages import Birth
     from server.events import Observer
-    from server.job.fitted import FittedJob
+    from server.profiles.received import ProfileStore
     from server.storage.ledger import Ledger
+
+_FIRST_HELLO_PAUSE_S = 1.0
+_LONGEST_HELLO_PAUSE_S = 60.0
 
 
 class Roster:
@@ -25,21 +27,23 @@ class Roster:
 
     Args:
         fleet: name of the fleet.
-        fitted: the job; profiles of its bundle are used.
+        profiles: the devices' profiles.
         ledger: every change is written to it.
         observe: receives events.
 
     Attributes:
+        fleet: name of the fleet.
+        profiles: the devices' profiles.
         devices: the devices that have sent a message, by name.
         epoch: of the server's last hello; only devices that have answered it are here. None: it has said none yet.
         epoch_began_at: when it said it, in seconds of the server's clock.
     """
 
-    def __init__(self, fleet: str, fitted: FittedJob, ledger: Ledger, observe: Observer) -> None:
-        self._fleet = fleet
+    def __init__(self, fleet: str, profiles: ProfileStore, ledger: Ledger, observe: Observer) -> None:
+        self.fleet = fleet
+        self.profiles = profiles
         self._ledger = ledger
         self._observe = observe
-        self._profiles = ProfileStore(fleet, fitted, ledger)
         self.devices: dict[str, Device] = {}
         self.epoch: str | None = None
         self.epoch_began_at = 0.0
@@ -50,13 +54,30 @@ class Roster:
         for device in self.devices.values():
             if device.is_here:
                 device.state = SILENT
-        self._ledger.devices_silent(self._fleet)
+        self._ledger.devices_silent(self.fleet)
 
     def device(self, name: str) -> Device:
-        """Return a device; one that is new has the profile that the ledger has of it."""
+        """Return a device, which may be new."""
         if name not in self.devices:
-            self.devices[name] = Device(name, profile=self._profiles.newest(name))
+            self.devices[name] = Device(name)
         return self.devices[name]
+
+    def works_on(self, device: Device, bundle_sha256: str) -> None:
+        """Enter which bundle a device's work is on; its profile and its refused level are those of this bundle."""
+        if device.works_on != bundle_sha256:
+            device.works_on, device.refused_level = bundle_sha256, None
+            device.profile = self.profiles.newest(device.name, bundle_sha256)
+
+    def needs_hello(self, device: Device, now: float) -> bool:
+        """Whether the hello is published again for a device that announced itself without this epoch.
+
+        Each time in a row, the next is twice as far away: the announcement may be one that a broker retains for ever.
+        """
+        if self.epoch is None or now < device.hello_due_at:
+            return False
+        device.hello_pause_s = min(_LONGEST_HELLO_PAUSE_S, max(_FIRST_HELLO_PAUSE_S, 2 * device.hello_pause_s))
+        device.hello_due_at = now + device.hello_pause_s
+        return True
 
     def online(self) -> list[str]:
         """Return the names of the devices that are online, sorted."""
@@ -76,7 +97,7 @@ class Roster:
                 "check name in the edge.toml of both: every device needs a name of its own",
             )
         last, device.birth, device.adapter_sha256 = device.birth, birth, birth.adapter_sha256
-        self._ledger.device_born(self._fleet, device.name, msgspec.json.encode(birth).decode())
+        self._ledger.device_born(self.fleet, device.name, msgspec.json.encode(birth).decode())
         is_new = birth.epoch == self.epoch and (last is None or _connection(last) != _connection(birth))
         if is_new:
             device.rest = None  # what kept it from work may be mended
@@ -94,29 +115,33 @@ class Roster:
             device.rest = None
         if (device.state, device.ineligible) != (state.state, state.ineligible):
             device.state, device.ineligible = state.state, state.ineligible
-            self._ledger.device_state(self._fleet, device.name, state.state, state.ineligible)
+            self._ledger.device_state(self.fleet, device.name, state.state, state.ineligible)
             self._observe(events.DeviceChanged(device=device.name, state=state.state, ineligible=state.ineligible))
 
     def keeps_silent(self, device: Device, reason: str, now: float) -> None:
         """Enter that a device does not answer: it is offered nothing for a while, and is back once it speaks."""
         device.state, device.rest = SILENT, next_rest(device.rest, reason, now)
-        self._ledger.device_state(self._fleet, device.name, SILENT, device.ineligible)
+        self._ledger.device_state(self.fleet, device.name, SILENT, device.ineligible)
         self._observe(events.DeviceChanged(device=device.name, state=SILENT, ineligible=device.ineligible))
 
     def heard(self, device: Device, now: float) -> None:
         """Enter that a device has sent something."""
         device.heard_at = now
+        if device.birth is not None and device.birth.epoch == self.epoch:
+            device.hello_pause_s = device.hello_due_at = 0.0
         if device.state == SILENT and device.birth is not None and device.birth.epoch == self.epoch:
             self.take_state(device, DeviceState(state="online", boot_id=device.birth.boot_id, epoch=self.epoch))
 
     def take_profile(self, device: Device, payload: bytes) -> None:
         """Take in a profile message; an invalid profile is rejected, and the last valid one stays in use."""
-        device.profile = self._profiles.take(device.name, payload)
+        self.profiles.take(device.name, payload)
+        if device.works_on is not None:
+            device.profile = self.profiles.newest(device.name, device.works_on)
 
     def prove(self, device: Device, adapter_sha256: str) -> None:
         """Enter that a device has proved to have an adapter."""
         device.adapter_sha256 = adapter_sha256
-        self._ledger.device_proved(self._fleet, device.name, adapter_sha256)
+        self._ledger.device_proved(self.fleet, device.name, adapter_sha256)
 
 
 def _connection(birth: Birth) -> tuple[str, int, str | None]:

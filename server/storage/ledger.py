@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from server.storage.records import ClosedRound
 
 LEDGER_FILE = "ledger.sqlite"
-MAY_CHANGE = frozenset({"cohort", "over_selection", "min_reports", "min_devices", "deadline_s", "max_attempts"})
+MAY_CHANGE = frozenset(
+    {"devices", "cohort", "over_selection", "min_reports", "min_devices", "deadline_s", "accept_s", "max_attempts"}
+)
 """Job fields that may differ when a job is resumed: they decide which devices report, not what a report means."""
 
 PROFILES_KEPT = 20

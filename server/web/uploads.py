@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from starlette.exceptions import HTTPException
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
 _HEADERS = {"Tus-Resumable": "1.0.0", "Cache-Control": "no-store"}
 
 
+@dataclass(frozen=True)
+class _Expected:
+    """A blob that may be sent, and the job that waits for it."""
+
+    size_bytes: int
+    job: str
+
+
 class Uploads:
     """The blobs that devices may send; none until ``expect`` names it. Safe to use from several threads.
 
@@ -39,28 +48,30 @@ class Uploads:
 
     def __init__(self, blobs: BlobStore) -> None:
         self.blobs = blobs
-        self._expected: dict[str, int] = {}
+        self._expected: dict[str, _Expected] = {}
         self._at_work: set[str] = set()
         self._lock = threading.Lock()
 
-    def expect(self, blob: BlobRef) -> None:
-        """Allow a blob to be sent."""
+    def expect(self, blob: BlobRef, job: str) -> None:
+        """Allow a blob to be sent for a job."""
         with self._lock:
-            self._expected[blob.sha256] = blob.size_bytes
+            self._expected[blob.sha256] = _Expected(blob.size_bytes, job)
 
-    def forget_all(self) -> None:
-        """Allow no blob any more, and delete what has arrived: the round is over."""
+    def forget_all(self, job: str) -> None:
+        """Allow no blob of a job any more, and delete what has arrived: its round is over."""
         with self._lock:
-            for sha256 in self._expected.keys() - self._at_work:
+            of_job = {sha256 for sha256, expected in self._expected.items() if expected.job == job}
+            for sha256 in of_job - self._at_work:
                 self.blobs.remove(sha256)
-            self._expected.clear()
-            self.blobs.drop_partials(except_for=self._at_work)
+            for sha256 in of_job:
+                del self._expected[sha256]
+            self.blobs.drop_partials(except_for=self._at_work | self._expected.keys())
 
     def _size(self, sha256: str) -> int:
         with self._lock:
             if sha256 not in self._expected:
                 raise HTTPException(404, "no open plan expects this blob", _HEADERS)
-            return self._expected[sha256]
+            return self._expected[sha256].size_bytes
 
     def _have(self, sha256: str, size: int) -> int:
         if self.blobs.path(sha256) is not None:

@@ -267,7 +267,7 @@ def test_a_deadline_ends_a_round(bench: Bench) -> None:
         ledger,
     ):
         done: list[bool] = []
-        thread = threading.Thread(target=lambda: done.append(made.run(resumed=False)))
+        thread = threading.Thread(target=lambda: done.append(made.run()))
         thread.start()
         while thread.is_alive():
             good.turn()

@@ -56,7 +56,7 @@ def test_a_device_trains_uploads_when_asked_and_keeps_its_layers(bench: Bench) -
     assert isinstance(accepted, PlanAccepted)
     assert isinstance(report, DeltaReport)
     assert (report.level, report.personal_layers, report.examples) == (2, 1, 12)
-    bench.uploads.expect(report.delta)
+    bench.uploads.expect(report.delta, "job")
     restarted = make_agent(bench)  # its journal has the report, its state directory the delta
     assert answers(bench, restarted, ("plan", plan), ack("upload"), ack("taken")) == [report, report]
     data = bench.uploads.blobs.read(report.delta.sha256)
@@ -97,11 +97,11 @@ def test_personal_layers_are_used_in_the_devices_own_predictions(
 def test_a_device_that_is_asked_again_and_again_gives_up(bench: Bench) -> None:
     agent = make_agent(bench)
     report = answers(bench, agent, ("plan", backprop_plan(bench)))[-1]
-    bench.uploads.expect(report.delta)
+    bench.uploads.expect(report.delta, "job")
     seen = answers(bench, agent, *[ack("upload")] * 5)
     assert [type(message) for message in seen] == [DeltaReport] * 3 + [PlanRefused] * 2
     unexpected = make_agent(bench)
-    bench.uploads.forget_all()
+    bench.uploads.forget_all("job")
     refused = answers(bench, unexpected, ("plan", backprop_plan(bench)), ack("upload"))[-1]
     assert refused.code == 7
     assert "404" in refused.message

@@ -109,7 +109,7 @@ def test_a_plan_that_a_broker_lost_is_sent_again_after_the_reconnect(bench: Benc
     phone = ScriptedDevice(bench, "phone", answer)
     job = msgspec.structs.replace(JOB, rounds=1, accept_s=1e6, deadline_s=1e6)
     with coordinator(bench, job) as (made, _):
-        transport = made._services.transport
+        transport = made.coordinator._services.transport
 
         def turn() -> bool:
             phone.turn()
@@ -118,7 +118,7 @@ def test_a_plan_that_a_broker_lost_is_sent_again_after_the_reconnect(bench: Benc
                 transport.deliver(Connected())  # type: ignore[attr-defined]
             return len(seen) > 4
 
-        assert made.run(resumed=False, should_stop=turn)
+        assert made.run(turn)
     assert seen == [0, -1, 0]
 
 
@@ -158,7 +158,7 @@ def test_a_silent_device_is_back_once_it_speaks(bench: Bench) -> None:
                 device.answer = lambda plan: [accepted(plan, "late"), good_report(plan, "late")]
             return False
 
-        assert made.run(resumed=False, should_stop=turn)
+        assert made.run(turn)
     assert made.devices["late"].is_here
 
 
@@ -177,7 +177,7 @@ def test_when_everybody_refuses_the_job_waits_and_says_why(bench: Bench) -> None
     job = msgspec.structs.replace(JOB, rounds=1, max_attempts=2, accept_s=1e6, deadline_s=1e6)
     waiting: list[Any] = []
     with coordinator(bench, job, clock) as (made, ledger):
-        made._observe = waiting.append
+        made.job_run.observe = waiting.append
         assert run_with(made, [device])
         assert queries.offers_of(ledger, "job")[0].detail == "no space left on device"
     pauses = [later - earlier for earlier, later in itertools.pairwise(offered)]
@@ -208,7 +208,7 @@ def test_a_device_that_connects_anew_is_asked_at_once(bench: Bench) -> None:
                 device.announce(device.epoch)
             return False
 
-        assert made.run(resumed=False, should_stop=turn)
+        assert made.run(turn)
     assert offered[1] - offered[0] < FIRST_PAUSE_S
 
 

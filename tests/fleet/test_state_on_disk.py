@@ -319,7 +319,7 @@ def test_a_round_is_closed_when_there_are_descriptors_again(
 
     try:
         with coordinator(plain, JOB) as (made, ledger):
-            assert made.run(resumed=False, should_stop=turn)
+            assert made.run(turn)
             closed = queries.closed_rounds(ledger, "job")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

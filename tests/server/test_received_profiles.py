@@ -47,8 +47,21 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(tmp_path / LEDGER_FILE, durable=False)
 
 
-def store_of(ledger: Ledger, bundle: Bundle) -> ProfileStore:
-    return ProfileStore("default", fitted_to(bundle), ledger)
+class StoreOfOneBundle(ProfileStore):
+    """A fleet's profiles; what is asked for is the bundle's."""
+
+    def __init__(self, ledger: Ledger, bundle: Bundle, fleet: str = "default") -> None:
+        super().__init__(fleet, ledger)
+        self.manifests[bundle.sha256] = bundle.manifest
+        self.sha256 = bundle.sha256
+
+    def after(self, payload: bytes) -> Profile | None:
+        """Take a profile message; return the newest valid profile."""
+        self.take("pi", payload)
+        return self.newest("pi", self.sha256)
+
+
+store_of = StoreOfOneBundle
 
 
 def fitted_to(bundle: Bundle) -> FittedJob:
@@ -68,15 +81,15 @@ def test_the_newest_profile_survives_a_restart(tiny_bundle: Bundle, tmp_path: Pa
     for _ in range(2):  # retained: it comes again with the second server
         ledger = Ledger(path, durable=False)
         store = store_of(ledger, tiny_bundle)
-        assert store.take("pi", payload_of(first)) == first
+        assert store.after(payload_of(first)) == first
         ledger.close()
     ledger = Ledger(path)
     assert states(ledger) == ["valid"]
-    assert store_of(ledger, tiny_bundle).take("pi", payload_of(second)) == second
+    assert store_of(ledger, tiny_bundle).after(payload_of(second)) == second
     ledger.close()
     ledger = Ledger(path)
-    assert store_of(ledger, tiny_bundle).newest("pi") == second
-    assert store_of(ledger, tiny_bundle).newest("other") is None
+    assert store_of(ledger, tiny_bundle).newest("pi", tiny_bundle.sha256) == second
+    assert store_of(ledger, tiny_bundle).newest("other", tiny_bundle.sha256) is None
     assert states(ledger) == ["valid", "valid"]
 
 
@@ -107,7 +120,7 @@ def test_bad_profiles_are_refused_with_a_reason(
 ) -> None:
     good = made_profile(tiny_bundle)
     store = store_of(ledger, tiny_bundle)
-    assert store.take("pi", payload_of(good)) == good
+    assert store.after(payload_of(good)) == good
     assert good.measured is not None
     quick = msgspec.structs.replace(good.measured, seconds=0.001, wall_seconds=0.001)
     graph = good.graphs[0]
@@ -129,13 +142,13 @@ def test_bad_profiles_are_refused_with_a_reason(
         "neither": lambda: payload_of(msgspec.structs.replace(good, measured=None)),
     }[case]()
     with caplog.at_level(logging.WARNING):
-        assert store.take("pi", payload) == good
+        assert store.after(payload) == good
     assert "refused" in caplog.text
     assert reason in caplog.text
     refused = profile_history(ledger, "pi")[-1]
     assert (refused["state"], refused["source"]) == ("refused", None)
     assert reason in refused["remarks"][0]
-    assert store.newest("pi") == good
+    assert store.newest("pi", store.sha256) == good
 
 
 def test_a_profile_of_another_bundle_waits_for_its_jobs(
@@ -145,12 +158,12 @@ def test_a_profile_of_another_bundle_waits_for_its_jobs(
     ours, theirs = made_profile(tiny_bundle), made_profile(tiny_bundle, 3.0)
     theirs = msgspec.structs.replace(theirs, bundle=msgspec.structs.replace(theirs.bundle, sha256="ab" * 32))
     store.take("pi", payload_of(ours))
-    assert store.take("pi", payload_of(theirs)) == ours
-    assert "not used in this job" in caplog.text
+    assert store.after(payload_of(theirs)) == ours
+    assert "no job here trains its bundle" in caplog.text
     fitted = fitted_to(tiny_bundle)
     other = dataclasses.replace(fitted, bundle_sha256="ab" * 32)
-    assert ProfileStore("default", other, ledger).newest("pi") == theirs
-    assert ProfileStore("elsewhere", fitted, ledger).newest("pi") is None
+    assert ProfileStore("default", ledger).newest("pi", other.bundle_sha256) == theirs
+    assert ProfileStore("elsewhere", ledger).newest("pi", fitted.bundle_sha256) is None
 
 
 def test_what_can_be_used_is_used_with_a_remark(
@@ -162,7 +175,7 @@ def test_what_can_be_used_is_used_with_a_remark(
     fewer = [graph for graph in profile.graphs if graph.kind != "predict"]
     profile = msgspec.structs.replace(profile, measured=jumped, graphs=fewer)
     store = store_of(ledger, tiny_bundle)
-    assert store.take("pi", payload_of(profile)) == profile
+    assert store.after(payload_of(profile)) == profile
     assert "the wall clock moved -5000 s" in caplog.text
     assert "says nothing of predict" in caplog.text
     assert len(profile_history(ledger, "pi")[0]["remarks"]) == 2
@@ -182,7 +195,7 @@ def test_a_device_that_publishes_on_and_on_fills_no_disk(tiny_bundle: Bundle, le
         last = made_profile(tiny_bundle, 1.0 + index)
         store.take("pi", payload_of(last))
     assert states(ledger).count("valid") == PROFILES_KEPT
-    assert store.newest("pi") == last
+    assert store.newest("pi", store.sha256) == last
 
 
 def test_a_ledger_of_before_is_not_read(tmp_path: Path) -> None:
@@ -201,7 +214,7 @@ def test_a_server_that_starts_anew_plans_with_what_it_knew(tiny_bundle: Bundle, 
     ledger = Ledger(tmp_path / LEDGER_FILE)
     job = Job(name="job", eval_file="", split=8, stld=JobStld(), bandit=JobBandit())
     fitted = FittedJob.unchecked(job, bowl.manifest, bowl.sha256)
-    ProfileStore(FLEET, fitted, ledger).take("pi", payload_of(profile))
+    ProfileStore(FLEET, ledger).take("pi", payload_of(profile))
     ledger.close()
 
     stores, world = open_stores(tmp_path), VirtualWorld()
@@ -211,7 +224,7 @@ def test_a_server_that_starts_anew_plans_with_what_it_knew(tiny_bundle: Bundle, 
     state = encode_message(DeviceState(state="online", boot_id="1"))
     world.at(0.0, Message(topic_for(FLEET, "pi", "state"), state))
     assert not composed.run(lambda: world.delivered == 1)
-    assert composed.coordinator.devices["pi"].profile == profile
+    assert composed.job_run.devices()["pi"].profile == profile
 
 
 # -- covey profile --------------------------------------------------------------------------------------------------
@@ -303,7 +316,7 @@ def test_import_keeps_what_was_measured(
 def test_a_device_is_found_in_the_ledger(boards: Path, tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     ledger = Ledger(boards.parent / "state" / LEDGER_FILE)
     for fleet in ("barn", "house"):
-        store = ProfileStore(fleet, fitted_to(tiny_bundle), ledger)
+        store = store_of(ledger, tiny_bundle, fleet)
         store.take("pi", payload_of(made_profile(tiny_bundle, board=fleet)))
         store.take("pi", b"noise")
     ledger.close()

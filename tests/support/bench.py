@@ -45,12 +45,12 @@ from edge_runtime.protocol.step_rule import StepRule
 from edge_runtime.protocol.topics import Kind, hello_topic, topic_for
 from edge_runtime.store.store import Store
 from edge_runtime.values import FloatVector
-from server.compose import Stores, compose
+from server.compose import Composed, Stores, compose
 from server.evaluation import BackgroundEvaluator, Evaluation
 from server.job.fitted import fit_to_bundle
 from server.job.job import Job
 from server.rounds.aggregate import aggregate
-from server.rounds.coordinator import Coordinator
+
 from server.rounds.services import Services
 from server.storage.adapters import RoundBase
 from server.storage.blobs import BlobStore
@@ -263,17 +263,17 @@ def good_report(plan: TrainPlan, device: str, **changes: Any) -> RoundReport:
 @contextlib.contextmanager
 def coordinator(
     bench: Bench, job: Job, clock: Callable[[], float] = time.monotonic
-) -> Iterator[tuple[Coordinator, Ledger]]:
+) -> Iterator[tuple[Composed, Ledger]]:
     ledger = Ledger(bench.root / LEDGER_FILE)
     evaluator = BackgroundEvaluator(lambda _theta: Evaluation(0.5, 0.5))
     services = Services(bench.hub.join(), bench.uploads, evaluator, clock, bench.url)
     fitted = fit_to_bundle(job, bench.bundle.manifest, bench.bundle.sha256)
     stores = Stores(ledger, bench.blobs, bench.uploads)
-    yield compose("default", fitted, bench.bundle, stores, lambda: services, lambda _event: None).coordinator, ledger
+    yield compose("default", fitted, bench.bundle, stores, lambda: services, lambda _event: None), ledger
     ledger.close()
 
 
-def run_with(made: Coordinator, devices: list[ScriptedDevice]) -> bool:
+def run_with(made: Composed, devices: list[ScriptedDevice]) -> bool:
     stop_at = time.monotonic() + 60
 
     def turn() -> bool:
@@ -281,4 +281,4 @@ def run_with(made: Coordinator, devices: list[ScriptedDevice]) -> bool:
             device.turn()
         return time.monotonic() > stop_at
 
-    return made.run(resumed=False, should_stop=turn)
+    return made.run(turn)

@@ -1,0 +1,7 @@
+"""Jobs that come and go: which of them runs when, and what the operator asks of them.
+
+Decides in one thread, which also reads the devices' messages; others hand their wishes in.
+
+May import: rounds, views, storage, job, events, errors; of edge_runtime: bundle, errors.
+Must never come in: HTTP, SQL, the making of engines and transports.
+"""

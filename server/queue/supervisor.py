@@ -1,0 +1,282 @@
+"""Runs a fleet's jobs: begins those whose turn has come, gives each its step, and ends them; the ledger has the truth.
+
+Everything but the preparation of a job happens in the thread that calls ``turn``.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edge_runtime.errors import CoveyError, ShortageError, StorageError, as_covey_error
+from server import events
+from server.job.job import Job
+from server.job.selector import Selector, parse_selector
+from server.queue.feed import Feed
+from server.queue.mailbox import Mailbox
+from server.queue.schedule import Waiting, owner_of, schedule
+from server.storage import queries
+from server.views.status import waiting_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from server.events import Event
+    from server.fleet.devices import Device
+    from server.rounds.coordinator import Coordinator
+    from server.rounds.job_run import JobRun
+    from server.storage.ledger import Ledger
+    from server.storage.records import JobRecord
+
+_LOG = logging.getLogger(__name__)
+_LOOK_S = 2.0
+"""Seconds between two looks at the jobs that wait: devices come and go meanwhile."""
+_NOBODY = Selector(everyone=False)
+_MOST_MESSAGES = 1000
+"""Messages that are handled between two steps of the jobs, so that a step that took long makes nobody silent."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job whose files were read.
+
+    Attributes:
+        compose: makes its run; whether the ledger had it before; called in the thread of ``turn``.
+        finish: writes the finished adapter, and returns its folder; called in a thread of its own.
+    """
+
+    compose: Callable[[Callable[[Event], None], Callable[[Device], bool]], tuple[JobRun, bool]]
+    finish: Callable[[], str | None]
+
+
+class Supervisor:
+    """Runs the jobs of one fleet.
+
+    Args:
+        coordinator: reads the devices' messages.
+        ledger: has the jobs.
+        prepare: reads a job's files; called in a thread of its own.
+        clock: returns monotonic seconds.
+        should_stop: asked while something is tried again.
+        only: the only job that is run; None: all of the ledger.
+
+    Attributes:
+        coordinator: reads the devices' messages.
+        mailbox: what other threads ask for.
+        feed: the jobs' last events.
+    """
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        ledger: Ledger,
+        prepare: Callable[[JobRecord], Prepared],
+        clock: Callable[[], float],
+        should_stop: Callable[[], bool],
+        only: str | None = None,
+    ) -> None:
+        self.coordinator = coordinator
+        self.mailbox, self.feed = Mailbox(), Feed()
+        self._ledger, self._prepare, self._clock = ledger, prepare, clock
+        self._should_stop, self._only = should_stop, only
+        self._fleet = coordinator.roster.fleet
+        self._threads = concurrent.futures.ThreadPoolExecutor(max_workers=2, thread_name_prefix="jobs")
+        self._preparing: dict[str, concurrent.futures.Future[Prepared]] = {}
+        self._finishing: dict[str, concurrent.futures.Future[str | None]] = {}
+        self._prepared: dict[str, Prepared] = {}
+        self._selectors: dict[str, Selector] = {}  # of the jobs at work, the oldest first
+        self._look_at = 0.0
+        self._tags: dict[str, frozenset[str]] = {}
+        self.refresh_tags()
+
+    # -- one turn -----------------------------------------------------------------------------------------------
+
+    def turn(self, timeout_s: float) -> None:
+        """Do what was asked, begin and step jobs, and handle the devices' messages.
+
+        Args:
+            timeout_s: seconds to wait for the first message.
+
+        Raises:
+            StorageError: the ledger or a blob cannot be written; every job can be resumed.
+        """
+        self.mailbox.serve()
+        if self._clock() >= self._look_at:
+            self._look_at = self._clock() + _LOOK_S
+            self._begin_due()
+        self._take_prepared()
+        for run in list(self.coordinator.runs.values()):
+            self._step(run)
+        self._take_finished()
+        handled = self.coordinator.handle_next(timeout_s)
+        for _ in range(_MOST_MESSAGES):
+            if not handled:
+                break
+            handled = self.coordinator.handle_next(0)
+
+    def look_soon(self) -> None:
+        """Look at the waiting jobs with the next turn: something has changed."""
+        self._look_at = 0.0
+
+    def close(self) -> None:
+        """End all work; jobs that are at work are resumed by the next server."""
+        for run in self.coordinator.runs.values():
+            run.close()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    # -- beginning ----------------------------------------------------------------------------------------------
+
+    def _begin_due(self) -> None:
+        records = queries.jobs_of(self._ledger, self._fleet)
+        due = [
+            record
+            for record in records
+            if record.state in ("queued", "running")
+            and record.name not in self._selectors
+            and self._only in (None, record.name)
+        ]
+        if not due:
+            return
+        due.sort(key=lambda record: record.state != "running")  # what was at work when the server stopped goes first
+        planned = schedule(
+            [Waiting(record.name, parse_selector(_config(record).devices), record.after) for record in due],
+            self._selectors,
+            {record.name: record.state for record in records},
+            self.tags(),
+        )
+        for record in due:
+            if record.name in planned.start:
+                self._selectors[record.name] = parse_selector(_config(record).devices)
+                self._preparing[record.name] = self._threads.submit(self._prepare, record)
+            elif record.reason != planned.reasons[record.name]:
+                self._ledger.job_is(record.name, record.state, planned.reasons[record.name])
+
+    def _take_prepared(self) -> None:
+        for name in [name for name, future in self._preparing.items() if future.done()]:
+            future = self._preparing.pop(name)
+            try:
+                prepared = self._prepared[name] = future.result()
+                run, resumed = prepared.compose(self._observer(name), self._has(name))
+                run.begin(resumed=resumed, should_stop=self._should_stop)
+            except Exception as error:  # noqa: BLE001 a job that cannot begin does not end the fleet's server
+                self._fail(name, error)
+            else:
+                self._ledger.job_is(name, "running", None)
+
+    def _observer(self, name: str) -> Callable[[Event], None]:
+        def observe(event: Event) -> None:
+            self.feed.put(name, event)
+            if isinstance(event, events.Waiting):
+                self._ledger.job_is(name, "running", waiting_text(event))
+            elif isinstance(event, events.RoundOpened):
+                self._ledger.job_is(name, "running", None)
+
+        return observe
+
+    def _has(self, name: str) -> Callable[[Device], bool]:
+        def has(device: Device) -> bool:
+            return owner_of(device.name, self.tags_of(device), self._selectors) == name
+
+        return has
+
+    # -- at work ------------------------------------------------------------------------------------------------
+
+    def _step(self, run: JobRun) -> None:
+        try:
+            finished = run.step()
+        except (StorageError, ShortageError):
+            raise  # the disk is every job's
+        except Exception as error:  # noqa: BLE001 one job does not end the others
+            self._fail(run.name, error)
+            return
+        if finished:
+            self._release(run.name)
+            self._selectors[run.name] = _NOBODY  # until its result is written, it is neither waiting nor at work
+            self._finishing[run.name] = self._threads.submit(self._prepared.pop(run.name).finish)
+        elif run.is_pausing and run.is_idle:
+            self._release(run.name)
+            self._end(run.name, "paused", None)
+
+    def _take_finished(self) -> None:
+        for name in [name for name, future in self._finishing.items() if future.done()]:
+            future = self._finishing.pop(name)
+            del self._selectors[name]
+            try:
+                folder = future.result()
+            except Exception as error:  # noqa: BLE001 as for a step
+                self._fail(name, error)
+                continue
+            self._ledger.end_job(name, "finished", folder)
+            self._end(name, "finished", None)
+
+    def _fail(self, name: str, caught: Exception) -> None:
+        error = as_covey_error(caught)
+        _LOG.error("job %s failed: %s", name, error, exc_info=None if isinstance(caught, CoveyError) else caught)
+        self._release(name)
+        self._end(name, "failed", str(error))
+
+    def _release(self, name: str) -> None:
+        """Take a job from work; its devices are free."""
+        run = self.coordinator.runs.get(name)
+        if run is not None:
+            run.close()
+            self.coordinator.remove(name)
+        self._selectors.pop(name, None)
+
+    def _end(self, name: str, state: str, reason: str | None) -> None:
+        self._prepared.pop(name, None)
+        self._ledger.job_is(name, state, reason)
+        self.feed.put(name, events.JobChanged(job=name, state=state, reason=reason))
+        self.look_soon()
+
+    # -- what the operator asks for, in the thread of ``turn`` -----------------------------------------------------
+
+    def pause(self, name: str) -> str:
+        """Pause a job once its open round is over; return its state."""
+        run = self.coordinator.runs.get(name)
+        if run is not None:
+            run.is_pausing = True
+            return "pausing"
+        self._drop_preparation(name)
+        self._end(name, "paused", None)
+        return "paused"
+
+    def stop(self, name: str) -> None:
+        """Stop a job at once: its open round is given up, its closed rounds stay."""
+        run = self.coordinator.runs.get(name)
+        if run is not None:
+            run.abandon()
+        self._drop_preparation(name)
+        self._release(name)
+        self._end(name, "stopped", None)
+
+    def _drop_preparation(self, name: str) -> None:
+        future = self._preparing.pop(name, None)
+        if future is not None:
+            future.cancel()
+            self._selectors.pop(name, None)
+
+    # -- devices ------------------------------------------------------------------------------------------------
+
+    def refresh_tags(self) -> None:
+        """Read from the ledger which tags the operator has given."""
+        self._tags = {name: frozenset(tags) for name, tags in queries.tags_of(self._ledger, self._fleet).items()}
+        self.look_soon()
+
+    def tags_of(self, device: Device) -> frozenset[str]:
+        """Return a device's tags: the operator's, and those of its edge.toml."""
+        own = frozenset() if device.birth is None else frozenset(device.birth.tags)
+        return own | self._tags.get(device.name, frozenset())
+
+    def tags(self) -> dict[str, frozenset[str]]:
+        """Return the tags of every device that is known, by name."""
+        known = {name: self.tags_of(device) for name, device in self.coordinator.devices.items()}
+        return self._tags | known
+
+
+def _config(record: JobRecord) -> Job:
+    return msgspec.convert(record.config, Job)

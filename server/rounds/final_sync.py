@@ -1,0 +1,54 @@
+"""The end of a job: its final adapter goes to every device that is here, and each proves by its hash that it has it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_LONGEST_S = 60.0
+"""Seconds within which the devices must prove the final adapter."""
+_GONE_S = 3.0
+"""Seconds that are granted to proofs of devices that have left."""
+
+
+@dataclass(frozen=True)
+class SyncProgress:
+    """How many devices were sent the final adapter, and how many of them have proved that they have it."""
+
+    sent: int
+    proved: int
+
+
+class FinalSync:
+    """Who was sent the final adapter, and how long it is waited for.
+
+    Args:
+        now: seconds of the server's clock at the end of the last round.
+    """
+
+    def __init__(self, now: float) -> None:
+        self._deadline_at, self._gone_until = now + _LONGEST_S, now + _GONE_S
+        self._sent: set[str] = set()
+
+    def to_send(self, here: set[str]) -> list[str]:
+        """Return the devices of ``here`` that were not sent the adapter yet, sorted; they count as sent from now on."""
+        new = sorted(here - self._sent)
+        self._sent |= here
+        return new
+
+    def progress(self, proved: set[str]) -> SyncProgress:
+        """Return how far it is."""
+        return SyncProgress(len(self._sent), len(self._sent & proved))
+
+    def is_over(self, here: set[str], proved: set[str], now: float) -> bool:
+        """Return whether nobody is waited for any more.
+
+        A broker keeps order within a topic only: a goodbye may overtake the proof that was sent before it.
+
+        Args:
+            here: names of the devices that are here.
+            proved: names of those that have proved to have the adapter.
+            now: seconds of the server's clock.
+        """
+        if (self._sent - proved) & here:
+            self._gone_until = now + _GONE_S
+        return self._sent <= proved or now > min(self._deadline_at, self._gone_until)
