@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from edge_runtime import __version__, output
 from edge_runtime.commands.bundle import add_bundle_commands
 from server.commands.demo import add_demo_command
+from server.commands.devices import add_device_commands
 from server.commands.jobs import add_job_commands
 from server.commands.profile_commands import add_profile_commands
-from server.commands.serve import add_serve_command
+from server.commands.serve import add_serve_commands
 from server.commands.shared_options import Commands, default_state_dir
 from server.commands.simulate import add_simulate
 from server.commands.stopping import stop_on_signals
@@ -39,11 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add the server's commands."""
     add_bundle_commands(commands)
-    add_serve_command(commands)
+    add_serve_commands(commands)
     add_demo_command(commands)
     add_simulate(commands, lambda: stop_on_signals().is_set)
     add_profile_commands(commands, default_state_dir())
     add_job_commands(commands)
+    add_device_commands(commands)
 
 
 if __name__ == "__main__":

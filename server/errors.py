@@ -14,3 +14,14 @@ class JobError(CoveyError):
 
     exit_code = 11
     subject = "job"
+
+
+class NoSuchJobError(JobError):
+    """There is no such job.
+
+    Args:
+        name: the name that was asked for.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no job {name}", "see: covey job list")

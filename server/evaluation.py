@@ -49,6 +49,11 @@ def evaluate(
     return Evaluation(loss=float(losses.mean()), accuracy=float((logits.argmax(axis=1) == labels).mean()))
 
 
+def no_evaluation(_theta: FloatVector) -> Evaluation:
+    """Refuse to evaluate: a server that has no job has no held-out rows."""
+    raise RuntimeError("there is no job to evaluate for")
+
+
 class Evaluator(Protocol):
     """Evaluates adapters, one after the other."""
 

@@ -29,7 +29,9 @@ from benchmarks.harness.fleet_run import job_toml
 from benchmarks.harness.plots import new_panels, save
 from benchmarks.harness.provenance import provenance
 from server import events
-from server.serve import ServeOptions, load_job, run_job
+from server.serving.loaded_job import load_job
+from server.serving.one_shot import run_job
+from server.serving.options import ServeOptions
 from server.storage.ledger import LEDGER_FILE, Ledger
 from server.storage.queries import offers_of
 from server.web.http_app import bind
@@ -114,7 +116,7 @@ def play(workdir: Path, way: str, seed: int, rounds: int, profiles: dict[float, 
     with bind("127.0.0.1", 0) as socket:
         port = int(socket.getsockname()[1])
     options = ServeOptions(
-        bundle=workdir / "bundle", state_dir=root / "server", listen="127.0.0.1", mqtt_port=port, http_port=0, threads=1
+        state_dir=root / "server", listen="127.0.0.1", mqtt_port=port, http_port=0, threads=1
     )
     watch = Watch(f"{way}, seed {seed}")
     with devices(workdir, root, port, profiles, cycle):

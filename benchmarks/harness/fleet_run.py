@@ -14,7 +14,7 @@ from edge_runtime.agent.config import EdgeConfig
 from edge_runtime.data.examples import DataConfig
 from edge_runtime.device.memory import peak_rss_bytes
 from server.samples.toml_text import toml
-from server.serve import load_job
+from server.serving.loaded_job import load_job
 from server.simulation.in_process import run_in_process
 from server.storage.ledger import LEDGER_FILE, Ledger
 from server.views.summary import job_rounds

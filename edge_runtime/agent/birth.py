@@ -63,6 +63,7 @@ def make_birth(
         bundle_sha256=journal.bundle_sha256,
         adapter_sha256=journal.adapter_sha256,
         capability=capability(config, loaded, bytes_free),
+        tags=config.tags,
     )
 
 

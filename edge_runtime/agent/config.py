@@ -26,6 +26,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         broker: ``mqtt://host[:1883]`` or ``mqtts://host[:8883]``, with ``user:password@`` if needed.
         data: the private rows.
         fleet: name of the fleet.
+        tags: what jobs can name the device by, beside its name: ``devices = "tag:kitchen"`` in job.toml.
         state_dir: bundles, adapters and the journal; relative to the configuration file.
         threads: threads of one operator; 0: one per core.
         engine: the runtime that runs the graphs; it is never replaced by another one.
@@ -41,6 +42,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     broker: str
     data: DataConfig
     fleet: Name = "default"
+    tags: Annotated[list[Name], msgspec.Meta(max_length=32)] = []
     state_dir: str = "covey-state"
     threads: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
     engine: Runtime = "onnxruntime"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from edge_runtime.errors import ConfigError, wall
+from edge_runtime.files.nearest import with_nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +29,6 @@ def read_toml(
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", "check the path") from error
     hint = "correct the file; docs/configuration.md lists every field"
-    with wall(lambda cause: ConfigError(f"{path}: {cause}", hint)):
+    with wall(lambda cause: ConfigError(f"{path}: {with_nearest(cause, kind)}", hint)):
         table = msgspec.toml.decode(data, type=dict[str, Any])
         return msgspec.convert(table if prepare is None else prepare(table), kind)

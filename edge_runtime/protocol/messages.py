@@ -69,6 +69,7 @@ class Birth(_Message, frozen=True, tag="birth", kw_only=True):
         boot_id: new with every start of the process.
         connection: number of connections to a broker since that start, from 1.
         epoch: of the last hello that the device has heard; None: it has heard none.
+        tags: what jobs can name the device by, beside its name.
     """
 
     device: Name
@@ -84,6 +85,7 @@ class Birth(_Message, frozen=True, tag="birth", kw_only=True):
     bundle_sha256: Sha256 | None
     adapter_sha256: Sha256 | None
     capability: Capability
+    tags: Annotated[list[Name], msgspec.Meta(max_length=32)] = []
 
 
 class DeviceState(_Message, frozen=True, tag="state", kw_only=True):

@@ -1,116 +1,200 @@
-"""``covey job list|show|explain`` and ``covey device list``: read the ledger and print it."""
+"""``covey job``: submit jobs to a running server, look at them, watch, pause, resume, stop, compare and delete them."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime import output
-from server.commands.shared_options import add_state_dir
+from edge_runtime.errors import ConfigError
+from server.commands.reaching import add_reaching, ask, look, open_client
+from server.commands.tables import short_table
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
     from server.commands.shared_options import Commands
-    from server.storage.ledger import Ledger
+
+_LIST = ("job", "state", "rounds", "rounds_wanted", "reports", "loss_start", "loss_end", "accuracy_end", "reason")
+_ROUNDS = (
+    "round",
+    "attempt",
+    "state",
+    "offered",
+    "reports",
+    "split",
+    "back_perturbations",
+    "slowest_s",
+    "bytes_up",
+    "bytes_down",
+    "loss",
+    "accuracy",
+)
+_DEVICES = ("device", "kind", "level", "reports", "mean_seconds", "bytes_up", "bytes_down", "personal_layers")
 
 
 def add_job_commands(commands: Commands[argparse.ArgumentParser]) -> None:
-    """Add ``job list|show|explain`` and ``device list``."""
-    job = commands.add_parser("job", help="look at jobs").add_subparsers(required=True, metavar="COMMAND")
-    show = job.add_parser("show", help="one job, round by round", description=_job_show.__doc__)
-    show.add_argument("job", help="name of the job")
-    listing = job.add_parser("list", help="all jobs", description=_job_list.__doc__)
-    device = commands.add_parser("device", help="look at devices").add_subparsers(required=True, metavar="COMMAND")
-    devices = device.add_parser("list", help="all devices", description=_device_list.__doc__)
-    explain = job.add_parser("explain", help="why a device was given its arm", description=_job_explain.__doc__)
+    """Add ``job`` and its commands."""
+    job = commands.add_parser("job", help="submit and look at jobs").add_subparsers(required=True, metavar="COMMAND")
+    submit = _command(job, "submit", "enter a job in the queue", _submit)
+    submit.add_argument("job", type=Path, metavar="job.toml", help="the job (docs/configuration.md)")
+    submit.add_argument("--bundle", type=Path, required=True, help="the exported bundle, on the server's machine")
+    submit.add_argument("--after", metavar="JOB", help="wait until this job is finished")
+    submit.add_argument("--priority", type=int, default=0, help="a larger one comes first (default: %(default)s)")
+    submit.add_argument("--allow-absent", action="store_true", help="its devices and tags may come later")
+    _command(job, "list", "all jobs", _list)
+    for name, help_text, run in (
+        ("show", "one job, round by round", _show),
+        ("watch", "follow a job until it has ended", _watch),
+        ("pause", "pause a job once its open round is over", _change("pause")),
+        ("resume", "go on with a job that was paused or stopped, or has failed", _change("resume")),
+        ("stop", "stop a job at once; its closed rounds stay", _change("stop")),
+    ):
+        _command(job, name, help_text, run).add_argument("job", help="name of the job")
+    compare = _command(job, "compare", "two jobs side by side", _compare)
+    compare.add_argument("job", help="name of a job")
+    compare.add_argument("other", help="name of another one")
+    delete = _command(job, "delete", "delete a job with its result", _delete)
+    delete.add_argument("job", help="name of the job")
+    delete.add_argument("--yes", action="store_true", help="do not ask")
+    explain = _command(job, "explain", "why a device was given its arm", _explain)
     explain.add_argument("round", type=int, help="index of the round")
     explain.add_argument("device", help="name of the device")
     explain.add_argument("--job", help="name of the job (default: the only one, or the newest)")
-    for parser, command in ((show, _job_show), (explain, _job_explain), (listing, _job_list), (devices, _device_list)):
-        add_state_dir(parser)
-        output.add_format(parser)
-        parser.set_defaults(run=command)
 
 
-def _open_ledger(args: argparse.Namespace) -> Ledger:
-    from server.storage.ledger import LEDGER_FILE, Ledger
+def _command(
+    commands: Commands[argparse.ArgumentParser],
+    name: str,
+    help_text: str,
+    run: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help_text, description=run.__doc__)
+    add_reaching(parser)
+    output.add_format(parser)
+    parser.set_defaults(run=run)
+    return parser
 
-    return Ledger(args.state_dir / LEDGER_FILE, read_only=True)
+
+def _submit(args: argparse.Namespace) -> int:
+    """Enter a job in the queue of a running server. It starts when its devices are free.
+
+    job.toml's eval_file and the bundle are read by the server: they must stay where they are.
+    """
+    from msgspec import to_builtins
+
+    from server.job.job import read_job
+
+    body = {
+        "job": to_builtins(read_job(args.job)),
+        "bundle": str(args.bundle.resolve()),
+        "after": args.after,
+        "priority": args.priority,
+        "allow_absent": args.allow_absent,
+    }
+    answer = ask(args, "POST", "/jobs", body)
+    output.emit(args, answer, f"job {answer['job']} is {answer['state']}; follow it: covey job watch {answer['job']}")
+    return 0
 
 
-def _job_list(args: argparse.Namespace) -> int:
-    """List all jobs of the ledger."""
+def _list(args: argparse.Namespace) -> int:
+    """List all jobs, oldest first; without a running server, from the ledger."""
     from server.views.summary import job_list
 
-    jobs = job_list(_open_ledger(args))
-    columns = ("job", "state", "rounds", "rounds_wanted", "reports", "loss_start", "loss_end", "accuracy_end")
-    output.emit(args, {"jobs": jobs}, _table(jobs, columns))
+    found = look(args, "/jobs", lambda ledger: {"jobs": job_list(ledger)})
+    output.emit(args, found, short_table(found["jobs"], _LIST))
     return 0
 
 
-def _job_show(args: argparse.Namespace) -> int:
+def _show(args: argparse.Namespace) -> int:
     """Show one job: its summary, every attempt at every round, and what each device did."""
-    from server.views.summary import job_devices, job_rounds, job_summary, summary_text
+    from server.views.summary import job_shown, summary_text
 
-    ledger = _open_ledger(args)
-    summary, rounds = job_summary(ledger, args.job), job_rounds(ledger, args.job)
-    devices = job_devices(ledger, args.job)
-    columns = (
-        "round",
-        "attempt",
-        "state",
-        "offered",
-        "reports",
-        "split",
-        "back_perturbations",
-        "slowest_s",
-        "bytes_up",
-        "bytes_down",
-        "loss",
-        "accuracy",
-    )
-    of_devices = ("device", "kind", "level", "reports", "mean_seconds", "bytes_up", "bytes_down", "personal_layers")
-    text = f"{summary_text(summary)}\n\n{_table(rounds, columns)}\n\n{_table(devices, of_devices)}"
-    output.emit(args, {**summary, "round_list": rounds, "device_list": devices}, text)
+    found = look(args, f"/jobs/{args.job}", lambda ledger: job_shown(ledger, args.job))
+    summary = {key: value for key, value in found.items() if key not in ("round_list", "device_list")}
+    rounds, devices = short_table(found["round_list"], _ROUNDS), short_table(found["device_list"], _DEVICES)
+    output.emit(args, found, f"{summary_text(summary)}\n\n{rounds}\n\n{devices}")
     return 0
 
 
-def _job_explain(args: argparse.Namespace) -> int:
+def _watch(args: argparse.Namespace) -> int:
+    """Follow a job's events until it is finished, paused, stopped or failed; Ctrl-C ends the watching alone."""
+    import msgspec
+
+    from server.events import Event
+    from server.views.progress import watch
+
+    with open_client(args) as client:
+        job = client.get(f"/jobs/{args.job}")
+        with watch(args.job, job["rounds_wanted"], args.format) as observe:
+            ended: dict[str, Any] = {"state": job["state"], "reason": job["reason"]}
+            for event in client.events(args.job):
+                if event["event"] == "ended":
+                    ended = event
+                else:
+                    observe(msgspec.convert(event, Event))
+    reason = f": {ended['reason']}" if ended.get("reason") else ""
+    output.emit(args, ended, f"job {args.job} is {ended['state']}{reason}")
+    return 0
+
+
+def _change(verb: str) -> Callable[[argparse.Namespace], int]:
+    def change(args: argparse.Namespace) -> int:
+        answer = ask(args, "POST", f"/jobs/{args.job}/{verb}")
+        output.emit(args, answer, f"job {answer['job']} is {answer['state']}")
+        return 0
+
+    change.__doc__ = {
+        "pause": "Pause a job: its open round is finished, and no other one is begun.",
+        "resume": "Queue a job again that was paused or stopped, or has failed; it goes on after its closed rounds.",
+        "stop": "Stop a job at once: its open round is given up. covey job resume goes on with it.",
+    }[verb]
+    return change
+
+
+def _compare(args: argparse.Namespace) -> int:
+    """Show two jobs side by side: what they cost, and held-out loss and accuracy after each round."""
+    from server.views.compare import compare_jobs, comparison_text
+
+    found = look(
+        args, f"/jobs/{args.job}/compare/{args.other}", lambda ledger: compare_jobs(ledger, args.job, args.other)
+    )
+    output.emit(args, found, comparison_text(found))
+    return 0
+
+
+def _delete(args: argparse.Namespace) -> int:
+    """Delete a job that is not at work: its rounds in the ledger, its adapters, and its result."""
+    if not args.yes:
+        try:
+            agreed = input(f"delete job {args.job} with its rounds and its result? [y/N] ").strip().lower() == "y"
+        except EOFError:
+            agreed = False
+        if not agreed:
+            raise ConfigError(f"job {args.job} was not deleted", "answer y, or give --yes")
+    answer = ask(args, "DELETE", f"/jobs/{args.job}")
+    output.emit(args, answer, f"job {answer['job']} is {answer['state']}")
+    return 0
+
+
+def _explain(args: argparse.Namespace) -> int:
     """Show a device's arms in a round, the bandit's estimate of each, and why it chose one."""
+    from server.storage.ledger import LEDGER_FILE, Ledger
     from server.views.explain import explain, explanation_text
 
-    found = explain(_open_ledger(args), args.job, args.round, args.device)
+    if args.server is not None and args.job is None:
+        raise ConfigError("with --server the job must be named", "give --job NAME")
+    if args.job is None:
+        found = explain(Ledger(args.state_dir / LEDGER_FILE, read_only=True), None, args.round, args.device)
+    else:
+        path = f"/jobs/{args.job}/explain"
+        found = look(
+            args,
+            path,
+            lambda ledger: explain(ledger, args.job, args.round, args.device),
+            round=args.round,
+            device=args.device,
+        )
     output.emit(args, found, explanation_text(found))
     return 0
-
-
-def _device_list(args: argparse.Namespace) -> int:
-    """List all devices that ever announced themselves."""
-    from server.views.summary import device_list
-
-    devices = device_list(_open_ledger(args))
-    columns = (
-        "fleet",
-        "device",
-        "state",
-        "machine",
-        "rows",
-        "reports",
-        "mean_seconds",
-        "adapter_sha256",
-        "last_seen",
-        "ineligible",
-    )
-    output.emit(args, {"devices": devices}, _table(devices, columns))
-    return 0
-
-
-def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
-    return output.table(columns, [[_short(row[column]) for column in columns] for row in rows])
-
-
-def _short(value: object) -> object:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value[:12] if isinstance(value, str) and len(value) == 64 else value

@@ -1,7 +1,8 @@
-"""``covey serve``: run a job on a fleet."""
+"""``covey serve``: a fleet's server, which stays. ``covey run``: one job from its files to its finished adapter."""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,67 +12,110 @@ from server.commands.shared_options import Commands, add_state_dir
 from server.commands.stopping import stop_on_signals
 
 if TYPE_CHECKING:
-    import argparse
+    from server.serving.options import ServeOptions
 
 
-def add_serve_command(commands: Commands[argparse.ArgumentParser]) -> None:
-    """Add ``serve``."""
-    serve = commands.add_parser("serve", help="run a job on a fleet", description=_serve.__doc__)
-    serve.add_argument("--bundle", type=Path, required=True, help="the exported bundle")
-    serve.add_argument("--job", type=Path, required=True, metavar="job.toml", help="the job (docs/configuration.md)")
-    serve.add_argument("--broker", default="embedded", help="embedded (default), mqtt://host:1883 or mqtts://host:8883")
-    serve.add_argument("--fleet", default="default", help="name of the fleet (default: %(default)s)")
-    serve.add_argument(
+def add_serve_commands(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Add ``serve`` and ``run``."""
+    serve = commands.add_parser("serve", help="serve a fleet; jobs come and go", description=_serve.__doc__)
+    for moved in ("--bundle", "--job"):
+        serve.add_argument(moved, dest=f"moved_{moved[2:]}", help=argparse.SUPPRESS)
+    _add_addresses(serve)
+    serve.set_defaults(run=_serve)
+    run = commands.add_parser("run", help="run one job on a fleet, and end", description=_run.__doc__)
+    run.add_argument("--bundle", type=Path, required=True, help="the exported bundle")
+    run.add_argument("--job", type=Path, required=True, metavar="job.toml", help="the job (docs/configuration.md)")
+    _add_addresses(run)
+    run.set_defaults(run=_run)
+
+
+def _add_addresses(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--broker", default="embedded", help="embedded (default), mqtt://host:1883 or mqtts://host:8883")
+    parser.add_argument("--fleet", default="default", help="name of the fleet (default: %(default)s)")
+    parser.add_argument(
         "--listen",
         default="0.0.0.0",  # noqa: S104 the devices are on the network
         help="address of the HTTP side and the embedded broker (default: %(default)s, every interface)",
     )
-    serve.add_argument(
+    parser.add_argument(
         "--mqtt-port", type=int, default=1883, help="embedded broker's port; 0: a free one (%(default)s)"
     )
-    serve.add_argument("--http-port", type=int, default=8080, help="HTTP port; 0: a free one (default: %(default)s)")
-    serve.add_argument(
+    parser.add_argument("--http-port", type=int, default=8080, help="HTTP port; 0: a free one (default: %(default)s)")
+    parser.add_argument(
         "--public-url",
         help="HTTP address for the devices, e.g. http://server:8080 (default: --http-port on the broker's host)",
     )
-    serve.add_argument("--threads", type=int, default=0, help="threads of the evaluation (default: one per core)")
+    parser.add_argument(
+        "--api-port",
+        type=int,
+        help="TCP port of the operator's API, with a token (default: only a socket in --state-dir)",
+    )
+    parser.add_argument("--api-listen", default="127.0.0.1", help="address of --api-port (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=0, help="threads of the evaluation (default: one per core)")
     for name, what in (("ca", "authority that signed the broker"), ("cert", "own certificate"), ("key", "own key")):
-        serve.add_argument(f"--tls-{name}", metavar="FILE", help=f"for mqtts: {what} (PEM)")
-    add_state_dir(serve)
-    output.add_format(serve)
-    serve.set_defaults(run=_serve)
+        parser.add_argument(f"--tls-{name}", metavar="FILE", help=f"for mqtts: {what} (PEM)")
+    add_state_dir(parser)
+    output.add_format(parser)
 
 
-def _serve(args: argparse.Namespace) -> int:
-    """Run a job: wait for devices, coordinate its rounds, and write the finished adapter.
-
-    A server that was killed resumes the job when it is started again.
-    """
+def _options(args: argparse.Namespace) -> ServeOptions:
     try:
-        from server.serve import ServeOptions, load_job, run_job
-        from server.views.progress import watch
-        from server.views.summary import summary_text
+        from server.serving.options import ServeOptions
     except ImportError as error:
         raise ConfigError(f"the server is not installed ({error})", "pip install 'covey[server]'") from error
     from edge_runtime.network.address import TlsFiles
     from edge_runtime.network.http_address import check_http_url
 
-    public_url = None if args.public_url is None else check_http_url(args.public_url, may_lack_host=True)
-    options = ServeOptions(
-        bundle=args.bundle,
+    return ServeOptions(
         state_dir=args.state_dir,
         fleet=args.fleet,
         broker=args.broker,
         listen=args.listen,
         mqtt_port=args.mqtt_port,
         http_port=args.http_port,
-        public_url=public_url,
+        public_url=None if args.public_url is None else check_http_url(args.public_url, may_lack_host=True),
         threads=args.threads,
         tls=TlsFiles(args.tls_ca, args.tls_cert, args.tls_key),
+        api_port=args.api_port,
+        api_listen=args.api_listen,
     )
+
+
+def _serve(args: argparse.Namespace) -> int:
+    """Serve a fleet: its devices are seen and kept in the ledger, and jobs that are submitted run on them.
+
+    The server stays until SIGTERM or Ctrl-C; jobs that are at work then, or when it is killed, go on with the next
+    start. Hand it jobs with: covey job submit job.toml --bundle BUNDLE
+    """
+    if args.moved_bundle is not None or args.moved_job is not None:
+        raise ConfigError(
+            "covey serve takes no --bundle and no --job: it serves the fleet, and jobs are submitted to it",
+            "covey run --bundle BUNDLE --job job.toml runs one job and ends",
+        )
+    options = _options(args)
+    from server.serving.always_on import serve
+    from server.views.progress import fleet_log
+
+    stop = stop_on_signals()
+    with fleet_log(args.format) as (observe, say):
+        serve(options, observe, stop.is_set, lambda host: say(host.described()))
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Run a job: wait for devices, coordinate its rounds, and write the finished adapter.
+
+    A server that was killed resumes the job when it is started again.
+    """
+    options = _options(args)
+    from server.serving.loaded_job import load_job
+    from server.serving.one_shot import run_job
+    from server.views.progress import watch
+    from server.views.summary import summary_text
+
     fitted, bundle = load_job(args.job, args.bundle)
     stop = stop_on_signals()
-    with watch(fitted.job, args.format) as observe:
+    with watch(fitted.job.name, fitted.job.rounds, args.format) as observe:
         summary = run_job(fitted, bundle, options, observe, stop.is_set)
     if summary is None:
         return output.INTERRUPTED

@@ -19,7 +19,9 @@ from server.errors import JobError
 from server.samples.packages import ROTTEN_TOMATOES, fetch_package
 from server.samples.reviews import LABELS, Division, divide, majority_accuracy, read_reviews, write_jsonl
 from server.samples.toml_text import toml
-from server.serve import ServeOptions, load_job, run_job
+from server.serving.loaded_job import load_job
+from server.serving.one_shot import run_job
+from server.serving.options import ServeOptions
 from server.views.progress import watch
 from server.web.http_app import bind
 
@@ -88,7 +90,6 @@ def run_demo(recipe: Recipe, options: DemoOptions, should_stop: Callable[[], boo
     started = time.monotonic()
     prepared = _prepare(recipe, options, console)
     serve_options = ServeOptions(
-        bundle=prepared.bundle,
         state_dir=options.workdir / "server",
         listen=_HOST,
         mqtt_port=prepared.broker_port,
@@ -100,7 +101,7 @@ def run_demo(recipe: Recipe, options: DemoOptions, should_stop: Callable[[], boo
         f"[bold]4/4[/] {options.devices} devices learn from {job.rounds} rounds; their logs are in {options.workdir}"
     )
     with start_devices(prepared.configs) as devices:
-        with watch(job, "text") as observe:
+        with watch(job.name, job.rounds, "text") as observe:
             summary = run_job(fitted, bundle, serve_options, observe, should_stop)
         if summary is None:
             return None

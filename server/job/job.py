@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
-from edge_runtime.errors import ConfigError
+from edge_runtime.errors import ConfigError, wall
+from edge_runtime.files.nearest import with_nearest
 from edge_runtime.files.toml_file import read_toml
 from edge_runtime.protocol.layer_dropout import Stld
 from edge_runtime.protocol.messages import MAX_PAYLOAD_BYTES
@@ -174,6 +175,25 @@ def read_job(path: Path) -> Job:
         ConfigError: the file is missing or not TOML, a field is unknown or wrong, or two fields contradict each other.
     """
     job = read_toml(path, Job, _with_method)
+    _check(str(path), job)
+    return msgspec.structs.replace(job, eval_file=str(path.resolve().parent / job.eval_file))
+
+
+def job_of(table: dict[str, Any]) -> Job:
+    """Read a job from the content of job.toml, whose ``eval_file`` is an absolute path.
+
+    Raises:
+        ConfigError: a field is unknown or wrong, or two fields contradict each other.
+    """
+    hint = "correct it; docs/configuration.md lists every field"
+    with wall(lambda cause: ConfigError(f"the job: {with_nearest(cause, Job)}", hint)):
+        job = msgspec.convert(_with_method(table), Job)
+    _check("the job", job)
+    return job
+
+
+def _check(path: str, job: Job) -> None:
+    """Check that no two fields contradict each other; ``path`` is where the job is from."""
     if job.cohort and job.min_reports > job.cohort:
         raise ConfigError(
             f"{path}: min_reports = {job.min_reports} can never be reached with cohort = {job.cohort}",
@@ -208,10 +228,9 @@ def read_job(path: Path) -> Job:
         )
     check_rule(job.step)
     parse_selector(job.devices)
-    return msgspec.structs.replace(job, eval_file=str(path.resolve().parent / job.eval_file))
 
 
-def _check_bandit(path: Path, job: Job, bandit: JobBandit) -> None:
+def _check_bandit(path: str, job: Job, bandit: JobBandit) -> None:
     if job.adaptive is not None:
         raise ConfigError(f"{path}: [bandit] and [adaptive] both choose P2 and split", "leave one of them out")
     if bandit.splits and bandit.policy != "thompson":

@@ -61,6 +61,7 @@ class Supervisor:
         ledger: has the jobs.
         prepare: reads a job's files; called in a thread of its own.
         clock: returns monotonic seconds.
+        observe: receives each event with the job that it is of.
         should_stop: asked while something is tried again.
         only: the only job that is run; None: all of the ledger.
 
@@ -68,6 +69,7 @@ class Supervisor:
         coordinator: reads the devices' messages.
         mailbox: what other threads ask for.
         feed: the jobs' last events.
+        errors: why jobs have failed since the start, by name.
     """
 
     def __init__(
@@ -76,13 +78,15 @@ class Supervisor:
         ledger: Ledger,
         prepare: Callable[[JobRecord], Prepared],
         clock: Callable[[], float],
+        observe: Callable[[str, Event], None],
         should_stop: Callable[[], bool],
         only: str | None = None,
     ) -> None:
         self.coordinator = coordinator
         self.mailbox, self.feed = Mailbox(), Feed()
         self._ledger, self._prepare, self._clock = ledger, prepare, clock
-        self._should_stop, self._only = should_stop, only
+        self._observe, self._should_stop, self._only = observe, should_stop, only
+        self.errors: dict[str, Exception] = {}
         self._fleet = coordinator.roster.fleet
         self._threads = concurrent.futures.ThreadPoolExecutor(max_workers=2, thread_name_prefix="jobs")
         self._preparing: dict[str, concurrent.futures.Future[Prepared]] = {}
@@ -118,6 +122,11 @@ class Supervisor:
                 break
             handled = self.coordinator.handle_next(0)
 
+    def has_ended(self, name: str) -> bool:
+        """Whether a job is neither waiting nor at work."""
+        record = queries.find_job(self._ledger, name)
+        return record is None or record.state not in ("queued", "running")
+
     def look_soon(self) -> None:
         """Look at the waiting jobs with the next turn: something has changed."""
         self._look_at = 0.0
@@ -151,6 +160,7 @@ class Supervisor:
         for record in due:
             if record.name in planned.start:
                 self._selectors[record.name] = parse_selector(_config(record).devices)
+                self.errors.pop(record.name, None)
                 self._preparing[record.name] = self._threads.submit(self._prepare, record)
             elif record.reason != planned.reasons[record.name]:
                 self._ledger.job_is(record.name, record.state, planned.reasons[record.name])
@@ -170,6 +180,7 @@ class Supervisor:
     def _observer(self, name: str) -> Callable[[Event], None]:
         def observe(event: Event) -> None:
             self.feed.put(name, event)
+            self._observe(name, event)
             if isinstance(event, events.Waiting):
                 self._ledger.job_is(name, "running", waiting_text(event))
             elif isinstance(event, events.RoundOpened):
@@ -214,7 +225,7 @@ class Supervisor:
             self._end(name, "finished", None)
 
     def _fail(self, name: str, caught: Exception) -> None:
-        error = as_covey_error(caught)
+        error, self.errors[name] = as_covey_error(caught), caught
         _LOG.error("job %s failed: %s", name, error, exc_info=None if isinstance(caught, CoveyError) else caught)
         self._release(name)
         self._end(name, "failed", str(error))
@@ -230,7 +241,9 @@ class Supervisor:
     def _end(self, name: str, state: str, reason: str | None) -> None:
         self._prepared.pop(name, None)
         self._ledger.job_is(name, state, reason)
-        self.feed.put(name, events.JobChanged(job=name, state=state, reason=reason))
+        changed = events.JobChanged(job=name, state=state, reason=reason)
+        self.feed.put(name, changed)
+        self._observe(name, changed)
         self.look_soon()
 
     # -- what the operator asks for, in the thread of ``turn`` -----------------------------------------------------

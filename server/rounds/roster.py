@@ -62,6 +62,11 @@ class Roster:
             self.devices[name] = Device(name)
         return self.devices[name]
 
+    def forget(self, name: str) -> bool:
+        """Forget a device; return whether it was known."""
+        was_heard = self.devices.pop(name, None) is not None
+        return self._ledger.forget_device(self.fleet, name) or was_heard
+
     def works_on(self, device: Device, bundle_sha256: str) -> None:
         """Enter which bundle a device's work is on; its profile and its refused level are those of this bundle."""
         if device.works_on != bundle_sha256:

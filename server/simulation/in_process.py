@@ -20,7 +20,9 @@ from edge_runtime.engines.choose import Engines
 from edge_runtime.network.in_process import Hub
 from edge_runtime.store.store import Store
 from server.errors import JobError
-from server.serve import ServeOptions, coordinate
+from server.serving.host import Connection
+from server.serving.one_shot import coordinate
+from server.serving.options import ServeOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.bundle.manifest import Runtime
     from edge_runtime.engines.engine import Engine, MakesEngines, TrainingEngine
-    from edge_runtime.network.transport import Transport
     from server.events import Observer
     from server.job.fitted import FittedJob
 
@@ -98,14 +99,14 @@ def run_in_process(
     hub = Hub()
     thread = DeviceThread(hub, _agents(hub, bundle, devices, engines))
 
-    def connect(stack: contextlib.ExitStack, _http_port: int) -> Transport:
+    def connect(stack: contextlib.ExitStack, _http_port: int) -> Connection:
         stack.enter_context(thread.serving())
-        return hub.join()
+        return Connection(hub.join(), None)
 
     # The devices take turns: one accepts its plan when those before it have trained.
     job = msgspec.structs.replace(fitted.job, accept_s=max(fitted.job.accept_s, fitted.job.deadline_s))
     fitted = dataclasses.replace(fitted, job=job)
-    options = ServeOptions(bundle=bundle.path, state_dir=state_dir, listen="127.0.0.1", http_port=0, threads=1)
+    options = ServeOptions(state_dir=state_dir, listen="127.0.0.1", http_port=0, threads=1)
     summary = coordinate(fitted, bundle, options, connect, observe, should_stop)
     if summary is None:
         raise JobError("the job was stopped", "start it again to resume it")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime import output
-from server.errors import JobError
+from server.errors import JobError, NoSuchJobError
 from server.storage import queries
 
 if TYPE_CHECKING:
@@ -25,8 +25,10 @@ def explain(ledger: Ledger, job: str | None, index: int, device: str) -> dict[st
         JobError: there is no such job, or the bandit made no choice for the device in this round.
     """
     name = job or queries.newest_job(ledger)
-    if name is None or queries.find_job(ledger, name) is None:
-        raise JobError(f"there is no job {name or ''}".rstrip(), "see: covey job list")
+    if name is None:
+        raise JobError("there is no job yet", "see: covey job submit --help")
+    if queries.find_job(ledger, name) is None:
+        raise NoSuchJobError(name)
     found = queries.last_choice(ledger, name, index, device)
     if found is None:
         reason = _why_ineligible(ledger, name, index, device)

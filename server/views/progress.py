@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from rich.console import Console
@@ -14,12 +14,12 @@ from rich.table import Table
 
 from edge_runtime.output import printable
 from server import events
+from server.views.status import waiting_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from server.events import Event, Observer
-    from server.job.job import Job
 
 _SHOWN_ROUNDS = 12
 """The table shows this many of the last rounds."""
@@ -40,10 +40,15 @@ class _Row:
 
 
 class Progress:
-    """Collects a job's events and shows them."""
+    """Collects a job's events and shows them.
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    Args:
+        name: name of the job.
+        rounds: number of its rounds.
+    """
+
+    def __init__(self, name: str, rounds: int) -> None:
+        self._name, self._wanted = name, rounds
         self._rows: dict[int, _Row] = {}
         self._states: dict[str, str] = {}
         self._start: events.Evaluated | None = None
@@ -58,10 +63,11 @@ class Progress:
                     return f"{event.device} takes no work now: {event.ineligible}"
                 return f"{event.device} is {event.state}" if event.state in ("lost", "offline") else None
             case events.Waiting():
-                self._note = f"waiting for devices: {event.online} of {event.needed} are online"
-                if event.ineligible:
-                    self._note += f", {len(event.ineligible)} more take no work now"
+                self._note = waiting_text(event)
                 return self._note
+            case events.JobChanged():
+                self._note = event.state if event.reason is None else f"{event.state}: {event.reason}"
+                return f"{event.job} is {self._note}"
             case events.Syncing():
                 self._note = f"final adapter proved by {event.proved} of {event.devices} devices"
                 return self._note if event.proved == event.devices else None
@@ -82,7 +88,7 @@ class Progress:
             case events.RoundOpened():
                 row = self._rows[event.round] = _Row()
                 row.offered = len(event.devices)
-                self._note = f"round {event.round + 1} of {self._job.rounds}"
+                self._note = f"round {event.round + 1} of {self._wanted}"
             case events.ReportTaken():
                 row = self._row(event.round)
                 row.train_losses += [] if event.loss is None else [event.loss]
@@ -108,7 +114,7 @@ class Progress:
         """Return the current table."""
         online = sum(state in ("online", "busy") for state in self._states.values())
         busy = sum(state == "busy" for state in self._states.values())
-        table = Table(title=f"{self._job.name}: {self._note}", caption=f"{online} devices online, {busy} at work")
+        table = Table(title=f"{self._name}: {self._note}", caption=f"{online} devices online, {busy} at work")
         for column in ("round", "reports", "slowest", "bytes up", "train loss", "held-out loss", "accuracy", "adapter"):
             table.add_column(column, justify="left" if column == "adapter" else "right")
         if self._start is not None:
@@ -124,17 +130,18 @@ class Progress:
 
 
 @contextlib.contextmanager
-def watch(job: Job, output_format: str) -> Iterator[Observer]:
-    """Yield an observer that shows a job's events: JSON lines on stdout, else a table or lines on stderr."""
+def watch(name: str, rounds: int, output_format: str) -> Iterator[Observer]:
+    """Yield an observer that shows a job's events: JSON lines on stdout, else a table or lines on stderr.
+
+    Args:
+        name: name of the job.
+        rounds: number of its rounds.
+        output_format: ``json`` or ``text``.
+    """
     if output_format == "json":
-
-        def as_json(event: Event) -> None:
-            sys.stdout.write(msgspec.json.encode(event).decode() + "\n")
-            sys.stdout.flush()
-
-        yield as_json
+        yield lambda event: print_json(msgspec.json.encode(event))
         return
-    progress = Progress(job)
+    progress = Progress(name, rounds)
     console = Console(stderr=True)
     if not console.is_terminal:
 
@@ -151,3 +158,41 @@ def watch(job: Job, output_format: str) -> Iterator[Observer]:
             live.update(progress.table())
 
         yield as_table
+
+
+def print_json(line: bytes) -> None:
+    """Print one line of JSON on stdout at once."""
+    sys.stdout.write(line.decode() + "\n")
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def fleet_log(
+    output_format: str,
+) -> Iterator[tuple[Callable[[str | None, Event], None], Callable[[dict[str, Any]], None]]]:
+    """Yield what shows a server's events (each with its job; None: the fleet's), and what shows its start.
+
+    JSON lines on stdout, each with the field ``job``; else lines on stderr.
+
+    Args:
+        output_format: ``json`` or ``text``.
+    """
+    if output_format == "json":
+
+        def as_json(job: str | None, event: Event) -> None:
+            print_json(msgspec.json.encode({**msgspec.to_builtins(event), "job": job}))
+
+        yield as_json, lambda described: print_json(msgspec.json.encode({"event": "serving", **described}))
+        return
+    console = Console(stderr=True)
+    shown: dict[str | None, Progress] = {}
+
+    def say(line: str) -> None:
+        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
+    def as_line(job: str | None, event: Event) -> None:
+        progress = shown.setdefault(job, Progress(job or "", 0))
+        if line := progress.take(event):
+            say(line if job is None else f"{job}: {line}")
+
+    yield as_line, lambda described: say("serving: " + ", ".join(f"{key} {value}" for key, value in described.items()))

@@ -7,7 +7,7 @@ import itertools
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from server.errors import JobError
+from server.errors import NoSuchJobError
 from server.job.epsilon import device_epsilon
 from server.storage import queries
 
@@ -28,7 +28,7 @@ def job_summary(ledger: Ledger, name: str) -> dict[str, Any]:
     """
     job = queries.find_job(ledger, name)
     if job is None:
-        raise JobError(f"there is no job {name}", "see: covey job list")
+        raise NoSuchJobError(name)
     done = [made for made in queries.rounds_of(ledger, name) if made.state == "aggregated"]
     evaluated = next((made for made in reversed(done) if made.loss is not None), None)
     traffic = queries.traffic_of(ledger, name)
@@ -36,7 +36,11 @@ def job_summary(ledger: Ledger, name: str) -> dict[str, Any]:
         "job": name,
         "fleet": job.fleet,
         "state": job.state,
+        "reason": job.reason,
+        "priority": job.priority,
+        "after": job.after,
         "bundle_sha256": job.bundle_sha256,
+        "bundle_path": job.bundle_path,
         "rounds": len(done),
         "rounds_wanted": job.config["rounds"],
         "devices": traffic.devices,
@@ -53,6 +57,16 @@ def job_summary(ledger: Ledger, name: str) -> dict[str, Any]:
         **_privacy(ledger, name, job.config),
         "result_dir": job.result_dir,
     }
+
+
+def job_shown(ledger: Ledger, name: str) -> dict[str, Any]:
+    """Return a job's summary with ``round_list`` (every attempt at every round) and ``device_list``.
+
+    Raises:
+        NoSuchJobError: there is no such job.
+    """
+    summary = job_summary(ledger, name)
+    return {**summary, "round_list": job_rounds(ledger, name), "device_list": job_devices(ledger, name)}
 
 
 def summary_text(summary: dict[str, Any]) -> str:
@@ -134,12 +148,16 @@ def job_devices(ledger: Ledger, name: str) -> list[dict[str, Any]]:
 
 def device_list(ledger: Ledger) -> list[dict[str, Any]]:
     """Return every device that ever announced itself: its last state, what it announced, and its reports."""
+    devices = queries.devices_of(ledger)
+    tags = {fleet: queries.tags_of(ledger, fleet) for fleet in {known.fleet for known in devices}}
     return [
         {
             "fleet": known.fleet,
             "device": known.device,
             "state": known.state,
             "ineligible": known.ineligible,
+            "reason": known.reason,
+            "tags": sorted(tags[known.fleet].get(known.device, set()) | set(known.birth.get("tags", ()))),
             "adapter_sha256": known.adapter_sha256,
             "last_seen": known.last_seen,
             "reports": known.reports,
@@ -150,5 +168,5 @@ def device_list(ledger: Ledger) -> list[dict[str, Any]]:
             "rows": known.birth.get("rows"),
             "training": known.birth.get("capability", {}).get("kind"),
         }
-        for known in queries.devices_of(ledger)
+        for known in devices
     ]

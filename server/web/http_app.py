@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
     from starlette.responses import Response
+    from uvicorn._types import ASGIApplication
 
     from server.storage.blobs import BlobStore
     from server.web.uploads import Uploads
@@ -53,18 +54,25 @@ def make_app(blobs: BlobStore, uploads: Uploads | None = None) -> Starlette:
 
 
 @contextlib.contextmanager
-def serve_http(app: Starlette, host: str, port: int) -> Iterator[int]:
+def serve_http(app: ASGIApplication, host: str, port: int) -> Iterator[int]:
     """Serve an application in a thread until the block ends; yields the port (``port`` 0: a free one).
 
     Raises:
         NetworkError: the address cannot be bound.
     """
     listener = bind(host, port)
+    with serve_on(app, listener):
+        yield int(listener.getsockname()[1])
+
+
+@contextlib.contextmanager
+def serve_on(app: ASGIApplication, listener: socket.socket) -> Iterator[None]:
+    """Serve an application on a listening socket in a thread until the block ends; closes the socket."""
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="http", daemon=True)
     thread.start()
     try:
-        yield int(listener.getsockname()[1])
+        yield
     finally:
         server.should_exit = True
         thread.join(10.0)

@@ -28,7 +28,7 @@ from edge_runtime.errors import BundleError, ConfigError, TrainingError
 from edge_runtime.forward_only.directions import step_seeds
 from edge_runtime.forward_only.step import spzo_step
 from edge_runtime.protocol.step_rule import StepRule
-from server.serve import load_job
+from server.serving.loaded_job import load_job
 from server.simulation.in_process import run_in_process
 
 if TYPE_CHECKING:

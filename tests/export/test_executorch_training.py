@@ -24,7 +24,7 @@ from edge_runtime.data.examples import DataConfig
 from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import check_golden, golden_adapter
 from edge_runtime.errors import BundleError, TrainingError
-from server.serve import load_job
+from server.serving.loaded_job import load_job
 from server.simulation.in_process import run_in_process
 
 if TYPE_CHECKING:

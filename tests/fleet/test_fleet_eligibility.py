@@ -229,7 +229,7 @@ def test_an_ineligible_device_is_not_offered_work_but_spoken_to() -> None:
 
     device = Device("pi", state="online", birth=None, ineligible="hot")
     assert ineligible({"pi": device}) == {}  # it is not here
-    progress = Progress(Job(name="job", eval_file=""))
+    progress = Progress("job", 20)
     assert progress.take(events.DeviceChanged(device="pi", state="online", ineligible="hot")) == (
         "pi takes no work now: hot"
     )

@@ -37,7 +37,7 @@ from export.model.options import TaskOptions
 from export.source.folder import look_at
 from server.job.fitted import fit_to_bundle
 from server.job.job import Job
-from server.serve import load_job
+from server.serving.loaded_job import load_job
 from server.simulation.in_process import run_in_process
 
 if TYPE_CHECKING:

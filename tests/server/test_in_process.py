@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from fleets import edge_configs, write_job
 
-from server.serve import load_job
+from server.serving.loaded_job import load_job
 from server.simulation.in_process import run_in_process
 from server.storage import queries
 from server.storage.ledger import LEDGER_FILE, Ledger

@@ -31,7 +31,7 @@ HISTORY: list[events.Event] = [
 
 
 def test_the_table_shows_rounds_and_devices() -> None:
-    progress = Progress(JOB)
+    progress = Progress(JOB.name, JOB.rounds)
     for event in HISTORY:
         progress.take(event)
     console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
@@ -53,7 +53,7 @@ def test_the_table_shows_rounds_and_devices() -> None:
 
 
 def test_lines_are_written_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with watch(JOB, "text") as observe:
+    with watch(JOB.name, JOB.rounds, "text") as observe:
         for event in HISTORY:
             observe(event)
     out, err = capsys.readouterr()
@@ -66,13 +66,13 @@ def test_lines_are_written_where_there_is_no_terminal(capsys: pytest.CaptureFixt
 def test_a_devices_words_neither_act_on_the_terminal_nor_are_taken_for_markup(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with watch(JOB, "text") as observe:
+    with watch(JOB.name, JOB.rounds, "text") as observe:
         observe(events.OfferFailed(round=0, device="b", reason="\x1b[2J\x9b2J[red]wait[/red] [/"))
     assert "\\x1b[2J\\x9b2J[red]wait[/red] [/" in capsys.readouterr().err
 
 
 def test_json_lines_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
-    with watch(JOB, "json") as observe:
+    with watch(JOB.name, JOB.rounds, "json") as observe:
         for event in HISTORY:
             observe(event)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -35,7 +35,7 @@ from edge_runtime.protocol.topics import Kind
 from server.fleet.devices import Device
 from server.job.fitted import FittedJob
 from server.job.job import Job, JobStld
-from server.serve import load_job
+from server.serving.loaded_job import load_job
 from server.simulation.in_process import run_in_process
 
 if TYPE_CHECKING:

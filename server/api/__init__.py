@@ -1,0 +1,7 @@
+"""The operator's HTTP API, version 1: what commands and dashboard ask of a running server, described by OpenAPI.
+
+Translates requests into operations and errors into answers; decides nothing.
+
+May import: queue, web, views, storage, job, events, errors; of edge_runtime: files, errors.
+Must never come in: SQL, rounds, the devices' messages.
+"""

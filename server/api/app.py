@@ -1,0 +1,85 @@
+"""The application: version 1 of the operator's API, with its OpenAPI description at ``/api/v1/schema/openapi.json``."""
+
+from __future__ import annotations
+
+import hmac
+from typing import TYPE_CHECKING, Any
+
+from litestar import Litestar, Response, Router
+from litestar.exceptions import HTTPException, NotAuthorizedException, ValidationException
+from litestar.openapi.config import OpenAPIConfig
+
+from edge_runtime import __version__
+from edge_runtime.errors import ConfigError, CoveyError, as_covey_error
+from server.api.device_routes import device_routes
+from server.api.job_routes import job_routes
+from server.api.schema import Problem
+from server.api.server_routes import server_routes
+from server.errors import NoSuchJobError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from litestar.connection import ASGIConnection, Request
+    from litestar.handlers import BaseRouteHandler
+
+    from server.api.schema import ServerStatus
+    from server.queue.operations import Operations
+
+API_VERSION = 1
+PREFIX = f"/api/v{API_VERSION}"
+_STATUS = {NoSuchJobError: 404, ConfigError: 422}
+
+
+def make_api(operations: Operations, status: Callable[[], ServerStatus], actor: str, token: str | None) -> Litestar:
+    """Return the application.
+
+    Args:
+        operations: does what is asked.
+        status: tells what the server is doing.
+        actor: who asks over this application, for the audit.
+        token: what every request must carry (``Authorization: Bearer TOKEN``); None: whoever can connect may ask.
+    """
+    handlers = [*server_routes(status), *job_routes(operations, actor), *device_routes(operations, actor)]
+    return Litestar(
+        [Router(PREFIX, route_handlers=handlers)],
+        guards=[] if token is None else [_needs(token)],
+        exception_handlers={CoveyError: _refused, HTTPException: _bad_request, Exception: _fault},
+        openapi_config=OpenAPIConfig(
+            title="Covey", version=f"{API_VERSION} (Covey {__version__})", path=f"{PREFIX}/schema", render_plugins=[]
+        ),
+        logging_config=None,
+    )
+
+
+def _needs(token: str) -> Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], None]:
+    """Return a guard that lets nobody pass without the token."""
+
+    def guard(connection: ASGIConnection[Any, Any, Any, Any], _handler: BaseRouteHandler) -> None:
+        given = connection.headers.get("authorization", "")
+        if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+            raise NotAuthorizedException("the token is missing or wrong")
+
+    return guard
+
+
+def _answer(status: int, error: CoveyError) -> Response[Problem]:
+    return Response(Problem(error.what, error.hint, error.exit_code), status_code=status)
+
+
+def _refused(_request: Request[Any, Any, Any], error: CoveyError) -> Response[Problem]:
+    return _answer(_STATUS.get(type(error), 409), error)
+
+
+def _bad_request(_request: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
+    if isinstance(error, NotAuthorizedException):
+        hint = "give the content of api-token in the server's state directory: --token-file, or COVEY_TOKEN"
+        return _answer(401, ConfigError(error.detail, hint))
+    what = error.detail
+    if isinstance(error, ValidationException) and error.extra:
+        what = "; ".join(str(problem.get("message", problem)) for problem in error.extra)
+    return _answer(error.status_code, ConfigError(f"the request is refused: {what}", f"see {PREFIX}/schema"))
+
+
+def _fault(_request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
+    return _answer(500, as_covey_error(error))

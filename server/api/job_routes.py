@@ -1,0 +1,126 @@
+"""``/jobs``: submit, look at, watch, pause, resume, stop, compare and delete jobs."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+from litestar import delete, get, post
+from litestar.params import Parameter
+from litestar.response import ServerSentEvent
+from litestar.response.sse import ServerSentEventMessage
+
+from server.api.schema import JobChange, JobList, JobStatus, Submission
+from server.errors import NoSuchJobError
+from server.storage import queries
+from server.views.compare import compare_jobs
+from server.views.explain import explain
+from server.views.summary import job_list, job_shown, job_summary
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from litestar.handlers import HTTPRouteHandler
+
+    from server.queue.operations import Operations
+
+_LOOK_S = 0.25
+"""Seconds between two looks for new events of a watched job."""
+_ENDED = ("paused", "stopped", "finished", "failed")
+
+
+def job_routes(operations: Operations, actor: str) -> list[HTTPRouteHandler]:
+    """Return the routes.
+
+    Args:
+        operations: does what is asked.
+        actor: who asks, for the audit.
+    """
+    return [*_reading(operations), *_acting(operations, actor)]
+
+
+def _reading(operations: Operations) -> list[HTTPRouteHandler]:
+    ledger = operations.ledger
+
+    @get("/jobs", sync_to_thread=True)
+    def jobs() -> JobList:
+        """List all jobs, oldest first."""
+        return JobList([_status(summary) for summary in job_list(ledger)])
+
+    @get("/jobs/{name:str}", sync_to_thread=True)
+    def show(name: str) -> dict[str, Any]:
+        """Show a job: its status, every attempt at every round, and what each device did."""
+        return job_shown(ledger, name)
+
+    @get("/jobs/{name:str}/compare/{other:str}", sync_to_thread=True)
+    def compare(name: str, other: str) -> dict[str, Any]:
+        """Compare two jobs: losses and accuracies by round, time and bytes."""
+        return compare_jobs(ledger, name, other)
+
+    @get("/jobs/{name:str}/explain", sync_to_thread=True)
+    def explained(name: str, round_index: Annotated[int, Parameter(query="round", ge=0)], device: str) -> dict[str, Any]:
+        """Say why a device was given its arm in a round."""
+        return explain(ledger, name, round_index, device)
+
+    @get("/jobs/{name:str}/events", media_type="text/event-stream")
+    async def events(name: str, after: Annotated[int, Parameter(ge=0)] = 0) -> ServerSentEvent:
+        """Follow a job's events, from the oldest that is kept (or after an event's number), until the job has ended."""
+        if queries.find_job(ledger, name) is None:
+            raise NoSuchJobError(name)
+        return ServerSentEvent(_follow(operations, name, after))
+
+    return [jobs, show, compare, explained, events]
+
+
+def _acting(operations: Operations, actor: str) -> list[HTTPRouteHandler]:
+    @post("/jobs", status_code=201, sync_to_thread=True)
+    def submit(data: Submission) -> JobStatus:
+        """Enter a job in the queue."""
+        name = operations.submit(
+            data.job, data.bundle, data.after, data.priority, allow_absent=data.allow_absent, actor=actor
+        )
+        return _status(job_summary(operations.ledger, name))
+
+    @post("/jobs/{name:str}/pause", status_code=200, sync_to_thread=True)
+    def pause(name: str) -> JobChange:
+        """Pause a job once its open round is over."""
+        return JobChange(name, operations.pause(name, actor))
+
+    @post("/jobs/{name:str}/resume", status_code=200, sync_to_thread=True)
+    def resume(name: str) -> JobChange:
+        """Queue a job again that was paused or stopped, or has failed."""
+        operations.resume(name, actor)
+        return JobChange(name, "queued")
+
+    @post("/jobs/{name:str}/stop", status_code=200, sync_to_thread=True)
+    def stop(name: str) -> JobChange:
+        """Stop a job at once; its closed rounds stay."""
+        operations.stop(name, actor)
+        return JobChange(name, "stopped")
+
+    @delete("/jobs/{name:str}", status_code=200, sync_to_thread=True)
+    def discard(name: str) -> JobChange:
+        """Delete a job that is not at work, with its result."""
+        operations.delete(name, actor)
+        return JobChange(name, "deleted")
+
+    return [submit, pause, resume, stop, discard]
+
+
+def _status(summary: dict[str, Any]) -> JobStatus:
+    return msgspec.convert(summary, JobStatus)
+
+
+async def _follow(operations: Operations, name: str, after: int) -> AsyncIterator[ServerSentEventMessage]:
+    while True:
+        record = queries.find_job(operations.ledger, name)  # before the events: none that follow are missed
+        for number, event in operations.supervisor.feed.since(name, after):
+            after = number
+            yield ServerSentEventMessage(data=msgspec.json.encode(event).decode(), id=number)
+        if record is None or record.state in _ENDED:
+            state = "deleted" if record is None else record.state
+            ended = {"event": "ended", "job": name, "state": state, "reason": None if record is None else record.reason}
+            yield ServerSentEventMessage(data=msgspec.json.encode(ended).decode())
+            return
+        await asyncio.sleep(_LOOK_S)

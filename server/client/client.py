@@ -1,0 +1,132 @@
+"""Asks a running server over its API. What the server refuses is raised as the error that the command ends with."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from edge_runtime.errors import ConfigError, CoveyError, NetworkError
+from server.errors import JobError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+PREFIX = "/api/v1"
+_CONNECT_S = 10.0
+_ANSWER_S = 120.0
+"""Seconds that an answer may take: the server does what is asked between two steps of its jobs."""
+
+
+class NoServerError(NetworkError):
+    """No server answers."""
+
+
+class Client:
+    """A connection to a server's API. Close it, or use it as a context manager.
+
+    Args:
+        base: its address, ``http://host:port``; with a socket, of no meaning.
+        socket_path: the socket of a server on this machine; None: over TCP.
+        token: what a server on TCP asks for.
+    """
+
+    def __init__(self, base: str = "http://covey", *, socket_path: Path | None = None, token: str | None = None) -> None:
+        self._place = base if socket_path is None else str(socket_path)
+        self._is_local = socket_path is not None
+        transport = httpx.HTTPTransport(uds=None if socket_path is None else str(socket_path))
+        headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        timeout = httpx.Timeout(_ANSWER_S, connect=_CONNECT_S)
+        self._http = httpx.Client(base_url=base, transport=transport, headers=headers, timeout=timeout)
+
+    def __enter__(self) -> Client:
+        """Return the client."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the connection."""
+        self._http.close()
+
+    def get(self, path: str, **query: str | int) -> dict[str, Any]:
+        """Return what ``GET`` answers; see ask."""
+        return self.ask("GET", path, query=query)
+
+    def ask(
+        self, method: str, path: str, body: dict[str, Any] | None = None, query: dict[str, str | int] | None = None
+    ) -> dict[str, Any]:
+        """Send a request and return its answer.
+
+        Args:
+            method: GET, POST, PUT or DELETE.
+            path: path after the API's prefix.
+            body: is sent as JSON; None: nothing.
+            query: the query's parameters.
+
+        Raises:
+            NoServerError: no server answers.
+            CoveyError: the server refuses it; its class is that of the server's error.
+        """
+        with self._reaching():
+            response = self._http.request(method, PREFIX + path, json=body, params=query)
+        if response.is_error:
+            raise _refusal(response.status_code, response.content)
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def events(self, job: str) -> Iterator[dict[str, Any]]:
+        """Yield a job's events, from the oldest that the server has kept, until the job has ended.
+
+        Raises:
+            NoServerError: no server answers, or it has ended.
+            NoSuchJobError: there is no such job.
+        """
+        timeout = httpx.Timeout(None, connect=_CONNECT_S)
+        with self._reaching(), self._http.stream("GET", f"{PREFIX}/jobs/{job}/events", timeout=timeout) as response:
+            if response.is_error:
+                raise _refusal(response.status_code, response.read())
+            for line in response.iter_lines():
+                if line.startswith("data: "):
+                    event: dict[str, Any] = json.loads(line.removeprefix("data: "))
+                    yield event
+
+    @contextlib.contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.HTTPError as error:
+            cause = str(error) or type(error).__name__
+            hint = (
+                "start it: covey serve; or give its --state-dir"
+                if self._is_local
+                else "check the address, and that the server was started with --api-port"
+            )
+            raise NoServerError(f"no server answers at {self._place}: {cause}", hint) from error
+
+
+def _refusal(status: int, content: bytes) -> CoveyError:
+    """Return the error of an answer that is none."""
+    try:
+        problem = json.loads(content)
+        what, hint, code = str(problem["error"]), str(problem["hint"]), int(problem["exit_code"])
+    except (ValueError, KeyError, TypeError):
+        return NetworkError(f"the server answers {status}, and not as Covey's API does", "check the address")
+    families = {family.exit_code: family for family in (*CoveyError.__subclasses__(), JobError, ConfigError)}
+    return families.get(code, CoveyError)(what, hint)
+
+
+def token_from(path: Path | None) -> str | None:
+    """Return the token of ``--token-file``, else of ``COVEY_TOKEN``; None: there is none.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    if path is None:
+        return os.environ.get("COVEY_TOKEN") or None
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", "check --token-file") from error

@@ -1,0 +1,208 @@
+"""What an operator can ask of a running server. Each operation is checked, done in the server's thread, and audited."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from edge_runtime.bundle.folder import open_bundle
+from edge_runtime.errors import ConfigError
+from server.errors import JobError, NoSuchJobError
+from server.job.fitted import fit_to_bundle
+from server.job.job import job_of
+from server.job.selector import check_there, parse_selector
+from server.storage import queries
+from server.storage.discard import discard_job
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from server.job.fitted import FittedJob
+    from server.queue.supervisor import Supervisor
+    from server.storage.blobs import BlobStore
+    from server.storage.ledger import Ledger
+    from server.storage.records import JobRecord
+
+_TIMEOUT_S = 60.0
+"""Seconds that an operation may wait for its turn; a turn may replay a large round on a slow board."""
+
+
+class Operations:
+    """The operator's side of one server. Safe to use from several threads.
+
+    Args:
+        supervisor: runs the jobs.
+        ledger: the ledger.
+        blobs: adapters and logs of the jobs.
+        state_dir: the server's state directory.
+    """
+
+    def __init__(self, supervisor: Supervisor, ledger: Ledger, blobs: BlobStore, state_dir: Path) -> None:
+        self.supervisor, self.ledger = supervisor, ledger
+        self.fleet = supervisor.coordinator.roster.fleet
+        self._blobs, self._state_dir = blobs, state_dir
+
+    def _do(self, actor: str, action: str, subject: str, wish: Callable[[], Any], detail: str = "") -> Any:  # noqa: ANN401 the wish's own answer
+        def audited() -> Any:  # noqa: ANN401
+            answer = wish()
+            self.ledger.audit(actor, action, subject, detail)
+            return answer
+
+        return self.supervisor.mailbox.ask(audited, _TIMEOUT_S)
+
+    def _job(self, name: str) -> JobRecord:
+        record = queries.find_job(self.ledger, name)
+        if record is None:
+            raise NoSuchJobError(name)
+        return record
+
+    # -- jobs ---------------------------------------------------------------------------------------------------
+
+    def submit(
+        self, table: dict[str, Any], bundle: str, after: str | None, priority: int, *, allow_absent: bool, actor: str
+    ) -> str:
+        """Enter a job in the queue; return its name.
+
+        Args:
+            table: the content of job.toml, with an absolute ``eval_file``.
+            bundle: absolute path of the bundle on this machine.
+            after: the job that must be finished first; None: none.
+            priority: a larger one comes first.
+            allow_absent: whether its devices and tags may be unknown.
+            actor: who asks, for the audit.
+
+        Raises:
+            ConfigError: the job is wrong, does not fit the bundle, or names devices that nobody has seen.
+            BundleError: there is no bundle, or it is damaged.
+            JobError: its name is taken, or there is no job to come after.
+        """
+        fitted = _fitted(table, bundle)
+        job = fitted.job
+        if not allow_absent:
+            check_there(parse_selector(job.devices), self.supervisor.tags(), self.fleet)
+        if after is not None:
+            self._job(after)
+
+        def enter() -> None:
+            self.ledger.submit_job(
+                job.name,
+                self.fleet,
+                fitted.bundle_sha256,
+                bundle,
+                msgspec.to_builtins(job),
+                priority=priority,
+                after=after,
+            )
+            self.supervisor.look_soon()
+
+        self._do(actor, "submit", job.name, enter, f"bundle {bundle}")
+        return job.name
+
+    def pause(self, name: str, actor: str) -> str:
+        """Pause a job after its open round; return its state, ``pausing`` or ``paused``."""
+
+        def wish() -> str:
+            self._expect(name, ("running", "queued"), "pause")
+            return self.supervisor.pause(name)
+
+        return str(self._do(actor, "pause", name, wish))
+
+    def resume(self, name: str, actor: str) -> None:
+        """Queue a job again that was paused or stopped, or has failed; it goes on after its closed rounds."""
+
+        def wish() -> None:
+            run = self.supervisor.coordinator.runs.get(name)
+            if run is not None and run.is_pausing:
+                run.is_pausing = False
+                return
+            self._expect(name, ("paused", "stopped", "failed"), "resume")
+            self.ledger.job_is(name, "queued", None)
+            self.supervisor.look_soon()
+
+        self._do(actor, "resume", name, wish)
+
+    def stop(self, name: str, actor: str) -> None:
+        """Stop a job at once."""
+
+        def wish() -> None:
+            self._expect(name, ("running", "queued", "paused"), "stop")
+            self.supervisor.stop(name)
+
+        self._do(actor, "stop", name, wish)
+
+    def delete(self, name: str, actor: str) -> None:
+        """Delete a job that is not at work, with its rounds, its adapters and its result."""
+
+        def wish() -> None:
+            self._expect(name, ("queued", "paused", "stopped", "failed", "finished"), "delete")
+            discard_job(self.ledger, self._blobs, self._state_dir, name)
+            self.supervisor.feed.forget(name)
+
+        self._do(actor, "delete", name, wish)
+
+    def _expect(self, name: str, states: tuple[str, ...], verb: str) -> None:
+        state = self._job(name).state
+        if state not in states:
+            raise JobError(
+                f"cannot {verb} job {name}: it is {state}", f"{verb} works for jobs that are {', '.join(states)}"
+            )
+
+    # -- devices ------------------------------------------------------------------------------------------------
+
+    def tag(self, device: str, tag: str, actor: str) -> None:
+        """Give a device a tag; the device may be one that has never been seen."""
+
+        def wish() -> None:
+            self.ledger.tag_device(self.fleet, device, tag)
+            self.supervisor.refresh_tags()
+
+        self._do(actor, "tag", device, wish, tag)
+
+    def untag(self, device: str, tag: str, actor: str) -> None:
+        """Take a tag from a device.
+
+        Raises:
+            ConfigError: the operator has not given it this tag.
+        """
+
+        def wish() -> None:
+            if tag not in queries.tags_of(self.ledger, self.fleet).get(device, ()):
+                raise ConfigError(
+                    f"{device} has no tag {tag} from the operator", "tags of edge.toml are removed there"
+                )
+            self.ledger.untag_device(self.fleet, device, tag)
+            self.supervisor.refresh_tags()
+
+        self._do(actor, "untag", device, wish, tag)
+
+    def forget(self, device: str, actor: str) -> None:
+        """Forget a device that is gone: its entry, its tags and its profiles; what it did in jobs stays.
+
+        Raises:
+            ConfigError: it is here now, or was never seen.
+        """
+
+        def wish() -> None:
+            known = self.supervisor.coordinator.devices.get(device)
+            if known is not None and known.is_here:
+                raise ConfigError(f"{device} is here now", "switch it off first, or give it another name in edge.toml")
+            if not self.supervisor.coordinator.roster.forget(device):
+                raise ConfigError(f"fleet {self.fleet} has no device {device}", "see: covey device list")
+            self.supervisor.refresh_tags()
+
+        self._do(actor, "forget", device, wish)
+
+
+def _fitted(table: dict[str, Any], path: str) -> FittedJob:
+    """Return a submitted job with its bundle, whose files are hashed when the job begins."""
+    job = job_of(table)
+    if not Path(path).is_absolute() or not Path(job.eval_file).is_absolute():
+        raise ConfigError("bundle and eval_file need absolute paths on the server's machine", "give absolute paths")
+    if not Path(job.eval_file).is_file():
+        raise ConfigError(
+            f"there is no file {job.eval_file} on the server's machine", "put the held-out rows there (eval_file)"
+        )
+    bundle = open_bundle(Path(path))
+    return fit_to_bundle(job, bundle.manifest, bundle.sha256)

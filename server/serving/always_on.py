@@ -1,0 +1,55 @@
+"""A fleet's server that stays: it runs the jobs that are submitted, until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from server.compose import TICK_S
+from server.serving.host import connect_to_broker, locked_stores, open_host
+from server.serving.loaded_job import load_submitted, prepare
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from server.events import Event
+    from server.queue.supervisor import Prepared
+    from server.serving.host import Host
+    from server.serving.options import ServeOptions
+    from server.storage.records import JobRecord
+
+_LOG = logging.getLogger(__name__)
+
+
+def serve(
+    options: ServeOptions,
+    observe: Callable[[str | None, Event], None],
+    should_stop: Callable[[], bool],
+    is_ready: Callable[[Host], None] = lambda _host: None,
+) -> None:
+    """Serve a fleet until told to stop; jobs that are at work then are resumed by the next server.
+
+    Args:
+        options: folders and addresses.
+        observe: receives events with the job that they are of; None: the fleet's.
+        should_stop: asked between messages.
+        is_ready: called once devices and commands can connect.
+
+    Raises:
+        JobError: another server uses the state directory.
+        NetworkError: a port is in use, or there is no broker.
+        StorageError: the state directory or the ledger cannot be written.
+    """
+    with locked_stores(options) as stores:
+
+        def prepared(host: Host, record: JobRecord) -> Prepared:
+            loaded = load_submitted(record, options.threads)
+            return prepare(loaded, host.coordinator, stores, host.services, options.state_dir, should_stop)
+
+        with open_host(
+            options, stores, connect_to_broker(options, should_stop), prepared, observe, should_stop
+        ) as host:
+            is_ready(host)
+            while not should_stop():
+                host.supervisor.turn(TICK_S)
+    _LOG.info("stopped; jobs that were at work go on with the next covey serve")

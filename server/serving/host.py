@@ -1,0 +1,211 @@
+"""Everything that a server process has open: lock, stores, HTTP side, broker, coordinator, supervisor and API."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edge_runtime import __version__
+from edge_runtime.files.writable import check_writable
+from edge_runtime.network.access import check_access
+from edge_runtime.network.mqtt import MqttTransport
+from edge_runtime.protocol.topics import hello_topic, topic_for
+from server.api.app import API_VERSION, make_api
+from server.api.listen import read_or_make_token, serve_local
+from server.api.schema import ServerStatus
+from server.client.address import socket_path
+from server.compose import compose_coordinator, open_stores
+from server.evaluation import InlineEvaluator, no_evaluation
+from server.queue.operations import Operations
+from server.queue.supervisor import Supervisor
+from server.rounds.services import Services
+from server.serving.options import only_one
+from server.web.broker import EMBEDDED, open_broker
+from server.web.http_app import make_app, serve_http
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from edge_runtime.network.address import BrokerAddress
+    from edge_runtime.network.transport import Transport
+    from edge_runtime.protocol.topics import Kind
+    from server.compose import Stores
+    from server.events import Event
+    from server.queue.supervisor import Prepared
+    from server.rounds.coordinator import Coordinator
+    from server.serving.options import ServeOptions
+    from server.storage.records import JobRecord
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A server's connection to its broker; ``mqtt_port`` is the embedded broker's, None: it has none."""
+
+    transport: Transport
+    mqtt_port: int | None
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a running server has open.
+
+    Attributes:
+        options: its folders and addresses.
+        stores: what it keeps on disk.
+        coordinator: reads the devices' messages.
+        services: what the coordinator uses.
+        supervisor: runs the jobs.
+        http_port: port of blobs and adapters.
+        mqtt_port: port of the embedded broker; None: the broker is another process.
+    """
+
+    options: ServeOptions
+    stores: Stores
+    coordinator: Coordinator
+    services: Services
+    supervisor: Supervisor
+    http_port: int
+    mqtt_port: int | None
+
+    def described(self) -> dict[str, str | int]:
+        """Return where devices and commands find the server."""
+        options = self.options
+        found: dict[str, str | int] = {"fleet": options.fleet, "broker": options.broker, "http_port": self.http_port}
+        if self.mqtt_port is not None:
+            found["mqtt_port"] = self.mqtt_port
+        return {**found, "api": str(socket_path(options.state_dir))}
+
+
+@contextlib.contextmanager
+def locked_stores(options: ServeOptions) -> Iterator[Stores]:
+    """Lock a state directory and open its stores until the block ends.
+
+    Raises:
+        JobError: another server uses it.
+        StorageError: it cannot be written, or the ledger is damaged.
+    """
+    check_writable(options.state_dir, "--state-dir")
+    with only_one(options.state_dir):
+        stores = open_stores(options.state_dir)
+        with contextlib.closing(stores.ledger):
+            yield stores
+
+
+@contextlib.contextmanager
+def open_host(
+    options: ServeOptions,
+    stores: Stores,
+    connect: Callable[[contextlib.ExitStack, int], Connection],
+    prepare: Callable[[Host, JobRecord], Prepared],
+    observe: Callable[[str | None, Event], None],
+    should_stop: Callable[[], bool],
+    only: str | None = None,
+) -> Iterator[Host]:
+    """Open a server's connections until the block ends; the caller gives its supervisor one turn after the other.
+
+    Args:
+        options: folders and addresses; those of the broker are ``connect``'s.
+        stores: what it keeps on disk.
+        connect: connects once the HTTP side listens; gets a stack for clean-up, and the HTTP port.
+        prepare: reads a job's files, in a thread of its own.
+        observe: receives events with the job that they are of; None: the fleet's.
+        should_stop: asked while something is waited for.
+        only: the only job that is run; None: all of the ledger.
+
+    Raises:
+        NetworkError: a port is in use, or there is no broker.
+    """
+    with contextlib.ExitStack() as stack:
+        app = make_app(stores.blobs, stores.uploads)
+        port = stack.enter_context(serve_http(app, options.listen, options.http_port))
+        connection = connect(stack, port)
+        services = Services(
+            transport=connection.transport,
+            uploads=stores.uploads,
+            evaluator=InlineEvaluator(no_evaluation),  # every job brings its own
+            clock=time.monotonic,
+            blob_url=f"{(options.public_url or f'http://:{port}').rstrip('/')}/blobs",
+        )
+        coordinator = compose_coordinator(
+            options.fleet, stores.ledger, services, lambda event: observe(None, event), should_stop
+        )
+        supervisor = Supervisor(
+            coordinator,
+            stores.ledger,
+            lambda record: prepare(host, record),
+            services.clock,
+            observe,
+            should_stop,
+            only,
+        )
+        host = Host(options, stores, coordinator, services, supervisor, port, connection.mqtt_port)
+        stack.callback(supervisor.close)
+        _open_api(stack, host)
+        yield host
+
+
+def _open_api(stack: contextlib.ExitStack, host: Host) -> None:
+    """Serve the API on the state directory's socket and, where it is asked for, on a TCP port."""
+    options, began_at = host.options, time.monotonic()
+    operations = Operations(host.supervisor, host.stores.ledger, host.stores.blobs, options.state_dir)
+
+    def status() -> ServerStatus:
+        roster = host.coordinator.roster
+        return ServerStatus(
+            api_version=API_VERSION,
+            covey_version=__version__,
+            fleet=options.fleet,
+            broker=options.broker,
+            mqtt_port=host.mqtt_port,
+            http_port=host.http_port,
+            epoch=roster.epoch,
+            devices_here=len(roster.online()),
+            jobs_at_work=list(host.coordinator.runs),
+            uptime_s=time.monotonic() - began_at,
+        )
+
+    stack.enter_context(serve_local(make_api(operations, status, "local", None), options.state_dir))
+    if options.api_port is not None:
+        token = read_or_make_token(options.state_dir)
+        app = make_api(operations, status, "token", token)
+        port = stack.enter_context(serve_http(app, options.api_listen, options.api_port))
+        _LOG.info("API on %s:%d; its token is in %s", options.api_listen, port, options.state_dir / "api-token")
+
+
+def connect_to_broker(
+    options: ServeOptions, should_stop: Callable[[], bool]
+) -> Callable[[contextlib.ExitStack, int], Connection]:
+    """Return a function that starts the embedded broker, or uses the given one, and connects to it; see open_host."""
+
+    def connect(stack: contextlib.ExitStack, http_port: int) -> Connection:
+        address = stack.enter_context(open_broker(options.broker, options.listen, options.mqtt_port, should_stop))
+        transport = MqttTransport(address, f"covey-server-{options.fleet}", tls=options.tls)
+        stack.callback(transport.close)
+        if options.broker != EMBEDDED:
+            _warn_of_access_lists(address, options)
+        _LOG.info("devices connect to port %d; bundles and adapters on port %d", address.port, http_port)
+        return Connection(transport, address.port if options.broker == EMBEDDED else None)
+
+    return connect
+
+
+def _warn_of_access_lists(address: BrokerAddress, options: ServeOptions) -> None:
+    """Log what an access list of the broker keeps from the server; a broker drops what it forbids without a word."""
+
+    def topics(device: str, kinds: Sequence[Kind]) -> list[str]:
+        return [topic_for(options.fleet, device, kind) for kind in kinds]
+
+    access = check_access(
+        address,
+        f"covey-server-{options.fleet}-check",
+        options.tls,
+        reads=topics("+", ("birth", "state", "profile", "report")),
+        writes=[hello_topic(options.fleet), *topics("covey-check", ("plan", "report/ack"))],  # of no device
+    )
+    for cause in access.causes:
+        _LOG.warning("%s", cause)

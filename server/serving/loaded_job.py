@@ -1,0 +1,144 @@
+"""A job with its bundle, its held-out rows and the engine that evaluates it, and what the supervisor needs of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edge_runtime.bundle.folder import open_bundle, verify_files
+from edge_runtime.data.examples import DataConfig
+from edge_runtime.data.rows import load_rows
+from edge_runtime.engines.choose import Engines
+from server.compose import compose_run, enter
+from server.errors import JobError
+from server.evaluation import BackgroundEvaluator, evaluate
+from server.job.fitted import FittedJob, fit_to_bundle
+from server.job.job import Job, read_job
+from server.queue.supervisor import Prepared
+from server.rounds.patience import patiently
+from server.storage.discard import job_folder
+from server.storage.result_folder import JOB_FILE, write_finished
+from server.views.summary import job_summary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.data.rows import EncodedCompletions, EncodedRows
+    from edge_runtime.engines.engine import Predictor
+    from server.compose import Stores
+    from server.events import Event
+    from server.fleet.devices import Device
+    from server.rounds.coordinator import Coordinator
+    from server.rounds.job_run import JobRun
+    from server.rounds.services import Services
+    from server.storage.records import JobRecord
+
+
+@dataclass(frozen=True)
+class LoadedJob:
+    """A job whose files were read.
+
+    Attributes:
+        fitted: the job.
+        bundle: its bundle.
+        rows: its held-out rows.
+        predictor: the engine that evaluates adapters.
+    """
+
+    fitted: FittedJob
+    bundle: Bundle
+    rows: EncodedRows | EncodedCompletions
+    predictor: Predictor
+
+
+def load_job(path: Path, bundle_path: Path) -> tuple[FittedJob, Bundle]:
+    """Read a job and its bundle, and check that they fit.
+
+    Raises:
+        ConfigError: the job is wrong or does not fit the bundle; the message names the field.
+        BundleError: the bundle is damaged.
+    """
+    bundle = open_bundle(bundle_path)
+    verify_files(bundle)
+    return fit_to_bundle(read_job(path), bundle.manifest, bundle.sha256), bundle
+
+
+def load(fitted: FittedJob, bundle: Bundle, threads: int) -> LoadedJob:
+    """Read a job's held-out rows, and load its bundle.
+
+    Raises:
+        DataError: the rows cannot be used.
+        BundleError: the bundle is damaged.
+    """
+    rows = load_rows(bundle, DataConfig(path=fitted.job.eval_file))
+    return LoadedJob(fitted, bundle, rows, Engines(threads=threads).make_predictor(bundle))
+
+
+def load_submitted(record: JobRecord, threads: int) -> LoadedJob:
+    """Read the files of a job that was submitted.
+
+    Raises:
+        JobError: its bundle is another one now.
+        CoveyError: a file is gone or damaged.
+    """
+    if record.bundle_path is None:
+        raise JobError(
+            f"the ledger does not say where the bundle of job {record.name} is", "go on with it by covey run --bundle"
+        )
+    bundle = open_bundle(Path(record.bundle_path))
+    verify_files(bundle)
+    if bundle.sha256 != record.bundle_sha256:
+        raise JobError(
+            f"{record.bundle_path} has bundle {bundle.sha256[:12]} now, job {record.name} was submitted with "
+            f"{record.bundle_sha256[:12]}",
+            "put the job's own bundle back there, and then: covey job resume",
+        )
+    job = msgspec.convert(record.config, Job)
+    return load(fit_to_bundle(job, bundle.manifest, bundle.sha256), bundle, threads)
+
+
+def prepare(
+    loaded: LoadedJob,
+    coordinator: Coordinator,
+    stores: Stores,
+    services: Services,
+    state_dir: Path,
+    should_stop: Callable[[], bool],
+) -> Prepared:
+    """Enter a job in the ledger, or resume it, and return what the supervisor needs to run it.
+
+    Args:
+        loaded: the job.
+        coordinator: the fleet's coordinator.
+        stores: what the server keeps on disk.
+        services: what the coordinator uses; the job gets an evaluator of its own.
+        state_dir: the server's state directory.
+        should_stop: asked while the result is written, for want of file descriptors.
+
+    Raises:
+        JobError: the job is finished, was begun with another configuration, or has lost an adapter.
+        StorageError: the ledger cannot be written.
+    """
+    fitted, bundle = loaded.fitted, loaded.bundle
+    stores.blobs.add_bundle(bundle)
+    chain, resumed = enter(coordinator.roster.fleet, fitted, bundle, stores)
+    n_labels = len(bundle.manifest.task.labels)
+
+    def composed(observe: Callable[[Event], None], has: Callable[[Device], bool]) -> tuple[JobRun, bool]:
+        evaluator = BackgroundEvaluator(lambda theta: evaluate(loaded.predictor, theta, loaded.rows, n_labels))
+        own = dataclasses.replace(services, evaluator=evaluator)
+        return compose_run(coordinator, fitted, chain, stores, own, observe, has), resumed
+
+    def finish() -> str:
+        folder = job_folder(state_dir, fitted.job.name) / "adapter"
+        if not (folder / JOB_FILE).exists():
+            summary = job_summary(stores.ledger, fitted.job.name)
+            patiently(lambda: write_finished(bundle, chain.theta, folder, summary), should_stop)
+        return str(folder)
+
+    return Prepared(composed, finish)

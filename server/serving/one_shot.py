@@ -1,0 +1,102 @@
+"""Runs one job from its files to its finished adapter, and ends: ``covey run``, the demo, and fleets in one process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from server.compose import TICK_S
+from server.errors import JobError
+from server.serving.host import connect_to_broker, locked_stores, open_host
+from server.serving.loaded_job import load, prepare
+from server.storage import queries
+from server.views.summary import job_summary
+
+if TYPE_CHECKING:
+    import contextlib
+    from collections.abc import Callable
+
+    from edge_runtime.bundle.folder import Bundle
+    from server.compose import Stores
+    from server.events import Event, Observer
+    from server.job.fitted import FittedJob
+    from server.queue.supervisor import Prepared, Supervisor
+    from server.serving.host import Connection, Host
+    from server.serving.options import ServeOptions
+    from server.storage.records import JobRecord
+
+
+def run_job(
+    fitted: FittedJob,
+    bundle: Bundle,
+    options: ServeOptions,
+    observe: Observer,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
+    """Run a job to its end.
+
+    Returns:
+        The job's summary (summary.job_summary); None: it was stopped and can be resumed.
+
+    Raises:
+        CoveyError: see errors.py; closed rounds stay in the ledger, and the job can be resumed.
+    """
+    return coordinate(fitted, bundle, options, connect_to_broker(options, should_stop), observe, should_stop)
+
+
+def coordinate(
+    fitted: FittedJob,
+    bundle: Bundle,
+    options: ServeOptions,
+    connect: Callable[[contextlib.ExitStack, int], Connection],
+    observe: Observer,
+    should_stop: Callable[[], bool],
+) -> dict[str, Any] | None:
+    """Run a job over any transport; see run_job.
+
+    Args:
+        fitted: the job.
+        bundle: its bundle.
+        options: folders and addresses; those of the broker are not used.
+        connect: connects once the HTTP side listens; gets a stack for clean-up, and the HTTP port.
+        observe: receives events.
+        should_stop: asked between messages.
+    """
+    job = fitted.job
+    with locked_stores(options) as stores:
+        loaded = load(fitted, bundle, options.threads)
+        stores.ledger.begin_job(
+            job.name, options.fleet, fitted.bundle_sha256, msgspec.to_builtins(job), str(bundle.path.resolve())
+        )
+
+        def prepared(host: Host, _record: JobRecord) -> Prepared:
+            return prepare(loaded, host.coordinator, stores, host.services, options.state_dir, should_stop)
+
+        def observed(_job: str | None, event: Event) -> None:
+            observe(event)
+
+        with open_host(options, stores, connect, prepared, observed, should_stop, only=job.name) as host:
+            while not should_stop():
+                host.supervisor.turn(TICK_S)
+                if _is_finished(host.supervisor, stores, job.name):
+                    return job_summary(stores.ledger, job.name)
+    return None
+
+
+def _is_finished(supervisor: Supervisor, stores: Stores, name: str) -> bool:
+    """Whether the job is finished; raises what it failed with, or that the operator has stopped or deleted it."""
+    if not supervisor.has_ended(name):
+        return False
+    error = supervisor.errors.get(name)
+    if error is not None:
+        raise error
+    record = queries.find_job(stores.ledger, name)
+    if record is not None and record.state == "finished":
+        return True
+    if record is not None and record.state == "paused":
+        return False
+    raise JobError(
+        f"job {name} was {'deleted' if record is None else record.state} by the operator",
+        "covey run takes up a stopped job where it was",
+    )

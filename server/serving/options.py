@@ -1,0 +1,54 @@
+"""Folders and addresses of a server, and the lock on its state directory."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edge_runtime.errors import storage_error
+from server.errors import JobError
+from server.web.broker import EMBEDDED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from edge_runtime.network.address import TlsFiles
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Folders and addresses of a server; ``covey serve --help`` explains each."""
+
+    state_dir: Path
+    fleet: str = "default"
+    broker: str = EMBEDDED
+    listen: str = "0.0.0.0"  # noqa: S104 the devices are on the network
+    mqtt_port: int = 1883
+    http_port: int = 8080
+    public_url: str | None = None
+    threads: int = 0
+    tls: TlsFiles | None = None
+    api_port: int | None = None
+    api_listen: str = "127.0.0.1"
+
+
+@contextlib.contextmanager
+def only_one(state_dir: Path) -> Iterator[None]:
+    """Lock the state directory: two servers on one ledger would each aggregate half of a round."""
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        lock = (state_dir / "lock").open("w")
+    except OSError as error:
+        raise storage_error(error, state_dir) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise JobError(
+                f"another server uses {state_dir}",
+                "covey job submit hands a job to it; or stop it, or give another --state-dir",
+            ) from error
+        yield
