@@ -77,7 +77,10 @@ def _bad_request(_request: Request[Any, Any, Any], error: HTTPException) -> Resp
         return _answer(401, ConfigError(error.detail, hint))
     what = error.detail
     if isinstance(error, ValidationException) and error.extra:
-        what = "; ".join(str(problem.get("message", problem)) for problem in error.extra)
+        what = "; ".join(
+            str(problem["message"]) if isinstance(problem, dict) and "message" in problem else str(problem)
+            for problem in error.extra
+        )
     return _answer(error.status_code, ConfigError(f"the request is refused: {what}", f"see {PREFIX}/schema"))
 
 

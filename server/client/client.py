@@ -114,7 +114,8 @@ def _refusal(status: int, content: bytes) -> CoveyError:
         what, hint, code = str(problem["error"]), str(problem["hint"]), int(problem["exit_code"])
     except (ValueError, KeyError, TypeError):
         return NetworkError(f"the server answers {status}, and not as Covey's API does", "check the address")
-    families = {family.exit_code: family for family in (*CoveyError.__subclasses__(), JobError, ConfigError)}
+    kinds: list[type[CoveyError]] = [*CoveyError.__subclasses__(), JobError]
+    families = {kind.exit_code: kind for kind in kinds}
     return families.get(code, CoveyError)(what, hint)
 
 

@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 _SCHEMA = """
 CREATE TABLE jobs (
     name TEXT PRIMARY KEY, fleet TEXT NOT NULL, bundle_sha256 TEXT NOT NULL, config TEXT NOT NULL,
     state TEXT NOT NULL, created_at TEXT NOT NULL DEFAULT (datetime('now')), finished_at TEXT,
-    loss_start REAL, accuracy_start REAL, result_dir TEXT);
+    loss_start REAL, accuracy_start REAL, result_dir TEXT,
+    priority INTEGER NOT NULL DEFAULT 0, after TEXT, bundle_path TEXT, reason TEXT);
+CREATE TABLE device_tags (fleet TEXT, device TEXT, tag TEXT, PRIMARY KEY (fleet, device, tag));
+CREATE TABLE audit (id INTEGER PRIMARY KEY, at TEXT DEFAULT (datetime('now')), actor TEXT, action TEXT, subject TEXT, detail TEXT);
 CREATE TABLE rounds (
     job TEXT NOT NULL REFERENCES jobs(name), round INTEGER NOT NULL, attempt INTEGER NOT NULL, state TEXT NOT NULL,
     plan TEXT NOT NULL, base_sha256 TEXT NOT NULL, base_mean_square REAL,
@@ -35,7 +38,7 @@ CREATE TABLE offers (
     PRIMARY KEY (job, round, attempt, device), FOREIGN KEY (job, round, attempt) REFERENCES rounds);
 CREATE TABLE devices (
     fleet TEXT NOT NULL, name TEXT NOT NULL, state TEXT NOT NULL, birth TEXT, adapter_sha256 TEXT,
-    last_seen TEXT NOT NULL DEFAULT (datetime('now')), ineligible TEXT, PRIMARY KEY (fleet, name));
+    last_seen TEXT NOT NULL DEFAULT (datetime('now')), ineligible TEXT, reason TEXT, address TEXT, PRIMARY KEY (fleet, name));
 CREATE TABLE choices (
     job TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL, device TEXT NOT NULL, choice BLOB NOT NULL,
     PRIMARY KEY (job, round, attempt, device));

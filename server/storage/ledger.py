@@ -70,7 +70,7 @@ class Ledger:
 
     # -- jobs ---------------------------------------------------------------------------------------------------
 
-    def begin_job(self, name: str, fleet: str, bundle_sha256: str, config: dict[str, Any]) -> bool:
+    def begin_job(self, name: str, fleet: str, bundle_sha256: str, config: dict[str, Any], bundle_path: str | None = None) -> bool:
         """Enter a new job, or resume one that was interrupted.
 
         Returns:
@@ -82,10 +82,11 @@ class Ledger:
         found = self.database.rows("SELECT * FROM jobs WHERE name = ?", name)
         if not found:
             self.database.write(
-                "INSERT INTO jobs (name, fleet, bundle_sha256, config, state) VALUES (?, ?, ?, ?, 'running')",
+                "INSERT INTO jobs (name, fleet, bundle_sha256, bundle_path, config, state) VALUES (?, ?, ?, ?, ?, 'running')",
                 name,
                 fleet,
                 bundle_sha256,
+                bundle_path,
                 json.dumps(config),
             )
             return False
@@ -105,6 +106,41 @@ class Ledger:
             )
         self.database.write("UPDATE jobs SET state = 'running', config = ? WHERE name = ?", json.dumps(config), name)
         return True
+
+    def submit_job(self, name, fleet, bundle_sha256, bundle_path, config, *, priority=0, after=None):
+        found = self.database.rows("SELECT state FROM jobs WHERE name = ?", name)
+        if found:
+            raise JobError(f"there is a job {name} already; it is {found[0]['state']}", "give the new job another name, or: covey job delete")
+        self.database.write("INSERT INTO jobs (name, fleet, bundle_sha256, bundle_path, config, state, priority, after) VALUES (?, ?, ?, ?, ?, 'queued', ?, ?)", name, fleet, bundle_sha256, bundle_path, json.dumps(config), priority, after)
+
+    def job_is(self, name, state, reason=None):
+        self.database.write("UPDATE jobs SET state = ?, reason = ? WHERE name = ?", state, reason, name)
+
+    def delete_job(self, name):
+        with self.transaction():
+            for table in ("choices", "bandits", "offers", "rounds"):
+                self.database.write(f"DELETE FROM {table} WHERE job = ?", name)
+            self.database.write("DELETE FROM jobs WHERE name = ?", name)
+
+    def tag_device(self, fleet, device, tag):
+        self.database.write("INSERT OR IGNORE INTO device_tags VALUES (?, ?, ?)", fleet, device, tag)
+
+    def untag_device(self, fleet, device, tag):
+        self.database.write("DELETE FROM device_tags WHERE fleet = ? AND device = ? AND tag = ?", fleet, device, tag)
+
+    def forget_device(self, fleet, device):
+        known = bool(self.database.rows("SELECT 1 FROM devices WHERE fleet = ? AND name = ?", fleet, device))
+        with self.transaction():
+            self.database.write("DELETE FROM devices WHERE fleet = ? AND name = ?", fleet, device)
+            self.database.write("DELETE FROM device_tags WHERE fleet = ? AND device = ?", fleet, device)
+            self.database.write("DELETE FROM profiles WHERE fleet = ? AND device = ?", fleet, device)
+        return known
+
+    def device_reason(self, fleet, device, reason):
+        self.database.write("UPDATE devices SET reason = ? WHERE fleet = ? AND name = ?", reason, fleet, device)
+
+    def audit(self, actor, action, subject, detail=""):
+        self.database.write("INSERT INTO audit (actor, action, subject, detail) VALUES (?, ?, ?, ?)", actor, action, subject, detail)
 
     def start_evaluated(self, job: str, loss: float, accuracy: float) -> None:
         """Enter held-out loss and accuracy of the adapter that a job starts from."""

@@ -94,9 +94,23 @@ def newest_job(ledger: Ledger) -> str | None:
     return rows[0][0] if rows else None
 
 
+_JOB = "name, fleet, bundle_sha256, config, state, loss_start, accuracy_start, result_dir, priority, after, bundle_path, reason"
+
+
+def jobs_of(ledger, fleet):
+    return [r for r in _records(ledger, JobRecord, f"SELECT {_JOB} FROM jobs WHERE fleet = ? ORDER BY priority DESC, rowid", fleet, json={"config": dict[str, Any]})]
+
+
+def tags_of(ledger, fleet):
+    found = {}
+    for device, tag in _tuples(ledger, tuple[str, str], "SELECT device, tag FROM device_tags WHERE fleet = ?", fleet):
+        found.setdefault(device, set()).add(tag)
+    return found
+
+
 def find_job(ledger: Ledger, name: str) -> JobRecord | None:
     """Return a job; None: there is no job of this name."""
-    columns = "name, fleet, bundle_sha256, config, state, loss_start, accuracy_start, result_dir"
+    columns = _JOB
     query = f"SELECT {columns} FROM jobs WHERE name = ?"  # noqa: S608 our own columns
     jobs = _records(ledger, JobRecord, query, name, json={"config": dict[str, Any]})
     with ledger.database.reading():
@@ -334,7 +348,7 @@ def devices_of(ledger: Ledger) -> list[DeviceRecord]:
     devices = _records(
         ledger,
         DeviceRecord,
-        "SELECT d.fleet, d.name AS device, d.state, d.ineligible, coalesce(d.birth, '{}') AS birth, d.adapter_sha256, "
+        "SELECT d.fleet, d.name AS device, d.state, d.ineligible, d.reason, coalesce(d.birth, '{}') AS birth, d.adapter_sha256, "
         "d.last_seen, count(o.job) AS reports, avg(o.seconds) AS mean_seconds FROM devices d "
         "LEFT JOIN offers o ON o.device = d.name AND o.state = 'reported' GROUP BY d.fleet, d.name "
         "ORDER BY d.fleet, d.name",

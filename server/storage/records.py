@@ -157,6 +157,10 @@ class JobRecord:
     loss_start: float | None
     accuracy_start: float | None
     result_dir: str | None
+    priority: int = 0
+    after: str | None = None
+    bundle_path: str | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -265,6 +269,7 @@ class DeviceRecord:
     device: str
     state: str
     ineligible: str | None
+    reason: str | None
     birth: dict[str, Any]
     adapter_sha256: str | None
     last_seen: str

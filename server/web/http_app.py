@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -17,11 +17,10 @@ from edge_runtime import __version__
 from edge_runtime.errors import NetworkError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from starlette.requests import Request
     from starlette.responses import Response
-    from uvicorn._types import ASGIApplication
 
     from server.storage.blobs import BlobStore
     from server.web.uploads import Uploads
@@ -54,7 +53,7 @@ def make_app(blobs: BlobStore, uploads: Uploads | None = None) -> Starlette:
 
 
 @contextlib.contextmanager
-def serve_http(app: ASGIApplication, host: str, port: int) -> Iterator[int]:
+def serve_http(app: Callable[..., Any], host: str, port: int) -> Iterator[int]:
     """Serve an application in a thread until the block ends; yields the port (``port`` 0: a free one).
 
     Raises:
@@ -66,7 +65,7 @@ def serve_http(app: ASGIApplication, host: str, port: int) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def serve_on(app: ASGIApplication, listener: socket.socket) -> Iterator[None]:
+def serve_on(app: Callable[..., Any], listener: socket.socket) -> Iterator[None]:
     """Serve an application on a listening socket in a thread until the block ends; closes the socket."""
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="http", daemon=True)

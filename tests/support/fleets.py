@@ -132,14 +132,25 @@ class Fleet:
         return process
 
     def serve(self, job: Path, *flags: str) -> Process:
+        """Start ``covey run``."""
+        return self._server("run", "--bundle", str(self.bundle.path), "--job", str(job), flags=flags)
+
+    def stay(self, *flags: str) -> Process:
         """Start ``covey serve``."""
+        return self._server("serve", flags=flags)
+
+    def covey(self, *arguments: str, code: int = 0) -> dict[str, Any]:
+        """Run a command that speaks to the server, check its exit code, and return its last line's object."""
+        command = [sys.executable, "-m", "server.cli", *arguments, "--state-dir", str(self.state_dir)]
+        done = subprocess.run([*command, "--format", "json"], capture_output=True, text=True, check=False, timeout=100)
+        assert done.returncode == code, done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return answer
+
+    def _server(self, *command: str, flags: tuple[str, ...]) -> Process:
         broker = ["--broker", f"mqtt://127.0.0.1:{self.port}"] if self.external else ["--mqtt-port", str(self.port)]
         arguments = [
-            "serve",
-            "--bundle",
-            str(self.bundle.path),
-            "--job",
-            str(job),
+            *command,
             "--listen",
             "127.0.0.1",
             "--http-port",
@@ -154,10 +165,10 @@ class Fleet:
         ]
         return self._start("server.cli", arguments, "server")
 
-    def device(self, name: str, seed: int, **fields: Any) -> Process:
+    def device(self, name: str, seed: int, *, stays: bool = False, **fields: Any) -> Process:
         """Start ``covey-edge run``; the same name again is the same device after a restart."""
         config = write_edge(self.root / name, name, self.port, seed, **fields)
-        arguments = ["run", "--config", str(config), "--until-finished", "--format", "json"]
+        arguments = ["run", "--config", str(config), "--format", "json", *([] if stays else ["--until-finished"])]
         return self._start("edge_runtime.cli", arguments, name)
 
     def stop(self) -> None:
