@@ -92,6 +92,9 @@ bench-bandit: $(STAMP) ## policies of the bandit on traces, simulated; the last 
 bench-fleet: $(STAMP) ## the bandit with eight device processes and MiniLM, against full depth (half an hour)
 	$(BIN)/python -m benchmarks.arm_choice.fleet --workdir .covey/bandit-fleet --seeds 2 --plot .covey/bandit-fleet.png
 
+bench-rounds: $(STAMP) ## what a round, dead devices and a fleet at rest cost the server; the last line is JSON
+	$(BIN)/python -m benchmarks.speed.rounds
+
 bench-perturb: $(STAMP) ## speed of perturbing and replay; the last line is JSON
 	$(BIN)/python -m benchmarks.speed.perturb
 

@@ -13,6 +13,7 @@ from server.commands.devices import add_device_commands
 from server.commands.jobs import add_job_commands
 from server.commands.profile_commands import add_profile_commands
 from server.commands.serve import add_serve_commands
+from server.commands.server import add_server_commands
 from server.commands.shared_options import Commands, default_state_dir
 from server.commands.simulate import add_simulate
 from server.commands.stopping import stop_on_signals
@@ -46,6 +47,7 @@ def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     add_profile_commands(commands, default_state_dir())
     add_job_commands(commands)
     add_device_commands(commands)
+    add_server_commands(commands)
 
 
 if __name__ == "__main__":

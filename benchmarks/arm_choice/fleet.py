@@ -115,9 +115,7 @@ def play(workdir: Path, way: str, seed: int, rounds: int, profiles: dict[float, 
     fitted, bundle = load_job(root / "job.toml", workdir / "bundle")
     with bind("127.0.0.1", 0) as socket:
         port = int(socket.getsockname()[1])
-    options = ServeOptions(
-        state_dir=root / "server", listen="127.0.0.1", mqtt_port=port, http_port=0, threads=1
-    )
+    options = ServeOptions(state_dir=root / "server", listen="127.0.0.1", mqtt_port=port, http_port=0, threads=1)
     watch = Watch(f"{way}, seed {seed}")
     with devices(workdir, root, port, profiles, cycle):
         if run_job(fitted, bundle, options, watch) is None:

@@ -27,6 +27,7 @@ def _doctor(args: argparse.Namespace) -> int:
     import time
 
     from edge_runtime.commands.doctor_natives import numpy_finding
+    from edge_runtime.commands.finding import emit_findings
 
     findings = [numpy_finding()]
     if findings[0].status == "ok":  # else importing the other checks could end this process
@@ -35,11 +36,4 @@ def _doctor(args: argparse.Namespace) -> int:
 
         config = read_edge_config(args.config) if args.config else None
         findings += examine(config, time.time, build=args.build)
-    checks = [
-        {"check": f.check, "status": f.status, "found": f.found, "advice": f.advice, **f.values} for f in findings
-    ]
-    rows = [(f.check, f.status, f.found + (f"\n{'':25}→ {f.advice}" if f.advice else "")) for f in findings]
-    text = "\n".join(f"{check:13} {status:9} {found}" for check, status, found in rows)
-    problems = [f for f in findings if f.status == "problem"]
-    output.emit(args, {"healthy": not problems, "checks": checks}, text)
-    return problems[0].exit_code if problems else 0
+    return emit_findings(args, findings)

@@ -1,13 +1,17 @@
-"""A finding of ``covey-edge doctor``: the result of one check, and what to do about it."""
+"""A finding of a doctor: the result of one check, and what to do about it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from edge_runtime import output
 from edge_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
     from edge_runtime.errors import CoveyError
 
 Status = Literal["ok", "warning", "problem", "absent"]
@@ -19,7 +23,7 @@ class Finding:
 
     Attributes:
         check: its name.
-        status: ``problem`` keeps the device from training, ``warning`` may do so, ``absent`` is missing but not needed.
+        status: ``problem`` keeps the device (or server) from work, ``warning`` may do so, ``absent`` is missing but not needed.
         found: the result, for people.
         advice: what to do; empty: nothing.
         values: the result, for programs.
@@ -37,3 +41,15 @@ class Finding:
 def problem(check: str, error: CoveyError, values: dict[str, Any] | None = None) -> Finding:
     """Return an error as a finding: with its text, its hint and its exit code, as ``covey-edge run`` says it."""
     return Finding(check, "problem", error.what, error.hint, values or {}, error.exit_code)
+
+
+def emit_findings(args: argparse.Namespace, findings: Sequence[Finding]) -> int:
+    """Print a doctor's findings; return exit code 0, or that of the first problem."""
+    checks = [
+        {"check": f.check, "status": f.status, "found": f.found, "advice": f.advice, **f.values} for f in findings
+    ]
+    rows = [(f.check, f.status, f.found + (f"\n{'':25}→ {f.advice}" if f.advice else "")) for f in findings]
+    text = "\n".join(f"{check:13} {status:9} {found}" for check, status, found in rows)
+    problems = [f for f in findings if f.status == "problem"]
+    output.emit(args, {"healthy": not problems, "checks": checks}, text)
+    return problems[0].exit_code if problems else 0

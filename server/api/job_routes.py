@@ -59,7 +59,9 @@ def _reading(operations: Operations) -> list[HTTPRouteHandler]:
         return compare_jobs(ledger, name, other)
 
     @get("/jobs/{name:str}/explain", sync_to_thread=True)
-    def explained(name: str, round_index: Annotated[int, Parameter(query="round", ge=0)], device: str) -> dict[str, Any]:
+    def explained(
+        name: str, round_index: Annotated[int, Parameter(query="round", ge=0)], device: str
+    ) -> dict[str, Any]:
         """Say why a device was given its arm in a round."""
         return explain(ledger, name, round_index, device)
 

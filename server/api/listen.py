@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from litestar import Litestar
 
+
 @contextlib.contextmanager
 def serve_local(app: Litestar, state_dir: Path) -> Iterator[Path]:
     """Serve the API on the socket of a state directory until the block ends; yields its path.

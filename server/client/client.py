@@ -35,7 +35,9 @@ class Client:
         token: what a server on TCP asks for.
     """
 
-    def __init__(self, base: str = "http://covey", *, socket_path: Path | None = None, token: str | None = None) -> None:
+    def __init__(
+        self, base: str = "http://covey", *, socket_path: Path | None = None, token: str | None = None
+    ) -> None:
         self._place = base if socket_path is None else str(socket_path)
         self._is_local = socket_path is not None
         transport = httpx.HTTPTransport(uds=None if socket_path is None else str(socket_path))

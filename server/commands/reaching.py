@@ -43,9 +43,7 @@ def open_client(args: argparse.Namespace) -> Client:
     return Client(socket_path=socket_path(args.state_dir))
 
 
-def ask(
-    args: argparse.Namespace, method: str, path: str, body: dict[str, Any] | None = None
-) -> dict[str, Any]:
+def ask(args: argparse.Namespace, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     """Have a running server do something; return its answer.
 
     Raises:

@@ -20,17 +20,24 @@ def add_serve_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     serve = commands.add_parser("serve", help="serve a fleet; jobs come and go", description=_serve.__doc__)
     for moved in ("--bundle", "--job"):
         serve.add_argument(moved, dest=f"moved_{moved[2:]}", help=argparse.SUPPRESS)
-    _add_addresses(serve)
+    add_addresses(serve)
     serve.set_defaults(run=_serve)
+    add_state_dir(serve)
+    output.add_format(serve)
     run = commands.add_parser("run", help="run one job on a fleet, and end", description=_run.__doc__)
     run.add_argument("--bundle", type=Path, required=True, help="the exported bundle")
     run.add_argument("--job", type=Path, required=True, metavar="job.toml", help="the job (docs/configuration.md)")
-    _add_addresses(run)
+    add_addresses(run)
     run.set_defaults(run=_run)
+    add_state_dir(run)
+    output.add_format(run)
 
 
-def _add_addresses(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--broker", default="embedded", help="embedded (default), mqtt://host:1883 or mqtts://host:8883")
+def add_addresses(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where a server listens and which broker it uses."""
+    parser.add_argument(
+        "--broker", default="embedded", help="embedded (default), mqtt://host:1883 or mqtts://host:8883"
+    )
     parser.add_argument("--fleet", default="default", help="name of the fleet (default: %(default)s)")
     parser.add_argument(
         "--listen",
@@ -54,11 +61,14 @@ def _add_addresses(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=0, help="threads of the evaluation (default: one per core)")
     for name, what in (("ca", "authority that signed the broker"), ("cert", "own certificate"), ("key", "own key")):
         parser.add_argument(f"--tls-{name}", metavar="FILE", help=f"for mqtts: {what} (PEM)")
-    add_state_dir(parser)
-    output.add_format(parser)
 
 
-def _options(args: argparse.Namespace) -> ServeOptions:
+def options_of(args: argparse.Namespace) -> ServeOptions:
+    """Return a server's options from those of a command.
+
+    Raises:
+        ConfigError: the server is not installed, or an address is none.
+    """
     try:
         from server.serving.options import ServeOptions
     except ImportError as error:
@@ -92,7 +102,7 @@ def _serve(args: argparse.Namespace) -> int:
             "covey serve takes no --bundle and no --job: it serves the fleet, and jobs are submitted to it",
             "covey run --bundle BUNDLE --job job.toml runs one job and ends",
         )
-    options = _options(args)
+    options = options_of(args)
     from server.serving.always_on import serve
     from server.views.progress import fleet_log
 
@@ -107,7 +117,7 @@ def _run(args: argparse.Namespace) -> int:
 
     A server that was killed resumes the job when it is started again.
     """
-    options = _options(args)
+    options = options_of(args)
     from server.serving.loaded_job import load_job
     from server.serving.one_shot import run_job
     from server.views.progress import watch

@@ -169,9 +169,7 @@ class Operations:
 
         def wish() -> None:
             if tag not in queries.tags_of(self.ledger, self.fleet).get(device, ()):
-                raise ConfigError(
-                    f"{device} has no tag {tag} from the operator", "tags of edge.toml are removed there"
-                )
+                raise ConfigError(f"{device} has no tag {tag} from the operator", "tags of edge.toml are removed there")
             self.ledger.untag_device(self.fleet, device, tag)
             self.supervisor.refresh_tags()
 

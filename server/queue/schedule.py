@@ -72,9 +72,7 @@ def schedule(
     return Schedule(start, reasons)
 
 
-def owner_of(
-    device: str, tags: Collection[str], running: Mapping[str, Selector]
-) -> str | None:
+def owner_of(device: str, tags: Collection[str], running: Mapping[str, Selector]) -> str | None:
     """Return the job that a device works for: the first at work that it fits; None: none.
 
     Args:

@@ -20,7 +20,6 @@ from edge_runtime.protocol.topics import topic_for
 from server import events
 from server.errors import JobError
 from server.fleet.devices import SILENT, Device, ineligible, resting
-from server.fleet.rest import next_rest
 from server.planning.feedback import LossMeasured, PlanSent, RoundClosing, RoundResumed
 from server.planning.planner import Planner
 from server.rounds import state_machine
@@ -189,7 +188,7 @@ class JobRun:
             return None
         ack = self._reports.take(device, self._open, report, size_bytes, self._clock())
         if ack.outcome == "taken":
-            device.rest = None
+            self._roster.may_work(device)
             self._roster.prove(device, report.adapter_sha256)
         return ack
 
@@ -202,7 +201,7 @@ class JobRun:
             opened.accept(device.name, size_bytes)
         else:
             if not self._reports.note_refusal(device, opened, answer):
-                device.rest = next_rest(device.rest, answer.message, self._clock())
+                self._roster.rests(device, answer.message, self._clock())
             opened.refuse(device.name, answer.message)
 
     # -- rounds -------------------------------------------------------------------------------------------------

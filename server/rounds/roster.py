@@ -105,7 +105,7 @@ class Roster:
         self._ledger.device_born(self.fleet, device.name, msgspec.json.encode(birth).decode())
         is_new = birth.epoch == self.epoch and (last is None or _connection(last) != _connection(birth))
         if is_new:
-            device.rest = None  # what kept it from work may be mended
+            self.may_work(device)  # what kept it from work may be mended
         return is_new
 
     def take_state(self, device: Device, state: DeviceState) -> None:
@@ -117,7 +117,7 @@ class Roster:
         ):
             return
         if device.ineligible is not None and state.ineligible is None:
-            device.rest = None
+            self.may_work(device)
         if (device.state, device.ineligible) != (state.state, state.ineligible):
             device.state, device.ineligible = state.state, state.ineligible
             self._ledger.device_state(self.fleet, device.name, state.state, state.ineligible)
@@ -125,9 +125,21 @@ class Roster:
 
     def keeps_silent(self, device: Device, reason: str, now: float) -> None:
         """Enter that a device does not answer: it is offered nothing for a while, and is back once it speaks."""
-        device.state, device.rest = SILENT, next_rest(device.rest, reason, now)
+        device.state = SILENT
+        self.rests(device, reason, now)
         self._ledger.device_state(self.fleet, device.name, SILENT, device.ineligible)
         self._observe(events.DeviceChanged(device=device.name, state=SILENT, ineligible=device.ineligible))
+
+    def rests(self, device: Device, reason: str, now: float) -> None:
+        """Enter why a device is offered nothing for a while: its refusal, or its silence."""
+        device.rest = next_rest(device.rest, reason, now)
+        self._ledger.device_reason(self.fleet, device.name, reason)
+
+    def may_work(self, device: Device) -> None:
+        """Enter that nothing keeps a device from work any more."""
+        if device.rest is not None:
+            device.rest = None
+            self._ledger.device_reason(self.fleet, device.name, None)
 
     def heard(self, device: Device, now: float) -> None:
         """Enter that a device has sent something."""

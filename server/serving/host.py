@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime import __version__
 from edge_runtime.files.writable import check_writable
-from edge_runtime.network.access import check_access
 from edge_runtime.network.mqtt import MqttTransport
-from edge_runtime.protocol.topics import hello_topic, topic_for
 from server.api.app import API_VERSION, make_api
 from server.api.listen import read_or_make_token, serve_local
 from server.api.schema import ServerStatus
@@ -22,16 +20,15 @@ from server.evaluation import InlineEvaluator, no_evaluation
 from server.queue.operations import Operations
 from server.queue.supervisor import Supervisor
 from server.rounds.services import Services
+from server.serving.broker_access import server_access
 from server.serving.options import only_one
 from server.web.broker import EMBEDDED, open_broker
 from server.web.http_app import make_app, serve_http
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
-    from edge_runtime.network.address import BrokerAddress
     from edge_runtime.network.transport import Transport
-    from edge_runtime.protocol.topics import Kind
     from server.compose import Stores
     from server.events import Event
     from server.queue.supervisor import Prepared
@@ -187,25 +184,9 @@ def connect_to_broker(
         transport = MqttTransport(address, f"covey-server-{options.fleet}", tls=options.tls)
         stack.callback(transport.close)
         if options.broker != EMBEDDED:
-            _warn_of_access_lists(address, options)
+            for cause in server_access(address, options.fleet, options.tls).causes:
+                _LOG.warning("%s", cause)
         _LOG.info("devices connect to port %d; bundles and adapters on port %d", address.port, http_port)
         return Connection(transport, address.port if options.broker == EMBEDDED else None)
 
     return connect
-
-
-def _warn_of_access_lists(address: BrokerAddress, options: ServeOptions) -> None:
-    """Log what an access list of the broker keeps from the server; a broker drops what it forbids without a word."""
-
-    def topics(device: str, kinds: Sequence[Kind]) -> list[str]:
-        return [topic_for(options.fleet, device, kind) for kind in kinds]
-
-    access = check_access(
-        address,
-        f"covey-server-{options.fleet}-check",
-        options.tls,
-        reads=topics("+", ("birth", "state", "profile", "report")),
-        writes=[hello_topic(options.fleet), *topics("covey-check", ("plan", "report/ack"))],  # of no device
-    )
-    for cause in access.causes:
-        _LOG.warning("%s", cause)

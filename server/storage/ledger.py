@@ -70,7 +70,9 @@ class Ledger:
 
     # -- jobs ---------------------------------------------------------------------------------------------------
 
-    def begin_job(self, name: str, fleet: str, bundle_sha256: str, config: dict[str, Any], bundle_path: str | None = None) -> bool:
+    def begin_job(
+        self, name: str, fleet: str, bundle_sha256: str, config: dict[str, Any], bundle_path: str | None = None
+    ) -> bool:
         """Enter a new job, or resume one that was interrupted.
 
         Returns:
@@ -110,8 +112,20 @@ class Ledger:
     def submit_job(self, name, fleet, bundle_sha256, bundle_path, config, *, priority=0, after=None):
         found = self.database.rows("SELECT state FROM jobs WHERE name = ?", name)
         if found:
-            raise JobError(f"there is a job {name} already; it is {found[0]['state']}", "give the new job another name, or: covey job delete")
-        self.database.write("INSERT INTO jobs (name, fleet, bundle_sha256, bundle_path, config, state, priority, after) VALUES (?, ?, ?, ?, ?, 'queued', ?, ?)", name, fleet, bundle_sha256, bundle_path, json.dumps(config), priority, after)
+            raise JobError(
+                f"there is a job {name} already; it is {found[0]['state']}",
+                "give the new job another name, or: covey job delete",
+            )
+        self.database.write(
+            "INSERT INTO jobs (name, fleet, bundle_sha256, bundle_path, config, state, priority, after) VALUES (?, ?, ?, ?, ?, 'queued', ?, ?)",
+            name,
+            fleet,
+            bundle_sha256,
+            bundle_path,
+            json.dumps(config),
+            priority,
+            after,
+        )
 
     def job_is(self, name, state, reason=None):
         self.database.write("UPDATE jobs SET state = ?, reason = ? WHERE name = ?", state, reason, name)
@@ -140,7 +154,9 @@ class Ledger:
         self.database.write("UPDATE devices SET reason = ? WHERE fleet = ? AND name = ?", reason, fleet, device)
 
     def audit(self, actor, action, subject, detail=""):
-        self.database.write("INSERT INTO audit (actor, action, subject, detail) VALUES (?, ?, ?, ?)", actor, action, subject, detail)
+        self.database.write(
+            "INSERT INTO audit (actor, action, subject, detail) VALUES (?, ?, ?, ?)", actor, action, subject, detail
+        )
 
     def start_evaluated(self, job: str, loss: float, accuracy: float) -> None:
         """Enter held-out loss and accuracy of the adapter that a job starts from."""

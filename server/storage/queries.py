@@ -98,7 +98,16 @@ _JOB = "name, fleet, bundle_sha256, config, state, loss_start, accuracy_start, r
 
 
 def jobs_of(ledger, fleet):
-    return [r for r in _records(ledger, JobRecord, f"SELECT {_JOB} FROM jobs WHERE fleet = ? ORDER BY priority DESC, rowid", fleet, json={"config": dict[str, Any]})]
+    return [
+        r
+        for r in _records(
+            ledger,
+            JobRecord,
+            f"SELECT {_JOB} FROM jobs WHERE fleet = ? ORDER BY priority DESC, rowid",
+            fleet,
+            json={"config": dict[str, Any]},
+        )
+    ]
 
 
 def tags_of(ledger, fleet):

@@ -225,7 +225,6 @@ def test_a_kept_profile_is_sent_again(
 def test_an_ineligible_device_is_not_offered_work_but_spoken_to() -> None:
     from server import events
     from server.fleet.devices import ineligible
-    from server.job.job import Job
 
     device = Device("pi", state="online", birth=None, ineligible="hot")
     assert ineligible({"pi": device}) == {}  # it is not here

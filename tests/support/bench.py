@@ -50,7 +50,6 @@ from server.evaluation import BackgroundEvaluator, Evaluation
 from server.job.fitted import fit_to_bundle
 from server.job.job import Job
 from server.rounds.aggregate import aggregate
-
 from server.rounds.services import Services
 from server.storage.adapters import RoundBase
 from server.storage.blobs import BlobStore

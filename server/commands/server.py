@@ -1,0 +1,68 @@
+"""``covey server``: the state of a running server, what keeps one from starting, and a systemd unit for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edge_runtime import output
+from server.commands.reaching import add_reaching, ask
+from server.commands.serve import add_addresses, options_of
+from server.commands.shared_options import add_state_dir
+
+if TYPE_CHECKING:
+    import argparse
+
+    from server.commands.shared_options import Commands
+
+
+def add_server_commands(commands: Commands[argparse.ArgumentParser]) -> None:
+    """Add ``server`` and its commands."""
+    server = commands.add_parser("server", help="look after a fleet's server").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    status = server.add_parser("status", help="what a running server is doing", description=_status.__doc__)
+    add_reaching(status)
+    status.set_defaults(run=_status)
+    doctor = server.add_parser("doctor", help="what keeps a server from work", description=_doctor.__doc__)
+    add_addresses(doctor)
+    add_state_dir(doctor)
+    doctor.set_defaults(run=_doctor)
+    unit = server.add_parser("unit", help="print a systemd unit", description=_unit.__doc__)
+    add_addresses(unit)
+    add_state_dir(unit)
+    unit.add_argument("--user", help="the user that runs it (default: the one that calls this)")
+    unit.set_defaults(run=_unit)
+    for parser in (status, doctor, unit):
+        output.add_format(parser)
+
+
+def _status(args: argparse.Namespace) -> int:
+    """Show a running server: its version, fleet and ports, how many devices are here, which jobs are at work."""
+    answer = ask(args, "GET", "/server")
+    output.emit(args, answer, "\n".join(f"{key:16} {'-' if value is None else value}" for key, value in answer.items()))
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    """Check what covey serve needs with the same options: state directory, ledger, ports, broker, clock, jobs' files.
+
+    Exit code 0, or that of the first problem.
+    """
+    from edge_runtime.commands.finding import emit_findings
+    from server.commands.server_checks import examine
+
+    return emit_findings(args, examine(options_of(args)))
+
+
+def _unit(args: argparse.Namespace) -> int:
+    """Print a systemd unit that runs covey serve with the same options and starts it again after a failure.
+
+    covey server unit | sudo tee /etc/systemd/system/covey.service; sudo systemctl enable --now covey
+    """
+    import getpass
+
+    from server.commands.systemd_unit import unit_text
+
+    text = unit_text(options_of(args), args.user or getpass.getuser())
+    output.emit(args, {"unit": text}, text.rstrip())
+    return 0

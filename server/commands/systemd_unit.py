@@ -1,0 +1,77 @@
+"""The systemd unit of ``covey serve``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from edge_runtime.errors import ConfigError
+from server.web.broker import EMBEDDED
+
+if TYPE_CHECKING:
+    from server.serving.options import ServeOptions
+
+_UNIT = """\
+[Unit]
+Description=Covey server of fleet {fleet}
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+User={user}
+ExecStart={command}
+Restart=on-failure
+RestartSec=5
+# A stop waits for the round that is being merged; a job that is cut off goes on with the next start.
+TimeoutStopSec=120
+LimitNOFILE=65536
+NoNewPrivileges=yes
+ProtectSystem=full
+ProtectKernelTunables=yes
+ProtectControlGroups=yes
+RestrictSUIDSGID=yes
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def unit_text(options: ServeOptions, user: str) -> str:
+    """Return a unit that runs ``covey serve`` with the same Python and the same options.
+
+    Args:
+        options: of the server.
+        user: runs it.
+
+    Raises:
+        ConfigError: the broker's address has a password, which everybody could read in the unit.
+    """
+    if options.broker != EMBEDDED and "@" in options.broker:
+        raise ConfigError(
+            "the broker's address has a password, and every user of this machine can read a unit",
+            "let the server log in by certificate (--tls-cert, --tls-key)",
+        )
+    words = [sys.executable, "-m", "server.cli", "serve", "--state-dir", str(options.state_dir.resolve())]
+    for flag, value, default in (
+        ("--fleet", options.fleet, "default"),
+        ("--broker", options.broker, EMBEDDED),
+        ("--listen", options.listen, "0.0.0.0"),  # noqa: S104 compared, not bound
+        ("--mqtt-port", options.mqtt_port, 1883),
+        ("--http-port", options.http_port, 8080),
+        ("--public-url", options.public_url, None),
+        ("--api-port", options.api_port, None),
+        ("--api-listen", options.api_listen, "127.0.0.1"),
+        ("--threads", options.threads, 0),
+        ("--tls-ca", options.tls and options.tls.ca_file, None),
+        ("--tls-cert", options.tls and options.tls.cert_file, None),
+        ("--tls-key", options.tls and options.tls.key_file, None),
+    ):
+        if value != default:
+            words += [flag, str(value)]
+    return _UNIT.format(fleet=options.fleet, user=user, command=" ".join(map(_quoted, words)))
+
+
+def _quoted(word: str) -> str:
+    """Return a word as systemd reads it."""
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return f'"{escaped}"' if escaped != word or " " in word else word
