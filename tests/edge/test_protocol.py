@@ -90,7 +90,7 @@ MESSAGES: list[tuple[AnyMessage, str]] = [
             adapter_sha256=SHA,
             capability=Capability(kind="backprop", levels=[LevelNeed(3, 9, 2)], bytes_free=None),
         ),
-        "687bdaf4d3cc8c15",
+        "a2195026adf839aa",
     ),
     (Hello(epoch="e", covey_version="0.1.0"), "3d2e2bda8cd165e8"),
     (DeviceState(state="lost", boot_id="1"), "3eea5dcb08d7c719"),

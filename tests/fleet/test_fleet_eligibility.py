@@ -233,7 +233,7 @@ def test_an_ineligible_device_is_not_offered_work_but_spoken_to() -> None:
         "pi takes no work now: hot"
     )
     waiting = events.Waiting(online=0, needed=1, ineligible={"pi": "hot"})
-    assert progress.take(waiting) == "waiting for devices: 0 of 1 are online, 1 more take no work now"
+    assert progress.take(waiting) == "waits for devices: 0 of 1 are ready; 1 of 1: hot"
 
 
 def test_a_board_that_can_never_follow_its_rules_says_so_at_once(tmp_path: Path) -> None:

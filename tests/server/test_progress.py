@@ -58,7 +58,7 @@ def test_lines_are_written_where_there_is_no_terminal(capsys: pytest.CaptureFixt
             observe(event)
     out, err = capsys.readouterr()
     assert out == ""
-    assert "waiting for devices: 1 of 2 are online" in err
+    assert "waits for devices: 1 of 2 are ready" in err
     assert "round 1: no report from b: lost" in err
     assert "start: held-out loss 0.7000, accuracy 0.500" in err
 
