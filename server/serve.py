@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
+import secrets
+import socket
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,10 +19,11 @@ from edge_runtime.errors import storage_error
 from edge_runtime.files.writable import check_writable
 from edge_runtime.network.access import check_access
 from edge_runtime.network.mqtt import MqttTransport
-from edge_runtime.protocol.topics import hello_topic, topic_for
+from edge_runtime.protocol.topics import hello_topic, servers_topic, topic_for
 from server.compose import compose, open_stores
 from server.errors import JobError
 from server.evaluation import BackgroundEvaluator, evaluate
+from server.fleet.other_servers import ANSWER_S, Myself, OtherServers
 from server.job.fitted import FittedJob, fit_to_bundle
 from server.job.job import read_job
 from server.rounds.patience import patiently
@@ -87,16 +90,44 @@ def run_job(
         CoveyError: see errors.py; closed rounds stay in the ledger, and the job can be resumed.
     """
 
+    others: list[OtherServers] = []
+
     def connect(stack: contextlib.ExitStack, http_port: int) -> Transport:
         address = stack.enter_context(open_broker(options.broker, options.listen, options.mqtt_port, should_stop))
-        transport = MqttTransport(address, f"covey-server-{options.fleet}", tls=options.tls)
-        stack.callback(transport.close)
         if options.broker != EMBEDDED:
             _warn_of_access_lists(address, options)
+        server_id = secrets.token_hex(8)
+        others.append(stack.enter_context(_only_server(address, options, server_id)))
+        # No session is kept: with each connection the hello makes the devices answer, and send again what is open.
+        identity = f"covey-server-{options.fleet}-{server_id}"
+        transport = MqttTransport(address, identity, tls=options.tls, keep_session=False)
+        stack.callback(transport.close)
         _LOG.info("devices connect to port %d; bundles and adapters on port %d", address.port, http_port)
         return transport
 
-    return coordinate(fitted, bundle, options, connect, observe, should_stop)
+    def should_end() -> bool:
+        for watch in others:
+            watch.check()
+        return should_stop()
+
+    return coordinate(fitted, bundle, options, connect, observe, should_end)
+
+
+@contextlib.contextmanager
+def _only_server(address: BrokerAddress, options: ServeOptions, server_id: str) -> Iterator[OtherServers]:
+    """See that no other server of the fleet is on the broker, and go on watching until the block ends.
+
+    Raises:
+        JobError: another one is there.
+    """
+    identity = f"covey-server-{options.fleet}-{server_id}-watch"
+    transport = MqttTransport(address, identity, tls=options.tls, keep_session=False)
+    watch = OtherServers(Myself(options.fleet, server_id, socket.gethostname()), transport)
+    try:
+        watch.begin(0 if options.broker == EMBEDDED else ANSWER_S)  # nobody is on a broker that has just been made
+        yield watch
+    finally:
+        watch.close()
 
 
 def coordinate(
@@ -160,8 +191,12 @@ def _warn_of_access_lists(address: BrokerAddress, options: ServeOptions) -> None
         address,
         f"covey-server-{options.fleet}-check",
         options.tls,
-        reads=topics("+", ("birth", "state", "profile", "report")),
-        writes=[hello_topic(options.fleet), *topics("covey-check", ("plan", "report/ack"))],  # of no device
+        reads=[servers_topic(options.fleet), *topics("+", ("birth", "state", "profile", "report", "log"))],
+        writes=[  # those of a device are of one that is not there
+            hello_topic(options.fleet),
+            servers_topic(options.fleet),
+            *topics("covey-check", ("plan", "report/ack", "log/get")),
+        ],
     )
     for cause in access.causes:
         _LOG.warning("%s", cause)

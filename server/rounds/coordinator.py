@@ -189,6 +189,7 @@ class Coordinator:
         is_new, opened = self._roster.take_birth(device, birth), self._open
         if birth.epoch == self._roster.epoch:
             self._roster.heard(device, self._clock())
+            self._roster.watch_name(birth, self._clock())
         if is_new and opened is not None and opened.holds(device.name):
             # The device may have lost the plan with its memory, or the broker with its store.
             opened.offer_again(device.name, self._clock())
