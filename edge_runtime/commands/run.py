@@ -51,6 +51,9 @@ def _run(args: argparse.Namespace) -> int:
         will=lost_will(config, boot_id),
         tls=config.tls,
         connect_timeout_s=config.connect_timeout_s,
+        # Some brokers (the embedded one) send the retained hello only into a new session. Nothing is lost: whoever
+        # answers the hello gets the open plan, and an unacknowledged report is sent again.
+        keep_session=False,
     )
     try:
         require_access(config)

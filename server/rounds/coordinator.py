@@ -82,6 +82,7 @@ class Coordinator:
         self._open: OpenRound | None = None
         self._waiting_for: events.Waiting | None = None
         self._should_stop: Callable[[], bool] = lambda: False
+        self._final_sent: set[str] = set()  # who has the plan to fetch the final adapter, on its present connection
         self._failed_attempts = 0  # of the current round, since this start
         self._planner = Planner(fitted, ledger)
         self._plans = Plans(fitted, services.blob_url)
@@ -190,6 +191,8 @@ class Coordinator:
         if birth.epoch == self._roster.epoch:
             self._roster.heard(device, self._clock())
             self._roster.watch_name(birth, self._clock())
+        if is_new:
+            self._final_sent.discard(device.name)
         if is_new and opened is not None and opened.holds(device.name):
             # The device may have lost the plan with its memory, or the broker with its store.
             opened.offer_again(device.name, self._clock())
@@ -336,12 +339,14 @@ class Coordinator:
         deadline_at = self._clock() + _FINAL_SYNC_S
         gone_until = self._clock() + _GONE_S
         sent: set[str] = set()
+        self._final_sent.clear()
         while not should_stop():
             here = set(self._roster.online())
-            for name in here - sent:
+            for name in here - self._final_sent:
                 plan = self._plans.final_sync(len(self._chain.closed), self._reference(name))
                 self._services.transport.publish(topic_for(self._fleet, name, "plan"), encode_message(plan))
             sent |= here
+            self._final_sent |= here
             proved = {name for name in sent if self._roster.device(name).adapter_sha256 == self._chain.sha256}
             self._observe(events.Syncing(proved=len(proved), devices=len(sent)))
             now = self._clock()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle.folder import Bundle
 
-MOST_TAKEOVERS = 6
+MOST_TAKEOVERS = 8
 """Takeovers after which the name must have been found: two show it, the others leave time for messages."""
 
 
@@ -29,7 +29,7 @@ def fleet(tmp_path: Path, tiny_bundle: Bundle) -> Iterator[Fleet]:
 
 def test_two_devices_with_one_name_are_named_with_boot_ids_and_addresses(fleet: Fleet) -> None:
     """The job waits for two devices, so that it never begins: only the names matter."""
-    server = fleet.serve(write_job(fleet.root, devices_to_start=2))
+    server = fleet.serve(write_job(fleet.root, min_devices=2))
     twins = []
     for number in (1, 2):
         config = write_edge(fleet.root / f"twin-{number}", "pi", fleet.port, number, connect_timeout_s=80.0)
@@ -52,9 +52,9 @@ def test_a_second_server_gives_way_and_the_first_goes_on(tmp_path: Path, tiny_bu
     with mosquitto(tmp_path / "mosquitto") as port:
         first, second = (Fleet(tmp_path / name, tiny_bundle, port, external=True) for name in ("first", "second"))
         try:
-            running = first.serve(write_job(first.root, devices_to_start=1, rounds=1))
+            running = first.serve(write_job(first.root, rounds=1))
             running.wait_event("waiting")
-            late = second.serve(write_job(second.root, devices_to_start=1, rounds=1))
+            late = second.serve(write_job(second.root, rounds=1))
             assert late.popen.wait(90) == 11
             assert "has two servers" in late.events()[-1]["error"]
             assert "gives way" in json.dumps(late.events()[-1])
