@@ -29,6 +29,25 @@ if TYPE_CHECKING:
 
 _LONGEST_CAUSE = 300
 """Characters of a foreign exception's text that a message quotes."""
+_DISK_HINTS = {
+    errno.ENOSPC: "free some space and start again; nothing was lost",
+    errno.EDQUOT: "free some of this user's space, or have its quota raised; nothing was lost",
+    errno.EROFS: "mount it writable (a worn-out SD card turns read-only by itself), or use a directory on another disk",
+    errno.EIO: "the disk may be failing: look into dmesg, save what is on it, and use another one",
+    errno.ENOENT: "check that the path exists, and that its disk is mounted",
+    errno.EACCES: "check the directory's owner and permissions",
+    errno.EPERM: "check the directory's owner and permissions",
+}
+_NETWORK = (
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.ECONNABORTED,
+    errno.EPIPE,
+    errno.ETIMEDOUT,
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+    errno.ENETDOWN,
+)
 _SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -195,6 +214,8 @@ def as_covey_error(error: Exception) -> CoveyError:
             "this machine has too little free memory for it",
             "use a smaller batch or a shorter max_tokens, or free some memory",
         )
+    if isinstance(error, OSError) and error.errno in _NETWORK:
+        return NetworkError(f"a connection failed: {error.strerror or error}", "covey-edge doctor looks for the cause")
     if isinstance(error, OSError) and error.errno is not None:
         return system_error(error)
     return FaultError(error)
@@ -214,12 +235,13 @@ def system_error(error: OSError) -> StorageError:
         return ShortageError(
             "this process has no file descriptor left", "raise the limit (ulimit -n, or LimitNOFILE in a systemd unit)"
         )
+    if error.errno == errno.ENOMEM:
+        return ShortageError("this machine has too little free memory for it", "free some memory, and start again")
     if error.errno == errno.ENOSPC:
         return storage_error(error, error.filename or "a file")
     where = f"{error.filename}: " if error.filename is not None else ""
-    return StorageError(
-        f"{where}{error.strerror or error}", "check that the path exists, its owner, and its permissions"
-    )
+    hint = _DISK_HINTS.get(error.errno or 0, "check that the path exists, its owner, and its permissions")
+    return StorageError(f"{where}{error.strerror or error}", hint)
 
 
 def unreadable(error: OSError, otherwise: CoveyError) -> CoveyError:
@@ -232,10 +254,9 @@ def unreadable(error: OSError, otherwise: CoveyError) -> CoveyError:
 
 def storage_error(error: OSError, path: object) -> StorageError:
     """Return the StorageError of an OSError on a path, with a hint."""
-    if error.errno in (errno.EMFILE, errno.ENFILE):
+    if error.errno in _SHORTAGE:
         return system_error(error)
+    hint = _DISK_HINTS.get(error.errno or 0, "check the directory's owner and permissions")
     if error.errno == errno.ENOSPC:
-        return StorageError(f"disk full while writing {path}", "free some space and start again; nothing was lost")
-    return StorageError(
-        f"cannot write {path}: {error.strerror or error}", "check the directory's owner and permissions"
-    )
+        return StorageError(f"disk full while writing {path}", hint)
+    return StorageError(f"cannot write {path}: {error.strerror or error}", hint)

@@ -36,6 +36,13 @@ class DeviceChanged(_Event, frozen=True, tag="device", kw_only=True):
     ineligible: str | None = None
 
 
+class NameDoubled(_Event, frozen=True, tag="name_doubled", kw_only=True):
+    """Two programs run under one device's name; ``starts`` names host, address and boot id of both."""
+
+    device: str
+    starts: list[str]
+
+
 class RoundOpened(_Event, frozen=True, tag="round_opened", kw_only=True):
     """A round was offered to devices."""
 
@@ -104,6 +111,7 @@ class JobChanged(_Event, frozen=True, tag="job", kw_only=True):
 Event = (
     Waiting
     | DeviceChanged
+    | NameDoubled
     | RoundOpened
     | ReportTaken
     | OfferFailed

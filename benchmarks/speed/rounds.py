@@ -62,7 +62,9 @@ def main() -> None:
     results["shares"] = shares(sizes)
     print(f"shares under cProfile: {results['shares']}")
     results |= dead_half(sizes)
-    print(f"half of the devices dead: the longest round takes {results['dead_half_extra_s']} s more, accept_s is {sizes.accept_s} s")
+    print(
+        f"half of the devices dead: the longest round takes {results['dead_half_extra_s']} s more, accept_s is {sizes.accept_s} s"
+    )
     results |= measure_idle(args.quiet_devices, args.quiet_s)
     print(f"{args.quiet_devices} devices at rest: {results['idle_cpu_share']} of a core, {results['idle_rss_mb']} MB")
     print(json.dumps({**results, **provenance(**vars(args))}))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from edge_runtime.agent.announcer import Announcer
 from edge_runtime.agent.delta_uploads import DeltaUploads
 from edge_runtime.agent.inbox import Inbox, round_and_attempt
+from edge_runtime.agent.log_sender import LogSender, NoLog
 from edge_runtime.agent.readiness import Readiness
 from edge_runtime.agent.trainer import Trainer
 from edge_runtime.device.machine import this_machine
@@ -44,6 +45,7 @@ from edge_runtime.protocol.messages import (
     encode_message,
 )
 from edge_runtime.protocol.privacy import check_privacy
+from edge_runtime.protocol.side_messages import LogRequest
 from edge_runtime.protocol.topics import Kind, hello_topic, topic_for
 from edge_runtime.store.journal_file import JournalFile
 
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edge_runtime.agent.config import EdgeConfig
+    from edge_runtime.agent.kept_log import Log
     from edge_runtime.agent.trainer import Prepared
     from edge_runtime.device.machine import Machine
     from edge_runtime.engines.engine import MakesEngines
@@ -80,6 +83,7 @@ class Agent:
         boot_id: new with every start of the process.
         engines: makes the engines; None: those of the configured runtime.
         machine: the machine it runs on; None: this one, with the configured rules.
+        log: its public log, sent to whoever asks (log_sender.py); None: it has none.
 
     Raises:
         ConfigError: this machine can never follow the rules.
@@ -94,10 +98,12 @@ class Agent:
         boot_id: str,
         engines: MakesEngines | None = None,
         machine: Machine | None = None,
+        log: Log | None = None,
     ) -> None:
         self._config, self._store, self._transport = config, store, transport
         self._machine = machine or this_machine(config.eligibility, store.root)
-        self._inbox = Inbox(transport, self._topic("plan"), hello_topic(config.fleet), self._handle_at_once)
+        urgent = (hello_topic(config.fleet), self._topic("log/get"))
+        self._inbox = Inbox(transport, self._topic("plan"), urgent, self._handle_at_once)
         self._journal = JournalFile(store)
         engines = engines or Engines(config.engine, config.threads)
         self._trainer = Trainer(config, store, self._journal, engines, self._machine)
@@ -106,9 +112,11 @@ class Agent:
         self._deltas = DeltaUploads(store, config.tls)
         self._blob_url: str | None = None  # of the last plan
         self._unannounced = False
+        self._logs = LogSender(config.name, boot_id, log or NoLog(), self._publish_log, self._machine.clock)
         transport.subscribe(hello_topic(config.fleet))
         transport.subscribe(self._topic("plan"))
         transport.subscribe(self._topic("report/ack"))
+        transport.subscribe(self._topic("log/get"))
 
     def _topic(self, kind: Kind) -> str:
         return topic_for(self._config.fleet, self._config.name, kind)
@@ -141,6 +149,7 @@ class Agent:
     def _serve_next(self, timeout_s: float) -> Finished | None:
         if self._unannounced:
             self._announce()
+        self._logs.turn()
         message = self._inbox.take()
         if message is None:
             if self._readiness.look():
@@ -149,7 +158,7 @@ class Agent:
         return None if message is None else self._handle(message)
 
     def _handle_at_once(self, event: Event) -> None:
-        """Take in a new connection or the server's hello, and announce the device."""
+        """Take in a new connection or the server's hello, and announce the device; answer a request for the log."""
         if isinstance(event, Connected):
             self._announcer.session.connections += 1
             self._trainer.rows_watch.forget()  # the server may be another one, with other labels
@@ -157,6 +166,9 @@ class Agent:
             return  # the server asks its broker whether it may publish (network/access.py)
         else:
             try:
+                if event.topic == self._topic("log/get"):
+                    self._logs.take(decode_message(event.payload, LogRequest))
+                    return
                 hello = decode_message(event.payload, Hello)
             except ProtocolError as error:
                 _LOG.error("ignored a message on %s: %s", event.topic, error)
@@ -176,6 +188,10 @@ class Agent:
             self._unannounced = True
         else:
             self._unannounced = False
+            self._logs.announced(self._announcer.session.epoch)
+
+    def _publish_log(self, payload: bytes) -> None:
+        self._transport.publish(self._topic("log"), payload)
 
     def _report(self, report: DeviceReport) -> None:
         self._transport.publish(self._topic("report"), encode_message(report))
@@ -316,6 +332,7 @@ class Agent:
 
         def goes_on(_step: int, _loss: float) -> bool:
             self._inbox.collect()
+            self._logs.turn()
             return not self._inbox.has_newer(plan) and self._machine.clock() - started <= plan.deadline_s
 
         return goes_on

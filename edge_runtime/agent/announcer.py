@@ -75,7 +75,8 @@ class Announcer:
 
     def capabilities(self, journal: Journal, loaded: LoadedBundle | None) -> None:
         """Publish the birth message and the profile: on a new connection, and when the bundle has changed."""
-        birth = make_birth(self._config, self.session, journal, loaded, self._machine.free_bytes())
+        free_bytes, address = self._machine.free_bytes(), self._transport.local_address
+        birth = make_birth(self._config, self.session, journal, loaded, free_bytes, address)
         self._publish("birth", encode_message(birth))
         self._profile(journal.bundle_sha256)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import socket
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
@@ -38,7 +39,12 @@ METHODS = ["spzo"]  # with every switch of protocol/step_rule.py
 
 
 def make_birth(
-    config: EdgeConfig, session: Session, journal: Journal, loaded: LoadedBundle | None, bytes_free: int | None
+    config: EdgeConfig,
+    session: Session,
+    journal: Journal,
+    loaded: LoadedBundle | None,
+    bytes_free: int | None,
+    address: str | None = None,
 ) -> Birth:
     """Return the birth message of a device as it is now.
 
@@ -48,6 +54,7 @@ def make_birth(
         journal: its current bundle and adapter.
         loaded: the loaded bundle; None: none has been needed yet.
         bytes_free: free memory; None: not known.
+        address: this machine's address on the connection to the broker; None: not known.
     """
     return Birth(
         device=config.name,
@@ -64,6 +71,8 @@ def make_birth(
         adapter_sha256=journal.adapter_sha256,
         capability=capability(config, loaded, bytes_free),
         tags=config.tags,
+        hostname=socket.gethostname()[:255] or None,
+        address=address,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from edge_runtime.network.access import check_access
@@ -15,8 +16,11 @@ if TYPE_CHECKING:
     from edge_runtime.network.access import Access
     from edge_runtime.protocol.topics import Kind
 
-_READS: Sequence[Kind] = ("plan", "report/ack")
-_WRITES: Sequence[Kind] = ("birth", "state", "report")
+_LOG = logging.getLogger(__name__)
+_READS: Sequence[Kind] = ("plan", "report/ack", "log/get")
+_WRITES: Sequence[Kind] = ("birth", "state", "report", "log")
+_SPARED: Sequence[Kind] = ("log/get", "log")
+"""What a device can work without."""
 
 
 def device_access(config: EdgeConfig) -> Access:
@@ -49,6 +53,10 @@ def require_access(config: EdgeConfig) -> None:
     address = parse_broker(config.broker)
     if address.username is None and (config.tls is None or config.tls.cert_file is None):
         return
+    spared = tuple(topic_for(config.fleet, config.name, kind) for kind in _SPARED)
     for cause in device_access(config).causes:
-        if cause.kind == "acl":
+        if cause.kind != "acl":
+            continue
+        if not cause.finding.endswith(spared):
             raise cause.error()
+        _LOG.warning("%s; without it nobody can read this device's log from afar", cause)

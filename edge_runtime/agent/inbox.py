@@ -10,7 +10,7 @@ from edge_runtime.network.transport import Connected, Message
 from edge_runtime.protocol.messages import Plan, SyncPlan, decode_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from edge_runtime.network.transport import Event, Transport
 
@@ -21,16 +21,16 @@ class Inbox:
     Args:
         transport: the device's connection.
         plan_topic: the topic on which the device's plans arrive.
-        at_once: called with each new connection and each message on ``hello_topic`` as it arrives, also while a plan is
-            at work: the server waits for the answer.
-        hello_topic: the topic on which the server says that it is here.
+        at_once: called with each new connection and each message on ``urgent_topics`` as it arrives, also while a plan
+            is at work: the server waits for the answer.
+        urgent_topics: the topics of the server's hello and of its requests for the log.
     """
 
     def __init__(
-        self, transport: Transport, plan_topic: str, hello_topic: str, at_once: Callable[[Event], None]
+        self, transport: Transport, plan_topic: str, urgent_topics: Collection[str], at_once: Callable[[Event], None]
     ) -> None:
         self._transport, self._plan_topic = transport, plan_topic
-        self._hello_topic, self._at_once = hello_topic, at_once
+        self._urgent_topics, self._at_once = urgent_topics, at_once
         self._waiting: collections.deque[Message] = collections.deque()
 
     def take(self) -> Message | None:
@@ -49,7 +49,7 @@ class Inbox:
                 self._waiting.append(message)
 
     def _unless_urgent(self, event: Event) -> Message | None:
-        if isinstance(event, Connected) or event.topic == self._hello_topic:
+        if isinstance(event, Connected) or event.topic in self._urgent_topics:
             self._at_once(event)
             return None
         return event

@@ -30,6 +30,7 @@ def _run(args: argparse.Namespace) -> int:
     from edge_runtime.agent.announcer import lost_will
     from edge_runtime.agent.broker_access import require_access
     from edge_runtime.agent.config import read_edge_config
+    from edge_runtime.agent.kept_log import keeping_log
     from edge_runtime.device.machine import this_machine
     from edge_runtime.network.address import parse_broker
     from edge_runtime.network.mqtt import MqttTransport
@@ -45,25 +46,29 @@ def _run(args: argparse.Namespace) -> int:
     store = Store(Path(config.state_dir))
     machine = this_machine(config.eligibility, store.root)  # impossible rules are an error now too
     boot_id = os.urandom(8).hex()
-    transport = MqttTransport(
-        parse_broker(config.broker),
-        f"covey-{config.fleet}-{config.name}",
-        will=lost_will(config, boot_id),
-        tls=config.tls,
-        connect_timeout_s=config.connect_timeout_s,
-    )
-    try:
-        require_access(config)
-    except NetworkError:
-        transport.close()
-        raise
-    agent = Agent(config, store, transport, boot_id, machine=machine)
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    try:
-        finished = agent.run(until_finished=args.until_finished, should_stop=stop.is_set)
-    finally:
-        transport.close(agent.goodbye())
+    with keeping_log(store.root) as log:
+        transport = MqttTransport(
+            parse_broker(config.broker),
+            f"covey-{config.fleet}-{config.name}",
+            will=lost_will(config, boot_id),
+            tls=config.tls,
+            connect_timeout_s=config.connect_timeout_s,
+            # Some brokers (the embedded one) send the retained hello only into a new session. Nothing is lost: whoever
+            # answers the hello gets the open plan, and an unacknowledged report is sent again.
+            keep_session=False,
+        )
+        try:
+            require_access(config)
+        except NetworkError:
+            transport.close()
+            raise
+        agent = Agent(config, store, transport, boot_id, machine=machine, log=log)
+        stop = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())
+        try:
+            finished = agent.run(until_finished=args.until_finished, should_stop=stop.is_set)
+        finally:
+            transport.close(agent.goodbye())
     if finished is not None:
         result = {"job": finished.job, "adapter_sha256": finished.adapter_sha256}
         output.emit(args, result, f"job {finished.job} is finished; adapter {finished.adapter_sha256}")

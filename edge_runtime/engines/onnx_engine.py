@@ -53,9 +53,28 @@ def make_session(path: str, threads: int, options: ort.SessionOptions | None = N
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
-        raise BundleError(
-            f"ONNX Runtime cannot load {path}: {error}", "export with a newer Covey, or upgrade"
-        ) from error
+        raise BundleError(f"ONNX Runtime cannot load {path}: {error}", load_hint(str(error))) from error
+
+
+_UPGRADE = "upgrade ONNX Runtime ({} is installed): pip install --upgrade onnxruntime"
+_LOAD_HINTS = (
+    (("opset", "ir_version", "ir version", "no op registered", "not a registered", "not_implemented"), _UPGRADE),
+    (("bad_alloc", "failed to allocate", "out of memory"), "free some memory, or use a smaller model"),
+    (("no_suchfile",), "the file is gone: let the device fetch the bundle again (covey-edge run), or export it again"),
+    (
+        ("invalid_protobuf", "no graph was found"),
+        "the file is damaged: let the device fetch the bundle again (covey-edge run), or export it again",
+    ),
+)
+
+
+def load_hint(said: str) -> str:
+    """Return what to do where ONNX Runtime does not load a graph; ``said``: its own words."""
+    words = said.lower()
+    for parts, hint in _LOAD_HINTS:
+        if any(part in words for part in parts):
+            return hint.format(ort.__version__)
+    return f"{_UPGRADE.format(ort.__version__)}; or export the bundle again"
 
 
 class _GraphRunner:

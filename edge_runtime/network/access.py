@@ -67,11 +67,16 @@ def check_access(
     cause = member.log_in()
     if cause is not None:
         return Access([exact(cause, address, tls)], is_publishing_known=False)
-    causes = [denied(member.place, "read", topic, address.username) for topic in member.refused("read", reads)]
-    asking = _Conversation(address, identity, tls, MQTTProtocolVersion.MQTTv5, timeout_s)
-    is_known = asking.log_in() is None
-    if is_known:
-        causes += [denied(asking.place, "write", topic, address.username) for topic in asking.refused("write", writes)]
+    causes = [denied(member.place, "read", topic, address.username) for topic in member.refused("read", reads)[0]]
+    is_known, left = False, list(writes)
+    while left:
+        asking = _Conversation(address, identity, tls, MQTTProtocolVersion.MQTTv5, timeout_s)
+        if asking.log_in() is not None:
+            break
+        is_known = True
+        found, asked = asking.refused("write", left)  # mosquitto 2.0.11 ends the connection at the second refusal
+        causes += [denied(asking.place, "write", topic, address.username) for topic in found]
+        left = left[asked:]
     return Access(causes, is_known)
 
 
@@ -122,10 +127,15 @@ class _Conversation:
             return refusal_cause(self._login.value, words, self.place, user=user, identity=self._identity)
         return None
 
-    def refused(self, action: Literal["read", "write"], topics: Sequence[str]) -> list[str]:
-        """Try an action on topics, then leave; return those that are refused, or that the connection is ended for."""
-        found = []
+    def refused(self, action: Literal["read", "write"], topics: Sequence[str]) -> tuple[list[str], int]:
+        """Try an action on topics, then leave.
+
+        Returns:
+            The topics that are refused, or that the connection is ended for; and how many were tried until then.
+        """
+        found, asked = [], 0
         for topic in topics:
+            asked += 1
             number = self._send(action, topic)
             is_up = self._turn(lambda number=number: number in self._answers)  # type: ignore[misc]
             if self._answers.get(number, not is_up):
@@ -134,7 +144,7 @@ class _Conversation:
                 break
         self._client.disconnect()
         self._client.loop(_TICK_S)
-        return found
+        return found, asked
 
     def _send(self, action: Literal["read", "write"], topic: str) -> int:
         if action == "write":

@@ -79,6 +79,11 @@ class InProcessTransport:
         """See Transport."""
         return "127.0.0.1"
 
+    @property
+    def local_address(self) -> str | None:
+        """See Transport."""
+        return "127.0.0.1"
+
     def wants(self, topic: str) -> bool:
         """Whether one of its filters matches."""
         return any(matches(topic_filter, topic) for topic_filter in self._filters)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import random
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -12,6 +13,7 @@ from edge_runtime.network.cause import closed
 from edge_runtime.network.causes import cause_of_error, denied, loss_cause, refusal_cause, silent
 from edge_runtime.network.diagnose import exact
 from edge_runtime.network.mqtt_client import make_client
+from edge_runtime.network.quick_losses import SHORT_PAUSE_S, QuickLosses
 from edge_runtime.network.transport import Connected, Event, Message, Will
 
 if TYPE_CHECKING:
@@ -24,10 +26,8 @@ _LOG = logging.getLogger(__name__)
 _QOS = 1
 _KEEP_ALIVE_S = 20
 _ATTEMPT_S = 5.0
-_RECONNECT_MIN_S = 1
 _RECONNECT_MAX_S = 60
 _GOODBYE_S = 10.0
-_SOON_S = 30.0
 _KEEP_ALIVE_TIMEOUT = 141
 ThingT = TypeVar("ThingT")
 
@@ -41,6 +41,8 @@ class MqttTransport:
         will: published by the broker when this member vanishes.
         tls: files for TLS.
         connect_timeout_s: seconds that the first connection may take; later reconnects are tried without limit.
+        keep_session: whether the broker keeps messages for this member while it is away.
+        rng: draws the pauses after connections that broke soon (quick_losses.py); None: a new generator.
 
     Raises:
         NetworkError: no connection in time, or the broker refused it; says the cause (causes.py).
@@ -55,6 +57,8 @@ class MqttTransport:
         will: Will | None = None,
         tls: TlsFiles | None = None,
         connect_timeout_s: float = 60.0,
+        keep_session: bool = True,
+        rng: random.Random | None = None,
     ) -> None:
         self._address, self._identity, self._tls = address, identity, tls
         self._place = address.place(tls)
@@ -67,9 +71,9 @@ class MqttTransport:
         self._unconfirmed: _Sent[int] = _Sent()  # bytes of the messages
         self._asked: _Sent[str] = _Sent()  # filters of the subscriptions
         self._up_since: float | None = None  # monotonic seconds; None: not logged in
-        self._closed_soon = 0
-        self._client = make_client(address, identity, tls)
-        self._client.reconnect_delay_set(_RECONNECT_MIN_S, _RECONNECT_MAX_S)
+        self._losses = QuickLosses(rng or random.Random())  # noqa: S311 pauses are no secret
+        self._client = make_client(address, identity, tls, keep_session=keep_session)
+        self._wait_before_login(SHORT_PAUSE_S)
         if will is not None:
             self._client.will_set(will.topic, will.payload, qos=_QOS, retain=True)
         self._client.on_connect = self._on_connect
@@ -139,15 +143,20 @@ class MqttTransport:
     def _note_loss(self, error: BaseException | None, *, is_silent: bool) -> None:
         up_s = time.monotonic() - (self._up_since or 0.0)
         self._up_since = None
-        self._closed_soon = self._closed_soon + 1 if up_s < _SOON_S else 1
+        self._wait_before_login(self._losses.lost(up_s))
         cause = loss_cause(
             TimeoutError("operation timed out") if is_silent else error,
             self._place,
             identity=self._identity,
             waiting_bytes=max(self._unconfirmed.all(), default=0),
-            closed_soon=self._closed_soon,
+            closed_soon=self._losses.count,
         )
         _LOG.warning("connection to the broker lost: %s; trying again", cause)
+
+    def _wait_before_login(self, pause_s: float) -> None:
+        """Wait so long before the next attempt to connect; paho doubles the pause while attempts fail."""
+        pause = max(1, round(pause_s))
+        self._client.reconnect_delay_set(pause, max(pause, _RECONNECT_MAX_S))
 
     def _on_subscribe(self, _client: Any, _data: Any, number: int, reasons: Any, _properties: Any) -> None:  # noqa: ANN401
         is_refused = any(reason.is_failure for reason in reasons)
@@ -170,6 +179,11 @@ class MqttTransport:
     def broker_host(self) -> str:
         """See Transport."""
         return self._address.host
+
+    @property
+    def local_address(self) -> str | None:
+        """See Transport."""
+        return self._client.local_address()
 
     def subscribe(self, topic_filter: str) -> None:
         """See Transport."""

@@ -50,6 +50,16 @@ class Client(mqtt.Client):
                 self.on_no_connection(error)
             raise
 
+    def local_address(self) -> str | None:
+        """Return this machine's address on the connection to the broker; None: there is no connection."""
+        connection = self.socket()
+        if connection is None:
+            return None
+        try:
+            return str(connection.getsockname()[0])
+        except OSError:  # closed by paho's thread meanwhile
+            return None
+
     def _keep_logged_error(self, _client: Any, _data: Any, level: int, _text: str) -> None:  # noqa: ANN401
         """Keep the exception that paho handles while it logs it: its text alone would lose its class and number."""
         error = sys.exc_info()[1]

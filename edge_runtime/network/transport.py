@@ -41,6 +41,10 @@ class Transport(Protocol):
     def broker_host(self) -> str:
         """Host name of the broker."""
 
+    @property
+    def local_address(self) -> str | None:
+        """This machine's address on the connection to the broker; None: not known."""
+
     def subscribe(self, topic_filter: str) -> None:
         """Subscribe to a topic filter; the subscription survives reconnects."""
 

@@ -15,24 +15,21 @@ from edge_runtime.bundle.memory_need import LevelNeed
 from edge_runtime.errors import ProtocolError
 from edge_runtime.files.versioned import VersionedFormat
 from edge_runtime.protocol.layer_dropout import Stld
+from edge_runtime.protocol.message_base import VERSION
+from edge_runtime.protocol.message_base import ProtocolMessage as _Message
 from edge_runtime.protocol.privacy import Privacy
 from edge_runtime.protocol.profile import Profile
+from edge_runtime.protocol.side_messages import Host, LogLines, LogRequest, ServerPresent
 from edge_runtime.protocol.step_rule import StepRule
 from edge_runtime.values import Count, Name, Sha256
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = VERSION
 MAX_PAYLOAD_BYTES = 128 * 1024
 
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Rate = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
 Epoch = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-
-
-class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", kw_only=True):
-    """What all messages share: the version."""
-
-    v: int = PROTOCOL_VERSION
 
 
 class Capability(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,6 +67,8 @@ class Birth(_Message, frozen=True, tag="birth", kw_only=True):
         connection: number of connections to a broker since that start, from 1.
         epoch: of the last hello that the device has heard; None: it has heard none.
         tags: what jobs can name the device by, beside its name.
+        hostname: of its machine; None: not known.
+        address: of its machine on the connection to the broker; None: not known.
     """
 
     device: Name
@@ -86,6 +85,8 @@ class Birth(_Message, frozen=True, tag="birth", kw_only=True):
     adapter_sha256: Sha256 | None
     capability: Capability
     tags: Annotated[list[Name], msgspec.Meta(max_length=32)] = []
+    hostname: Host | None = None
+    address: Host | None = None
 
 
 class DeviceState(_Message, frozen=True, tag="state", kw_only=True):
@@ -315,7 +316,8 @@ class ReportAck(_Message, frozen=True, tag="ack", kw_only=True):
 Plan = TrainPlan | BackpropPlan | SyncPlan
 Report = RoundReport | DeltaReport
 DeviceReport = PlanAccepted | PlanRefused | Report | Synced
-AnyMessage = Hello | Birth | DeviceState | ProfileMessage | Plan | DeviceReport | ReportAck
+_SideMessage = LogRequest | LogLines | ServerPresent
+AnyMessage = Hello | Birth | DeviceState | ProfileMessage | Plan | DeviceReport | ReportAck | _SideMessage
 
 MessageT = TypeVar("MessageT")
 

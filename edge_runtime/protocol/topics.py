@@ -11,7 +11,7 @@ from edge_runtime.values import NAME_PATTERN
 _TOPIC_ROOT = "covey/v1"
 _NAME = re.compile(NAME_PATTERN)
 _LEVELS_BEFORE_DEVICE = 3
-Kind = Literal["birth", "state", "profile", "plan", "report", "report/ack", "probe"]
+Kind = Literal["birth", "state", "profile", "plan", "report", "report/ack", "probe", "log", "log/get"]
 
 
 def topic_for(fleet: str, device: str, kind: Kind) -> str:
@@ -34,6 +34,16 @@ def hello_topic(fleet: str) -> str:
     """
     _check_name(fleet)
     return f"{_TOPIC_ROOT}/{fleet}/hello"
+
+
+def servers_topic(fleet: str) -> str:
+    """Return the topic on which the servers of a fleet look for each other: there must be one.
+
+    Raises:
+        ProtocolError: see topic_for.
+    """
+    _check_name(fleet)
+    return f"{_TOPIC_ROOT}/{fleet}/servers"
 
 
 def device_of(topic_name: str) -> str:

@@ -133,6 +133,7 @@ class Coordinator:
         is_new = self.roster.take_birth(device, birth)
         if birth.epoch == self.roster.epoch:
             self.roster.heard(device, self._clock())
+            self.roster.watch_name(birth, self._clock())
         elif self.roster.needs_hello(device, self._clock()):
             # It has not heard the hello: a broker need not send what it retains to a session that it knows already.
             self._say_hello()

@@ -28,11 +28,17 @@ class FinalSync:
     def __init__(self, now: float) -> None:
         self._deadline_at, self._gone_until = now + _LONGEST_S, now + _GONE_S
         self._sent: set[str] = set()
+        self._have_plan: set[str] = set()  # on their present connection
+
+    def connected_anew(self, name: str) -> None:
+        """Enter that a device has connected anew: it may have lost its plan."""
+        self._have_plan.discard(name)
 
     def to_send(self, here: set[str]) -> list[str]:
-        """Return the devices of ``here`` that were not sent the adapter yet, sorted; they count as sent from now on."""
-        new = sorted(here - self._sent)
+        """Return the devices of ``here`` that have no plan to fetch the adapter, sorted; they have one from now on."""
+        new = sorted(here - self._have_plan)
         self._sent |= here
+        self._have_plan |= here
         return new
 
     def progress(self, proved: set[str]) -> SyncProgress:

@@ -167,6 +167,8 @@ class JobRun:
 
     def connected_anew(self, device: Device) -> None:
         """Send a device its plan again: it may have lost it with its memory, or the broker with its store."""
+        if self._sync is not None:
+            self._sync.connected_anew(device.name)
         opened = self._open
         if opened is not None and opened.holds(device.name):
             opened.offer_again(device.name, self._clock())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -10,6 +11,7 @@ from edge_runtime.errors import ProtocolError
 from edge_runtime.protocol.messages import DeviceState
 from server import events
 from server.fleet.devices import SILENT, Device
+from server.fleet.name_watch import NameWatch
 from server.fleet.rest import next_rest
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 _FIRST_HELLO_PAUSE_S = 1.0
 _LONGEST_HELLO_PAUSE_S = 60.0
+_LOG = logging.getLogger(__name__)
 
 
 class Roster:
@@ -35,6 +38,7 @@ class Roster:
         fleet: name of the fleet.
         profiles: the devices' profiles.
         devices: the devices that have sent a message, by name.
+        names: whether two machines use one name.
         epoch: of the server's last hello; only devices that have answered it are here. None: it has said none yet.
         epoch_began_at: when it said it, in seconds of the server's clock.
     """
@@ -45,6 +49,7 @@ class Roster:
         self._ledger = ledger
         self._observe = observe
         self.devices: dict[str, Device] = {}
+        self.names = NameWatch()
         self.epoch: str | None = None
         self.epoch_began_at = 0.0
 
@@ -107,6 +112,14 @@ class Roster:
         if is_new:
             self.may_work(device)  # what kept it from work may be mended
         return is_new
+
+    def watch_name(self, birth: Birth, now: float) -> None:
+        """Say it where an announcement under the current epoch shows that two machines use one name."""
+        found = self.names.take(birth, now)
+        if found is not None:
+            _LOG.error("%s; %s", found.what, found.hint)
+            starts = [str(found.first), str(found.second)]
+            self._observe(events.NameDoubled(device=found.device, starts=starts))
 
     def take_state(self, device: Device, state: DeviceState) -> None:
         """Take in a device's state, unless it is of another epoch or of another start than its announcement."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from server.compose import TICK_S
 from server.serving.host import connect_to_broker, locked_stores, open_host
 from server.serving.loaded_job import load_submitted, prepare
 
@@ -51,5 +50,5 @@ def serve(
         ) as host:
             is_ready(host)
             while not should_stop():
-                host.supervisor.turn(TICK_S)
+                host.turn()
     _LOG.info("stopped; jobs that were at work go on with the next covey serve")

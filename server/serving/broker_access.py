@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edge_runtime.network.access import check_access
-from edge_runtime.protocol.topics import hello_topic, topic_for
+from edge_runtime.protocol.topics import hello_topic, servers_topic, topic_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +37,6 @@ def server_access(address: BrokerAddress, fleet: str, tls: TlsFiles | None) -> A
         address,
         f"covey-server-{fleet}-check",
         tls,
-        reads=topics("+", ("birth", "state", "profile", "report")),
-        writes=[hello_topic(fleet), *topics(_NOBODY, ("plan", "report/ack"))],
+        reads=[servers_topic(fleet), *topics("+", ("birth", "state", "profile", "report", "log"))],
+        writes=[hello_topic(fleet), servers_topic(fleet), *topics(_NOBODY, ("plan", "report/ack", "log/get"))],
     )

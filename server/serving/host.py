@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import secrets
+import socket
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,8 +17,9 @@ from server.api.app import API_VERSION, make_api
 from server.api.listen import read_or_make_token, serve_local
 from server.api.schema import ServerStatus
 from server.client.address import socket_path
-from server.compose import compose_coordinator, open_stores
+from server.compose import TICK_S, compose_coordinator, open_stores
 from server.evaluation import InlineEvaluator, no_evaluation
+from server.fleet.other_servers import ANSWER_S, Myself, OtherServers
 from server.queue.operations import Operations
 from server.queue.supervisor import Supervisor
 from server.rounds.services import Services
@@ -28,6 +31,7 @@ from server.web.http_app import make_app, serve_http
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from edge_runtime.network.address import BrokerAddress
     from edge_runtime.network.transport import Transport
     from server.compose import Stores
     from server.events import Event
@@ -41,10 +45,17 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Connection:
-    """A server's connection to its broker; ``mqtt_port`` is the embedded broker's, None: it has none."""
+    """A server's connection to its broker.
+
+    Attributes:
+        transport: the connection.
+        mqtt_port: port of the embedded broker; None: the broker is another process.
+        check: raises JobError where another server of the fleet is on the broker, to which this one gives way.
+    """
 
     transport: Transport
     mqtt_port: int | None
+    check: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,7 @@ class Host:
         supervisor: runs the jobs.
         http_port: port of blobs and adapters.
         mqtt_port: port of the embedded broker; None: the broker is another process.
+        check: raises JobError where this server gives way to another one of the fleet.
     """
 
     options: ServeOptions
@@ -68,6 +80,17 @@ class Host:
     supervisor: Supervisor
     http_port: int
     mqtt_port: int | None
+    check: Callable[[], None]
+
+    def turn(self) -> None:
+        """Give the supervisor one turn.
+
+        Raises:
+            JobError: another server of the fleet is on the broker, to which this one gives way.
+            StorageError: the ledger or a blob cannot be written.
+        """
+        self.check()
+        self.supervisor.turn(TICK_S)
 
     def described(self) -> dict[str, str | int]:
         """Return where devices and commands find the server."""
@@ -140,7 +163,7 @@ def open_host(
             should_stop,
             only,
         )
-        host = Host(options, stores, coordinator, services, supervisor, port, connection.mqtt_port)
+        host = Host(options, stores, coordinator, services, supervisor, port, connection.mqtt_port, connection.check)
         stack.callback(supervisor.close)
         _open_api(stack, host)
         yield host
@@ -181,12 +204,33 @@ def connect_to_broker(
 
     def connect(stack: contextlib.ExitStack, http_port: int) -> Connection:
         address = stack.enter_context(open_broker(options.broker, options.listen, options.mqtt_port, should_stop))
-        transport = MqttTransport(address, f"covey-server-{options.fleet}", tls=options.tls)
-        stack.callback(transport.close)
         if options.broker != EMBEDDED:
             for cause in server_access(address, options.fleet, options.tls).causes:
                 _LOG.warning("%s", cause)
+        server_id = secrets.token_hex(8)
+        others = stack.enter_context(_only_server(address, options, server_id))
+        # No session is kept: with each connection the hello makes the devices answer, and send again what is open.
+        identity = f"covey-server-{options.fleet}-{server_id}"
+        transport = MqttTransport(address, identity, tls=options.tls, keep_session=False)
+        stack.callback(transport.close)
         _LOG.info("devices connect to port %d; bundles and adapters on port %d", address.port, http_port)
-        return Connection(transport, address.port if options.broker == EMBEDDED else None)
+        return Connection(transport, address.port if options.broker == EMBEDDED else None, others.check)
 
     return connect
+
+
+@contextlib.contextmanager
+def _only_server(address: BrokerAddress, options: ServeOptions, server_id: str) -> Iterator[OtherServers]:
+    """See that no other server of the fleet is on the broker, and go on watching until the block ends.
+
+    Raises:
+        JobError: another one is there.
+    """
+    identity = f"covey-server-{options.fleet}-{server_id}-watch"
+    transport = MqttTransport(address, identity, tls=options.tls, keep_session=False)
+    watch = OtherServers(Myself(options.fleet, server_id, socket.gethostname()), transport)
+    try:
+        watch.begin(0 if options.broker == EMBEDDED else ANSWER_S)  # nobody is on a broker that has just been made
+        yield watch
+    finally:
+        watch.close()

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from server.compose import TICK_S
 from server.errors import JobError
 from server.serving.host import connect_to_broker, locked_stores, open_host
 from server.serving.loaded_job import load, prepare
@@ -78,7 +77,7 @@ def coordinate(
 
         with open_host(options, stores, connect, prepared, observed, should_stop, only=job.name) as host:
             while not should_stop():
-                host.supervisor.turn(TICK_S)
+                host.turn()
                 if _is_finished(host.supervisor, stores, job.name):
                     return job_summary(stores.ledger, job.name)
     return None

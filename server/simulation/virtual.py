@@ -66,6 +66,11 @@ class VirtualTransport:
         """See Transport."""
         return "127.0.0.1"
 
+    @property
+    def local_address(self) -> str | None:
+        """See Transport."""
+        return None
+
     def subscribe(self, topic_filter: str) -> None:
         """See Transport; does nothing: devices send to the server only."""
 

@@ -62,6 +62,8 @@ class Progress:
                 if event.ineligible is not None and event.state == "online":
                     return f"{event.device} takes no work now: {event.ineligible}"
                 return f"{event.device} is {event.state}" if event.state in ("lost", "offline") else None
+            case events.NameDoubled():
+                return f"two programs run as {event.device}: {' and '.join(event.starts)}"
             case events.Waiting():
                 self._note = waiting_text(event)
                 return self._note

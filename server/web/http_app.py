@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import threading
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from starlette.routing import Route
 
 from edge_runtime import __version__
 from edge_runtime.errors import NetworkError
+from server.web.connections import Limits, guarded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,21 +55,42 @@ def make_app(blobs: BlobStore, uploads: Uploads | None = None) -> Starlette:
 
 
 @contextlib.contextmanager
-def serve_http(app: Callable[..., Any], host: str, port: int) -> Iterator[int]:
-    """Serve an application in a thread until the block ends; yields the port (``port`` 0: a free one).
+def serve_http(app: Callable[..., Any], host: str, port: int, limits: Limits | None = None) -> Iterator[int]:
+    """Serve an application in a thread until the block ends; yields the port.
+
+    Args:
+        app: the application.
+        host: the address to listen on.
+        port: the port; 0: a free one.
+        limits: how long connections may wait, and how many there may be; None: the usual limits.
 
     Raises:
         NetworkError: the address cannot be bound.
     """
     listener = bind(host, port)
-    with serve_on(app, listener):
+    with serve_on(app, listener, limits):
         yield int(listener.getsockname()[1])
 
 
 @contextlib.contextmanager
-def serve_on(app: Callable[..., Any], listener: socket.socket) -> Iterator[None]:
-    """Serve an application on a listening socket in a thread until the block ends; closes the socket."""
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+def serve_on(app: Callable[..., Any], listener: socket.socket, limits: Limits | None = None) -> Iterator[None]:
+    """Serve an application on a listening socket in a thread until the block ends; closes the socket.
+
+    Args:
+        app: the application.
+        listener: the socket.
+        limits: how long connections may wait, and how many there may be; None: the usual limits.
+    """
+    limits = limits or Limits()
+    config = uvicorn.Config(
+        app,
+        http=guarded(limits),
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=math.ceil(limits.keep_alive_s),
+    )
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="http", daemon=True)
     thread.start()
     try:

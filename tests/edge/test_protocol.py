@@ -34,8 +34,9 @@ from edge_runtime.protocol.messages import (
     decode_message,
     encode_message,
 )
+from edge_runtime.protocol.side_messages import LogLine, LogLines, LogRequest, ServerPresent
 from edge_runtime.protocol.step_rule import StepRule
-from edge_runtime.protocol.topics import device_of, hello_topic, topic_for
+from edge_runtime.protocol.topics import device_of, hello_topic, servers_topic, topic_for
 
 REPORT = RoundReport(
     job="job",
@@ -89,14 +90,22 @@ MESSAGES: list[tuple[AnyMessage, str]] = [
             bundle_sha256=None,
             adapter_sha256=SHA,
             capability=Capability(kind="backprop", levels=[LevelNeed(3, 9, 2)], bytes_free=None),
+            hostname="kitchen",
+            address="192.0.2.7",
         ),
-        "a2195026adf839aa",
+        "4348506c2b28acf2",
     ),
     (Hello(epoch="e", covey_version="0.1.0"), "3d2e2bda8cd165e8"),
     (DeviceState(state="lost", boot_id="1"), "3eea5dcb08d7c719"),
     (DeviceState(state="online", boot_id="1", ineligible="90 °C, above 85"), "11a2ba26a28d2953"),
     (ProfileMessage(device="pi", profile=PROFILE), "7b21dcb759f7e538"),
     (ReportAck(job="job", round=1, attempt=0, outcome="taken"), "6c7e6c4f8db0fb58"),
+    (LogRequest(lines=20, follow_s=60.0), "095b41da9da53c43"),
+    (
+        LogLines(device="pi", boot_id="1", reason="crash", dropped=2, lines=[LogLine(7, 1.5, "INFO", "a line")]),
+        "e7acb3c706b38ec2",
+    ),
+    (ServerPresent(server_id="1", hostname="rack", age_s=2.5, asks=True), "bf14b8b7ca1050bc"),
     (PlanAccepted(job="job", round=1, attempt=0, device="pi"), "b8aa8af59902fc5b"),
     (PlanRefused(job="job", round=1, attempt=0, device="pi", code=4, message="m"), "c0a4da7fe05c8c83"),
     (Synced(job="job", round=1, device="pi", adapter_sha256=SHA, blob_bytes=3), "3c4fb9a63b69b53e"),
@@ -242,6 +251,7 @@ def test_topics() -> None:
     assert topic_for("lab", "+", "birth").count("/") <= 7
     assert device_of("covey/v1/lab/pi-1/birth") == "pi-1"
     assert hello_topic("lab") == "covey/v1/lab/hello"
+    assert servers_topic("lab") == "covey/v1/lab/servers"
     for name in ("", "a/b", "#", "a b", "-a", "x" * 64, "ü"):
         with pytest.raises(ProtocolError, match="cannot be the name"):
             topic_for("lab", name, "plan")

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.agent.agent import Agent
+from edge_runtime.agent.kept_log import LOG_FILE, keeping_log
 from edge_runtime.data.examples import DataConfig, read_completions
 from edge_runtime.errors import DataError
 from edge_runtime.network.transport import Message
@@ -25,6 +26,7 @@ from edge_runtime.protocol.messages import (
     decode_message,
     encode_message,
 )
+from edge_runtime.protocol.side_messages import MOST_LINES, LogRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,21 +90,29 @@ def said(bench: Bench, file: str, content: bytes) -> tuple[DeviceReport, DeviceS
     listener.subscribe("covey/v1/#")
     config = msgspec.structs.replace(bench.config, data=DataConfig(str(path)))
     transport = bench.hub.join()
-    agent = Agent(config, bench.store, transport, "boot")
-    plan = bench.train_plan(bench.initial(), attempt=next(ATTEMPTS))
-    bench.hub.publish(bench.topic("plan"), encode_message(plan), retain=False)
-    for _ in ("the connection", "the plan"):
+    with keeping_log(bench.store.root) as log:
+        agent = Agent(config, bench.store, transport, "boot", log=log)
+        plan = bench.train_plan(bench.initial(), attempt=next(ATTEMPTS))
+        bench.hub.publish(bench.topic("plan"), encode_message(plan), retain=False)
+        for _ in ("the connection", "the plan"):
+            agent.serve_waiting()
+        bench.hub.publish(
+            bench.topic("log/get"), encode_message(LogRequest(lines=MOST_LINES, follow_s=0)), retain=False
+        )
         agent.serve_waiting()
+    assert MARKER.encode() not in (bench.store.root / LOG_FILE).read_bytes()
     bench.hub.leave(transport)
     bench.hub.leave(listener)
-    reports, states = [], []
+    reports, states, logs = [], [], 0
     while (event := listener.receive(0)) is not None:
         if isinstance(event, Message):
             assert MARKER.encode() not in event.payload, event.topic
             if event.topic == bench.topic("state"):
                 states.append(decode_message(event.payload, DeviceState))
+            logs += event.topic == bench.topic("log")
             if event.topic == bench.topic("report"):
                 reports.append(decode_device_report(event.payload))
+    assert logs
     return reports[-1], states[-1]
 
 

@@ -1,0 +1,81 @@
+"""Messages beside the rounds: a device's log for whoever asks for it, and servers that look for each other."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from edge_runtime.protocol.message_base import ProtocolMessage
+from edge_runtime.values import Count, Name
+
+LONGEST_LINE = 500
+"""Characters of one line of a log."""
+MOST_LINES = 200
+"""Lines that a device keeps, and that one request may ask for."""
+LONGEST_FOLLOW_S = 600.0
+
+Host = Annotated[str, msgspec.Meta(max_length=255)]
+"""The name that a machine has for itself."""
+
+
+class LogRequest(ProtocolMessage, frozen=True, tag="log_request", kw_only=True):
+    """Send the log; server → device.
+
+    Attributes:
+        lines: so many of the last lines at once, up to the device's MOST_LINES.
+        follow_s: send new lines for so many seconds from receipt; 0: none. A follower asks again before they are over.
+    """
+
+    lines: Annotated[int, msgspec.Meta(ge=0, le=MOST_LINES)]
+    follow_s: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_FOLLOW_S)]
+
+
+class LogLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One line of a device's log, without anything private.
+
+    Attributes:
+        number: of the line since the device's first start, ascending by one.
+        at_s: when it was written, in seconds since 1970 by the device's clock.
+        level: ``INFO``, ``WARNING``, …
+        text: the line.
+    """
+
+    number: Count
+    at_s: Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+    level: Annotated[str, msgspec.Meta(max_length=20)]
+    text: Annotated[str, msgspec.Meta(max_length=LONGEST_LINE + 1)]
+
+
+class LogLines(ProtocolMessage, frozen=True, tag="log", kw_only=True):
+    """Lines of a device's log; device → server, only while it is asked, and after a crash.
+
+    Attributes:
+        device: the device's name.
+        boot_id: see Birth; with ``crash`` it is the start that follows the crash.
+        reason: ``asked``, or ``crash``: the last lines before a process that did not end properly.
+        dropped: lines that were left out since the last message, because there were too many.
+        lines: in order of their numbers.
+    """
+
+    device: Name
+    boot_id: Annotated[str, msgspec.Meta(max_length=64)]
+    reason: Literal["asked", "crash"]
+    dropped: Count
+    lines: Annotated[list[LogLine], msgspec.Meta(max_length=MOST_LINES)]
+
+
+class ServerPresent(ProtocolMessage, frozen=True, tag="server", kw_only=True):
+    """A server of the fleet is here; server → servers, not retained.
+
+    Attributes:
+        server_id: random, new with every start.
+        hostname: of its machine.
+        age_s: seconds since its start.
+        asks: whether the other servers are to answer; an answer does not ask.
+    """
+
+    server_id: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    hostname: Host
+    age_s: Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+    asks: bool
