@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edge_runtime import __version__
 from edge_runtime.agent.announcer import Announcer
 from edge_runtime.agent.delta_uploads import DeltaUploads
 from edge_runtime.agent.inbox import Inbox, round_and_attempt
@@ -113,6 +114,7 @@ class Agent:
         self._blob_url: str | None = None  # of the last plan
         self._unannounced = False
         self._logs = LogSender(config.name, boot_id, log or NoLog(), self._publish_log, self._machine.clock)
+        _LOG.info("device %s of fleet %s begins: Covey %s, %s", config.name, config.fleet, __version__, config.engine)
         transport.subscribe(hello_topic(config.fleet))
         transport.subscribe(self._topic("plan"))
         transport.subscribe(self._topic("report/ack"))

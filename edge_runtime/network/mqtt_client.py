@@ -56,7 +56,7 @@ class Client(mqtt.Client):
         if connection is None:
             return None
         try:
-            return str(connection.getsockname()[0])
+            return str(connection.getsockname()[0])  # type: ignore[attr-defined]
         except OSError:  # closed by paho's thread meanwhile
             return None
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
-from litestar import delete, get, put
+from litestar import delete, get, post, put
+from litestar.params import Parameter
 
-from server.api.schema import DeviceList, DeviceStatus
+from edge_runtime.protocol.side_messages import LONGEST_FOLLOW_S, MOST_LINES
+from server.api.schema import DeviceList, DeviceLog, DeviceStatus, LogLineSeen
 from server.views.summary import device_list
 
 if TYPE_CHECKING:
     from litestar.handlers import HTTPRouteHandler
 
     from server.queue.operations import Operations
+
+Lines = Annotated[int, Parameter(ge=0, le=MOST_LINES)]
+FollowSeconds = Annotated[float, Parameter(ge=0, le=LONGEST_FOLLOW_S)]
 
 
 def device_routes(operations: Operations, actor: str) -> list[HTTPRouteHandler]:
@@ -28,6 +33,24 @@ def device_routes(operations: Operations, actor: str) -> list[HTTPRouteHandler]:
     def devices() -> DeviceList:
         """List all devices that ever announced themselves."""
         return DeviceList([msgspec.convert(device, DeviceStatus) for device in device_list(operations.ledger)])
+
+    @post("/devices/{name:str}/logs", status_code=202, sync_to_thread=True)
+    def ask_for_log(name: str, lines: Lines = 200, follow_s: FollowSeconds = 0.0) -> dict[str, Any]:
+        """Ask a device for its last lines and, for some seconds, for new ones; GET returns what has arrived."""
+        operations.ask_for_log(name, lines, follow_s)
+        return {"device": name, "state": "asked"}
+
+    @get("/devices/{name:str}/logs", sync_to_thread=True)
+    def log(name: str, after: Annotated[int, Parameter(ge=0)] = 0) -> DeviceLog:
+        """Show the lines that a device has sent, after a line's number."""
+        found = operations.log_lines(name, after)
+        return DeviceLog(
+            name,
+            [
+                LogLineSeen(one.sequence, one.line.at_s, one.line.level, one.line.text, one.reason, one.dropped)
+                for one in found
+            ],
+        )
 
     @put("/devices/{name:str}/tags/{tag:str}", status_code=200, sync_to_thread=True)
     def tag(name: str, tag: str) -> dict[str, Any]:
@@ -47,4 +70,4 @@ def device_routes(operations: Operations, actor: str) -> list[HTTPRouteHandler]:
         operations.forget(name, actor)
         return {"device": name, "state": "forgotten"}
 
-    return [devices, tag, untag, forget]
+    return [devices, ask_for_log, log, tag, untag, forget]

@@ -106,6 +106,31 @@ class DeviceList(msgspec.Struct, frozen=True):
     devices: list[DeviceStatus]
 
 
+class LogLineSeen(msgspec.Struct, frozen=True):
+    """One line of a device's log.
+
+    Attributes:
+        number: of the line on this server, ascending; ask for the lines after it.
+        at_s: when the device wrote it, in seconds since 1970 by its clock.
+        reason: ``asked``; ``crash``: it was written before a process that did not end properly.
+        dropped: lines that the device left out before it.
+    """
+
+    number: int
+    at_s: float
+    level: str
+    text: str
+    reason: str
+    dropped: int
+
+
+class DeviceLog(msgspec.Struct, frozen=True):
+    """Lines of a device's log, in order."""
+
+    device: str
+    lines: list[LogLineSeen]
+
+
 class ServerStatus(msgspec.Struct, frozen=True):
     """The server.
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Any
 
 from edge_runtime import output
-from server.commands.reaching import add_reaching, ask, look
+from edge_runtime.errors import ConfigError, NetworkError
+from edge_runtime.protocol.side_messages import MOST_LINES
+from server.commands.reaching import add_reaching, ask, look, open_client
+from server.commands.stopping import stop_on_signals
 from server.commands.tables import short_table
 
 if TYPE_CHECKING:
@@ -28,6 +32,12 @@ _LIST = (
     "reason",
 )
 
+_ANSWER_S = 30.0
+"""Seconds that a device may take to send its first line: it may be training."""
+_FOLLOW_S = 60
+_ASK_AGAIN_S = 30.0
+_LOOK_S = 0.5
+
 
 def add_device_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add ``device`` and its commands."""
@@ -39,10 +49,14 @@ def add_device_commands(commands: Commands[argparse.ArgumentParser]) -> None:
         ("tag", "give a device a tag", _tag),
         ("untag", "take a tag from a device", _untag),
         ("forget", "forget a device that is gone", _forget),
+        ("logs", "what a device logs", _logs),
     ):
         parser = device.add_parser(name, help=help_text, description=run.__doc__)
         if run is not _list:
             parser.add_argument("device", help="name of the device")
+        if run is _logs:
+            parser.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
+            parser.add_argument("-n", "--lines", type=int, default=200, help="last lines (default: %(default)s)")
         if run in (_tag, _untag):
             parser.add_argument("tag", help='the tag; jobs name it by devices = "tag:TAG"')
         add_reaching(parser)
@@ -78,3 +92,38 @@ def _forget(args: argparse.Namespace) -> int:
     answer = ask(args, "DELETE", f"/devices/{args.device}")
     output.emit(args, answer, f"{args.device} is forgotten")
     return 0
+
+
+def _logs(args: argparse.Namespace) -> int:
+    """Show the last lines of a device's log; they come from the device, without private rows. With -f: follow it.
+
+    The lines before a crash are sent with the device's next start, and are shown too.
+    """
+    if not 1 <= args.lines <= MOST_LINES:
+        raise ConfigError(f"--lines {args.lines} is not between 1 and {MOST_LINES}", "a device keeps its last lines")
+    stop = stop_on_signals()
+    path = f"/devices/{args.device}/logs"
+    asked_at, shown, waited_until = -_ASK_AGAIN_S, 0, time.monotonic() + _ANSWER_S
+    with open_client(args) as client:
+        while not stop.is_set():
+            if (args.follow or shown == 0) and time.monotonic() - asked_at >= _ASK_AGAIN_S:
+                lines = args.lines if shown == 0 else 0
+                client.ask("POST", path, query={"lines": lines, "follow_s": _FOLLOW_S if args.follow else 0})
+                asked_at = time.monotonic()
+            found = client.get(path, after=shown)["lines"]
+            for line in found:
+                shown = line["number"]
+                output.emit(args, line, _line(line))
+            if not args.follow and (found or time.monotonic() > waited_until):
+                break
+            stop.wait(_LOOK_S)
+    if shown == 0 and not args.follow:
+        raise NetworkError(f"{args.device} sent no line within {_ANSWER_S:g} s", "it may be busy: try again, or -f")
+    return 0
+
+
+def _line(line: dict[str, Any]) -> str:
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(line["at_s"]))
+    before = f"… {line['dropped']} lines left out\n" if line["dropped"] else ""
+    crash = " (before a crash)" if line["reason"] == "crash" else ""
+    return f"{before}{at} {line['level']}{crash} {line['text']}"

@@ -19,6 +19,7 @@ from server.storage.discard import discard_job
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from server.fleet.device_logs import ReceivedLine
     from server.job.fitted import FittedJob
     from server.queue.supervisor import Supervisor
     from server.storage.blobs import BlobStore
@@ -174,6 +175,22 @@ class Operations:
             self.supervisor.refresh_tags()
 
         self._do(actor, "untag", device, wish, tag)
+
+    def ask_for_log(self, device: str, lines: int, follow_s: float) -> None:
+        """Ask a device for its last lines and, for ``follow_s`` seconds, for new ones.
+
+        Raises:
+            ConfigError: the device is not here.
+        """
+        known = self.supervisor.coordinator.devices.get(device)
+        if known is None or not known.is_here:
+            state = "never seen" if known is None else known.state
+            raise ConfigError(f"{device} is not here: {state}", "see: covey device list")
+        self.supervisor.coordinator.ask_for_log(device, lines, follow_s)
+
+    def log_lines(self, device: str, after: int) -> list[ReceivedLine]:
+        """Return the lines that a device has sent, after a line's number."""
+        return self.supervisor.coordinator.logs.lines(device, after)
 
     def forget(self, device: str, actor: str) -> None:
         """Forget a device that is gone: its entry, its tags and its profiles; what it did in jobs stays.

@@ -21,7 +21,9 @@ from edge_runtime.protocol.messages import (
     decode_message,
     encode_message,
 )
+from edge_runtime.protocol.side_messages import LogLines
 from edge_runtime.protocol.topics import device_of, hello_topic, topic_for
+from server.fleet.device_logs import DeviceLogs, request_log
 from server.rounds.patience import patiently
 
 if TYPE_CHECKING:
@@ -46,20 +48,26 @@ class Coordinator:
 
     Attributes:
         roster: the fleet's devices.
+        logs: what the devices have sent of their logs.
     """
 
     def __init__(self, roster: Roster, services: Services, should_stop: Callable[[], bool] = lambda: False) -> None:
         self.roster = roster
+        self.logs = DeviceLogs()
         self._services, self._clock = services, services.clock
         self._should_stop = should_stop
         self._runs: dict[str, JobRun] = {}
-        for kind in ("birth", "state", "profile", "report"):
+        for kind in ("birth", "state", "profile", "report", "log"):
             services.transport.subscribe(topic_for(roster.fleet, "+", kind))
 
     @property
     def devices(self) -> Mapping[str, Device]:
         """The devices that have sent a message, by name."""
         return self.roster.devices
+
+    def ask_for_log(self, device: str, lines: int, follow_s: float) -> None:
+        """Ask a device for its log; see device_logs.request_log. Safe to call from other threads."""
+        request_log(self._services.transport, self.roster.fleet, device, lines, follow_s)
 
     @property
     def runs(self) -> Mapping[str, JobRun]:
@@ -120,6 +128,8 @@ class Coordinator:
             self._take_state(device, decode_message(message.payload, DeviceState))
         elif kind == "profile":
             self.roster.take_profile(device, message.payload)
+        elif kind == "log":
+            self._take_log(device, decode_message(message.payload, LogLines))
         else:
             report = decode_device_report(message.payload)
             if report.device != name:
@@ -148,6 +158,11 @@ class Coordinator:
         if state.state in ("lost", "offline"):
             for run in self._runs.values():
                 run.gone(device)
+
+    def _take_log(self, device: Device, lines: LogLines) -> None:
+        self.logs.take(device.name, lines)
+        if lines.reason == "crash":
+            _LOG.warning("%s did not end properly; its last lines: covey device logs %s", device.name, device.name)
 
     def _take_report(self, device: Device, report: DeviceReport, size_bytes: int) -> None:
         self.roster.heard(device, self._clock())

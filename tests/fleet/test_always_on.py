@@ -187,6 +187,69 @@ def submitted(fleet: Fleet) -> str:
     return "before"
 
 
+def test_a_device_s_log_is_read_and_its_last_lines_before_a_crash(fleet: Fleet) -> None:
+    fleet.stay().wait_event("serving")
+    fleet.device("pi", 0, stays=True)
+    here(fleet, 1)
+    submit(fleet, "job", rounds=2)
+    wait_state(fleet, "job", "finished")
+    asked = fleet.lines("device", "logs", "pi")
+    assert any("round 1: loss" in line["text"] for line in asked)
+    assert {line["reason"] for line in asked} == {"asked"}
+    victim = fleet.device("victim", 1, stays=True)
+    here(fleet, 2)
+    victim.popen.kill()
+    victim.popen.wait()
+    wait_for(lambda: [d["state"] for d in fleet.covey("device", "list")["devices"]][1] != "online", "its will", 90.0)
+    assert "victim is not here" in fleet.covey("device", "logs", "victim", code=3)["error"]
+    fleet.device("victim", 1, stays=True)
+    here(fleet, 2)
+    lines = fleet.lines("device", "logs", "victim")
+    assert {line["reason"] for line in lines} >= {"crash"}
+    assert "nobody is not here: never seen" in fleet.covey("device", "logs", "nobody", code=3)["error"]
+
+
+def test_a_device_is_forgotten_once_it_is_gone(fleet: Fleet) -> None:
+    server = fleet.stay()
+    server.wait_event("serving")
+    device = fleet.device("pi", 0, stays=True)
+    here(fleet, 1)
+    fleet.covey("device", "tag", "pi", "attic")
+    assert "pi is here now" in fleet.covey("device", "forget", "pi", code=3)["error"]
+    assert "has no tag cellar" in fleet.covey("device", "untag", "pi", "cellar", code=3)["error"]
+    device.popen.send_signal(signal.SIGTERM)
+    assert device.popen.wait(60) == 0
+    wait_for(lambda: fleet.covey("device", "list")["devices"][0]["state"] == "offline", "goodbye", 90.0)
+    fleet.covey("device", "forget", "pi")
+    assert fleet.covey("device", "list")["devices"] == []
+    assert "has no device pi" in fleet.covey("device", "forget", "pi", code=3)["error"]
+
+
+def test_a_server_s_state_and_what_its_doctor_finds(fleet: Fleet) -> None:
+    absent = fleet.covey("server", "doctor", "--mqtt-port", str(fleet.port), "--http-port", "0")
+    assert {check["check"]: check["status"] for check in absent["checks"]} == {
+        "server": "absent",
+        "disk": "ok",
+        "descriptors": absent["checks"][2]["status"],
+        "http port": "ok",
+        "mqtt port": "ok",
+        "broker": "ok",
+        "ledger": "absent",
+    }
+    fleet.stay().wait_event("serving")
+    status = fleet.covey("server", "status")
+    assert (status["fleet"], status["mqtt_port"], status["jobs_at_work"]) == ("default", fleet.port, [])
+    submit(fleet, "job", "--allow-absent", rounds=1, devices="nobody")
+    (fleet.root / "jobs" / "job" / "test.jsonl").unlink()
+    found = fleet.covey("server", "doctor", code=3)
+    problems = [check for check in found["checks"] if check["status"] == "problem"]
+    assert [check["check"] for check in problems] == ["job job"]
+    assert "is gone" in problems[0]["found"]
+    job = write_job(fleet.root / "jobs", name="other")
+    second = fleet.covey("run", "--job", str(job), "--bundle", str(fleet.bundle.path), code=11)
+    assert "another server uses" in second["error"]
+
+
 def test_the_api_over_tcp_needs_the_token(fleet: Fleet) -> None:
     port = free_port()
     fleet.stay("--mqtt-port", str(fleet.port), "--api-port", str(port)).wait_event("serving")

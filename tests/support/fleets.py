@@ -147,6 +147,12 @@ class Fleet:
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return answer
 
+    def lines(self, *arguments: str) -> list[dict[str, Any]]:
+        """Run a command that speaks to the server, and return the objects of its lines; empty where it fails."""
+        command = [sys.executable, "-m", "server.cli", *arguments, "--state-dir", str(self.state_dir)]
+        done = subprocess.run([*command, "--format", "json"], capture_output=True, text=True, check=False, timeout=100)
+        return [json.loads(line) for line in done.stdout.splitlines()] if done.returncode == 0 else []
+
     def _server(self, *command: str, flags: tuple[str, ...]) -> Process:
         broker = ["--broker", f"mqtt://127.0.0.1:{self.port}"] if self.external else ["--mqtt-port", str(self.port)]
         arguments = [
