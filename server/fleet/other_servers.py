@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import ProtocolError
-from edge_runtime.network.transport import Connected
+from edge_runtime.network.transport import Connected, Message
 from edge_runtime.protocol.messages import decode_message, encode_message
 from edge_runtime.protocol.side_messages import ServerPresent
 from edge_runtime.protocol.topics import servers_topic
@@ -124,10 +124,9 @@ class OtherServers:
 
     def _take(self, event: Event | None) -> None:
         """Answer a server that asks; enter one that this server gives way to."""
-        if event is None:
-            return
         if isinstance(event, Connected):
             self._say(asks=True)  # a broker that was divided or is another one may have brought a server with it
+        if not isinstance(event, Message):
             return
         try:
             other = decode_message(event.payload, ServerPresent) if event.payload else None

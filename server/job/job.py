@@ -15,14 +15,13 @@ from edge_runtime.protocol.privacy import Privacy
 from edge_runtime.protocol.step_rule import MAX_PERTURBATIONS, StepRule, check_rule
 from edge_runtime.values import Name
 from server.bandit.options import BanditOptions
+from server.job.largest_message import largest_report_bytes
 from server.job.methods import expand
 from server.job.selector import EVERYONE, parse_selector
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_REPORT_OVERHEAD_BYTES = 512
-"""Upper bound of a report's size without its scalars."""
 BackPerturbations = Annotated[int, msgspec.Meta(ge=1, le=MAX_PERTURBATIONS)]
 
 
@@ -199,19 +198,14 @@ def _check(path: str, job: Job) -> None:
             f"{path}: min_reports = {job.min_reports} can never be reached with cohort = {job.cohort}",
             "lower min_reports, or raise cohort",
         )
-    rule = job.step
-    if job.adaptive is not None:
-        if rule.variant != "nested" or rule.normalize == "std":
-            raise ConfigError(
-                f'{path}: [adaptive] needs variant = "nested" and normalize "rms" or "none"',
-                "leave [adaptive] out, or change [step]",
-            )
-        most = max(rule.back_perturbations, job.adaptive.most_back_perturbations)
-        rule = msgspec.structs.replace(rule, back_perturbations=most)
+    if job.adaptive is not None and (job.step.variant != "nested" or job.step.normalize == "std"):
+        raise ConfigError(
+            f'{path}: [adaptive] needs variant = "nested" and normalize "rms" or "none"',
+            "leave [adaptive] out, or change [step]",
+        )
     if job.bandit is not None:
         _check_bandit(path, job, job.bandit)
-        rule = msgspec.structs.replace(rule, back_perturbations=max(job.bandit.back_perturbations))
-    report_bytes = 4 * job.steps * rule.scalars_per_step + _REPORT_OVERHEAD_BYTES
+    report_bytes = largest_report_bytes(job)
     if report_bytes > MAX_PAYLOAD_BYTES * 3 // 4:
         raise ConfigError(
             f"{path}: a report would have {report_bytes} bytes, more than one message can carry",
