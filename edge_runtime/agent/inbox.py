@@ -21,8 +21,8 @@ class Inbox:
     Args:
         transport: the device's connection.
         plan_topic: the topic on which the device's plans arrive.
-        at_once: called with each new connection, message that was given up, and message on ``urgent_topics`` as it arrives, also while a plan
-            is at work: the server waits for the answer.
+        at_once: called with each new connection, each message that was given up, and each message on ``urgent_topics``
+            as it arrives, also while a plan is at work: the server waits for the answer.
         urgent_topics: the topics of the server's hello and of its requests for the log.
     """
 

@@ -1,4 +1,4 @@
-"""The MQTT transport: paho-mqtt with QoS 1, a persistent session, reconnects and TLS. MQTT 3.1.1 features only."""
+"""The MQTT transport: paho-mqtt with QoS 1, reconnects and TLS. MQTT 3.1.1 features only."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class MqttTransport:
 
     Args:
         address: the broker.
-        identity: client id of the session, the same after every restart, so that QoS 1 messages wait for it.
+        identity: client id; a broker lets in one member of each.
         will: published by the broker when this member vanishes.
         tls: files for TLS.
         connect_timeout_s: seconds that the first connection may take; later reconnects are tried without limit.

@@ -57,7 +57,7 @@ class Client(mqtt.Client):
 
     def local_address(self) -> str | None:
         """Return this machine's address on the connection to the broker; None: there is no connection."""
-        connection = self.socket()
+        connection: Any = self.socket()
         if connection is None:
             return None
         try:

@@ -70,7 +70,7 @@ class DeviceLogs:
             while len(self._kept) > KEPT_DEVICES:
                 self._kept.popitem(last=False)
             known = {(received.line.number, received.line.at_s) for received in kept}
-            new = []
+            new: list[ReceivedLine] = []
             for line in message.lines:
                 if (line.number, line.at_s) not in known:
                     self._sequence += 1

@@ -110,8 +110,9 @@ class OtherServers:
         while not self._ended.is_set():
             try:
                 self._take(self._transport.receive(_TICK_S))
-            except Exception:
+            except Exception:  # noqa: BLE001 one message never ends the watch
                 _LOG.exception("could not take a message on %s by a fault of Covey; please report it", self._topic)
+                self._ended.wait(_TICK_S)
 
     def _say(self, *, asks: bool) -> None:
         present = ServerPresent(

@@ -15,13 +15,14 @@ from edge_runtime.protocol.privacy import Privacy
 from edge_runtime.protocol.step_rule import MAX_PERTURBATIONS, StepRule, check_rule
 from edge_runtime.values import Name
 from server.bandit.options import BanditOptions
-from server.job.largest_message import largest_report_bytes
 from server.job.methods import expand
 from server.job.selector import EVERYONE, parse_selector
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+_REPORT_OVERHEAD_BYTES = 512
+"""Upper bound of a report's size without its scalars."""
 BackPerturbations = Annotated[int, msgspec.Meta(ge=1, le=MAX_PERTURBATIONS)]
 
 
@@ -250,3 +251,14 @@ def _with_method(table: dict[str, Any]) -> dict[str, Any]:
 def enough_reports(job: Job, offered: int) -> int:
     """Return the number of reports that end a round that was offered to ``offered`` devices."""
     return min(job.cohort, offered) if job.cohort else offered
+
+
+def largest_report_bytes(job: Job) -> int:
+    """Return an upper bound of the size of a forward-only round's report, with all that the job may choose."""
+    most = job.step.back_perturbations
+    if job.adaptive is not None:
+        most = max(most, job.adaptive.most_back_perturbations)
+    if job.bandit is not None:
+        most = max(job.bandit.back_perturbations)
+    rule = msgspec.structs.replace(job.step, back_perturbations=most)
+    return 4 * job.steps * rule.scalars_per_step + _REPORT_OVERHEAD_BYTES
