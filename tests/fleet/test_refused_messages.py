@@ -14,7 +14,7 @@ from edge_runtime.network.address import parse_broker
 from edge_runtime.network.message_size import check_size, largest_packet_bytes
 from edge_runtime.network.mqtt import MqttTransport
 from edge_runtime.network.transport import Connected, GivenUp, Message
-from edge_runtime.protocol.messages import PlanRefused, RoundReport, encode_message
+from edge_runtime.protocol.messages import Hello, PlanRefused, RoundReport, TrainPlan, encode_message
 from edge_runtime.protocol.topics import topic_for
 from server.job.job import Job, read_job
 from server.job.largest_message import largest_message_bytes
@@ -148,17 +148,21 @@ def test_a_server_leaves_out_the_device_whose_plan_was_given_up(bench: Bench) ->
     deaf = ScriptedDevice(bench, "deaf", lambda _plan: [])
     job = msgspec.structs.replace(JOB, rounds=1, min_devices=2, accept_s=1e6, deadline_s=1e6)
     with coordinator(bench, job) as (made, _):
-        seen = []
-        made._observe = seen.append
-        deaf.answer = lambda plan: (
-            made._services.transport.deliver(  # type: ignore[attr-defined, func-returns-value]
-                GivenUp(bench.topic("plan", "deaf"), encode_message(plan), FINDING, "raise it")
-            )
-            or []
-        )
+        server = made.coordinator._services.transport
+
+        def give_up(plan: TrainPlan) -> list[RoundReport]:
+            event = GivenUp(bench.topic("plan", "deaf"), encode_message(plan), FINDING, "raise it")
+            server.deliver(event)  # type: ignore[attr-defined]
+            return []
+
+        deaf.answer = give_up
+        for payload in (b"x", encode_message(Hello(epoch="e", covey_version="0"))):
+            server.deliver(GivenUp(bench.topic("plan", "deaf"), payload, FINDING, "raise it"))  # type: ignore[attr-defined]
+        server.deliver(GivenUp(bench.topic("report/ack", "deaf"), b"x", FINDING, "raise it"))  # type: ignore[attr-defined]
         assert run_with(made, [good, deaf])
-    assert made.devices["deaf"].rest is not None
-    assert made.devices["deaf"].rest.reason == FINDING
+        rest = made.coordinator.devices["deaf"].rest
+    assert rest is not None
+    assert rest.reason == FINDING
 
 
 def test_the_largest_message_is_an_upper_bound(tmp_path: Path, bench: Bench) -> None:
