@@ -24,9 +24,9 @@ from edge_runtime.agent.readiness import Readiness
 from edge_runtime.agent.trainer import Trainer
 from edge_runtime.device.machine import this_machine
 from edge_runtime.engines.choose import Engines
-from edge_runtime.errors import FaultError, ProtocolError, as_covey_error
+from edge_runtime.errors import FaultError, NetworkError, ProtocolError, as_covey_error
 from edge_runtime.network.fetch import blob_base
-from edge_runtime.network.transport import Connected
+from edge_runtime.network.transport import Connected, GivenUp
 from edge_runtime.protocol.messages import (
     BackpropPlan,
     DeltaReport,
@@ -37,9 +37,11 @@ from edge_runtime.protocol.messages import (
     PlanRefused,
     Report,
     ReportAck,
+    RoundReport,
     Synced,
     SyncPlan,
     TrainPlan,
+    decode_device_report,
     decode_message,
     decode_plan,
     decode_report,
@@ -113,6 +115,7 @@ class Agent:
         self._deltas = DeltaUploads(store, config.tls)
         self._blob_url: str | None = None  # of the last plan
         self._unannounced = False
+        self._undeliverable: dict[bytes, NetworkError] = {}  # the report that the broker does not take
         self._logs = LogSender(config.name, boot_id, log or NoLog(), self._publish_log, self._machine.clock)
         _LOG.info("device %s of fleet %s begins: Covey %s, %s", config.name, config.fleet, __version__, config.engine)
         transport.subscribe(hello_topic(config.fleet))
@@ -161,6 +164,9 @@ class Agent:
 
     def _handle_at_once(self, event: Event) -> None:
         """Take in a new connection or the server's hello, and announce the device; answer a request for the log."""
+        if isinstance(event, GivenUp):
+            self._give_up(event)
+            return
         if isinstance(event, Connected):
             self._announcer.session.connections += 1
             self._trainer.rows_watch.forget()  # the server may be another one, with other labels
@@ -191,6 +197,16 @@ class Agent:
         else:
             self._unannounced = False
             self._logs.announced(self._announcer.session.epoch)
+
+    def _give_up(self, event: GivenUp) -> None:
+        """Refuse the plan whose report the broker does not take; the transport has said what else was given up."""
+        if event.topic != self._topic("report"):
+            return
+        report = decode_device_report(event.payload)
+        if isinstance(report, (RoundReport, DeltaReport)):
+            error = NetworkError(event.finding, event.remedy)
+            self._undeliverable = {event.payload: error}
+            self._refuse(report.job, report.round, report.attempt, error)
 
     def _publish_log(self, payload: bytes) -> None:
         self._transport.publish(self._topic("log"), payload)
@@ -352,7 +368,11 @@ class Agent:
         self._readiness.check()
 
     def _send_again(self, plan: TrainPlan | BackpropPlan) -> bool:
-        """Send the journal's report if it answers this very plan; return whether it does."""
+        """Send the journal's report if it answers this very plan; return whether it does.
+
+        Raises:
+            NetworkError: the broker does not take this report: it was tried.
+        """
         report = self._last_report()
         if report is None:
             return False
@@ -363,5 +383,7 @@ class Agent:
             plan.adapter.file.sha256,
         )
         if same:
+            if (known := self._undeliverable.get(encode_message(report))) is not None:
+                raise NetworkError(known.what, known.hint)
             self._report(report)
         return same

@@ -6,7 +6,7 @@ import collections
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import ProtocolError
-from edge_runtime.network.transport import Connected, Message
+from edge_runtime.network.transport import Connected, GivenUp, Message
 from edge_runtime.protocol.messages import Plan, SyncPlan, decode_plan
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ class Inbox:
     Args:
         transport: the device's connection.
         plan_topic: the topic on which the device's plans arrive.
-        at_once: called with each new connection and each message on ``urgent_topics`` as it arrives, also while a plan
-            is at work: the server waits for the answer.
+        at_once: called with each new connection, each message that was given up, and each message on ``urgent_topics``
+            as it arrives, also while a plan is at work: the server waits for the answer.
         urgent_topics: the topics of the server's hello and of its requests for the log.
     """
 
@@ -49,7 +49,7 @@ class Inbox:
                 self._waiting.append(message)
 
     def _unless_urgent(self, event: Event) -> Message | None:
-        if isinstance(event, Connected) or event.topic in self._urgent_topics:
+        if isinstance(event, (Connected, GivenUp)) or event.topic in self._urgent_topics:
             self._at_once(event)
             return None
         return event

@@ -63,14 +63,14 @@ def check_access(
     Raises:
         ConfigError: the TLS files cannot be used.
     """
-    member = _Conversation(address, identity, tls, MQTTProtocolVersion.MQTTv311, timeout_s)
+    member = Conversation(address, identity, tls, MQTTProtocolVersion.MQTTv311, timeout_s)
     cause = member.log_in()
     if cause is not None:
         return Access([exact(cause, address, tls)], is_publishing_known=False)
     causes = [denied(member.place, "read", topic, address.username) for topic in member.refused("read", reads)[0]]
     is_known, left = False, list(writes)
     while left:
-        asking = _Conversation(address, identity, tls, MQTTProtocolVersion.MQTTv5, timeout_s)
+        asking = Conversation(address, identity, tls, MQTTProtocolVersion.MQTTv5, timeout_s)
         if asking.log_in() is not None:
             break
         is_known = True
@@ -80,8 +80,13 @@ def check_access(
     return Access(causes, is_known)
 
 
-class _Conversation:
-    """One connection, driven in this thread."""
+class Conversation:
+    """One connection, driven in this thread.
+
+    Attributes:
+        place: the broker.
+        largest_packet_bytes: what the broker says that it takes at most; None: nothing, or not logged in.
+    """
 
     def __init__(
         self,
@@ -97,18 +102,22 @@ class _Conversation:
         self._client.connect_timeout = timeout_s
         self._login: Any = None  # the reason code of CONNACK
         self._answers: dict[int, bool] = {}  # by the number of the packet: whether it was refused
+        self._codes: dict[int, int] = {}  # by the number of the packet: MQTT's reason code for a published message
+        self.largest_packet_bytes: int | None = None
         self._client.on_connect = self._on_connect
         self._client.on_subscribe = self._on_subscribe
         self._client.on_publish = self._on_publish
 
-    def _on_connect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:  # noqa: ANN401
+    def _on_connect(self, _client: Any, _data: Any, _flags: Any, reason: Any, properties: Any) -> None:  # noqa: ANN401
         self._login = reason
+        self.largest_packet_bytes = getattr(properties, "MaximumPacketSize", None)
 
     def _on_subscribe(self, _client: Any, _data: Any, number: int, reasons: Any, _properties: Any) -> None:  # noqa: ANN401
         self._answers[number] = any(reason.is_failure for reason in reasons)
 
     def _on_publish(self, _client: Any, _data: Any, number: int, reason: Any, _properties: Any) -> None:  # noqa: ANN401
         self._answers[number] = reason.is_failure
+        self._codes[number] = reason.value if reason.is_failure else 0
 
     def log_in(self) -> Cause | None:
         """Connect and log in; return why that does not work."""
@@ -142,9 +151,19 @@ class _Conversation:
                 found.append(topic)
             if not is_up:
                 break
+        self.leave()
+        return found, asked
+
+    def publish(self, topic: str, payload: bytes) -> int | None:
+        """Publish a message; return 0 where the broker takes it, its reason code, or None where it says nothing."""
+        number = self._client.publish(topic, payload, qos=1).mid
+        self._turn(lambda: number in self._codes)
+        return self._codes.get(number)
+
+    def leave(self) -> None:
+        """End the connection properly."""
         self._client.disconnect()
         self._client.loop(_TICK_S)
-        return found, asked
 
     def _send(self, action: Literal["read", "write"], topic: str) -> int:
         if action == "write":

@@ -207,6 +207,30 @@ def denied(place: Place, action: str, topic: str, user: str | None) -> Cause:
     )
 
 
+def oversize(place: Place, size_bytes: int, limit_bytes: int | None) -> Cause:
+    """Return the cause of a message that the broker does not take; ``limit_bytes``: of a packet, None: not known."""
+    limit = "its limit is not known" if limit_bytes is None else f"its limit is {limit_bytes} bytes"
+    return Cause(
+        "oversize",
+        f"{place} takes no message of {size_bytes} bytes; {limit}",
+        "raise the broker's limit (mosquitto: max_packet_size and message_size_limit) to at least 256 kB; or make the "
+        "messages smaller: lower steps or the number of perturbations in the job",
+    )
+
+
+def given_up(place: Place, size_bytes: int, times: int, limit_bytes: int | None) -> Cause:
+    """Return the cause of a message at which the broker has closed the connection several times."""
+    limit = "its limit is not known" if limit_bytes is None else f"its limit is {limit_bytes} bytes"
+    is_over = limit_bytes is None or size_bytes > limit_bytes
+    return Cause(
+        "oversize" if is_over else "acl",
+        f"{place} has closed the connection {times} times at this message of {size_bytes} bytes; {limit}",
+        oversize(place, size_bytes, limit_bytes).remedy
+        if is_over
+        else "perhaps the broker's access list forbids its topic: read the broker's log",
+    )
+
+
 _BIG_BYTES = 16_384
 _REPEATED = 2
 

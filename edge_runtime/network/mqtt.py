@@ -1,4 +1,4 @@
-"""The MQTT transport: paho-mqtt with QoS 1, a persistent session, reconnects and TLS. MQTT 3.1.1 features only."""
+"""The MQTT transport: paho-mqtt with QoS 1, reconnects and TLS. MQTT 3.1.1 features only."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from edge_runtime.network.cause import closed
-from edge_runtime.network.causes import cause_of_error, denied, loss_cause, refusal_cause, silent
+from edge_runtime.network.causes import CUT, cause_of_error, denied, given_up, loss_cause, refusal_cause, silent
 from edge_runtime.network.diagnose import exact
+from edge_runtime.network.message_size import largest_packet_bytes
 from edge_runtime.network.mqtt_client import make_client
-from edge_runtime.network.quick_losses import SHORT_PAUSE_S, QuickLosses
-from edge_runtime.network.transport import Connected, Event, Message, Will
+from edge_runtime.network.quick_losses import SHORT_PAUSE_S, SOON_S, QuickLosses
+from edge_runtime.network.stuck_message import PATIENCE, StuckMessage
+from edge_runtime.network.transport import Connected, Event, GivenUp, Message, Will
 
 if TYPE_CHECKING:
     import paho.mqtt.client as mqtt
@@ -37,7 +39,7 @@ class MqttTransport:
 
     Args:
         address: the broker.
-        identity: client id of the session, the same after every restart, so that QoS 1 messages wait for it.
+        identity: client id; a broker lets in one member of each.
         will: published by the broker when this member vanishes.
         tls: files for TLS.
         connect_timeout_s: seconds that the first connection may take; later reconnects are tried without limit.
@@ -72,6 +74,7 @@ class MqttTransport:
         self._asked: _Sent[str] = _Sent()  # filters of the subscriptions
         self._up_since: float | None = None  # monotonic seconds; None: not logged in
         self._losses = QuickLosses(rng or random.Random())  # noqa: S311 pauses are no secret
+        self._stuck = StuckMessage()
         self._client = make_client(address, identity, tls, keep_session=keep_session)
         self._wait_before_login(SHORT_PAUSE_S)
         if will is not None:
@@ -152,6 +155,22 @@ class MqttTransport:
             closed_soon=self._losses.count,
         )
         _LOG.warning("connection to the broker lost: %s; trying again", cause)
+        is_cut = not is_silent and (error is None or isinstance(error, CUT))
+        self._give_up_what_is_stuck(is_closed_soon=is_cut and up_s < SOON_S)
+
+    def _give_up_what_is_stuck(self, *, is_closed_soon: bool) -> None:
+        """Drop the message at which the broker closes the connection again and again, and say so."""
+        head = self._client.head()
+        is_stuck = self._stuck.lost(None if head is None else head.mid, is_closed_soon=is_closed_soon)
+        self._client.is_one_by_one = self._stuck.is_one_by_one
+        if not is_stuck or head is None:
+            return
+        self._client.forget(head.mid)
+        self._unconfirmed.answer(head.mid)
+        limit_bytes = largest_packet_bytes(self._address, f"{self._identity}-check", self._tls)
+        cause = given_up(self._place, len(head.payload), PATIENCE, limit_bytes)
+        _LOG.error("gave up a message on %s: %s", head.topic, cause)
+        self._inbox.put(GivenUp(head.topic, bytes(head.payload), cause.finding, cause.remedy))
 
     def _wait_before_login(self, pause_s: float) -> None:
         """Wait so long before the next attempt to connect; paho doubles the pause while attempts fail."""

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion, LogLevel, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, LogLevel, MessageState, MQTTErrorCode, MQTTProtocolVersion
 
 from edge_runtime.network.tls import tls_context
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edge_runtime.network.address import BrokerAddress, TlsFiles
+
+_MOST_IN_FLIGHT = 20
+"""Messages that may wait for their acknowledgement at once: paho's own number."""
 
 
 class Client(mqtt.Client):
@@ -27,10 +30,12 @@ class Client(mqtt.Client):
         keep_session: whether the broker keeps messages while this client is away (MQTT 3.1.1 only).
 
     Attributes:
+        is_one_by_one: whether the next connection sends each message only when the one before is acknowledged.
         transport_error: what the socket or ``ssl`` raised last; None: nothing since the connection was begun.
         on_no_connection: called with the exception when a connection could not be made, in paho's thread.
     """
 
+    is_one_by_one = False
     transport_error: BaseException | None = None
     on_no_connection: Callable[[BaseException], None] | None = None
 
@@ -52,13 +57,35 @@ class Client(mqtt.Client):
 
     def local_address(self) -> str | None:
         """Return this machine's address on the connection to the broker; None: there is no connection."""
-        connection = self.socket()
+        connection: Any = self.socket()
         if connection is None:
             return None
         try:
             return str(connection.getsockname()[0])  # type: ignore[attr-defined]
         except OSError:  # closed by paho's thread meanwhile
             return None
+
+    def head(self) -> mqtt.MQTTMessage | None:
+        """Return the message that has waited longest for its acknowledgement; None: none waits.
+
+        paho has no public view of its queue; this and the two methods below are all that looks into it.
+        """
+        with self._out_message_mutex:
+            return next((message for message in self._out_messages.values() if message.qos > 0), None)
+
+    def forget(self, number: int) -> None:
+        """Take a message out of the queue; call it while there is no connection."""
+        with self._out_message_mutex:
+            self._out_messages.pop(number, None)
+
+    def _messages_reconnect_reset_out(self) -> None:
+        """Prepare the queue for a new connection, as paho does; one by one, it holds back all but the first."""
+        super()._messages_reconnect_reset_out()
+        with self._out_message_mutex:
+            self._max_inflight_messages = 1 if self.is_one_by_one else _MOST_IN_FLIGHT
+            if self.is_one_by_one:
+                for message in list(self._out_messages.values())[1:]:
+                    message.state = MessageState.MQTT_MS_QUEUED
 
     def _keep_logged_error(self, _client: Any, _data: Any, level: int, _text: str) -> None:  # noqa: ANN401
         """Keep the exception that paho handles while it logs it: its text alone would lose its class and number."""

@@ -1,4 +1,4 @@
-"""Pauses between logins of a connection that keeps breaking soon after each: so two programs of one name do not spin."""
+"""Pauses between logins of a connection that keeps breaking soon after each: two programs of one name do not spin."""
 
 from __future__ import annotations
 

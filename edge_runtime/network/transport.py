@@ -31,7 +31,24 @@ class Will:
     payload: bytes
 
 
-Event = Message | Connected
+@dataclass(frozen=True)
+class GivenUp:
+    """A message of this member's own that the broker does not take; it is not sent again.
+
+    Attributes:
+        topic: its topic.
+        payload: its payload.
+        finding: why; names size and limit.
+        remedy: what to do about it.
+    """
+
+    topic: str
+    payload: bytes
+    finding: str
+    remedy: str
+
+
+Event = Message | Connected | GivenUp
 
 
 class Transport(Protocol):

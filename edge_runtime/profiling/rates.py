@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_runtime.errors import NetworkError
-from edge_runtime.network.transport import Connected
+from edge_runtime.network.transport import Message
 from edge_runtime.perturbation.perturb import FRONT, perturb_into, perturb_many_into
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _await(transport: Transport, messages: int, clock: Clock, timeout_s: float) 
                 f"messages to the broker did not come back in {timeout_s:g} s",
                 "check the link to the broker with covey-edge doctor",
             )
-        messages -= event is not None and not isinstance(event, Connected)
+        messages -= isinstance(event, Message)
 
 
 def main() -> int:

@@ -83,7 +83,8 @@ class NameWatch:
             return None
         is_back = any(known.boot_id == start.boot_id for known in starts)
         other = starts[-1] if starts else None
-        starts[:] = [known for known in starts if known.boot_id != start.boot_id][1 - _KEPT_STARTS :] + [start]
+        others = [known for known in starts if known.boot_id != start.boot_id]
+        starts[:] = [*others[1 - _KEPT_STARTS :], start]
         return self._enter(DoubledName(birth.device, start, other), now) if is_back and other is not None else None
 
     def _enter(self, found: DoubledName, now: float) -> DoubledName | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import ProtocolError
-from edge_runtime.network.transport import Connected
+from edge_runtime.network.transport import Connected, Message
 from edge_runtime.protocol.messages import decode_message, encode_message
 from edge_runtime.protocol.side_messages import ServerPresent
 from edge_runtime.protocol.topics import servers_topic
@@ -110,8 +110,9 @@ class OtherServers:
         while not self._ended.is_set():
             try:
                 self._take(self._transport.receive(_TICK_S))
-            except Exception:
+            except Exception:  # noqa: BLE001 one message never ends the watch
                 _LOG.exception("could not take a message on %s by a fault of Covey; please report it", self._topic)
+                self._ended.wait(_TICK_S)
 
     def _say(self, *, asks: bool) -> None:
         present = ServerPresent(
@@ -124,10 +125,9 @@ class OtherServers:
 
     def _take(self, event: Event | None) -> None:
         """Answer a server that asks; enter one that this server gives way to."""
-        if event is None:
-            return
         if isinstance(event, Connected):
             self._say(asks=True)  # a broker that was divided or is another one may have brought a server with it
+        if not isinstance(event, Message):
             return
         try:
             other = decode_message(event.payload, ServerPresent) if event.payload else None

@@ -199,19 +199,14 @@ def _check(path: str, job: Job) -> None:
             f"{path}: min_reports = {job.min_reports} can never be reached with cohort = {job.cohort}",
             "lower min_reports, or raise cohort",
         )
-    rule = job.step
-    if job.adaptive is not None:
-        if rule.variant != "nested" or rule.normalize == "std":
-            raise ConfigError(
-                f'{path}: [adaptive] needs variant = "nested" and normalize "rms" or "none"',
-                "leave [adaptive] out, or change [step]",
-            )
-        most = max(rule.back_perturbations, job.adaptive.most_back_perturbations)
-        rule = msgspec.structs.replace(rule, back_perturbations=most)
+    if job.adaptive is not None and (job.step.variant != "nested" or job.step.normalize == "std"):
+        raise ConfigError(
+            f'{path}: [adaptive] needs variant = "nested" and normalize "rms" or "none"',
+            "leave [adaptive] out, or change [step]",
+        )
     if job.bandit is not None:
         _check_bandit(path, job, job.bandit)
-        rule = msgspec.structs.replace(rule, back_perturbations=max(job.bandit.back_perturbations))
-    report_bytes = 4 * job.steps * rule.scalars_per_step + _REPORT_OVERHEAD_BYTES
+    report_bytes = largest_report_bytes(job)
     if report_bytes > MAX_PAYLOAD_BYTES * 3 // 4:
         raise ConfigError(
             f"{path}: a report would have {report_bytes} bytes, more than one message can carry",
@@ -256,3 +251,14 @@ def _with_method(table: dict[str, Any]) -> dict[str, Any]:
 def enough_reports(job: Job, offered: int) -> int:
     """Return the number of reports that end a round that was offered to ``offered`` devices."""
     return min(job.cohort, offered) if job.cohort else offered
+
+
+def largest_report_bytes(job: Job) -> int:
+    """Return an upper bound of the size of a forward-only round's report, with all that the job may choose."""
+    most = job.step.back_perturbations
+    if job.adaptive is not None:
+        most = max(most, job.adaptive.most_back_perturbations)
+    if job.bandit is not None:
+        most = max(job.bandit.back_perturbations)
+    rule = msgspec.structs.replace(job.step, back_perturbations=most)
+    return 4 * job.steps * rule.scalars_per_step + _REPORT_OVERHEAD_BYTES

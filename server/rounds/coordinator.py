@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime import __version__
 from edge_runtime.errors import CoveyError, ProtocolError
-from edge_runtime.network.transport import Connected
+from edge_runtime.network.transport import Connected, GivenUp
 from edge_runtime.protocol.messages import (
     Birth,
     DeltaReport,
@@ -19,6 +19,7 @@ from edge_runtime.protocol.messages import (
     Synced,
     decode_device_report,
     decode_message,
+    decode_plan,
     encode_message,
 )
 from edge_runtime.protocol.side_messages import LogLines
@@ -99,7 +100,10 @@ class Coordinator:
         if not event.payload:
             return True  # an empty message: a device asks its broker whether it may publish (network/access.py)
         try:
-            patiently(lambda: self._handle(event), self._should_stop)
+            if isinstance(event, GivenUp):
+                self._take_given_up(event)
+            else:
+                patiently(lambda: self._handle(event), self._should_stop)
         except ProtocolError as error:
             _LOG.warning("ignored a message on %s: %s", event.topic, error)
         except CoveyError:
@@ -112,6 +116,14 @@ class Coordinator:
         """Begin an epoch: the broker may have lost messages, or may retain those of devices that are gone."""
         self.roster.begin_epoch(self._services.new_epoch(), self._clock())
         self._say_hello()
+
+    def _take_given_up(self, event: GivenUp) -> None:
+        """Hand a plan that the broker does not take to its job; the transport has logged it, and what else it is."""
+        if event.topic.endswith("/plan"):
+            plan = decode_plan(event.payload)
+            run = self._runs.get(plan.job)
+            if run is not None:
+                run.plan_given_up(self.roster.device(device_of(event.topic)), plan, event.finding)
 
     def _say_hello(self) -> None:
         if self.roster.epoch is not None:

@@ -14,6 +14,7 @@ from edge_runtime.protocol.messages import (
     PlanRefused,
     ReportAck,
     Synced,
+    SyncPlan,
     encode_message,
 )
 from edge_runtime.protocol.topics import topic_for
@@ -36,7 +37,7 @@ from server.storage import queries
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edge_runtime.protocol.messages import DeviceReport
+    from edge_runtime.protocol.messages import DeviceReport, Plan
     from edge_runtime.values import FloatVector
     from server.events import Observer
     from server.job.fitted import FittedJob
@@ -179,6 +180,15 @@ class JobRun:
         """Enter that a device is gone; its state says how."""
         if self._open is not None:
             self._open.lose(device.name, device.state)
+
+    def plan_given_up(self, device: Device, plan: Plan, reason: str) -> None:
+        """Leave a device out of the open round: the broker does not take its plan."""
+        opened = self._open
+        if isinstance(plan, SyncPlan) or opened is None or not opened.is_current(plan.round, plan.attempt):
+            return
+        if opened.holds(device.name):
+            self._roster.rests(device, reason, self._clock())
+            opened.refuse(device.name, reason)
 
     def take_report(self, device: Device, report: DeviceReport, size_bytes: int) -> ReportAck | None:
         """Take a report of this job; return the answer to it, None where it needs none."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from edge_runtime.network.access import check_access
+from edge_runtime.network.message_size import check_size
 from edge_runtime.protocol.topics import hello_topic, servers_topic, topic_for
+from server.job.largest_message import largest_message_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,7 +16,9 @@ if TYPE_CHECKING:
     from edge_runtime.network.access import Access
     from edge_runtime.network.address import BrokerAddress, TlsFiles
     from edge_runtime.protocol.topics import Kind
+    from server.job.job import Job
 
+_LOG = logging.getLogger(__name__)
 _NOBODY = "covey-check"
 """Stands for a device in what the server tries to publish."""
 
@@ -40,3 +45,18 @@ def server_access(address: BrokerAddress, fleet: str, tls: TlsFiles | None) -> A
         reads=[servers_topic(fleet), *topics("+", ("birth", "state", "profile", "report", "log"))],
         writes=[hello_topic(fleet), servers_topic(fleet), *topics(_NOBODY, ("plan", "report/ack", "log/get"))],
     )
+
+
+def require_size(address: BrokerAddress, fleet: str, tls: TlsFiles | None, job: Job) -> None:
+    """Try the largest message of a job on the probe topic of no device, before its first round.
+
+    Raises:
+        ConfigError: the TLS files are wrong.
+        NetworkError: the broker does not take it; names the size, and the broker's limit if that is known.
+    """
+    topic, identity = topic_for(fleet, _NOBODY, "probe"), f"covey-server-{fleet}-check"
+    cause = check_size(address, identity, tls, topic=topic, size_bytes=largest_message_bytes(job))
+    if cause is not None and cause.kind == "oversize":
+        raise cause.error(f"the messages of job {job.name} are too large: ")
+    if cause is not None:
+        _LOG.warning("%s", cause)

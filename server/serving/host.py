@@ -23,7 +23,7 @@ from server.fleet.other_servers import ANSWER_S, Myself, OtherServers
 from server.queue.operations import Operations
 from server.queue.supervisor import Supervisor
 from server.rounds.services import Services
-from server.serving.broker_access import server_access
+from server.serving.broker_access import require_size, server_access
 from server.serving.options import only_one
 from server.web.broker import EMBEDDED, open_broker
 from server.web.http_app import make_app, serve_http
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from edge_runtime.network.transport import Transport
     from server.compose import Stores
     from server.events import Event
+    from server.job.job import Job
     from server.queue.supervisor import Prepared
     from server.rounds.coordinator import Coordinator
     from server.serving.options import ServeOptions
@@ -51,11 +52,13 @@ class Connection:
         transport: the connection.
         mqtt_port: port of the embedded broker; None: the broker is another process.
         check: raises JobError where another server of the fleet is on the broker, to which this one gives way.
+        require_size: raises NetworkError where the broker does not take the largest message of a job.
     """
 
     transport: Transport
     mqtt_port: int | None
     check: Callable[[], None] = lambda: None
+    require_size: Callable[[Job], None] = lambda _job: None
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Host:
         http_port: port of blobs and adapters.
         mqtt_port: port of the embedded broker; None: the broker is another process.
         check: raises JobError where this server gives way to another one of the fleet.
+        require_size: raises NetworkError where the broker does not take the largest message of a job.
     """
 
     options: ServeOptions
@@ -81,6 +85,7 @@ class Host:
     http_port: int
     mqtt_port: int | None
     check: Callable[[], None]
+    require_size: Callable[[Job], None]
 
     def turn(self) -> None:
         """Give the supervisor one turn.
@@ -163,7 +168,17 @@ def open_host(
             should_stop,
             only,
         )
-        host = Host(options, stores, coordinator, services, supervisor, port, connection.mqtt_port, connection.check)
+        host = Host(
+            options,
+            stores,
+            coordinator,
+            services,
+            supervisor,
+            port,
+            connection.mqtt_port,
+            connection.check,
+            connection.require_size,
+        )
         stack.callback(supervisor.close)
         _open_api(stack, host)
         yield host
@@ -214,7 +229,12 @@ def connect_to_broker(
         transport = MqttTransport(address, identity, tls=options.tls, keep_session=False)
         stack.callback(transport.close)
         _LOG.info("devices connect to port %d; bundles and adapters on port %d", address.port, http_port)
-        return Connection(transport, address.port if options.broker == EMBEDDED else None, others.check)
+        return Connection(
+            transport,
+            address.port if options.broker == EMBEDDED else None,
+            others.check,
+            lambda job: require_size(address, options.fleet, options.tls, job),
+        )
 
     return connect
 

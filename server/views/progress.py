@@ -62,8 +62,6 @@ class Progress:
                 if event.ineligible is not None and event.state == "online":
                     return f"{event.device} takes no work now: {event.ineligible}"
                 return f"{event.device} is {event.state}" if event.state in ("lost", "offline") else None
-            case events.NameDoubled():
-                return f"two programs run as {event.device}: {' and '.join(event.starts)}"
             case events.Waiting():
                 self._note = waiting_text(event)
                 return self._note
@@ -87,6 +85,8 @@ class Progress:
 
     def _take_round(self, event: Event) -> str | None:
         match event:
+            case events.NameDoubled():
+                return f"two programs run as {event.device}: {' and '.join(event.starts)}"
             case events.RoundOpened():
                 row = self._rows[event.round] = _Row()
                 row.offered = len(event.devices)

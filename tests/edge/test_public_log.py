@@ -1,4 +1,4 @@
-"""What of a device's log may leave it, and how the last lines are kept: nothing private, bounded, torn lines dropped."""
+"""What of a device's log may leave it, and how the last lines are kept: nothing private, bounded, whole lines only."""
 
 from __future__ import annotations
 

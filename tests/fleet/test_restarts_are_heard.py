@@ -1,4 +1,4 @@
-"""A device that starts again hears the hello of a server that runs: the embedded broker sends it into new sessions only."""
+"""A device that starts again hears the hello of a running server: the embedded broker sends it to new sessions only."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-from fleets import Fleet, Process, free_port, has_mosquitto, mosquitto, wait_for, write_edge, write_job
+from fleets import Fleet, free_port, has_mosquitto, mosquitto, wait_for, write_edge, write_job
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

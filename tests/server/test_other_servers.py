@@ -99,15 +99,10 @@ def test_one_that_runs_gives_way_to_an_older_one_that_comes_back() -> None:
         hub.publish(servers_topic("lab"), present("younger", 1.0, asks=False), retain=False)
         hub.publish(servers_topic("lab"), present("older", 99.0, asks=False), retain=False)
 
-        def has_ended() -> bool:
-            try:
-                made.check()
-            except JobError as error:
-                assert "host-older" in error.what
-                return True
-            return False
-
-        wait_for(has_ended, "end of the younger server")
+        found = wait_for(lambda: made._found, "end of the younger server")
+        assert "host-older" in found.what
+        with pytest.raises(JobError):
+            made.check()
 
 
 @pytest.mark.parametrize("payload", [b"", b"\x00", b"\x82\xa1v\x05\xa4type\xa6server", b"\x91" * 5000])
