@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime import __version__, output
 from edge_runtime.commands.bundle import add_bundle_commands
+from server.commands.backup import add_backup_commands
 from server.commands.demo import add_demo_command
 from server.commands.devices import add_device_commands
 from server.commands.jobs import add_job_commands
@@ -48,6 +49,7 @@ def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     add_job_commands(commands)
     add_device_commands(commands)
     add_server_commands(commands)
+    add_backup_commands(commands)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ class Client(mqtt.Client):
         if connection is None:
             return None
         try:
-            return str(connection.getsockname()[0])  # type: ignore[attr-defined]
+            return str(connection.getsockname()[0])
         except OSError:  # closed by paho's thread meanwhile
             return None
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edge_runtime.errors import ProfileError, ProtocolError
 from edge_runtime.protocol.messages import ProfileMessage, decode_message
 from edge_runtime.protocol.profile_check import check_profile, missing_graphs
-from server.storage.queries import newest_profile, profiles_of
+from server.storage.device_queries import newest_profile, profiles_of
 
 if TYPE_CHECKING:
     from edge_runtime.bundle.manifest import Manifest

@@ -13,7 +13,7 @@ from server.errors import JobError, NoSuchJobError
 from server.job.fitted import fit_to_bundle
 from server.job.job import job_of
 from server.job.selector import check_there, parse_selector
-from server.storage import queries
+from server.storage import device_queries, queries
 from server.storage.discard import discard_job
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class Operations:
         """
 
         def wish() -> None:
-            if tag not in queries.tags_of(self.ledger, self.fleet).get(device, ()):
+            if tag not in device_queries.tags_of(self.ledger, self.fleet).get(device, ()):
                 raise ConfigError(f"{device} has no tag {tag} from the operator", "tags of edge.toml are removed there")
             self.ledger.untag_device(self.fleet, device, tag)
             self.supervisor.refresh_tags()

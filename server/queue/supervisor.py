@@ -19,7 +19,7 @@ from server.job.selector import Selector, parse_selector
 from server.queue.feed import Feed
 from server.queue.mailbox import Mailbox
 from server.queue.schedule import Waiting, owner_of, schedule
-from server.storage import queries
+from server.storage import device_queries, queries
 from server.views.status import waiting_text
 
 if TYPE_CHECKING:
@@ -277,7 +277,7 @@ class Supervisor:
 
     def refresh_tags(self) -> None:
         """Read from the ledger which tags the operator has given."""
-        self._tags = {name: frozenset(tags) for name, tags in queries.tags_of(self._ledger, self._fleet).items()}
+        self._tags = {name: frozenset(tags) for name, tags in device_queries.tags_of(self._ledger, self._fleet).items()}
         self.look_soon()
 
     def tags_of(self, device: Device) -> frozenset[str]:

@@ -1,60 +1,31 @@
-"""The ledger's SQLite file: its schema, and transactions whose errors name what to do. Only this room uses it."""
+"""The ledger's SQLite file: transactions whose errors name what to do. Only this room uses it."""
 
 from __future__ import annotations
 
 import contextlib
-import re
 import sqlite3
 import threading
 from typing import TYPE_CHECKING, Any
 
+import sqlalchemy
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import StaticPool
+
 from edge_runtime.errors import CoveyError, StorageError, cause_of, storage_error
 from server.errors import JobError
+from server.storage.schema import check_version, create, is_new, upgrade
+from server.storage.tables import METADATA
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-SCHEMA_VERSION = 6
-_SCHEMA = """
-CREATE TABLE jobs (
-    name TEXT PRIMARY KEY, fleet TEXT NOT NULL, bundle_sha256 TEXT NOT NULL, config TEXT NOT NULL,
-    state TEXT NOT NULL, created_at TEXT NOT NULL DEFAULT (datetime('now')), finished_at TEXT,
-    loss_start REAL, accuracy_start REAL, result_dir TEXT,
-    priority INTEGER NOT NULL DEFAULT 0, after TEXT, bundle_path TEXT, reason TEXT);
-CREATE TABLE device_tags (fleet TEXT, device TEXT, tag TEXT, PRIMARY KEY (fleet, device, tag));
-CREATE TABLE audit (id INTEGER PRIMARY KEY, at TEXT DEFAULT (datetime('now')), actor TEXT, action TEXT, subject TEXT, detail TEXT);
-CREATE TABLE rounds (
-    job TEXT NOT NULL REFERENCES jobs(name), round INTEGER NOT NULL, attempt INTEGER NOT NULL, state TEXT NOT NULL,
-    plan TEXT NOT NULL, base_sha256 TEXT NOT NULL, base_mean_square REAL,
-    opened_at TEXT NOT NULL DEFAULT (datetime('now')), closed_at TEXT, result_sha256 TEXT, log_sha256 TEXT,
-    log_size_bytes INTEGER, terms INTEGER, mean_square REAL, figures TEXT,
-    loss REAL, accuracy REAL, PRIMARY KEY (job, round, attempt));
-CREATE TABLE offers (
-    job TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL, device TEXT NOT NULL, state TEXT NOT NULL,
-    detail TEXT, scalars BLOB, examples INTEGER, loss REAL, seconds REAL, front_passes INTEGER, back_passes INTEGER,
-    front_seconds REAL, back_seconds REAL, level INTEGER, delta_sha256 TEXT, layers TEXT, personal_layers INTEGER,
-    peak_rss_bytes INTEGER, bytes_up INTEGER NOT NULL DEFAULT 0, bytes_down INTEGER NOT NULL DEFAULT 0,
-    PRIMARY KEY (job, round, attempt, device), FOREIGN KEY (job, round, attempt) REFERENCES rounds);
-CREATE TABLE devices (
-    fleet TEXT NOT NULL, name TEXT NOT NULL, state TEXT NOT NULL, birth TEXT, adapter_sha256 TEXT,
-    last_seen TEXT NOT NULL DEFAULT (datetime('now')), ineligible TEXT, reason TEXT, address TEXT, PRIMARY KEY (fleet, name));
-CREATE TABLE choices (
-    job TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL, device TEXT NOT NULL, choice BLOB NOT NULL,
-    PRIMARY KEY (job, round, attempt, device));
-CREATE TABLE bandits (job TEXT PRIMARY KEY REFERENCES jobs(name), state BLOB NOT NULL);
-CREATE TABLE profiles (
-    id INTEGER PRIMARY KEY, fleet TEXT NOT NULL, device TEXT NOT NULL, payload_sha256 TEXT NOT NULL, profile BLOB,
-    bundle_sha256 TEXT, remarks TEXT NOT NULL, received_at TEXT NOT NULL DEFAULT (datetime('now')));
-CREATE INDEX profiles_of_devices ON profiles (fleet, device, id);
-"""
-
+    from sqlalchemy import Executable
 
 _RESTORE = (
-    "restore it from a backup, or save what is left (sqlite3 {path} .recover | sqlite3 recovered.sqlite) and put that "
-    "in its place; a new job needs another --state-dir"
+    "restore it from a backup (covey backup restore), or save what is left (sqlite3 {path} .recover | sqlite3 "
+    "recovered.sqlite) and put that in its place; a new job needs another --state-dir"
 )
-_TABLES = frozenset(re.findall(r"CREATE TABLE (\w+)", _SCHEMA))
 _FULL = (sqlite3.SQLITE_FULL,)
 _READ_ONLY = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -66,7 +37,7 @@ class Database:
     Whatever is wrong with the file or with what it holds becomes a StorageError that names the file.
 
     Args:
-        path: the file; created with the schema if it does not exist.
+        path: the file; created with the schema if it does not exist, upgraded if it has an older one.
         read_only: for commands that only read; the file must exist.
         durable: whether every commit is synced to disk, so that a power cut loses nothing.
         may_begin: called before the schema is written to a new or empty file; raises where that would be a mistake.
@@ -75,7 +46,7 @@ class Database:
         path: the file.
 
     Raises:
-        StorageError: the file cannot be opened, is damaged, or has another schema version.
+        StorageError: the file cannot be opened, is damaged, or has a newer schema.
         JobError: ``read_only``, and the file does not exist.
     """
 
@@ -90,51 +61,58 @@ class Database:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise storage_error(error, path) from error
-        with self.reading():
-            self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._engine = sqlalchemy.create_engine("sqlite://", creator=self._connect, poolclass=StaticPool)
         try:
             with self.reading():
+                # SQLAlchemy begins and commits nothing here: transaction() does.
+                self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
                 self._open(read_only=read_only, durable=durable, may_begin=may_begin)
         except BaseException:
-            self._connection.close()
+            self._engine.dispose()
             raise
 
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, check_same_thread=False, isolation_level=None)
+
     def _open(self, *, read_only: bool, durable: bool, may_begin: Callable[[], None]) -> None:
-        run = self._connection.execute
-        self._connection.row_factory = sqlite3.Row
-        run("PRAGMA temp_store = MEMORY")  # a query needs no file descriptor then
-        version = run("PRAGMA user_version").fetchone()[0]
-        if version == 0 and not run("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            if read_only:
-                raise StorageError(
-                    f"the ledger {self.path} is empty ({self.path.stat().st_size} bytes)",
-                    _RESTORE.format(path=self.path),
-                )
-            may_begin()
-        elif version != SCHEMA_VERSION:
+        self._run("PRAGMA temp_store = MEMORY")  # a query needs no file descriptor then
+        begins = is_new(self._connection)
+        if begins and read_only:
             raise StorageError(
-                f"{self.path} has schema version {version}, this Covey knows {SCHEMA_VERSION}",
-                "use the Covey that wrote it, or another --state-dir",
+                f"the ledger {self.path} is empty ({self.path.stat().st_size} bytes)", _RESTORE.format(path=self.path)
+            )
+        if begins:
+            may_begin()
+        is_older = not begins and check_version(self._connection, self.path)
+        if is_older and read_only:
+            raise StorageError(
+                f"{self.path} is of an older Covey", "covey serve upgrades it when it starts, and keeps a copy"
             )
         if not read_only:
-            run("PRAGMA journal_mode = WAL")
+            self._run("PRAGMA journal_mode = WAL")
             # With FULL, a power cut loses nothing that was acknowledged.
-            run(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
-            run("PRAGMA foreign_keys = ON")
-        if version == 0:
-            self._connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-        self._check(pages=not read_only)
+            self._run(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
+            self._check_pages()
+        if is_older:
+            upgrade(self._connection, self.path)
+        if not read_only:
+            self._run("PRAGMA foreign_keys = ON")
+        if begins:
+            create(self._connection)
+        found = set(sqlalchemy.inspect(self._connection).get_table_names())
+        if missing := METADATA.tables.keys() - found:
+            raise self.damaged(f"it has no table {', '.join(sorted(missing))}")
         self._inode = self.path.stat().st_ino
 
-    def _check(self, *, pages: bool) -> None:
-        """Check that every table is there and, for a server that will write, every page: better now than in mid-job."""
-        tables = {row[0] for row in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if missing := _TABLES - tables:
-            raise self.damaged(f"it has no table {', '.join(sorted(missing))}")
-        if pages:
-            found = self._connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-            if found != "ok":
-                raise self.damaged(" ".join(str(found).split()))
+    def _run(self, statement: str) -> Any:  # noqa: ANN401 SQLite's own value
+        result = self._connection.exec_driver_sql(statement)
+        return result.first() if result.returns_rows else None
+
+    def _check_pages(self) -> None:
+        """Check every page before a server writes: better now than in mid-job."""
+        found = self._run("PRAGMA quick_check(1)")[0]
+        if found != "ok":
+            raise self.damaged(" ".join(str(found).split()))
 
     def _check_there(self) -> None:
         """Check that the file is still in its place: SQLite would go on writing to one that was removed."""
@@ -151,6 +129,7 @@ class Database:
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
+        self._engine.dispose()
 
     def damaged(self, cause: str) -> StorageError:
         """Return the error of a ledger whose content is not what Covey writes."""
@@ -167,12 +146,24 @@ class Database:
             yield
         except CoveyError:
             raise
+        except DBAPIError as error:
+            raise self._failed(error.orig, "read") from error
         except sqlite3.Error as error:
             raise self._failed(error, "read") from error
         except Exception as error:
             raise self.damaged(cause_of(error)) from error
 
-    def _failed(self, error: sqlite3.Error, verb: str) -> StorageError:
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        self._check_there()
+        try:
+            yield
+        except DBAPIError as error:
+            raise self._failed(error.orig, "write") from error
+        except sqlite3.Error as error:
+            raise self._failed(error, "write") from error
+
+    def _failed(self, error: BaseException | None, verb: str) -> StorageError:
         """Return the error of a statement that failed; its hint follows from SQLite's code."""
         code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
         what = f"cannot {verb} the ledger {self.path}: {error}"
@@ -193,42 +184,60 @@ class Database:
         Raises:
             StorageError: the disk is full or damaged; nothing was written.
         """
-        with self._lock:
-            self._check_there()
+        with self._lock, self._writing():
+            self._connection.exec_driver_sql("BEGIN IMMEDIATE")
             try:
-                self._connection.execute("BEGIN IMMEDIATE")
-                try:
-                    yield
-                except BaseException:
-                    with contextlib.suppress(sqlite3.Error):  # SQLite may have rolled back by itself
-                        self._connection.execute("ROLLBACK")
-                    raise
-                self._connection.execute("COMMIT")
-            except sqlite3.Error as error:
-                raise self._failed(error, "write") from error
+                yield
+            except BaseException:
+                with contextlib.suppress(DBAPIError):  # SQLite may have rolled back by itself
+                    self._connection.exec_driver_sql("ROLLBACK")
+                raise
+            self._connection.exec_driver_sql("COMMIT")
 
-    def write(self, statement: str, *values: object) -> None:
-        """Execute one statement.
+    def write(self, statement: Executable, values: Mapping[str, object] | None = None) -> int:
+        """Execute one statement with the values of its parameters; return how many rows it changed.
 
         Raises:
             StorageError: the disk is full or damaged; nothing was written.
         """
-        with self._lock:
-            self._check_there()
-            try:
-                self._connection.execute(statement, values)
-            except sqlite3.Error as error:
-                raise self._failed(error, "write") from error
+        with self._lock, self._writing():
+            return int(self._connection.execute(statement, values or {}).rowcount)
 
-    def write_many(self, statement: str, rows: Iterable[Sequence[object]]) -> None:
+    def write_many(self, statement: Executable, rows: Sequence[Mapping[str, object]]) -> None:
         """Execute one statement per row. For use within a transaction."""
-        self._connection.executemany(statement, rows)
+        if rows:
+            self._connection.execute(statement, rows)
 
-    def rows(self, query: str, *values: object) -> list[dict[str, Any]]:
+    def rows(self, query: Executable, values: Mapping[str, object] | None = None) -> list[dict[str, Any]]:
         """Return a query's rows, each as a dictionary by column.
 
         Raises:
             StorageError: the file is damaged or cannot be read.
         """
         with self._lock, self.reading():
-            return [dict(row) for row in self._connection.execute(query, values)]
+            result = self._connection.execute(query, values or {})
+            columns = [str(name) for name in result.keys()]  # noqa: SIM118 not a dictionary; SQLAlchemy has a class of names
+            return [dict(zip(columns, row, strict=True)) for row in result]
+
+
+def copy_database(path: Path, target: Path) -> None:
+    """Write a consistent copy of a ledger; a server may write to it meanwhile.
+
+    Args:
+        path: the ledger.
+        target: the copy, which does not exist yet.
+
+    Raises:
+        JobError: there is no ledger.
+        StorageError: it is damaged, or the copy cannot be written.
+    """
+    if not path.exists():
+        raise JobError(f"there is no ledger at {path}", "run a job first, or give its --state-dir")
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as source, contextlib.closing(sqlite3.connect(target)) as copy:
+            source.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")  # one file, without a log beside it
+    except sqlite3.Error as error:
+        raise StorageError(
+            f"cannot copy the ledger {path} to {target.parent}: {error}", "check both disks, and that there is space"
+        ) from error

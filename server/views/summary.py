@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from server.errors import NoSuchJobError
 from server.job.epsilon import device_epsilon
-from server.storage import queries
+from server.storage import device_queries, queries
 
 if TYPE_CHECKING:
     from server.storage.ledger import Ledger
@@ -148,8 +148,8 @@ def job_devices(ledger: Ledger, name: str) -> list[dict[str, Any]]:
 
 def device_list(ledger: Ledger) -> list[dict[str, Any]]:
     """Return every device that ever announced itself: its last state, what it announced, and its reports."""
-    devices = queries.devices_of(ledger)
-    tags = {fleet: queries.tags_of(ledger, fleet) for fleet in {known.fleet for known in devices}}
+    devices = device_queries.devices_of(ledger)
+    tags = {fleet: device_queries.tags_of(ledger, fleet) for fleet in {known.fleet for known in devices}}
     return [
         {
             "fleet": known.fleet,

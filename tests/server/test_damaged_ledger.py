@@ -20,7 +20,7 @@ from server.cli import main
 from server.errors import JobError
 from server.simulation.boards import modelled_profiles
 from server.simulation.run import JOB_NAME, SimulateOptions, simulate
-from server.storage import queries
+from server.storage import device_queries, queries
 from server.storage.ledger import LEDGER_FILE, Ledger
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def ask_everything(path: Path, device: str) -> None:
                 queries.bandit_state,
             )
         ),
-        *(lambda ask=ask: ask(ledger) for ask in (queries.job_names, queries.newest_job, queries.devices_of)),  # type: ignore[misc]
+        *(lambda ask=ask: ask(ledger) for ask in (queries.job_names, queries.newest_job, device_queries.devices_of)),  # type: ignore[misc]
         *(
             lambda ask=ask: ask(ledger, JOB_NAME, 0, 0)  # type: ignore[misc]
             for ask in (queries.taken_reports, queries.taken_deltas, queries.taken_examples, queries.choices_of)
@@ -117,9 +117,9 @@ def ask_everything(path: Path, device: str) -> None:
         lambda: queries.last_plan(ledger, JOB_NAME, 0),
         lambda: queries.outcome_of(ledger, JOB_NAME, 0, 0, device),
         lambda: queries.last_choice(ledger, JOB_NAME, 0, device),
-        lambda: queries.newest_profile(ledger, "simulated", "device"),
-        lambda: queries.fleets_with_profiles_of(ledger, "device"),
-        lambda: queries.profiles_of(ledger, "device"),
+        lambda: device_queries.newest_profile(ledger, "simulated", "device"),
+        lambda: device_queries.fleets_with_profiles_of(ledger, "device"),
+        lambda: device_queries.profiles_of(ledger, "device"),
         lambda: ledger.device_state("simulated", device, "online"),
         lambda: ledger.profile_received("simulated", "device", "2" * 64, None, []),
         lambda: ledger.choices_made(JOB_NAME, 7, 0, {device: b"x"}),

@@ -31,7 +31,8 @@ from server.simulation.boards import modelled_profiles
 from server.simulation.bowl import Bowl
 from server.simulation.devices import FLEET
 from server.simulation.virtual import VirtualTransport, VirtualWorld
-from server.storage.ledger import LEDGER_FILE, PROFILES_KEPT, Ledger
+from server.storage.device_writes import PROFILES_KEPT
+from server.storage.ledger import LEDGER_FILE, Ledger
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -196,14 +197,6 @@ def test_a_device_that_publishes_on_and_on_fills_no_disk(tiny_bundle: Bundle, le
         store.take("pi", payload_of(last))
     assert states(ledger).count("valid") == PROFILES_KEPT
     assert store.newest("pi", store.sha256) == last
-
-
-def test_a_ledger_of_before_is_not_read(tmp_path: Path) -> None:
-    Ledger(tmp_path / LEDGER_FILE).close()
-    with sqlite3.connect(tmp_path / LEDGER_FILE) as db:
-        db.execute("PRAGMA user_version = 4")
-    with pytest.raises(StorageError, match="schema version 4"):
-        Ledger(tmp_path / LEDGER_FILE)
 
 
 def test_a_server_that_starts_anew_plans_with_what_it_knew(tiny_bundle: Bundle, tmp_path: Path) -> None:

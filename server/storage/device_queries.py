@@ -1,0 +1,83 @@
+"""What can be asked of the ledger about devices: one function per question, each with a typed answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from sqlalchemy import and_, func, select
+
+from edge_runtime.protocol.profile import Profile
+from server.storage.asking import records, tuples
+from server.storage.records import DeviceRecord, ProfileRecord
+from server.storage.tables import DEVICE_TAGS, DEVICES, OFFERS, PROFILES
+
+if TYPE_CHECKING:
+    from server.storage.ledger import Ledger
+
+
+class _Birth(msgspec.Struct):
+    """The fields of a birth message that are looked into."""
+
+    capability: dict[str, Any] = {}
+    tags: list[str] = []
+
+
+def devices_of(ledger: Ledger) -> list[DeviceRecord]:
+    """Return every device that ever announced itself, by fleet and name."""
+    of_device = and_(OFFERS.c.device == DEVICES.c.name, OFFERS.c.state == "reported")
+    columns = [DEVICES.c[name] for name in ("fleet", "state", "ineligible", "reason", "adapter_sha256", "last_seen")]
+    query = (
+        select(
+            *columns,
+            DEVICES.c.name.label("device"),
+            func.coalesce(DEVICES.c.birth, "{}").label("birth"),
+            func.count(OFFERS.c.job).label("reports"),
+            func.avg(OFFERS.c.seconds).label("mean_seconds"),
+        )
+        .select_from(DEVICES.outerjoin(OFFERS, of_device))
+        .group_by(DEVICES.c.fleet, DEVICES.c.name)
+        .order_by(DEVICES.c.fleet, DEVICES.c.name)
+    )
+    devices = records(ledger, DeviceRecord, query, json={"birth": dict[str, Any]})
+    with ledger.database.reading():
+        for device in devices:
+            msgspec.convert(device.birth, _Birth)
+    return devices
+
+
+def tags_of(ledger: Ledger, fleet: str) -> dict[str, set[str]]:
+    """Return the tags that the operator gave, by device; devices without one are left out."""
+    found: dict[str, set[str]] = {}
+    query = select(DEVICE_TAGS.c.device, DEVICE_TAGS.c.tag).where(DEVICE_TAGS.c.fleet == fleet)
+    for device, tag in tuples(ledger, tuple[str, str], query):
+        found.setdefault(device, set()).add(tag)
+    return found
+
+
+def newest_profile(ledger: Ledger, fleet: str, device: str, bundle_sha256: str | None = None) -> Profile | None:
+    """Return a device's last valid profile, of the given bundle or (None) of any; None: there is none."""
+    query = select(PROFILES.c.profile).where(
+        PROFILES.c.fleet == fleet, PROFILES.c.device == device, PROFILES.c.profile.is_not(None)
+    )
+    if bundle_sha256 is not None:
+        query = query.where(PROFILES.c.bundle_sha256 == bundle_sha256)
+    rows = ledger.database.rows(query.order_by(PROFILES.c.id.desc()).limit(1))
+    with ledger.database.reading():
+        return msgspec.json.decode(rows[0]["profile"], type=Profile) if rows else None
+
+
+def fleets_with_profiles_of(ledger: Ledger, device: str) -> list[str]:
+    """Return the fleets in which a device of this name has published a profile, by name."""
+    query = select(PROFILES.c.fleet).distinct().where(PROFILES.c.device == device).order_by(PROFILES.c.fleet)
+    return [fleet for (fleet,) in tuples(ledger, tuple[str], query)]
+
+
+def profiles_of(ledger: Ledger, device: str, fleet: str | None = None) -> list[ProfileRecord]:
+    """Return the profiles kept of a device, of the given fleet or (None) of any, by fleet and oldest first."""
+    names = ("fleet", "device", "received_at", "profile", "bundle_sha256", "remarks")
+    query = select(*(PROFILES.c[name] for name in names)).where(PROFILES.c.device == device)
+    if fleet is not None:
+        query = query.where(PROFILES.c.fleet == fleet)
+    query = query.order_by(PROFILES.c.fleet, PROFILES.c.id)
+    return records(ledger, ProfileRecord, query, json={"profile": Profile, "remarks": list[str]})

@@ -1,0 +1,112 @@
+"""The ledger's writes about devices: their states, tags and profiles."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import msgspec
+from sqlalchemy import bindparam, delete, insert, select, update
+
+from server.storage.tables import DEVICE_TAGS, DEVICES, PROFILES, now_text
+from server.storage.writes import Writes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edge_runtime.protocol.profile import Profile
+
+PROFILES_KEPT = 20
+"""Profiles kept per device: this many valid and this many rejected ones."""
+
+_OF_DEVICE = (DEVICES.c.fleet == bindparam("of_fleet"), DEVICES.c.name == bindparam("of_name"))
+_PROVED = (
+    update(DEVICES)
+    .where(*_OF_DEVICE)
+    .values(adapter_sha256=bindparam("new_sha256"), last_seen=bindparam("new_last_seen"))
+)
+
+
+class DeviceWrites(Writes):
+    """See the file's first line."""
+
+    def _enter(self, fleet: str, name: str, values: dict[str, object], if_new: dict[str, object]) -> None:
+        """Update a device's row, or make it, then with the values of ``if_new`` too."""
+        changed = update(DEVICES).where(*_OF_DEVICE).values(**values, last_seen=now_text())
+        with self.database.transaction():
+            if not self.database.write(changed, {"of_fleet": fleet, "of_name": name}):
+                new = {"fleet": fleet, "name": name, "last_seen": now_text(), **if_new, **values}
+                self.database.write(insert(DEVICES), new)
+
+    def device_state(self, fleet: str, name: str, state: str, ineligible: str | None = None) -> None:
+        """Enter a device's state, and why its owner's rules keep it from training now; None: they do not."""
+        self._enter(fleet, name, {"state": state, "ineligible": ineligible}, {})
+
+    def devices_silent(self, fleet: str) -> None:
+        """Enter that no device of a fleet has answered the server's new hello yet."""
+        here = (DEVICES.c.fleet == fleet, DEVICES.c.state.in_(["online", "busy"]))
+        self.database.write(update(DEVICES).where(*here).values(state="silent"))
+
+    def device_born(self, fleet: str, name: str, birth: str) -> None:
+        """Enter a device's birth message (JSON)."""
+        self._enter(fleet, name, {"birth": birth}, {"state": "online"})
+
+    def device_proved(self, fleet: str, name: str, adapter_sha256: str) -> None:
+        """Enter the hash of the adapter that a device has proved to have."""
+        key = {"of_fleet": fleet, "of_name": name}
+        self.database.write(_PROVED, {**key, "new_sha256": adapter_sha256, "new_last_seen": now_text()})
+
+    def device_reason(self, fleet: str, name: str, reason: str | None) -> None:
+        """Enter why a device is offered nothing for a while; None: nothing keeps it from work."""
+        self.database.write(
+            update(DEVICES).where(*_OF_DEVICE).values(reason=reason), {"of_fleet": fleet, "of_name": name}
+        )
+
+    def forget_device(self, fleet: str, name: str) -> bool:
+        """Delete a device with its tags and profiles; return whether it was there. What it did in jobs stays."""
+        with self.database.transaction():
+            there = self.database.write(delete(DEVICES).where(DEVICES.c.fleet == fleet, DEVICES.c.name == name))
+            self.database.write(delete(DEVICE_TAGS).where(DEVICE_TAGS.c.fleet == fleet, DEVICE_TAGS.c.device == name))
+            self.database.write(delete(PROFILES).where(PROFILES.c.fleet == fleet, PROFILES.c.device == name))
+        return there > 0
+
+    def tag_device(self, fleet: str, device: str, tag: str) -> None:
+        """Enter that a device has a tag; it may have it already."""
+        self.untag_device(fleet, device, tag)
+        self.database.write(insert(DEVICE_TAGS), {"fleet": fleet, "device": device, "tag": tag})
+
+    def untag_device(self, fleet: str, device: str, tag: str) -> None:
+        """Enter that a device does not have a tag."""
+        key = (DEVICE_TAGS.c.fleet == fleet, DEVICE_TAGS.c.device == device, DEVICE_TAGS.c.tag == tag)
+        self.database.write(delete(DEVICE_TAGS).where(*key))
+
+    def profile_received(
+        self, fleet: str, device: str, payload_sha256: str, profile: Profile | None, remarks: Sequence[str]
+    ) -> bool:
+        """Enter a device's profile, or that one was rejected (None), and delete its oldest ones (PROFILES_KEPT).
+
+        Returns:
+            Whether it is new: the broker sends a retained message again whenever the server starts.
+        """
+        of_device = (PROFILES.c.fleet == fleet, PROFILES.c.device == device)
+        kind = PROFILES.c.profile.is_(None) if profile is None else PROFILES.c.profile.is_not(None)
+        newest = PROFILES.c.id.desc()
+        with self.database.transaction():
+            last = self.database.rows(select(PROFILES.c.payload_sha256).where(*of_device).order_by(newest).limit(1))
+            if last and last[0]["payload_sha256"] == payload_sha256:
+                return False
+            self.database.write(
+                insert(PROFILES),
+                {
+                    "fleet": fleet,
+                    "device": device,
+                    "payload_sha256": payload_sha256,
+                    "profile": None if profile is None else msgspec.json.encode(profile),
+                    "bundle_sha256": None if profile is None else profile.bundle.sha256,
+                    "remarks": json.dumps(list(remarks)),
+                    "received_at": now_text(),
+                },
+            )
+            kept = select(PROFILES.c.id).where(*of_device, kind).order_by(newest).limit(PROFILES_KEPT)
+            self.database.write(delete(PROFILES).where(*of_device, kind, PROFILES.c.id.not_in(kept)))
+        return True

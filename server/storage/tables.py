@@ -1,0 +1,167 @@
+"""The ledger's tables. A change needs a migration in ``migrations/versions``; a test compares the two."""
+
+from __future__ import annotations
+
+import datetime
+
+from sqlalchemy import (
+    Column,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+)
+
+METADATA = MetaData()
+
+
+def now_text() -> str:
+    """Return the time as the ledger writes it: UTC, ``2026-11-28 12:00:00``."""
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+
+
+JOBS = Table(
+    "jobs",
+    METADATA,
+    Column("name", Text, primary_key=True),
+    Column("fleet", Text, nullable=False),
+    Column("bundle_sha256", Text, nullable=False),
+    Column("config", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("created_at", Text, nullable=False, default=now_text),
+    Column("finished_at", Text),
+    Column("loss_start", Float),
+    Column("accuracy_start", Float),
+    Column("result_dir", Text),
+    Column("priority", Integer, nullable=False, default=0, server_default="0"),
+    Column("sequence", Integer, nullable=False, default=0, server_default="0"),
+    Column("after", Text),
+    Column("bundle_path", Text),
+    Column("reason", Text),
+)
+"""Jobs; ``sequence`` is the order of their submission, ``config`` is job.toml as JSON."""
+
+ROUNDS = Table(
+    "rounds",
+    METADATA,
+    Column("job", Text, ForeignKey("jobs.name"), primary_key=True),
+    Column("round", Integer, primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("plan", Text, nullable=False),
+    Column("base_sha256", Text, nullable=False),
+    Column("base_mean_square", Float),
+    Column("opened_at", Text, nullable=False, default=now_text),
+    Column("closed_at", Text),
+    Column("result_sha256", Text),
+    Column("log_sha256", Text),
+    Column("log_size_bytes", Integer),
+    Column("terms", Integer),
+    Column("mean_square", Float),
+    Column("figures", Text),
+    Column("loss", Float),
+    Column("accuracy", Float),
+)
+"""Attempts at rounds; ``plan`` and ``figures`` are records.RoundPlan and RoundFigures as JSON."""
+
+OFFERS = Table(
+    "offers",
+    METADATA,
+    Column("job", Text, primary_key=True),
+    Column("round", Integer, primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("device", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("detail", Text),
+    Column("scalars", LargeBinary),
+    Column("examples", Integer),
+    Column("loss", Float),
+    Column("seconds", Float),
+    Column("front_passes", Integer),
+    Column("back_passes", Integer),
+    Column("front_seconds", Float),
+    Column("back_seconds", Float),
+    Column("level", Integer),
+    Column("delta_sha256", Text),
+    Column("layers", Text),
+    Column("personal_layers", Integer),
+    Column("peak_rss_bytes", Integer),
+    Column("bytes_up", Integer, nullable=False, default=0, server_default="0"),
+    Column("bytes_down", Integer, nullable=False, default=0, server_default="0"),
+    ForeignKeyConstraint(["job", "round", "attempt"], ["rounds.job", "rounds.round", "rounds.attempt"]),
+)
+"""What became of each round's offer to each device, and the device's report."""
+
+DEVICES = Table(
+    "devices",
+    METADATA,
+    Column("fleet", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("birth", Text),
+    Column("adapter_sha256", Text),
+    Column("last_seen", Text, nullable=False, default=now_text),
+    Column("ineligible", Text),
+    Column("reason", Text),
+)
+"""Devices as they were last heard; ``reason`` says why one is offered nothing at the moment."""
+
+DEVICE_TAGS = Table(
+    "device_tags",
+    METADATA,
+    Column("fleet", Text, primary_key=True),
+    Column("device", Text, primary_key=True),
+    Column("tag", Text, primary_key=True),
+)
+"""Tags that the operator gave; those of edge.toml are in ``devices.birth``."""
+
+CHOICES = Table(
+    "choices",
+    METADATA,
+    Column("job", Text, primary_key=True),
+    Column("round", Integer, primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("device", Text, primary_key=True),
+    Column("choice", LargeBinary, nullable=False),
+)
+"""Why each device got its arm: choices.Choice as MessagePack."""
+
+BANDITS = Table(
+    "bandits",
+    METADATA,
+    Column("job", Text, ForeignKey("jobs.name"), primary_key=True),
+    Column("state", LargeBinary, nullable=False),
+)
+"""What each job's bandit has learned: a BanditState as MessagePack."""
+
+PROFILES = Table(
+    "profiles",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("fleet", Text, nullable=False),
+    Column("device", Text, nullable=False),
+    Column("payload_sha256", Text, nullable=False),
+    Column("profile", LargeBinary),
+    Column("bundle_sha256", Text),
+    Column("remarks", Text, nullable=False),
+    Column("received_at", Text, nullable=False, default=now_text),
+    Index("profiles_of_devices", "fleet", "device", "id"),
+)
+"""Profiles that devices published; ``profile`` is null where one was rejected."""
+
+AUDIT = Table(
+    "audit",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("at", Text, nullable=False, default=now_text),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+)
+"""What operators have asked for, and over which way."""
