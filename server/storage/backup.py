@@ -98,12 +98,19 @@ def create_backup(
         raise StorageError(f"{out} exists", "give another --out; backups are never overwritten")
     partial = out.with_name(out.name + ".partial")
     try:
+        missing: str | None = None
         for attempt in range(_ATTEMPTS):
             try:
                 with tempfile.TemporaryDirectory(prefix=".covey-backup-", dir=out.parent) as folder:
                     made = _write(state_dir, partial, Path(folder) / LEDGER_FILE, progress)
                 break
             except _MovedOnError as error:
+                if str(error) == missing:
+                    raise StorageError(
+                        f"{state_dir / missing} is missing, and a job needs it",
+                        "restore it from an earlier backup; or, to go on without the job: covey job delete",
+                    ) from error
+                missing = str(error)
                 if attempt + 1 == _ATTEMPTS:
                     raise StorageError(
                         f"the server goes on faster than its state can be copied ({error})",
@@ -154,7 +161,7 @@ def _needs(copy: Path) -> tuple[set[str], list[str]]:
             if job.bundle_path is not None:
                 bundles.add(job.bundle_path)
             closed = queries.closed_rounds(ledger, name)
-            needed |= {f"blobs/{done.result_sha256}" for done in closed[-1:]}
+            needed |= {f"blobs/{done.result_sha256}" for done in closed[-2:]}  # the one before is for momentum
             opened = queries.open_attempt(ledger, name)
             if opened is not None:
                 deltas = queries.taken_deltas(ledger, name, opened.index, opened.attempt)
@@ -265,11 +272,14 @@ def _unpack(
             raise _damaged(archive, f"{member.name!r} does not belong there")
         progress(member.name, member.size)
         path = folder / member.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            shutil.copyfileobj(source, file, _CHUNK_BYTES)
-        sync_file(path)
-        found[member.name] = BackupFile(member.name, path.stat().st_size, file_sha256(path))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                _copy(source, file)
+            sync_file(path)
+            found[member.name] = BackupFile(member.name, path.stat().st_size, file_sha256(path))
+        except OSError as error:
+            raise storage_error(error, path) from error
     if manifest is None:
         raise _damaged(archive, "it is cut off: its list of files is missing")
     if manifest.format_version != FORMAT_VERSION:
@@ -282,6 +292,11 @@ def _unpack(
     if wrong or LEDGER_FILE not in found:
         raise _damaged(archive, f"{', '.join(wrong[:3]) or LEDGER_FILE} is not as it was written")
     return manifest
+
+
+def _copy(source: IO[bytes], target: IO[bytes]) -> None:
+    while data := source.read(_CHUNK_BYTES):
+        target.write(data)
 
 
 def _damaged(archive: Path, cause: str) -> StorageError:

@@ -19,12 +19,21 @@ def upgrade() -> None:
     op.add_column("offers", sa.Column("front_seconds", sa.Float))
     op.add_column("offers", sa.Column("back_seconds", sa.Float))
     connection = op.get_bind()
-    for name, config in connection.execute(sa.text("SELECT name, config FROM jobs")).all():
-        job = json.loads(config)
-        split = job.get("split") or 0
-        plan = json.dumps({"split": split, "rule": job.get("step") or {}})
-        figures = json.dumps({"split": split, **_NO_FIGURES})
+    jobs = {name: json.loads(config) for name, config in connection.execute(sa.text("SELECT name, config FROM jobs"))}
+    for name, index in connection.execute(sa.text("SELECT DISTINCT job, round FROM rounds")).all():
+        job = jobs[name]
+        split, rule = job.get("split") or 0, dict(job.get("step") or {})
+        if job.get("schedule", "linear") == "linear" and "learning_rate" in rule:
+            rule["learning_rate"] *= (job["rounds"] - index) / job["rounds"]
+        values = {
+            "plan": json.dumps({"split": split, "rule": rule}),
+            "figures": json.dumps({"split": split, **_NO_FIGURES}),
+            "job": name,
+            "round": index,
+        }
         connection.execute(
-            sa.text("UPDATE rounds SET plan = :plan, figures = :figures, terms = 0 WHERE job = :job"),
-            {"plan": plan, "figures": figures, "job": name},
+            sa.text(
+                "UPDATE rounds SET plan = :plan, figures = :figures, terms = 0 WHERE job = :job AND round = :round"
+            ),
+            values,
         )
