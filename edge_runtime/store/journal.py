@@ -28,6 +28,7 @@ class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         bundle_sha256: current bundle.
         adapter_sha256: current adapter; None: the bundle's initial one.
         report: the last round's report as it was sent; sent again when the same plan arrives again.
+        acknowledged: whether the server has acknowledged that report; until then it is sent again.
         personal_sha256: file of the job's personal layers; None: there are none.
         personal_round: the round that made them.
         personal_before_sha256: the personal layers before that round: a new attempt at it begins with them.
@@ -37,6 +38,7 @@ class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bundle_sha256: Sha256 | None = None
     adapter_sha256: Sha256 | None = None
     report: bytes | None = None
+    acknowledged: bool = False
     personal_sha256: Sha256 | None = None
     personal_round: int | None = None
     personal_before_sha256: Sha256 | None = None

@@ -59,7 +59,7 @@ class JournalFile:
         Raises:
             StorageError: the disk is full or not writable.
         """
-        journal = msgspec.structs.replace(self._journal, report=report)
+        journal = msgspec.structs.replace(self._journal, report=report, acknowledged=False)
         if personal is not None:
             journal = msgspec.structs.replace(
                 journal,
@@ -68,6 +68,14 @@ class JournalFile:
                 personal_before_sha256=personal.before_sha256,
             )
         self._write(journal)
+
+    def acknowledge(self) -> None:
+        """Enter that the server has acknowledged the report, or that it is not to be sent again.
+
+        Raises:
+            StorageError: the disk is full or not writable.
+        """
+        self._write(msgspec.structs.replace(self._journal, acknowledged=True))
 
     def _write(self, journal: Journal) -> None:
         if journal != self._journal:
