@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime import __version__
 from edge_runtime.agent.announcer import Announcer
+from edge_runtime.agent.deaths import check_deaths, enter_death
 from edge_runtime.agent.delta_uploads import DeltaUploads
 from edge_runtime.agent.inbox import Inbox, round_and_attempt
 from edge_runtime.agent.last_report import LastReport
@@ -25,7 +26,7 @@ from edge_runtime.agent.readiness import Readiness
 from edge_runtime.agent.trainer import Trainer
 from edge_runtime.device.machine import this_machine
 from edge_runtime.engines.choose import Engines
-from edge_runtime.errors import FaultError, NetworkError, ProtocolError, as_covey_error
+from edge_runtime.errors import FaultError, NetworkError, ProtocolError, StorageError, as_covey_error
 from edge_runtime.network.fetch import blob_base
 from edge_runtime.network.transport import Connected, GivenUp
 from edge_runtime.protocol.messages import (
@@ -107,6 +108,7 @@ class Agent:
         urgent = (hello_topic(config.fleet), self._topic("log/get"))
         self._inbox = Inbox(transport, self._topic("plan"), urgent, self._handle_at_once)
         self._journal = JournalFile(store)
+        enter_death(self._journal)
         engines = engines or Engines(config.engine, config.threads)
         self._trainer = Trainer(config, store, self._journal, engines, self._machine)
         self._readiness = Readiness(self._machine.gate, self._trainer.rows_watch)
@@ -122,6 +124,7 @@ class Agent:
         self._deltas = DeltaUploads(store, config.tls)
         self._blob_url: str | None = None  # of the last plan
         self._unannounced = False
+        self._should_stop: Callable[[], bool] = lambda: False
         self._logs = LogSender(config.name, boot_id, log or NoLog(), self._publish_log, self._machine.clock)
         _LOG.info("device %s of fleet %s begins: Covey %s, %s", config.name, config.fleet, __version__, config.engine)
         transport.subscribe(hello_topic(config.fleet))
@@ -136,6 +139,7 @@ class Agent:
 
     def run(self, *, until_finished: bool = False, should_stop: Callable[[], bool] = lambda: False) -> Finished | None:
         """Serve plans until told to stop or, with ``until_finished``, until a job's final adapter is on the device."""
+        self._should_stop = should_stop
         while not should_stop():
             try:
                 finished = self._serve_next(timeout_s=1.0)
@@ -250,6 +254,7 @@ class Agent:
                 self._announcer.state("online")
             self._refuse(plan.job, *round_and_attempt(plan), error)
         finally:
+            self._end_plan()
             self._readiness.look()
             self._announcer.state("online")
         return None
@@ -329,6 +334,7 @@ class Agent:
         self._check_ready(plan.bundle_sha256)
         privacy = plan.privacy if isinstance(plan, TrainPlan) else None
         check_privacy(privacy, self._config.least_noise_multiplier)
+        check_deaths(plan, self._journal)
         self._report(PlanAccepted(job=plan.job, round=plan.round, attempt=plan.attempt, device=self._config.name))
         done = self._trainer.train(plan, self._prepare(plan), self._until_deadline(plan))
         if done is None:
@@ -349,11 +355,19 @@ class Agent:
         started = self._machine.clock()
 
         def goes_on(_step: int, _loss: float) -> bool:
+            if self._should_stop():
+                self._end_plan()  # whoever has told this process to stop may kill it soon: that is no death
             self._inbox.collect()
             self._logs.turn()
             return not self._inbox.has_newer(plan) and self._machine.clock() - started <= plan.deadline_s
 
         return goes_on
+
+    def _end_plan(self) -> None:
+        try:
+            self._journal.end_plan()
+        except StorageError as error:
+            _LOG.warning("the journal still says that a plan is being trained: %s", error)
 
     def _check_ready(self, bundle_sha256: str) -> None:
         """Re-evaluate rules and rows; where they forbid training, publish the state first, so the server knows why.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 from bench import JOB, Bench, ScriptedDevice, bench_of, coordinator, drain, good_report
+from fleets import Fleet, has_mosquitto, mosquitto, wait_for, write_job
 
 from edge_runtime.agent.agent import Agent
 from edge_runtime.agent.last_report import FIRST_PAUSE_S, LONGEST_PAUSE_S, PAUSES_TO_SAY_SO
@@ -24,6 +26,7 @@ from edge_runtime.protocol.messages import (
     encode_message,
 )
 from edge_runtime.protocol.topics import hello_topic
+from edge_runtime.store.journal import JOURNAL_FILE
 from server.storage import queries
 
 if TYPE_CHECKING:
@@ -230,3 +233,38 @@ def test_the_server_answers_whatever_report_comes(
 
         made.run(turn)
     assert [(ack.outcome, ack.reason) for ack in acks[:1]] == [(outcome, reason)]
+
+
+@pytest.mark.mosquitto
+@pytest.mark.skipif(not has_mosquitto(), reason="install the Debian package mosquitto")
+@pytest.mark.timeout(180)
+def test_a_report_sent_while_the_server_was_killed_is_taken_and_nothing_is_trained_twice(
+    tmp_path: Path, tiny_bundle: Bundle
+) -> None:
+    """Real processes, and a broker that outlives the server: it acknowledges the report, and keeps it for nobody."""
+    with mosquitto(tmp_path / "mosquitto") as port:
+        fleet = Fleet(tmp_path, tiny_bundle, port, external=True)
+        path = tmp_path / "pi" / "covey-state" / JOURNAL_FILE
+
+        def journal() -> dict[str, Any]:
+            return dict(json.loads(path.read_bytes())) if path.is_file() else {}
+
+        try:
+            job = write_job(tmp_path, rounds=1, steps=1_000, deadline_s=500.0)
+            server, device = fleet.serve(job), fleet.device("pi", 0)
+            wait_for(lambda: journal().get("begun"), "a plan that is being trained")
+            server.popen.kill()
+            server.popen.wait(60)
+            assert journal()["report"] is None, "the device was faster than the kill"
+            wait_for(lambda: journal()["report"], "a report")
+            assert not journal()["acknowledged"]
+            again = fleet.serve(job)
+            result = again.result()
+            assert device.result()["adapter_sha256"] == result["adapter_sha256"]
+            assert journal()["acknowledged"]
+            assert device.stderr.read_text().count("round 0: loss") == 1
+            kinds = [event["event"] for event in again.events()]
+            assert "round_abandoned" not in kinds
+            assert kinds.count("report") == 1
+        finally:
+            fleet.stop()
