@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING
 
 from edge_runtime import __version__
 from edge_runtime.agent.announcer import Announcer
+from edge_runtime.agent.deaths import check_deaths, enter_death
 from edge_runtime.agent.delta_uploads import DeltaUploads
 from edge_runtime.agent.inbox import Inbox, round_and_attempt
+from edge_runtime.agent.last_report import LastReport
 from edge_runtime.agent.log_sender import LogSender, NoLog
 from edge_runtime.agent.readiness import Readiness
 from edge_runtime.agent.trainer import Trainer
 from edge_runtime.device.machine import this_machine
 from edge_runtime.engines.choose import Engines
-from edge_runtime.errors import FaultError, NetworkError, ProtocolError, as_covey_error
+from edge_runtime.errors import FaultError, NetworkError, ProtocolError, StorageError, as_covey_error
 from edge_runtime.network.fetch import blob_base
 from edge_runtime.network.transport import Connected, GivenUp
 from edge_runtime.protocol.messages import (
@@ -35,7 +37,6 @@ from edge_runtime.protocol.messages import (
     Plan,
     PlanAccepted,
     PlanRefused,
-    Report,
     ReportAck,
     RoundReport,
     Synced,
@@ -44,7 +45,6 @@ from edge_runtime.protocol.messages import (
     decode_device_report,
     decode_message,
     decode_plan,
-    decode_report,
     encode_message,
 )
 from edge_runtime.protocol.privacy import check_privacy
@@ -108,14 +108,23 @@ class Agent:
         urgent = (hello_topic(config.fleet), self._topic("log/get"))
         self._inbox = Inbox(transport, self._topic("plan"), urgent, self._handle_at_once)
         self._journal = JournalFile(store)
+        enter_death(self._journal)
         engines = engines or Engines(config.engine, config.threads)
         self._trainer = Trainer(config, store, self._journal, engines, self._machine)
         self._readiness = Readiness(self._machine.gate, self._trainer.rows_watch)
         self._announcer = Announcer(config, store, transport, boot_id, self._machine, self._readiness)
+        self._last_report = LastReport(
+            self._journal,
+            self._report,
+            lambda: transport.local_address is not None,
+            self._machine.clock,
+            "perhaps the server is down, or the broker's access list forbids the server to read "
+            f"{self._topic('report')}, or this device to read {self._topic('report/ack')}",
+        )
         self._deltas = DeltaUploads(store, config.tls)
         self._blob_url: str | None = None  # of the last plan
         self._unannounced = False
-        self._undeliverable: dict[bytes, NetworkError] = {}  # the report that the broker does not take
+        self._should_stop: Callable[[], bool] = lambda: False
         self._logs = LogSender(config.name, boot_id, log or NoLog(), self._publish_log, self._machine.clock)
         _LOG.info("device %s of fleet %s begins: Covey %s, %s", config.name, config.fleet, __version__, config.engine)
         transport.subscribe(hello_topic(config.fleet))
@@ -130,6 +139,7 @@ class Agent:
 
     def run(self, *, until_finished: bool = False, should_stop: Callable[[], bool] = lambda: False) -> Finished | None:
         """Serve plans until told to stop or, with ``until_finished``, until a job's final adapter is on the device."""
+        self._should_stop = should_stop
         while not should_stop():
             try:
                 finished = self._serve_next(timeout_s=1.0)
@@ -160,7 +170,10 @@ class Agent:
             if self._readiness.look():
                 self._announcer.state("online")
             message = self._inbox.receive(timeout_s)
-        return None if message is None else self._handle(message)
+        if message is None:
+            self._last_report.turn()
+            return None
+        return self._handle(message)
 
     def _handle_at_once(self, event: Event) -> None:
         """Take in a new connection or the server's hello, and announce the device; answer a request for the log."""
@@ -191,6 +204,7 @@ class Agent:
         try:
             self._readiness.look()
             self._announcer.all(self._journal.entries, self._trainer.loaded)
+            self._last_report.again()
         except Exception as error:  # noqa: BLE001 a device that cannot announce itself now can do so later
             _LOG.error("cannot announce this device: %s", as_covey_error(error))
             self._unannounced = True
@@ -205,7 +219,7 @@ class Agent:
         report = decode_device_report(event.payload)
         if isinstance(report, (RoundReport, DeltaReport)):
             error = NetworkError(event.finding, event.remedy)
-            self._undeliverable = {event.payload: error}
+            self._last_report.not_taken(event.payload, error)
             self._refuse(report.job, report.round, report.attempt, error)
 
     def _publish_log(self, payload: bytes) -> None:
@@ -240,6 +254,7 @@ class Agent:
                 self._announcer.state("online")
             self._refuse(plan.job, *round_and_attempt(plan), error)
         finally:
+            self._end_plan()
             self._readiness.look()
             self._announcer.state("online")
         return None
@@ -247,36 +262,25 @@ class Agent:
     def _take_ack(self, ack: ReportAck) -> None:
         level = logging.INFO if ack.outcome in ("taken", "upload") else logging.WARNING
         _LOG.log(level, "round %d: report %s %s", ack.round, ack.outcome, ack.reason)
-        if ack.outcome != "upload":
-            return
-        report = self._last_report()
-        asked = (ack.job, ack.round, ack.attempt)
-        if isinstance(report, DeltaReport) and (report.job, report.round, report.attempt) == asked:
+        report = self._last_report.take(ack)
+        if isinstance(report, DeltaReport):
             self._send_delta(report)
 
     def _send_delta(self, report: DeltaReport) -> None:
         """Upload a delta that the server waits for, and send its report again."""
+        if self._blob_url is None:
+            _LOG.info("round %d: its delta is sent once a plan says where to", report.round)
+            return  # since the start: whoever waits for this report sends its plan to a device that is new here
         try:
             self._deltas.send(report.delta.sha256, self._blob_url)
+            self._last_report.send()
         except Exception as error:  # noqa: BLE001 as for a plan
             self._inbox.collect()
             if self._inbox.has_plan():
                 _LOG.error("round %d: the delta could not be sent: %s", report.round, as_covey_error(error))
                 return  # the server has restarted, perhaps elsewhere: the report will answer its plan
             self._refuse(report.job, report.round, report.attempt, error)
-        else:
-            self._report(report)
-
-    def _last_report(self) -> Report | None:
-        """Return the journal's report; None where there is none, or it is of another version of the protocol."""
-        payload = self._journal.entries.report
-        if payload is None:
-            return None
-        try:
-            return decode_report(payload)
-        except ProtocolError as error:
-            _LOG.warning("the journal's report is unusable: %s", error.what)
-            return None
+            self._last_report.give_up()
 
     def _refuse(self, job: str, index: int, attempt: int, caught: Exception) -> None:
         """Say in the log and to the server why a round failed; the log may quote private rows, the message does not."""
@@ -324,11 +328,13 @@ class Agent:
 
     def _take_part(self, plan: TrainPlan | BackpropPlan) -> None:
         """Train a round, enter its report in the journal, and send it."""
-        if self._send_again(plan):
+        if self._last_report.answers(plan):
+            self._last_report.send()
             return
         self._check_ready(plan.bundle_sha256)
         privacy = plan.privacy if isinstance(plan, TrainPlan) else None
         check_privacy(privacy, self._config.least_noise_multiplier)
+        check_deaths(plan, self._journal)
         self._report(PlanAccepted(job=plan.job, round=plan.round, attempt=plan.attempt, device=self._config.name))
         done = self._trainer.train(plan, self._prepare(plan), self._until_deadline(plan))
         if done is None:
@@ -341,7 +347,7 @@ class Agent:
             (journal.personal_sha256, journal.personal_before_sha256),
             report.delta.sha256 if isinstance(report, DeltaReport) else None,
         )
-        self._report(report)
+        self._last_report.send()
         _LOG.info("round %d: loss %s in %.1f s", plan.round, report.loss, report.seconds)
 
     def _until_deadline(self, plan: TrainPlan | BackpropPlan) -> Callable[[int, float], bool]:
@@ -349,11 +355,19 @@ class Agent:
         started = self._machine.clock()
 
         def goes_on(_step: int, _loss: float) -> bool:
+            if self._should_stop():
+                self._end_plan()  # whoever has told this process to stop may kill it soon: that is no death
             self._inbox.collect()
             self._logs.turn()
             return not self._inbox.has_newer(plan) and self._machine.clock() - started <= plan.deadline_s
 
         return goes_on
+
+    def _end_plan(self) -> None:
+        try:
+            self._journal.end_plan()
+        except StorageError as error:
+            _LOG.warning("the journal still says that a plan is being trained: %s", error)
 
     def _check_ready(self, bundle_sha256: str) -> None:
         """Re-evaluate rules and rows; where they forbid training, publish the state first, so the server knows why.
@@ -366,24 +380,3 @@ class Agent:
         if self._readiness.closed is not None:
             self._announcer.state("online")
         self._readiness.check()
-
-    def _send_again(self, plan: TrainPlan | BackpropPlan) -> bool:
-        """Send the journal's report if it answers this very plan; return whether it does.
-
-        Raises:
-            NetworkError: the broker does not take this report: it was tried.
-        """
-        report = self._last_report()
-        if report is None:
-            return False
-        same = (report.job, report.round, report.attempt, report.adapter_sha256) == (
-            plan.job,
-            plan.round,
-            plan.attempt,
-            plan.adapter.file.sha256,
-        )
-        if same:
-            if (known := self._undeliverable.get(encode_message(report))) is not None:
-                raise NetworkError(known.what, known.hint)
-            self._report(report)
-        return same

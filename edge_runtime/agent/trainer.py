@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_runtime.agent.backprop_plan import do_backprop
+from edge_runtime.agent.deaths import begun_of
 from edge_runtime.agent.forward_plan import do_forward
 from edge_runtime.agent.loaded_bundle import LoadedBundle
 from edge_runtime.agent.reports import SessionFacts, delta_report, round_report
@@ -112,7 +113,8 @@ class Trainer:
         fetcher.fetched_bytes = 0
         theta = obtain_adapter(self._store, fetcher, self._loaded.bundle, plan.adapter)
         self._link_bytes_per_s = fetcher.bytes_per_s or self._link_bytes_per_s
-        self._journal.begin_plan(plan.job, plan.bundle_sha256, plan.adapter.file.sha256)
+        begun = None if isinstance(plan, SyncPlan) else begun_of(plan, self._loaded, self._machine)
+        self._journal.begin_plan(plan.job, plan.bundle_sha256, plan.adapter.file.sha256, begun)
         has_news = is_new or self._loaded.known_rows != known_rows
         return Prepared(self._loaded, theta, fetcher.fetched_bytes, has_news)
 

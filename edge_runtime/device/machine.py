@@ -24,11 +24,13 @@ class Machine:
         gate: whether the owner's rules let the device train now.
         free_bytes: returns the memory that this process can still get, in bytes; None: not known.
         clock: returns monotonic seconds.
+        wall_clock: returns seconds since 1970.
     """
 
     gate: Gate
     free_bytes: Callable[[], int | None] = memory.free_bytes
     clock: Callable[[], float] = time.monotonic
+    wall_clock: Callable[[], float] = time.time
 
 
 def this_machine(rules: EligibilityRules, state_dir: Path) -> Machine:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -20,6 +20,51 @@ class JournalDamagedError(StorageError):
     """The journal is empty, damaged or of another version of Covey: it says nothing."""
 
 
+class Begun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A plan that the device has begun to train, and has neither reported, refused nor abandoned.
+
+    Attributes:
+        job: name of its job.
+        bundle_sha256: its bundle.
+        round: its round.
+        attempt: its attempt.
+        kind: how it trains.
+        level: number of active layers; None: it trains with forward passes.
+        began_at: seconds since 1970.
+        bytes_needed: estimate of the memory that it needs; None: not known.
+        bytes_free: memory that was free when it began; None: not known.
+    """
+
+    job: str
+    bundle_sha256: Sha256
+    round: int
+    attempt: int
+    kind: Literal["forward-only", "backprop"]
+    level: int | None
+    began_at: float
+    bytes_needed: int | None = None
+    bytes_free: int | None = None
+
+    @property
+    def work(self) -> tuple[str, str, str, int | None]:
+        """What it takes the same memory for in each round: job, bundle, kind and level."""
+        return self.job, self.bundle_sha256, self.kind, self.level
+
+
+class Deaths(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Ends of the process, while it trained, that nobody asked for: killed for want of memory, crashed, power cut.
+
+    Attributes:
+        last: what it trained when it died last.
+        count: how often it has died of the same work (Begun.work) without a report of it in between.
+        refused_round: the round that was refused for that; None: none was.
+    """
+
+    last: Begun
+    count: int = 1
+    refused_round: int | None = None
+
+
 class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What survives a restart.
 
@@ -28,6 +73,9 @@ class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         bundle_sha256: current bundle.
         adapter_sha256: current adapter; None: the bundle's initial one.
         report: the last round's report as it was sent; sent again when the same plan arrives again.
+        acknowledged: whether the server has acknowledged that report; until then it is sent again.
+        begun: the plan that is being trained; None: none is.
+        deaths: the last deaths while training; None: there were none, or the same work was reported since.
         personal_sha256: file of the job's personal layers; None: there are none.
         personal_round: the round that made them.
         personal_before_sha256: the personal layers before that round: a new attempt at it begins with them.
@@ -37,6 +85,9 @@ class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bundle_sha256: Sha256 | None = None
     adapter_sha256: Sha256 | None = None
     report: bytes | None = None
+    acknowledged: bool = False
+    begun: Begun | None = None
+    deaths: Deaths | None = None
     personal_sha256: Sha256 | None = None
     personal_round: int | None = None
     personal_before_sha256: Sha256 | None = None

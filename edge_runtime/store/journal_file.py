@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge_runtime.store.journal import JournalDamagedError
+from edge_runtime.store.journal import Deaths, JournalDamagedError
 from edge_runtime.store.personal import journal_of_personal
 
 if TYPE_CHECKING:
-    from edge_runtime.store.journal import Journal, PersonalRound
+    from edge_runtime.store.journal import Begun, Journal, PersonalRound
     from edge_runtime.store.store import Store
 
 
@@ -38,8 +38,14 @@ class JournalFile:
         """What the journal holds now."""
         return self._journal
 
-    def begin_plan(self, job: str, bundle_sha256: str, adapter_sha256: str) -> None:
+    def begin_plan(self, job: str, bundle_sha256: str, adapter_sha256: str, begun: Begun | None) -> None:
         """Enter the job, bundle and adapter of a plan. Personal layers of another job or bundle are forgotten.
+
+        Args:
+            job: name of the job.
+            bundle_sha256: its bundle.
+            adapter_sha256: its adapter.
+            begun: what is trained now; None: nothing is.
 
         Raises:
             StorageError: the disk is full or not writable.
@@ -49,9 +55,41 @@ class JournalFile:
             journal = msgspec.structs.replace(
                 journal, personal_sha256=None, personal_round=None, personal_before_sha256=None
             )
-        self._write(
-            msgspec.structs.replace(journal, job=job, bundle_sha256=bundle_sha256, adapter_sha256=adapter_sha256)
-        )
+        journal = msgspec.structs.replace(journal, job=job, bundle_sha256=bundle_sha256, adapter_sha256=adapter_sha256)
+        self._write(msgspec.structs.replace(journal, begun=begun))
+
+    def end_plan(self) -> None:
+        """Enter that nothing is trained any more: the plan was refused or abandoned, or the process is told to stop.
+
+        Raises:
+            StorageError: the disk is full or not writable; the next change enters it.
+        """
+        if self._journal.begun is not None:
+            self._journal = msgspec.structs.replace(self._journal, begun=None)
+            self._store.write_journal(self._journal)
+
+    def enter_death(self) -> Deaths | None:
+        """Enter that the process before this one died while it trained; return the deaths, None where it did not.
+
+        Raises:
+            StorageError: the disk is full or not writable.
+        """
+        begun, deaths = self._journal.begun, self._journal.deaths
+        if begun is None:
+            return None
+        is_same = deaths is not None and deaths.last.work == begun.work
+        count = deaths.count + 1 if deaths is not None and is_same else 1
+        entered = Deaths(begun, count, deaths.refused_round if deaths is not None and is_same else None)
+        self._write(msgspec.structs.replace(self._journal, begun=None, deaths=entered))
+        return entered
+
+    def change_deaths(self, deaths: Deaths) -> None:
+        """Enter that work was refused for its deaths, or is tried once more.
+
+        Raises:
+            StorageError: the disk is full or not writable.
+        """
+        self._write(msgspec.structs.replace(self._journal, deaths=deaths))
 
     def end_round(self, report: bytes, personal: PersonalRound | None) -> None:
         """Enter a round's report, together with the round's personal layers where it trained with backpropagation.
@@ -59,7 +97,10 @@ class JournalFile:
         Raises:
             StorageError: the disk is full or not writable.
         """
-        journal = msgspec.structs.replace(self._journal, report=report)
+        begun, deaths = self._journal.begun, self._journal.deaths
+        if begun is not None and deaths is not None and begun.work == deaths.last.work:
+            deaths = None
+        journal = msgspec.structs.replace(self._journal, report=report, acknowledged=False, begun=None, deaths=deaths)
         if personal is not None:
             journal = msgspec.structs.replace(
                 journal,
@@ -68,6 +109,14 @@ class JournalFile:
                 personal_before_sha256=personal.before_sha256,
             )
         self._write(journal)
+
+    def acknowledge(self) -> None:
+        """Enter that the server has acknowledged the report, or that it is not to be sent again.
+
+        Raises:
+            StorageError: the disk is full or not writable.
+        """
+        self._write(msgspec.structs.replace(self._journal, acknowledged=True))
 
     def _write(self, journal: Journal) -> None:
         if journal != self._journal:

@@ -58,7 +58,8 @@ def test_a_device_trains_uploads_when_asked_and_keeps_its_layers(bench: Bench) -
     assert (report.level, report.personal_layers, report.examples) == (2, 1, 12)
     bench.uploads.expect(report.delta, "job")
     restarted = make_agent(bench)  # its journal has the report, its state directory the delta
-    assert answers(bench, restarted, ("plan", plan), ack("upload"), ack("taken")) == [report, report]
+    # Sent for the new connection, because nobody has acknowledged it, for the plan, and after the delta.
+    assert answers(bench, restarted, ("plan", plan), ack("upload"), ack("taken")) == [report] * 3
     data = bench.uploads.blobs.read(report.delta.sha256)
     assert data is not None
     assert hashlib.sha256(data).hexdigest() == report.delta.sha256
@@ -105,6 +106,17 @@ def test_a_device_that_is_asked_again_and_again_gives_up(bench: Bench) -> None:
     refused = answers(bench, unexpected, ("plan", backprop_plan(bench)), ack("upload"))[-1]
     assert refused.code == 7
     assert "404" in refused.message
+
+
+def test_a_delta_waits_for_a_plan_that_says_where_to_send_it(bench: Bench) -> None:
+    """After a restart the device sends its report at once; the server's address comes with its plan."""
+    plan = backprop_plan(bench)
+    report = answers(bench, make_agent(bench), ("plan", plan))[-1]
+    bench.uploads.expect(report.delta, "job")
+    restarted = make_agent(bench)
+    assert answers(bench, restarted, ack("upload")) == [report]  # and no refusal
+    assert answers(bench, restarted, ("plan", plan), ack("upload"), ack("taken")) == [report] * 2
+    assert bench.uploads.blobs.read(report.delta.sha256) is not None
 
 
 @pytest.mark.parametrize(
