@@ -160,7 +160,7 @@ def _json_lines(said: str) -> list[dict[str, Any]]:
 
 
 def _answer_of(code: int, lines: list[dict[str, Any]], words: str, doing: str) -> Answer:
-    answered = next((line["answer"] for line in lines if "answer" in line), None)
+    answered = next((line["answer"] for line in lines if isinstance(line.get("answer"), dict)), None)
     if code == 0 and answered is not None:
         return Answer({}, **answered) if "what" in answered else Answer(answered)
     tail = words.strip().splitlines()[-_TAIL_LINES:]
