@@ -87,6 +87,8 @@ class Agent:
         engines: makes the engines; None: those of the configured runtime.
         machine: the machine it runs on; None: this one, with the configured rules.
         log: its public log, sent to whoever asks (log_sender.py); None: it has none.
+        contained: whether a bundle that is new here is tried in a child process, so that a library that ends its
+            process does not end the device. Off for many devices in one process.
 
     Raises:
         ConfigError: this machine can never follow the rules.
@@ -102,6 +104,8 @@ class Agent:
         engines: MakesEngines | None = None,
         machine: Machine | None = None,
         log: Log | None = None,
+        *,
+        contained: bool = False,
     ) -> None:
         self._config, self._store, self._transport = config, store, transport
         self._machine = machine or this_machine(config.eligibility, store.root)
@@ -110,7 +114,7 @@ class Agent:
         self._journal = JournalFile(store)
         enter_death(self._journal)
         engines = engines or Engines(config.engine, config.threads)
-        self._trainer = Trainer(config, store, self._journal, engines, self._machine)
+        self._trainer = Trainer(config, store, self._journal, engines, self._machine, contained=contained)
         self._readiness = Readiness(self._machine.gate, self._trainer.rows_watch)
         self._announcer = Announcer(config, store, transport, boot_id, self._machine, self._readiness)
         self._last_report = LastReport(

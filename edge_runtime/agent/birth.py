@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime import __version__
 from edge_runtime.bundle.memory_need import level_need, levels_that_fit
-from edge_runtime.engines import executorch_build
+from edge_runtime.engines.trial import runtime_version
 from edge_runtime.protocol.messages import Birth, Capability
 
 if TYPE_CHECKING:
@@ -78,8 +78,7 @@ def make_birth(
 
 def _versions(runtime: Runtime) -> dict[str, str]:
     """Return the versions of the libraries that training uses, by name; the runtime's comes first."""
-    version = executorch_build.VERSION if runtime == "executorch" else metadata.version(runtime)
-    return {runtime: version, **{name: metadata.version(name) for name in ("numpy", "tokenizers")}}
+    return {runtime: runtime_version(runtime), **{name: metadata.version(name) for name in ("numpy", "tokenizers")}}
 
 
 def capability(config: EdgeConfig, loaded: LoadedBundle | None, bytes_free: int | None) -> Capability:

@@ -64,13 +64,21 @@ class Trainer:
         journal: its journal; the trainer enters plans, the agent the reports.
         engines: makes the engines.
         machine: the machine it runs on.
+        contained: whether a bundle that is new here is tried in a child process first: see require_trial.
     """
 
     def __init__(
-        self, config: EdgeConfig, store: Store, journal: JournalFile, engines: MakesEngines, machine: Machine
+        self,
+        config: EdgeConfig,
+        store: Store,
+        journal: JournalFile,
+        engines: MakesEngines,
+        machine: Machine,
+        *,
+        contained: bool = False,
     ) -> None:
         self._config, self._store, self._journal = config, store, journal
-        self._engines, self._machine = engines, machine
+        self._engines, self._machine, self._contained = engines, machine, contained
         self._loaded: LoadedBundle | None = None
         self._link_bytes_per_s: float | None = None
         self.rows_watch = RowsWatch(Path(config.data.path))
@@ -106,7 +114,7 @@ class Trainer:
             self._loaded = None
             self.rows_watch.expect(plan.bundle_sha256)
             checked_on = Engines(self._config.engine, self._config.threads)
-            bundle = install_bundle(self._store, fetcher, plan.bundle_sha256, checked_on)
+            bundle = install_bundle(self._store, fetcher, plan.bundle_sha256, checked_on, contained=self._contained)
             self._loaded = LoadedBundle(bundle, self._config.data, self._engines)
         if not isinstance(plan, SyncPlan):
             self._read_rows(self._loaded)

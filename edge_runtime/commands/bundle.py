@@ -40,14 +40,14 @@ def _bundle_verify(args: argparse.Namespace) -> int:
     from edge_runtime.data.tokens import load_tokenizer
     from edge_runtime.data.vocabulary import check_vocabulary
     from edge_runtime.engines.choose import Engines
-    from edge_runtime.engines.golden import check_golden
+    from edge_runtime.engines.trial import try_bundle
     from edge_runtime.perturbation.kernel import kernel_name, kernel_reason
 
     bundle = open_bundle(args.bundle)
     verify_files(bundle)
     manifest, tokenizer = bundle.manifest, load_tokenizer(bundle.file(bundle.manifest.tokenizer_file))
     check_vocabulary(tokenizer, manifest.task, manifest.vocab_size)
-    parity = check_golden(bundle, Engines(args.engine, args.threads))
+    parity = try_bundle(args.bundle, Engines(args.engine, args.threads))
     result = {
         "bundle_sha256": bundle.sha256,
         "files": len(manifest.files),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_runtime.commands.doctor_natives import native_findings
 from edge_runtime.commands.doctor_network import broker_finding, server_finding
+from edge_runtime.commands.doctor_trial import trial_finding
 from edge_runtime.commands.finding import Finding, problem
 from edge_runtime.device.board import Board
 from edge_runtime.device.gate import Gate, board_conditions
@@ -58,6 +59,7 @@ def examine(
     if config is not None:
         yield _eligibility(config, board)
         yield _state(Path(config.state_dir))
+        yield trial_finding(config)
         yield _data(config, broken)
         yield broker_finding(config)
         server, server_time = server_finding(config.server_url, config.tls)

@@ -5,11 +5,10 @@ A library that was built for another processor ends its process by a signal; thi
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from edge_runtime.errors import CoveyError
+from edge_runtime.engines.child import answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,16 +57,5 @@ LOADERS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def main(name: str) -> None:
-    """Load a library of LOADERS and print its values, or ``what`` and ``hint`` of why it does not load."""
-    try:
-        values = LOADERS[name]()
-    except CoveyError as error:
-        values = {"what": error.what, "hint": error.hint, "exit_code": error.exit_code}
-    except ImportError as error:
-        values = {"what": f"does not load: {error}", "hint": f"pip install {error.name or name}"}
-    print(json.dumps(values))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1])
+    answer(LOADERS[sys.argv[1]])

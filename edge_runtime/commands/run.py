@@ -62,7 +62,7 @@ def _run(args: argparse.Namespace) -> int:
         except NetworkError:
             transport.close()
             raise
-        agent = Agent(config, store, transport, boot_id, machine=machine, log=log)
+        agent = Agent(config, store, transport, boot_id, machine=machine, log=log, contained=True)
         stop = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
         try:

@@ -14,6 +14,7 @@ from edge_runtime.engines.golden import check_golden
 from edge_runtime.errors import BundleError, StorageError, storage_error
 from edge_runtime.files.aside import remove, set_aside
 from edge_runtime.files.atomic import sync_directory, write_atomically
+from edge_runtime.store.trials import require_trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +30,7 @@ _MAX_MANIFEST_BYTES = 1 << 24
 _SPARE_BYTES = 16 << 20
 
 
-def install_bundle(store: Store, fetcher: Fetcher, sha256: str, engines: Engines) -> Bundle:
+def install_bundle(store: Store, fetcher: Fetcher, sha256: str, engines: Engines, *, contained: bool = False) -> Bundle:
     """Return a checked bundle: from disk if it is there and whole, else fetched and run on its golden vectors.
 
     Args:
@@ -37,9 +38,12 @@ def install_bundle(store: Store, fetcher: Fetcher, sha256: str, engines: Engines
         fetcher: fetches the bundle's files.
         sha256: the bundle's name.
         engines: run the golden vectors.
+        contained: run them in a child process, also where the bundle is on disk but has not been tried with the
+            libraries and the processor of today: see require_trial.
 
     Raises:
         NetworkError, BundleError, StorageError: the bundle could not be obtained; what was on disk before stays.
+        ConfigError: a library is not installed, or it ended the child.
     """
     path = store.bundles / sha256
     if path.is_dir():
@@ -50,13 +54,18 @@ def install_bundle(store: Store, fetcher: Fetcher, sha256: str, engines: Engines
             _LOG.warning("the bundle on disk is damaged (%s); fetching the damaged files again", error.what)
             _reopen(path)
         else:
+            if contained:
+                require_trial(store.root, bundle, engines)
             return bundle
     elif _is_there(path):
         set_aside(path, f"{path} is not a folder")
     _LOG.info("fetching bundle %s", sha256[:12])
 
     def check(bundle: Bundle) -> None:
-        check_golden(bundle, engines)
+        if contained:
+            require_trial(store.root, bundle, engines)
+        else:
+            check_golden(bundle, engines)
 
     return fetch_bundle(fetcher, sha256, store.bundles, check)
 
