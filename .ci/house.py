@@ -33,7 +33,7 @@ CHECKED = (*PACKAGES, "tests", ".ci")
 MOST_LINES = 400
 MOST_FUNCTION_LINES = 60
 MOST_PARAMETERS = 8
-MOST_FLOORS = 10
+MOST_FLOORS = 11  # the server: commands, simulation, serving, api, queue, rounds … down to errors
 
 Sources = dict[str, ast.Module]
 

@@ -155,8 +155,8 @@ def test_a_room_says_what_it_imports(tmp_path: Path, docstring: str, fault: str 
 
 
 def test_floors_are_counted(tmp_path: Path) -> None:
-    files = {f"edge_runtime__f{i}": f"from edge_runtime import f{i - 1}\n" if i else "" for i in range(11)}
-    assert faults(tree(tmp_path, **files)) == ["edge_runtime: 11 floors, at most 10"]
+    files = {f"edge_runtime__f{i}": f"from edge_runtime import f{i - 1}\n" if i else "" for i in range(12)}
+    assert faults(tree(tmp_path, **files)) == ["edge_runtime: 12 floors, at most 11"]
 
 
 def test_an_empty_tree_a_stale_page_and_a_place_that_is_gone_are_named(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ import json
 import pstats
 import statistics
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +62,8 @@ def main() -> None:
     print(f"shares under cProfile: {results['shares']}")
     results |= dead_half(sizes)
     print(
-        f"half of the devices dead: the longest round takes {results['dead_half_extra_s']} s more, accept_s is {sizes.accept_s} s"
+        f"half of the devices dead: the longest round takes {results['dead_half_extra_s']} s more; "
+        f"accept_s is {sizes.accept_s} s"
     )
     results |= measure_idle(args.quiet_devices, args.quiet_s)
     print(f"{args.quiet_devices} devices at rest: {results['idle_cpu_share']} of a core, {results['idle_rss_mb']} MB")
@@ -99,7 +99,7 @@ def shares(sizes: Sizes) -> dict[str, float]:
 
 
 def dead_half(sizes: Sizes) -> dict[str, object]:
-    """Return how much longer the longest round takes where half of the devices die after they have announced themselves.
+    """Return how much longer the longest round takes where half of the devices die after their announcement.
 
     Later rounds are offered to the devices that are left, so the longest round is the first.
     """

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-
+import itertools
 import time
 from typing import TYPE_CHECKING
 
-import msgspec
 import msgspec
 import numpy as np
 
@@ -42,10 +41,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edge_runtime.network.in_process import InProcessTransport
-    from edge_runtime.network.transport import Event
     from edge_runtime.protocol.messages import AnyMessage
     from edge_runtime.protocol.topics import Kind
     from edge_runtime.values import FloatVector
+    from server.events import Event
 
 _FLEET = "bench"
 _SPLIT = 8
@@ -198,4 +197,4 @@ def run_rounds(folder: Path, fleet: InstantFleet, rounds: int, parameters: int, 
             composed.coordinator.handle_next(min(TICK_S, 0.01))
     opened_at.append(time.perf_counter())
     stores.ledger.close()
-    return [after - before for before, after in zip(opened_at, opened_at[1:], strict=False)]
+    return [after - before for before, after in itertools.pairwise(opened_at)]

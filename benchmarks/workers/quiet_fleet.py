@@ -116,7 +116,7 @@ def _server(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
 
 
 def measure_idle(devices: int, seconds: float) -> dict[str, object]:
-    """Return the share of a core and the memory that a server takes while many devices are connected and nothing trains.
+    """Return the share of a core and the memory that a server takes while many devices are there and nothing trains.
 
     Args:
         devices: number of connections.

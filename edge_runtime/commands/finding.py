@@ -23,7 +23,8 @@ class Finding:
 
     Attributes:
         check: its name.
-        status: ``problem`` keeps the device (or server) from work, ``warning`` may do so, ``absent`` is missing but not needed.
+        status: ``problem`` keeps the device (or server) from work, ``warning`` may do so, ``absent`` is missing but not
+            needed.
         found: the result, for people.
         advice: what to do; empty: nothing.
         values: the result, for programs.

@@ -29,6 +29,7 @@ MAX_PAYLOAD_BYTES = 128 * 1024
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Rate = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
+Tags = Annotated[list[Name], msgspec.Meta(max_length=32)]
 Epoch = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 
 
@@ -84,7 +85,7 @@ class Birth(_Message, frozen=True, tag="birth", kw_only=True):
     bundle_sha256: Sha256 | None
     adapter_sha256: Sha256 | None
     capability: Capability
-    tags: Annotated[list[Name], msgspec.Meta(max_length=32)] = []
+    tags: Tags = msgspec.field(default_factory=list)
     hostname: Host | None = None
     address: Host | None = None
 

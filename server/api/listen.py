@@ -1,4 +1,4 @@
-"""Where the API listens: a socket that only the server's own user can open and, if asked for, a TCP port with a token."""
+"""Where the API listens: a socket that only the server's own user can open; if asked for, a TCP port with a token."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from litestar import get
 
-from server.api.schema import ServerStatus
+from server.api.schema import ServerStatus  # noqa: TC001 Litestar reads the types of its routes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
@@ -45,7 +45,7 @@ class Client:
         timeout = httpx.Timeout(_ANSWER_S, connect=_CONNECT_S)
         self._http = httpx.Client(base_url=base, transport=transport, headers=headers, timeout=timeout)
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         """Return the client."""
         return self
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
+import datetime as dt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,7 @@ def _create(args: argparse.Namespace) -> int:
     """
     from server.storage.backup import create_backup
 
-    at = datetime.datetime.now(datetime.timezone.utc)
+    at = dt.datetime.now(dt.timezone.utc)
     out: Path = args.out or Path(f"covey-backup-{at:%Y%m%d-%H%M%S}.tar")
     with _progress("backing up") as progress:
         made = create_backup(args.state_dir, out.resolve(), progress)

@@ -1,4 +1,4 @@
-"""How commands reach a server: by its socket on this machine, or by ``--server`` with a token; reads work without it."""
+"""How commands reach a server: by its socket on this machine, or by ``--server`` with a token."""
 
 from __future__ import annotations
 

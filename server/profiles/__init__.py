@@ -2,6 +2,6 @@
 
 A modelled number is labelled as such and never mixed with a measured one.
 
-May import: storage, job; of edge_runtime: protocol, files, output, errors.
+May import: storage; of edge_runtime: protocol, bundle, files, output, errors.
 Must never come in: rounds, SQL, the bandit's choices.
 """

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from edge_runtime.errors import ConfigError, ProfileError
 from edge_runtime.protocol.profile_check import decode_profile
-from server.storage.ledger import Ledger
 from server.storage.device_queries import fleets_with_profiles_of, newest_profile
+from server.storage.ledger import Ledger
 
 if TYPE_CHECKING:
     from edge_runtime.protocol.profile import Profile

@@ -1,4 +1,4 @@
-"""Which waiting jobs may start now. A device works for one job at a time; jobs of different devices run side by side."""
+"""Which waiting jobs may start now: a device works for one job at a time, jobs of different devices side by side."""
 
 from __future__ import annotations
 

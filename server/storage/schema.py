@@ -1,6 +1,6 @@
 """Creates and upgrades the ledger's schema with Alembic. An upgrade keeps a copy, and is one transaction.
 
-Ledgers from before Alembic carry their version as SQLite's ``user_version``, 1 to 5, which are the first five revisions.
+Ledgers from before Alembic carry their version as SQLite's ``user_version``, 1 to 5: the first five revisions.
 """
 
 from __future__ import annotations

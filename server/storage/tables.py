@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 
 from sqlalchemy import (
     Column,
@@ -22,7 +22,7 @@ METADATA = MetaData()
 
 def now_text() -> str:
     """Return the time as the ledger writes it: UTC, ``2026-11-28 12:00:00``."""
-    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+    return dt.datetime.now(dt.timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
 
 
 JOBS = Table(

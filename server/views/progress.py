@@ -62,12 +62,8 @@ class Progress:
                 if event.ineligible is not None and event.state == "online":
                     return f"{event.device} takes no work now: {event.ineligible}"
                 return f"{event.device} is {event.state}" if event.state in ("lost", "offline") else None
-            case events.Waiting():
-                self._note = waiting_text(event)
-                return self._note
-            case events.JobChanged():
-                self._note = event.state if event.reason is None else f"{event.state}: {event.reason}"
-                return f"{event.job} is {self._note}"
+            case events.Waiting() | events.JobChanged():
+                return self._take_state(event)
             case events.Syncing():
                 self._note = f"final adapter proved by {event.proved} of {event.devices} devices"
                 return self._note if event.proved == event.devices else None
@@ -75,6 +71,13 @@ class Progress:
                 return self._take_evaluation(event)
             case _:
                 return self._take_round(event)
+
+    def _take_state(self, event: events.Waiting | events.JobChanged) -> str:
+        if isinstance(event, events.Waiting):
+            self._note = waiting_text(event)
+            return self._note
+        self._note = event.state if event.reason is None else f"{event.state}: {event.reason}"
+        return f"{event.job} is {self._note}"
 
     def _take_evaluation(self, event: events.Evaluated) -> str:
         if event.round is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from profiles import made_profile, payload_of
 
-from edge_runtime.errors import ConfigError, ProfileError, StorageError
+from edge_runtime.errors import ConfigError, ProfileError
 from edge_runtime.network.transport import Message
 from edge_runtime.protocol.messages import DeviceState, encode_message
 from edge_runtime.protocol.profile_check import decode_profile, encode_profile
