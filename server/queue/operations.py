@@ -114,9 +114,7 @@ class Operations:
         """Queue a job again that was paused or stopped, or has failed; it goes on after its closed rounds."""
 
         def wish() -> None:
-            run = self.supervisor.coordinator.runs.get(name)
-            if run is not None and run.is_pausing:
-                run.is_pausing = False
+            if self.supervisor.go_on(name):
                 return
             self._expect(name, ("paused", "stopped", "failed"), "resume")
             self.ledger.job_is(name, "queued", None)

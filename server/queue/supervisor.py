@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _LOOK_S = 2.0
 """Seconds between two looks at the jobs that wait: devices come and go meanwhile."""
+PAUSING = "is paused once its open round is over"
+"""The ledger's reason of a job at work that is to be paused: a server that starts pauses it at once."""
 _NOBODY = Selector(everyone=False)
 _MOST_MESSAGES = 1000
 """Messages that are handled between two steps of the jobs, so that a step that took long makes nobody silent."""
@@ -96,6 +98,9 @@ class Supervisor:
         self._look_at = 0.0
         self._tags: dict[str, frozenset[str]] = {}
         self.refresh_tags()
+        for record in queries.jobs_of(ledger, self._fleet):
+            if record.state == "running" and record.reason == PAUSING:  # the server ended before the round did
+                ledger.job_is(record.name, "paused", None)
 
     # -- one turn -----------------------------------------------------------------------------------------------
 
@@ -178,13 +183,18 @@ class Supervisor:
                 self._ledger.job_is(name, "running", None)
 
     def _observer(self, name: str) -> Callable[[Event], None]:
+        waits = False
+
         def observe(event: Event) -> None:
+            nonlocal waits
             self.feed.put(name, event)
             self._observe(name, event)
             if isinstance(event, events.Waiting):
                 self._ledger.job_is(name, "running", waiting_text(event))
-            elif isinstance(event, events.RoundOpened):
+                waits = True
+            elif isinstance(event, events.RoundOpened) and waits:
                 self._ledger.job_is(name, "running", None)
+                waits = False
 
         return observe
 
@@ -253,10 +263,20 @@ class Supervisor:
         run = self.coordinator.runs.get(name)
         if run is not None:
             run.is_pausing = True
+            self._ledger.job_is(name, "running", PAUSING)
             return "pausing"
         self._drop_preparation(name)
         self._end(name, "paused", None)
         return "paused"
+
+    def go_on(self, name: str) -> bool:
+        """Take back that a job is to be paused; return whether it was."""
+        run = self.coordinator.runs.get(name)
+        if run is None or not run.is_pausing:
+            return False
+        run.is_pausing = False
+        self._ledger.job_is(name, "running", None)
+        return True
 
     def stop(self, name: str) -> None:
         """Stop a job at once: its open round is given up, its closed rounds stay."""

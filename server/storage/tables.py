@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import TYPE_CHECKING
 
 from sqlalchemy import (
     Column,
@@ -17,7 +18,19 @@ from sqlalchemy import (
     Text,
 )
 
+if TYPE_CHECKING:
+    from sqlalchemy import Dialect
+
 METADATA = MetaData()
+
+
+class Bytes(LargeBinary):
+    """Bytes, returned as they are: SQLAlchemy would make as many zeros of a number that a damaged file has there."""
+
+    cache_ok = True
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> None:
+        """Return no conversion."""
 
 
 def now_text() -> str:
@@ -78,7 +91,7 @@ OFFERS = Table(
     Column("device", Text, primary_key=True),
     Column("state", Text, nullable=False),
     Column("detail", Text),
-    Column("scalars", LargeBinary),
+    Column("scalars", Bytes),
     Column("examples", Integer),
     Column("loss", Float),
     Column("seconds", Float),
@@ -127,7 +140,7 @@ CHOICES = Table(
     Column("round", Integer, primary_key=True),
     Column("attempt", Integer, primary_key=True),
     Column("device", Text, primary_key=True),
-    Column("choice", LargeBinary, nullable=False),
+    Column("choice", Bytes, nullable=False),
 )
 """Why each device got its arm: choices.Choice as MessagePack."""
 
@@ -135,7 +148,7 @@ BANDITS = Table(
     "bandits",
     METADATA,
     Column("job", Text, ForeignKey("jobs.name"), primary_key=True),
-    Column("state", LargeBinary, nullable=False),
+    Column("state", Bytes, nullable=False),
 )
 """What each job's bandit has learned: a BanditState as MessagePack."""
 
@@ -146,7 +159,7 @@ PROFILES = Table(
     Column("fleet", Text, nullable=False),
     Column("device", Text, nullable=False),
     Column("payload_sha256", Text, nullable=False),
-    Column("profile", LargeBinary),
+    Column("profile", Bytes),
     Column("bundle_sha256", Text),
     Column("remarks", Text, nullable=False),
     Column("received_at", Text, nullable=False, default=now_text),

@@ -148,6 +148,21 @@ def test_a_killed_server_goes_on_with_its_jobs(fleet: Fleet) -> None:
     assert wait_state(fleet, "second", "finished")["rounds"] == 2
 
 
+def test_a_pause_is_remembered_by_a_server_that_is_killed_before_the_round_ends(fleet: Fleet) -> None:
+    server = fleet.stay()
+    server.wait_event("serving")
+    fleet.device("pi", 0, stays=True)
+    here(fleet, 1)
+    submit(fleet, "job", rounds=2, steps=4096)
+    server.wait_event("round_opened")
+    assert fleet.covey("job", "pause", "job")["state"] == "pausing"
+    assert "once its open round is over" in fleet.covey("job", "show", "job")["reason"]
+    server.popen.kill()
+    server.popen.wait()
+    fleet.stay().wait_event("serving")
+    assert state_of(fleet, "job") == "paused"
+
+
 def test_wrong_submissions_name_what_is_wrong(fleet: Fleet) -> None:
     fleet.stay().wait_event("serving")
     submit(fleet, "twice", "--allow-absent", rounds=1, devices="absent-pi")

@@ -23,7 +23,7 @@ def upgrade() -> None:
     for name, index in connection.execute(sa.text("SELECT DISTINCT job, round FROM rounds")).all():
         job = jobs[name]
         split, rule = job.get("split") or 0, dict(job.get("step") or {})
-        if job.get("schedule", "linear") == "linear" and "learning_rate" in rule:
+        if job.get("schedule") == "linear" and "learning_rate" in rule:
             rule["learning_rate"] *= (job["rounds"] - index) / job["rounds"]
         values = {
             "plan": json.dumps({"split": split, "rule": rule}),
