@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from server.storage.writes import Writes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from sqlalchemy import Update
 
     from edge_runtime.protocol.profile import Profile
 
@@ -27,16 +30,22 @@ _PROVED = (
 )
 
 
+@functools.cache
+def _changed(columns: tuple[str, ...]) -> Update:
+    """Return the statement that gives some columns of a device's row new values."""
+    return update(DEVICES).where(*_OF_DEVICE).values({column: bindparam(f"new_{column}") for column in columns})
+
+
 class DeviceWrites(Writes):
     """See the file's first line."""
 
     def _enter(self, fleet: str, name: str, values: dict[str, object], if_new: dict[str, object]) -> None:
         """Update a device's row, or make it, then with the values of ``if_new`` too."""
-        changed = update(DEVICES).where(*_OF_DEVICE).values(**values, last_seen=now_text())
+        values = {**values, "last_seen": now_text()}
+        new = {f"new_{column}": value for column, value in values.items()}
         with self.database.transaction():
-            if not self.database.write(changed, {"of_fleet": fleet, "of_name": name}):
-                new = {"fleet": fleet, "name": name, "last_seen": now_text(), **if_new, **values}
-                self.database.write(insert(DEVICES), new)
+            if not self.database.write(_changed(tuple(values)), {"of_fleet": fleet, "of_name": name, **new}):
+                self.database.write(insert(DEVICES), {"fleet": fleet, "name": name, **if_new, **values})
 
     def device_state(self, fleet: str, name: str, state: str, ineligible: str | None = None) -> None:
         """Enter a device's state, and why its owner's rules keep it from training now; None: they do not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -39,6 +40,16 @@ _ADD_BYTES = _of_offer(
         bytes_up=OFFERS.c.bytes_up + bindparam("more_up"), bytes_down=OFFERS.c.bytes_down + bindparam("more_down")
     )
 )
+_OPENED, _OFFERED, _CHOSEN = insert(ROUNDS), insert(OFFERS), insert(CHOICES)
+_FORGET_BANDIT, _BANDIT = delete(BANDITS).where(BANDITS.c.job == bindparam("of_job")), insert(BANDITS)
+
+
+@functools.cache
+def _reported(columns: tuple[str, ...]) -> Update:
+    """Return the statement that enters a report with values for some columns; there are as many as kinds of reports."""
+    return _of_offer(
+        update(OFFERS).values(state="reported", **{column: bindparam(f"new_{column}") for column in columns})
+    )
 
 
 class RoundWrites(Writes):
@@ -61,9 +72,9 @@ class RoundWrites(Writes):
         key = {"job": job, "round": index, "attempt": attempt}
         base = {"plan": plan, "base_sha256": base_sha256, "base_mean_square": mean_square}
         with self.database.transaction():
-            self.database.write(insert(ROUNDS), {**key, **base, "state": "open", "opened_at": now_text()})
+            self.database.write(_OPENED, {**key, **base, "state": "open", "opened_at": now_text()})
             self.database.write_many(
-                insert(OFFERS),
+                _OFFERED,
                 [{**key, "device": device, "level": level, "state": "offered"} for device, level in devices.items()],
             )
 
@@ -73,8 +84,8 @@ class RoundWrites(Writes):
 
     def take_report(self, job: str, index: int, attempt: int, device: str, values: dict[str, Any]) -> None:
         """Enter a report; the keys of ``values`` are columns of ``offers``."""
-        taken = _of_offer(update(OFFERS).values(state="reported", **values))
-        self.database.write(taken, _key(job, index, attempt, device))
+        new = {f"new_{column}": value for column, value in values.items()}
+        self.database.write(_reported(tuple(values)), _key(job, index, attempt, device) | new)
 
     def add_bytes(self, job: str, index: int, attempt: int, device: str, *, up: int = 0, down: int = 0) -> None:
         """Add bytes that travelled for an offer, from the device (``up``) and to it (``down``)."""
@@ -113,11 +124,11 @@ class RoundWrites(Writes):
         key = {"job": job, "round": index, "attempt": attempt}
         with self.database.transaction():
             self.database.write_many(
-                insert(CHOICES), [{**key, "device": device, "choice": choice} for device, choice in choices.items()]
+                _CHOSEN, [{**key, "device": device, "choice": choice} for device, choice in choices.items()]
             )
 
     def bandit_is(self, job: str, state: bytes) -> None:
         """Enter what a job's bandit has learned: a BanditState as MessagePack."""
         with self.database.transaction():
-            self.database.write(delete(BANDITS).where(BANDITS.c.job == job))
-            self.database.write(insert(BANDITS), {"job": job, "state": state})
+            self.database.write(_FORGET_BANDIT, {"of_job": job})
+            self.database.write(_BANDIT, {"job": job, "state": state})

@@ -11,48 +11,65 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import sqlalchemy
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
+from sqlalchemy import Column, MetaData, PrimaryKeyConstraint, String, Table, insert, inspect, select
+from sqlalchemy.exc import DBAPIError
 
 from edge_runtime.errors import StorageError, storage_error
 from edge_runtime.files.atomic import sync_directory, sync_file
 from server.storage.tables import METADATA
 
 if TYPE_CHECKING:
+    from alembic.config import Config
     from sqlalchemy import Connection
 
+HEAD = "0006"
+"""The newest revision in migrations/versions. It is written down here so that a ledger that has it needs no Alembic."""
 _LOG = logging.getLogger(__name__)
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _BEFORE_ALEMBIC = 5
 """The last version that is known by ``user_version`` alone."""
+_ALEMBIC_VERSION = Table(  # as Alembic makes it
+    "alembic_version",
+    MetaData(),
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
 
 
 def _config(connection: Connection | None = None) -> Config:
+    """Return Alembic's configuration."""
+    from alembic.config import Config  # noqa: PLC0415 half a second, for upgrades only
+
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
     return config
 
 
-def head() -> str:
-    """Return the newest revision."""
-    found = ScriptDirectory.from_config(_config()).get_current_head()
-    assert found is not None  # noqa: S101 there are revisions
-    return found
+def revisions() -> list[str]:
+    """Return the revisions in migrations/versions, newest first."""
+    from alembic.script import ScriptDirectory  # noqa: PLC0415 as in _config
+
+    return [found.revision for found in ScriptDirectory.from_config(_config()).walk_revisions()]
+
+
+def _stamped(connection: Connection) -> str | None:
+    """Return the revision that Alembic's table has; None: there is no such table, or nothing in it."""
+    if not inspect(connection).has_table(_ALEMBIC_VERSION.name):
+        return None
+    found = connection.execute(select(_ALEMBIC_VERSION.c.version_num)).scalar()
+    return None if found is None else str(found)
 
 
 def revision_of(connection: Connection) -> str | None:
     """Return a ledger's revision; None: it is of no version that this Covey knows."""
-    script = ScriptDirectory.from_config(_config())
-    known = {revision.revision for revision in script.walk_revisions()}
     version = _user_version(connection)
-    found = MigrationContext.configure(connection).get_current_revision()
+    found = _stamped(connection)
+    if found == HEAD and version == int(HEAD):
+        return HEAD
     if found is None and 1 <= version <= _BEFORE_ALEMBIC:
         found = f"{version:04}"
-    return found if found in known and version <= int(script.get_current_head() or 0) else None
+    return found if found in revisions() and version <= int(HEAD) else None
 
 
 def _user_version(connection: Connection) -> int:
@@ -61,7 +78,7 @@ def _user_version(connection: Connection) -> int:
 
 def is_new(connection: Connection) -> bool:
     """Whether a file has no schema at all: it was just made, or is empty."""
-    has_tables = bool(sqlalchemy.inspect(connection).get_table_names())
+    has_tables = bool(inspect(connection).get_table_names())
     return not has_tables and _user_version(connection) == 0
 
 
@@ -74,17 +91,18 @@ def check_version(connection: Connection, path: Path) -> bool:
     found = revision_of(connection)
     if found is None:
         raise StorageError(
-            f"{path} has schema version {_user_version(connection)}, this Covey knows {int(head())} and older ones",
+            f"{path} has schema version {_user_version(connection)}, this Covey knows {int(HEAD)} and older ones",
             "use the Covey that wrote it, or another --state-dir",
         )
-    return found != head()
+    return found != HEAD
 
 
 def create(connection: Connection) -> None:
     """Write the newest schema to a new file, in one transaction."""
     with _one_transaction(connection):
         METADATA.create_all(connection)
-        command.stamp(_config(connection), "head")
+        _ALEMBIC_VERSION.create(connection)
+        connection.execute(insert(_ALEMBIC_VERSION).values(version_num=HEAD))
         _mark(connection)
 
 
@@ -100,19 +118,21 @@ def upgrade(connection: Connection, path: Path) -> None:
     Raises:
         StorageError: the copy cannot be written.
     """
+    from alembic import command  # noqa: PLC0415 as in _config
+
     before = revision_of(connection)
     copy = _keep_copy(path)
     with _one_transaction(connection):
-        if MigrationContext.configure(connection).get_current_revision() is None:
+        if _stamped(connection) is None:
             command.stamp(_config(connection), before or "base")
         command.upgrade(_config(connection), "head")
         _mark(connection)
-    _LOG.warning("the ledger %s was upgraded from version %s to %s; as it was, it is in %s", path, before, head(), copy)
+    _LOG.warning("the ledger %s was upgraded from version %s to %s; as it was, it is in %s", path, before, HEAD, copy)
 
 
 def _mark(connection: Connection) -> None:
     """Write the version where older Coveys look for it: they refuse a newer one by name."""
-    connection.exec_driver_sql(f"PRAGMA user_version = {int(head())}")
+    connection.exec_driver_sql(f"PRAGMA user_version = {int(HEAD)}")
 
 
 @contextlib.contextmanager
@@ -121,7 +141,7 @@ def _one_transaction(connection: Connection):  # type: ignore[no-untyped-def]  #
     try:
         yield
     except BaseException:
-        with contextlib.suppress(sqlalchemy.exc.DBAPIError):
+        with contextlib.suppress(DBAPIError):
             connection.exec_driver_sql("ROLLBACK")
         raise
     connection.exec_driver_sql("COMMIT")
@@ -129,11 +149,11 @@ def _one_transaction(connection: Connection):  # type: ignore[no-untyped-def]  #
 
 def _keep_copy(path: Path) -> Path:
     """Copy a ledger beside itself; a copy of an earlier attempt at the same upgrade is never overwritten."""
-    target = path.with_name(f"{path.name}.before-{head()}")
+    target = path.with_name(f"{path.name}.before-{HEAD}")
     number = 1
     while target.exists():
         number += 1
-        target = path.with_name(f"{path.name}.before-{head()}.{number}")
+        target = path.with_name(f"{path.name}.before-{HEAD}.{number}")
     partial = target.with_name(target.name + ".partial")
     try:
         partial.unlink(missing_ok=True)

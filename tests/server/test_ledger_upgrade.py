@@ -22,6 +22,7 @@ from server.cli import main
 from server.storage import queries
 from server.storage.device_queries import devices_of, newest_profile, profiles_of, tags_of
 from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.schema import HEAD, revisions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -285,3 +286,22 @@ def test_an_old_ledger_with_a_damaged_page_is_not_upgraded(tmp_path: Path) -> No
         Ledger(path)
     assert path.read_bytes() == bytes(data)
     assert copies_of(path) == []
+
+
+# -- Alembic -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_revision_that_is_written_down_is_the_newest_one() -> None:
+    assert revisions()[0] == HEAD
+    assert sorted(int(revision) for revision in revisions()) == list(range(1, int(HEAD) + 1))
+
+
+def test_a_ledger_of_this_version_needs_no_alembic(tmp_path: Path) -> None:
+    """Alembic takes half a second to import; every command that reads a ledger would pay it."""
+    path = upgraded(tmp_path / LEDGER_FILE)
+    program = (
+        "import sys; from pathlib import Path; from server.storage.ledger import Ledger\n"
+        "Ledger(Path(sys.argv[1])); Ledger(Path(sys.argv[1]), read_only=True); Ledger(Path(sys.argv[1] + '.new'))\n"
+        "assert 'alembic' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program, str(path)], cwd=ROOT, env=with_packages(), check=True)

@@ -16,11 +16,14 @@ SQL = re.compile(
     r"|\bPRAGMA\b|\bCREATE\s+(?:TABLE|INDEX)\b",
 )
 CONNECTION = re.compile(r"\bimport sqlite3\b|\bfrom sqlite3\b|\.database\b")
-# These tests damage a ledger's file, or give it a schema version that Covey does not know.
+# These tests damage a ledger's file, give it an unknown schema version, or make one of an earlier version.
 MAY_DAMAGE = {
     "tests/server/test_damaged_ledger.py",
     "tests/server/test_job.py",
+    "tests/server/test_ledger_upgrade.py",
     "tests/server/test_received_profiles.py",
+    "tests/support/old_ledgers.py",
+    "tests/support/upgrade_kills.py",
 }
 # This file writes the statements down that it looks for.
 NAME_IT_ONLY = {
