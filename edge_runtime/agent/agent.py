@@ -264,7 +264,7 @@ class Agent:
         return None
 
     def _take_ack(self, ack: ReportAck) -> None:
-        level = logging.INFO if ack.outcome in ("taken", "upload") else logging.WARNING
+        level = logging.INFO if ack.outcome in ("taken", "upload", "duplicate") else logging.WARNING
         _LOG.log(level, "round %d: report %s %s", ack.round, ack.outcome, ack.reason)
         report = self._last_report.take(ack)
         if isinstance(report, DeltaReport):

@@ -244,6 +244,7 @@ def test_a_device_killed_twice_at_a_level_is_given_a_lower_one(tmp_path: Path, g
         fleet.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_device_that_is_told_to_stop_has_not_died(tmp_path: Path, tiny_bundle: Bundle) -> None:
     """Its supervisor says stop (SIGTERM), and kills it when the round takes longer than it waits."""
