@@ -39,7 +39,7 @@ def load_tokenizer(tokenizer_file: Path) -> Tokenizer:
     """
     try:
         tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    except BaseException as caught:  # the tokenizers library raises plain Exception, and panics
+    except BaseException as caught:  # noqa: BLE001 the tokenizers library raises plain Exception, and panics
         error = as_exception(caught)
         raise BundleError(f"cannot read {tokenizer_file}: {error}", "fetch or export the bundle again") from error
     tokenizer.no_padding()
