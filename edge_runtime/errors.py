@@ -202,6 +202,21 @@ def wall(border_error: Callable[[str], CoveyError]) -> Iterator[None]:
         raise border_error(cause_of(error)) from error
 
 
+def as_exception(caught: BaseException) -> Exception:
+    """Return what may end a task and not its process: a panic of a library in Rust, which is no Exception, is one.
+
+    Raises:
+        BaseException: ``caught`` itself, where it asks the process to end, as KeyboardInterrupt does.
+    """
+    if isinstance(caught, Exception):
+        return caught
+    if type(caught).__name__ != "PanicException":
+        raise caught
+    made = RuntimeError(f"a library panicked: {caught}")
+    made.__cause__ = caught
+    return made
+
+
 def as_covey_error(error: Exception) -> CoveyError:
     """Return the error that a person is shown for any exception.
 

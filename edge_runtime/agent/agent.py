@@ -26,7 +26,7 @@ from edge_runtime.agent.readiness import Readiness
 from edge_runtime.agent.trainer import Trainer
 from edge_runtime.device.machine import this_machine
 from edge_runtime.engines.choose import Engines
-from edge_runtime.errors import FaultError, NetworkError, ProtocolError, StorageError, as_covey_error
+from edge_runtime.errors import FaultError, NetworkError, ProtocolError, StorageError, as_covey_error, as_exception
 from edge_runtime.network.fetch import blob_base
 from edge_runtime.network.transport import Connected, GivenUp
 from edge_runtime.protocol.messages import (
@@ -147,7 +147,8 @@ class Agent:
         while not should_stop():
             try:
                 finished = self._serve_next(timeout_s=1.0)
-            except Exception as caught:  # noqa: BLE001 nothing that happens between plans ends a device
+            except BaseException as raised:  # noqa: BLE001 nothing that happens between plans ends a device
+                caught = as_exception(raised)
                 error = as_covey_error(caught)
                 trace = caught if isinstance(error, FaultError) else None
                 _LOG.error("%s; trying again in %g s", error, _AGAIN_S, exc_info=trace)
@@ -253,7 +254,8 @@ class Agent:
             if isinstance(plan, SyncPlan):
                 return self._sync(plan)
             self._take_part(plan)
-        except Exception as error:  # noqa: BLE001 any exception within a plan is a refusal of that plan, never the device's end
+        except BaseException as caught:  # noqa: BLE001 any exception within a plan, panics too, is its refusal and not the device's end
+            error = as_exception(caught)
             if self._readiness.look():  # its rows are unusable: the server knows before it could ask again
                 self._announcer.state("online")
             self._refuse(plan.job, *round_and_attempt(plan), error)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+from edge_runtime.errors import as_exception
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -35,9 +37,6 @@ def unless_refused(encode: Callable[..., ResultT], text: str | Sequence[str]) ->
         return encode(text)
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001 see above
+    except BaseException as caught:  # noqa: BLE001 see above
+        as_exception(caught)
         return None
-    except BaseException as error:
-        if type(error).__name__ == "PanicException":
-            return None
-        raise

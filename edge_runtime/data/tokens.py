@@ -11,7 +11,7 @@ from edge_runtime.data.cut import beginning, ending
 from edge_runtime.data.encodings import encode_each, unless_refused
 from edge_runtime.data.problems import Fault
 from edge_runtime.data.vocabulary import unknown_token
-from edge_runtime.errors import BundleError, DataError
+from edge_runtime.errors import BundleError, DataError, as_exception
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +39,8 @@ def load_tokenizer(tokenizer_file: Path) -> Tokenizer:
     """
     try:
         tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    except Exception as error:  # the tokenizers library raises plain Exception
+    except BaseException as caught:  # noqa: BLE001 the tokenizers library raises plain Exception, and panics
+        error = as_exception(caught)
         raise BundleError(f"cannot read {tokenizer_file}: {error}", "fetch or export the bundle again") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
