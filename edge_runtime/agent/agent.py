@@ -255,10 +255,10 @@ class Agent:
                 return self._sync(plan)
             self._take_part(plan)
         except BaseException as caught:  # noqa: BLE001 any exception within a plan, panics too, is its refusal and not the device's end
-            error = as_exception(caught)
+            refused = as_exception(caught)
             if self._readiness.look():  # its rows are unusable: the server knows before it could ask again
                 self._announcer.state("online")
-            self._refuse(plan.job, *round_and_attempt(plan), error)
+            self._refuse(plan.job, *round_and_attempt(plan), refused)
         finally:
             self._end_plan()
             self._readiness.look()

@@ -25,7 +25,7 @@ SELECTORS = st.one_of(
     st.just(Selector(everyone=True)),
     st.builds(
         Selector,
-        everyone=st.just(False),  # noqa: FBT003
+        everyone=st.just(False),
         names=st.frozensets(st.sampled_from(NAMES)),
         tags=st.frozensets(st.sampled_from(TAGS)),
     ),
