@@ -8,6 +8,7 @@ from edge_runtime import output
 from server.commands.reaching import add_reaching, ask
 from server.commands.serve import add_addresses, options_of
 from server.commands.shared_options import add_state_dir
+from server.commands.tables import short
 
 if TYPE_CHECKING:
     import argparse
@@ -39,7 +40,8 @@ def add_server_commands(commands: Commands[argparse.ArgumentParser]) -> None:
 def _status(args: argparse.Namespace) -> int:
     """Show a running server: its version, fleet and ports, how many devices are here, which jobs are at work."""
     answer = ask(args, "GET", "/server")
-    output.emit(args, answer, "\n".join(f"{key:16} {'-' if value is None else value}" for key, value in answer.items()))
+    shown = {key: "-" if value in (None, []) else short(value) for key, value in answer.items()}
+    output.emit(args, answer, "\n".join(f"{key:16} {value}" for key, value in shown.items()))
     return 0
 
 

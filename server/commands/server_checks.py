@@ -131,7 +131,7 @@ def _ledger(options: ServeOptions) -> Iterator[Finding]:
     except CoveyError as error:
         yield problem("ledger", error)
         return
-    yield Finding("ledger", "ok", f"{path} has {len(jobs)} jobs of fleet {options.fleet}", "", {"jobs": len(jobs)})
+    yield Finding("ledger", "ok", f"{path} has {len(jobs)} job(s) of fleet {options.fleet}", "", {"jobs": len(jobs)})
     ahead_s = path.stat().st_mtime - time.time()
     if ahead_s > 60:
         advice = "set the clock (timedatectl): certificates and times of jobs depend on it"
