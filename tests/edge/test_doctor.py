@@ -82,6 +82,7 @@ def test_findings(root: Path, tmp_path: Path, listening: int) -> None:
         "temperature": "warning",
         "eligibility": "ok",
         "state": "ok",
+        "trial": "absent",
         "data": "problem",
         "broker": "ok",
         "server": "absent",
