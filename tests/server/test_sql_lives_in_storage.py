@@ -21,7 +21,6 @@ MAY_DAMAGE = {
     "tests/server/test_damaged_ledger.py",
     "tests/server/test_job.py",
     "tests/server/test_ledger_upgrade.py",
-    "tests/server/test_received_profiles.py",
     "tests/support/old_ledgers.py",
     "tests/support/upgrade_kills.py",
 }
