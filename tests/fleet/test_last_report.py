@@ -250,7 +250,7 @@ def test_a_report_sent_while_the_server_was_killed_is_taken_and_nothing_is_train
             return dict(json.loads(path.read_bytes())) if path.is_file() else {}
 
         try:
-            job = write_job(tmp_path, rounds=1, steps=500, deadline_s=500.0)
+            job = write_job(tmp_path, rounds=1, steps=200, deadline_s=500.0)
             server, device = fleet.serve(job), fleet.device("pi", 0)
             wait_for(lambda: journal().get("begun"), "a plan that is being trained")
             server.popen.kill()
