@@ -84,6 +84,7 @@ def test_a_device_whose_runtime_aborts_refuses_and_lives_while_others_train(
 def doctor(config: Path) -> tuple[int, dict[str, Any]]:
     command = [sys.executable, "-m", "edge_runtime.cli", "doctor", "--config", str(config), "--format", "json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("{"), (done.returncode, done.stdout, done.stderr)
     checks = {check["check"]: check for check in json.loads(done.stdout)["checks"]}
     return done.returncode, checks["trial"]
 
