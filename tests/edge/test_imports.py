@@ -82,7 +82,7 @@ def test_a_bare_environment_has_a_working_device(tmp_path: Path) -> None:
     covey = str(tmp_path / "venv" / "bin" / "covey")
     job = tmp_path / "job.toml"
     job.write_text("")
-    command = [covey, "serve", "--bundle", "x", "--job", str(job)]
-    served = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert served.returncode == 3
-    assert "pip install 'covey[server]'" in served.stderr
+    for command in (["run", "--bundle", "x", "--job", str(job)], ["serve"], ["job", "list"], ["device", "list"]):
+        served = subprocess.run([covey, *command], check=False, capture_output=True, text=True)
+        assert served.returncode == 3
+        assert "pip install 'covey[server]'" in served.stderr

@@ -56,7 +56,7 @@ def test_an_address_that_no_request_can_be_sent_to_is_refused_everywhere(tmp_pat
         )
         with pytest.raises(ConfigError, match="is not an http address"):
             read_edge_config(config)
-    assert main(["serve", "--bundle", "b", "--job", "j", "--public-url", url]) == ConfigError.exit_code
+    assert main(["serve", "--public-url", url]) == ConfigError.exit_code
 
 
 @pytest.mark.parametrize(

@@ -82,11 +82,13 @@ def test_an_unusable_state_directory_is_said_when_a_server_starts(
     tmp_path: Path, unusable: tuple[Path, str], tiny_bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, said = unusable
-    flags = ["--bundle", str(tiny_bundle.path), "--job", str(write_job(tmp_path)), "--state-dir", str(folder)]
-    assert server_main(["serve", *flags, "--mqtt-port", "0", "--format", "json"]) == StorageError.exit_code
-    error = json.loads(capsys.readouterr().out)
-    assert said in error["error"]
-    assert "--state-dir" in error["hint"]
+    job = ["--bundle", str(tiny_bundle.path), "--job", str(write_job(tmp_path))]
+    flags = ["--state-dir", str(folder), "--mqtt-port", "0", "--format", "json"]
+    for command in (["run", *job], ["serve"]):
+        assert server_main([*command, *flags]) == StorageError.exit_code
+        error = json.loads(capsys.readouterr().out)
+        assert said in error["error"]
+        assert "--state-dir" in error["hint"]
 
 
 def test_a_check_leaves_nothing_behind(tmp_path: Path) -> None:
