@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_runtime import output
 from edge_runtime.errors import ConfigError
+from server.commands.installed import needs_server
 from server.commands.shared_options import add_state_dir
 
 if TYPE_CHECKING:
@@ -26,10 +27,10 @@ def add_backup_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     create = backup.add_parser("create", help="write a backup; the server may run", description=_create.__doc__)
     create.add_argument("--out", type=Path, metavar="FILE.tar", help="default: covey-backup-DATE.tar")
-    create.set_defaults(run=_create)
+    create.set_defaults(run=needs_server(_create))
     restore = backup.add_parser("restore", help="make a state directory of a backup", description=_restore.__doc__)
     restore.add_argument("archive", type=Path, metavar="FILE.tar", help="the backup")
-    restore.set_defaults(run=_restore)
+    restore.set_defaults(run=needs_server(_restore))
     for parser in (create, restore):
         add_state_dir(parser)
         output.add_format(parser)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from edge_runtime import output
 from edge_runtime.errors import ConfigError, NetworkError
 from edge_runtime.protocol.side_messages import MOST_LINES
+from server.commands.installed import needs_server
 from server.commands.reaching import add_reaching, ask, look, open_client
 from server.commands.stopping import stop_on_signals
 from server.commands.tables import short_table
@@ -61,7 +62,7 @@ def add_device_commands(commands: Commands[argparse.ArgumentParser]) -> None:
             parser.add_argument("tag", help='the tag; jobs name it by devices = "tag:TAG"')
         add_reaching(parser)
         output.add_format(parser)
-        parser.set_defaults(run=run)
+        parser.set_defaults(run=needs_server(run))
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_runtime import output
 from edge_runtime.errors import ConfigError
+from server.commands.installed import needs_server
 from server.commands.reaching import add_reaching, ask, look, open_client
 from server.commands.tables import short_table
 
@@ -73,7 +74,7 @@ def _command(
     parser = commands.add_parser(name, help=help_text, description=run.__doc__)
     add_reaching(parser)
     output.add_format(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=needs_server(run))
     return parser
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_runtime.errors import ConfigError
 from server.commands.shared_options import add_state_dir
 
 if TYPE_CHECKING:
@@ -31,12 +30,9 @@ def open_client(args: argparse.Namespace) -> Client:
     Raises:
         ConfigError: the address or the token file cannot be used.
     """
-    try:
-        from server.client.client import Client, token_from
-    except ImportError as error:
-        raise ConfigError(f"the server is not installed ({error})", "pip install 'covey[server]'") from error
     from edge_runtime.network.http_address import check_http_url
     from server.client.address import socket_path
+    from server.client.client import Client, token_from
 
     if args.server is not None:
         return Client(check_http_url(args.server).rstrip("/"), token=token_from(args.token_file))

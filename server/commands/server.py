@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edge_runtime import output
+from server.commands.installed import needs_server
 from server.commands.reaching import add_reaching, ask
 from server.commands.serve import add_addresses, options_of
 from server.commands.shared_options import add_state_dir
@@ -23,16 +24,16 @@ def add_server_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     status = server.add_parser("status", help="what a running server is doing", description=_status.__doc__)
     add_reaching(status)
-    status.set_defaults(run=_status)
+    status.set_defaults(run=needs_server(_status))
     doctor = server.add_parser("doctor", help="what keeps a server from work", description=_doctor.__doc__)
     add_addresses(doctor)
     add_state_dir(doctor)
-    doctor.set_defaults(run=_doctor)
+    doctor.set_defaults(run=needs_server(_doctor))
     unit = server.add_parser("unit", help="print a systemd unit", description=_unit.__doc__)
     add_addresses(unit)
     add_state_dir(unit)
     unit.add_argument("--user", help="the user that runs it (default: the one that calls this)")
-    unit.set_defaults(run=_unit)
+    unit.set_defaults(run=needs_server(_unit))
     for parser in (status, doctor, unit):
         output.add_format(parser)
 
