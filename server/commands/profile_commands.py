@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edge_runtime.protocol.profile import Profile
-    from server.commands.shared_options import Commands
+    from server.commands.installed import needs_server
+from server.commands.shared_options import Commands
 
 PROFILE_DIR = Path("device_profiles")
 _BOARD = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -67,7 +68,7 @@ def _add(
     parser.add_argument("--state-dir", type=Path, default=state_dir, help="the server's state (default: %(default)s)")
     parser.add_argument("--fleet", help="the device's (default: any)")
     output.add_format(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=needs_server(run))
     return parser
 
 
