@@ -10,14 +10,14 @@ import msgspec
 
 from edge_runtime import output
 from edge_runtime.errors import ConfigError
+from server.commands.installed import needs_server
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
     from edge_runtime.protocol.profile import Profile
-    from server.commands.installed import needs_server
-from server.commands.shared_options import Commands
+    from server.commands.shared_options import Commands
 
 PROFILE_DIR = Path("device_profiles")
 _BOARD = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
