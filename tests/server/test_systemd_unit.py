@@ -1,0 +1,55 @@
+"""``covey server unit``: the unit that systemd runs."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from edge_runtime.errors import ConfigError
+from edge_runtime.network.address import TlsFiles
+from server.commands.systemd_unit import unit_text
+from server.serving.options import ServeOptions
+
+
+def line(text: str, key: str) -> str:
+    (found,) = [row for row in text.splitlines() if row.startswith(f"{key}=")]
+    return found.removeprefix(f"{key}=")
+
+
+def test_a_unit_has_the_options_that_differ_from_the_defaults(tmp_path: Path) -> None:
+    plain = line(unit_text(ServeOptions(state_dir=tmp_path), "covey"), "ExecStart")
+    assert shlex.split(plain)[1:] == ["-m", "server.cli", "serve", "--state-dir", str(tmp_path.resolve())]
+    options = ServeOptions(
+        state_dir=tmp_path,
+        fleet="barn",
+        broker="mqtts://broker:8883",
+        mqtt_port=1884,
+        api_port=8090,
+        tls=TlsFiles("ca.pem", "server.pem", "server.key"),
+    )
+    text = unit_text(options, "covey")
+    words = shlex.split(line(text, "ExecStart"))
+    assert words[-2:] == ["--tls-key", "server.key"]
+    assert words[words.index("--fleet") + 1] == "barn"
+    assert words[words.index("--broker") + 1] == "mqtts://broker:8883"
+    assert words[words.index("--mqtt-port") + 1] == "1884"
+    assert (line(text, "User"), line(text, "Restart")) == ("covey", "on-failure")
+
+
+def test_a_password_is_not_written_where_everybody_can_read_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="password"):
+        unit_text(ServeOptions(state_dir=tmp_path, broker="mqtt://me:secret@broker"), "covey")
+
+
+@pytest.mark.parametrize("folder", ["plain", "with space", 'a"quote', "100%", "$HOME", "back\\slash"])
+def test_systemd_takes_the_unit_whatever_the_folder_s_name(tmp_path: Path, folder: str) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    unit = tmp_path / "covey.service"
+    unit.write_text(unit_text(ServeOptions(state_dir=tmp_path / folder), "root"))
+    checked = subprocess.run(["systemd-analyze", "verify", str(unit)], check=False, capture_output=True, text=True)
+    assert (checked.returncode, checked.stderr) == (0, "")
