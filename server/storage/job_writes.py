@@ -68,7 +68,9 @@ class JobWrites(Writes):
             )
 
     def _insert_job(self, **values: object) -> None:
-        last = self.database.rows(select(func.max(JOBS.c.sequence).label("last")))[0]["last"]
+        found = self.database.rows(select(func.max(JOBS.c.sequence).label("last")))
+        with self.database.reading():
+            last = msgspec.convert(found[0]["last"], int | None)
         self.database.write(insert(JOBS), {**values, "sequence": (last or 0) + 1, "created_at": now_text()})
 
     def begin_job(

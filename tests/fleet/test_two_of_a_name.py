@@ -47,6 +47,7 @@ def test_two_devices_with_one_name_are_named_with_boot_ids_and_addresses(fleet: 
 
 @pytest.mark.mosquitto
 @pytest.mark.skipif(not has_mosquitto(), reason="install the Debian package mosquitto")
+@pytest.mark.slow
 def test_a_second_server_gives_way_and_the_first_goes_on(tmp_path: Path, tiny_bundle: Bundle) -> None:
     with mosquitto(tmp_path / "mosquitto") as port:
         first, second = (Fleet(tmp_path / name, tiny_bundle, port, external=True) for name in ("first", "second"))
