@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from server.rounds.services import Services
 
 _LOG = logging.getLogger(__name__)
+_HELLO_PAUSE_S = 1.0
+"""Seconds between two hellos under one epoch, however many devices have not heard it: every device gets each."""
 
 
 class Coordinator:
@@ -58,6 +60,7 @@ class Coordinator:
         self._services, self._clock = services, services.clock
         self._should_stop = should_stop
         self._runs: dict[str, JobRun] = {}
+        self._hello_is_due, self._hello_may_be_at = False, 0.0
         for kind in ("birth", "state", "profile", "report", "log"):
             services.transport.subscribe(topic_for(roster.fleet, "+", kind))
 
@@ -91,6 +94,7 @@ class Coordinator:
         Raises:
             StorageError: the ledger or a blob cannot be written.
         """
+        self._say_due_hello()
         event = self._services.transport.receive(timeout_s)
         if event is None:
             return False
@@ -125,6 +129,12 @@ class Coordinator:
             if run is not None:
                 run.plan_given_up(self.roster.device(device_of(event.topic)), plan, event.finding)
 
+    def _say_due_hello(self) -> None:
+        """Say hello again where devices have not heard it: once for all that have announced themselves meanwhile."""
+        if self._hello_is_due and self._clock() >= self._hello_may_be_at:
+            self._hello_is_due, self._hello_may_be_at = False, self._clock() + _HELLO_PAUSE_S
+            self._say_hello()
+
     def _say_hello(self) -> None:
         if self.roster.epoch is not None:
             hello = encode_message(Hello(epoch=self.roster.epoch, covey_version=__version__))
@@ -158,7 +168,7 @@ class Coordinator:
             self.roster.watch_name(birth, self._clock())
         elif self.roster.needs_hello(device, self._clock()):
             # It has not heard the hello: a broker need not send what it retains to a session that it knows already.
-            self._say_hello()
+            self._hello_is_due = True
         if is_new:
             for run in self._runs.values():
                 run.connected_anew(device)

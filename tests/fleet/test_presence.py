@@ -212,6 +212,35 @@ def test_a_device_that_connects_anew_is_asked_at_once(bench: Bench) -> None:
     assert offered[1] - offered[0] < FIRST_PAUSE_S
 
 
+def test_many_devices_that_have_not_heard_the_hello_get_one_and_it_is_said_again_ever_more_rarely(bench: Bench) -> None:
+    clock = Clock(0.0)
+    watcher = bench.hub.join()
+    watcher.subscribe(hello_topic("default"))
+    with coordinator(bench, JOB, clock) as (made, _):
+        server = made.coordinator
+        assert server.handle_next(0)  # the connection
+
+        def hellos() -> int:
+            while server.handle_next(0):
+                pass
+            count = 0
+            while (event := watcher.receive(0)) is not None:
+                count += isinstance(event, Message)
+            return count
+
+        assert hellos() == 1
+        for index in range(50):
+            ghost(bench, f"late-{index}", None)
+        assert hellos() == 1
+        found = []
+        for _ in range(200):
+            clock.now += 1.0
+            ghost(bench, "late-0", "an epoch long ago")
+            found.append(hellos())
+        assert sum(found[:10]) >= 3
+        assert sum(found[100:]) <= 3
+
+
 @given(times=st.integers(1, 60), now=st.floats(0, 1e9))
 def test_rests_double_up_to_the_longest(times: int, now: float) -> None:
     rest = None
