@@ -83,10 +83,9 @@ def main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         code: int = args.run(args)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
     except Exception as caught:  # noqa: BLE001 the outermost wall: every exception ends as a line and an exit code
+        if isinstance(caught, BrokenPipeError) and _nobody_reads():
+            return 0
         error = as_covey_error(caught)
         if isinstance(error, FaultError):
             error.hint = _save_fault(caught, verbose=verbose)
@@ -96,6 +95,16 @@ def main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         print(f"{parser.prog}: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     return code
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is what has broken, as with ``| head``; what is left goes nowhere then."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _save_fault(fault: Exception, *, verbose: bool) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle.folder import Bundle
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture

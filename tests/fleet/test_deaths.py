@@ -211,7 +211,7 @@ def refusals(server: Process) -> list[str]:
     return [event["reason"] for event in server.events() if event["event"] == "offer_failed"]
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(900)
 def test_a_device_killed_twice_in_training_refuses(tmp_path: Path, tiny_bundle: Bundle) -> None:
     """kill -9 of a real process in two rounds; it says so when it is offered the same again, and lives."""
     fleet = Fleet(tmp_path, tiny_bundle, free_port(), external=False)
@@ -228,7 +228,7 @@ def test_a_device_killed_twice_in_training_refuses(tmp_path: Path, tiny_bundle: 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(900)
 def test_a_device_killed_twice_at_a_level_is_given_a_lower_one(tmp_path: Path, graphs: Bundle) -> None:
     fleet = Fleet(tmp_path, graphs, free_port(), external=False)
     job = write_job(tmp_path, rounds=1, max_attempts=9, deadline_s=100.0, stld={"steps": 4_000, "batch_size": 4})
@@ -245,7 +245,7 @@ def test_a_device_killed_twice_at_a_level_is_given_a_lower_one(tmp_path: Path, g
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(900)
 def test_a_device_that_is_told_to_stop_has_not_died(tmp_path: Path, tiny_bundle: Bundle) -> None:
     """Its supervisor says stop (SIGTERM), and kills it when the round takes longer than it waits."""
     fleet = Fleet(tmp_path, tiny_bundle, free_port(), external=False)

@@ -51,7 +51,7 @@ from server.errors import JobError
 from server.fleet.devices import Device
 from server.views.progress import Progress
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(900)
 
 
 class Sensors:

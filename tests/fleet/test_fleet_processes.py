@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle.folder import Bundle
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(900)
 NEEDS_MOSQUITTO = pytest.mark.skipif(not has_mosquitto(), reason="install the Debian package mosquitto")
 
 

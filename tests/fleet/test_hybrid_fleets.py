@@ -115,7 +115,7 @@ def test_a_fleet_learns_on_onnx_runtime(graphs: Bundle, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(900)
 def test_a_server_and_a_device_killed_in_a_hybrid_round_end_on_the_same_bits(graphs: Bundle, tmp_path: Path) -> None:
     """Real processes; kill -9 of the server and of a backprop device, both started again."""
 

@@ -237,7 +237,7 @@ def test_the_server_answers_whatever_report_comes(
 
 @pytest.mark.mosquitto
 @pytest.mark.skipif(not has_mosquitto(), reason="install the Debian package mosquitto")
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(900)
 @pytest.mark.slow
 def test_a_report_sent_while_the_server_was_killed_is_taken_and_nothing_is_trained_twice(
     tmp_path: Path, tiny_bundle: Bundle

@@ -50,7 +50,7 @@ def answers(bench: Bench, agent: Agent, plan: Any) -> list[Any]:
     return drain(server)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(900)
 def test_a_device_whose_runtime_aborts_refuses_and_lives_while_others_train(
     tmp_path: Path, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:

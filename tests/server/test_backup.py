@@ -89,7 +89,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Bundle) -> tuple
         return reports.count(1) == 2
 
     root = tmp_path_factory.mktemp("run")
-    return run_with_backup(root, tiny_bundle, {"rounds": 3, "min_devices": DEVICES}, is_time)
+    return run_with_backup(root, tiny_bundle, {"rounds": 3, "min_devices": DEVICES, "min_reports": DEVICES}, is_time)
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +107,16 @@ def test_a_backup_of_a_job_at_work_is_resumed_elsewhere_to_the_same_adapter(
         opened = queries.open_attempt(ledger, "job")
         assert opened is not None
         assert sorted(opened.offers.values()).count("reported") == 2
-    fitted, _ = load_job(write_job(archive.parent, rounds=3, min_devices=DEVICES), tiny_bundle.path)
+    fitted, _ = load_job(
+        write_job(archive.parent, rounds=3, min_devices=DEVICES, min_reports=DEVICES), tiny_bundle.path
+    )
     done = run_in_process(fitted, tiny_bundle, tmp_path / "server", edge_configs(tmp_path, DEVICES))
     assert done["adapter_sha256"] == undisturbed["adapter_sha256"]
     assert done["loss_end"] == undisturbed["loss_end"]
 
 
 def test_a_job_with_momentum_is_resumed_with_the_adapter_before(tmp_path: Path, tiny_bundle: Bundle) -> None:
-    fields = {"rounds": 4, "min_devices": DEVICES, "server_momentum": 0.5}
+    fields = {"rounds": 4, "min_devices": DEVICES, "min_reports": DEVICES, "server_momentum": 0.5}
 
     def is_time(event: events.Event) -> bool:
         return isinstance(event, events.RoundClosed) and event.round == 1

@@ -38,7 +38,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 240.0) -> Any:
     """Return the first true value of a condition, polled every 20 ms: other processes offer nothing to wait on."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
@@ -86,7 +86,7 @@ class Process:
         lines = self.stdout.read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
-    def wait_event(self, kind: str, count: int = 1, timeout_s: float = 90.0) -> dict[str, Any]:
+    def wait_event(self, kind: str, count: int = 1, timeout_s: float = 300.0) -> dict[str, Any]:
         """Wait until the server has printed an event of a kind, or several."""
 
         def found() -> dict[str, Any] | None:
@@ -96,7 +96,7 @@ class Process:
 
         return dict(wait_for(found, f"event {kind}", timeout_s))
 
-    def result(self, timeout_s: float = 90.0) -> dict[str, Any]:
+    def result(self, timeout_s: float = 300.0) -> dict[str, Any]:
         """Wait for a good end and return the last line's object."""
         assert self.popen.wait(timeout_s) == 0, self.stderr.read_text()
         return self.events()[-1]
@@ -142,7 +142,7 @@ class Fleet:
     def covey(self, *arguments: str, code: int = 0) -> dict[str, Any]:
         """Run a command that speaks to the server, check its exit code, and return its last line's object."""
         command = [sys.executable, "-m", "server.cli", *arguments, "--state-dir", str(self.state_dir)]
-        done = subprocess.run([*command, "--format", "json"], capture_output=True, text=True, check=False, timeout=100)
+        done = subprocess.run([*command, "--format", "json"], capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == code, done.stderr
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return answer
@@ -150,7 +150,7 @@ class Fleet:
     def lines(self, *arguments: str) -> list[dict[str, Any]]:
         """Run a command that speaks to the server, and return the objects of its lines; empty where it fails."""
         command = [sys.executable, "-m", "server.cli", *arguments, "--state-dir", str(self.state_dir)]
-        done = subprocess.run([*command, "--format", "json"], capture_output=True, text=True, check=False, timeout=100)
+        done = subprocess.run([*command, "--format", "json"], capture_output=True, text=True, check=False, timeout=300)
         return [json.loads(line) for line in done.stdout.splitlines()] if done.returncode == 0 else []
 
     def _server(self, *command: str, flags: tuple[str, ...]) -> Process:
