@@ -14,6 +14,7 @@ from sqlalchemy.pool import StaticPool
 from edge_runtime.errors import CoveyError, StorageError, cause_of, storage_error
 from server.errors import JobError
 from server.storage.schema import check_version, create, is_new, upgrade
+from server.storage.sqlite_file import copy_file, immediate
 from server.storage.tables import METADATA
 
 if TYPE_CHECKING:
@@ -184,15 +185,8 @@ class Database:
         Raises:
             StorageError: the disk is full or damaged; nothing was written.
         """
-        with self._lock, self._writing():
-            self._connection.exec_driver_sql("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                with contextlib.suppress(DBAPIError):  # SQLite may have rolled back by itself
-                    self._connection.exec_driver_sql("ROLLBACK")
-                raise
-            self._connection.exec_driver_sql("COMMIT")
+        with self._lock, self._writing(), immediate(self._connection):
+            yield
 
     def write(self, statement: Executable, values: Mapping[str, object] | None = None) -> int:
         """Execute one statement with the values of its parameters; return how many rows it changed.
@@ -234,9 +228,7 @@ def copy_database(path: Path, target: Path) -> None:
     if not path.exists():
         raise JobError(f"there is no ledger at {path}", "run a job first, or give its --state-dir")
     try:
-        with contextlib.closing(sqlite3.connect(path)) as source, contextlib.closing(sqlite3.connect(target)) as copy:
-            source.backup(copy)
-            copy.execute("PRAGMA journal_mode = DELETE")  # one file, without a log beside it
+        copy_file(path, target)
     except sqlite3.Error as error:
         raise StorageError(
             f"cannot copy the ledger {path} to {target.parent}: {error}", "check both disks, and that there is space"

@@ -5,17 +5,16 @@ Ledgers from before Alembic carry their version as SQLite's ``user_version``, 1 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Column, MetaData, PrimaryKeyConstraint, String, Table, insert, inspect, select
-from sqlalchemy.exc import DBAPIError
 
 from edge_runtime.errors import StorageError, storage_error
 from edge_runtime.files.atomic import sync_directory, sync_file
+from server.storage.sqlite_file import copy_file, immediate
 from server.storage.tables import METADATA
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ def check_version(connection: Connection, path: Path) -> bool:
 
 def create(connection: Connection) -> None:
     """Write the newest schema to a new file, in one transaction."""
-    with _one_transaction(connection):
+    with immediate(connection):
         METADATA.create_all(connection)
         _ALEMBIC_VERSION.create(connection)
         connection.execute(insert(_ALEMBIC_VERSION).values(version_num=HEAD))
@@ -122,7 +121,7 @@ def upgrade(connection: Connection, path: Path) -> None:
 
     before = revision_of(connection)
     copy = _keep_copy(path)
-    with _one_transaction(connection):
+    with immediate(connection):
         if _stamped(connection) is None:
             command.stamp(_config(connection), before or "base")
         command.upgrade(_config(connection), "head")
@@ -135,18 +134,6 @@ def _mark(connection: Connection) -> None:
     connection.exec_driver_sql(f"PRAGMA user_version = {int(HEAD)}")
 
 
-@contextlib.contextmanager
-def _one_transaction(connection: Connection):  # type: ignore[no-untyped-def]  # noqa: ANN202 a context manager
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(DBAPIError):
-            connection.exec_driver_sql("ROLLBACK")
-        raise
-    connection.exec_driver_sql("COMMIT")
-
-
 def _keep_copy(path: Path) -> Path:
     """Copy a ledger beside itself; a copy of an earlier attempt at the same upgrade is never overwritten."""
     target = path.with_name(f"{path.name}.before-{HEAD}")
@@ -157,9 +144,7 @@ def _keep_copy(path: Path) -> Path:
     partial = target.with_name(target.name + ".partial")
     try:
         partial.unlink(missing_ok=True)
-        with contextlib.closing(sqlite3.connect(path)) as source, contextlib.closing(sqlite3.connect(partial)) as copy:
-            source.backup(copy)
-            copy.execute("PRAGMA journal_mode = DELETE")
+        copy_file(path, partial)
         sync_file(partial)
         partial.replace(target)
         sync_directory(path.parent)
