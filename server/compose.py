@@ -76,11 +76,6 @@ class Composed:
     resumed: bool
 
     @property
-    def chain(self) -> AdapterChain:
-        """The job's adapters."""
-        return self.job_run.chain
-
-    @property
     def devices(self) -> Mapping[str, Device]:
         """The devices that have sent a message, by name."""
         return self.coordinator.devices

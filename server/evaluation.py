@@ -60,7 +60,7 @@ class Evaluator(Protocol):
     def start(self, index: int | None, theta: FloatVector) -> None:
         """Start to evaluate an adapter; the last evaluation must have been collected."""
 
-    def collect(self, *, wait: bool) -> Result | None:
+    def collect(self) -> Result | None:
         """Return a finished evaluation; None: there is none (yet)."""
 
     def close(self) -> None:
@@ -84,7 +84,7 @@ class InlineEvaluator:
             raise RuntimeError("collect the last evaluation first")
         self._done = (index, self._evaluate(theta))
 
-    def collect(self, *, wait: bool) -> Result | None:  # noqa: ARG002 it is always done
+    def collect(self) -> Result | None:
         """See Evaluator."""
         done, self._done = self._done, None
         return done
@@ -111,9 +111,9 @@ class BackgroundEvaluator:
             raise RuntimeError("collect the last evaluation first")
         self._running = (index, self._executor.submit(self._evaluate, theta))
 
-    def collect(self, *, wait: bool) -> Result | None:
+    def collect(self) -> Result | None:
         """See Evaluator."""
-        if self._running is None or not (wait or self._running[1].done()):
+        if self._running is None or not self._running[1].done():
             return None
         index, future = self._running
         self._running = None

@@ -7,7 +7,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 from edge_runtime.agent.broker_access import device_access
-from edge_runtime.commands.finding import Finding, problem
+from edge_runtime.commands.finding import Finding, access_finding, problem
 from edge_runtime.errors import CoveyError, NetworkError
 from edge_runtime.network.address import parse_broker
 from edge_runtime.network.fetch import blob_base
@@ -30,16 +30,7 @@ def broker_finding(config: EdgeConfig) -> Finding:
         access = device_access(config)
     except CoveyError as error:
         return problem("broker", error, {"reachable": None})
-    kinds = [cause.kind for cause in access.causes]
-    values = {"address": place, "reachable": not kinds or kinds[0] == "acl", "causes": kinds}
-    if access.causes:
-        remedies = dict.fromkeys(cause.remedy for cause in access.causes)
-        found = "; ".join(cause.finding for cause in access.causes)
-        return Finding("broker", "problem", found, "; ".join(remedies), values, NetworkError.exit_code)
-    if not access.is_publishing_known:
-        found = f"{place} lets this device log in and subscribe; it has no MQTT 5 to ask about publishing"
-        return Finding("broker", "ok", found, "", values)
-    return Finding("broker", "ok", f"{place} lets this device log in, subscribe and publish", "", values)
+    return access_finding(access, place, "this device")
 
 
 def server_finding(url: str | None, tls: TlsFiles | None) -> tuple[Finding, float | None]:

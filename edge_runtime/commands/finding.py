@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from edge_runtime import output
-from edge_runtime.errors import ConfigError
+from edge_runtime.errors import ConfigError, NetworkError
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
     from edge_runtime.errors import CoveyError
+    from edge_runtime.network.access import Access
 
 Status = Literal["ok", "warning", "problem", "absent"]
 
@@ -42,6 +43,26 @@ class Finding:
 def problem(check: str, error: CoveyError, values: dict[str, Any] | None = None) -> Finding:
     """Return an error as a finding: with its text, its hint and its exit code, as ``covey-edge run`` says it."""
     return Finding(check, "problem", error.what, error.hint, values or {}, error.exit_code)
+
+
+def access_finding(access: Access, place: str, who: str) -> Finding:
+    """Return what a broker lets a member do, as a finding.
+
+    Args:
+        access: what it lets it do.
+        place: the broker.
+        who: the member, in words: ``this device``.
+    """
+    kinds = [cause.kind for cause in access.causes]
+    values = {"address": place, "reachable": not kinds or kinds[0] == "acl", "causes": kinds}
+    if access.causes:
+        remedies = dict.fromkeys(cause.remedy for cause in access.causes)
+        found = "; ".join(cause.finding for cause in access.causes)
+        return Finding("broker", "problem", found, "; ".join(remedies), values, NetworkError.exit_code)
+    if not access.is_publishing_known:
+        found = f"{place} lets {who} log in and subscribe; it has no MQTT 5 to ask about publishing"
+        return Finding("broker", "ok", found, "", values)
+    return Finding("broker", "ok", f"{place} lets {who} log in, subscribe and publish", "", values)
 
 
 def emit_findings(args: argparse.Namespace, findings: Sequence[Finding]) -> int:

@@ -32,7 +32,6 @@ class JobStatus(msgspec.Struct, frozen=True):
 
     Attributes:
         reason: why it waits, or why it failed.
-        sequence: its place in the order of submission.
     """
 
     job: str

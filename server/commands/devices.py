@@ -11,7 +11,7 @@ from edge_runtime.protocol.side_messages import MOST_LINES
 from server.commands.installed import needs_server
 from server.commands.reaching import add_reaching, ask, look, open_client
 from server.commands.stopping import stop_on_signals
-from server.commands.tables import short_table
+from server.views.tables import short_table
 
 if TYPE_CHECKING:
     import argparse

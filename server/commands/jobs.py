@@ -9,7 +9,7 @@ from edge_runtime import output
 from edge_runtime.errors import ConfigError
 from server.commands.installed import needs_server
 from server.commands.reaching import add_reaching, ask, look, open_client
-from server.commands.tables import short_table
+from server.views.tables import short_table
 
 if TYPE_CHECKING:
     import argparse

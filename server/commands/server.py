@@ -9,7 +9,7 @@ from server.commands.installed import needs_server
 from server.commands.reaching import add_reaching, ask
 from server.commands.serve import add_addresses, options_of
 from server.commands.shared_options import add_state_dir
-from server.commands.tables import short
+from server.views.tables import short
 
 if TYPE_CHECKING:
     import argparse

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_runtime.bundle.folder import open_bundle, verify_files
-from edge_runtime.commands.finding import Finding, problem
-from edge_runtime.errors import ConfigError, CoveyError, NetworkError
+from edge_runtime.commands.finding import Finding, access_finding, problem
+from edge_runtime.errors import ConfigError, CoveyError
 from edge_runtime.files.writable import check_writable
 from edge_runtime.network.address import parse_broker
 from server.client.address import socket_path
@@ -110,12 +110,7 @@ def _broker(options: ServeOptions) -> Finding:
         access = server_access(address, options.fleet, options.tls)
     except CoveyError as error:
         return problem("broker", error)
-    place = str(address.place(options.tls))
-    if access.causes:
-        remedies = "; ".join(dict.fromkeys(cause.remedy for cause in access.causes))
-        found = "; ".join(cause.finding for cause in access.causes)
-        return Finding("broker", "problem", found, remedies, {"address": place}, NetworkError.exit_code)
-    return Finding("broker", "ok", f"{place} lets the server log in, subscribe and publish", "", {"address": place})
+    return access_finding(access, str(address.place(options.tls)), "the server")
 
 
 def _ledger(options: ServeOptions) -> Iterator[Finding]:

@@ -38,8 +38,8 @@ class ProfileStore:
         """Return a device's last valid profile of a bundle, from the ledger; None: there is none."""
         return newest_profile(self._ledger, self._fleet, device, bundle_sha256)
 
-    def take(self, device: str, payload: bytes) -> None:
-        """Enter a profile message.
+    def take(self, device: str, payload: bytes) -> Profile | None:
+        """Enter a profile message; return its profile, None where it is invalid.
 
         An invalid profile is rejected with a reason, and the last valid one stays in use. A profile of another bundle
         is kept for that bundle's jobs.
@@ -50,10 +50,11 @@ class ProfileStore:
         except (ProtocolError, ProfileError) as error:
             _LOG.warning("%s: its profile is refused: %s", device, error)
             self._ledger.profile_received(self._fleet, device, payload_sha256, None, [error.what])
-            return
+            return None
         is_news = self._ledger.profile_received(self._fleet, device, payload_sha256, profile, remarks)
         for remark in remarks if is_news else ():
             _LOG.warning("%s: its profile: %s", device, remark)
+        return profile
 
     def _check(self, device: str, payload: bytes) -> tuple[Profile, list[str]]:
         message = decode_message(payload, ProfileMessage)

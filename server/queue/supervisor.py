@@ -127,10 +127,9 @@ class Supervisor:
                 break
             handled = self.coordinator.handle_next(0)
 
-    def has_ended(self, name: str) -> bool:
-        """Whether a job is neither waiting nor at work."""
-        record = queries.find_job(self._ledger, name)
-        return record is None or record.state not in ("queued", "running")
+    def is_at_work(self, name: str) -> bool:
+        """Whether a job is being prepared, run or finished."""
+        return name in self._selectors
 
     def look_soon(self) -> None:
         """Look at the waiting jobs with the next turn: something has changed."""
@@ -156,15 +155,16 @@ class Supervisor:
         if not due:
             return
         due.sort(key=lambda record: record.state != "running")  # what was at work when the server stopped goes first
+        selectors = {record.name: parse_selector(_config(record).devices) for record in due}
         planned = schedule(
-            [Waiting(record.name, parse_selector(_config(record).devices), record.after) for record in due],
+            [Waiting(record.name, selectors[record.name], record.after) for record in due],
             self._selectors,
             {record.name: record.state for record in records},
             self.tags(),
         )
         for record in due:
             if record.name in planned.start:
-                self._selectors[record.name] = parse_selector(_config(record).devices)
+                self._selectors[record.name] = selectors[record.name]
                 self.errors.pop(record.name, None)
                 self._preparing[record.name] = self._threads.submit(self._prepare, record)
             elif record.reason != planned.reasons[record.name]:

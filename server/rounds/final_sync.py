@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from server import events
 
 _LONGEST_S = 60.0
 """Seconds within which the devices must prove the final adapter."""
 _GONE_S = 3.0
 """Seconds that are granted to proofs of devices that have left."""
-
-
-@dataclass(frozen=True)
-class SyncProgress:
-    """How many devices were sent the final adapter, and how many of them have proved that they have it."""
-
-    sent: int
-    proved: int
 
 
 class FinalSync:
@@ -41,9 +33,9 @@ class FinalSync:
         self._have_plan |= here
         return new
 
-    def progress(self, proved: set[str]) -> SyncProgress:
-        """Return how far it is."""
-        return SyncProgress(len(self._sent), len(self._sent & proved))
+    def progress(self, proved: set[str]) -> events.Syncing:
+        """Return how many devices were sent the adapter, and how many of them are in ``proved``."""
+        return events.Syncing(devices=len(self._sent), proved=len(self._sent & proved))
 
     def is_over(self, here: set[str], proved: set[str], now: float) -> bool:
         """Return whether nobody is waited for any more.

@@ -315,7 +315,7 @@ class JobRun:
 
     def _collect_evaluation(self) -> None:
         evaluator = self._services.evaluator
-        collected = evaluator.collect(wait=False) if self._is_evaluating else None
+        collected = evaluator.collect() if self._is_evaluating else None
         if collected is not None:
             self._is_evaluating = False
             index, result = collected
@@ -339,6 +339,5 @@ class JobRun:
             plan = self._plans.final_sync(len(self.chain.closed), self._reference(name))
             self._services.transport.publish(topic_for(self._roster.fleet, name, "plan"), encode_message(plan))
         proved = {name for name, device in devices.items() if device.adapter_sha256 == self.chain.sha256}
-        progress = self._sync.progress(proved)
-        self.observe(events.Syncing(proved=progress.proved, devices=progress.sent))
+        self.observe(self._sync.progress(proved))
         return self._sync.is_over(here, proved, self._clock())

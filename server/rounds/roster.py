@@ -164,9 +164,9 @@ class Roster:
 
     def take_profile(self, device: Device, payload: bytes) -> None:
         """Take in a profile message; an invalid profile is rejected, and the last valid one stays in use."""
-        self.profiles.take(device.name, payload)
-        if device.works_on is not None:
-            device.profile = self.profiles.newest(device.name, device.works_on)
+        profile = self.profiles.take(device.name, payload)
+        if profile is not None and profile.bundle.sha256 == device.works_on:
+            device.profile = profile
 
     def prove(self, device: Device, adapter_sha256: str) -> None:
         """Enter that a device has proved to have an adapter."""

@@ -86,16 +86,14 @@ def coordinate(
 
 def _is_finished(supervisor: Supervisor, stores: Stores, name: str) -> bool:
     """Whether the job is finished; raises what it failed with, or that the operator has stopped or deleted it."""
-    if not supervisor.has_ended(name):
+    if supervisor.is_at_work(name):
         return False
     error = supervisor.errors.get(name)
     if error is not None:
         raise error
     record = queries.find_job(stores.ledger, name)
-    if record is not None and record.state == "finished":
-        return True
-    if record is not None and record.state == "paused":
-        return False
+    if record is not None and record.state in ("queued", "running", "paused", "finished"):
+        return record.state == "finished"
     raise JobError(
         f"job {name} was {'deleted' if record is None else record.state} by the operator",
         "covey run takes up a stopped job where it was",

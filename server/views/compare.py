@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_runtime import output
 from server.views.summary import job_rounds, job_summary
+from server.views.tables import short
 
 if TYPE_CHECKING:
     from server.storage.ledger import Ledger
@@ -57,16 +58,10 @@ def compare_jobs(ledger: Ledger, first: str, second: str) -> dict[str, Any]:
 def comparison_text(compared: dict[str, Any]) -> str:
     """Return a comparison as two tables: the totals, and the rounds."""
     first, second = compared["jobs"]
-    totals = [[total["figure"], *map(_short, total["values"])] for total in compared["totals"]]
+    totals = [[total["figure"], *map(short, total["values"])] for total in compared["totals"]]
     columns = ["round", *(f"{key} {name}" for key in ("loss", "accuracy", "slowest_s") for name in (first, second))]
     rounds = [
-        [row["round"], *(_short(value) for key in ("loss", "accuracy", "slowest_s") for value in row[key])]
+        [row["round"], *(short(value) for key in ("loss", "accuracy", "slowest_s") for value in row[key])]
         for row in compared["rounds"]
     ]
     return f"{output.table(['', first, second], totals)}\n\n{output.table(columns, rounds)}"
-
-
-def _short(value: object) -> object:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value[:12] if isinstance(value, str) and len(value) == 64 else value

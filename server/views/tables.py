@@ -1,4 +1,4 @@
-"""Tables of the server's commands: figures and hashes shortened."""
+"""Tables for people: figures and hashes shortened."""
 
 from __future__ import annotations
 
