@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge_runtime.errors import CoveyError, ShortageError, StorageError, as_covey_error
+from edge_runtime.errors import CoveyError, ShortageError, StorageError, as_covey_error, wall
 from server import events
+from server.errors import JobError
 from server.job.job import Job
 from server.job.selector import Selector, parse_selector
 from server.queue.feed import Feed
@@ -155,7 +156,13 @@ class Supervisor:
         if not due:
             return
         due.sort(key=lambda record: record.state != "running")  # what was at work when the server stopped goes first
-        selectors = {record.name: parse_selector(_config(record).devices) for record in due}
+        selectors = {}
+        for record in due:
+            try:
+                selectors[record.name] = parse_selector(_config(record).devices)
+            except CoveyError as error:
+                self._fail(record.name, error)
+        due = [record for record in due if record.name in selectors]
         planned = schedule(
             [Waiting(record.name, selectors[record.name], record.after) for record in due],
             self._selectors,
@@ -312,4 +319,10 @@ class Supervisor:
 
 
 def _config(record: JobRecord) -> Job:
-    return msgspec.convert(record.config, Job)
+    """Return a job's configuration; raises JobError where another Covey has written it, with other fields."""
+    with wall(
+        lambda cause: JobError(
+            f"job {record.name} was submitted by another version of Covey: {cause}", "submit it again, by another name"
+        )
+    ):
+        return msgspec.convert(record.config, Job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -11,12 +12,24 @@ from hypothesis import strategies as st
 from edge_runtime.errors import ConfigError
 from edge_runtime.files.nearest import with_nearest
 from server import events
+from server.compose import compose_coordinator, open_stores
 from server.errors import JobError
+from server.evaluation import Evaluation, InlineEvaluator
 from server.job.job import Job, job_of
 from server.job.selector import Selector, check_there, parse_selector
 from server.queue.feed import Feed
 from server.queue.mailbox import Mailbox
 from server.queue.schedule import Waiting, owner_of, schedule
+from server.queue.supervisor import Supervisor
+from server.rounds.services import Services
+from server.simulation.virtual import VirtualTransport, VirtualWorld
+from server.storage import queries
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from server.queue.supervisor import Prepared
+    from server.storage.records import JobRecord
 
 NAMES = ("pi-1", "pi-2", "pi-3")
 TAGS = ("kitchen", "attic")
@@ -147,6 +160,34 @@ def test_the_feed_keeps_the_last_events_of_each_job() -> None:
     assert len(feed.since("b", 0)) == 1
     feed.forget("a")
     assert feed.since("a", 0) == []
+
+
+def test_a_job_of_another_version_fails_with_the_reason_and_the_others_go_on(tmp_path: Path) -> None:
+    stores, world = open_stores(tmp_path), VirtualWorld()
+    good: dict[str, Any] = {"name": "good", "eval_file": "/x", "rounds": 1}
+    for config in ({**good, "name": "old", "a_field_of_before": 1}, good):
+        stores.ledger.submit_job(config["name"], "default", "a" * 64, "/nowhere", config)
+    transport = VirtualTransport(world, lambda _topic, _payload: None)
+    evaluator = InlineEvaluator(lambda _theta: Evaluation(0.5, 0.5))
+    services = Services(transport, stores.uploads, evaluator, world.clock, "http://nowhere")
+    coordinator = compose_coordinator("default", stores.ledger, services, lambda _event: None)
+    asked = threading.Event()
+
+    def prepare(record: JobRecord) -> Prepared:
+        assert record.name == "good"
+        asked.set()
+        raise JobError("there is nothing to prepare here", "")
+
+    supervisor = Supervisor(coordinator, stores.ledger, prepare, world.clock, lambda _job, _event: None, lambda: False)
+    supervisor.turn(0)
+    assert asked.wait(60)
+    failed = queries.find_job(stores.ledger, "old")
+    assert failed is not None
+    assert failed.state == "failed"
+    assert "another version of Covey" in (failed.reason or "")
+    assert "a_field_of_before" in (failed.reason or "")
+    supervisor.close()
+    stores.ledger.close()
 
 
 @pytest.mark.parametrize(
