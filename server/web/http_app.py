@@ -86,6 +86,7 @@ def serve_on(app: Callable[..., Any], listener: socket.socket, limits: Limits | 
         app,
         http=guarded(limits),
         ws="none",
+        log_config=None,  # uvicorn's own would close the handlers of everyone else in the process
         log_level="warning",
         access_log=False,
         timeout_keep_alive=math.ceil(limits.keep_alive_s),

@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import itertools
 import json
+import logging
 import os
 import select
 import socket
@@ -236,3 +237,20 @@ def _is_ended(connection: socket.socket) -> bool:
         return False
     except ConnectionError:
         return True
+
+
+def test_serving_leaves_the_handlers_of_others_open(tmp_path: Path) -> None:
+    """absl's handler, for one, closes what was standard error when absl was imported."""
+    closed: list[bool] = []
+
+    class Handler(logging.NullHandler):
+        def close(self) -> None:
+            closed.append(True)
+            super().close()
+
+    handler = Handler()
+    with Site(tmp_path).served(QUICK) as site:
+        assert site.healthy()
+    assert closed == []
+    handler.close()
+    assert closed == [True]
