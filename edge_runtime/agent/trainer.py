@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,6 +65,7 @@ class Trainer:
         journal: its journal; the trainer enters plans, the agent the reports.
         engines: makes the engines.
         machine: the machine it runs on.
+        pause: waits before a transfer is tried again, in seconds; what it raises ends the transfer.
         contained: whether a bundle that is new here is tried in a child process first: see require_trial.
     """
 
@@ -74,11 +76,12 @@ class Trainer:
         journal: JournalFile,
         engines: MakesEngines,
         machine: Machine,
+        pause: Callable[[float], None] = time.sleep,
         *,
         contained: bool = False,
     ) -> None:
         self._config, self._store, self._journal = config, store, journal
-        self._engines, self._machine, self._contained = engines, machine, contained
+        self._engines, self._machine, self._pause, self._contained = engines, machine, pause, contained
         self._loaded: LoadedBundle | None = None
         self._link_bytes_per_s: float | None = None
         self.rows_watch = RowsWatch(Path(config.data.path))
@@ -105,7 +108,7 @@ class Trainer:
         if self._loaded is not None and not self._loaded.bundle.file(MANIFEST_FILE).is_file():
             self._loaded = None  # somebody has removed the state directory
         with self._doubt():
-            return self._get(plan, Fetcher(blob_url, tls=self._config.tls))
+            return self._get(plan, Fetcher(blob_url, self._pause, tls=self._config.tls))
 
     def _get(self, plan: Plan, fetcher: Fetcher) -> Prepared:
         known_rows = None if self._loaded is None else self._loaded.known_rows

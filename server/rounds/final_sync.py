@@ -15,9 +15,11 @@ class FinalSync:
 
     Args:
         now: seconds of the server's clock at the end of the last round.
+        took_part: names of the devices that were offered a round.
     """
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, took_part: set[str]) -> None:
+        self._took_part = took_part
         self._deadline_at, self._gone_until = now + _LONGEST_S, now + _GONE_S
         self._sent: set[str] = set()
         self._have_plan: set[str] = set()  # on their present connection
@@ -37,16 +39,21 @@ class FinalSync:
         """Return how many devices were sent the adapter, and how many of them are in ``proved``."""
         return events.Syncing(devices=len(self._sent), proved=len(self._sent & proved))
 
-    def is_over(self, here: set[str], proved: set[str], now: float) -> bool:
+    def is_over(self, here: set[str], proved: set[str], heard: set[str] | None, now: float) -> bool:
         """Return whether nobody is waited for any more.
 
-        A broker keeps order within a topic only: a goodbye may overtake the proof that was sent before it.
+        A broker keeps order within a topic only: a goodbye may overtake the proof that was sent before it. A server
+        that has just started, or lost its connection, waits for those who took part and may yet answer its hello.
 
         Args:
             here: names of the devices that are here.
             proved: names of those that have proved to have the adapter.
+            heard: names of those that have been heard of since the server's hello; None: all had the time to answer it.
             now: seconds of the server's clock.
         """
+        if heard is not None and self._took_part - heard - proved:
+            self._gone_until = now + _GONE_S
+            return False
         if (self._sent - proved) & here:
             self._gone_until = now + _GONE_S
         return self._sent <= proved or now > min(self._deadline_at, self._gone_until)

@@ -332,7 +332,8 @@ class JobRun:
     def _finish(self) -> bool:
         """Send the final adapter to every device of the job; return whether all that are here have proved it."""
         if self._sync is None:
-            self._sync = FinalSync(self._clock())
+            took_part = set(queries.last_round_per_device(self._ledger, self._job.name))
+            self._sync = FinalSync(self._clock(), took_part)
         devices = self.devices()
         here = {name for name, device in devices.items() if device.is_here}
         for name in self._sync.to_send(here):
@@ -340,4 +341,7 @@ class JobRun:
             self._services.transport.publish(topic_for(self._roster.fleet, name, "plan"), encode_message(plan))
         proved = {name for name, device in devices.items() if device.adapter_sha256 == self.chain.sha256}
         self.observe(self._sync.progress(proved))
-        return self._sync.is_over(here, proved, self._clock())
+        now = self._clock()
+        may_answer = now - self._roster.epoch_began_at <= self._job.accept_s
+        heard = {name for name, device in devices.items() if device.birth is not None and device.state != SILENT}
+        return self._sync.is_over(here, proved, heard if may_answer else None, now)

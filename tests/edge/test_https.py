@@ -99,7 +99,7 @@ def test_the_device_hands_its_tls_files_to_both_directions(authority: Authority,
     own = authority.make("pi")
     tls = TlsFiles(str(authority.ca), str(own.cert), str(own.key))
     with https_server(tmp_path, authority.make("server"), authority.ca) as url:
-        DeltaUploads(store, tls).send(SHA, f"{url}/blobs")
+        DeltaUploads(store, tls).send(SHA, f"{url}/blobs", ("job", 0, 0))
         assert Fetcher(f"{url}/blobs", no_sleep, tls=tls).data(SHA, len(DATA)) == DATA
         with pytest.raises(NetworkError, match="cannot fetch"):
             Fetcher(f"{url}/blobs", no_sleep, tls=TlsFiles(str(authority.ca))).data(SHA, len(DATA))

@@ -7,12 +7,14 @@ import platform
 import re
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import pytest
-from bench import Bench, sync
+from bench import Bench, drain, sync
+from fleets import free_port
 from hybrid import (
     ack,
     answers,
@@ -42,12 +44,15 @@ from edge_runtime.protocol.messages import (
     PlanAccepted,
     PlanRefused,
     decode_message,
+    encode_message,
 )
 from edge_runtime.store.personal import load_personal
 from edge_runtime.store.store import Store
 
 if TYPE_CHECKING:
+    from edge_runtime.agent.agent import Agent
     from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.protocol.topics import Kind
 
 
 def test_a_device_trains_uploads_when_asked_and_keeps_its_layers(bench: Bench) -> None:
@@ -101,11 +106,71 @@ def test_a_device_that_is_asked_again_and_again_gives_up(bench: Bench) -> None:
     bench.uploads.expect(report.delta, "job")
     seen = answers(bench, agent, *[ack("upload")] * 5)
     assert [type(message) for message in seen] == [DeltaReport] * 3 + [PlanRefused] * 2
+    assert "sent the same delta 3 times" in seen[-1].message
     unexpected = make_agent(bench)
     bench.uploads.forget_all("job")
     refused = answers(bench, unexpected, ("plan", backprop_plan(bench)), ack("upload"))[-1]
     assert refused.code == 7
     assert "404" in refused.message
+
+
+def queued(bench: Bench, agent: Agent, *messages: tuple[Kind, Any]) -> list[Any]:
+    """What an agent reports to messages that have all arrived before it looks at the first."""
+    server = bench.hub.join()
+    server.subscribe(bench.topic("report"))
+    for kind, message in messages:
+        bench.hub.publish(bench.topic(kind), encode_message(message), retain=False)
+    for _ in range(2 * len(messages)):
+        agent.serve_waiting()
+    return drain(server)
+
+
+def test_another_attempt_of_a_round_may_have_the_same_delta(bench: Bench) -> None:
+    """Uploads are counted within an attempt: one that others made fail does not use them up."""
+    agent = make_agent(bench)
+    for attempt in range(6):
+        report = answers(bench, agent, ("plan", backprop_plan(bench, attempt=attempt)))[-1]
+        assert isinstance(report, DeltaReport)
+        bench.uploads.expect(report.delta, "job")
+        assert answers(bench, agent, ack("upload", attempt)) == [report]
+        assert bench.uploads.blobs.read(report.delta.sha256) is not None
+        answers(bench, agent, ack("taken", attempt))
+        bench.uploads.blobs.remove(report.delta.sha256)
+        bench.uploads.forget_all("job")
+
+
+def test_a_server_that_has_moved_is_found_through_its_plan(bench: Bench) -> None:
+    """Neither an upload nor a fetch from its old address is waited for, or refused, once its plan is here again."""
+    gone = f"http://127.0.0.1:{free_port()}/blobs"
+    agent = make_agent(bench)
+    report = answers(bench, agent, ("plan", backprop_plan(bench)))[-1]
+    answers(bench, agent, ("plan", backprop_plan(bench, blob_url=gone)))  # it is trained already: nothing is fetched
+    bench.uploads.expect(report.delta, "job")
+    assert queued(bench, agent, ack("upload"), ("plan", backprop_plan(bench))) == [report]
+    assert answers(bench, agent, ack("upload"), ack("taken")) == [report]
+    assert bench.uploads.blobs.read(report.delta.sha256) is not None
+    theta = bench.bundle.initial_adapter() + np.float32(0.5)
+    later = AdapterRef(bench.blobs.add(theta.tobytes()), None, None)
+    plans = [backprop_plan(bench, round=1, adapter=later, blob_url=url) for url in (gone, bench.url)]
+    seen = queued(bench, agent, *[("plan", plan) for plan in plans])
+    assert [type(message) for message in seen] == [PlanAccepted, PlanAccepted, DeltaReport]
+
+
+def test_a_plan_that_arrives_ends_the_pause_of_an_upload(bench: Bench) -> None:
+    agent = make_agent(bench)
+    gone = f"http://127.0.0.1:{free_port()}/blobs"
+    report = answers(bench, agent, ("plan", backprop_plan(bench)))[-1]
+    answers(bench, agent, ("plan", backprop_plan(bench, blob_url=gone)))
+    bench.uploads.expect(report.delta, "job")
+    server, plan = bench.hub.join(), backprop_plan(bench)
+    server.subscribe(bench.topic("report"))
+    bench.hub.publish(bench.topic("report/ack"), encode_message(ack("upload")[1]), retain=False)
+    sender = threading.Timer(1.0, bench.hub.publish, (bench.topic("plan"), encode_message(plan)), {"retain": False})
+    sender.start()
+    agent.serve_waiting()  # tries to upload until the plan is here
+    sender.join()
+    agent.serve_waiting()
+    assert drain(server) == [report]  # no refusal, though the tries were not over
 
 
 def test_a_delta_waits_for_a_plan_that_says_where_to_send_it(bench: Bench) -> None:

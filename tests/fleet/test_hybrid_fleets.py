@@ -143,3 +143,22 @@ def test_a_server_and_a_device_killed_in_a_hybrid_round_end_on_the_same_bits(gra
             made.stop()
 
     assert run(tmp_path / "whole", kill=False) == run(tmp_path / "killed", kill=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_server_killed_after_the_last_round_still_hands_out_its_adapter(graphs: Bundle, tmp_path: Path) -> None:
+    """Real processes; each device ends only when it has the final adapter."""
+    made = Fleet(tmp_path, graphs, free_port(), external=False)
+    job = write_job(tmp_path, rounds=2, min_devices=2, min_reports=2)
+    try:
+        server = made.serve(job)
+        devices = [made.device(name, seed) for seed, name in enumerate("ab")]
+        server.wait_event("round_closed", 2)
+        server.popen.kill()
+        server.popen.wait()
+        result = made.serve(job).result()
+        assert result["rounds"] == 2
+        assert {device.result()["adapter_sha256"] for device in devices} == {result["adapter_sha256"]}
+    finally:
+        made.stop()
