@@ -11,7 +11,6 @@ round that has begun is finished: rounds are short, and stopping would waste the
 from __future__ import annotations
 
 import logging
-import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -67,8 +66,6 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _AGAIN_S = 1.0
 """Seconds that the agent waits after an error between plans."""
-_LOOK_S = 0.25
-"""Seconds between two looks for a plan while a transfer waits to be tried again."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,7 @@ class Agent:
         enter_death(self._journal)
         engines = engines or Engines(config.engine, config.threads)
         self._trainer = Trainer(
-            config, store, self._journal, engines, self._machine, self._pause_transfer, contained=contained
+            config, store, self._journal, engines, self._machine, self._inbox.pause_transfer, contained=contained
         )
         self._readiness = Readiness(self._machine.gate, self._trainer.rows_watch)
         self._announcer = Announcer(config, store, transport, boot_id, self._machine, self._readiness)
@@ -130,7 +127,7 @@ class Agent:
             "perhaps the server is down, or the broker's access list forbids the server to read "
             f"{self._topic('report')}, or this device to read {self._topic('report/ack')}",
         )
-        self._deltas = DeltaUploads(store, config.tls, self._pause_transfer)
+        self._deltas = DeltaUploads(store, config.tls, self._inbox.pause_transfer)
         self._blob_url: str | None = None  # of the last plan
         self._unannounced = False
         self._should_stop: Callable[[], bool] = lambda: False
@@ -263,7 +260,7 @@ class Agent:
             refused = as_exception(caught)
             if self._readiness.look():  # its rows are unusable: the server knows before it could ask again
                 self._announcer.state("online")
-            if isinstance(refused, NetworkError) and self._has_plan():
+            if isinstance(refused, NetworkError) and self._inbox.has_plan():
                 _LOG.warning("round %d: %s; the plan that has arrived is tried now", plan.round, refused.what)
             else:
                 self._refuse(plan.job, *round_and_attempt(plan), refused)
@@ -285,32 +282,17 @@ class Agent:
         if self._blob_url is None:
             _LOG.info("round %d: its delta is sent once a plan says where to", report.round)
             return  # since the start: whoever waits for this report sends its plan to a device that is new here
-        if self._has_plan():
+        if self._inbox.has_plan():
             return  # the server may have restarted elsewhere: the report answers the plan, or is pointless
         try:
             self._deltas.send(report.delta.sha256, self._blob_url, (report.job, report.round, report.attempt))
             self._last_report.send()
         except Exception as error:  # noqa: BLE001 as for a plan
-            if self._has_plan():
+            if self._inbox.has_plan():
                 _LOG.warning("round %d: the delta could not be sent: %s", report.round, as_covey_error(error))
                 return
             self._refuse(report.job, report.round, report.attempt, error)
             self._last_report.give_up()
-
-    def _has_plan(self) -> bool:
-        self._inbox.collect()
-        return self._inbox.has_plan()
-
-    def _pause_transfer(self, seconds: float) -> None:
-        """Wait until a transfer is to be tried again.
-
-        Raises:
-            NetworkError: a plan has arrived; it says where the server is now.
-        """
-        for _ in range(math.ceil(seconds / _LOOK_S)):
-            if self._has_plan():
-                raise NetworkError("given up, since a plan has arrived that says where the server is now")
-            time.sleep(_LOOK_S)
 
     def _refuse(self, job: str, index: int, attempt: int, caught: Exception) -> None:
         """Say in the log and to the server why a round failed; the log may quote private rows, the message does not."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import collections
+import math
+import time
 from typing import TYPE_CHECKING
 
-from edge_runtime.errors import ProtocolError
+from edge_runtime.errors import NetworkError, ProtocolError
 from edge_runtime.network.transport import Connected, GivenUp, Message
 from edge_runtime.protocol.messages import Plan, SyncPlan, decode_plan
 
@@ -13,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from edge_runtime.network.transport import Event, Transport
+
+_LOOK_S = 0.25
+"""Seconds between two looks for a plan while a transfer waits to be tried again."""
 
 
 class Inbox:
@@ -55,8 +60,20 @@ class Inbox:
         return event
 
     def has_plan(self) -> bool:
-        """Whether a plan waits in the queue."""
+        """Whether a plan has arrived that nobody has taken."""
+        self.collect()
         return any(message.topic == self._plan_topic for message in self._waiting)
+
+    def pause_transfer(self, seconds: float) -> None:
+        """Wait until a transfer is to be tried again.
+
+        Raises:
+            NetworkError: a plan has arrived; it says where the server is now.
+        """
+        for _ in range(math.ceil(seconds / _LOOK_S)):
+            if self.has_plan():
+                raise NetworkError("given up, since a plan has arrived that says where the server is now")
+            time.sleep(_LOOK_S)
 
     def has_newer(self, plan: Plan) -> bool:
         """Whether a plan waits in the queue that makes this one pointless."""
