@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,7 @@ def _run(args: argparse.Namespace) -> int:
     from edge_runtime.perturbation.kernel import kernel
     from edge_runtime.store.state_check import check_state_writable
     from edge_runtime.store.store import Store
+    from edge_runtime.trust.renew import Renewals
 
     config = read_edge_config(args.config)
     if not Path(config.data.path).is_file():
@@ -62,12 +64,15 @@ def _run(args: argparse.Namespace) -> int:
         except NetworkError:
             transport.close()
             raise
+        renewals = Renewals(args.config.absolute(), time.time)
+        renewals.start()
         agent = Agent(config, store, transport, boot_id, machine=machine, log=log, contained=True)
         stop = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
         try:
             finished = agent.run(until_finished=args.until_finished, should_stop=stop.is_set)
         finally:
+            renewals.close()
             transport.close(agent.goodbye())
     if finished is not None:
         result = {"job": finished.job, "adapter_sha256": finished.adapter_sha256}

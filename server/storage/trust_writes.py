@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import insert, update
+from sqlalchemy import delete, insert, update
 
 from server.storage.tables import CERTIFICATES, DEVICE_TAGS, DEVICES, JOIN_TOKENS, PROFILES, now_text
 from server.storage.writes import Writes
@@ -91,14 +91,37 @@ class TrustWrites(Writes):
         here = (JOIN_TOKENS.c.fleet == fleet, JOIN_TOKENS.c.device == device, unused)
         return self.database.write(update(JOIN_TOKENS).where(*here).values(state="rejected"))
 
-    def rename_device(self, fleet: str, device: str, new_name: str) -> None:
-        """Give a device's row, tags, profiles and certificates another name. What it did in jobs keeps the old one."""
+    def revoke_serial(self, serial: str, reason: str) -> None:
+        """Revoke one certificate, unless it is revoked."""
+        here = (CERTIFICATES.c.serial == serial, CERTIFICATES.c.revoked_at.is_(None))
+        self.database.write(update(CERTIFICATES).where(*here).values(revoked_at=now_text(), reason=reason))
+
+    def rename_certificates(self, fleet: str, device: str, new_name: str) -> bool:
+        """Enter a device's new name, which its next certificate has; return whether it has a certificate."""
+        here = (CERTIFICATES.c.fleet == fleet, CERTIFICATES.c.device == device)
         with self.database.transaction():
+            valid = update(CERTIFICATES).where(*here, CERTIFICATES.c.revoked_at.is_(None))
+            return self.database.write(valid.values(device=new_name)) > 0
+
+    def renewed(self, certificate: CertificateRecord, shown_name: str) -> None:
+        """Enter the certificate that a device got for its old one; where it has a new name, its rows get it too.
+
+        What it did in jobs keeps the old name.
+
+        Args:
+            certificate: the new one.
+            shown_name: the name that the old one has.
+        """
+        with self.database.transaction():
+            self.certificate_issued(certificate)
+            if shown_name == certificate.device:
+                return
             for table, column in (
                 (DEVICES, DEVICES.c.name),
                 (DEVICE_TAGS, DEVICE_TAGS.c.device),
                 (PROFILES, PROFILES.c.device),
-                (CERTIFICATES, CERTIFICATES.c.device),
             ):
-                here = (table.c.fleet == fleet, column == device)
-                self.database.write(update(table).where(*here).values({column.name: new_name}))
+                taken = (table.c.fleet == certificate.fleet, column == certificate.device)
+                here = (table.c.fleet == certificate.fleet, column == shown_name)
+                self.database.write(delete(table).where(*taken))
+                self.database.write(update(table).where(*here).values({column.name: certificate.device}))

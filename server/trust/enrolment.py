@@ -15,7 +15,9 @@ from edge_runtime.trust.keys import (
     certificate_pem,
     check_signed_by,
     key_sha256,
+    name_of,
     p256_of,
+    read_certificate,
     read_request,
     serial_of,
 )
@@ -104,15 +106,8 @@ class Enrolment:
             EnrolmentError: the old one is revoked, expired or unknown, or the key is another one.
             ProtocolError: the certificate request is none, or the old certificate is another authority's.
         """
-        check_signed_by(certificate, self.trust.authority.certificate, "the certificate that was shown")
         with self._one_at_a_time:
-            known = trust_queries.find_certificate(self._ledger, serial_of(certificate))
-            if known is None or known.fleet != self.trust.fleet:
-                raise EnrolmentError(
-                    "the certificate that was shown was not issued to a device of this fleet",
-                    "covey-edge join with a new token",
-                )
-            self._check_alive(known)
+            known = self._known(certificate)
             _, key = read_request(csr)
             if key_sha256(key) != known.key_sha256:
                 raise EnrolmentError(
@@ -120,9 +115,38 @@ class Enrolment:
                     "covey-edge join with a new token, which makes a new key",
                 )
             made, record = self._certificate(known.device, key)
-            self._ledger.certificate_issued(record)
+            self._ledger.renewed(record, name_of(certificate))
             _LOG.info("%s has renewed its certificate", known.device)
             return self._answer(certificate_pem(made), known.device)
+
+    def whois(self, certificate: x509.Certificate) -> JoinAnswer:
+        """Return the fields that a device has now, without a certificate; its name may have changed.
+
+        Once it has shown a certificate of its new name, those of the old name are revoked.
+
+        Raises:
+            EnrolmentError: the certificate is revoked, expired or unknown.
+            ProtocolError: it is another authority's.
+        """
+        with self._one_at_a_time:
+            known = self._known(certificate)
+            if name_of(certificate) == known.device:
+                for other in trust_queries.certificates_of(self._ledger, known.fleet, known.device):
+                    if name_of(read_certificate(other.certificate, "a certificate of the ledger")) != known.device:
+                        self._ledger.revoke_serial(other.serial, f"the device is named {known.device} now")
+            return JoinAnswer("joined", edge=self._edge_fields(known.device))
+
+    def _known(self, certificate: x509.Certificate) -> CertificateRecord:
+        """Return what the ledger knows of a certificate that a device has shown, and that is alive."""
+        check_signed_by(certificate, self.trust.authority.certificate, "the certificate that was shown")
+        known = trust_queries.find_certificate(self._ledger, serial_of(certificate))
+        if known is None or known.fleet != self.trust.fleet:
+            raise EnrolmentError(
+                "the certificate that was shown was not issued to a device of this fleet",
+                "covey-edge join with a new token",
+            )
+        self._check_alive(known)
+        return known
 
     def _check_alive(self, known: CertificateRecord) -> None:
         """Check that a certificate is neither revoked nor expired by the server's clock."""

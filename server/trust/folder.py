@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import json
 import os
+import re
 import shutil
 import stat
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ import msgspec
 
 from edge_runtime.errors import ConfigError, StorageError, storage_error, wall
 from edge_runtime.files.atomic import sync_directory, write_atomically
+from edge_runtime.network.http_address import check_http_url
 from edge_runtime.trust.keys import (
     certificate_pem,
     check_signed_by,
@@ -27,7 +28,7 @@ from edge_runtime.trust.keys import (
     read_key,
 )
 from edge_runtime.trust.validity import is_renewal_due
-from edge_runtime.values import Name
+from edge_runtime.values import NAME_PATTERN, Name
 from server.trust.authority import Authority, hosts_of, make_authority
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ _LOST = "restore the folder from your backup: without its keys every device has 
 
 class _About(msgspec.Struct, frozen=True):
     fleet: Name
+    server_url: str
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Trust:
         signing_key: signs what the server sends.
         signing: the signing key's certificate.
         server: the server's certificate.
+        server_url: where devices join, for their tokens.
     """
 
     folder: Path
@@ -67,6 +70,7 @@ class Trust:
     signing_key: PrivateKey
     signing: x509.Certificate
     server: x509.Certificate
+    server_url: str
 
     @property
     def fleet(self) -> str:
@@ -84,10 +88,17 @@ def has_trust(state_dir: Path) -> bool:
     return (state_dir / FOLDER).is_dir()
 
 
-def init_trust(state_dir: Path, fleet: str, hosts: Sequence[str], now: dt.datetime) -> Trust:
+def init_trust(state_dir: Path, fleet: str, hosts: Sequence[str], join_port: int, now: dt.datetime) -> Trust:
     """Make a fleet's authority, the server's certificate and the signing key.
 
     The folder appears whole or not at all: a power cut leaves ``trust.partial``, which the next attempt replaces.
+
+    Args:
+        state_dir: the server's state directory.
+        fleet: the fleet's name.
+        hosts: names and addresses of the server; devices join at the first one.
+        join_port: port where devices join.
+        now: the time.
 
     Raises:
         ConfigError: there is one already, or a host can be none.
@@ -99,6 +110,12 @@ def init_trust(state_dir: Path, fleet: str, hosts: Sequence[str], now: dt.dateti
             f"{folder} is there already: it holds the keys that every device of its fleet trusts",
             "use another --state-dir for another fleet; whoever moves the folder away must let all devices join again",
         )
+    if not re.match(NAME_PATTERN, fleet):
+        raise ConfigError(
+            f"{fleet!r} cannot be the name of a fleet", "use up to 63 letters, digits, dots, dashes and underscores"
+        )
+    shown = f"[{hosts[0]}]" if ":" in hosts[0] else hosts[0]
+    about = _About(fleet, check_http_url(f"https://{shown}:{join_port}"))
     partial = state_dir / f"{FOLDER}.partial"
     authority = make_authority(fleet, new_key(), now)
     signing_key = new_key()
@@ -112,7 +129,7 @@ def init_trust(state_dir: Path, fleet: str, hosts: Sequence[str], now: dt.dateti
         _write(partial / SIGNING_KEY, key_pem(signing_key))
         _write(partial / SIGNING_CERT, certificate_pem(signing).encode())
         _issue_server(partial, authority, hosts, now)
-        _write(partial / _ABOUT, json.dumps({"fleet": fleet}).encode())
+        _write(partial / _ABOUT, msgspec.json.encode(about))
         partial.rename(folder)
         sync_directory(state_dir)
     except BaseException as error:
@@ -139,14 +156,14 @@ def open_trust(state_dir: Path) -> Trust:
         _check_private(folder / name)
     fault = f"{folder / _ABOUT} is damaged"
     with wall(lambda cause: StorageError(f"{fault}: {cause}", _LOST)):
-        fleet = msgspec.json.decode(_read(folder / _ABOUT), type=_About).fleet
+        about = msgspec.json.decode(_read(folder / _ABOUT), type=_About)
     certificate = _certificate(folder / AUTHORITY_CERT)
-    authority = Authority(fleet, certificate, _key_of(certificate, folder / AUTHORITY_KEY))
+    authority = Authority(about.fleet, certificate, _key_of(certificate, folder / AUTHORITY_KEY))
     signing, server = _certificate(folder / SIGNING_CERT), _certificate(folder / SERVER_CERT)
     for found, name in ((signing, SIGNING_CERT), (server, SERVER_CERT)):
         check_signed_by(found, certificate, str(folder / name))
     _key_of(server, folder / SERVER_KEY)
-    return Trust(folder, authority, _key_of(signing, folder / SIGNING_KEY), signing, server)
+    return Trust(folder, authority, _key_of(signing, folder / SIGNING_KEY), signing, server, about.server_url)
 
 
 def with_server_certificate(trust: Trust, now: dt.datetime, hosts: Sequence[str] = ()) -> Trust:

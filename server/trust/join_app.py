@@ -1,4 +1,4 @@
-"""``POST /join``, ``POST /renew`` and ``GET /ca`` as a small application; errors are JSON with a hint."""
+"""``POST /join``, ``POST /renew``, ``GET /me`` and ``GET /ca`` as a small application; errors are JSON with a hint."""
 
 from __future__ import annotations
 
@@ -69,11 +69,16 @@ def make_join_app(enrolment: Enrolment, limit: RateLimit) -> Starlette:
             raise
         return _json(200, answer)
 
+    async def whois(request: Request) -> Response:
+        _count(request, limit)
+        return _json(200, await run_in_threadpool(enrolment.whois, _client_certificate(request)))
+
     return Starlette(
         routes=[
             Route("/ca", authority, methods=["GET"]),
             Route("/join", join, methods=["POST"]),
             Route("/renew", renew, methods=["POST"]),
+            Route("/me", whois, methods=["GET"]),
         ],
         exception_handlers={CoveyError: _refused, HTTPException: _no_such, Exception: _fault},
     )
@@ -162,7 +167,7 @@ async def _refused(_request: Request, error: Exception) -> Response:
 async def _no_such(_request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 404
     return _problem(
-        status, NetworkError(f"the joining side answers {status} here", "it has POST /join, POST /renew and GET /ca")
+        status, NetworkError(f"the joining side answers {status} here", "it has POST /join, POST /renew, GET /me and GET /ca")
     )
 
 

@@ -19,6 +19,7 @@ from edge_runtime.errors import NetworkError
 from server.web.connections import Limits, guarded
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterator
 
     from starlette.requests import Request
@@ -55,7 +56,9 @@ def make_app(blobs: BlobStore, uploads: Uploads | None = None) -> Starlette:
 
 
 @contextlib.contextmanager
-def serve_http(app: Callable[..., Any], host: str, port: int, limits: Limits | None = None) -> Iterator[int]:
+def serve_http(
+    app: Callable[..., Any], host: str, port: int, limits: Limits | None = None, tls: ssl.SSLContext | None = None
+) -> Iterator[int]:
     """Serve an application in a thread until the block ends; yields the port.
 
     Args:
@@ -63,23 +66,27 @@ def serve_http(app: Callable[..., Any], host: str, port: int, limits: Limits | N
         host: the address to listen on.
         port: the port; 0: a free one.
         limits: how long connections may wait, and how many there may be; None: the usual limits.
+        tls: for HTTPS; None: plain HTTP.
 
     Raises:
         NetworkError: the address cannot be bound.
     """
     listener = bind(host, port)
-    with serve_on(app, listener, limits):
+    with serve_on(app, listener, limits, tls):
         yield int(listener.getsockname()[1])
 
 
 @contextlib.contextmanager
-def serve_on(app: Callable[..., Any], listener: socket.socket, limits: Limits | None = None) -> Iterator[None]:
+def serve_on(
+    app: Callable[..., Any], listener: socket.socket, limits: Limits | None = None, tls: ssl.SSLContext | None = None
+) -> Iterator[None]:
     """Serve an application on a listening socket in a thread until the block ends; closes the socket.
 
     Args:
         app: the application.
         listener: the socket.
         limits: how long connections may wait, and how many there may be; None: the usual limits.
+        tls: for HTTPS; None: plain HTTP.
     """
     limits = limits or Limits()
     config = uvicorn.Config(
@@ -90,6 +97,8 @@ def serve_on(app: Callable[..., Any], listener: socket.socket, limits: Limits | 
         access_log=False,
         timeout_keep_alive=math.ceil(limits.keep_alive_s),
     )
+    config.load()
+    config.ssl = tls  # uvicorn makes a context from files only, and none with optional client certificates
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="http", daemon=True)
     thread.start()
