@@ -88,14 +88,17 @@ def _words(args: argparse.Namespace) -> tuple[str | None, str]:
 
 
 def _renew(args: argparse.Namespace) -> int:
-    """Renew this device's certificate, where less than a third of its time is left; covey-edge run does it by itself."""
+    """Renew this device's certificate, where less than a third of its time is left or the operator has renamed the device.
+
+    covey-edge run does it by itself.
+    """
     from edge_runtime.trust.identity import IdentityFolder, read_identity
     from edge_runtime.trust.keys import name_of
     from edge_runtime.trust.renew import renew_if_due
     from edge_runtime.trust.validity import date_words
 
     config = args.config.absolute()
-    renewed = renew_if_due(config, time.time(), is_due=args.now)
+    renewed = renew_if_due(config, time.time(), is_due=args.now, asks_name=True)
     found = read_identity(IdentityFolder(config).path) if renewed is None else renewed
     until = date_words(found.certificate.not_valid_after_utc.timestamp())
     said = "has a new certificate" if renewed else "has a certificate that is not due yet"

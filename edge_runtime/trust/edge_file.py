@@ -70,8 +70,21 @@ def write_fields(path: Path, fields: Mapping[str, Any], data_path: str, *, may_c
     if not may_change:
         raise _different(path, changed[0])
     write_atomically(path.with_name(f"{path.name}.before-join"), path.read_bytes())
-    write_atomically(path, toml_text({**table, **fields}).encode())
+    write_atomically(path, _changed_text(path, table, {field: fields[field] for field in changed}).encode())
     return True
+
+
+def _changed_text(path: Path, table: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
+    """Return a file's text with new values: its comments stay where each field has a line of its own."""
+    text, wanted = path.read_text(encoding="utf-8"), {**table, **fields}
+    for field, value in fields.items():
+        line = re.compile(rf"^{re.escape(field)}[ \t]*=.*$", re.MULTILINE)
+        text = line.sub(lambda _found, new=f"{field} = {_value(value)}": new, text, count=1)
+    try:
+        is_right = msgspec.toml.decode(text, type=dict[str, Any]) == wanted
+    except (msgspec.MsgspecError, ValueError):
+        is_right = False
+    return text if is_right else toml_text(wanted)
 
 
 def toml_text(table: Mapping[str, Any]) -> str:

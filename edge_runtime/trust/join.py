@@ -19,7 +19,7 @@ from edge_runtime.trust.identity import (
     checked_certificate,
     write_certificates,
 )
-from edge_runtime.trust.keys import certificate_pem, make_request, own_key
+from edge_runtime.trust.keys import certificate_pem, key_sha256, make_request, own_key
 from edge_runtime.trust.messages import JoinRequest
 from edge_runtime.trust.validity import ClockError, check_valid_now
 
@@ -137,7 +137,7 @@ def _fetch(options: JoinOptions, staging: Path, now_s: float) -> About:
     answer = server.ask("/join", request, trusting(authority_pem))
     if answer.state == "pending":
         raise _PendingError(
-            f"{token.device} waits for the operator's approval",
+            f"{token.device} waits for the operator's approval; its key is {key_sha256(key.public_key())}",
             f"approve it on the server: covey device approve {token.device}",
             answer.retry_s,
         )

@@ -1,0 +1,77 @@
+"""A fleet with an authority whose joining side listens on this machine, and devices that join it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from edge_runtime.trust.join import JoinOptions, join_once
+from edge_runtime.trust.messages import DeviceFacts, EdgeFields
+from edge_runtime.trust.token import decode_token
+from server.storage.ledger import LEDGER_FILE, Ledger
+from server.trust.enrolment import Enrolment
+from server.trust.folder import Trust, init_trust
+from server.trust.join_app import make_join_app
+from server.trust.rate_limit import Rate, RateLimit
+from server.trust.tls import server_context
+from server.trust.tokens import make_tokens
+from server.web.http_app import serve_http
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+FACTS = DeviceFacts("board", "aarch64", "Linux", "0.1.0")
+_NO_LIMIT = Rate(1e9, 1e9)
+
+
+@dataclass
+class Site:
+    """A fleet whose joining side listens. ``now_s`` is the server's clock, which a test may set."""
+
+    ledger: Ledger
+    trust: Trust
+    enrolment: Enrolment
+    url: str
+    now_s: float = field(default_factory=time.time)
+
+    def token(self, name: str, valid_s: float = 3600.0) -> str:
+        return self.tokens([name], valid_s)[name]
+
+    def tokens(self, names: list[str], valid_s: float = 3600.0) -> dict[str, str]:
+        return make_tokens(self.ledger, self.trust.authority, self.url, names, valid_s, self.now_s)
+
+
+@contextlib.contextmanager
+def joining_site(
+    folder: Path, *, fleet: str = "default", needs_approval: bool = False, each: Rate = _NO_LIMIT, port: int = 0
+) -> Iterator[Site]:
+    """Make a fleet in a folder, and let devices join it until the block ends."""
+    trust = init_trust(folder, fleet, ["127.0.0.1", "localhost"], 8443, dt.datetime.now(dt.timezone.utc))
+    with contextlib.closing(Ledger(folder / LEDGER_FILE, durable=False)) as ledger:
+        site: Site
+
+        def fields(device: str) -> EdgeFields:
+            return EdgeFields(device, fleet, "mqtt://:1883", "http://:8080")
+
+        enrolment = Enrolment(
+            ledger, trust, needs_approval=needs_approval, edge_fields=fields, clock_s=lambda: site.now_s
+        )
+        app = make_join_app(enrolment, RateLimit(time.monotonic, each, _NO_LIMIT))
+        tls = server_context(trust, needs_certificate=False)
+        with serve_http(app, "127.0.0.1", port, tls=tls) as at:
+            site = Site(ledger, trust, enrolment, f"https://127.0.0.1:{at}")
+            yield site
+
+
+def options(token: str, config: Path, *, may_change: bool = False, url: str | None = None) -> JoinOptions:
+    config.parent.mkdir(parents=True, exist_ok=True)
+    return JoinOptions(decode_token(token), config, url, "rows.jsonl", may_change, FACTS)
+
+
+def joined(token: str, config: Path, now_s: float | None = None, *, may_change: bool = False) -> EdgeFields:
+    """Join with one attempt."""
+    return join_once(options(token, config, may_change=may_change), lambda: time.time() if now_s is None else now_s)
