@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 CHECK_EVERY_S = 6 * 3600.0
+_LAST_REQUEST_S = 2.0
 
 
 def renew_if_due(config: Path, now_s: float, *, is_due: bool = False, asks_name: bool = False) -> Identity | None:
@@ -106,8 +107,10 @@ class Renewals:
             self._thread.start()
 
     def close(self) -> None:
-        """End; a request that is under way may take its time."""
+        """End, after the request that is under way if there is one."""
         self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(_LAST_REQUEST_S)
 
     def _run(self) -> None:
         while True:

@@ -13,7 +13,7 @@ from edge_runtime.trust.messages import DeviceFacts, EdgeFields
 from edge_runtime.trust.token import decode_token
 from server.storage.ledger import LEDGER_FILE, Ledger
 from server.trust.enrolment import Enrolment
-from server.trust.folder import Trust, init_trust
+from server.trust.folder import Trust, init_trust, open_trust
 from server.trust.join_app import make_join_app
 from server.trust.rate_limit import Rate, RateLimit
 from server.trust.tls import server_context
@@ -47,23 +47,44 @@ class Site:
 
 @contextlib.contextmanager
 def joining_site(
-    folder: Path, *, fleet: str = "default", needs_approval: bool = False, each: Rate = _NO_LIMIT, port: int = 0
+    folder: Path, *, fleet: str = "default", needs_approval: bool = False, each: Rate = _NO_LIMIT
 ) -> Iterator[Site]:
     """Make a fleet in a folder, and let devices join it until the block ends."""
     trust = init_trust(folder, fleet, ["127.0.0.1", "localhost"], 8443, dt.datetime.now(dt.timezone.utc))
+    with _listening(folder, trust, needs_approval=needs_approval, each=each) as site:
+        yield site
+
+
+@contextlib.contextmanager
+def joining_again(folder: Path, port: int, host: str = "127.0.0.1") -> Iterator[Site]:
+    """Let devices join a fleet that was made before, at a port."""
+    with _listening(folder, open_trust(folder), host=host, port=port) as site:
+        yield site
+
+
+@contextlib.contextmanager
+def _listening(
+    folder: Path,
+    trust: Trust,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    needs_approval: bool = False,
+    each: Rate = _NO_LIMIT,
+) -> Iterator[Site]:
     with contextlib.closing(Ledger(folder / LEDGER_FILE, durable=False)) as ledger:
         site: Site
 
         def fields(device: str) -> EdgeFields:
-            return EdgeFields(device, fleet, "mqtt://:1883", "http://:8080")
+            return EdgeFields(device, trust.fleet, "mqtt://:1883", "http://:8080")
 
         enrolment = Enrolment(
             ledger, trust, needs_approval=needs_approval, edge_fields=fields, clock_s=lambda: site.now_s
         )
         app = make_join_app(enrolment, RateLimit(time.monotonic, each, _NO_LIMIT))
         tls = server_context(trust, needs_certificate=False)
-        with serve_http(app, "127.0.0.1", port, tls=tls) as at:
-            site = Site(ledger, trust, enrolment, f"https://127.0.0.1:{at}")
+        with serve_http(app, host, port, tls=tls) as at:
+            site = Site(ledger, trust, enrolment, f"https://{host}:{at}")
             yield site
 
 
