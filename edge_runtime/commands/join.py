@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import platform
 import socket
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge_runtime import __version__, output
 from edge_runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    import argparse
 
 _WAIT_S = 600.0
 
@@ -47,9 +50,7 @@ def _join(args: argparse.Namespace) -> int:
     from edge_runtime.trust.token import decode_token
 
     url, word = _words(args)
-    facts = DeviceFacts(
-        socket.gethostname()[:200], platform.machine()[:200], platform.platform()[:200], __version__
-    )
+    facts = DeviceFacts(socket.gethostname()[:200], platform.machine()[:200], platform.platform()[:200], __version__)
     options = JoinOptions(decode_token(word), args.config.absolute(), url, args.data, args.force, facts)
     until_s = time.monotonic() + args.wait
 
@@ -80,7 +81,9 @@ def _words(args: argparse.Namespace) -> tuple[str | None, str]:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read {args.token_file}: {error}", "check --token-file") from error
     if not given:
-        raise ConfigError("there is no token", "covey-edge join https://server:8443 TOKEN; it comes from covey fleet token")
+        raise ConfigError(
+            "there is no token", "covey-edge join https://server:8443 TOKEN; it comes from covey fleet token"
+        )
     *urls, token = given
     if len(urls) > 1:
         raise ConfigError("a token is given twice", "give TOKEN or --token-file")
@@ -88,7 +91,7 @@ def _words(args: argparse.Namespace) -> tuple[str | None, str]:
 
 
 def _renew(args: argparse.Namespace) -> int:
-    """Renew this device's certificate, where less than a third of its time is left or the operator has renamed the device.
+    """Renew this device's certificate, where less than a third of its time is left or the device has a new name.
 
     covey-edge run does it by itself.
     """
@@ -104,6 +107,8 @@ def _renew(args: argparse.Namespace) -> int:
     said = "has a new certificate" if renewed else "has a certificate that is not due yet"
     name = name_of(found.certificate)
     output.emit(
-        args, {"name": name, "renewed": renewed is not None, "valid_until": until}, f"{name} {said}, valid until {until}"
+        args,
+        {"name": name, "renewed": renewed is not None, "valid_until": until},
+        f"{name} {said}, valid until {until}",
     )
     return 0

@@ -53,7 +53,7 @@ def write_fields(path: Path, fields: Mapping[str, Any], data_path: str, *, may_c
         path: the file.
         fields: top-level fields with their new values; a table replaces the old one of its name.
         data_path: ``[data] path`` of a new file.
-        may_change: whether fields of a file that is there may change: ``--force``. The file as it was is kept beside it.
+        may_change: whether fields of a file that is there may change: ``--force``. A copy of the file is kept.
 
     Raises:
         ConfigError: a field would change, and must not.
@@ -79,7 +79,8 @@ def _changed_text(path: Path, table: Mapping[str, Any], fields: Mapping[str, Any
     text, wanted = path.read_text(encoding="utf-8"), {**table, **fields}
     for field, value in fields.items():
         line = re.compile(rf"^{re.escape(field)}[ \t]*=.*$", re.MULTILINE)
-        text = line.sub(lambda _found, new=f"{field} = {_value(value)}": new, text, count=1)
+        new = f"{field} = {_value(value)}".replace("\\", r"\\")
+        text = line.sub(new, text, count=1)
     try:
         is_right = msgspec.toml.decode(text, type=dict[str, Any]) == wanted
     except (msgspec.MsgspecError, ValueError):

@@ -1,4 +1,4 @@
-"""Asks the server's joining side over TLS: first for the authority, whose hash the token has, then as one that trusts it.
+"""Asks the server's joining side over TLS: first for the authority, whose hash the token has, then trusting it.
 
 Nothing secret is sent before the server has shown a certificate of the authority that the token names.
 """

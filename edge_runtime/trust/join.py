@@ -65,7 +65,7 @@ class _PendingError(NotNowError):
 
 
 def join(options: JoinOptions, clock_s: Callable[[], float], wait: Callable[[float], bool]) -> EdgeFields:
-    """Join the fleet of a token, and write the configuration; try again while the network or the clock is not there yet.
+    """Join the fleet of a token, and write the configuration; try again until network and clock are there.
 
     Args:
         options: see JoinOptions.
@@ -105,9 +105,7 @@ def join_once(options: JoinOptions, clock_s: Callable[[], float]) -> EdgeFields:
     fields = {"name": about.edge.name, "fleet": about.edge.fleet, "broker": about.edge.broker}
     if about.edge.server_url is not None:
         fields["server_url"] = about.edge.server_url
-    write_fields(
-        options.config, {**fields, "tls": folder.tls}, options.data_path, may_change=options.may_change
-    )
+    write_fields(options.config, {**fields, "tls": folder.tls}, options.data_path, may_change=options.may_change)
     folder.remove_leftovers()
     return about.edge
 
@@ -159,4 +157,3 @@ def _with_host(answer: JoinAnswer, host: str) -> EdgeFields:
         if url is not None
     }
     return msgspec.structs.replace(edge, **changes)
-

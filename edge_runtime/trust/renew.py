@@ -117,7 +117,9 @@ class Renewals:
             try:
                 renewed = renew_if_due(self._config, self._clock_s(), asks_name=True)
             except CoveyError as error:
-                _LOG.warning("the server cannot be asked about this device's certificate now; it is asked again: %s", error)
+                _LOG.warning(
+                    "the server cannot be asked about this device's certificate now; it is asked again: %s", error
+                )
             else:
                 if renewed is not None:
                     _LOG.info("the certificate was renewed until %s", renewed.certificate.not_valid_after_utc)

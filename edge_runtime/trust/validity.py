@@ -1,4 +1,4 @@
-"""When a certificate is valid by this machine's clock, which may be wrong: boards without a battery start in the past."""
+"""Whether a certificate is valid by this machine's clock, which may be wrong: a board may start in the past."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SET_CLOCK = "set the clock (sudo timedatectl set-ntp true)"
 
 
 class ClockError(NetworkError):
-    """A certificate is not valid by this machine's clock. The clock may be set later, so it is worth another attempt."""
+    """A certificate is not valid by this machine's clock, which may be set later: another attempt may succeed."""
 
 
 def date_words(at_s: float) -> str:

@@ -151,9 +151,11 @@ def open_host(
         NetworkError: a port is in use, or there is no broker.
     """
     with contextlib.ExitStack() as stack:
-        app = make_app(stores.blobs, stores.uploads)
-        port = stack.enter_context(serve_http(app, options.listen, options.http_port))
+        port = stack.enter_context(
+            serve_http(make_app(stores.blobs, stores.uploads), options.listen, options.http_port)
+        )
         connection = connect(stack, port)
+        join_port = stack.enter_context(serve_joining(options, stores.ledger, Ports(connection.mqtt_port, port)))
         services = Services(
             transport=connection.transport,
             uploads=stores.uploads,
@@ -164,14 +166,9 @@ def open_host(
         coordinator = compose_coordinator(
             options.fleet, stores.ledger, services, lambda event: observe(None, event), should_stop
         )
+        clock = services.clock
         supervisor = Supervisor(
-            coordinator,
-            stores.ledger,
-            lambda record: prepare(host, record),
-            services.clock,
-            observe,
-            should_stop,
-            only,
+            coordinator, stores.ledger, lambda record: prepare(host, record), clock, observe, should_stop, only
         )
         host = Host(
             options,
@@ -181,7 +178,7 @@ def open_host(
             supervisor,
             port,
             connection.mqtt_port,
-            stack.enter_context(serve_joining(options, stores.ledger, Ports(connection.mqtt_port, port))),
+            join_port,
             connection.check,
             connection.require_size,
         )

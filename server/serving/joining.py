@@ -1,4 +1,4 @@
-"""Where devices join a fleet and renew their certificates: a listener of its own, where ``covey fleet init`` was run."""
+"""Where devices join a fleet and renew their certificates: a listener of its own, after ``covey fleet init``."""
 
 from __future__ import annotations
 

@@ -195,7 +195,7 @@ JOIN_TOKENS = Table(
     Column("asked_at", Text),
     Column("serial", Text),
 )
-"""Join tokens; ``state`` is open, pending, approved, rejected or used, and ``key_sha256`` the key that it is bound to."""
+"""Join tokens; ``state``: open, pending, approved, rejected or used; ``key_sha256``: the key that one is bound to."""
 
 CERTIFICATES = Table(
     "certificates",

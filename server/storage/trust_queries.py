@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select
 
 from server.storage.asking import records, tuples
-from server.storage.trust_records import CertificateRecord, JoinTokenRecord
 from server.storage.tables import CERTIFICATES, DEVICES, JOIN_TOKENS
+from server.storage.trust_records import CertificateRecord, JoinTokenRecord
 
 if TYPE_CHECKING:
     from server.storage.ledger import Ledger

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from server.trust.folder import Trust
 
 _LOG = logging.getLogger(__name__)
-_NEW_TOKEN = "make a new token on the server: covey fleet token {}"
+_REMEDY = "make a new token on the server: covey fleet token {}"
 _NO_SECRET = secret_sha256(b"")
 """What is compared where there is no such token, so that both take the same time."""
 _PENDING_RETRY_S = 5.0
@@ -89,7 +89,7 @@ class Enrolment:
             if name != token.device:
                 raise EnrolmentError(
                     f"the token is for the name {token.device}, and the certificate request for {name}",
-                    _NEW_TOKEN.format(name),
+                    _REMEDY.format(name),
                 )
             key_hash = key_sha256(key)
             self._check_usable(token, key_hash)
@@ -150,7 +150,7 @@ class Enrolment:
 
     def _check_alive(self, known: CertificateRecord) -> None:
         """Check that a certificate is neither revoked nor expired by the server's clock."""
-        remedy = _NEW_TOKEN.format(known.device)
+        remedy = _REMEDY.format(known.device)
         if known.revoked_at is not None:
             raise EnrolmentError(
                 f"the certificate of {known.device} was revoked at {known.revoked_at} ({known.reason})",
@@ -168,12 +168,12 @@ class Enrolment:
         is_right = hmac.compare_digest(kept, secret_sha256(bytes.fromhex(request.secret)))
         if token is None or not is_right or token.fleet != self.trust.fleet:
             raise EnrolmentError(
-                f"fleet {self.trust.fleet} has no such join token", _NEW_TOKEN.format("NAME"), is_guess=True
+                f"fleet {self.trust.fleet} has no such join token", _REMEDY.format("NAME"), is_guess=True
             )
         return token
 
     def _check_usable(self, token: JoinTokenRecord, key_hash: str) -> None:
-        remedy = _NEW_TOKEN.format(token.device)
+        remedy = _REMEDY.format(token.device)
         if token.state == "rejected":
             raise EnrolmentError(f"the operator has rejected the join token of {token.device}", remedy)
         if token.key_sha256 is not None and token.key_sha256 != key_hash:
@@ -202,7 +202,7 @@ class Enrolment:
         made, record = self._certificate(token.device, key)
         if not self._ledger.joined(token.id, _json(request), address, record):
             raise EnrolmentError(
-                f"the join token of {token.device} has been used already", _NEW_TOKEN.format(token.device)
+                f"the join token of {token.device} has been used already", _REMEDY.format(token.device)
             )
         _LOG.info("%s has joined the fleet from %s", token.device, address)
         return self._answer(certificate_pem(made), token.device)
@@ -212,7 +212,7 @@ class Enrolment:
         known = None if token.serial is None else trust_queries.find_certificate(self._ledger, token.serial)
         if known is None:
             raise EnrolmentError(
-                f"the join token of {token.device} has been used already", _NEW_TOKEN.format(token.device)
+                f"the join token of {token.device} has been used already", _REMEDY.format(token.device)
             )
         self._check_alive(known)
         return self._answer(known.certificate, known.device)
@@ -222,9 +222,7 @@ class Enrolment:
         made = self.trust.authority.device(device, key, now)
         end_s = int(made.not_valid_after_utc.timestamp())
         hashed = key_sha256(p256_of(made, "the new certificate"))
-        return made, CertificateRecord(
-            serial_of(made), self.trust.fleet, device, hashed, certificate_pem(made), end_s
-        )
+        return made, CertificateRecord(serial_of(made), self.trust.fleet, device, hashed, certificate_pem(made), end_s)
 
     def _answer(self, certificate: str, device: str) -> JoinAnswer:
         return JoinAnswer(

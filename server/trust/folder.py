@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import os
 import re
 import shutil
@@ -32,6 +31,7 @@ from edge_runtime.values import NAME_PATTERN, Name
 from server.trust.authority import Authority, hosts_of, make_authority
 
 if TYPE_CHECKING:
+    import datetime as dt
     from collections.abc import Sequence
     from pathlib import Path
 

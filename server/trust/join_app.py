@@ -167,7 +167,8 @@ async def _refused(_request: Request, error: Exception) -> Response:
 async def _no_such(_request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 404
     return _problem(
-        status, NetworkError(f"the joining side answers {status} here", "it has POST /join, POST /renew, GET /me and GET /ca")
+        status,
+        NetworkError(f"the joining side answers {status} here", "it has POST /join, POST /renew, GET /me and GET /ca"),
     )
 
 

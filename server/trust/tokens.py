@@ -42,7 +42,9 @@ def make_tokens(
     if not 1 <= len(names) <= MOST_TOKENS:
         raise ConfigError(f"{len(names)} tokens are not between 1 and {MOST_TOKENS}", "name a device, or --count N")
     if not _SHORTEST_S <= valid_s <= LONGEST_S:
-        raise ConfigError(f"{valid_s:g} s are not between 1 s and 365 d", "give a time such as 30m, 1h or 7d: --expires")
+        raise ConfigError(
+            f"{valid_s:g} s are not between 1 s and 365 d", "give a time such as 30m, 1h or 7d: --expires"
+        )
     for name in names:
         if not _NAME.match(name):
             raise ConfigError(

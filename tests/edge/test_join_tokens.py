@@ -49,7 +49,11 @@ def test_a_lost_doubled_or_swapped_piece_is_found(token: JoinToken, data: st.Dat
     word = encode_token(token)
     begin = data.draw(st.integers(0, len(word) - 1))
     end = data.draw(st.integers(begin + 1, len(word)))
-    for other in (word[:begin] + word[end:], word[:end] + word[begin:], word[:begin] + word[begin:end][::-1] + word[end:]):
+    for other in (
+        word[:begin] + word[end:],
+        word[:end] + word[begin:],
+        word[:begin] + word[begin:end][::-1] + word[end:],
+    ):
         if other != word:
             with pytest.raises(ConfigError):
                 decode_token(other)
@@ -63,7 +67,7 @@ def test_no_text_is_a_token_by_chance_and_none_is_quoted(text: str) -> None:
         assert len(text) < 20 or text not in str(refused.value)
 
 
-@given(st.recursive(st.none() | st.integers() | st.binary(), lambda inner: st.lists(inner), max_leaves=20))
+@given(st.recursive(st.none() | st.integers() | st.binary(), st.lists, max_leaves=20))
 def test_another_content_with_a_right_check_sum_is_refused(content: object) -> None:
     import base64
     import hashlib
@@ -82,7 +86,9 @@ def _fits(content: object) -> bool:
     return True
 
 
-@pytest.mark.parametrize("url", ["http://server:8443", "ftp://server", "https://user@server", "https://", "server:8443"])
+@pytest.mark.parametrize(
+    "url", ["http://server:8443", "ftp://server", "https://user@server", "https://", "server:8443"]
+)
 def test_a_token_is_made_for_https_only(url: str) -> None:
     with pytest.raises(ConfigError):
         new_token(url, bytes(32), "pi", 0)
@@ -104,7 +110,10 @@ VALUES = st.recursive(
     | st.integers(-(2**62), 2**62)
     | st.floats(allow_nan=False)
     | st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 

@@ -50,7 +50,9 @@ def trust(tmp_path: Path) -> Trust:
     return init_trust(tmp_path / "state", "default", ["127.0.0.1", "localhost"], 8443, NOW)
 
 
-def device_files(trust: Trust, folder: Path, name: str = "pi-a", authority: Authority | None = None) -> tuple[Path, Path]:
+def device_files(
+    trust: Trust, folder: Path, name: str = "pi-a", authority: Authority | None = None
+) -> tuple[Path, Path]:
     folder.mkdir(exist_ok=True)
     key = new_key()
     certificate = (authority or trust.authority).device(name, key.public_key(), NOW)
@@ -118,7 +120,10 @@ def test_a_device_without_a_certificate_or_with_a_foreign_one_is_turned_away(tru
 
 def test_neither_a_device_nor_the_signing_key_can_be_a_server(trust: Trust, tmp_path: Path) -> None:
     pem = certificate_pem(trust.authority.certificate)
-    pairs = [device_files(trust, tmp_path / "pi", "localhost"), (trust.folder / SIGNING_CERT, trust.folder / SIGNING_KEY)]
+    pairs = [
+        device_files(trust, tmp_path / "pi", "localhost"),
+        (trust.folder / SIGNING_CERT, trust.folder / SIGNING_KEY),
+    ]
     for cert, key in pairs:
         pretender = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         pretender.load_cert_chain(cert, key)
@@ -173,7 +178,9 @@ def test_a_wrong_clock_is_named(trust: Trust) -> None:
     assert is_renewal_due(certificate, NOW.timestamp() + 61 * 86400)
 
 
-@pytest.mark.parametrize("csr", ["", "-----BEGIN CERTIFICATE REQUEST-----\n!\n-----END CERTIFICATE REQUEST-----\n", "\x00" * 100])
+@pytest.mark.parametrize(
+    "csr", ["", "-----BEGIN CERTIFICATE REQUEST-----\n!\n-----END CERTIFICATE REQUEST-----\n", "\x00" * 100]
+)
 def test_what_is_no_request_is_refused(csr: str) -> None:
     with pytest.raises(CoveyError, match="cannot be read"):
         read_request(csr)
@@ -233,7 +240,9 @@ def test_a_file_that_is_missing_damaged_or_of_another_fleet_is_named(
         shutil.copy(other.folder / name, path)
     else:
         middle = len(data) // 2
-        path.write_bytes(b"" if damage == "empty" else data[:middle] + bytes([data[middle] ^ 0x80]) + data[middle + 1 :])
+        path.write_bytes(
+            b"" if damage == "empty" else data[:middle] + bytes([data[middle] ^ 0x80]) + data[middle + 1 :]
+        )
     with pytest.raises(CoveyError) as refused:
         open_trust(trust.folder.parent)
     assert str(trust.folder) in refused.value.what
@@ -269,7 +278,11 @@ def test_the_servers_certificate_is_made_anew_in_time_and_for_more_hosts(trust: 
     later = with_server_certificate(trust, NOW + dt.timedelta(days=300))
     assert later.server.not_valid_after_utc > trust.server.not_valid_after_utc
     assert later.hosts == trust.hosts
-    assert with_server_certificate(later, NOW, ["192.0.2.7", "localhost"]).hosts == ["localhost", "127.0.0.1", "192.0.2.7"]
+    assert with_server_certificate(later, NOW, ["192.0.2.7", "localhost"]).hosts == [
+        "localhost",
+        "127.0.0.1",
+        "192.0.2.7",
+    ]
 
 
 # -- covey fleet token -------------------------------------------------------------------------------------------------
@@ -283,7 +296,9 @@ def test_tokens_are_made_without_a_server_and_only_their_hashes_are_kept(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:2]] == ["pi-a", "pi-b"]
     file = tmp_path / "tokens.txt"
-    assert main(["fleet", "token", "--count", "3", "--prefix", "b", "--file", str(file), "--format", "json", *state]) == 0
+    assert (
+        main(["fleet", "token", "--count", "3", "--prefix", "b", "--file", str(file), "--format", "json", *state]) == 0
+    )
     said = json.loads(capsys.readouterr().out)
     assert said["names"] == ["b-0001", "b-0002", "b-0003"]
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -322,7 +337,9 @@ def test_tokens_are_made_without_a_server_and_only_their_hashes_are_kept(
         (["pi", "--file", "/proc/version"], "is there already"),
     ],
 )
-def test_wrong_orders_are_refused(trust: Trust, capsys: pytest.CaptureFixture[str], words: list[str], what: str) -> None:
+def test_wrong_orders_are_refused(
+    trust: Trust, capsys: pytest.CaptureFixture[str], words: list[str], what: str
+) -> None:
     assert main(["fleet", "token", *words, "--state-dir", str(trust.folder.parent)]) == ConfigError.exit_code
     assert what in capsys.readouterr().err
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import http.client
+import json
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from edge_runtime.trust.exchange import trusting
 from edge_runtime.trust.join import JoinOptions, join_once
+from edge_runtime.trust.keys import certificate_pem
 from edge_runtime.trust.messages import DeviceFacts, EdgeFields
 from edge_runtime.trust.token import decode_token
 from server.storage.ledger import LEDGER_FILE, Ledger
@@ -21,6 +25,7 @@ from server.trust.tokens import make_tokens
 from server.web.http_app import serve_http
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -96,3 +101,16 @@ def options(token: str, config: Path, *, may_change: bool = False, url: str | No
 def joined(token: str, config: Path, now_s: float | None = None, *, may_change: bool = False) -> EdgeFields:
     """Join with one attempt."""
     return join_once(options(token, config, may_change=may_change), lambda: time.time() if now_s is None else now_s)
+
+
+def post(site: Site, path: str, body: bytes, context: ssl.SSLContext | None = None) -> tuple[int, dict[str, Any]]:
+    """Send a request as nobody's client would; return status and JSON."""
+    context = context or trusting(certificate_pem(site.trust.authority.certificate))
+    host = site.url.removeprefix("https://")
+    connection = http.client.HTTPSConnection(host, timeout=20, context=context)
+    try:
+        connection.request("POST", path, body)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+    finally:
+        connection.close()
