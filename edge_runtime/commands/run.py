@@ -14,6 +14,7 @@ from edge_runtime.errors import ConfigError, NetworkError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
 
 
 def add_run_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -38,7 +39,6 @@ def _run(args: argparse.Namespace) -> int:
     from edge_runtime.perturbation.kernel import kernel
     from edge_runtime.store.state_check import check_state_writable
     from edge_runtime.store.store import Store
-    from edge_runtime.trust.renew import Renewals
 
     config = read_edge_config(args.config)
     if not Path(config.data.path).is_file():
@@ -64,17 +64,25 @@ def _run(args: argparse.Namespace) -> int:
         except NetworkError:
             transport.close()
             raise
-        renewals = Renewals(args.config.absolute(), time.time)
-        renewals.start()
+        stop_renewing = _renew(args.config.absolute()) if config.tls is not None else lambda: None
         agent = Agent(config, store, transport, boot_id, machine=machine, log=log, contained=True)
         stop = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
         try:
             finished = agent.run(until_finished=args.until_finished, should_stop=stop.is_set)
         finally:
-            renewals.close()
+            stop_renewing()
             transport.close(agent.goodbye())
     if finished is not None:
         result = {"job": finished.job, "adapter_sha256": finished.adapter_sha256}
         output.emit(args, result, f"job {finished.job} is finished; adapter {finished.adapter_sha256}")
     return 0
+
+
+def _renew(config: Path) -> Callable[[], None]:
+    """Begin to renew the device's certificate, if it has joined with a token; return what ends it."""
+    from edge_runtime.trust.renew import Renewals
+
+    renewals = Renewals(config, time.time)
+    renewals.start()
+    return renewals.close

@@ -15,7 +15,7 @@ _Short = Annotated[str, msgspec.Meta(max_length=200)]
 _Pem = Annotated[str, msgspec.Meta(max_length=8192)]
 
 
-class DeviceFacts(Strict):
+class DeviceFacts(Strict, frozen=True):
     """What a device says of itself, so that a person can tell whom to approve.
 
     Attributes:
@@ -31,7 +31,7 @@ class DeviceFacts(Strict):
     covey_version: _Short = ""
 
 
-class JoinRequest(Strict):
+class JoinRequest(Strict, frozen=True):
     """``POST /join``.
 
     Attributes:
@@ -51,7 +51,7 @@ class JoinRequest(Strict):
         return f"JoinRequest({self.token_id!r})"
 
 
-class RenewRequest(Strict):
+class RenewRequest(Strict, frozen=True):
     """``POST /renew``, over a connection that shows the old certificate.
 
     Attributes:
