@@ -131,7 +131,10 @@ def _untag(args: argparse.Namespace) -> int:
 
 
 def _forget(args: argparse.Namespace) -> int:
-    """Forget a device that is gone: its entry, its tags and its profiles; what it did in jobs stays."""
+    """Forget a device that is gone: its entry, its tags and its profiles; what it did in jobs stays.
+
+    Its certificates and tokens are revoked.
+    """
     answer = ask(args, "DELETE", f"/devices/{args.device}")
     output.emit(args, answer, f"{args.device} is forgotten")
     return 0

@@ -198,6 +198,8 @@ class Operations:
     def forget(self, device: str, actor: str) -> None:
         """Forget a device that is gone: its entry, its tags and its profiles; what it did in jobs stays.
 
+        Its certificates are revoked, so that it can come back with a new token only.
+
         Raises:
             ConfigError: it is here now, or was never seen.
         """
@@ -206,7 +208,8 @@ class Operations:
             known = self.supervisor.coordinator.devices.get(device)
             if known is not None and known.is_here:
                 raise ConfigError(f"{device} is here now", "switch it off first, or give it another name in edge.toml")
-            if not self.supervisor.coordinator.roster.forget(device):
+            is_known = self.supervisor.coordinator.roster.forget(device)
+            if not self.trust.forget(device) and not is_known:
                 raise ConfigError(f"fleet {self.fleet} has no device {device}", "see: covey device list")
             self.supervisor.refresh_tags()
 

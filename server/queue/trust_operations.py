@@ -108,6 +108,11 @@ class TrustOperations:
 
         return int(self._do(actor, "revoke", device, wish))
 
+    def forget(self, device: str) -> bool:
+        """Revoke what a device has that is gone; return whether it had a certificate. For the server's own thread."""
+        self._ledger.cancel_tokens(self._fleet, device)
+        return self._ledger.revoke_device(self._fleet, device, "forgotten by the operator") > 0
+
     def rename(self, device: str, new_name: str, actor: str) -> None:
         """Give a device another name, which it takes when it asks the server next.
 

@@ -20,12 +20,12 @@ class Rate:
     per_s: float
 
 
-EACH = Rate(20, 1.0)
-"""Of one address; a device that waits for approval asks every 5 s."""
+EACH = Rate(100, 10.0)
+"""Of one address, behind which many devices may be; each asks twice, and every 5 s while it waits for approval."""
 ALL = Rate(400, 100.0)
 """Of all addresses; a check of a token and a signature take about a millisecond."""
-GUESS_COST = 10.0
-"""Requests that a wrong secret counts for: two guesses at once, and then one in ten seconds."""
+GUESS_COST = 50.0
+"""Requests that a wrong secret counts for: two guesses at once, and then one in five seconds."""
 
 
 @dataclass

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import math
 import socket
 import threading
@@ -97,10 +99,13 @@ def serve_on(
         access_log=False,
         timeout_keep_alive=math.ceil(limits.keep_alive_s),
     )
-    config.load()
-    config.ssl = tls  # uvicorn makes a context from files only, and none with optional client certificates
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="http", daemon=True)
+    run = functools.partial(server.run, sockets=[listener])
+    if tls is not None:
+        config.load()
+        config.ssl = tls  # uvicorn makes a context from files only, and none with optional client certificates
+        run = functools.partial(_run_tls, server, listener, limits.header_s)
+    thread = threading.Thread(target=run, name="http", daemon=True)
     thread.start()
     try:
         yield
@@ -108,6 +113,17 @@ def serve_on(
         server.should_exit = True
         thread.join(10.0)
         listener.close()
+
+
+def _run_tls(server: uvicorn.Server, listener: socket.socket, handshake_s: float) -> None:
+    """Run a server whose TLS handshakes may take some seconds; uvicorn would let each keep a descriptor for 60 s."""
+
+    class Loop(asyncio.SelectorEventLoop):
+        async def create_server(self, *args: Any, **named: Any) -> asyncio.Server:  # type: ignore[override]  # noqa: ANN401
+            return await super().create_server(*args, **named, ssl_handshake_timeout=handshake_s)
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(server.serve(sockets=[listener]))
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -116,6 +116,28 @@ def test_revoking_a_name_cancels_its_tokens(operator: Operator, tmp_path: Path) 
     assert decode_token(token).device == "pi-a"
 
 
+def test_a_forgotten_device_comes_back_with_a_new_token_only(operator: Operator, tmp_path: Path) -> None:
+    with serving(tmp_path / "state") as said:
+        config = ["--config", str(tmp_path / "edge.toml")]
+        assert edge(["join", operator.token("pi-a", said["join_port"], tmp_path), *config]) == 0
+        operator._capsys.readouterr()
+        assert operator.covey("device", "forget", "pi-a")["state"] == "forgotten"
+        operator.covey("device", "forget", "pi-a", code=ConfigError.exit_code)
+        assert edge(["renew", "--now", *config]) == EnrolmentError.exit_code
+        (tmp_path / "pi-a.token").unlink()
+        assert edge(["join", operator.token("pi-a", said["join_port"], tmp_path), *config]) == 0
+
+
+def test_doctor_looks_at_the_authority(operator: Operator, tmp_path: Path) -> None:
+    ports = ["--mqtt-port", "0", "--http-port", "0", "--join-port", "0"]
+    found = operator.covey("server", "doctor", *ports)["checks"]
+    statuses = {one["check"]: one["status"] for one in found}
+    assert (statuses["authority"], statuses["join port"]) == ("ok", "ok")
+    (tmp_path / "state" / "trust" / "server-key.pem").chmod(0o644)
+    assert main(["server", "doctor", *ports, "--state-dir", str(tmp_path / "state")]) != 0
+    assert "other users can read" in operator._capsys.readouterr().out
+
+
 def test_a_server_of_another_fleet_or_without_an_authority_says_so(operator: Operator, tmp_path: Path) -> None:
     options = {"listen": "127.0.0.1", "mqtt_port": 0, "http_port": 0, "join_port": 0}
     for state, more, what in (

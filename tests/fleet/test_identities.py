@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ from edge_runtime.trust.token import decode_token
 from edge_runtime.trust.validity import ClockError
 from server.storage import trust_queries
 from server.trust.rate_limit import Rate
+from server.web.connections import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -179,6 +181,14 @@ def test_a_body_that_is_too_large_is_not_read_to_its_end(shared: Site) -> None:
     assert (status, "larger than" in answer["error"]) == (413, True)
 
 
+def test_a_connection_that_never_shakes_hands_is_ended(tmp_path: Path) -> None:
+    with joining_site(tmp_path / "state", limits=Limits(header_s=0.2)) as site:
+        host, port = site.url.removeprefix("https://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as silent:
+            assert silent.recv(1) == b""
+        joined(site.token("pi-a"), tmp_path / "pi" / "edge.toml")
+
+
 def test_other_paths_and_methods_answer_json(shared: Site) -> None:
     assert post(shared, "/", b"")[0] == 404
     assert post(shared, "/ca", b"")[0] == 405
@@ -187,7 +197,7 @@ def test_other_paths_and_methods_answer_json(shared: Site) -> None:
 
 
 def test_guesses_are_slowed_down(tmp_path: Path) -> None:
-    with joining_site(tmp_path / "state", each=Rate(20, 0.001)) as site:
+    with joining_site(tmp_path / "state", each=Rate(100, 0.001)) as site:
         token = msgspec.structs.replace(decode_token(site.token("pi-a")), secret=bytes(24))
         body = {"token_id": token.id.hex(), "secret": token.secret.hex(), "csr": make_request(new_key(), "pi-a")}
         codes = [post(site, "/join", json.dumps(body).encode())[0] for _ in range(4)]

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from server.web.connections import Limits
+
 FACTS = DeviceFacts("board", "aarch64", "Linux", "0.1.0")
 _NO_LIMIT = Rate(1e9, 1e9)
 
@@ -52,11 +54,16 @@ class Site:
 
 @contextlib.contextmanager
 def joining_site(
-    folder: Path, *, fleet: str = "default", needs_approval: bool = False, each: Rate = _NO_LIMIT
+    folder: Path,
+    *,
+    fleet: str = "default",
+    needs_approval: bool = False,
+    each: Rate = _NO_LIMIT,
+    limits: Limits | None = None,
 ) -> Iterator[Site]:
     """Make a fleet in a folder, and let devices join it until the block ends."""
     trust = init_trust(folder, fleet, ["127.0.0.1", "localhost"], 8443, dt.datetime.now(dt.timezone.utc))
-    with _listening(folder, trust, needs_approval=needs_approval, each=each) as site:
+    with _listening(folder, trust, needs_approval=needs_approval, each=each, limits=limits) as site:
         yield site
 
 
@@ -76,6 +83,7 @@ def _listening(
     port: int = 0,
     needs_approval: bool = False,
     each: Rate = _NO_LIMIT,
+    limits: Limits | None = None,
 ) -> Iterator[Site]:
     with contextlib.closing(Ledger(folder / LEDGER_FILE, durable=False)) as ledger:
         site: Site
@@ -88,7 +96,7 @@ def _listening(
         )
         app = make_join_app(enrolment, RateLimit(time.monotonic, each, _NO_LIMIT))
         tls = server_context(trust, needs_certificate=False)
-        with serve_http(app, host, port, tls=tls) as at:
+        with serve_http(app, host, port, limits, tls) as at:
             site = Site(ledger, trust, enrolment, f"https://{host}:{at}")
             yield site
 
