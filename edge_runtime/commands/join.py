@@ -95,7 +95,8 @@ def _renew(args: argparse.Namespace) -> int:
 
     covey-edge run does it by itself.
     """
-    from edge_runtime.trust.identity import IdentityFolder, read_identity
+    from edge_runtime.trust.folder import IdentityFolder
+    from edge_runtime.trust.identity import read_identity
     from edge_runtime.trust.keys import name_of
     from edge_runtime.trust.renew import renew_if_due
     from edge_runtime.trust.validity import date_words

@@ -64,7 +64,7 @@ def _run(args: argparse.Namespace) -> int:
         except NetworkError:
             transport.close()
             raise
-        stop_renewing = _renew(args.config.absolute()) if config.tls is not None else lambda: None
+        stop_renewing = _renew(args.config.absolute())
         agent = Agent(config, store, transport, boot_id, machine=machine, log=log, contained=True)
         stop = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -81,7 +81,11 @@ def _run(args: argparse.Namespace) -> int:
 
 def _renew(config: Path) -> Callable[[], None]:
     """Begin to renew the device's certificate, if it has joined with a token; return what ends it."""
-    from edge_runtime.trust.renew import Renewals
+    from edge_runtime.trust.folder import IdentityFolder
+
+    if not IdentityFolder(config).path.is_dir():
+        return lambda: None
+    from edge_runtime.trust.renew import Renewals  # 15 MB, for the library of certificates
 
     renewals = Renewals(config, time.time)
     renewals.start()

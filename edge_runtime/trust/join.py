@@ -11,10 +11,9 @@ import msgspec
 from edge_runtime.errors import StorageError, storage_error
 from edge_runtime.trust.edge_file import check_may_write, write_fields
 from edge_runtime.trust.exchange import JoinServer, NotNowError, trusting
+from edge_runtime.trust.folder import KEY, IdentityFolder
 from edge_runtime.trust.identity import (
-    KEY,
     About,
-    IdentityFolder,
     about_of,
     checked_certificate,
     write_certificates,

@@ -11,11 +11,9 @@ import msgspec
 from edge_runtime.errors import CoveyError
 from edge_runtime.trust.edge_file import write_fields
 from edge_runtime.trust.exchange import JoinServer, trusting
+from edge_runtime.trust.folder import CERT, KEY, IdentityFolder
 from edge_runtime.trust.identity import (
-    CERT,
-    KEY,
     Identity,
-    IdentityFolder,
     checked_certificate,
     read_identity,
     write_certificates,
@@ -88,8 +86,6 @@ def _take_name(folder: IdentityFolder, name: str) -> None:
 class Renewals:
     """Renews the certificate of a running device in a thread: at once where it is due, and then with each check.
 
-    A device that has not joined with a token has nothing to renew.
-
     Args:
         config: the configuration file.
         clock_s: this machine's time, in seconds since 1970.
@@ -102,9 +98,8 @@ class Renewals:
         self._thread = threading.Thread(target=self._run, name="renewals", daemon=True)
 
     def start(self) -> None:
-        """Begin, if the device has an identity."""
-        if IdentityFolder(self._config).path.is_dir():
-            self._thread.start()
+        """Begin."""
+        self._thread.start()
 
     def close(self) -> None:
         """End, after the request that is under way if there is one."""

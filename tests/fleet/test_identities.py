@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import socket
 import threading
 import time
@@ -18,7 +20,8 @@ from joining import Site, joined, joining_site, post
 from edge_runtime.agent.config import read_edge_config
 from edge_runtime.errors import EnrolmentError
 from edge_runtime.trust.exchange import NotNowError, trusting
-from edge_runtime.trust.identity import IdentityFolder, read_identity
+from edge_runtime.trust.folder import IdentityFolder
+from edge_runtime.trust.identity import read_identity
 from edge_runtime.trust.keys import certificate_pem, make_request, name_of, new_key, serial_of
 from edge_runtime.trust.messages import MOST_BYTES
 from edge_runtime.trust.renew import Renewals, renew_if_due
@@ -144,7 +147,33 @@ def test_a_running_device_asks_by_itself(site: Site, tmp_path: Path) -> None:
     assert asked.wait(20)
     renewals.close()
     assert read_edge_config(config).name == "oven"
-    Renewals(tmp_path / "nobody" / "edge.toml", time.time).start()  # has not joined: nothing to renew
+
+
+def test_a_renewal_that_is_cut_off_at_any_rename_goes_on(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "pi" / "edge.toml"
+    joined(site.token("pi-0"), config)
+    replace, left = os.replace, [0]
+
+    def cut(source: str, target: str) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", cut)
+    for at in range(1, 9):
+        assert site.ledger.rename_certificates("default", f"pi-{at - 1}", f"pi-{at}")
+        left[0] = at
+        with contextlib.suppress(KeyboardInterrupt):
+            renew_if_due(config, time.time(), asks_name=True)
+        was_cut = left[0] <= 0
+        left[0] = 0
+        renew_if_due(config, time.time(), asks_name=True)
+        own = read_identity(IdentityFolder(config).path)
+        assert name_of(own.certificate) == read_edge_config(config).name == f"pi-{at}"
+    assert not was_cut  # the last one had more renames to go than there are
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------

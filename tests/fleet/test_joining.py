@@ -23,7 +23,8 @@ from edge_runtime.agent.config import read_edge_config
 from edge_runtime.cli import main as edge
 from edge_runtime.errors import ConfigError, CoveyError, EnrolmentError, NetworkError
 from edge_runtime.trust.exchange import NotNowError
-from edge_runtime.trust.identity import IdentityFolder, read_identity
+from edge_runtime.trust.folder import IdentityFolder
+from edge_runtime.trust.identity import read_identity
 from edge_runtime.trust.join import join
 from edge_runtime.trust.keys import name_of, serial_of
 from edge_runtime.trust.renew import renew_if_due
