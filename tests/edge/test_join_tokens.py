@@ -29,12 +29,13 @@ WORD_CHARACTERS = string.ascii_letters + string.digits + "-_"
 
 
 @given(TOKENS)
+@settings(deadline=None)
 def test_a_token_is_read_as_it_was_made(token: JoinToken) -> None:
     assert decode_token(f" {encode_token(token)}\n") == token
 
 
 @given(TOKENS, st.data())
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_an_altered_character_is_found_before_anything_is_sent(token: JoinToken, data: st.DataObject) -> None:
     word = encode_token(token)
     at = data.draw(st.integers(0, len(word) - 1))
@@ -45,6 +46,7 @@ def test_an_altered_character_is_found_before_anything_is_sent(token: JoinToken,
 
 
 @given(TOKENS, st.data())
+@settings(deadline=None)
 def test_a_lost_doubled_or_swapped_piece_is_found(token: JoinToken, data: st.DataObject) -> None:
     word = encode_token(token)
     begin = data.draw(st.integers(0, len(word) - 1))
@@ -60,6 +62,7 @@ def test_a_lost_doubled_or_swapped_piece_is_found(token: JoinToken, data: st.Dat
 
 
 @given(st.text(max_size=200))
+@settings(deadline=None)
 def test_no_text_is_a_token_by_chance_and_none_is_quoted(text: str) -> None:
     for word in (text, PREFIX + text):
         with pytest.raises(ConfigError) as refused:
@@ -68,6 +71,7 @@ def test_no_text_is_a_token_by_chance_and_none_is_quoted(text: str) -> None:
 
 
 @given(st.recursive(st.none() | st.integers() | st.binary(), st.lists, max_leaves=20))
+@settings(deadline=None)
 def test_another_content_with_a_right_check_sum_is_refused(content: object) -> None:
     import base64
     import hashlib
@@ -119,6 +123,7 @@ VALUES = st.recursive(
 
 
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), VALUES, max_size=4))
+@settings(deadline=None)
 def test_what_is_written_as_toml_is_read_as_it_was(table: dict[str, object]) -> None:
     assert msgspec.toml.decode(toml_text(table)) == table
 
