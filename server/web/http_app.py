@@ -119,7 +119,7 @@ def _run_tls(server: uvicorn.Server, listener: socket.socket, handshake_s: float
     """Run a server whose TLS handshakes may take some seconds; uvicorn would let each keep a descriptor for 60 s."""
 
     class Loop(asyncio.SelectorEventLoop):
-        async def create_server(self, *args: Any, **named: Any) -> asyncio.Server:  # type: ignore[override]  # noqa: ANN401
+        async def create_server(self, *args: Any, **named: Any) -> asyncio.Server:  # noqa: ANN401
             return await super().create_server(*args, **named, ssl_handshake_timeout=handshake_s)
 
     with asyncio.Runner(loop_factory=Loop) as runner:
