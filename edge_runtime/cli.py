@@ -21,12 +21,14 @@ def _all_commands() -> list[Add]:
     """Return what adds each command. Doctor does without the others, whose NumPy may be what ends the process."""
     from edge_runtime.commands.bundle import add_bundle_commands
     from edge_runtime.commands.data import add_data_commands
+    from edge_runtime.commands.join import add_join_commands
     from edge_runtime.commands.predict import add_predict_command
     from edge_runtime.commands.profile_command import add_profile_command
     from edge_runtime.commands.run import add_run_command
 
     return [
         add_run_command,
+        add_join_commands,
         add_predict_command,
         add_data_commands,
         add_profile_command,

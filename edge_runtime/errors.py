@@ -9,6 +9,7 @@ CoveyError                exit code 1
 ├── NetworkError          7   broker or server cannot be reached, a transfer broke off
 ├── StorageError          8   disk full, directory not writable
 ├── TrainingError         9   a loss or scalar that is not finite, a replay that does not match its hash
+├── EnrolmentError       12   a device may not join the fleet, or not renew its certificate
 └── FaultError           70   an exception that nobody expected: a fault of Covey
 
 Exit code 2 is argparse's: wrong usage. The server adds 11 (job), the exporter 10 (export). The codes are stable.
@@ -148,6 +149,23 @@ class TrainingError(CoveyError):
 
     exit_code = 9
     subject = "training"
+
+
+class EnrolmentError(CoveyError):
+    """A device may not join the fleet, or not renew its certificate.
+
+    Args:
+        what: see CoveyError.
+        hint: see CoveyError.
+        is_guess: whether the sender did not know the token's secret, and may be guessing.
+    """
+
+    exit_code = 12
+    subject = "joining the fleet"
+
+    def __init__(self, what: str, hint: str = "", *, is_guess: bool = False) -> None:
+        super().__init__(what, hint)
+        self.is_guess = is_guess
 
 
 class FaultError(CoveyError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from edge_runtime.errors import ConfigError, NetworkError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
 
 
 def add_run_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -62,14 +64,29 @@ def _run(args: argparse.Namespace) -> int:
         except NetworkError:
             transport.close()
             raise
+        stop_renewing = _renew(args.config.absolute())
         agent = Agent(config, store, transport, boot_id, machine=machine, log=log, contained=True)
         stop = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
         try:
             finished = agent.run(until_finished=args.until_finished, should_stop=stop.is_set)
         finally:
+            stop_renewing()
             transport.close(agent.goodbye())
     if finished is not None:
         result = {"job": finished.job, "adapter_sha256": finished.adapter_sha256}
         output.emit(args, result, f"job {finished.job} is finished; adapter {finished.adapter_sha256}")
     return 0
+
+
+def _renew(config: Path) -> Callable[[], None]:
+    """Begin to renew the device's certificate, if it has joined with a token; return what ends it."""
+    from edge_runtime.trust.folder import IdentityFolder
+
+    if not IdentityFolder(config).path.is_dir():
+        return lambda: None
+    from edge_runtime.trust.renew import Renewals  # 15 MB, for the library of certificates
+
+    renewals = Renewals(config, time.time)
+    renewals.start()
+    return renewals.close

@@ -13,10 +13,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, *, is_private: bool = False) -> None:
     """Write a file so that it is either the old one or the whole new one, also after a power cut.
 
     A folder that is where the file is to be is set aside.
+
+    Args:
+        path: the file.
+        data: its content.
+        is_private: whether only its owner may read it (mode 0600), from its first byte on.
 
     Raises:
         StorageError: disk full, or not writable; the old file is as it was.
@@ -27,7 +32,10 @@ def write_atomically(path: Path, data: bytes) -> None:
         for place in (temporary, path):
             if place.is_dir():
                 set_aside(place, f"{place} is a folder, and a file is to be there")
-        with temporary.open("wb") as file:
+        if is_private:
+            temporary.unlink(missing_ok=True)  # one that others may read is no place for a key
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        with os.fdopen(os.open(temporary, flags, 0o600 if is_private else 0o666), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

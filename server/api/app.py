@@ -15,6 +15,7 @@ from server.api.device_routes import device_routes
 from server.api.job_routes import job_routes
 from server.api.schema import Problem
 from server.api.server_routes import server_routes
+from server.api.trust_routes import trust_routes
 from server.errors import NoSuchJobError
 
 if TYPE_CHECKING:
@@ -40,7 +41,12 @@ def make_api(operations: Operations, status: Callable[[], ServerStatus], actor: 
         actor: who asks over this application, for the audit.
         token: what every request must carry (``Authorization: Bearer TOKEN``); None: whoever can connect may ask.
     """
-    handlers = [*server_routes(status), *job_routes(operations, actor), *device_routes(operations, actor)]
+    handlers = [
+        *server_routes(status),
+        *job_routes(operations, actor),
+        *device_routes(operations, actor),
+        *trust_routes(operations, actor),
+    ]
     return Litestar(
         [Router(PREFIX, route_handlers=handlers)],
         guards=[] if token is None else [_needs(token)],

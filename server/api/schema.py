@@ -165,3 +165,49 @@ class Problem(msgspec.Struct, frozen=True):
     error: str
     hint: str
     exit_code: int
+
+
+class TokenOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Join tokens to make.
+
+    Attributes:
+        names: names of devices, each once.
+        server_url: ``https://host:port`` where devices join.
+        valid_s: how long the tokens may be used, in seconds.
+    """
+
+    names: list[Name]
+    server_url: str
+    valid_s: float = 3600.0
+
+
+class TokensMade(msgspec.Struct, frozen=True):
+    """New join tokens by the name of their device. They are secret."""
+
+    tokens: dict[str, str]
+
+
+class JoinWaiting(msgspec.Struct, frozen=True):
+    """A device that waits for approval; ``host`` to ``covey_version`` are what it says of itself."""
+
+    fleet: str
+    device: str
+    address: str | None
+    asked_at: str | None
+    key_sha256: str | None
+    host: str = ""
+    machine: str = ""
+    system: str = ""
+    covey_version: str = ""
+
+
+class JoinList(msgspec.Struct, frozen=True):
+    """The devices that wait for approval."""
+
+    joins: list[JoinWaiting]
+
+
+class NewName(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A device's new name."""
+
+    name: Name

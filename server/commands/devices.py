@@ -33,6 +33,8 @@ _LIST = (
     "reason",
 )
 
+_PENDING = ("fleet", "device", "address", "host", "machine", "system", "covey_version", "key_sha256", "asked_at")
+
 _ANSWER_S = 30.0
 """Seconds that a device may take to send its first line: it may be training."""
 _FOLLOW_S = 60
@@ -47,6 +49,10 @@ def add_device_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     for name, help_text, run in (
         ("list", "all devices", _list),
+        ("approve", "let a device join that waits", _approve),
+        ("reject", "turn a device away that waits", _reject),
+        ("revoke", "revoke a device's certificates", _revoke),
+        ("rename", "give a device another name", _rename),
         ("tag", "give a device a tag", _tag),
         ("untag", "take a tag from a device", _untag),
         ("forget", "forget a device that is gone", _forget),
@@ -58,6 +64,10 @@ def add_device_commands(commands: Commands[argparse.ArgumentParser]) -> None:
         if run is _logs:
             parser.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
             parser.add_argument("-n", "--lines", type=int, default=200, help="last lines (default: %(default)s)")
+        else:
+            parser.add_argument("--pending", action="store_true", help="only devices that wait for approval")
+        if run is _rename:
+            parser.add_argument("new_name", metavar="NEW_NAME", help="its new name")
         if run in (_tag, _untag):
             parser.add_argument("tag", help='the tag; jobs name it by devices = "tag:TAG"')
         add_reaching(parser)
@@ -69,8 +79,40 @@ def _list(args: argparse.Namespace) -> int:
     """List all devices that ever announced themselves; without a running server, from the ledger."""
     from server.views.summary import device_list
 
+    if args.pending:
+        waiting = ask(args, "GET", "/joins")
+        output.emit(args, waiting, short_table(waiting["joins"], _PENDING))
+        return 0
     found = look(args, "/devices", lambda ledger: {"devices": device_list(ledger)})
     output.emit(args, found, short_table(found["devices"], _LIST))
+    return 0
+
+
+def _approve(args: argparse.Namespace) -> int:
+    """Let a device join that waits for approval; compare its key_sha256 with the one that the device shows."""
+    answer = ask(args, "POST", f"/devices/{args.device}/approve")
+    output.emit(args, answer, f"{args.device} may join; it has its certificate in a few seconds")
+    return 0
+
+
+def _reject(args: argparse.Namespace) -> int:
+    """Turn a device away that waits for approval; its token is used up."""
+    answer = ask(args, "POST", f"/devices/{args.device}/reject")
+    output.emit(args, answer, f"{args.device} is turned away, and its token is used up")
+    return 0
+
+
+def _revoke(args: argparse.Namespace) -> int:
+    """Revoke all certificates of a device, and its tokens that are not used: for one that was lost or stolen."""
+    answer = ask(args, "POST", f"/devices/{args.device}/revoke")
+    output.emit(args, answer, f"{answer['certificates']} certificates of {args.device} are revoked")
+    return 0
+
+
+def _rename(args: argparse.Namespace) -> int:
+    """Give a device another name. It takes it when it asks the server next: covey-edge renew, or within six hours."""
+    answer = ask(args, "POST", f"/devices/{args.device}/rename", {"name": args.new_name})
+    output.emit(args, answer, f"{args.device} is named {args.new_name} from its next start on")
     return 0
 
 
@@ -89,7 +131,10 @@ def _untag(args: argparse.Namespace) -> int:
 
 
 def _forget(args: argparse.Namespace) -> int:
-    """Forget a device that is gone: its entry, its tags and its profiles; what it did in jobs stays."""
+    """Forget a device that is gone: its entry, its tags and its profiles; what it did in jobs stays.
+
+    Its certificates and tokens are revoked.
+    """
     answer = ask(args, "DELETE", f"/devices/{args.device}")
     output.emit(args, answer, f"{args.device} is forgotten")
     return 0

@@ -58,6 +58,13 @@ def add_addresses(parser: argparse.ArgumentParser) -> None:
         help="TCP port of the operator's API, with a token (default: only a socket in --state-dir)",
     )
     parser.add_argument("--api-listen", default="127.0.0.1", help="address of --api-port (default: %(default)s)")
+    parser.add_argument(
+        "--join-port",
+        type=int,
+        default=8443,
+        help="HTTPS port where devices join, after covey fleet init (%(default)s)",
+    )
+    parser.add_argument("--approve-joins", action="store_true", help="devices that join wait for covey device approve")
     parser.add_argument("--threads", type=int, default=0, help="threads of the evaluation (default: one per core)")
     for name, what in (("ca", "authority that signed the broker"), ("cert", "own certificate"), ("key", "own key")):
         parser.add_argument(f"--tls-{name}", metavar="FILE", help=f"for mqtts: {what} (PEM)")
@@ -88,6 +95,8 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
         tls=TlsFiles(args.tls_ca, args.tls_cert, args.tls_key),
         api_port=args.api_port,
         api_listen=args.api_listen,
+        join_port=args.join_port,
+        approve_joins=args.approve_joins,
     )
 
 

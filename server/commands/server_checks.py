@@ -13,11 +13,13 @@ from edge_runtime.commands.finding import Finding, access_finding, problem
 from edge_runtime.errors import ConfigError, CoveyError
 from edge_runtime.files.writable import check_writable
 from edge_runtime.network.address import parse_broker
+from edge_runtime.trust.validity import check_valid_now, date_words
 from server.client.address import socket_path
 from server.client.client import Client, NoServerError
 from server.serving.broker_access import server_access
 from server.storage import queries
 from server.storage.ledger import LEDGER_FILE, Ledger
+from server.trust.folder import has_trust, open_trust
 from server.web.broker import EMBEDDED
 from server.web.http_app import bind
 
@@ -36,6 +38,7 @@ def examine(options: ServeOptions) -> list[Finding]:
     findings = [running, _disk(options), _descriptors()]
     if running.status == "absent":
         findings += _ports(options)
+    findings += _trust(options)
     findings.append(_broker(options))
     findings += _ledger(options)
     return findings
@@ -88,6 +91,8 @@ def _ports(options: ServeOptions) -> Iterator[Finding]:
         wanted.append(("mqtt port", options.listen, options.mqtt_port))
     if options.api_port is not None:
         wanted.append(("api port", options.api_listen, options.api_port))
+    if has_trust(options.state_dir):
+        wanted.append(("join port", options.listen, options.join_port))
     for check, host, port in wanted:
         try:
             bind(host, port).close()
@@ -95,6 +100,23 @@ def _ports(options: ServeOptions) -> Iterator[Finding]:
             yield problem(check, error, {"port": port})
         else:
             yield Finding(check, "ok", f"{host}:{port} is free", "", {"port": port})
+
+
+def _trust(options: ServeOptions) -> Iterator[Finding]:
+    """Yield what is found about the fleet's authority, if there is one."""
+    if not has_trust(options.state_dir):
+        return
+    try:
+        trust = open_trust(options.state_dir)
+        anew = "start covey serve, which renews it"
+        check_valid_now(trust.authority.certificate, "the fleet's authority", time.time(), "make the fleet anew")
+        check_valid_now(trust.server, "the server's certificate", time.time(), anew)
+    except CoveyError as error:
+        yield problem("authority", error)
+        return
+    until = date_words(trust.server.not_valid_after_utc.timestamp())
+    found = f"fleet {trust.fleet}; the server's certificate is for {', '.join(trust.hosts)}, until {until}"
+    yield Finding("authority", "ok", found, "", {"authority_sha256": trust.authority.sha256.hex()})
 
 
 def _broker(options: ServeOptions) -> Finding:

@@ -61,6 +61,7 @@ def unit_text(options: ServeOptions, user: str) -> str:
         ("--public-url", options.public_url, None),
         ("--api-port", options.api_port, None),
         ("--api-listen", options.api_listen, "127.0.0.1"),
+        ("--join-port", options.join_port, 8443),
         ("--threads", options.threads, 0),
         ("--tls-ca", options.tls and options.tls.ca_file, None),
         ("--tls-cert", options.tls and options.tls.cert_file, None),
@@ -68,6 +69,8 @@ def unit_text(options: ServeOptions, user: str) -> str:
     ):
         if value != default:
             words += [flag, str(value)]
+    if options.approve_joins:
+        words.append("--approve-joins")
     return _UNIT.format(fleet=options.fleet, user=user, command=" ".join(map(_quoted, words)))
 
 

@@ -13,6 +13,7 @@ from server.errors import JobError, NoSuchJobError
 from server.job.fitted import fit_to_bundle
 from server.job.job import job_of
 from server.job.selector import check_there, parse_selector
+from server.queue.trust_operations import TrustOperations
 from server.storage import device_queries, queries
 from server.storage.discard import discard_job
 
@@ -38,12 +39,16 @@ class Operations:
         ledger: the ledger.
         blobs: adapters and logs of the jobs.
         state_dir: the server's state directory.
+
+    Attributes:
+        trust: what can be asked about identities.
     """
 
     def __init__(self, supervisor: Supervisor, ledger: Ledger, blobs: BlobStore, state_dir: Path) -> None:
         self.supervisor, self.ledger = supervisor, ledger
         self.fleet = supervisor.coordinator.roster.fleet
         self._blobs, self._state_dir = blobs, state_dir
+        self.trust = TrustOperations(ledger, state_dir, self.fleet, self._do)
 
     def _do(self, actor: str, action: str, subject: str, wish: Callable[[], Any], detail: str = "") -> Any:  # noqa: ANN401 the wish's own answer
         def audited() -> Any:  # noqa: ANN401
@@ -193,6 +198,8 @@ class Operations:
     def forget(self, device: str, actor: str) -> None:
         """Forget a device that is gone: its entry, its tags and its profiles; what it did in jobs stays.
 
+        Its certificates are revoked, so that it can come back with a new token only.
+
         Raises:
             ConfigError: it is here now, or was never seen.
         """
@@ -201,7 +208,8 @@ class Operations:
             known = self.supervisor.coordinator.devices.get(device)
             if known is not None and known.is_here:
                 raise ConfigError(f"{device} is here now", "switch it off first, or give it another name in edge.toml")
-            if not self.supervisor.coordinator.roster.forget(device):
+            is_known = self.supervisor.coordinator.roster.forget(device)
+            if not self.trust.forget(device) and not is_known:
                 raise ConfigError(f"fleet {self.fleet} has no device {device}", "see: covey device list")
             self.supervisor.refresh_tags()
 

@@ -24,6 +24,7 @@ from server.queue.operations import Operations
 from server.queue.supervisor import Supervisor
 from server.rounds.services import Services
 from server.serving.broker_access import require_size, server_access
+from server.serving.joining import Ports, serve_joining
 from server.serving.options import only_one
 from server.web.broker import EMBEDDED, open_broker
 from server.web.http_app import make_app, serve_http
@@ -73,6 +74,7 @@ class Host:
         supervisor: runs the jobs.
         http_port: port of blobs and adapters.
         mqtt_port: port of the embedded broker; None: the broker is another process.
+        join_port: port where devices join; None: the fleet has no authority.
         check: raises JobError where this server gives way to another one of the fleet.
         require_size: raises NetworkError where the broker does not take the largest message of a job.
     """
@@ -84,6 +86,7 @@ class Host:
     supervisor: Supervisor
     http_port: int
     mqtt_port: int | None
+    join_port: int | None
     check: Callable[[], None]
     require_size: Callable[[Job], None]
 
@@ -103,6 +106,8 @@ class Host:
         found: dict[str, str | int] = {"fleet": options.fleet, "broker": options.broker, "http_port": self.http_port}
         if self.mqtt_port is not None:
             found["mqtt_port"] = self.mqtt_port
+        if self.join_port is not None:
+            found["join_port"] = self.join_port
         return {**found, "api": str(socket_path(options.state_dir))}
 
 
@@ -146,9 +151,11 @@ def open_host(
         NetworkError: a port is in use, or there is no broker.
     """
     with contextlib.ExitStack() as stack:
-        app = make_app(stores.blobs, stores.uploads)
-        port = stack.enter_context(serve_http(app, options.listen, options.http_port))
+        port = stack.enter_context(
+            serve_http(make_app(stores.blobs, stores.uploads), options.listen, options.http_port)
+        )
         connection = connect(stack, port)
+        join_port = stack.enter_context(serve_joining(options, stores.ledger, Ports(connection.mqtt_port, port)))
         services = Services(
             transport=connection.transport,
             uploads=stores.uploads,
@@ -159,14 +166,9 @@ def open_host(
         coordinator = compose_coordinator(
             options.fleet, stores.ledger, services, lambda event: observe(None, event), should_stop
         )
+        clock = services.clock
         supervisor = Supervisor(
-            coordinator,
-            stores.ledger,
-            lambda record: prepare(host, record),
-            services.clock,
-            observe,
-            should_stop,
-            only,
+            coordinator, stores.ledger, lambda record: prepare(host, record), clock, observe, should_stop, only
         )
         host = Host(
             options,
@@ -176,6 +178,7 @@ def open_host(
             supervisor,
             port,
             connection.mqtt_port,
+            join_port,
             connection.check,
             connection.require_size,
         )

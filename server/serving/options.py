@@ -33,6 +33,8 @@ class ServeOptions:
     tls: TlsFiles | None = None
     api_port: int | None = None
     api_listen: str = "127.0.0.1"
+    join_port: int = 8443
+    approve_joins: bool = False
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """The ledger: what the server has promised and done. The server writes it before it acts.
 
 A server that was killed at any point resumes from the ledger to the same adapter: a round's result is a function of
-the reports in it. The writes are in job_writes.py, round_writes.py and device_writes.py, the reads in queries.py and
-device_queries.py.
+the reports in it. The writes are in job_writes.py, round_writes.py, device_writes.py and trust_writes.py, the reads in
+queries.py, device_queries.py and trust_queries.py.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from server.storage.database import Database
 from server.storage.device_writes import DeviceWrites
 from server.storage.job_writes import JobWrites
 from server.storage.round_writes import RoundWrites
+from server.storage.trust_writes import TrustWrites
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 LEDGER_FILE = "ledger.sqlite"
 
 
-class Ledger(JobWrites, RoundWrites, DeviceWrites):
+class Ledger(JobWrites, RoundWrites, DeviceWrites, TrustWrites):
     """The ledger in one file. Safe to use from several threads.
 
     Args:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
     from sqlalchemy import Connection
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest revision in migrations/versions. It is written down here so that a ledger that has it needs no Alembic."""
 _LOG = logging.getLogger(__name__)
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -112,7 +112,7 @@ def upgrade(connection: Connection, path: Path) -> None:
 
     Args:
         connection: to the ledger.
-        path: the ledger; the copy is beside it, ``ledger.sqlite.before-0006``.
+        path: the ledger; the copy is beside it, ``ledger.sqlite.before-0007``.
 
     Raises:
         StorageError: the copy cannot be written.

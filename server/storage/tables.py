@@ -178,3 +178,37 @@ AUDIT = Table(
     Column("detail", Text, nullable=False),
 )
 """What operators have asked for, and over which way."""
+
+JOIN_TOKENS = Table(
+    "join_tokens",
+    METADATA,
+    Column("id", Text, primary_key=True),
+    Column("fleet", Text, nullable=False),
+    Column("device", Text, nullable=False),
+    Column("secret_sha256", Text, nullable=False),
+    Column("created_at", Text, nullable=False, default=now_text),
+    Column("expires_at_s", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("key_sha256", Text),
+    Column("facts", Text),
+    Column("address", Text),
+    Column("asked_at", Text),
+    Column("serial", Text),
+)
+"""Join tokens; ``state``: open, pending, approved, rejected or used; ``key_sha256``: the key that one is bound to."""
+
+CERTIFICATES = Table(
+    "certificates",
+    METADATA,
+    Column("serial", Text, primary_key=True),
+    Column("fleet", Text, nullable=False),
+    Column("device", Text, nullable=False),
+    Column("key_sha256", Text, nullable=False),
+    Column("certificate", Text, nullable=False),
+    Column("issued_at", Text, nullable=False, default=now_text),
+    Column("expires_at_s", Integer, nullable=False),
+    Column("revoked_at", Text),
+    Column("reason", Text),
+    Index("certificates_of_devices", "fleet", "device"),
+)
+"""Every certificate that was issued to a device (PEM), by its serial number in hexadecimal digits."""

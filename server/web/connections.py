@@ -11,7 +11,7 @@ import resource
 import socket
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -154,6 +154,9 @@ class GuardedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Enter the connection, and look at all of them from now on."""
         super().connection_made(transport)
+        ssl_object = transport.get_extra_info("ssl_object")
+        if ssl_object is not None:
+            self.app = with_certificate(self.app, ssl_object.getpeercert(binary_form=True))
         self._received = 0
         is_first = len(self.watch) == 0
         self.watch.enter(self, self.loop.time())
@@ -193,6 +196,21 @@ class GuardedProtocol(H11Protocol):
         if own is not None and self.transport.get_write_buffer_size() > 0:
             own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         self.transport.abort()
+
+
+def with_certificate(app: Any, certificate: bytes | None) -> Any:  # noqa: ANN401 an ASGI application
+    """Return an application that finds its client's certificate (DER) in ``extensions["tls"]`` of each scope.
+
+    Args:
+        app: the application.
+        certificate: the certificate, which the TLS context has verified; None: the client has shown none.
+    """
+
+    async def wrapped(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401
+        extensions = {**scope.get("extensions", {}), "tls": {"client_certificate": certificate}}
+        await app({**scope, "extensions": extensions}, receive, send)
+
+    return wrapped
 
 
 def _sweep(watch: Connections, loop: asyncio.AbstractEventLoop) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import math
 import socket
 import threading
@@ -19,6 +21,7 @@ from edge_runtime.errors import NetworkError
 from server.web.connections import Limits, guarded
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterator
 
     from starlette.requests import Request
@@ -55,7 +58,9 @@ def make_app(blobs: BlobStore, uploads: Uploads | None = None) -> Starlette:
 
 
 @contextlib.contextmanager
-def serve_http(app: Callable[..., Any], host: str, port: int, limits: Limits | None = None) -> Iterator[int]:
+def serve_http(
+    app: Callable[..., Any], host: str, port: int, limits: Limits | None = None, tls: ssl.SSLContext | None = None
+) -> Iterator[int]:
     """Serve an application in a thread until the block ends; yields the port.
 
     Args:
@@ -63,23 +68,27 @@ def serve_http(app: Callable[..., Any], host: str, port: int, limits: Limits | N
         host: the address to listen on.
         port: the port; 0: a free one.
         limits: how long connections may wait, and how many there may be; None: the usual limits.
+        tls: for HTTPS; None: plain HTTP.
 
     Raises:
         NetworkError: the address cannot be bound.
     """
     listener = bind(host, port)
-    with serve_on(app, listener, limits):
+    with serve_on(app, listener, limits, tls):
         yield int(listener.getsockname()[1])
 
 
 @contextlib.contextmanager
-def serve_on(app: Callable[..., Any], listener: socket.socket, limits: Limits | None = None) -> Iterator[None]:
+def serve_on(
+    app: Callable[..., Any], listener: socket.socket, limits: Limits | None = None, tls: ssl.SSLContext | None = None
+) -> Iterator[None]:
     """Serve an application on a listening socket in a thread until the block ends; closes the socket.
 
     Args:
         app: the application.
         listener: the socket.
         limits: how long connections may wait, and how many there may be; None: the usual limits.
+        tls: for HTTPS; None: plain HTTP.
     """
     limits = limits or Limits()
     config = uvicorn.Config(
@@ -92,7 +101,12 @@ def serve_on(app: Callable[..., Any], listener: socket.socket, limits: Limits | 
         timeout_keep_alive=math.ceil(limits.keep_alive_s),
     )
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="http", daemon=True)
+    run = functools.partial(server.run, sockets=[listener])
+    if tls is not None:
+        config.load()
+        config.ssl = tls  # uvicorn makes a context from files only, and none with optional client certificates
+        run = functools.partial(_run_tls, server, listener, limits.header_s)
+    thread = threading.Thread(target=run, name="http", daemon=True)
     thread.start()
     try:
         yield
@@ -102,13 +116,26 @@ def serve_on(app: Callable[..., Any], listener: socket.socket, limits: Limits | 
         listener.close()
 
 
+def _run_tls(server: uvicorn.Server, listener: socket.socket, handshake_s: float) -> None:
+    """Run a server whose TLS handshakes may take some seconds; uvicorn would let each keep a descriptor for 60 s."""
+
+    class Loop(asyncio.SelectorEventLoop):
+        async def create_server(self, *args: Any, **named: Any) -> asyncio.Server:  # noqa: ANN401
+            return await super().create_server(*args, **named, ssl_handshake_timeout=handshake_s)
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(server.serve(sockets=[listener]))
+
+
 def bind(host: str, port: int) -> socket.socket:
     """Return a listening TCP socket.
 
     Raises:
         NetworkError: the address is in use, or does not belong to this machine.
     """
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    # asyncio sends small pieces at once (TCP_NODELAY) only where the socket names its protocol; else each waits 40 ms.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))

@@ -70,8 +70,8 @@ def names_by_code() -> dict[int, str]:
 @pytest.mark.parametrize(
     ("path", "enum", "prefix", "never"),
     [
-        ("covey.h", "enum covey_code", "COVEY_", {"USAGE", "NETWORK", "JOB", "EXPORT"}),
-        ("core/files/error.h", "enum class Code", "", {"OK", "NETWORK", "JOB", "EXPORT"}),
+        ("covey.h", "enum covey_code", "COVEY_", {"USAGE", "NETWORK", "JOB", "EXPORT", "ENROLMENT"}),
+        ("core/files/error.h", "enum class Code", "", {"OK", "NETWORK", "JOB", "EXPORT", "ENROLMENT"}),
     ],
 )
 def test_codes_are_pythons_by_name_and_number(path: str, enum: str, prefix: str, never: set[str]) -> None:

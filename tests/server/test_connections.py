@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from edge_runtime.protocol.messages import BlobRef
 from server.storage.blobs import BlobStore
 from server.web.connections import Connections, Limits, Phase, most_connections
-from server.web.http_app import make_app, serve_http
+from server.web.http_app import bind, make_app, serve_http
 from server.web.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -254,3 +254,10 @@ def test_serving_leaves_the_handlers_of_others_open(tmp_path: Path) -> None:
     assert closed == []
     handler.close()
     assert closed == [True]
+
+
+def test_small_answers_are_sent_at_once() -> None:
+    """asyncio sets TCP_NODELAY where the socket names its protocol; without, an answer in two pieces takes 40 ms."""
+    listener = bind("127.0.0.1", 0)
+    with listener, socket.create_connection(listener.getsockname()) as _client, listener.accept()[0] as accepted:
+        assert accepted.proto == socket.IPPROTO_TCP

@@ -1,0 +1,92 @@
+"""Where devices join a fleet and renew their certificates: a listener of its own, after ``covey fleet init``."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from edge_runtime.errors import ConfigError
+from edge_runtime.trust.messages import EdgeFields
+from server.trust.enrolment import Enrolment
+from server.trust.folder import has_trust, open_trust, with_server_certificate
+from server.trust.join_app import make_join_app
+from server.trust.rate_limit import RateLimit
+from server.trust.tls import server_context
+from server.web.broker import EMBEDDED
+from server.web.http_app import serve_http
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from server.serving.options import ServeOptions
+    from server.storage.ledger import Ledger
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Ports of a running server that devices are told.
+
+    Attributes:
+        mqtt: of the embedded broker; None: the broker is another process.
+        http: of bundles and adapters.
+    """
+
+    mqtt: int | None
+    http: int
+
+
+@contextlib.contextmanager
+def serve_joining(options: ServeOptions, ledger: Ledger, ports: Ports) -> Iterator[int | None]:
+    """Let devices join until the block ends; yields the port, or None where the fleet has no authority.
+
+    Raises:
+        ConfigError: --approve-joins without an authority, or the authority is another fleet's.
+        NetworkError: the port is in use.
+        StorageError: a key or a certificate is missing or damaged.
+    """
+    if not has_trust(options.state_dir):
+        if options.approve_joins:
+            raise ConfigError("--approve-joins is for a fleet with an authority", "make it: covey fleet init")
+        yield None
+        return
+    trust = with_server_certificate(open_trust(options.state_dir), dt.datetime.now(dt.timezone.utc))
+    if trust.fleet != options.fleet:
+        raise ConfigError(
+            f"{trust.folder} is the authority of fleet {trust.fleet}, and the server is started for {options.fleet}",
+            f"covey serve --fleet {trust.fleet}; or another --state-dir",
+        )
+    enrolment = Enrolment(
+        ledger,
+        trust,
+        needs_approval=options.approve_joins,
+        edge_fields=lambda device: edge_fields(options, device, ports),
+        clock_s=time.time,
+    )
+    app = make_join_app(enrolment, RateLimit(time.monotonic))
+    tls = server_context(trust, needs_certificate=False)
+    with serve_http(app, options.listen, options.join_port, tls=tls) as port:
+        _LOG.info("devices join at port %d of %s", port, ", ".join(trust.hosts))
+        yield port
+
+
+def edge_fields(options: ServeOptions, device: str, ports: Ports) -> EdgeFields:
+    """Return what a device writes into its edge.toml. A broker's user and password are the server's own, and left out.
+
+    Args:
+        options: the server's addresses.
+        device: the device's name.
+        ports: the server's ports.
+    """
+    if options.broker == EMBEDDED:
+        broker = f"mqtt://:{ports.mqtt}"
+    else:
+        parts = urlsplit(options.broker)
+        broker = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    return EdgeFields(device, options.fleet, broker, options.public_url or f"http://:{ports.http}")
