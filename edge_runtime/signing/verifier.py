@@ -158,7 +158,7 @@ class Verifier:
         if mark is None or envelope.sequence > mark.sequence:
             return None
         detail = f"its number is {envelope.sequence}, and {mark.sequence} was accepted"
-        if envelope.sequence == mark.sequence:
+        if mark.recent and envelope.sequence == mark.sequence:
             return Refused(Reason.DUPLICATE, detail, route, envelope.role)
         reason = Reason.REPLAYED if mark.is_repeated(envelope.sequence) else Reason.REORDERED
         return Refused(reason, detail, route, envelope.role)
