@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from edge_runtime.signing.verifier import Verifier
 
 _LOG = logging.getLogger(__name__)
-HELLO_AGAIN_S = 5.0
-"""Seconds after which the server says hello again to devices that answer an older session."""
+HELLO_AGAIN_S = 2.0
+"""Seconds between two hellos that are said because devices answer an older session."""
 _MOST_REFUSED = 1000
 """Refused messages after which receive returns without one, so that a flood does not stop its caller."""
 
@@ -55,6 +55,7 @@ class SignedTransport:
         self._lock = threading.Lock()  # messages are published in the order of their numbers
         self._hello: tuple[str, bytes] | None = None
         self._hello_at = 0.0
+        self._hello_is_due = False  # a device has answered another session
 
     @property
     def refused(self) -> Mapping[tuple[str, Reason], int]:
@@ -114,6 +115,7 @@ class SignedTransport:
         """
         until = None if timeout_s is None else self._clock() + timeout_s
         for _ in range(_MOST_REFUSED):
+            self._say_hello_again()
             wait_s = None if until is None else max(0.0, until - self._clock())
             event = self._inner.receive(wait_s)
             if event is None or isinstance(event, Connected):
@@ -146,12 +148,13 @@ class SignedTransport:
             return Message(message.topic, result.body)
         self._refusals.enter(message.topic, result)
         if result.reason is Reason.STALE and result.role == "message" and self._signer.speaker == SERVER:
-            self._say_hello_again()
+            self._hello_is_due = True
         return None
 
     def _say_hello_again(self) -> None:
-        if self._hello is None or self._clock() - self._hello_at < HELLO_AGAIN_S:
+        if not self._hello_is_due or self._hello is None or self._clock() - self._hello_at < HELLO_AGAIN_S:
             return
+        self._hello_is_due = False
         try:
             self.publish(*self._hello, retain=True)
         except CoveyError as error:

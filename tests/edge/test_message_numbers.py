@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.errors import StorageError
@@ -19,10 +19,9 @@ def at(path: Path, begin: int = 0) -> SequenceStore:
     return SequenceStore(path / "numbers.json", lambda: begin)
 
 
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(0, 2 * BLOCK + 1), max_size=6))
-def test_no_number_comes_twice_over_restarts(
-    tmp_path_factory: pytest.TempPathFactory, takes: list[int]
-) -> None:
+def test_no_number_comes_twice_over_restarts(tmp_path_factory: pytest.TempPathFactory, takes: list[int]) -> None:
     folder, taken = tmp_path_factory.mktemp("numbers"), []
     for count in takes:
         store = at(folder, 7)  # a new process; the one before it ended without a word
@@ -67,7 +66,9 @@ def test_the_disk_is_written_once_for_each_block(tmp_path: Path, monkeypatch: py
     assert len(written) == 3
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 30, b"{}", b'{"v":1,"reserved":-1}', b'{"v":2,"reserved":5}', b"[" * 9999])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 30, b"{}", b'{"v":1,"reserved":-1}', b'{"v":2,"reserved":5}', b"[" * 9999]
+)
 def test_a_damaged_file_is_set_aside_and_numbers_begin_at_the_clock(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "numbers.json").write_bytes(content)
     assert at(tmp_path, 123_456).take() == 123_456

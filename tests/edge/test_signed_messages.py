@@ -237,7 +237,9 @@ def test_nobody_speaks_for_a_device(speaker: str) -> None:
     assert reason_of(fleet.verifier(SERVER, "server"), TOPIC, payload) is Reason.FOREIGN
 
 
-@pytest.mark.parametrize("topic", [HELLO, PLAN, topic_for(FLEET, "pi", "report/ack"), topic_for(FLEET, "pi", "log/get")])
+@pytest.mark.parametrize(
+    "topic", [HELLO, PLAN, topic_for(FLEET, "pi", "report/ack"), topic_for(FLEET, "pi", "log/get")]
+)
 def test_no_device_speaks_for_the_server(topic: str) -> None:
     fleet = fleet_of("pi", "other")
     for speaker in ("pi", "other"):
@@ -300,7 +302,9 @@ def test_any_order_of_delivery_accepts_each_topic_ascending_and_nothing_twice(da
         elif index == highest[topic]:
             assert reason is Reason.DUPLICATE
         else:
-            assert reason is (Reason.REPLAYED if index in taken or index < min_of(taken, sent, topic) else Reason.REORDERED)
+            assert reason is (
+                Reason.REPLAYED if index in taken or index < min_of(taken, sent, topic) else Reason.REORDERED
+            )
 
 
 def min_of(taken: set[int], sent: list[tuple[str, bytes]], topic: str) -> int:
@@ -436,7 +440,9 @@ def test_keys_overlap_and_numbers_go_on_while_they_do() -> None:
     assert reason_of(verifier, TOPIC, signed_with(1, 6)) is Reason.FOREIGN
     fleet.book.add("pi", key_of("pi", 1).public_key())
     assert reason_of(verifier, TOPIC, signed_with(1, 6)) is None
-    assert reason_of(verifier, TOPIC, signed_with(0, 5)) is Reason.REPLAYED  # no older message comes in by the other key
+    assert (
+        reason_of(verifier, TOPIC, signed_with(0, 5)) is Reason.REPLAYED
+    )  # no older message comes in by the other key
     assert reason_of(verifier, TOPIC, signed_with(0, 7)) is None
 
 
@@ -458,6 +464,4 @@ def test_a_signature_is_one_that_any_library_reads() -> None:
     envelope = decode_envelope(fleet.signer("pi", "boot").seal(TOPIC, b"body", "server"))
     key = key_of("pi").public_key()
     key.verify(der_signature(envelope.signature), signed_bytes(FLEET, TOPIC, envelope), ALGORITHM)
-    assert decode_message(
-        encode_message(DeviceState(state="online", boot_id="b")), DeviceState
-    ).state == "online"
+    assert decode_message(encode_message(DeviceState(state="online", boot_id="b")), DeviceState).state == "online"
