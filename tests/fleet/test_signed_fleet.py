@@ -120,7 +120,7 @@ def run_fleet(signed: SignedFleet, job: Any, each_turn: Callable[[], None] = lam
 class Attacker:
     """Reads all topics, and publishes on all of them: as it pleases, with a key that the fleet knows as another's."""
 
-    def __init__(self, hub: Hub, fleet: Fleet, seed: int) -> None:
+    def __init__(self, hub: Hub, seed: int) -> None:
         self.hub, self.rng = hub, random.Random(seed)
         self.ear = hub.join()
         self.ear.subscribe("covey/#")
@@ -203,7 +203,7 @@ def test_attackers_change_nothing_of_a_job(bench: Bench, seed: int, tmp_path: Pa
     with bench_of(tmp_path / "attacked", bench.bundle) as again:
         attacked = SignedFleet(again)
         attacked.fleet.book.add("mole", key_of("mole").public_key())
-        attacker = Attacker(again.hub, attacked.fleet, seed)
+        attacker = Attacker(again.hub, seed)
         got, refused, devices = run_fleet(attacked, JOB_OF_TWO, attacker.turn)
     assert got == expected
     assert devices == set(NAMES)
@@ -215,7 +215,7 @@ def test_attackers_change_nothing_of_a_job(bench: Bench, seed: int, tmp_path: Pa
 
 def test_without_signatures_the_same_attacker_does_harm(bench: Bench) -> None:
     """The attacks of the test above are real ones: unsigned members believe them."""
-    attacker = Attacker(bench.hub, fleet_of(), 1)
+    attacker = Attacker(bench.hub, 1)
     with coordinator(bench, JOB_OF_TWO) as (made, _):
         while made.coordinator.handle_next(0):
             pass
