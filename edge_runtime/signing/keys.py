@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 
 PrivateKey = ec.EllipticCurvePrivateKey
 PublicKey = ec.EllipticCurvePublicKey
-_CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
+_LOG = logging.getLogger(__name__)
+_BLOCK = re.compile(rb"-----BEGIN (CERTIFICATE|PUBLIC KEY)-----.*?-----END \1-----", re.DOTALL)
+_MOST_KEY_BYTES = 1 << 20
 
 
 def key_id(key: PublicKey) -> bytes:
@@ -49,24 +53,43 @@ def read_private_key(path: Path) -> PrivateKey:
     return key
 
 
-def read_public_key(path: Path) -> PublicKey:
-    """Read a public key in PEM, or the public key of the first certificate in a PEM file.
+def read_public_keys(path: Path) -> list[PublicKey]:
+    """Read all public keys of a PEM file: public keys, and those of certificates that are no authorities.
 
-    Whether the certificate is valid is not checked: its place in the configuration is what makes it trusted.
+    Whether a certificate is valid is not checked: its place in the configuration is what makes it trusted.
 
     Raises:
-        ConfigError: no such file, or it holds no public P-256 key.
+        ConfigError: no such file, it holds no such key, or one that is none of P-256.
     """
 
     def load(data: bytes) -> object:
-        if _CERTIFICATE in data:
-            return x509.load_pem_x509_certificate(data).public_key()
-        return load_pem_public_key(data)
+        if len(data) > _MOST_KEY_BYTES:
+            raise ValueError("it is too large")
+        return [key for block in _BLOCK.finditer(data) if (key := _public_key(block)) is not None]
 
-    key = _read(path, load, "a public key or a certificate in PEM")
-    if not isinstance(key, PublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise ConfigError(f"{path} holds no P-256 key", "signatures use P-256: give a certificate or public key of one")
-    return key
+    keys = _read(path, load, "a file of public keys or certificates in PEM")
+    if not isinstance(keys, list) or not keys:
+        raise ConfigError(
+            f"{path} holds no public key and no member's certificate", "give PEM, not DER, and no authority"
+        )
+    for key in keys:
+        if not isinstance(key, PublicKey) or not isinstance(key.curve, ec.SECP256R1):
+            raise ConfigError(
+                f"{path} holds a key that is none of P-256", "signatures use P-256, as its certificate must"
+            )
+    return keys
+
+
+def _public_key(block: re.Match[bytes]) -> object:
+    """Return the key of a PEM block; None: it is an authority's certificate."""
+    if block.group(1) == b"PUBLIC KEY":
+        return load_pem_public_key(block.group())
+    certificate = x509.load_pem_x509_certificate(block.group())
+    try:
+        is_authority = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        is_authority = False
+    return None if is_authority else certificate.public_key()
 
 
 def _read(path: Path, load: Callable[[bytes], object], wanted: str) -> object:
@@ -76,6 +99,13 @@ def _read(path: Path, load: Callable[[bytes], object], wanted: str) -> object:
         raise ConfigError(f"cannot read the key {path}: {error.strerror or error}", "check the path") from error
     except Exception as error:
         raise ConfigError(f"{path} is not {wanted}: {cause_of(error)}", "check which file it is") from error
+
+
+class Keys(Protocol):
+    """Which keys each speaker may sign with."""
+
+    def of(self, speaker: str) -> Mapping[bytes, PublicKey]:
+        """Return a speaker's keys by their ids; the mapping never changes after it was returned."""
 
 
 class KeyBook:
@@ -105,3 +135,44 @@ class KeyBook:
         """Return a speaker's keys by their ids; they never change after they were returned."""
         with self._lock:
             return self._keys.get(speaker, {})
+
+
+class KeyFolder:
+    """A folder with a file ``NAME.pem`` for each device: its public keys or certificates; see read_public_keys.
+
+    A file that was changed or removed counts from the next message on, so that a device whose file is gone is refused
+    at once, and one that has just joined is heard. Used by one thread.
+
+    Args:
+        folder: the folder.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise ConfigError(
+                f"there is no folder {folder} with the devices' keys", "make it, with a NAME.pem per device"
+            )
+        self._folder = folder
+        self._known: dict[str, tuple[tuple[int, ...], dict[bytes, PublicKey]]] = {}
+
+    def of(self, speaker: str) -> Mapping[bytes, PublicKey]:
+        """See Keys; a file that cannot be used holds none, and the log says so once."""
+        path = self._folder / f"{speaker}.pem"
+        try:
+            status = path.stat()
+        except OSError:
+            self._known.pop(speaker, None)
+            return {}
+        version = (status.st_mtime_ns, status.st_size, status.st_ino)
+        known = self._known.get(speaker)
+        if known is None or known[0] != version:
+            keys: dict[bytes, PublicKey] = {}
+            try:
+                keys = {key_id(key): key for key in read_public_keys(path)}
+            except ConfigError as error:
+                _LOG.error("%s is not believed: %s", speaker, error)
+            known = self._known[speaker] = (version, keys)
+        return known[1]

@@ -15,7 +15,7 @@ from edge_runtime.signing.marks import Mark
 from edge_runtime.signing.signer import ALGORITHM, der_signature
 
 if TYPE_CHECKING:
-    from edge_runtime.signing.keys import KeyBook
+    from edge_runtime.signing.keys import Keys
     from edge_runtime.signing.marks import HelloFile
 
 
@@ -95,7 +95,7 @@ class Verifier:
     """
 
     def __init__(
-        self, listener: str, fleet: str, session: str, keys: KeyBook, hello_file: HelloFile | None = None
+        self, listener: str, fleet: str, session: str, keys: Keys, hello_file: HelloFile | None = None
     ) -> None:
         self.listener, self.fleet, self.session = listener, fleet, session
         self._keys, self._hello_file = keys, hello_file

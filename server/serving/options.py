@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edge_runtime.network.address import TlsFiles
+    from edge_runtime.signing.members import ServerKeys
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class ServeOptions:
     tls: TlsFiles | None = None
     api_port: int | None = None
     api_listen: str = "127.0.0.1"
+    signing: ServerKeys | None = None
 
 
 @contextlib.contextmanager

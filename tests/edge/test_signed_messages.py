@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from signing import FLEET, Fleet, book_of, fleet_of, key_of
+from signing import FLEET, Fleet, book_of, fleet_of, key_of, reason_of
 
 from edge_runtime.errors import ProtocolError
 from edge_runtime.protocol.message_base import ENVELOPE_BYTES
@@ -36,7 +35,7 @@ from edge_runtime.protocol.signed import (
 )
 from edge_runtime.protocol.topics import hello_topic, servers_topic, topic_for
 from edge_runtime.signing.keys import KeyBook
-from edge_runtime.signing.signer import ALGORITHM, Signer, der_signature
+from edge_runtime.signing.signer import ALGORITHM, der_signature
 from edge_runtime.signing.verifier import Accepted, Reason, Refused, Verifier
 
 FIXED = Envelope(
@@ -59,20 +58,6 @@ TOPIC = topic_for(FLEET, "pi", "report")
 STATE = topic_for(FLEET, "pi", "state")
 PLAN = topic_for(FLEET, "pi", "plan")
 HELLO = hello_topic(FLEET)
-
-
-def state_of(verifier: Verifier) -> Any:
-    return copy.deepcopy((verifier._marks, verifier._sessions))
-
-
-def reason_of(verifier: Verifier, topic: str, payload: bytes) -> Reason | None:
-    """Return why a message is refused, None where it is not; what is refused changes nothing."""
-    before = state_of(verifier)
-    result = verifier.check(topic, payload)
-    if isinstance(result, Accepted):
-        return None
-    assert state_of(verifier) == before
-    return result.reason
 
 
 # -- the envelope -------------------------------------------------------------------------------------------------
@@ -394,69 +379,6 @@ def test_a_disk_that_is_full_stops_no_hello(tmp_path: Path, caplog: pytest.LogCa
     verifier = fleet.verifier("pi", "boot", tmp_path / "in the way")
     assert reason_of(verifier, HELLO, fleet.signer(SERVER, "server").seal(HELLO, b"hello")) is None
     assert "older hello" in caplog.text
-
-
-# -- wills ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_last_will_counts_once_after_each_state_of_its_session() -> None:
-    fleet = fleet_of("pi")
-    signer, verifier = fleet.signer("pi", "boot-1"), fleet.verifier(SERVER, "server")
-    will = signer.seal(STATE, b"lost", role="will")
-    assert reason_of(verifier, STATE, will) is Reason.STALE  # retained, and nothing was heard of the device
-    for _ in range(2):  # the will of one process serves each of its connections
-        assert reason_of(verifier, STATE, signer.seal(STATE, b"online", "server")) is None
-        assert reason_of(verifier, STATE, will) is None
-        assert reason_of(verifier, STATE, will) is Reason.DUPLICATE
-    again = fleet.signer("pi", "boot-2")
-    assert reason_of(verifier, STATE, again.seal(STATE, b"online", "server")) is None
-    assert reason_of(verifier, STATE, will) is Reason.REPLAYED
-    assert reason_of(verifier, STATE, again.seal(STATE, b"lost", role="will")) is Reason.REPLAYED  # sealed too late
-
-
-def test_a_will_is_nothing_but_a_last_state() -> None:
-    fleet = fleet_of("pi")
-    signer, verifier = fleet.signer("pi", "boot"), fleet.verifier(SERVER, "server")
-    will = signer.seal(STATE, b"lost", role="will")
-    report = signer.seal(TOPIC, b"report", role="will")
-    assert reason_of(verifier, STATE, signer.seal(STATE, b"online", "server")) is None
-    as_message = encode_envelope(msgspec.structs.replace(decode_envelope(will), role="message"))
-    assert reason_of(verifier, STATE, as_message) is Reason.ALTERED
-    assert reason_of(verifier, TOPIC, report) is Reason.MISPLACED
-
-
-# -- keys -----------------------------------------------------------------------------------------------------------
-
-
-def signed_with(generation: int, sequence: int, session: str = "boot") -> bytes:
-    return Signer("pi", FLEET, session, key_of("pi", generation), lambda: sequence).seal(TOPIC, b"body", "server")
-
-
-def test_keys_overlap_and_numbers_go_on_while_they_do() -> None:
-    fleet = fleet_of()
-    fleet.book.add("pi", key_of("pi", 0).public_key())
-    verifier = fleet.verifier(SERVER, "server")
-    assert reason_of(verifier, TOPIC, signed_with(0, 5)) is None
-    assert reason_of(verifier, TOPIC, signed_with(1, 6)) is Reason.FOREIGN
-    fleet.book.add("pi", key_of("pi", 1).public_key())
-    assert reason_of(verifier, TOPIC, signed_with(1, 6)) is None
-    assert (
-        reason_of(verifier, TOPIC, signed_with(0, 5)) is Reason.REPLAYED
-    )  # no older message comes in by the other key
-    assert reason_of(verifier, TOPIC, signed_with(0, 7)) is None
-
-
-def test_a_device_that_joined_anew_begins_its_numbers_anew_and_a_removed_key_is_refused() -> None:
-    fleet = fleet_of()
-    fleet.book.replace("pi", key_of("pi", 0).public_key())
-    verifier = fleet.verifier(SERVER, "server")
-    assert reason_of(verifier, TOPIC, signed_with(0, 5000, "old")) is None
-    fleet.book.replace("pi", key_of("pi", 1).public_key())
-    assert reason_of(verifier, TOPIC, signed_with(0, 5001, "old")) is Reason.FOREIGN
-    assert reason_of(verifier, TOPIC, signed_with(1, 1, "new")) is None
-    assert verifier.session_of("pi") == "new"
-    fleet.book.replace("pi")
-    assert reason_of(verifier, TOPIC, signed_with(1, 2, "new")) is Reason.FOREIGN
 
 
 def test_a_signature_is_one_that_any_library_reads() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -16,14 +18,18 @@ from edge_runtime.signing.keys import KeyBook, PrivateKey
 from edge_runtime.signing.marks import HelloFile
 from edge_runtime.signing.signer import Signer
 from edge_runtime.signing.transport import SignedTransport
-from edge_runtime.signing.verifier import Verifier
+from edge_runtime.signing.verifier import Accepted, Reason, Verifier
 
 FLEET = "default"
 
 
-@functools.cache
 def key_of(name: str, generation: int = 0) -> PrivateKey:
-    """A key for each name; the same in one run of the tests."""
+    """A key for each name and generation; the same in one run of the tests."""
+    return _key_of(name, generation)
+
+
+@functools.cache
+def _key_of(_name: str, _generation: int) -> PrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
 
 
@@ -64,3 +70,17 @@ class Fleet:
 def fleet_of(*devices: str) -> Fleet:
     """Return a fleet of the server and devices."""
     return Fleet(book_of(SERVER, *devices))
+
+
+def state_of(verifier: Verifier) -> Any:
+    return copy.deepcopy((verifier._marks, verifier._sessions))
+
+
+def reason_of(verifier: Verifier, topic: str, payload: bytes) -> Reason | None:
+    """Return why a message is refused, None where it is not; what is refused changes nothing."""
+    before = state_of(verifier)
+    result = verifier.check(topic, payload)
+    if isinstance(result, Accepted):
+        return None
+    assert state_of(verifier) == before
+    return result.reason
