@@ -210,6 +210,25 @@ def test_nested_huge_and_cut_payloads_are_refused() -> None:
     assert reason_of(verifier, TOPIC, whole + b"\0") is Reason.MALFORMED
 
 
+@pytest.mark.parametrize(
+    ("canonical", "other"),
+    [
+        (b"\xa8sequence\xcd\x01\x2c", b"\xa8sequence\xd1\x01\x2c"),  # 300 with a sign: one byte differs
+        (b"\xa8sequence\xcd\x01\x2c", b"\xa8sequence\xce\x00\x00\x01\x2c"),
+        (b"\xa4body\xc4\x04", b"\xa4body\xc5\x00\x04"),
+        (b"\xa1v\x01", b"\xa1v\xcc\x01"),
+    ],
+)
+def test_an_envelope_has_one_encoding(canonical: bytes, other: bytes) -> None:
+    fleet = fleet_of("pi")
+    fleet.numbers["pi"] = lambda: 300
+    payload = fleet.signer("pi", "boot").seal(TOPIC, b"body", "server")
+    assert payload.count(canonical) == 1
+    verifier = fleet.verifier(SERVER, "server")
+    assert reason_of(verifier, TOPIC, payload.replace(canonical, other)) is Reason.MALFORMED
+    assert reason_of(verifier, TOPIC, payload) is None
+
+
 def test_an_unsigned_message_is_named_as_one() -> None:
     unsigned = encode_message(DeviceState(state="online", boot_id="boot", epoch="epoch"))
     assert reason_of(fleet_of("pi").verifier(SERVER, "server"), STATE, unsigned) is Reason.UNSIGNED
