@@ -1,18 +1,24 @@
-"""Sequence numbers: never one twice, whatever ends the process or happens to the file."""
+"""The files of a signed member: no number is used twice, whatever ends the process or happens to the files."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from signing import FLEET, fleet_of, reason_of
 
 from edge_runtime.errors import StorageError
+from edge_runtime.protocol.signed import SERVER
+from edge_runtime.protocol.topics import hello_topic
 from edge_runtime.signing import sequence
 from edge_runtime.signing.sequence import BLOCK, SequenceStore, clock_us
+
+HELLO = hello_topic(FLEET)
 
 
 def at(path: Path, begin: int = 0) -> SequenceStore:
@@ -107,3 +113,31 @@ def test_threads_share_the_numbers(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(set(taken)) == 4 * BLOCK
+
+
+def test_a_hello_said_again_is_written_once(tmp_path: Path) -> None:
+    fleet = fleet_of("pi")
+    signer, verifier = fleet.signer(SERVER, "server"), fleet.verifier("pi", "boot", tmp_path)
+    assert reason_of(verifier, HELLO, signer.seal(HELLO, b"hello")) is None
+    file = tmp_path / "pi-hello.json"
+    written = file.stat().st_mtime_ns, file.read_bytes()
+    assert reason_of(verifier, HELLO, signer.seal(HELLO, b"hello")) is None
+    assert (file.stat().st_mtime_ns, file.read_bytes()) == written
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\0" * 50, b'{"v": 2}', b'{"v":1,"key_id":"AA","sequence":1}'])
+def test_a_damaged_file_of_the_last_hello_is_set_aside(content: bytes, tmp_path: Path) -> None:
+    fleet = fleet_of("pi")
+    (tmp_path / "pi-hello.json").write_bytes(content)
+    verifier = fleet.verifier("pi", "boot", tmp_path)
+    assert (tmp_path / "pi-hello.json.bad").read_bytes() == content
+    assert reason_of(verifier, HELLO, fleet.signer(SERVER, "server").seal(HELLO, b"hello")) is None
+    assert json.loads((tmp_path / "pi-hello.json").read_text())["sequence"] == 1
+
+
+def test_a_disk_that_is_full_stops_no_hello(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fleet = fleet_of("pi")
+    (tmp_path / "in the way").write_text("")
+    verifier = fleet.verifier("pi", "boot", tmp_path / "in the way")
+    assert reason_of(verifier, HELLO, fleet.signer(SERVER, "server").seal(HELLO, b"hello")) is None
+    assert "older hello" in caplog.text

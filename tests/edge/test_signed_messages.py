@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -370,34 +369,6 @@ def test_the_last_hello_is_believed_once_after_a_restart_and_no_older_one(tmp_pa
         assert reason_of(again, HELLO, hellos[1]) is Reason.DUPLICATE
     assert reason_of(again, HELLO, hellos[2]) is None
     assert reason_of(fleet.verifier("pi", "boot-4", tmp_path), HELLO, hellos[1]) is Reason.REPLAYED
-
-
-def test_a_hello_said_again_is_written_once(tmp_path: Path) -> None:
-    fleet = fleet_of("pi")
-    signer, verifier = fleet.signer(SERVER, "server"), fleet.verifier("pi", "boot", tmp_path)
-    assert reason_of(verifier, HELLO, signer.seal(HELLO, b"hello")) is None
-    file = tmp_path / "pi-hello.json"
-    written = file.stat().st_mtime_ns, file.read_bytes()
-    assert reason_of(verifier, HELLO, signer.seal(HELLO, b"hello")) is None
-    assert (file.stat().st_mtime_ns, file.read_bytes()) == written
-
-
-@pytest.mark.parametrize("content", [b"", b"{}", b"\0" * 50, b'{"v": 2}', b'{"v":1,"key_id":"AA","sequence":1}'])
-def test_a_damaged_file_of_the_last_hello_is_set_aside(content: bytes, tmp_path: Path) -> None:
-    fleet = fleet_of("pi")
-    (tmp_path / "pi-hello.json").write_bytes(content)
-    verifier = fleet.verifier("pi", "boot", tmp_path)
-    assert (tmp_path / "pi-hello.json.bad").read_bytes() == content
-    assert reason_of(verifier, HELLO, fleet.signer(SERVER, "server").seal(HELLO, b"hello")) is None
-    assert json.loads((tmp_path / "pi-hello.json").read_text())["sequence"] == 1
-
-
-def test_a_disk_that_is_full_stops_no_hello(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    fleet = fleet_of("pi")
-    (tmp_path / "in the way").write_text("")
-    verifier = fleet.verifier("pi", "boot", tmp_path / "in the way")
-    assert reason_of(verifier, HELLO, fleet.signer(SERVER, "server").seal(HELLO, b"hello")) is None
-    assert "older hello" in caplog.text
 
 
 def test_a_signature_is_one_that_any_library_reads() -> None:
