@@ -13,6 +13,7 @@ from edge_runtime.commands.finding import Finding, problem
 from edge_runtime.errors import ConfigError, CoveyError, NetworkError
 from edge_runtime.files.writable import check_writable
 from edge_runtime.network.address import parse_broker
+from edge_runtime.signing.keys import KeyFolder, key_id, read_private_key, read_public_keys
 from server.client.address import socket_path
 from server.client.client import Client, NoServerError
 from server.serving.broker_access import server_access
@@ -24,6 +25,7 @@ from server.web.http_app import bind
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from edge_runtime.signing.members import ServerKeys
     from server.serving.options import ServeOptions
 
 _LEAST_FREE_BYTES = 500_000_000
@@ -37,6 +39,8 @@ def examine(options: ServeOptions) -> list[Finding]:
     if running.status == "absent":
         findings += _ports(options)
     findings.append(_broker(options))
+    if options.signing is not None:
+        findings.append(_signing(options.signing))
     findings += _ledger(options)
     return findings
 
@@ -116,6 +120,28 @@ def _broker(options: ServeOptions) -> Finding:
         found = "; ".join(cause.finding for cause in access.causes)
         return Finding("broker", "problem", found, remedies, {"address": place}, NetworkError.exit_code)
     return Finding("broker", "ok", f"{place} lets the server log in, subscribe and publish", "", {"address": place})
+
+
+def _signing(keys: ServerKeys) -> Finding:
+    """Read the server's key, and the keys of all devices."""
+    try:
+        own = key_id(read_private_key(keys.key_file).public_key()).hex()
+        KeyFolder(keys.device_keys)
+    except ConfigError as error:
+        return problem("signing", error)
+    files = sorted(keys.device_keys.glob("*.pem"))
+    for path in files:
+        try:
+            read_public_keys(path)
+        except ConfigError as error:
+            return problem("signing", error, {"key": own})
+    found = f"messages are signed with key {own}, and believed from {len(files)} devices"
+    values = {"key": own, "devices": [path.stem for path in files]}
+    if not files:
+        return Finding(
+            "signing", "warning", found, f"put the public key of each device into {keys.device_keys}", values
+        )
+    return Finding("signing", "ok", found, "", values)
 
 
 def _ledger(options: ServeOptions) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime as dt
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from signing import FLEET, fleet_of, key_of, reason_of
 
+from edge_runtime.agent.config import EdgeConfig, read_edge_config
+from edge_runtime.commands import doctor_checks
+from edge_runtime.data.examples import DataConfig
 from edge_runtime.errors import ConfigError
 from edge_runtime.network.in_process import Hub
 from edge_runtime.network.transport import Connected, Message
@@ -24,6 +28,11 @@ from edge_runtime.signing.keys import KeyFolder, key_id, read_private_key, read_
 from edge_runtime.signing.members import DeviceKeys, ServerKeys, device_member, server_member
 from edge_runtime.signing.signer import Signer
 from edge_runtime.signing.verifier import Reason, Verifier
+from server.commands import server_checks
+from server.commands.serve import add_addresses, options_of
+from server.commands.shared_options import add_state_dir
+from server.commands.systemd_unit import unit_text
+from server.serving.options import ServeOptions
 
 TOPIC = topic_for(FLEET, "pi", "report")
 STATE = topic_for(FLEET, "pi", "state")
@@ -207,3 +216,59 @@ def test_members_are_made_from_files_and_understand_each_other(tmp_path: Path) -
     assert numbers[1] > numbers[0]
     with pytest.raises(ConfigError, match="no folder"):
         server_member(ServerKeys(server_keys.key_file, tmp_path / "nowhere"), FLEET, tmp_path / "server")
+
+
+def test_doctors_read_the_keys(tmp_path: Path) -> None:
+    (tmp_path / "devices").mkdir()
+    (tmp_path / "server.pem").write_bytes(public_pem(SERVER))
+    private_pem(key_of("pi"), tmp_path / "pi.key")
+    private_pem(key_of(SERVER), tmp_path / "server.key")
+    config = EdgeConfig(
+        name="pi",
+        broker="mqtt://127.0.0.1:1",
+        data=DataConfig(str(tmp_path / "none")),
+        state_dir=str(tmp_path),
+        signing=DeviceKeys(str(tmp_path / "pi.key"), str(tmp_path / "server.pem")),
+    )
+    options = ServeOptions(
+        state_dir=tmp_path / "state", signing=ServerKeys(tmp_path / "server.key", tmp_path / "devices")
+    )
+
+    def statuses() -> tuple[str, str]:
+        of_device = {f.check: f.status for f in doctor_checks.examine(config, lambda: 0.0, tmp_path)}
+        of_server = {f.check: f.status for f in server_checks.examine(options)}
+        return of_device["signing"], of_server["signing"]
+
+    assert statuses() == ("ok", "warning")  # the server knows no device yet
+    (tmp_path / "devices" / "pi.pem").write_bytes(public_pem("pi"))
+    assert statuses() == ("ok", "ok")
+    (tmp_path / "devices" / "zero.pem").write_bytes(b"nothing")
+    (tmp_path / "pi.key").chmod(0o644)
+    assert statuses() == ("problem", "problem")
+
+
+@pytest.mark.parametrize("missing", ["--sign-key", "--device-keys"])
+def test_a_server_needs_both_or_neither(missing: str, tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    add_addresses(parser)
+    add_state_dir(parser)
+    given = {"--sign-key": "server.key", "--device-keys": "devices"}
+    flags = [word for flag, value in given.items() if flag != missing for word in (flag, value)]
+    with pytest.raises(ConfigError, match="belong together"):
+        options_of(parser.parse_args(flags))
+    both = options_of(parser.parse_args([word for pair in given.items() for word in pair]))
+    assert both.signing == ServerKeys(Path("server.key"), Path("devices"))
+    assert f"--sign-key {Path('server.key').resolve()} --device-keys" in unit_text(both, "covey")
+    assert options_of(parser.parse_args([])).signing is None
+
+
+def test_edge_toml_names_the_keys_relative_to_itself(tmp_path: Path) -> None:
+    path = tmp_path / "edge.toml"
+    head = 'name = "pi"\nbroker = "mqtt://b"\n[data]\npath = "d"\n'
+    path.write_text(f'{head}[signing]\nkey_file = "pi.key"\nserver_key_file = "server.pem"\n')
+    assert read_edge_config(path).signing == DeviceKeys(str(tmp_path / "pi.key"), str(tmp_path / "server.pem"))
+    path.write_text(head)
+    assert read_edge_config(path).signing is None
+    path.write_text(f'{head}[signing]\nkey_file = "pi.key"\n')
+    with pytest.raises(ConfigError, match="server_key_file"):
+        read_edge_config(path)
