@@ -2,10 +2,10 @@
 
     python -m benchmarks.speed.signing [--devices 1000] [--rounds 5] [--repeats 25]
 
-Messages are timed in groups; checking is of messages that are accepted, and of
-forged ones. In a round, devices are messages over the in-process broker: they sign and check in the same process, so
-the difference of two rounds is what both sides do; the server's own time is added up around its signer and verifier. It is that of a whole
-job of one round: announcements, plan, reports, acknowledgements and the final adapter.
+Messages are timed in groups; checking is of messages that are accepted, and of forged ones. In a round, devices are
+messages over the in-process broker: they sign and check in the same process, so the difference of two rounds is what
+both sides do. The server's own time is added up around its signer and verifier; it is that of a whole job of one round:
+announcements, plan, reports, acknowledgements and the final adapter.
 
 `make bench-signing` runs it. The last line is one JSON object: microseconds per message, bytes per message, seconds per
 round.
