@@ -9,7 +9,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.covey-installed
 
-.PHONY: help install dev demo test test-all test-long test-oldest test-newest check lint files format bench bench-full bench-convergence bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-bandit bench-fleet clean
+.PHONY: help install dev demo test test-all test-long test-oldest test-newest check lint files format bench bench-full bench-convergence bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-bandit bench-fleet clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -94,6 +94,9 @@ bench-fleet: $(STAMP) ## the bandit with eight device processes and MiniLM, agai
 
 bench-rounds: $(STAMP) ## what a round, dead devices and a fleet at rest cost the server; the last line is JSON
 	$(BIN)/python -m benchmarks.speed.rounds
+
+bench-signing: $(STAMP) ## what signatures cost, per message and per round of 1,000 devices; the last line is JSON
+	$(BIN)/python -m benchmarks.speed.signing
 
 bench-perturb: $(STAMP) ## speed of perturbing and replay; the last line is JSON
 	$(BIN)/python -m benchmarks.speed.perturb

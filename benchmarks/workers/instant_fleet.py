@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from edge_runtime.values import FloatVector
     from server.events import Event
 
-_FLEET = "bench"
+FLEET = "bench"
 _SPLIT = 8
 _DEADLINE_S = 3600.0
 
@@ -90,8 +90,8 @@ class InstantFleet:
         self._names = [f"device-{index:04}" for index in range(devices)]
         self._dead = set(self._names[:dead])
         self._transport: InProcessTransport = self.hub.join()
-        self._transport.subscribe(hello_topic(_FLEET))
-        self._transport.subscribe(topic_for(_FLEET, "+", "plan"))
+        self._transport.subscribe(hello_topic(FLEET))
+        self._transport.subscribe(topic_for(FLEET, "+", "plan"))
         self._rng = np.random.Generator(np.random.PCG64(1))
 
     def turn(self) -> None:
@@ -101,7 +101,7 @@ class InstantFleet:
                 self._answer(event)
 
     def _answer(self, message: Message) -> None:
-        if message.topic == hello_topic(_FLEET):
+        if message.topic == hello_topic(FLEET):
             epoch = decode_message(message.payload, Hello).epoch
             for name in self._names:
                 self._send(name, "birth", birth(name, epoch))
@@ -141,7 +141,7 @@ class InstantFleet:
         )
 
     def _send(self, name: str, kind: Kind, message: AnyMessage) -> None:
-        self.hub.publish(topic_for(_FLEET, name, kind), encode_message(message), retain=False)
+        self.hub.publish(topic_for(FLEET, name, kind), encode_message(message), retain=False)
 
 
 def birth(name: str, epoch: str) -> Birth:
@@ -185,7 +185,7 @@ def run_rounds(folder: Path, fleet: InstantFleet, rounds: int, parameters: int, 
     stores = open_stores(folder)
     evaluator = InlineEvaluator(lambda _theta: Evaluation(0.5, 0.5))
     services = Services(fleet.hub.join(), stores.uploads, evaluator, time.monotonic, "http://nowhere")
-    composed = compose(_FLEET, fitted, task, stores, lambda: services, observe)
+    composed = compose(FLEET, fitted, task, stores, lambda: services, observe)
     composed.job_run.begin(resumed=False)
     composed.coordinator.handle_next(0)  # the connection: the server says hello
     fleet.turn()

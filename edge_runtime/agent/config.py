@@ -12,6 +12,7 @@ from edge_runtime.device.eligibility import EligibilityRules
 from edge_runtime.files.toml_file import read_toml
 from edge_runtime.network.address import TlsFiles
 from edge_runtime.network.http_address import check_http_url
+from edge_runtime.signing.members import DeviceKeys
 from edge_runtime.values import Name
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         training: ``auto``: with backpropagation if a job asks for it and memory allows; or ``forward-only``.
         least_noise_multiplier: train only in jobs whose [privacy] has at least this noise_multiplier; None: in all.
         eligibility: when the device may train.
+        signing: keys; with them every message is signed, and only signed ones are believed. None: none is.
     """
 
     name: Name
@@ -52,6 +54,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     training: Literal["auto", "forward-only"] = "auto"
     least_noise_multiplier: Annotated[float, msgspec.Meta(ge=0)] | None = None
     eligibility: EligibilityRules = EligibilityRules()
+    signing: DeviceKeys | None = None
 
     @property
     def backpropagates(self) -> bool:
@@ -76,4 +79,7 @@ def read_edge_config(path: Path) -> EdgeConfig:
     if config.tls is not None:
         files = {field: value and str(base / value) for field, value in msgspec.structs.asdict(config.tls).items()}
         changes["tls"] = TlsFiles(**files)
+    if config.signing is not None:
+        keys = config.signing
+        changes["signing"] = DeviceKeys(str(base / keys.key_file), str(base / keys.server_key_file))
     return msgspec.structs.replace(config, **changes)

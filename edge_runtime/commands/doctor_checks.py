@@ -17,6 +17,7 @@ from edge_runtime.commands.finding import Finding, problem
 from edge_runtime.device.board import Board
 from edge_runtime.device.gate import Gate, board_conditions
 from edge_runtime.errors import BundleError, ConfigError, CoveyError, DataError, StorageError
+from edge_runtime.signing.keys import key_id, read_private_key, read_public_keys
 from edge_runtime.store.journal import JOURNAL_FILE, JournalDamagedError
 from edge_runtime.store.state_check import check_state_dir
 from edge_runtime.store.store import Store, current_adapter
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.agent.config import EdgeConfig
     from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.signing.members import DeviceKeys
 
 _OF_ROWS = ("covey", "tokenizers")  # the compiled libraries that reading rows needs
 _LITTLE_MEMORY_BYTES = 200_000_000
@@ -58,6 +60,8 @@ def examine(
     server_time = None
     if config is not None:
         yield _eligibility(config, board)
+        if config.signing is not None:
+            yield _signing(config.signing)
         yield _state(Path(config.state_dir))
         yield trial_finding(config)
         yield _data(config, broken)
@@ -142,6 +146,17 @@ def _eligibility(config: EdgeConfig, board: Board) -> Finding:
             "ineligible": closed,
         },
     )
+
+
+def _signing(keys: DeviceKeys) -> Finding:
+    """Read the keys of signed messages, as ``covey-edge run`` does."""
+    try:
+        own = key_id(read_private_key(Path(keys.key_file)).public_key()).hex()
+        servers = [key_id(key).hex() for key in read_public_keys(Path(keys.server_key_file))]
+    except ConfigError as error:
+        return problem("signing", error)
+    found = f"messages are signed with key {own}, and believed from the server's {', '.join(servers)}"
+    return Finding("signing", "ok", found, "", {"key": own, "server_keys": servers})
 
 
 def _state(state_dir: Path) -> Finding:

@@ -87,7 +87,9 @@ def run_profile(args: argparse.Namespace) -> int:
         data = encode_profile(profile)
         for path in ([args.output] if args.output else []) + ([store.root / PROFILE_FILE] if store else []):
             write_atomically(path, data)
-        if transport is not None and config is not None:
+        if config is not None and config.signing is not None:
+            _LOG.warning("the profile is saved; covey-edge run sends it, signed, when it next announces the device")
+        elif transport is not None and config is not None:
             published = transport.deliver(*profile_message(config, profile))
             if not published:
                 _LOG.warning("the broker did not accept the profile; it is saved")

@@ -37,6 +37,8 @@ def _run(args: argparse.Namespace) -> int:
     from edge_runtime.network.address import parse_broker
     from edge_runtime.network.mqtt import MqttTransport
     from edge_runtime.perturbation.kernel import kernel
+    from edge_runtime.signing.members import device_member
+    from edge_runtime.signing.transport import signed_will
     from edge_runtime.store.state_check import check_state_writable
     from edge_runtime.store.store import Store
 
@@ -48,11 +50,14 @@ def _run(args: argparse.Namespace) -> int:
     store = Store(Path(config.state_dir))
     machine = this_machine(config.eligibility, store.root)  # impossible rules are an error now too
     boot_id = os.urandom(8).hex()
+    keys = config.signing
+    member = None if keys is None else device_member(keys, config.fleet, config.name, boot_id, store.root)
+    will = lost_will(config, boot_id)
     with keeping_log(store.root) as log:
         transport = MqttTransport(
             parse_broker(config.broker),
             f"covey-{config.fleet}-{config.name}",
-            will=lost_will(config, boot_id),
+            will=will if member is None else signed_will(will, member.signer),
             tls=config.tls,
             connect_timeout_s=config.connect_timeout_s,
             # Some brokers (the embedded one) send the retained hello only into a new session. Nothing is lost: whoever
@@ -65,14 +70,16 @@ def _run(args: argparse.Namespace) -> int:
             transport.close()
             raise
         stop_renewing = _renew(args.config.absolute())
-        agent = Agent(config, store, transport, boot_id, machine=machine, log=log, contained=True)
+        signed = None if member is None else member.around(transport)
+        agent = Agent(config, store, signed or transport, boot_id, machine=machine, log=log, contained=True)
         stop = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
         try:
             finished = agent.run(until_finished=args.until_finished, should_stop=stop.is_set)
         finally:
             stop_renewing()
-            transport.close(agent.goodbye())
+            topic, goodbye = agent.goodbye()
+            transport.close((topic, signed.seal(topic, goodbye) if signed else goodbye))
     if finished is not None:
         result = {"job": finished.job, "adapter_sha256": finished.adapter_sha256}
         output.emit(args, result, f"job {finished.job} is finished; adapter {finished.adapter_sha256}")

@@ -15,7 +15,7 @@ from edge_runtime.bundle.memory_need import LevelNeed
 from edge_runtime.errors import ProtocolError
 from edge_runtime.files.versioned import VersionedFormat
 from edge_runtime.protocol.layer_dropout import Stld
-from edge_runtime.protocol.message_base import VERSION
+from edge_runtime.protocol.message_base import ENVELOPE_BYTES, VERSION
 from edge_runtime.protocol.message_base import ProtocolMessage as _Message
 from edge_runtime.protocol.privacy import Privacy
 from edge_runtime.protocol.profile import Profile
@@ -25,6 +25,9 @@ from edge_runtime.values import Count, Name, Sha256
 
 PROTOCOL_VERSION = VERSION
 MAX_PAYLOAD_BYTES = 128 * 1024
+"""Bytes of a payload as it travels, a signature's envelope included."""
+LARGEST_MESSAGE_BYTES = MAX_PAYLOAD_BYTES - ENVELOPE_BYTES
+"""Bytes of a message without its envelope."""
 
 
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
@@ -338,12 +341,12 @@ def encode_message(message: AnyMessage) -> bytes:
     """Return a message's bytes.
 
     Raises:
-        ProtocolError: it is larger than MAX_PAYLOAD_BYTES.
+        ProtocolError: it is larger than LARGEST_MESSAGE_BYTES.
     """
     payload = msgspec.msgpack.encode(message)
-    if len(payload) > MAX_PAYLOAD_BYTES:
+    if len(payload) > LARGEST_MESSAGE_BYTES:
         raise ProtocolError(
-            f"a {type(message).__name__} of {len(payload)} bytes is over the limit of {MAX_PAYLOAD_BYTES}",
+            f"a {type(message).__name__} of {len(payload)} bytes is over the limit of {LARGEST_MESSAGE_BYTES}",
             "lower steps or the number of perturbations in the job",
         )
     return payload

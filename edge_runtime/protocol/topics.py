@@ -8,7 +8,7 @@ from typing import Literal
 from edge_runtime.errors import ProtocolError
 from edge_runtime.values import NAME_PATTERN
 
-_TOPIC_ROOT = "covey/v1"
+TOPIC_ROOT = "covey/v1"
 _NAME = re.compile(NAME_PATTERN)
 _LEVELS_BEFORE_DEVICE = 3
 Kind = Literal["birth", "state", "profile", "plan", "report", "report/ack", "probe", "log", "log/get"]
@@ -23,7 +23,7 @@ def topic_for(fleet: str, device: str, kind: Kind) -> str:
     for name in (fleet, device):
         if name != "+":
             _check_name(name)
-    return f"{_TOPIC_ROOT}/{fleet}/{device}/{kind}"
+    return f"{TOPIC_ROOT}/{fleet}/{device}/{kind}"
 
 
 def hello_topic(fleet: str) -> str:
@@ -33,7 +33,7 @@ def hello_topic(fleet: str) -> str:
         ProtocolError: see topic_for.
     """
     _check_name(fleet)
-    return f"{_TOPIC_ROOT}/{fleet}/hello"
+    return f"{TOPIC_ROOT}/{fleet}/hello"
 
 
 def servers_topic(fleet: str) -> str:
@@ -43,7 +43,7 @@ def servers_topic(fleet: str) -> str:
         ProtocolError: see topic_for.
     """
     _check_name(fleet)
-    return f"{_TOPIC_ROOT}/{fleet}/servers"
+    return f"{TOPIC_ROOT}/{fleet}/servers"
 
 
 def device_of(topic_name: str) -> str:

@@ -68,13 +68,22 @@ def add_addresses(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=0, help="threads of the evaluation (default: one per core)")
     for name, what in (("ca", "authority that signed the broker"), ("cert", "own certificate"), ("key", "own key")):
         parser.add_argument(f"--tls-{name}", metavar="FILE", help=f"for mqtts: {what} (PEM)")
+    parser.add_argument(
+        "--sign-key", type=Path, metavar="FILE", help="sign all messages with this private P-256 key (PEM)"
+    )
+    parser.add_argument(
+        "--device-keys",
+        type=Path,
+        metavar="DIR",
+        help="with --sign-key: believe only devices that have a file NAME.pem there (public key or certificate)",
+    )
 
 
 def options_of(args: argparse.Namespace) -> ServeOptions:
     """Return a server's options from those of a command.
 
     Raises:
-        ConfigError: the server is not installed, or an address is none.
+        ConfigError: the server is not installed, an address is none, or one of --sign-key and --device-keys is missing.
     """
     try:
         from server.serving.options import ServeOptions
@@ -82,7 +91,13 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
         raise ConfigError(f"the server is not installed ({error})", "pip install 'covey[server]'") from error
     from edge_runtime.network.address import TlsFiles
     from edge_runtime.network.http_address import check_http_url
+    from edge_runtime.signing.members import ServerKeys
 
+    if (args.sign_key is None) != (args.device_keys is None):
+        raise ConfigError(
+            "--sign-key and --device-keys belong together",
+            "give both, or neither: a server that signs believes only devices that sign",
+        )
     return ServeOptions(
         state_dir=args.state_dir,
         fleet=args.fleet,
@@ -97,6 +112,7 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
         api_listen=args.api_listen,
         join_port=args.join_port,
         approve_joins=args.approve_joins,
+        signing=None if args.sign_key is None else ServerKeys(args.sign_key, args.device_keys),
     )
 
 

@@ -13,6 +13,7 @@ from edge_runtime.commands.finding import Finding, access_finding, problem
 from edge_runtime.errors import ConfigError, CoveyError
 from edge_runtime.files.writable import check_writable
 from edge_runtime.network.address import parse_broker
+from edge_runtime.signing.keys import KeyFolder, key_id, read_private_key, read_public_keys
 from edge_runtime.trust.validity import check_valid_now, date_words
 from server.client.address import socket_path
 from server.client.client import Client, NoServerError
@@ -26,6 +27,7 @@ from server.web.http_app import bind
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from edge_runtime.signing.members import ServerKeys
     from server.serving.options import ServeOptions
 
 _LEAST_FREE_BYTES = 500_000_000
@@ -40,6 +42,8 @@ def examine(options: ServeOptions) -> list[Finding]:
         findings += _ports(options)
     findings += _trust(options)
     findings.append(_broker(options))
+    if options.signing is not None:
+        findings.append(_signing(options.signing))
     findings += _ledger(options)
     return findings
 
@@ -133,6 +137,28 @@ def _broker(options: ServeOptions) -> Finding:
     except CoveyError as error:
         return problem("broker", error)
     return access_finding(access, str(address.place(options.tls)), "the server")
+
+
+def _signing(keys: ServerKeys) -> Finding:
+    """Read the server's key, and the keys of all devices."""
+    try:
+        own = key_id(read_private_key(keys.key_file).public_key()).hex()
+        KeyFolder(keys.device_keys)
+    except ConfigError as error:
+        return problem("signing", error)
+    files = sorted(keys.device_keys.glob("*.pem"))
+    for path in files:
+        try:
+            read_public_keys(path)
+        except ConfigError as error:
+            return problem("signing", error, {"key": own})
+    found = f"messages are signed with key {own}, and believed from {len(files)} devices"
+    values = {"key": own, "devices": [path.stem for path in files]}
+    if not files:
+        return Finding(
+            "signing", "warning", found, f"put the public key of each device into {keys.device_keys}", values
+        )
+    return Finding("signing", "ok", found, "", values)
 
 
 def _ledger(options: ServeOptions) -> Iterator[Finding]:

@@ -66,6 +66,8 @@ def unit_text(options: ServeOptions, user: str) -> str:
         ("--tls-ca", options.tls and options.tls.ca_file, None),
         ("--tls-cert", options.tls and options.tls.cert_file, None),
         ("--tls-key", options.tls and options.tls.key_file, None),
+        ("--sign-key", options.signing and options.signing.key_file.resolve(), None),
+        ("--device-keys", options.signing and options.signing.device_keys.resolve(), None),
     ):
         if value != default:
             words += [flag, str(value)]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from edge_runtime import __version__
 from edge_runtime.files.writable import check_writable
 from edge_runtime.network.mqtt import MqttTransport
+from edge_runtime.signing.members import server_member
 from server.api.app import API_VERSION, make_api
 from server.api.listen import read_or_make_token, serve_local
 from server.api.schema import ServerStatus
@@ -221,6 +222,8 @@ def connect_to_broker(
     """Return a function that starts the embedded broker, or uses the given one, and connects to it; see open_host."""
 
     def connect(stack: contextlib.ExitStack, http_port: int) -> Connection:
+        keys = options.signing
+        member = None if keys is None else server_member(keys, options.fleet, options.state_dir)
         address = stack.enter_context(open_broker(options.broker, options.listen, options.mqtt_port, should_stop))
         if options.broker != EMBEDDED:
             for cause in server_access(address, options.fleet, options.tls).causes:
@@ -233,7 +236,7 @@ def connect_to_broker(
         stack.callback(transport.close)
         _LOG.info("devices connect to port %d; bundles and adapters on port %d", address.port, http_port)
         return Connection(
-            transport,
+            transport if member is None else member.around(transport),
             address.port if options.broker == EMBEDDED else None,
             others.check,
             lambda job: require_size(address, options.fleet, options.tls, job),

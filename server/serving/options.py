@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edge_runtime.network.address import TlsFiles
+    from edge_runtime.signing.members import ServerKeys
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class ServeOptions:
     api_listen: str = "127.0.0.1"
     join_port: int = 8443
     approve_joins: bool = False
+    signing: ServerKeys | None = None
 
 
 @contextlib.contextmanager

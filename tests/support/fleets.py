@@ -67,9 +67,12 @@ def write_edge(folder: Path, name: str, port: int, seed: int, *, rows_of: RowsOf
     write_rows(rows_of(24 + 4 * seed, seed), folder / "data.jsonl")
     path = folder / "edge.toml"
     broker = fields.pop("broker", f"mqtt://127.0.0.1:{port}")
-    tls = fields.pop("tls", None)
+    tls, signing = fields.pop("tls", None), fields.pop("signing", None)
     head = {"name": name, "broker": broker, "threads": 1, **fields}
     path.write_text(toml(head) + '[data]\npath = "data.jsonl"\n' + ("[tls]\n" + toml(tls) if tls is not None else ""))
+    if signing is not None:
+        with path.open("a") as file:
+            file.write("[signing]\n" + toml(signing))
     return path
 
 

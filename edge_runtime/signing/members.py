@@ -1,0 +1,81 @@
+"""Makes a member of a signed fleet from its key files: a device, or the server."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edge_runtime.protocol.signed import SERVER
+from edge_runtime.signing.keys import KeyBook, KeyFolder, read_private_key, read_public_keys
+from edge_runtime.signing.marks import HEARD_HELLO_FILE, HelloFile
+from edge_runtime.signing.sequence import SEQUENCE_FILE, SequenceStore
+from edge_runtime.signing.signer import Signer
+from edge_runtime.signing.transport import SignedTransport
+from edge_runtime.signing.verifier import Verifier
+
+if TYPE_CHECKING:
+    from edge_runtime.network.transport import Transport
+
+
+class DeviceKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``[signing]`` of edge.toml: with it a device signs all that it says, and believes only its server.
+
+    Attributes:
+        key_file: the device's private P-256 key (PEM), readable by its owner only.
+        server_key_file: the server's public key or certificate (PEM); two of each while the server's key changes.
+    """
+
+    key_file: str
+    server_key_file: str
+
+
+@dataclass(frozen=True)
+class ServerKeys:
+    """The server's private P-256 key (PEM), and the folder with a file ``NAME.pem`` of each device's public keys."""
+
+    key_file: Path
+    device_keys: Path
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member of a signed fleet, of one process."""
+
+    signer: Signer
+    verifier: Verifier
+
+    def around(self, transport: Transport) -> SignedTransport:
+        """Return a connection that signs and checks."""
+        return SignedTransport(transport, self.signer, self.verifier)
+
+
+def device_member(keys: DeviceKeys, fleet: str, name: str, boot_id: str, state_dir: Path) -> Member:
+    """Return a device.
+
+    Args:
+        keys: its key files.
+        fleet: name of the fleet.
+        name: its name.
+        boot_id: new with every start of the process.
+        state_dir: keeps its message numbers, and the last hello that it has heard.
+
+    Raises:
+        ConfigError: a key cannot be used.
+    """
+    book = KeyBook()
+    book.replace(SERVER, *read_public_keys(Path(keys.server_key_file)))
+    numbers = SequenceStore(state_dir / SEQUENCE_FILE)
+    signer = Signer(name, fleet, boot_id, read_private_key(Path(keys.key_file)), numbers.take)
+    return Member(signer, Verifier(name, fleet, boot_id, book, HelloFile(state_dir / HEARD_HELLO_FILE)))
+
+
+def server_member(keys: ServerKeys, fleet: str, state_dir: Path) -> Member:
+    """Return the server; see device_member."""
+    session = secrets.token_hex(8)
+    numbers = SequenceStore(state_dir / SEQUENCE_FILE)
+    signer = Signer(SERVER, fleet, session, read_private_key(keys.key_file), numbers.take)
+    return Member(signer, Verifier(SERVER, fleet, session, KeyFolder(keys.device_keys)))
