@@ -19,6 +19,7 @@ from edge_runtime.signing.verifier import Verifier
 
 if TYPE_CHECKING:
     from edge_runtime.network.transport import Transport
+    from edge_runtime.signing.keys import Keys, PrivateKey
 
 
 class DeviceKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,7 +76,18 @@ def device_member(keys: DeviceKeys, fleet: str, name: str, boot_id: str, state_d
 
 def server_member(keys: ServerKeys, fleet: str, state_dir: Path) -> Member:
     """Return the server; see device_member."""
+    return member_with(read_private_key(keys.key_file), KeyFolder(keys.device_keys), fleet, state_dir)
+
+
+def member_with(key: PrivateKey, devices: Keys, fleet: str, state_dir: Path) -> Member:
+    """Return the server.
+
+    Args:
+        key: it signs with this key.
+        devices: the keys of the devices.
+        fleet: name of the fleet.
+        state_dir: keeps its message numbers.
+    """
     session = secrets.token_hex(8)
     numbers = SequenceStore(state_dir / SEQUENCE_FILE)
-    signer = Signer(SERVER, fleet, session, read_private_key(keys.key_file), numbers.take)
-    return Member(signer, Verifier(SERVER, fleet, session, KeyFolder(keys.device_keys)))
+    return Member(Signer(SERVER, fleet, session, key, numbers.take), Verifier(SERVER, fleet, session, devices))

@@ -45,6 +45,11 @@ class IdentityFolder:
         files = {"ca_file": AUTHORITY, "cert_file": CERT, "key_file": KEY}
         return {field: f"{self.name}/{name}" for field, name in files.items()}
 
+    @property
+    def signing(self) -> dict[str, str]:
+        """``[signing]`` of edge.toml, relative to it."""
+        return {"key_file": f"{self.name}/{KEY}", "server_key_file": f"{self.name}/{SIGNING}"}
+
     def put_in_place(self, token_id: str) -> None:
         """Put a finished staging folder in place; the identity that was there is kept as ``edge-trust.before``.
 

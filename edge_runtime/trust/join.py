@@ -104,7 +104,8 @@ def join_once(options: JoinOptions, clock_s: Callable[[], float]) -> EdgeFields:
     fields = {"name": about.edge.name, "fleet": about.edge.fleet, "broker": about.edge.broker}
     if about.edge.server_url is not None:
         fields["server_url"] = about.edge.server_url
-    write_fields(options.config, {**fields, "tls": folder.tls}, options.data_path, may_change=options.may_change)
+    tables = {"tls": folder.tls, "signing": folder.signing}
+    write_fields(options.config, {**fields, **tables}, options.data_path, may_change=options.may_change)
     folder.remove_leftovers()
     return about.edge
 

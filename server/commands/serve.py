@@ -41,11 +41,13 @@ def add_addresses(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fleet", default="default", help="name of the fleet (default: %(default)s)")
     parser.add_argument(
         "--listen",
-        default="0.0.0.0",  # noqa: S104 the devices are on the network
-        help="address of the HTTP side and the embedded broker (default: %(default)s, every interface)",
+        help="address that devices connect to (default: 0.0.0.0, every interface, after covey fleet init; "
+        "else 127.0.0.1, this machine only)",
     )
     parser.add_argument(
-        "--mqtt-port", type=int, default=1883, help="embedded broker's port; 0: a free one (%(default)s)"
+        "--mqtt-port",
+        type=int,
+        help="embedded broker's port; 0: a free one (default: 8883, with TLS, after covey fleet init; else 1883)",
     )
     parser.add_argument("--http-port", type=int, default=8080, help="HTTP port; 0: a free one (default: %(default)s)")
     parser.add_argument(
@@ -86,7 +88,7 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
         ConfigError: the server is not installed, an address is none, or one of --sign-key and --device-keys is missing.
     """
     try:
-        from server.serving.options import ServeOptions
+        from server.serving.options import ServeOptions, default_listen, default_mqtt_port
     except ImportError as error:
         raise ConfigError(f"the server is not installed ({error})", "pip install 'covey[server]'") from error
     from edge_runtime.network.address import TlsFiles
@@ -102,8 +104,8 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
         state_dir=args.state_dir,
         fleet=args.fleet,
         broker=args.broker,
-        listen=args.listen,
-        mqtt_port=args.mqtt_port,
+        listen=args.listen or default_listen(args.state_dir),
+        mqtt_port=default_mqtt_port(args.state_dir) if args.mqtt_port is None else args.mqtt_port,
         http_port=args.http_port,
         public_url=None if args.public_url is None else check_http_url(args.public_url, may_lack_host=True),
         threads=args.threads,

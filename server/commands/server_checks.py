@@ -18,6 +18,7 @@ from edge_runtime.trust.validity import check_valid_now, date_words
 from server.client.address import socket_path
 from server.client.client import Client, NoServerError
 from server.serving.broker_access import server_access
+from server.serving.security import broker_files
 from server.storage import queries
 from server.storage.ledger import LEDGER_FILE, Ledger
 from server.trust.folder import has_trust, open_trust
@@ -133,10 +134,11 @@ def _broker(options: ServeOptions) -> Finding:
         return Finding("broker", "ok", "the embedded broker is installed", "", {"address": EMBEDDED})
     try:
         address = parse_broker(options.broker)
-        access = server_access(address, options.fleet, options.tls)
+        tls = broker_files(options)
+        access = server_access(address, options.fleet, tls)
     except CoveyError as error:
         return problem("broker", error)
-    return access_finding(access, str(address.place(options.tls)), "the server")
+    return access_finding(access, str(address.place(tls)), "the server")
 
 
 def _signing(keys: ServerKeys) -> Finding:

@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import ConfigError
+from server.serving.options import default_listen, default_mqtt_port
 from server.web.broker import EMBEDDED
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ def unit_text(options: ServeOptions, user: str) -> str:
     for flag, value, default in (
         ("--fleet", options.fleet, "default"),
         ("--broker", options.broker, EMBEDDED),
-        ("--listen", options.listen, "0.0.0.0"),  # noqa: S104 compared, not bound
-        ("--mqtt-port", options.mqtt_port, 1883),
+        ("--listen", options.listen, default_listen(options.state_dir)),
+        ("--mqtt-port", options.mqtt_port, default_mqtt_port(options.state_dir)),
         ("--http-port", options.http_port, 8080),
         ("--public-url", options.public_url, None),
         ("--api-port", options.api_port, None),

@@ -29,10 +29,14 @@ class TrustOperations:
         state_dir: the server's state directory.
         fleet: the fleet's name.
         do: does something in the server's thread and audits it: actor, action, subject, what to do, detail.
+        expel: enters that a device is gone for good, by its name.
     """
 
-    def __init__(self, ledger: Ledger, state_dir: Path, fleet: str, do: Callable[..., Any]) -> None:
+    def __init__(
+        self, ledger: Ledger, state_dir: Path, fleet: str, do: Callable[..., Any], expel: Callable[[str], None]
+    ) -> None:
         self._ledger, self._state_dir, self._fleet, self._do = ledger, state_dir, fleet, do
+        self._expel = expel
 
     def tokens(self, names: Sequence[str], server_url: str, valid_s: float, actor: str) -> dict[str, str]:
         """Return a new join token for each name; the audit has the names only.
@@ -104,6 +108,7 @@ class TrustOperations:
                 raise ConfigError(
                     f"{device} has no certificate that is not revoked, and no join token", "see: covey device list"
                 )
+            self._expel(device)
             return certificates
 
         return int(self._do(actor, "revoke", device, wish))

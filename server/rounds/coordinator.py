@@ -181,6 +181,12 @@ class Coordinator:
             for run in self._runs.values():
                 run.gone(device)
 
+    def expel(self, name: str) -> None:
+        """Enter that a device is gone for good: nothing that it says is believed any more, its last will neither."""
+        device = self.roster.devices.get(name)
+        if device is not None and device.birth is not None and device.state not in ("lost", "offline"):
+            self._take_state(device, DeviceState(state="lost", boot_id=device.birth.boot_id))
+
     def _take_log(self, device: Device, lines: LogLines) -> None:
         self.logs.take(device.name, lines)
         if lines.reason == "crash":

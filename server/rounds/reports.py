@@ -79,7 +79,7 @@ class Reports:
             return "taken"
         path = uploads.blobs.path(report.delta.sha256)
         if path is None:
-            uploads.expect(report.delta, report.job)
+            uploads.expect(report.delta, report.job, report.device)
             return "upload"
         try:
             check_delta(path, report, opened, manifest, self._chain.theta)

@@ -7,13 +7,13 @@ import logging
 import secrets
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edge_runtime import __version__
 from edge_runtime.files.writable import check_writable
 from edge_runtime.network.mqtt import MqttTransport
-from edge_runtime.signing.members import server_member
 from server.api.app import API_VERSION, make_api
 from server.api.listen import read_or_make_token, serve_local
 from server.api.schema import ServerStatus
@@ -27,13 +27,16 @@ from server.rounds.services import Services
 from server.serving.broker_access import require_size, server_access
 from server.serving.joining import Ports, serve_joining
 from server.serving.options import only_one
+from server.serving.security import broker_files, open_security, signing_member
 from server.web.broker import EMBEDDED, open_broker
 from server.web.http_app import make_app, serve_http
+from server.web.members_only import members_only
+from server.web.tls_front import tls_front
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from edge_runtime.network.address import BrokerAddress
+    from edge_runtime.network.address import BrokerAddress, TlsFiles
     from edge_runtime.network.transport import Transport
     from server.compose import Stores
     from server.events import Event
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from server.queue.supervisor import Prepared
     from server.rounds.coordinator import Coordinator
     from server.serving.options import ServeOptions
+    from server.serving.security import Security
     from server.storage.records import JobRecord
 
 _LOG = logging.getLogger(__name__)
@@ -61,6 +65,10 @@ class Connection:
     mqtt_port: int | None
     check: Callable[[], None] = lambda: None
     require_size: Callable[[Job], None] = lambda _job: None
+
+
+Connect = Callable[[contextlib.ExitStack, int, "Security | None"], Connection]
+"""Connects a server: gets a stack for clean-up, the HTTP port, and what protects the fleet, if anything does."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,7 @@ def locked_stores(options: ServeOptions) -> Iterator[Stores]:
 def open_host(
     options: ServeOptions,
     stores: Stores,
-    connect: Callable[[contextlib.ExitStack, int], Connection],
+    connect: Connect,
     prepare: Callable[[Host, JobRecord], Prepared],
     observe: Callable[[str | None, Event], None],
     should_stop: Callable[[], bool],
@@ -142,34 +150,36 @@ def open_host(
     Args:
         options: folders and addresses; those of the broker are ``connect``'s.
         stores: what it keeps on disk.
-        connect: connects once the HTTP side listens; gets a stack for clean-up, and the HTTP port.
+        connect: connects once the HTTP side listens; gets a stack for clean-up, the HTTP port, and what protects the
+            fleet.
         prepare: reads a job's files, in a thread of its own.
         observe: receives events with the job that they are of; None: the fleet's.
         should_stop: asked while something is waited for.
         only: the only job that is run; None: all of the ledger.
 
     Raises:
+        ConfigError, StorageError: see open_security.
         NetworkError: a port is in use, or there is no broker.
     """
     with contextlib.ExitStack() as stack:
-        port = stack.enter_context(
-            serve_http(make_app(stores.blobs, stores.uploads), options.listen, options.http_port)
-        )
-        connection = connect(stack, port)
-        join_port = stack.enter_context(serve_joining(options, stores.ledger, Ports(connection.mqtt_port, port)))
+        security = open_security(options, stores.ledger)
+        port = stack.enter_context(_serve_blobs(options, stores, security))
+        connection = connect(stack, port, security)
+        joining = serve_joining(options, security, stores.ledger, Ports(connection.mqtt_port, port))
+        join_port = stack.enter_context(joining)
+        own_url = f"{'http' if security is None else 'https'}://:{port}"
         services = Services(
             transport=connection.transport,
             uploads=stores.uploads,
             evaluator=InlineEvaluator(no_evaluation),  # every job brings its own
             clock=time.monotonic,
-            blob_url=f"{(options.public_url or f'http://:{port}').rstrip('/')}/blobs",
+            blob_url=f"{(options.public_url or own_url).rstrip('/')}/blobs",
         )
         coordinator = compose_coordinator(
             options.fleet, stores.ledger, services, lambda event: observe(None, event), should_stop
         )
-        clock = services.clock
         supervisor = Supervisor(
-            coordinator, stores.ledger, lambda record: prepare(host, record), clock, observe, should_stop, only
+            coordinator, stores.ledger, lambda job: prepare(host, job), services.clock, observe, should_stop, only
         )
         host = Host(
             options,
@@ -186,6 +196,16 @@ def open_host(
         stack.callback(supervisor.close)
         _open_api(stack, host)
         yield host
+
+
+def _serve_blobs(
+    options: ServeOptions, stores: Stores, security: Security | None
+) -> contextlib.AbstractContextManager[int]:
+    app = make_app(stores.blobs, stores.uploads)
+    if security is None:
+        return serve_http(app, options.listen, options.http_port)
+    guarded = members_only(app, security.members.admits)
+    return serve_http(guarded, options.listen, options.http_port, tls=security.context)
 
 
 def _open_api(stack: contextlib.ExitStack, host: Host) -> None:
@@ -216,47 +236,59 @@ def _open_api(stack: contextlib.ExitStack, host: Host) -> None:
         _LOG.info("API on %s:%d; its token is in %s", options.api_listen, port, options.state_dir / "api-token")
 
 
-def connect_to_broker(
-    options: ServeOptions, should_stop: Callable[[], bool]
-) -> Callable[[contextlib.ExitStack, int], Connection]:
-    """Return a function that starts the embedded broker, or uses the given one, and connects to it; see open_host."""
+def connect_to_broker(options: ServeOptions, should_stop: Callable[[], bool]) -> Connect:
+    """Return a function that starts the embedded broker, or uses the given one, and connects to it; see open_host.
 
-    def connect(stack: contextlib.ExitStack, http_port: int) -> Connection:
-        keys = options.signing
-        member = None if keys is None else server_member(keys, options.fleet, options.state_dir)
-        address = stack.enter_context(open_broker(options.broker, options.listen, options.mqtt_port, should_stop))
-        if options.broker != EMBEDDED:
-            for cause in server_access(address, options.fleet, options.tls).causes:
+    Of a fleet with an authority, the embedded broker listens on this machine only; devices connect to the TLS side
+    before it.
+    """
+
+    def connect(stack: contextlib.ExitStack, http_port: int, security: Security | None) -> Connection:
+        member, tls, is_embedded = signing_member(options, security), broker_files(options), _is_own(options)
+        at = (options.listen, options.mqtt_port) if security is None else ("127.0.0.1", 0)
+        address = stack.enter_context(open_broker(options.broker, *at, should_stop))
+        mqtt_port = address.port
+        if is_embedded and security is not None:
+            front = tls_front(security.context, security.members, options.listen, options.mqtt_port, address.port)
+            mqtt_port = stack.enter_context(front)
+        if not is_embedded:
+            for cause in server_access(address, options.fleet, tls).causes:
                 _LOG.warning("%s", cause)
         server_id = secrets.token_hex(8)
-        others = stack.enter_context(_only_server(address, options, server_id))
+        others = stack.enter_context(_only_server(address, options, tls, server_id))
         # No session is kept: with each connection the hello makes the devices answer, and send again what is open.
         identity = f"covey-server-{options.fleet}-{server_id}"
-        transport = MqttTransport(address, identity, tls=options.tls, keep_session=False)
+        transport = MqttTransport(address, identity, tls=tls, keep_session=False)
         stack.callback(transport.close)
-        _LOG.info("devices connect to port %d; bundles and adapters on port %d", address.port, http_port)
+        _LOG.info("devices connect to port %d; bundles and adapters on port %d", mqtt_port, http_port)
         return Connection(
             transport if member is None else member.around(transport),
-            address.port if options.broker == EMBEDDED else None,
+            mqtt_port if is_embedded else None,
             others.check,
-            lambda job: require_size(address, options.fleet, options.tls, job),
+            lambda job: require_size(address, options.fleet, tls, job),
         )
 
     return connect
 
 
+def _is_own(options: ServeOptions) -> bool:
+    return options.broker == EMBEDDED
+
+
 @contextlib.contextmanager
-def _only_server(address: BrokerAddress, options: ServeOptions, server_id: str) -> Iterator[OtherServers]:
+def _only_server(
+    address: BrokerAddress, options: ServeOptions, tls: TlsFiles | None, server_id: str
+) -> Iterator[OtherServers]:
     """See that no other server of the fleet is on the broker, and go on watching until the block ends.
 
     Raises:
         JobError: another one is there.
     """
     identity = f"covey-server-{options.fleet}-{server_id}-watch"
-    transport = MqttTransport(address, identity, tls=options.tls, keep_session=False)
+    transport = MqttTransport(address, identity, tls=tls, keep_session=False)
     watch = OtherServers(Myself(options.fleet, server_id, socket.gethostname()), transport)
     try:
-        watch.begin(0 if options.broker == EMBEDDED else ANSWER_S)  # nobody is on a broker that has just been made
+        watch.begin(0 if _is_own(options) else ANSWER_S)  # nobody is on a broker that has just been made
         yield watch
     finally:
         watch.close()

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import logging
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from edge_runtime.errors import ConfigError
 from edge_runtime.trust.messages import EdgeFields
 from server.trust.enrolment import Enrolment
-from server.trust.folder import has_trust, open_trust, with_server_certificate
 from server.trust.join_app import make_join_app
 from server.trust.rate_limit import RateLimit
 from server.trust.tls import server_context
@@ -24,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from server.serving.options import ServeOptions
+    from server.serving.security import Security
     from server.storage.ledger import Ledger
 
 _LOG = logging.getLogger(__name__)
@@ -43,36 +41,29 @@ class Ports:
 
 
 @contextlib.contextmanager
-def serve_joining(options: ServeOptions, ledger: Ledger, ports: Ports) -> Iterator[int | None]:
+def serve_joining(
+    options: ServeOptions, security: Security | None, ledger: Ledger, ports: Ports
+) -> Iterator[int | None]:
     """Let devices join until the block ends; yields the port, or None where the fleet has no authority.
 
     Raises:
-        ConfigError: --approve-joins without an authority, or the authority is another fleet's.
         NetworkError: the port is in use.
-        StorageError: a key or a certificate is missing or damaged.
+        StorageError: the server's certificate or key cannot be used.
     """
-    if not has_trust(options.state_dir):
-        if options.approve_joins:
-            raise ConfigError("--approve-joins is for a fleet with an authority", "make it: covey fleet init")
+    if security is None:
         yield None
         return
-    trust = with_server_certificate(open_trust(options.state_dir), dt.datetime.now(dt.timezone.utc))
-    if trust.fleet != options.fleet:
-        raise ConfigError(
-            f"{trust.folder} is the authority of fleet {trust.fleet}, and the server is started for {options.fleet}",
-            f"covey serve --fleet {trust.fleet}; or another --state-dir",
-        )
     enrolment = Enrolment(
         ledger,
-        trust,
+        security.trust,
         needs_approval=options.approve_joins,
         edge_fields=lambda device: edge_fields(options, device, ports),
         clock_s=time.time,
     )
     app = make_join_app(enrolment, RateLimit(time.monotonic))
-    tls = server_context(trust, needs_certificate=False)
+    tls = server_context(security.trust, needs_certificate=False)
     with serve_http(app, options.listen, options.join_port, tls=tls) as port:
-        _LOG.info("devices join at port %d of %s", port, ", ".join(trust.hosts))
+        _LOG.info("devices join at port %d of %s", port, ", ".join(security.trust.hosts))
         yield port
 
 
@@ -85,8 +76,8 @@ def edge_fields(options: ServeOptions, device: str, ports: Ports) -> EdgeFields:
         ports: the server's ports.
     """
     if options.broker == EMBEDDED:
-        broker = f"mqtt://:{ports.mqtt}"
+        broker = f"mqtts://:{ports.mqtt}"
     else:
         parts = urlsplit(options.broker)
         broker = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-    return EdgeFields(device, options.fleet, broker, options.public_url or f"http://:{ports.http}")
+    return EdgeFields(device, options.fleet, broker, options.public_url or f"https://:{ports.http}")

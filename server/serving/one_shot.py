@@ -13,7 +13,6 @@ from server.storage import queries
 from server.views.summary import job_summary
 
 if TYPE_CHECKING:
-    import contextlib
     from collections.abc import Callable
 
     from edge_runtime.bundle.folder import Bundle
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from server.events import Event, Observer
     from server.job.fitted import FittedJob
     from server.queue.supervisor import Prepared, Supervisor
-    from server.serving.host import Connection, Host
+    from server.serving.host import Connect, Host
     from server.serving.options import ServeOptions
     from server.storage.records import JobRecord
 
@@ -48,7 +47,7 @@ def coordinate(
     fitted: FittedJob,
     bundle: Bundle,
     options: ServeOptions,
-    connect: Callable[[contextlib.ExitStack, int], Connection],
+    connect: Connect,
     observe: Observer,
     should_stop: Callable[[], bool],
 ) -> dict[str, Any] | None:
@@ -58,7 +57,7 @@ def coordinate(
         fitted: the job.
         bundle: its bundle.
         options: folders and addresses; those of the broker are not used.
-        connect: connects once the HTTP side listens; gets a stack for clean-up, and the HTTP port.
+        connect: connects once the HTTP side listens; see host.Connect.
         observe: receives events.
         should_stop: asked between messages.
     """

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime.errors import storage_error
 from server.errors import JobError
+from server.trust.folder import has_trust
 from server.web.broker import EMBEDDED
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class ServeOptions:
     state_dir: Path
     fleet: str = "default"
     broker: str = EMBEDDED
-    listen: str = "0.0.0.0"  # noqa: S104 the devices are on the network
+    listen: str = "127.0.0.1"
     mqtt_port: int = 1883
     http_port: int = 8080
     public_url: str | None = None
@@ -37,6 +38,16 @@ class ServeOptions:
     join_port: int = 8443
     approve_joins: bool = False
     signing: ServerKeys | None = None
+
+
+def default_listen(state_dir: Path) -> str:
+    """Return the address that a server listens on: every interface if its listeners take members only."""
+    return "0.0.0.0" if has_trust(state_dir) else "127.0.0.1"  # noqa: S104 with TLS and certificates
+
+
+def default_mqtt_port(state_dir: Path) -> int:
+    """Return the embedded broker's port: 8883 is for TLS."""
+    return 8883 if has_trust(state_dir) else 1883
 
 
 @contextlib.contextmanager

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 
 class TrustWrites(Writes):
-    """See the file's first line."""
+    """See the file's first line.
+
+    Attributes:
+        certificates_version: another object after each change of the certificates; compare it with ``is``.
+    """
+
+    certificates_version: object = object()
 
     def tokens_made(self, tokens: Sequence[JoinTokenRecord]) -> None:
         """Enter new tokens, all or none."""
@@ -78,12 +84,18 @@ class TrustWrites(Writes):
             "expires_at_s": certificate.expires_at_s,
         }
         self.database.write(insert(CERTIFICATES), row)
+        self._certificates_changed()
 
     def revoke_device(self, fleet: str, device: str, reason: str) -> int:
         """Revoke all certificates of a device that are not revoked; return how many."""
         here = (CERTIFICATES.c.fleet == fleet, CERTIFICATES.c.device == device, CERTIFICATES.c.revoked_at.is_(None))
         change = update(CERTIFICATES).where(*here).values(revoked_at=now_text(), reason=reason)
-        return self.database.write(change)
+        revoked = self.database.write(change)
+        self._certificates_changed()
+        return revoked
+
+    def _certificates_changed(self) -> None:
+        self.certificates_version = object()
 
     def cancel_tokens(self, fleet: str, device: str) -> int:
         """Reject all tokens of a name that are not used yet; return how many."""
@@ -95,13 +107,16 @@ class TrustWrites(Writes):
         """Revoke one certificate, unless it is revoked."""
         here = (CERTIFICATES.c.serial == serial, CERTIFICATES.c.revoked_at.is_(None))
         self.database.write(update(CERTIFICATES).where(*here).values(revoked_at=now_text(), reason=reason))
+        self._certificates_changed()
 
     def rename_certificates(self, fleet: str, device: str, new_name: str) -> bool:
         """Enter a device's new name, which its next certificate has; return whether it has a certificate."""
         here = (CERTIFICATES.c.fleet == fleet, CERTIFICATES.c.device == device)
         with self.database.transaction():
             valid = update(CERTIFICATES).where(*here, CERTIFICATES.c.revoked_at.is_(None))
-            return self.database.write(valid.values(device=new_name)) > 0
+            renamed = self.database.write(valid.values(device=new_name)) > 0
+        self._certificates_changed()
+        return renamed
 
     def renewed(self, certificate: CertificateRecord, shown_name: str) -> None:
         """Enter the certificate that a device got for its old one; where it has a new name, its rows get it too.

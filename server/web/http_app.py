@@ -19,6 +19,7 @@ from starlette.routing import Route
 from edge_runtime import __version__
 from edge_runtime.errors import NetworkError
 from server.web.connections import Limits, guarded
+from server.web.members_only import MEMBER
 
 if TYPE_CHECKING:
     import ssl
@@ -48,8 +49,10 @@ def make_app(blobs: BlobStore, uploads: Uploads | None = None) -> Starlette:
 
     async def upload(request: Request) -> Response:
         assert uploads is not None  # noqa: S101 the route exists only with uploads
-        sha256 = request.path_params["sha256"]
-        return await (uploads.head(sha256) if request.method == "HEAD" else uploads.patch(sha256, request))
+        sha256, member = request.path_params["sha256"], request.scope.get(MEMBER)
+        if request.method == "HEAD":
+            return await uploads.head(sha256, member)
+        return await uploads.patch(sha256, request, member)
 
     routes = [Route("/blobs/{sha256}", blob), Route("/healthz", health)]
     if uploads is not None:

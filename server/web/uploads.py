@@ -29,10 +29,11 @@ _HEADERS = {"Tus-Resumable": "1.0.0", "Cache-Control": "no-store"}
 
 @dataclass(frozen=True)
 class _Expected:
-    """A blob that may be sent, and the job that waits for it."""
+    """A blob that may be sent, the job that waits for it, and the devices that have announced it."""
 
     size_bytes: int
     job: str
+    devices: frozenset[str]
 
 
 class Uploads:
@@ -52,10 +53,12 @@ class Uploads:
         self._at_work: set[str] = set()
         self._lock = threading.Lock()
 
-    def expect(self, blob: BlobRef, job: str) -> None:
-        """Allow a blob to be sent for a job."""
+    def expect(self, blob: BlobRef, job: str, device: str) -> None:
+        """Allow a blob to be sent for a job, by the device that has announced it; others may have announced it too."""
         with self._lock:
-            self._expected[blob.sha256] = _Expected(blob.size_bytes, job)
+            before = self._expected.get(blob.sha256)
+            devices = {device} if before is None else before.devices | {device}
+            self._expected[blob.sha256] = _Expected(blob.size_bytes, job, frozenset(devices))
 
     def forget_all(self, job: str) -> None:
         """Allow no blob of a job any more, and delete what has arrived: its round is over."""
@@ -67,11 +70,12 @@ class Uploads:
                 del self._expected[sha256]
             self.blobs.drop_partials(except_for=self._at_work | self._expected.keys())
 
-    def _size(self, sha256: str) -> int:
+    def _size(self, sha256: str, member: str | None) -> int:
         with self._lock:
-            if sha256 not in self._expected:
+            expected = self._expected.get(sha256)
+            if expected is None or (member is not None and member not in expected.devices):
                 raise HTTPException(404, "no open plan expects this blob", _HEADERS)
-            return self._expected[sha256].size_bytes
+            return expected.size_bytes
 
     def _have(self, sha256: str, size: int) -> int:
         if self.blobs.path(sha256) is not None:
@@ -79,20 +83,20 @@ class Uploads:
         partial = self.blobs.partial(sha256)
         return partial.stat().st_size if partial.exists() else 0
 
-    async def head(self, sha256: str) -> Response:
-        """Answer how many bytes of an expected blob have arrived; 404: it is not expected."""
-        size = self._size(sha256)
+    async def head(self, sha256: str, member: str | None) -> Response:
+        """Answer how many bytes of an expected blob have arrived; 404: it is not expected, or not of this member."""
+        size = self._size(sha256, member)
         have = self._have(sha256, size)
         return Response(headers=_HEADERS | {"Upload-Offset": str(have), "Upload-Length": str(size)})
 
-    async def patch(self, sha256: str, request: Request) -> Response:
+    async def patch(self, sha256: str, request: Request, member: str | None) -> Response:
         """Receive more of an expected blob.
 
-        404: the blob is not expected; 409: the request does not start at the upload's offset; 413: more bytes than
-        announced; 423: another request is sending it; 460: all bytes have arrived but their hash is another one (they
-        are deleted).
+        404: the blob is not expected, or not of this member (None: nobody knows who asks); 409: the request does not
+        start at the upload's offset; 413: more bytes than announced; 423: another request is sending it; 460: all bytes
+        have arrived but their hash is another one (they are deleted).
         """
-        size = self._size(sha256)
+        size = self._size(sha256, member)
         with self._lock:
             if sha256 in self._at_work:
                 raise HTTPException(423, "another request sends this blob", _HEADERS)

@@ -193,11 +193,11 @@ def patch(url: str, data: bytes, offset: int, length: int | None = None) -> int:
 def test_an_upload_arrives_and_goes_on_where_it_stopped(url: str, uploads: Uploads, tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_bytes(DATA)
-    uploads.expect(BlobRef(SHA, len(DATA)), "job")
+    uploads.expect(BlobRef(SHA, len(DATA)), "job", "pi")
     assert patch(url, DATA[:100_000], 0) == 204
     assert uploads.blobs.path(SHA) is None  # not a blob before it is whole
     again = Uploads(uploads.blobs)  # the server was started anew
-    again.expect(BlobRef(SHA, len(DATA)), "job")
+    again.expect(BlobRef(SHA, len(DATA)), "job", "pi")
     with serve_http(make_app(uploads.blobs, again), "127.0.0.1", 0) as port:
         assert upload(f"http://127.0.0.1:{port}/blobs", SHA, path, no_sleep) == len(DATA) - 100_000
     assert uploads.blobs.read(SHA) == DATA
@@ -205,7 +205,7 @@ def test_an_upload_arrives_and_goes_on_where_it_stopped(url: str, uploads: Uploa
 
 
 def test_a_request_that_breaks_off_keeps_what_came(url: str, uploads: Uploads, tmp_path: Path) -> None:
-    uploads.expect(BlobRef(SHA, len(DATA)), "job")
+    uploads.expect(BlobRef(SHA, len(DATA)), "job", "pi")
     patch(url, DATA[:200_000], 0, length=len(DATA))
     path = tmp_path / "data"
     path.write_bytes(DATA)
@@ -218,9 +218,9 @@ def test_what_no_plan_expects_is_refused(url: str, uploads: Uploads, tmp_path: P
     path.write_bytes(DATA)
     with pytest.raises(NetworkError, match="answered 404: no open plan expects this blob to HEAD"):
         upload(url, SHA, path, no_sleep)
-    uploads.expect(BlobRef(SHA, 1000), "job")
+    uploads.expect(BlobRef(SHA, 1000), "job", "pi")
     assert patch(url, DATA, 0) == 413  # more than was announced
-    uploads.expect(BlobRef(SHA, len(DATA)), "job")
+    uploads.expect(BlobRef(SHA, len(DATA)), "job", "pi")
     assert patch(url, DATA[:10], 7) == 409  # another offset
     with pytest.raises(StorageError):
         upload(url, SHA, tmp_path / "nothing", no_sleep)
@@ -230,7 +230,7 @@ def test_what_no_plan_expects_is_refused(url: str, uploads: Uploads, tmp_path: P
 
 
 def test_another_hash_is_refused_and_dropped(url: str, uploads: Uploads, tmp_path: Path) -> None:
-    uploads.expect(BlobRef(SHA, len(DATA)), "job")
+    uploads.expect(BlobRef(SHA, len(DATA)), "job", "pi")
     assert patch(url, DATA[:-1] + b"x", 0) == 460
     assert not list((tmp_path / "deltas").iterdir())
     assert patch(url, DATA, 0) == 204

@@ -51,7 +51,7 @@ def https_server(root: Path, pair: Pair, client_ca: Path | None = None) -> Itera
     """Covey's own HTTP side behind TLS, with a blob and an upload that it expects; yields its address."""
     blobs, uploads = BlobStore(root / "blobs"), Uploads(BlobStore(root / "uploads"))
     blobs.add(DATA)
-    uploads.expect(BlobRef(SHA, len(DATA)), "job")
+    uploads.expect(BlobRef(SHA, len(DATA)), "job", "pi")
     port = free_port()
     config = uvicorn.Config(
         make_app(blobs, uploads),
@@ -223,7 +223,7 @@ def test_coveys_own_answers_are_known_as_its_own(tmp_path: Path) -> None:
         assert "log of covey serve" in raised.value.hint
         with pytest.raises(NetworkError, match="404: no open plan expects this blob"):
             upload(f"{url}/blobs", SHA, tmp_path / "data", no_sleep)
-        uploads.expect(BlobRef(SHA, 10), "job")
+        uploads.expect(BlobRef(SHA, 10), "job", "pi")
         with pytest.raises(NetworkError, match="413: more than the announced 10 bytes") as raised:
             upload(f"{url}/blobs", SHA, tmp_path / "data", lambda _s: None)
         assert "client_max_body_size" not in raised.value.hint

@@ -92,8 +92,8 @@ def test_an_operator_approves_rejects_renames_and_revokes(operator: Operator, tm
         assert edge(["join", bad, "--wait", "0", *other]) == EnrolmentError.exit_code
         read = read_edge_config(tmp_path / "edge.toml")
         assert (read.broker, read.server_url) == (
-            f"mqtt://127.0.0.1:{said['mqtt_port']}",
-            f"http://127.0.0.1:{said['http_port']}",
+            f"mqtts://127.0.0.1:{said['mqtt_port']}",
+            f"https://127.0.0.1:{said['http_port']}",
         )
         operator._capsys.readouterr()
         operator.covey("device", "rename", "pi-a", "a/b", code=ConfigError.exit_code)

@@ -61,7 +61,7 @@ def test_a_device_trains_uploads_when_asked_and_keeps_its_layers(bench: Bench) -
     assert isinstance(accepted, PlanAccepted)
     assert isinstance(report, DeltaReport)
     assert (report.level, report.personal_layers, report.examples) == (2, 1, 12)
-    bench.uploads.expect(report.delta, "job")
+    bench.uploads.expect(report.delta, "job", "pi")
     restarted = make_agent(bench)  # its journal has the report, its state directory the delta
     # Sent for the new connection, because nobody has acknowledged it, for the plan, and after the delta.
     assert answers(bench, restarted, ("plan", plan), ack("upload"), ack("taken")) == [report] * 3
@@ -103,7 +103,7 @@ def test_personal_layers_are_used_in_the_devices_own_predictions(
 def test_a_device_that_is_asked_again_and_again_gives_up(bench: Bench) -> None:
     agent = make_agent(bench)
     report = answers(bench, agent, ("plan", backprop_plan(bench)))[-1]
-    bench.uploads.expect(report.delta, "job")
+    bench.uploads.expect(report.delta, "job", "pi")
     seen = answers(bench, agent, *[ack("upload")] * 5)
     assert [type(message) for message in seen] == [DeltaReport] * 3 + [PlanRefused] * 2
     assert "sent the same delta 3 times" in seen[-1].message
@@ -131,7 +131,7 @@ def test_another_attempt_of_a_round_may_have_the_same_delta(bench: Bench) -> Non
     for attempt in range(6):
         report = answers(bench, agent, ("plan", backprop_plan(bench, attempt=attempt)))[-1]
         assert isinstance(report, DeltaReport)
-        bench.uploads.expect(report.delta, "job")
+        bench.uploads.expect(report.delta, "job", "pi")
         assert answers(bench, agent, ack("upload", attempt)) == [report]
         assert bench.uploads.blobs.read(report.delta.sha256) is not None
         answers(bench, agent, ack("taken", attempt))
@@ -145,7 +145,7 @@ def test_a_server_that_has_moved_is_found_through_its_plan(bench: Bench) -> None
     agent = make_agent(bench)
     report = answers(bench, agent, ("plan", backprop_plan(bench)))[-1]
     answers(bench, agent, ("plan", backprop_plan(bench, blob_url=gone)))  # it is trained already: nothing is fetched
-    bench.uploads.expect(report.delta, "job")
+    bench.uploads.expect(report.delta, "job", "pi")
     assert queued(bench, agent, ack("upload"), ("plan", backprop_plan(bench))) == [report]
     assert answers(bench, agent, ack("upload"), ack("taken")) == [report]
     assert bench.uploads.blobs.read(report.delta.sha256) is not None
@@ -161,7 +161,7 @@ def test_a_plan_that_arrives_ends_the_pause_of_an_upload(bench: Bench) -> None:
     gone = f"http://127.0.0.1:{free_port()}/blobs"
     report = answers(bench, agent, ("plan", backprop_plan(bench)))[-1]
     answers(bench, agent, ("plan", backprop_plan(bench, blob_url=gone)))
-    bench.uploads.expect(report.delta, "job")
+    bench.uploads.expect(report.delta, "job", "pi")
     server, plan = bench.hub.join(), backprop_plan(bench)
     server.subscribe(bench.topic("report"))
     bench.hub.publish(bench.topic("report/ack"), encode_message(ack("upload")[1]), retain=False)
@@ -177,7 +177,7 @@ def test_a_delta_waits_for_a_plan_that_says_where_to_send_it(bench: Bench) -> No
     """After a restart the device sends its report at once; the server's address comes with its plan."""
     plan = backprop_plan(bench)
     report = answers(bench, make_agent(bench), ("plan", plan))[-1]
-    bench.uploads.expect(report.delta, "job")
+    bench.uploads.expect(report.delta, "job", "pi")
     restarted = make_agent(bench)
     assert answers(bench, restarted, ack("upload")) == [report]  # and no refusal
     assert answers(bench, restarted, ("plan", plan), ack("upload"), ack("taken")) == [report] * 2

@@ -104,7 +104,7 @@ class Site:
         self.large = self.blobs.add(os.urandom(16 * 1024 * 1024))
         self.delta = os.urandom(3000)
         self.expected = BlobRef(hashlib.sha256(self.delta).hexdigest(), len(self.delta))
-        self.uploads.expect(self.expected, "job")
+        self.uploads.expect(self.expected, "job", "pi")
         self.port = 0
 
     @contextlib.contextmanager
