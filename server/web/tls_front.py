@@ -142,13 +142,16 @@ def tls_front(context: ssl.SSLContext, members: Admits, host: str, port: int, in
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()
 
-    def serve() -> None:
-        with contextlib.closing(loop):
-            loop.run_until_complete(front.serve(listener, stop))
-            left = asyncio.all_tasks(loop)
-            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+    async def serve() -> None:
+        await front.serve(listener, stop)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.gather(*left, return_exceptions=True)  # their connections have just been ended
 
-    thread = threading.Thread(target=serve, name="mqtts", daemon=True)
+    def run() -> None:
+        with contextlib.closing(loop):
+            loop.run_until_complete(serve())
+
+    thread = threading.Thread(target=run, name="mqtts", daemon=True)
     thread.start()
     try:
         yield int(listener.getsockname()[1])
