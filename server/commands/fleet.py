@@ -51,10 +51,17 @@ def add_fleet_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     token.add_argument("--file", type=Path, metavar="FILE", help="write lines of NAME TOKEN to a new file (mode 0600)")
     token.add_argument("--url", help="where devices join (default: the first --host of covey fleet init)")
     token.set_defaults(run=_token)
-    for parser in (init, host, show):
+    broker = fleet.add_parser("mosquitto", help="a configuration for mosquitto", description=_mosquitto.__doc__)
+    broker.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
+    broker.add_argument(
+        "--host", action="append", metavar="NAME", help="name or address of the broker (default: the server's)"
+    )
+    broker.add_argument("--port", type=int, default=8883, help="port of the broker (default: %(default)s)")
+    broker.set_defaults(run=_mosquitto)
+    for parser in (init, host, show, broker):
         add_state_dir(parser)
     add_reaching(token)
-    for parser in (init, host, show, token):
+    for parser in (init, host, show, token, broker):
         output.add_format(parser)
 
 
@@ -105,6 +112,39 @@ def _show(args: argparse.Namespace) -> int:
     found = _described(open_trust(args.state_dir))
     lines = [f"{key:20} {', '.join(value) if isinstance(value, list) else value}" for key, value in found.items()]
     output.emit(args, found, "\n".join(lines))
+    return 0
+
+
+def _mosquitto(args: argparse.Namespace) -> int:
+    """Write a complete configuration for mosquitto: TLS 1.3, a certificate of each client, an access list by its name.
+
+    Run it again after covey device revoke, and have mosquitto read the list of revoked certificates: restart it.
+    """
+    _check_installed()
+    from server.storage import trust_queries
+    from server.storage.ledger import LEDGER_FILE, Ledger
+    from server.trust.folder import open_trust
+    from server.trust.mosquitto import CONFIG, write_mosquitto
+
+    if not 0 < args.port < 1 << 16:
+        raise ConfigError(f"--port {args.port} is not between 1 and 65535", "choose another port")
+    trust, revoked = open_trust(args.state_dir), frozenset[str]()
+    if (args.state_dir / LEDGER_FILE).exists():
+        with contextlib.closing(Ledger(args.state_dir / LEDGER_FILE, read_only=True)) as ledger:
+            revoked = trust_queries.revoked_serials(ledger, trust.fleet, time.time())
+    hosts = args.host or trust.hosts
+    files = write_mosquitto(trust, args.out, hosts, args.port, revoked, _now())
+    address = f"mqtts://{hosts[0]}:{args.port}"
+    text = "\n".join(
+        [
+            *(str(path) for path in files),
+            f"{len(revoked)} certificates are revoked",
+            f"let mosquitto's user own the folder:  chown -R mosquitto {args.out}",
+            f"then:  mosquitto -c {args.out / CONFIG}",
+            f"and:   covey serve --broker {address}",
+        ]
+    )
+    output.emit(args, {"files": [str(path) for path in files], "revoked": len(revoked), "broker": address}, text)
     return 0
 
 

@@ -20,7 +20,7 @@ from edge_runtime.network.http_address import check_http_url
 from edge_runtime.trust.keys import certificate_sha256
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from edge_runtime.trust.keys import PrivateKey, PublicKey
 
@@ -63,8 +63,36 @@ class Authority:
             ConfigError: a host can be neither a name nor an address, or there is none.
         """
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-        # No device can have a name with a colon.
-        return self._issue(f"server:{self.fleet}", key, _host_names(hosts), usages, now, SERVER_DAYS)
+        return self._issue(server_name(self.fleet), key, _host_names(hosts), usages, now, SERVER_DAYS)
+
+    def broker(self, hosts: Sequence[str], key: PublicKey, now: dt.datetime) -> x509.Certificate:
+        """Return the certificate of a broker that is another program; see server."""
+        usages = [ExtendedKeyUsageOID.SERVER_AUTH]
+        return self._issue(f"broker:{self.fleet}", key, _host_names(hosts), usages, now, SERVER_DAYS)
+
+    def revoked(self, serials: Collection[str], now: dt.datetime) -> x509.CertificateRevocationList:
+        """Return the list of revoked certificates for a broker; it is good for as long as the authority.
+
+        Args:
+            serials: their numbers, in hexadecimal digits.
+            now: the time.
+        """
+        authority = self.certificate
+        made = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(authority.subject)
+            .last_update(max(now - _CLOCKS_DIFFER, authority.not_valid_before_utc))
+            .next_update(authority.not_valid_after_utc)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()),
+                critical=False,
+            )
+            .add_extension(x509.CRLNumber(int(now.timestamp())), critical=False)
+        )
+        for serial in sorted(serials):
+            entry = x509.RevokedCertificateBuilder().serial_number(int(serial, 16)).revocation_date(now).build()
+            made = made.add_revoked_certificate(entry)
+        return made.sign(self.key, hashes.SHA256())
 
     def signing(self, key: PublicKey, now: dt.datetime) -> x509.Certificate:
         """Return the certificate of the key with which the server signs; no connection can be made with it."""
@@ -106,6 +134,11 @@ class Authority:
             )
             .sign(self.key, hashes.SHA256())
         )
+
+
+def server_name(fleet: str) -> str:
+    """Return the common name of a server's certificate, its user name at a broker; no device's name has a colon."""
+    return f"server:{fleet}"[:64]
 
 
 def make_authority(fleet: str, key: PrivateKey, now: dt.datetime) -> Authority:
