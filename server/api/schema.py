@@ -139,6 +139,9 @@ class ServerStatus(msgspec.Struct, frozen=True):
         devices_here: number of devices that have answered the last hello.
         jobs_at_work: names of the jobs at work.
         uptime_s: seconds since its start.
+        has_authority: whether covey fleet init was run: only members are heard.
+        refused: how many messages were refused since the start, by ``DEVICE: REASON`` (docs/security.md); empty where
+            messages are not signed.
     """
 
     api_version: int
@@ -151,6 +154,8 @@ class ServerStatus(msgspec.Struct, frozen=True):
     devices_here: int
     jobs_at_work: list[str]
     uptime_s: float
+    has_authority: bool
+    refused: dict[str, int]
 
 
 class Problem(msgspec.Struct, frozen=True):

@@ -41,7 +41,7 @@ def add_server_commands(commands: Commands[argparse.ArgumentParser]) -> None:
 def _status(args: argparse.Namespace) -> int:
     """Show a running server: its version, fleet and ports, how many devices are here, which jobs are at work."""
     answer = ask(args, "GET", "/server")
-    shown = {key: "-" if value in (None, []) else short(value) for key, value in answer.items()}
+    shown = {key: "-" if value in (None, [], {}) else short(value) for key, value in answer.items()}
     output.emit(args, answer, "\n".join(f"{key:16} {value}" for key, value in shown.items()))
     return 0
 

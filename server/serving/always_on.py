@@ -43,7 +43,7 @@ def serve(
 
         def prepared(host: Host, record: JobRecord) -> Prepared:
             loaded = load_submitted(record, options.threads)
-            host.require_size(loaded.fitted.job)
+            host.connection.require_size(loaded.fitted.job)
             return prepare(loaded, host.coordinator, stores, host.services, options.state_dir, should_stop)
 
         with open_host(

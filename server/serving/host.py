@@ -34,10 +34,11 @@ from server.web.members_only import members_only
 from server.web.tls_front import tls_front
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from edge_runtime.network.address import BrokerAddress, TlsFiles
     from edge_runtime.network.transport import Transport
+    from edge_runtime.signing.verifier import Reason
     from server.compose import Stores
     from server.events import Event
     from server.job.job import Job
@@ -59,12 +60,14 @@ class Connection:
         mqtt_port: port of the embedded broker; None: the broker is another process.
         check: raises JobError where another server of the fleet is on the broker, to which this one gives way.
         require_size: raises NetworkError where the broker does not take the largest message of a job.
+        refused: how many messages were refused, by device and reason.
     """
 
     transport: Transport
     mqtt_port: int | None
     check: Callable[[], None] = lambda: None
     require_size: Callable[[Job], None] = lambda _job: None
+    refused: Callable[[], Mapping[tuple[str, Reason], int]] = dict
 
 
 Connect = Callable[[contextlib.ExitStack, int, "Security | None"], Connection]
@@ -82,10 +85,8 @@ class Host:
         services: what the coordinator uses.
         supervisor: runs the jobs.
         http_port: port of blobs and adapters.
-        mqtt_port: port of the embedded broker; None: the broker is another process.
         join_port: port where devices join; None: the fleet has no authority.
-        check: raises JobError where this server gives way to another one of the fleet.
-        require_size: raises NetworkError where the broker does not take the largest message of a job.
+        connection: to its broker.
     """
 
     options: ServeOptions
@@ -94,10 +95,8 @@ class Host:
     services: Services
     supervisor: Supervisor
     http_port: int
-    mqtt_port: int | None
     join_port: int | None
-    check: Callable[[], None]
-    require_size: Callable[[Job], None]
+    connection: Connection
 
     def turn(self) -> None:
         """Give the supervisor one turn.
@@ -106,15 +105,15 @@ class Host:
             JobError: another server of the fleet is on the broker, to which this one gives way.
             StorageError: the ledger or a blob cannot be written.
         """
-        self.check()
+        self.connection.check()
         self.supervisor.turn(TICK_S)
 
     def described(self) -> dict[str, str | int]:
         """Return where devices and commands find the server."""
         options = self.options
         found: dict[str, str | int] = {"fleet": options.fleet, "broker": options.broker, "http_port": self.http_port}
-        if self.mqtt_port is not None:
-            found["mqtt_port"] = self.mqtt_port
+        if self.connection.mqtt_port is not None:
+            found["mqtt_port"] = self.connection.mqtt_port
         if self.join_port is not None:
             found["join_port"] = self.join_port
         return {**found, "api": str(socket_path(options.state_dir))}
@@ -188,10 +187,8 @@ def open_host(
             services,
             supervisor,
             port,
-            connection.mqtt_port,
             join_port,
-            connection.check,
-            connection.require_size,
+            connection,
         )
         stack.callback(supervisor.close)
         _open_api(stack, host)
@@ -220,12 +217,16 @@ def _open_api(stack: contextlib.ExitStack, host: Host) -> None:
             covey_version=__version__,
             fleet=options.fleet,
             broker=options.broker,
-            mqtt_port=host.mqtt_port,
+            mqtt_port=host.connection.mqtt_port,
             http_port=host.http_port,
             epoch=roster.epoch,
             devices_here=len(roster.online()),
             jobs_at_work=list(host.coordinator.runs),
             uptime_s=time.monotonic() - began_at,
+            has_authority=host.join_port is not None,
+            refused={
+                f"{device}: {reason.value}": count for (device, reason), count in host.connection.refused().items()
+            },
         )
 
     stack.enter_context(serve_local(make_api(operations, status, "local", None), options.state_dir))
@@ -261,11 +262,13 @@ def connect_to_broker(options: ServeOptions, should_stop: Callable[[], bool]) ->
         transport = MqttTransport(address, identity, tls=tls, keep_session=False)
         stack.callback(transport.close)
         _LOG.info("devices connect to port %d; bundles and adapters on port %d", mqtt_port, http_port)
+        signed = None if member is None else member.around(transport)
         return Connection(
-            transport if member is None else member.around(transport),
+            signed or transport,
             mqtt_port if is_embedded else None,
             others.check,
             lambda job: require_size(address, options.fleet, tls, job),
+            dict if signed is None else lambda: signed.refused,
         )
 
     return connect

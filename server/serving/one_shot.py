@@ -69,7 +69,7 @@ def coordinate(
         )
 
         def prepared(host: Host, _record: JobRecord) -> Prepared:
-            host.require_size(loaded.fitted.job)
+            host.connection.require_size(loaded.fitted.job)
             return prepare(loaded, host.coordinator, stores, host.services, options.state_dir, should_stop)
 
         def observed(_job: str | None, event: Event) -> None:

@@ -21,4 +21,6 @@ def short(value: object) -> object:
         return f"{value:.4g}"
     if isinstance(value, list):
         return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {entry}" for key, entry in value.items())
     return value[:12] if isinstance(value, str) and len(value) == 64 else value

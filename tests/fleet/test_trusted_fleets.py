@@ -112,6 +112,8 @@ def test_strangers_are_not_heard(fleet: TrustedFleet, tmp_path: Path, tiny_bundl
         forged = DeviceState(state="online", boot_id="x")
         member.publish("covey/v1/default/a/state", encode_message(forged), retain=True)
         wait_for(lambda: "in the name of a (unsigned)" in server.stderr.read_text(), "the refusal")
+        status = fleet.covey("server", "status")
+        assert (status["has_authority"], status["refused"]) == (True, {"a: unsigned": 1})
     finally:
         member.close()
     assert "a" not in fleet.states()
