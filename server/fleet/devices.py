@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from edge_runtime.protocol.messages import Birth
+    from edge_runtime.protocol.messages import Birth, DeviceState
     from edge_runtime.protocol.profile import Profile
     from server.fleet.rest import Rest
 
@@ -36,6 +36,7 @@ class Device:
         heard_at: when it last sent a message, in seconds of the server's clock; None: never.
         hello_pause_s: seconds between the last two hellos that were said for it alone; 0: it has heard the last one.
         hello_due_at: when the next may be said for it, in seconds of the server's clock.
+        early_state: the last state of a start that it has not announced yet: a broker keeps order within a topic only.
         rest: why and until when it is offered nothing after a refusal or a silence; None: it may be offered work.
     """
 
@@ -53,6 +54,7 @@ class Device:
     works_on: str | None = None
     hello_pause_s: float = 0.0
     hello_due_at: float = 0.0
+    early_state: DeviceState | None = None
 
     @property
     def is_here(self) -> bool:

@@ -177,7 +177,7 @@ class Coordinator:
         self.roster.take_state(device, state)
         if state.epoch == self.roster.epoch:
             self.roster.heard(device, self._clock())
-        if state.state in ("lost", "offline"):
+        if state.state in ("lost", "offline") and not device.is_here:  # else it is of an earlier start
             for run in self._runs.values():
                 run.gone(device)
 

@@ -111,6 +111,10 @@ class Roster:
         is_new = birth.epoch == self.epoch and (last is None or _connection(last) != _connection(birth))
         if is_new:
             self.may_work(device)  # what kept it from work may be mended
+        early = device.early_state
+        if early is not None and early.boot_id == birth.boot_id:
+            device.early_state = None
+            self.take_state(device, early)
         return is_new
 
     def watch_name(self, birth: Birth, now: float) -> None:
@@ -122,12 +126,16 @@ class Roster:
             self._observe(events.NameDoubled(device=found.device, starts=starts))
 
     def take_state(self, device: Device, state: DeviceState) -> None:
-        """Take in a device's state, unless it is of another epoch or of another start than its announcement."""
+        """Take in a device's state, unless it is of another epoch or of another start than its announcement.
+
+        One of another start counts once that start is announced: the two may overtake each other.
+        """
         is_here = state.state in ("online", "busy")
         answered = device.birth is not None and device.birth.epoch == self.epoch
-        if (is_here and state.epoch != self.epoch) or (
-            answered and device.birth is not None and state.boot_id != device.birth.boot_id
-        ):
+        if is_here and state.epoch != self.epoch:
+            return
+        if answered and device.birth is not None and state.boot_id != device.birth.boot_id:
+            device.early_state = state
             return
         if device.ineligible is not None and state.ineligible is None:
             self.may_work(device)

@@ -90,7 +90,7 @@ def test_a_hot_device_gets_no_offer_until_it_is_cool_again(tmp_path: Path, tiny_
     reason = "91 °C, above 80"  # at the second look: hot it was at the first, so the limit is stricter
     hot, cool = Sensors(temperature_c=91.0, slows_at_c=85.0), Sensors(temperature_c=40.0, slows_at_c=85.0)
     try:
-        server = fleet.serve(write_job(tmp_path, rounds=50, min_devices=1, steps=1))
+        server = fleet.serve(write_job(tmp_path, rounds=400, min_devices=1, steps=1))
         configs = {
             name: read_edge_config(write_edge(tmp_path / name, name, port, seed))
             for seed, name in enumerate(("cool", "hot"))

@@ -162,6 +162,35 @@ def test_a_silent_device_is_back_once_it_speaks(bench: Bench) -> None:
     assert made.devices["late"].is_here
 
 
+def test_a_restarted_device_is_here_whatever_overtakes_what(bench: Bench) -> None:
+    """A broker keeps order within a topic only: birth and state of a start overtake each other, a last will is late."""
+    states = {
+        "online 1": DeviceState(state="online", boot_id="1", epoch="now"),
+        "lost 1": DeviceState(state="lost", boot_id="1"),
+        "online 2": DeviceState(state="online", boot_id="2", epoch="now"),
+    }
+    with coordinator(bench, JOB) as (made, _):
+        fleet = made.coordinator
+        while fleet.handle_next(0.0):
+            pass
+        fleet.roster.begin_epoch("now", 0.0)
+        for order in itertools.permutations(["birth 2", "online 2", "lost 1"]):
+            name = "-".join(order).replace(" ", "")
+            births = {
+                boot: msgspec.structs.replace(birth_of(name, FORWARD_ONLY, epoch="now"), boot_id=boot) for boot in "12"
+            }
+            for what in ("birth 1", "online 1", *order):
+                kind, boot = what.split()
+                message = births[boot] if kind == "birth" else states[what]
+                bench.hub.publish(
+                    bench.topic("birth" if kind == "birth" else "state", name), encode_message(message), retain=False
+                )
+        while fleet.handle_next(0.0):
+            pass
+        assert {name: device.is_here for name, device in fleet.devices.items()} == dict.fromkeys(fleet.devices, True)
+        assert len(fleet.devices) == 6
+
+
 def test_when_everybody_refuses_the_job_waits_and_says_why(bench: Bench) -> None:
     """Today's five attempts within a second are spread over growing pauses, and do not use up the attempts."""
     offered: list[float] = []
