@@ -12,7 +12,7 @@ from edge_runtime.device.eligibility import EligibilityRules
 from edge_runtime.files.toml_file import read_toml
 from edge_runtime.network.address import TlsFiles
 from edge_runtime.network.http_address import check_http_url
-from edge_runtime.signing.members import DeviceKeys
+from edge_runtime.signing.key_files import DeviceKeys
 from edge_runtime.values import Name
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.agent.config import EdgeConfig
     from edge_runtime.bundle.folder import Bundle
-    from edge_runtime.signing.members import DeviceKeys
+    from edge_runtime.signing.key_files import DeviceKeys
 
 _OF_ROWS = ("covey", "tokenizers")  # the compiled libraries that reading rows needs
 _LITTLE_MEMORY_BYTES = 200_000_000

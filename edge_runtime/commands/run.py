@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
+    from edge_runtime.agent.config import EdgeConfig
+    from edge_runtime.signing.members import Member
+
 
 def add_run_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``run``."""
@@ -37,8 +40,6 @@ def _run(args: argparse.Namespace) -> int:
     from edge_runtime.network.address import parse_broker
     from edge_runtime.network.mqtt import MqttTransport
     from edge_runtime.perturbation.kernel import kernel
-    from edge_runtime.signing.members import device_member
-    from edge_runtime.signing.transport import signed_will
     from edge_runtime.store.state_check import check_state_writable
     from edge_runtime.store.store import Store
 
@@ -50,14 +51,13 @@ def _run(args: argparse.Namespace) -> int:
     store = Store(Path(config.state_dir))
     machine = this_machine(config.eligibility, store.root)  # impossible rules are an error now too
     boot_id = os.urandom(8).hex()
-    keys = config.signing
-    member = None if keys is None else device_member(keys, config.fleet, config.name, boot_id, store.root)
+    member = _member(config, boot_id, store.root)
     will = lost_will(config, boot_id)
     with keeping_log(store.root) as log:
         transport = MqttTransport(
             parse_broker(config.broker),
             f"covey-{config.fleet}-{config.name}",
-            will=will if member is None else signed_will(will, member.signer),
+            will=will if member is None else member.seal_will(will),
             tls=config.tls,
             connect_timeout_s=config.connect_timeout_s,
             # Some brokers (the embedded one) send the retained hello only into a new session. Nothing is lost: whoever
@@ -84,6 +84,15 @@ def _run(args: argparse.Namespace) -> int:
         result = {"job": finished.job, "adapter_sha256": finished.adapter_sha256}
         output.emit(args, result, f"job {finished.job} is finished; adapter {finished.adapter_sha256}")
     return 0
+
+
+def _member(config: EdgeConfig, boot_id: str, state_dir: Path) -> Member | None:
+    """Return what signs and checks the device's messages; None: they are not signed."""
+    if config.signing is None:
+        return None
+    from edge_runtime.signing.members import device_member  # 10 MB, for the library of signatures
+
+    return device_member(config.signing, config.fleet, config.name, boot_id, state_dir)
 
 
 def _renew(config: Path) -> Callable[[], None]:

@@ -7,39 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from edge_runtime.protocol.signed import SERVER
 from edge_runtime.signing.keys import KeyBook, KeyFolder, read_private_key, read_public_keys
 from edge_runtime.signing.marks import HEARD_HELLO_FILE, HelloFile
 from edge_runtime.signing.sequence import SEQUENCE_FILE, SequenceStore
 from edge_runtime.signing.signer import Signer
-from edge_runtime.signing.transport import SignedTransport
+from edge_runtime.signing.transport import SignedTransport, signed_will
 from edge_runtime.signing.verifier import Verifier
 
 if TYPE_CHECKING:
-    from edge_runtime.network.transport import Transport
+    from edge_runtime.network.transport import Transport, Will
+    from edge_runtime.signing.key_files import DeviceKeys, ServerKeys
     from edge_runtime.signing.keys import Keys, PrivateKey
-
-
-class DeviceKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``[signing]`` of edge.toml: with it a device signs all that it says, and believes only its server.
-
-    Attributes:
-        key_file: the device's private P-256 key (PEM), readable by its owner only.
-        server_key_file: the server's public key or certificate (PEM); two of each while the server's key changes.
-    """
-
-    key_file: str
-    server_key_file: str
-
-
-@dataclass(frozen=True)
-class ServerKeys:
-    """The server's private P-256 key (PEM), and the folder with a file ``NAME.pem`` of each device's public keys."""
-
-    key_file: Path
-    device_keys: Path
 
 
 @dataclass(frozen=True)
@@ -48,6 +27,10 @@ class Member:
 
     signer: Signer
     verifier: Verifier
+
+    def seal_will(self, will: Will) -> Will:
+        """Return a last will with its signature; see signed_will."""
+        return signed_will(will, self.signer)
 
     def around(self, transport: Transport) -> SignedTransport:
         """Return a connection that signs and checks."""

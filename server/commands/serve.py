@@ -93,7 +93,7 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
         raise ConfigError(f"the server is not installed ({error})", "pip install 'covey[server]'") from error
     from edge_runtime.network.address import TlsFiles
     from edge_runtime.network.http_address import check_http_url
-    from edge_runtime.signing.members import ServerKeys
+    from edge_runtime.signing.key_files import ServerKeys
 
     if (args.sign_key is None) != (args.device_keys is None):
         raise ConfigError(

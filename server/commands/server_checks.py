@@ -28,7 +28,7 @@ from server.web.http_app import bind
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edge_runtime.signing.members import ServerKeys
+    from edge_runtime.signing.key_files import ServerKeys
     from server.serving.options import ServeOptions
 
 _LEAST_FREE_BYTES = 500_000_000

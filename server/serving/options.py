@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edge_runtime.network.address import TlsFiles
-    from edge_runtime.signing.members import ServerKeys
+    from edge_runtime.signing.key_files import ServerKeys
 
 
 @dataclass(frozen=True)

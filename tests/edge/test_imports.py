@@ -38,10 +38,10 @@ def test_no_module_of_the_device_imports_anything_heavy() -> None:
     assert run_python(code) == "[]"
 
 
-def test_a_device_without_work_loads_neither_onnxruntime_nor_tokenizers() -> None:
+def test_a_device_without_work_and_keys_loads_neither_runtime_nor_tokenizers_nor_cryptography() -> None:
     code = (
-        "import sys, edge_runtime.cli, edge_runtime.agent.agent, edge_runtime.network.mqtt\n"
-        "print([n for n in ('onnxruntime', 'tokenizers') if n in sys.modules])"
+        "import sys, edge_runtime.cli, edge_runtime.agent.agent, edge_runtime.agent.config, edge_runtime.network.mqtt\n"
+        "print([n for n in ('onnxruntime', 'tokenizers', 'cryptography') if n in sys.modules])"
     )
     assert run_python(code) == "[]"
 

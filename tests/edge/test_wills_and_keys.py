@@ -24,8 +24,9 @@ from edge_runtime.network.in_process import Hub
 from edge_runtime.network.transport import Connected, Message
 from edge_runtime.protocol.signed import SERVER, decode_envelope, encode_envelope
 from edge_runtime.protocol.topics import hello_topic, topic_for
+from edge_runtime.signing.key_files import DeviceKeys, ServerKeys
 from edge_runtime.signing.keys import KeyFolder, key_id, read_private_key, read_public_keys
-from edge_runtime.signing.members import DeviceKeys, ServerKeys, device_member, server_member
+from edge_runtime.signing.members import device_member, server_member
 from edge_runtime.signing.signer import Signer
 from edge_runtime.signing.verifier import Reason, Verifier
 from server.commands import server_checks
