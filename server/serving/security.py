@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from server.serving.options import ServeOptions
     from server.storage.ledger import Ledger
     from server.trust.folder import Trust
+
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,10 @@ def open_security(options: ServeOptions, ledger: Ledger) -> Security | None:
     if not has_trust(options.state_dir):
         if options.approve_joins:
             raise ConfigError("--approve-joins is for a fleet with an authority", "make it: covey fleet init")
+        _LOG.info(
+            "no TLS and no passwords on %s: covey fleet init makes the keys for a fleet of several machines",
+            options.listen,
+        )
         return None
     trust = with_server_certificate(open_trust(options.state_dir), dt.datetime.now(dt.timezone.utc))
     if trust.fleet != options.fleet:

@@ -70,7 +70,7 @@ def open_broker(
         chosen = int(probe.getsockname()[1])
     embedded = Broker(port=chosen, listen=host, max_payload_size=MAX_PAYLOAD_BYTES + _TOPIC_BYTES)
     wait_for_start(embedded, should_stop)
-    _LOG.info("embedded broker on %s:%d (no TLS, no passwords: for a trusted network)", host, chosen)
+    _LOG.info("embedded broker on %s:%d", host, chosen)
     try:
         yield BrokerAddress(
             host="127.0.0.1" if host in _EVERY_INTERFACE else host,

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,6 +22,7 @@ _LOG = logging.getLogger(__name__)
 _HERE = "127.0.0.1"
 _LOOK_S = 0.25
 """Seconds between two looks for certificates that were revoked."""
+_SAY_AGAIN_S = 60.0
 _PIECE_BYTES = 1 << 16
 _END_S = 10.0
 
@@ -58,6 +60,7 @@ class TlsFront:
         self._context, self._members, self._port = context, members, port
         self._limits = limits or Limits()
         self._links: set[_Link] = set()
+        self._refused_at: dict[str, float] = {}  # when it was said, by address
 
     async def serve(self, listener: socket.socket, stop: asyncio.Event) -> None:
         """Serve a listening socket until ``stop`` is set."""
@@ -87,7 +90,7 @@ class TlsFront:
         certificate = writer.get_extra_info("ssl_object").getpeercert(binary_form=True) or b""
         name = self._members.admits(certificate)
         if name is None:
-            _LOG.warning("a connection from %s is refused: its certificate is revoked, or was never issued", address)
+            self._say_refused(address)
         elif len(self._links) >= self._limits.most_at_once:
             _LOG.warning("%s at %s is turned away: there are %d connections already", name, address, len(self._links))
         else:
@@ -98,6 +101,13 @@ class TlsFront:
             finally:
                 self._links.discard(link)
         writer.transport.abort()
+
+    def _say_refused(self, address: str) -> None:
+        """Say it once a minute for each address: a device that was thrown out tries again for ever."""
+        now = time.monotonic()
+        self._refused_at = {known: at for known, at in self._refused_at.items() if now - at < _SAY_AGAIN_S}
+        if self._refused_at.setdefault(address, now) == now:
+            _LOG.warning("connections from %s are refused: the certificate is revoked, or was never issued", address)
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -66,7 +66,7 @@ def test_a_job_over_tls_with_signatures_and_a_device_that_is_revoked_in_mid_flee
     assert fleet.covey("job", "watch", "second")["state"] == "finished"
     listed = fleet.covey("job", "show", "second")["device_list"]
     assert sorted(one["device"] for one in listed) == ["a", "b"]
-    wait_for(lambda: "is refused: its certificate is revoked" in server.stderr.read_text(), "the thief's next try")
+    wait_for(lambda: "are refused: the certificate is revoked" in server.stderr.read_text(), "the thief's next try")
     assert devices["thief"].popen.poll() is None  # it goes on trying, and may be approved again
 
     # A server that is killed knows its members afterwards.
