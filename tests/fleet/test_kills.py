@@ -126,7 +126,9 @@ class Chaos:
         return self.server.popen.poll() is not None
 
     def _kill(self) -> None:
-        victims = ["server", *(name for name, device in self.devices.items() if device.popen.poll() is None)]
+        # No device twice: one that died twice in the same work refuses it, by design (test_deaths).
+        alive = [name for name, device in self.devices.items() if device.popen.poll() is None]
+        victims = ["server", *(name for name in alive if name not in self.killed)]
         victim = self.rng.choice([*victims, *(["broker"] if self.broker is not None else [])])
         self.killed.append(victim)
         if victim == "broker" and self.broker is not None:

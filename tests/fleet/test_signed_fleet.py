@@ -111,7 +111,7 @@ def run_fleet(signed: SignedFleet, job: Any, each_turn: Callable[[], None] = lam
 
     with coordinator(signed.bench, job) as (made, _):
         assert made.run(turn)
-        return made.chain.sha256, servers.transports[0].refused, set(made.devices)
+        return made.job_run.chain.sha256, servers.transports[0].refused, set(made.devices)
 
 
 class Attacker:
@@ -260,13 +260,13 @@ def test_server_and_device_restart_in_the_middle_of_a_job(bench: Bench) -> None:
 
     signed.serving("server-1")
     with coordinator(bench, job) as (made, _):
-        assert not made.run(turn_until(lambda: len(made.chain.closed) >= 1))
+        assert not made.run(turn_until(lambda: len(made.job_run.chain.closed) >= 1))
     signed.inner["pi"].vanish()
     signed.start("pi", "boot-2")
     servers = signed.serving("server-2")
     with coordinator(bench, job) as (made, _):
         assert made.run(turn_until(lambda: False))
-        assert len(made.chain.closed) == 3
+        assert len(made.job_run.chain.closed) == 3
         assert made.devices["pi"].is_here
     assert set(servers.transports[0].refused) <= {("pi", Reason.STALE), ("pi", Reason.DUPLICATE)}
     assert set(signed.transports["pi"].refused) <= {(SERVER, Reason.STALE), (SERVER, Reason.DUPLICATE)}
