@@ -93,5 +93,6 @@ class Reports:
         level = opened.plan.levels.get(device.name)
         if level is None or refused.code != TrainingError.exit_code:
             return False
+        is_new = device.refused_level is None or level < device.refused_level  # else the job gives it no smaller one
         device.refused_level = min(level, device.refused_level or level)
-        return True
+        return is_new
