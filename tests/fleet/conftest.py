@@ -1,4 +1,4 @@
-"""Bundles with training levels, and a bench for them."""
+"""Bundles with training levels and a bench for them; a fleet that devices can join."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from bench import Bench, bench_of
+from joining import Site, joining_site
 from layered import with_levels
 
 if TYPE_CHECKING:
@@ -31,3 +32,17 @@ def graphs(tiny_export: Any) -> Bundle:
     """A tiny BERT with training graphs of 1, 2 and 3 of its 3 layers."""
     bundle: Bundle = tiny_export("bert", levels=(1, 2, 3))
     return bundle
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    """A fleet with an authority, of one test."""
+    with joining_site(tmp_path / "state") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A fleet with an authority, for tests that leave it as it was."""
+    with joining_site(tmp_path_factory.mktemp("shared") / "state") as made:
+        yield made

@@ -9,7 +9,6 @@ import socket
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
@@ -31,22 +30,7 @@ from server.storage import trust_queries
 from server.trust.rate_limit import Rate
 from server.web.connections import Limits
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 DAY_S = 86400.0
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with joining_site(tmp_path / "state") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with joining_site(tmp_path_factory.mktemp("shared") / "state") as made:
-        yield made
 
 
 # -- renewal, revocation, another name ---------------------------------------------------------------------------------

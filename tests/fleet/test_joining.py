@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
@@ -32,22 +31,7 @@ from edge_runtime.trust.token import decode_token, encode_token
 from edge_runtime.trust.validity import ClockError
 from server.storage import trust_queries
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 DAY_S = 86400.0
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with joining_site(tmp_path / "state") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with joining_site(tmp_path_factory.mktemp("shared") / "state") as made:
-        yield made
 
 
 # -- joining -----------------------------------------------------------------------------------------------------------

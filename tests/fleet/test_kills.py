@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fleets import Fleet, free_port, has_mosquitto, wait_for, write_job
+from fleets import Fleet, free_port, has_mosquitto, start_mosquitto, wait_for, write_job
 from trusted import TrustedFleet
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ class Plain(Fleet):
     def start_broker(self) -> subprocess.Popen[bytes]:
         path = self.root / "mosquitto.conf"
         path.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\nuser root\n")
-        with (self.root / "mosquitto.log").open("ab") as log:
-            return subprocess.Popen(["/usr/sbin/mosquitto", "-c", str(path)], stdout=log, stderr=log)
+        return start_mosquitto(path)
 
     def start_server(self) -> Process:
         # Later flags count: Fleet gives a port of 0.

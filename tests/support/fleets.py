@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle.folder import Bundle
 
+_PATH = f"{os.environ['PATH']}:/usr/sbin"
+"""Where mosquitto is looked for: Debian keeps it where users do not look."""
 JOB: dict[str, Any] = {"name": "job", "eval_file": "test.jsonl", "rounds": 3, "steps": 2, "batch_size": 4}
 STEP: dict[str, Any] = {"back_perturbations": 4, "learning_rate": 0.05, "eps": 0.01}
 
@@ -188,6 +190,14 @@ class Fleet:
             process.popen.wait()
 
 
+def start_mosquitto(config: Path) -> subprocess.Popen[bytes]:
+    """Start mosquitto with a configuration; its log is beside it, and goes on where it was."""
+    binary = shutil.which("mosquitto", path=_PATH)
+    assert binary is not None, "mosquitto is not installed"
+    with config.with_name("mosquitto.log").open("ab") as log:
+        return subprocess.Popen([binary, "-c", str(config)], stdout=log, stderr=log)
+
+
 @contextlib.contextmanager
 def mosquitto(folder: Path, config: str = "") -> Iterator[int]:
     """Run mosquitto on a free port; ``config`` replaces the plain listener ({port} is filled in)."""
@@ -198,9 +208,7 @@ def mosquitto(folder: Path, config: str = "") -> Iterator[int]:
     path.write_text(
         (config or plain).format(port=port) + "max_queued_messages 0\nuser root\n"
     )  # else it cannot read tmp_path
-    binary = shutil.which("mosquitto") or "/usr/sbin/mosquitto"
-    with (folder / "mosquitto.log").open("wb") as log:
-        process = subprocess.Popen([binary, "-c", str(path)], stdout=log, stderr=log)
+    process = start_mosquitto(path)
 
     def listening() -> bool:
         assert process.poll() is None, (folder / "mosquitto.log").read_text()
@@ -218,7 +226,7 @@ def mosquitto(folder: Path, config: str = "") -> Iterator[int]:
 
 def has_mosquitto() -> bool:
     """Whether mosquitto is installed."""
-    return shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin") is not None
+    return shutil.which("mosquitto", path=_PATH) is not None
 
 
 def edge_configs(root: Path, n: int) -> list[EdgeConfig]:
