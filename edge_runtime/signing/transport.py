@@ -41,6 +41,10 @@ class SignedTransport:
         signer: signs as this member.
         verifier: checks for the same member, with the same session.
         clock: returns monotonic seconds.
+
+    Attributes:
+        take_outdated: called, in the thread that receives, with topic and message where a member has signed a message
+            for this session and another one after it: it changes nothing, but its speaker may run twice.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class SignedTransport:
         self._inner, self._signer, self._verifier, self._clock = inner, signer, verifier, clock
         self._refusals = Refusals(clock)
         self._lock = threading.Lock()  # messages are published in the order of their numbers
+        self.take_outdated: Callable[[str, bytes], None] = lambda _topic, _payload: None
         self._hello: tuple[str, bytes] | None = None
         self._hello_at = 0.0
         self._hello_is_due = False  # a device has answered another session
@@ -127,6 +132,10 @@ class SignedTransport:
                 return believed
         return None
 
+    def forget(self, speaker: str) -> None:
+        """Forget how far a speaker was heard; see Verifier.forget. For the thread that receives."""
+        self._verifier.forget(speaker)
+
     def close(self) -> None:
         """See Transport."""
         self._inner.close()
@@ -147,6 +156,8 @@ class SignedTransport:
         if not isinstance(result, Refused):
             return Message(message.topic, result.body)
         self._refusals.enter(message.topic, result)
+        if result.body is not None:
+            self.take_outdated(message.topic, result.body)
         if result.reason is Reason.STALE and result.role == "message" and self._signer.speaker == SERVER:
             self._hello_is_due = True
         return None

@@ -65,12 +65,14 @@ class Refused:
         route: the topic's speaker, listener and kind; None: the topic has none. That the speaker has signed it is
             certain only for the reasons stale, duplicate, replayed and reordered.
         role: of its envelope, where it is certain.
+        body: the message, where its speaker has signed it for this session, and another one was signed after it.
     """
 
     reason: Reason
     detail: str
     route: Route | None
     role: str | None = None
+    body: bytes | None = None
 
 
 class Verifier:
@@ -110,6 +112,16 @@ class Verifier:
         """Return the session of a speaker's last accepted message; None: none was. Safe to call from other threads."""
         found = self._sessions.get(speaker)
         return None if found is None else found.session
+
+    def forget(self, speaker: str) -> None:
+        """Forget how far a speaker was heard: another one of its machines is to be heard now. For the checking thread."""
+        self._sessions.pop(speaker, None)
+        for topic in [topic for topic in self._marks if self._speaker_of(topic) == speaker]:
+            del self._marks[topic]
+
+    def _speaker_of(self, topic: str) -> str | None:
+        route = route_of(self.fleet, topic)
+        return None if route is None else route.speaker
 
     def check(self, topic: str, payload: bytes) -> Accepted | Refused:
         """Decide about a message; only one that is accepted changes what is decided about later ones.
@@ -161,7 +173,7 @@ class Verifier:
         if mark.recent and envelope.sequence == mark.sequence:
             return Refused(Reason.DUPLICATE, detail, route, envelope.role)
         reason = Reason.REPLAYED if mark.is_repeated(envelope.sequence) else Reason.REORDERED
-        return Refused(reason, detail, route, envelope.role)
+        return Refused(reason, detail, route, envelope.role, envelope.body)
 
     def _check_will(self, topic: str, route: Route, envelope: Envelope) -> Refused | None:
         if route.kind != "state":

@@ -79,6 +79,7 @@ class DeviceStatus(msgspec.Struct, frozen=True):
     Attributes:
         reason: why it is offered nothing at the moment.
         ineligible: why its owner's rules or its rows keep it from training.
+        quarantine: why it takes part in nothing until the operator decides.
         tags: those of its edge.toml, and those that the operator gave it.
     """
 
@@ -87,6 +88,7 @@ class DeviceStatus(msgspec.Struct, frozen=True):
     state: str
     ineligible: str | None
     reason: str | None
+    quarantine: str | None
     tags: list[str]
     adapter_sha256: str | None
     last_seen: str

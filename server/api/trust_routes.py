@@ -50,10 +50,16 @@ def trust_routes(operations: Operations, actor: str) -> list[HTTPRouteHandler]:
         """Revoke a device's certificates and its tokens that are not used."""
         return {"device": name, "state": "revoked", "certificates": trust.revoke(name, actor)}
 
+    @post("/devices/{name:str}/release", status_code=200, sync_to_thread=True)
+    def release(name: str) -> dict[str, Any]:
+        """Let a device out of quarantine."""
+        trust.release(name, actor)
+        return {"device": name, "state": "released"}
+
     @post("/devices/{name:str}/rename", status_code=200, sync_to_thread=True)
     def rename(name: str, data: NewName) -> dict[str, Any]:
         """Give a device another name, which it takes when it asks the server next."""
         trust.rename(name, data.name, actor)
         return {"device": name, "new_name": data.name, "state": "renamed"}
 
-    return [tokens, joins, approve, reject, revoke, rename]
+    return [tokens, joins, approve, reject, revoke, release, rename]

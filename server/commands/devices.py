@@ -31,6 +31,7 @@ _LIST = (
     "last_seen",
     "ineligible",
     "reason",
+    "quarantine",
 )
 
 _PENDING = ("fleet", "device", "address", "host", "machine", "system", "covey_version", "key_sha256", "asked_at")
@@ -52,6 +53,7 @@ def add_device_commands(commands: Commands[argparse.ArgumentParser]) -> None:
         ("approve", "let a device join that waits", _approve),
         ("reject", "turn a device away that waits", _reject),
         ("revoke", "revoke a device's certificates", _revoke),
+        ("release", "let a device out of quarantine", _release),
         ("rename", "give a device another name", _rename),
         ("tag", "give a device a tag", _tag),
         ("untag", "take a tag from a device", _untag),
@@ -64,7 +66,7 @@ def add_device_commands(commands: Commands[argparse.ArgumentParser]) -> None:
         if run is _logs:
             parser.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
             parser.add_argument("-n", "--lines", type=int, default=200, help="last lines (default: %(default)s)")
-        else:
+        if run is _list:
             parser.add_argument("--pending", action="store_true", help="only devices that wait for approval")
         if run is _rename:
             parser.add_argument("new_name", metavar="NEW_NAME", help="its new name")
@@ -99,6 +101,13 @@ def _reject(args: argparse.Namespace) -> int:
     """Turn a device away that waits for approval; its token is used up."""
     answer = ask(args, "POST", f"/devices/{args.device}/reject")
     output.emit(args, answer, f"{args.device} is turned away, and its token is used up")
+    return 0
+
+
+def _release(args: argparse.Namespace) -> int:
+    """Let a device out of quarantine, into which the server puts a name that two machines use: one must be off now."""
+    answer = ask(args, "POST", f"/devices/{args.device}/release")
+    output.emit(args, answer, f"{args.device} is in no quarantine any more")
     return 0
 
 

@@ -37,6 +37,7 @@ class Device:
         hello_pause_s: seconds between the last two hellos that were said for it alone; 0: it has heard the last one.
         hello_due_at: when the next may be said for it, in seconds of the server's clock.
         early_state: the last state of a start that it has not announced yet: a broker keeps order within a topic only.
+        quarantine: why it takes part in nothing until the operator decides; None: it is in no quarantine.
         rest: why and until when it is offered nothing after a refusal or a silence; None: it may be offered work.
     """
 
@@ -55,6 +56,7 @@ class Device:
     hello_pause_s: float = 0.0
     hello_due_at: float = 0.0
     early_state: DeviceState | None = None
+    quarantine: str | None = None
 
     @property
     def is_here(self) -> bool:
@@ -62,8 +64,9 @@ class Device:
         return self.birth is not None and self.state in ("online", "busy")
 
     def is_ready(self, now: float) -> bool:
-        """Whether the device is here, its owner's rules let it work, and it does not rest; ``now``: server seconds."""
-        return self.is_here and self.ineligible is None and (self.rest is None or now >= self.rest.until)
+        """Whether the device is here, nothing keeps it from work, and it does not rest; ``now``: server seconds."""
+        is_free = self.ineligible is None and self.quarantine is None
+        return self.is_here and is_free and (self.rest is None or now >= self.rest.until)
 
 
 def resting(devices: Mapping[str, Device], now: float) -> dict[str, str]:
@@ -77,8 +80,7 @@ def resting(devices: Mapping[str, Device], now: float) -> dict[str, str]:
 
 def ineligible(devices: Mapping[str, Device]) -> dict[str, str]:
     """Return why devices that are connected may not train now, by name."""
-    return {
-        name: device.ineligible
-        for name, device in sorted(devices.items())
-        if device.is_here and device.ineligible is not None
+    reasons = {
+        name: device.quarantine or device.ineligible for name, device in sorted(devices.items()) if device.is_here
     }
+    return {name: reason for name, reason in reasons.items() if reason is not None}

@@ -48,7 +48,7 @@ class Operations:
         self.supervisor, self.ledger = supervisor, ledger
         self.fleet = supervisor.coordinator.roster.fleet
         self._blobs, self._state_dir = blobs, state_dir
-        self.trust = TrustOperations(ledger, state_dir, self.fleet, self._do, supervisor.coordinator.expel)
+        self.trust = TrustOperations(ledger, state_dir, self.fleet, self._do, supervisor.coordinator)
 
     def _do(self, actor: str, action: str, subject: str, wish: Callable[[], Any], detail: str = "") -> Any:  # noqa: ANN401 the wish's own answer
         def audited() -> Any:  # noqa: ANN401

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_runtime.errors import ConfigError
 from edge_runtime.values import NAME_PATTERN
-from server.storage import trust_queries
+from server.storage import device_queries, trust_queries
 from server.trust.folder import open_trust
 from server.trust.tokens import make_tokens
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from server.rounds.coordinator import Coordinator
     from server.storage.ledger import Ledger
 
 _LIST = "see: covey device list --pending"
@@ -29,14 +30,14 @@ class TrustOperations:
         state_dir: the server's state directory.
         fleet: the fleet's name.
         do: does something in the server's thread and audits it: actor, action, subject, what to do, detail.
-        expel: enters that a device is gone for good, by its name.
+        coordinator: is told who is gone, and who is let out of quarantine.
     """
 
     def __init__(
-        self, ledger: Ledger, state_dir: Path, fleet: str, do: Callable[..., Any], expel: Callable[[str], None]
+        self, ledger: Ledger, state_dir: Path, fleet: str, do: Callable[..., Any], coordinator: Coordinator
     ) -> None:
         self._ledger, self._state_dir, self._fleet, self._do = ledger, state_dir, fleet, do
-        self._expel = expel
+        self._coordinator = coordinator
 
     def tokens(self, names: Sequence[str], server_url: str, valid_s: float, actor: str) -> dict[str, str]:
         """Return a new join token for each name; the audit has the names only.
@@ -108,10 +109,25 @@ class TrustOperations:
                 raise ConfigError(
                     f"{device} has no certificate that is not revoked, and no join token", "see: covey device list"
                 )
-            self._expel(device)
+            self._coordinator.expel(device)
+            self._coordinator.release(device)  # whoever joins under its name has another identity
             return certificates
 
         return int(self._do(actor, "revoke", device, wish))
+
+    def release(self, device: str, actor: str) -> None:
+        """Let a device out of quarantine: only one machine has its identity now.
+
+        Raises:
+            ConfigError: it is in none.
+        """
+
+        def wish() -> None:
+            if device not in device_queries.quarantined_devices(self._ledger, self._fleet):
+                raise ConfigError(f"{device} is in no quarantine", "see: covey device list")
+            self._coordinator.release(device)
+
+        self._do(actor, "release", device, wish)
 
     def forget(self, device: str) -> bool:
         """Revoke what a device has that is gone; return whether it had a certificate. For the server's own thread."""

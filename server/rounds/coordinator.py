@@ -52,11 +52,13 @@ class Coordinator:
     Attributes:
         roster: the fleet's devices.
         logs: what the devices have sent of their logs.
+        forget_speaker: has the connection forget how far a device was heard; see SignedTransport.forget.
     """
 
     def __init__(self, roster: Roster, services: Services, should_stop: Callable[[], bool] = lambda: False) -> None:
         self.roster = roster
         self.logs = DeviceLogs()
+        self.forget_speaker: Callable[[str], None] = lambda _name: None
         self._services, self._clock = services, services.clock
         self._should_stop = should_stop
         self._runs: dict[str, JobRun] = {}
@@ -159,13 +161,18 @@ class Coordinator:
                     f"{name} sent a report in the name of {report.device}",
                     "check name in the edge.toml of both: every device needs a name of its own",
                 )
-            self._take_report(device, report, len(message.payload))
+            if device.quarantine is None:
+                self._take_report(device, report, len(message.payload))
 
     def _take_birth(self, device: Device, birth: Birth) -> None:
         is_new = self.roster.take_birth(device, birth)
         if birth.epoch == self.roster.epoch:
             self.roster.heard(device, self._clock())
             self.roster.watch_name(birth, self._clock())
+            if device.quarantine is not None:
+                for run in self._runs.values():
+                    run.gone(device)
+                return
         elif self.roster.needs_hello(device, self._clock()):
             # It has not heard the hello: a broker need not send what it retains to a session that it knows already.
             self._hello_is_due = True
@@ -180,6 +187,29 @@ class Coordinator:
         if state.state in ("lost", "offline") and not device.is_here:  # else it is of an earlier start
             for run in self._runs.values():
                 run.gone(device)
+
+    def take_outdated(self, topic: str, payload: bytes) -> None:
+        """Look at a message that its device has signed, and that another start of the device has made outdated.
+
+        It changes nothing, but it shows that the earlier start still runs: two machines have one identity.
+        """
+        name, kind = device_of(topic), topic.split("/", 4)[-1]
+        if kind != "birth" or name not in self.roster.devices:
+            return
+        try:
+            birth = decode_message(payload, Birth)
+        except ProtocolError:
+            return  # of another version of Covey
+        if birth.epoch == self.roster.epoch and birth.device == name:
+            self.roster.watch_name(birth, self._clock())
+
+    def release(self, name: str) -> bool:
+        """Let a device out of quarantine; return whether it is known.
+
+        Its two machines numbered their messages each by itself: the one that is left may be behind.
+        """
+        self.forget_speaker(name)
+        return self.roster.quarantine(name, None)
 
     def expel(self, name: str) -> None:
         """Enter that a device is gone for good: nothing that it says is believed any more, its last will neither."""

@@ -161,7 +161,7 @@ class JobRun:
         """Return the devices that work for this job, by name."""
         found = {}
         for name, device in self._roster.devices.items():
-            if self._has(device):
+            if self._has(device) and device.quarantine is None:
                 self._roster.works_on(device, self.fitted.bundle_sha256)
                 found[name] = device
         return found

@@ -13,6 +13,7 @@ from server import events
 from server.fleet.devices import SILENT, Device
 from server.fleet.name_watch import NameWatch
 from server.fleet.rest import next_rest
+from server.storage import device_queries
 
 if TYPE_CHECKING:
     from edge_runtime.protocol.messages import Birth
@@ -41,6 +42,7 @@ class Roster:
         names: whether two machines use one name.
         epoch: of the server's last hello; only devices that have answered it are here. None: it has said none yet.
         epoch_began_at: when it said it, in seconds of the server's clock.
+        has_identities: whether each device has an identity of its own: two machines with one are put in quarantine.
     """
 
     def __init__(self, fleet: str, profiles: ProfileStore, ledger: Ledger, observe: Observer) -> None:
@@ -52,6 +54,8 @@ class Roster:
         self.names = NameWatch()
         self.epoch: str | None = None
         self.epoch_began_at = 0.0
+        self.has_identities = False
+        self._quarantined = device_queries.quarantined_devices(ledger, fleet)
 
     def begin_epoch(self, epoch: str, now: float) -> None:
         """Begin an epoch: nobody is here until it answers the hello that carries it."""
@@ -64,7 +68,7 @@ class Roster:
     def device(self, name: str) -> Device:
         """Return a device, which may be new."""
         if name not in self.devices:
-            self.devices[name] = Device(name)
+            self.devices[name] = Device(name, quarantine=self._quarantined.get(name))
         return self.devices[name]
 
     def forget(self, name: str) -> bool:
@@ -124,6 +128,25 @@ class Roster:
             _LOG.error("%s; %s", found.what, found.hint)
             starts = [str(found.first), str(found.second)]
             self._observe(events.NameDoubled(device=found.device, starts=starts))
+            if self.has_identities:
+                self.quarantine(found.device, f"{found.what}: a card was copied, or its keys were")
+
+    def quarantine(self, name: str, reason: str | None) -> bool:
+        """Put a device in quarantine until the operator decides, or (None) let it out; return whether it is known."""
+        self._quarantined.pop(name, None)
+        if reason is not None:
+            self._quarantined[name] = reason
+            _LOG.error(
+                "%s is in quarantine; switch one off and say covey device release %s, or covey device revoke %s",
+                name,
+                name,
+                name,
+            )
+        if name in self.devices:
+            self.devices[name].quarantine = reason
+        if reason is None:
+            self.names.forget(name)
+        return self._ledger.device_quarantined(self.fleet, name, reason)
 
     def take_state(self, device: Device, state: DeviceState) -> None:
         """Take in a device's state, unless it is of another epoch or of another start than its announcement.

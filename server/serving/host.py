@@ -34,11 +34,11 @@ from server.web.members_only import members_only
 from server.web.tls_front import tls_front
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from edge_runtime.network.address import BrokerAddress, TlsFiles
     from edge_runtime.network.transport import Transport
-    from edge_runtime.signing.verifier import Reason
+    from edge_runtime.signing.transport import SignedTransport
     from server.compose import Stores
     from server.events import Event
     from server.job.job import Job
@@ -60,14 +60,14 @@ class Connection:
         mqtt_port: port of the embedded broker; None: the broker is another process.
         check: raises JobError where another server of the fleet is on the broker, to which this one gives way.
         require_size: raises NetworkError where the broker does not take the largest message of a job.
-        refused: how many messages were refused, by device and reason.
+        signed: the connection, where messages are signed.
     """
 
     transport: Transport
     mqtt_port: int | None
     check: Callable[[], None] = lambda: None
     require_size: Callable[[Job], None] = lambda _job: None
-    refused: Callable[[], Mapping[tuple[str, Reason], int]] = dict
+    signed: SignedTransport | None = None
 
 
 Connect = Callable[[contextlib.ExitStack, int, "Security | None"], Connection]
@@ -177,6 +177,10 @@ def open_host(
         coordinator = compose_coordinator(
             options.fleet, stores.ledger, services, lambda event: observe(None, event), should_stop
         )
+        coordinator.roster.has_identities = security is not None
+        if connection.signed is not None:
+            connection.signed.take_outdated = coordinator.take_outdated
+            coordinator.forget_speaker = connection.signed.forget
         supervisor = Supervisor(
             coordinator, stores.ledger, lambda job: prepare(host, job), services.clock, observe, should_stop, only
         )
@@ -211,7 +215,7 @@ def _open_api(stack: contextlib.ExitStack, host: Host) -> None:
     operations = Operations(host.supervisor, host.stores.ledger, host.stores.blobs, options.state_dir)
 
     def status() -> ServerStatus:
-        roster = host.coordinator.roster
+        roster, signed = host.coordinator.roster, host.connection.signed
         return ServerStatus(
             api_version=API_VERSION,
             covey_version=__version__,
@@ -224,9 +228,7 @@ def _open_api(stack: contextlib.ExitStack, host: Host) -> None:
             jobs_at_work=list(host.coordinator.runs),
             uptime_s=time.monotonic() - began_at,
             has_authority=host.join_port is not None,
-            refused={
-                f"{device}: {reason.value}": count for (device, reason), count in host.connection.refused().items()
-            },
+            refused={} if signed is None else refusals(signed),
         )
 
     stack.enter_context(serve_local(make_api(operations, status, "local", None), options.state_dir))
@@ -235,6 +237,11 @@ def _open_api(stack: contextlib.ExitStack, host: Host) -> None:
         app = make_api(operations, status, "token", token)
         port = stack.enter_context(serve_http(app, options.api_listen, options.api_port))
         _LOG.info("API on %s:%d; its token is in %s", options.api_listen, port, options.state_dir / "api-token")
+
+
+def refusals(signed: SignedTransport) -> dict[str, int]:
+    """Return how many messages were refused since the start, by ``DEVICE: REASON``."""
+    return {f"{device}: {reason.value}": count for (device, reason), count in signed.refused.items()}
 
 
 def connect_to_broker(options: ServeOptions, should_stop: Callable[[], bool]) -> Connect:
@@ -268,7 +275,7 @@ def connect_to_broker(options: ServeOptions, should_stop: Callable[[], bool]) ->
             mqtt_port if is_embedded else None,
             others.check,
             lambda job: require_size(address, options.fleet, tls, job),
-            dict if signed is None else lambda: signed.refused,
+            signed,
         )
 
     return connect

@@ -26,7 +26,10 @@ class _Birth(msgspec.Struct):
 def devices_of(ledger: Ledger) -> list[DeviceRecord]:
     """Return every device that ever announced itself, by fleet and name."""
     of_device = and_(OFFERS.c.device == DEVICES.c.name, OFFERS.c.state == "reported")
-    columns = [DEVICES.c[name] for name in ("fleet", "state", "ineligible", "reason", "adapter_sha256", "last_seen")]
+    columns = [
+        DEVICES.c[name]
+        for name in ("fleet", "state", "ineligible", "reason", "quarantine", "adapter_sha256", "last_seen")
+    ]
     query = (
         select(
             *columns,
@@ -44,6 +47,13 @@ def devices_of(ledger: Ledger) -> list[DeviceRecord]:
         for device in devices:
             msgspec.convert(device.birth, _Birth)
     return devices
+
+
+def quarantined_devices(ledger: Ledger, fleet: str) -> dict[str, str]:
+    """Return why devices of a fleet are in quarantine, by name."""
+    query = select(DEVICES.c.name, DEVICES.c.quarantine)
+    query = query.where(DEVICES.c.fleet == fleet, DEVICES.c.quarantine.is_not(None))
+    return dict(tuples(ledger, tuple[str, str], query))
 
 
 def tags_of(ledger: Ledger, fleet: str) -> dict[str, set[str]]:

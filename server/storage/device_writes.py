@@ -71,6 +71,11 @@ class DeviceWrites(Writes):
             update(DEVICES).where(*_OF_DEVICE).values(reason=reason), {"of_fleet": fleet, "of_name": name}
         )
 
+    def device_quarantined(self, fleet: str, name: str, reason: str | None) -> bool:
+        """Enter why a device is in quarantine; None: it is not any more. Return whether the device is known."""
+        key = {"of_fleet": fleet, "of_name": name}
+        return self.database.write(update(DEVICES).where(*_OF_DEVICE).values(quarantine=reason), key) > 0
+
     def forget_device(self, fleet: str, name: str) -> bool:
         """Delete a device with its tags and profiles; return whether it was there. What it did in jobs stays."""
         with self.database.transaction():

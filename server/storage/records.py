@@ -281,6 +281,7 @@ class DeviceRecord:
     state: str
     ineligible: str | None
     reason: str | None
+    quarantine: str | None
     birth: dict[str, Any]
     adapter_sha256: str | None
     last_seen: str

@@ -121,8 +121,13 @@ DEVICES = Table(
     Column("last_seen", Text, nullable=False, default=now_text),
     Column("ineligible", Text),
     Column("reason", Text),
+    Column("quarantine", Text),
 )
-"""Devices as they were last heard; ``reason`` says why one is offered nothing at the moment."""
+"""Devices as they were last heard.
+
+``reason`` says why one is offered nothing at the moment, ``quarantine`` why it is offered nothing until the operator
+decides.
+"""
 
 DEVICE_TAGS = Table(
     "device_tags",

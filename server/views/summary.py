@@ -157,6 +157,7 @@ def device_list(ledger: Ledger) -> list[dict[str, Any]]:
             "state": known.state,
             "ineligible": known.ineligible,
             "reason": known.reason,
+            "quarantine": known.quarantine,
             "tags": sorted(tags[known.fleet].get(known.device, set()) | set(known.birth.get("tags", ()))),
             "adapter_sha256": known.adapter_sha256,
             "last_seen": known.last_seen,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import shutil
 import socket
 import ssl
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from fleets import wait_for
 from trusted import TrustedFleet
 
 from edge_runtime.agent.config import read_edge_config
+from edge_runtime.errors import ConfigError
 from edge_runtime.network.address import BrokerAddress
 from edge_runtime.network.mqtt import MqttTransport
 from edge_runtime.protocol.messages import DeviceState, encode_message
@@ -117,6 +119,44 @@ def test_strangers_are_not_heard(fleet: TrustedFleet, tmp_path: Path, tiny_bundl
     finally:
         member.close()
     assert "a" not in fleet.states()
+
+
+def test_a_copied_card_is_put_in_quarantine(fleet: TrustedFleet, tmp_path: Path) -> None:
+    server = fleet.open()
+    fleet.join("a")
+    fleet.join("b", 1)
+    twin = fleet.config("a").parent
+    fleet.start("a")
+    fleet.start("b")
+    wait_for(lambda: list(fleet.states().values()).count("online") == 2, "both devices")
+    shutil.copytree(twin, fleet.root / "copy", ignore=shutil.ignore_patterns("covey-state"))
+    copy = fleet.start("copy")
+
+    def quarantined() -> str | None:
+        listed = {one["device"]: one for one in fleet.covey("device", "list")["devices"]}
+        assert listed["b"]["quarantine"] is None
+        return listed["a"]["quarantine"]
+
+    wait_for(quarantined, "the quarantine", 60.0)
+    assert "two programs run as a: " in server.stderr.read_text()
+    assert "covey device release a" in server.stderr.read_text()
+    fleet.submit("job", rounds=2)
+    assert fleet.covey("job", "watch", "job")["state"] == "finished"
+    shown = fleet.covey("job", "show", "job")
+    assert [one["device"] for one in shown["device_list"]] == ["b"]
+
+    copy.popen.kill()
+    copy.popen.wait()
+    server.popen.kill()
+    server.popen.wait()
+    fleet.open()
+    assert quarantined()
+    assert fleet.covey("device", "release", "a")["state"] == "released"
+    assert quarantined() is None
+    fleet.covey("device", "release", "a", code=ConfigError.exit_code)
+    wait_for(lambda: list(fleet.states().values()).count("online") == 2, "both devices")
+    fleet.submit("second", rounds=1, min_devices=2)
+    assert fleet.covey("job", "watch", "second")["state"] == "finished"
 
 
 def test_without_an_authority_a_server_listens_on_this_machine_only(tmp_path: Path, tiny_bundle: Bundle) -> None:
