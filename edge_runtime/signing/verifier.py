@@ -114,7 +114,7 @@ class Verifier:
         return None if found is None else found.session
 
     def forget(self, speaker: str) -> None:
-        """Forget how far a speaker was heard: another one of its machines is to be heard now. For the checking thread."""
+        """Forget how far a speaker was heard: another of its machines is to be heard. For the checking thread."""
         self._sessions.pop(speaker, None)
         for topic in [topic for topic in self._marks if self._speaker_of(topic) == speaker]:
             del self._marks[topic]

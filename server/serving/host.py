@@ -178,9 +178,7 @@ def open_host(
             options.fleet, stores.ledger, services, lambda event: observe(None, event), should_stop
         )
         coordinator.roster.has_identities = security is not None
-        if connection.signed is not None:
-            connection.signed.take_outdated = coordinator.take_outdated
-            coordinator.forget_speaker = connection.signed.forget
+        _watch_signatures(connection, coordinator)
         supervisor = Supervisor(
             coordinator, stores.ledger, lambda job: prepare(host, job), services.clock, observe, should_stop, only
         )
@@ -237,6 +235,12 @@ def _open_api(stack: contextlib.ExitStack, host: Host) -> None:
         app = make_api(operations, status, "token", token)
         port = stack.enter_context(serve_http(app, options.api_listen, options.api_port))
         _LOG.info("API on %s:%d; its token is in %s", options.api_listen, port, options.state_dir / "api-token")
+
+
+def _watch_signatures(connection: Connection, coordinator: Coordinator) -> None:
+    if connection.signed is not None:
+        connection.signed.take_outdated = coordinator.take_outdated
+        coordinator.forget_speaker = connection.signed.forget
 
 
 def refusals(signed: SignedTransport) -> dict[str, int]:
