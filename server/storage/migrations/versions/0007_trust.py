@@ -8,8 +8,7 @@ down_revision = "0006"
 
 
 def upgrade() -> None:
-    """Add the two tables, and why a device is in quarantine."""
-    op.add_column("devices", sa.Column("quarantine", sa.Text))
+    """Add the two tables."""
     op.create_table(
         "join_tokens",
         sa.Column("id", sa.Text, primary_key=True),
