@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime import __version__
 from edge_runtime.agent.announcer import Announcer
-from edge_runtime.agent.deaths import check_deaths, enter_death
+from edge_runtime.agent.deaths import DeathWatch
 from edge_runtime.agent.delta_uploads import DeltaUploads
 from edge_runtime.agent.inbox import Inbox, round_and_attempt
 from edge_runtime.agent.last_report import LastReport
@@ -112,7 +112,8 @@ class Agent:
         urgent = (hello_topic(config.fleet), self._topic("log/get"))
         self._inbox = Inbox(transport, self._topic("plan"), urgent, self._handle_at_once)
         self._journal = JournalFile(store)
-        enter_death(self._journal)
+        self._deaths = DeathWatch(self._journal, self._machine.clock)
+        self._deaths.enter(self._machine.boot_id)
         engines = engines or Engines(config.engine, config.threads)
         self._trainer = Trainer(
             config, store, self._journal, engines, self._machine, self._inbox.pause_transfer, contained=contained
@@ -246,12 +247,11 @@ class Agent:
         except ProtocolError as error:
             _LOG.error("ignored a message on %s: %s", message.topic, error)
             return None
-        self._inbox.collect()
-        if self._inbox.has_newer(plan):
+        if self._is_outdated(plan):
             _LOG.info("skipped the plan of round %d: a newer one is here", plan.round)
             return None
-        self._announcer.state("busy")
         try:
+            self._announcer.state("busy")
             self._blob_url = blob_base(plan.blob_url, self._transport.broker_host, self._config.server_url)
             if isinstance(plan, SyncPlan):
                 return self._sync(plan)
@@ -269,6 +269,13 @@ class Agent:
             self._readiness.look()
             self._announcer.state("online")
         return None
+
+    def _is_outdated(self, plan: Plan) -> bool:
+        try:
+            self._inbox.collect()
+        except Exception as error:  # noqa: BLE001 what is wrong with another message does not lose this plan
+            _LOG.error("cannot take in what has arrived: %s", as_covey_error(error))
+        return self._inbox.has_newer(plan)
 
     def _take_ack(self, ack: ReportAck) -> None:
         level = logging.INFO if ack.outcome in ("taken", "upload", "duplicate") else logging.WARNING
@@ -346,7 +353,7 @@ class Agent:
         self._check_ready(plan.bundle_sha256)
         privacy = plan.privacy if isinstance(plan, TrainPlan) else None
         check_privacy(privacy, self._config.least_noise_multiplier)
-        check_deaths(plan, self._journal)
+        self._deaths.check(plan)
         self._report(PlanAccepted(job=plan.job, round=plan.round, attempt=plan.attempt, device=self._config.name))
         done = self._trainer.train(plan, self._prepare(plan), self._until_deadline(plan))
         if done is None:

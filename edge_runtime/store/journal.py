@@ -33,6 +33,7 @@ class Begun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         began_at: seconds since 1970.
         bytes_needed: estimate of the memory that it needs; None: not known.
         bytes_free: memory that was free when it began; None: not known.
+        machine_boot_id: of the machine's start, from its kernel; None: not known.
     """
 
     job: str
@@ -44,6 +45,7 @@ class Begun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     began_at: float
     bytes_needed: int | None = None
     bytes_free: int | None = None
+    machine_boot_id: str | None = None
 
     @property
     def work(self) -> tuple[str, str, str, int | None]:
@@ -56,13 +58,18 @@ class Deaths(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         last: what it trained when it died last.
-        count: how often it has died of the same work (Begun.work) without a report of it in between.
+        count: how often the process has died of the same work (Begun.work) without a report of it in between, while
+            the machine went on.
         refused_round: the round that was refused for that; None: none was.
+        restarts: how often the whole machine has started again during that work: a power cut, or a board that hung.
+        refusals: how often that work was refused for a while, and tried again after it.
     """
 
     last: Begun
     count: int = 1
     refused_round: int | None = None
+    restarts: int = 0
+    refusals: int = 0
 
 
 class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -68,8 +68,11 @@ class JournalFile:
             self._journal = msgspec.structs.replace(self._journal, begun=None)
             self._store.write_journal(self._journal)
 
-    def enter_death(self) -> Deaths | None:
+    def enter_death(self, machine_boot_id: str | None) -> Deaths | None:
         """Enter that the process before this one died while it trained; return the deaths, None where it did not.
+
+        Args:
+            machine_boot_id: of the machine's start; another one than before: the machine itself has started again.
 
         Raises:
             StorageError: the disk is full or not writable.
@@ -77,9 +80,16 @@ class JournalFile:
         begun, deaths = self._journal.begun, self._journal.deaths
         if begun is None:
             return None
-        is_same = deaths is not None and deaths.last.work == begun.work
-        count = deaths.count + 1 if deaths is not None and is_same else 1
-        entered = Deaths(begun, count, deaths.refused_round if deaths is not None and is_same else None)
+        before = deaths if deaths is not None and deaths.last.work == begun.work else Deaths(begun, count=0)
+        was_restarted = (
+            None not in (begun.machine_boot_id, machine_boot_id) and begun.machine_boot_id != machine_boot_id
+        )
+        entered = msgspec.structs.replace(
+            before,
+            last=begun,
+            count=before.count + (not was_restarted),
+            restarts=before.restarts + was_restarted,
+        )
         self._write(msgspec.structs.replace(self._journal, begun=None, deaths=entered))
         return entered
 

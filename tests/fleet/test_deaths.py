@@ -11,8 +11,10 @@ import pytest
 from fleets import Fleet, Process, free_port, wait_for, write_job
 from hybrid import answers, backprop_plan, make_agent
 
-from edge_runtime.agent.deaths import MOST_DEATHS
+from edge_runtime.agent.deaths import FIRST_PAUSE_S, MOST_DEATHS, MOST_RESTARTS
 from edge_runtime.bundle.memory_need import bytes_for, level_need
+from edge_runtime.device.eligibility import EligibilityRules
+from edge_runtime.device.machine import this_machine
 from edge_runtime.errors import StorageError, TrainingError
 from edge_runtime.protocol.messages import DeltaReport, PlanAccepted, PlanRefused, RoundReport
 from edge_runtime.store.journal import JOURNAL_FILE
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from bench import Bench
 
+    from edge_runtime.agent.agent import Agent
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.protocol.messages import BackpropPlan, TrainPlan
 
@@ -33,9 +36,9 @@ def train(bench: Bench, plan: Any, bytes_free: int | None = FREE_BYTES) -> Any:
     return answers(bench, make_agent(bench, bytes_free), ("plan", plan))[-1]
 
 
-def die(bench: Bench, plan: Any, bytes_free: int | None = FREE_BYTES) -> list[Any]:
+def die(bench: Bench, plan: Any, bytes_free: int | None = FREE_BYTES, agent: Agent | None = None) -> list[Any]:
     """Start a device that is killed while it trains: its disk stays as it was at that moment."""
-    agent = make_agent(bench, bytes_free)
+    agent = agent or make_agent(bench, bytes_free)
     left: list[bytes] = []
 
     def killed(*_: Any) -> Any:
@@ -111,6 +114,64 @@ def test_a_later_round_is_tried_once_more(bench: Bench) -> None:
     assert bench.store.journal().deaths is None
 
 
+@PLANS
+def test_a_refusal_ends_by_itself_and_lasts_longer_each_time(bench: Bench, plan_of: Any) -> None:
+    """In a job that needs every device, a round that one of them refuses for good could never close."""
+    plan = plan_of(bench)
+    for _ in range(MOST_DEATHS):
+        die(bench, plan)
+    for pause_s in (FIRST_PAUSE_S, 2 * FIRST_PAUSE_S, 4 * FIRST_PAUSE_S):
+        agent, now = make_agent(bench, FREE_BYTES), [1000.0]
+        agent._deaths._clock = lambda now=now: now[0]
+        for passed_s in (0.0, pause_s - 1.0):
+            now[0] = 1000.0 + passed_s
+            refused = answers(bench, agent, ("plan", plan))[-1]
+            assert isinstance(refused, PlanRefused)
+            assert f"it tries it again in {max(1, round((pause_s - passed_s) / 60))} min" in refused.message
+        now[0] = 1000.0 + pause_s
+        assert isinstance(die(bench, plan, agent=agent)[-1], PlanAccepted)
+    agent, now = make_agent(bench, FREE_BYTES), [0.0]
+    agent._deaths._clock = lambda: now[0]
+    assert isinstance(answers(bench, agent, ("plan", plan))[-1], PlanRefused)
+    now[0] = 8 * FIRST_PAUSE_S
+    assert isinstance(answers(bench, agent, ("plan", plan))[-1], (RoundReport, DeltaReport))
+    assert bench.store.journal().deaths is None
+
+
+def machine_started(bench: Bench, number: int) -> Agent:
+    """Start a device on a machine that has started for the n-th time."""
+    agent = make_agent(bench, FREE_BYTES, boot_id=f"start-{number}")
+    assert agent._machine.boot_id == f"start-{number}"
+    return agent
+
+
+@PLANS
+def test_a_power_cut_is_no_death_for_want_of_memory(bench: Bench, plan_of: Any) -> None:
+    plan = plan_of(bench)
+    for number in range(MOST_RESTARTS - 1):
+        assert isinstance(die(bench, plan, agent=machine_started(bench, number))[-1], PlanAccepted)
+    done = answers(bench, machine_started(bench, MOST_RESTARTS), ("plan", plan))[-1]
+    assert isinstance(done, (RoundReport, DeltaReport))
+
+
+@PLANS
+def test_a_board_that_starts_again_and_again_in_the_same_work_refuses_it(bench: Bench, plan_of: Any) -> None:
+    """A board that hangs for want of memory until somebody pulls the plug looks like one without power."""
+    plan = plan_of(bench)
+    for number in range(MOST_RESTARTS):
+        die(bench, plan, agent=machine_started(bench, number))
+    refused = answers(bench, machine_started(bench, MOST_RESTARTS), ("plan", plan))[-1]
+    assert isinstance(refused, PlanRefused)
+    assert f"this device's machine has started again {MOST_RESTARTS} times" in refused.message
+
+
+def test_the_kernels_boot_id_is_read(bench: Bench) -> None:
+    started = this_machine(EligibilityRules(), bench.store.root).boot_id
+    assert started is not None
+    assert started == this_machine(EligibilityRules(), bench.store.root).boot_id
+    assert len(started) == 36
+
+
 def test_what_is_not_known_is_left_out(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     unknown = dataclasses.replace(make_agent(bench)._machine, free_bytes=lambda: None)
     monkeypatch.setattr("hybrid.this_machine", lambda *_: unknown)
@@ -118,7 +179,7 @@ def test_what_is_not_known_is_left_out(bench: Bench, monkeypatch: pytest.MonkeyP
         die(bench, forward_plan(bench), None)
     refused = train(bench, forward_plan(bench), None)
     assert refused.message.startswith(
-        "this device died twice while it trained this plan, probably for want of memory\n"
+        "this device died twice while it trained this plan, probably for want of memory; it tries"
     )
 
 
@@ -222,7 +283,7 @@ def test_a_device_killed_twice_in_training_refuses(tmp_path: Path, tiny_bundle: 
         device = fleet.device("pi", 0, stays=True)
         wait_for(lambda: any("died twice while it trained" in said for said in refusals(server)), "a refusal")
         assert device.popen.poll() is None
-        assert "2 in a row" in device.stderr.read_text()
+        assert "2 times in a row" in device.stderr.read_text()
     finally:
         fleet.stop()
 

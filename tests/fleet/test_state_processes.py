@@ -120,9 +120,13 @@ def test_a_device_without_descriptors_refuses_and_comes_back(fleet: Fleet) -> No
     limit_descriptors(devices[0], 0)
 
     def refused() -> bool:
+        """It says so; or its connection has ended just now, and a new one needs a descriptor."""
         assert devices[0].popen.poll() is None, devices[0].stderr.read_text()
-        failed = [event for event in server.events() if event["event"] == "offer_failed"]
-        return any("no file descriptor" in event["reason"] for event in failed if event["device"] == "device-0")
+        assert server.popen.poll() is None, server.stderr.read_text()
+        events = [event for event in server.events() if event.get("device") == "device-0"]
+        failed = [event["reason"] for event in events if event["event"] == "offer_failed"]
+        is_lost = any(event.get("state") == "lost" for event in events if event["event"] == "device")
+        return is_lost or any("no file descriptor" in reason for reason in failed)
 
     wait_for(refused, "a refusal for want of descriptors")
     limit_descriptors(devices[0], None)

@@ -75,7 +75,7 @@ def backprop_plan(bench: Bench, **changes: Any) -> BackpropPlan:
     return msgspec.structs.replace(plan, **changes)
 
 
-def make_agent(bench: Bench, bytes_free: int | None = None, **changes: Any) -> Agent:
+def make_agent(bench: Bench, bytes_free: int | None = None, boot_id: str | None = None, **changes: Any) -> Agent:
     installed = bench.store.bundles / bench.bundle.sha256
     if not installed.exists():
         installed.symlink_to(bench.bundle.path, target_is_directory=True)
@@ -84,6 +84,8 @@ def make_agent(bench: Bench, bytes_free: int | None = None, **changes: Any) -> A
     machine = this_machine(config.eligibility, bench.store.root)
     if bytes_free is not None:
         machine = dataclasses.replace(machine, free_bytes=lambda: bytes_free)
+    if boot_id is not None:
+        machine = dataclasses.replace(machine, boot_id=boot_id)
     return Agent(config, bench.store, transport, "boot", BowlEngines(), machine)
 
 
