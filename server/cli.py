@@ -11,6 +11,7 @@ from edge_runtime.commands.bundle import add_bundle_commands
 from server.commands.backup import add_backup_commands
 from server.commands.demo import add_demo_command
 from server.commands.devices import add_device_commands
+from server.commands.flash import add_flash_commands
 from server.commands.fleet import add_fleet_commands
 from server.commands.jobs import add_job_commands
 from server.commands.profile_commands import add_profile_commands
@@ -45,6 +46,7 @@ def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     add_bundle_commands(commands)
     add_serve_commands(commands)
     add_fleet_commands(commands)
+    add_flash_commands(commands)
     add_demo_command(commands)
     add_simulate(commands, lambda: stop_on_signals().is_set)
     add_profile_commands(commands, default_state_dir())

@@ -164,7 +164,7 @@ def _token(args: argparse.Namespace) -> int:
     names = args.names or numbered_names(args.prefix, args.count, set())
     if args.file is not None:
         _check_new(args.file)
-    made = _made(args, names, valid_s)
+    made = make_join_tokens(args, names, valid_s)
     lines = [f"{name} {token}" for name, token in made.items()]
     if args.file is not None:
         from edge_runtime.files.atomic import write_atomically
@@ -176,7 +176,7 @@ def _token(args: argparse.Namespace) -> int:
     return 0
 
 
-def _made(args: argparse.Namespace, names: list[str], valid_s: float) -> dict[str, str]:
+def make_join_tokens(args: argparse.Namespace, names: list[str], valid_s: float) -> dict[str, str]:
     """Have a running server make tokens; where none runs on this machine, make them here."""
     from server.client.client import NoServerError
     from server.serving.options import only_one

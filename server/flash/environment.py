@@ -1,0 +1,183 @@
+"""Makes the environment of a board as one archive: Python packages for its machine, installed without running anything.
+
+pip chooses and unpacks wheels for the board's Python and machine, so that the board needs neither network nor pip.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+import sys
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from edge_runtime.errors import NetworkError, StorageError, storage_error
+from server.flash.device_wheel import make_device_wheel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FOLDER = "/opt/covey"
+"""Where Covey is on a board."""
+
+LEAST_ALIGNMENT = 16 * 1024
+"""Bytes to which a library's segments must be aligned: the kernel of a Raspberry Pi 5 has pages of 16 KiB."""
+
+_PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64", "linux_aarch64")
+_ELF_64 = b"\x7fELF\x02"
+_LOADABLE = 1
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where packages come from.
+
+    Attributes:
+        wheels: a folder of wheels, from which alone they are taken; None: an index.
+        index_url: the index; None: pip's own.
+    """
+
+    wheels: Path | None = None
+    index_url: str | None = None
+
+
+@dataclass(frozen=True)
+class Environment:
+    """An environment that was made.
+
+    Attributes:
+        archive: the tar file.
+        packages: ``NAME VERSION`` of what is in it.
+        unpacked_bytes: what it takes on the board.
+        has_kernel: whether it has Covey's compiled kernel.
+        short_aligned: libraries that a kernel with pages of 16 KiB cannot load.
+    """
+
+    archive: Path
+    packages: tuple[str, ...]
+    unpacked_bytes: int
+    has_kernel: bool
+    short_aligned: tuple[str, ...]
+
+
+def make_environment(python: str, sources: Sources, archive: Path) -> Environment:
+    """Write an environment for a board with 64-bit Arm as a tar file; its folder in it is ``env-a``.
+
+    Args:
+        python: the board's version of Python, as ``3.11``.
+        sources: where packages come from.
+        archive: the file that is written.
+
+    Raises:
+        NetworkError: pip finds no wheels; the error has its last line.
+        StorageError: the disk is full.
+    """
+    with tempfile.TemporaryDirectory(dir=archive.parent) as folder:
+        root = Path(folder)
+        wheel, has_kernel = make_device_wheel(root)
+        site = root / "site"
+        _install(python, sources, [str(wheel), "pip"], site)
+        packages = tuple(sorted(_name_of(info) for info in site.glob("*.dist-info")))
+        short = tuple(
+            str(path.relative_to(site)) for path in sorted(site.rglob("*.so*")) if alignment(path) < LEAST_ALIGNMENT
+        )
+        try:
+            size = _pack(python, site, archive)
+        except OSError as error:
+            raise storage_error(error, archive) from error
+    return Environment(archive, packages, size, has_kernel, short)
+
+
+def alignment(library: Path) -> int:
+    """Return the least alignment of a library's loadable segments, in bytes; a very large one for what is no library."""
+    data = library.read_bytes()
+    if not data.startswith(_ELF_64):
+        return 1 << 62
+    (offset,) = struct.unpack_from("<Q", data, 32)
+    size, count = struct.unpack_from("<HH", data, 54)
+    found = [1 << 62]
+    for index in range(count):
+        kind = struct.unpack_from("<I", data, offset + index * size)[0]
+        if kind == _LOADABLE:
+            found.append(struct.unpack_from("<Q", data, offset + index * size + 48)[0])
+    return min(found)
+
+
+def _install(python: str, sources: Sources, what: Sequence[str], target: Path) -> None:
+    platforms = [word for name in _PLATFORMS for word in ("--platform", name)]
+    places = (
+        ["--no-index", "--find-links", str(sources.wheels)]
+        if sources.wheels is not None
+        else (["--index-url", sources.index_url] if sources.index_url is not None else [])
+    )
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"),
+            *("--only-binary=:all:", "--implementation", "cp", "--python-version", python, *platforms),
+            *(*places, "--target", str(target), *what),
+        ],
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode:
+        said = [line for line in done.stderr.decode(errors="replace").splitlines() if line.startswith("ERROR")]
+        raise NetworkError(
+            f"pip finds no packages for Python {python} on 64-bit Arm: {said[-1] if said else 'it said nothing'}",
+            f"fetch them where there is a network, and give --wheels DIR: pip download --only-binary=:all: "
+            f"--python-version {python} --platform {_PLATFORMS[0]} -d DIR covey pip",
+        )
+
+
+def _name_of(info: Path) -> str:
+    name, _, version = info.name.removesuffix(".dist-info").partition("-")
+    return f"{name} {version}"
+
+
+def _pack(python: str, site: Path, archive: Path) -> int:
+    """Write the archive; return the bytes that its files take."""
+    env = PurePosixPath("env-a")
+    size = 0
+    with tarfile.open(archive, "w") as tar:
+        texts = {
+            env / "pyvenv.cfg": (f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {python}\n", 0o644),
+            env / "bin" / "covey-edge": (_SCRIPT.format(folder=FOLDER), 0o755),
+        }
+        links = {env / "bin" / "python3": f"/usr/bin/python{python}", env / "bin" / "python": "python3"}
+        for path, (text, mode) in texts.items():
+            entry = tarfile.TarInfo(str(path))
+            entry.size, entry.mode = len(text.encode()), mode
+            tar.addfile(entry, io.BytesIO(text.encode()))
+        for path, target in links.items():
+            entry = tarfile.TarInfo(str(path))
+            entry.type, entry.linkname = tarfile.SYMTYPE, target
+            tar.addfile(entry)
+        for source in sorted(site.rglob("*")):
+            if not source.is_file() or source.relative_to(site).parts[0] == "bin" or "__pycache__" in source.parts:
+                continue
+            entry = tarfile.TarInfo(str(env / "lib" / f"python{python}" / "site-packages" / source.relative_to(site)))
+            entry.size, entry.mode = source.stat().st_size, 0o644
+            size += entry.size
+            with source.open("rb") as file:
+                tar.addfile(entry, file)
+    return size
+
+
+_SCRIPT = """\
+#!{folder}/env-a/bin/python3
+import sys
+from edge_runtime.cli import main
+sys.exit(main())
+"""
+
+
+def check_archive(data: Path) -> list[str]:
+    """Return the names in an archive, read to its end; StorageError: it is damaged."""
+    try:
+        with tarfile.open(data) as tar:
+            return tar.getnames()
+    except tarfile.TarError as error:
+        raise StorageError(f"{data} is damaged ({error})", "flash the card again") from error

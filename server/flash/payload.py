@@ -1,0 +1,189 @@
+"""What a card gets of Covey in its root partition: the environment, the join token, services, and the set-up script.
+
+It is the same for each way of first-boot settings: a service of systemd sets the board up, so that a board whose image
+takes its settings otherwise gets Covey all the same.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edge_runtime import __version__
+from server.flash.card import RootFile
+from server.flash.environment import FOLDER
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from server.flash.environment import Environment
+    from server.flash.first_boot import Found, Settings
+
+HOME = "/var/lib/covey"
+"""The home of the service's user: configuration, identity, state and rows."""
+
+SETUP, ARCHIVE, NOTE = f"{FOLDER}/setup.sh", f"{FOLDER}/env.tar", f"{FOLDER}/card.json"
+TOKEN = f"{FOLDER}/join-token"
+UNITS = "/etc/systemd/system"
+WANTS = f"{UNITS}/multi-user.target.wants"
+SERVICES = ("covey-setup.service", "covey-edge.service")
+
+_SETUP = """\
+#!/bin/sh
+# Written by covey flash. covey-setup.service runs it until it has succeeded; every step can be repeated.
+set -eu
+home={home} folder={folder}
+id covey >/dev/null 2>&1 || useradd --system --home-dir "$home" --shell /usr/sbin/nologin --user-group covey
+for group in video gpio i2c; do
+    getent group "$group" >/dev/null && usermod -a -G "$group" covey
+done
+install -d -o covey -g covey -m 750 "$home"
+install -d -o covey -g covey -m 750 "$home/data"
+chown -R covey:covey "$home"
+if [ ! -e "$folder/env-a/.complete" ]; then
+    rm -rf "$folder/env-a" "$folder/env.partial"
+    mkdir "$folder/env.partial"
+    tar -xf "$folder/env.tar" -C "$folder/env.partial" --no-same-owner
+    "$folder/env.partial/env-a/bin/python3" -m compileall -q "$folder/env.partial/env-a/lib" || true
+    touch "$folder/env.partial/env-a/.complete"
+    sync
+    mv "$folder/env.partial/env-a" "$folder/env-a"
+    rmdir "$folder/env.partial"
+    sync
+    rm -f "$folder/env.tar"
+fi
+if [ -e "$folder/join-token" ]; then
+    install -o covey -g covey -m 600 "$folder/join-token" "$home/join-token"
+    cd "$home"
+    runuser -u covey -- "$folder/env-a/bin/covey-edge" join --token-file "$home/join-token" \\
+        --config "$home/edge.toml" --data data/{rows} --wait {wait}
+    rm -f "$home/join-token" "$folder/join-token"
+fi
+touch "$folder/set-up"
+"""
+
+_SETUP_UNIT = f"""\
+[Unit]
+Description=Covey: set up this board
+Documentation=https://github.com/covey-edge/covey
+Wants=network-online.target
+After=network-online.target
+Before=covey-edge.service
+ConditionPathExists=!{FOLDER}/set-up
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart={SETUP}
+TimeoutStartSec=infinity
+# Network or server may be away for days: it goes on where it was.
+Restart=on-failure
+RestartSec=30
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+_EDGE_UNIT = f"""\
+[Unit]
+Description=Covey: train on this board's rows
+Wants=network-online.target
+Requires=covey-setup.service
+After=network-online.target covey-setup.service
+ConditionPathExists={HOME}/edge.toml
+
+[Service]
+User=covey
+Group=covey
+WorkingDirectory={HOME}
+ExecStart={FOLDER}/env-a/bin/covey-edge run --config {HOME}/edge.toml
+Restart=always
+RestartSec=10
+# A stop waits for the step at work; what is trained is in the journal.
+TimeoutStopSec=60
+# The board is its owner's first: training gives way, and cannot take all of the memory.
+Nice=10
+IOSchedulingClass=idle
+MemoryMax={{memory}}
+OOMPolicy=stop
+NoNewPrivileges=yes
+ProtectSystem=strict
+ReadWritePaths={HOME}
+ProtectHome=yes
+PrivateTmp=yes
+ProtectKernelTunables=yes
+ProtectKernelModules=yes
+ProtectControlGroups=yes
+RestrictSUIDSGID=yes
+RestrictRealtime=yes
+LockPersonality=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+CapabilityBoundingSet=
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What a card gets.
+
+    Attributes:
+        device: the name of the device in its fleet.
+        token: its join token; None: the board is set up without joining a fleet.
+        environment: Covey's device side.
+        rows: the private rows, a file here; None: they are put onto the board later.
+        rows_name: the name of their file on the board.
+        memory_max: what the service may use of the board's memory, as systemd reads it: ``80%`` or ``600M``.
+        join_wait_s: how long one attempt to join waits for network, clock and approval, in seconds.
+    """
+
+    device: str
+    token: str | None
+    environment: Environment
+    rows: Path | None = None
+    rows_name: str = "rows.jsonl"
+    memory_max: str = "80%"
+    join_wait_s: int = 600
+
+
+def root_files(found: Found, settings: Settings, payload: Payload) -> list[RootFile]:
+    """Return the files for the root partition of a card."""
+    note = {
+        "device": payload.device,
+        "hostname": settings.hostname,
+        "instance": settings.instance,
+        "covey_version": __version__,
+        "python": found.python,
+        "first_boot": found.format,
+        "packages": list(payload.environment.packages),
+    }
+    setup = _SETUP.format(home=HOME, folder=FOLDER, rows=payload.rows_name, wait=payload.join_wait_s)
+    files = [
+        RootFile(FOLDER, 0o755),
+        RootFile(HOME, 0o750),
+        RootFile(f"{HOME}/data", 0o750),
+        RootFile(ARCHIVE, 0o644, payload.environment.archive),
+        RootFile(SETUP, 0o755, setup.encode()),
+        RootFile(NOTE, 0o644, (json.dumps(note, indent=2) + "\n").encode()),
+        RootFile(f"{UNITS}/{SERVICES[0]}", 0o644, _SETUP_UNIT.encode()),
+        RootFile(f"{UNITS}/{SERVICES[1]}", 0o644, _EDGE_UNIT.format(memory=payload.memory_max).encode()),
+        *(RootFile(f"{WANTS}/{name}", target=f"{UNITS}/{name}") for name in SERVICES),
+    ]
+    if payload.token is not None:
+        files.append(RootFile(TOKEN, 0o600, f"{payload.token}\n".encode()))
+    if payload.rows is not None:
+        files.append(RootFile(f"{HOME}/data/{payload.rows_name}", 0o640, payload.rows))
+    return files
+
+
+def needed_bytes(files: list[RootFile], unpacked_bytes: int) -> int:
+    """Return the bytes that a root partition needs for files, and for the environment once it is unpacked."""
+    sizes = [
+        len(file.data) if isinstance(file.data, bytes) else file.data.stat().st_size
+        for file in files
+        if file.data is not None
+    ]
+    return sum(sizes) + unpacked_bytes
