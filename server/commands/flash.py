@@ -201,7 +201,7 @@ def _payloads(args: argparse.Namespace, names: list[str], stock: Stock, work: Pa
         )
     if made.short_aligned:
         print(
-            f"on a Raspberry Pi 5 these libraries cannot be loaded, being aligned to less than {LEAST_ALIGNMENT} bytes: "
+            f"a Raspberry Pi 5 cannot load these libraries, aligned to less than {LEAST_ALIGNMENT} bytes: "
             f"{', '.join(made.short_aligned)}",
             file=sys.stderr,
         )

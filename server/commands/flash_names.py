@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import ConfigError
@@ -13,8 +12,10 @@ from edge_runtime.values import NAME_PATTERN
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 _DONE = ".done"
+_TOKENS = "covey fleet token NAME --file FILE"
 
 
 def names_of(args: argparse.Namespace) -> list[str]:
@@ -72,13 +73,11 @@ def given_tokens(path: Path, names: Sequence[str]) -> Mapping[str, str]:
     try:
         words = path.read_text().split()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"--join-tokens {path} cannot be read ({error})", "covey fleet token NAME --file FILE"
-        ) from error
+        raise ConfigError(f"--join-tokens {path} cannot be read ({error})", _TOKENS) from error
     found = {token.device: word for word in words if word.startswith("covey1-") for token in [decode_token(word)]}
     missing = [name for name in names if name not in found]
     if missing:
-        raise ConfigError(f"{path} has no token for {', '.join(missing[:5])}", "covey fleet token NAME --file FILE")
+        raise ConfigError(f"{path} has no token for {', '.join(missing[:5])}", _TOKENS)
     return {name: found[name] for name in names}
 
 

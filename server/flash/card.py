@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from edge_runtime.errors import ConfigError, StorageError
+from edge_runtime.errors import ConfigError, StorageError, storage_error
+from server.flash.holes import copy_part
 from server.flash.tools import require_tools, run_tool
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ _FAT_GPT, _LINUX_GPT = (
 )
 _HINT = "give a stock Raspberry Pi OS Lite (64-bit) image: https://www.raspberrypi.com/software/operating-systems/"
 _E2FSCK_MENDED = (0, 1)
+_MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -226,18 +228,30 @@ class Card:
     def grow(self, more_bytes: int) -> None:
         """Make the root partition, which must be the last one, and its file system larger.
 
+        resize2fs cuts an image to the length of the file system in it, wherever that begins: it gets a copy of its own.
+
         Raises:
             StorageError: there is no room for it here, or the file system is damaged.
         """
-        sector = 1 << 20
-        size = (self.path.stat().st_size + more_bytes + sector - 1) // sector * sector
-        os.truncate(self.path, size)
-        run_tool(
-            ["sfdisk", "--no-reread", "--no-tell-kernel", "-N", str(self.root.number), str(self.path)], given=b", +\n"
-        )
-        self.boot, self.root = _partitions(self.path)
-        run_tool(["e2fsck", "-f", "-y", self._ext], codes=_E2FSCK_MENDED)
-        run_tool(["resize2fs", self._ext, f"{self.root.size_bytes // 1024}K"])
+        size = -(-(self.path.stat().st_size + more_bytes) // _MIB) * _MIB
+        copy = self.path.with_name(self.path.name + ".root")
+        before = self.root
+        try:
+            copy_part(self.path, before.start_bytes, before.size_bytes, copy, 0)
+            os.truncate(self.path, before.start_bytes)
+            os.truncate(self.path, size)
+            run_tool(
+                ["sfdisk", "--no-reread", "--no-tell-kernel", "-N", str(before.number), str(self.path)], given=b", +\n"
+            )
+            self.boot, self.root = _partitions(self.path)
+            os.truncate(copy, self.root.size_bytes)
+            run_tool(["e2fsck", "-f", "-y", str(copy)], codes=_E2FSCK_MENDED)
+            run_tool(["resize2fs", str(copy), f"{self.root.size_bytes // 1024}K"])
+            copy_part(copy, 0, copy.stat().st_size, self.path, self.root.start_bytes)
+        except OSError as error:
+            raise storage_error(error, self.path) from error
+        finally:
+            copy.unlink(missing_ok=True)
 
     def check_root(self) -> None:
         """Check the root partition's file system; StorageError: it is damaged."""

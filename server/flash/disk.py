@@ -10,12 +10,11 @@ import contextlib
 import hashlib
 import json
 import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_runtime.errors import ConfigError, StorageError, storage_error
+from edge_runtime.errors import ConfigError, CoveyError, StorageError, storage_error
 from server.flash.tools import run_tool
 
 if TYPE_CHECKING:
@@ -163,10 +162,10 @@ def eject(device: Path) -> bool:
     """Have the system let go of a disk; return whether it has: else it is only synchronised."""
     os.sync()
     try:
-        done = subprocess.run(["eject", str(device)], capture_output=True, check=False)
-    except FileNotFoundError:
+        run_tool(["eject", str(device)])
+    except CoveyError:
         return False
-    return done.returncode == 0
+    return True
 
 
 def _write_all(target: int, data: bytes, offset: int) -> None:

@@ -93,7 +93,7 @@ def make_environment(python: str, sources: Sources, archive: Path) -> Environmen
 
 
 def alignment(library: Path) -> int:
-    """Return the least alignment of a library's loadable segments, in bytes; a very large one for what is no library."""
+    """Return the least alignment of a library's loadable segments, in bytes; a very large one for another file."""
     data = library.read_bytes()
     if not data.startswith(_ELF_64):
         return 1 << 62

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from server.flash.card import Card
 
 Format = Literal["firstrun", "cloud-init", "rpi-preseed"]
-"""``firstrun``: a script that systemd runs; ``cloud-init``: user-data with ds=nocloud; ``rpi-preseed``: one TOML file."""
+"""``firstrun``: a script that systemd runs; ``cloud-init``: user-data, ds=nocloud; ``rpi-preseed``: one TOML file."""
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 """Versions of Python for which the device side has wheels."""

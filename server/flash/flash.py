@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from server.flash.card import Card
 from server.flash.check import check_card
 from server.flash.first_boot import look_into
 from server.flash.formats import first_boot_files
+from server.flash.holes import copy_part
 from server.flash.payload import needed_bytes, root_files
 from server.flash.source import copy_image
 
@@ -80,7 +80,8 @@ def make_card(
     boot_files = first_boot_files(stock.found, settings, user_data)
     partial = out.with_name(out.name + PARTIAL)
     try:
-        _copy_with_holes(stock.path, partial)
+        partial.unlink(missing_ok=True)
+        copy_part(stock.path, 0, stock.copied.size_bytes, partial, 0)
         card = Card(partial)
         files = root_files(stock.found, settings, payload)
         missing = needed_bytes(files, payload.environment.unpacked_bytes) + _SPARE_BYTES - card.free_bytes()
@@ -103,24 +104,3 @@ def make_card(
         with contextlib.suppress(FileNotFoundError):
             partial.unlink()
     return report
-
-
-def _copy_with_holes(source: Path, target: Path) -> None:
-    """Copy a file; what is a hole in it is one in the copy."""
-    size = source.stat().st_size
-    with source.open("rb") as read, target.open("wb") as write:
-        end = 0
-        while end < size:
-            try:
-                start = os.lseek(read.fileno(), end, os.SEEK_DATA)
-            except OSError:  # no data follows
-                break
-            end = os.lseek(read.fileno(), start, os.SEEK_HOLE)
-            read.seek(start)
-            write.seek(start)
-            left = end - start
-            while left:
-                block = read.read(min(left, shutil.COPY_BUFSIZE))  # type: ignore[attr-defined]  # not in typeshed
-                write.write(block)
-                left -= len(block)
-        write.truncate(size)
