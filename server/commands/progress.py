@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TextIO
 
-_EVERY_S, _EVERY_SHARE = 0.5, 0.1
-"""How often a line is written: to a terminal in seconds, to a file in shares of the whole."""
+_EVERY_S, _LINES = 0.5, 10
+"""How often a line is written to a terminal, in seconds, and how many are written to a file."""
 
 
 class ByteProgress:
@@ -30,11 +30,11 @@ class ByteProgress:
     def _begin(self, what: str) -> None:
         self._what = what
         self._began_at = self._clock()
-        self._shown_at, self._shown_share = self._began_at, 0.0
+        self._shown_at, self._lines = self._began_at, 0
 
     def __call__(self, done_bytes: int, all_bytes: int) -> None:
         """Show how far it is, if it is time to."""
-        now, share = self._clock(), done_bytes / max(1, all_bytes)
+        now, lines = self._clock(), _LINES * done_bytes // max(1, all_bytes)
         is_end = done_bytes >= all_bytes
         if self._out.isatty():
             if now - self._shown_at < _EVERY_S and not is_end:
@@ -42,11 +42,11 @@ class ByteProgress:
             end = "\n" if is_end else ""
             self._out.write(f"\r\033[K{self._line(now, done_bytes, all_bytes)}{end}")
         else:
-            if share - self._shown_share < _EVERY_SHARE and not is_end:
+            if lines <= self._lines:
                 return
             self._out.write(self._line(now, done_bytes, all_bytes) + "\n")
         self._out.flush()
-        self._shown_at, self._shown_share = now, share
+        self._shown_at, self._lines = now, lines
 
     def named(self, what: str, done_bytes: int, all_bytes: int) -> None:
         """Show how far one of several pieces of work is; another name begins a new one."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime.errors import NetworkError, StorageError, storage_error
 from server.flash.device_wheel import make_device_wheel
+from server.flash.needed import missing_packages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +29,7 @@ LEAST_ALIGNMENT = 16 * 1024
 """Bytes to which a library's segments must be aligned: the kernel of a Raspberry Pi 5 has pages of 16 KiB."""
 
 _PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64", "linux_aarch64")
+_MOST_PASSES = 5
 _ELF_64 = b"\x7fELF\x02"
 _LOADABLE = 1
 
@@ -81,6 +83,11 @@ def make_environment(python: str, sources: Sources, archive: Path) -> Environmen
         wheel, has_kernel = make_device_wheel(root)
         site = root / "site"
         _install(python, sources, [str(wheel), "pip"], site)
+        for _ in range(_MOST_PASSES):
+            missing = missing_packages(site, python)
+            if not missing:
+                break
+            _install(python, sources, missing, site)
         packages = tuple(sorted(_name_of(info) for info in site.glob("*.dist-info")))
         short = tuple(
             str(path.relative_to(site)) for path in sorted(site.rglob("*.so*")) if alignment(path) < LEAST_ALIGNMENT

@@ -24,6 +24,7 @@ from server.cli import main
 from server.flash.card import Card, RootFile
 from server.flash.device_wheel import requirements
 from server.flash.first_boot import look_into
+from server.flash.needed import missing_packages
 from server.flash.source import copy_image
 
 if TYPE_CHECKING:
@@ -211,6 +212,12 @@ def test_what_is_no_stock_image_is_refused(desk: Desk, tmp_path: Path, fault: st
     assert sorted(desk.folder.glob(".*")) == []
 
 
+def packed_as(kind: str, data: bytes) -> bytes:
+    if kind == "img":
+        return data
+    return lzma.compress(data) if kind == "xz" else gzip.compress(data)
+
+
 @pytest.mark.parametrize("kind", ["img", "xz", "gz", "zip"])
 def test_images_are_unpacked_with_their_holes(tmp_path: Path, kind: str) -> None:
     data = b"\x01" * 5000 + bytes(3 << 20) + b"\x02" * (512 - 5000 % 512)
@@ -221,8 +228,7 @@ def test_images_are_unpacked_with_their_holes(tmp_path: Path, kind: str) -> None
             archive.writestr("a/image.img", data)
             archive.writestr("readme.txt", "read")
     else:
-        packer = {"img": bytes, "xz": lzma.compress, "gz": gzip.compress}[kind]
-        source.write_bytes(packer(data))
+        source.write_bytes(packed_as(kind, data))
     packed = hashlib.sha256(source.read_bytes()).hexdigest()
     (tmp_path / f"image.{kind}.sha256").write_text(f"{packed}  image\n")
     seen: list[tuple[int, int]] = []
@@ -245,7 +251,7 @@ def test_a_packed_image_that_is_cut_short_is_named(tmp_path: Path, kind: str) ->
         with zipfile.ZipFile(source, "w") as archive:
             archive.writestr("image.img", data)
     else:
-        source.write_bytes({"xz": lzma.compress, "gz": gzip.compress}[kind](data))
+        source.write_bytes(packed_as(kind, data))
     os.truncate(source, source.stat().st_size // 2)
     with pytest.raises(StorageError, match="cut short or damaged"):
         copy_image(source, tmp_path / "out", None, lambda _done, _size: None)
@@ -272,3 +278,17 @@ def test_the_format_is_said_with_its_reason(tmp_path: Path) -> None:
     found = look_into(Card(both))
     assert (found.format, found.reason) == ("cloud-init", "/usr/bin/cloud-init is there")
     assert found.boot_folder == "/boot/firmware"
+
+
+def test_what_a_boards_python_needs_is_decided_for_the_board_and_not_for_this_machine(tmp_path: Path) -> None:
+    """pip reads conditions such as ``python_version < '3.11'`` with its own Python, whatever it installs for."""
+    info = tmp_path / "covey-1.dist-info"
+    info.mkdir()
+    needs = ["tomli>=2; python_version < '3.11'", "here; sys_platform == 'win32'", "there>1; platform_machine=='aarch64'"]
+    lines = "".join(f"Requires-Dist: {line}\n" for line in [*needs, "covey-docs; extra == 'docs'"])
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: covey\nVersion: 1\n{lines}\n")
+    assert missing_packages(tmp_path, "3.10") == ["there>1", "tomli>=2"]
+    assert missing_packages(tmp_path, "3.11") == ["there>1"]
+    (tmp_path / "There-2.dist-info").mkdir()
+    (tmp_path / "There-2.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: There\nVersion: 2\n")
+    assert missing_packages(tmp_path, "3.11") == []
