@@ -101,5 +101,10 @@ bench-signing: $(STAMP) ## what signatures cost, per message and per round of 1,
 bench-perturb: $(STAMP) ## speed of perturbing and replay; the last line is JSON
 	$(BIN)/python -m benchmarks.speed.perturb
 
+deb: $(STAMP) ## Debian packages of the device side: Debian 12 and 13, 64-bit Arm; they are in dist/
+	mkdir -p dist
+	$(BIN)/covey flash deb --python 3.11 --out dist
+	$(BIN)/covey flash deb --python 3.13 --out dist
+
 clean: ## remove the virtual environment and the demo's files
 	rm -rf $(VENV) .covey build edge_runtime/native/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,6 +9,7 @@ from edge_runtime import __version__
 from edge_runtime.commands.finding import Finding
 from edge_runtime.engines import executorch_build
 from edge_runtime.engines.child import Answer, Patience, run_child
+from edge_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +58,11 @@ def _finding(check: str, loaded: Answer, said: str, missing: Status) -> Finding:
 
 def _executorch(*, needed: bool, build: bool) -> Finding:
     missing: Status = "problem" if needed or build else "absent"
-    if not (needed or build or executorch_build.PACKAGED.is_file() or executorch_build.cached().is_file()):
+    try:
+        is_compiled = executorch_build.PACKAGED.is_file() or executorch_build.cached().is_file()
+    except ConfigError as error:  # most devices have no executorch package, and need none
+        return Finding("executorch", missing, error.what, error.hint, {}, error.exit_code)
+    if not (needed or build or is_compiled):
         found = "installed, its engine is not compiled yet"
         return Finding(
             "executorch", "absent", found, "covey-edge doctor --build", {"version": executorch_build.VERSION}

@@ -60,8 +60,7 @@ def add_flash_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     add_settings(rpi)
     group = rpi.add_argument_group("Covey")
     group.add_argument("--data", type=Path, metavar="FILE", help="private rows for the card (default: added later)")
-    group.add_argument("--wheels", type=Path, metavar="DIR", help="take packages from a folder (default: an index)")
-    group.add_argument("--index-url", metavar="URL", help="take packages from this index (default: pip's)")
+    add_sources(group)
     group.add_argument("--memory-max", default="80%", metavar="SIZE", help="for the service (default: %(default)s)")
     group.add_argument("--join-tokens", type=Path, metavar="FILE", help="tokens (default: made by this server)")
     group.add_argument("--no-join", action="store_true", help="no token: the board joins no fleet by itself")
@@ -72,7 +71,13 @@ def add_flash_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     check = flash.add_parser("check", help="read a card image back", description=_check.__doc__)
     check.add_argument("card", type=Path, metavar="CARD", help="an image; or a card's device file, with sudo")
     check.set_defaults(run=_check)
-    for parser in (rpi, check):
+    deb = flash.add_parser("deb", help="a Debian package of the device side", description=_deb.__doc__)
+    deb.add_argument("--python", required=True, metavar="VERSION", help="3.11 for Debian 12, 3.13 for Debian 13")
+    deb.add_argument("--machine", choices=("aarch64", "x86_64"), default="aarch64", help="(default: %(default)s)")
+    deb.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="folder for it (default: this one)")
+    add_sources(deb)
+    deb.set_defaults(run=_deb)
+    for parser in (rpi, check, deb):
         output.add_format(parser)
 
 
@@ -114,6 +119,31 @@ def _check(args: argparse.Namespace) -> int:
     report = check_card(args.card)
     output.emit(args, dataclasses.asdict(report), "\n".join(_described(report)))
     return 0 if not report.problems else ConfigError.exit_code
+
+
+def _deb(args: argparse.Namespace) -> int:
+    """Make a Debian package of the device side, for one version of Python: environment, service, user.
+
+    On the device: sudo apt install ./covey-edge_…deb, and sudo covey-edge setup TOKEN.
+    """
+    _check_installed()
+    from server.flash.debian import make_package
+    from server.flash.environment import Sources
+    from server.flash.first_boot import PYTHONS
+
+    if args.python not in PYTHONS:
+        raise ConfigError(f"there is no device side for Python {args.python}", f"one of {', '.join(PYTHONS)}")
+    if not args.out.is_dir():
+        raise ConfigError(f"{args.out} is no folder", f"mkdir -p {args.out}")
+    path = make_package(args.python, args.machine, Sources(args.wheels, args.index_url), args.out)
+    output.emit(args, {"package": str(path), "size_bytes": path.stat().st_size}, str(path))
+    return 0
+
+
+def add_sources(parser: argparse._ActionsContainer) -> None:
+    """Add the flags that say where packages come from."""
+    parser.add_argument("--wheels", type=Path, metavar="DIR", help="take packages from a folder (default: an index)")
+    parser.add_argument("--index-url", metavar="URL", help="take packages from this index (default: pip's)")
 
 
 def _described(report: CardReport) -> list[str]:

@@ -18,8 +18,8 @@ from pathlib import Path
 import edge_runtime
 from edge_runtime.errors import StorageError, storage_error
 
-COMPILER = "aarch64-linux-gnu-gcc"
-"""The cross compiler: Debian package gcc-aarch64-linux-gnu."""
+_COMPILER = "{machine}-linux-gnu-gcc"
+"""The compiler for a machine, as Debian names it: packages gcc-aarch64-linux-gnu and gcc-x86-64-linux-gnu."""
 
 _KERNEL_FLAGS = ("-std=c11", "-O3", "-ffp-contract=off", "-fPIC", "-shared")
 """The flags of setup.py: other ones could give other bits."""
@@ -29,15 +29,15 @@ _LEFT_OUT = {".so", ".pyc"}
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 
 
-def make_device_wheel(folder: Path) -> tuple[Path, bool]:
+def make_device_wheel(folder: Path, machine: str) -> tuple[Path, bool]:
     """Write the wheel into a folder; return its path and whether it has the compiled kernel.
 
     Raises:
         StorageError: it cannot be written, or the compiler fails.
     """
     package = Path(edge_runtime.__file__).parent
-    kernel = _compiled_kernel(package)
-    tag = "py3-none-any" if kernel is None else "py3-none-manylinux_2_17_aarch64"
+    kernel = _compiled_kernel(package, machine)
+    tag = "py3-none-any" if kernel is None else f"py3-none-manylinux_2_17_{machine}"
     version = edge_runtime.__version__
     path = folder / f"covey-{version}-{tag}.whl"
     files = {
@@ -81,8 +81,9 @@ def _record(files: dict[str, bytes], own: str) -> bytes:
     return "\n".join([*lines, f"{own},,", ""]).encode()
 
 
-def _compiled_kernel(package: Path) -> bytes | None:
-    compiler = shutil.which(COMPILER)
+def _compiled_kernel(package: Path, machine: str) -> bytes | None:
+    name = _COMPILER.format(machine=machine)
+    compiler = shutil.which(name)
     source = package / _KERNEL_SOURCE
     if compiler is None or not source.is_file():
         return None
@@ -94,7 +95,7 @@ def _compiled_kernel(package: Path) -> bytes | None:
         if done.returncode:
             said = done.stderr.decode(errors="replace").strip().splitlines()
             raise StorageError(
-                f"{COMPILER} cannot compile the kernel: {said[-1] if said else 'it said nothing'}",
+                f"{name} cannot compile the kernel: {said[-1] if said else 'it said nothing'}",
                 "mend the compiler, or remove it: without it NumPy does the work",
             )
         return out.read_bytes()

@@ -13,7 +13,7 @@ import tarfile
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from edge_runtime.errors import NetworkError, StorageError, storage_error
 from server.flash.device_wheel import make_device_wheel
@@ -22,13 +22,16 @@ from server.flash.needed import missing_packages
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+Machine = Literal["aarch64", "x86_64"]
+"""Machines for which there are wheels of everything that the device side needs."""
+
 FOLDER = "/opt/covey"
 """Where Covey is on a board."""
 
 LEAST_ALIGNMENT = 16 * 1024
 """Bytes to which a library's segments must be aligned: the kernel of a Raspberry Pi 5 has pages of 16 KiB."""
 
-_PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64", "linux_aarch64")
+_PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "linux")
 _MOST_PASSES = 5
 _ELF_64 = b"\x7fELF\x02"
 _LOADABLE = 1
@@ -66,13 +69,14 @@ class Environment:
     short_aligned: tuple[str, ...]
 
 
-def make_environment(python: str, sources: Sources, archive: Path) -> Environment:
-    """Write an environment for a board with 64-bit Arm as a tar file; its folder in it is ``env-a``.
+def make_environment(python: str, sources: Sources, archive: Path, machine: Machine = "aarch64") -> Environment:
+    """Write an environment for a board as a tar file; its folder in it is ``env-a``.
 
     Args:
         python: the board's version of Python, as ``3.11``.
         sources: where packages come from.
         archive: the file that is written.
+        machine: the board's machine.
 
     Raises:
         NetworkError: pip finds no wheels; the error has its last line.
@@ -80,14 +84,14 @@ def make_environment(python: str, sources: Sources, archive: Path) -> Environmen
     """
     with tempfile.TemporaryDirectory(dir=archive.parent) as folder:
         root = Path(folder)
-        wheel, has_kernel = make_device_wheel(root)
+        wheel, has_kernel = make_device_wheel(root, machine)
         site = root / "site"
-        _install(python, sources, [str(wheel), "pip"], site)
+        _install(python, machine, sources, [str(wheel), "pip"], site)
         for _ in range(_MOST_PASSES):
-            missing = missing_packages(site, python)
+            missing = missing_packages(site, python, machine)
             if not missing:
                 break
-            _install(python, sources, missing, site)
+            _install(python, machine, sources, missing, site)
         packages = tuple(sorted(_name_of(info) for info in site.glob("*.dist-info")))
         short = tuple(
             str(path.relative_to(site)) for path in sorted(site.rglob("*.so*")) if alignment(path) < LEAST_ALIGNMENT
@@ -114,8 +118,8 @@ def alignment(library: Path) -> int:
     return min(found)
 
 
-def _install(python: str, sources: Sources, what: Sequence[str], target: Path) -> None:
-    platforms = [word for name in _PLATFORMS for word in ("--platform", name)]
+def _install(python: str, machine: Machine, sources: Sources, what: Sequence[str], target: Path) -> None:
+    platforms = [word for name in _PLATFORMS for word in ("--platform", f"{name}_{machine}")]
     places = (
         ["--no-index", "--find-links", str(sources.wheels)]
         if sources.wheels is not None
@@ -133,9 +137,9 @@ def _install(python: str, sources: Sources, what: Sequence[str], target: Path) -
     if done.returncode:
         said = [line for line in done.stderr.decode(errors="replace").splitlines() if line.startswith("ERROR")]
         raise NetworkError(
-            f"pip finds no packages for Python {python} on 64-bit Arm: {said[-1] if said else 'it said nothing'}",
+            f"pip finds no packages for Python {python} on {machine}: {said[-1] if said else 'it said nothing'}",
             f"fetch them where there is a network, and give --wheels DIR: pip download --only-binary=:all: "
-            f"--python-version {python} --platform {_PLATFORMS[0]} -d DIR covey pip",
+            f"--python-version {python} --platform {_PLATFORMS[0]}_{machine} -d DIR covey pip",
         )
 
 

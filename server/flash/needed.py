@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def board_markers(python: str) -> Mapping[str, str]:
-    """Return the environment markers (PEP 508) of a board with 64-bit Arm and Linux."""
+def board_markers(python: str, machine: str) -> Mapping[str, str]:
+    """Return the environment markers (PEP 508) of a board with Linux."""
     return {
         "implementation_name": "cpython",
         "os_name": "posix",
-        "platform_machine": "aarch64",
+        "platform_machine": machine,
         "platform_python_implementation": "CPython",
         "platform_system": "Linux",
         "python_full_version": f"{python}.0",
@@ -28,13 +28,13 @@ def board_markers(python: str) -> Mapping[str, str]:
     }
 
 
-def missing_packages(site: Path, python: str) -> list[str]:
+def missing_packages(site: Path, python: str, machine: str) -> list[str]:
     """Return what the packages in a folder need on a board and is not in it, as requirements without markers."""
     texts = [(info / "METADATA").read_text(errors="replace") for info in sorted(site.glob("*.dist-info"))]
     parsed = [HeaderParser().parsestr(text) for text in texts]
     there = {canonicalize_name(headers["Name"]) for headers in parsed}
     needed = [line for headers in parsed for line in headers.get_all("Requires-Dist") or []]
-    return sorted({one for line in needed if (one := _wanted(line, board_markers(python), there)) is not None})
+    return sorted({one for line in needed if (one := _wanted(line, board_markers(python, machine), there)) is not None})
 
 
 def _wanted(line: str, markers: Mapping[str, str], there: Collection[str]) -> str | None:

@@ -89,8 +89,7 @@ _EDGE_UNIT = f"""\
 [Unit]
 Description=Covey: train on this board's rows
 Wants=network-online.target
-Requires=covey-setup.service
-After=network-online.target covey-setup.service
+{{after}}
 ConditionPathExists={HOME}/edge.toml
 
 [Service]
@@ -124,6 +123,19 @@ CapabilityBoundingSet=
 [Install]
 WantedBy=multi-user.target
 """
+
+
+def edge_unit(memory_max: str, *, needs_setup: bool) -> str:
+    """Return the unit of ``covey-edge run``.
+
+    Args:
+        memory_max: what it may use of the machine's memory, as systemd reads it.
+        needs_setup: whether a card's first boot sets it up: covey-setup.service.
+    """
+    after = "After=network-online.target"
+    if needs_setup:
+        after = f"Requires={SERVICES[0]}\n{after} {SERVICES[0]}"
+    return _EDGE_UNIT.format(memory=memory_max, after=after)
 
 
 @dataclass(frozen=True)
@@ -169,7 +181,7 @@ def root_files(found: Found, settings: Settings, payload: Payload) -> list[RootF
         RootFile(SETUP, 0o755, setup.encode()),
         RootFile(NOTE, 0o644, (json.dumps(note, indent=2) + "\n").encode()),
         RootFile(f"{UNITS}/{SERVICES[0]}", 0o644, _SETUP_UNIT.encode()),
-        RootFile(f"{UNITS}/{SERVICES[1]}", 0o644, _EDGE_UNIT.format(memory=payload.memory_max).encode()),
+        RootFile(f"{UNITS}/{SERVICES[1]}", 0o644, edge_unit(payload.memory_max, needs_setup=True).encode()),
         *(RootFile(f"{WANTS}/{name}", target=f"{UNITS}/{name}") for name in SERVICES),
     ]
     if payload.token is not None:

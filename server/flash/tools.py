@@ -21,6 +21,7 @@ PACKAGES: Mapping[str, str] = {
     "e2fsck": "e2fsprogs",
     "resize2fs": "e2fsprogs",
     "lsblk": "util-linux",
+    "dpkg-deb": "dpkg",
     "eject": "eject",
 }
 """The Debian package of each program."""

@@ -6,14 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from edge_runtime.commands.doctor_natives import load_in_child, native_findings, numpy_finding
+from edge_runtime.engines import executorch_build
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from edge_runtime.bundle.manifest import Runtime
 
 DEADLY = {
     "SIGABRT": "import os, sys\nsys.stderr.write('cpuinfo: unknown vendor\\n')\nsys.stderr.flush()\nos.abort()\n",
@@ -57,6 +59,19 @@ def test_without_numpy_nothing_else_is_tried(tmp_path: Path) -> None:
     assert code == 3
     assert [check["check"] for check in answer["checks"]] == ["numpy"]
     assert "SIGILL" in answer["checks"][0]["found"]
+
+
+@pytest.mark.parametrize(("engine", "status"), [("onnxruntime", "absent"), ("executorch", "problem")])
+def test_a_device_without_executorch_is_looked_at_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, engine: Runtime, status: str
+) -> None:
+    """It is no dependency of a device; doctor once ended with its absence alone."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setattr(executorch_build, "PACKAGED", Path("nowhere"))
+    found = {finding.check: finding for finding in native_findings(engine, build=False)}
+    assert (found["onnxruntime"].status, found["tokenizers"].status) == ("ok", "ok")
+    assert (found["executorch"].status, found["executorch"].exit_code) == (status, 3)
+    assert "pip install --no-deps executorch" in found["executorch"].advice
 
 
 def test_a_library_that_raises_is_said_with_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -79,6 +80,11 @@ def test_a_bare_environment_has_a_working_device(tmp_path: Path) -> None:
     assert run_python(code, python) == "[]"
     edge = subprocess.run([str(tmp_path / "venv" / "bin" / "covey-edge"), "--help"], check=False, capture_output=True)
     assert edge.returncode == 0
+    looked = subprocess.run(
+        [str(tmp_path / "venv" / "bin" / "covey-edge"), "doctor", "--format", "json"], check=False, capture_output=True
+    )
+    checks = {check["check"]: check["status"] for check in json.loads(looked.stdout)["checks"]}
+    assert (looked.returncode, checks["onnxruntime"], checks["executorch"]) == (0, "ok", "absent")
     covey = str(tmp_path / "venv" / "bin" / "covey")
     job = tmp_path / "job.toml"
     job.write_text("")

@@ -284,11 +284,11 @@ def test_what_a_boards_python_needs_is_decided_for_the_board_and_not_for_this_ma
     """pip reads conditions such as ``python_version < '3.11'`` with its own Python, whatever it installs for."""
     info = tmp_path / "covey-1.dist-info"
     info.mkdir()
-    needs = ["tomli>=2; python_version < '3.11'", "here; sys_platform == 'win32'", "there>1; platform_machine=='aarch64'"]
+    needs = ["tomli>=2; python_version < '3.11'", "no; sys_platform == 'win32'", "there>1; platform_machine=='aarch64'"]
     lines = "".join(f"Requires-Dist: {line}\n" for line in [*needs, "covey-docs; extra == 'docs'"])
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: covey\nVersion: 1\n{lines}\n")
-    assert missing_packages(tmp_path, "3.10") == ["there>1", "tomli>=2"]
-    assert missing_packages(tmp_path, "3.11") == ["there>1"]
+    assert missing_packages(tmp_path, "3.10", "aarch64") == ["there>1", "tomli>=2"]
+    assert missing_packages(tmp_path, "3.11", "aarch64") == ["there>1"]
     (tmp_path / "There-2.dist-info").mkdir()
     (tmp_path / "There-2.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: There\nVersion: 2\n")
-    assert missing_packages(tmp_path, "3.11") == []
+    assert missing_packages(tmp_path, "3.11", "aarch64") == []
