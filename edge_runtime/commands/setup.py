@@ -94,13 +94,20 @@ def _join(args: argparse.Namespace, word: str, config: Path, user: pwd.struct_pa
         raise storage_error(error, path) from error
     command = [sys.executable, "-m", "edge_runtime.cli", "join", "--token-file", str(path), "--config", str(config)]
     command += ["--data", args.data, "--wait", str(args.wait), *(["--force"] if args.force else [])]
-    become = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
+    is_root = os.geteuid() == 0
     try:
-        done = subprocess.run(command, cwd=args.home, check=False, stdout=subprocess.DEVNULL, **become)
+        done = subprocess.run(
+            command,
+            cwd=args.home,
+            check=False,
+            stdout=subprocess.DEVNULL,
+            user=user.pw_uid if is_root else None,
+            group=user.pw_gid if is_root else None,
+            extra_groups=[] if is_root else None,
+        )
     except OSError as error:
-        raise StorageError(
-            f"covey-edge join cannot be started ({error})", "install the Debian package again"
-        ) from error
+        hint = "install the Debian package again"
+        raise StorageError(f"covey-edge join cannot be started ({error})", hint) from error
     finally:
         path.unlink(missing_ok=True)
     return done.returncode
