@@ -304,13 +304,8 @@ class Agent:
     def _refuse(self, job: str, index: int, attempt: int, caught: Exception) -> None:
         """Say in the log and to the server why a round failed; the log may quote private rows, the message does not."""
         error = as_covey_error(caught)
-        _LOG.error(
-            "round %d of job %s failed: %s",
-            index,
-            job,
-            error,
-            exc_info=caught if isinstance(error, FaultError) else None,
-        )
+        trace = caught if isinstance(error, FaultError) else None
+        _LOG.error("round %d of job %s failed: %s", index, job, error, exc_info=trace)
         refused = PlanRefused(
             job=job,
             round=index,

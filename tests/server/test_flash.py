@@ -77,7 +77,10 @@ def desk(tmp_path: Path, wheels: Path) -> Desk:
     return Desk(tmp_path / "desk", wheels)
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+KINDS = [kind if kind == "cloud-init" else pytest.param(kind, marks=pytest.mark.slow) for kind in FORMATS]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_card_of_each_kind_is_made_and_read_back(desk: Desk, tmp_path: Path, kind: str) -> None:
     stock = write_image(tmp_path / "stock", kind)
     out = desk.folder / "pi-a.img"
@@ -118,6 +121,7 @@ def check_settings(card: Card, kind: str) -> None:
         assert len(cmdline) == 5
 
 
+@pytest.mark.slow
 def test_a_card_that_is_made_again_is_set_up_again(desk: Desk, tmp_path: Path) -> None:
     """cloud-init keeps what it did by the instance id."""
     stock = write_image(tmp_path / "stock", "cloud-init")
@@ -153,6 +157,7 @@ def test_cloud_init_settings_of_the_user_are_merged(desk: Desk, tmp_path: Path) 
     assert not (desk.folder / "b.img").exists()
 
 
+@pytest.mark.slow
 def test_a_root_partition_without_room_grows(desk: Desk, tmp_path: Path) -> None:
     stock = write_image(tmp_path / "stock", root_mib=16)
     rows = desk.folder / "rows.csv"
@@ -164,6 +169,7 @@ def test_a_root_partition_without_room_grows(desk: Desk, tmp_path: Path) -> None
     card.check_root()
 
 
+@pytest.mark.slow
 def test_a_list_of_names_gets_a_card_each_and_never_the_same_twice(desk: Desk, tmp_path: Path) -> None:
     stock = write_image(tmp_path / "stock")
     names, out, manifest = desk.folder / "names.txt", desk.folder / "cards", desk.folder / "m.rpi-imager-manifest"
@@ -257,6 +263,7 @@ def test_a_packed_image_that_is_cut_short_is_named(tmp_path: Path, kind: str) ->
         copy_image(source, tmp_path / "out", None, lambda _done, _size: None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/opt/covey/env.tar", "/opt/covey/join-token", "/opt/covey/setup.sh"])
 def test_check_says_what_is_wrong_with_a_card(desk: Desk, tmp_path: Path, path: str) -> None:
     stock = write_image(tmp_path / "stock")
