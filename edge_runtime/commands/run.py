@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edge_runtime.agent.config import EdgeConfig
+    from edge_runtime.network.cause import Cause
     from edge_runtime.signing.members import Member
 
 
@@ -63,6 +64,7 @@ def _run(args: argparse.Namespace) -> int:
             # Some brokers (the embedded one) send the retained hello only into a new session. Nothing is lost: whoever
             # answers the hello gets the open plan, and an unacknowledged report is sent again.
             keep_session=False,
+            ask_why=_membership(args.config.absolute()),
         )
         try:
             require_access(config)
@@ -93,6 +95,17 @@ def _member(config: EdgeConfig, boot_id: str, state_dir: Path) -> Member | None:
     from edge_runtime.signing.members import device_member  # 10 MB, for the library of signatures
 
     return device_member(config.signing, config.fleet, config.name, boot_id, state_dir)
+
+
+def _membership(config: Path) -> Callable[[Cause], Cause | None]:
+    """Return what tells a device that has joined with a token whether it is still a member; see MqttTransport."""
+    from edge_runtime.trust.folder import IdentityFolder
+
+    if not IdentityFolder(config).path.is_dir():
+        return lambda _cause: None
+    from edge_runtime.trust.membership import Membership
+
+    return Membership(config).why
 
 
 def _renew(config: Path) -> Callable[[], None]:

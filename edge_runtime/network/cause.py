@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from edge_runtime.errors import NetworkError
+from edge_runtime.errors import CoveyError, EnrolmentError, NetworkError
 
 Kind = Literal[
     "name-unknown", "refused", "unreachable", "local-only", "silent", "not-a-broker", "closed", "other",
@@ -15,6 +15,7 @@ Kind = Literal[
     "tls-version", "tls-wanted", "tls-unwanted", "tls-failed",
     "unknown-authority", "expired", "not-yet-valid", "wrong-name", "no-names", "extension", "weak",
     "client-certificate-missing", "client-certificate-refused", "client-certificate-expired", "http",
+    "no-member",
 ]  # fmt: skip
 """Kinds of causes; the table of ``docs/troubleshooting.md`` has a row for each message."""
 
@@ -36,9 +37,10 @@ class Cause:
     finding: str
     remedy: str
 
-    def error(self, prefix: str = "") -> NetworkError:
-        """Return the error that says this cause."""
-        return NetworkError(prefix + self.finding, self.remedy)
+    def error(self, prefix: str = "") -> CoveyError:
+        """Return the error that says this cause: an EnrolmentError where the member is none, else a NetworkError."""
+        kind = EnrolmentError if self.kind == "no-member" else NetworkError
+        return kind(prefix + self.finding, self.remedy)
 
     def __str__(self) -> str:
         return f"{self.finding}; what to do: {self.remedy}"

@@ -19,6 +19,8 @@ from edge_runtime.network.stuck_message import PATIENCE, StuckMessage
 from edge_runtime.network.transport import Connected, Event, GivenUp, Message, Will
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import paho.mqtt.client as mqtt
 
     from edge_runtime.network.address import BrokerAddress, TlsFiles
@@ -31,6 +33,9 @@ _ATTEMPT_S = 5.0
 _RECONNECT_MAX_S = 60
 _GOODBYE_S = 10.0
 _KEEP_ALIVE_TIMEOUT = 141
+_NO_MEMBER = "no-member"
+NO_MEMBER_PAUSE_S = 1800.0
+"""Seconds between two attempts of a device that was told that it is no member."""
 ThingT = TypeVar("ThingT")
 
 
@@ -45,8 +50,12 @@ class MqttTransport:
         connect_timeout_s: seconds that the first connection may take; later reconnects are tried without limit.
         keep_session: whether the broker keeps messages for this member while it is away.
         rng: draws the pauses after connections that broke soon (quick_losses.py); None: a new generator.
+        ask_why: gets the cause of an attempt that failed, in paho's thread, and returns one that is known from
+            elsewhere: that this is no member any more. It is believed, and the next attempt comes late; None: nothing
+            is known.
 
     Raises:
+        EnrolmentError: ``ask_why`` says that this is no member.
         NetworkError: no connection in time, or the broker refused it; says the cause (causes.py).
         ConfigError: the TLS files cannot be used.
     """
@@ -61,12 +70,14 @@ class MqttTransport:
         connect_timeout_s: float = 60.0,
         keep_session: bool = True,
         rng: random.Random | None = None,
+        ask_why: Callable[[Cause], Cause | None] = lambda _cause: None,
     ) -> None:
         self._address, self._identity, self._tls = address, identity, tls
         self._place = address.place(tls)
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._filters: list[str] = []
-        self._connected = threading.Event()
+        self._ask_why = ask_why
+        self._decided = threading.Event()  # logged in, or no member
         self._cause: Cause | None = None  # of the last attempt to connect
         self._logged: Cause | None = None
         self._refused = False  # whether the broker has refused the login that is at work
@@ -92,9 +103,12 @@ class MqttTransport:
     def _connect(self, timeout_s: float) -> None:
         self._client.connect_async(self._address.host, self._address.port, keepalive=_KEEP_ALIVE_S)
         self._client.loop_start()
-        if self._connected.wait(timeout_s):
+        is_decided = self._decided.wait(timeout_s)
+        if is_decided and (self._cause is None or self._cause.kind != _NO_MEMBER):
             return
         self._leave()
+        if is_decided and self._cause is not None:
+            raise self._cause.error()
         prefix = f"no connection to the broker at {self._place} in {timeout_s:g} s: "
         cause = self._cause or exact(silent(self._place), self._address, self._tls)
         raise cause.error(prefix)
@@ -107,11 +121,11 @@ class MqttTransport:
             self._refused = True
             self._note(refusal_cause(reason.value, str(reason), self._place, user=user, identity=self._identity))
             return
-        self._up_since, self._logged = time.monotonic(), None
+        self._up_since, self._logged, self._cause = time.monotonic(), None, None
         for topic_filter in self._filters:
             self._ask_for(topic_filter)
         self._inbox.put(Connected())
-        self._connected.set()
+        self._decided.set()
 
     def _on_no_connection(self, error: BaseException) -> None:
         self._look_and_note(cause_of_error(error, self._place))
@@ -128,8 +142,15 @@ class MqttTransport:
         self._look_and_note(cause)
 
     def _look_and_note(self, cause: Cause) -> None:
-        if not self._is_leaving:
+        if self._is_leaving:
+            return
+        known = self._ask_why(cause)
+        if known is None:
             self._note(exact(cause, self._address, self._tls))
+            return
+        self._wait_before_login(NO_MEMBER_PAUSE_S)
+        self._note(known)
+        self._decided.set()
 
     def _leave(self) -> None:
         self._is_leaving = True

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge_runtime.errors import CoveyError
+from edge_runtime.errors import CoveyError, EnrolmentError
 from edge_runtime.trust.edge_file import write_fields
 from edge_runtime.trust.exchange import JoinServer, trusting
 from edge_runtime.trust.folder import CERT, KEY, IdentityFolder
@@ -19,6 +19,7 @@ from edge_runtime.trust.identity import (
     write_certificates,
 )
 from edge_runtime.trust.keys import certificate_pem, make_request, name_of
+from edge_runtime.trust.membership import no_member
 from edge_runtime.trust.messages import RenewRequest
 from edge_runtime.trust.validity import check_valid_now, is_renewal_due
 
@@ -111,6 +112,8 @@ class Renewals:
         while True:
             try:
                 renewed = renew_if_due(self._config, self._clock_s(), asks_name=True)
+            except EnrolmentError as error:
+                _LOG.error("%s", no_member(error))
             except CoveyError as error:
                 _LOG.warning(
                     "the server cannot be asked about this device's certificate now; it is asked again: %s", error

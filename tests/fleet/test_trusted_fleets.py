@@ -13,7 +13,7 @@ from fleets import wait_for
 from trusted import TrustedFleet
 
 from edge_runtime.agent.config import read_edge_config
-from edge_runtime.errors import ConfigError
+from edge_runtime.errors import ConfigError, EnrolmentError
 from edge_runtime.network.address import BrokerAddress
 from edge_runtime.network.mqtt import MqttTransport
 from edge_runtime.protocol.messages import DeviceState, encode_message
@@ -69,7 +69,18 @@ def test_a_job_over_tls_with_signatures_and_a_device_that_is_revoked_in_mid_flee
     listed = fleet.covey("job", "show", "second")["device_list"]
     assert sorted(one["device"] for one in listed) == ["a", "b"]
     wait_for(lambda: "are refused: the certificate is revoked" in server.stderr.read_text(), "the thief's next try")
-    assert devices["thief"].popen.poll() is None  # it goes on trying, and may be approved again
+    # The broker's side only hangs up; the joining side says why, and the device says it once.
+    told = devices["thief"].stderr
+    wait_for(lambda: "the certificate of thief was revoked at" in told.read_text(), "the thief to be told")
+    assert "this device is no member of its fleet any more" in told.read_text()
+    assert devices["thief"].popen.poll() is None  # it stays, and tries again every half hour
+    kept = fleet.config("thief").parent
+    before = sorted(str(path) for path in kept.rglob("*") if "log" not in path.name)
+    again = fleet.start("thief")
+    assert again.popen.wait(300) == EnrolmentError.exit_code
+    assert "was revoked at" in again.stderr.read_text()
+    assert "covey fleet token thief" in again.stderr.read_text()
+    assert sorted(str(path) for path in kept.rglob("*") if "log" not in path.name) == before
 
     # A server that is killed knows its members afterwards.
     server.popen.kill()
