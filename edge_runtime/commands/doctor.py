@@ -23,7 +23,7 @@ def add_doctor_command(commands: argparse._SubParsersAction[argparse.ArgumentPar
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    """Check engines, memory, sensors, clock, data, broker and server. Exit code 0, or that of the first problem."""
+    """Check engines, memory, sensors, clock, data, membership, broker and server. Exit code 0, or that of the first problem."""
     import time
 
     from edge_runtime.commands.doctor_natives import numpy_finding
@@ -33,7 +33,10 @@ def _doctor(args: argparse.Namespace) -> int:
     if findings[0].status == "ok":  # else importing the other checks could end this process
         from edge_runtime.agent.config import read_edge_config
         from edge_runtime.commands.doctor_checks import examine
+        from edge_runtime.commands.doctor_network import membership_findings
 
         config = read_edge_config(args.config) if args.config else None
+        if args.config:
+            findings += membership_findings(args.config.absolute())
         findings += examine(config, time.time, build=args.build)
     return emit_findings(args, findings)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.commands.doctor_natives import native_findings
-from edge_runtime.commands.doctor_network import broker_finding, server_finding
+from edge_runtime.commands.doctor_network import broker_findings, server_finding
 from edge_runtime.commands.doctor_trial import trial_finding
 from edge_runtime.commands.finding import Finding, problem
 from edge_runtime.device.board import Board
@@ -65,7 +65,7 @@ def examine(
         yield _state(Path(config.state_dir))
         yield trial_finding(config)
         yield _data(config, broken)
-        yield broker_finding(config)
+        yield from broker_findings(config)
         server, server_time = server_finding(config.server_url, config.tls)
         yield server
     yield _clock(now(), server_time, root)

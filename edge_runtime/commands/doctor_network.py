@@ -8,29 +8,91 @@ from typing import TYPE_CHECKING
 
 from edge_runtime.agent.broker_access import device_access
 from edge_runtime.commands.finding import Finding, access_finding, problem
-from edge_runtime.errors import CoveyError, NetworkError
+from edge_runtime.errors import CoveyError, EnrolmentError, NetworkError
 from edge_runtime.network.address import parse_broker
+from edge_runtime.network.echo import comes_back, kept_message
 from edge_runtime.network.fetch import blob_base
 from edge_runtime.network.http_causes import answer_cause, not_covey
 from edge_runtime.network.https import AnswerError, BrokenTransferError, Https
 from edge_runtime.network.upload import PIECE_BYTES
+from edge_runtime.protocol.topics import hello_topic, topic_for
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from edge_runtime.agent.config import EdgeConfig
-    from edge_runtime.network.address import TlsFiles
+    from edge_runtime.network.address import BrokerAddress, TlsFiles
 
 _TIMEOUT_S = 5.0
 _NO_BLOB = "/" + "0" * 64
 
 
-def broker_finding(config: EdgeConfig) -> Finding:
-    """Log in to the broker, subscribe and publish where the device does."""
+def membership_findings(config: Path) -> Iterator[Finding]:
+    """Ask the server's joining side whether a device that has joined with a token is still a member."""
+    from edge_runtime.trust.folder import IdentityFolder
+
+    if not IdentityFolder(config).path.is_dir():
+        return
+    from edge_runtime.trust.membership import ask_membership, no_member
+
     try:
-        place = str(parse_broker(config.broker).place(config.tls))
+        name = ask_membership(config)
+    except EnrolmentError as error:
+        yield problem("membership", no_member(error).error(), {"member": False})
+    except NetworkError as error:
+        yield Finding("membership", "warning", f"not known: {error.what}", error.hint, {"member": None})
+    except CoveyError as error:
+        yield problem("membership", error, {"member": None})
+    else:
+        yield Finding("membership", "ok", f"the server knows this device as {name}", "", {"member": True, "name": name})
+
+
+def broker_findings(config: EdgeConfig) -> Iterator[Finding]:
+    """Log in to the broker, subscribe and publish where the device does, and see that messages arrive."""
+    try:
+        address = parse_broker(config.broker)
         access = device_access(config)
     except CoveyError as error:
-        return problem("broker", error, {"reachable": None})
-    return access_finding(access, place, "this device")
+        yield problem("broker", error, {"reachable": None})
+        return
+    found = access_finding(access, str(address.place(config.tls)), "this device")
+    yield found
+    if found.values["reachable"]:
+        yield _round_trip(config, address)
+        yield _hello(config, address)
+
+
+def _round_trip(config: EdgeConfig, address: BrokerAddress) -> Finding:
+    """Publish where the device may read too, and see whether the message comes back."""
+    topic = topic_for(config.fleet, config.name, "probe")
+    if comes_back(address, f"covey-{config.fleet}-{config.name}-echo", config.tls, topic):
+        return Finding("round trip", "ok", f"a message on {topic} comes back", "", {"comes_back": True})
+    found = f"a message on {topic} does not come back: the broker's access list drops it"
+    advice = f"let this device read and write {topic}: covey-edge profile measures its link there"
+    return Finding("round trip", "warning", found, advice, {"comes_back": False})
+
+
+def _hello(config: EdgeConfig, address: BrokerAddress) -> Finding:
+    """Look for the server's hello, which the broker keeps; ``run`` waits for it."""
+    topic, check = hello_topic(config.fleet), "hello"
+    hello = kept_message(address, f"covey-{config.fleet}-{config.name}-listen", config.tls, topic)
+    if hello is None:
+        found = f"no hello of a server is kept on {topic}: this device would wait for one"
+        advice = (
+            f"start covey serve --fleet {config.fleet} on this broker; if it runs, the access list keeps {topic} from "
+            "the server (covey doctor says so) or from this device, or the broker keeps no messages (retain)"
+        )
+        return Finding(check, "warning", found, advice, {"hello": None})
+    if config.signing is None:
+        return Finding(check, "ok", f"a server says hello on {topic}", "", {"hello": "unsigned"})
+    from edge_runtime.signing.hello import check_hello
+
+    try:
+        key = check_hello(hello, config.fleet, config.signing)
+    except CoveyError as error:
+        return problem(check, error, {"hello": "refused"})
+    return Finding(check, "ok", f"the server says hello on {topic}, signed with key {key}", "", {"hello": "signed"})
 
 
 def server_finding(url: str | None, tls: TlsFiles | None) -> tuple[Finding, float | None]:

@@ -9,6 +9,8 @@ from edge_runtime.network.cause import Cause, Place
 
 OWN_WORDS = ("no such blob", "no open plan expects this blob", "more than the announced")
 """How the bodies of covey serve's own 404 and 413 begin; a proxy and other servers write something else."""
+NO_MEMBER = "the certificate was revoked, or was not issued to a device of this fleet"
+"""What covey serve says to who is no member, as the error of a JSON body."""
 _ADDRESS = "covey serve --public-url (or server_url in edge.toml)"
 _FORWARD = (
     f"set {_ADDRESS} to the address under which /blobs leads to covey serve; "
@@ -41,11 +43,18 @@ class Answer:
     @property
     def is_own(self) -> bool:
         """Whether covey serve itself answered."""
-        return self.is_of_uploads or self.body.startswith(OWN_WORDS)
+        return self.is_of_uploads or self.is_to_no_member or self.body.startswith(OWN_WORDS)
+
+    @property
+    def is_to_no_member(self) -> bool:
+        """Whether covey serve itself refuses the certificate that was shown."""
+        return self.code == HTTPStatus.FORBIDDEN and self.body.startswith(f'{{"error":"{NO_MEMBER}"')
 
     @property
     def words(self) -> str:
         """The status in words; never a page of HTML."""
+        if self.is_to_no_member:
+            return f"{self.code}: {NO_MEMBER}"
         if self.is_own and self.body:
             return f"{self.code}: {self.body.splitlines()[0]}"
         if self.is_own and self.code == HTTPStatus.NOT_FOUND:
@@ -60,6 +69,8 @@ class Answer:
 def answer_cause(answer: Answer, place: Place) -> Cause:
     """Return the cause that an HTTP answer stands for."""
     asked = f"{place} answered {answer.words} to {answer.method} {answer.url}"
+    if answer.is_to_no_member:
+        return Cause("no-member", asked, "join with a new token: covey fleet token NAME")
     if answer.is_own:
         return Cause("http", asked, "read the log of covey serve: it has begun another round, or another job")
     if "HTTPS port" in answer.body:

@@ -142,6 +142,7 @@ class ServerStatus(msgspec.Struct, frozen=True):
         jobs_at_work: names of the jobs at work.
         uptime_s: seconds since its start.
         has_authority: whether covey fleet init was run: only members are heard.
+        join_port: where devices join; null: the fleet has no authority.
         refused: how many messages were refused since the start, by ``DEVICE: REASON`` (docs/security.md); empty where
             messages are not signed.
     """
@@ -157,6 +158,7 @@ class ServerStatus(msgspec.Struct, frozen=True):
     jobs_at_work: list[str]
     uptime_s: float
     has_authority: bool
+    join_port: int | None
     refused: dict[str, int]
 
 

@@ -18,23 +18,25 @@ if TYPE_CHECKING:
 
 
 def add_server_commands(commands: Commands[argparse.ArgumentParser]) -> None:
-    """Add ``server`` and its commands."""
+    """Add ``server`` and its commands, and ``doctor``."""
     server = commands.add_parser("server", help="look after a fleet's server").add_subparsers(
         required=True, metavar="COMMAND"
     )
     status = server.add_parser("status", help="what a running server is doing", description=_status.__doc__)
     add_reaching(status)
     status.set_defaults(run=needs_server(_status))
-    doctor = server.add_parser("doctor", help="what keeps a server from work", description=_doctor.__doc__)
-    add_addresses(doctor)
-    add_state_dir(doctor)
-    doctor.set_defaults(run=needs_server(_doctor))
+    for among in (commands, server):  # covey doctor, as covey-edge doctor; and with the server's other commands
+        doctor = among.add_parser("doctor", help="what keeps a server from work", description=_doctor.__doc__)
+        add_addresses(doctor)
+        add_state_dir(doctor)
+        output.add_format(doctor)
+        doctor.set_defaults(run=needs_server(_doctor))
     unit = server.add_parser("unit", help="print a systemd unit", description=_unit.__doc__)
     add_addresses(unit)
     add_state_dir(unit)
     unit.add_argument("--user", help="the user that runs it (default: the one that calls this)")
     unit.set_defaults(run=needs_server(_unit))
-    for parser in (status, doctor, unit):
+    for parser in (status, unit):
         output.add_format(parser)
 
 
@@ -48,6 +50,9 @@ def _status(args: argparse.Namespace) -> int:
 
 def _doctor(args: argparse.Namespace) -> int:
     """Check what covey serve needs with the same options: state directory, ledger, ports, broker, clock, jobs' files.
+
+    It logs in to the broker as covey serve does, subscribes, publishes and sees that a message comes back; of a server
+    that runs, it asks the HTTP side and the joining side as devices do.
 
     Exit code 0, or that of the first problem.
     """

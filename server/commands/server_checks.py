@@ -1,4 +1,4 @@
-"""The checks of ``covey server doctor``."""
+"""The checks of ``covey doctor``; reach_checks.py has those on broker, bundles and joining side."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_runtime.bundle.folder import open_bundle, verify_files
-from edge_runtime.commands.finding import Finding, access_finding, problem
+from edge_runtime.commands.finding import Finding, problem
 from edge_runtime.errors import ConfigError, CoveyError
 from edge_runtime.files.writable import check_writable
-from edge_runtime.network.address import parse_broker
 from edge_runtime.signing.keys import KeyFolder, key_id, read_private_key, read_public_keys
 from edge_runtime.trust.validity import check_valid_now, date_words
+from server.commands.reach_checks import broker_findings, fetch_findings
 from server.client.address import socket_path
 from server.client.client import Client, NoServerError
-from server.serving.broker_access import server_access
-from server.serving.security import broker_files
 from server.storage import queries
 from server.storage.ledger import LEDGER_FILE, Ledger
 from server.trust.folder import has_trust, open_trust
@@ -42,7 +40,8 @@ def examine(options: ServeOptions) -> list[Finding]:
     if running.status == "absent":
         findings += _ports(options)
     findings += _trust(options)
-    findings.append(_broker(options))
+    findings += broker_findings(options, running.values)
+    findings += fetch_findings(options, running.values)
     if options.signing is not None:
         findings.append(_signing(options.signing))
     findings += _ledger(options)
@@ -122,23 +121,6 @@ def _trust(options: ServeOptions) -> Iterator[Finding]:
     until = date_words(trust.server.not_valid_after_utc.timestamp())
     found = f"fleet {trust.fleet}; the server's certificate is for {', '.join(trust.hosts)}, until {until}"
     yield Finding("authority", "ok", found, "", {"authority_sha256": trust.authority.sha256.hex()})
-
-
-def _broker(options: ServeOptions) -> Finding:
-    if options.broker == EMBEDDED:
-        try:
-            import iotcore  # noqa: F401 whether it can be imported is the question
-        except ImportError as error:
-            missing = ConfigError(f"the embedded broker is not installed ({error})", "pip install 'covey[server]'")
-            return problem("broker", missing)
-        return Finding("broker", "ok", "the embedded broker is installed", "", {"address": EMBEDDED})
-    try:
-        address = parse_broker(options.broker)
-        tls = broker_files(options)
-        access = server_access(address, options.fleet, tls)
-    except CoveyError as error:
-        return problem("broker", error)
-    return access_finding(access, str(address.place(tls)), "the server")
 
 
 def _signing(keys: ServerKeys) -> Finding:

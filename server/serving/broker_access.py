@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from edge_runtime.network.access import check_access
+from edge_runtime.network.echo import comes_back
 from edge_runtime.network.message_size import check_size
 from edge_runtime.protocol.topics import hello_topic, servers_topic, topic_for
 from server.job.largest_message import largest_message_bytes
@@ -45,6 +46,15 @@ def server_access(address: BrokerAddress, fleet: str, tls: TlsFiles | None) -> A
         reads=[servers_topic(fleet), *topics("+", ("birth", "state", "profile", "report", "log"))],
         writes=[hello_topic(fleet), servers_topic(fleet), *topics(_NOBODY, ("plan", "report/ack", "log/get"))],
     )
+
+
+def hears_itself(address: BrokerAddress, fleet: str, tls: TlsFiles | None) -> bool:
+    """Return whether a message of the server comes back to it, on the topic where servers look for each other.
+
+    Raises:
+        ConfigError: the TLS files are wrong.
+    """
+    return comes_back(address, f"covey-server-{fleet}-echo", tls, servers_topic(fleet))
 
 
 def require_size(address: BrokerAddress, fleet: str, tls: TlsFiles | None, job: Job) -> None:

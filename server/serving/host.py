@@ -226,6 +226,7 @@ def _open_api(stack: contextlib.ExitStack, host: Host) -> None:
             jobs_at_work=list(host.coordinator.runs),
             uptime_s=time.monotonic() - began_at,
             has_authority=host.join_port is not None,
+            join_port=host.join_port,
             refused={} if signed is None else refusals(signed),
         )
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import JSONResponse
 
+from edge_runtime.network.http_causes import NO_MEMBER
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -27,7 +29,7 @@ def members_only(app: Any, admits: Callable[[bytes], str | None]) -> Any:  # noq
             name = None if certificate is None else admits(certificate)
             if name is None:
                 refusal = {
-                    "error": "the certificate was revoked, or was not issued to a device of this fleet",
+                    "error": NO_MEMBER,
                     "hint": "join with a new token: covey fleet token NAME",
                 }
                 await JSONResponse(refusal, 403)(scope, receive, send)

@@ -85,6 +85,8 @@ def test_findings(root: Path, tmp_path: Path, listening: int) -> None:
         "trial": "absent",
         "data": "problem",
         "broker": "ok",
+        "round trip": "ok",
+        "hello": "warning",
         "server": "absent",
         "clock": "absent",
     }
