@@ -9,7 +9,7 @@ import contextlib
 import hmac
 import http.client
 import ssl
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _PORT = 8443
+_SERVER = "server:"
+"""How the common name of a server's certificate begins."""
 _CLOCK_KINDS = ("expired", "not-yet-valid")
 _FINAL_KINDS = (
     "wrong-name",
@@ -56,6 +58,10 @@ class NotNowError(NetworkError):
         self.retry_s = retry_s
 
 
+class AnotherAuthorityError(EnrolmentError):
+    """A server belongs to another authority than the token's; nothing secret was sent to it."""
+
+
 class JoinServer:
     """The joining side of a server.
 
@@ -83,7 +89,7 @@ class JoinServer:
             now_s: this machine's time.
 
         Raises:
-            EnrolmentError: the server is of another authority.
+            AnotherAuthorityError: the server is of another authority.
             ClockError: the server's certificate or its authority's is not valid by this machine's clock.
             NotNowError: no answer.
             ProtocolError: the answer is no certificate.
@@ -93,7 +99,7 @@ class JoinServer:
         data, shown = self._ask("GET", "/ca", context)
         found = read_certificate(data, f"the authority's certificate from {self.place}")
         if not hmac.compare_digest(certificate_sha256(found), sha256):
-            raise EnrolmentError(
+            raise AnotherAuthorityError(
                 f"{self.place} belongs to another authority than the one that made the token", _ANOTHER
             )
         anew = "make the fleet anew on the server, and join with a new token"
@@ -130,6 +136,8 @@ class JoinServer:
         try:
             with contextlib.closing(connection):
                 connection.connect()
+                if context.verify_mode is ssl.CERT_REQUIRED:
+                    self._check_is_server(connection)
                 shown = connection.sock.getpeercert(binary_form=True) if connection.sock else None
                 headers = {"content-type": "application/json", "connection": "close"}
                 connection.request(method, self._path + path, body, headers)
@@ -142,6 +150,19 @@ class JoinServer:
         if answer.status >= http.client.MULTIPLE_CHOICES:
             raise self._refusal(answer.status, data, answer.headers.get("retry-after"))
         return data, shown
+
+    def _check_is_server(self, connection: http.client.HTTPSConnection) -> None:
+        """Check before anything is sent that it is the server that has proved itself, and not the fleet's broker.
+
+        Raises:
+            NetworkError: it is another one of the fleet's.
+        """
+        shown: Any = connection.sock.getpeercert() if connection.sock else None
+        names = [value for entry in (shown or {}).get("subject", ()) for key, value in entry if key == "commonName"]
+        if not any(name.startswith(_SERVER) for name in names):
+            raise NetworkError(
+                f"{self.place} shows a certificate of the fleet that is not its server's ({', '.join(names)})", _ANOTHER
+            )
 
     def _broken(self, error: Exception) -> NetworkError:
         cause = cause_of_error(error, self.place)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge_runtime.errors import StorageError, storage_error
+from edge_runtime.errors import NetworkError, ProtocolError, StorageError, storage_error
 from edge_runtime.trust.edge_file import check_may_write, write_fields
-from edge_runtime.trust.exchange import JoinServer, NotNowError, trusting
+from edge_runtime.trust.exchange import AnotherAuthorityError, JoinServer, NotNowError, trusting
 from edge_runtime.trust.folder import KEY, IdentityFolder
 from edge_runtime.trust.identity import (
     About,
@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from edge_runtime.trust.discovery import Found
     from edge_runtime.trust.messages import DeviceFacts, EdgeFields, JoinAnswer
     from edge_runtime.trust.token import JoinToken
+
+    Discover = Callable[[bytes], Found]
 
 _LOG = logging.getLogger(__name__)
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 1.0, 30.0
@@ -44,6 +47,7 @@ class JoinOptions:
         data_path: ``[data] path`` of a new configuration.
         may_change: whether fields of a configuration that is there may change.
         facts: what the device says of itself.
+        discover: returns what to try where the token's address does not lead to the server, and no other is given.
     """
 
     token: JoinToken
@@ -52,6 +56,7 @@ class JoinOptions:
     data_path: str
     may_change: bool
     facts: DeviceFacts
+    discover: Discover | None = None
 
     @property
     def url(self) -> str:
@@ -81,7 +86,7 @@ def join(options: JoinOptions, clock_s: Callable[[], float], wait: Callable[[flo
     pause_s, said = _FIRST_RETRY_S, ""
     while True:
         try:
-            return join_once(options, clock_s)
+            return _join_anywhere(options, clock_s)
         except (NotNowError, ClockError) as error:
             if error.what != said:
                 _LOG.warning("%s; trying again", error.what)
@@ -90,6 +95,37 @@ def join(options: JoinOptions, clock_s: Callable[[], float], wait: Callable[[flo
             if not wait(pause_s if asked_s is None else asked_s):
                 raise
             pause_s = min(2 * pause_s, _LONGEST_RETRY_S)
+
+
+def _join_anywhere(options: JoinOptions, clock_s: Callable[[], float]) -> EdgeFields:
+    """Join at the token's address, or else at a server that announces itself with the token's authority.
+
+    What is announced is only a place to try: a server that cannot show a certificate of that authority gets nothing.
+    """
+    try:
+        return join_once(options, clock_s)
+    except (ClockError, _PendingError):
+        raise
+    except (AnotherAuthorityError, NetworkError) as error:
+        if options.server_url is not None or options.discover is None:
+            raise
+        away = error
+    found = options.discover(options.token.authority_sha256)
+    refused = []
+    for url in found.urls:
+        try:
+            return join_once(replace(options, server_url=url), clock_s)
+        except (ClockError, _PendingError):
+            raise
+        except (AnotherAuthorityError, NetworkError, ProtocolError) as error:
+            refused.append(error.what)
+            _LOG.warning("a server announces itself at %s, and cannot be joined there: %s", url, error.what)
+    said = f"in the local network: {'; '.join(refused)}" if refused else found.said
+    if not isinstance(away, NotNowError):  # another machine has the token's address; nothing will change there
+        _LOG.warning("%s", said)
+        raise away
+    hint = f"{away.hint}; or give the server's address: covey-edge join https://server:8443 TOKEN"
+    raise NotNowError(f"{away.what}; {said}", hint)
 
 
 def join_once(options: JoinOptions, clock_s: Callable[[], float]) -> EdgeFields:

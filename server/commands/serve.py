@@ -67,6 +67,11 @@ def add_addresses(parser: argparse.ArgumentParser) -> None:
         help="HTTPS port where devices join, after covey fleet init (%(default)s)",
     )
     parser.add_argument("--approve-joins", action="store_true", help="devices that join wait for covey device approve")
+    parser.add_argument(
+        "--announce",
+        action="store_true",
+        help="announce port and authority in the local network (mDNS), for covey-edge join without an address",
+    )
     parser.add_argument("--threads", type=int, default=0, help="threads of the evaluation (default: one per core)")
     for name, what in (("ca", "authority that signed the broker"), ("cert", "own certificate"), ("key", "own key")):
         parser.add_argument(f"--tls-{name}", metavar="FILE", help=f"for mqtts: {what} (PEM)")
@@ -114,6 +119,7 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
         api_listen=args.api_listen,
         join_port=args.join_port,
         approve_joins=args.approve_joins,
+        announce=args.announce,
         signing=None if args.sign_key is None else ServerKeys(args.sign_key, args.device_keys),
     )
 

@@ -74,6 +74,8 @@ def unit_text(options: ServeOptions, user: str) -> str:
             words += [flag, str(value)]
     if options.approve_joins:
         words.append("--approve-joins")
+    if options.announce:
+        words.append("--announce")
     return _UNIT.format(fleet=options.fleet, user=user, command=" ".join(map(_quoted, words)))
 
 

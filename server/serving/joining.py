@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from edge_runtime.trust.messages import EdgeFields
+from server.serving.announce import announced
 from server.trust.enrolment import Enrolment
 from server.trust.join_app import make_join_app
 from server.trust.rate_limit import RateLimit
@@ -47,7 +48,8 @@ def serve_joining(
     """Let devices join until the block ends; yields the port, or None where the fleet has no authority.
 
     Raises:
-        NetworkError: the port is in use.
+        ConfigError: --announce without the library zeroconf.
+        NetworkError: the port is in use; or the server cannot be announced.
         StorageError: the server's certificate or key cannot be used.
     """
     if security is None:
@@ -64,7 +66,8 @@ def serve_joining(
     tls = server_context(security.trust, needs_certificate=False)
     with serve_http(app, options.listen, options.join_port, tls=tls) as port:
         _LOG.info("devices join at port %d of %s", port, ", ".join(security.trust.hosts))
-        yield port
+        with announced(options, security.trust, port) if options.announce else contextlib.nullcontext():
+            yield port
 
 
 def edge_fields(options: ServeOptions, device: str, ports: Ports) -> EdgeFields:

@@ -37,6 +37,7 @@ class ServeOptions:
     api_listen: str = "127.0.0.1"
     join_port: int = 8443
     approve_joins: bool = False
+    announce: bool = False
     signing: ServerKeys | None = None
 
 

@@ -55,12 +55,14 @@ def open_security(options: ServeOptions, ledger: Ledger) -> Security | None:
     The server's certificate is renewed where it is due.
 
     Raises:
-        ConfigError: --approve-joins without an authority; --sign-key with one; or the authority is another fleet's.
+        ConfigError: --approve-joins or --announce without an authority; --sign-key with one; or the authority is another fleet's.
         StorageError: a key or a certificate is missing or damaged.
     """
     if not has_trust(options.state_dir):
         if options.approve_joins:
             raise ConfigError("--approve-joins is for a fleet with an authority", "make it: covey fleet init")
+        if options.announce:
+            raise ConfigError("--announce is for a fleet with an authority", "make it: covey fleet init")
         _LOG.info(
             "no TLS and no passwords on %s: covey fleet init makes the keys for a fleet of several machines",
             options.listen,
