@@ -26,7 +26,7 @@ from server.web.http_app import serve_http
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from server.web.connections import Limits
@@ -57,12 +57,13 @@ def joining_site(
     folder: Path,
     *,
     fleet: str = "default",
+    hosts: Sequence[str] = ("127.0.0.1", "localhost"),
     needs_approval: bool = False,
     each: Rate = _NO_LIMIT,
     limits: Limits | None = None,
 ) -> Iterator[Site]:
     """Make a fleet in a folder, and let devices join it until the block ends."""
-    trust = init_trust(folder, fleet, ["127.0.0.1", "localhost"], 8443, dt.datetime.now(dt.timezone.utc))
+    trust = init_trust(folder, fleet, hosts, 8443, dt.datetime.now(dt.timezone.utc))
     with _listening(folder, trust, needs_approval=needs_approval, each=each, limits=limits) as site:
         yield site
 

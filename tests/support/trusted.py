@@ -39,14 +39,14 @@ class TrustedFleet(Fleet):
     def config(self, name: str) -> Path:
         return self.root / name / "edge.toml"
 
-    def join(self, name: str, seed: int = 0) -> Path:
+    def join(self, name: str, seed: int = 0, host: str = "127.0.0.1") -> Path:
         """Let a device join with a token, and return its configuration."""
         config = self.config(name)
         config.parent.mkdir(parents=True, exist_ok=True)
         write_rows(reviews(24 + 4 * seed, seed), config.with_name("data.jsonl"))
         file = self.root / f"{name}.token"
         file.unlink(missing_ok=True)
-        self.covey("fleet", "token", name, "--file", str(file), "--url", f"https://127.0.0.1:{self.said['join_port']}")
+        self.covey("fleet", "token", name, "--file", str(file), "--url", f"https://{host}:{self.said['join_port']}")
         command = ["join", file.read_text().split()[1], "--config", str(config)]
         done = subprocess.run(
             [sys.executable, "-m", "edge_runtime.cli", *command],
