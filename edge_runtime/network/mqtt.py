@@ -119,7 +119,9 @@ class MqttTransport:
         if reason.is_failure:
             user = self._address.username
             self._refused = True
-            self._note(refusal_cause(reason.value, str(reason), self._place, user=user, identity=self._identity))
+            cause = refusal_cause(reason.value, str(reason), self._place, user=user, identity=self._identity)
+            if not self._is_no_member(cause):
+                self._note(cause)
             return
         self._up_since, self._logged, self._cause = time.monotonic(), None, None
         for topic_filter in self._filters:
@@ -142,15 +144,18 @@ class MqttTransport:
         self._look_and_note(cause)
 
     def _look_and_note(self, cause: Cause) -> None:
-        if self._is_leaving:
-            return
+        if not self._is_leaving and not self._is_no_member(cause):
+            self._note(exact(cause, self._address, self._tls))
+
+    def _is_no_member(self, cause: Cause) -> bool:
+        """Ask whether that is why an attempt failed; if so, say it, and wait long before the next one."""
         known = self._ask_why(cause)
         if known is None:
-            self._note(exact(cause, self._address, self._tls))
-            return
+            return False
         self._wait_before_login(NO_MEMBER_PAUSE_S)
         self._note(known)
         self._decided.set()
+        return True
 
     def _leave(self) -> None:
         self._is_leaving = True

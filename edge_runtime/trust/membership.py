@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _TIMEOUT_S = 5.0
 _AGAIN_S = 10.0
-_TURNED_AWAY = frozenset({"closed", "client-certificate-refused"})
+_TURNED_AWAY = frozenset({"closed", "client-certificate-refused", "not-authorised", "password-missing"})
 """Kinds of causes that may mean that the certificate was revoked."""
 
 

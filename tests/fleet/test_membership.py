@@ -42,7 +42,7 @@ def test_a_member_is_told_nothing(site: Site, config: Path) -> None:
     assert Membership(config).why(CLOSED) is None
 
 
-@pytest.mark.parametrize("kind", ["closed", "client-certificate-refused"])
+@pytest.mark.parametrize("kind", ["closed", "client-certificate-refused", "not-authorised"])
 def test_who_was_revoked_is_told_when_why_and_what_to_do(site: Site, config: Path, kind: Kind) -> None:
     site.ledger.revoke_device("default", "pi", "lost in the train")
     cause = Membership(config).why(Cause(kind, "", ""))
@@ -103,6 +103,19 @@ def test_a_transport_that_is_told_says_it_at_once_and_stays_away_for_long(site: 
     """No waiting for connect_timeout_s, and no look at the port."""
     site.ledger.revoke_device("default", "pi", "")
     with tcp_server(lambda connection: None) as port:  # it hangs up
+        address = BrokerAddress("127.0.0.1", port, tls=False, username=None, password=None)
+        with pytest.raises(EnrolmentError, match="was revoked at"):
+            MqttTransport(address, "covey-pi", connect_timeout_s=600.0, ask_why=Membership(config).why)
+
+
+def test_a_broker_that_refuses_the_login_is_asked_about_too(site: Site, config: Path) -> None:
+    site.ledger.revoke_device("default", "pi", "stolen")
+
+    def refuse(connection: socket.socket) -> None:
+        connection.recv(1000)
+        connection.sendall(b"\x20\x02\x00\x05")  # not authorised
+
+    with tcp_server(refuse) as port:
         address = BrokerAddress("127.0.0.1", port, tls=False, username=None, password=None)
         with pytest.raises(EnrolmentError, match="was revoked at"):
             MqttTransport(address, "covey-pi", connect_timeout_s=600.0, ask_why=Membership(config).why)
