@@ -118,33 +118,33 @@ def _show(args: argparse.Namespace) -> int:
 def _mosquitto(args: argparse.Namespace) -> int:
     """Write a complete configuration for mosquitto: TLS 1.3, a certificate of each client, an access list by its name.
 
-    Run it again after covey device revoke, and have mosquitto read the list of revoked certificates: restart it.
+    covey serve --mosquitto DIR keeps its list of revoked certificates up to date; mosquitto reads it on SIGHUP.
     """
     _check_installed()
-    from server.storage import trust_queries
+    from server.serving.revocations import revoked_now
     from server.storage.ledger import LEDGER_FILE, Ledger
     from server.trust.folder import open_trust
-    from server.trust.mosquitto import CONFIG, write_mosquitto
+    from server.trust.mosquitto import CONFIG, Revoked, write_mosquitto
 
     if not 0 < args.port < 1 << 16:
         raise ConfigError(f"--port {args.port} is not between 1 and 65535", "choose another port")
-    trust, revoked = open_trust(args.state_dir), frozenset[str]()
+    trust, revoked = open_trust(args.state_dir), Revoked()
     if (args.state_dir / LEDGER_FILE).exists():
         with contextlib.closing(Ledger(args.state_dir / LEDGER_FILE, read_only=True)) as ledger:
-            revoked = trust_queries.revoked_serials(ledger, trust.fleet, time.time())
+            revoked = revoked_now(ledger, trust.fleet)
     hosts = args.host or trust.hosts
     files = write_mosquitto(trust, args.out, hosts, args.port, revoked, _now())
     address = f"mqtts://{hosts[0]}:{args.port}"
     text = "\n".join(
         [
             *(str(path) for path in files),
-            f"{len(revoked)} certificates are revoked",
+            f"{len(revoked.serials)} certificates are revoked",
             f"let mosquitto's user own the folder:  chown -R mosquitto {args.out}",
             f"then:  mosquitto -c {args.out / CONFIG}",
-            f"and:   covey serve --broker {address}",
+            f"and:   covey serve --broker {address} --mosquitto {args.out}",
         ]
     )
-    output.emit(args, {"files": [str(path) for path in files], "revoked": len(revoked), "broker": address}, text)
+    output.emit(args, {"files": [str(path) for path in files], "revoked": len(revoked.serials), "broker": address}, text)
     return 0
 
 

@@ -72,6 +72,12 @@ def add_addresses(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="announce port and authority in the local network (mDNS), for covey-edge join without an address",
     )
+    parser.add_argument(
+        "--mosquitto",
+        type=Path,
+        metavar="DIR",
+        help="with --broker: keep the revoked devices up to date in the files of covey fleet mosquitto --out DIR",
+    )
     parser.add_argument("--threads", type=int, default=0, help="threads of the evaluation (default: one per core)")
     for name, what in (("ca", "authority that signed the broker"), ("cert", "own certificate"), ("key", "own key")):
         parser.add_argument(f"--tls-{name}", metavar="FILE", help=f"for mqtts: {what} (PEM)")
@@ -120,6 +126,7 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
         join_port=args.join_port,
         approve_joins=args.approve_joins,
         announce=args.announce,
+        mosquitto=args.mosquitto,
         signing=None if args.sign_key is None else ServerKeys(args.sign_key, args.device_keys),
     )
 

@@ -69,6 +69,7 @@ def unit_text(options: ServeOptions, user: str) -> str:
         ("--tls-key", options.tls and options.tls.key_file, None),
         ("--sign-key", options.signing and options.signing.key_file.resolve(), None),
         ("--device-keys", options.signing and options.signing.device_keys.resolve(), None),
+        ("--mosquitto", options.mosquitto and options.mosquitto.resolve(), None),
     ):
         if value != default:
             words += [flag, str(value)]

@@ -27,6 +27,7 @@ from server.rounds.services import Services
 from server.serving.broker_access import require_size, server_access
 from server.serving.joining import Ports, serve_joining
 from server.serving.options import only_one
+from server.serving.revocations import keep_revoked
 from server.serving.security import broker_files, open_security, signing_member
 from server.web.broker import EMBEDDED, open_broker
 from server.web.http_app import make_app, serve_http
@@ -87,6 +88,7 @@ class Host:
         http_port: port of blobs and adapters.
         join_port: port where devices join; None: the fleet has no authority.
         connection: to its broker.
+        refresh: has the broker's files say who is revoked now.
     """
 
     options: ServeOptions
@@ -97,6 +99,7 @@ class Host:
     http_port: int
     join_port: int | None
     connection: Connection
+    refresh: Callable[[], None]
 
     def turn(self) -> None:
         """Give the supervisor one turn.
@@ -106,6 +109,7 @@ class Host:
             StorageError: the ledger or a blob cannot be written.
         """
         self.connection.check()
+        self.refresh()
         self.supervisor.turn(TICK_S)
 
     def described(self) -> dict[str, str | int]:
@@ -162,6 +166,7 @@ def open_host(
     """
     with contextlib.ExitStack() as stack:
         security = open_security(options, stores.ledger)
+        refresh = keep_revoked(options, security, stores.ledger)
         port = stack.enter_context(_serve_blobs(options, stores, security))
         connection = connect(stack, port, security)
         joining = serve_joining(options, security, stores.ledger, Ports(connection.mqtt_port, port))
@@ -191,6 +196,7 @@ def open_host(
             port,
             join_port,
             connection,
+            refresh,
         )
         stack.callback(supervisor.close)
         _open_api(stack, host)

@@ -38,6 +38,7 @@ class ServeOptions:
     join_port: int = 8443
     approve_joins: bool = False
     announce: bool = False
+    mosquitto: Path | None = None
     signing: ServerKeys | None = None
 
 

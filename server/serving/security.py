@@ -55,7 +55,8 @@ def open_security(options: ServeOptions, ledger: Ledger) -> Security | None:
     The server's certificate is renewed where it is due.
 
     Raises:
-        ConfigError: --approve-joins or --announce without an authority; --sign-key with one; or the authority is another fleet's.
+        ConfigError: --approve-joins or --announce without an authority; --sign-key with one; or the authority is
+            another fleet's.
         StorageError: a key or a certificate is missing or damaged.
     """
     if not has_trust(options.state_dir):

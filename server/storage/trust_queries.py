@@ -48,6 +48,13 @@ def revoked_serials(ledger: Ledger, fleet: str, now_s: float) -> frozenset[str]:
     return frozenset(serial for (serial,) in tuples(ledger, tuple[str], select(CERTIFICATES.c.serial).where(*here)))
 
 
+def revoked_names(ledger: Ledger, fleet: str) -> frozenset[str]:
+    """Return the names of devices whose certificates are all revoked."""
+    valid = select(CERTIFICATES.c.device).where(CERTIFICATES.c.fleet == fleet, CERTIFICATES.c.revoked_at.is_(None))
+    query = select(CERTIFICATES.c.device).where(CERTIFICATES.c.fleet == fleet, CERTIFICATES.c.device.not_in(valid))
+    return frozenset(name for (name,) in tuples(ledger, tuple[str], query))
+
+
 def is_revoked_key(ledger: Ledger, fleet: str, key_sha256: str) -> bool:
     """Whether a certificate of this key was ever revoked in a fleet."""
     here = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -52,12 +53,25 @@ message_size_limit {most_bytes}
 """
 
 
+@dataclass(frozen=True)
+class Revoked:
+    """Whom a broker must not let in.
+
+    Attributes:
+        serials: numbers of revoked certificates, in hexadecimal digits.
+        names: devices that have no other certificate; their connections hear and say nothing more.
+    """
+
+    serials: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
+
+
 def write_mosquitto(
     trust: Trust,
     folder: Path,
     hosts: Sequence[str],
     port: int,
-    revoked: Collection[str],
+    revoked: Revoked,
     now: dt.datetime,
     most_bytes: int = 1 << 18,
 ) -> list[Path]:
@@ -68,7 +82,7 @@ def write_mosquitto(
         folder: where to; mosquitto's user must be able to read it.
         hosts: names and addresses of the broker.
         port: the port that it listens on.
-        revoked: serial numbers of revoked certificates, in hexadecimal digits.
+        revoked: whom it must not let in.
         now: the time.
         most_bytes: of a message; those of Covey are below 128 KB.
 
@@ -95,20 +109,44 @@ def write_mosquitto(
     )
     files = {
         CONFIG: config.encode(),
-        ACCESS: access_list(fleet).encode(),
         AUTHORITY: certificate_pem(authority.certificate).encode(),
         CERT: certificate_pem(certificate).encode(),
-        REVOKED: authority.revoked(revoked, now).public_bytes(Encoding.PEM),
+        **_of_revoked(trust, revoked, now),
     }
     for name, data in files.items():
         write_atomically(folder / name, data)
     return [folder / name for name in (*files, KEY)]
 
 
-def access_list(fleet: str) -> str:
-    """Return mosquitto's access list: a device has its own topics and reads the hello, the server has all of them."""
+def write_revoked(trust: Trust, folder: Path, revoked: Revoked, now: dt.datetime) -> None:
+    """Write the list of revoked certificates and the access list anew; mosquitto reads both on SIGHUP.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    for name, data in _of_revoked(trust, revoked, now).items():
+        write_atomically(folder / name, data)
+
+
+def _of_revoked(trust: Trust, revoked: Revoked, now: dt.datetime) -> dict[str, bytes]:
+    """Return the two files; the list of certificates comes last, so that its change says that both are there."""
+    return {
+        ACCESS: access_list(trust.fleet, revoked.names).encode(),
+        REVOKED: trust.authority.revoked(revoked.serials, now).public_bytes(Encoding.PEM),
+    }
+
+
+def access_list(fleet: str, revoked: Collection[str] = ()) -> str:
+    """Return mosquitto's access list: a device has its own topics and reads the hello, the server has all of them.
+
+    Args:
+        fleet: the fleet's name.
+        revoked: names of devices that have nothing; mosquitto closes no connection for a revoked certificate.
+    """
     own = f"{TOPIC_ROOT}/{fleet}"
     lines = [f"# Topics of fleet {fleet}: the server's, then those of a device, whose name is %u."]
+    for name in sorted(revoked):
+        lines += [f"user {name}", "topic deny #", ""]
     lines += [f"user {server_name(fleet)}", f"topic readwrite {own}/#", ""]
     lines += [f"pattern write {own}/%u/{kind}" for kind in DEVICE_WRITES]
     lines += [f"pattern read {own}/%u/{kind}" for kind in DEVICE_READS]
