@@ -23,7 +23,11 @@ def add_doctor_command(commands: argparse._SubParsersAction[argparse.ArgumentPar
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    """Check engines, memory, sensors, clock, data, membership, broker and server. Exit code 0, or that of the first problem."""
+    """Check engines, memory, sensors, clock, data, membership, broker and server.
+
+    It logs in to the broker as covey-edge run does, subscribes, publishes, sees that a message comes back and whether
+    the server's hello is there, and asks the server for a blob. Exit code 0, or that of the first problem.
+    """
     import time
 
     from edge_runtime.commands.doctor_natives import numpy_finding

@@ -20,7 +20,9 @@ _WAIT_S = 600.0
 def add_join_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``join`` and ``renew``."""
     join = commands.add_parser("join", help="join a fleet with a one-time token", description=_join.__doc__)
-    join.add_argument("url", nargs="?", metavar="URL", help="https://server:8443 (default: the token's, or found by mDNS)")
+    join.add_argument(
+        "url", nargs="?", metavar="URL", help="https://server:8443 (default: the token's, or found by mDNS)"
+    )
     join.add_argument("token", nargs="?", metavar="TOKEN", help="the token: covey fleet token NAME")
     join.add_argument("--token-file", type=Path, metavar="FILE", help="a file with the token, instead of TOKEN")
     join.add_argument("--data", default="data.jsonl", metavar="FILE", help="the private rows (default: %(default)s)")
@@ -44,7 +46,8 @@ def _join(args: argparse.Namespace) -> int:
     """Join a fleet: make a key on this device, have its certificate signed, and write edge.toml.
 
     The key never leaves the device. Where no URL is given and the token's does not lead to the server, it is looked for
-    in the local network (covey serve --announce; pip install 'covey[mdns]'). The same command goes on where a power cut has stopped it.
+    in the local network (covey serve --announce; pip install 'covey[mdns]').
+    The same command goes on where a power cut has stopped it.
     """
     from edge_runtime.trust.discovery import discover
     from edge_runtime.trust.join import JoinOptions, join

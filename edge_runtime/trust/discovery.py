@@ -39,9 +39,7 @@ class Found:
     said: str
 
 
-def discover(
-    authority_sha256: bytes, browse_s: float = BROWSE_S, interfaces: Sequence[str] | None = None
-) -> Found:
+def discover(authority_sha256: bytes, browse_s: float = BROWSE_S, interfaces: Sequence[str] | None = None) -> Found:
     """Look for the servers of an authority for some seconds.
 
     Args:
@@ -68,7 +66,9 @@ def chosen(heard: Sequence[Announcement], authority_sha256: bytes) -> Found:
     if not heard:
         return Found([], "no server announces itself in the local network (covey serve --announce)")
     others = ", ".join(f"{one.fleet} at {(one.urls or ['no address'])[0]}" for one in heard[:3])
-    return Found([], f"{len(heard)} in the local network announce themselves, none with the token's authority: {others}")
+    return Found(
+        [], f"{len(heard)} in the local network announce themselves, none with the token's authority: {others}"
+    )
 
 
 def browse(

@@ -144,7 +144,9 @@ def _mosquitto(args: argparse.Namespace) -> int:
             f"and:   covey serve --broker {address} --mosquitto {args.out}",
         ]
     )
-    output.emit(args, {"files": [str(path) for path in files], "revoked": len(revoked.serials), "broker": address}, text)
+    output.emit(
+        args, {"files": [str(path) for path in files], "revoked": len(revoked.serials), "broker": address}, text
+    )
     return 0
 
 

@@ -104,8 +104,6 @@ def _http_side(options: ServeOptions, port: int) -> Finding:
         server = Https(url, broker_files(options) if is_secure else None, _TIMEOUT_S)
         with server.open("GET", "/healthz") as answer:
             is_covey = b"covey_version" in answer.read(1000)
-        if not is_covey:
-            raise AnswerError(not_covey(server.place, "/healthz"), is_own=False)
     except AnswerError as error:
         if not (is_secure and error.is_own):
             return problem(check, error, values)
@@ -114,6 +112,8 @@ def _http_side(options: ServeOptions, port: int) -> Finding:
         return problem(check, NetworkError(str(error), error.remedy), values)
     except CoveyError as error:
         return problem(check, error, values)
+    if not is_covey:
+        return problem(check, not_covey(server.place, "/healthz").error(), values)
     return Finding(check, "ok", f"{url} answers", "", values)
 
 

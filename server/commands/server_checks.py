@@ -14,9 +14,9 @@ from edge_runtime.errors import ConfigError, CoveyError
 from edge_runtime.files.writable import check_writable
 from edge_runtime.signing.keys import KeyFolder, key_id, read_private_key, read_public_keys
 from edge_runtime.trust.validity import check_valid_now, date_words
-from server.commands.reach_checks import broker_findings, fetch_findings
 from server.client.address import socket_path
 from server.client.client import Client, NoServerError
+from server.commands.reach_checks import broker_findings, fetch_findings
 from server.storage import queries
 from server.storage.ledger import LEDGER_FILE, Ledger
 from server.trust.folder import has_trust, open_trust

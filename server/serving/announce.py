@@ -11,7 +11,7 @@ from edge_runtime.errors import ConfigError, NetworkError, cause_of
 from edge_runtime.trust.announcement import SERVICE, Announcement, to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from server.serving.options import ServeOptions
     from server.trust.folder import Trust
@@ -77,7 +77,7 @@ def _hosts(trust: Trust, *, is_local: bool) -> list[str]:
     return [host for host in trust.hosts if is_local or not _is_loopback(host)]
 
 
-def _addresses() -> Sequence[str]:
+def _addresses() -> list[str]:
     """Return this machine's addresses in its networks."""
     import ifaddr  # noqa: PLC0415 comes with zeroconf
 

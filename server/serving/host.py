@@ -187,17 +187,7 @@ def open_host(
         supervisor = Supervisor(
             coordinator, stores.ledger, lambda job: prepare(host, job), services.clock, observe, should_stop, only
         )
-        host = Host(
-            options,
-            stores,
-            coordinator,
-            services,
-            supervisor,
-            port,
-            join_port,
-            connection,
-            refresh,
-        )
+        host = Host(options, stores, coordinator, services, supervisor, port, join_port, connection, refresh)
         stack.callback(supervisor.close)
         _open_api(stack, host)
         yield host

@@ -46,7 +46,7 @@ JOIN, HTTP, MQTT = 8443, 8080, 8883
 
 
 def snippet(ports: Mapping[int, tuple[int, int]]) -> str:
-    """Return the documented stream, listening on PROXY; ``ports``: for each documented port, its own and the server's."""
+    """Return the documented stream on PROXY; ``ports``: for each documented port, its own and the server's."""
     text = SNIPPET.read_text()
     for documented, (own, servers) in ports.items():
         text, listens = re.subn(rf"listen {documented};", f"listen {PROXY}:{own};", text)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from brokers import tcp_server
 from certificates import Authority
 from fleets import free_port
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from joining import FACTS, Site, joining_site
-from brokers import tcp_server
 
 from edge_runtime.errors import ConfigError, EnrolmentError
 from edge_runtime.trust.announcement import Announcement, from_text, to_text
@@ -147,9 +147,7 @@ def test_the_tokens_address_comes_first_and_a_given_one_is_the_only_one(site: Si
 
 def test_a_refusal_of_the_real_server_is_final_and_looks_no_further(site: Site, tmp_path: Path) -> None:
     token = token_to_nowhere(site)
-    wrong = JoinToken(
-        token.server_url, token.authority_sha256, token.id, b"x" * 24, token.device, token.expires_at_s
-    )
+    wrong = JoinToken(token.server_url, token.authority_sha256, token.id, b"x" * 24, token.device, token.expires_at_s)
     found = Found([site.url, "https://127.0.0.1:1"], "")
     with pytest.raises(EnrolmentError, match="no such join token"):
         join(options_of(wrong, tmp_path / "d" / "edge.toml", found), time.time, lambda _s: False)

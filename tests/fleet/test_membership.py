@@ -102,7 +102,7 @@ def test_a_server_that_is_away_says_nothing(tmp_path: Path) -> None:
 def test_a_transport_that_is_told_says_it_at_once_and_stays_away_for_long(site: Site, config: Path) -> None:
     """No waiting for connect_timeout_s, and no look at the port."""
     site.ledger.revoke_device("default", "pi", "")
-    with tcp_server(lambda connection: None) as port:  # it hangs up
+    with tcp_server(lambda _connection: None) as port:  # it hangs up
         address = BrokerAddress("127.0.0.1", port, tls=False, username=None, password=None)
         with pytest.raises(EnrolmentError, match="was revoked at"):
             MqttTransport(address, "covey-pi", connect_timeout_s=600.0, ask_why=Membership(config).why)

@@ -162,7 +162,10 @@ def test_a_folder_that_is_none_of_mosquittos_is_refused_when_the_server_starts(t
     with joining_site(tmp_path / "state") as site:
         for options, what in (
             (ServeOptions(tmp_path / "state", mosquitto=tmp_path), "broker of its own"),
-            (ServeOptions(tmp_path / "state", broker="mqtts://x:8883", mosquitto=tmp_path), "there is no mosquitto.conf"),
+            (
+                ServeOptions(tmp_path / "state", broker="mqtts://x:8883", mosquitto=tmp_path),
+                "there is no mosquitto.conf",
+            ),
         ):
             with pytest.raises(ConfigError, match=what):
                 keep_revoked(options, open_security(options, site.ledger), site.ledger)

@@ -1,4 +1,4 @@
-"""docs/brokers: what is written there for EMQX and RabbitMQ is what mosquitto gets; RabbitMQ is run where it is installed."""
+"""docs/brokers: EMQX and RabbitMQ get what mosquitto gets; RabbitMQ is run where it is installed."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ def test_emqx_asks_for_certificates_and_takes_their_names() -> None:
 
 
 def variables() -> dict[str, str]:
-    return dict(re.findall(r"^([A-Z]+)='?([^'\n]*?)'?(?:\s+#.*)?$", (FOLDER / "rabbitmq-users.sh").read_text(), re.MULTILINE))
+    return dict(
+        re.findall(r"^([A-Z]+)='?([^'\n]*?)'?(?:\s+#.*)?$", (FOLDER / "rabbitmq-users.sh").read_text(), re.MULTILINE)
+    )
 
 
 def test_rabbitmq_has_the_topics_of_mosquittos_list() -> None:
