@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, LogLevel, MessageState, MQTTErrorCode, MQTTProtocolVersion
 
-from edge_runtime.network.tls import tls_context
+from edge_runtime.network.tls import OwnCertificate, tls_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,11 +32,13 @@ class Client(mqtt.Client):
     Attributes:
         is_one_by_one: whether the next connection sends each message only when the one before is acknowledged.
         transport_error: what the socket or ``ssl`` raised last; None: nothing since the connection was begun.
+        own_certificate: this member's, which may be renewed while the client runs; None: it has none.
         on_no_connection: called with the exception when a connection could not be made, in paho's thread.
     """
 
     is_one_by_one = False
     transport_error: BaseException | None = None
+    own_certificate: OwnCertificate | None = None
     on_no_connection: Callable[[BaseException], None] | None = None
 
     def __init__(self, identity: str, protocol: MQTTProtocolVersion, *, keep_session: bool) -> None:
@@ -47,6 +49,8 @@ class Client(mqtt.Client):
     def reconnect(self) -> MQTTErrorCode:
         """Connect, as paho does; keep the exception if that fails."""
         self.transport_error = None
+        if self.own_certificate is not None:
+            self.own_certificate.take_renewed()
         try:
             return super().reconnect()
         except OSError as error:
@@ -114,4 +118,6 @@ def make_client(
         context = tls_context(tls)  # also for a plain broker: files that cannot be used are an error now
         if address.tls:
             client.tls_set_context(context)
+            if tls is not None and tls.cert_file is not None:
+                client.own_certificate = OwnCertificate(context, tls.cert_file, tls.key_file)
     return client

@@ -6,11 +6,14 @@ This context is the same on every Python: chain, signature, dates and host name 
 
 from __future__ import annotations
 
+import logging
 import ssl
 from pathlib import Path
 
 from edge_runtime.errors import ConfigError
 from edge_runtime.network.address import TlsFiles
+
+_LOG = logging.getLogger(__name__)
 
 
 def tls_context(files: TlsFiles | None, *, and_system: bool = False) -> ssl.SSLContext:
@@ -70,6 +73,42 @@ def _load_own(context: ssl.SSLContext, cert_file: str, key_file: str | None) -> 
             f"{cert_file} and {key_file or 'no key_file'} are not a certificate with its key ({error.reason or error})",
             "give cert_file and key_file ([tls], or covey serve --tls-cert and --tls-key) as PEM files",
         ) from error
+
+
+class OwnCertificate:
+    """A member's certificate in a context that lives longer than the certificate: a renewed one is taken from its file.
+
+    Only one of the same key is taken: whoever has joined anew has another key, and signs with it after a restart.
+
+    Args:
+        context: it has the certificate.
+        cert_file: its file.
+        key_file: its key's; None: the key is in the same file.
+    """
+
+    def __init__(self, context: ssl.SSLContext, cert_file: str, key_file: str | None) -> None:
+        self._context, self._cert_file, self._key_file = context, cert_file, key_file
+        self._cert, self._key = _stamp(cert_file), _stamp(key_file)
+
+    def take_renewed(self) -> None:
+        """Take the certificate from its file if it is another one; one that cannot be read is taken another time."""
+        cert = _stamp(self._cert_file)
+        if self._key_file is None or cert in (None, self._cert) or _stamp(self._key_file) != self._key:
+            return
+        try:
+            self._context.load_cert_chain(self._cert_file, self._key_file, password=_no_password)
+        except (OSError, _EncryptedKeyError) as error:
+            _LOG.warning("the renewed certificate %s cannot be used: %s", self._cert_file, error)
+        self._cert = cert
+
+
+def _stamp(path: str | None) -> tuple[int, int, int] | None:
+    """Return what tells a file from the one that was there before; None: it cannot be read."""
+    try:
+        found = Path(path or "").stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 class _EncryptedKeyError(Exception):

@@ -1,4 +1,4 @@
-"""Servers that announce themselves by mDNS, on this machine's loopback: found, chosen by authority, and not believed."""
+"""Servers that announce themselves by mDNS, on loopback: found, chosen by authority, and not believed."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,13 @@ from fleets import wait_for
 from joining import Site, joined, joining_again, joining_site
 
 from edge_runtime.errors import EnrolmentError, NetworkError
-from edge_runtime.network.address import BrokerAddress
+from edge_runtime.network.address import BrokerAddress, TlsFiles
 from edge_runtime.network.cause import Cause, Kind, Place, closed
 from edge_runtime.network.mqtt import NO_MEMBER_PAUSE_S, MqttTransport
+from edge_runtime.trust.identity import read_identity
 from edge_runtime.trust.membership import Membership, ask_membership
+from edge_runtime.trust.renew import renew_if_due
+from server.trust.tls import server_context
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -119,6 +123,41 @@ def test_a_broker_that_refuses_the_login_is_asked_about_too(site: Site, config: 
         address = BrokerAddress("127.0.0.1", port, tls=False, username=None, password=None)
         with pytest.raises(EnrolmentError, match="was revoked at"):
             MqttTransport(address, "covey-pi", connect_timeout_s=600.0, ask_why=Membership(config).why)
+
+
+@pytest.mark.parametrize("joins_anew", [False, True])
+def test_a_renewed_certificate_is_shown_with_the_next_connection(site: Site, config: Path, joins_anew: bool) -> None:
+    """A device that runs for months reconnects with the certificate that it has then, and with no key but its own."""
+    context = server_context(site.trust, needs_certificate=True)
+    shown: list[str] = []
+    hang_up = threading.Semaphore(0)
+
+    def broker(connection: socket.socket) -> None:
+        with context.wrap_socket(connection, server_side=True) as secured:
+            shown.append(str((secured.getpeercert() or {})["serialNumber"]))
+            secured.recv(1000)
+            secured.sendall(b"\x20\x02\x00\x00")
+            hang_up.acquire(timeout=60)
+
+    trust = config.with_name("edge-trust")
+    tls = TlsFiles(str(trust / "ca.pem"), str(trust / "cert.pem"), str(trust / "key.pem"))
+    before = read_identity(trust).certificate.serial_number
+    with tcp_server(broker) as port:
+        address = BrokerAddress("127.0.0.1", port, tls=True, username=None, password=None)
+        transport = MqttTransport(address, "covey-pi", tls=tls, connect_timeout_s=60.0)
+        try:
+            if joins_anew:
+                joined(site.token("pi"), config, may_change=True)
+            else:
+                assert renew_if_due(config, time.time(), is_due=True) is not None
+            after = read_identity(trust).certificate.serial_number
+            assert after != before
+            hang_up.release()
+            wait_for(lambda: len(shown) == 2, "the second connection", 60.0)
+        finally:
+            hang_up.release(2)
+            transport.close()
+    assert [int(one, 16) for one in shown[:2]] == [before, before if joins_anew else after]
 
 
 def test_a_device_at_work_that_is_revoked_stays_and_asks_seldom(
