@@ -1,4 +1,4 @@
-"""Updates of Covey itself: a wheel goes into the other of two virtual environments, is tried, and goes back if it fails.
+"""Updates of Covey itself: a wheel goes into the other of two environments, and goes back if it fails.
 
 The launcher starts the version that is current, watches a new one, and returns to the one before. It runs from one
 file (launcher_file.py) with the standard library alone, so that no version of Covey can break it.

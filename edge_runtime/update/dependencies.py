@@ -53,6 +53,12 @@ class Package:
         return sum(path.stat().st_size for name, _ in self.files if (path := self.folder / name).is_file())
 
 
+def requested(paths: Sequence[str]) -> list[str]:
+    """Return the names of the packages that somebody has installed by name, as an owner does with a runtime."""
+    here = _installed(paths)
+    return [name for name in sorted(here) if here[name].read_text("REQUESTED") is not None]
+
+
 def packages_for(requirements: Iterable[str], paths: Sequence[str]) -> list[Package]:
     """Return the installed packages that requirements name, and those that these need, and so on; and pip.
 
@@ -94,7 +100,7 @@ def normalized(name: str) -> str:
 
 
 def _needed(requirements: Iterable[str], extra: str) -> list[tuple[str, str]]:
-    """Return what requirements name, each with an extra that is asked for ("" is none), for one extra of their owner."""
+    """Return what requirements name, each with an extra that is asked for ("" is none), for one extra of its owner."""
     found = []
     for requirement in requirements:
         head, _, marker = requirement.partition(";")

@@ -1,4 +1,4 @@
-"""What other processes ask the launcher for, and what they learn from it: a switch, a way back, how the last one ended."""
+"""What other processes ask the launcher for, a switch or a way back, and what they learn of the last one."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def update_root(environment: Mapping[str, str] = os.environ) -> Path | None:
 def request_switch(root: Path, found: Installed | None = None) -> str:
     """Ask the launcher to switch to the version that install_wheel has put into the other slot.
 
-    The launcher looks every half second. It sends SIGTERM to the device that runs, which ends as it always does (a round
-    in progress is abandoned: ask between rounds), and starts the other version on trial.
+    The launcher looks every half second. It sends SIGTERM to the device that runs, which ends as it always does (a
+    round in progress is abandoned: ask between rounds), and starts the other version on trial.
 
     Args:
         root: the folder of the slots.
@@ -125,7 +125,9 @@ def settled_state(root: Path) -> State:
             "a new version is on trial", "wait until it is accepted or rolled back: covey-edge update status"
         )
     if (request := read_request(root)) is not None and request.id != state.request:
-        raise UpdateError("a switch was asked for, and the launcher has not taken it yet", "wait, or start the launcher")
+        raise UpdateError(
+            "a switch was asked for, and the launcher has not taken it yet", "start the launcher, or wait"
+        )
     return state
 
 

@@ -111,7 +111,7 @@ def mark_whole(root: Path, found: Installed) -> None:
 def linked_slot(root: Path) -> str | None:
     """Return the slot that the link ``current`` names; None where there is no such link."""
     try:
-        name = os.readlink(root / CURRENT)
+        name = (root / CURRENT).readlink().name
     except OSError:
         return None
     return next((slot for slot in SLOTS if name == f"env-{slot}"), None)
