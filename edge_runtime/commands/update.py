@@ -131,16 +131,18 @@ def _install(args: argparse.Namespace) -> int:
 def _status(args: argparse.Namespace) -> int:
     """Say which versions are installed, which one runs, what is on trial, and how the last switch ended."""
     from edge_runtime.update.requests import known_state, launcher_runs, read_request
+    from edge_runtime.update.rules import previous_version
     from edge_runtime.update.slots import installed
 
     root = _root(args)
     state, slots, request = known_state(root), installed(root), read_request(root)
+    before = previous_version(state, slots) if state.trial is None else slots.get(state.trial.back)
     waits = request is not None and request.id != state.request
     runs = launcher_runs(root)
     result = {
         "root": str(root),
         "current": asdict(slots[state.current]) if state.current in slots else None,
-        "previous": asdict(slots[state.previous]) if state.previous in slots else None,
+        "previous": None if before is None else asdict(before),
         "on_trial": state.trial is not None,
         "attempts": 0 if state.trial is None else state.trial.attempts,
         "request_waits": waits,

@@ -42,6 +42,8 @@ _LOOK_S = 0.5
 _GRACE_S = 60.0
 """Seconds that a device has to end by itself before it is killed: a step on a slow board, and its goodbye."""
 _ASK_S = 180.0
+_LOCK_S = 5.0
+"""Seconds that another launcher has to end, and whoever looks whether one runs has to look."""
 _PAUSES_S = (5.0, 10.0, 20.0, 40.0, 60.0)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -161,7 +163,7 @@ class Launcher:
             verdict = judge(device.signs, self._limits, time.monotonic())
             if verdict == "accept":
                 on_trial, before = False, self._state
-                self._state = rules.accept(self._state, time.time())
+                self._state = rules.accept(self._state, installed(self._root), time.time())
                 self._write()
                 self._say(before)
                 self._pauses = 0
@@ -260,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     root, config = args.root.absolute(), str(args.config.absolute())
     busy = "another launcher runs from this folder"
     try:
-        with locked(root, LAUNCHER_LOCK, busy, "end it first: systemctl status, or ps, shows it"):
+        with locked(root, LAUNCHER_LOCK, busy, "end it first: systemctl status, or ps, shows it", patience_s=_LOCK_S):
             limits = Limits(args.health_timeout, args.probation)
             reach = ["update", "reach", "--config", config]
             return Launcher(root, ["run", "--config", config, *args.rest], reach, limits).run()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import StorageError, UpdateError
 from edge_runtime.files.atomic import write_atomically
+from edge_runtime.update.rules import previous_version
 from edge_runtime.update.slots import INSTALL_LOCK, LAUNCHER_LOCK, LockedError, installed, locked, other
-from edge_runtime.update.state import KINDS, SLOTS, State, read_state
+from edge_runtime.update.state import KINDS, SLOTS, Request, State, read_state
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,23 +24,6 @@ REQUEST_FILE = "request.json"
 ROOT_VARIABLE = "COVEY_UPDATE_ROOT"
 """The environment variable in which the launcher tells the device its folder of slots."""
 SETUP = "set up the two slots and the launcher: covey-edge update setup WHEEL --root DIR --config edge.toml"
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the launcher is asked for.
-
-    Attributes:
-        id: its name; a request is taken once.
-        kind: ``update`` or ``rollback``.
-        slot: the slot that is to run.
-        sha256: SHA-256 of the wheel that is in that slot, in hex.
-    """
-
-    id: str
-    kind: str
-    slot: str
-    sha256: str
 
 
 def update_root(environment: Mapping[str, str] = os.environ) -> Path | None:
@@ -79,9 +63,8 @@ def request_rollback(root: Path) -> str:
         UpdateError: there is no launcher, or no version to go back to.
         StorageError: the request cannot be written.
     """
-    state = known_state(root)
-    target = state.previous if state.trial is None else state.trial.back
-    here = None if target is None else installed(root).get(target)
+    state, slots = known_state(root), installed(root)
+    here = previous_version(state, slots) if state.trial is None else slots.get(state.trial.back)
     if here is None:
         raise UpdateError(
             "there is no version before this one", "install the version that you want: covey-edge update install WHEEL"

@@ -11,13 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from edge_runtime.update.state import SLOTS, Outcome, State, Trial
+from edge_runtime.update.state import SLOTS, Outcome, Request, State, Trial
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from edge_runtime.update.requests import Request
     from edge_runtime.update.slots import Installed
+
+    Slots = Mapping[str, Installed]
+    """What is in the slots that can run, by slot."""
 
 MOST_ATTEMPTS = 2
 MOST_DEATHS = 5
@@ -26,7 +28,6 @@ _EXCUSED = (0, 2, 3, 4, NETWORK_EXIT_CODE, 8, 12)
 """Exit codes of an accepted version that speak of its surroundings (errors.py): configuration, data, network, disk."""
 _CUT_OFF = "it was cut off each time it was tried, as by a power cut, before it was seen to work"
 
-Slots = dict[str, "Installed"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,12 @@ class Signs:
     beat_at: float | None = None
 
 
+def previous_version(state: State, slots: Slots) -> Installed | None:
+    """Return the version before the current one; None: there is none, or its slot holds another one since."""
+    here = None if state.previous is None else slots.get(state.previous)
+    return here if here is not None and here.sha256 == state.previous_sha256 else None
+
+
 Verdict = Literal["wait", "accept", "unreachable", "late", "silent"]
 
 
@@ -87,7 +94,8 @@ def first_state(slots: Slots, linked: str | None) -> State | None:
     slot = linked if linked in slots else next((slot for slot in SLOTS if slot in slots), None)
     if slot is None:
         return None
-    return State(slot, next((each for each in slots if each != slot), None))
+    before = next((slots[each] for each in slots if each != slot), None)
+    return State(slot) if before is None else State(slot, before.slot, before.sha256)
 
 
 def repaired(state: State, slots: Slots, now: float) -> State:
@@ -102,7 +110,7 @@ def repaired(state: State, slots: Slots, now: float) -> State:
     outcome = Outcome(
         "rollback", "rolled-back", "unknown", slots[rest].version, slots[rest].sha256, "the version that ran is gone", now
     )
-    return State(rest, None, None, 0, state.request, outcome)
+    return State(rest, request=state.request, outcome=outcome)
 
 
 def take_request(state: State, request: Request, slots: Slots, now: float) -> State:
@@ -118,7 +126,7 @@ def take_request(state: State, request: Request, slots: Slots, now: float) -> St
     if here is None or here.sha256 != request.sha256 or request.slot == state.current:
         return replace(state, outcome=_outcome(state, request, slots, "that version is not installed any more", now))
     trial = Trial(request.kind, state.current)
-    started = replace(state, current=request.slot, previous=None, trial=trial, deaths=0)
+    started = State(request.slot, trial=trial, request=state.request)
     outcome = Outcome(request.kind, "on-trial", _version(slots, state.current), here.version, here.sha256, "", now)
     return replace(started, outcome=outcome)
 
@@ -153,12 +161,14 @@ def fail_attempt(state: State, slots: Slots, reason: str, now: float) -> State:
     return replace(state, trial=replace(state.trial, reason=reason))
 
 
-def accept(state: State, now: float) -> State:
+def accept(state: State, slots: Slots, now: float) -> State:
     """Return the state after a trial that was passed: the version before stays, one command away."""
     if state.trial is None:
         return state
     outcome = state.outcome and replace(state.outcome, result="accepted", at=now)
-    return replace(state, previous=state.trial.back, trial=None, deaths=0, outcome=outcome)
+    before = slots.get(state.trial.back)
+    ended = State(state.current, request=state.request, outcome=outcome)
+    return ended if before is None else replace(ended, previous=before.slot, previous_sha256=before.sha256)
 
 
 def after_end(state: State, slots: Slots, code: int, lived_s: float, limits: Limits, now: float) -> State:
@@ -177,9 +187,9 @@ def after_end(state: State, slots: Slots, code: int, lived_s: float, limits: Lim
     if code in _EXCUSED or lived_s > limits.soon_s:
         return replace(state, deaths=0)
     counted = replace(state, deaths=state.deaths + 1)
-    if counted.deaths < MOST_DEATHS or state.previous is None or state.previous not in slots:
+    before, after = slots.get(state.current), previous_version(state, slots)
+    if counted.deaths < MOST_DEATHS or after is None:
         return counted
-    before, after = slots.get(state.current), slots[state.previous]
     reason = f"it ended {counted.deaths} times in a row soon after its start, the last time with {exit_words(code)}"
     outcome = Outcome(
         "update",
@@ -190,7 +200,7 @@ def after_end(state: State, slots: Slots, code: int, lived_s: float, limits: Lim
         reason,
         now,
     )
-    return State(state.previous, None, None, 0, state.request, outcome)
+    return State(after.slot, request=state.request, outcome=outcome)
 
 
 def exit_words(code: int) -> str:
@@ -198,7 +208,7 @@ def exit_words(code: int) -> str:
     return f"exit code {code}" if code >= 0 else f"signal {-code}"
 
 
-def _version(slots: Mapping[str, Installed], slot: str) -> str:
+def _version(slots: Slots, slot: str) -> str:
     return slots[slot].version if slot in slots else "unknown"
 
 
@@ -210,4 +220,4 @@ def _back(state: State, slots: Slots, reason: str, now: float) -> State:
         kept = replace(outcome, result="accepted", reason=f"{reason}; but the version before it is gone", at=now)
         return replace(state, trial=None, outcome=kept)
     ended = replace(outcome, result="rolled-back", reason=reason, at=now)
-    return State(state.trial.back, None, None, 0, state.request, ended)
+    return State(state.trial.back, request=state.request, outcome=ended)

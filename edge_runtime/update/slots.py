@@ -18,6 +18,7 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -142,7 +143,7 @@ class LockedError(StorageError):
 
 
 @contextlib.contextmanager
-def locked(root: Path, name: str, what: str, hint: str) -> Iterator[None]:
+def locked(root: Path, name: str, what: str, hint: str, patience_s: float = 0.0) -> Iterator[None]:
     """Hold a lock of the folder until the block ends; the kernel frees it where the process dies.
 
     Args:
@@ -150,6 +151,7 @@ def locked(root: Path, name: str, what: str, hint: str) -> Iterator[None]:
         name: INSTALL_LOCK or LAUNCHER_LOCK.
         what: the error's text where another process holds it.
         hint: what to do then.
+        patience_s: seconds to wait for it.
 
     Raises:
         LockedError: another process holds it.
@@ -161,12 +163,21 @@ def locked(root: Path, name: str, what: str, hint: str) -> Iterator[None]:
     except OSError as error:
         raise storage_error(error, path) from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LockedError(what, hint) from error
-        except OSError as error:
-            raise storage_error(error, path) from error
+        until = time.monotonic() + patience_s
+        while not _has_locked(descriptor, path):
+            if time.monotonic() >= until:
+                raise LockedError(what, hint)
+            time.sleep(0.1)
         yield
     finally:
         os.close(descriptor)
+
+
+def _has_locked(descriptor: int, path: Path) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise storage_error(error, path) from error
+    return True

@@ -70,6 +70,7 @@ class State:
     Attributes:
         current: the slot that runs.
         previous: the slot of the version before it, one command away; None: there is none.
+        previous_sha256: the wheel of that version, in hex: its slot may hold another one since.
         trial: the trial of ``current``; None: it is accepted.
         deaths: ends of the accepted version in a row, each soon after its start.
         request: the id of the last request that was taken.
@@ -78,10 +79,28 @@ class State:
 
     current: str
     previous: str | None = None
+    previous_sha256: str = ""
     trial: Trial | None = None
     deaths: int = 0
     request: str = ""
     outcome: Outcome | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the launcher is asked for.
+
+    Attributes:
+        id: its name; a request is taken once.
+        kind: ``update`` or ``rollback``.
+        slot: the slot that is to run.
+        sha256: SHA-256 of the wheel that is in that slot, in hex.
+    """
+
+    id: str
+    kind: str
+    slot: str
+    sha256: str
 
 
 class StateDamagedError(StorageError):
