@@ -42,7 +42,7 @@ _LOOK_S = 0.5
 _GRACE_S = 60.0
 """Seconds that a device has to end by itself before it is killed: a step on a slow board, and its goodbye."""
 _ASK_S = 180.0
-_LOCK_S = 5.0
+_LOCK_S = 2.0
 """Seconds that another launcher has to end, and whoever looks whether one runs has to look."""
 _PAUSES_S = (5.0, 10.0, 20.0, 40.0, 60.0)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -200,15 +200,16 @@ class Launcher:
 
     def _after(self, reason: str, code: int, lived_s: float, *, on_trial: bool) -> int | None:
         """Enter how the device has ended; return this process's exit code, None where another start follows."""
-        before, slots, now = self._state, installed(self._root), time.time()
         if reason == "asked":
             return None
+        before, slots, now = self._state, installed(self._root), time.time()
+        waits = False
         if reason == "told":
             self._state = rules.spare_attempt(before) if on_trial else before
         elif before.trial is None or not on_trial:
             self._state = rules.after_end(before, slots, code, lived_s, self._limits, now)
         elif self._nobody_connects(reason, code, before.trial.back):
-            self._state = rules.spare_attempt(before)
+            self._state, waits = rules.spare_attempt(before), True
             _LOG.warning("the version before does not reach the broker either: the trial waits for the network")
         else:
             self._state = rules.fail_attempt(before, slots, self._words(reason, code), now)
@@ -216,6 +217,8 @@ class Launcher:
         if self._state != before:
             self._write()
             self._say(before)
+        if waits:
+            self._pause()
         if self._told and code == -signal.SIGTERM:
             return 0
         if self._told or ((before.trial is None or not on_trial) and self._state.current == before.current):
@@ -236,13 +239,14 @@ class Launcher:
         """Whether a trial failed for want of a network: the version before is asked whether it reaches the broker."""
         if reason != "unreachable" and code != NETWORK_EXIT_CODE:
             return False
-        if ask(self._root, back, self._reach, _ASK_S, lambda: self._told) == 0:
-            return False
+        return ask(self._root, back, self._reach, _ASK_S, lambda: self._told) != 0
+
+    def _pause(self) -> None:
+        """Wait for the network, a little longer each time."""
         until = time.monotonic() + _PAUSES_S[min(self._pauses, len(_PAUSES_S) - 1)]
         self._pauses += 1
         while time.monotonic() < until and not self._told and not self._is_asked():
             time.sleep(_LOOK_S)
-        return True
 
 
 def main(argv: Sequence[str] | None = None) -> int:

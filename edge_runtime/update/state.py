@@ -5,6 +5,7 @@ Only the launcher changes this file while it runs. One atomic write is the switc
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -139,12 +140,20 @@ def write_state(root: Path, state: State) -> None:
     Raises:
         StorageError: the disk is full or not writable; the old state is as it was.
     """
-    write_atomically(root / STATE_FILE, json.dumps({"v": _VERSION, **asdict(state)}).encode())
+    table = asdict(state)
+    write_atomically(root / STATE_FILE, json.dumps({"v": _VERSION, "sha256": _sha256(table), "state": table}).encode())
 
 
-def _state_of(table: Any) -> State:  # noqa: ANN401 parsed JSON
-    if table.pop("v") != _VERSION:
+def _sha256(table: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
+
+
+def _state_of(document: Any) -> State:  # noqa: ANN401 parsed JSON
+    if document["v"] != _VERSION:
         raise ValueError("it is of another version of the launcher")
+    table = document["state"]
+    if _sha256(table) != document["sha256"]:
+        raise ValueError("it does not match its own hash")
     trial, outcome = table["trial"], table["outcome"]
     table["trial"] = None if trial is None else _typed(Trial, trial)
     table["outcome"] = None if outcome is None else _typed(Outcome, outcome)

@@ -263,16 +263,13 @@ def test_a_state_comes_back_as_it_was_or_is_known_to_be_damaged(
     data[at % len(data)] = value
     path.write_bytes(data)
     try:
-        found = read_state(root)
+        assert read_state(root) == state
     except StateDamagedError:
         return
-    assert found is not None
-    assert found.current in ("a", "b")
-    assert isinstance(found.deaths, int)
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\0" * 100, b"[]", b"null", b'{"v": 2}', b"[" * 100_000, b'{"v": 1, "current": "a"}', b"\xff"]
+    "data", [b"", b"\0" * 100, b"[]", b"null", b'{"v": 2}', b"[" * 100_000, b'{"v": 1, "state": {"current": "a"}}', b"\xff"]
 )
 def test_a_damaged_state_is_said(tmp_path: Path, data: Any) -> None:
     (tmp_path / "state.json").write_bytes(data)
