@@ -45,7 +45,7 @@ def _run(args: argparse.Namespace) -> int:
         raise
 
 
-def _serve(args: argparse.Namespace, heartbeat: Heartbeat) -> int:
+def _serve(args: argparse.Namespace, heartbeat: Heartbeat) -> int:  # long: the order of the steps is what it says
     from edge_runtime.agent.agent import Agent
     from edge_runtime.agent.announcer import lost_will
     from edge_runtime.agent.broker_access import require_access

@@ -31,7 +31,7 @@ def add_update_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     update = commands.add_parser("update", help="install another version of Covey, and go back")
     kinds = update.add_subparsers(required=True, metavar="COMMAND")
     setup = kinds.add_parser("setup", help="two slots and the launcher", description=_setup.__doc__)
-    setup.add_argument("wheel", type=Path, nargs="?", metavar="WHEEL", help="the first version; none: the launcher only")
+    setup.add_argument("wheel", type=Path, nargs="?", metavar="WHEEL", help="the first version; without: the launcher")
     install = kinds.add_parser("install", help="install a wheel and switch to it", description=_install.__doc__)
     install.add_argument("wheel", type=Path, metavar="WHEEL")
     install.add_argument("--no-switch", action="store_true", help="install and check it only")
@@ -53,7 +53,7 @@ def add_update_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     ):
         if name in _EXAMPLES:
             parser.epilog = f"Example: {_EXAMPLES[name]}"
-            parser.add_argument("--root", type=Path, metavar="DIR", help="the folder of the slots (default: this one's)")
+            parser.add_argument("--root", type=Path, metavar="DIR", help="folder of the slots (default: this one's)")
         if name in ("setup", "install", "check", "reach"):
             parser.add_argument("--config", type=Path, required=name == "reach", metavar="edge.toml")
         output.add_format(parser)
@@ -87,8 +87,8 @@ def _supply(args: argparse.Namespace) -> Supply:
 def _setup(args: argparse.Namespace) -> int:
     """Make the two slots and the launcher, so that Covey can be updated and go back by itself.
 
-    The packages that Covey needs are taken over from the environment of this command. Without a wheel, the launcher of a
-    folder that is set up already is renewed.
+    The packages that Covey needs are taken over from the environment of this command. Without a wheel, the launcher of
+    a folder that is set up already is renewed.
     """
     from edge_runtime.agent.config import read_edge_config
     from edge_runtime.update.launcher_file import LAUNCHER_FILE
@@ -98,7 +98,7 @@ def _setup(args: argparse.Namespace) -> int:
     start = f"{getattr(sys, '_base_executable', sys.executable)} {root / LAUNCHER_FILE}"
     if args.wheel is None:
         changed = renew_launcher(root)
-        text = "the launcher is renewed; it runs from the service's next start" if changed else "the launcher is current"
+        text = "the launcher is renewed: restart the service" if changed else "the launcher is current"
         output.emit(args, {"root": str(root), "changed": changed}, text)
         return 0
     also = (read_edge_config(args.config).engine,) if args.config else ()
@@ -187,17 +187,19 @@ def _check(args: argparse.Namespace) -> int:
     vectors. An installation runs it in the new slot.
     """
     from edge_runtime.agent.config import read_edge_config
-    from edge_runtime.agent.self_check import check_takeover
+    from edge_runtime.agent.self_check import check_takeover, load_everything
     from edge_runtime.commands.doctor_natives import native_findings
 
     config = read_edge_config(args.config) if args.config else None
     for finding in native_findings("onnxruntime" if config is None else config.engine, build=False):
         if finding.status == "problem":
             raise UpdateError(f"{finding.check}: {finding.found}", finding.advice)
+    modules = load_everything()
     bundle, parity = (None, None) if config is None else check_takeover(config)
     result = {
         "covey_version": __version__,
         "prefix": sys.prefix,
+        "modules": modules,
         "bundle_sha256": bundle,
         "parity_loss": None if parity is None else parity.loss,
     }

@@ -3,6 +3,6 @@
 The launcher starts the version that is current, watches a new one, and returns to the one before. It runs from one
 file (launcher_file.py) with the standard library alone, so that no version of Covey can break it.
 
-May import: engines, files, errors.
+May import: files, errors.
 Must never come in: plans, messages; in what the launcher imports, anything but the standard library, files and errors.
 """

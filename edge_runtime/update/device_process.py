@@ -62,8 +62,12 @@ class Device:
         environment = clean_environment() | {PIPE_VARIABLE: str(far), ROOT_VARIABLE: str(root)}
         command = [str(slot_python(root, slot)), "-I", "-m", "edge_runtime.cli", *arguments]
         try:
-            self._popen: subprocess.Popen[bytes] | None = subprocess.Popen(  # noqa: PLW1509 the launcher has one thread
-                command, env=environment, pass_fds=(far,), start_new_session=True, preexec_fn=_ends_with_its_parent()
+            self._popen: subprocess.Popen[bytes] | None = subprocess.Popen(
+                command,
+                env=environment,
+                pass_fds=(far,),
+                start_new_session=True,
+                preexec_fn=_ends_with_its_parent(),  # noqa: PLW1509 the launcher has one thread
             )
         except (FileNotFoundError, PermissionError, NotADirectoryError):
             self._popen = None
@@ -138,8 +142,11 @@ def ask(root: Path, slot: str, arguments: Sequence[str], patience_s: float, stop
     """Run a command of a slot's ``covey-edge`` to its end; return its exit code, None where it took too long."""
     command = [str(slot_python(root, slot)), "-I", "-m", "edge_runtime.cli", *arguments]
     try:
-        popen = subprocess.Popen(  # noqa: PLW1509 the launcher has one thread
-            command, env=clean_environment(), stdout=subprocess.DEVNULL, preexec_fn=_ends_with_its_parent()
+        popen = subprocess.Popen(
+            command,
+            env=clean_environment(),
+            stdout=subprocess.DEVNULL,
+            preexec_fn=_ends_with_its_parent(),  # noqa: PLW1509 the launcher has one thread
         )
     except OSError:
         return NOT_STARTED

@@ -1,4 +1,4 @@
-"""What a device tells the launcher that has started it: which stage it has reached, that its main loop turns, and errors.
+"""What a device tells the launcher that has started it: its stage, that its main loop turns, and its last error.
 
 The launcher gives it one end of a pipe, so that nothing is written to a card for it. Each line is a JSON object.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PIPE_VARIABLE = "COVEY_HEALTH_FD"
 STAGES = ("started", "connecting", "serving")
 Stage = Literal["started", "connecting", "serving"]
-"""``started``: configuration and state are read; ``connecting``: it waits for the broker; ``serving``: it takes plans."""
+"""``started``: it has read configuration and state; ``connecting``: it waits for the broker; ``serving``."""
 _BEAT_S = 2.0
 _LONGEST_ERROR = 600
 

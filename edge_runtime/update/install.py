@@ -206,8 +206,22 @@ def _make_environment(python: Path, path: Path) -> None:
 
 def _pip(wheel: Wheel, root: Path, slot: str, supply: Supply) -> None:
     """Let the new environment's own pip install the wheel; it takes what is there where its version fits."""
-    command = [str(slot_python(root, slot)), "-I", "-m", "pip", "--isolated", "--no-input"]
-    install = [*command, "--disable-pip-version-check", "install", "--no-warn-script-location", "--only-binary", ":all:"]
+    command = [
+        str(slot_python(root, slot)),
+        "-I",
+        "-m",
+        "pip",
+        "--isolated",
+        "--no-input",
+        "--disable-pip-version-check",
+    ]
+    install = [
+        *command,
+        "install",
+        "--no-warn-script-location",
+        "--only-binary",
+        ":all:",
+    ]
     if supply.index_url is None:
         install += ["--no-index"]
     else:  # what was fetched before a connection broke is there the next time
@@ -305,4 +319,3 @@ def install_in_process(path: Path, sha256: str, root: Path, config: Path, supply
     what, hint = str(answer.get("error") or _last_words(done)), str(answer.get("hint") or "covey-edge update status")
     kinds: dict[object, type[CoveyError]] = {StorageError.exit_code: StorageError}
     raise kinds.get(answer.get("exit_code"), UpdateError)(what, hint)
-

@@ -256,13 +256,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Start the current version of Covey on this device; watch a new one, and go back if it fails.",
     )
     parser.add_argument("--config", type=Path, required=True, metavar="edge.toml")
-    parser.add_argument("--root", type=Path, default=Path(sys.argv[0]).absolute().parent, help="the folder of the slots")
+    parser.add_argument(
+        "--root", type=Path, default=Path(sys.argv[0]).absolute().parent, help="the folder of the slots"
+    )
     limits = Limits()
     parser.add_argument("--health-timeout", type=float, default=limits.healthy_s, metavar="SECONDS", help=_HEALTHY)
     parser.add_argument("--probation", type=float, default=limits.trial_s, metavar="SECONDS", help=_TRIAL)
     parser.add_argument("rest", nargs="*", metavar="-- FLAGS", help="further flags of covey-edge run")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s launcher: %(message)s", datefmt="%H:%M:%S")
+    line = "%(asctime)s %(levelname)s launcher: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=line, datefmt="%H:%M:%S")
     root, config = args.root.absolute(), str(args.config.absolute())
     busy = "another launcher runs from this folder"
     try:
@@ -275,6 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
 
 
+_ROOT = "the folder of the slots (default: that of this file)"
 _HEALTHY = "how long a new version may take until it serves (default: %(default)g)"
 _TRIAL = "how long a new version then has to stay up (default: %(default)g)"
 

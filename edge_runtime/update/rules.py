@@ -29,7 +29,6 @@ _EXCUSED = (0, 2, 3, 4, NETWORK_EXIT_CODE, 8, 12)
 _CUT_OFF = "it was cut off each time it was tried, as by a power cut, before it was seen to work"
 
 
-
 @dataclass(frozen=True)
 class Limits:
     """How long the launcher waits for a version on trial.
@@ -107,9 +106,8 @@ def repaired(state: State, slots: Slots, now: float) -> State:
     rest = next((slot for slot in SLOTS if slot in slots), None)
     if rest is None:
         return state
-    outcome = Outcome(
-        "rollback", "rolled-back", "unknown", slots[rest].version, slots[rest].sha256, "the version that ran is gone", now
-    )
+    left, why = slots[rest], "the version that ran is gone"
+    outcome = Outcome("rollback", "rolled-back", "unknown", left.version, left.sha256, why, now)
     return State(rest, request=state.request, outcome=outcome)
 
 

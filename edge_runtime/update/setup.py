@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-
 @dataclass(frozen=True)
 class First:
     """What a folder of slots begins with.

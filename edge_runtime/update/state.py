@@ -170,7 +170,12 @@ def _state_of(document: Any) -> State:  # noqa: ANN401 parsed JSON
     return state
 
 
-_TYPES = {"str": str, "int": int, "float": (int, float), "str | None": (str, type(None))}
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "str | None": (str, type(None)),
+}
 
 
 def _typed(kind: type, table: dict[str, Any]) -> Any:  # noqa: ANN401 a record of that kind

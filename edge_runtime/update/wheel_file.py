@@ -47,9 +47,7 @@ def read_wheel(path: Path, sha256: str | None) -> Wheel:
         UpdateError: it cannot be read, is damaged, has another hash, or is not a wheel of Covey.
     """
     if path.suffix != ".whl":
-        raise UpdateError(
-            f"{path} is no wheel: its name does not end with .whl", "give the file that pip installs"
-        )
+        raise UpdateError(f"{path} is no wheel: its name does not end with .whl", "give the file that pip installs")
     try:
         found = file_sha256(path)
     except OSError as error:

@@ -20,7 +20,7 @@ from slots import FakeSlots
 from edge_runtime import cli
 from edge_runtime.errors import StorageError, UpdateError
 from edge_runtime.update import install as install_module
-from edge_runtime.update.dependencies import packages_for, requested, site_packages, take_over
+from edge_runtime.update.dependencies import packages_for, requested, take_over
 from edge_runtime.update.install import install_wheel
 from edge_runtime.update.launcher import Launcher
 from edge_runtime.update.requests import read_request, request_rollback, request_switch, update_root
@@ -62,7 +62,10 @@ def test_a_wheel_says_what_it_is(tmp_path: Path) -> None:
         (lambda folder: folder / "covey-1.whl", "cannot read"),
         (lambda folder: folder / "covey.zip", "its name does not end with .whl"),
         (lambda folder: wheel_of(folder, name="numpy"), "is a wheel of numpy, not of Covey"),
-        (lambda folder: wheel_of(folder, {"a/b.dist-info/METADATA": "Name: covey\nVersion: 1\n"}), "it has no METADATA"),
+        (
+            lambda folder: wheel_of(folder, {"a/b.dist-info/METADATA": "Name: covey\nVersion: 1\n"}),
+            "it has no METADATA",
+        ),
         (lambda folder: wheel_of(folder, {"b.dist-info/METADATA": "Name: covey\n"}), "is a wheel of covey"),
         (lambda folder: wheel_of(folder, {"b.dist-info/METADATA": "x" * (2 << 20)}), "METADATA is too long"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -58,7 +59,11 @@ def running(slots: FakeSlots, slot: str, more_than: int = 0) -> int:
 
     def found() -> int | None:
         starts = slots.starts()
-        return starts[-1][1] if len(starts) > more_than and starts[-1][0] == f"env-{slot}" and alive(starts[-1][1]) else None
+        return (
+            starts[-1][1]
+            if len(starts) > more_than and starts[-1][0] == f"env-{slot}" and alive(starts[-1][1])
+            else None
+        )
 
     pid: int = wait_for(found, f"device in slot {slot}", 60)
     return pid
@@ -245,24 +250,21 @@ def test_the_launcher_needs_nothing_but_the_standard_library(tmp_path: Path) -> 
     assert done.stdout.split() == ["[]", "True"]
 
 
-def test_launcher_and_device_are_killed_at_random_and_something_always_runs(slots: FakeSlots, launch: Launch) -> None:
-    """Updates, good and bad, while launcher or device are killed with -9; seeds are printed."""
-    seed = int(os.environ.get("COVEY_KILL_SEED", random.SystemRandom().randrange(1 << 32)))
-    print(f"COVEY_KILL_SEED={seed}")
+@pytest.mark.parametrize("seed", range(int(os.environ.get("COVEY_KILL_RUNS", "1"))))
+def test_killed_at_random_something_always_runs(slots: FakeSlots, launch: Launch, seed: int) -> None:
+    """Updates, good and bad, while launcher or device are killed with -9; COVEY_KILL_RUNS asks for more runs."""
     rng = random.Random(seed)
     launcher = launch(0.5, 0.1)
     running(slots, "a")
-    for number in range(int(os.environ.get("COVEY_KILL_RUNS", "12"))):
+    for number in range(10):
         state = read_state(slots.root)
         assert state is not None
         if state.trial is None and rng.random() < 0.7:
             slot = "b" if state.current == "a" else "a"
             does = rng.choice(["serve", "crash", "die", "serve crash"])
             found = slots.put(slot, f"0.{number + 2}", does)
-            try:
+            with contextlib.suppress(UpdateError):  # the launcher has not yet taken the request before
                 request_switch(slots.root, found)
-            except UpdateError:
-                pass  # the launcher has not yet taken the request before
         pause_until = time.monotonic() + rng.random() * 0.6
         wait_for(lambda until=pause_until: time.monotonic() >= until, "pause", 60)
         starts = slots.starts()
@@ -274,7 +276,9 @@ def test_launcher_and_device_are_killed_at_random_and_something_always_runs(slot
             launcher.kill()
             launcher.wait()
             launcher = launch(0.5, 0.1)
-        wait_for(lambda: launcher.poll() is not None or any(alive(pid) for _, pid in slots.starts()[-1:]), "life", 60)
+        wait_for(
+            lambda now=launcher: now.poll() is not None or any(alive(pid) for _, pid in slots.starts()[-1:]), "life", 60
+        )
         assert sum(alive(pid) for _, pid in slots.starts()) <= 1, seed
     launcher.kill()
     launcher.wait()

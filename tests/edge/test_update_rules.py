@@ -240,7 +240,8 @@ states = st.builds(
     current=st.just("a"),
     previous=st.sampled_from([None, "b"]),
     previous_sha256=st.text(max_size=8),
-    trial=st.none() | st.builds(Trial, st.sampled_from(["update", "rollback"]), st.just("b"), st.integers(0, 3), st.text()),
+    trial=st.none()
+    | st.builds(Trial, st.sampled_from(["update", "rollback"]), st.just("b"), st.integers(0, 3), st.text()),
     deaths=st.integers(0, 9),
     request=st.text(max_size=8),
     outcome=st.none()
@@ -269,7 +270,8 @@ def test_a_state_comes_back_as_it_was_or_is_known_to_be_damaged(
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\0" * 100, b"[]", b"null", b'{"v": 2}', b"[" * 100_000, b'{"v": 1, "state": {"current": "a"}}', b"\xff"]
+    "data",
+    [b"", b"\0" * 100, b"[]", b"null", b'{"v": 2}', b"[" * 100_000, b'{"v": 1, "state": {"current": "a"}}', b"\xff"],
 )
 def test_a_damaged_state_is_said(tmp_path: Path, data: Any) -> None:
     (tmp_path / "state.json").write_bytes(data)

@@ -17,7 +17,7 @@ from edge_runtime.update.launcher_file import write_launcher
 from edge_runtime.update.slots import Installed, link_slot, mark_whole, slot_path, slot_python
 from edge_runtime.update.state import State, write_state
 
-_DEVICE = r'''#!{python} -I
+_DEVICE = r"""#!{python} -I
 import json, os, pathlib, signal, sys, time
 env = pathlib.Path(__file__).parent.parent
 root = env.parent
@@ -56,7 +56,7 @@ if word == "once":
 while True:
     tell(beat=True)
     time.sleep(0.02)
-'''
+"""
 
 
 class FakeSlots:

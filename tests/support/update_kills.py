@@ -1,7 +1,7 @@
 """Takes a switch in processes that are killed at a line of the code that switches; prints how each has ended.
 
-Run as a program: ``python update_kills.py FOLDER STEP``. FOLDER/N is a folder of slots with a request in it for the N-th
-process, which is killed before its N * STEP-th line; the process of FOLDER/0 is not killed and counts them.
+Run as a program: ``python update_kills.py FOLDER STEP``. FOLDER/N is a folder of slots with a request in it for the
+N-th process, which is killed before its N * STEP-th line; the process of FOLDER/0 is not killed and counts them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Wheels of Covey for tests: one that pip builds from this repository, and others made of it by changing files in it."""
+"""Wheels of Covey for tests: one that pip builds from this repository, and others made of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
 
 
 def build_wheel(folder: Path) -> Path:
-    """Build Covey's wheel as pip does, from a copy of the sources and without the compiled kernel: no network is used."""
+    """Build Covey's wheel with pip, from a copy of the sources, without the compiled kernel and without a network."""
     copy = folder / "source"
     ignored = shutil.ignore_patterns("__pycache__", "*.so", "native")
     for name in _SOURCES:
