@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -18,7 +19,8 @@ from repository import ROOT
 from slots import FakeSlots
 
 from edge_runtime import cli
-from edge_runtime.errors import StorageError, UpdateError
+from edge_runtime.agent.self_check import load_everything
+from edge_runtime.errors import ConfigError, StorageError, UpdateError
 from edge_runtime.update import install as install_module
 from edge_runtime.update.dependencies import packages_for, requested, take_over
 from edge_runtime.update.install import install_wheel
@@ -249,3 +251,65 @@ def test_a_switch_that_is_killed_at_any_line_leaves_the_old_version_or_the_new(t
         assert after.trial.attempts == (1 if state.current == "a" else 2)  # a start that was cut off counts
         assert read_request(root) is None
     assert seen == {"a", "b"}
+
+
+def test_a_disk_that_cannot_be_written_starts_the_version_that_works(
+    slots: FakeSlots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attempts cannot be counted: the trial waits, and a version that is accepted runs nevertheless."""
+
+    def full(*_: object) -> None:
+        raise StorageError("disk full", "")
+
+    slots.put("b", "0.2", "crash")
+    write_state(slots.root, State("b", trial=Trial("update", "a", 1)))
+    monkeypatch.setattr("edge_runtime.update.launcher.write_state", full)
+    launcher = Launcher(slots.root, [], [], Limits())
+    assert [launcher._next_slot() for _ in range(3)] == ["a"] * 3
+    assert read_state(slots.root) == State("b", trial=Trial("update", "a", 1))
+    monkeypatch.undo()
+    assert Launcher(slots.root, [], [], Limits())._next_slot() == "b"
+    write_state(slots.root, State("a"))
+    monkeypatch.setattr("edge_runtime.update.launcher.write_state", full)
+    assert Launcher(slots.root, [], [], Limits())._next_slot() == "a"
+
+
+def test_on_a_full_disk_a_request_does_not_stop_the_device(slots: FakeSlots, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise StorageError("disk full", "")
+
+    request_switch(slots.root, slots.put("b", "0.2", "serve"))
+    launcher = Launcher(slots.root, [], [], Limits())
+    assert launcher._is_asked()
+    monkeypatch.setattr("edge_runtime.update.launcher.write_state", full)
+    assert not launcher._is_asked()
+
+
+def test_the_status_says_what_runs_and_what_waits(slots: FakeSlots, capsys: pytest.CaptureFixture[str]) -> None:
+    def status() -> dict[str, object]:
+        assert cli.main(["update", "status", "--root", str(slots.root), "--format", "json"]) == 0
+        found: dict[str, object] = json.loads(capsys.readouterr().out)
+        return found
+
+    assert status()["current"] == {"slot": "a", "version": "0.1", "sha256": slots.put("a", "0.1", "serve").sha256}
+    found = slots.put("b", "0.2", "serve")
+    assert (status()["previous"], status()["request_waits"]) == (None, False)
+    request_switch(slots.root, found)
+    assert (status()["request_waits"], status()["launcher_runs"]) == (True, False)
+    Launcher(slots.root, [], [], Limits())._next_slot()
+    waiting = status()
+    assert (waiting["on_trial"], waiting["attempts"], waiting["request_waits"]) == (True, 1, False)
+    assert cli.main(["update", "rollback", "--root", str(slots.root)]) == 0
+    assert "goes back when it is started" in capsys.readouterr().out
+    assert Launcher(slots.root, [], [], Limits())._next_slot() == "a"
+    assert cli.main(["update", "status", "--root", str(slots.root)]) == 0
+    assert "rolled-back: the owner asked for the version before" in capsys.readouterr().out
+
+
+def test_a_check_finds_a_module_that_does_not_load(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert load_everything() > 100
+    monkeypatch.setitem(sys.modules, "edge_runtime.agent.inbox", None)
+    with pytest.raises(ConfigError, match=r"edge_runtime\.agent\.inbox does not load"):
+        load_everything()

@@ -180,7 +180,9 @@ def test_an_installation_killed_at_random_leaves_the_version_that_runs(device: U
     command = [str(device.root / "current" / "bin" / "covey-edge"), "update", "install", str(wheel), "--no-switch"]
     for _ in range(6):
         popen = subprocess.Popen(
-            [*command, "--root", str(device.root), "--config", str(device.config)], stderr=subprocess.DEVNULL, env=bare()
+            [*command, "--root", str(device.root), "--config", str(device.config)],
+            stderr=subprocess.DEVNULL,
+            env=bare(),
         )
         try:
             popen.wait(rng.random() * 6)
