@@ -65,6 +65,7 @@ class Device:
             self._popen: subprocess.Popen[bytes] | None = subprocess.Popen(
                 command,
                 env=environment,
+                cwd=root,  # the working directory of whoever starts the launcher may hold another Covey
                 pass_fds=(far,),
                 start_new_session=True,
                 preexec_fn=_ends_with_its_parent(),  # noqa: PLW1509 the launcher has one thread

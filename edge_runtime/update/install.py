@@ -89,7 +89,7 @@ def install_wheel(
             a new version that does not work here. The slot is empty afterwards: the version before is gone from it.
         StorageError: too little space, a disk that cannot be written, or another installation at work.
     """
-    wheel = read_wheel(path, sha256)
+    wheel, root = read_wheel(path, sha256), root.absolute()
     settled_state(root)
     check_writable(root, "--root of covey-edge update")
     busy = "a version is already being installed, or the launcher is switching"
@@ -227,7 +227,7 @@ def _pip(wheel: Wheel, root: Path, slot: str, supply: Supply) -> None:
     else:  # what was fetched before a connection broke is there the next time
         install += ["--index-url", supply.index_url, "--cache-dir", str(root / "pip-cache")]
     if supply.wheelhouse is not None:
-        install += ["--find-links", str(supply.wheelhouse)]
+        install += ["--find-links", str(supply.wheelhouse.absolute())]
     done = _run([*install, str(wheel.path)], _PIP_S, "installing")
     if done.returncode:
         raise UpdateError(f"Covey {wheel.version} cannot be installed: {_pip_error(done)}", _supply_hint(supply))
@@ -270,6 +270,7 @@ def _answer(text: str) -> dict[str, object]:
 
 
 def _run(command: list[str], limit_s: float, doing: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of a slot, in the folder of its interpreter: a working directory may hold another Covey."""
     try:
         return subprocess.run(
             command,
@@ -278,6 +279,7 @@ def _run(command: list[str], limit_s: float, doing: str) -> subprocess.Completed
             encoding="utf-8",
             errors="replace",
             env=clean_environment(),
+            cwd=Path(command[0]).parent,
             timeout=limit_s,
             check=False,
         )
@@ -307,7 +309,17 @@ def install_in_process(path: Path, sha256: str, root: Path, config: Path, supply
         UpdateError, StorageError: as install_wheel; or the process was ended.
     """
     command = [sys.executable, "-I", "-m", "edge_runtime.cli", "update", "install", str(path.absolute())]
-    command += ["--sha256", sha256, "--root", str(root), "--config", str(config), "--no-switch", "--format", "json"]
+    command += [
+        "--sha256",
+        sha256,
+        "--root",
+        str(root.absolute()),
+        "--config",
+        str(config.absolute()),
+        "--no-switch",
+        "--format",
+        "json",
+    ]
     if supply.wheelhouse is not None:
         command += ["--wheelhouse", str(supply.wheelhouse)]
     if supply.index_url is not None:

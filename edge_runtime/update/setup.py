@@ -46,7 +46,7 @@ def set_up(root: Path, first: First, supply: Supply) -> Installed:
         UpdateError: there is a version already, or the wheel cannot be installed; see install_wheel.
         StorageError: too little space, or a disk that cannot be written.
     """
-    wheel = read_wheel(first.wheel, first.sha256)
+    wheel, root = read_wheel(first.wheel, first.sha256), root.absolute()
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:

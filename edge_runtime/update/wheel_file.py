@@ -58,7 +58,7 @@ def read_wheel(path: Path, sha256: str | None) -> Wheel:
             "fetch it again; if the hash stays, it is another wheel than the one that was meant",
         )
     with wall(lambda cause: UpdateError(f"{path.name} is damaged: {cause}", "fetch or build the wheel again")):
-        return _checked(path, found)
+        return _checked(path.absolute(), found)
 
 
 def _checked(path: Path, sha256: str) -> Wheel:
