@@ -12,7 +12,6 @@ import logging
 import os
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +20,10 @@ from edge_runtime.errors import CoveyError, StorageError, UpdateError, storage_e
 from edge_runtime.files.writable import check_writable
 from edge_runtime.update.dependencies import INSTALLER, packages_for, requested, site_packages, take_over
 from edge_runtime.update.device_process import clean_environment
-from edge_runtime.update.requests import settled_state
+from edge_runtime.update.requests import known_state, settled_state
 from edge_runtime.update.slots import (
     INSTALL_LOCK,
+    PATIENCE_S,
     Installed,
     clear_slot,
     locked,
@@ -61,13 +61,16 @@ class Supply:
     index_url: str | None = None
 
 
+NO_SUPPLY = Supply()
+
+
 def install_wheel(
     path: Path,
     sha256: str | None,
     root: Path,
     *,
     config: Path | None = None,
-    supply: Supply = Supply(),
+    supply: Supply = NO_SUPPLY,
 ) -> Installed:
     """Install a wheel into the slot that does not run, and check it there. The version that runs is not touched.
 
@@ -93,7 +96,7 @@ def install_wheel(
     settled_state(root)
     check_writable(root, "--root of covey-edge update")
     busy = "a version is already being installed, or the launcher is switching"
-    with locked(root, INSTALL_LOCK, busy, "wait until that has ended: covey-edge update status"):
+    with locked(root, INSTALL_LOCK, busy, "wait until that has ended: covey-edge update status", PATIENCE_S):
         state = settled_state(root)
         packages = _packages(wheel, root, state.current)
         return fill_slot(
@@ -302,13 +305,14 @@ def _last_words(done: subprocess.CompletedProcess[str]) -> str:
     return lines[-1][:300] if lines else f"exit code {done.returncode}, without a word"
 
 
-def install_in_process(path: Path, sha256: str, root: Path, config: Path, supply: Supply) -> Installed:
-    """Install a wheel as install_wheel does, in a process of its own at the lowest priority.
+def install_in_process(path: Path, sha256: str, root: Path, config: Path, supply: Supply = NO_SUPPLY) -> Installed:
+    """Install a wheel as install_wheel does, in a process of its own at the lowest priority, by the version that runs.
 
     Raises:
         UpdateError, StorageError: as install_wheel; or the process was ended.
     """
-    command = [sys.executable, "-I", "-m", "edge_runtime.cli", "update", "install", str(path.absolute())]
+    python = slot_python(root.absolute(), known_state(root).current)
+    command = [str(python), "-I", "-m", "edge_runtime.cli", "update", "install", str(path.absolute())]
     command += [
         "--sha256",
         sha256,

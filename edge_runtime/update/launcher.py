@@ -159,6 +159,9 @@ class Launcher:
             if self._is_asked():
                 return "asked", device.end(_GRACE_S)
             if not on_trial:
+                if self._state.deaths and time.monotonic() - device.signs.started_at > self._limits.soon_s:
+                    self._state = rules.survived(self._state)
+                    self._write()
                 continue
             verdict = judge(device.signs, self._limits, time.monotonic())
             if verdict == "accept":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from edge_runtime.errors import StorageError, UpdateError
 from edge_runtime.files.atomic import write_atomically
 from edge_runtime.update.rules import previous_version
-from edge_runtime.update.slots import INSTALL_LOCK, LAUNCHER_LOCK, LockedError, installed, locked, other
+from edge_runtime.update.slots import INSTALL_LOCK, LAUNCHER_LOCK, PATIENCE_S, LockedError, installed, locked, other
 from edge_runtime.update.state import KINDS, SLOTS, Request, State, read_state
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def launcher_runs(root: Path) -> bool:
 def _ask(root: Path, kind: str, here: Installed) -> str:
     request = Request(os.urandom(8).hex(), kind, here.slot, here.sha256)
     busy = "a version is being installed"
-    with locked(root, INSTALL_LOCK, busy, "wait until that has ended, and ask again"):
+    with locked(root, INSTALL_LOCK, busy, "wait until that has ended, and ask again", PATIENCE_S):
         write_atomically(root / REQUEST_FILE, json.dumps(asdict(request)).encode())
     return request.id
 

@@ -201,6 +201,11 @@ def after_end(state: State, slots: Slots, code: int, lived_s: float, limits: Lim
     return State(after.slot, request=state.request, outcome=outcome)
 
 
+def survived(state: State) -> State:
+    """Return the state after an accepted version has run for long: the deaths before are no row any more."""
+    return replace(state, deaths=0)
+
+
 def exit_words(code: int) -> str:
     """Return how a process has ended, in words."""
     return f"exit code {code}" if code >= 0 else f"signal {-code}"

@@ -35,6 +35,8 @@ MARKER_FILE = "slot.json"
 CURRENT = "current"
 INSTALL_LOCK = "install.lock"
 LAUNCHER_LOCK = "launcher.lock"
+PATIENCE_S = 1.0
+"""Seconds to wait for a lock that a launcher holds for a moment, while it looks."""
 
 
 @dataclass(frozen=True)

@@ -306,6 +306,16 @@ def test_the_status_says_what_runs_and_what_waits(slots: FakeSlots, capsys: pyte
     assert "rolled-back: the owner asked for the version before" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["setup", "install", "status", "rollback", "check", "reach"])
+def test_each_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["update", command, "--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "--format" in said
+    assert ("Example: covey-edge update" in said) == (command not in ("check", "reach"))
+
+
 def test_a_check_finds_a_module_that_does_not_load(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

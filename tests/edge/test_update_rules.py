@@ -217,6 +217,16 @@ def test_an_accepted_version_that_dies_again_and_again_goes_back_once(code: int)
     assert state.current == "a"
 
 
+def test_deaths_with_a_long_life_in_between_are_no_row() -> None:
+    _, slots = on_trial()
+    state = State("b", "a", slots["a"].sha256)
+    for _ in range(3 * MOST_DEATHS):
+        state = rules.survived(rules.after_end(state, slots, 70, 1.0, LIMITS, 0))
+        state = rules.after_end(state, slots, 70, 1.0, LIMITS, 0)
+        state = rules.after_end(state, slots, -9, LIMITS.soon_s + 1, LIMITS, 0)
+    assert (state.current, state.deaths) == ("b", 0)
+
+
 @pytest.mark.parametrize(
     ("signs", "now", "verdict"),
     [

@@ -16,9 +16,12 @@ import pytest
 from fleets import free_port, has_mosquitto, mosquitto, wait_for, write_edge
 from wheels import build_wheel, changed_wheel
 
+from edge_runtime.errors import UpdateError
+from edge_runtime.files.hashing import file_sha256
 from edge_runtime.store.journal import Journal
 from edge_runtime.store.store import Store
-from edge_runtime.update.requests import last_outcome
+from edge_runtime.update.install import install_in_process
+from edge_runtime.update.requests import last_outcome, request_switch
 from edge_runtime.update.slots import installed
 
 if TYPE_CHECKING:
@@ -195,5 +198,7 @@ def test_an_installation_killed_at_random_leaves_the_version_that_runs(device: U
             assert version_of(device.root / "env-b") == "covey-edge 0.2.0\n", seed
     device.start()
     device.runs("0.1.0")
-    device.install(wheel)
+    with pytest.raises(UpdateError, match="is wanted"):
+        install_in_process(wheel, "0" * 64, device.root, device.config)
+    request_switch(device.root, install_in_process(wheel, file_sha256(wheel), device.root, device.config))
     assert device.ended("0.2.0") == ("accepted", "")
