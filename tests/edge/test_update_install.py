@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -27,7 +27,7 @@ from edge_runtime.update.install import install_wheel
 from edge_runtime.update.launcher import Launcher
 from edge_runtime.update.requests import read_request, request_rollback, request_switch, update_root
 from edge_runtime.update.rules import Limits
-from edge_runtime.update.slots import INSTALL_LOCK, installed, linked_slot, locked, slot_path
+from edge_runtime.update.slots import INSTALL_LOCK, clear_slot, installed, linked_slot, locked, slot_path
 from edge_runtime.update.state import State, Trial, read_state, write_state
 from edge_runtime.update.wheel_file import read_wheel
 
@@ -224,22 +224,27 @@ def test_an_installation_that_fails_leaves_an_empty_slot_and_the_version_that_ru
 # -- killed at any line -----------------------------------------------------------------------------------------------
 
 
-def test_a_switch_that_is_killed_at_any_line_leaves_the_old_version_or_the_new(tmp_path: Path) -> None:
-    step, folder = 3, tmp_path / "all"
-    made = FakeSlots(tmp_path / "made")
-    request_switch(made.root, made.put("b", "0.2", "serve"))
-    for number in range(140):
+def killed(made: FakeSlots, folder: Path, what: str, step: int) -> Iterator[Path]:
+    """Yield folders of slots, each of a process that was killed at another line."""
+    copies = 200
+    for number in range(copies):
         shutil.copytree(made.root, folder / str(number), symlinks=True)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])}
-    command = [sys.executable, str(ROOT / "tests" / "support" / "update_kills.py"), str(folder), str(step)]
+    command = [sys.executable, str(ROOT / "tests" / "support" / "update_kills.py"), str(folder), str(step), what]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     total, *kills = done.stdout.split("\n")[:-1]
-    assert len(kills) > 30
-    assert int(total) <= 140 * step  # every part of it was looked at
-    seen = set()
+    assert len(kills) > 20
+    assert int(total) < copies * step  # every part of it was looked at
     for number, kill in enumerate(kills, 1):
         assert kill.split()[1] == str(-signal.SIGKILL)
-        root = folder / str(number)
+        yield folder / str(number)
+
+
+def test_a_switch_that_is_killed_at_any_line_leaves_the_old_version_or_the_new(tmp_path: Path) -> None:
+    made = FakeSlots(tmp_path / "made")
+    request_switch(made.root, made.put("b", "0.2", "serve"))
+    seen = set()
+    for root in killed(made, tmp_path / "all", "switch", 3):
         state = read_state(root)
         assert state is not None
         seen.add(state.current)
@@ -251,6 +256,30 @@ def test_a_switch_that_is_killed_at_any_line_leaves_the_old_version_or_the_new(t
         assert after.trial.attempts == (1 if state.current == "a" else 2)  # a start that was cut off counts
         assert read_request(root) is None
     assert seen == {"a", "b"}
+
+
+@pytest.mark.parametrize("what", ["clear", "mark"])
+def test_a_slot_that_lacks_a_file_never_counts_as_whole(tmp_path: Path, what: str) -> None:
+    """Emptying a slot begins with its marker, and filling it ends with it, wherever it is killed."""
+    made = FakeSlots(tmp_path / "made")
+    made.put("b", "0.2", "serve")
+    names = [f"lib/{number}/file" for number in range(8)]
+    for name in names:
+        path = slot_path(made.root, "b") / name
+        path.parent.mkdir(parents=True)
+        path.touch()
+    if what == "mark":
+        (slot_path(made.root, "b") / "slot.json").unlink()
+    seen = set()
+    for root in killed(made, tmp_path / "all", what, 1 if what == "mark" else 3):
+        whole = "b" in installed(root)
+        seen.add(whole)
+        if whole:
+            assert all((slot_path(root, "b") / name).exists() for name in names)
+        assert Launcher(root, [], [], Limits())._next_slot() == "a"
+        clear_slot(root, "b")
+        assert not slot_path(root, "b").exists()
+    assert seen == {True, False}
 
 
 def test_a_disk_that_cannot_be_written_starts_the_version_that_works(

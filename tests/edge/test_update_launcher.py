@@ -256,7 +256,7 @@ def test_killed_at_random_something_always_runs(slots: FakeSlots, launch: Launch
     rng = random.Random(seed)
     launcher = launch(0.5, 0.1)
     running(slots, "a")
-    for number in range(10):
+    for number in range(6):
         state = read_state(slots.root)
         assert state is not None
         if state.trial is None and rng.random() < 0.7:

@@ -1,7 +1,8 @@
-"""Takes a switch in processes that are killed at a line of the code that switches; prints how each has ended.
+"""Changes slots in processes that are killed at a line of the code that does so; prints how each has ended.
 
-Run as a program: ``python update_kills.py FOLDER STEP``. FOLDER/N is a folder of slots with a request in it for the
-N-th process, which is killed before its N * STEP-th line; the process of FOLDER/0 is not killed and counts them.
+Run as a program: ``python update_kills.py FOLDER STEP WHAT``. FOLDER/N is a folder of slots for the N-th process, which
+is killed before its N * STEP-th line; the process of FOLDER/0 is not killed and counts them. WHAT is ``switch``: the
+request there is taken; ``clear``: slot b is emptied; or ``mark``: slot b is marked as whole.
 """
 
 from __future__ import annotations
@@ -14,15 +15,34 @@ from typing import TYPE_CHECKING, Any
 
 from edge_runtime.update.launcher import Launcher
 from edge_runtime.update.rules import Limits
+from edge_runtime.update.slots import Installed, clear_slot, mark_whole
 
 if TYPE_CHECKING:
     from types import FrameType
 
-_TRACED = ("launcher.py", "rules.py", "slots.py", "state.py", "requests.py", "atomic.py", "aside.py")
+_TRACED = ("launcher.py", "rules.py", "slots.py", "state.py", "requests.py", "atomic.py", "aside.py", "shutil.py")
 
 
-def run(root: Path, killed_at: int | None) -> int:
-    """Take the request of a folder in a process of its own, killed before a line; return how the process ended."""
+def switch(root: Path) -> None:
+    """Take the request."""
+    Launcher(root, [], [], Limits())._next_slot()
+
+
+def clear(root: Path) -> None:
+    """Empty slot b."""
+    clear_slot(root, "b")
+
+
+def mark(root: Path) -> None:
+    """Mark slot b as whole."""
+    mark_whole(root, Installed("b", "0.2", "0" * 64))
+
+
+WHAT = {"switch": switch, "clear": clear, "mark": mark}
+
+
+def run(root: Path, what: str, killed_at: int | None) -> int:
+    """Change a folder in a process of its own, killed before a line; return how the process ended."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -38,12 +58,11 @@ def run(root: Path, killed_at: int | None) -> int:
 
     def call(frame: FrameType, _event: str, _value: object) -> Any:
         path = frame.f_code.co_filename
-        return line if path.endswith(_TRACED) and "edge_runtime" in path else None
+        return line if path.endswith(_TRACED) else None
 
     try:
-        launcher = Launcher(root, [], [], Limits())
         sys.settrace(call)
-        launcher._next_slot()
+        WHAT[what](root)
         sys.settrace(None)
         (root / "count").write_text(str(count))
         status = 0
@@ -53,15 +72,15 @@ def run(root: Path, killed_at: int | None) -> int:
 
 def main() -> None:
     """Kill one process for each folder but the first."""
-    folder, step = Path(sys.argv[1]), int(sys.argv[2])
-    if status := run(folder / "0", None):
-        sys.exit(f"the switch that nobody killed ended with {status}")
+    folder, step, what = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    if status := run(folder / "0", what, None):
+        sys.exit(f"the process that nobody killed ended with {status}")
     total = int((folder / "0" / "count").read_text())
     sys.stdout.write(f"{total}\n")
     for number in range(1, len(list(folder.iterdir()))):
         if number * step > total:
             break
-        sys.stdout.write(f"{number * step} {run(folder / str(number), number * step)}\n")
+        sys.stdout.write(f"{number * step} {run(folder / str(number), what, number * step)}\n")
 
 
 if __name__ == "__main__":
