@@ -26,6 +26,7 @@ def _all_commands() -> list[Add]:
     from edge_runtime.commands.profile_command import add_profile_command
     from edge_runtime.commands.run import add_run_command
     from edge_runtime.commands.setup import add_setup_command
+    from edge_runtime.commands.update import add_update_commands
 
     return [
         add_run_command,
@@ -36,6 +37,7 @@ def _all_commands() -> list[Add]:
         add_profile_command,
         add_doctor_command,
         add_bundle_commands,
+        add_update_commands,
     ]
 
 

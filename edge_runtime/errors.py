@@ -133,6 +133,10 @@ class ProfileError(ConfigError):
     """A device's profile is not valid, or belongs to another bundle."""
 
 
+class UpdateError(ConfigError):
+    """A new version of Covey cannot be installed or switched to; the one that runs is as it was."""
+
+
 class StorageError(CoveyError):
     """The disk is full, or a directory cannot be written."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_runtime import output
-from edge_runtime.errors import ConfigError, NetworkError
+from edge_runtime.errors import ConfigError, CoveyError, NetworkError, as_covey_error
 
 if TYPE_CHECKING:
     import argparse
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from edge_runtime.agent.config import EdgeConfig
     from edge_runtime.network.cause import Cause
     from edge_runtime.signing.members import Member
+    from edge_runtime.update.heartbeat import Heartbeat
+
+_LOG = logging.getLogger(__name__)
 
 
 def add_run_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -32,6 +36,17 @@ def add_run_command(commands: argparse._SubParsersAction[argparse.ArgumentParser
 
 def _run(args: argparse.Namespace) -> int:
     """Join the fleet: announce, take plans, train on the local rows, report scalars, prove the adapter by hash."""
+    from edge_runtime.update.heartbeat import heartbeat_of
+
+    heartbeat = heartbeat_of(os.environ)
+    try:
+        return _serve(args, heartbeat)
+    except Exception as error:
+        heartbeat.fail(as_covey_error(error).public)
+        raise
+
+
+def _serve(args: argparse.Namespace, heartbeat: Heartbeat) -> int:  # long: the order of the steps is what it says
     from edge_runtime.agent.agent import Agent
     from edge_runtime.agent.announcer import lost_will
     from edge_runtime.agent.broker_access import require_access
@@ -54,7 +69,10 @@ def _run(args: argparse.Namespace) -> int:
     boot_id = os.urandom(8).hex()
     member = _member(config, boot_id, store.root)
     will = lost_will(config, boot_id)
+    heartbeat.reach("started")
     with keeping_log(store.root) as log:
+        _say_outcome()
+        heartbeat.reach("connecting")
         transport = MqttTransport(
             parse_broker(config.broker),
             f"covey-{config.fleet}-{config.name}",
@@ -76,8 +94,14 @@ def _run(args: argparse.Namespace) -> int:
         agent = Agent(config, store, signed or transport, boot_id, machine=machine, log=log, contained=True)
         stop = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
+        heartbeat.reach("serving")
+
+        def should_stop() -> bool:
+            heartbeat.beat()  # the agent asks in each turn of its loop
+            return stop.is_set()
+
         try:
-            finished = agent.run(until_finished=args.until_finished, should_stop=stop.is_set)
+            finished = agent.run(until_finished=args.until_finished, should_stop=should_stop)
         finally:
             stop_renewing()
             topic, goodbye = agent.goodbye()
@@ -86,6 +110,23 @@ def _run(args: argparse.Namespace) -> int:
         result = {"job": finished.job, "adapter_sha256": finished.adapter_sha256}
         output.emit(args, result, f"job {finished.job} is finished; adapter {finished.adapter_sha256}")
     return 0
+
+
+def _say_outcome() -> None:
+    """Log how the last switch of versions ended, so that the server learns it; only where a launcher runs this."""
+    from edge_runtime.update.requests import last_outcome, update_root
+
+    root = update_root()
+    if root is None:
+        return
+    try:
+        outcome = last_outcome(root)
+    except CoveyError as error:
+        _LOG.warning("how the last update ended is not known: %s", error)
+        return
+    if outcome is not None and outcome.reason:
+        words = "%s from Covey %s to %s: %s, because %s"
+        _LOG.warning(words, outcome.kind, outcome.from_version, outcome.to_version, outcome.result, outcome.reason)
 
 
 def _member(config: EdgeConfig, boot_id: str, state_dir: Path) -> Member | None:

@@ -100,6 +100,7 @@ def run_child(module: str, *arguments: str, doing: str, patience: Patience) -> A
         StorageError: the process cannot be started: no descriptors or no memory are left.
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path)}
+    environment["PYTHONSAFEPATH"] = "1"  # else -m puts the working directory first, which may hold another Covey
     try:
         lifeline, held = os.pipe()
     except OSError as error:
