@@ -12,8 +12,8 @@ from edge_runtime.errors import wall
 from edge_runtime.releases.statement import (
     KEYS_TAG,
     RELEASE_TAG,
-    Kind,
     KeyList,
+    Kind,
     Release,
     ReleaseError,
     decode_signed,

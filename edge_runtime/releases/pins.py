@@ -8,20 +8,15 @@ from typing import TYPE_CHECKING
 from edge_runtime.errors import StorageError, storage_error
 from edge_runtime.files.aside import set_aside
 from edge_runtime.files.atomic import write_atomically
-from edge_runtime.releases.statement import MOST_BYTES, ReleaseError
+from edge_runtime.releases.check import own_key_list
+from edge_runtime.releases.statement import MOST_BYTES, PINS_FILE, ReleaseError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from edge_runtime.releases.statement import KeyList
 
-PINS_FILE = "release-keys.signed"
 _LOG = logging.getLogger(__name__)
-
-
-def has_pins(folder: Path) -> bool:
-    """Whether a trust folder has release keys, whole or damaged."""
-    return (folder / PINS_FILE).exists()
 
 
 def read_pins(folder: Path, fleet: str) -> KeyList:
@@ -30,8 +25,6 @@ def read_pins(folder: Path, fleet: str) -> KeyList:
     Raises:
         StorageError: the file is damaged, or is another fleet's. Nothing is loaded without it.
     """
-    from edge_runtime.releases.check import own_key_list  # the library of signatures takes megabytes
-
     path = folder / PINS_FILE
     try:
         with path.open("rb") as file:
@@ -57,10 +50,8 @@ def take_key_list(folder: Path, fleet: str, data: bytes) -> bool:
         ReleaseError: the list is damaged, or another fleet's.
         StorageError: it cannot be written.
     """
-    from edge_runtime.releases.check import own_key_list
-
     new = own_key_list(data, fleet)
-    if has_pins(folder):
+    if (folder / PINS_FILE).exists():
         try:
             old = read_pins(folder, fleet)
         except StorageError as error:

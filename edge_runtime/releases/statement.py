@@ -19,6 +19,8 @@ Kind = Literal["bundle", "adapter", "wheel"]
 Reason = Literal[
     "unsigned", "malformed", "foreign", "altered", "other-fleet", "other-kind", "other-content", "downgraded"
 ]
+PINS_FILE = "release-keys.signed"
+"""The pinned keys, in a device's trust folder: a signed KeyList."""
 MOST_BYTES = 4096
 """Bytes of a signed statement."""
 MOST_KEYS = 4
