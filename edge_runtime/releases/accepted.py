@@ -20,7 +20,7 @@ from edge_runtime.values import Sha256, Strict
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edge_runtime.releases.statement import Kind
+    from edge_runtime.releases.statement import Kind, Release
 
 ACCEPTED_FILES = ("releases-accepted.json", "releases-accepted.copy.json")
 
@@ -36,7 +36,7 @@ class _DamagedError(StorageError):
 
 
 def accepted_serials(folder: Path) -> dict[str, int]:
-    """Return the highest serials by ``KIND NAME``, as far as either copy knows.
+    """Return the highest serials by ``FLEET KIND NAME``, as far as either copy knows.
 
     Raises:
         StorageError: no whole copy is left, or one cannot be read or set aside.
@@ -67,20 +67,20 @@ def accepted_serials(folder: Path) -> dict[str, int]:
     return merged
 
 
-def floor(folder: Path, kind: Kind, name: str) -> int:
-    """Return the highest serial that was taken of a kind and name; 0: none. Raises as accepted_serials."""
-    return accepted_serials(folder).get(f"{kind} {name}", 0)
+def floor(folder: Path, fleet: str, kind: Kind, name: str) -> int:
+    """Return the highest serial that was taken of a fleet's kind and name; 0: none. Raises as accepted_serials."""
+    return accepted_serials(folder).get(f"{fleet} {kind} {name}", 0)
 
 
-def accept(folder: Path, kind: Kind, name: str, serial: int) -> None:
+def accept(folder: Path, release: Release) -> None:
     """Remember, before it is used, that a release was taken; lower serials are refused from now on.
 
     Raises:
         StorageError: see accepted_serials; or it cannot be written.
     """
-    serials = accepted_serials(folder)
-    if serial > serials.get(f"{kind} {name}", 0):
-        _write(folder, {**serials, f"{kind} {name}": serial})
+    serials, key = accepted_serials(folder), f"{release.fleet} {release.kind} {release.name}"
+    if release.serial > serials.get(key, 0):
+        _write(folder, {**serials, key: release.serial})
 
 
 def _write(folder: Path, serials: dict[str, int]) -> None:

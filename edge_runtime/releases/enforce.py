@@ -50,8 +50,8 @@ def enforce(
 
 def _accepted(folder: Path, data: bytes, wanted: Wanted, pinned: KeyList) -> Release:
     """Return a release that is good, and remember its serial."""
-    release = check_release(data, wanted, pinned.keys, lambda name: floor(folder, wanted.kind, name))
-    accept(folder, release.kind, release.name, release.serial)
+    release = check_release(data, wanted, pinned.keys, lambda name: floor(folder, wanted.fleet, wanted.kind, name))
+    accept(folder, release)
     return release
 
 
