@@ -1,4 +1,4 @@
-"""Real processes: a bundle that the fleet's key has not signed is not fetched; the key changes while the fleet works."""
+"""Real processes: a bundle that the fleet's key has not signed is not fetched; the key rotates while it works."""
 
 from __future__ import annotations
 
@@ -147,8 +147,10 @@ def test_release_keys_come_with_joining_and_renewing_and_serials_outlive_joining
         assert (trust / PINS_FILE).read_bytes() == first.key_list
 
         # A device that joined before there were release keys, and one whose file is damaged.
-        for damage in (lambda: (trust / PINS_FILE).unlink(), lambda: (trust / PINS_FILE).write_bytes(b"?")):
-            damage()
+        for damaged in (False, True):
+            (trust / PINS_FILE).unlink()
+            if damaged:
+                (trust / PINS_FILE).write_bytes(b"?")
             assert renew_if_due(config, site.now_s, asks_name=True) is None
             assert (trust / PINS_FILE).read_bytes() == first.key_list
         rotate(folder, fleet, site.now_s)
