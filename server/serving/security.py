@@ -22,6 +22,7 @@ from server.trust.folder import (
 )
 from server.trust.members import Members
 from server.trust.release_keys import open_release_keys
+from server.trust.releases import ReleaseBook
 from server.trust.tls import server_context
 
 if TYPE_CHECKING:
@@ -44,11 +45,13 @@ class Security:
         trust: its keys and certificates.
         members: its devices, by the ledger.
         context: of the listeners for MQTT and blobs: they take members only.
+        releases: signs what the server has taken, for devices that ask.
     """
 
     trust: Trust
     members: Members
     context: ssl.SSLContext
+    releases: ReleaseBook
 
 
 def open_security(options: ServeOptions, ledger: Ledger) -> Security | None:
@@ -83,7 +86,7 @@ def open_security(options: ServeOptions, ledger: Ledger) -> Security | None:
             "leave out --sign-key and --device-keys: the fleet's own are used",
         )
     open_release_keys(trust.folder, trust.fleet, time.time())  # a fleet that is older than its release key gets one
-    return Security(trust, Members(ledger, trust.fleet), server_context(trust, needs_certificate=True))
+    return Security(trust, Members(ledger, trust.fleet), server_context(trust, needs_certificate=True), ReleaseBook(trust))
 
 
 def signing_member(options: ServeOptions, security: Security | None) -> Member | None:

@@ -76,7 +76,7 @@ def test_a_bundle_of_another_key_is_refused_before_it_is_fetched_and_the_key_cha
     wait_for(lambda: why in device.stderr.read_text(), "the refusal")
     wait_for(lambda: why in server.stderr.read_text(), "the refusal in the server's log")
     assert not list((state / "bundles").iterdir())
-    fleet.covey("job", "cancel", "foreign")
+    fleet.covey("job", "stop", "foreign")
 
     (trust / RELEASE_KEY).write_bytes(own)
     fleet.submit("good", rounds=1, min_devices=1)
