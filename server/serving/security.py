@@ -86,7 +86,9 @@ def open_security(options: ServeOptions, ledger: Ledger) -> Security | None:
             "leave out --sign-key and --device-keys: the fleet's own are used",
         )
     open_release_keys(trust.folder, trust.fleet, time.time())  # a fleet that is older than its release key gets one
-    return Security(trust, Members(ledger, trust.fleet), server_context(trust, needs_certificate=True), ReleaseBook(trust))
+    return Security(
+        trust, Members(ledger, trust.fleet), server_context(trust, needs_certificate=True), ReleaseBook(trust)
+    )
 
 
 def signing_member(options: ServeOptions, security: Security | None) -> Member | None:
