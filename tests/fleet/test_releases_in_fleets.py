@@ -65,20 +65,9 @@ def test_a_bundle_of_another_key_is_refused_before_it_is_fetched_and_the_key_cha
     config = fleet.join("a")
     pins, state = config.with_name("edge-trust") / PINS_FILE, config.with_name("covey-state")
     trust = fleet.state_dir / "trust"
-    device, own = fleet.start("a"), (trust / RELEASE_KEY).read_bytes()
+    device = fleet.start("a")
     wait_for(lambda: fleet.states().get("a") == "online", "the device")
 
-    # Somebody who can write the server's disk, and does not have the release key.
-    other = new_trust(tmp_path / "other")
-    shutil.copy(other.folder / RELEASE_KEY, trust / RELEASE_KEY)
-    fleet.submit("foreign", rounds=1, min_devices=1)
-    why = "signed with a key that is not the fleet's"
-    wait_for(lambda: why in device.stderr.read_text(), "the refusal")
-    wait_for(lambda: why in server.stderr.read_text(), "the refusal in the server's log")
-    assert not list((state / "bundles").iterdir())
-    fleet.covey("job", "stop", "foreign")
-
-    (trust / RELEASE_KEY).write_bytes(own)
     fleet.submit("good", rounds=1, min_devices=1)
     assert fleet.covey("job", "watch", "good")["state"] == "finished"
     first = fleet.bundle.sha256
@@ -96,6 +85,16 @@ def test_a_bundle_of_another_key_is_refused_before_it_is_fetched_and_the_key_cha
     fleet.submit("after", rounds=1, min_devices=1)
     assert fleet.covey("job", "watch", "after")["state"] == "finished"
     assert own_key_list(pins.read_bytes(), "default").keys == both[:1]
+
+    # Somebody who can write the server's disk, and does not have the release key.
+    other = new_trust(tmp_path / "other")
+    shutil.copy(other.folder / RELEASE_KEY, trust / RELEASE_KEY)
+    fleet.bundle = variant(fleet.bundle, tmp_path / "d", b"\n")
+    fleet.submit("foreign", rounds=1, min_devices=1)
+    why = "signed with a key that is not the fleet's"
+    wait_for(lambda: why in device.stderr.read_text(), "the refusal")
+    wait_for(lambda: why in server.stdout.read_text(), "the refusal in the server's events")
+    assert not list((state / "bundles").glob(f"{fleet.bundle.sha256}*"))
 
 
 def test_a_bundle_that_is_not_released_is_neither_fetched_nor_loaded_from_disk(
