@@ -23,7 +23,7 @@ from edge_runtime.network.fetch import Fetcher
 from edge_runtime.protocol.delta import encode_delta
 from edge_runtime.protocol.messages import SyncPlan, TrainPlan
 from edge_runtime.store.adapters import obtain_adapter
-from edge_runtime.store.bundles import install_bundle
+from edge_runtime.store.bundles import TrustPlace, install_bundle
 from edge_runtime.store.journal import PersonalRound
 from edge_runtime.store.personal import personal_or_none, save_personal
 
@@ -117,7 +117,14 @@ class Trainer:
             self._loaded = None
             self.rows_watch.expect(plan.bundle_sha256)
             checked_on = Engines(self._config.engine, self._config.threads)
-            bundle = install_bundle(self._store, fetcher, plan.bundle_sha256, checked_on, contained=self._contained)
+            bundle = install_bundle(
+                self._store,
+                fetcher,
+                plan.bundle_sha256,
+                checked_on,
+                contained=self._contained,
+                trust=self._trust_place(),
+            )
             self._loaded = LoadedBundle(bundle, self._config.data, self._engines)
         if not isinstance(plan, SyncPlan):
             self._read_rows(self._loaded)
@@ -128,6 +135,11 @@ class Trainer:
         self._journal.begin_plan(plan.job, plan.bundle_sha256, plan.adapter.file.sha256, begun)
         has_news = is_new or self._loaded.known_rows != known_rows
         return Prepared(self._loaded, theta, fetcher.fetched_bytes, has_news)
+
+    def _trust_place(self) -> TrustPlace | None:
+        """Return where pinned release keys would be: beside the device's key; None: the device has no key."""
+        keys = self._config.signing
+        return None if keys is None else TrustPlace(Path(keys.key_file).parent, self._config.fleet)
 
     def _read_rows(self, loaded: LoadedBundle) -> None:
         stamp = self.rows_watch.stamp()

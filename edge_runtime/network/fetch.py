@@ -13,7 +13,7 @@ from edge_runtime.files.aside import set_aside
 from edge_runtime.files.hashing import file_sha256
 from edge_runtime.network.cause import words_of
 from edge_runtime.network.http_address import check_http_url
-from edge_runtime.network.https import BrokenTransferError, Https
+from edge_runtime.network.https import AnswerError, BrokenTransferError, Https
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,6 +91,35 @@ class Fetcher:
 
         self._retry(attempt, sha256)
         return b"".join(chunks)
+
+    def beside(self, resource: str, max_bytes: int) -> bytes | None:
+        """Return a small resource that is named otherwise, such as a release; None: covey serve has none.
+
+        Args:
+            resource: its path below the address of the blobs, with the leading slash.
+            max_bytes: the most that it may have.
+
+        Raises:
+            NetworkError: it could not be fetched, or is larger; or something that is not covey serve answers.
+        """
+        found: list[bytes] = []
+
+        def attempt() -> None:
+            try:
+                response = self._https.open("GET", resource)
+            except AnswerError as error:
+                if error.is_own:
+                    return
+                raise
+            with response:
+                data = _read_at_most(response, max_bytes)
+            self.fetched_bytes += len(data)
+            if len(data) > max_bytes:
+                raise NetworkError(f"{resource} of the server is larger than {max_bytes} bytes", "read its log")
+            found.append(data)
+
+        try_again(attempt, self._sleep, f"fetch {self._blob_url}{resource}")
+        return found[0] if found else None
 
     def file(self, sha256: str, size_bytes: int, path: Path) -> None:
         """Fetch a blob to a file; an interrupted transfer continues where it stopped, also after a restart.
@@ -170,6 +199,16 @@ def _read(response: http.client.HTTPResponse) -> bytes:
         return response.read1(_CHUNK_BYTES)
     except (OSError, http.client.HTTPException) as error:
         raise BrokenTransferError(words_of(error)) from error
+
+
+def _read_at_most(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
+    """Return a body, or a byte more than its limit of one that is larger."""
+    data = b""
+    while len(data) <= max_bytes and (chunk := _read(response)):
+        data += chunk
+    if (response.length or 0) > 0 and len(data) <= max_bytes:
+        raise BrokenTransferError("the answer broke off")
+    return data[: max_bytes + 1]
 
 
 def blob_base(blob_url: str, broker_host: str, server_url: str | None) -> str:

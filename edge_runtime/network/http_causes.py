@@ -7,7 +7,7 @@ from http import HTTPStatus
 
 from edge_runtime.network.cause import Cause, Place
 
-OWN_WORDS = ("no such blob", "no open plan expects this blob", "more than the announced")
+OWN_WORDS = ("no such blob", "no such release", "no open plan expects this blob", "more than the announced")
 """How the bodies of covey serve's own 404 and 413 begin; a proxy and other servers write something else."""
 NO_MEMBER = "the certificate was revoked, or was not issued to a device of this fleet"
 """What covey serve says to who is no member, as the error of a JSON body."""
@@ -58,7 +58,7 @@ class Answer:
         if self.is_own and self.body:
             return f"{self.code}: {self.body.splitlines()[0]}"
         if self.is_own and self.code == HTTPStatus.NOT_FOUND:
-            return f"{self.code}: {OWN_WORDS[1]}"
+            return f"{self.code}: {OWN_WORDS[2]}"
         try:
             return f"{self.code} {HTTPStatus(self.code).phrase}"
         except ValueError:

@@ -2,6 +2,6 @@
 
 A file becomes current by an atomic rename after its hash matched.
 
-May import: forward_only, backprop, engines, network, protocol, bundle, files, values, errors.
+May import: forward_only, backprop, engines, releases, network, protocol, bundle, files, values, errors.
 Must never come in: plans and their order, training.
 """

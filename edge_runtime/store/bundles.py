@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from edge_runtime.engines.golden import check_golden
 from edge_runtime.errors import BundleError, StorageError, storage_error
 from edge_runtime.files.aside import remove, set_aside
 from edge_runtime.files.atomic import sync_directory, write_atomically
+from edge_runtime.releases.require import require_release
 from edge_runtime.store.trials import require_trial
 
 if TYPE_CHECKING:
@@ -30,7 +32,23 @@ _MAX_MANIFEST_BYTES = 1 << 24
 _SPARE_BYTES = 16 << 20
 
 
-def install_bundle(store: Store, fetcher: Fetcher, sha256: str, engines: Engines, *, contained: bool = False) -> Bundle:
+@dataclass(frozen=True)
+class TrustPlace:
+    """A device's trust folder, and the fleet whose releases it takes."""
+
+    folder: Path
+    fleet: str
+
+
+def install_bundle(
+    store: Store,
+    fetcher: Fetcher,
+    sha256: str,
+    engines: Engines,
+    *,
+    contained: bool = False,
+    trust: TrustPlace | None = None,
+) -> Bundle:
     """Return a checked bundle: from disk if it is there and whole, else fetched and run on its golden vectors.
 
     Args:
@@ -40,12 +58,19 @@ def install_bundle(store: Store, fetcher: Fetcher, sha256: str, engines: Engines
         engines: run the golden vectors.
         contained: run them in a child process, also where the bundle is on disk but has not been tried with the
             libraries and the processor of today: see require_trial.
+        trust: where the device's pinned release keys are, if it has some. The bundle's release is required before
+            anything of the bundle is fetched or opened, also where it is on disk.
 
     Raises:
+        ReleaseError: the bundle is not released to this fleet, or is older than one that was taken: see
+            require_release.
         NetworkError, BundleError, StorageError: the bundle could not be obtained; what was on disk before stays.
         ConfigError: a library is not installed, or it ended the child.
     """
     path = store.bundles / sha256
+    if trust is not None:
+        stored = store.bundles / f"{sha256}.release"
+        require_release(trust.folder, trust.fleet, "bundle", sha256, fetcher.beside, stored)
     if path.is_dir():
         try:
             bundle = open_named(path, sha256)

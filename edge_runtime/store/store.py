@@ -4,6 +4,7 @@
 
     state_dir/
       bundles/<sha256>/           checked bundles; ``<sha256>.partial/`` is one being fetched
+      bundles/<sha256>.release    the fleet's signature of that bundle, on a device with pinned release keys
       adapters/<sha256>.bin       the current adapter and the one before it
       personal/<sha256>.safetensors  the layers of the current job that stay here
       deltas/<sha256>.safetensors    the delta of the last report, until the next round

@@ -2,6 +2,6 @@
 
 The private key is made here and never leaves the device; what is written survives a power cut between any two steps.
 
-May import: network, files, values, errors.
+May import: releases, network, files, values, errors.
 Must never come in: plans, rounds, private rows, the server's ledger.
 """

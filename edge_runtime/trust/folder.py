@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import storage_error
-from edge_runtime.files.atomic import sync_directory
+from edge_runtime.files.atomic import sync_directory, write_atomically
+from edge_runtime.releases.accepted import ACCEPTED_FILES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,11 +54,16 @@ class IdentityFolder:
     def put_in_place(self, token_id: str) -> None:
         """Put a finished staging folder in place; the identity that was there is kept as ``edge-trust.before``.
 
+        Which releases the device has taken goes over to the new identity: joining again is no way to an old version.
+
         Raises:
             StorageError: it cannot be renamed.
         """
         before = self.config.parent / f"{self.name}.before"
         try:
+            for name in ACCEPTED_FILES:
+                if (self.path / name).is_file():
+                    write_atomically(self.staging(token_id) / name, (self.path / name).read_bytes())
             if self.path.exists():
                 shutil.rmtree(before, ignore_errors=True)
                 self.path.rename(before)

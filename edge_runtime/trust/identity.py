@@ -9,6 +9,7 @@ import msgspec
 
 from edge_runtime.errors import ConfigError, ProtocolError, StorageError, wall
 from edge_runtime.files.atomic import write_atomically
+from edge_runtime.releases.pins import take_key_list
 from edge_runtime.trust.folder import AUTHORITY, CERT, KEY, SIGNING
 from edge_runtime.trust.keys import check_signed_by, key_sha256, name_of, p256_of, read_certificate, read_key
 from edge_runtime.trust.messages import EdgeFields, JoinAnswer
@@ -124,9 +125,22 @@ def write_certificates(folder: Path, answer: JoinAnswer, authority_pem: str, abo
     """Write what an answer brought; ``identity.json`` comes last, and makes it a finished identity.
 
     Raises:
+        ReleaseError: the list of release keys is damaged, or another fleet's.
         StorageError: a file cannot be written.
     """
     write_atomically(folder / AUTHORITY, authority_pem.encode())
     write_atomically(folder / SIGNING, answer.signing.encode())
     write_atomically(folder / CERT, answer.certificate.encode())
+    take_release_keys(folder, answer, about.edge.fleet)
     write_atomically(folder / _ABOUT, msgspec.json.encode(about))
+
+
+def take_release_keys(folder: Path, answer: JoinAnswer, fleet: str) -> None:
+    """Pin the release keys of an answer, which came over a connection that the fleet's authority vouches for.
+
+    Raises:
+        ReleaseError: the list is damaged, or another fleet's.
+        StorageError: it cannot be written.
+    """
+    if answer.release_keys:
+        take_key_list(folder, fleet, answer.release_keys)

@@ -88,6 +88,7 @@ class JoinAnswer(msgspec.Struct, frozen=True):
         authority: the fleet's authority (PEM).
         signing: certificate of the key with which the server signs (PEM).
         edge: fields of edge.toml.
+        release_keys: the signed list of the fleet's release keys, base64 in JSON; empty from a server without them.
     """
 
     state: Literal["joined", "pending"]
@@ -96,6 +97,7 @@ class JoinAnswer(msgspec.Struct, frozen=True):
     authority: _Pem = ""
     signing: _Pem = ""
     edge: EdgeFields | None = None
+    release_keys: Annotated[bytes, msgspec.Meta(max_length=4096)] = b""
 
 
 class Refusal(msgspec.Struct, frozen=True):

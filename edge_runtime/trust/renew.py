@@ -16,6 +16,7 @@ from edge_runtime.trust.identity import (
     Identity,
     checked_certificate,
     read_identity,
+    take_release_keys,
     write_certificates,
 )
 from edge_runtime.trust.keys import certificate_pem, make_request, name_of
@@ -35,7 +36,8 @@ _LAST_REQUEST_S = 2.0
 def renew_if_due(config: Path, now_s: float, *, is_due: bool = False, asks_name: bool = False) -> Identity | None:
     """Renew the certificate of the device with a configuration file, where less than a third of its time is left.
 
-    A certificate with a new name is taken at once where the operator has given the device one.
+    A certificate with a new name is taken at once where the operator has given the device one. The fleet's release keys
+    are taken from each answer.
 
     Args:
         config: the configuration file; its identity is beside it.
@@ -65,7 +67,9 @@ def renew_if_due(config: Path, now_s: float, *, is_due: bool = False, asks_name:
     authority_pem = certificate_pem(own.authority)
     context = trusting(authority_pem, files)
     if not due:
-        now = server.ask("/me", None, context).edge
+        told = server.ask("/me", None, context)
+        take_release_keys(own.folder, told, own.about.edge.fleet)
+        now = told.edge
         if now is None or now.name == name_of(own.certificate):
             return None
     request = RenewRequest(make_request(own.key, name_of(own.certificate)))

@@ -58,27 +58,31 @@ def add_fleet_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     broker.add_argument("--port", type=int, default=8883, help="port of the broker (default: %(default)s)")
     broker.set_defaults(run=_mosquitto)
-    for parser in (init, host, show, broker):
+    rotation = fleet.add_parser("rotate-release-key", help="a new key for releases", description=_rotate.__doc__)
+    rotation.add_argument("--finish", action="store_true", help="retire the old key")
+    rotation.set_defaults(run=_rotate)
+    for parser in (init, host, show, broker, rotation):
         add_state_dir(parser)
     add_reaching(token)
-    for parser in (init, host, show, token, broker):
+    for parser in (init, host, show, token, broker, rotation):
         output.add_format(parser)
 
 
 def _init(args: argparse.Namespace) -> int:
     """Make a fleet's authority, the server's certificate and the key with which the server signs.
 
-    The files are in trust/ of the state directory; what is there is never overwritten. Give the summary's first three
+    The files are in trust/ of the state directory; what is there is never overwritten. Give the summary's
     files to your backup: without them every device has to join again.
     """
     _check_installed()
     from server.trust.folder import AUTHORITY_CERT, AUTHORITY_KEY, SIGNING_KEY, init_trust
+    from server.trust.release_keys import RELEASE_KEY
 
     if not 0 < args.join_port < 1 << 16:
         raise ConfigError(f"--join-port {args.join_port} is not between 1 and 65535", "choose another port")
     hosts = [*(args.host or _own_hosts()), *_LOOPBACK]
     trust = init_trust(args.state_dir, args.fleet, hosts, args.join_port, _now())
-    keep = [str(trust.folder / name) for name in (AUTHORITY_KEY, AUTHORITY_CERT, SIGNING_KEY)]
+    keep = [str(trust.folder / name) for name in (AUTHORITY_KEY, AUTHORITY_CERT, SIGNING_KEY, RELEASE_KEY)]
     text = "\n".join(
         [
             f"fleet {trust.fleet} has an authority; its hash is {trust.authority.sha256.hex()}",
@@ -112,6 +116,31 @@ def _show(args: argparse.Namespace) -> int:
     found = _described(open_trust(args.state_dir))
     lines = [f"{key:20} {', '.join(value) if isinstance(value, list) else value}" for key, value in found.items()]
     output.emit(args, found, "\n".join(lines))
+    return 0
+
+
+def _rotate(args: argparse.Namespace) -> int:
+    """Make a new key for releases. Until --finish releases are signed with both, and devices learn the new one.
+
+    They learn it with the next bundle, when they start, and every six hours; a device that was away all the while
+    learns it when it renews. With --finish the old key is removed, and devices that hear of it refuse it. A running
+    covey serve takes the change at once.
+    """
+    _check_installed()
+    from server.trust.folder import open_trust
+    from server.trust.release_keys import RELEASE_KEY, finish_rotation, rotate
+
+    trust = open_trust(args.state_dir)
+    keys = (finish_rotation if args.finish else rotate)(trust.folder, trust.fleet, time.time())
+    path = trust.folder / RELEASE_KEY
+    next_step = (
+        "the old key is retired"
+        if args.finish
+        else "releases are signed with the old and the new key now; when your devices have been here since: --finish"
+    )
+    text = f"{next_step}\nback up {path} anew, where nobody else can read it"
+    found = {"keys": [key.hex() for key in keys.listed.keys], "serial": keys.listed.serial, "back_up": [str(path)]}
+    output.emit(args, found, text)
     return 0
 
 

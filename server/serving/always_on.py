@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from server.serving.host import connect_to_broker, locked_stores, open_host
-from server.serving.loaded_job import load_submitted, prepare
+from server.serving.loaded_job import load_submitted, prepare, release
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +44,7 @@ def serve(
         def prepared(host: Host, record: JobRecord) -> Prepared:
             loaded = load_submitted(record, options.threads)
             host.connection.require_size(loaded.fitted.job)
+            release(loaded, host.releases)
             return prepare(loaded, host.coordinator, stores, host.services, options.state_dir, should_stop)
 
         with open_host(

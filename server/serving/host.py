@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from server.serving.options import ServeOptions
     from server.serving.security import Security
     from server.storage.records import JobRecord
+    from server.trust.releases import ReleaseBook
 
 _LOG = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ class Host:
         join_port: port where devices join; None: the fleet has no authority.
         connection: to its broker.
         refresh: has the broker's files say who is revoked now.
+        releases: signs what the server has taken; None: the fleet has no authority.
     """
 
     options: ServeOptions
@@ -100,6 +102,7 @@ class Host:
     join_port: int | None
     connection: Connection
     refresh: Callable[[], None]
+    releases: ReleaseBook | None
 
     def turn(self) -> None:
         """Give the supervisor one turn.
@@ -187,7 +190,8 @@ def open_host(
         supervisor = Supervisor(
             coordinator, stores.ledger, lambda job: prepare(host, job), services.clock, observe, should_stop, only
         )
-        host = Host(options, stores, coordinator, services, supervisor, port, join_port, connection, refresh)
+        releases = None if security is None else security.releases
+        host = Host(options, stores, coordinator, services, supervisor, port, join_port, connection, refresh, releases)
         stack.callback(supervisor.close)
         _open_api(stack, host)
         yield host
@@ -196,7 +200,7 @@ def open_host(
 def _serve_blobs(
     options: ServeOptions, stores: Stores, security: Security | None
 ) -> contextlib.AbstractContextManager[int]:
-    app = make_app(stores.blobs, stores.uploads)
+    app = make_app(stores.blobs, stores.uploads, None if security is None else security.releases)
     if security is None:
         return serve_http(app, options.listen, options.http_port)
     guarded = members_only(app, security.members.admits)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from server.rounds.job_run import JobRun
     from server.rounds.services import Services
     from server.storage.records import JobRecord
+    from server.trust.releases import ReleaseBook
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,17 @@ def load_submitted(record: JobRecord, threads: int) -> LoadedJob:
         )
     job = msgspec.convert(record.config, Job)
     return load(fit_to_bundle(job, bundle.manifest, bundle.sha256), bundle, threads)
+
+
+def release(loaded: LoadedJob, releases: ReleaseBook | None) -> None:
+    """Sign a job's bundle for the fleet's devices, before a plan names it; a fleet without an authority signs nothing.
+
+    Raises:
+        ReleaseError: its model's name cannot be signed.
+        StorageError: a key is damaged, or the serial cannot be written.
+    """
+    if releases is not None:
+        releases.take("bundle", loaded.bundle.manifest.model.name, loaded.bundle.sha256)
 
 
 def prepare(

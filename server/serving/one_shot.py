@@ -8,7 +8,7 @@ import msgspec
 
 from server.errors import JobError
 from server.serving.host import connect_to_broker, locked_stores, open_host
-from server.serving.loaded_job import load, prepare
+from server.serving.loaded_job import load, prepare, release
 from server.storage import queries
 from server.views.summary import job_summary
 
@@ -70,6 +70,7 @@ def coordinate(
 
         def prepared(host: Host, _record: JobRecord) -> Prepared:
             host.connection.require_size(loaded.fitted.job)
+            release(loaded, host.releases)
             return prepare(loaded, host.coordinator, stores, host.services, options.state_dir, should_stop)
 
         def observed(_job: str | None, event: Event) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ from server.trust.folder import (
     with_server_certificate,
 )
 from server.trust.members import Members
+from server.trust.release_keys import open_release_keys
+from server.trust.releases import ReleaseBook
 from server.trust.tls import server_context
 
 if TYPE_CHECKING:
@@ -42,17 +45,19 @@ class Security:
         trust: its keys and certificates.
         members: its devices, by the ledger.
         context: of the listeners for MQTT and blobs: they take members only.
+        releases: signs what the server has taken, for devices that ask.
     """
 
     trust: Trust
     members: Members
     context: ssl.SSLContext
+    releases: ReleaseBook
 
 
 def open_security(options: ServeOptions, ledger: Ledger) -> Security | None:
     """Open what protects a fleet; None: ``covey fleet init`` was not run for its state directory.
 
-    The server's certificate is renewed where it is due.
+    The server's certificate is renewed where it is due, and a release key is made where there is none.
 
     Raises:
         ConfigError: --approve-joins or --announce without an authority; --sign-key with one; or the authority is
@@ -80,7 +85,10 @@ def open_security(options: ServeOptions, ledger: Ledger) -> Security | None:
             f"the keys of fleet {trust.fleet} are in {trust.folder}, and --sign-key names others",
             "leave out --sign-key and --device-keys: the fleet's own are used",
         )
-    return Security(trust, Members(ledger, trust.fleet), server_context(trust, needs_certificate=True))
+    open_release_keys(trust.folder, trust.fleet, time.time())  # a fleet that is older than its release key gets one
+    return Security(
+        trust, Members(ledger, trust.fleet), server_context(trust, needs_certificate=True), ReleaseBook(trust)
+    )
 
 
 def signing_member(options: ServeOptions, security: Security | None) -> Member | None:

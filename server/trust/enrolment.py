@@ -26,6 +26,7 @@ from edge_runtime.trust.token import secret_sha256
 from edge_runtime.trust.validity import date_words
 from server.storage import trust_queries
 from server.storage.trust_records import CertificateRecord
+from server.trust.release_keys import open_release_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,7 +135,7 @@ class Enrolment:
                 for other in trust_queries.certificates_of(self._ledger, known.fleet, known.device):
                     if name_of(read_certificate(other.certificate, "a certificate of the ledger")) != known.device:
                         self._ledger.revoke_serial(other.serial, f"the device is named {known.device} now")
-            return JoinAnswer("joined", edge=self._edge_fields(known.device))
+            return JoinAnswer("joined", edge=self._edge_fields(known.device), release_keys=self._release_keys())
 
     def _known(self, certificate: x509.Certificate) -> CertificateRecord:
         """Return what the ledger knows of a certificate that a device has shown, and that is alive."""
@@ -231,7 +232,12 @@ class Enrolment:
             authority=certificate_pem(self.trust.authority.certificate),
             signing=certificate_pem(self.trust.signing),
             edge=self._edge_fields(device),
+            release_keys=self._release_keys(),
         )
+
+    def _release_keys(self) -> bytes:
+        """Return the signed list as it is now: covey fleet rotate-release-key may have changed it."""
+        return open_release_keys(self.trust.folder, self.trust.fleet, self._clock_s()).key_list
 
 
 def _json(request: JoinRequest) -> str:

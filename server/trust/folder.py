@@ -29,6 +29,7 @@ from edge_runtime.trust.keys import (
 from edge_runtime.trust.validity import is_renewal_due
 from edge_runtime.values import NAME_PATTERN, Name
 from server.trust.authority import Authority, hosts_of, make_authority
+from server.trust.release_keys import make_release_key
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -89,7 +90,7 @@ def has_trust(state_dir: Path) -> bool:
 
 
 def init_trust(state_dir: Path, fleet: str, hosts: Sequence[str], join_port: int, now: dt.datetime) -> Trust:
-    """Make a fleet's authority, the server's certificate and the signing key.
+    """Make a fleet's authority, the server's certificate, the signing key and the release key.
 
     The folder appears whole or not at all: a power cut leaves ``trust.partial``, which the next attempt replaces.
 
@@ -128,6 +129,7 @@ def init_trust(state_dir: Path, fleet: str, hosts: Sequence[str], join_port: int
         _write(partial / AUTHORITY_CERT, certificate_pem(authority.certificate).encode())
         _write(partial / SIGNING_KEY, key_pem(signing_key))
         _write(partial / SIGNING_CERT, certificate_pem(signing).encode())
+        make_release_key(partial)
         _issue_server(partial, authority, hosts, now)
         _write(partial / _ABOUT, msgspec.json.encode(about))
         partial.rename(folder)

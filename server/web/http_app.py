@@ -8,12 +8,13 @@ import functools
 import math
 import socket
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, JSONResponse
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from edge_runtime import __version__
@@ -26,15 +27,26 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from starlette.requests import Request
-    from starlette.responses import Response
 
     from server.storage.blobs import BlobStore
     from server.web.uploads import Uploads
 
 
-def make_app(blobs: BlobStore, uploads: Uploads | None = None) -> Starlette:
+class Releases(Protocol):
+    """What the server has signed, for devices that ask."""
+
+    def release_of(self, sha256: str) -> bytes | None:
+        """Return the signed release of a hash; None: it was not released."""
+
+    def key_list(self) -> bytes:
+        """Return the signed list of release keys."""
+
+
+def make_app(blobs: BlobStore, uploads: Uploads | None = None, releases: Releases | None = None) -> Starlette:
     """Return the application: ``GET /blobs/<sha256>`` (with Range) and ``GET /healthz``.
 
+    Releases are below ``/blobs`` too, so that a proxy which passes blobs on passes them on: ``GET
+    /blobs/<sha256>/release``, and ``GET /blobs/release-keys``. Without ``releases`` both answer that there is none.
     With ``uploads`` also ``HEAD`` and ``PATCH /blobs/<sha256>/upload``.
     """
 
@@ -54,10 +66,30 @@ def make_app(blobs: BlobStore, uploads: Uploads | None = None) -> Starlette:
             return await uploads.head(sha256, member)
         return await uploads.patch(sha256, request, member)
 
-    routes = [Route("/blobs/{sha256}", blob), Route("/healthz", health)]
+    async def release(request: Request) -> Response:
+        found = None
+        if releases is not None:
+            found = await run_in_threadpool(releases.release_of, request.path_params["sha256"])
+        return _statement(found)
+
+    async def release_keys(_request: Request) -> Response:
+        return _statement(None if releases is None else await run_in_threadpool(releases.key_list))
+
+    routes = [
+        Route("/blobs/release-keys", release_keys),
+        Route("/blobs/{sha256}", blob),
+        Route("/blobs/{sha256}/release", release),
+        Route("/healthz", health),
+    ]
     if uploads is not None:
         routes.append(Route("/blobs/{sha256}/upload", upload, methods=["HEAD", "PATCH"]))
     return Starlette(routes=routes)
+
+
+def _statement(data: bytes | None) -> Response:
+    if data is None:
+        raise HTTPException(404, "no such release")
+    return Response(data, media_type="application/octet-stream", headers={"cache-control": "no-store"})
 
 
 @contextlib.contextmanager
