@@ -11,7 +11,9 @@ from edge_runtime.values import NAME_PATTERN
 TOPIC_ROOT = "covey/v1"
 _NAME = re.compile(NAME_PATTERN)
 _LEVELS_BEFORE_DEVICE = 3
-Kind = Literal["birth", "state", "profile", "plan", "report", "report/ack", "probe", "log", "log/get", "release", "released"]
+Kind = Literal[
+    "birth", "state", "profile", "plan", "report", "report/ack", "probe", "log", "log/get", "release", "released"
+]
 
 
 def topic_for(fleet: str, device: str, kind: Kind) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from edge_runtime.protocol.side_messages import ReleaseKind  # noqa: TC001 msgspec reads it at run time
+from edge_runtime.protocol.side_messages import ReleaseKind
 from server.errors import RolloutError
 
 if TYPE_CHECKING:
@@ -111,19 +111,25 @@ def step(rollout: Rollout, here: Collection[str], now_s: float) -> Rollout:
         return rollout if left else _with(rollout, state=rollout.ends_as or "halted")
     if rollout.state in ("halted", "aborted"):
         return rollout
-    if (broken := _over_threshold(rollout)) is not None:
+    if rollout.state != "finished" and (broken := _over_threshold(rollout)) is not None:
         return _back(rollout, "halted", broken)
     if rollout.state == "paused":
         return rollout
-    rollout = _ask(_with_newcomers(rollout, here), here)
+    # Whoever comes late to a finished rollout gets it too, and changes nothing for the others.
+    return _go_on(_ask(_with_newcomers(rollout, here), here), here, now_s)
+
+
+def _go_on(rollout: Rollout, here: Collection[str], now_s: float) -> Rollout:
+    """Return the rollout with its group's soak begun, or with the next group begun, or finished, if that is due."""
     if rollout.state == "running" and _has_succeeded(rollout):
         rollout = _with(rollout, state="soaking", soaks_until_s=now_s + rollout.soak_s)
-    if rollout.state == "soaking" and _has_succeeded(rollout) and now_s >= (rollout.soaks_until_s or 0.0):
-        if rollout.group + 1 == len(rollout.groups):
-            return _with(rollout, state="finished", soaks_until_s=None)
-        state = "waiting" if rollout.approve else "running"
-        return _ask(_with(rollout, state=state, group=rollout.group + 1, soaks_until_s=None), here)
-    return rollout
+    is_over = rollout.soaks_until_s is not None and now_s >= rollout.soaks_until_s
+    if rollout.state != "soaking" or not is_over or not _has_succeeded(rollout):
+        return rollout
+    if rollout.group + 1 == len(rollout.groups):
+        return _with(rollout, state="finished", soaks_until_s=None)
+    state = "waiting" if rollout.approve else "running"
+    return _ask(_with(rollout, state=state, group=rollout.group + 1, soaks_until_s=None), here)
 
 
 def took(rollout: Rollout, device: str, outcome: Outcome, reason: str) -> Rollout:
@@ -195,9 +201,7 @@ def _must_go_back(entry: DeviceEntry) -> bool:
 
 
 def _back(rollout: Rollout, ends_as: Literal["halted", "aborted"], reason: str) -> Rollout:
-    return _with(
-        rollout, state="rolling-back", ends_as=ends_as, reason=reason, paused_from=None, soaks_until_s=None
-    )
+    return _with(rollout, state="rolling-back", ends_as=ends_as, reason=reason, paused_from=None, soaks_until_s=None)
 
 
 def _begun(rollout: Rollout) -> list[list[str]]:

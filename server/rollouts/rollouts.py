@@ -1,4 +1,4 @@
-"""Carries the rollouts of a fleet out: asks the devices, takes their answers, and enters every change before it acts."""
+"""Carries the rollouts of a fleet out: asks devices, takes their answers, and enters every change before it acts."""
 
 from __future__ import annotations
 
@@ -206,7 +206,9 @@ class Rollouts:
         self._rollouts[number] = after
         if after.state != before.state:
             why = f": {after.reason}" if after.reason else ""
-            _LOG.info("rollout %d is %s, group %d of %d%s", number, after.state, after.group + 1, len(after.groups), why)
+            _LOG.info(
+                "rollout %d is %s, group %d of %d%s", number, after.state, after.group + 1, len(after.groups), why
+            )
 
 
 def _slot(rollout: Rollout) -> str:

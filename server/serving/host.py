@@ -23,6 +23,7 @@ from server.evaluation import InlineEvaluator, no_evaluation
 from server.fleet.other_servers import ANSWER_S, Myself, OtherServers
 from server.queue.operations import Operations
 from server.queue.supervisor import Supervisor
+from server.rollouts.rollouts import Rollouts
 from server.rounds.services import Services
 from server.serving.broker_access import require_size, server_access
 from server.serving.joining import Ports, serve_joining
@@ -84,6 +85,7 @@ class Host:
         coordinator: reads the devices' messages.
         services: what the coordinator uses.
         supervisor: runs the jobs.
+        rollouts: what is rolled out.
         http_port: port of blobs and adapters.
         join_port: port where devices join; None: the fleet has no authority.
         connection: to its broker.
@@ -94,6 +96,7 @@ class Host:
     coordinator: Coordinator
     services: Services
     supervisor: Supervisor
+    rollouts: Rollouts
     http_port: int
     join_port: int | None
     connection: Connection
@@ -107,6 +110,7 @@ class Host:
         """
         self.connection.check()
         self.supervisor.turn(TICK_S)
+        self.rollouts.turn()
 
     def described(self) -> dict[str, str | int]:
         """Return where devices and commands find the server."""
@@ -182,12 +186,23 @@ def open_host(
         supervisor = Supervisor(
             coordinator, stores.ledger, lambda job: prepare(host, job), services.clock, observe, should_stop, only
         )
+        rollouts = Rollouts(
+            options.fleet,
+            stores.ledger,
+            stores.blobs,
+            services.transport,
+            services.blob_url,
+            coordinator.devices,
+            time.time,
+        )
+        coordinator.take_released = rollouts.take
         host = Host(
             options,
             stores,
             coordinator,
             services,
             supervisor,
+            rollouts,
             port,
             join_port,
             connection,
@@ -210,7 +225,7 @@ def _serve_blobs(
 def _open_api(stack: contextlib.ExitStack, host: Host) -> None:
     """Serve the API on the state directory's socket and, where it is asked for, on a TCP port."""
     options, began_at = host.options, time.monotonic()
-    operations = Operations(host.supervisor, host.stores.ledger, host.stores.blobs, options.state_dir)
+    operations = Operations(host.supervisor, host.stores.ledger, host.stores.blobs, options.state_dir, host.rollouts)
 
     def status() -> ServerStatus:
         roster, signed = host.coordinator.roster, host.connection.signed
