@@ -101,7 +101,7 @@ def _in_child(path: str, adapter: str, own_rows: str, runtime: Any, threads: str
         found = _examine(bundle, Path(adapter) if adapter else None, data, engines)
     except (CoveyError, MemoryError, OSError, ImportError):
         raise
-    except Exception as error:  # noqa: BLE001 a traceback would end up in a log, and may quote rows
+    except Exception as error:  # a traceback would end up in a log, and may quote rows
         kind = type(error).__name__
         raise BundleError(f"the version cannot be examined: {kind}", "look at the new version on the server") from error
     return {"accuracy": found.accuracy, "rows": found.rows}

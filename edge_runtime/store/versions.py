@@ -68,7 +68,7 @@ class Versions(Strict, frozen=True):
     v: Literal[1] = 1
     current: Version | None = None
     previous: Version | None = None
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, Outcome] = msgspec.field(default_factory=dict)
 
 
 class VersionsDamagedError(StorageError):

@@ -165,6 +165,13 @@ def resume(rollout: Rollout) -> Rollout:
     if rollout.state == "paused":
         return _with(rollout, state=rollout.paused_from or "running", paused_from=None)
     if rollout.state == "waiting":
+        owing = [name for group in _begun(rollout) for name in group if rollout.devices[name].state in _ASKED]
+        if owing or _over_threshold(rollout) is not None:
+            raise RolloutError(
+                f"the next group cannot begin: {', '.join(owing) or 'too many devices'} of those before "
+                f"{'owe an answer' if owing else 'failed'}",
+                "see: covey rollout show",
+            )
         return _with(rollout, state="running")
     raise RolloutError(f"cannot resume the rollout: it is {rollout.state}", "see: covey rollout show")
 
