@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.data.config import DataConfig
     from edge_runtime.network.transport import Transport
+    from edge_runtime.protocol.side_messages import ReleaseKind
     from edge_runtime.store.store import Store
     from edge_runtime.store.versions import Versions
 
@@ -70,7 +71,8 @@ class Releases:
         pause: waits before a transfer is tried again, in seconds; what it raises ends the transfer.
         clock: monotonic seconds.
         contained: whether what is new is tried in a child process.
-        check_signature: refuses a release whose bundle, or whose file, is not signed as the owner wants it (CoveyError).
+        require: raises CoveyError where a bundle, an adapter or a wheel of a hash is not released to this fleet; it may
+            fetch a statement about it, and comes before anything of it is fetched.
         covey: replaces Covey itself; None: this device takes no wheels.
     """
 
@@ -83,12 +85,12 @@ class Releases:
         clock: Callable[[], float],
         *,
         contained: bool,
-        check_signature: Callable[[Release, Path], None] = lambda _release, _path: None,
+        require: Callable[[ReleaseKind, str, Fetcher], None] = lambda _kind, _sha256, _fetcher: None,
         covey: ReplacesCovey | None = None,
     ) -> None:
         self._config, self._store, self._transport = config, store, transport
         self._pause, self._clock, self._contained = pause, clock, contained
-        self._check_signature, self._covey = check_signature, covey
+        self._require, self._covey = require, covey
         self._waiting: Release | None = None
         self._again_at = 0.0
 
@@ -162,8 +164,10 @@ class Releases:
         if bundle_sha256 is None:
             raise BundleError("the release of an adapter names no bundle", "update the server")
         fetcher = self._fetcher(release)
+        self._require("bundle", bundle_sha256, fetcher)
+        if release.kind == "adapter":
+            self._require("adapter", release.sha256, fetcher)
         bundle = install_bundle(self._store, fetcher, bundle_sha256, engines, contained=self._contained)
-        self._check_signature(release, bundle.path)
         adapter = None if release.kind == "bundle" else self._adapter(release, bundle, fetcher)
         self._compare(bundle, adapter, engines)
         return switched(versions, Version(bundle_sha256, None if adapter is None else release.sha256, release.rollout))
@@ -187,7 +191,6 @@ class Releases:
         except BundleError:
             path.unlink(missing_ok=True)  # where this version is in use, its file is as damaged
             raise
-        self._check_signature(release, path)
         return path
 
     def _compare(self, bundle: Bundle, adapter: Path | None, engines: Engines) -> None:
@@ -234,8 +237,9 @@ class Releases:
             raise ConfigError("the release of a wheel has no file name", "update the server")
         path = self._store.root / "wheels" / release.sha256 / release.file_name
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._fetcher(release).file(release.sha256, release.size_bytes, path)
-        self._check_signature(release, path)
+        fetcher = self._fetcher(release)
+        self._require("wheel", release.sha256, fetcher)
+        fetcher.file(release.sha256, release.size_bytes, path)
         self._covey.switch(path, release.sha256)
 
     # -- saying it ----------------------------------------------------------------------------------------------

@@ -297,3 +297,42 @@ def test_a_damaged_pointer_is_set_aside_and_said(bench: Bench, theta: FloatVecto
     assert device.outcome(again).outcome == "switched"
     assert path.with_name("versions.json.bad").is_file()
     drain(device.server)
+
+
+class Launcher:
+    """Stands for edge_runtime.update: keeps what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+
+    def switch(self, wheel: Path, sha256: str) -> None:
+        assert wheel.read_bytes() == b"a wheel"
+        self.asked.append((wheel.name, sha256))
+
+    def back(self, sha256: str) -> None:
+        self.asked.append(("back", sha256))
+
+
+def test_a_wheel_is_fetched_and_handed_on_and_nothing_that_is_not_released_is_fetched(
+    bench: Bench, theta: FloatVector
+) -> None:
+    device, launcher = Device(bench), Launcher()
+    device.agent._releases._covey = launcher
+    blob, name = bench.blobs.add(b"a wheel"), "covey-9-py3-none-any.whl"
+    changes = {"kind": "wheel", "bundle_sha256": None, "sha256": blob.sha256, "size_bytes": 7, "file_name": name}
+    wheel = device.release(None, **changes)
+    assert device.outcome(wheel).outcome == "switched"
+    assert device.outcome(msgspec.structs.replace(wheel, step="back")).outcome == "rolled-back"
+    assert launcher.asked == [(name, blob.sha256), ("back", blob.sha256)]
+
+    def refuse(kind: str, sha256: str, _fetcher: Any) -> None:
+        if kind != "bundle":
+            raise errors.BundleError(f"{kind} {sha256[:6]} is not released to this fleet")
+
+    device.agent._releases._require = refuse
+    for release in (device.release(theta), device.release(None, **changes)):
+        said = device.outcome(release)
+        assert (said.outcome, "is not released" in said.reason) == ("failed", True)
+    assert device.current() is None
+    assert len(launcher.asked) == 2
+    assert not list((bench.root / "state" / "released").glob("*.bin"))
