@@ -13,7 +13,7 @@ from server.rollouts.offers import Offers
 from server.rollouts.rollout import Rollout
 from server.rollouts.rollouts import described
 from server.storage import device_queries
-from server.storage.rollouts import rollouts_of
+from server.storage.rollout_queries import rollouts_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -16,7 +16,7 @@ from edge_runtime.protocol.topics import topic_for
 from server.errors import RolloutError
 from server.rollouts import rollout as machine
 from server.rollouts.rollout import ENDED, Rollout
-from server.storage.rollouts import rollouts_of
+from server.storage.rollout_queries import rollouts_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from server.fleet.devices import Device
     from server.storage.blobs import BlobStore
     from server.storage.ledger import Ledger
-    from server.storage.rollouts import RolloutRecord
+    from server.storage.rollout_queries import RolloutRecord
 
 _LOG = logging.getLogger(__name__)
 

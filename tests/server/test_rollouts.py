@@ -152,7 +152,9 @@ TestRolling.settings = settings(max_examples=40, stateful_step_count=40, deadlin
     st.sets(st.integers(0, 400), min_size=1, max_size=60),
     st.lists(st.sampled_from(["1", "2", "7", "5%", "12.5%", "25%", "100%"]), min_size=1, max_size=6),
 )
-def test_groups_share_no_device_and_depend_on_nothing_but_names_and_release(numbers: set[int], sizes: list[str]) -> None:
+def test_groups_share_no_device_and_depend_on_nothing_but_names_and_release(
+    numbers: set[int], sizes: list[str]
+) -> None:
     names = [f"pi-{number}" for number in numbers]
     groups = groups_of(names, sizes, SHA)
     assert groups == groups_of(list(reversed(names)), sizes, SHA)
@@ -298,5 +300,8 @@ def test_one_rollout_at_a_time_and_none_of_another_version(server: Server) -> No
     with pytest.raises(RolloutError, match="there is no rollout 9"):
         server.rollouts.change(9, machine.pause)
     server.ledger.rollout_changed(1, "running", '{"kind": "adapter"}', has_ended=False)
-    with closing(server.ledger), pytest.raises(StorageError, match="written by another version of Covey, or is damaged"):
+    with (
+        closing(server.ledger),
+        pytest.raises(StorageError, match="written by another version of Covey, or is damaged"),
+    ):
         server.start()
