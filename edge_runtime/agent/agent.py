@@ -51,7 +51,7 @@ from edge_runtime.protocol.messages import (
 )
 from edge_runtime.protocol.privacy import check_privacy
 from edge_runtime.protocol.side_messages import LogRequest, Release
-from edge_runtime.protocol.topics import Kind, hello_topic, topic_for
+from edge_runtime.protocol.topics import LISTENS, Kind, hello_topic, topic_for
 from edge_runtime.store.journal_file import JournalFile
 
 if TYPE_CHECKING:
@@ -66,7 +66,6 @@ if TYPE_CHECKING:
     from edge_runtime.store.store import Store
 
 _LOG = logging.getLogger(__name__)
-_LISTENS: tuple[Kind, ...] = ("plan", "report/ack", "log/get", "release")
 _AGAIN_S = 1.0
 """Seconds that the agent waits after an error between plans."""
 
@@ -90,8 +89,7 @@ class Agent:
         engines: makes the engines; None: those of the configured runtime.
         machine: the machine it runs on; None: this one, with the configured rules.
         log: its public log, sent to whoever asks (log_sender.py); None: it has none.
-        contained: whether a bundle that is new here is tried in a child process, so that a library that ends its
-            process does not end the device. Off for many devices in one process.
+        contained: whether what is new here is tried in a child process. Off for many devices in one process.
 
     Raises:
         ConfigError: this machine can never follow the rules.
@@ -140,7 +138,7 @@ class Agent:
         )
         _LOG.info("device %s of fleet %s begins: Covey %s, %s", config.name, config.fleet, __version__, config.engine)
         transport.subscribe(hello_topic(config.fleet))
-        for kind in _LISTENS:
+        for kind in LISTENS:
             transport.subscribe(self._topic(kind))
 
     def _topic(self, kind: Kind) -> str:

@@ -15,6 +15,9 @@ Kind = Literal[
     "birth", "state", "profile", "plan", "report", "report/ack", "probe", "log", "log/get", "release", "released"
 ]
 
+LISTENS: tuple[Kind, ...] = ("plan", "report/ack", "log/get", "release")
+"""What a device subscribes to."""
+
 
 def topic_for(fleet: str, device: str, kind: Kind) -> str:
     """Return the topic of one kind of message; ``device`` may be ``+`` in a subscription.

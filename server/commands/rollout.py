@@ -102,7 +102,7 @@ def _list(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     """Show one rollout: its state, and what became of each device."""
-    from server.queue.rollout_operations import one_rollout
+    from server.rollouts.described import one_rollout
 
     rollouts = _all(args)["rollouts"]
     found = one_rollout(rollouts, _number(args, rollouts))
@@ -122,7 +122,7 @@ def _change(args: argparse.Namespace) -> int:
 
 def _all(args: argparse.Namespace) -> dict[str, Any]:
     def otherwise(ledger: Ledger) -> dict[str, Any]:
-        from server.queue.rollout_operations import rollout_list
+        from server.rollouts.described import rollout_list
 
         return {"rollouts": rollout_list(ledger)}
 

@@ -6,14 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.errors import ConfigError
-from server.errors import RolloutError
 from server.rollouts import rollout as machine
+from server.rollouts.described import one_rollout, rollout_list
 from server.rollouts.groups import check_groups, groups_of, takes_everyone
 from server.rollouts.offers import Offers
 from server.rollouts.rollout import Rollout
-from server.rollouts.rollouts import described
 from server.storage import device_queries
-from server.storage.rollout_queries import rollouts_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -132,21 +130,3 @@ class RolloutOperations:
     def forget(self, device: str) -> None:
         """Wait no more for a device. For the server's own thread."""
         self._rollouts.forget(device)
-
-
-def rollout_list(ledger: Ledger, fleet: str | None = None) -> list[dict[str, Any]]:
-    """Return the rollouts of a fleet, the oldest first; None: of the only fleet of the ledger's devices."""
-    fleets = [fleet] if fleet is not None else sorted({device.fleet for device in device_queries.devices_of(ledger)})
-    return [described(record) for name in fleets for record in rollouts_of(ledger, name)]
-
-
-def one_rollout(rollouts: Sequence[dict[str, Any]], number: int) -> dict[str, Any]:
-    """Return the rollout of a number.
-
-    Raises:
-        RolloutError: there is none.
-    """
-    for found in rollouts:
-        if found["rollout"] == number:
-            return found
-    raise RolloutError(f"there is no rollout {number}", "see: covey rollout list")

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from edge_runtime.bundle.folder import open_bundle
-from edge_runtime.errors import CoveyError, ProtocolError, StorageError, wall
+from edge_runtime.errors import CoveyError, ProtocolError
 from edge_runtime.protocol.messages import encode_message
 from edge_runtime.protocol.side_messages import Release
 from edge_runtime.protocol.topics import topic_for
 from server.errors import RolloutError
 from server.rollouts import rollout as machine
+from server.rollouts.described import rollout_of
 from server.rollouts.rollout import ENDED, Rollout
 from server.storage.rollout_queries import rollouts_of
 
@@ -65,7 +66,7 @@ class Rollouts:
         for record in rollouts_of(self._ledger, self._fleet):
             self._records[record.id] = record
             if record.id not in self._rollouts:
-                self._rollouts[record.id] = _rollout_of(record)
+                self._rollouts[record.id] = rollout_of(record)
                 self._serve(self._rollouts[record.id])
 
     def _serve(self, rollout: Rollout) -> None:
@@ -218,50 +219,3 @@ def _slot(rollout: Rollout) -> str:
 
 def _json(rollout: Rollout) -> str:
     return msgspec.json.encode(rollout).decode()
-
-
-def _rollout_of(record: RolloutRecord) -> Rollout:
-    with wall(
-        lambda cause: StorageError(
-            f"rollout {record.id} in the ledger was written by another version of Covey, or is damaged: {cause}",
-            "restore the ledger from a backup, or use the Covey that wrote it",
-        )
-    ):
-        return msgspec.convert(record.document, Rollout)
-
-
-def described(record: RolloutRecord) -> dict[str, Any]:
-    """Return a rollout as commands and the API show it: its figures, and each device by group."""
-    rollout = _rollout_of(record)
-    states = [entry.state for entry in rollout.devices.values()]
-    groups = [
-        {
-            "group": index + 1,
-            "devices": [
-                {"device": name, "state": rollout.devices[name].state, "reason": rollout.devices[name].reason}
-                for name in group
-            ],
-        }
-        for index, group in enumerate(rollout.groups)
-    ]
-    return {
-        "rollout": record.id,
-        "kind": rollout.kind,
-        "sha256": rollout.sha256,
-        "bundle_sha256": rollout.bundle_sha256,
-        "source": record.source,
-        "state": rollout.state,
-        "reason": rollout.reason,
-        "group": rollout.group + 1,
-        "groups": len(rollout.groups),
-        "error_threshold": rollout.error_threshold,
-        "soak_s": rollout.soak_s,
-        "soaks_until_s": rollout.soaks_until_s,
-        "approve": rollout.approve,
-        "devices": len(states),
-        "switched": states.count("switched"),
-        "failed": states.count("failed"),
-        "created_at": record.created_at,
-        "ended_at": record.ended_at,
-        "group_list": groups,
-    }

@@ -168,15 +168,14 @@ def open_host(
         security = open_security(options, stores.ledger)
         port = stack.enter_context(_serve_blobs(options, stores, security))
         connection = connect(stack, port, security)
-        joining = serve_joining(options, security, stores.ledger, Ports(connection.mqtt_port, port))
-        join_port = stack.enter_context(joining)
-        own_url = f"{'http' if security is None else 'https'}://:{port}"
+        ports = Ports(connection.mqtt_port, port)
+        join_port = stack.enter_context(serve_joining(options, security, stores.ledger, ports))
         services = Services(
             transport=connection.transport,
             uploads=stores.uploads,
             evaluator=InlineEvaluator(no_evaluation),  # every job brings its own
             clock=time.monotonic,
-            blob_url=f"{(options.public_url or own_url).rstrip('/')}/blobs",
+            blob_url=_blob_url(options, security, port),
         )
         coordinator = compose_coordinator(
             options.fleet, stores.ledger, services, lambda event: observe(None, event), should_stop
@@ -186,23 +185,13 @@ def open_host(
         supervisor = Supervisor(
             coordinator, stores.ledger, lambda job: prepare(host, job), services.clock, observe, should_stop, only
         )
-        rollouts = Rollouts(
-            options.fleet,
-            stores.ledger,
-            stores.blobs,
-            services.transport,
-            services.blob_url,
-            coordinator.devices,
-            time.time,
-        )
-        coordinator.take_released = rollouts.take
         host = Host(
             options,
             stores,
             coordinator,
             services,
             supervisor,
-            rollouts,
+            _open_rollouts(stores, services, coordinator),
             port,
             join_port,
             connection,
@@ -210,6 +199,11 @@ def open_host(
         stack.callback(supervisor.close)
         _open_api(stack, host)
         yield host
+
+
+def _blob_url(options: ServeOptions, security: Security | None, port: int) -> str:
+    own_url = f"{'http' if security is None else 'https'}://:{port}"
+    return f"{(options.public_url or own_url).rstrip('/')}/blobs"
 
 
 def _serve_blobs(
@@ -250,6 +244,13 @@ def _open_api(stack: contextlib.ExitStack, host: Host) -> None:
         app = make_api(operations, status, "token", token)
         port = stack.enter_context(serve_http(app, options.api_listen, options.api_port))
         _LOG.info("API on %s:%d; its token is in %s", options.api_listen, port, options.state_dir / "api-token")
+
+
+def _open_rollouts(stores: Stores, services: Services, coordinator: Coordinator) -> Rollouts:
+    fleet, devices = coordinator.roster.fleet, coordinator.devices
+    rollouts = Rollouts(fleet, stores.ledger, stores.blobs, services.transport, services.blob_url, devices, time.time)
+    coordinator.take_released = rollouts.take
+    return rollouts
 
 
 def _watch_signatures(connection: Connection, coordinator: Coordinator) -> None:

@@ -99,7 +99,9 @@ def test_an_adapter_is_switched_to_and_back(bench: Bench, theta: FloatVector) ->
     assert device.outcome(second).outcome == "switched"
     assert device.current() == Version(bench.bundle.sha256, second.sha256, second.rollout)
     used = in_use(bench.store)
-    assert used is not None and used[1] is not None and used[1].stem == second.sha256
+    assert used is not None
+    assert used[1] is not None
+    assert used[1].stem == second.sha256
     back = msgspec.structs.replace(second, step="back")
     assert device.outcome(back).outcome == "rolled-back"
     assert device.current() == Version(bench.bundle.sha256, first.sha256, first.rollout)
@@ -210,7 +212,8 @@ def test_a_loss_of_accuracy_on_own_rows_is_refused_and_no_row_is_quoted(
     own.write_text('{"text": "very private", "label": "nonsense of mine"}\n')
     said = device.outcome(device.release(theta * np.float32(1.5)))
     assert said.outcome == "failed"
-    assert "private" not in said.reason and "nonsense" not in said.reason
+    assert "private" not in said.reason
+    assert "nonsense" not in said.reason
 
 
 def test_a_server_that_cannot_be_reached_is_no_failure(bench: Bench, theta: FloatVector) -> None:
@@ -272,10 +275,13 @@ def test_killed_at_every_write_the_old_or_the_new_version_is_in_use(bench: Bench
         command = [sys.executable, "-c", _KILLED, str(config), str(message), str(kill)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
         used = in_use(Store(bench.root / "state"))
-        assert used is not None and used[1] is not None and used[1].stem in known
+        assert used is not None
+        assert used[1] is not None
+        assert used[1].stem in known
         assert adapter_sha256(np.fromfile(used[1], "<f4")) == used[1].stem  # whole, and the one of its name
         before = read_versions(bench.store).previous
-        assert before is not None and before.adapter_sha256 is not None
+        assert before is not None
+        assert before.adapter_sha256 is not None
         assert (bench.root / "state" / "released" / f"{before.adapter_sha256}.bin").is_file()
         if "whole" in done.stdout:
             break

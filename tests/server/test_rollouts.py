@@ -159,7 +159,8 @@ def test_groups_share_no_device_and_depend_on_nothing_but_names_and_release(
     groups = groups_of(names, sizes, SHA)
     assert groups == groups_of(list(reversed(names)), sizes, SHA)
     flat = [name for group in groups for name in group]
-    assert len(flat) == len(set(flat)) and set(flat) <= set(names)
+    assert len(flat) == len(set(flat))
+    assert set(flat) <= set(names)
     assert all(groups)
     assert "100%" not in sizes or set(flat) == set(names)
 
@@ -171,7 +172,7 @@ def test_the_groups_of_the_issue() -> None:
 
 @pytest.mark.parametrize("sizes", [[], ["0"], ["-1"], ["101%"], ["1.5"], ["x"], ["5 %"], ["nan"], ["1"] * 51])
 def test_sizes_that_are_none_are_refused(sizes: list[str]) -> None:
-    with pytest.raises(ConfigError, match="size of a group|groups are not between"):
+    with pytest.raises(ConfigError, match=r"size of a group|groups are not between"):
         groups_of(["pi"], sizes, SHA)
 
 
