@@ -27,12 +27,14 @@ def _all_commands() -> list[Add]:
     from edge_runtime.commands.run import add_run_command
     from edge_runtime.commands.setup import add_setup_command
     from edge_runtime.commands.update import add_update_commands
+    from edge_runtime.commands.version import add_version_commands
 
     return [
         add_run_command,
         add_join_commands,
         add_setup_command,
         add_predict_command,
+        add_version_commands,
         add_data_commands,
         add_profile_command,
         add_doctor_command,

@@ -15,6 +15,7 @@ from server.commands.flash import add_flash_commands
 from server.commands.fleet import add_fleet_commands
 from server.commands.jobs import add_job_commands
 from server.commands.profile_commands import add_profile_commands
+from server.commands.rollout import add_rollout_commands
 from server.commands.serve import add_serve_commands
 from server.commands.server import add_server_commands
 from server.commands.shared_options import Commands, default_state_dir
@@ -52,6 +53,7 @@ def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     add_profile_commands(commands, default_state_dir())
     add_job_commands(commands)
     add_device_commands(commands)
+    add_rollout_commands(commands)
     add_server_commands(commands)
     add_backup_commands(commands)
 

@@ -1,7 +1,7 @@
 """Errors of the server, beside those that it shares with the device (edge_runtime.errors).
 
 CoveyError
-└── JobError    exit code 11   a job that cannot start or continue, or does not exist
+└── JobError    exit code 11   a job that cannot start or continue, or does not exist; so RolloutError for rollouts
 """
 
 from __future__ import annotations
@@ -25,3 +25,7 @@ class NoSuchJobError(JobError):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"there is no job {name}", "see: covey job list")
+
+
+class RolloutError(JobError):
+    """A rollout cannot start or continue, or does not exist."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from edge_runtime import __version__
@@ -23,6 +24,7 @@ from edge_runtime.agent.inbox import Inbox, round_and_attempt
 from edge_runtime.agent.last_report import LastReport
 from edge_runtime.agent.log_sender import LogSender, NoLog
 from edge_runtime.agent.readiness import Readiness
+from edge_runtime.agent.releases import Releases
 from edge_runtime.agent.trainer import Trainer
 from edge_runtime.device.machine import this_machine
 from edge_runtime.engines.choose import Engines
@@ -48,8 +50,8 @@ from edge_runtime.protocol.messages import (
     encode_message,
 )
 from edge_runtime.protocol.privacy import check_privacy
-from edge_runtime.protocol.side_messages import LogRequest
-from edge_runtime.protocol.topics import Kind, hello_topic, topic_for
+from edge_runtime.protocol.side_messages import LogRequest, Release
+from edge_runtime.protocol.topics import LISTENS, Kind, hello_topic, topic_for
 from edge_runtime.store.journal_file import JournalFile
 
 if TYPE_CHECKING:
@@ -87,8 +89,7 @@ class Agent:
         engines: makes the engines; None: those of the configured runtime.
         machine: the machine it runs on; None: this one, with the configured rules.
         log: its public log, sent to whoever asks (log_sender.py); None: it has none.
-        contained: whether a bundle that is new here is tried in a child process, so that a library that ends its
-            process does not end the device. Off for many devices in one process.
+        contained: whether what is new here is tried in a child process. Off for many devices in one process.
 
     Raises:
         ConfigError: this machine can never follow the rules.
@@ -115,9 +116,8 @@ class Agent:
         self._deaths = DeathWatch(self._journal, self._machine.clock)
         self._deaths.enter(self._machine.boot_id)
         engines = engines or Engines(config.engine, config.threads)
-        self._trainer = Trainer(
-            config, store, self._journal, engines, self._machine, self._inbox.pause_transfer, contained=contained
-        )
+        pause, clock = self._inbox.pause_transfer, self._machine.clock
+        self._trainer = Trainer(config, store, self._journal, engines, self._machine, pause, contained=contained)
         self._readiness = Readiness(self._machine.gate, self._trainer.rows_watch)
         self._announcer = Announcer(config, store, transport, boot_id, self._machine, self._readiness)
         self._last_report = LastReport(
@@ -128,16 +128,18 @@ class Agent:
             "perhaps the server is down, or the broker's access list forbids the server to read "
             f"{self._topic('report')}, or this device to read {self._topic('report/ack')}",
         )
-        self._deltas = DeltaUploads(store, config.tls, self._inbox.pause_transfer)
+        self._deltas = DeltaUploads(store, config.tls, pause)
+        self._releases = Releases(config, store, transport, pause, clock, contained=contained)
         self._blob_url: str | None = None  # of the last plan
         self._unannounced = False
         self._should_stop: Callable[[], bool] = lambda: False
-        self._logs = LogSender(config.name, boot_id, log or NoLog(), self._publish_log, self._machine.clock)
+        self._logs = LogSender(
+            config.name, boot_id, log or NoLog(), partial(transport.publish, self._topic("log")), clock
+        )
         _LOG.info("device %s of fleet %s begins: Covey %s, %s", config.name, config.fleet, __version__, config.engine)
         transport.subscribe(hello_topic(config.fleet))
-        transport.subscribe(self._topic("plan"))
-        transport.subscribe(self._topic("report/ack"))
-        transport.subscribe(self._topic("log/get"))
+        for kind in LISTENS:
+            transport.subscribe(self._topic(kind))
 
     def _topic(self, kind: Kind) -> str:
         return topic_for(self._config.fleet, self._config.name, kind)
@@ -180,6 +182,7 @@ class Agent:
             message = self._inbox.receive(timeout_s)
         if message is None:
             self._last_report.turn()
+            self._releases.turn()
             return None
         return self._handle(message)
 
@@ -213,6 +216,7 @@ class Agent:
             self._readiness.look()
             self._announcer.all(self._journal.entries, self._trainer.loaded)
             self._last_report.again()
+            self._releases.announced()
         except Exception as error:  # noqa: BLE001 a device that cannot announce itself now can do so later
             _LOG.error("cannot announce this device: %s", as_covey_error(error))
             self._unannounced = True
@@ -230,9 +234,6 @@ class Agent:
             self._last_report.not_taken(event.payload, error)
             self._refuse(report.job, report.round, report.attempt, error)
 
-    def _publish_log(self, payload: bytes) -> None:
-        self._transport.publish(self._topic("log"), payload)
-
     def _report(self, report: DeviceReport) -> None:
         self._transport.publish(self._topic("report"), encode_message(report))
 
@@ -242,6 +243,9 @@ class Agent:
         try:
             if message.topic == self._topic("report/ack"):
                 self._take_ack(decode_message(message.payload, ReportAck))
+                return None
+            if message.topic == self._topic("release"):
+                self._releases.take(decode_message(message.payload, Release))
                 return None
             plan = decode_plan(message.payload)
         except ProtocolError as error:

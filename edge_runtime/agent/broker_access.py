@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from edge_runtime.protocol.topics import Kind
 
 _LOG = logging.getLogger(__name__)
-_READS: Sequence[Kind] = ("plan", "report/ack", "log/get")
-_WRITES: Sequence[Kind] = ("birth", "state", "report", "log")
-_SPARED: Sequence[Kind] = ("log/get", "log")
+_READS: Sequence[Kind] = ("plan", "report/ack", "log/get", "release")
+_WRITES: Sequence[Kind] = ("birth", "state", "report", "log", "released")
+_LOG_KINDS: Sequence[Kind] = ("log/get", "log")
+_SPARED: Sequence[Kind] = (*_LOG_KINDS, "release", "released")
 """What a device can work without."""
 
 
@@ -53,10 +54,16 @@ def require_access(config: EdgeConfig) -> None:
     address = parse_broker(config.broker)
     if address.username is None and (config.tls is None or config.tls.cert_file is None):
         return
-    spared = tuple(topic_for(config.fleet, config.name, kind) for kind in _SPARED)
+
+    def ends(kinds: Sequence[Kind]) -> tuple[str, ...]:
+        return tuple(topic_for(config.fleet, config.name, kind) for kind in kinds)
+
     for cause in device_access(config).causes:
         if cause.kind != "acl":
             continue
-        if not cause.finding.endswith(spared):
+        if not cause.finding.endswith(ends(_SPARED)):
             raise cause.error()
-        _LOG.warning("%s; without it nobody can read this device's log from afar", cause)
+        if cause.finding.endswith(ends(_LOG_KINDS)):
+            _LOG.warning("%s; without it nobody can read this device's log from afar", cause)
+        else:
+            _LOG.warning("%s; without it no new version can be rolled out to this device", cause)

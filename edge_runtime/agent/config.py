@@ -13,10 +13,23 @@ from edge_runtime.files.toml_file import read_toml
 from edge_runtime.network.address import TlsFiles
 from edge_runtime.network.http_address import check_http_url
 from edge_runtime.signing.key_files import DeviceKeys
-from edge_runtime.values import Name
+from edge_runtime.values import Name, Strict
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+class UpdateRules(Strict, frozen=True):
+    """``[updates]``: what a new version must pass here before it is used.
+
+    Attributes:
+        own_rows: a file of rows that the device never trains on, written as that of [data]; relative to the
+            configuration file. None: a new version is not compared on rows.
+        largest_accuracy_loss: by how much a new version may be less accurate on them than the one in use, 0 to 1.
+    """
+
+    own_rows: str | None = None
+    largest_accuracy_loss: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.02
 
 
 class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,6 +50,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         training: ``auto``: with backpropagation if a job asks for it and memory allows; or ``forward-only``.
         least_noise_multiplier: train only in jobs whose [privacy] has at least this noise_multiplier; None: in all.
         eligibility: when the device may train.
+        updates: what a new version must pass before it is used.
         signing: keys; with them every message is signed, and only signed ones are believed. None: none is.
     """
 
@@ -54,6 +68,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     training: Literal["auto", "forward-only"] = "auto"
     least_noise_multiplier: Annotated[float, msgspec.Meta(ge=0)] | None = None
     eligibility: EligibilityRules = EligibilityRules()
+    updates: UpdateRules = UpdateRules()
     signing: DeviceKeys | None = None
 
     @property
@@ -76,6 +91,9 @@ def read_edge_config(path: Path) -> EdgeConfig:
         "state_dir": str(base / config.state_dir),
         "data": msgspec.structs.replace(config.data, path=str(base / config.data.path)),
     }
+    if config.updates.own_rows is not None:
+        own_rows = str(base / config.updates.own_rows)
+        changes["updates"] = msgspec.structs.replace(config.updates, own_rows=own_rows)
     if config.tls is not None:
         files = {field: value and str(base / value) for field, value in msgspec.structs.asdict(config.tls).items()}
         changes["tls"] = TlsFiles(**files)

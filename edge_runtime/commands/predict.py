@@ -27,6 +27,9 @@ def add_predict_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
     source.add_argument("--config", type=Path, metavar="edge.toml", help="use the device's current bundle and adapter")
     source.add_argument("--bundle", type=Path, help="use this bundle")
     predict.add_argument("--adapter", type=Path, help="with --bundle: an adapter file (default: the bundle's own)")
+    predict.add_argument(
+        "--trained", action="store_true", help="with --config: what training has left, not what was rolled out"
+    )
     predict.add_argument("--shared", action="store_true", help="with --config: leave the device's personal layers out")
     predict.add_argument("--threads", type=int, default=0, help="threads of one operator (default: one a core)")
     add_engine_option(predict, None)
@@ -75,31 +78,40 @@ def _predict_source(args: argparse.Namespace) -> tuple[Bundle, FloatVector, Runt
 
 
 def _current(args: argparse.Namespace) -> tuple[Bundle, FloatVector, Runtime]:
-    """Return what the device's journal names."""
+    """Return the version in use: the one that was rolled out, else what training has left."""
     from edge_runtime.agent.config import read_edge_config
     from edge_runtime.bundle.adapter import check_adapter, map_adapter
     from edge_runtime.bundle.folder import open_named, verify_loaded
     from edge_runtime.bundle.layout import total_size
     from edge_runtime.store.store import Store, current_adapter
+    from edge_runtime.store.versions import in_use
 
     config = read_edge_config(args.config)
     runtime = args.engine or config.engine
     store = Store(Path(config.state_dir))
-    current = current_adapter(store)
-    if current is None:
+    used = in_use(store)
+    if args.trained:
+        trained = current_adapter(store)
+        used = None if trained is None else (*trained, True)
+    if used is None:
         raise ConfigError("this device has no adapter yet", "let it take part in a round, or give --bundle")
-    folder, adapter = current
+    folder, adapter, is_trained = used
     try:
         bundle = open_named(folder, folder.name)
         verify_loaded(bundle, runtime)
-        theta = map_adapter(adapter, total_size(bundle.manifest.parameters))
-        check_adapter(theta, adapter.stem)
+        if adapter is None:
+            theta = bundle.initial_adapter()
+        else:
+            theta = map_adapter(adapter, total_size(bundle.manifest.parameters))
+            check_adapter(theta, adapter.stem)
     except BundleError as error:
         raise BundleError(
             f"{error.what} (in {store.root})",
-            "let the device take part in a round: covey-edge run fetches again what is damaged",
+            "let the device take part in a round: covey-edge run fetches again what is damaged"
+            if is_trained
+            else "go back with: covey-edge version rollback --config edge.toml; or roll it out again",
         ) from error
-    if not args.shared:
+    if is_trained and not args.shared:
         from edge_runtime.store.personal import load_personal, with_personal
 
         journal = store.journal()

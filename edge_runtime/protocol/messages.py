@@ -19,7 +19,7 @@ from edge_runtime.protocol.message_base import ENVELOPE_BYTES, VERSION
 from edge_runtime.protocol.message_base import ProtocolMessage as _Message
 from edge_runtime.protocol.privacy import Privacy
 from edge_runtime.protocol.profile import Profile
-from edge_runtime.protocol.side_messages import Host, LogLines, LogRequest, ServerPresent
+from edge_runtime.protocol.side_messages import Host, LogLines, LogRequest, Release, Released, ServerPresent
 from edge_runtime.protocol.step_rule import StepRule
 from edge_runtime.values import Count, Name, Sha256
 
@@ -320,7 +320,7 @@ class ReportAck(_Message, frozen=True, tag="ack", kw_only=True):
 Plan = TrainPlan | BackpropPlan | SyncPlan
 Report = RoundReport | DeltaReport
 DeviceReport = PlanAccepted | PlanRefused | Report | Synced
-_SideMessage = LogRequest | LogLines | ServerPresent
+_SideMessage = LogRequest | LogLines | ServerPresent | Release | Released
 AnyMessage = Hello | Birth | DeviceState | ProfileMessage | Plan | DeviceReport | ReportAck | _SideMessage
 
 MessageT = TypeVar("MessageT")

@@ -1,4 +1,4 @@
-"""Messages beside the rounds: a device's log for whoever asks for it, and servers that look for each other."""
+"""Messages beside the rounds: a device's log for whoever asks, servers that look for each other, and releases."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from edge_runtime.protocol.message_base import ProtocolMessage
-from edge_runtime.values import Count, Name
+from edge_runtime.values import Count, Name, Sha256
 
 LONGEST_LINE = 500
 """Characters of one line of a log."""
@@ -79,3 +79,50 @@ class ServerPresent(ProtocolMessage, frozen=True, tag="server", kw_only=True):
     hostname: Host
     age_s: Annotated[float, msgspec.Meta(ge=0, le=1e12)]
     asks: bool
+
+
+ReleaseKind = Literal["bundle", "adapter", "wheel"]
+
+
+class Release(ProtocolMessage, frozen=True, tag="release", kw_only=True):
+    """Switch to a version, or go back from it; server → device, not retained: sent again to who announces itself.
+
+    Attributes:
+        rollout: number of the rollout; a device does what the last message says.
+        kind: what is released.
+        step: ``switch``, or ``back``: to what was there before this rollout.
+        sha256: hash of the adapter, of the wheel, or of the bundle's manifest.
+        size_bytes: of that file.
+        bundle_sha256: the bundle that an adapter belongs to; None for the other kinds.
+        blob_url: base address of the server's blobs.
+        file_name: the name of a wheel, which pip reads; None for the other kinds.
+    """
+
+    rollout: Count
+    kind: ReleaseKind
+    step: Literal["switch", "back"]
+    sha256: Sha256
+    size_bytes: Count
+    bundle_sha256: Sha256 | None
+    blob_url: Annotated[str, msgspec.Meta(max_length=2000)]
+    file_name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,199}\.whl(?!\n)$")] | None
+
+
+class Released(ProtocolMessage, frozen=True, tag="released", kw_only=True):
+    """What became of a release; device → server, sent again with each announcement.
+
+    Attributes:
+        rollout: of the release.
+        device: the device's name.
+        kind: of the release.
+        outcome: ``fetching``: it is at it, or tries again; ``failed``: what was there before is still in use.
+        code: the exit code of the error; 0: there is none.
+        reason: the error, without anything private; empty: there is none.
+    """
+
+    rollout: Count
+    device: Name
+    kind: ReleaseKind
+    outcome: Literal["fetching", "switched", "failed", "rolled-back"]
+    code: Annotated[int, msgspec.Meta(ge=0, le=255)]
+    reason: Annotated[str, msgspec.Meta(max_length=2000)]

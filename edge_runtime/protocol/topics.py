@@ -11,7 +11,12 @@ from edge_runtime.values import NAME_PATTERN
 TOPIC_ROOT = "covey/v1"
 _NAME = re.compile(NAME_PATTERN)
 _LEVELS_BEFORE_DEVICE = 3
-Kind = Literal["birth", "state", "profile", "plan", "report", "report/ack", "probe", "log", "log/get"]
+Kind = Literal[
+    "birth", "state", "profile", "plan", "report", "report/ack", "probe", "log", "log/get", "release", "released"
+]
+
+LISTENS: tuple[Kind, ...] = ("plan", "report/ack", "log/get", "release")
+"""What a device subscribes to."""
 
 
 def topic_for(fleet: str, device: str, kind: Kind) -> str:

@@ -13,6 +13,7 @@ from edge_runtime import __version__
 from edge_runtime.errors import ConfigError, CoveyError, as_covey_error
 from server.api.device_routes import device_routes
 from server.api.job_routes import job_routes
+from server.api.rollout_routes import rollout_routes
 from server.api.schema import Problem
 from server.api.server_routes import server_routes
 from server.api.trust_routes import trust_routes
@@ -46,6 +47,7 @@ def make_api(operations: Operations, status: Callable[[], ServerStatus], actor: 
         *job_routes(operations, actor),
         *device_routes(operations, actor),
         *trust_routes(operations, actor),
+        *rollout_routes(operations, actor),
     ]
     return Litestar(
         [Router(PREFIX, route_handlers=handlers)],

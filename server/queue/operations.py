@@ -13,6 +13,7 @@ from server.errors import JobError, NoSuchJobError
 from server.job.fitted import fit_to_bundle
 from server.job.job import job_of
 from server.job.selector import check_there, parse_selector
+from server.queue.rollout_operations import RolloutOperations
 from server.queue.trust_operations import TrustOperations
 from server.storage import device_queries, queries
 from server.storage.discard import discard_job
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from server.fleet.device_logs import ReceivedLine
     from server.job.fitted import FittedJob
     from server.queue.supervisor import Supervisor
+    from server.rollouts.rollouts import Rollouts
     from server.storage.blobs import BlobStore
     from server.storage.ledger import Ledger
     from server.storage.records import JobRecord
@@ -39,16 +41,21 @@ class Operations:
         ledger: the ledger.
         blobs: adapters and logs of the jobs.
         state_dir: the server's state directory.
+        rollouts: carries rollouts out.
 
     Attributes:
         trust: what can be asked about identities.
+        rollouts: what can be asked about rollouts.
     """
 
-    def __init__(self, supervisor: Supervisor, ledger: Ledger, blobs: BlobStore, state_dir: Path) -> None:
+    def __init__(
+        self, supervisor: Supervisor, ledger: Ledger, blobs: BlobStore, state_dir: Path, rollouts: Rollouts
+    ) -> None:
         self.supervisor, self.ledger = supervisor, ledger
         self.fleet = supervisor.coordinator.roster.fleet
         self._blobs, self._state_dir = blobs, state_dir
         self.trust = TrustOperations(ledger, state_dir, self.fleet, self._do, supervisor.coordinator)
+        self.rollouts = RolloutOperations(ledger, blobs, state_dir, self.fleet, self._do, rollouts)
 
     def _do(self, actor: str, action: str, subject: str, wish: Callable[[], Any], detail: str = "") -> Any:  # noqa: ANN401 the wish's own answer
         def audited() -> Any:  # noqa: ANN401
@@ -208,6 +215,7 @@ class Operations:
             known = self.supervisor.coordinator.devices.get(device)
             if known is not None and known.is_here:
                 raise ConfigError(f"{device} is here now", "switch it off first, or give it another name in edge.toml")
+            self.rollouts.forget(device)
             is_known = self.supervisor.coordinator.roster.forget(device)
             if not self.trust.forget(device) and not is_known:
                 raise ConfigError(f"fleet {self.fleet} has no device {device}", "see: covey device list")

@@ -22,7 +22,7 @@ from edge_runtime.protocol.messages import (
     decode_plan,
     encode_message,
 )
-from edge_runtime.protocol.side_messages import LogLines
+from edge_runtime.protocol.side_messages import LogLines, Released
 from edge_runtime.protocol.topics import device_of, hello_topic, topic_for
 from server.fleet.device_logs import DeviceLogs, request_log
 from server.rounds.patience import patiently
@@ -52,6 +52,7 @@ class Coordinator:
     Attributes:
         roster: the fleet's devices.
         logs: what the devices have sent of their logs.
+        take_released: takes a device's answer to a release.
         forget_speaker: has the connection forget how far a device was heard; see SignedTransport.forget.
     """
 
@@ -59,11 +60,12 @@ class Coordinator:
         self.roster = roster
         self.logs = DeviceLogs()
         self.forget_speaker: Callable[[str], None] = lambda _name: None
+        self.take_released: Callable[[str, Released], None] = lambda _name, _released: None
         self._services, self._clock = services, services.clock
         self._should_stop = should_stop
         self._runs: dict[str, JobRun] = {}
         self._hello_is_due, self._hello_may_be_at = False, 0.0
-        for kind in ("birth", "state", "profile", "report", "log"):
+        for kind in ("birth", "state", "profile", "report", "log", "released"):
             services.transport.subscribe(topic_for(roster.fleet, "+", kind))
 
     @property
@@ -154,6 +156,8 @@ class Coordinator:
             self.roster.take_profile(device, message.payload)
         elif kind == "log":
             self._take_log(device, decode_message(message.payload, LogLines))
+        elif kind == "released":
+            self.take_released(name, decode_message(message.payload, Released))
         else:
             report = decode_device_report(message.payload)
             if report.device != name:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from server.job.job import Job
 
 _LOG = logging.getLogger(__name__)
+_WRITES: Sequence[Kind] = ("plan", "report/ack", "log/get", "release")
 _NOBODY = "covey-check"
 """Stands for a device in what the server tries to publish."""
 
@@ -43,8 +44,8 @@ def server_access(address: BrokerAddress, fleet: str, tls: TlsFiles | None) -> A
         address,
         f"covey-server-{fleet}-check",
         tls,
-        reads=[servers_topic(fleet), *topics("+", ("birth", "state", "profile", "report", "log"))],
-        writes=[hello_topic(fleet), servers_topic(fleet), *topics(_NOBODY, ("plan", "report/ack", "log/get"))],
+        reads=[servers_topic(fleet), *topics("+", ("birth", "state", "profile", "report", "log", "released"))],
+        writes=[hello_topic(fleet), servers_topic(fleet), *topics(_NOBODY, _WRITES)],
     )
 
 

@@ -23,6 +23,7 @@ from server.evaluation import InlineEvaluator, no_evaluation
 from server.fleet.other_servers import ANSWER_S, Myself, OtherServers
 from server.queue.operations import Operations
 from server.queue.supervisor import Supervisor
+from server.rollouts.rollouts import Rollouts
 from server.rounds.services import Services
 from server.serving.broker_access import require_size, server_access
 from server.serving.joining import Ports, serve_joining
@@ -86,6 +87,7 @@ class Host:
         coordinator: reads the devices' messages.
         services: what the coordinator uses.
         supervisor: runs the jobs.
+        rollouts: what is rolled out.
         http_port: port of blobs and adapters.
         join_port: port where devices join; None: the fleet has no authority.
         connection: to its broker.
@@ -98,6 +100,7 @@ class Host:
     coordinator: Coordinator
     services: Services
     supervisor: Supervisor
+    rollouts: Rollouts
     http_port: int
     join_port: int | None
     connection: Connection
@@ -114,6 +117,7 @@ class Host:
         self.connection.check()
         self.refresh()
         self.supervisor.turn(TICK_S)
+        self.rollouts.turn()
 
     def described(self) -> dict[str, str | int]:
         """Return where devices and commands find the server."""
@@ -172,15 +176,14 @@ def open_host(
         refresh = keep_revoked(options, security, stores.ledger)
         port = stack.enter_context(_serve_blobs(options, stores, security))
         connection = connect(stack, port, security)
-        joining = serve_joining(options, security, stores.ledger, Ports(connection.mqtt_port, port))
-        join_port = stack.enter_context(joining)
-        own_url = f"{'http' if security is None else 'https'}://:{port}"
+        ports = Ports(connection.mqtt_port, port)
+        join_port = stack.enter_context(serve_joining(options, security, stores.ledger, ports))
         services = Services(
             transport=connection.transport,
             uploads=stores.uploads,
             evaluator=InlineEvaluator(no_evaluation),  # every job brings its own
             clock=time.monotonic,
-            blob_url=f"{(options.public_url or own_url).rstrip('/')}/blobs",
+            blob_url=_blob_url(options, security, port),
         )
         coordinator = compose_coordinator(
             options.fleet, stores.ledger, services, lambda event: observe(None, event), should_stop
@@ -190,11 +193,27 @@ def open_host(
         supervisor = Supervisor(
             coordinator, stores.ledger, lambda job: prepare(host, job), services.clock, observe, should_stop, only
         )
-        releases = None if security is None else security.releases
-        host = Host(options, stores, coordinator, services, supervisor, port, join_port, connection, refresh, releases)
+        host = Host(
+            options,
+            stores,
+            coordinator,
+            services,
+            supervisor,
+            _open_rollouts(stores, services, coordinator),
+            port,
+            join_port,
+            connection,
+            refresh,
+            None if security is None else security.releases,
+        )
         stack.callback(supervisor.close)
         _open_api(stack, host)
         yield host
+
+
+def _blob_url(options: ServeOptions, security: Security | None, port: int) -> str:
+    own_url = f"{'http' if security is None else 'https'}://:{port}"
+    return f"{(options.public_url or own_url).rstrip('/')}/blobs"
 
 
 def _serve_blobs(
@@ -210,7 +229,7 @@ def _serve_blobs(
 def _open_api(stack: contextlib.ExitStack, host: Host) -> None:
     """Serve the API on the state directory's socket and, where it is asked for, on a TCP port."""
     options, began_at = host.options, time.monotonic()
-    operations = Operations(host.supervisor, host.stores.ledger, host.stores.blobs, options.state_dir)
+    operations = Operations(host.supervisor, host.stores.ledger, host.stores.blobs, options.state_dir, host.rollouts)
 
     def status() -> ServerStatus:
         roster, signed = host.coordinator.roster, host.connection.signed
@@ -236,6 +255,13 @@ def _open_api(stack: contextlib.ExitStack, host: Host) -> None:
         app = make_api(operations, status, "token", token)
         port = stack.enter_context(serve_http(app, options.api_listen, options.api_port))
         _LOG.info("API on %s:%d; its token is in %s", options.api_listen, port, options.state_dir / "api-token")
+
+
+def _open_rollouts(stores: Stores, services: Services, coordinator: Coordinator) -> Rollouts:
+    fleet, devices = coordinator.roster.fleet, coordinator.devices
+    rollouts = Rollouts(fleet, stores.ledger, stores.blobs, services.transport, services.blob_url, devices, time.time)
+    coordinator.take_released = rollouts.take
+    return rollouts
 
 
 def _watch_signatures(connection: Connection, coordinator: Coordinator) -> None:

@@ -2,7 +2,7 @@
 
 A server that was killed at any point resumes from the ledger to the same adapter: a round's result is a function of
 the reports in it. The writes are in job_writes.py, round_writes.py, device_writes.py and trust_writes.py, the reads in
-queries.py, device_queries.py and trust_queries.py.
+queries.py, device_queries.py and trust_queries.py
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from edge_runtime.errors import StorageError
 from server.storage.database import Database
 from server.storage.device_writes import DeviceWrites
 from server.storage.job_writes import JobWrites
+from server.storage.rollout_writes import RolloutWrites
 from server.storage.round_writes import RoundWrites
 from server.storage.trust_writes import TrustWrites
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 LEDGER_FILE = "ledger.sqlite"
 
 
-class Ledger(JobWrites, RoundWrites, DeviceWrites, TrustWrites):
+class Ledger(JobWrites, RoundWrites, DeviceWrites, TrustWrites, RolloutWrites):
     """The ledger in one file. Safe to use from several threads.
 
     Args:

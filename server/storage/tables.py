@@ -217,3 +217,16 @@ CERTIFICATES = Table(
     Index("certificates_of_devices", "fleet", "device"),
 )
 """Every certificate that was issued to a device (PEM), by its serial number in hexadecimal digits."""
+
+ROLLOUTS = Table(
+    "rollouts",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("fleet", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("created_at", Text, nullable=False, default=now_text),
+    Column("ended_at", Text),
+    Column("state", Text, nullable=False),
+    Column("document", Text, nullable=False),
+)
+"""Rollouts; ``source``: where what is rolled out lies on the server; ``document``: a Rollout as JSON."""

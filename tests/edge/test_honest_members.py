@@ -20,8 +20,8 @@ from edge_runtime.signing.verifier import Reason, Verifier
 
 STATE = topic_for(FLEET, "pi", "state")
 HELLO = hello_topic(FLEET)
-FROM_DEVICE: Any = st.sampled_from(["birth", "state", "profile", "report", "log"])
-FROM_SERVER: Any = st.sampled_from(["plan", "report/ack", "log/get"])
+FROM_DEVICE: Any = st.sampled_from(["birth", "state", "profile", "report", "log", "released"])
+FROM_SERVER: Any = st.sampled_from(["plan", "report/ack", "log/get", "release"])
 REFUSED = {Reason.STALE, Reason.REPLAYED}
 
 

@@ -34,7 +34,7 @@ from edge_runtime.protocol.messages import (
     decode_message,
     encode_message,
 )
-from edge_runtime.protocol.side_messages import LogLine, LogLines, LogRequest, ServerPresent
+from edge_runtime.protocol.side_messages import LogLine, LogLines, LogRequest, Release, Released, ServerPresent
 from edge_runtime.protocol.step_rule import StepRule
 from edge_runtime.protocol.topics import device_of, hello_topic, servers_topic, topic_for
 
@@ -105,6 +105,20 @@ MESSAGES: list[tuple[AnyMessage, str]] = [
         LogLines(device="pi", boot_id="1", reason="crash", dropped=2, lines=[LogLine(7, 1.5, "INFO", "a line")]),
         "e7acb3c706b38ec2",
     ),
+    (
+        Release(
+            rollout=3,
+            kind="adapter",
+            step="switch",
+            sha256=SHA,
+            size_bytes=400,
+            bundle_sha256=SHA,
+            blob_url="http://:8080/blobs",
+            file_name=None,
+        ),
+        "7376179de0febd08",
+    ),
+    (Released(rollout=3, device="pi", kind="bundle", outcome="failed", code=5, reason="why"), "1b660f9182987c46"),
     (ServerPresent(server_id="1", hostname="rack", age_s=2.5, asks=True), "bf14b8b7ca1050bc"),
     (PlanAccepted(job="job", round=1, attempt=0, device="pi"), "b8aa8af59902fc5b"),
     (PlanRefused(job="job", round=1, attempt=0, device="pi", code=4, message="m"), "c0a4da7fe05c8c83"),

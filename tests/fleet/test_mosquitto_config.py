@@ -89,7 +89,10 @@ def test_a_job_through_mosquitto_and_who_may_do_what(fleet: TrustedFleet) -> Non
         assert "access list" not in server.stderr.read_text()
 
         own = fleet.tls_files("a")
-        reads, writes = ["hello", "a/plan", "a/report/ack", "a/log/get"], ["a/birth", "a/state", "a/report", "a/log"]
+        reads, writes = (
+            ["hello", "a/plan", "a/report/ack", "a/log/get", "a/release"],
+            ["a/birth", "a/state", "a/report", "a/log", "a/released"],
+        )
         assert access(fleet, port, "a", own, reads, writes) == []
         for theirs in ("b/report", "a/plan", "hello", "servers"):
             (finding,) = access(fleet, port, "a", own, [], [theirs])

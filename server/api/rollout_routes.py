@@ -1,0 +1,59 @@
+"""``/rollouts``: start, look at, pause, resume and abort rollouts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+from litestar import get, post
+
+from server.api.rollout_schema import RolloutChange, RolloutList, RolloutOrder, RolloutStatus
+from server.queue.rollout_operations import Wanted
+
+if TYPE_CHECKING:
+    from litestar.handlers import HTTPRouteHandler
+
+    from server.queue.operations import Operations
+
+
+def rollout_routes(operations: Operations, actor: str) -> list[HTTPRouteHandler]:
+    """Return the routes.
+
+    Args:
+        operations: does what is asked.
+        actor: who asks, for the audit.
+    """
+    rollouts = operations.rollouts
+
+    @post("/rollouts", status_code=201, sync_to_thread=True)
+    def start(data: RolloutOrder) -> RolloutStatus:
+        """Begin a rollout."""
+        number = rollouts.start(Wanted(**msgspec.structs.asdict(data)), actor)
+        return msgspec.convert(rollouts.show(number), RolloutStatus)
+
+    @get("/rollouts", sync_to_thread=True)
+    def all_rollouts() -> RolloutList:
+        """List all rollouts."""
+        return RolloutList([msgspec.convert(one, RolloutStatus) for one in rollouts.list()])
+
+    @get("/rollouts/{number:int}", sync_to_thread=True)
+    def show(number: int) -> RolloutStatus:
+        """Show one rollout with its devices."""
+        return msgspec.convert(rollouts.show(number), RolloutStatus)
+
+    @post("/rollouts/{number:int}/pause", status_code=200, sync_to_thread=True)
+    def pause(number: int) -> RolloutChange:
+        """Ask no further device."""
+        return RolloutChange(number, rollouts.pause(number, actor))
+
+    @post("/rollouts/{number:int}/resume", status_code=200, sync_to_thread=True)
+    def resume(number: int) -> RolloutChange:
+        """Go on after a pause, or let the next group begin."""
+        return RolloutChange(number, rollouts.resume(number, actor))
+
+    @post("/rollouts/{number:int}/abort", status_code=200, sync_to_thread=True)
+    def abort(number: int) -> RolloutChange:
+        """Take it back from every device."""
+        return RolloutChange(number, rollouts.abort(number, actor))
+
+    return [start, all_rollouts, show, pause, resume, abort]

@@ -1,0 +1,132 @@
+"""What an operator can ask of a running server about rollouts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from edge_runtime.errors import ConfigError
+from server.rollouts import rollout as machine
+from server.rollouts.described import one_rollout, rollout_list
+from server.rollouts.groups import check_groups, groups_of, takes_everyone
+from server.rollouts.offers import Offers
+from server.rollouts.rollout import Rollout
+from server.storage import device_queries
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from edge_runtime.protocol.side_messages import ReleaseKind
+    from server.rollouts.rollouts import Rollouts
+    from server.storage.blobs import BlobStore
+    from server.storage.ledger import Ledger
+
+LONGEST_SOAK_S = 90 * 86400.0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A rollout that is asked for; see RolloutOrder."""
+
+    kind: ReleaseKind
+    source: str
+    bundle: str | None
+    groups: Sequence[str]
+    error_threshold: float
+    soak_s: float
+    approve: bool
+
+
+class RolloutOperations:
+    """The operator's side of rollouts. Safe to use from several threads.
+
+    Args:
+        ledger: the ledger.
+        blobs: adapters of jobs.
+        state_dir: the server's state directory.
+        fleet: the fleet's name.
+        do: does something in the server's thread and audits it: actor, action, subject, what to do, detail.
+        rollouts: carries rollouts out.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        blobs: BlobStore,
+        state_dir: Path,
+        fleet: str,
+        do: Callable[..., Any],
+        rollouts: Rollouts,
+    ) -> None:
+        self._ledger, self._fleet, self._do, self._rollouts = ledger, fleet, do, rollouts
+        self._offers = Offers(ledger, blobs, state_dir / "rollouts")
+
+    def start(self, wanted: Wanted, actor: str) -> int:
+        """Begin a rollout; return its number.
+
+        Raises:
+            ConfigError: groups, threshold, soak or source are wrong, or no device is known.
+            BundleError: what is to be rolled out is damaged.
+            RolloutError: another one is at work, or a job has no adapter.
+        """
+        check_groups(wanted.groups)
+        if not 0 <= wanted.error_threshold < 1:
+            raise ConfigError(f"the threshold {wanted.error_threshold:g} is not from 0 to below 1", "5% is 0.05")
+        if not 0 <= wanted.soak_s <= LONGEST_SOAK_S:
+            raise ConfigError(f"a soak of {wanted.soak_s:g} s is not between 0 and 90 days", "as --soak 1h")
+        offer = self._offers.find(wanted.kind, wanted.source, wanted.bundle)
+
+        def wish() -> int:
+            known = [device.device for device in device_queries.devices_of(self._ledger) if device.fleet == self._fleet]
+            groups = groups_of(known, wanted.groups, offer.sha256)
+            everyone = takes_everyone(wanted.groups)
+            return self._rollouts.start(
+                Rollout(
+                    **asdict(offer),
+                    groups=groups,
+                    takes_everyone=everyone,
+                    error_threshold=wanted.error_threshold,
+                    soak_s=wanted.soak_s,
+                    approve=wanted.approve,
+                    state="running",
+                    devices={},
+                )
+            )
+
+        detail = f"{wanted.kind} {offer.sha256} in groups {','.join(wanted.groups)}"
+        return int(self._do(actor, "rollout start", wanted.source, wish, detail))
+
+    def list(self) -> list[dict[str, Any]]:
+        """Return all rollouts of the fleet, the oldest first."""
+        return rollout_list(self._ledger, self._fleet)
+
+    def show(self, number: int) -> dict[str, Any]:
+        """Return one rollout.
+
+        Raises:
+            RolloutError: there is none of this number.
+        """
+        return one_rollout(self.list(), number)
+
+    def pause(self, number: int, actor: str) -> str:
+        """Pause a rollout: no further device is asked; return its state."""
+        return str(self._do(actor, "rollout pause", str(number), lambda: self._rollouts.change(number, machine.pause)))
+
+    def resume(self, number: int, actor: str) -> str:
+        """Let a rollout go on after a pause, or its next group begin; return its state."""
+        return str(
+            self._do(actor, "rollout resume", str(number), lambda: self._rollouts.change(number, machine.resume))
+        )
+
+    def abort(self, number: int, actor: str) -> str:
+        """Take a rollout back; return its state."""
+
+        def wish() -> str:
+            return self._rollouts.change(number, lambda rollout: machine.abort(rollout, "aborted by the operator"))
+
+        return str(self._do(actor, "rollout abort", str(number), wish))
+
+    def forget(self, device: str) -> None:
+        """Wait no more for a device. For the server's own thread."""
+        self._rollouts.forget(device)
