@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from edge_runtime.agent.trainer import trust_place
 from edge_runtime.bundle.adapter import check_adapter, map_adapter
 from edge_runtime.bundle.folder import open_bundle
 from edge_runtime.bundle.layout import total_size
@@ -21,6 +22,7 @@ from edge_runtime.network.fetch import Fetcher, blob_base
 from edge_runtime.protocol.messages import encode_message
 from edge_runtime.protocol.side_messages import Release, Released
 from edge_runtime.protocol.topics import topic_for
+from edge_runtime.releases.require import require_release
 from edge_runtime.store.bundles import install_bundle
 from edge_runtime.store.versions import (
     Outcome,
@@ -71,8 +73,8 @@ class Releases:
         pause: waits before a transfer is tried again, in seconds; what it raises ends the transfer.
         clock: monotonic seconds.
         contained: whether what is new is tried in a child process.
-        require: raises CoveyError where a bundle, an adapter or a wheel of a hash is not released to this fleet; it may
-            fetch a statement about it, and comes before anything of it is fetched.
+
+    Attributes:
         covey: replaces Covey itself; None: this device takes no wheels.
     """
 
@@ -85,12 +87,11 @@ class Releases:
         clock: Callable[[], float],
         *,
         contained: bool,
-        require: Callable[[ReleaseKind, str, Fetcher], None] = lambda _kind, _sha256, _fetcher: None,
-        covey: ReplacesCovey | None = None,
     ) -> None:
         self._config, self._store, self._transport = config, store, transport
         self._pause, self._clock, self._contained = pause, clock, contained
-        self._require, self._covey = require, covey
+        self._trust = trust_place(config)
+        self.covey: ReplacesCovey | None = None
         self._waiting: Release | None = None
         self._again_at = 0.0
 
@@ -164,13 +165,19 @@ class Releases:
         if bundle_sha256 is None:
             raise BundleError("the release of an adapter names no bundle", "update the server")
         fetcher = self._fetcher(release)
-        self._require("bundle", bundle_sha256, fetcher)
         if release.kind == "adapter":
             self._require("adapter", release.sha256, fetcher)
-        bundle = install_bundle(self._store, fetcher, bundle_sha256, engines, contained=self._contained)
+        bundle = install_bundle(
+            self._store, fetcher, bundle_sha256, engines, contained=self._contained, trust=self._trust
+        )
         adapter = None if release.kind == "bundle" else self._adapter(release, bundle, fetcher)
         self._compare(bundle, adapter, engines)
         return switched(versions, Version(bundle_sha256, None if adapter is None else release.sha256, release.rollout))
+
+    def _require(self, kind: ReleaseKind, sha256: str, fetcher: Fetcher) -> None:
+        """Check, before anything of it is fetched, that the fleet has signed it, where the device has its keys."""
+        if self._trust is not None:
+            require_release(self._trust.folder, self._trust.fleet, kind, sha256, fetcher.beside)
 
     def _fetcher(self, release: Release) -> Fetcher:
         base = blob_base(release.blob_url, self._transport.broker_host, self._config.server_url)
@@ -226,12 +233,12 @@ class Releases:
         return found.accuracy
 
     def _wheel(self, release: Release) -> None:
-        if self._covey is None:
+        if self.covey is None:
             raise ConfigError(
                 "this device takes no new versions of Covey", "start it with its launcher: covey-edge update setup"
             )
         if release.step == "back":
-            self._covey.back(release.sha256)
+            self.covey.back(release.sha256)
             return
         if release.file_name is None:
             raise ConfigError("the release of a wheel has no file name", "update the server")
@@ -240,7 +247,7 @@ class Releases:
         fetcher = self._fetcher(release)
         self._require("wheel", release.sha256, fetcher)
         fetcher.file(release.sha256, release.size_bytes, path)
-        self._covey.switch(path, release.sha256)
+        self.covey.switch(path, release.sha256)
 
     # -- saying it ----------------------------------------------------------------------------------------------
 

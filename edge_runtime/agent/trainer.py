@@ -56,6 +56,12 @@ class Prepared:
     has_news: bool
 
 
+def trust_place(config: EdgeConfig) -> TrustPlace | None:
+    """Return where pinned release keys would be: beside the device's key; None: the device has no key."""
+    keys = config.signing
+    return None if keys is None else TrustPlace(Path(keys.key_file).parent, config.fleet)
+
+
 class Trainer:
     """Trains the rounds of plans. Keeps the bundle of the last plan loaded.
 
@@ -123,7 +129,7 @@ class Trainer:
                 plan.bundle_sha256,
                 checked_on,
                 contained=self._contained,
-                trust=self._trust_place(),
+                trust=trust_place(self._config),
             )
             self._loaded = LoadedBundle(bundle, self._config.data, self._engines)
         if not isinstance(plan, SyncPlan):
@@ -135,11 +141,6 @@ class Trainer:
         self._journal.begin_plan(plan.job, plan.bundle_sha256, plan.adapter.file.sha256, begun)
         has_news = is_new or self._loaded.known_rows != known_rows
         return Prepared(self._loaded, theta, fetcher.fetched_bytes, has_news)
-
-    def _trust_place(self) -> TrustPlace | None:
-        """Return where pinned release keys would be: beside the device's key; None: the device has no key."""
-        keys = self._config.signing
-        return None if keys is None else TrustPlace(Path(keys.key_file).parent, self._config.fleet)
 
     def _read_rows(self, loaded: LoadedBundle) -> None:
         stamp = self.rows_watch.stamp()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edge_runtime.agent.config import EdgeConfig
+    from edge_runtime.agent.new_covey import LauncherSlots
     from edge_runtime.network.cause import Cause
     from edge_runtime.signing.members import Member
     from edge_runtime.update.heartbeat import Heartbeat
@@ -92,6 +93,7 @@ def _serve(args: argparse.Namespace, heartbeat: Heartbeat) -> int:  # long: the 
         stop_renewing = _renew(args.config.absolute())
         signed = None if member is None else member.around(transport)
         agent = Agent(config, store, signed or transport, boot_id, machine=machine, log=log, contained=True)
+        agent._releases.covey = _launcher(args.config.absolute())
         stop = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
         heartbeat.reach("serving")
@@ -110,6 +112,18 @@ def _serve(args: argparse.Namespace, heartbeat: Heartbeat) -> int:  # long: the 
         result = {"job": finished.job, "adapter_sha256": finished.adapter_sha256}
         output.emit(args, result, f"job {finished.job} is finished; adapter {finished.adapter_sha256}")
     return 0
+
+
+def _launcher(config: Path) -> LauncherSlots | None:
+    """Return what replaces Covey itself; None: no launcher has started this process."""
+    from edge_runtime.update.requests import update_root
+
+    root = update_root()
+    if root is None:
+        return None
+    from edge_runtime.agent.new_covey import LauncherSlots
+
+    return LauncherSlots(root, config)
 
 
 def _say_outcome() -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from edge_runtime.network.transport import Transport
-    from edge_runtime.protocol.side_messages import Released
+    from edge_runtime.protocol.side_messages import Released, ReleaseKind
     from server.fleet.devices import Device
     from server.storage.blobs import BlobStore
     from server.storage.ledger import Ledger
@@ -43,6 +43,7 @@ class Rollouts:
         blob_url: base address of the blobs.
         devices: the devices that have sent a message, by name.
         now: returns the seconds since 1970 by the server's clock, since a soak goes on over a restart.
+        sign: signs what is rolled out, by kind, name and hash, where the fleet has an authority.
     """
 
     def __init__(
@@ -54,7 +55,9 @@ class Rollouts:
         blob_url: str,
         devices: Mapping[str, Device],
         now: Callable[[], float],
+        sign: Callable[[ReleaseKind, str, str], None] = lambda _kind, _name, _sha256: None,
     ) -> None:
+        self._sign = sign
         self._fleet, self._ledger, self._blobs, self._transport = fleet, ledger, blobs, transport
         self._blob_url, self._devices, self._now = blob_url, devices, now
         self._rollouts: dict[int, Rollout] = {}
@@ -74,12 +77,16 @@ class Rollouts:
         if rollout.state in ("halted", "aborted", "rolling-back"):
             return
         try:
-            if rollout.kind == "bundle":
-                self._blobs.add_bundle(open_bundle(Path(rollout.path)))
-                return
-            if rollout.bundle_path is not None:
-                self._blobs.add_bundle(open_bundle(Path(rollout.bundle_path)))
-            self._blobs.add_file(rollout.sha256, Path(rollout.path))
+            name = "covey"
+            path = rollout.path if rollout.kind == "bundle" else rollout.bundle_path
+            if path is not None:
+                bundle = open_bundle(Path(path))
+                name = bundle.manifest.model.name
+                self._blobs.add_bundle(bundle)
+                self._sign("bundle", name, bundle.sha256)
+            if rollout.kind != "bundle":
+                self._blobs.add_file(rollout.sha256, Path(rollout.path))
+                self._sign(rollout.kind, name, rollout.sha256)
         except CoveyError as error:
             _LOG.error("what a rollout needs is gone: %s", error)
 

@@ -178,13 +178,7 @@ def open_host(
         connection = connect(stack, port, security)
         ports = Ports(connection.mqtt_port, port)
         join_port = stack.enter_context(serve_joining(options, security, stores.ledger, ports))
-        services = Services(
-            transport=connection.transport,
-            uploads=stores.uploads,
-            evaluator=InlineEvaluator(no_evaluation),  # every job brings its own
-            clock=time.monotonic,
-            blob_url=_blob_url(options, security, port),
-        )
+        services = _services(connection, stores, _blob_url(options, security, port))
         coordinator = compose_coordinator(
             options.fleet, stores.ledger, services, lambda event: observe(None, event), should_stop
         )
@@ -199,7 +193,7 @@ def open_host(
             coordinator,
             services,
             supervisor,
-            _open_rollouts(stores, services, coordinator),
+            _open_rollouts(stores, services, coordinator, security),
             port,
             join_port,
             connection,
@@ -209,6 +203,16 @@ def open_host(
         stack.callback(supervisor.close)
         _open_api(stack, host)
         yield host
+
+
+def _services(connection: Connection, stores: Stores, blob_url: str) -> Services:
+    return Services(
+        transport=connection.transport,
+        uploads=stores.uploads,
+        evaluator=InlineEvaluator(no_evaluation),  # every job brings its own
+        clock=time.monotonic,
+        blob_url=blob_url,
+    )
 
 
 def _blob_url(options: ServeOptions, security: Security | None, port: int) -> str:
@@ -257,9 +261,17 @@ def _open_api(stack: contextlib.ExitStack, host: Host) -> None:
         _LOG.info("API on %s:%d; its token is in %s", options.api_listen, port, options.state_dir / "api-token")
 
 
-def _open_rollouts(stores: Stores, services: Services, coordinator: Coordinator) -> Rollouts:
-    fleet, devices = coordinator.roster.fleet, coordinator.devices
-    rollouts = Rollouts(fleet, stores.ledger, stores.blobs, services.transport, services.blob_url, devices, time.time)
+def _open_rollouts(stores: Stores, services: Services, coordinator: Coordinator, security: Security | None) -> Rollouts:
+    rollouts = Rollouts(
+        coordinator.roster.fleet,
+        stores.ledger,
+        stores.blobs,
+        services.transport,
+        services.blob_url,
+        coordinator.devices,
+        time.time,
+        (lambda _kind, _name, _sha256: None) if security is None else security.releases.take,
+    )
     coordinator.take_released = rollouts.take
     return rollouts
 

@@ -323,7 +323,7 @@ def test_a_wheel_is_fetched_and_handed_on_and_nothing_that_is_not_released_is_fe
     bench: Bench, theta: FloatVector
 ) -> None:
     device, launcher = Device(bench), Launcher()
-    device.agent._releases._covey = launcher
+    device.agent._releases.covey = launcher
     blob, name = bench.blobs.add(b"a wheel"), "covey-9-py3-none-any.whl"
     changes = {"kind": "wheel", "bundle_sha256": None, "sha256": blob.sha256, "size_bytes": 7, "file_name": name}
     wheel = device.release(None, **changes)
