@@ -60,7 +60,16 @@ def compact(log: RoundLog) -> RoundLog:
     """Return the shortest log with the same result: with merged terms if directions recur, else the same log."""
     if log.terms is not None or not log.rule.merges_devices:
         return log
-    terms = round_terms(log)
+    return with_terms(log, round_terms(log))
+
+
+def with_terms(log: RoundLog, terms: Terms) -> RoundLog:
+    """Return a log that holds a round's update as merged terms, in place of the devices' scalars.
+
+    Args:
+        log: the log of a rule that merges devices.
+        terms: each direction once, in the order of round_terms.
+    """
     pool = None if log.rule.seed_pool is None else _pool_indices(log.job_seed, log.rule.seed_pool)
     packed = PackedTerms(
         front=_pack([c for _, c in terms.front], "<f4"),
