@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from edge_runtime.forward_only.directions import StepSeeds
     from edge_runtime.values import FloatVector
 
 
@@ -41,12 +42,16 @@ def round_terms(log: RoundLog) -> Terms:
         return _unpack_terms(log, log.terms)
     front: dict[int, float] = {}
     back: dict[int, float] = {}
+    shared: dict[tuple[int, int], StepSeeds] = {}
     for device in log.devices:
         mean_square, rule = log.mean_square, log.rule_of(device)
         rows = unpack_scalars(device.scalars, log.steps, rule.scalars_per_step)
         for step, scalars in enumerate(rows):
             coefficients, mean_square = step_coefficients(scalars, rule, mean_square)
-            directions = step_seeds(rule, log.job_seed, log.round, device.device, step)
+            key = (rule.back_perturbations, step)
+            directions = shared.get(key) or step_seeds(rule, log.job_seed, log.round, device.device, step)
+            if rule.shared_directions:
+                shared[key] = directions  # deriving them again for each device takes most of the time
             for total, used, values in (
                 (front, directions.front, coefficients.front),
                 (back, directions.back, coefficients.back),

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from edge_runtime.forward_only.coefficients import Terms, add_terms
+from edge_runtime.forward_only.coefficients import Terms, add_terms, step_coefficients
 from edge_runtime.forward_only.replay import round_terms
 from edge_runtime.perturbation.perturb import BACK, FRONT
+from edge_runtime.protocol.round_log import unpack_scalars
 from server.job.robust import FEWEST_TO_OUTVOTE
 from server.rounds.merge import groups_of
 
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 _DIGITS = 4
 """Decimal places of a cosine that are kept."""
-_BLOCK_NUMBERS = 1 << 22
-"""Numbers of all devices' paths that are held in memory at once: 16 MB."""
+_BLOCK_NUMBERS = 1 << 20
+"""Numbers of all devices' paths that are held in memory at once: 4 MB, which stays in a processor's cache."""
 
 
 class _Sums:
@@ -40,13 +41,13 @@ class _Sums:
 
     def add(self, paths: np.ndarray[Any, Any], who: Sequence[int]) -> None:
         """Add a block; ``paths`` is (devices, coordinates), of the devices with the indexes ``who``."""
-        total = paths.sum(axis=0, dtype=np.float64)
-        dots = paths @ total
-        own = np.square(paths, dtype=np.float64).sum(axis=1)
+        total = paths.sum(axis=0)
+        dots = (paths @ total).astype(np.float64)
+        own = np.einsum("ij,ij->i", paths, paths).astype(np.float64)
         index = list(who)
         self._along[index] += dots - own
         self._own[index] += own
-        self._rest[index] += float(total @ total) - 2 * dots + own
+        self._rest[index] += float(total.astype(np.float64) @ total) - 2 * dots + own
 
     def cosines(self) -> dict[str, float]:
         """Return the cosine of each device whose path, and whose others' sum, has a length."""
@@ -73,6 +74,8 @@ def forward_agreement(log: RoundLog, size: int, *, compare_paths: bool) -> dict[
     """
     if len(log.devices) < FEWEST_TO_OUTVOTE or not (log.rule.merges_devices or compare_paths):
         return {}
+    if log.rule.shared_directions:
+        return _shared_agree(log, size)
     terms = {
         device.device: round_terms(
             msgspec.structs.replace(log, terms=None, devices=[msgspec.structs.replace(device, weight=1.0)])
@@ -86,6 +89,26 @@ def forward_agreement(log: RoundLog, size: int, *, compare_paths: bool) -> dict[
     if log.rule.merges_devices:
         return _coefficients_agree(terms, lengths, log.front_size, size)
     return _paths_agree(terms, lengths, log.front_size, size)
+
+
+def _shared_agree(log: RoundLog, size: int) -> dict[str, float]:
+    """Compare the coefficients of directions that all devices use, step by step."""
+    front_scale, back_scale = math.sqrt(log.front_size), math.sqrt(size - log.front_size)
+    paths = []
+    for device in log.devices:
+        mean_square, path = log.mean_square, []
+        for scalars in unpack_scalars(device.scalars, log.steps, log.rule.scalars_per_step):
+            coefficients, mean_square = step_coefficients(scalars, log.rule, mean_square)
+            path += [front_scale * c for c in coefficients.front] + [back_scale * c for c in coefficients.back]
+        paths.append(path)
+    matrix = np.array(paths)
+    lengths = np.sqrt(np.square(matrix).sum(axis=1))
+    moved = [index for index, length in enumerate(lengths) if 0 < length < math.inf]
+    if len(moved) < FEWEST_TO_OUTVOTE:
+        return {}
+    sums = _Sums([log.devices[index].device for index in moved])
+    sums.add(matrix[moved] / lengths[moved, None], range(len(moved)))
+    return sums.cosines()
 
 
 def _length(terms: Terms, front_size: int, size: int) -> float:

@@ -1,9 +1,9 @@
 """Which devices of a job run against the others, by the cosines of their paths over many rounds; see docs/robust.md.
 
-A single cosine says little: paths are noisy, and an honest device whose data are unlike the others' may move against them
+A single cosine says little: paths are noisy, and an honest device with data unlike the others' may move against them
 for a while. Near an optimum the gradients of honest devices cancel, so that *every* device runs against the sum of the
 others. So a device is named only where the others agree with each other, over many rounds, and it runs against them as
-clearly as they agree.
+clearly as they agree and far outside what their data make of them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,12 @@ STANDARD_ERRORS = 4.0
 """Number of its standard errors that a device's mean cosine must be below 0, and the others' median above."""
 LEAST_SHARE = 0.5
 """Smallest size of a negative mean cosine, as a share of the median of the others."""
+SPREADS = 2.5
+"""Number of standard deviations of the others' mean cosines that a device must be below their median.
+
+The deviation is the plain one, which a second device far out widens: where data make several devices differ that much,
+nobody is named.
+"""
 
 
 def _by_device(rounds: Sequence[dict[str, float]]) -> dict[str, list[float]]:
@@ -47,7 +53,7 @@ def against_the_others(rounds: Sequence[dict[str, float]]) -> dict[str, str]:
 
     A device is named if it was compared in at least LEAST_ROUNDS rounds, its mean cosine is negative by STANDARD_ERRORS
     standard errors, the median over the other devices' mean cosines is positive by as many of its own, and the mean is
-    at least LEAST_SHARE of that median in size.
+    at least LEAST_SHARE of that median in size and SPREADS standard deviations of the others' mean cosines below it.
 
     Args:
         rounds: for each round, the cosine of each device's path with the sum of the others'.
@@ -61,8 +67,12 @@ def against_the_others(rounds: Sequence[dict[str, float]]) -> dict[str, str]:
     for name, mean in means.items():
         others = sorted((other for other in means if other != name), key=lambda other: means[other])
         middle = others[(len(others) - 1) // 2]  # the lower median, a device with an error of its own
-        agree = means[middle] > STANDARD_ERRORS * errors[middle]
-        if agree and mean < -STANDARD_ERRORS * errors[name] and mean <= -LEAST_SHARE * means[middle]:
+        if (
+            means[middle] > STANDARD_ERRORS * errors[middle]
+            and mean < -STANDARD_ERRORS * errors[name]
+            and mean <= -LEAST_SHARE * means[middle]
+            and mean < means[middle] - SPREADS * statistics.pstdev(means[other] for other in others)
+        ):
             named[name] = (
                 f"mean cosine {mean:.3f} ± {errors[name]:.3f} with the others over {len(compared[name])} rounds, "
                 f"their median is {means[middle]:.3f}; it attacks, its labels are wrong, or its data are unlike theirs"
