@@ -106,6 +106,11 @@ class JobRun:
         return self._job.name
 
     @property
+    def excluded(self) -> dict[str, str]:
+        """Why each device is that the job excludes, by name."""
+        return dict(self._exclusions.reasons)
+
+    @property
     def is_idle(self) -> bool:
         """Whether no round is open and no adapter is being evaluated: it can be paused without a loss."""
         return self._open is None and self._to_evaluate is None and not self._is_evaluating
