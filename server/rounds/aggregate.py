@@ -12,6 +12,7 @@ from edge_runtime.bundle.layout import front_size
 from edge_runtime.forward_only.replay import compact, with_terms
 from edge_runtime.protocol.round_log import DeviceScalars, RoundLog, unpack_scalars
 from server.fleet.cohort import shares
+from server.job.robust import Robust
 from server.planning.adaptive import FEWEST_BACK_PERTURBATIONS
 from server.rounds.agreement import forward_agreement
 from server.rounds.robust_terms import clipped_log, robust_mean_square, robust_terms
@@ -92,9 +93,8 @@ def aggregate(
     # Only devices with the rule's P2: with another one, the groups' means have another spread.
     alike = [steps for device, steps in zip(log.devices, rows, strict=True) if log.rule_of(device) == plan.rule]
     v1, v2 = variances(plan.rule, [step for steps in alike for step in steps])
-    outvotes = job.robust is not None and job.robust.aggregate != "mean"
     return Aggregate(
-        log=with_terms(log, robust_terms(log, job.robust)) if job.robust is not None and outvotes else compact(log),
+        log=_shortest(log, job.robust),
         mean_square=robust_mean_square(rows, job.robust) if plan.rule.normalize == "rms" else None,
         figures=RoundFigures(
             plan.split,
@@ -103,10 +103,15 @@ def aggregate(
             _median(r.front_s for r in reports.values()),
             _median(r.back_s for r in reports.values()),
         ),
-        agreement=forward_agreement(
-            log, parameters[-1].stop, compare_paths=job.robust is not None and job.robust.compare_paths
-        ),
+        agreement=forward_agreement(log, parameters[-1].stop, compare_paths=(job.robust or Robust()).compare_paths),
     )
+
+
+def _shortest(log: RoundLog, robust: Robust | None) -> RoundLog:
+    """Return the shortest log of the round's mean, or of what [robust] makes of it."""
+    if robust is None or robust.aggregate == "mean":
+        return compact(log)
+    return with_terms(log, robust_terms(log, robust))
 
 
 def _median(values: Iterable[float | None]) -> float | None:
