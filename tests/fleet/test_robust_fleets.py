@@ -33,7 +33,13 @@ def test_devices_end_on_the_server_s_bits_under_every_option(
 ) -> None:
     """run_in_process compares every device's adapter with the server's."""
     weighting = "examples" if "max_examples" in robust else "uniform"
-    fields = {"rounds": 2, "min_devices": 4, "min_reports": 4, "server_momentum": 0.3, "weighting": weighting}
+    fields: dict[str, Any] = {
+        "rounds": 2,
+        "min_devices": 4,
+        "min_reports": 4,
+        "server_momentum": 0.3,
+        "weighting": weighting,
+    }
     path = write_job(tmp_path, {"shared_directions": shared}, **fields, robust=robust)
     fitted, bundle = load_job(path, tiny_bundle.path)
     run_in_process(fitted, bundle, tmp_path / "server", edge_configs(tmp_path, 4))

@@ -145,7 +145,7 @@ class Speaker:
 class Rounds(RuleBasedStateMachine):
     """Devices say anything in any order; the server restarts, and time passes."""
 
-    bundle: ClassVar[Bundle]
+    model: ClassVar[Bundle]
     job: ClassVar[Job]
     closed_in_all: ClassVar[int] = 0
 
@@ -153,7 +153,7 @@ class Rounds(RuleBasedStateMachine):
         super().__init__()
         self.root = Path(tempfile.mkdtemp(prefix="covey-rounds-"))
         blobs, uploads = BlobStore(self.root / "blobs"), Uploads(BlobStore(self.root / "deltas"))
-        self.bench = Bench(self.root, self.bundle, "http://unused", blobs, uploads)
+        self.bench = Bench(self.root, self.model, "http://unused", blobs, uploads)
         self.now = 0.0
         self.faults = Faults()
         logging.getLogger("server").addHandler(self.faults)
@@ -165,10 +165,10 @@ class Rounds(RuleBasedStateMachine):
 
     def start(self) -> None:
         self.ledger = Ledger(self.root / LEDGER_FILE, durable=False)
-        fitted = fit_to_bundle(self.job, self.bundle.manifest, self.bundle.sha256)
+        fitted = fit_to_bundle(self.job, self.model.manifest, self.model.sha256)
         services = Services(self.bench.hub.join(), self.bench.uploads, AtOnce(), lambda: self.now, "http://unused")
         stores = Stores(self.ledger, self.bench.blobs, self.bench.uploads)
-        self.made = compose("default", fitted, self.bundle, stores, lambda: services, lambda _event: None)
+        self.made = compose("default", fitted, self.model, stores, lambda: services, lambda _event: None)
         self.made.job_run.begin(resumed=self.made.resumed)
         self.settle()
 
@@ -295,11 +295,11 @@ class Rounds(RuleBasedStateMachine):
         assert len(closed) >= len(self.replayed)
         for done in closed[len(self.replayed) :]:
             self.replay_round(done, attempts[done.index].attempt, attempts[done.index].plan)
-        theta = self.replayed[-1][1] if self.replayed else self.bundle.initial_adapter()
+        theta = self.replayed[-1][1] if self.replayed else self.model.initial_adapter()
         assert np.array_equal(self.made.job_run.chain.theta, theta)
 
     def replay_round(self, done: Any, attempt: int, plan: RoundPlan) -> None:
-        initial = self.bundle.initial_adapter()
+        initial = self.model.initial_adapter()
         previous = self.replayed[-2][1] if len(self.replayed) > 1 else initial
         sha256, theta, mean_square = self.replayed[-1] if self.replayed else (adapter_sha256(initial), initial, None)
         before = None
@@ -317,7 +317,7 @@ class Rounds(RuleBasedStateMachine):
         ]
         assert counted == list(reports)
         made = aggregate(
-            self.bundle.manifest.parameters, self.job, done.index, plan, RoundBase(sha256, before, mean_square), reports
+            self.model.manifest.parameters, self.job, done.index, plan, RoundBase(sha256, before, mean_square), reports
         )
         result = replay(theta, made.log, previous if before is not None else None)
         assert adapter_sha256(result) == done.result_sha256
@@ -342,7 +342,7 @@ class Rounds(RuleBasedStateMachine):
 
 def run(bundle: Bundle, job: Job, examples: int = 20) -> int:
     """Run the machine on a job; return the rounds that were closed and replayed, over all its examples."""
-    machine = type("Rounds", (Rounds,), {"bundle": bundle, "job": job, "closed_in_all": 0})
+    machine = type("Rounds", (Rounds,), {"model": bundle, "job": job, "closed_in_all": 0})
     few = settings(
         max_examples=examples,
         stateful_step_count=30,

@@ -37,6 +37,10 @@ def flip_ten_times(honest: FloatVector) -> FloatVector:
     return -10 * honest
 
 
+def unchanged(honest: FloatVector) -> FloatVector:
+    return honest
+
+
 def flip(honest: FloatVector) -> FloatVector:
     return -honest
 
@@ -130,7 +134,7 @@ def train(job: Job, parts: list[LabelledRows], held_out: LabelledRows, attacks: 
             settings = RoundSettings(job.seed, index, name, rule, job.steps, job.batch_size, mean_square)
             result = train_round(engine, theta, rows, settings)  # type: ignore[arg-type]
             assert result is not None
-            sent = attacks.get(number, lambda honest: honest)(result.scalars)
+            sent = attacks.get(number, unchanged)(result.scalars)
             reports[name] = TakenReport(pack_scalars(sent), len(rows))
         made = aggregate(
             PARAMETERS, job, index, RoundPlan(1, rule), RoundBase(adapter_sha256(theta), None, mean_square), reports
@@ -152,9 +156,7 @@ def train_deltas(rounds: int, parts: list[LabelledRows], held_out: LabelledRows,
             for _step in range(5):
                 local -= 0.1 * rows.batch(rng.choice(len(rows), 8).tolist()).gradient(local)
             moved = (local - theta).astype(np.float32)
-            deltas[f"device-{number}"] = Delta(
-                1.0, frozenset({0, 1}), attacks.get(number, lambda honest: honest)(moved)
-            )
+            deltas[f"device-{number}"] = Delta(1.0, frozenset({0, 1}), attacks.get(number, unchanged)(moved))
         agreement.append(delta_agreement(PARAMETERS, 2, deltas))
         theta = theta + np.mean([delta.movement for delta in deltas.values()], axis=0).astype(np.float32)
     return Trained(theta, held_out.loss(theta), held_out.accuracy(theta), agreement)
