@@ -132,7 +132,7 @@ def train(job: Job, parts: list[LabelledRows], held_out: LabelledRows, attacks: 
         for number, rows in enumerate(parts):
             name = f"device-{number}"
             settings = RoundSettings(job.seed, index, name, rule, job.steps, job.batch_size, mean_square)
-            result = train_round(engine, theta, rows, settings)  # type: ignore[arg-type]
+            result = train_round(engine, theta, rows, settings)
             assert result is not None
             sent = attacks.get(number, unchanged)(result.scalars)
             reports[name] = TakenReport(pack_scalars(sent), len(rows))
