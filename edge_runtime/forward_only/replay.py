@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from edge_runtime.forward_only.directions import StepSeeds
     from edge_runtime.values import FloatVector
 
 
@@ -41,12 +42,16 @@ def round_terms(log: RoundLog) -> Terms:
         return _unpack_terms(log, log.terms)
     front: dict[int, float] = {}
     back: dict[int, float] = {}
+    shared: dict[tuple[int, int], StepSeeds] = {}
     for device in log.devices:
         mean_square, rule = log.mean_square, log.rule_of(device)
         rows = unpack_scalars(device.scalars, log.steps, rule.scalars_per_step)
         for step, scalars in enumerate(rows):
             coefficients, mean_square = step_coefficients(scalars, rule, mean_square)
-            directions = step_seeds(rule, log.job_seed, log.round, device.device, step)
+            key = (rule.back_perturbations, step)
+            directions = shared.get(key) or step_seeds(rule, log.job_seed, log.round, device.device, step)
+            if rule.shared_directions:
+                shared[key] = directions  # deriving them again for each device takes most of the time
             for total, used, values in (
                 (front, directions.front, coefficients.front),
                 (back, directions.back, coefficients.back),
@@ -60,7 +65,16 @@ def compact(log: RoundLog) -> RoundLog:
     """Return the shortest log with the same result: with merged terms if directions recur, else the same log."""
     if log.terms is not None or not log.rule.merges_devices:
         return log
-    terms = round_terms(log)
+    return with_terms(log, round_terms(log))
+
+
+def with_terms(log: RoundLog, terms: Terms) -> RoundLog:
+    """Return a log that holds a round's update as merged terms, in place of the devices' scalars.
+
+    Args:
+        log: the log of a rule that merges devices.
+        terms: each direction once, in the order of round_terms.
+    """
     pool = None if log.rule.seed_pool is None else _pool_indices(log.job_seed, log.rule.seed_pool)
     packed = PackedTerms(
         front=_pack([c for _, c in terms.front], "<f4"),

@@ -32,7 +32,17 @@ _ROUNDS = (
     "loss",
     "accuracy",
 )
-_DEVICES = ("device", "kind", "level", "reports", "mean_seconds", "bytes_up", "bytes_down", "personal_layers")
+_DEVICES = (
+    "device",
+    "kind",
+    "level",
+    "reports",
+    "mean_seconds",
+    "bytes_up",
+    "bytes_down",
+    "personal_layers",
+    "agreement",
+)
 
 
 def add_job_commands(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -110,12 +120,14 @@ def _list(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     """Show one job: its summary, every attempt at every round, and what each device did."""
-    from server.views.summary import job_shown, summary_text
+    from server.views.summary import job_shown, stands_out_text, summary_text
 
     found = look(args, f"/jobs/{args.job}", lambda ledger: job_shown(ledger, args.job))
-    summary = {key: value for key, value in found.items() if key not in ("round_list", "device_list")}
+    summary = {key: value for key, value in found.items() if not isinstance(value, (list, dict))}
     rounds, devices = short_table(found["round_list"], _ROUNDS), short_table(found["device_list"], _DEVICES)
-    output.emit(args, found, f"{summary_text(summary)}\n\n{rounds}\n\n{devices}")
+    output.emit(
+        args, found, "\n\n".join(filter(None, [summary_text(summary), rounds, devices, stands_out_text(found)]))
+    )
     return 0
 
 

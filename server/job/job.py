@@ -16,6 +16,7 @@ from edge_runtime.protocol.step_rule import MAX_PERTURBATIONS, StepRule, check_r
 from edge_runtime.values import Name
 from server.bandit.options import BanditOptions
 from server.job.methods import expand
+from server.job.robust import Robust, check_robust
 from server.job.selector import EVERYONE, parse_selector
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         adaptive: what the server may choose anew each round; None: nothing.
         privacy: how devices clip and noise their scalars; None: they do not.
         bandit: how each device's level, or split and P2, is chosen; None: by free memory and [adaptive].
+        robust: what is done about devices that send wrong contributions; None: no more than checking each report.
     """
 
     name: Name
@@ -146,6 +148,11 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     adaptive: Adaptive | None = None
     privacy: JobPrivacy | None = None
     bandit: JobBandit | None = None
+    robust: Robust | None = None
+
+    def counted_examples(self, examples: int) -> int:
+        """Return the number of rows for which a device counts that says it has ``examples``."""
+        return examples if self.robust is None else self.robust.counted_examples(examples)
 
     @property
     def devices_to_start(self) -> int:
@@ -220,6 +227,15 @@ def _check(path: str, job: Job) -> None:
     if job.privacy is not None and job.stld is not None:
         raise ConfigError(
             f"{path}: [privacy] and [stld] exclude each other: a delta is not noised", "leave one of them out"
+        )
+    if job.robust is not None:
+        check_robust(
+            path,
+            job.robust,
+            job.step,
+            weighting=job.weighting,
+            min_reports=job.min_reports,
+            backpropagates=job.stld is not None,
         )
     check_rule(job.step)
     parse_selector(job.devices)

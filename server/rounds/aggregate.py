@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edge_runtime.bundle.layout import front_size
-from edge_runtime.forward_only.replay import compact, mean_square_of
+from edge_runtime.forward_only.replay import compact, with_terms
 from edge_runtime.protocol.round_log import DeviceScalars, RoundLog, unpack_scalars
 from server.fleet.cohort import shares
+from server.job.robust import Robust
 from server.planning.adaptive import FEWEST_BACK_PERTURBATIONS
+from server.rounds.agreement import forward_agreement
+from server.rounds.robust_terms import clipped_log, robust_mean_square, robust_terms
 from server.storage.records import RoundFigures
 
 if TYPE_CHECKING:
@@ -34,11 +37,13 @@ class Aggregate:
         mean_square: mean square of the cohort's scalars, for the next round's normalisation; None: the rule does not
             normalise by it.
         figures: what the scalars and times showed of the two blocks.
+        agreement: the cosine of each device's path with the others'; see agreement.py.
     """
 
     log: RoundLog
     mean_square: float | None
     figures: RoundFigures
+    agreement: dict[str, float]
 
 
 def aggregate(
@@ -49,7 +54,7 @@ def aggregate(
     base: RoundBase,
     reports: Mapping[str, TakenReport],
 ) -> Aggregate:
-    """Make the log of a round: the weighted mean of the devices' local models.
+    """Make the log of a round: the weighted mean of the devices' local models, or what [robust] makes of them.
 
     Args:
         parameters: the layout.
@@ -62,7 +67,9 @@ def aggregate(
     Raises:
         ProtocolError: the scalars of a report do not fit the rule.
     """
-    weights = shares({device: report.examples for device, report in reports.items()}, job.weighting)
+    weights = shares(
+        {device: job.counted_examples(report.examples) for device, report in reports.items()}, job.weighting
+    )
     log = RoundLog(
         job=job.name,
         job_seed=job.seed,
@@ -81,13 +88,14 @@ def aggregate(
         ],
         terms=None,
     )
+    log = clipped_log(log, job.robust)
     rows = [unpack_scalars(device.scalars, job.steps, log.rule_of(device).scalars_per_step) for device in log.devices]
     # Only devices with the rule's P2: with another one, the groups' means have another spread.
     alike = [steps for device, steps in zip(log.devices, rows, strict=True) if log.rule_of(device) == plan.rule]
     v1, v2 = variances(plan.rule, [step for steps in alike for step in steps])
     return Aggregate(
-        log=compact(log),
-        mean_square=mean_square_of(rows) if plan.rule.normalize == "rms" else None,
+        log=_shortest(log, job.robust),
+        mean_square=robust_mean_square(rows, job.robust) if plan.rule.normalize == "rms" else None,
         figures=RoundFigures(
             plan.split,
             v1,
@@ -95,7 +103,15 @@ def aggregate(
             _median(r.front_s for r in reports.values()),
             _median(r.back_s for r in reports.values()),
         ),
+        agreement=forward_agreement(log, parameters[-1].stop, compare_paths=(job.robust or Robust()).compare_paths),
     )
+
+
+def _shortest(log: RoundLog, robust: Robust | None) -> RoundLog:
+    """Return the shortest log of the round's mean, or of what [robust] makes of it."""
+    if robust is None or robust.aggregate == "mean":
+        return compact(log)
+    return with_terms(log, robust_terms(log, robust))
 
 
 def _median(values: Iterable[float | None]) -> float | None:

@@ -10,6 +10,8 @@ import msgspec
 from edge_runtime.protocol.delta import read_delta
 from server.errors import JobError
 from server.rounds.aggregate import aggregate
+from server.rounds.agreement import delta_agreement
+from server.rounds.delta_bounds import scaled_down
 from server.rounds.merge import Delta, forward_part, merge, merged_adapter
 from server.storage.records import ClosedRound, RoundFigures
 
@@ -52,12 +54,15 @@ def close_round(
         if reports
         else None
     )
+    agreement = {} if forward is None else forward.agreement
     if forward is not None and not deltas:
         closed = _logged(chain, forward)
     else:
         forward_share = math.fsum(_share(job, report.examples) for report in reports.values())
-        closed = _merged(fitted, chain, opened, _read(fitted, uploaded, deltas), forward, forward_share)
-    ledger.close_round(job.name, opened.state.attempt, closed)
+        parts = _read(fitted, uploaded, deltas)
+        agreement |= delta_agreement(fitted.manifest.parameters, fitted.manifest.model.layers, parts)
+        closed = _merged(fitted, chain, opened, parts, forward, forward_share)
+    ledger.close_round(job.name, opened.state.attempt, closed, agreement)
     chain.advance(closed)
     for delta in deltas.values():
         uploaded.remove(delta.sha256)
@@ -65,7 +70,7 @@ def close_round(
 
 
 def _share(job: Job, examples: int) -> float:
-    return float(examples) if job.weighting == "examples" else 1.0
+    return float(job.counted_examples(examples)) if job.weighting == "examples" else 1.0
 
 
 def _logged(chain: AdapterChain, forward: Aggregate) -> ClosedRound:
@@ -95,7 +100,10 @@ def _read(fitted: FittedJob, uploaded: BlobStore, deltas: Mapping[str, TakenDelt
             )
         moved = read_delta(path, fitted.manifest.parameters, delta.layers, fitted.manifest.model.layers)
         parts[device] = Delta(_share(fitted.job, delta.examples), frozenset(delta.layers), moved)
-    return parts
+    robust = fitted.job.robust
+    if robust is None or robust.max_delta_norm_ratio is None:
+        return parts
+    return scaled_down(parts, fitted.manifest.parameters, fitted.manifest.model.layers, robust.max_delta_norm_ratio)
 
 
 def _merged(

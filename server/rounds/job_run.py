@@ -21,10 +21,12 @@ from edge_runtime.protocol.topics import topic_for
 from server import events
 from server.errors import JobError
 from server.fleet.devices import SILENT, Device, ineligible, resting
+from server.fleet.exclusion import own_refusal
 from server.planning.feedback import LossMeasured, PlanSent, RoundClosing, RoundResumed
 from server.planning.planner import Planner
 from server.rounds import state_machine
 from server.rounds.closing import close_round
+from server.rounds.exclusions import Exclusions
 from server.rounds.failure import failure_hint
 from server.rounds.final_sync import FinalSync
 from server.rounds.open_round import OpenRound, begin_attempt, resume_attempt
@@ -95,12 +97,18 @@ class JobRun:
         self._failed_attempts = 0  # of the current round, since this start
         self._planner = Planner(fitted, ledger)
         self._plans = Plans(fitted, services.blob_url)
-        self._reports = Reports(fitted, chain, services.uploads, self._planner.learn)
+        self._exclusions = Exclusions(fitted.job, ledger)
+        self._reports = Reports(fitted, chain, services.uploads, self._exclusions, self._planner.learn)
 
     @property
     def name(self) -> str:
         """Name of the job."""
         return self._job.name
+
+    @property
+    def excluded(self) -> dict[str, str]:
+        """Why each device is that the job excludes, by name."""
+        return dict(self._exclusions.reasons)
 
     @property
     def is_idle(self) -> bool:
@@ -214,19 +222,20 @@ class JobRun:
         else:
             if not self._reports.note_refusal(device, opened, answer):
                 self._roster.rests(device, answer.message, self._clock())
-            opened.refuse(device.name, answer.message)
+            opened.refuse(device.name, own_refusal(answer.message))
 
     # -- rounds -------------------------------------------------------------------------------------------------
 
     def _try_to_open(self) -> None:
         devices = self.devices()
-        index, eligible = len(self.chain.closed), self._planner.eligible(devices, self._clock())
+        index, out = len(self.chain.closed), self._exclusions.reasons
+        eligible = [name for name in self._planner.eligible(devices, self._clock()) if name not in out]
         needed = self._job.devices_to_start if index == 0 else self._job.min_reports
         if len(eligible) < needed:
             waiting = events.Waiting(
                 online=len(eligible),
                 needed=needed,
-                ineligible=ineligible(devices),
+                ineligible=ineligible(devices) | {name: out[name] for name in sorted(out) if name in devices},
                 resting=resting(devices, self._clock()),
             )
             if self.waiting_for != waiting:
@@ -281,7 +290,8 @@ class JobRun:
             self._open = None
             self._failed_attempts = 0
         elif decision == "abandon":
-            everybody_refused = opened.state.count(OfferState.REFUSED) == len(opened.state.offers)
+            refused = opened.state.count(OfferState.REFUSED)
+            everybody_refused = refused == len(opened.state.offers) and not opened.rejected
             self._abandon(opened)
             # Where everybody has refused, all of them rest: the job waits for them, and no attempt is used up.
             self._failed_attempts += 0 if everybody_refused else 1

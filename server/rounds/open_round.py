@@ -9,6 +9,7 @@ import msgspec
 
 from edge_runtime.protocol.messages import RoundReport
 from server import events
+from server.fleet.exclusion import rejection
 from server.job.job import enough_reports
 from server.rounds import state_machine
 from server.rounds.state_machine import OfferState, Round
@@ -40,6 +41,7 @@ class OpenRound:
     Attributes:
         plan: what the devices do.
         state: state of each offer.
+        rejected: devices whose report was wrong, since this start of the server.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class OpenRound:
         self._observe = observe
         self.plan = plan
         self.state = state
+        self.rejected: set[str] = set()
         self._offered_at = dict.fromkeys(state.offers, offered_at)
 
     def holds(self, device: str) -> bool:
@@ -97,8 +100,13 @@ class OpenRound:
         self._fail(device, state_machine.lose(self.state, device), OfferState.LOST, reason)
 
     def refuse(self, device: str, reason: str) -> None:
-        """Enter that the device will not report, or that its report is invalid."""
+        """Enter that the device will not report."""
         self._fail(device, state_machine.refuse(self.state, device), OfferState.REFUSED, reason)
+
+    def reject(self, device: str, reason: str) -> None:
+        """Enter that the device's report is wrong; a right one may still come in time."""
+        self.rejected.add(device)
+        self.refuse(device, rejection(reason))
 
     def _fail(self, device: str, changed: Round, state: OfferState, reason: str) -> None:
         if changed is self.state:

@@ -9,12 +9,14 @@ from edge_runtime.errors import ProtocolError
 from edge_runtime.protocol.delta import check_norms, most_bytes, read_delta
 from edge_runtime.protocol.messages import DeltaReport, Report, RoundReport
 from edge_runtime.protocol.round_log import unpack_scalars
+from server.rounds.delta_bounds import check_norm
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from edge_runtime.bundle.manifest import Manifest
     from edge_runtime.values import FloatVector
+    from server.job.fitted import FittedJob
     from server.rounds.open_round import OpenRound
 
 
@@ -65,14 +67,16 @@ def check_report(report: Report, opened: OpenRound, steps: int, adapter_sha256: 
         )
 
 
-def check_delta(path: Path, report: DeltaReport, opened: OpenRound, manifest: Manifest, theta: FloatVector) -> None:
+def check_delta(path: Path, report: DeltaReport, opened: OpenRound, fitted: FittedJob, theta: FloatVector) -> None:
     """Check an uploaded delta; the upload has checked its hash.
 
     Raises:
         ProtocolError: the delta has other tensors or shapes, values that are not finite, or a norm that the steps
-            cannot reach.
+            cannot reach or the job does not allow.
     """
     assert opened.plan.stld is not None  # noqa: S101 check_report found a level in the plan
+    manifest, robust = fitted.manifest, fitted.job.robust
     movement = read_delta(path, manifest.parameters, report.layers, manifest.model.layers)
     stld = opened.plan.stld
     check_norms(movement, theta, manifest.parameters, stld.steps, stld.learning_rate, stld.weight_decay)
+    check_norm(movement, None if robust is None else robust.max_delta_norm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import ProtocolError, TrainingError
@@ -15,9 +16,12 @@ if TYPE_CHECKING:
 
     from server.fleet.devices import Device
     from server.job.fitted import FittedJob
+    from server.rounds.exclusions import Exclusions
     from server.rounds.open_round import OpenRound
     from server.storage.adapters import AdapterChain
     from server.web.uploads import Uploads
+
+_LOG = logging.getLogger(__name__)
 
 
 class Reports:
@@ -27,15 +31,22 @@ class Reports:
         fitted: the job and its bundle.
         chain: the job's adapters.
         uploads: the deltas that devices may send.
+        exclusions: the devices that the job excludes.
         learn: is told of each report that was taken.
     """
 
     def __init__(
-        self, fitted: FittedJob, chain: AdapterChain, uploads: Uploads, learn: Callable[[Feedback], None]
+        self,
+        fitted: FittedJob,
+        chain: AdapterChain,
+        uploads: Uploads,
+        exclusions: Exclusions,
+        learn: Callable[[Feedback], None],
     ) -> None:
         self._fitted = fitted
         self._chain = chain
         self._uploads = uploads
+        self._exclusions = exclusions
         self._learn = learn
 
     def take(self, device: Device, opened: OpenRound | None, report: Report, size_bytes: int, now: float) -> ReportAck:
@@ -52,12 +63,15 @@ class Reports:
         reason = ""
         if opened is not None:
             outcome = state_machine.judge(opened.state, device.name, report.round, report.attempt, now)
+            excluded = self._exclusions.reasons.get(device.name)
+            if outcome == "taken" and excluded is not None:
+                outcome, reason = "invalid", f"excluded from this job: {excluded}"
             if outcome == "taken":
                 try:
                     outcome = self._check(opened, report)
                 except ProtocolError as error:
                     outcome, reason = "invalid", error.what
-                    opened.refuse(device.name, error.what)
+                    self._reject(opened, report, error.what)
             if outcome == "taken":
                 device.link_bytes_per_s = report.link_bytes_per_s
                 device.replay_parameters_per_s = report.replay_parameters_per_s
@@ -71,6 +85,13 @@ class Reports:
             reason=reason,
         )
 
+    def _reject(self, opened: OpenRound, report: Report, reason: str) -> None:
+        _LOG.warning(
+            "rejected the report of %s on round %d of job %s: %s", report.device, report.round, report.job, reason
+        )
+        opened.reject(report.device, reason)
+        self._exclusions.note_rejection(report.device)
+
     def _check(self, opened: OpenRound, report: Report) -> str:
         """Return ``taken``, or ``upload`` where the delta has not been sent yet; raises ProtocolError."""
         manifest, uploads = self._fitted.manifest, self._uploads
@@ -82,9 +103,11 @@ class Reports:
             uploads.expect(report.delta, report.job, report.device)
             return "upload"
         try:
-            check_delta(path, report, opened, manifest, self._chain.theta)
+            check_delta(path, report, opened, self._fitted, self._chain.theta)
         except ProtocolError:
-            uploads.blobs.remove(report.delta.sha256)
+            # Any device may announce any hash: a delta that was taken from another one stays.
+            if report.delta.sha256 not in {taken.sha256 for taken in opened.deltas().values()}:
+                uploads.blobs.remove(report.delta.sha256)
             raise
         return "taken"
 

@@ -50,6 +50,12 @@ class _PrivateConfig(msgspec.Struct):
     privacy: _Privacy
 
 
+class _Agreement(msgspec.Struct):
+    """The part of a round's figures that its devices' paths are compared in; none where the ledger is older."""
+
+    agreement: dict[str, float] = {}
+
+
 # -- jobs --------------------------------------------------------------------------------------------------------------
 
 _JOB = [JOBS.c[name] for name in JobRecord.__dataclass_fields__]
@@ -119,6 +125,29 @@ def closed_rounds(ledger: Ledger, job: str) -> list[ClosedRound]:
         .order_by(ROUNDS.c.round)
     )
     return records(ledger, ClosedRound, query, json={"figures": RoundFigures})
+
+
+def agreement_of(ledger: Ledger, job: str) -> list[dict[str, float]]:
+    """Return for each of a job's aggregated rounds, in order, the cosine of each device's path with the others'."""
+    query = select(ROUNDS.c.figures).where(ROUNDS.c.job == job, ROUNDS.c.state == "aggregated").order_by(ROUNDS.c.round)
+    rows = tuples(ledger, tuple[str], query)
+    with ledger.database.reading():
+        return [msgspec.json.decode(figures, type=_Agreement).agreement for (figures,) in rows]
+
+
+def rejections_of(ledger: Ledger, job: str, device: str | None = None) -> list[tuple[str, str, str | None]]:
+    """Return device, state and detail of a job's offers that ended with a report or a refusal, in their order.
+
+    Args:
+        ledger: the ledger.
+        job: name of the job.
+        device: of this device only; None: of all.
+    """
+    query = select(OFFERS.c.device, OFFERS.c.state, OFFERS.c.detail)
+    query = query.where(OFFERS.c.job == job, OFFERS.c.state.in_(("reported", "refused")))
+    if device is not None:
+        query = query.where(OFFERS.c.device == device)
+    return tuples(ledger, tuple[str, str, str | None], query.order_by(OFFERS.c.round, OFFERS.c.attempt))
 
 
 def rounds_of(ledger: Ledger, job: str) -> list[RoundRecord]:

@@ -94,8 +94,11 @@ class RoundWrites(Writes):
     def _of_round(self, job: str, index: int, attempt: int) -> Update:
         return update(ROUNDS).where(ROUNDS.c.job == job, ROUNDS.c.round == index, ROUNDS.c.attempt == attempt)
 
-    def close_round(self, job: str, attempt: int, closed: ClosedRound) -> None:
-        """Enter a round's result."""
+    def close_round(
+        self, job: str, attempt: int, closed: ClosedRound, agreement: Mapping[str, float] | None = None
+    ) -> None:
+        """Enter a round's result, and the cosine of each device's path with the others'; None: none is known."""
+        figures = msgspec.to_builtins(closed.figures) | {"agreement": dict(agreement or {})}
         result = self._of_round(job, closed.index, attempt).values(
             state="aggregated",
             closed_at=now_text(),
@@ -104,7 +107,7 @@ class RoundWrites(Writes):
             log_size_bytes=closed.log_size_bytes,
             terms=closed.terms,
             mean_square=closed.mean_square,
-            figures=msgspec.json.encode(closed.figures).decode(),
+            figures=msgspec.json.encode(figures).decode(),
         )
         self.database.write(result)
 

@@ -8,8 +8,10 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from server.errors import NoSuchJobError
+from server.fleet.exclusion import excluded, rejections
 from server.job.epsilon import device_epsilon
 from server.storage import device_queries, queries
+from server.views.against import against_the_others, mean_cosines
 
 if TYPE_CHECKING:
     from server.storage.ledger import Ledger
@@ -60,13 +62,45 @@ def job_summary(ledger: Ledger, name: str) -> dict[str, Any]:
 
 
 def job_shown(ledger: Ledger, name: str) -> dict[str, Any]:
-    """Return a job's summary with ``round_list`` (every attempt at every round) and ``device_list``.
+    """Return a job's summary with ``round_list`` (every attempt at every round), ``device_list``, and who stands out.
+
+    ``rejected`` has the number of rejected contributions by device, ``excluded`` and ``against_the_others`` have the
+    reason by device.
 
     Raises:
         NoSuchJobError: there is no such job.
     """
     summary = job_summary(ledger, name)
-    return {**summary, "round_list": job_rounds(ledger, name), "device_list": job_devices(ledger, name)}
+    offers = queries.rejections_of(ledger, name)
+    after = (_config_of(ledger, name).get("robust") or {}).get("quarantine_after")
+    agreement = queries.agreement_of(ledger, name)
+    return {
+        **summary,
+        "round_list": job_rounds(ledger, name),
+        "device_list": _with_agreement(job_devices(ledger, name), agreement),
+        "rejected": rejections(offers),
+        "excluded": excluded(offers, after),
+        "against_the_others": against_the_others(agreement),
+    }
+
+
+def _config_of(ledger: Ledger, name: str) -> dict[str, Any]:
+    """Return a job's configuration as JSON values; empty: there is no such job."""
+    job = queries.find_job(ledger, name)
+    return {} if job is None else job.config
+
+
+def _with_agreement(devices: list[dict[str, Any]], agreement: list[dict[str, float]]) -> list[dict[str, Any]]:
+    means = mean_cosines(agreement)
+    return [{**device, "agreement": means.get(device["device"])} for device in devices]
+
+
+def stands_out_text(shown: dict[str, Any]) -> str:
+    """Return as text which devices of a shown job stand out, one per line; empty: none does."""
+    lines = [f"{name}: {count} of its contributions were rejected" for name, count in shown["rejected"].items()]
+    lines += [f"{name} is excluded from this job: {reason}" for name, reason in shown["excluded"].items()]
+    lines += [f"{name} runs against the others: {reason}" for name, reason in shown["against_the_others"].items()]
+    return "\n".join(lines)
 
 
 def summary_text(summary: dict[str, Any]) -> str:
