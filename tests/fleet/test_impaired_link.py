@@ -16,8 +16,8 @@ from impaired_link import (
     PARTITION,
     SERVER,
     SERVER_ADDRESS,
-    Impairment,
     ImpairedLink,
+    Impairment,
     fate,
     impaired_link,
 )
