@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from edge_runtime.signing.envelope import KEY_ID_BYTES
+from edge_runtime.protocol.signed import KEY_ID_BYTES
 from edge_runtime.signing.marks import HelloFile
 from edge_runtime.signing.sequence import SequenceStore
 from edge_runtime.store.journal import Begun, Deaths, Journal, JournalDamagedError, read_journal
