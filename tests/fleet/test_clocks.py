@@ -62,7 +62,7 @@ def trained(bench: Bench, plan: Any) -> Any:
         agent.serve_waiting()
     report = drain(server)[-1]
     assert isinstance(report, RoundReport), report
-    return report.scalars, report.rows
+    return report.scalars, report.examples
 
 
 @pytest.mark.parametrize("clock", CLOCKS)
