@@ -13,6 +13,7 @@ import msgspec
 from edge_runtime.errors import ProtocolError, StorageError, cause_of
 from edge_runtime.files.aside import set_aside
 from edge_runtime.files.atomic import write_atomically
+from edge_runtime.files.checked import decode_checked, encode_checked
 from edge_runtime.files.versioned import VersionedFormat
 from edge_runtime.protocol.signed import KEY_ID_BYTES, LARGEST_SEQUENCE
 
@@ -66,7 +67,7 @@ class HeardHello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 _FORMAT = VersionedFormat(
     "the file of the last hello",
     1,
-    msgspec.json.decode,
+    decode_checked,
     ProtocolError,
     hint="it is set aside",
     newer_hint="it is set aside",
@@ -99,7 +100,7 @@ class HelloFile:
             return
         self._heard = HeardHello(key_id, sequence, body_sha256)
         try:
-            write_atomically(self._path, msgspec.json.encode(self._heard))
+            write_atomically(self._path, encode_checked(self._heard))
         except StorageError as error:
             _LOG.warning("after a restart an older hello of the server could be believed: %s", error)
 

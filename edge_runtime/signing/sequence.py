@@ -11,6 +11,7 @@ import msgspec
 from edge_runtime.errors import StorageError, storage_error, unreadable
 from edge_runtime.files.aside import set_aside
 from edge_runtime.files.atomic import write_atomically
+from edge_runtime.files.checked import decode_checked, encode_checked
 from edge_runtime.files.versioned import VersionedFormat
 from edge_runtime.protocol.signed import LARGEST_SEQUENCE
 
@@ -35,7 +36,7 @@ class _DamagedError(StorageError):
 _FORMAT = VersionedFormat(
     "the file of message numbers",
     1,
-    msgspec.json.decode,
+    decode_checked,
     _DamagedError,
     hint="it is set aside, and numbers begin at this machine's clock",
     newer_hint="it is set aside, and numbers begin at this machine's clock",
@@ -75,7 +76,7 @@ class SequenceStore:
             number = self._read() if self._next is None else self._next
             if number >= self._reserved:
                 reserved = number + BLOCK
-                write_atomically(self._path, msgspec.json.encode(_Reserved(reserved)))
+                write_atomically(self._path, encode_checked(_Reserved(reserved)))
                 self._reserved = reserved
             self._next = number + 1
             return number

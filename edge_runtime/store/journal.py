@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from edge_runtime.errors import StorageError, system_error, wall
+from edge_runtime.files.checked import decode_checked
 from edge_runtime.values import Sha256
 
 if TYPE_CHECKING:
@@ -144,4 +145,5 @@ def read_journal(path: Path) -> Journal:
     if not data.strip(b"\0 \t\r\n"):
         raise damaged(f"it holds {len(data)} bytes, and none of them says anything" if data else "it is empty")
     with wall(damaged):
-        return msgspec.json.decode(data, type=Journal)
+        journal: Journal = decode_checked(data, type=Journal)
+    return journal

@@ -19,11 +19,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from edge_runtime.errors import StorageError, storage_error
 from edge_runtime.files.aside import is_set_aside, remove, set_aside
 from edge_runtime.files.atomic import sync_directory, write_atomically
+from edge_runtime.files.checked import encode_checked
 from edge_runtime.store.journal import JOURNAL_FILE, Journal, read_journal
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ class Store:
 
     def write_journal(self, journal: Journal) -> None:
         """Replace the journal."""
-        write_atomically(self._journal_file, msgspec.json.encode(journal))
+        write_atomically(self._journal_file, encode_checked(journal))
 
     def adapter_file(self, sha256: str) -> Path:
         """Return the path of an adapter, which may not exist."""

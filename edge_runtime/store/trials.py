@@ -13,6 +13,7 @@ from edge_runtime.engines.trial import processor, runtime_version, try_bundle
 from edge_runtime.errors import ConfigError, CoveyError, StorageError, unreadable, wall
 from edge_runtime.files.aside import set_aside
 from edge_runtime.files.atomic import write_atomically
+from edge_runtime.files.checked import decode_checked, encode_checked
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,7 +92,8 @@ def read_trials(root: Path) -> Trials:
     except OSError as error:
         raise unreadable(error, damaged(error.strerror or str(error))) from error
     with wall(damaged):
-        return msgspec.json.decode(data, type=Trials)
+        trials: Trials = decode_checked(data, type=Trials)
+    return trials
 
 
 class TrialsDamagedError(StorageError):
@@ -150,4 +152,4 @@ def _known(root: Path) -> Trials:
 
 
 def _write(root: Path, trials: Trials) -> None:
-    write_atomically(root / TRIALS_FILE, msgspec.json.encode(trials))
+    write_atomically(root / TRIALS_FILE, encode_checked(trials))

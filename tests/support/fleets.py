@@ -122,6 +122,11 @@ class Fleet:
         self.processes: list[Process] = []
         self.state_dir = root / "server"
 
+    def prefix(self, name: str) -> list[str]:
+        """Return the words before the command of a process: none here."""
+        del name
+        return []
+
     def _start(self, module: str, arguments: list[str], name: str) -> Process:
         folder = self.root / "out"
         folder.mkdir(exist_ok=True)
@@ -130,7 +135,10 @@ class Fleet:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with stdout.open("wb") as out, stderr.open("wb") as err:
             popen = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments], stdout=out, stderr=err, env=environment
+                [*self.prefix(name), sys.executable, "-m", module, *arguments],
+                stdout=out,
+                stderr=err,
+                env=environment,
             )
         process = Process(popen, stdout, stderr)
         self.processes.append(process)
@@ -190,12 +198,12 @@ class Fleet:
             process.popen.wait()
 
 
-def start_mosquitto(config: Path) -> subprocess.Popen[bytes]:
+def start_mosquitto(config: Path, prefix: list[str] | None = None) -> subprocess.Popen[bytes]:
     """Start mosquitto with a configuration; its log is beside it, and goes on where it was."""
     binary = shutil.which("mosquitto", path=_PATH)
     assert binary is not None, "mosquitto is not installed"
     with config.with_name("mosquitto.log").open("ab") as log:
-        return subprocess.Popen([binary, "-c", str(config)], stdout=log, stderr=log)
+        return subprocess.Popen([*(prefix or []), binary, "-c", str(config)], stdout=log, stderr=log)
 
 
 @contextlib.contextmanager
