@@ -33,12 +33,14 @@ class Client(mqtt.Client):
         is_one_by_one: whether the next connection sends each message only when the one before is acknowledged.
         transport_error: what the socket or ``ssl`` raised last; None: nothing since the connection was begun.
         own_certificate: this member's, which may be renewed while the client runs; None: it has none.
+        draw_pause_s: returns the seconds to wait before the next attempt to connect; None: paho's own pauses.
         on_no_connection: called with the exception when a connection could not be made, in paho's thread.
     """
 
     is_one_by_one = False
     transport_error: BaseException | None = None
     own_certificate: OwnCertificate | None = None
+    draw_pause_s: Callable[[], float] | None = None
     on_no_connection: Callable[[BaseException], None] | None = None
 
     def __init__(self, identity: str, protocol: MQTTProtocolVersion, *, keep_session: bool) -> None:
@@ -58,6 +60,13 @@ class Client(mqtt.Client):
             if self.on_no_connection is not None:
                 self.on_no_connection(error)
             raise
+
+    def _reconnect_wait(self) -> None:
+        """Wait before the next attempt, as paho does, but for a pause that is drawn: paho's own have no jitter."""
+        if self.draw_pause_s is not None:
+            pause_s: Any = self.draw_pause_s()  # paho adds it to a time: it need not be whole
+            self.reconnect_delay_set(pause_s, pause_s)
+        super()._reconnect_wait()
 
     def local_address(self) -> str | None:
         """Return this machine's address on the connection to the broker; None: there is no connection."""
