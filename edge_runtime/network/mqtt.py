@@ -212,7 +212,12 @@ class MqttTransport:
         self._unconfirmed.answer(number)
 
     def _on_message(self, _client: Any, _data: Any, message: mqtt.MQTTMessage) -> None:  # noqa: ANN401
-        self._inbox.put(Message(message.topic, bytes(message.payload)))
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:  # an error here would end paho's thread, or this connection again and again
+            _LOG.warning("the broker sent a message on a topic that is no UTF-8; it is dropped")
+            return
+        self._inbox.put(Message(topic, bytes(message.payload)))
 
     # -- Transport ----------------------------------------------------------------------------------------------
 

@@ -66,7 +66,7 @@ def fuzz(name: str, target: Target, rng: random.Random, seconds: float | None) -
     An input that fails is kept in the folder that COVEY_FUZZ_KEEP names, else in the current one.
     """
     for seed in target.seeds:
-        assert target.try_input(seed), "a seed is refused: nothing behind its checks would be reached"
+        assert target.try_input(seed), f"a seed is refused, nothing behind its checks is reached: {seed[:200]!r}"
     tried = accepted = 0
     until = time.monotonic() + (seconds or 0.0)
     while tried < target.count if seconds is None else time.monotonic() < until:
