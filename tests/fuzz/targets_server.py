@@ -124,7 +124,7 @@ def joins(folder: Path, _bundle: Bundle) -> Iterator[Target]:
             except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
                 path, method, body, shown = "/join", "POST", data.decode("utf-8", "surrogateescape"), b""
             extensions = {"tls": {"client_certificate": shown}} if shown else {}
-            status, answer = ask(app, method, path, body.encode("utf-8", "surrogatepass"), extensions)
+            status, answer = ask(app, method, path.encode(errors="replace").decode(), body.encode("utf-8", "surrogatepass"), extensions)
             if status == 200 and path in ("/join", "/renew"):
                 made = read_certificate(json.loads(answer)["certificate"], "the answer's certificate")
                 assert made.public_key() == key.public_key()
