@@ -68,7 +68,17 @@ def work(fleet: Fleet, *, is_signed: bool) -> None:
         fleet.device(name, seed, stays=True, **fields[name])
     states = lambda: [one["state"] for one in fleet.covey("device", "list")["devices"]]  # noqa: E731 one line
     wait_for(lambda: states().count("online") == len(NAMES), "all devices")
-    command = [sys.executable, "-m", "server.cli", "device", "logs", "b", "--follow", "--state-dir", str(fleet.state_dir)]
+    command = [
+        sys.executable,
+        "-m",
+        "server.cli",
+        "device",
+        "logs",
+        "b",
+        "--follow",
+        "--state-dir",
+        str(fleet.state_dir),
+    ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as follower:
         for name, more in (("forward", {}), ("hybrid", {"stld": STLD})):
             folder = fleet.root / name

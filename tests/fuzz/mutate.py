@@ -20,7 +20,14 @@ HOSTILE: list[Any] = [
     float("inf"), float("-inf"), float("nan"), "", "\0", "\n", "..", "../x", "/etc/passwd", "a" * 70_000, "😀" * 100,
     "\u202e", "covey/v1/#", "+", "-1", "1e999", [], {}, [[]], [None] * 5000, {"": {}}, {"__metadata__": 5}, b"", b"\0" * 64,
 ]  # fmt: skip
-_LENGTHS = (b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\0", b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff")
+_LENGTHS = (
+    b"\xff\xff\xff\xff",
+    b"\x7f\xff\xff\xff",
+    b"\0\0\0\0",
+    b"\xdd\xff\xff\xff\xff",
+    b"\xdf\xff\xff\xff\xff",
+    b"\xc6\xff\xff\xff\xff",
+)
 _WORDS = (
     b"-1", b"99999999999999999999", b"1e999", b"NaN", b"\r\n", b"\n", b"\0", b"=", b"[", b"]]", b"{", b'"', b"'", b",", b"%00",
     b"/../", b":", b"bytes=0-,0-,0-", b"\xff\xfe", b"\xed\xa0\x80", b"[[a]]\n", b"a.b.c=1\n", b'"""', b"chunked",
@@ -95,7 +102,9 @@ def _lines(rng: random.Random, data: bytes) -> bytes:
         del lines[at]
     elif what == 2:  # another value: what follows a "=" or a ":"
         mark = b"=" if b"=" in lines[at] else b":"
-        value = rng.choice((*_WORDS, b" []", b" {}", b" -1", b" 1e308", b" nan", b' "' + b"a" * 70_000 + b'"', b" " + b"[" * DEEP))
+        value = rng.choice(
+            (*_WORDS, b" []", b" {}", b" -1", b" 1e308", b" nan", b' "' + b"a" * 70_000 + b'"', b" " + b"[" * DEEP)
+        )
         lines[at] = lines[at].split(mark)[0] + mark + value
     else:
         other = rng.randrange(len(lines))
@@ -154,7 +163,9 @@ def _changed(rng: random.Random, tree: Any) -> Any:  # noqa: ANN401 a document
         other, other_key = rng.choice(nodes)
         node[key] = copy.deepcopy(other[other_key])
     elif what == 3 and isinstance(node[key], (bytes, str)):
-        node[key] = node[key] * rng.choice((2, 5)) if rng.random() < 0.3 else node[key][: rng.randrange(len(node[key]) + 1)]
+        node[key] = (
+            node[key] * rng.choice((2, 5)) if rng.random() < 0.3 else node[key][: rng.randrange(len(node[key]) + 1)]
+        )
     elif what == 3 and isinstance(node[key], (int, float)):
         node[key] = rng.choice((node[key] + 1, -node[key], node[key] * 2, float(node[key]), str(node[key])))
     else:

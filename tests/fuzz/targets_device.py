@@ -260,7 +260,9 @@ def state_files(folder: Path, _bundle: Bundle) -> Iterator[Target]:
     from edge_runtime.signing.sequence import SequenceStore
 
     begun = Begun("job", SHA, 1, 0, "backprop", 3, 1.5, 9, None)
-    journal = Journal("job", SHA, SHA, b"report", acknowledged=True, begun=begun, deaths=Deaths(begun, 2, 1), personal_sha256=SHA)
+    journal = Journal(
+        "job", SHA, SHA, b"report", acknowledged=True, begun=begun, deaths=Deaths(begun, 2, 1), personal_sha256=SHA
+    )
     line = b'{"number":7,"at_s":1.5,"level":"INFO","text":"a line"}\n'
     hello = json.dumps({"key_id": "QUFBQUFBQUE=", "sequence": 5, "body_sha256": SHA, "v": 1}).encode()
     state = folder / "state"
@@ -290,7 +292,14 @@ def state_files(folder: Path, _bundle: Bundle) -> Iterator[Target]:
         ascending = [found.number for found in read_log(state / "log")]
         assert ascending == sorted(set(ascending))
 
-    seeds = [msgspec.json.encode(journal), b"{}", line * 3, hello, b'{"reserved":7,"v":1}', b'{"passed":[],"failed":null}']
+    seeds = [
+        msgspec.json.encode(journal),
+        b"{}",
+        line * 3,
+        hello,
+        b'{"reserved":7,"v":1}',
+        b'{"passed":[],"failed":null}',
+    ]
     yield Target(seeds, "json", run, (), 30)
 
 

@@ -25,7 +25,14 @@ from edge_runtime.network.mqtt_client import make_client
 from edge_runtime.protocol.messages import BlobRef
 from edge_runtime.signing.keys import read_public_keys
 from edge_runtime.trust.identity import checked_certificate
-from edge_runtime.trust.keys import certificate_pem, check_signed_by, make_request, new_key, read_certificate, read_request
+from edge_runtime.trust.keys import (
+    certificate_pem,
+    check_signed_by,
+    make_request,
+    new_key,
+    read_certificate,
+    read_request,
+)
 from edge_runtime.trust.messages import EdgeFields, JoinAnswer, JoinRequest, RenewRequest
 from edge_runtime.trust.token import decode_token
 from server.client.address import socket_path
@@ -124,7 +131,9 @@ def joins(folder: Path, _bundle: Bundle) -> Iterator[Target]:
             except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
                 path, method, body, shown = "/join", "POST", data.decode("utf-8", "surrogateescape"), b""
             extensions = {"tls": {"client_certificate": shown}} if shown else {}
-            status, answer = ask(app, method, path.encode(errors="replace").decode(), body.encode("utf-8", "surrogatepass"), extensions)
+            status, answer = ask(
+                app, method, path.encode(errors="replace").decode(), body.encode("utf-8", "surrogatepass"), extensions
+            )
             if status == 200 and path in ("/join", "/renew"):
                 made = read_certificate(json.loads(answer)["certificate"], "the answer's certificate")
                 assert made.public_key() == key.public_key()
@@ -217,11 +226,22 @@ def api(folder: Path, bundle: Bundle) -> Iterator[Target]:
         path = str(socket_path(fleet.state_dir))
         head = "{} /api/v1{} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
         job = {"name": "nobody", "eval_file": str(folder / "rows.jsonl"), "devices": "absent-device"}
-        bodies = [("/jobs", {"job": job, "bundle": str(folder / "no-bundle"), "priority": 1}), ("/tokens", {"names": ["pi"], "server_url": "https://s:8443"})]
-        seeds = [head.format("GET", where).encode() + b"\r\n" for where in ("/server", "/jobs", "/devices", "/jobs/x?after=1")]
+        bodies = [
+            ("/jobs", {"job": job, "bundle": str(folder / "no-bundle"), "priority": 1}),
+            ("/tokens", {"names": ["pi"], "server_url": "https://s:8443"}),
+        ]
+        seeds = [
+            head.format("GET", where).encode() + b"\r\n"
+            for where in ("/server", "/jobs", "/devices", "/jobs/x?after=1")
+        ]
         for where, body in bodies:
             text = json.dumps(body)
-            seeds.append((head.format("POST", where) + f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n{text}").encode())
+            seeds.append(
+                (
+                    head.format("POST", where)
+                    + f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n{text}"
+                ).encode()
+            )
 
         def run(data: bytes) -> None:
             connection = socket.socket(socket.AF_UNIX)
@@ -281,7 +301,13 @@ def packets(_folder: Path, _bundle: Bundle) -> Iterator[Target]:
                 if client.socket() is None:
                     break
 
-    yield Target([connack + suback + publish, connack + puback, publish + b"\xd0\0" + b"\x34\x0a\0\x04abcd\0\x08x!"], "bytes", run, (), 100)
+    yield Target(
+        [connack + suback + publish, connack + puback, publish + b"\xd0\0" + b"\x34\x0a\0\x04abcd\0\x08x!"],
+        "bytes",
+        run,
+        (),
+        100,
+    )
 
 
 SERVER_TARGETS: dict[str, Factory] = {

@@ -15,7 +15,17 @@ TYPES = {
     1: "CONNECT", 2: "CONNACK", 3: "PUBLISH", 4: "PUBACK", 5: "PUBREC", 6: "PUBREL", 7: "PUBCOMP", 8: "SUBSCRIBE",
     9: "SUBACK", 10: "UNSUBSCRIBE", 11: "UNSUBACK", 12: "PINGREQ", 13: "PINGRESP", 14: "DISCONNECT",
 }  # fmt: skip
-_LENGTHS = {"CONNACK": 2, "PUBACK": 2, "PUBREC": 2, "PUBREL": 2, "PUBCOMP": 2, "UNSUBACK": 2, "PINGREQ": 0, "PINGRESP": 0, "DISCONNECT": 0}
+_LENGTHS = {
+    "CONNACK": 2,
+    "PUBACK": 2,
+    "PUBREC": 2,
+    "PUBREL": 2,
+    "PUBCOMP": 2,
+    "UNSUBACK": 2,
+    "PINGREQ": 0,
+    "PINGRESP": 0,
+    "DISCONNECT": 0,
+}
 """Bytes of the packets that have no properties in 3.1.1, and may have some in MQTT 5."""
 _FLAGS = {"PUBREL": 2, "SUBSCRIBE": 2, "UNSUBSCRIBE": 2}
 
