@@ -1,4 +1,4 @@
-"""Pauses between attempts to reach a broker: drawn, so that a fleet that lost it at one instant does not return at one."""
+"""Pauses between attempts to reach a broker: drawn, so that a fleet that lost it does not come back at one instant."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def all_packets(recorder: Recorder) -> tuple[list[list[Packet]], list[list[Packe
 
 
 @pytest.mark.parametrize("is_signed", [False, True], ids=["plain", "signed"])
-def test_the_limits_hold_on_everything_that_is_sent(tmp_path: Path, graphs: Bundle, is_signed: bool) -> None:  # noqa: FBT001
+def test_the_limits_hold_on_everything_that_is_sent(tmp_path: Path, graphs: Bundle, is_signed: bool) -> None:
     with mosquitto(tmp_path / "mosquitto") as broker, recorded(broker) as recorder:
         fleet = Fleet(tmp_path, graphs, recorder.port, external=True)
         try:

@@ -10,7 +10,7 @@ from typing import Any
 import h11
 
 
-def ask(app: Any, method: str, path: str, body: bytes, extensions: dict[str, Any]) -> tuple[int, bytes]:  # noqa: ANN401
+def ask(app: Any, method: str, path: str, body: bytes, extensions: dict[str, Any]) -> tuple[int, bytes]:
     """Return status and body of an ASGI application's answer; its exceptions pass."""
     sent: list[dict[str, Any]] = []
     waiting = [{"type": "http.request", "body": body, "more_body": False}, {"type": "http.disconnect"}]

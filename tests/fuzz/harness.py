@@ -51,13 +51,17 @@ class Target:
             self.run(data)
             accepted = True
         except self.refusals as error:
-            assert not isinstance(error, FaultError), error
-            assert error.what, "an error that says nothing"
+            _check_refusal(error)
             accepted = False
         cpu_s, grown = time.thread_time() - cpu_s, peak_bytes() - bytes_before
         assert cpu_s < MOST_CPU_S, f"it took {cpu_s:.1f} s"
         assert grown < MOST_BYTES, f"it took {grown >> 20} MB"
         return accepted
+
+
+def _check_refusal(error: CoveyError) -> None:
+    assert not isinstance(error, FaultError), error
+    assert error.what, "an error that says nothing"
 
 
 def fuzz(name: str, target: Target, rng: random.Random, seconds: float | None) -> tuple[int, int]:

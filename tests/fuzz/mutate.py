@@ -16,9 +16,10 @@ Form = Literal["bytes", "text", "json", "msgpack"]
 """What an input is, so that its structure can be changed and not only its bytes."""
 DEEP = 20_000
 HOSTILE: list[Any] = [
-    None, True, 0, -1, 1, 255, 2**31, 2**40, 2**40 + 1, 2**63 - 1, 2**64 - 1, -(2**63), 0.0, -0.5, 1e308, -1e308, 5e-324,
-    float("inf"), float("-inf"), float("nan"), "", "\0", "\n", "..", "../x", "/etc/passwd", "a" * 70_000, "😀" * 100,
-    "\u202e", "covey/v1/#", "+", "-1", "1e999", [], {}, [[]], [None] * 5000, {"": {}}, {"__metadata__": 5}, b"", b"\0" * 64,
+    None, True, 0, -1, 1, 255, 2**31, 2**40, 2**40 + 1, 2**63 - 1, 2**64 - 1, -(2**63), 0.0, -0.5, 1e308, -1e308,
+    5e-324, float("inf"), float("-inf"), float("nan"), "", "\0", "\n", "..", "../x", "/etc/passwd", "a" * 70_000, "😀" * 9,
+    "\u202e", "covey/v1/#", "+", "-1", "1e999", [], {}, [[]], [None] * 5000, {"": {}}, {"__metadata__": 5}, b"",
+    b"\0" * 64,
 ]  # fmt: skip
 _LENGTHS = (
     b"\xff\xff\xff\xff",
@@ -29,7 +30,8 @@ _LENGTHS = (
     b"\xc6\xff\xff\xff\xff",
 )
 _WORDS = (
-    b"-1", b"99999999999999999999", b"1e999", b"NaN", b"\r\n", b"\n", b"\0", b"=", b"[", b"]]", b"{", b'"', b"'", b",", b"%00",
+    b"-1", b"99999999999999999999", b"1e999", b"NaN", b"\r\n", b"\n", b"\0", b"=", b"[", b"]]", b"{", b'"', b"'", b",",
+    b"%00",
     b"/../", b":", b"bytes=0-,0-,0-", b"\xff\xfe", b"\xed\xa0\x80", b"[[a]]\n", b"a.b.c=1\n", b'"""', b"chunked",
 )  # fmt: skip
 
@@ -136,7 +138,7 @@ def _nested(rng: random.Random, form: Form) -> bytes:
     return rng.choice((b"\x91", b"\x81\xa1v", b"\x81\xa4type")) * rng.choice((500, DEEP))
 
 
-def _changed(rng: random.Random, tree: Any) -> Any:  # noqa: ANN401 a document
+def _changed(rng: random.Random, tree: Any) -> Any:  # noqa: C901 a choice of six changes
     """Replace, remove, double or add one value of a tree, at a random place."""
     nodes: list[tuple[Any, Any]] = []
     waiting = [tree]

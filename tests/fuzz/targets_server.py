@@ -1,4 +1,4 @@
-"""What is fuzzed on the server's side: HTTP, the joining side, certificates, job.toml, the API, the ledger; and MQTT."""
+"""What is fuzzed on the server's side: HTTP, joining, certificates, job.toml, the API, the ledger; and MQTT packets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fleets import Fleet, free_port
 from harness import Target
 from joining import FACTS, joining_site
 
-from edge_runtime.errors import ConfigError, CoveyError, EnrolmentError, NetworkError, ProtocolError, StorageError
+from edge_runtime.errors import ConfigError, CoveyError, ProtocolError, StorageError
 from edge_runtime.network.address import parse_broker
 from edge_runtime.network.mqtt_client import make_client
 from edge_runtime.protocol.messages import BlobRef
@@ -61,13 +61,13 @@ _REFUSED = {400, 403, 404, 405, 409, 411, 412, 413, 414, 415, 416, 422, 423, 426
 """What HTTP may answer to a request that is not as it should be. 401 is the API's; 5xx is a fault of the server."""
 
 
-class Refused(CoveyError):
+class RefusedError(CoveyError):
     """The other side answered that it does not take this."""
 
 
 def _judged(status: list[int], good: set[int]) -> None:
     if not status or status[0] in _REFUSED:
-        raise Refused(f"answered {status}")
+        raise RefusedError(f"answered {status}")
     assert status[0] in good, f"answered {status}"
 
 
@@ -102,7 +102,7 @@ def http(folder: Path, _bundle: Bundle) -> Iterator[Target]:
             assert served.path(_SHA256) is not None
             _judged(statuses(answer), {200, 204, 206})
 
-        yield Target(seeds, "text", run, (Refused,), 30)
+        yield Target(seeds, "text", run, (RefusedError,), 30)
 
 
 @contextlib.contextmanager
@@ -141,7 +141,7 @@ def joins(folder: Path, _bundle: Bundle) -> Iterator[Target]:
                 assert path == "/renew" or (token.secret.hex() in body)
             _judged([status], {200, 202})
 
-        yield Target(seeds, "json", run, (Refused,), 250)
+        yield Target(seeds, "json", run, (RefusedError,), 250)
 
 
 @contextlib.contextmanager
@@ -184,17 +184,17 @@ def certificates(folder: Path, _bundle: Bundle) -> Iterator[Target]:
                 assert (name, of) == ("pi", key.public_key())
                 taken += 1
         if not taken:
-            raise Refused("nobody takes it")
+            raise RefusedError("nobody takes it")
 
     seeds = [own, csr.public_bytes(Encoding.DER), answer.certificate.encode(), request.encode()]
     seeds += [certificate_pem(site.trust.signing).encode()]
-    yield Target(seeds, "bytes", run, (Refused,), 600)
+    yield Target(seeds, "bytes", run, (RefusedError,), 600)
 
 
 @contextlib.contextmanager
 def jobs(folder: Path, _bundle: Bundle) -> Iterator[Target]:
     """job.toml: what is accepted is a job whose rules can be made for its first and last round."""
-    plain = b'name = "job"\neval_file = "test.jsonl"\nrounds = 3\nsteps = 2\nbatch_size = 4\ndevices = "tag:kitchen, pi-3"\n'
+    plain = b'name = "job"\neval_file = "test.jsonl"\nrounds = 3\nsteps = 2\nbatch_size = 4\ndevices = "tag:a, pi-3"\n'
     step = b"[step]\nback_perturbations = 4\nlearning_rate = 0.05\neps = 0.01\n"
     stld = b'[stld]\nsteps = 6\npersonal_share = 0.34\nlevels = [1, 2]\n[stld.device_levels]\nb = 2\n"c.d" = 0\n'
     more = b'weighting = "uniform"\nmethod = "mezo"\n[privacy]\nclip = 1.0\nnoise_multiplier = 1.0\n'
@@ -251,7 +251,7 @@ def api(folder: Path, bundle: Bundle) -> Iterator[Target]:
             if status not in ([404], [409], [422]):  # a seed may ask for what this fleet does not have
                 _judged(status, {200, 201, 204})
 
-        yield Target(seeds, "text", run, (Refused,), 30)
+        yield Target(seeds, "text", run, (RefusedError,), 30)
     finally:
         fleet.stop()
 

@@ -1,7 +1,7 @@
 """Fuzzing of what a device and both sides read. No crash, no hang, no memory without bound, nothing damaged accepted.
 
-By default each target gets a fixed number of inputs; ``-m slow`` gives it 30 s, or what COVEY_FUZZ_SECONDS says: 600 for
-ten minutes each. COVEY_FUZZ_SEED repeats a run.
+By default each target gets a fixed number of inputs; ``-m slow`` gives it 30 s, or what COVEY_FUZZ_SECONDS says: 600
+for ten minutes each. COVEY_FUZZ_SEED repeats a run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Fuzzing of what the server reads, and of what a broker sends. No crash, no hang, no memory without bound, nothing damaged accepted.
+"""Fuzzing of what the server reads, and of what a broker sends. No crash, no hang, nothing damaged is accepted.
 
-By default each target gets a fixed number of inputs; ``-m slow`` gives it 30 s, or what COVEY_FUZZ_SECONDS says: 600 for
-ten minutes each. COVEY_FUZZ_SEED repeats a run.
+By default each target gets a fixed number of inputs; ``-m slow`` gives it 30 s, or what COVEY_FUZZ_SECONDS says: 600
+for ten minutes each. COVEY_FUZZ_SEED repeats a run.
 """
 
 from __future__ import annotations

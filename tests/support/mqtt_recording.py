@@ -121,7 +121,7 @@ def _length(stream: bytes) -> tuple[int, int] | None:
     raise NotMqtt311Error("a length has more than four bytes")
 
 
-def _packet(first: int, body: bytes, size: int) -> Packet:
+def _packet(first: int, body: bytes, size: int) -> Packet:  # noqa: C901 a case for each kind
     kind, flags, reader = TYPES.get(first >> 4), first & 15, _Reader(body)
     if kind is None:
         raise NotMqtt311Error(f"a packet of type {first >> 4}: AUTH is of MQTT 5")
