@@ -14,7 +14,8 @@ from edge_runtime.network.causes import CUT, cause_of_error, denied, given_up, l
 from edge_runtime.network.diagnose import exact
 from edge_runtime.network.message_size import largest_packet_bytes
 from edge_runtime.network.mqtt_client import make_client
-from edge_runtime.network.quick_losses import SHORT_PAUSE_S, SOON_S, QuickLosses
+from edge_runtime.network.quick_losses import SOON_S, QuickLosses
+from edge_runtime.network.reconnect_pauses import ReconnectPauses
 from edge_runtime.network.stuck_message import PATIENCE, StuckMessage
 from edge_runtime.network.transport import Connected, Event, GivenUp, Message, Will
 
@@ -30,7 +31,6 @@ _LOG = logging.getLogger(__name__)
 _QOS = 1
 _KEEP_ALIVE_S = 20
 _ATTEMPT_S = 5.0
-_RECONNECT_MAX_S = 60
 _GOODBYE_S = 10.0
 _KEEP_ALIVE_TIMEOUT = 141
 _NO_MEMBER = "no-member"
@@ -49,7 +49,7 @@ class MqttTransport:
         tls: files for TLS.
         connect_timeout_s: seconds that the first connection may take; later reconnects are tried without limit.
         keep_session: whether the broker keeps messages for this member while it is away.
-        rng: draws the pauses after connections that broke soon (quick_losses.py); None: a new generator.
+        rng: draws the pauses before attempts to connect (reconnect_pauses.py, quick_losses.py); None: a new generator.
         ask_why: gets the cause of an attempt that failed, in paho's thread, and returns one that is known from
             elsewhere: that this is no member any more. It is believed, and the next attempt comes late; None: nothing
             is known.
@@ -84,10 +84,11 @@ class MqttTransport:
         self._unconfirmed: _Sent[int] = _Sent()  # bytes of the messages
         self._asked: _Sent[str] = _Sent()  # filters of the subscriptions
         self._up_since: float | None = None  # monotonic seconds; None: not logged in
-        self._losses = QuickLosses(rng or random.Random())  # noqa: S311 pauses are no secret
+        rng = rng or random.Random()  # noqa: S311 pauses are no secret
+        self._losses, self._pauses = QuickLosses(rng), ReconnectPauses(rng)
         self._stuck = StuckMessage()
         self._client = make_client(address, identity, tls, keep_session=keep_session)
-        self._wait_before_login(SHORT_PAUSE_S)
+        self._client.draw_pause_s = self._pauses.draw
         if will is not None:
             self._client.will_set(will.topic, will.payload, qos=_QOS, retain=True)
         self._client.on_connect = self._on_connect
@@ -152,7 +153,7 @@ class MqttTransport:
         known = self._ask_why(cause)
         if known is None:
             return False
-        self._wait_before_login(NO_MEMBER_PAUSE_S)
+        self._pauses.lost(NO_MEMBER_PAUSE_S)
         self._note(known)
         self._decided.set()
         return True
@@ -172,7 +173,7 @@ class MqttTransport:
     def _note_loss(self, error: BaseException | None, *, is_silent: bool) -> None:
         up_s = time.monotonic() - (self._up_since or 0.0)
         self._up_since = None
-        self._wait_before_login(self._losses.lost(up_s))
+        self._pauses.lost(self._losses.lost(up_s))
         cause = loss_cause(
             TimeoutError("operation timed out") if is_silent else error,
             self._place,
@@ -198,11 +199,6 @@ class MqttTransport:
         _LOG.error("gave up a message on %s: %s", head.topic, cause)
         self._inbox.put(GivenUp(head.topic, bytes(head.payload), cause.finding, cause.remedy))
 
-    def _wait_before_login(self, pause_s: float) -> None:
-        """Wait so long before the next attempt to connect; paho doubles the pause while attempts fail."""
-        pause = max(1, round(pause_s))
-        self._client.reconnect_delay_set(pause, max(pause, _RECONNECT_MAX_S))
-
     def _on_subscribe(self, _client: Any, _data: Any, number: int, reasons: Any, _properties: Any) -> None:  # noqa: ANN401
         is_refused = any(reason.is_failure for reason in reasons)
         topic_filter = self._asked.answer(number, is_refused=is_refused)
@@ -216,7 +212,12 @@ class MqttTransport:
         self._unconfirmed.answer(number)
 
     def _on_message(self, _client: Any, _data: Any, message: mqtt.MQTTMessage) -> None:  # noqa: ANN401
-        self._inbox.put(Message(message.topic, bytes(message.payload)))
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:  # an error here would end paho's thread, or this connection again and again
+            _LOG.warning("the broker sent a message on a topic that is no UTF-8; it is dropped")
+            return
+        self._inbox.put(Message(topic, bytes(message.payload)))
 
     # -- Transport ----------------------------------------------------------------------------------------------
 

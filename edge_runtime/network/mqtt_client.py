@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, LogLevel, MessageState, MQTTErrorCode, MQTTProtocolVersion
 
+from edge_runtime.errors import ProtocolError, wall
 from edge_runtime.network.tls import OwnCertificate, tls_context
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.network.address import BrokerAddress, TlsFiles
 
+_LOG = logging.getLogger(__name__)
 _MOST_IN_FLIGHT = 20
 """Messages that may wait for their acknowledgement at once: paho's own number."""
 
@@ -33,12 +36,14 @@ class Client(mqtt.Client):
         is_one_by_one: whether the next connection sends each message only when the one before is acknowledged.
         transport_error: what the socket or ``ssl`` raised last; None: nothing since the connection was begun.
         own_certificate: this member's, which may be renewed while the client runs; None: it has none.
+        draw_pause_s: returns the seconds to wait before the next attempt to connect; None: paho's own pauses.
         on_no_connection: called with the exception when a connection could not be made, in paho's thread.
     """
 
     is_one_by_one = False
     transport_error: BaseException | None = None
     own_certificate: OwnCertificate | None = None
+    draw_pause_s: Callable[[], float] | None = None
     on_no_connection: Callable[[BaseException], None] | None = None
 
     def __init__(self, identity: str, protocol: MQTTProtocolVersion, *, keep_session: bool) -> None:
@@ -58,6 +63,22 @@ class Client(mqtt.Client):
             if self.on_no_connection is not None:
                 self.on_no_connection(error)
             raise
+
+    def _reconnect_wait(self) -> None:
+        """Wait before the next attempt, as paho does, but for a pause that is drawn: paho's own have no jitter."""
+        if self.draw_pause_s is not None:
+            pause_s: Any = self.draw_pause_s()  # paho adds it to a time: it need not be whole
+            self.reconnect_delay_set(pause_s, pause_s)
+        super()._reconnect_wait()
+
+    def _packet_handle(self) -> MQTTErrorCode:
+        """Handle a packet, as paho does; one that paho cannot read ends the connection, and not paho's thread."""
+        try:
+            with wall(lambda cause: ProtocolError(f"the broker sent a packet that cannot be read: {cause}")):
+                return super()._packet_handle()
+        except ProtocolError as error:
+            _LOG.warning("%s; the connection is made anew", error.what)
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
 
     def local_address(self) -> str | None:
         """Return this machine's address on the connection to the broker; None: there is no connection."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hmac
 from typing import TYPE_CHECKING, Any
 
-from litestar import Litestar, Response, Router
+from litestar import Litestar, Request, Response, Router
 from litestar.exceptions import HTTPException, NotAuthorizedException, ValidationException
 from litestar.openapi.config import OpenAPIConfig
 
 from edge_runtime import __version__
-from edge_runtime.errors import ConfigError, CoveyError, as_covey_error
+from edge_runtime.errors import ConfigError, CoveyError, as_covey_error, wall
 from server.api.device_routes import device_routes
 from server.api.job_routes import job_routes
 from server.api.rollout_routes import rollout_routes
@@ -22,7 +22,7 @@ from server.errors import NoSuchJobError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from litestar.connection import ASGIConnection, Request
+    from litestar.connection import ASGIConnection
     from litestar.handlers import BaseRouteHandler
 
     from server.api.schema import ServerStatus
@@ -51,6 +51,7 @@ def make_api(operations: Operations, status: Callable[[], ServerStatus], actor: 
     ]
     return Litestar(
         [Router(PREFIX, route_handlers=handlers)],
+        request_class=_Request,
         guards=[] if token is None else [_needs(token)],
         exception_handlers={CoveyError: _refused, HTTPException: _bad_request, Exception: _fault},
         openapi_config=OpenAPIConfig(
@@ -58,6 +59,19 @@ def make_api(operations: Operations, status: Callable[[], ServerStatus], actor: 
         ),
         logging_config=None,
     )
+
+
+class _Request(Request[Any, Any, Any]):
+    """A request whose body may be anything: Litestar's own lets UnicodeDecodeError and RecursionError through."""
+
+    async def json(self) -> Any:  # noqa: ANN401 as Litestar has it
+        """Return the body's value.
+
+        Raises:
+            ConfigError: it is no JSON.
+        """
+        with wall(lambda cause: ConfigError(f"the request's body is no JSON: {cause}", f"see {PREFIX}/schema")):
+            return await super().json()
 
 
 def _needs(token: str) -> Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], None]:

@@ -178,7 +178,7 @@ def test_a_device_at_work_that_is_revoked_stays_and_asks_seldom(
         try:
             site.ledger.revoke_device("default", "pi", "")
             hang_up.set()
-            wait_for(lambda: transport._client._reconnect_min_delay == NO_MEMBER_PAUSE_S, "the long pause", 60.0)
+            wait_for(lambda: transport._client._reconnect_min_delay >= NO_MEMBER_PAUSE_S, "the long pause", 60.0)
         finally:
             transport.close()
     assert len(logins) == 2
