@@ -8,9 +8,9 @@ time: their scalars are drawn, and adapters are not fetched. So a round lasts as
 signatures take on the cores that they share, and ``round_overhead_s`` is this: from the first plan of a round that
 arrives to the first of the next. ``device_cpu_s`` says how much of it the devices' process has computed.
 
-A report is lost if a round was offered to a device that the server has not heard of again, or if a device was not told
-that its report was taken; every report of a round that was abandoned counts too. RSS is that of the server's process,
-read at the first plan of each round, and grows from round ``growth_from`` on: before it caches fill.
+A report is lost if the server has offered a round to a device and taken no report of it, or if a device that had the
+plan was not told that its report was taken. RSS is that of the server's process,
+read at the first plan of each round; its growth is that from round ``growth_from`` on, since caches fill before.
 
 `make bench-load` runs it. The last line is one JSON object with devices, round_overhead_s, server_rss_growth_mb and lost.
 """
@@ -203,6 +203,7 @@ def _results(
         "reports_taken": len(reports),
         "lost_connections": counts.lost_connections,
         "messages_refused_by_devices": counts.refused,
+        "final_adapter_sha256": next(iter(final), None),
         "final_adapter_proved": sum(sha256 in final for sha256 in counts.synced.values()),
         "growth_from": first,
         "server_rss_mb": {"start": watched.rss_mb[0], "from": watched.rss_mb[first], "end": watched.rss_mb[last]},
