@@ -12,7 +12,8 @@ A report is lost if the server has offered a round to a device and taken no repo
 plan was not told that its report was taken. RSS is that of the server's process,
 read at the first plan of each round; its growth is that from round ``growth_from`` on, since caches fill before.
 
-`make bench-load` runs it. The last line is one JSON object with devices, round_overhead_s, server_rss_growth_mb and lost.
+`make bench-load` runs it. The last line is one JSON object with devices, round_overhead_s, server_rss_growth_mb and
+lost.
 """
 
 from __future__ import annotations
@@ -170,9 +171,7 @@ async def _run(running: Services, members: list[Member], counts: Counts, timeout
     return watcher.watched
 
 
-def _results(
-    running: Services, watched: Watched, counts: Counts, devices: int, rounds: int
-) -> dict[str, Any]:
+def _results(running: Services, watched: Watched, counts: Counts, devices: int, rounds: int) -> dict[str, Any]:
     events = running.events()
     by_kind: dict[str, list[dict[str, Any]]] = {}
     for event in events:
@@ -258,7 +257,7 @@ def _allow_files(wanted: int) -> None:
         SystemExit: the system does not allow it.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard not in (resource.RLIM_INFINITY,) and hard < wanted:
+    if hard != resource.RLIM_INFINITY and hard < wanted:
         raise SystemExit(f"{wanted} open files are needed, and the limit is {hard}: ulimit -Hn {wanted}")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 

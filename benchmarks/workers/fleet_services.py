@@ -1,4 +1,4 @@
-"""What a fleet under load connects to, in processes of their own: mosquitto as configured by Covey, and ``covey serve``."""
+"""What a fleet under load connects to: mosquitto as Covey configures it, and ``covey serve``, each a process."""
 
 from __future__ import annotations
 

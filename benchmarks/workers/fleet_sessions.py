@@ -241,9 +241,7 @@ class Session:
             self._on_plan(plan.round)
             self._counts.plans.add((self._name, plan.round, plan.attempt))
             self._state("busy")
-            self._send(
-                "report", PlanAccepted(job=plan.job, round=plan.round, attempt=plan.attempt, device=self._name)
-            )
+            self._send("report", PlanAccepted(job=plan.job, round=plan.round, attempt=plan.attempt, device=self._name))
             rng = np.random.Generator(np.random.PCG64([plan.round, *self._name.encode()]))
             scalars = rng.normal(scale=0.1, size=plan.steps * plan.rule.scalars_per_step).astype(np.float32)
             self._waiting = instant_report(self._name, plan, scalars)

@@ -55,13 +55,13 @@ class Client(mqtt.Client):
             self.own_certificate.take_renewed()
         try:
             result = super().reconnect()
-            self._send_at_once()
-            return result
         except OSError as error:
             self.transport_error = error
             if self.on_no_connection is not None:
                 self.on_no_connection(error)
             raise
+        self._send_at_once()
+        return result
 
     def _send_at_once(self) -> None:
         """Let small packets go out at once (TCP_NODELAY): else each waits until the one before is acknowledged.
