@@ -9,7 +9,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.covey-installed
 
-.PHONY: help install dev demo test test-all test-long test-oldest test-newest check lint files format bench bench-full bench-convergence bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-bandit bench-fleet clean
+.PHONY: help install dev demo test test-all test-long test-oldest test-newest check lint files format bench bench-full bench-convergence bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-bandit bench-fleet bench-load clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -91,6 +91,9 @@ bench-bandit: $(STAMP) ## policies of the bandit on traces, simulated; the last 
 
 bench-fleet: $(STAMP) ## the bandit with eight device processes and MiniLM, against full depth (half an hour)
 	$(BIN)/python -m benchmarks.arm_choice.fleet --workdir .covey/bandit-fleet --seeds 2 --plot .covey/bandit-fleet.png
+
+bench-load: $(STAMP) ## 500 real sessions through mosquitto with TLS and signatures, 200 rounds of 200 (15 minutes); the last line is JSON
+	$(BIN)/python -m benchmarks.fleet
 
 bench-rounds: $(STAMP) ## what a round, dead devices and a fleet at rest cost the server; the last line is JSON
 	$(BIN)/python -m benchmarks.speed.rounds

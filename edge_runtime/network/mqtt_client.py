@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -57,12 +59,24 @@ class Client(mqtt.Client):
         if self.own_certificate is not None:
             self.own_certificate.take_renewed()
         try:
-            return super().reconnect()
+            result = super().reconnect()
         except OSError as error:
             self.transport_error = error
             if self.on_no_connection is not None:
                 self.on_no_connection(error)
             raise
+        self._send_at_once()
+        return result
+
+    def _send_at_once(self) -> None:
+        """Let small packets go out at once (TCP_NODELAY): else each waits until the one before is acknowledged.
+
+        The other side holds that acknowledgement back for up to 40 ms, in the hope of something to send along with it.
+        """
+        connection: Any = self.socket()
+        if connection is not None:
+            with contextlib.suppress(OSError):  # closed meanwhile, which the next read says
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _reconnect_wait(self) -> None:
         """Wait before the next attempt, as paho does, but for a pause that is drawn: paho's own have no jitter."""

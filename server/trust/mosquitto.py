@@ -50,6 +50,9 @@ acl_file {folder}/{access}
 max_queued_messages 0
 max_inflight_messages 100
 message_size_limit {most_bytes}
+
+# Small packets go out at once: else each waits up to 40 ms for the acknowledgement of the one before.
+set_tcp_nodelay true
 """
 
 

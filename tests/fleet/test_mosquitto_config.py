@@ -191,6 +191,7 @@ def test_the_configuration_needs_no_hand(fleet: TrustedFleet, tmp_path: Path) ->
     files = {Path(path).name: Path(path) for path in said["files"]}
     assert files["broker-key.pem"].stat().st_mode & 0o077 == 0
     text = files["mosquitto.conf"].read_text()
+    assert "\nset_tcp_nodelay true\n" in text  # tests/edge/test_mqtt_small_packets.py
     named = [line.split()[1] for line in text.splitlines() if line.startswith(("ca", "cert", "key", "crl", "acl_"))]
     assert {Path(path).name for path in named} == set(files) - {"mosquitto.conf"}
     before = files["broker-key.pem"].read_bytes()

@@ -1,0 +1,168 @@
+"""What a fleet under load connects to: mosquitto as Covey configures it, and ``covey serve``, each a process."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import getpass
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.workers.fleet_sessions import Member
+from edge_runtime.files.atomic import write_atomically
+from edge_runtime.network.address import TlsFiles
+from edge_runtime.trust.keys import certificate_pem, key_pem, key_sha256, new_key, serial_of
+from server.compose import open_stores
+from server.storage.trust_records import CertificateRecord
+from server.trust.folder import open_trust
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from server.trust.folder import Trust
+
+_PATH = f"{os.environ['PATH']}:/usr/sbin"
+"""Where mosquitto is looked for: Debian keeps it where users do not look."""
+_STARTS_S = 60.0
+
+
+@dataclass(frozen=True)
+class Services:
+    """A fleet's broker and server.
+
+    Attributes:
+        folder: holds their files; ``server.out`` has the server's events.
+        trust: the fleet's keys.
+        broker_port: mosquitto's port.
+        broker_pid: mosquitto.
+        server_pid: ``covey serve``.
+    """
+
+    folder: Path
+    trust: Trust
+    broker_port: int
+    broker_pid: int
+    server_pid: int
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return the events that the server has printed so far."""
+        lines = (self.folder / "server.out").read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def covey(state_dir: Path, *arguments: str) -> dict[str, Any]:
+    """Run a command of ``covey`` on a state directory, and return the object that it prints.
+
+    Raises:
+        RuntimeError: the command failed; has what it said.
+    """
+    command = [sys.executable, "-m", "server.cli", *arguments, "--state-dir", str(state_dir), "--format", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"covey {' '.join(arguments)} failed:\n{done.stderr}")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def enter_members(state_dir: Path, folder: Path, names: Sequence[str]) -> list[Member]:
+    """Make a key and a certificate for each device, and enter the certificates in the ledger, as joining does.
+
+    The server must not run: the certificates are written to its ledger directly, since 500 joins are not what is
+    measured.
+    """
+    trust, now = open_trust(state_dir), dt.datetime.now(dt.timezone.utc)
+    authority_file, members = folder / "ca.pem", []
+    folder.mkdir(parents=True)
+    write_atomically(authority_file, certificate_pem(trust.authority.certificate).encode())
+    with contextlib.closing(open_stores(state_dir).ledger) as ledger, ledger.database.transaction():
+        for name in names:
+            key = new_key()
+            made = trust.authority.device(name, key.public_key(), now)
+            ends_s = int(made.not_valid_after_utc.timestamp())
+            hashed, pem = key_sha256(key.public_key()), certificate_pem(made)
+            ledger.certificate_issued(CertificateRecord(serial_of(made), trust.fleet, name, hashed, pem, ends_s))
+            own, secret = folder / f"{name}.pem", folder / f"{name}-key.pem"
+            own.write_text(pem)
+            secret.touch(mode=0o600)
+            secret.write_bytes(key_pem(key))
+            members.append(Member(name, TlsFiles(str(authority_file), str(own), str(secret)), key))
+    return members
+
+
+@contextlib.contextmanager
+def services(folder: Path, state_dir: Path) -> Iterator[Services]:
+    """Run mosquitto with the configuration of ``covey fleet mosquitto``, and ``covey serve``, until the block ends."""
+    port = _free_port()
+    broker = folder / "broker"
+    covey(state_dir, "fleet", "mosquitto", "--out", str(broker), "--host", "127.0.0.1", "--port", str(port))
+    config = broker / "mosquitto.conf"
+    with config.open("a") as file:
+        file.write(f"user {getpass.getuser()}\n")  # started by root, it would change to a user that may not read this
+    with contextlib.ExitStack() as stack:
+        mosquitto = stack.enter_context(_running([_mosquitto(), "-c", str(config)], folder / "broker"))
+        _wait(lambda: _listens(port), mosquitto, broker.with_suffix(".err"))
+        command = [sys.executable, "-m", "server.cli", "serve", "--state-dir", str(state_dir), "--listen", "127.0.0.1"]
+        command += ["--broker", f"mqtts://127.0.0.1:{port}", "--http-port", "0", "--join-port", "0", "--threads", "1"]
+        server = stack.enter_context(_running([*command, "--format", "json"], folder / "server"))
+        running = Services(folder, open_trust(state_dir), port, mosquitto.pid, server.pid)
+        _wait(lambda: any(event["event"] == "serving" for event in running.events()), server, folder / "server.err")
+        yield running
+
+
+def mosquitto_version() -> str:
+    """Return what mosquitto calls itself, for example ``mosquitto version 2.0.21``."""
+    said = subprocess.run([_mosquitto(), "-h"], capture_output=True, text=True, check=False)
+    return (said.stdout.splitlines() or [""])[0]
+
+
+def _mosquitto() -> str:
+    binary = shutil.which("mosquitto", path=_PATH)
+    if binary is None:
+        raise SystemExit("mosquitto is not installed: apt-get install mosquitto")
+    return binary
+
+
+@contextlib.contextmanager
+def _running(command: list[str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process whose output goes to ``<output>.out`` and ``<output>.err``; it is ended after the block."""
+    with output.with_suffix(".out").open("wb") as out, output.with_suffix(".err").open("wb") as err:
+        process = subprocess.Popen(command, stdout=out, stderr=err)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait(condition: Any, process: subprocess.Popen[bytes], log: Path) -> None:  # noqa: ANN401
+    until = time.monotonic() + _STARTS_S
+    while not condition():
+        if process.poll() is not None or time.monotonic() > until:
+            raise SystemExit(f"{process.args!r} did not start:\n{log.read_text()}")
+        time.sleep(0.05)
+
+
+def _listens(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
