@@ -51,7 +51,8 @@ class Members(RuleBasedStateMachine):
         return signer, self.fleet.verifier(name, session, self.folder if name != SERVER else None)
 
     def listener(self, topic: str) -> Verifier:
-        return self.device[1] if topic == HELLO or topic.endswith(("/plan", "/ack", "/get")) else self.server[1]
+        is_server_s = topic == HELLO or topic.endswith(("/plan", "/ack", "/get", "/release"))
+        return self.device[1] if is_server_s else self.server[1]
 
     def deliver(self, topic: str, payload: bytes) -> None:
         """Deliver a message, which is believed, and then once more, which is a duplicate."""
