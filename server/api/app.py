@@ -52,6 +52,7 @@ def make_api(operations: Operations, status: Callable[[], ServerStatus], actor: 
     return Litestar(
         [Router(PREFIX, route_handlers=handlers)],
         request_class=_Request,
+        middleware=[_with_host],
         guards=[] if token is None else [_needs(token)],
         exception_handlers={CoveyError: _refused, HTTPException: _bad_request, Exception: _fault},
         openapi_config=OpenAPIConfig(
@@ -59,6 +60,18 @@ def make_api(operations: Operations, status: Callable[[], ServerStatus], actor: 
         ),
         logging_config=None,
     )
+
+
+def _with_host(app: Any) -> Any:  # noqa: ANN401 ASGI applications
+    """Return an application that gives a request without a host one: Litestar fails on it behind a socket's path."""
+
+    async def hosted(scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401
+        if scope["type"] == "http" and not dict(scope["headers"]).get(b"host", b"").strip():
+            others = [pair for pair in scope["headers"] if pair[0] != b"host"]
+            scope["headers"] = [*others, (b"host", b"localhost")]
+        await app(scope, receive, send)
+
+    return hosted
 
 
 class _Request(Request[Any, Any, Any]):
