@@ -144,8 +144,10 @@ def test_devices_behind_a_new_address(fleet: FarFleet, undisturbed: str) -> None
     assert fleet.end() == undisturbed
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=pytest.mark.slow if kind in ("loss", "all") else pytest.mark.long) for kind in BAD],
+)
 def test_a_bad_link(kind: str, fleet: FarFleet, undisturbed: str) -> None:
     fleet.server.wait_event("round_opened")
     fleet.link.impair(BAD[kind])
@@ -153,8 +155,9 @@ def test_a_bad_link(kind: str, fleet: FarFleet, undisturbed: str) -> None:
     assert fleet.link.counts["taken"] > 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("to_server", [PARTITION, CLEAN])
+@pytest.mark.parametrize(
+    "to_server", [pytest.param(PARTITION, marks=pytest.mark.slow), pytest.param(CLEAN, marks=pytest.mark.long)]
+)
 def test_a_partition_of_two_minutes(to_server: Impairment, fleet: FarFleet, undisturbed: str) -> None:
     """Of both directions, or of one: then the server hears its devices, and they do not hear it."""
     fleet.server.wait_event("round_closed")
