@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import TYPE_CHECKING
 
 from edge_runtime import __version__
 from edge_runtime.files.atomic import write_atomically
+from edge_runtime.files.hashing import file_sha256
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from server.flash.check import CardReport
 
 _BOARDS = ("pi3-64bit", "pi4-64bit", "pi5-64bit")
-_BLOCK_BYTES = 1 << 20
 
 
 def write_manifest(path: Path, cards: Sequence[tuple[Path, CardReport]], today: dt.date) -> None:
@@ -37,7 +36,7 @@ def write_manifest(path: Path, cards: Sequence[tuple[Path, CardReport]], today: 
             "url": image.absolute().as_uri(),
             "icon": "",
             "extract_size": image.stat().st_size,
-            "extract_sha256": _sha256(image),
+            "extract_sha256": file_sha256(image),
             "image_download_size": image.stat().st_size,
             "release_date": today.isoformat(),
             "init_format": "none",
@@ -50,11 +49,3 @@ def write_manifest(path: Path, cards: Sequence[tuple[Path, CardReport]], today: 
         "os_list": entries,
     }
     write_atomically(path, (json.dumps(manifest, indent=2) + "\n").encode())
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
