@@ -146,7 +146,7 @@ def test_devices_behind_a_new_address(fleet: FarFleet, undisturbed: str) -> None
 
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param(kind, marks=pytest.mark.slow if kind in ("loss", "all") else pytest.mark.long) for kind in BAD],
+    [pytest.param(kind, marks=pytest.mark.slow if kind == "loss" else pytest.mark.long) for kind in BAD],
 )
 def test_a_bad_link(kind: str, fleet: FarFleet, undisturbed: str) -> None:
     fleet.server.wait_event("round_opened")

@@ -360,7 +360,7 @@ def test_any_order_of_events_and_bad_devices(leveled: Bundle, job: Job) -> None:
     assert run(leveled, job) >= 20
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("job", [OWN, SHARED], ids=["directions of their own", "shared directions"])
 def test_any_order_of_events_and_bad_devices_at_length(leveled: Bundle, job: Job) -> None:

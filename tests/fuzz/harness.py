@@ -20,9 +20,17 @@ if TYPE_CHECKING:
 
 FOUND = Path(__file__).parent / "found"
 """Inputs that crashed once, in a folder for each target; every run of the tests tries them again."""
+FROM_OUTSIDE = ("messages", "envelopes", "tensors", "manifests", "bundles", "tokens", "certificates", "http", "joins")
+"""Targets that read what comes over a network."""
+LONGEST_S = float(os.environ.get("COVEY_FUZZ_SECONDS", "30"))
 MOST_CPU_S = 5.0
 MOST_BYTES = 256 << 20
 _KEEP = "COVEY_FUZZ_KEEP"
+
+
+def seconds_of(name: str) -> float:
+    """Return how long a target is fuzzed in the slow tests: a third, where it reads files of its own machine."""
+    return LONGEST_S if name in FROM_OUTSIDE or "COVEY_FUZZ_SECONDS" in os.environ else LONGEST_S / 3
 
 
 @dataclass(frozen=True)
