@@ -19,7 +19,7 @@ from edge_runtime.store.state_check import check_state_dir
 from server.cli import main as server_main
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from edge_runtime.bundle.folder import Bundle
@@ -178,3 +178,44 @@ def test_a_resumed_server_does_not_train_on_from_a_damaged_adapter(fleet: Fleet)
     assert "is not in the state directory, or damaged" in told
     assert "set aside as" in told
     assert closed["adapter_sha256"]
+
+
+def fill(place: Path) -> None:
+    with contextlib.suppress(OSError), (place / "filler").open("wb") as file:
+        while True:
+            file.write(bytes(1 << 16))
+            file.flush()
+
+
+def remount(place: Path, mode: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{mode}", str(place)], check=True)
+
+
+HARM: dict[str, tuple[Callable[[Path], None], Callable[[Path], None], str]] = {
+    "full": (fill, lambda place: (place / "filler").unlink(), "full"),
+    "read-only": (lambda place: remount(place, "ro"), lambda place: remount(place, "rw"), "read-only"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", HARM)
+def test_a_disk_that_takes_no_writes_for_a_while_costs_no_device(fleet: Fleet, kind: str) -> None:
+    harm, mend, said = HARM[kind]
+    with mounted(fleet.root / "disk", "size=96m") as disk:
+        server = fleet.serve(write_job(fleet.root, rounds=60, min_reports=1, max_attempts=1000))
+        device = fleet.device("device-0", 0, state_dir=str(disk / "state"))
+        server.wait_event("round_closed", 2)
+        harm(disk)
+
+        def refused() -> bool:
+            assert device.popen.poll() is None, device.stderr.read_text()
+            assert server.popen.poll() is None, server.stderr.read_text()
+            reasons = [event["reason"] for event in server.events() if event["event"] == "offer_failed"]
+            return any(said in reason for reason in reasons)
+
+        wait_for(refused, f"a refusal because the disk is {said}")
+        mend(disk)
+        result = server.result(500.0)
+        assert result["rounds"] == 60
+        assert device.result()["adapter_sha256"] == result["adapter_sha256"]
+        fleet.stop()
