@@ -174,10 +174,12 @@ class Releases:
         self._compare(bundle, adapter, engines)
         return switched(versions, Version(bundle_sha256, None if adapter is None else release.sha256, release.rollout))
 
-    def _require(self, kind: ReleaseKind, sha256: str, fetcher: Fetcher) -> None:
-        """Check, before anything of it is fetched, that the fleet has signed it, where the device has its keys."""
-        if self._trust is not None:
-            require_release(self._trust.folder, self._trust.fleet, kind, sha256, fetcher.beside)
+    def _require(self, kind: ReleaseKind, sha256: str, fetcher: Fetcher) -> bool:
+        """Check, before anything of it is fetched, that the fleet has signed it; return whether the device has keys."""
+        trust = self._trust
+        return trust is not None and (
+            require_release(trust.folder, trust.fleet, kind, sha256, fetcher.beside) is not None
+        )
 
     def _fetcher(self, release: Release) -> Fetcher:
         base = blob_base(release.blob_url, self._transport.broker_host, self._config.server_url)
@@ -245,7 +247,11 @@ class Releases:
         path = self._store.root / "wheels" / release.sha256 / release.file_name
         path.parent.mkdir(parents=True, exist_ok=True)
         fetcher = self._fetcher(release)
-        self._require("wheel", release.sha256, fetcher)
+        if not self._require("wheel", release.sha256, fetcher):
+            raise ConfigError(
+                "this device runs new versions of Covey only where its fleet signs them, and it has no release keys",
+                "covey fleet init on the server, and covey-edge join; or by hand: covey-edge update install WHEEL",
+            )
         fetcher.file(release.sha256, release.size_bytes, path)
         self.covey.switch(path, release.sha256)
 

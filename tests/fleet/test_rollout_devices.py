@@ -324,6 +324,7 @@ def test_a_wheel_is_fetched_and_handed_on_and_nothing_that_is_not_released_is_fe
 ) -> None:
     device, launcher = Device(bench), Launcher()
     device.agent._releases.covey = launcher
+    device.agent._releases._require = lambda *_: True
     blob, name = bench.blobs.add(b"a wheel"), "covey-9-py3-none-any.whl"
     changes = {"kind": "wheel", "bundle_sha256": None, "sha256": blob.sha256, "size_bytes": 7, "file_name": name}
     wheel = device.release(None, **changes)
@@ -331,9 +332,8 @@ def test_a_wheel_is_fetched_and_handed_on_and_nothing_that_is_not_released_is_fe
     assert device.outcome(msgspec.structs.replace(wheel, step="back")).outcome == "rolled-back"
     assert launcher.asked == [(name, blob.sha256), ("back", blob.sha256)]
 
-    def refuse(kind: str, sha256: str, _fetcher: Any) -> None:
-        if kind != "bundle":
-            raise errors.BundleError(f"{kind} {sha256[:6]} is not released to this fleet")
+    def refuse(kind: str, sha256: str, _fetcher: Any) -> bool:
+        raise errors.BundleError(f"{kind} {sha256[:6]} is not released to this fleet")
 
     device.agent._releases._require = refuse
     for release in (device.release(theta), device.release(None, **changes)):
@@ -342,3 +342,14 @@ def test_a_wheel_is_fetched_and_handed_on_and_nothing_that_is_not_released_is_fe
     assert device.current() is None
     assert len(launcher.asked) == 2
     assert not list((bench.root / "state" / "released").glob("*.bin"))
+
+
+def test_a_device_without_release_keys_runs_nobodys_wheel(bench: Bench) -> None:
+    """Whoever can publish on its broker could else have it run anything."""
+    device, launcher = Device(bench), Launcher()
+    device.agent._releases.covey = launcher
+    blob = bench.blobs.add(b"a wheel")
+    changes = {"kind": "wheel", "bundle_sha256": None, "sha256": blob.sha256, "size_bytes": 7}
+    said = device.outcome(device.release(None, file_name="covey-9-py3-none-any.whl", **changes))
+    assert (said.outcome, launcher.asked) == ("failed", [])
+    assert "only where its fleet signs them" in said.reason
