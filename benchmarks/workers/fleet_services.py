@@ -82,7 +82,7 @@ def enter_members(state_dir: Path, folder: Path, names: Sequence[str]) -> list[M
     authority_file, members = folder / "ca.pem", []
     folder.mkdir(parents=True)
     write_atomically(authority_file, certificate_pem(trust.authority.certificate).encode())
-    with contextlib.closing(open_stores(state_dir).ledger) as ledger, ledger.database.transaction():
+    with contextlib.closing(open_stores(state_dir).ledger) as ledger:
         for name in names:
             key = new_key()
             made = trust.authority.device(name, key.public_key(), now)
