@@ -16,7 +16,6 @@ from edge_runtime.bundle.adapter import check_adapter, map_adapter
 from edge_runtime.bundle.folder import open_bundle
 from edge_runtime.bundle.layout import total_size
 from edge_runtime.engines.choose import Engines
-from edge_runtime.engines.examine import Examined, examine
 from edge_runtime.errors import BundleError, ConfigError, CoveyError, NetworkError, as_covey_error, as_exception
 from edge_runtime.network.fetch import Fetcher, blob_base
 from edge_runtime.protocol.messages import encode_message
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from edge_runtime.agent.config import EdgeConfig
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.data.config import DataConfig
+    from edge_runtime.engines.examine import Examined
     from edge_runtime.network.transport import Transport
     from edge_runtime.protocol.side_messages import ReleaseKind
     from edge_runtime.store.store import Store
@@ -210,7 +210,7 @@ class Releases:
         """
         rules = self._config.updates
         rows = None if rules.own_rows is None else msgspec.structs.replace(self._config.data, path=rules.own_rows)
-        found = examine(bundle, adapter, rows, engines, contained=self._contained)
+        found = self._examined(bundle, adapter, rows, engines)
         before = None if rows is None else self._accuracy_in_use(rows, engines)
         if before is None or found.accuracy is None:
             return
@@ -222,13 +222,18 @@ class Releases:
                 "look at the new version; or set [updates] largest_accuracy_loss in edge.toml",
             )
 
+    def _examined(self, bundle: Bundle, adapter: Path | None, rows: DataConfig | None, engines: Engines) -> Examined:
+        from edge_runtime.engines.examine import examine  # noqa: PLC0415 idle devices stay small
+
+        return examine(bundle, adapter, rows, engines, contained=self._contained)
+
     def _accuracy_in_use(self, rows: DataConfig, engines: Engines) -> float | None:
         used = in_use(self._store)
         if used is None:
             return None
         folder, adapter, _ = used
         try:
-            found: Examined = examine(open_bundle(folder), adapter, rows, engines, contained=self._contained)
+            found = self._examined(open_bundle(folder), adapter, rows, engines)
         except CoveyError as error:  # what is in use does not run: any version that does is better
             _LOG.warning("what is in use cannot be examined, so the new version is compared with nothing: %s", error)
             return None

@@ -12,6 +12,8 @@ WIDTH_AFTER_LOSS_S = 6.0
 """Width of the window in which a device comes back after its connection was lost, in seconds."""
 _WIDTH_AT_START_S = 1.0
 WIDEST_S = 60.0
+LONGEST_PAUSE_S = LEAST_PAUSE_S + WIDEST_S
+"""After how many seconds at most a device tries again, where the broker was away for long."""
 
 
 class ReconnectPauses:

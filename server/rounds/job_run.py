@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from edge_runtime.network.reconnect_pauses import LONGEST_PAUSE_S
 from edge_runtime.protocol.messages import (
     AdapterRef,
     PlanAccepted,
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from server.storage.ledger import Ledger
 
 _LOG = logging.getLogger(__name__)
+_RETURN_S = LONGEST_PAUSE_S + 10.0
+"""Seconds that devices may need to come back to a server that has restarted: their pauses grow while it is away."""
 
 
 class JobRun:
@@ -352,6 +355,6 @@ class JobRun:
         proved = {name for name, device in devices.items() if device.adapter_sha256 == self.chain.sha256}
         self.observe(self._sync.progress(proved))
         now = self._clock()
-        may_answer = now - self._roster.epoch_began_at <= self._job.accept_s
+        may_answer = now - self._roster.epoch_began_at <= max(self._job.accept_s, _RETURN_S)
         heard = {name for name, device in devices.items() if device.birth is not None and device.state != SILENT}
         return self._sync.is_over(here, proved, heard if may_answer else None, now)

@@ -36,6 +36,9 @@ _WORDS = (
 )  # fmt: skip
 
 
+_MOST_BYTES = 8 << 20
+
+
 def mutated(rng: random.Random, seeds: Sequence[bytes], form: Form) -> bytes:
     """Return a damaged copy of one of the seeds: damaged once, or up to four times."""
     data = rng.choice(seeds)
@@ -46,6 +49,7 @@ def mutated(rng: random.Random, seeds: Sequence[bytes], form: Form) -> bytes:
             data = _lines(rng, data)
         else:
             data = rng.choice(_BYTES)(rng, data, seeds)
+        data = data[:_MOST_BYTES]  # repeated more than once, a seed would grow beyond what anybody could send
     return data
 
 

@@ -19,7 +19,7 @@ from fleets import Fleet, free_port
 from harness import Target
 from joining import FACTS, joining_site
 
-from edge_runtime.errors import ConfigError, CoveyError, ProtocolError, StorageError
+from edge_runtime.errors import ConfigError, ProtocolError, StorageError
 from edge_runtime.network.address import parse_broker
 from edge_runtime.network.mqtt_client import make_client
 from edge_runtime.protocol.messages import BlobRef
@@ -61,7 +61,7 @@ _REFUSED = {400, 403, 404, 405, 409, 411, 412, 413, 414, 415, 416, 422, 423, 426
 """What HTTP may answer to a request that is not as it should be. 401 is the API's; 5xx is a fault of the server."""
 
 
-class RefusedError(CoveyError):
+class RefusedError(ConfigError):
     """The other side answered that it does not take this."""
 
 
