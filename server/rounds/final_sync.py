@@ -56,4 +56,6 @@ class FinalSync:
             return False
         if (self._sent - proved) & here:
             self._gone_until = now + _GONE_S
-        return self._sent <= proved or now > min(self._deadline_at, self._gone_until)
+        # Who has announced itself may say in the next moment that it is here: these are two messages.
+        may_be_here = heard is not None and bool(self._took_part - here - proved)
+        return (self._sent <= proved and not may_be_here) or now > min(self._deadline_at, self._gone_until)

@@ -20,7 +20,8 @@ def test_a_server_that_has_just_started_waits_for_those_that_took_part() -> None
     assert not sync.is_over(set(), set(), set(), 101.0)
     assert sync.to_send({"a"}) == ["a"]
     assert not sync.is_over({"a"}, {"a"}, {"a"}, 102.0)  # b may yet answer the hello
-    assert sync.is_over({"a"}, {"a"}, {"a", "b"}, 103.0)  # b is heard of: it is off
+    assert not sync.is_over({"a"}, {"a"}, {"a", "b"}, 103.0)  # b is heard of, and may say that it is here
+    assert sync.is_over({"a"}, {"a"}, {"a", "b"}, 105.5)  # it is off
     assert sync.is_over({"a"}, {"a"}, None, 120.0)  # or had its time
 
 
