@@ -57,7 +57,7 @@ class SettingsSource:
         if _USER.fullmatch(args.user) is None:
             raise ConfigError(f"--user {args.user!r} is no user name", "use small letters, digits, - and _")
         self._user: str = args.user
-        self.key_file, self._keys = _ssh_keys(args)
+        self._keys = _ssh_keys(args)
         self._wifi = _wifi(args)
         self._time_zone = _time_zone(args.time_zone)
 
@@ -72,9 +72,9 @@ class SettingsSource:
         return Settings(hostname, self._user, self._keys, self._wifi, self._time_zone, instance)
 
 
-def _ssh_keys(args: argparse.Namespace) -> tuple[Path | None, tuple[str, ...]]:
+def _ssh_keys(args: argparse.Namespace) -> tuple[str, ...]:
     if args.no_ssh:
-        return None, ()
+        return ()
     path: Path | None = args.ssh_key
     if path is None:
         path = next((file for name in _KEYS if (file := Path.home() / ".ssh" / name).is_file()), None)
@@ -92,7 +92,7 @@ def _ssh_keys(args: argparse.Namespace) -> tuple[Path | None, tuple[str, ...]]:
             raise ConfigError(f"{path} has a line that is no public key", "give a file such as ~/.ssh/id_ed25519.pub")
     if not lines:
         raise ConfigError(f"{path} is empty", "give a file such as ~/.ssh/id_ed25519.pub")
-    return path, tuple(lines)
+    return tuple(lines)
 
 
 def _wifi(args: argparse.Namespace) -> Wifi | None:

@@ -18,7 +18,7 @@ from server.flash.tools import require_tools, run_tool
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-_TOOLS = ("sfdisk", "mcopy", "mdir", "mdel", "debugfs", "e2fsck", "resize2fs")
+_TOOLS = ("sfdisk", "mcopy", "mdir", "debugfs", "e2fsck", "resize2fs")
 _FAT_TYPES, _LINUX_TYPES = ("b", "c", "e", "ef"), ("83",)
 _FAT_GPT, _LINUX_GPT = (
     ("EBD0A0A2-B9E5-4433-87C0-68B6B72699C7", "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"),
@@ -87,15 +87,10 @@ class Card:
         """Return a file of the boot partition; StorageError: it is not there."""
         return run_tool(["mcopy", "-n", "-i", self._fat, f"::{name}", "-"], environment=_MTOOLS)
 
-    def write_boot(self, files: Mapping[str, bytes | None]) -> None:
-        """Write files at the top of the boot partition; None: remove it where it is there."""
-        there = {name.lower() for name in self.boot_files()}
+    def write_boot(self, files: Mapping[str, bytes]) -> None:
+        """Write files at the top of the boot partition."""
         with tempfile.TemporaryDirectory() as folder:
             for name, data in files.items():
-                if data is None:
-                    if name.lower() in there:
-                        run_tool(["mdel", "-i", self._fat, f"::{name}"], environment=_MTOOLS)
-                    continue
                 source = Path(folder) / "file"
                 source.write_bytes(data)
                 run_tool(["mcopy", "-o", "-i", self._fat, str(source), f"::{name}"], environment=_MTOOLS)

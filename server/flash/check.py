@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
@@ -18,6 +16,8 @@ from server.flash.environment import check_archive
 from server.flash.first_boot import look_into
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from server.flash.first_boot import Found
 
 _PRIVATE = 0o600
@@ -121,14 +121,11 @@ def _check_environment(card: Card, found: Found, report: CardReport) -> None:
     if data is None:
         report.problems.append(f"{payload.ARCHIVE} is missing")
         return
-    with tempfile.TemporaryDirectory() as folder:
-        archive = Path(folder) / "env.tar"
-        archive.write_bytes(data)
-        try:
-            names = set(check_archive(archive))
-        except CoveyError as error:
-            report.problems.append(f"{payload.ARCHIVE}: {error.what}")
-            return
+    try:
+        names = set(check_archive(data))
+    except CoveyError as error:
+        report.problems.append(f"{payload.ARCHIVE}: {error.what}")
+        return
     site = f"env-a/lib/python{found.python}/site-packages"
     for name in ("env-a/bin/covey-edge", f"{site}/edge_runtime/cli.py", f"{site}/onnxruntime/__init__.py"):
         if name not in names:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from edge_runtime import __version__
 from edge_runtime.errors import storage_error
 from server.flash.environment import FOLDER, make_environment
-from server.flash.payload import HOME, edge_unit
+from server.flash.payload import HOME, MAKE_USER, edge_unit
 from server.flash.tools import require_tools, run_tool
 
 if TYPE_CHECKING:
@@ -39,11 +39,7 @@ _POSTINST = f"""\
 #!/bin/sh
 set -e
 if [ "$1" = configure ]; then
-    id covey >/dev/null 2>&1 || useradd --system --home-dir {HOME} --shell /usr/sbin/nologin --user-group covey
-    for group in video gpio i2c; do
-        if getent group "$group" >/dev/null; then usermod -a -G "$group" covey; fi
-    done
-    install -d -o covey -g covey -m 750 {HOME} {HOME}/data
+{MAKE_USER}
     python3 -m compileall -q {FOLDER}/env-a/lib || true
     if [ -d /run/systemd/system ]; then
         systemctl daemon-reload

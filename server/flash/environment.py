@@ -185,10 +185,10 @@ sys.exit(main())
 """
 
 
-def check_archive(data: Path) -> list[str]:
+def check_archive(data: bytes) -> list[str]:
     """Return the names in an archive, read to its end; StorageError: it is damaged."""
     try:
-        with tarfile.open(data) as tar:
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
             return tar.getnames()
     except tarfile.TarError as error:
-        raise StorageError(f"{data} is damaged ({error})", "flash the card again") from error
+        raise StorageError(f"the archive is damaged ({error})", "flash the card again") from error

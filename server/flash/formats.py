@@ -1,6 +1,6 @@
 """Writes a board's settings in each of the three ways in which Raspberry Pi images take them at the first boot.
 
-Each way is files for the boot partition; None removes one. Covey's own services are in the root partition, and are the
+Each way is files for the boot partition. Covey's own services are in the root partition, and are the
 same in each way: see payload.py.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from server.flash.first_boot import Format, Found, Settings
 
-Files = dict[str, "bytes | None"]
+Files = dict[str, bytes]
 _HELPER = "/usr/lib/raspberrypi-sys-mods/imager_custom"
 _USERCONF = "/usr/lib/userconf-pi/userconf"
 _LOCKED = "*"

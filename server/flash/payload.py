@@ -29,17 +29,20 @@ UNITS = "/etc/systemd/system"
 WANTS = f"{UNITS}/multi-user.target.wants"
 SERVICES = ("covey-setup.service", "covey-edge.service")
 
+MAKE_USER = f"""\
+id covey >/dev/null 2>&1 || useradd --system --home-dir {HOME} --shell /usr/sbin/nologin --user-group covey
+for group in video gpio i2c; do
+    if getent group "$group" >/dev/null; then usermod -a -G "$group" covey; fi
+done
+install -d -o covey -g covey -m 750 {HOME} {HOME}/data"""
+"""Shell commands that make the service's user and its folders, where they are not there; for cards and packages."""
+
 _SETUP = """\
 #!/bin/sh
 # Written by covey flash. covey-setup.service runs it until it has succeeded; every step can be repeated.
 set -eu
 home={home} folder={folder}
-id covey >/dev/null 2>&1 || useradd --system --home-dir "$home" --shell /usr/sbin/nologin --user-group covey
-for group in video gpio i2c; do
-    getent group "$group" >/dev/null && usermod -a -G "$group" covey
-done
-install -d -o covey -g covey -m 750 "$home"
-install -d -o covey -g covey -m 750 "$home/data"
+{make_user}
 chown -R covey:covey "$home"
 if [ ! -e "$folder/env-a/.complete" ]; then
     rm -rf "$folder/env-a" "$folder/env.partial"
@@ -172,7 +175,9 @@ def root_files(found: Found, settings: Settings, payload: Payload) -> list[RootF
         "first_boot": found.format,
         "packages": list(payload.environment.packages),
     }
-    setup = _SETUP.format(home=HOME, folder=FOLDER, rows=payload.rows_name, wait=payload.join_wait_s)
+    setup = _SETUP.format(
+        make_user=MAKE_USER, home=HOME, folder=FOLDER, rows=payload.rows_name, wait=payload.join_wait_s
+    )
     files = [
         RootFile(FOLDER, 0o755),
         RootFile(HOME, 0o750),

@@ -16,7 +16,6 @@ PACKAGES: Mapping[str, str] = {
     "sfdisk": "fdisk",
     "mcopy": "mtools",
     "mdir": "mtools",
-    "mdel": "mtools",
     "debugfs": "e2fsprogs",
     "e2fsck": "e2fsprogs",
     "resize2fs": "e2fsprogs",
