@@ -79,9 +79,8 @@ class _Families:
         self._counter("failed_attempts", "Attempts at rounds that were not aggregated.", job, failed)
         if closed:
             opened, ended = (datetime.fromisoformat(closed[-1][key]) for key in ("opened_at", "closed_at"))
-            self._gauge(
-                "last_round_seconds", "How long the last closed round took, in whole seconds.", job, (ended - opened).total_seconds()
-            )
+            took_s = (ended - opened).total_seconds()
+            self._gauge("last_round_seconds", "How long the last closed round took, in whole seconds.", job, took_s)
             self._gauge(
                 "last_round_timestamp_seconds", "When the last round was closed, since 1970.", job, ended.timestamp()
             )
