@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime import output
 from edge_runtime.errors import ConfigError, CoveyError, NetworkError, as_covey_error
+from edge_runtime.host.threads import TOKENIZERS_VARIABLE
 
 if TYPE_CHECKING:
     import argparse
@@ -61,6 +62,8 @@ def _serve(args: argparse.Namespace, heartbeat: Heartbeat) -> int:  # long: the 
     from edge_runtime.store.store import Store
 
     config = read_edge_config(args.config)
+    if config.threads:  # the owner's number holds for whoever encodes rows too; no row has been encoded yet
+        os.environ[TOKENIZERS_VARIABLE] = str(config.threads)
     if not Path(config.data.path).is_file():
         raise ConfigError(f"no data file at {config.data.path}", "set [data] path in the configuration")
     kernel()  # so that a wrong COVEY_KERNEL is an error now, not in the first round
