@@ -48,7 +48,7 @@ class MeasureOrder(msgspec.Struct, frozen=True):
         runtime: whose graphs.
         kind: front and back of a split, the predict graph, or the training graph of a level.
         number: the split, or the level.
-        threads: threads of one operator; 0: one per core.
+        threads: threads of one operator; 0: as many as may run at once.
         shapes: batch sizes × tokens.
         warm_up: runs before the timed ones, at each shape.
         least_runs: smallest number of timed runs at each shape.
