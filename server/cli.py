@@ -49,9 +49,9 @@ def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     from server.commands.rollout import add_rollout_commands
     from server.commands.serve import add_serve_commands
     from server.commands.server import add_server_commands
+    from server.commands.shared_options import default_state_dir
     from server.commands.simulate import add_simulate
     from server.commands.stopping import stop_on_signals
-    from server.commands.shared_options import default_state_dir
 
     add_bundle_commands(commands)
     add_serve_commands(commands)

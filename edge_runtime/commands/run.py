@@ -48,11 +48,24 @@ def _run(args: argparse.Namespace) -> int:
         raise
 
 
+def _read_config(path: Path) -> EdgeConfig:
+    """Read the configuration; its number of threads holds for whoever encodes rows too, of which none is encoded yet.
+
+    Raises:
+        ConfigError: see read_edge_config.
+    """
+    from edge_runtime.agent.config import read_edge_config
+
+    config = read_edge_config(path)
+    if config.threads:
+        os.environ[TOKENIZERS_VARIABLE] = str(config.threads)
+    return config
+
+
 def _serve(args: argparse.Namespace, heartbeat: Heartbeat) -> int:  # long: the order of the steps is what it says
     from edge_runtime.agent.agent import Agent
     from edge_runtime.agent.announcer import lost_will
     from edge_runtime.agent.broker_access import require_access
-    from edge_runtime.agent.config import read_edge_config
     from edge_runtime.agent.kept_log import keeping_log
     from edge_runtime.device.machine import this_machine
     from edge_runtime.network.address import parse_broker
@@ -61,9 +74,7 @@ def _serve(args: argparse.Namespace, heartbeat: Heartbeat) -> int:  # long: the 
     from edge_runtime.store.state_check import check_state_writable
     from edge_runtime.store.store import Store
 
-    config = read_edge_config(args.config)
-    if config.threads:  # the owner's number holds for whoever encodes rows too; no row has been encoded yet
-        os.environ[TOKENIZERS_VARIABLE] = str(config.threads)
+    config = _read_config(args.config)
     if not Path(config.data.path).is_file():
         raise ConfigError(f"no data file at {config.data.path}", "set [data] path in the configuration")
     kernel()  # so that a wrong COVEY_KERNEL is an error now, not in the first round

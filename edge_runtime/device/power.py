@@ -85,6 +85,7 @@ class PowerMeter:
     def _energy(self) -> dict[str, float]:
         """Return the joules of each package; only root may read them on most systems."""
         packages = (
-            (f.name, self._files.number(f / "energy_uj")) for f in self._files.glob("sys/class/powercap/intel-rapl:[0-9]")
+            (f.name, self._files.number(f / "energy_uj"))
+            for f in self._files.glob("sys/class/powercap/intel-rapl:[0-9]")
         )
         return {name: value / 1e6 for name, value in packages if value is not None}

@@ -16,6 +16,7 @@ import numpy as np
 
 from edge_runtime.engines.executorch_build import library
 from edge_runtime.errors import BundleError, ConfigError
+from edge_runtime.host.threads import usable_threads
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -2,6 +2,6 @@
 
 Unknown is None, never 0. Whoever starts threads asks here how many, so that no library's own default decides.
 
-May import: nothing of Covey.
+May import: nothing of its side.
 Must never come in: a board's name, the network, anything that computes.
 """

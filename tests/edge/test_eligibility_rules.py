@@ -231,7 +231,9 @@ def test_this_machine_can_be_asked(tmp_path: Path) -> None:
     st.sampled_from([None, 85.0]),
     st.sampled_from(["allow", "refuse"]),
 )
-def test_what_no_rule_needs_changes_no_decision(rules: EligibilityRules, slows_at_c: float | None, unknown: Any) -> None:
+def test_what_no_rule_needs_changes_no_decision(
+    rules: EligibilityRules, slows_at_c: float | None, unknown: Any
+) -> None:
     rules = msgspec.structs.replace(rules, unknown=unknown)
     awful = Conditions(
         temperature_c=149.0,

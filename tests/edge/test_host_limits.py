@@ -135,9 +135,7 @@ def test_threads_are_at_least_one_and_at_most_what_every_limit_allows(
     tmp_path_factory: pytest.TempPathFactory, quotas: list[int | None], cores: int
 ) -> None:
     folders = ("cpu.max", "system.slice/cpu.max", f"{SERVICE}/cpu.max")
-    texts = {
-        name: f"{'max' if quota is None else quota} 100000\n" for name, quota in zip(folders, quotas, strict=True)
-    }
+    texts = {name: f"{'max' if quota is None else quota} 100000\n" for name, quota in zip(folders, quotas, strict=True)}
     found = usable_threads(v2(tmp_path_factory.mktemp("m"), texts), lambda: set(range(cores)), lambda: 16)
     tightest = min([quota / 1e5 for quota in quotas if quota is not None] + [float(cores)])
     assert 1 <= found.count <= cores
@@ -216,29 +214,41 @@ if sys.argv[3]:
     os.sched_setaffinity(0, {int(sys.argv[3])})
 from edge_runtime.host.threads import usable_threads
 told = usable_threads()
-sys.argv[1:] = ["bundle", "verify", sys.argv[1]]
+path = sys.argv[1]
+sys.argv[1:] = ["predict", "--bundle", path, "good", "bad", "good and bad"]
 from edge_runtime import cli
 code = cli.main()
-print(json.dumps([code, told.count, told.why, len(os.listdir("/proc/self/task"))]))
+from edge_runtime.bundle.folder import open_bundle
+from edge_runtime.engines.choose import Engines
+from edge_runtime.engines.golden import golden_cases
+from edge_runtime.forward_only.directions import step_seeds
+from edge_runtime.forward_only.step import spzo_step
+from edge_runtime.protocol.step_rule import StepRule
+bundle = open_bundle(Path(path))
+batch = next(golden_cases(bundle)).batch
+engine, rule = Engines().make_engine(bundle, 1), StepRule()
+result = spzo_step(engine, bundle.initial_adapter(), batch, rule, step_seeds(rule, 0, 0, "pi", 0))
+print(json.dumps([code, told.count, told.why, result.loss, len(os.listdir("/proc/self/task"))]))
 """
 
 
-def threads_of_a_run(bundle: Bundle, groups: list[str], core: int | None) -> tuple[int, str, int]:
-    """Verify a bundle (fronts, backs, a step, rows) in a process; return usable threads, why, and those it has then."""
+def threads_of_a_step(bundle: Bundle, groups: list[str], core: int | None) -> tuple[int, str, int]:
+    """Predict and take a step in a process; return how many threads it may run, why, and how many it then has."""
     arguments = [str(bundle.path), json.dumps(groups), "" if core is None else str(core)]
     clean = {k: v for k, v in os.environ.items() if k not in {*BLAS_VARIABLES, TOKENIZERS_VARIABLE}}
     done = subprocess.run(
         [sys.executable, "-c", STEP, *arguments], capture_output=True, text=True, check=False, env=clean, timeout=100
     )
     assert done.returncode == 0, done.stderr
-    code, count, why, tasks = json.loads(done.stdout.splitlines()[-1])
+    code, count, why, loss, tasks = json.loads(done.stdout.splitlines()[-1])
     assert code == 0, done.stdout
+    assert loss > 0
     return count, why, tasks
 
 
 def test_a_process_on_one_core_starts_no_threads_for_others(tiny_bundle: Bundle) -> None:
     core = min(os.sched_getaffinity(0))
-    count, _why, tasks = threads_of_a_run(tiny_bundle, [], core)
+    count, _why, tasks = threads_of_a_step(tiny_bundle, [], core)
     assert count == 1
     assert tasks <= 2  # itself, and the one that encodes rows
 
@@ -265,7 +275,7 @@ def half_a_core() -> Iterator[str]:
 
 
 def test_a_process_with_half_a_core_runs_one_thread(tiny_bundle: Bundle, half_a_core: str) -> None:
-    count, why, tasks = threads_of_a_run(tiny_bundle, [half_a_core], None)
+    count, why, tasks = threads_of_a_step(tiny_bundle, [half_a_core], None)
     assert (count, why) == (1, "cgroup quota 50%")
     assert tasks <= 2
 
