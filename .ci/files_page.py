@@ -33,7 +33,8 @@ CHANGES = (
     (
         "support another board",
         ("edge_runtime/device/board.py", "device_profiles/"),
-        "sensors of a new kind go to `power.py`; a folder under `device_profiles/` holds its facts, a dump in `tests/edge/boards/` its files",
+        "sensors of a new kind go to `power.py`; a folder under `device_profiles/` holds its facts, and a dump in"
+        " `tests/edge/boards/` what its files hold",
     ),
     (
         "support another architecture",
