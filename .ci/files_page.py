@@ -33,7 +33,7 @@ CHANGES = (
     (
         "support another board",
         ("edge_runtime/device/board.py", "device_profiles/"),
-        "sensors of a new kind go to `power.py` or `sysfs.py`; a folder under `device_profiles/` holds its facts",
+        "sensors of a new kind go to `power.py`; `device_profiles/` holds its facts, `tests/edge/boards/` its files",
     ),
     (
         "support another architecture",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from edge_runtime import __version__, output
 from edge_runtime.commands.completion import add_completion
 from edge_runtime.commands.doctor import add_doctor_command
+from edge_runtime.host.threads import limit_libraries, usable_threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,6 +48,9 @@ def _all_commands() -> list[Add]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``covey-edge``; returns the exit code (errors.py lists them)."""
+    if argv is None:  # a process of its own, before NumPy is loaded
+        # No step of a device multiplies matrices with NumPy: threads for it would only take memory.
+        limit_libraries(os.environ, blas=1, tokenizers=usable_threads().count)
     parser = argparse.ArgumentParser(
         prog="covey-edge", description="Train and predict on this device. The data stays here; only scalars leave."
     )

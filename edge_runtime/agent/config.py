@@ -42,7 +42,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         fleet: name of the fleet.
         tags: what jobs can name the device by, beside its name: ``devices = "tag:kitchen"`` in job.toml.
         state_dir: bundles, adapters and the journal; relative to the configuration file.
-        threads: threads of one operator; 0: one per core.
+        threads: threads of one operator; 0: as many as may run at once.
         engine: the runtime that runs the graphs; it is never replaced by another one.
         server_url: base address of the server's HTTP side; None: the one that the server names in its plans.
         connect_timeout_s: how long the first connection to the broker may take.

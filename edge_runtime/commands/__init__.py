@@ -3,6 +3,6 @@
 A command imports what it needs when it runs, so that --help and an idle device stay light.
 
 May import: agent, profiling, store, update, engines, device, data, trust, signing, network, protocol, bundle,
-    perturbation, files, output, values, errors.
+    perturbation, files, host, output, notify, values, errors.
 Must never come in: logic that another command or a test would want.
 """

@@ -18,7 +18,9 @@ def add_bundle_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     bundle = commands.add_parser("bundle", help="look at bundles").add_subparsers(required=True, metavar="COMMAND")
     verify = bundle.add_parser("verify", help="check a bundle", description=_bundle_verify.__doc__)
     verify.add_argument("bundle", type=Path)
-    verify.add_argument("--threads", type=int, default=0, help="threads of one operator (default: one a core)")
+    verify.add_argument(
+        "--threads", type=int, default=0, help="threads of one operator (default: as many as may run at once)"
+    )
     add_engine_option(verify, "onnxruntime")
     output.add_format(verify)
     verify.set_defaults(run=_bundle_verify)

@@ -17,6 +17,8 @@ from edge_runtime.commands.finding import Finding, problem
 from edge_runtime.device.board import Board
 from edge_runtime.device.gate import Gate, board_conditions
 from edge_runtime.errors import BundleError, ConfigError, CoveyError, DataError, StorageError
+from edge_runtime.host.sysfs import Sysfs
+from edge_runtime.host.threads import usable_threads
 from edge_runtime.signing.keys import key_id, read_private_key, read_public_keys
 from edge_runtime.store.journal import JOURNAL_FILE, JournalDamagedError
 from edge_runtime.store.state_check import check_state_dir
@@ -52,8 +54,9 @@ def examine(
         if finding.status == "problem" and finding.check in _OF_ROWS:
             broken.append(finding.check)
         yield finding
-    yield _cores(0 if config is None else config.threads)
-    board = Board(root)
+    board = Board(Sysfs(root))
+    yield _board(board)
+    yield _threads(0 if config is None else config.threads, Sysfs(root))
     yield _memory(board)
     yield _disk(Path("." if config is None else config.state_dir))
     yield _temperature(board)
@@ -71,12 +74,27 @@ def examine(
     yield _clock(now(), server_time, root)
 
 
-def _cores(threads: int) -> Finding:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    values = {"cores": cores, "threads": threads}
-    if threads > cores:
-        return Finding("threads", "warning", f"{threads} configured, {cores} cores", "set threads = 0", values)
-    return Finding("threads", "ok", f"{threads or 'one a core'}, {cores} cores", "", values)
+def _board(board: Board) -> Finding:
+    facts = board.facts()
+    parts = [facts.board if facts.model is None else f"{facts.model} ({facts.board})"]
+    if facts.cores is not None:
+        parts.append(f"{facts.cores} cores online")
+    if facts.memory_bytes is not None:
+        parts.append(f"{facts.memory_bytes / 1e6:.0f} MB of memory")
+    values = {"board": facts.board, "model": facts.model, "cores": facts.cores, "memory_bytes": facts.memory_bytes}
+    return Finding("board", "ok", ", ".join(parts), "", values)
+
+
+def _threads(threads: int, files: Sysfs) -> Finding:
+    """Say how many threads an operator gets, and what decides: the owner, the affinity mask, or a quota."""
+    usable = usable_threads(files)
+    values = {"cores": usable.cores, "quota": usable.quota, "usable": usable.count, "threads": threads}
+    if threads > usable.count:
+        found = f"{threads} configured, {usable.count} can run at once: {usable.why}"
+        return Finding("threads", "warning", found, "set threads = 0", values)
+    count = threads or usable.count
+    why = f"threads = {threads} in edge.toml" if threads else usable.why
+    return Finding("threads", "ok", f"{count} {'thread' if count == 1 else 'threads'}: {why}", "", values)
 
 
 def _memory(board: Board) -> Finding:
@@ -132,7 +150,7 @@ def _temperature(board: Board) -> Finding:
 def _eligibility(config: EdgeConfig, board: Board) -> Finding:
     """Check whether the device may train now; the load of other programs needs two readings and is left out."""
     try:
-        closed = Gate(config.eligibility, board_conditions(Path(config.state_dir), board)).closed
+        closed = Gate(config.eligibility, board_conditions(config.eligibility, Path(config.state_dir), board)).closed
     except ConfigError as error:
         return Finding("eligibility", "problem", error.what, error.hint, {"ineligible": error.what})
     if closed is None:

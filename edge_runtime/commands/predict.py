@@ -31,7 +31,9 @@ def add_predict_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
         "--trained", action="store_true", help="with --config: what training has left, not what was rolled out"
     )
     predict.add_argument("--shared", action="store_true", help="with --config: leave the device's personal layers out")
-    predict.add_argument("--threads", type=int, default=0, help="threads of one operator (default: one a core)")
+    predict.add_argument(
+        "--threads", type=int, default=0, help="threads of one operator (default: as many as may run at once)"
+    )
     add_engine_option(predict, None)
     predict.add_argument(
         "--max-new-tokens", type=int, default=16, help="causal-lm: largest number of new tokens (default: %(default)s)"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime import output
 from edge_runtime.errors import ConfigError, CoveyError, NetworkError, as_covey_error
+from edge_runtime.host.threads import TOKENIZERS_VARIABLE
 from edge_runtime.notify import notifier_of
 
 if TYPE_CHECKING:
@@ -52,17 +53,30 @@ def _run(args: argparse.Namespace) -> int:
         raise
 
 
+def _read_config(path: Path) -> EdgeConfig:
+    """Read the configuration; its number of threads holds for whoever encodes rows too, of which none is encoded yet.
+
+    Raises:
+        ConfigError: see read_edge_config.
+    """
+    from edge_runtime.agent.config import read_edge_config
+
+    config = read_edge_config(path)
+    if config.threads:
+        os.environ[TOKENIZERS_VARIABLE] = str(config.threads)
+    return config
+
+
 def _serve(args: argparse.Namespace, heartbeat: Heartbeat, notifier: Notifier) -> int:  # long: the order is the point
     from edge_runtime.agent.agent import Agent
     from edge_runtime.agent.announcer import lost_will
-    from edge_runtime.agent.config import read_edge_config
     from edge_runtime.agent.kept_log import keeping_log
     from edge_runtime.device.machine import this_machine
     from edge_runtime.perturbation.kernel import kernel
     from edge_runtime.store.state_check import check_state_writable
     from edge_runtime.store.store import Store
 
-    config = read_edge_config(args.config)
+    config = _read_config(args.config)
     if not Path(config.data.path).is_file():
         raise ConfigError(f"no data file at {config.data.path}", "set [data] path in the configuration")
     kernel()  # so that a wrong COVEY_KERNEL is an error now, not in the first round

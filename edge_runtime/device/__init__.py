@@ -2,6 +2,6 @@
 
 Unknown is None, never 0.
 
-May import: protocol, errors.
+May import: protocol, host, errors.
 Must never come in: training, the network, a board's name in an if.
 """

@@ -4,6 +4,7 @@ Sources of the figures (all public):
 
 - Raspberry Pi: ``hwmon`` named ``rpi_volt`` (under-voltage alarm), the firmware's ``get_throttled`` word in sysfs where
   the kernel shows it, else ``vcgencmd get_throttled``; Pi 5: ``vcgencmd pmic_read_adc`` (volts, amperes of each rail).
+  Each ``vcgencmd`` is a process: nothing starts it but the call that returns its figure.
 - Jetson: INA3221 under ``hwmon`` (``in*_label``, ``in*_input`` mV, ``curr*_input`` mA), what tegrastats shows.
 - x86: RAPL under ``powercap`` (energy in µJ, so power takes two readings).
 - all: ``thermal_zone*``, ``cpufreq``, ``power_supply``, ``/proc/meminfo``, ``/proc/loadavg``.
@@ -11,6 +12,7 @@ Sources of the figures (all public):
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime.device.memory import free_bytes
 from edge_runtime.device.power import PowerMeter
-from edge_runtime.device.sysfs import Sysfs, read_field, read_hex, read_kilobytes, read_number, read_text
+from edge_runtime.host.sysfs import Sysfs, read_field, read_hex, read_kilobytes
 from edge_runtime.protocol.profile import BoardFacts, Reading
 
 if TYPE_CHECKING:
@@ -36,11 +38,15 @@ _SINCE_BOOT = 16
 _COMMAND_S = 5.0
 _PI_SLOWS_AT_C = 85.0
 
+_ALWAYS_100_C = "PMIC-Die"
+"""This zone of a Jetson reads 100 °C whatever its temperature is (NVIDIA's driver has no other value)."""
+_CHARGED = {"Charging": True, "Full": True, "Not charging": True, "Discharging": False}
+
 _BOARDS = (
     ("raspberry pi 4", "raspberry-pi-4"),
     ("raspberry pi 5", "raspberry-pi-5"),
     ("jetson agx orin", "jetson-agx-orin"),
-    ("jetson orin nano", "jetson-orin-nano"),
+    ("orin nano", "jetson-orin-nano"),
     ("linux,dummy-virt", "qemu-arm64"),
 )
 
@@ -60,7 +66,7 @@ class Board:
     """Reads the sensors of one machine.
 
     Args:
-        root: the folder that holds ``proc`` and ``sys``; tests pass another one.
+        files: reads files below ``/``; tests pass another folder.
         run: runs a command, as run_command.
         clock: monotonic seconds.
         sleep: waits between two readings of an energy counter, in seconds.
@@ -68,26 +74,26 @@ class Board:
 
     def __init__(
         self,
-        root: Path = Path("/"),
+        files: Sysfs | None = None,
         run: Run = run_command,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._files, self._run = Sysfs(root), run
+        self._files, self._run = files or Sysfs(), run
         self._meter = PowerMeter(self._files, run, clock, sleep)
 
     # -- what it is ---------------------------------------------------------------------------------------------
 
     def facts(self, board: str | None = None) -> BoardFacts:
         """Return what the board is; ``board`` names its profile folder, for boards that are not recognised."""
-        model = self._files.text("proc/device-tree/model") or self._files.text("sys/class/dmi/id/product_name")
+        model = self._model or self._files.text("sys/class/dmi/id/product_name")
         machine = os.uname().machine if self._files.root == Path("/") else self._files.text("proc/sys/kernel/arch")
         return BoardFacts(
             board=board or self._known_board(model) or _slug(model, machine),
             model=model,
             machine=machine,
             cores=self._cores(),
-            cpu=self._cpuinfo("model name") or self._cpuinfo("Hardware"),
+            cpu=self._cpu(),
             memory_bytes=read_kilobytes(self._files.text("proc/meminfo"), "MemTotal"),
             max_clock_hz=_scaled(max(self._cpufreq("cpuinfo_max_freq"), default=None), 1e3),
             os=self._os(),
@@ -106,8 +112,11 @@ class Board:
         ranges = [part.partition("-") for part in text.split(",")]
         return sum(int(last or first) - int(first) + 1 for first, _, last in ranges)
 
-    def _cpuinfo(self, field: str) -> str | None:
-        return read_field(self._files.text("proc/cpuinfo"), field)
+    def _cpu(self) -> str | None:
+        """Return the processor's name, else the chip's: ``Hardware`` says BCM2835 on every Raspberry Pi."""
+        cpuinfo, compatible = self._files.text("proc/cpuinfo"), self._files.text("proc/device-tree/compatible")
+        chip = None if compatible is None else compatible.split("\0")[-1]
+        return read_field(cpuinfo, "model name") or chip or read_field(cpuinfo, "Hardware")
 
     def _os(self) -> str | None:
         text = self._files.text("etc/os-release")
@@ -121,7 +130,7 @@ class Board:
 
         With ``power`` it may take a fifth of a second.
         """
-        flags = self._pi_flags()
+        flags = self.throttle_flags()
         power_w, sensor = self._meter.read() if power else (None, None)
         return Reading(
             temperature_c=self.temperature_c(),
@@ -129,24 +138,33 @@ class Board:
             throttled_since_boot=None if flags is None else bool((flags >> _SINCE_BOOT) & THROTTLED_NOW),
             under_voltage=self._under_voltage(flags),
             clock_hz=_scaled(max(self._cpufreq("scaling_cur_freq"), default=None), 1e3),
-            governor=next(iter(self._files.texts("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")), None),
+            governor=next(self._files.texts("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor"), None),
             power_w=power_w,
             power_sensor=sensor,
             load=self._load(),
             memory_free_bytes=self.memory_free_bytes(),
-            disk_free_bytes=_disk_free(disk),
-            on_mains=self._on_mains(),
-            battery=self._battery(),
+            disk_free_bytes=disk_free_bytes(disk),
+            on_mains=self.on_mains(),
+            battery=self.battery(),
         )
 
-    def power_w(self) -> float | None:
-        """Return the power that the board draws, in watts; see read."""
-        return self._meter.read()[0]
+    def power(self) -> tuple[float | None, str | None]:
+        """Return the power that the board draws, in watts, and the sensor's name; see PowerMeter.read."""
+        return self._meter.read()
 
     def temperature_c(self) -> float | None:
-        """Return the temperature of the hottest zone, in °C. Zones that are switched off read an impossible value."""
-        zones = [value / 1e3 for value in self._files.numbers("sys/class/thermal/thermal_zone*/temp")]
-        return max((zone for zone in zones if -60 < zone < 200), default=None)
+        """Return the temperature of the hottest zone, in °C.
+
+        Zones that are switched off cannot be read, or read an impossible value.
+        """
+        zones = []
+        for folder in self._files.glob("sys/class/thermal/thermal_zone*"):
+            value = self._files.number(folder / "temp")
+            if value is None or not -60e3 < value < 200e3:
+                continue
+            if value != 100e3 or self._files.read(folder / "type") != _ALWAYS_100_C:
+                zones.append(value / 1e3)
+        return max(zones, default=None)
 
     def slows_at_c(self) -> float | None:
         """Return the temperature at which the firmware slows the board down, in °C; None: not known.
@@ -157,17 +175,30 @@ class Board:
 
     def memory_free_bytes(self) -> int | None:
         """Return the memory that this process can still get; see memory.free_bytes."""
-        return free_bytes(self._files.root / "proc/meminfo", self._files.root / "sys/fs/cgroup")
+        return free_bytes(self._files)
+
+    @functools.cached_property
+    def _model(self) -> str | None:
+        return self._files.text("proc/device-tree/model")
 
     def _is_pi(self) -> bool:
-        return "raspberry pi" in (self._files.text("proc/device-tree/model") or "").lower()
+        return "raspberry pi" in (self._model or "").lower()
 
-    def _pi_flags(self) -> int | None:
-        """Return the Pi firmware's throttling word."""
-        for text in self._files.texts("sys/devices/platform/soc*/soc*:firmware/get_throttled"):
-            return read_hex(text)
+    def throttled(self) -> bool | None:
+        """Return whether the clock is held down now; None: not known."""
+        return self._throttled(self.throttle_flags())
+
+    def throttle_flags(self) -> int | None:
+        """Return the Pi firmware's throttling word, from sysfs where the kernel shows it, else from ``vcgencmd``.
+
+        The kernel shows the word that the ``rpi_volt`` driver has asked for last; without that driver a 0 says nothing.
+        """
         if not self._is_pi():
             return None
+        for text in self._files.texts("sys/devices/platform/soc*/soc*:firmware/get_throttled"):
+            word = read_hex(text)
+            if word or (word == 0 and next(self._files.hwmon("rpi_volt"), None) is not None):
+                return word
         printed = self._run(["vcgencmd", "get_throttled"])
         return None if printed is None else read_hex(printed.strip().removeprefix("throttled="))
 
@@ -177,8 +208,8 @@ class Board:
             return bool(flags & THROTTLED_NOW)
         states = []
         for folder in self._files.glob("sys/class/thermal/cooling_device*"):
-            kind = read_text(folder / "type") or ""
-            state = read_number(folder / "cur_state")
+            kind = self._files.read(folder / "type") or ""
+            state = self._files.number(folder / "cur_state")
             if state is not None and re.match(r"cpufreq|cpu-|processor|thermal-cpufreq", kind, re.IGNORECASE):
                 states.append(state > 0)
         return any(states) if states else None
@@ -187,7 +218,7 @@ class Board:
         if flags is not None:
             return bool(flags & _UNDER_VOLTAGE)
         for folder in self._files.hwmon("rpi_volt"):
-            alarm = read_number(folder / "in0_lcrit_alarm")
+            alarm = self._files.number(folder / "in0_lcrit_alarm")
             if alarm is not None:
                 return alarm > 0
         return None
@@ -199,29 +230,42 @@ class Board:
         except (IndexError, ValueError):
             return None
 
-    def _on_mains(self) -> bool | None:
-        """Whether a supply is connected, from sysfs; None where sysfs lists no supply."""
+    def on_mains(self) -> bool | None:
+        """Return whether a supply is connected; None: not known.
+
+        A supply that is offline says nothing on a board without a battery: an unused USB-C port of a Jetson or of a
+        graphics card is one. Where no supply can be read, the battery's own state tells.
+        """
         online = [
             value
-            for folder in self._supplies(("Mains", "USB", "USB_C", "USB_PD", "Wireless"))
-            if (value := read_number(folder / "online")) is not None
+            for folder in self._supplies(("Mains", "USB", "USB_C", "USB_PD", "USB_DCP", "USB_CDP", "Wireless"))
+            if (value := self._files.number(folder / "online")) is not None
         ]
-        return any(online) if online else None
+        if any(online):
+            return True
+        batteries = list(self._supplies(("Battery",)))
+        if online:
+            return False if batteries else None
+        states = [_CHARGED.get(self._files.read(folder / "status") or "") for folder in batteries]
+        known = [state for state in states if state is not None]
+        return all(known) if known else None
 
-    def _battery(self) -> float | None:
+    def battery(self) -> float | None:
+        """Return the charge of the emptiest battery of the board itself, 0 … 1; None: not known."""
         charges = [
             value / 100
             for folder in self._supplies(("Battery",))
-            if (value := read_number(folder / "capacity")) is not None and 0 <= value <= 100
+            if (value := self._files.number(folder / "capacity")) is not None and 0 <= value <= 100
         ]
         return min(charges, default=None)
 
     # -- files --------------------------------------------------------------------------------------------------
 
     def _supplies(self, kinds: tuple[str, ...]) -> Iterator[Path]:
-        return (
-            folder for folder in self._files.glob("sys/class/power_supply/*") if read_text(folder / "type") in kinds
-        )
+        """Return the supplies of some kinds, without those of mice and other devices that are attached."""
+        for folder in self._files.glob("sys/class/power_supply/*"):
+            if self._files.read(folder / "type") in kinds and self._files.read(folder / "scope") != "Device":
+                yield folder
 
     def _cpufreq(self, name: str) -> list[float]:
         return self._files.numbers(f"sys/devices/system/cpu/cpu[0-9]*/cpufreq/{name}")
@@ -231,7 +275,8 @@ def _scaled(value: float | None, factor: float) -> float | None:
     return None if value is None else value * factor
 
 
-def _disk_free(path: Path | None) -> int | None:
+def disk_free_bytes(path: Path | None) -> int | None:
+    """Return the free space of the disk that holds a folder; None: not known."""
     if path is None:
         return None
     try:

@@ -85,6 +85,26 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     disk_free_bytes: int | None = None
 
 
+def needed_conditions(rules: EligibilityRules, slows_at_c: float | None) -> frozenset[str]:
+    """Return the names of the conditions that some rule compares; the others need not be read.
+
+    Args:
+        rules: the owner's rules.
+        slows_at_c: see Conditions.
+    """
+    limit = rules.most_temperature_c if rules.most_temperature_c is not None else slows_at_c
+    wanted = {
+        "temperature_c": limit not in {None, _NO_LIMIT_C},
+        "throttled": rules.not_throttled,
+        "other_load": rules.most_other_load is not None,
+        "on_mains": rules.on_mains,
+        "battery": rules.least_battery is not None,
+        "memory_free_bytes": rules.least_memory_mb is not None,
+        "disk_free_bytes": rules.least_disk_mb is not None,
+    }
+    return frozenset(name for name, is_wanted in wanted.items() if is_wanted)
+
+
 def broken_rules(
     rules: EligibilityRules, now: Conditions, local_time: dt.time, before: Collection[str] = ()
 ) -> dict[str, str]:

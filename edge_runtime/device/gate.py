@@ -10,10 +10,16 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from edge_runtime.device.board import Board
-from edge_runtime.device.eligibility import Conditions, EligibilityRules, broken_rules, check_rules
+from edge_runtime.device.board import Board, disk_free_bytes
+from edge_runtime.device.eligibility import (
+    Conditions,
+    EligibilityRules,
+    broken_rules,
+    check_rules,
+    needed_conditions,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,28 +72,33 @@ class OtherLoad:
         return busy, busy + idle + waiting, self._own_s() * self._ticks_per_s
 
 
-def board_conditions(state_dir: Path, board: Board | None = None) -> Callable[[], Conditions]:
-    """Return a function that reads the conditions of this machine.
+def board_conditions(rules: EligibilityRules, state_dir: Path, board: Board | None = None) -> Callable[[], Conditions]:
+    """Return a function that reads those conditions of this machine that a rule compares.
+
+    What no rule compares stays None: no file of it is opened, and no process is started for it.
 
     Args:
+        rules: the owner's rules.
         state_dir: a folder on the disk whose free space counts.
         board: reads the sensors; None: this machine's.
     """
-    sensors, other_load = board or Board(), OtherLoad()
-    slows_at_c = sensors.slows_at_c()
+    sensors = board or Board()
+    slows_at_c = sensors.slows_at_c() if rules.most_temperature_c is None else None
+    needed = needed_conditions(rules, slows_at_c)
+    readers: dict[str, Callable[[], Any]] = {
+        "temperature_c": sensors.temperature_c,
+        "throttled": sensors.throttled,
+        "on_mains": sensors.on_mains,
+        "battery": sensors.battery,
+        "memory_free_bytes": sensors.memory_free_bytes,
+        "disk_free_bytes": lambda: disk_free_bytes(state_dir),
+    }
+    if "other_load" in needed:
+        readers["other_load"] = OtherLoad()
+    wanted = {name: reader for name, reader in readers.items() if name in needed}
 
     def read() -> Conditions:
-        reading = sensors.read(state_dir, power=False)
-        return Conditions(
-            temperature_c=reading.temperature_c,
-            slows_at_c=slows_at_c,
-            throttled=reading.throttled,
-            other_load=other_load(),
-            on_mains=reading.on_mains,
-            battery=reading.battery,
-            memory_free_bytes=reading.memory_free_bytes,
-            disk_free_bytes=reading.disk_free_bytes,
-        )
+        return Conditions(slows_at_c=slows_at_c, **{name: reader() for name, reader in wanted.items()})
 
     return read
 

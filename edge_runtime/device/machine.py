@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime.device import memory
 from edge_runtime.device.gate import Gate, board_conditions
-from edge_runtime.device.sysfs import read_text
+from edge_runtime.host.sysfs import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,4 +47,4 @@ def this_machine(rules: EligibilityRules, state_dir: Path) -> Machine:
         ConfigError: this machine can never follow the rules: see eligibility.check_rules.
     """
     boot_id = read_text(Path("/proc/sys/kernel/random/boot_id"))
-    return Machine(Gate(rules, board_conditions(state_dir)), boot_id=boot_id)
+    return Machine(Gate(rules, board_conditions(rules, state_dir)), boot_id=boot_id)

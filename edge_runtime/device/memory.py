@@ -11,32 +11,24 @@ import resource
 import sys
 from pathlib import Path
 
-from edge_runtime.device.sysfs import read_kilobytes, read_text
+from edge_runtime.host.cgroups import memory_free_bytes
+from edge_runtime.host.sysfs import Sysfs, read_kilobytes, read_text
 
-_MEMINFO = Path("/proc/meminfo")
-_CGROUP = Path("/sys/fs/cgroup")
 _STATUS = Path("/proc/self/status")
 
 
-def free_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int | None:
+def free_bytes(files: Sysfs | None = None) -> int | None:
     """Return the memory that this process can still get without swapping; None: not known.
 
+    It is what the machine has available, or what the tightest of the process's control groups still allows
+    (systemd's MemoryMax, a container's limit), whichever is less.
+
     Args:
-        meminfo: the machine's memory, as the kernel reports it.
-        cgroup: the process's control group (version 2), which a container limits; its page cache counts as free.
+        files: the machine's files; None: this machine's.
     """
-    found = []
-    with contextlib.suppress(OSError, ValueError, KeyError):  # not Linux, or not readable
-        found.append(1024 * _numbers(meminfo)["MemAvailable:"])
-    with contextlib.suppress(OSError, ValueError, KeyError):  # the group has no limit
-        most, used = (int((cgroup / name).read_text()) for name in ("memory.max", "memory.current"))
-        found.append(max(0, most - used + _numbers(cgroup / "memory.stat")["file"]))
-    return min(found) if found else None
-
-
-def _numbers(path: Path) -> dict[str, int]:
-    """Return the number of each line by the word before it."""
-    return {words[0]: int(words[1]) for line in path.read_text().splitlines() if len(words := line.split()) > 1}
+    files = files or Sysfs()
+    found = (read_kilobytes(files.text("proc/meminfo"), "MemAvailable"), memory_free_bytes(files))
+    return min((free for free in found if free is not None), default=None)
 
 
 def give_back() -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from edge_runtime.device.sysfs import read_number, read_text
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edge_runtime.device.sysfs import Sysfs
+    from edge_runtime.host.sysfs import Sysfs
 
 _JETSON_INPUTS = ("VDD_IN", "VIN_SYS_5V0", "POM_5V_IN")
 _RAPL_S = 0.2
+STARTS_A_PROCESS = frozenset({"pmic"})
+"""Sensors whose every reading starts a process: who samples often asks them seldom."""
 
 
 class PowerMeter:
@@ -34,12 +34,17 @@ class PowerMeter:
         sleep: Callable[[float], None],
     ) -> None:
         self._files, self._run, self._clock, self._sleep = files, run, clock, sleep
+        self._sensor: str | None = None
 
     def read(self) -> tuple[float | None, str | None]:
-        """Return watts and the sensor's name: of the whole board where a sensor measures it, else of the processor."""
+        """Return watts and the sensor's name: of the whole board where a sensor measures it, else of the processor.
+
+        Once a sensor has answered, no other one is looked for.
+        """
         for read, name in ((self._ina3221, "ina3221"), (self._pmic, "pmic"), (self._rapl, "rapl")):
-            power = read()
+            power = read() if self._sensor in {None, name} else None
             if power is not None:
+                self._sensor = name
                 return power, name
         return None, None
 
@@ -48,9 +53,9 @@ class PowerMeter:
         rails = {}
         for folder in self._files.hwmon("ina3221"):
             for number in (1, 2, 3):
-                label = read_text(folder / f"in{number}_label") or f"{folder.name}.{number}"
-                milli_v = read_number(folder / f"in{number}_input")
-                milli_a = read_number(folder / f"curr{number}_input")
+                label = self._files.read(folder / f"in{number}_label") or f"{folder.name}.{number}"
+                milli_v = self._files.number(folder / f"in{number}_input")
+                milli_a = self._files.number(folder / f"curr{number}_input")
                 if milli_v is not None and milli_a is not None and "NC" not in label:
                     rails[label] = milli_v * milli_a / 1e6
         whole = [rails[label] for label in _JETSON_INPUTS if label in rails]
@@ -80,6 +85,7 @@ class PowerMeter:
     def _energy(self) -> dict[str, float]:
         """Return the joules of each package; only root may read them on most systems."""
         packages = (
-            (f.name, read_number(f / "energy_uj")) for f in self._files.glob("sys/class/powercap/intel-rapl:[0-9]")
+            (f.name, self._files.number(f / "energy_uj"))
+            for f in self._files.glob("sys/class/powercap/intel-rapl:[0-9]")
         )
         return {name: value / 1e6 for name, value in packages if value is not None}

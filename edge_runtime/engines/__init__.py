@@ -3,6 +3,6 @@
 The quadratic engine, whose gradient is known, stands in for both in tests and simulation. The runtime is imported
 only where an engine is made, so that an idle device stays small.
 
-May import: data, bundle, perturbation, files, values, errors.
+May import: data, bundle, perturbation, files, host, values, errors.
 Must never come in: rounds, plans, torch.
 """

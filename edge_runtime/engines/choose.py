@@ -20,7 +20,7 @@ class Engines:
 
     Attributes:
         runtime: the library that runs the graphs. It is never replaced by another one.
-        threads: threads of one operator; 0 leaves the number to the runtime.
+        threads: threads of one operator; 0: as many as may run at once, of which ExecuTorch takes the fast cores.
     """
 
     runtime: Runtime = "onnxruntime"
@@ -64,4 +64,4 @@ class Engines:
 
 
 ONNX_RUNTIME = Engines()
-"""ONNX Runtime with its own number of threads."""
+"""ONNX Runtime with as many threads as may run at once."""

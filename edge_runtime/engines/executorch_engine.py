@@ -169,7 +169,8 @@ class ExecutorchOpener:
     """Loads graphs on ExecuTorch: see bundle_engine.GraphOpener.
 
     Attributes:
-        threads: threads of one operator; 0: one for each fast core. All graphs of a process share them.
+        threads: threads of one operator; 0: one for each fast core that may be used. All graphs of a process share
+            them.
 
     Opening raises BundleError where the file was altered, is of another version of ExecuTorch, or needs a delegate that
     is not there, and ConfigError where the engine's library cannot be loaded or compiled.

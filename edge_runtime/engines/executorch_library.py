@@ -16,6 +16,7 @@ import numpy as np
 
 from edge_runtime.engines.executorch_build import library
 from edge_runtime.errors import BundleError, ConfigError
+from edge_runtime.host.threads import usable_threads
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,10 +118,13 @@ def _check(code: int) -> None:
 def set_threads(threads: int) -> int:
     """Set the threads of one operator, for the whole process; 0: one for each fast core. Return the number.
 
+    With 0 there are no more than may run at once (host/threads.py): ExecuTorch itself counts the machine's cores.
     The number cannot change while graphs are open: a warning is logged, and they keep their threads.
     """
     try:
         _check(load().covey_executorch_set_threads(threads))
+        if threads == 0 and load().covey_executorch_threads() > (most := usable_threads().count):
+            _check(load().covey_executorch_set_threads(most))
     except ExecutorchError as error:
         _LOG.warning("ExecuTorch stays at %d threads: %s", load().covey_executorch_threads(), error.reason)
     return int(load().covey_executorch_threads())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import onnxruntime as ort
 
 from edge_runtime.errors import BundleError, TrainingError
+from edge_runtime.host.threads import threads_or_usable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +38,7 @@ def make_session(path: str, threads: int, options: ort.SessionOptions | None = N
 
     Args:
         path: an ONNX file.
-        threads: threads of one operator; 0 lets ONNX Runtime take one per core.
+        threads: threads of one operator; 0: as many as may run at once (host/threads.py).
         options: settings to start from, for example those of a profile; the engine's own settings are added to them.
 
     Raises:
@@ -45,7 +46,7 @@ def make_session(path: str, threads: int, options: ort.SessionOptions | None = N
     """
     _share_allocator()
     options = options or ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads_or_usable(threads)
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.enable_mem_pattern = False  # patterns are kept for each shape: batches have many
@@ -153,7 +154,7 @@ class OnnxOpener:
     """Loads graphs on ONNX Runtime: see bundle_engine.GraphOpener.
 
     Attributes:
-        threads: threads of one operator; 0: one per core.
+        threads: threads of one operator; 0: as many as may run at once.
         options: see make_session.
     """
 

@@ -2,6 +2,6 @@
 
 Each graph runs in a process of its own. Every figure carries its provenance.
 
-May import: engines, device, data, network, protocol, bundle, perturbation, values, errors.
+May import: engines, device, data, network, protocol, bundle, perturbation, host, values, errors.
 Must never come in: training, the store, modelled numbers.
 """

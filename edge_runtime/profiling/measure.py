@@ -20,6 +20,7 @@ import msgspec
 from edge_runtime import __version__
 from edge_runtime.device.board import Board, run_command
 from edge_runtime.errors import ProfileError
+from edge_runtime.host.threads import BLAS_VARIABLES, threads_or_usable
 from edge_runtime.perturbation.kernel import kernel_name
 from edge_runtime.profiling.rates import perturb_parameters_per_s, replay_parameters_per_s
 from edge_runtime.profiling.worker import MeasureOrder, MeasureResult
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _PACKAGES = ("numpy", "onnxruntime", "executorch", "tokenizers")
-_THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _CLOCK: Literal["perf_counter"] = "perf_counter"
 _SHAPES = ((1, 16), (1, 64), (8, 16), (8, 32), (8, 64))
 
@@ -43,7 +43,7 @@ class ProfileOptions(msgspec.Struct, frozen=True):
     """How to measure.
 
     Attributes:
-        threads: threads of one operator; 0: one per core.
+        threads: threads of one operator; 0: as many as may run at once.
         shapes: batch sizes × tokens; empty: a few that the bundle allows.
         seconds: time for each graph and shape.
         sustain_s: duration for which the whole model runs over and over; 0: no such run.
@@ -123,8 +123,8 @@ def run_order(order: MeasureOrder) -> MeasureResult:
 
 
 def run_rates(threads: int) -> Rates:
-    """Return how fast NumPy multiplies and copies with this many threads (0: one per core); None where it failed."""
-    limit = {} if threads == 0 else dict.fromkeys(_THREAD_VARIABLES, str(threads))
+    """Return how fast NumPy multiplies and copies with this many threads (0: all that may run); None: it failed."""
+    limit = dict.fromkeys(BLAS_VARIABLES, str(threads_or_usable(threads)))
     command = [sys.executable, "-m", "edge_runtime.profiling.rates"]
     done = subprocess.run(command, capture_output=True, check=False, env=os.environ | limit)
     try:

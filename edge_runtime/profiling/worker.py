@@ -23,6 +23,7 @@ from edge_runtime.bundle.memory_need import parameter_bytes
 from edge_runtime.data.batch import Batch, pad, pad_completions
 from edge_runtime.device.board import Board
 from edge_runtime.device.memory import peak_since_reset_bytes, reset_peak, resident_bytes
+from edge_runtime.device.power import STARTS_A_PROCESS
 from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import golden_adapter, golden_cases, training_layers
 from edge_runtime.errors import CoveyError
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 SUSTAIN_SHARE = 0.1
 """Share of a sustained run, at its start and at its end, whose latencies are compared."""
 _SAMPLE_S = 0.25
+_SAMPLE_BY_PROCESS_S = 2.0  # a process that is started takes time from what is measured
 
 
 class MeasureOrder(msgspec.Struct, frozen=True):
@@ -46,7 +48,7 @@ class MeasureOrder(msgspec.Struct, frozen=True):
         runtime: whose graphs.
         kind: front and back of a split, the predict graph, or the training graph of a level.
         number: the split, or the level.
-        threads: threads of one operator; 0: one per core.
+        threads: threads of one operator; 0: as many as may run at once.
         shapes: batch sizes × tokens.
         warm_up: runs before the timed ones, at each shape.
         least_runs: smallest number of timed runs at each shape.
@@ -249,9 +251,12 @@ def _power_samples() -> Iterator[list[float]]:
     board, stop = Board(), threading.Event()
 
     def sample() -> None:
-        while not stop.is_set() and (watts := board.power_w()) is not None:
+        while not stop.is_set():
+            watts, sensor = board.power()
+            if watts is None:
+                return
             samples.append(watts)
-            stop.wait(_SAMPLE_S)
+            stop.wait(_SAMPLE_BY_PROCESS_S if sensor in STARTS_A_PROCESS else _SAMPLE_S)
 
     thread = threading.Thread(target=sample, daemon=True)
     thread.start()

@@ -81,7 +81,9 @@ def add_addresses(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="with --broker: keep the revoked devices up to date in the files of covey fleet mosquitto --out DIR",
     )
-    parser.add_argument("--threads", type=int, default=0, help="threads of the evaluation (default: one per core)")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="threads of the evaluation (default: as many as may run at once)"
+    )
     for name, what in (("ca", "authority that signed the broker"), ("cert", "own certificate"), ("key", "own key")):
         parser.add_argument(f"--tls-{name}", metavar="FILE", help=f"for mqtts: {what} (PEM)")
     parser.add_argument(

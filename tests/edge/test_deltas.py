@@ -24,7 +24,6 @@ from edge_runtime.bundle.memory_need import (
     levels_that_fit,
     rows_that_fit,
 )
-from edge_runtime.device.memory import free_bytes
 from edge_runtime.errors import BundleError, NetworkError, ProtocolError, StorageError, TrainingError
 from edge_runtime.files.tensor_file import encode_tensors, map_tensors, read_metadata
 from edge_runtime.network.upload import upload
@@ -275,16 +274,3 @@ def test_as_many_rows_at_once_as_fit(needed: int, a_row: int, free: int, fewest:
     assert rows == fewest or bytes_for(need, rows) <= free
     assert rows == most or bytes_for(need, rows + 1) > free
     assert rows_that_fit(need, None, fewest, most) == most
-
-
-def test_free_memory_is_the_machines_and_the_groups(tmp_path: Path) -> None:
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal: 4000 kB\nMemAvailable:    2000 kB\n")
-    assert free_bytes(meminfo, tmp_path) == 2000 * 1024
-    (tmp_path / "memory.max").write_text("1000000\n")
-    (tmp_path / "memory.current").write_text("900000\n")
-    (tmp_path / "memory.stat").write_text("anon 1\nfile 300000\n")
-    assert free_bytes(meminfo, tmp_path) == 400_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert free_bytes(meminfo, tmp_path) == 2000 * 1024
-    assert free_bytes(tmp_path / "none", tmp_path / "none") is None

@@ -77,6 +77,7 @@ def test_findings(root: Path, tmp_path: Path, listening: int) -> None:
         "covey": "ok",
         "tokenizers": "ok",
         "onnxruntime": "ok",
+        "board": "ok",
         "threads": "warning",
         "memory": "warning",
         "temperature": "warning",
@@ -91,6 +92,29 @@ def test_findings(root: Path, tmp_path: Path, listening: int) -> None:
         "clock": "absent",
     }
     assert all(f.advice for f in found.values() if f.status in ("warning", "problem"))
+    assert "200 configured, " in found["threads"].found
+
+
+@pytest.mark.parametrize(
+    ("threads", "said"),
+    [(0, "1 thread: cgroup quota 50%"), (1, "1 thread: threads = 1 in edge.toml"), (2, "1 can run at once: cgroup")],
+)
+def test_board_and_threads_are_said_and_why(tmp_path: Path, threads: int, said: str) -> None:
+    files = {
+        "proc/device-tree/model": "Raspberry Pi 5 Model B Rev 1.0\0",
+        "proc/meminfo": "MemTotal: 8000000 kB\n",
+        "proc/self/cgroup": "0::/covey\n",
+        "proc/self/mountinfo": "29 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
+        "sys/fs/cgroup/covey/cpu.max": "50000 100000\n",
+        "sys/devices/system/cpu/online": "0-3\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    found = {f.check: f for f in examine(config_of(tmp_path, 1, threads=threads), lambda: 0.0, tmp_path)}
+    board = "Raspberry Pi 5 Model B Rev 1.0 (raspberry-pi-5), 4 cores online, 8192 MB of memory"
+    assert found["board"].found == board
+    assert said in found["threads"].found
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,17 @@ from hypothesis import strategies as st
 
 from edge_runtime.agent.config import read_edge_config
 from edge_runtime.device.board import Board
-from edge_runtime.device.eligibility import STRICTER, Conditions, EligibilityRules, broken_rules, check_rules
+from edge_runtime.device.eligibility import (
+    STRICTER,
+    Conditions,
+    EligibilityRules,
+    broken_rules,
+    check_rules,
+    needed_conditions,
+)
 from edge_runtime.device.gate import EVERY_S, Gate, OtherLoad, board_conditions
 from edge_runtime.errors import ConfigError
+from edge_runtime.host.sysfs import Sysfs
 
 NOON = dt.time(12, 0)
 GOOD = Conditions(
@@ -193,12 +201,53 @@ def test_a_gate_looks_now_and_then_and_tells_changes() -> None:
 def test_this_machine_can_be_asked(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemAvailable: 2000 kB\n")
-    board = Board(tmp_path, run=lambda _command: None)
-    conditions = board_conditions(tmp_path, board)()
-    assert conditions.memory_free_bytes == 2_048_000
-    assert conditions.disk_free_bytes is not None
-    assert conditions.temperature_c is None
-    assert conditions.slows_at_c is None
+
+    def conditions(**rules: Any) -> Conditions:
+        board = Board(Sysfs(tmp_path), run=lambda _command: None)
+        return board_conditions(EligibilityRules(**rules), tmp_path, board)()
+
+    found = conditions(least_memory_mb=1.0, least_disk_mb=1.0)
+    assert found.memory_free_bytes == 2_048_000
+    assert found.disk_free_bytes is not None
+    assert found.temperature_c is None
+    assert found.slows_at_c is None
+    assert conditions() == Conditions()
     (tmp_path / "proc/device-tree").mkdir()
     (tmp_path / "proc/device-tree/model").write_text("Raspberry Pi 5 Model B Rev 1.0\0")
-    assert board_conditions(tmp_path, board)().slows_at_c == 85.0
+    assert conditions().slows_at_c == 85.0
+
+
+@given(
+    st.builds(
+        EligibilityRules,
+        most_temperature_c=st.sampled_from([None, 60.0, 150.0]),
+        not_throttled=st.booleans(),
+        most_other_load=st.sampled_from([None, 0.5]),
+        on_mains=st.booleans(),
+        least_battery=st.sampled_from([None, 0.5]),
+        least_memory_mb=st.sampled_from([None, 200.0]),
+        least_disk_mb=st.sampled_from([None, 1000.0]),
+    ),
+    st.sampled_from([None, 85.0]),
+    st.sampled_from(["allow", "refuse"]),
+)
+def test_what_no_rule_needs_changes_no_decision(
+    rules: EligibilityRules, slows_at_c: float | None, unknown: Any
+) -> None:
+    rules = msgspec.structs.replace(rules, unknown=unknown)
+    awful = Conditions(
+        temperature_c=149.0,
+        slows_at_c=slows_at_c,
+        throttled=True,
+        other_load=1.0,
+        on_mains=False,
+        battery=0.0,
+        memory_free_bytes=0,
+        disk_free_bytes=0,
+    )
+    needed = needed_conditions(rules, slows_at_c)
+    blind = {name: None for name in msgspec.structs.asdict(awful) if name not in needed | {"slows_at_c"}}
+    for now in (awful, msgspec.structs.replace(GOOD, slows_at_c=slows_at_c)):
+        seen = msgspec.structs.replace(now, **blind)
+        assert broken_rules(rules, seen, NOON) == broken_rules(rules, now, NOON)
+    check_rules(rules, seen)

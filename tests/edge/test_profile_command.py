@@ -12,6 +12,7 @@ from edge_runtime import cli as edge_cli
 from edge_runtime.bundle.folder import Bundle
 from edge_runtime.device.board import Board
 from edge_runtime.errors import ProfileError
+from edge_runtime.host.sysfs import Sysfs
 from edge_runtime.protocol.profile import Profile, latency_s
 from edge_runtime.protocol.profile_check import decode_profile, encode_profile, missing_graphs
 
@@ -69,66 +70,6 @@ def test_a_profile_is_measured_or_modelled(profile: Profile) -> None:
         decode_profile(encode_profile(msgspec.structs.replace(profile, measured=None)))
 
 
-def tree(root: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    return root
-
-
-def test_a_raspberry_pi_5(tmp_path: Path) -> None:
-    """A tree written after the kernel's and the firmware's public documentation, not recorded on a board."""
-    root = tree(
-        tmp_path,
-        {
-            "proc/device-tree/model": "Raspberry Pi 5 Model B Rev 1.0\0",
-            "sys/devices/system/cpu/online": "0-3\n",
-            "sys/class/thermal/thermal_zone0/temp": "81250\n",
-            "proc/meminfo": "MemTotal: 8245696 kB\nMemAvailable: 4096 kB\n",
-            "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq": "2400000\n",
-            "proc/loadavg": "2.00 1.0 1.0 1/100 1\n",
-        },
-    )
-    said = {
-        "get_throttled": "throttled=0xe0004\n",
-        "pmic_read_adc": " VDD_CORE_A current(7)=2.0A\n VDD_CORE_V volt(15)=0.9V\n",
-    }
-    board = Board(root, run=lambda command: said[command[1]])
-    facts, reading = board.facts(), board.read()
-    assert (facts.board, facts.cores, facts.max_clock_hz) == ("raspberry-pi-5", 4, 2.4e9)
-    assert (reading.temperature_c, reading.throttled, reading.throttled_since_boot, reading.under_voltage) == (
-        81.25,
-        True,
-        True,
-        False,
-    )
-    assert (reading.power_w, reading.power_sensor, reading.load) == (pytest.approx(1.8), "pmic", 0.5)
-    assert reading.memory_free_bytes == 4096 * 1024
-    assert reading.battery is None
-
-
-def test_a_jetson(tmp_path: Path) -> None:
-    """As above."""
-    root = tree(
-        tmp_path,
-        {
-            "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit\0",
-            "sys/class/hwmon/hwmon1/name": "ina3221\n",
-            "sys/class/hwmon/hwmon1/in1_label": "VDD_IN\n",
-            "sys/class/hwmon/hwmon1/in1_input": "5000\n",
-            "sys/class/hwmon/hwmon1/curr1_input": "1500\n",
-            "sys/class/thermal/cooling_device0/type": "cpufreq-cpu0\n",
-            "sys/class/thermal/cooling_device0/cur_state": "2\n",
-            "sys/class/thermal/thermal_zone0/temp": "-256000\n",
-        },
-    )
-    board = Board(root, run=lambda _command: None)
-    reading = board.read()
-    assert board.facts().board == "jetson-orin-nano"
-    assert (reading.power_w, reading.power_sensor, reading.throttled) == (7.5, "ina3221", True)
-    assert reading.temperature_c is None
-
-
 def test_what_a_board_does_not_say_is_none(tmp_path: Path) -> None:
-    reading = Board(tmp_path, run=lambda _command: None).read()
+    reading = Board(Sysfs(tmp_path), run=lambda _command: None).read()
     assert set(msgspec.structs.asdict(reading).values()) == {None}
