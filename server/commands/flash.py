@@ -136,7 +136,11 @@ def _deb(args: argparse.Namespace) -> int:
     if not args.out.is_dir():
         raise ConfigError(f"{args.out} is no folder", f"mkdir -p {args.out}")
     path = make_package(
-        args.python, args.machine, Sources(args.wheels, args.index_url), args.out, lambda line: print(line, file=sys.stderr)
+        args.python,
+        args.machine,
+        Sources(args.wheels, args.index_url),
+        args.out,
+        lambda line: print(line, file=sys.stderr),
     )
     output.emit(args, {"package": str(path), "size_bytes": path.stat().st_size}, str(path))
     return 0

@@ -47,7 +47,7 @@ def alignment(library: Path) -> int:
     if not data.startswith(_ELF_64):
         raise StorageError(
             f"{library.name} is a library of another kind of machine",
-            "boards need 64-bit wheels (manylinux_…_aarch64, or x86_64): look into the folder of --wheels, or --index-url",
+            "boards need 64-bit wheels (manylinux_…_aarch64, or x86_64): look into the folder of --wheels",
         )
     try:
         found = list(_alignments(data))
@@ -69,7 +69,9 @@ def _alignments(data: bytes) -> Iterator[int]:
         raise ValueError("its program headers are cut off")
     loadable = 0
     for index in range(count):
-        kind, _, file_offset, _, _, file_bytes, _, aligned = struct.unpack_from("<IIQQQQQQ", data, offset + index * size)
+        kind, _, file_offset, _, _, file_bytes, _, aligned = struct.unpack_from(
+            "<IIQQQQQQ", data, offset + index * size
+        )
         if kind != _LOADABLE:
             continue
         if file_offset + file_bytes > len(data):

@@ -43,7 +43,9 @@ SCALAR_TOLERANCE = 1e-4 / (2 * RULE.eps)
 """Of a scalar: losses may differ by 1e-4 of their unit where a matrix product is summed in another order."""
 CI = ("3.13", "cortex-a53")
 MATRIX = [
-    pytest.param((python, cpu), id=f"{python}-{cpu}", marks=pytest.mark.slow if (python, cpu) == CI else pytest.mark.long)
+    pytest.param(
+        (python, cpu), id=f"{python}-{cpu}", marks=pytest.mark.slow if (python, cpu) == CI else pytest.mark.long
+    )
     for python in RELEASES
     for cpu in CPUS
 ]
@@ -56,9 +58,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Pat
     return {}
 
 
-def site_of(
-    sites: dict[tuple[str, str], Path], python: str, machine: str, factory: pytest.TempPathFactory
-) -> Path:
+def site_of(sites: dict[tuple[str, str], Path], python: str, machine: str, factory: pytest.TempPathFactory) -> Path:
     if (python, machine) not in sites:
         folder = factory.mktemp(f"env-{python}-{machine}")
         sites[python, machine] = device_site(python, folder, "aarch64" if machine == "aarch64" else "x86_64")
@@ -103,7 +103,7 @@ def check_place(place: Place, bundle: Bundle, folder: Path) -> None:
     assert isinstance(accepted, Accepted)
     assert accepted.body == there.chain
     difference = np.abs(np.array(scalars[0]) - np.array(scalars[1])).max()
-    print(f"{place.cpu}: scalars differ by at most {difference:.1e}, losses by {max_difference(here, there):.1e}")
+    print(f"{place.cpu}: scalars differ by at most {difference:.1e}, losses by {max_difference(here, there):.1e}")  # noqa: T201 shown by -s
 
 
 def max_difference(here: Steps, there: Steps) -> float:

@@ -26,7 +26,9 @@ CPUS = {"cortex-a53": "0xd03", "cortex-a72": "0xd08", "cortex-a76": "0xd0b"}
 _DEBIAN = ("python3", "libpython3-stdlib", "libstdc++6", "libgcc-s1", "zlib1g")
 _TEST_PACKAGES = ("pytest>=8", "hypothesis>=6.100", "exceptiongroup")
 _KEPT = ("usr", "etc", "bin", "lib", "lib64", "sbin")
-_FEATURES = {"cortex-a76": "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp"}
+_FEATURES = {
+    "cortex-a76": "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp"
+}
 
 
 if TYPE_CHECKING:
@@ -51,7 +53,9 @@ class Place:
     site: Path
     cpu: str | None
 
-    def run(self, *arguments: str, cwd: Path, timeout_s: float = 900, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, cwd: Path, timeout_s: float = 900, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run Python there, with nothing of this machine's environment but PATH and HOME."""
         paths = [str(self.site), str(guest_packages()), str(Path(__file__).parent)]
         environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
@@ -76,14 +80,14 @@ def emulator() -> str:
 
 
 def emulated(root: Path, python: str, cpu: str, site: Path, folder: Path, *, page_bytes: int = 4096) -> Place:
-    """Return a place in a root, whose /proc/cpuinfo and /sys say what the processor's would: ONNX Runtime reads them."""
+    """Return a place in a root; /proc/cpuinfo and /sys are as on the processor, for ONNX Runtime reads them."""
     prefix = folder / f"prefix-{cpu}"
     if not prefix.exists():
         (prefix / "proc").mkdir(parents=True)
         (prefix / "sys/devices/system/cpu").mkdir(parents=True)
         for name in _KEPT:
             if os.path.lexists(root / name):
-                (prefix / name).symlink_to(root / name)
+                (prefix / name).symlink_to((root / name).resolve())
         (prefix / "proc/cpuinfo").write_text(
             f"processor\t: 0\nBogoMIPS\t: 108.00\nFeatures\t: {_FEATURES.get(cpu, 'fp asimd evtstrm crc32 cpuid')}\n"
             f"CPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x0\nCPU part\t: {CPUS[cpu]}\n"
@@ -116,8 +120,12 @@ def debian_root(python: str) -> Path:
         for path in root.iterdir():
             if path.name not in _KEPT:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        # Where these lead into /usr, a package has the links that is not extracted here.
+        for name in ("bin", "lib", "sbin"):
+            if not os.path.lexists(root / name):
+                (root / name).symlink_to(f"usr/{name}")
 
-    return _cached(f"arm64-{release}", make, *_DEBIAN, *_KEPT)
+    return _cached(f"arm64-{release}", make, "links", *_DEBIAN, *_KEPT)
 
 
 def guest_packages() -> Path:
@@ -143,7 +151,10 @@ def device_site(python: str, folder: Path, machine: Machine = "aarch64") -> Path
 
 def native_python(python: str) -> str:
     """Return this machine's interpreter of a version, from PATH or pyenv; NotHereError: there is none."""
-    found = [shutil.which(f"python{python}"), *sorted(Path.home().glob(f".pyenv/versions/{python}.*/bin/python{python}"))]
+    found = [
+        shutil.which(f"python{python}"),
+        *sorted(Path.home().glob(f".pyenv/versions/{python}.*/bin/python{python}")),
+    ]
     for path in filter(None, found):
         done = subprocess.run([str(path), "--version"], capture_output=True, text=True, check=False)
         if done.returncode == 0 and done.stdout.startswith(f"Python {python}."):
@@ -159,7 +170,7 @@ def _tool(package: str, *names: str) -> str:
 
 
 def _cached(name: str, make: Callable[[Path], None], *key: str) -> Path:
-    """Return a folder of the cache; make it where it is not there. Two processes that make it do not disturb each other."""
+    """Return a folder of the cache; make it where it is not there. Two processes may do so at once."""
     cache = Path(os.environ.get("COVEY_TEST_CACHE") or Path.home() / ".cache" / "covey-tests")
     digest = hashlib.sha256("\n".join(key).encode()).hexdigest()[:12]
     path = cache / f"{name}-{digest}"

@@ -1,4 +1,4 @@
-"""A few full steps of a tiny bundle and what must follow from them: the same code runs here and on an emulated board."""
+"""Full steps of a tiny bundle, and what must follow from them: the same code runs here and on an emulated board."""
 
 from __future__ import annotations
 
