@@ -106,7 +106,7 @@ def make_package(
         root = Path(work) / "root"
         made = make_environment(python, sources, Path(work) / "env.tar", machine)
         if warn is not None:
-            for sentence in shortcomings(made):
+            for sentence in shortcomings(made, machine):
                 warn(sentence)
         try:
             _stage(root, made.archive)

@@ -96,13 +96,13 @@ def make_environment(python: str, sources: Sources, archive: Path, machine: Mach
     return Environment(archive, packages, size, has_kernel, short)
 
 
-def shortcomings(made: Environment) -> list[str]:
+def shortcomings(made: Environment, machine: Machine = "aarch64") -> list[str]:
     """Return what the operator should know of an environment before a board is flashed with it, as sentences."""
     found = []
     if not made.has_kernel:
         found.append(
             "no compiled kernel: NumPy does the work, slower and with the same bits (sudo apt install "
-            "gcc-aarch64-linux-gnu)"
+            f"gcc-{machine.replace('_', '-')}-linux-gnu)"
         )
     if made.short_aligned:
         found.append(

@@ -75,6 +75,7 @@ def test_what_an_environment_lacks_is_said(tmp_path: Path) -> None:
     short = Environment(tmp_path / "env.tar", (), 0, has_kernel=False, short_aligned=("numpy/core.so",))
     kernel, pages = shortcomings(short)
     assert "gcc-aarch64-linux-gnu" in kernel
+    assert "gcc-x86-64-linux-gnu" in shortcomings(short, "x86_64")[0]
     assert "numpy/core.so" in pages
     assert "Raspberry Pi 5" in pages
 
