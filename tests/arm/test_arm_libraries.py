@@ -60,6 +60,7 @@ def test_the_least_alignment_of_what_is_loaded_counts(tmp_path: Path, alignments
         (b"\x7fELF\x01\x01" + bytes(80), "another kind of machine"),
         (b"\x7fELF\x02\x02" + bytes(80), "another kind of machine"),
     ],
+    ids=["header", "table", "no-entry-size", "no-segment", "segment", "32-bit", "big-endian"],
 )
 def test_a_damaged_library_is_named(tmp_path: Path, data: bytes, said: str) -> None:
     (tmp_path / "libcut.so").write_bytes(data)
