@@ -110,9 +110,8 @@ def check_place(place: Place, bundle: Bundle, folder: Path) -> None:
     assert isinstance(accepted, Accepted)
     assert accepted.body == there.chain
     difference = np.abs(np.array(scalars[0]) - np.array(scalars[1])).max()
-    print(
-        f"{place.cpu or 'this machine'}: scalars differ by at most {difference:.1e}, losses by {max_difference(here, there):.1e}"
-    )  # noqa: T201 shown by -s
+    losses = max_difference(here, there)
+    print(f"{place.cpu or 'here'}: scalars differ by at most {difference:.1e}, losses by {losses:.1e}")  # noqa: T201 shown by -s
 
 
 def max_difference(here: Steps, there: Steps) -> float:
