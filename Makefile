@@ -9,7 +9,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.covey-installed
 
-.PHONY: help install dev demo test test-all test-long test-oldest test-newest check lint files format bench bench-full bench-convergence bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-bandit bench-fleet bench-load clean
+.PHONY: help install dev demo test test-all test-long test-oldest test-newest test-arm check lint files format bench bench-full bench-convergence bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-bandit bench-fleet bench-load clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ test-oldest: $(STAMP) ## the oldest versions that pyproject.toml allows, each si
 test-newest: $(STAMP) ## the newest versions that pyproject.toml allows (some minutes)
 	$(BIN)/python .ci/versions.py edge newest
 	$(BIN)/python .ci/versions.py export newest
+
+test-arm: $(STAMP) ## golden values and full steps on emulated arm64: Pythons and processors of docs/arm.md (a quarter of an hour)
+	$(BIN)/python -m pytest tests/arm -m 'not hil'
 
 check: $(STAMP) ## one file in seconds: make check FILE=edge_runtime/seeds.py (lint, types, the tests that import it)
 	@test -n "$(FILE)" || { echo "name the file: make check FILE=edge_runtime/seeds.py"; exit 2; }

@@ -135,7 +135,13 @@ def _deb(args: argparse.Namespace) -> int:
         raise ConfigError(f"there is no device side for Python {args.python}", f"one of {', '.join(PYTHONS)}")
     if not args.out.is_dir():
         raise ConfigError(f"{args.out} is no folder", f"mkdir -p {args.out}")
-    path = make_package(args.python, args.machine, Sources(args.wheels, args.index_url), args.out)
+    path = make_package(
+        args.python,
+        args.machine,
+        Sources(args.wheels, args.index_url),
+        args.out,
+        lambda line: print(line, file=sys.stderr),
+    )
     output.emit(args, {"package": str(path), "size_bytes": path.stat().st_size}, str(path))
     return 0
 
@@ -208,7 +214,7 @@ def _opened(args: argparse.Namespace, work: Path) -> Stock:
 
 
 def _payloads(args: argparse.Namespace, names: list[str], stock: Stock, work: Path) -> list[Payload]:
-    from server.flash.environment import LEAST_ALIGNMENT, Sources, make_environment
+    from server.flash.environment import Sources, make_environment, shortcomings
     from server.flash.payload import Payload
 
     tokens: Mapping[str, str] = {}
@@ -223,18 +229,8 @@ def _payloads(args: argparse.Namespace, names: list[str], stock: Stock, work: Pa
         raise ConfigError(f"--data {args.data} is no file", "give the file with the private rows")
     print(f"packages for Python {stock.found.python} on 64-bit Arm …", file=sys.stderr)
     made = make_environment(stock.found.python, Sources(args.wheels, args.index_url), work / "env.tar")
-    if not made.has_kernel:
-        print(
-            "no compiled kernel: NumPy does the work, slower and with the same bits (sudo apt install "
-            "gcc-aarch64-linux-gnu)",
-            file=sys.stderr,
-        )
-    if made.short_aligned:
-        print(
-            f"a Raspberry Pi 5 cannot load these libraries, aligned to less than {LEAST_ALIGNMENT} bytes: "
-            f"{', '.join(made.short_aligned)}",
-            file=sys.stderr,
-        )
+    for sentence in shortcomings(made):
+        print(sentence, file=sys.stderr)
     rows_name = "rows.jsonl" if args.data is None else f"rows{args.data.suffix}"
     return [Payload(name, tokens.get(name), made, args.data, rows_name, args.memory_max) for name in names]
 

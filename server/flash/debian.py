@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 from edge_runtime import __version__
 from edge_runtime.errors import storage_error
-from server.flash.environment import FOLDER, make_environment
+from server.flash.environment import FOLDER, make_environment, shortcomings
 from server.flash.payload import HOME, MAKE_USER, edge_unit
 from server.flash.tools import require_tools, run_tool
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from server.flash.environment import Machine, Sources
 
 NAME = "covey-edge"
@@ -81,7 +83,9 @@ fi
 """
 
 
-def make_package(python: str, machine: Machine, sources: Sources, folder: Path) -> Path:
+def make_package(
+    python: str, machine: Machine, sources: Sources, folder: Path, warn: Callable[[str], None] | None = None
+) -> Path:
     """Write a Debian package into a folder; return its path.
 
     Args:
@@ -89,6 +93,7 @@ def make_package(python: str, machine: Machine, sources: Sources, folder: Path) 
         machine: the machine it is for.
         sources: where Python packages come from.
         folder: where it is written.
+        warn: takes what its operator should know: no compiled kernel, libraries that some kernels cannot load.
 
     Raises:
         ConfigError: dpkg-deb is not installed.
@@ -100,6 +105,9 @@ def make_package(python: str, machine: Machine, sources: Sources, folder: Path) 
     with tempfile.TemporaryDirectory(dir=folder, prefix=".covey-deb-") as work:
         root = Path(work) / "root"
         made = make_environment(python, sources, Path(work) / "env.tar", machine)
+        if warn is not None:
+            for sentence in shortcomings(made, machine):
+                warn(sentence)
         try:
             _stage(root, made.archive)
             major, minor = python.split(".")

@@ -6,7 +6,6 @@ pip chooses and unpacks wheels for the board's Python and machine, so that the b
 from __future__ import annotations
 
 import io
-import struct
 import subprocess
 import sys
 import tarfile
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from edge_runtime.errors import NetworkError, StorageError, storage_error
 from server.flash.device_wheel import make_device_wheel
+from server.flash.libraries import LEAST_ALIGNMENT, short_aligned
 from server.flash.needed import missing_packages
 
 if TYPE_CHECKING:
@@ -28,13 +28,8 @@ Machine = Literal["aarch64", "x86_64"]
 FOLDER = "/opt/covey"
 """Where Covey is on a board."""
 
-LEAST_ALIGNMENT = 16 * 1024
-"""Bytes to which a library's segments must be aligned: the kernel of a Raspberry Pi 5 has pages of 16 KiB."""
-
 _PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "linux")
 _MOST_PASSES = 5
-_ELF_64 = b"\x7fELF\x02"
-_LOADABLE = 1
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,7 @@ def make_environment(python: str, sources: Sources, archive: Path, machine: Mach
 
     Raises:
         NetworkError: pip finds no wheels; the error has its last line.
-        StorageError: the disk is full.
+        StorageError: the disk is full, or a library in a wheel is damaged or not of such a machine.
     """
     with tempfile.TemporaryDirectory(dir=archive.parent) as folder:
         root = Path(folder)
@@ -93,9 +88,7 @@ def make_environment(python: str, sources: Sources, archive: Path, machine: Mach
                 break
             _install(python, machine, sources, missing, site)
         packages = tuple(sorted(_name_of(info) for info in site.glob("*.dist-info")))
-        short = tuple(
-            str(path.relative_to(site)) for path in sorted(site.rglob("*.so*")) if alignment(path) < LEAST_ALIGNMENT
-        )
+        short = short_aligned(site)
         try:
             size = _pack(python, site, archive)
         except OSError as error:
@@ -103,19 +96,20 @@ def make_environment(python: str, sources: Sources, archive: Path, machine: Mach
     return Environment(archive, packages, size, has_kernel, short)
 
 
-def alignment(library: Path) -> int:
-    """Return the least alignment of a library's loadable segments, in bytes; a very large one for another file."""
-    data = library.read_bytes()
-    if not data.startswith(_ELF_64):
-        return 1 << 62
-    (offset,) = struct.unpack_from("<Q", data, 32)
-    size, count = struct.unpack_from("<HH", data, 54)
-    found = [1 << 62]
-    for index in range(count):
-        kind = struct.unpack_from("<I", data, offset + index * size)[0]
-        if kind == _LOADABLE:
-            found.append(struct.unpack_from("<Q", data, offset + index * size + 48)[0])
-    return min(found)
+def shortcomings(made: Environment, machine: Machine = "aarch64") -> list[str]:
+    """Return what the operator should know of an environment before a board is flashed with it, as sentences."""
+    found = []
+    if not made.has_kernel:
+        found.append(
+            "no compiled kernel: NumPy does the work, slower and with the same bits (sudo apt install "
+            f"gcc-{machine.replace('_', '-')}-linux-gnu)"
+        )
+    if made.short_aligned:
+        found.append(
+            f"a Raspberry Pi 5 cannot load these libraries, aligned to less than {LEAST_ALIGNMENT} bytes: "
+            f"{', '.join(made.short_aligned)}"
+        )
+    return found
 
 
 def _install(python: str, machine: Machine, sources: Sources, what: Sequence[str], target: Path) -> None:
