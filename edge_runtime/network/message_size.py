@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from paho.mqtt.enums import MQTTProtocolVersion
 
-from edge_runtime.network.access import Conversation
+from edge_runtime.network.access import ENDINGS, Conversation
 from edge_runtime.network.causes import denied, oversize
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ def check_size(
 ) -> Cause | None:
     """Publish a message of a size; return why the broker does not take it, None where it does.
 
-    With MQTT 5 the broker says its limit and its reason; a broker without it closes the connection, if anything.
+    With MQTT 5 the broker says its limit and its reason; a broker without it closes the connection, if anything. One
+    that is stopped or restarted closes it too: only what is left without an answer ENDINGS times is too large.
 
     Args:
         address: the broker.
@@ -58,6 +59,18 @@ def check_size(
     Raises:
         ConfigError: the TLS files cannot be used.
     """
+    cause = None
+    for _ in range(ENDINGS):
+        is_answered, cause = _ask_once(address, identity, tls, topic, size_bytes, timeout_s)
+        if is_answered:
+            break
+    return cause
+
+
+def _ask_once(
+    address: BrokerAddress, identity: str, tls: TlsFiles | None, topic: str, size_bytes: int, timeout_s: float
+) -> tuple[bool, Cause | None]:
+    """Return whether a broker has answered, and why it does not take a message; see check_size."""
     for protocol in (MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311):
         asking = Conversation(address, identity, tls, protocol, timeout_s)
         if asking.log_in() is not None:
@@ -65,10 +78,10 @@ def check_size(
         limit = asking.largest_packet_bytes
         if limit is not None and size_bytes + len(topic.encode()) + _HEADER_BYTES > limit:
             asking.leave()
-            return oversize(asking.place, size_bytes, limit)
+            return True, oversize(asking.place, size_bytes, limit)
         code = asking.publish(topic, bytes(size_bytes))
         asking.leave()
         if code == _NOT_AUTHORISED:
-            return denied(asking.place, "write", topic, address.username)
-        return None if code == 0 else oversize(asking.place, size_bytes, limit)
-    return None
+            return True, denied(asking.place, "write", topic, address.username)
+        return code is not None, None if code == 0 else oversize(asking.place, size_bytes, limit)
+    return True, None

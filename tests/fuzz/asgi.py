@@ -65,6 +65,8 @@ def exchange(connection: socket.socket, data: bytes) -> bytes:
 
 def _can_be_answered(data: bytes) -> bool:
     """Whether bytes hold a whole request, or something that can never become one."""
+    if not data:
+        return False  # h11 would take it for the end of the connection
     parser = h11.Connection(h11.SERVER)
     parser.receive_data(data)
     try:
