@@ -25,21 +25,24 @@ def main() -> int:
         require(TO_BOOT)
         began = time.monotonic()
         parts = make_parts(args.cache)
-        print(f"the board's disk is {parts.disk} ({time.monotonic() - began:.0f} s)")
+        _say(f"the board's disk is {parts.disk} ({time.monotonic() - began:.0f} s)")
         if args.boot:
             _boot(parts.kernel, parts.initramfs, parts.disk, args)
     except NotHere as error:
-        print(error, file=sys.stderr)
+        _say(str(error))
         return 3
     return 0
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
 
 
 def _boot(kernel: Path, initramfs: Path, disk: Path, args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(dir=args.cache) as work:
         folder = Path(work)
-        print(
-            f"it reaches ports {args.forward or '(none: --forward PORT)'} of this machine at {HOST}; Ctrl-A x ends it"
-        )
+        ports = args.forward or "(none: --forward PORT)"
+        _say(f"it reaches ports {ports} of this machine at {HOST}; Ctrl-A x ends it")
         hardware = Hardware(
             kernel, initramfs, overlay(disk, folder / "disk.qcow2"), forwards=args.forward, clock=args.clock
         )

@@ -1,4 +1,4 @@
-"""Makes the board's root file system from Debian's packages: unpacked, and set up by hand, since nothing runs in it yet.
+"""Makes the board's root file system from Debian's packages: unpacked, and set up by hand: nothing runs in it yet.
 
 Packages' own scripts would run under emulation, for many minutes; what they would have done and a board needs is here.
 """

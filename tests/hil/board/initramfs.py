@@ -1,4 +1,4 @@
-"""Makes an initial file system of a busybox, a few kernel modules and one script: Debian's own has a hundred times more.
+"""Makes an initial file system of a busybox, a few kernel modules and one script; Debian's is twenty times as large.
 
 It finds the root partition as the kernel's command line names it: by its device, or by PARTUUID, as a card's does.
 """

@@ -1,4 +1,4 @@
-"""QEMU's machine virt as a board: power, serial line, snapshots, and a network that has this machine's ports and no more."""
+"""QEMU's machine virt as a board: power, serial line, snapshots, and a network of this machine's ports alone."""
 
 from __future__ import annotations
 

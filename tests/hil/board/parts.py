@@ -25,6 +25,22 @@ CACHE = Path(".covey/board")
 _REPOSITORY = Path(__file__).parents[3]
 _DISK_MIB = 1024
 _COVEY_UID = 900
+_OF_SYSTEM = ["tests/hil/board/debian.py", "tests/hil/board/initramfs.py"]
+
+
+@dataclass(frozen=True)
+class System:
+    """Debian for the board, without Covey.
+
+    Attributes:
+        kernel: the kernel's image.
+        initramfs: its initial file system.
+        archive: the root file system as a tar file; cards are made from it.
+    """
+
+    kernel: Path
+    initramfs: Path
+    archive: Path
 
 
 @dataclass(frozen=True)
@@ -35,36 +51,43 @@ class Parts:
         kernel: the kernel's image.
         initramfs: its initial file system.
         disk: an ext4 file system without partitions: Debian, with Covey's package. Nothing is written to it.
-        system: the unpacked Debian without Covey, as a tar file; cards are made from it.
     """
 
     kernel: Path
     initramfs: Path
     disk: Path
-    system: Path
+
+
+def make_system(cache: Path = CACHE) -> System:
+    """Return Debian for the board, made where it is not there.
+
+    Raises:
+        NotHere: this machine cannot make it; the text says what is missing.
+    """
+    folder = cache / f"debian-{_key_of(_OF_SYSTEM)}"
+    if not folder.exists():
+        require_root()
+        require(TO_BUILD)
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".making-") as work:
+            _make_system(Path(work), folder)
+    return System(folder / "kernel", folder / "initramfs", folder / "system.tar")
 
 
 def make_parts(cache: Path = CACHE) -> Parts:
-    """Return the parts, made where they are not there.
+    """Return what the board boots, made where it is not there.
 
     Raises:
-        NotHere: this machine cannot make them; the text says what is missing.
+        NotHere: this machine cannot make it; the text says what is missing.
     """
-    made_by = ["tests/hil/board/debian.py", "tests/hil/board/initramfs.py"]
-    system = cache / f"debian-{_key_of(made_by)}"
-    folder = cache / f"covey-{_key_of(['edge_runtime', 'server/flash', 'tests/hil/board/parts.py', *made_by])}"
-    parts = Parts(system / "kernel", system / "initramfs", folder / "disk.ext4", system / "system.tar")
-    if all(path.exists() for path in (parts.kernel, parts.initramfs, parts.disk, parts.system)):
-        return parts
-    require_root()
-    require(TO_BUILD)
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".making-") as work:
-        if not system.exists():
-            _make_system(Path(work), system)
-        if not folder.exists():
-            _make_disk(Path(work), parts.system, folder)
-    return parts
+    folder = cache / f"covey-{_key_of(['edge_runtime', 'server/flash', 'tests/hil/board/parts.py', *_OF_SYSTEM])}"
+    system = make_system(cache)
+    if not folder.exists():
+        require_root()
+        require(TO_BUILD)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".making-") as work:
+            _make_disk(Path(work), system.archive, folder)
+    return Parts(system.kernel, system.initramfs, folder / "disk.ext4")
 
 
 def make_file_system(root: Path, disk: Path, size_mib: int, *, offset_bytes: int = 0) -> None:
@@ -94,12 +117,12 @@ def _make_system(work: Path, folder: Path) -> None:
     made.replace(folder)
 
 
-def _make_disk(work: Path, system: Path, folder: Path) -> None:
+def _make_disk(work: Path, archive: Path, folder: Path) -> None:
     """Write the disk: Debian, and Covey's package as dpkg would have installed it."""
     made, root = work / "disk", work / "root"
     made.mkdir()
     root.mkdir()
-    run(["tar", "-xpf", system, "--numeric-owner", "-C", root])
+    run(["tar", "-xpf", archive, "--numeric-owner", "-C", root])
     package = make_package(debian.PYTHON, "aarch64", Sources(), work)
     run(["dpkg-deb", "-x", package, root])
     package.unlink()

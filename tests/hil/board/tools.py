@@ -23,7 +23,7 @@ TO_BOOT = {"qemu-system-aarch64": "qemu-system-arm", "qemu-img": "qemu-utils", "
 """Programs, and the Debian packages that have them."""
 
 
-class NotHere(Exception):
+class NotHere(Exception):  # noqa: N818 it says why a test is skipped, and is no error
     """This machine cannot make or boot the board; the text says what is missing and how to get it."""
 
 
