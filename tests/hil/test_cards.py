@@ -1,4 +1,4 @@
-"""A card that ``covey flash rpi`` made boots into a device that has joined its fleet and trains: in each first-boot format.
+"""A card that ``covey flash rpi`` made boots into a device that has joined its fleet, and trains; in each format.
 
 The stock image is Debian with what each format needs (tests/hil/board/cards.py); the card is flashed by the command,
 read back, and started in QEMU with the kernel's command line that is on it. Nothing is typed on the board before it is

@@ -16,7 +16,7 @@ from server.flash.card import Card
 from tests.hil.board.machine import Disk, Hardware, Machine
 from tests.hil.board.parts import make_file_system
 from tests.hil.board.stand_ins import prepare
-from tests.hil.board.tools import run
+from tests.hil.board.tools import require_root, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +32,8 @@ _ROOT_START = _BOOT_START + _BOOT_SECTORS
 _ROOT_MIB = 560
 """Too little for Covey's environment to be unpacked in: the card must grow."""
 
-_CMDLINE = f"console=serial0,115200 console=tty1 root=PARTUUID={_SIGNATURE}-02 rootfstype=ext4 fsck.repair=yes rootwait quiet\n"
+_CONSOLES = "console=serial0,115200 console=tty1"
+_CMDLINE = f"{_CONSOLES} root=PARTUUID={_SIGNATURE}-02 rootfstype=ext4 fsck.repair=yes rootwait quiet\n"
 _FSTAB = f"""\
 proc /proc proc defaults 0 0
 PARTUUID={_SIGNATURE}-01 /boot/firmware vfat defaults 0 2
@@ -54,7 +55,11 @@ def make_image(system: System, kind: str, image: Path) -> None:
         system: of the emulated board.
         kind: ``firstrun``, ``cloud-init`` or ``rpi-preseed``.
         image: the file that is written.
+
+    Raises:
+        NotHere: this process is not root.
     """
+    require_root()
     with tempfile.TemporaryDirectory(dir=image.parent, prefix=".card-") as work:
         root, boot, fat = Path(work) / "root", Path(work) / "boot", Path(work) / "boot.fat"
         root.mkdir()

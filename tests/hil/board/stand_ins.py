@@ -2,7 +2,7 @@
 
 They are called as the real ones are called (raspberrypi-sys-mods, userconf-pi, rpi-preseed), and do what is needed of
 them and no more. systemd's own generator reads ``systemd.run=``, and cloud-init is Debian's: these two are real.
-``RPI_PRESEED`` names a checkout of the real rpi-preseed, which is then installed instead of the stand-in.
+``COVEY_RPI_PRESEED`` names a checkout of the real rpi-preseed, which is then installed instead of the stand-in.
 """
 
 from __future__ import annotations
@@ -71,9 +71,11 @@ if user := given.get("user"):
     subprocess.run(["/usr/lib/userconf-pi/userconf", "pi", user["name"], user["password"]], check=True)
 if given.get("ssh", {}).get("enabled"):
     assert not given["ssh"]["password_authentication"]
-    subprocess.run([helper, "enable_ssh", "--key-only", *given["ssh"]["authorized_keys"]], check=True)
+    subprocess.run([helper, "enable_ssh", "--key-only"], check=True)  # as 0.1.0, which loses the keys on the way
 if zone := given.get("locale", {}).get("timezone"):
     subprocess.run([helper, "set_timezone", zone], check=True)
+for command in given.get("runcmd", {}).get("early", []):
+    subprocess.run(command, shell=True, check=True)
 Path("/var/lib/rpi-preseed").mkdir(exist_ok=True)
 Path("/var/lib/rpi-preseed/applied").touch()
 """
@@ -138,7 +140,8 @@ def _install_preseed(root: Path) -> None:
     real = os.environ.get(RPI_PRESEED)
     if real is not None:
         run(["make", "-C", real, "install", f"DESTDIR={root}"])
-        _service(root, "rpi-preseed.service", (root / "lib/systemd/system/rpi-preseed.service").read_text())
+        for name in ("rpi-preseed.service", "rpi-preseed-runcmd-early.service"):
+            _service(root, name, (root / "lib/systemd/system" / name).read_text())
         return
     _program(root / "usr/bin/rpi-preseed", _PRESEED)
     _service(root, "rpi-preseed.service", _PRESEED_UNIT)
