@@ -1,4 +1,4 @@
-"""Fixtures of tests on a board, and the table of budgets at the end. Without ``--lg-env`` tests that need one are skipped."""
+"""Fixtures of tests on a board, and the budgets at the end. Without ``--lg-env``, what needs a board is skipped."""
 
 from __future__ import annotations
 

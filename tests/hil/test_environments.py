@@ -14,7 +14,6 @@ import yaml
 from repository import ROOT
 
 from tests.hil.lab.budgets import Budgets, OverBudgetError, budgets_of
-from tests.hil.lab.fleet_of_boards import PATIENT
 from tests.hil.test_board import BUDGETS, ENVIRONMENTS
 
 if TYPE_CHECKING:
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
 
 FOLDER = ROOT / "tests/hil/environments"
 REAL = [name for name in ENVIRONMENTS if name != "qemu-arm64"]
-_NO_LABGRID = "import sys; sys.modules['labgrid'] = None; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+_PYTEST = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+_NO_LABGRID = f"import sys; sys.modules['labgrid'] = None; {_PYTEST}"
 
 
 def pytest_in(folder: Path, *arguments: str, before: str = _NO_LABGRID) -> str:
@@ -49,7 +49,7 @@ def test_without_a_board_tests_are_skipped_with_the_flag_that_runs_them(tmp_path
     assert "labgrid is not installed: pip install -e '.[hil]'" in said
     assert "--lg-env tests/hil/environments/qemu-arm64.yaml" in said
     pytest.importorskip("labgrid")
-    said = pytest_in(tmp_path, "-m", "hil", "tests/hil/test_board.py", "-q", before=_NO_LABGRID.split(";", 2)[2])
+    said = pytest_in(tmp_path, "-m", "hil", "tests/hil/test_board.py", "-q", before=_PYTEST)
     assert re.search(r"\b10 skipped", said), said
     assert "needs a board: pytest -m hil --lg-env tests/hil/environments/qemu-arm64.yaml" in said
 
@@ -64,6 +64,8 @@ def test_every_environment_has_its_file_and_a_column_of_budgets() -> None:
 
 @pytest.mark.parametrize("name", REAL)
 def test_real_boards_have_power_a_shell_and_a_serial_line(name: str) -> None:
+    from tests.hil.lab.fleet_of_boards import PATIENT
+
     described: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     main = described["targets"]["main"]
     assert {"NetworkService", "NetworkPowerPort", "USBSerialPort"} <= main["resources"].keys()
@@ -71,7 +73,8 @@ def test_real_boards_have_power_a_shell_and_a_serial_line(name: str) -> None:
     assert ("USBSDMuxDevice" in main["resources"]) == ("USBSDMuxDriver" in main["drivers"])
     steps = int(described["options"]["covey_steps"])
     assert 1 <= steps <= 4096
-    assert PATIENT["deadline_s"] > 3 * steps * budgets_of(BUDGETS, ENVIRONMENTS, name).expected["step of the tiny bundle, s"] / 2
+    step_s = budgets_of(BUDGETS, ENVIRONMENTS, name).expected["step of the tiny bundle, s"]
+    assert 5.0 <= steps * step_s <= PATIENT["deadline_s"] / 2  # long enough to be interrupted, and done in time
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
