@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 import tomllib
 import yaml
 from repository import ROOT
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.hil.lab.plug import switched_socket
 
 pytestmark = pytest.mark.slow
 PAGE = ROOT / "docs/hil.md"
@@ -31,35 +25,6 @@ def commands() -> list[str]:
     """Return the commands of the page's blocks, without their remarks."""
     blocks = re.findall(r"^```\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     return [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
-
-
-@contextlib.contextmanager
-def switched_socket() -> Iterator[tuple[str, list[Any]]]:
-    """Run a Shelly plug of the second generation; yield its address, and what it was asked."""
-    asked: list[Any] = []
-
-    class Plug(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            assert self.path == "/rpc"
-            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            body = json.dumps({"id": 1, "result": {"was_on": True}}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Plug)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def said(words: list[str], folder: Path = ROOT) -> str:
