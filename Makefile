@@ -112,5 +112,10 @@ deb: $(STAMP) ## Debian packages of the device side: Debian 12 and 13, 64-bit Ar
 board: $(STAMP) ## the emulated arm64 board: makes its root from Debian's packages, as root, and boots it; Ctrl-A x ends it
 	$(BIN)/python -m tests.hil.board --boot
 
+LG_ENV ?= tests/hil/environments/qemu-arm64.yaml
+hil: $(STAMP) ## tests on a board: the emulated one, or another with LG_ENV=board.yaml (docs/hil.md; some minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[hil]'
+	$(BIN)/python -m pytest -m hil tests/hil --lg-env $(LG_ENV)
+
 clean: ## remove the virtual environment and the demo's files
 	rm -rf $(VENV) .covey build edge_runtime/native/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

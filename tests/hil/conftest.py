@@ -1,8 +1,7 @@
-"""Fixtures of tests on a board, and the table of budgets at the end. Without ``--lg-env`` tests that need one are skipped."""
+"""Fixtures of tests on a board, and the budgets at the end. Without ``--lg-env``, what needs a board is skipped."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def environment_of(config: pytest.Config) -> str:
     """Return the environment's file; the test is skipped where none is given, with the flag that would run it."""
-    if importlib.util.find_spec("labgrid") is None:
+    try:
+        import labgrid  # noqa: F401
+    except ImportError:
         pytest.skip(f"labgrid is not installed: pip install -e '.[hil]', then {HOW}")
     given: Any = config.getoption("lg_env", None) or os.environ.get("LG_ENV")
     if not given:

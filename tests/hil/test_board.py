@@ -11,34 +11,31 @@ from __future__ import annotations
 import json
 import signal
 import time
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fleets import wait_for
 
 from tests.hil.board.tools import NotHere
 from tests.hil.conftest import BUDGETS as FOUND
 from tests.hil.lab.board_under_test import HOME, BoardUnderTest
 from tests.hil.lab.budgets import budgets_of
-from tests.hil.lab.fleet_of_boards import FleetOfBoards
-from tests.hil.lab.lab import Lab
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from edge_runtime.bundle.folder import Bundle
+    from tests.hil.lab.lab import Lab
 
-# Budgets: the most that a figure may be. The emulated board's are for a machine with two busy cores; those of real boards
-# are what we demand, and nobody has measured them yet.
+# Budgets: the most that a figure may be. The emulated board's are for a machine with two busy cores. Those of real
+# boards are what is demanded of them; none has been measured yet.
 ENVIRONMENTS = ("qemu-arm64", "rpi5", "rpi4", "jetson-orin-nano")
 BUDGETS = {
     "power to birth, s": (300.0, 45.0, 60.0, 75.0),
     "service dead to birth, s": (180.0, 20.0, 25.0, 20.0),
     "peak RSS of the service, MB": (250.0, 250.0, 250.0, 300.0),
     "step of the tiny bundle, s": (10.0, 0.05, 0.1, 0.05),
-    "temperature after training, °C": (1000.0, 80.0, 80.0, 80.0),
+    "temperature after training, °C": (None, 80.0, 80.0, 80.0),
 }
 
 pytestmark = [pytest.mark.hil, pytest.mark.timeout(1500)]
@@ -52,16 +49,19 @@ def joined(
     tiny_export: Callable[..., Bundle],
 ) -> Iterator[Lab]:
     """The board of the environment, which has joined a server of its own; once for all tests here."""
+    from tests.hil.lab.fleet_of_boards import FleetOfBoards
+    from tests.hil.lab.lab import Lab
+
     environment = Path(lg_environment).stem
     env, wires = request.getfixturevalue("env"), request.getfixturevalue("strategy")
     budgets = budgets_of(BUDGETS, ENVIRONMENTS, environment)
     request.config.stash[FOUND][environment] = budgets
-    listen = "127.0.0.1" if wires.is_emulated else "0.0.0.0"  # noqa: S104: the board is another machine
+    listen = "127.0.0.1" if wires.is_emulated else "0.0.0.0"  # noqa: S104  # the board is another machine
     fleet = FleetOfBoards(tmp_path_factory.mktemp("lab") / "fleet", tiny_export("bert", splits=(1,)), listen)
     try:
         host = wires.reach(fleet.ports)
         board = BoardUnderTest(wires, f"lab-{environment}")
-        lab = Lab(board, fleet, budgets, int(env.config.get_option("covey_steps", "24")), host)
+        lab = Lab(board, fleet, budgets, int(env.config.get_option("covey_steps", "12")), host)
         lab.set_up()
         yield lab
     except NotHere as error:
@@ -80,8 +80,7 @@ def lab(joined: Lab) -> Lab:
 
 def test_boot_to_birth(lab: Lab) -> None:
     began = lab.cut_power_and_boot()
-    wait_for(lambda: _seen_at(lab) > began and lab.fleet.device(lab.name)["state"] == "online", "birth", 300.0)
-    lab.budgets.measure("power to birth, s", _seen_at(lab) - began)
+    lab.budgets.measure("power to birth, s", lab.wait_birth(began) - began)
     assert lab.fleet.device(lab.name)["machine"] == "aarch64"
     lab.left_clean()
 
@@ -104,12 +103,10 @@ def test_a_service_that_is_killed_in_mid_round_comes_back_and_ends_on_the_same_b
     lab.board.wait_training("killed")
     pid, began = lab.board.main_pid(), time.time()
     lab.board.run(f"kill -9 {pid}")
-    lab.board.wait_until(
-        f"test $(systemctl show -p MainPID --value covey-edge) != {pid} && systemctl is-active covey-edge", "new process"
-    )
+    another = f"test $(systemctl show -p MainPID --value covey-edge) != {pid}"
+    lab.board.wait_until(f"{another} && systemctl is-active covey-edge", "new process")
     lab.wait_logged("this device ended while it trained", before)
-    wait_for(lambda: _seen_at(lab) > began and lab.fleet.device(lab.name)["state"] == "online", "birth", 300.0)
-    lab.budgets.measure("service dead to birth, s", _seen_at(lab) - began)
+    lab.budgets.measure("service dead to birth, s", lab.wait_birth(began) - began)
     assert lab.finish("killed") == reference
     lab.left_clean()
 
@@ -155,14 +152,7 @@ def test_a_profile_is_measured_and_published(lab: Lab) -> None:
         *("profile", "--config", f"{HOME}/edge.toml", "--shapes", "1x16", "--seconds", "0.1"), timeout_s=900.0
     )
     lab.board.service("restart")  # it is sent, signed, with the next birth
-    shown: list[dict[str, Any]] = []
-
-    def published() -> bool:
-        shown[:] = lab.fleet.lines("profile", "show", lab.name)
-        return bool(shown)
-
-    wait_for(published, "profile at the server", 300.0)
-    profile = shown[-1]["profile"]
+    profile = lab.wait(lambda: lab.fleet.lines("profile", "show", lab.name), "profile at the server")[-1]["profile"]
     assert profile == said["profile"]
     assert profile["facts"]["machine"] == "aarch64"
     if lab.board.wires.is_emulated:
@@ -175,7 +165,7 @@ def test_a_bundle_is_rolled_out_and_the_board_goes_back_by_itself(lab: Lab, tiny
     bundles = [tiny_export("bert", splits=(1,)), tiny_export("bert", splits=(2,))]
     for number, bundle in enumerate(bundles, start=1):
         lab.fleet.covey("rollout", "start", "bundle", str(bundle.path), "--groups", "100%")
-        wait_for(lambda n=number: _rollout(lab, n)["state"] != "running", f"end of rollout {number}", 300.0)
+        lab.wait(lambda n=number: _rollout(lab, n)["state"] != "running", f"end of rollout {number}")
         assert _rollout(lab, number)["state"] == "finished", _rollout(lab, number)
     config = ("--config", f"{HOME}/edge.toml")
     assert lab.board.covey_edge("version", "show", *config)["current"]["bundle_sha256"] == bundles[1].sha256
@@ -192,8 +182,8 @@ def test_a_full_disk_is_said_and_loses_nothing(lab: Lab) -> None:
     lab.board.try_run(f"runuser -u covey -- sh -c 'cat /dev/zero >> {HOME}/fill2' 2>/dev/null", 300.0)
     assert lab.board.try_run(f"runuser -u covey -- sh -c 'head -c 65536 /dev/zero > {HOME}/fill3'")[0] != 0
     lab.order("full")
-    lab.board.wait_until("journalctl -u covey-edge -o cat -n 50 | grep -i 'no space\\|full\\|free'", "word of the full disk")
-    lab.board.run(f"rm {fill} {HOME}/fill2 {HOME}/fill3")
+    lab.wait_logged("disk full while writing", 0)
+    lab.board.run(f"rm -f {fill} {HOME}/fill2 {HOME}/fill3")
     assert lab.finish("full") == reference
     assert lab.board.is_active()
 
@@ -220,11 +210,6 @@ def test_heat_and_throttling_are_read_as_the_board_has_them(lab: Lab) -> None:
         assert reading["throttled_since_boot"] == bool((word >> 16) & 0b1110)
         assert not word & 0b1, "under-voltage: a better supply, or what is measured here is the supply"
     lab.left_clean()
-
-
-def _seen_at(lab: Lab) -> float:
-    """Return when the server heard of the device last, in seconds since 1970."""
-    return datetime.fromisoformat(str(lab.fleet.device(lab.name)["last_seen"])).timestamp()
 
 
 def _rollout(lab: Lab, number: int) -> dict[str, Any]:

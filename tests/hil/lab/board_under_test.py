@@ -79,9 +79,16 @@ class BoardUnderTest:
             assert time.monotonic() < deadline, f"no {what} in {timeout_s:.0f} s; the last lines: {self.log()}"
 
     def wait_training(self, job: str, timeout_s: float = 300.0) -> None:
-        """Wait until the device has begun a plan of a job, and not ended it: then it is in mid-round."""
+        """Wait until the device is in mid-round: it has begun a plan of a job, and then computed for a second.
+
+        What the journal says can be seen before it is on the disk; once the device computes, it is.
+        """
         begun = f'grep -q \'"begun":{{"job":"{job}"\' {HOME}/covey-state/journal.json'
-        self.wait_until(begun, f"round of {job} that is being trained", timeout_s)
+        what = f"round of {job} that is being trained"
+        used = f"$(awk '/^usage_usec/ {{print $2}}' /sys/fs/cgroup/system.slice/{SERVICE}/cpu.stat)"
+        before = self.wait_until(f"{begun} && echo {used}", what, timeout_s).splitlines()[-1]
+        self.wait_until(f"test $(({used} - {before})) -gt 1000000", what, timeout_s)
+        self.run(begun)
 
     def write(self, path: str, data: bytes, owner: str = "covey") -> None:
         """Write a small file, line by line through the shell."""

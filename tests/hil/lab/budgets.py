@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-Table = Mapping[str, Sequence[float]]
-"""For each figure, its budget in each environment."""
+Table = Mapping[str, Sequence[float | None]]
+"""For each figure, its budget in each environment; None: it has none."""
 
 
 class OverBudgetError(AssertionError):
@@ -52,7 +52,8 @@ def budgets_of(table: Table, environments: Sequence[str], environment: str) -> B
     if environment not in environments:
         return Budgets(environment, {})
     column = environments.index(environment)
-    return Budgets(environment, {figure: row[column] for figure, row in table.items()})
+    budgets = {figure: row[column] for figure, row in table.items()}
+    return Budgets(environment, {figure: most for figure, most in budgets.items() if most is not None})
 
 
 def _text(value: float | None) -> str:

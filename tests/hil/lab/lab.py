@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
+from fleets import wait_for
 from tiny_models import reviews, write_rows
 
 from tests.hil.lab.board_under_test import HOME, BoardUnderTest
 from tests.hil.lab.fleet_of_boards import FleetOfBoards
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.hil.lab.budgets import Budgets
 
 _ROWS, _JOINED = "data/lab-rows.jsonl", "joined"
@@ -123,6 +127,20 @@ class Lab:
         began = time.time()
         self.board.wires.power_on(clock)
         return began
+
+    def wait(self, condition: Callable[[], Any], what: str, timeout_s: float = 300.0) -> Any:
+        """Return the first true value of a condition."""
+        return wait_for(condition, what, timeout_s)
+
+    def wait_birth(self, after: float) -> float:
+        """Wait until the server has heard of the device after a time; return when, in seconds since 1970."""
+
+        def born() -> float | None:
+            device = self.fleet.device(self.name)
+            seen = datetime.fromisoformat(device["last_seen"]).timestamp()
+            return seen if seen > after and device["state"] == "online" else None
+
+        return float(self.wait(born, "birth"))
 
     def lines_in_log(self, pattern: str) -> int:
         """Return how many lines of the service's log have a pattern, from all boots that the board remembers."""

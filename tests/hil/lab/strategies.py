@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
 import socket
 import subprocess
 import tempfile
@@ -152,13 +153,12 @@ class WiredBoardStrategy(Strategy):
     off_s = attr.ib(default=5, validator=attr.validators.instance_of(int))
 
     def reach(self, ports: Sequence[int]) -> str:
+        del ports  # the board has a network of its own
         self.target.activate(self.power)
         return self.server_host or _own_address(self.ssh.networkservice.address)
 
     def run(self, command: str, timeout_s: float) -> tuple[int, str]:
         self.target.activate(self.ssh)
-        import shlex
-
         out, err, code = self.ssh.run(f"sudo -n sh -c {shlex.quote(command)}", timeout=timeout_s)
         return code, "\n".join([*out, *err] if code else out)
 
@@ -177,10 +177,11 @@ class WiredBoardStrategy(Strategy):
         time.sleep(self.off_s)  # not to wait for anything: a board keeps running for some time from its capacitors
 
     def keep(self, name: str) -> bool:
+        del name
         return False
 
     def go_back(self, name: str) -> None:
-        raise StrategyError("a real board has no snapshots")
+        raise StrategyError(f"a real board has no snapshot {name}")
 
     def _wait_shell(self) -> None:
         deadline = time.monotonic() + _BOOT_S
