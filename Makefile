@@ -115,7 +115,10 @@ board: $(STAMP) ## the emulated arm64 board: makes its root from Debian's packag
 LG_ENV ?= tests/hil/environments/qemu-arm64.yaml
 hil: $(STAMP) ## tests on a board: the emulated one, or another with LG_ENV=board.yaml (docs/hil.md; some minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[hil]'
-	$(BIN)/python -m pytest -m hil tests/hil --lg-env $(LG_ENV)
+	$(BIN)/python -m pytest -m hil tests/hil --ignore tests/hil/test_cards.py --lg-env $(LG_ENV)
+
+hil-cards: $(STAMP) ## cards flashed in each first-boot format, booted by QEMU until they have trained; as root (about half an hour)
+	$(BIN)/python -m pytest -m hil tests/hil/test_cards.py
 
 clean: ## remove the virtual environment and the demo's files
 	rm -rf $(VENV) .covey build edge_runtime/native/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
