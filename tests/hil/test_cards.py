@@ -177,7 +177,7 @@ def check_settings(board: CardBoard, key: Path, device: str) -> None:
     console = board.machine.console
     assert console.run("hostname")[1].strip() == device
     assert console.run("readlink -f /etc/localtime")[1].strip() == f"/usr/share/zoneinfo/{ZONE}"
-    assert console.run("stat -c '%U %a' /var/lib/covey /var/lib/covey/edge.toml")[1].split() == [
+    assert console.run("stat -c '%U %a' /var/lib/covey /var/lib/covey/edge-trust/key.pem")[1].split() == [
         *("covey", "750", "covey", "600")
     ]
     code, text = console.run("ls /opt/covey/join-token /opt/covey/env.tar /var/lib/covey/join-token 2>/dev/null")

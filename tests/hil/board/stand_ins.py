@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from tests.hil.board.debian import link
 from tests.hil.board.tools import run
 
 RPI_PRESEED = "COVEY_RPI_PRESEED"
@@ -119,6 +120,9 @@ ssh_deletekeys: false
 ssh_genkeytypes: []
 """
 
+_STAGES = ("cloud-init-local", "cloud-init", "cloud-config", "cloud-final")
+"""Services of cloud-init, which its package enables when it is installed."""
+
 _CLOUD_INIT = ("usr/bin/cloud-init", "usr/lib/systemd/system-generators/cloud-init-generator")
 
 
@@ -129,6 +133,12 @@ def prepare(root: Path, kind: str) -> None:
     _service(root, "regenerate_ssh_host_keys.service", _HOST_KEYS_UNIT)
     if kind == "cloud-init":
         (root / "etc/cloud/cloud.cfg.d/99_raspberry-pi.cfg").write_text(_CLOUD_CONFIG)
+        units = root / "etc/systemd/system"
+        for stage in _STAGES:
+            link(units / f"cloud-init.target.wants/{stage}.service", f"/lib/systemd/system/{stage}.service")
+        mounted = units / "cloud-init-local.service.d/boot.conf"
+        mounted.parent.mkdir()
+        mounted.write_text("[Unit]\nRequiresMountsFor=/boot/firmware\n")
         return
     for name in _CLOUD_INIT:
         (root / name).unlink()
@@ -157,5 +167,4 @@ def _service(root: Path, name: str, text: str) -> None:
     """Write a unit, and let it be started at boot."""
     units = root / "etc/systemd/system"
     (units / name).write_text(text)
-    link = units / "multi-user.target.wants" / name
-    link.symlink_to(f"/etc/systemd/system/{name}")
+    link(units / "multi-user.target.wants" / name, f"/etc/systemd/system/{name}")
