@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime import output
 from edge_runtime.errors import ConfigError, CoveyError, NetworkError, as_covey_error
+from edge_runtime.notify import notifier_of
 
 if TYPE_CHECKING:
     import argparse
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from edge_runtime.agent.config import EdgeConfig
     from edge_runtime.agent.new_covey import LauncherSlots
     from edge_runtime.network.cause import Cause
+    from edge_runtime.network.mqtt import MqttTransport
+    from edge_runtime.network.transport import Will
+    from edge_runtime.notify import Notifier
     from edge_runtime.signing.members import Member
     from edge_runtime.update.heartbeat import Heartbeat
 
@@ -37,25 +41,23 @@ def add_run_command(commands: argparse._SubParsersAction[argparse.ArgumentParser
 
 def _run(args: argparse.Namespace) -> int:
     """Join the fleet: announce, take plans, train on the local rows, report scalars, prove the adapter by hash."""
-    from edge_runtime.update.heartbeat import heartbeat_of
+    from edge_runtime.update.heartbeat import PIPE_VARIABLE, heartbeat_of
 
     heartbeat = heartbeat_of(os.environ)
+    notifier = notifier_of(os.environ, os.getpid(), may_speak_for=PIPE_VARIABLE in os.environ)
     try:
-        return _serve(args, heartbeat)
+        return _serve(args, heartbeat, notifier)
     except Exception as error:
         heartbeat.fail(as_covey_error(error).public)
         raise
 
 
-def _serve(args: argparse.Namespace, heartbeat: Heartbeat) -> int:  # long: the order of the steps is what it says
+def _serve(args: argparse.Namespace, heartbeat: Heartbeat, notifier: Notifier) -> int:  # long: the order is the point
     from edge_runtime.agent.agent import Agent
     from edge_runtime.agent.announcer import lost_will
-    from edge_runtime.agent.broker_access import require_access
     from edge_runtime.agent.config import read_edge_config
     from edge_runtime.agent.kept_log import keeping_log
     from edge_runtime.device.machine import this_machine
-    from edge_runtime.network.address import parse_broker
-    from edge_runtime.network.mqtt import MqttTransport
     from edge_runtime.perturbation.kernel import kernel
     from edge_runtime.store.state_check import check_state_writable
     from edge_runtime.store.store import Store
@@ -71,25 +73,12 @@ def _serve(args: argparse.Namespace, heartbeat: Heartbeat) -> int:  # long: the 
     member = _member(config, boot_id, store.root)
     will = lost_will(config, boot_id)
     heartbeat.reach("started")
+    notifier.ready(f"connecting to {config.broker.rpartition('@')[2]}")
+    notifier.watch()
     with keeping_log(store.root) as log:
         _say_outcome()
         heartbeat.reach("connecting")
-        transport = MqttTransport(
-            parse_broker(config.broker),
-            f"covey-{config.fleet}-{config.name}",
-            will=will if member is None else member.seal_will(will),
-            tls=config.tls,
-            connect_timeout_s=config.connect_timeout_s,
-            # Some brokers (the embedded one) send the retained hello only into a new session. Nothing is lost: whoever
-            # answers the hello gets the open plan, and an unacknowledged report is sent again.
-            keep_session=False,
-            ask_why=_membership(args.config.absolute()),
-        )
-        try:
-            require_access(config)
-        except NetworkError:
-            transport.close()
-            raise
+        transport = _connect(config, args.config.absolute(), will if member is None else member.seal_will(will))
         stop_renewing = _renew(args.config.absolute())
         signed = None if member is None else member.around(transport)
         agent = Agent(config, store, signed or transport, boot_id, machine=machine, log=log, contained=True)
@@ -97,6 +86,7 @@ def _serve(args: argparse.Namespace, heartbeat: Heartbeat) -> int:  # long: the 
         stop = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
         heartbeat.reach("serving")
+        notifier.status(f"device {config.name} of fleet {config.fleet}")
 
         def should_stop() -> bool:
             heartbeat.beat()  # the agent asks in each turn of its loop
@@ -105,6 +95,7 @@ def _serve(args: argparse.Namespace, heartbeat: Heartbeat) -> int:  # long: the 
         try:
             finished = agent.run(until_finished=args.until_finished, should_stop=should_stop)
         finally:
+            notifier.stopping()
             stop_renewing()
             topic, goodbye = agent.goodbye()
             transport.close((topic, signed.seal(topic, goodbye) if signed else goodbye))
@@ -112,6 +103,36 @@ def _serve(args: argparse.Namespace, heartbeat: Heartbeat) -> int:  # long: the 
         result = {"job": finished.job, "adapter_sha256": finished.adapter_sha256}
         output.emit(args, result, f"job {finished.job} is finished; adapter {finished.adapter_sha256}")
     return 0
+
+
+def _connect(config: EdgeConfig, path: Path, will: Will) -> MqttTransport:
+    """Connect to the broker, and see that no access list keeps the device from its work.
+
+    Raises:
+        NetworkError: there is no broker in time, or an access list does.
+        EnrolmentError: the device is no member any more.
+    """
+    from edge_runtime.agent.broker_access import require_access
+    from edge_runtime.network.address import parse_broker
+    from edge_runtime.network.mqtt import MqttTransport
+
+    transport = MqttTransport(
+        parse_broker(config.broker),
+        f"covey-{config.fleet}-{config.name}",
+        will=will,
+        tls=config.tls,
+        connect_timeout_s=config.connect_timeout_s,
+        # Some brokers (the embedded one) send the retained hello only into a new session. Nothing is lost: whoever
+        # answers the hello gets the open plan, and an unacknowledged report is sent again.
+        keep_session=False,
+        ask_why=_membership(path),
+    )
+    try:
+        require_access(config)
+    except NetworkError:
+        transport.close()
+        raise
+    return transport
 
 
 def _launcher(config: Path) -> LauncherSlots | None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_runtime import output
 from edge_runtime.errors import ConfigError
+from edge_runtime.notify import notifier_of
 from server.commands.shared_options import Commands, add_state_dir
 from server.commands.stopping import stop_on_signals
 
 if TYPE_CHECKING:
+    from server.serving.host import Host
     from server.serving.options import ServeOptions
 
 
@@ -146,9 +149,18 @@ def _serve(args: argparse.Namespace) -> int:
     from server.serving.always_on import serve
     from server.views.progress import fleet_log
 
-    stop = stop_on_signals()
+    stop, notifier = stop_on_signals(), notifier_of(os.environ, os.getpid())
     with fleet_log(args.format) as (observe, say):
-        serve(options, observe, stop.is_set, lambda host: say(host.described()))
+
+        def is_ready(host: Host) -> None:
+            say(host.described())
+            notifier.ready(f"fleet {options.fleet}")
+            notifier.watch()
+
+        try:
+            serve(options, observe, stop.is_set, is_ready)
+        finally:
+            notifier.stopping()
     return 0
 
 

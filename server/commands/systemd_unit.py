@@ -19,6 +19,10 @@ Wants=network-online.target
 After=network-online.target
 
 [Service]
+# systemd starts it again where it has hung for so long; a download or a replay may take hours.
+Type=notify
+WatchdogSec=30min
+TimeoutStartSec=10min
 User={user}
 ExecStart={command}
 Restart=on-failure

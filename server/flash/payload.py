@@ -107,6 +107,11 @@ Wants=network-online.target
 ConditionPathExists={HOME}/edge.toml
 
 [Service]
+# It says that it is ready, and that it gets on; what has hung for half an hour is started again.
+Type=notify
+NotifyAccess=all
+WatchdogSec=30min
+TimeoutStartSec=10min
 User=covey
 Group=covey
 WorkingDirectory={HOME}
