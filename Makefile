@@ -9,7 +9,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.covey-installed
 
-.PHONY: help install dev demo test test-all test-long test-oldest test-newest test-arm check lint files format bench bench-full bench-convergence bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-bandit bench-fleet bench-load clean
+.PHONY: help install dev demo test test-all test-long test-oldest test-newest test-arm check lint files format bench bench-full bench-convergence bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-bandit bench-fleet bench-load board clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -111,6 +111,17 @@ deb: $(STAMP) ## Debian packages of the device side: Debian 12 and 13, 64-bit Ar
 	mkdir -p dist
 	$(BIN)/covey flash deb --python 3.11 --out dist
 	$(BIN)/covey flash deb --python 3.13 --out dist
+
+board: $(STAMP) ## the emulated arm64 board: makes its root from Debian's packages, as root, and boots it; Ctrl-A x ends it
+	$(BIN)/python -m tests.hil.board --boot
+
+LG_ENV ?= tests/hil/environments/qemu-arm64.yaml
+hil: $(STAMP) ## tests on a board: the emulated one, or another with LG_ENV=board.yaml (docs/hil.md; some minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[hil]'
+	$(BIN)/python -m pytest -m hil tests/hil --ignore tests/hil/test_cards.py --lg-env $(LG_ENV)
+
+hil-cards: $(STAMP) ## cards flashed in each first-boot format, booted by QEMU until they have trained; as root (about half an hour)
+	$(BIN)/python -m pytest -m hil tests/hil/test_cards.py
 
 clean: ## remove the virtual environment and the demo's files
 	rm -rf $(VENV) .covey build edge_runtime/native/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

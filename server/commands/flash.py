@@ -228,7 +228,8 @@ def _payloads(args: argparse.Namespace, names: list[str], stock: Stock, work: Pa
     if args.data is not None and not args.data.is_file():
         raise ConfigError(f"--data {args.data} is no file", "give the file with the private rows")
     print(f"packages for Python {stock.found.python} on 64-bit Arm …", file=sys.stderr)
-    made = make_environment(stock.found.python, Sources(args.wheels, args.index_url), work / "env.tar")
+    sources = Sources(args.wheels, args.index_url)
+    made = make_environment(stock.found.python, sources, work / "env.tar", compiled=True)
     for sentence in shortcomings(made):
         print(sentence, file=sys.stderr)
     rows_name = "rows.jsonl" if args.data is None else f"rows{args.data.suffix}"

@@ -5,7 +5,10 @@ pip chooses and unpacks wheels for the board's Python and machine, so that the b
 
 from __future__ import annotations
 
+import compileall
 import io
+import os
+import py_compile
 import subprocess
 import sys
 import tarfile
@@ -64,7 +67,9 @@ class Environment:
     short_aligned: tuple[str, ...]
 
 
-def make_environment(python: str, sources: Sources, archive: Path, machine: Machine = "aarch64") -> Environment:
+def make_environment(
+    python: str, sources: Sources, archive: Path, machine: Machine = "aarch64", *, compiled: bool = False
+) -> Environment:
     """Write an environment for a board as a tar file; its folder in it is ``env-a``.
 
     Args:
@@ -72,6 +77,7 @@ def make_environment(python: str, sources: Sources, archive: Path, machine: Mach
         sources: where packages come from.
         archive: the file that is written.
         machine: the board's machine.
+        compiled: whether Python's caches are in it too, where this Python is the board's: it takes a board minutes.
 
     Raises:
         NetworkError: pip finds no wheels; the error has its last line.
@@ -89,6 +95,8 @@ def make_environment(python: str, sources: Sources, archive: Path, machine: Mach
             _install(python, machine, sources, missing, site)
         packages = tuple(sorted(_name_of(info) for info in site.glob("*.dist-info")))
         short = short_aligned(site)
+        if compiled and python == f"{sys.version_info.major}.{sys.version_info.minor}":
+            _compile(site, python)
         try:
             size = _pack(python, site, archive)
         except OSError as error:
@@ -137,6 +145,16 @@ def _install(python: str, machine: Machine, sources: Sources, what: Sequence[str
         )
 
 
+def _compile(site: Path, python: str) -> None:
+    """Write Python's caches beside the sources; they hold for files of the time that all have in the archive: 0."""
+    for source in site.rglob("*.py"):
+        os.utime(source, (0, 0))
+    place = f"{FOLDER}/env-a/lib/python{python}/site-packages"
+    compileall.compile_dir(
+        site, stripdir=str(site), prependdir=place, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.TIMESTAMP
+    )
+
+
 def _name_of(info: Path) -> str:
     name, _, version = info.name.removesuffix(".dist-info").partition("-")
     return f"{name} {version}"
@@ -161,7 +179,7 @@ def _pack(python: str, site: Path, archive: Path) -> int:
             entry.type, entry.linkname = tarfile.SYMTYPE, target
             tar.addfile(entry)
         for source in sorted(site.rglob("*")):
-            if not source.is_file() or source.relative_to(site).parts[0] == "bin" or "__pycache__" in source.parts:
+            if not source.is_file() or source.relative_to(site).parts[0] == "bin":
                 continue
             entry = tarfile.TarInfo(str(env / "lib" / f"python{python}" / "site-packages" / source.relative_to(site)))
             entry.size, entry.mode = source.stat().st_size, 0o644

@@ -221,10 +221,23 @@ def _preseed(settings: Settings) -> Files:
             tables["wlan"]["password"] = wifi.password
     if settings.time_zone is not None:
         tables["locale"] = {"timezone": settings.time_zone}
+    if settings.ssh_keys:
+        tables["runcmd"] = {"early": [_add_keys(settings)]}
     lines = ['config_version = "1.1"']
     for name, fields in tables.items():
         lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in fields.items())]
     return {"rpi-preseed.toml": "\n".join([*lines, ""]).encode()}
+
+
+def _add_keys(settings: Settings) -> str:
+    """Return a command that gives a user the keys that it has not: rpi-preseed 0.1.0 reads them, and loses them."""
+    user, keys = shlex.quote(settings.user), " ".join(shlex.quote(key) for key in settings.ssh_keys)
+    return (
+        f"home=$(getent passwd {user} | cut -d: -f6) && file=$home/.ssh/authorized_keys && "
+        f"install -d -o {user} -g {user} -m 700 $home/.ssh && touch $file && "
+        f'for key in {keys}; do grep -qxF "$key" $file || echo "$key" >>$file; done; '
+        f"chown {user}: $file && chmod 600 $file"
+    )
 
 
 def _toml(value: Any) -> str:  # noqa: ANN401 a string, a truth value or a list of strings

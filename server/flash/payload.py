@@ -48,7 +48,7 @@ if [ ! -e "$folder/env-a/.complete" ]; then
     rm -rf "$folder/env-a" "$folder/env.partial"
     mkdir "$folder/env.partial"
     tar -xf "$folder/env.tar" -C "$folder/env.partial" --no-same-owner
-    "$folder/env.partial/env-a/bin/python3" -m compileall -q "$folder/env.partial/env-a/lib" || true
+    "$folder/env.partial/env-a/bin/python3" -m compileall -q -j 0 "$folder/env.partial/env-a/lib" || true
     touch "$folder/env.partial/env-a/.complete"
     sync
     mv "$folder/env.partial/env-a" "$folder/env-a"
@@ -64,12 +64,23 @@ if [ -e "$folder/join-token" ]; then
     rm -f "$home/join-token" "$folder/join-token"
 fi
 touch "$folder/set-up"
+# An attempt that failed has taken the service's own start with it.
+systemctl start --no-block {service} || true
 """
+
+_HOLDS_NOTHING_UP = """\
+# As by default, but multi-user.target does not wait for it: cloud-init's last stage, and others, wait for that.
+DefaultDependencies=no
+Requires=sysinit.target
+After=sysinit.target basic.target
+Conflicts=shutdown.target
+Before=shutdown.target"""
 
 _SETUP_UNIT = f"""\
 [Unit]
 Description=Covey: set up this board
 Documentation=https://github.com/covey-edge/covey
+{_HOLDS_NOTHING_UP}
 Wants=network-online.target
 After=network-online.target
 Before=covey-edge.service
@@ -142,7 +153,7 @@ def edge_unit(memory_max: str, *, needs_setup: bool) -> str:
     """
     after = "After=network-online.target"
     if needs_setup:
-        after = f"Requires={SERVICES[0]}\n{after} {SERVICES[0]}"
+        after = f"{_HOLDS_NOTHING_UP}\nRequires={SERVICES[0]}\n{after} {SERVICES[0]}"
     return _EDGE_UNIT.format(memory=memory_max, after=after)
 
 
@@ -181,7 +192,12 @@ def root_files(found: Found, settings: Settings, payload: Payload) -> list[RootF
         "packages": list(payload.environment.packages),
     }
     setup = _SETUP.format(
-        make_user=MAKE_USER, home=HOME, folder=FOLDER, rows=payload.rows_name, wait=payload.join_wait_s
+        make_user=MAKE_USER,
+        home=HOME,
+        folder=FOLDER,
+        rows=payload.rows_name,
+        wait=payload.join_wait_s,
+        service=SERVICES[1],
     )
     files = [
         RootFile(FOLDER, 0o755),

@@ -15,6 +15,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import tomllib
 import yaml
 from card_images import FORMATS, require_card_tools, write_image, write_wheels
 
@@ -118,6 +119,8 @@ def check_settings(card: Card, kind: str) -> None:
     else:
         text = card.read_boot("rpi-preseed.toml").decode()
         assert 'hostname = "pi-a"' in text
+        [command] = tomllib.loads(text)["runcmd"]["early"]
+        assert KEY in command  # rpi-preseed 0.1.0 loses those of [ssh]
         assert len(cmdline) == 5
 
 

@@ -1,0 +1,63 @@
+"""What a card starts: its units hold up nothing of the system, and Python's caches on it are used as they are."""
+
+from __future__ import annotations
+
+import compileall
+import sys
+import tarfile
+from typing import TYPE_CHECKING
+
+import pytest
+from card_images import write_wheels
+
+from server.flash.device_wheel import requirements
+from server.flash.environment import Environment, Sources, make_environment
+from server.flash.first_boot import Found, Settings
+from server.flash.payload import SERVICES, SETUP, UNITS, Payload, root_files
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FOUND = Found("Debian", "cloud-init", "", "3.11", "/boot/firmware", "", ())
+SETTINGS = Settings("pi-a", "pi", (), None, None, "covey-1")
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def texts(folder: Path) -> dict[str, str]:
+    made = Environment(folder / "env.tar", (), 0, has_kernel=False, short_aligned=())
+    files = root_files(FOUND, SETTINGS, Payload("pi-a", "token", made))
+    return {file.path: file.data.decode() for file in files if isinstance(file.data, bytes)}
+
+
+def test_nothing_that_multi_user_starts_is_waited_for_by_it(tmp_path: Path) -> None:
+    """A target comes after services with default dependencies that it wants, and cloud-init's end after the target."""
+    written = texts(tmp_path)
+    for name in SERVICES:
+        lines = written[f"{UNITS}/{name}"].splitlines()
+        assert "DefaultDependencies=no" in lines
+        assert "Requires=sysinit.target" in lines  # what the default would have given
+        assert "Conflicts=shutdown.target" in lines
+
+
+def test_the_service_starts_also_where_the_first_attempt_to_join_failed(tmp_path: Path) -> None:
+    """systemd drops the start of what requires a unit that failed, and does not come back to it."""
+    lines = texts(tmp_path)[SETUP].splitlines()
+    start = next(at for at, line in enumerate(lines) if line.startswith(f"systemctl start --no-block {SERVICES[1]}"))
+    assert start > lines.index('touch "$folder/set-up"')
+
+
+@pytest.mark.slow
+def test_caches_of_python_are_valid_on_the_board(tmp_path: Path) -> None:
+    wheels = write_wheels(tmp_path / "wheels", [*requirements(), "pip"])
+    made = make_environment(PYTHON, Sources(wheels), tmp_path / "env.tar", compiled=True)
+    with tarfile.open(made.archive) as tar:
+        tar.extractall(tmp_path / "board", filter="tar")
+    caches = sorted((tmp_path / "board").rglob("*.pyc"))
+    assert len(caches) > 50
+    before = {path: (path.read_bytes(), path.stat().st_mtime) for path in caches}
+    assert compileall.compile_dir(tmp_path / "board", quiet=2)  # what the card's set-up does
+    assert {path: (path.read_bytes(), path.stat().st_mtime) for path in caches} == before
+    assert sorted((tmp_path / "board").rglob("*.pyc")) == caches
+    other = make_environment("3.10" if PYTHON != "3.10" else "3.11", Sources(wheels), tmp_path / "b.tar", compiled=True)
+    with tarfile.open(other.archive) as tar:
+        assert not any(name.endswith(".pyc") for name in tar.getnames())
