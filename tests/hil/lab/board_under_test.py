@@ -65,7 +65,8 @@ class BoardUnderTest:
 
     def covey_edge(self, *words: str, timeout_s: float = 300.0) -> dict[str, Any]:
         """Run ``covey-edge`` as the service's user; return the object of its last line."""
-        line = f"cd {HOME} && runuser -u covey -- covey-edge {shlex.join(words)} --format json 2>/dev/null"
+        said = "2>/tmp/covey-edge.err || (code=$?; cat /tmp/covey-edge.err; exit $code)"
+        line = f"cd {HOME} && runuser -u covey -- covey-edge {shlex.join(words)} --format json {said}"
         answer: dict[str, Any] = json.loads(self.run(line, timeout_s).splitlines()[-1])
         return answer
 
