@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 HOME, SERVICE = "/var/lib/covey", "covey-edge.service"
 _LINE = 700
 """Characters of a line that is typed at a terminal, which takes no more than 4,096."""
+PATIENT: dict[str, Any] = {"accept_s": 240.0, "deadline_s": 600.0, "max_attempts": 1000, "batch_size": 4}
+"""Of every job: a board may boot in mid-round, and an emulated one takes its time."""
 
 
 class Wires(Protocol):
