@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from edge_runtime import __version__, output
+from edge_runtime.commands.completion import add_completion
 from edge_runtime.commands.doctor import add_doctor_command
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     for add in [add_doctor_command] if words[:1] == ["doctor"] else _all_commands():
         add(commands)
+    add_completion(commands, parser)
     return output.main(parser, argv)
 
 

@@ -9,6 +9,7 @@ import re
 import sys
 import tempfile
 import traceback
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.errors import FaultError, as_covey_error, exit_codes
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 INTERRUPTED = 130
+LOG_FORMAT = "COVEY_LOG_FORMAT"
+LOG_FORMATS = ("text", "json")
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that move the cursor, clear the screen, change the direction of text, or have no encoding."""
@@ -31,10 +34,28 @@ class PrintableFormatter(logging.Formatter):
         return printable(super().format(record))
 
 
+class JsonFormatter(logging.Formatter):
+    """A formatter whose lines are JSON objects: ``time`` (RFC 3339, UTC), ``level``, ``logger`` and ``message``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as one line; ``exception`` has its traceback, ``details`` (extra) are added."""
+        time = datetime.fromtimestamp(record.created, tz=timezone.utc).isoformat(timespec="milliseconds")
+        line = {"time": time, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
+        line |= getattr(record, "details", {})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
 def add_format(parser: argparse.ArgumentParser) -> None:
-    """Give a command ``--format`` and ``--verbose``."""
+    """Give a command ``--format``, ``--verbose`` and ``--log-format``."""
     parser.add_argument("--format", choices=("text", "json"), default="text", help="text for people (default), or JSON")
     parser.add_argument("-v", "--verbose", action="store_true", help="more of the log, on stderr")
+    parser.add_argument(
+        "--log-format",
+        choices=LOG_FORMATS,
+        help=f"lines of the log: text, or JSON objects for a collector of logs (default: ${LOG_FORMAT}, else text)",
+    )
 
 
 def emit(args: argparse.Namespace, result: Mapping[str, Any], text: str) -> None:
@@ -64,13 +85,22 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
 
 
-def start_log(*, verbose: bool) -> None:
+def start_log(*, verbose: bool, as_json: bool = False) -> None:
     """Send the log to stderr: warnings of libraries, and Covey's own lines from INFO (``verbose``: DEBUG) on."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    lines = PrintableFormatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    handler.setFormatter(JsonFormatter() if as_json else lines)
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
     for package in ("edge_runtime", "server", "export"):
         logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def _log_format(args: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
+    """Return what ``--log-format`` or the environment asks for; ends the program where that is no format."""
+    asked: str = getattr(args, "log_format", None) or os.environ.get(LOG_FORMAT) or "text"
+    if asked not in LOG_FORMATS:
+        parser.error(f"{LOG_FORMAT} is {printable(asked)!r}; it can be {' or '.join(LOG_FORMATS)}")
+    return asked
 
 
 def main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
@@ -78,7 +108,8 @@ def main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     parser.epilog = "Exit codes: " + ", ".join(f"{code} {subject}" for code, subject in exit_codes().items()) + "."
     args = parser.parse_args(argv)
     verbose = getattr(args, "verbose", False)
-    start_log(verbose=verbose)
+    as_json = _log_format(args, parser) == "json"
+    start_log(verbose=verbose, as_json=as_json)
     try:
         code: int = args.run(args)
     except KeyboardInterrupt:
@@ -92,7 +123,11 @@ def main(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         if getattr(args, "format", "text") == "json":
             said = {"error": error.what, "hint": error.hint, "exit_code": error.exit_code}
             print(json.dumps({**said, **error.details}))
-        print(f"{parser.prog}: {printable(str(error))}", file=sys.stderr)
+        if as_json:
+            details = {"hint": error.hint, "exit_code": error.exit_code}
+            logging.getLogger(__name__).error("%s", error.what, extra={"details": details})  # noqa: TRY400 it is expected
+        else:
+            print(f"{parser.prog}: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     return code
 

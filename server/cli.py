@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime import __version__, output
 from edge_runtime.commands.bundle import add_bundle_commands
+from edge_runtime.commands.completion import add_completion
 from server.commands.backup import add_backup_commands
 from server.commands.demo import add_demo_command
 from server.commands.devices import add_device_commands
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for entry_point in sorted(metadata.entry_points(group=COMMAND_GROUP), key=lambda entry: entry.name):
         entry_point.load()(commands)
+    add_completion(commands, parser)
     return output.main(parser, argv)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from edge_runtime.bundle.manifest import Runtime
-from edge_runtime.data.examples import DataConfig
+from edge_runtime.data.config import CORRECTIONS, DataConfig
 from edge_runtime.device.eligibility import EligibilityRules
 from edge_runtime.files.toml_file import read_toml
 from edge_runtime.network.address import TlsFiles
@@ -89,7 +89,11 @@ def read_edge_config(path: Path) -> EdgeConfig:
     base = path.resolve().parent
     changes: dict[str, Any] = {
         "state_dir": str(base / config.state_dir),
-        "data": msgspec.structs.replace(config.data, path=str(base / config.data.path)),
+        "data": msgspec.structs.replace(
+            config.data,
+            path=str(base / config.data.path),
+            corrections=str(base / (config.data.corrections or CORRECTIONS)),
+        ),
     }
     if config.updates.own_rows is not None:
         own_rows = str(base / config.updates.own_rows)

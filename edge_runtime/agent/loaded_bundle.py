@@ -46,6 +46,10 @@ class LoadedBundle:
             self._rows = load_rows(self.bundle, self._data)
         return self._rows
 
+    def forget_rows(self) -> None:
+        """Read the rows again when they are next asked for: their file has changed."""
+        self._rows = None
+
     @property
     def known_rows(self) -> int | None:
         """Number of rows; None: they have not been read."""

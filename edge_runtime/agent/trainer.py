@@ -90,7 +90,9 @@ class Trainer:
         self._engines, self._machine, self._pause, self._contained = engines, machine, pause, contained
         self._loaded: LoadedBundle | None = None
         self._link_bytes_per_s: float | None = None
-        self.rows_watch = RowsWatch(Path(config.data.path))
+        corrections = Path(config.data.corrections) if config.data.corrections else None
+        self.rows_watch = RowsWatch(Path(config.data.path), corrections)
+        self._rows_read: tuple[object, ...] | None = None  # the stamp of the rows that are loaded
 
     @property
     def loaded(self) -> LoadedBundle | None:
@@ -144,11 +146,14 @@ class Trainer:
 
     def _read_rows(self, loaded: LoadedBundle) -> None:
         stamp = self.rows_watch.stamp()
+        if stamp is not None and stamp != self._rows_read:
+            loaded.forget_rows()  # what was added or corrected counts from this round on
         try:
             _ = loaded.rows
         except DataError as error:
             self.rows_watch.refuse(stamp, loaded.bundle.sha256, error)
             raise
+        self._rows_read = stamp
         self.rows_watch.forget()
 
     def train(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_runtime import output
 from edge_runtime.bundle.manifest import CAUSAL_LM, Task
+from edge_runtime.commands.data_add import add_data_add
 from edge_runtime.data.problems import counted, listed
 from edge_runtime.errors import ConfigError
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``data check``."""
+    """Add ``data check`` and ``data add``."""
     data = commands.add_parser("data", help="look at the private rows").add_subparsers(required=True, metavar="COMMAND")
     check = data.add_parser("check", help="check every row, line by line", description=_data_check.__doc__)
     check.add_argument("--config", type=Path, metavar="edge.toml", help="take file and fields from the configuration")
@@ -47,6 +48,7 @@ def add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentPars
     )
     output.add_format(check)
     check.set_defaults(run=_data_check)
+    add_data_add(data)
 
 
 def _data_check(args: argparse.Namespace) -> int:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 AUTO = "auto"
+CORRECTIONS = "corrections.jsonl"
+"""Where corrections are, beside edge.toml, if it does not say otherwise."""
 _NAMED_DELIMITERS = {"tab": "\t", "\\t": "\t"}
 
 
@@ -23,6 +27,9 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         quote: CSV: the character around a text; ``auto``: a double quote, or a single one where only that fits.
         columns: CSV without a header line: the names of its columns, in order; empty: the first line is the header.
         label_names: what the file writes for a label, and the label that it means; it comes before names and indexes.
+        corrections: rows that were added on the device (corrections.py), a ``.jsonl`` file relative to the
+            configuration file, which need not be there; edge.toml without it: ``corrections.jsonl``. Empty: none.
+        most_corrections: so many are kept, the newest ones.
     """
 
     path: str
@@ -35,11 +42,15 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quote: str = AUTO
     columns: list[str] = []
     label_names: dict[str, str] = {}
+    corrections: str = ""
+    most_corrections: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
 
     def __post_init__(self) -> None:
         for field, value in (("delimiter", self.delimiter_character), ("quote", self.quote)):
             if value != AUTO and (len(value) != 1 or value in "\r\n"):
                 raise ValueError(f"{field} is {value!r}, which is not one character")
+        if self.corrections and not self.corrections.endswith(".jsonl"):
+            raise ValueError(f"corrections is {self.corrections!r}, which does not end in .jsonl")
         if self.quote != AUTO and self.quote == self.delimiter_character:
             raise ValueError(f"delimiter and quote are both {self.quote!r}")
 

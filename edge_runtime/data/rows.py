@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from edge_runtime.bundle.manifest import CAUSAL_LM
 from edge_runtime.data.batch import pad, pad_completions
+from edge_runtime.data.corrections import corrections_of
 from edge_runtime.data.examples import Completion, Reading, read_examples, read_prompts
 from edge_runtime.data.problems import Fault, lines_of, none_usable
 
@@ -119,11 +120,18 @@ def load_rows(bundle: Bundle, data: DataConfig) -> EncodedRows | EncodedCompleti
 
 
 def load(bundle: Bundle, data: DataConfig) -> Loaded:
-    """Read, check and encode a file of rows for a bundle's task.
+    """Read, check and encode a file of rows for a bundle's task, with the corrections beside it.
 
     Raises:
         DataError: see load_rows.
     """
+    main, corrections = _load_file(bundle, data), corrections_of(data)
+    if corrections is None:
+        return main
+    return _corrected(main, _load_file(bundle, corrections), Path(corrections.path).name)
+
+
+def _load_file(bundle: Bundle, data: DataConfig) -> Loaded:
     from edge_runtime.data.tokens import CompletionEncoder, TextEncoder  # noqa: PLC0415 loaded with the first bundle
 
     task, tokenizer_file = bundle.manifest.task, bundle.file(bundle.manifest.tokenizer_file)
@@ -143,6 +151,31 @@ def load(bundle: Bundle, data: DataConfig) -> Loaded:
     )
     rows = EncodedRows([row.ids for row in texts], [row.label for row in kept.rows], task.pad_token_id)
     return Loaded(rows, kept.rows, kept.skipped, kept.notes, sum(row.is_cut for row in texts))
+
+
+def _corrected(main: Loaded, added: Loaded, name: str) -> Loaded:
+    """Return rows with corrections behind them, without those that are corrected."""
+    corrected = set(map(_corrects, added.used))
+    stay = [index for index, text in enumerate(map(_corrects, main.used)) if text not in corrected]
+    old, new = main.rows, added.rows
+    rows: EncodedRows | EncodedCompletions
+    tokens = [*(old.tokens[index] for index in stay), *new.tokens]
+    if isinstance(old, EncodedRows) and isinstance(new, EncodedRows):
+        rows = EncodedRows(tokens, [*(old.labels[index] for index in stay), *new.labels], old.pad_token_id)
+    elif isinstance(old, EncodedCompletions) and isinstance(new, EncodedCompletions):
+        rows = EncodedCompletions(tokens, [*(old.starts[index] for index in stay), *new.starts], old.pad_token_id)
+    else:
+        raise TypeError("rows and corrections are of different tasks")
+    replaced = len(main.used) - len(stay)
+    notes = [*main.notes, f"{name} adds {len(new)} corrections, {replaced} of them for rows of this file"]
+    notes += [f"{name}: {lines_of(added.skipped)} left out"] if added.skipped else []
+    used: list[Any] = [*(main.used[index] for index in stay), *added.used]
+    return Loaded(rows, used, main.skipped, notes, main.cut_texts + added.cut_texts)
+
+
+def _corrects(row: Row | Completion) -> str:
+    """Return what a correction has in common with the row that it corrects."""
+    return row.prompt if isinstance(row, Completion) else row.text
 
 
 def _kept(

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 
     from edge_runtime.errors import DataError
 
-Stamp = tuple[int, int, int]
-"""Inode, bytes and time of the last change, in nanoseconds."""
+Stamp = tuple[int, ...]
+"""Inode, bytes and time of the last change, in nanoseconds; then the same of the corrections, where there are any."""
 
 
 class RowsWatch:
@@ -21,19 +21,17 @@ class RowsWatch:
 
     Args:
         path: the file of rows.
+        corrections: the file of corrections, which need not be there; None: none are read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, corrections: Path | None = None) -> None:
+        self._path, self._corrections = path, corrections
         self._refused: tuple[Stamp | None, str, str] | None = None
 
     def stamp(self) -> Stamp | None:
-        """Return what changes when the file is written; None: there is no such file."""
-        try:
-            found = self._path.stat()
-        except (OSError, ValueError):
-            return None
-        return found.st_ino, found.st_size, found.st_mtime_ns
+        """Return what changes when a file is written; None: there is no file of rows."""
+        rows = _stamp(self._path)
+        return None if rows is None else (*rows, *((self._corrections and _stamp(self._corrections)) or ()))
 
     def refuse(self, stamp: Stamp | None, bundle_sha256: str, error: DataError) -> None:
         """Remember an error.
@@ -65,3 +63,11 @@ class RowsWatch:
         if stamp[1] == 0:
             return "it has no rows"
         return None if self._refused is None else self._refused[2]
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -13,6 +13,7 @@ from edge_runtime import __version__
 from edge_runtime.errors import ConfigError, CoveyError, as_covey_error, wall
 from server.api.device_routes import device_routes
 from server.api.job_routes import job_routes
+from server.api.metrics_route import metrics_route
 from server.api.rollout_routes import rollout_routes
 from server.api.schema import Problem
 from server.api.server_routes import server_routes
@@ -33,12 +34,19 @@ PREFIX = f"/api/v{API_VERSION}"
 _STATUS = {NoSuchJobError: 404, ConfigError: 422}
 
 
-def make_api(operations: Operations, status: Callable[[], ServerStatus], actor: str, token: str | None) -> Litestar:
+def make_api(
+    operations: Operations,
+    status: Callable[[], ServerStatus],
+    metrics: Callable[[], bytes],
+    actor: str,
+    token: str | None,
+) -> Litestar:
     """Return the application.
 
     Args:
         operations: does what is asked.
         status: tells what the server is doing.
+        metrics: returns what Prometheus scrapes.
         actor: who asks over this application, for the audit.
         token: what every request must carry (``Authorization: Bearer TOKEN``); None: whoever can connect may ask.
     """
@@ -50,7 +58,7 @@ def make_api(operations: Operations, status: Callable[[], ServerStatus], actor: 
         *rollout_routes(operations, actor),
     ]
     return Litestar(
-        [Router(PREFIX, route_handlers=handlers)],
+        [Router(PREFIX, route_handlers=handlers), metrics_route(metrics)],
         request_class=_Request,
         middleware=[_with_host],
         guards=[] if token is None else [_needs(token)],

@@ -16,6 +16,7 @@ from server.errors import NoSuchJobError
 from server.storage import queries
 from server.views.compare import compare_jobs
 from server.views.explain import explain
+from server.views.history import job_history
 from server.views.summary import job_list, job_shown, job_summary
 
 if TYPE_CHECKING:
@@ -53,6 +54,11 @@ def _reading(operations: Operations) -> list[HTTPRouteHandler]:
         """Show a job: its status, every attempt at every round, and what each device did."""
         return job_shown(ledger, name)
 
+    @get("/jobs/{name:str}/history", sync_to_thread=True)
+    def history(name: str) -> dict[str, Any]:
+        """Show a job with what became of each offer, and the arms that were chosen."""
+        return job_history(ledger, name)
+
     @get("/jobs/{name:str}/compare/{other:str}", sync_to_thread=True)
     def compare(name: str, other: str) -> dict[str, Any]:
         """Compare two jobs: losses and accuracies by round, time and bytes."""
@@ -72,7 +78,7 @@ def _reading(operations: Operations) -> list[HTTPRouteHandler]:
             raise NoSuchJobError(name)
         return ServerSentEvent(_follow(operations, name, after))
 
-    return [jobs, show, compare, explained, events]
+    return [jobs, show, history, compare, explained, events]
 
 
 def _acting(operations: Operations, actor: str) -> list[HTTPRouteHandler]:

@@ -79,6 +79,19 @@ class Client:
         answer: dict[str, Any] = response.json()
         return answer
 
+    def metrics(self) -> str:
+        """Return what Prometheus scrapes.
+
+        Raises:
+            NoServerError: no server answers.
+            CoveyError: the server refuses it.
+        """
+        with self._reaching():
+            response = self._http.get("/metrics")
+        if response.is_error:
+            raise _refusal(response.status_code, response.content)
+        return response.text
+
     def events(self, job: str) -> Iterator[dict[str, Any]]:
         """Yield a job's events, from the oldest that the server has kept, until the job has ended.
 

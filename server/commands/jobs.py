@@ -66,6 +66,9 @@ def add_job_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     compare = _command(job, "compare", "two jobs side by side", _compare)
     compare.add_argument("job", help="name of a job")
     compare.add_argument("other", help="name of another one")
+    report = _command(job, "report", "one job as an HTML page", _report)
+    report.add_argument("job", help="name of the job")
+    report.add_argument("--out", type=Path, metavar="FILE", help="the page to write (default: JOB.html)")
     delete = _command(job, "delete", "delete a job with its result", _delete)
     delete.add_argument("job", help="name of the job")
     delete.add_argument("--yes", action="store_true", help="do not ask")
@@ -164,6 +167,25 @@ def _change(verb: str) -> Callable[[argparse.Namespace], int]:
         "stop": "Stop a job at once: its open round is given up. covey job resume goes on with it.",
     }[verb]
     return change
+
+
+def _report(args: argparse.Namespace) -> int:
+    """Write a page with plots of loss, accuracy, time by device, bytes and arms; it loads nothing from elsewhere.
+
+    covey job report reviews --out reviews.html
+    """
+    from datetime import datetime, timezone
+
+    from edge_runtime.files.atomic import write_atomically
+    from server.report.page import page_of
+    from server.views.history import job_history
+
+    history = look(args, f"/jobs/{args.job}/history", lambda ledger: job_history(ledger, args.job))
+    page = page_of(history, datetime.now(timezone.utc)).encode()
+    path: Path = args.out or Path(f"{args.job}.html")
+    write_atomically(path, page)
+    output.emit(args, {"job": args.job, "path": str(path), "size_bytes": len(page)}, f"the report is {path}")
+    return 0
 
 
 def _compare(args: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime import output
 from server.commands.installed import needs_server
-from server.commands.reaching import add_reaching, ask
+from server.commands.reaching import add_reaching, ask, open_client
 from server.commands.serve import add_addresses, options_of
 from server.commands.shared_options import add_state_dir
 from server.views.tables import short
@@ -31,12 +31,15 @@ def add_server_commands(commands: Commands[argparse.ArgumentParser]) -> None:
         add_state_dir(doctor)
         output.add_format(doctor)
         doctor.set_defaults(run=needs_server(_doctor))
+    metrics = server.add_parser("metrics", help="print what Prometheus scrapes", description=_metrics.__doc__)
+    add_reaching(metrics)
+    metrics.set_defaults(run=needs_server(_metrics))
     unit = server.add_parser("unit", help="print a systemd unit", description=_unit.__doc__)
     add_addresses(unit)
     add_state_dir(unit)
     unit.add_argument("--user", help="the user that runs it (default: the one that calls this)")
     unit.set_defaults(run=needs_server(_unit))
-    for parser in (status, unit):
+    for parser in (status, metrics, unit):
         output.add_format(parser)
 
 
@@ -45,6 +48,19 @@ def _status(args: argparse.Namespace) -> int:
     answer = ask(args, "GET", "/server")
     shown = {key: "-" if value in (None, [], {}) else short(value) for key, value in answer.items()}
     output.emit(args, answer, "\n".join(f"{key:16} {value}" for key, value in shown.items()))
+    return 0
+
+
+def _metrics(args: argparse.Namespace) -> int:
+    """Print what a running server tells Prometheus, in its text format; with --format json as one string.
+
+    Prometheus itself scrapes /metrics at --api-port (docs/operating.md). This serves a collector of text files:
+
+    covey server metrics > /var/lib/node_exporter/covey.prom
+    """
+    with open_client(args) as client:
+        text = client.metrics()
+    output.emit(args, {"metrics": text}, text.rstrip())
     return 0
 
 

@@ -95,7 +95,7 @@ class Roster:
 
     def online(self) -> list[str]:
         """Return the names of the devices that are online, sorted."""
-        return sorted(device.name for device in self.devices.values() if device.is_here)
+        return sorted(device.name for device in list(self.devices.values()) if device.is_here)  # other threads ask too
 
     def take_birth(self, device: Device, birth: Birth) -> bool:
         """Take in a device's announcement; returns whether it has connected anew and is here.

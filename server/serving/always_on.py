@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from server.serving.host import connect_to_broker, locked_stores, open_host
+from server.serving.connection import connect_to_broker
+from server.serving.host import locked_stores, open_host
 from server.serving.loaded_job import load_submitted, prepare, release
 
 if TYPE_CHECKING:

@@ -4,77 +4,46 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import secrets
-import socket
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edge_runtime import __version__
 from edge_runtime.files.writable import check_writable
-from edge_runtime.network.mqtt import MqttTransport
 from server.api.app import API_VERSION, make_api
 from server.api.listen import read_or_make_token, serve_local
 from server.api.schema import ServerStatus
 from server.client.address import socket_path
 from server.compose import TICK_S, compose_coordinator, open_stores
 from server.evaluation import InlineEvaluator, no_evaluation
-from server.fleet.other_servers import ANSWER_S, Myself, OtherServers
+from server.metrics.running import Running
+from server.metrics.text import metrics_of
 from server.queue.operations import Operations
 from server.queue.supervisor import Supervisor
 from server.rollouts.rollouts import Rollouts
 from server.rounds.services import Services
-from server.serving.broker_access import require_size, server_access
 from server.serving.joining import Ports, serve_joining
 from server.serving.options import only_one
 from server.serving.revocations import keep_revoked
-from server.serving.security import broker_files, open_security, signing_member
-from server.web.broker import EMBEDDED, open_broker
+from server.serving.security import open_security
 from server.web.http_app import make_app, serve_http
 from server.web.members_only import members_only
-from server.web.tls_front import tls_front
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from edge_runtime.network.address import BrokerAddress, TlsFiles
-    from edge_runtime.network.transport import Transport
     from edge_runtime.signing.transport import SignedTransport
     from server.compose import Stores
     from server.events import Event
-    from server.job.job import Job
     from server.queue.supervisor import Prepared
     from server.rounds.coordinator import Coordinator
+    from server.serving.connection import Connect, Connection
     from server.serving.options import ServeOptions
     from server.serving.security import Security
     from server.storage.records import JobRecord
     from server.trust.releases import ReleaseBook
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Connection:
-    """A server's connection to its broker.
-
-    Attributes:
-        transport: the connection.
-        mqtt_port: port of the embedded broker; None: the broker is another process.
-        check: raises JobError where another server of the fleet is on the broker, to which this one gives way.
-        require_size: raises NetworkError where the broker does not take the largest message of a job.
-        signed: the connection, where messages are signed.
-    """
-
-    transport: Transport
-    mqtt_port: int | None
-    check: Callable[[], None] = lambda: None
-    require_size: Callable[[Job], None] = lambda _job: None
-    signed: SignedTransport | None = None
-
-
-Connect = Callable[[contextlib.ExitStack, int, "Security | None"], Connection]
-"""Connects a server: gets a stack for clean-up, the HTTP port, and what protects the fleet, if anything does."""
 
 
 @dataclass(frozen=True)
@@ -253,12 +222,29 @@ def _open_api(stack: contextlib.ExitStack, host: Host) -> None:
             refused={} if signed is None else refusals(signed),
         )
 
-    stack.enter_context(serve_local(make_api(operations, status, "local", None), options.state_dir))
+    metrics = metrics_of(host.stores.ledger, lambda: running_of(host, began_at))
+    stack.enter_context(serve_local(make_api(operations, status, metrics, "local", None), options.state_dir))
     if options.api_port is not None:
         token = read_or_make_token(options.state_dir)
-        app = make_api(operations, status, "token", token)
+        app = make_api(operations, status, metrics, "token", token)
         port = stack.enter_context(serve_http(app, options.api_listen, options.api_port))
         _LOG.info("API on %s:%d; its token is in %s", options.api_listen, port, options.state_dir / "api-token")
+
+
+def running_of(host: Host, began_at: float) -> Running:
+    """Return what metrics say of a server's process; ``began_at``: seconds of time.monotonic at its start."""
+    roster, signed = host.coordinator.roster, host.connection.signed
+    refused = {} if signed is None else signed.refused
+    return Running(
+        fleet=host.options.fleet,
+        covey_version=__version__,
+        started_at_s=time.time() - (time.monotonic() - began_at),
+        is_connected=roster.epoch is not None,
+        devices_here=len(roster.online()),
+        jobs_at_work=len(host.coordinator.runs),
+        refused={(device, reason.value): count for (device, reason), count in list(refused.items())},
+        state_dir=host.options.state_dir,
+    )
 
 
 def _open_rollouts(stores: Stores, services: Services, coordinator: Coordinator, security: Security | None) -> Rollouts:
@@ -285,63 +271,3 @@ def _watch_signatures(connection: Connection, coordinator: Coordinator) -> None:
 def refusals(signed: SignedTransport) -> dict[str, int]:
     """Return how many messages were refused since the start, by ``DEVICE: REASON``."""
     return {f"{device}: {reason.value}": count for (device, reason), count in signed.refused.items()}
-
-
-def connect_to_broker(options: ServeOptions, should_stop: Callable[[], bool]) -> Connect:
-    """Return a function that starts the embedded broker, or uses the given one, and connects to it; see open_host.
-
-    Of a fleet with an authority, the embedded broker listens on this machine only; devices connect to the TLS side
-    before it.
-    """
-
-    def connect(stack: contextlib.ExitStack, http_port: int, security: Security | None) -> Connection:
-        member, tls, is_embedded = signing_member(options, security), broker_files(options), _is_own(options)
-        at = (options.listen, options.mqtt_port) if security is None else ("127.0.0.1", 0)
-        address = stack.enter_context(open_broker(options.broker, *at, should_stop))
-        mqtt_port = address.port
-        if is_embedded and security is not None:
-            front = tls_front(security.context, security.members, options.listen, options.mqtt_port, address.port)
-            mqtt_port = stack.enter_context(front)
-        if not is_embedded:
-            for cause in server_access(address, options.fleet, tls).causes:
-                _LOG.warning("%s", cause)
-        server_id = secrets.token_hex(8)
-        others = stack.enter_context(_only_server(address, options, tls, server_id))
-        # No session is kept: with each connection the hello makes the devices answer, and send again what is open.
-        identity = f"covey-server-{options.fleet}-{server_id}"
-        transport = MqttTransport(address, identity, tls=tls, keep_session=False)
-        stack.callback(transport.close)
-        _LOG.info("devices connect to port %d; bundles and adapters on port %d", mqtt_port, http_port)
-        signed = None if member is None else member.around(transport)
-        return Connection(
-            signed or transport,
-            mqtt_port if is_embedded else None,
-            others.check,
-            lambda job: require_size(address, options.fleet, tls, job),
-            signed,
-        )
-
-    return connect
-
-
-def _is_own(options: ServeOptions) -> bool:
-    return options.broker == EMBEDDED
-
-
-@contextlib.contextmanager
-def _only_server(
-    address: BrokerAddress, options: ServeOptions, tls: TlsFiles | None, server_id: str
-) -> Iterator[OtherServers]:
-    """See that no other server of the fleet is on the broker, and go on watching until the block ends.
-
-    Raises:
-        JobError: another one is there.
-    """
-    identity = f"covey-server-{options.fleet}-{server_id}-watch"
-    transport = MqttTransport(address, identity, tls=tls, keep_session=False)
-    watch = OtherServers(Myself(options.fleet, server_id, socket.gethostname()), transport)
-    try:
-        watch.begin(0 if _is_own(options) else ANSWER_S)  # nobody is on a broker that has just been made
-        yield watch
-    finally:
-        watch.close()

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from server.errors import JobError
-from server.serving.host import connect_to_broker, locked_stores, open_host
+from server.serving.connection import connect_to_broker
+from server.serving.host import locked_stores, open_host
 from server.serving.loaded_job import load, prepare, release
 from server.storage import queries
 from server.views.summary import job_summary
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from server.events import Event, Observer
     from server.job.fitted import FittedJob
     from server.queue.supervisor import Prepared, Supervisor
-    from server.serving.host import Connect, Host
+    from server.serving.connection import Connect
+    from server.serving.host import Host
     from server.serving.options import ServeOptions
     from server.storage.records import JobRecord
 

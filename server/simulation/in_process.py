@@ -20,7 +20,7 @@ from edge_runtime.engines.choose import Engines
 from edge_runtime.network.in_process import Hub
 from edge_runtime.store.store import Store
 from server.errors import JobError
-from server.serving.host import Connection
+from server.serving.connection import Connection
 from server.serving.one_shot import coordinate
 from server.serving.options import ServeOptions
 

@@ -56,6 +56,19 @@ def quarantined_devices(ledger: Ledger, fleet: str) -> dict[str, str]:
     return dict(tuples(ledger, tuple[str, str], query))
 
 
+def states_of(ledger: Ledger, fleet: str) -> dict[str, int]:
+    """Return how many devices of a fleet are in each state."""
+    query = select(DEVICES.c.state, func.count()).where(DEVICES.c.fleet == fleet)
+    return dict(tuples(ledger, tuple[str, int], query.group_by(DEVICES.c.state).order_by(DEVICES.c.state)))
+
+
+def count_ineligible(ledger: Ledger, fleet: str) -> int:
+    """Return how many devices of a fleet their owner's rules or their rows keep from training."""
+    query = select(func.count()).select_from(DEVICES).where(DEVICES.c.fleet == fleet, DEVICES.c.ineligible.is_not(None))
+    ((count,),) = tuples(ledger, tuple[int], query)
+    return int(count)
+
+
 def tags_of(ledger: Ledger, fleet: str) -> dict[str, set[str]]:
     """Return the tags that the operator gave, by device; devices without one are left out."""
     found: dict[str, set[str]] = {}

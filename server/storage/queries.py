@@ -360,6 +360,14 @@ def choices_of(ledger: Ledger, job: str, index: int, attempt: int) -> list[Choic
         return [msgspec.msgpack.decode(row["choice"], type=Choice) for row in rows]
 
 
+def all_choices_of(ledger: Ledger, job: str) -> list[tuple[int, int, Choice]]:
+    """Return every arm choice of a job with its round and attempt, in their order."""
+    query = select(CHOICES.c.round, CHOICES.c.attempt, CHOICES.c.choice).where(CHOICES.c.job == job)
+    rows = tuples(ledger, tuple[int, int, bytes], query.order_by(CHOICES.c.round, CHOICES.c.attempt, CHOICES.c.device))
+    with ledger.database.reading():
+        return [(index, attempt, msgspec.msgpack.decode(choice, type=Choice)) for index, attempt, choice in rows]
+
+
 def last_choice(ledger: Ledger, job: str, index: int, device: str) -> tuple[int, Choice] | None:
     """Return the last attempt at a round that chose an arm for a device, and the choice; None: none did."""
     key = (CHOICES.c.job == job, CHOICES.c.round == index, CHOICES.c.device == device)

@@ -1,0 +1,120 @@
+"""``covey-edge data add``: add labelled rows to this device, which the next round uses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_runtime import output
+from edge_runtime.data.problems import counted
+from edge_runtime.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from edge_runtime.bundle.manifest import Task
+
+
+def add_data_add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``data add``."""
+    add = commands.add_parser("add", help="add labelled rows, or correct some", description=_data_add.__doc__)
+    add.add_argument(
+        "--config", type=Path, default=Path("edge.toml"), metavar="edge.toml", help="the device (default: %(default)s)"
+    )
+    add.add_argument("--label", help="the label of the texts")
+    add.add_argument("text", nargs="*", help="texts of this label; without any: rows as JSON Lines on standard input")
+    output.add_format(add)
+    add.set_defaults(run=_data_add)
+
+
+def _data_add(args: argparse.Namespace) -> int:
+    """Add rows to the device's corrections, all or none. A row whose text is there already takes its place.
+
+    covey-edge data add --label good "A film one remembers"; or many: covey-edge data add < more.jsonl
+
+    The owner's file of rows is not touched. The next round uses them; the oldest go where there are too many
+    ([data] most_corrections).
+    """
+    from edge_runtime.agent.config import read_edge_config
+    from edge_runtime.data.corrections import add_corrections
+
+    config = read_edge_config(args.config)
+    records = _records(args)
+    task = _task_of(Path(config.state_dir))
+    if task is not None:
+        _check(records, task, config.data.label_names)
+    path = Path(config.data.corrections)
+    added = add_corrections(path, records, config.data.most_corrections)
+    values = {name: getattr(added, name) for name in ("added", "replaced", "repeated", "dropped", "rows")}
+    words = [f"{counted(added.added, 'row')} added", f"{added.replaced} replaced", f"{added.repeated} there already"]
+    if added.dropped:
+        words.append(f"the {counted(added.dropped, 'oldest row')} dropped")
+    output.emit(
+        args, {"path": str(path), **values}, f"{', '.join(words)}; {path} has {counted(added.rows, 'correction')}"
+    )
+    return 0
+
+
+def _records(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the rows of the command line, or of standard input.
+
+    Raises:
+        ConfigError: texts without a label, or a label without a text.
+        DataError: a line is no JSON object, or there is none.
+    """
+    if args.text and args.label is None:
+        raise ConfigError("the texts have no label", "give --label LABEL")
+    if args.text:
+        return [{"text": text, "label": args.label} for text in args.text]
+    if args.label is not None:
+        raise ConfigError("there is no text for the label", 'write it behind the label: --label good "A film …"')
+    records = []
+    for number, line in enumerate(sys.stdin, 1):
+        if line.strip():
+            records.append(_object(line, number))
+    if not records:
+        raise DataError(
+            "there are no rows on standard input", "write one JSON object a line", facts="there are no rows"
+        )
+    return records
+
+
+def _object(line: str, number: int) -> dict[str, Any]:
+    facts = f"line {number} is no JSON object"
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{facts}: {error}", 'write {"text": …, "label": …}', facts=facts) from error
+    if not isinstance(record, dict):
+        raise DataError(facts, 'write {"text": …, "label": …}', facts=facts)
+    return record
+
+
+def _task_of(state_dir: Path) -> Task | None:
+    """Return the task of the bundle that this device predicts with; None: it has none, so its labels are not known."""
+    from edge_runtime.bundle.manifest_file import read_manifest
+    from edge_runtime.store.store import Store
+    from edge_runtime.store.versions import in_use
+
+    used = in_use(Store(state_dir)) if state_dir.is_dir() else None
+    return read_manifest(used[0])[0].task if used is not None and used[0].is_dir() else None
+
+
+def _check(records: list[dict[str, Any]], task: Task, label_names: dict[str, str]) -> None:
+    """Check rows against the bundle that the device has.
+
+    Raises:
+        DataError: a label that it does not know.
+    """
+    from edge_runtime.data.labels import label_index
+
+    for number, record in enumerate(records, 1):
+        label = record.get("label")
+        if "text" in record and task.labels and label_index(label, task.labels, label_names) < 0:
+            raise DataError(
+                f"row {number}: the label is {label!r}, not one of {', '.join(task.labels)}",
+                "write one of them; nothing was added",
+                facts=f"row {number} has an unknown label",
+            )
