@@ -147,7 +147,9 @@ def test_a_clock_that_is_wrong_at_boot_is_said_and_once_it_is_right_the_board_tr
 
 
 def test_a_profile_is_measured_and_published(lab: Lab) -> None:
-    lab.reference()
+    reference = lab.reference()
+    lab.order("profiled")  # what is profiled is the bundle that the device has
+    assert lab.finish("profiled") == reference
     said = lab.board.covey_edge(
         *("profile", "--config", f"{HOME}/edge.toml", "--shapes", "1x16", "--seconds", "0.1"), timeout_s=900.0
     )

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from repository import ROOT
 
+from tests.hil.lab.board_under_test import PATIENT
 from tests.hil.lab.budgets import Budgets, OverBudgetError, budgets_of
 from tests.hil.test_board import BUDGETS, ENVIRONMENTS
 
@@ -64,8 +65,6 @@ def test_every_environment_has_its_file_and_a_column_of_budgets() -> None:
 
 @pytest.mark.parametrize("name", REAL)
 def test_real_boards_have_power_a_shell_and_a_serial_line(name: str) -> None:
-    from tests.hil.lab.fleet_of_boards import PATIENT
-
     described: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     main = described["targets"]["main"]
     assert {"NetworkService", "NetworkPowerPort", "USBSerialPort"} <= main["resources"].keys()

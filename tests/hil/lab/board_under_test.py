@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 HOME, SERVICE = "/var/lib/covey", "covey-edge.service"
 _LINE = 700
 """Characters of a line that is typed at a terminal, which takes no more than 4,096."""
+PATIENT: dict[str, Any] = {"accept_s": 240.0, "deadline_s": 600.0, "max_attempts": 1000, "batch_size": 4}
+"""Of every job: a board may boot in mid-round, and an emulated one takes its time."""
 
 
 class Wires(Protocol):
@@ -65,7 +67,8 @@ class BoardUnderTest:
 
     def covey_edge(self, *words: str, timeout_s: float = 300.0) -> dict[str, Any]:
         """Run ``covey-edge`` as the service's user; return the object of its last line."""
-        line = f"cd {HOME} && runuser -u covey -- covey-edge {shlex.join(words)} --format json 2>/dev/null"
+        said = "2>/tmp/covey-edge.err || (code=$?; cat /tmp/covey-edge.err; exit $code)"
+        line = f"cd {HOME} && runuser -u covey -- covey-edge {shlex.join(words)} --format json {said}"
         answer: dict[str, Any] = json.loads(self.run(line, timeout_s).splitlines()[-1])
         return answer
 

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 from fleets import free_port, wait_for
 from trusted import TrustedFleet
 
+from tests.hil.lab.board_under_test import PATIENT
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from fleets import Process
 
     from edge_runtime.bundle.folder import Bundle
-
-PATIENT: dict[str, Any] = {"accept_s": 240.0, "deadline_s": 600.0, "max_attempts": 1000, "batch_size": 4}
-"""Of every job: a board may boot in mid-round, and an emulated one takes its time."""
 
 
 class FleetOfBoards(TrustedFleet):
