@@ -46,11 +46,11 @@ from edge_runtime.protocol.messages import (
     TrainPlan,
     decode_device_report,
     decode_message,
-    decode_plan,
+    decode_plan_or_refusal,
     encode_message,
 )
 from edge_runtime.protocol.privacy import check_privacy
-from edge_runtime.protocol.side_messages import LogRequest, Release
+from edge_runtime.protocol.side_messages import LogRequest, Release, TooOld
 from edge_runtime.protocol.topics import LISTENS, Kind, hello_topic, topic_for
 from edge_runtime.store.journal_file import JournalFile
 
@@ -247,9 +247,12 @@ class Agent:
             if message.topic == self._topic("release"):
                 self._releases.take(decode_message(message.payload, Release))
                 return None
-            plan = decode_plan(message.payload)
+            plan = decode_plan_or_refusal(message.payload)
         except ProtocolError as error:
             _LOG.error("ignored a message on %s: %s", message.topic, error)
+            return None
+        if isinstance(plan, TooOld):
+            _LOG.error("no work of job %s for this device: %s", plan.job, plan.reason)
             return None
         if self._is_outdated(plan):
             _LOG.info("skipped the plan of round %d: a newer one is here", plan.round)
