@@ -25,6 +25,7 @@ from edge_runtime.agent.last_report import LastReport
 from edge_runtime.agent.log_sender import LogSender, NoLog
 from edge_runtime.agent.readiness import Readiness
 from edge_runtime.agent.releases import Releases
+from edge_runtime.agent.too_old import take_too_old
 from edge_runtime.agent.trainer import Trainer
 from edge_runtime.device.machine import this_machine
 from edge_runtime.engines.choose import Engines
@@ -144,8 +145,6 @@ class Agent:
     def _topic(self, kind: Kind) -> str:
         return topic_for(self._config.fleet, self._config.name, kind)
 
-    # -- events -------------------------------------------------------------------------------------------------
-
     def run(self, *, until_finished: bool = False, should_stop: Callable[[], bool] = lambda: False) -> Finished | None:
         """Serve plans until told to stop or, with ``until_finished``, until a job's final adapter is on the device."""
         self._should_stop = should_stop
@@ -252,7 +251,7 @@ class Agent:
             _LOG.error("ignored a message on %s: %s", message.topic, error)
             return None
         if isinstance(plan, TooOld):
-            _LOG.error("no work of job %s for this device: %s", plan.job, plan.reason)
+            take_too_old(plan, self._store, self._config.engine)
             return None
         if self._is_outdated(plan):
             _LOG.info("skipped the plan of round %d: a newer one is here", plan.round)
@@ -322,8 +321,6 @@ class Agent:
             message=error.public[:2000],
         )
         self._report(refused)
-
-    # -- plans --------------------------------------------------------------------------------------------------
 
     def _prepare(self, plan: Plan) -> Prepared:
         assert self._blob_url is not None  # noqa: S101 _handle has set it from this plan

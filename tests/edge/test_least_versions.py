@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -12,15 +13,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_runtime.agent.config import EdgeConfig
+from edge_runtime.agent.too_old import take_too_old
 from edge_runtime.bundle.manifest import MANIFEST_FILE, Manifest
 from edge_runtime.bundle.manifest_file import bundle_sha256, decode_manifest, encode_manifest
 from edge_runtime.bundle.needs import Needs, advice, is_older, unmet_needs
 from edge_runtime.cli import main
+from edge_runtime.commands.doctor_versions import versions_finding
+from edge_runtime.data.examples import DataConfig
 from edge_runtime.engines.choose import ONNX_RUNTIME
 from edge_runtime.engines.least_versions import check_versions
 from edge_runtime.errors import BundleError, ConfigError
+from edge_runtime.protocol.side_messages import TooOld
 from edge_runtime.store.bundles import install_bundle
 from edge_runtime.store.store import Store
+from edge_runtime.store.too_old import TOO_OLD_FILE, TooOldNote, write_too_old
 
 NEEDS = Needs({"onnxruntime": "1.18", "executorch": "1.5.1"}, "0.20", 10, {"ai.onnx": 20, "com.microsoft": 1})
 VERSIONS = st.lists(st.integers(0, 99), min_size=1, max_size=4)
@@ -114,6 +121,39 @@ def test_bundle_verify_says_what_is_too_old(
     (path / MANIFEST_FILE).write_bytes(encode_manifest(_needing(bundle.manifest, **changes)))
     assert main(["bundle", "verify", str(path)]) == ConfigError.exit_code
     assert re.search(expected, capsys.readouterr().err)
+
+
+def _config(root: Path) -> EdgeConfig:
+    return EdgeConfig(
+        name="pi", broker="mqtt://unused", data=DataConfig(str(root / "data.jsonl")), state_dir=str(root / "state")
+    )
+
+
+def test_doctor_says_what_the_server_has_said_until_something_is_replaced(tmp_path: Path, tiny_export: Any) -> None:
+    config, sha256 = _config(tmp_path), "a" * 64
+    assert versions_finding(config, None).status == "ok"
+    reason = "onnxruntime 1.17.3 is too old\n  what to do: pip install 'onnxruntime>=1.18'"
+    told = TooOld(job="job", bundle_sha256=sha256, reason=reason)
+    take_too_old(told, Store(Path(config.state_dir)), "onnxruntime")
+    found = versions_finding(config, None)
+    assert (found.status, found.exit_code) == ("problem", ConfigError.exit_code)
+    assert "1.17.3" in found.found
+    assert found.advice == "pip install 'onnxruntime>=1.18'"
+    write_too_old(Path(config.state_dir), TooOldNote("job", sha256, reason, {"onnxruntime": "1.17.3"}))
+    assert versions_finding(config, tiny_export("bert")).status == "ok"
+    (Path(config.state_dir) / TOO_OLD_FILE).write_bytes(b"{")
+    assert versions_finding(config, None).status == "warning"
+
+
+@pytest.mark.parametrize(("changes", "expected"), TOO_NEW)
+def test_doctor_judges_the_current_bundle(
+    tmp_path: Path, tiny_export: Any, changes: dict[str, Any], expected: str
+) -> None:
+    bundle = tiny_export("bert")
+    needing = dataclasses.replace(bundle, manifest=_needing(bundle.manifest, **changes))
+    found = versions_finding(_config(tmp_path), needing)
+    assert found.status == "problem"
+    assert re.search(expected, found.found)
 
 
 def test_an_old_bundle_is_checked_as_ever(tiny_export: Any) -> None:
