@@ -1,4 +1,4 @@
-"""Messages beside the rounds: logs for whoever asks, servers that look for each other, releases, and why there is no work."""
+"""Messages beside the rounds: logs, servers that look for each other, releases, and why a device gets no work."""
 
 from __future__ import annotations
 
