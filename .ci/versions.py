@@ -32,10 +32,12 @@ TEST_PACKAGES = ["pytest", "pytest-timeout", "hypothesis", "jsonschema", "psutil
 EXTRAS = {"edge": ["server"], "export": ["server", "export"]}
 LEAST_OF_SERVER = (3, 11)
 """Of an older Python than this, the edge end is the device alone."""
+NEEDS_SERVER = ["fetch"]
+"""Tests of the edge end that have a server of their own, in the same process."""
 FLEET_TEST = "tests/fleet/test_oldest_python.py"
 TESTS = {
     # Those whose bundles MAKE_BUNDLES makes, and that import nothing of the exporter.
-    "edge": ["protocol", "bundle_folder", "data", "fetch", "kernel", "perturbation", "replay", "step", "memory_need"],
+    "edge": ["protocol", "bundle_folder", "data", "fetch", "kernel", "perturbation", "replay", "step", "memory_need", "least_versions"],
     "export": ["architectures", "borders", "export_bundle", "training_graphs", "weight_table"],
 }
 MAKE_BUNDLES = """
@@ -62,7 +64,8 @@ def main() -> int:
         constraints = resolve(f"{args.side}, {args.end}", args.end, extras, args.python, folder)
         python = make_environment(extras, args.python, constraints, folder)
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        tests = [f"tests/{args.side}/test_{name}.py" for name in TESTS[args.side]]
+        named = [name for name in TESTS[args.side] if "server" in extras or name not in NEEDS_SERVER]
+        tests = [f"tests/{args.side}/test_{name}.py" for name in named]
         if args.side == "edge":
             support = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
             command = [sys.executable, "-c", MAKE_BUNDLES, str(folder)]
