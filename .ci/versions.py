@@ -37,7 +37,18 @@ NEEDS_SERVER = ["fetch"]
 FLEET_TEST = "tests/fleet/test_oldest_python.py"
 TESTS = {
     # Those whose bundles MAKE_BUNDLES makes, and that import nothing of the exporter.
-    "edge": ["protocol", "bundle_folder", "data", "fetch", "kernel", "perturbation", "replay", "step", "memory_need", "least_versions"],
+    "edge": [
+        "protocol",
+        "bundle_folder",
+        "data",
+        "fetch",
+        "kernel",
+        "perturbation",
+        "replay",
+        "step",
+        "memory_need",
+        "least_versions",
+    ],
     "export": ["architectures", "borders", "export_bundle", "training_graphs", "weight_table"],
 }
 MAKE_BUNDLES = """

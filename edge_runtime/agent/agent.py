@@ -25,7 +25,7 @@ from edge_runtime.agent.last_report import LastReport
 from edge_runtime.agent.log_sender import LogSender, NoLog
 from edge_runtime.agent.readiness import Readiness
 from edge_runtime.agent.releases import Releases
-from edge_runtime.agent.too_old import take_too_old
+from edge_runtime.agent.too_old import skip_plan
 from edge_runtime.agent.trainer import Trainer
 from edge_runtime.device.machine import this_machine
 from edge_runtime.engines.choose import Engines
@@ -250,11 +250,8 @@ class Agent:
         except ProtocolError as error:
             _LOG.error("ignored a message on %s: %s", message.topic, error)
             return None
-        if isinstance(plan, TooOld):
-            take_too_old(plan, self._store, self._config.engine)
-            return None
-        if self._is_outdated(plan):
-            _LOG.info("skipped the plan of round %d: a newer one is here", plan.round)
+        if isinstance(plan, TooOld) or self._is_outdated(plan):
+            skip_plan(plan, self._store, self._config.engine)
             return None
         try:
             self._announcer.state("busy")
@@ -321,6 +318,8 @@ class Agent:
             message=error.public[:2000],
         )
         self._report(refused)
+
+    # -- plans --------------------------------------------------------------------------------------------------
 
     def _prepare(self, plan: Plan) -> Prepared:
         assert self._blob_url is not None  # noqa: S101 _handle has set it from this plan

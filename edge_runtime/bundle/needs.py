@@ -93,7 +93,7 @@ def unmet_needs(needs: Needs | None, runtime: Runtime, versions: Mapping[str, st
 
 
 def advice(unmet: Sequence[Unmet]) -> str:
-    """Return what to do about packages that are too old; the device trains again once it has started with newer ones."""
+    """Return what to do about packages that are too old; a device has work again once it starts with newer ones."""
     wanted = " ".join(f"'{package.package}>={package.needed}'" for package in unmet)
     return f"on the device: pip install {wanted}, then start covey-edge again"
 

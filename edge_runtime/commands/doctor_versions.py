@@ -1,4 +1,4 @@
-"""The check of ``covey-edge doctor`` on versions: whether what is installed is new enough for the bundles it has met."""
+"""The check of ``covey-edge doctor`` on versions: is what is installed new enough for the bundles it has met?"""
 
 from __future__ import annotations
 

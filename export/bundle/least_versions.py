@@ -41,10 +41,42 @@ ONNXRUNTIME_READS = (
 _SINCE = {"FixedLength": "0.21.2"}
 """Parts of tokenizer.json that are younger than LEAST_TOKENIZERS, and the version that first reads them; measured."""
 _KNOWN = frozenset(
-    "BPE BPEDecoder BertNormalizer BertPreTokenizer BertProcessing ByteFallback ByteLevel CTC CharDelimiterSplit "
-    "Digits Fuse Lowercase Metaspace NFC NFD NFKC NFKD Nmt Precompiled Prepend Punctuation Replace RobertaProcessing "
-    "Sequence Split Strip StripAccents TemplateProcessing UnicodeScripts Unigram Whitespace WhitespaceSplit WordLevel "
-    "WordPiece".split()
+    [
+        "BPE",
+        "BPEDecoder",
+        "BertNormalizer",
+        "BertPreTokenizer",
+        "BertProcessing",
+        "ByteFallback",
+        "ByteLevel",
+        "CTC",
+        "CharDelimiterSplit",
+        "Digits",
+        "Fuse",
+        "Lowercase",
+        "Metaspace",
+        "NFC",
+        "NFD",
+        "NFKC",
+        "NFKD",
+        "Nmt",
+        "Precompiled",
+        "Prepend",
+        "Punctuation",
+        "Replace",
+        "RobertaProcessing",
+        "Sequence",
+        "Split",
+        "Strip",
+        "StripAccents",
+        "TemplateProcessing",
+        "UnicodeScripts",
+        "Unigram",
+        "Whitespace",
+        "WhitespaceSplit",
+        "WordLevel",
+        "WordPiece",
+    ]
 )
 """Parts of tokenizer.json that LEAST_TOKENIZERS reads; measured."""
 _PARTS = ("normalizer", "pre_tokenizer", "model", "post_processor", "decoder")
@@ -120,7 +152,7 @@ def _kinds(tokenizer: Mapping[str, Any]) -> Iterator[str]:
 def _numbers_of(version: str) -> str:
     """Return a version without what follows its numbers."""
     kept = []
-    for number in version.split("+")[0].split(".")[:4]:
+    for number in version.split("+", maxsplit=1)[0].split(".")[:4]:
         if not number.isdigit():
             break
         kept.append(number)

@@ -109,8 +109,6 @@ def test_nothing_but_the_manifest_is_fetched(
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
-
-
 @pytest.mark.parametrize(("changes", "expected"), TOO_NEW)
 def test_bundle_verify_says_what_is_too_old(
     tiny_export: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], expected: str

@@ -92,9 +92,7 @@ class Served:
         self.seen: list[events.Event] = []
         self.ledger = ledger
         manifest = msgspec.structs.replace(bench.bundle.manifest, needs=needs)
-        self.fitted: FittedJob = fit_to_bundle(
-            msgspec.structs.replace(JOB, **changes), manifest, bench.bundle.sha256
-        )
+        self.fitted: FittedJob = fit_to_bundle(msgspec.structs.replace(JOB, **changes), manifest, bench.bundle.sha256)
         evaluator = BackgroundEvaluator(lambda _theta: Evaluation(0.5, 0.5))
         services = Services(bench.hub.join(), bench.uploads, evaluator, lambda: 0.0, bench.url)
         stores = Stores(ledger, bench.blobs, bench.uploads)
@@ -189,7 +187,9 @@ def test_a_restarted_server_forgets_what_has_been_mended_meanwhile(bench: Bench,
 
 
 @pytest.mark.parametrize("runtimes", [{}, {"numpy": "2.0"}, {"onnxruntime": "nightly", "tokenizers": "?"}, NEW])
-def test_unknown_versions_and_old_manifests_keep_nobody_from_work(tiny_bundle: Bundle, runtimes: dict[str, str]) -> None:
+def test_unknown_versions_and_old_manifests_keep_nobody_from_work(
+    tiny_bundle: Bundle, runtimes: dict[str, str]
+) -> None:
     birth = msgspec.structs.replace(_birth(), runtimes=runtimes)
     assert why_too_old(_with(tiny_bundle.manifest, NEEDS), birth) is None
     old = msgspec.structs.replace(birth, runtimes=OLD_RUNTIME)
