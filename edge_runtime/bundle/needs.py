@@ -16,8 +16,6 @@ from edge_runtime.values import Count, Strict
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from edge_runtime.bundle.manifest import Runtime
-
 Version = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,9}([.][0-9]{1,9}){0,3}(?!\n)$")]
 Opset = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 _NUMBERS = re.compile(r"[0-9]{1,9}(?:[.][0-9]{1,9})*")
@@ -70,7 +68,7 @@ class Unmet(msgspec.Struct, frozen=True):
         return f"{self.package} {self.found} is too old: {self.because} needs {self.needed} or newer"
 
 
-def unmet_needs(needs: Needs | None, runtime: Runtime, versions: Mapping[str, str]) -> list[Unmet]:
+def unmet_needs(needs: Needs | None, runtime: str, versions: Mapping[str, str]) -> list[Unmet]:
     """Return the packages that are older than a bundle needs.
 
     Args:
