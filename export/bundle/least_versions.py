@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from edge_runtime.bundle.manifest import Graph, Runtime
+    from edge_runtime.bundle.manifest import Graph
 
 DEFAULT_DOMAIN = "ai.onnx"
 LEAST_ONNXRUNTIME = "1.18"
@@ -92,11 +92,11 @@ def least_versions(bundle: Path, graphs: Sequence[Graph], tokenizer_file: str) -
         tokenizer_file: path of tokenizer.json in the bundle.
     """
     ir_version, opsets = formats_of(bundle / graph.file for graph in graphs if graph.runtime == "onnxruntime")
-    runtimes: dict[Runtime, str] = {"onnxruntime": least_onnxruntime(ir_version, opsets)}
+    runtimes = {"onnxruntime": least_onnxruntime(ir_version, opsets)}
     if any(graph.runtime == "executorch" for graph in graphs):
         runtimes["executorch"] = _numbers_of(metadata.version("executorch"))
     tokenizer = json.loads((bundle / tokenizer_file).read_text(encoding="utf-8"))
-    return Needs(dict(runtimes), least_tokenizers(tokenizer), ir_version, opsets)
+    return Needs(runtimes, least_tokenizers(tokenizer), ir_version, opsets)
 
 
 def formats_of(paths: Iterator[Path]) -> tuple[int, dict[str, int]]:

@@ -87,7 +87,8 @@ class Roster:
         before, device.too_old = device.too_old, reason
         if reason is None and before is None and (device.judged is not None or device.rest is not None):
             return
-        self._ledger.device_reason(self.fleet, device.name, reason or (device.rest and device.rest.reason))
+        rests = None if device.rest is None else device.rest.reason
+        self._ledger.device_reason(self.fleet, device.name, reason or rests)
         if reason is None and before is None:
             return  # the ledger may have had it from before the server's restart
         if reason is not None:
