@@ -39,6 +39,7 @@ test-long: $(STAMP) ## every architecture on every runtime (most of an hour)
 	$(BIN)/python -m pytest -m long
 
 test-oldest: $(STAMP) ## the oldest versions that pyproject.toml allows, each side in an environment of its own (some minutes)
+	python310=$$(.ci/python310) && $(BIN)/python .ci/versions.py edge oldest --python "$$python310"
 	$(BIN)/python .ci/versions.py edge oldest
 	$(BIN)/python .ci/versions.py export oldest
 

@@ -25,6 +25,7 @@ from edge_runtime.agent.last_report import LastReport
 from edge_runtime.agent.log_sender import LogSender, NoLog
 from edge_runtime.agent.readiness import Readiness
 from edge_runtime.agent.releases import Releases
+from edge_runtime.agent.too_old import skip_plan
 from edge_runtime.agent.trainer import Trainer
 from edge_runtime.device.machine import this_machine
 from edge_runtime.engines.choose import Engines
@@ -46,11 +47,11 @@ from edge_runtime.protocol.messages import (
     TrainPlan,
     decode_device_report,
     decode_message,
-    decode_plan,
+    decode_plan_or_refusal,
     encode_message,
 )
 from edge_runtime.protocol.privacy import check_privacy
-from edge_runtime.protocol.side_messages import LogRequest, Release
+from edge_runtime.protocol.side_messages import LogRequest, Release, TooOld
 from edge_runtime.protocol.topics import LISTENS, Kind, hello_topic, topic_for
 from edge_runtime.store.journal_file import JournalFile
 
@@ -143,8 +144,6 @@ class Agent:
 
     def _topic(self, kind: Kind) -> str:
         return topic_for(self._config.fleet, self._config.name, kind)
-
-    # -- events -------------------------------------------------------------------------------------------------
 
     def run(self, *, until_finished: bool = False, should_stop: Callable[[], bool] = lambda: False) -> Finished | None:
         """Serve plans until told to stop or, with ``until_finished``, until a job's final adapter is on the device."""
@@ -247,12 +246,12 @@ class Agent:
             if message.topic == self._topic("release"):
                 self._releases.take(decode_message(message.payload, Release))
                 return None
-            plan = decode_plan(message.payload)
+            plan = decode_plan_or_refusal(message.payload)
         except ProtocolError as error:
             _LOG.error("ignored a message on %s: %s", message.topic, error)
             return None
-        if self._is_outdated(plan):
-            _LOG.info("skipped the plan of round %d: a newer one is here", plan.round)
+        if isinstance(plan, TooOld) or self._is_outdated(plan):
+            skip_plan(plan, self._store, self._config.engine)
             return None
         try:
             self._announcer.state("busy")

@@ -5,18 +5,16 @@ from __future__ import annotations
 import platform
 import socket
 from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 from edge_runtime import __version__
 from edge_runtime.bundle.memory_need import level_need, levels_that_fit
-from edge_runtime.engines.trial import runtime_version
+from edge_runtime.engines.least_versions import installed_versions
 from edge_runtime.protocol.messages import Birth, Capability
 
 if TYPE_CHECKING:
     from edge_runtime.agent.config import EdgeConfig
     from edge_runtime.agent.loaded_bundle import LoadedBundle
-    from edge_runtime.bundle.manifest import Runtime
     from edge_runtime.store.journal import Journal
 
 
@@ -64,7 +62,7 @@ def make_birth(
         covey_version=__version__,
         python_version=platform.python_version(),
         machine=platform.machine(),
-        runtimes=_versions(config.engine),
+        runtimes=installed_versions(config.engine),
         methods=METHODS,
         rows=loaded.known_rows if loaded is not None else None,
         bundle_sha256=journal.bundle_sha256,
@@ -74,11 +72,6 @@ def make_birth(
         hostname=socket.gethostname()[:255] or None,
         address=address,
     )
-
-
-def _versions(runtime: Runtime) -> dict[str, str]:
-    """Return the versions of the libraries that training uses, by name; the runtime's comes first."""
-    return {runtime: runtime_version(runtime), **{name: metadata.version(name) for name in ("numpy", "tokenizers")}}
 
 
 def capability(config: EdgeConfig, loaded: LoadedBundle | None, bytes_free: int | None) -> Capability:

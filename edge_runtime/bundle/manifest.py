@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from edge_runtime.bundle.layout import Parameter
+from edge_runtime.bundle.needs import Needs
 from edge_runtime.errors import BundleError
 from edge_runtime.values import Count, Sha256, Strict
 
@@ -229,6 +230,7 @@ class Manifest(Strict, frozen=True):
         weights_file: base weights (safetensors, Hugging Face names).
         adapter_file: the initial adapter in PEFT's own format, beside its adapter_config.json; the weights file itself,
             its data in layout order, where every weight is trained.
+        needs: the least versions of the libraries that read the bundle; None: it is too old to say.
     """
 
     format_version: int
@@ -245,6 +247,7 @@ class Manifest(Strict, frozen=True):
     graphs: Annotated[list[Graph], msgspec.Meta(max_length=MOST_FILES)]
     files: Annotated[list[FileEntry], msgspec.Meta(max_length=MOST_FILES)]
     levels: Annotated[list[Index], msgspec.Meta(max_length=MOST_LAYERS)] = msgspec.field(default_factory=list)
+    needs: Needs | None = None
 
     @property
     def train(self) -> Literal["lora", "full"]:

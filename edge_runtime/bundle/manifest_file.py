@@ -31,8 +31,11 @@ _FORMAT = VersionedFormat(
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """Return the bytes of manifest.json."""
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+    """Return the bytes of manifest.json; needs that are not known are left out, as in manifests of before."""
+    document = msgspec.to_builtins(manifest)
+    if manifest.needs is None:
+        del document["needs"]
+    return msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
 
 
 def bundle_sha256(manifest_bytes: bytes) -> str:

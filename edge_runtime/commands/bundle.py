@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from edge_runtime import output
 
 if TYPE_CHECKING:
     import argparse
 
     from edge_runtime.bundle.manifest import Runtime
+    from edge_runtime.bundle.needs import Needs
 
 
 def add_bundle_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -42,12 +45,15 @@ def _bundle_verify(args: argparse.Namespace) -> int:
     from edge_runtime.data.tokens import load_tokenizer
     from edge_runtime.data.vocabulary import check_vocabulary
     from edge_runtime.engines.choose import Engines
+    from edge_runtime.engines.least_versions import check_versions
     from edge_runtime.engines.trial import try_bundle
     from edge_runtime.perturbation.kernel import kernel_name, kernel_reason
 
     bundle = open_bundle(args.bundle)
     verify_files(bundle)
-    manifest, tokenizer = bundle.manifest, load_tokenizer(bundle.file(bundle.manifest.tokenizer_file))
+    manifest = bundle.manifest
+    check_versions(manifest, args.engine)
+    tokenizer = load_tokenizer(bundle.file(manifest.tokenizer_file))
     check_vocabulary(tokenizer, manifest.task, manifest.vocab_size)
     parity = try_bundle(args.bundle, Engines(args.engine, args.threads))
     result = {
@@ -58,6 +64,7 @@ def _bundle_verify(args: argparse.Namespace) -> int:
         "trainable_parameters": manifest.parameters[-1].stop,
         "vocab_size": manifest.vocab_size,
         "runtimes": manifest.runtimes,
+        "needs": None if manifest.needs is None else msgspec.to_builtins(manifest.needs),
         "engine": args.engine,
         "parity_loss": parity.loss,
         "parity_logits": parity.logits,
@@ -72,8 +79,16 @@ def _bundle_verify(args: argparse.Namespace) -> int:
         f"  files      {len(manifest.files)}, {sum(e.size_bytes for e in manifest.files) / 1e6:.1f} MB, hashes match\n"
         f"  layout     {manifest.parameters[-1].stop} trainable parameters, splits {manifest.splits}\n"
         f"  tokenizer  {tokenizer.get_vocab_size()} tokens, {of_model}\n"
+        f"  needs      {_needs_text(manifest.needs)}\n"
         f"  parity     loss within {parity.loss:.1e}, logits within {parity.logits:.1e} of PyTorch, on {args.engine}\n"
         f"  kernel     {kernel_name()}: {kernel_reason()}"
     )
     output.emit(args, result, text)
     return 0
+
+
+def _needs_text(needs: Needs | None) -> str:
+    if needs is None:
+        return "the bundle is too old to say which versions of the runtime and of tokenizers it needs"
+    versions = [*needs.runtimes.items(), ("tokenizers", needs.tokenizers)]
+    return f"{', '.join(f'{name} ≥ {version}' for name, version in versions)} ({needs.of_graphs})"

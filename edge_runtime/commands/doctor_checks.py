@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edge_runtime.commands.doctor_natives import native_findings
 from edge_runtime.commands.doctor_network import broker_findings, server_finding
 from edge_runtime.commands.doctor_trial import trial_finding
+from edge_runtime.commands.doctor_versions import versions_finding
 from edge_runtime.commands.finding import Finding, problem
 from edge_runtime.device.board import Board
 from edge_runtime.device.gate import Gate, board_conditions
@@ -66,6 +67,8 @@ def examine(
         if config.signing is not None:
             yield _signing(config.signing)
         yield _state(Path(config.state_dir))
+        if config.engine not in broken and "tokenizers" not in broken:
+            yield versions_finding(config, _current_bundle(Path(config.state_dir)))
         yield trial_finding(config)
         yield _data(config, broken)
         yield from broker_findings(config)

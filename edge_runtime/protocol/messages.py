@@ -19,7 +19,7 @@ from edge_runtime.protocol.message_base import ENVELOPE_BYTES, VERSION
 from edge_runtime.protocol.message_base import ProtocolMessage as _Message
 from edge_runtime.protocol.privacy import Privacy
 from edge_runtime.protocol.profile import Profile
-from edge_runtime.protocol.side_messages import Host, LogLines, LogRequest, Release, Released, ServerPresent
+from edge_runtime.protocol.side_messages import Host, LogLines, LogRequest, Release, Released, ServerPresent, TooOld
 from edge_runtime.protocol.step_rule import StepRule
 from edge_runtime.values import Count, Name, Sha256
 
@@ -320,7 +320,7 @@ class ReportAck(_Message, frozen=True, tag="ack", kw_only=True):
 Plan = TrainPlan | BackpropPlan | SyncPlan
 Report = RoundReport | DeltaReport
 DeviceReport = PlanAccepted | PlanRefused | Report | Synced
-_SideMessage = LogRequest | LogLines | ServerPresent | Release | Released
+_SideMessage = LogRequest | LogLines | ServerPresent | Release | Released | TooOld
 AnyMessage = Hello | Birth | DeviceState | ProfileMessage | Plan | DeviceReport | ReportAck | _SideMessage
 
 MessageT = TypeVar("MessageT")
@@ -366,6 +366,12 @@ def decode_plan(payload: bytes) -> Plan:
     """Read a plan of any kind; see decode_message."""
     plan: Plan = _decode(payload, Plan)
     return plan
+
+
+def decode_plan_or_refusal(payload: bytes) -> Plan | TooOld:
+    """Read what the server publishes on a device's plan topic; see decode_message."""
+    found: Plan | TooOld = _decode(payload, Plan | TooOld)
+    return found
 
 
 def decode_report(payload: bytes) -> Report:

@@ -1,4 +1,4 @@
-"""Messages beside the rounds: a device's log for whoever asks, servers that look for each other, and releases."""
+"""Messages beside the rounds: logs, servers that look for each other, releases, and why a device gets no work."""
 
 from __future__ import annotations
 
@@ -125,4 +125,18 @@ class Released(ProtocolMessage, frozen=True, tag="released", kw_only=True):
     kind: ReleaseKind
     outcome: Literal["fetching", "switched", "failed", "rolled-back"]
     code: Annotated[int, msgspec.Meta(ge=0, le=255)]
+    reason: Annotated[str, msgspec.Meta(max_length=2000)]
+
+
+class TooOld(ProtocolMessage, frozen=True, tag="too_old", kw_only=True):
+    """There is no work for the device, and why; server → device, on its plan topic, once for each announcement.
+
+    Attributes:
+        job: the job that has no work for it.
+        bundle_sha256: the bundle that needs newer libraries than the device has announced.
+        reason: what is too old, and what to do about it.
+    """
+
+    job: Name
+    bundle_sha256: Sha256
     reason: Annotated[str, msgspec.Meta(max_length=2000)]

@@ -12,6 +12,7 @@ from edge_runtime.bundle.folder import Bundle, check_file, open_bundle, open_nam
 from edge_runtime.bundle.manifest import MANIFEST_FILE
 from edge_runtime.bundle.manifest_file import decode_manifest
 from edge_runtime.engines.golden import check_golden
+from edge_runtime.engines.least_versions import check_versions
 from edge_runtime.errors import BundleError, StorageError, storage_error
 from edge_runtime.files.aside import remove, set_aside
 from edge_runtime.files.atomic import sync_directory, write_atomically
@@ -65,7 +66,8 @@ def install_bundle(
         ReleaseError: the bundle is not released to this fleet, or is older than one that was taken: see
             require_release.
         NetworkError, BundleError, StorageError: the bundle could not be obtained; what was on disk before stays.
-        ConfigError: a library is not installed, or it ended the child.
+        ConfigError: a library is not installed, is older than the bundle needs (nothing but the manifest is fetched
+            then), or it ended the child.
     """
     path = store.bundles / sha256
     if trust is not None:
@@ -75,6 +77,7 @@ def install_bundle(
         try:
             bundle = open_named(path, sha256)
             verify_files(bundle)
+            check_versions(bundle.manifest, engines.runtime)
         except BundleError as error:
             _LOG.warning("the bundle on disk is damaged (%s); fetching the damaged files again", error.what)
             _reopen(path)
@@ -92,7 +95,9 @@ def install_bundle(
         else:
             check_golden(bundle, engines)
 
-    return fetch_bundle(fetcher, sha256, store.bundles, check)
+    return fetch_bundle(
+        fetcher, sha256, store.bundles, check, before=lambda manifest: check_versions(manifest, engines.runtime)
+    )
 
 
 def _reopen(path: Path) -> None:
@@ -125,7 +130,13 @@ def _is_there(path: Path) -> bool:
     return path.exists() or path.is_symlink()
 
 
-def fetch_bundle(fetcher: Fetcher, sha256: str, bundles: Path, check: Callable[[Bundle], None]) -> Bundle:
+def fetch_bundle(
+    fetcher: Fetcher,
+    sha256: str,
+    bundles: Path,
+    check: Callable[[Bundle], None],
+    before: Callable[[Manifest], None] = lambda _manifest: None,
+) -> Bundle:
     """Fetch a bundle, check it, and make it appear by a rename.
 
     Args:
@@ -133,6 +144,7 @@ def fetch_bundle(fetcher: Fetcher, sha256: str, bundles: Path, check: Callable[[
         sha256: the bundle's name.
         bundles: folder of the bundles; files of an interrupted attempt are kept there.
         check: runs the golden vectors; the bundle appears only if it returns.
+        before: called with the manifest before any other file is fetched; nothing is where it raises.
 
     Raises:
         NetworkError, BundleError, StorageError: no bundle appears; fetched files stay for the next attempt.
@@ -140,6 +152,7 @@ def fetch_bundle(fetcher: Fetcher, sha256: str, bundles: Path, check: Callable[[
     target, partial = bundles / sha256, bundles / f"{sha256}.partial"
     data = fetcher.data(sha256, _MAX_MANIFEST_BYTES)
     manifest = decode_manifest(data)
+    before(manifest)
     _clear(partial, manifest)
     missing = {entry.path: entry for entry in manifest.files if not _is_whole(partial / entry.path, entry.size_bytes)}
     _check_space(bundles, sum(entry.size_bytes for entry in missing.values()))

@@ -21,6 +21,7 @@ from edge_runtime.files.atomic import write_atomically
 from edge_runtime.files.hashing import file_sha256
 from export.bundle.golden import write_golden
 from export.bundle.graph_writer import GraphWriter
+from export.bundle.least_versions import least_versions
 from export.bundle.trainables import WEIGHTS_FILE, choose_trainables
 from export.bundle.training_graphs import TrainingGraphs
 from export.bundle.weight_table import WeightTable
@@ -166,6 +167,7 @@ def _write(folder: ModelFolder, options: ExportOptions, partial: Path, progress:
         graphs=graphs,
         levels=list(options.levels),
         files=_list_files(partial),
+        needs=least_versions(partial, graphs, TOKENIZER_FILE),
     )
     bundle, parity = _check_and_seal(manifest, options, partial, progress)
     return Exported(bundle, parity, model.notes, model.adapter.rows if model.adapter else [])

@@ -38,6 +38,9 @@ class Device:
         hello_due_at: when the next may be said for it, in seconds of the server's clock.
         early_state: the last state of a start that it has not announced yet: a broker keeps order within a topic only.
         quarantine: why it takes part in nothing until the operator decides; None: it is in no quarantine.
+        too_old: which of its libraries are older than the bundle of its job needs, and what to do; None: none is known
+            to be.
+        judged: the bundle and the announcement that too_old is about; None: it has not been judged.
         rest: why and until when it is offered nothing after a refusal or a silence; None: it may be offered work.
     """
 
@@ -57,6 +60,8 @@ class Device:
     hello_due_at: float = 0.0
     early_state: DeviceState | None = None
     quarantine: str | None = None
+    too_old: str | None = None
+    judged: tuple[str, Birth] | None = None
 
     @property
     def is_here(self) -> bool:
@@ -65,7 +70,7 @@ class Device:
 
     def is_ready(self, now: float) -> bool:
         """Whether the device is here, nothing keeps it from work, and it does not rest; ``now``: server seconds."""
-        is_free = self.ineligible is None and self.quarantine is None
+        is_free = self.ineligible is None and self.quarantine is None and self.too_old is None
         return self.is_here and is_free and (self.rest is None or now >= self.rest.until)
 
 
@@ -81,6 +86,8 @@ def resting(devices: Mapping[str, Device], now: float) -> dict[str, str]:
 def ineligible(devices: Mapping[str, Device]) -> dict[str, str]:
     """Return why devices that are connected may not train now, by name."""
     reasons = {
-        name: device.quarantine or device.ineligible for name, device in sorted(devices.items()) if device.is_here
+        name: device.quarantine or device.too_old or device.ineligible
+        for name, device in sorted(devices.items())
+        if device.is_here
     }
     return {name: reason for name, reason in reasons.items() if reason is not None}

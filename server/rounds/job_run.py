@@ -30,6 +30,7 @@ from server.rounds.closing import close_round
 from server.rounds.exclusions import Exclusions
 from server.rounds.failure import failure_hint
 from server.rounds.final_sync import FinalSync
+from server.rounds.least_versions import LeastVersions
 from server.rounds.open_round import OpenRound, begin_attempt, resume_attempt
 from server.rounds.patience import patiently
 from server.rounds.plans import Plans
@@ -101,6 +102,7 @@ class JobRun:
         self._planner = Planner(fitted, ledger)
         self._plans = Plans(fitted, services.blob_url)
         self._exclusions = Exclusions(fitted.job, ledger)
+        self._least_versions = LeastVersions(fitted, roster, services.transport)
         self._reports = Reports(fitted, chain, services.uploads, self._exclusions, self._planner.learn)
 
     @property
@@ -174,6 +176,7 @@ class JobRun:
         for name, device in self._roster.devices.items():
             if self._has(device) and device.quarantine is None:
                 self._roster.works_on(device, self.fitted.bundle_sha256)
+                self._least_versions.judge(device)
                 found[name] = device
         return found
 
@@ -348,7 +351,7 @@ class JobRun:
             took_part = set(queries.last_round_per_device(self._ledger, self._job.name))
             self._sync = FinalSync(self._clock(), took_part)
         devices = self.devices()
-        here = {name for name, device in devices.items() if device.is_here}
+        here = {name for name, device in devices.items() if device.is_here and device.too_old is None}
         for name in self._sync.to_send(here):
             plan = self._plans.final_sync(len(self.chain.closed), self._reference(name))
             self._services.transport.publish(topic_for(self._roster.fleet, name, "plan"), encode_message(plan))

@@ -82,6 +82,20 @@ class Roster:
             device.works_on, device.refused_level = bundle_sha256, None
             device.profile = self.profiles.newest(device.name, bundle_sha256)
 
+    def is_too_old(self, device: Device, reason: str | None) -> None:
+        """Enter why a device is too old for its job's bundle (None: it is not), in the ledger too, and say it."""
+        before, device.too_old = device.too_old, reason
+        if reason is None and before is None and (device.judged is not None or device.rest is not None):
+            return
+        rests = None if device.rest is None else device.rest.reason
+        self._ledger.device_reason(self.fleet, device.name, reason or rests)
+        if reason is None and before is None:
+            return  # the ledger may have had it from before the server's restart
+        if reason is not None:
+            _LOG.error("%s gets no work: %s", device.name, reason)
+        shown = reason or device.ineligible
+        self._observe(events.DeviceChanged(device=device.name, state=device.state, ineligible=shown))
+
     def needs_hello(self, device: Device, now: float) -> bool:
         """Whether the hello is published again for a device that announced itself without this epoch.
 

@@ -83,6 +83,7 @@ def test_findings(root: Path, tmp_path: Path, listening: int) -> None:
         "temperature": "warning",
         "eligibility": "ok",
         "state": "ok",
+        "versions": "ok",
         "trial": "absent",
         "data": "problem",
         "broker": "ok",

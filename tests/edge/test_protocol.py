@@ -34,7 +34,7 @@ from edge_runtime.protocol.messages import (
     decode_message,
     encode_message,
 )
-from edge_runtime.protocol.side_messages import LogLine, LogLines, LogRequest, Release, Released, ServerPresent
+from edge_runtime.protocol.side_messages import LogLine, LogLines, LogRequest, Release, Released, ServerPresent, TooOld
 from edge_runtime.protocol.step_rule import StepRule
 from edge_runtime.protocol.topics import device_of, hello_topic, servers_topic, topic_for
 
@@ -170,6 +170,7 @@ MESSAGES: list[tuple[AnyMessage, str]] = [
         ),
         "0d758301cc37da25",
     ),
+    (TooOld(job="job", bundle_sha256=SHA, reason="onnxruntime 1.17.3 is too old"), "f2eec9b61c6765ee"),
 ]
 
 

@@ -121,6 +121,7 @@ class Fleet:
         self.root, self.bundle, self.port, self.external = root, bundle, port, external
         self.processes: list[Process] = []
         self.state_dir = root / "server"
+        self.device_pythons: dict[str, str] = {}  # by name of the device; the others have this process's
 
     def prefix(self, name: str) -> list[str]:
         """Return the words before the command of a process: none here."""
@@ -135,7 +136,7 @@ class Fleet:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with stdout.open("wb") as out, stderr.open("wb") as err:
             popen = subprocess.Popen(
-                [*self.prefix(name), sys.executable, "-m", module, *arguments],
+                [*self.prefix(name), self.device_pythons.get(name, sys.executable), "-m", module, *arguments],
                 stdout=out,
                 stderr=err,
                 env=environment,

@@ -1,0 +1,58 @@
+"""Devices whose libraries are older than a job's bundle needs: they are offered nothing, and are told why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, get_args
+
+from edge_runtime.bundle.manifest import Runtime
+from edge_runtime.bundle.needs import advice, unmet_needs
+from edge_runtime.protocol.messages import encode_message
+from edge_runtime.protocol.side_messages import TooOld
+from edge_runtime.protocol.topics import topic_for
+
+if TYPE_CHECKING:
+    from edge_runtime.bundle.manifest import Manifest
+    from edge_runtime.network.transport import Transport
+    from edge_runtime.protocol.messages import Birth
+    from server.fleet.devices import Device
+    from server.job.fitted import FittedJob
+    from server.rounds.roster import Roster
+
+
+class LeastVersions:
+    """Judges the devices of one job by what they have announced.
+
+    Args:
+        fitted: the job and its bundle.
+        roster: the fleet's devices.
+        transport: the server's connection to the broker.
+    """
+
+    def __init__(self, fitted: FittedJob, roster: Roster, transport: Transport) -> None:
+        self._fitted, self._roster, self._transport = fitted, roster, transport
+
+    def judge(self, device: Device) -> None:
+        """Enter whether a device is too old for the bundle, and tell it, once for each of its announcements.
+
+        One that has not answered this epoch's hello is judged when it does: it would not hear.
+        """
+        birth, sha256 = device.birth, self._fitted.bundle_sha256
+        if birth is None or not device.is_here:
+            return
+        if device.judged is not None and device.judged[0] == sha256 and device.judged[1] is birth:
+            return
+        reason = why_too_old(self._fitted.manifest, birth)
+        self._roster.is_too_old(device, reason)
+        device.judged = (sha256, birth)
+        if reason is not None:
+            told = TooOld(job=self._fitted.job.name, bundle_sha256=sha256, reason=reason)
+            self._transport.publish(topic_for(self._roster.fleet, device.name, "plan"), encode_message(told))
+
+
+def why_too_old(manifest: Manifest, birth: Birth) -> str | None:
+    """Return which of a device's libraries are too old for a bundle, and what to do; None: none is known to be."""
+    for runtime in get_args(Runtime):
+        if any(name == runtime or name.startswith(f"{runtime}-") for name in birth.runtimes):
+            unmet = unmet_needs(manifest.needs, runtime, birth.runtimes)
+            return f"{'; '.join(map(str, unmet))}\n  what to do: {advice(unmet)}"[:2000] if unmet else None
+    return None
