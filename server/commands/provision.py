@@ -191,7 +191,7 @@ def _server_says(args: argparse.Namespace) -> tuple[str, Mapping[str, Any] | Non
         status = client.get("/server")
     if not status["has_authority"]:
         raise ConfigError("the server takes devices without certificates", "covey fleet init, and start it again")
-    return status["fleet"], _device(args, status["fleet"])
+    return str(status["fleet"]), _device(args, status["fleet"])
 
 
 def _device(args: argparse.Namespace, fleet: str) -> Mapping[str, Any] | None:
@@ -257,7 +257,7 @@ def _wait(args: argparse.Namespace, remote: Remote, fleet: str, before: Mapping[
     from server.provision.board import journal
 
     _say(f"waiting until {args.device} announces itself")
-    until = time.monotonic() + args.wait
+    until = time.monotonic() + float(args.wait)
 
     def wait() -> bool:
         time.sleep(_LOOK_S)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+
+import tomllib
 
 from edge_runtime.errors import ConfigError, EnrolmentError, StorageError
 from server.flash.environment import FOLDER

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from edge_runtime.errors import ConfigError, NetworkError
 
@@ -82,7 +82,7 @@ class Remote:
         self._options, self._password, self._ssh = options, password, found
         self.is_root = False
 
-    def __enter__(self) -> Remote:
+    def __enter__(self) -> Self:
         """Return the board."""
         return self
 
