@@ -26,7 +26,9 @@ _BEGIN = "covey-input-begins"
 _SKIP_TO_BEGIN = f'while IFS= read -r line && [ "$line" != {_BEGIN} ]; do :; done\n'
 """Before a script whose standard input may begin with a password that sudo has not asked for."""
 
-_NO_SUDO = ("a password is required", "incorrect password", "no password was provided", "not in the sudoers", "sorry")
+_NO_SUDO = re.compile(r"sudo: |Sorry, |\S+ is not in the sudoers file")
+"""How lines begin with which sudo refuses; what a script itself says may have the same words further on."""
+
 _NO_ROOT = "let the user use sudo without a password, give --ask-sudo to be asked for it, or log in as root"
 
 
@@ -118,7 +120,7 @@ class Remote:
             raise ssh_error(self._options.destination, err)
         if code:
             lines = [line for line in err.splitlines() if line.strip()]
-            if needs_root and any(word in err.lower() for word in _NO_SUDO):
+            if needs_root and any(_NO_SUDO.match(line) for line in lines):
                 raise ConfigError(f"{self._options.destination} may not become root: {lines[-1]}", _NO_ROOT)
             what = lines[-1] if lines else f"it ended with code {code} and said nothing"
             raise RemoteError(
