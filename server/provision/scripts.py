@@ -41,9 +41,10 @@ if ! systemctl start {SERVICES[0]}; then
     journalctl -u {SERVICES[0]} -n 20 --no-pager -o cat >&2 2>/dev/null || true
     exit 3
 fi
-systemctl restart {SERVICES[1]}
+systemctl restart --no-block {SERVICES[1]}
 """
-"""Sets the board up, which joins the fleet where it has a token, and starts the device."""
+"""Sets the board up, which joins the fleet where it has a token, and starts the device without waiting for it: one without
+rows is not ready before it has some."""
 
 STOP = f"{_HEAD}systemctl disable -q --now {_BOTH} 2>/dev/null || systemctl stop {_BOTH} 2>/dev/null || true\n"
 

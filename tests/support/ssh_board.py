@@ -87,6 +87,7 @@ command, names = words[0], words[1:]
 for name in names:
     link = UNITS / "multi-user.target.wants" / name
     if command == "is-active":
+        print("inactive" if pid_of(name) is None else "active")
         sys.exit(0 if pid_of(name) is not None else 3)
     if command == "is-enabled":
         sys.exit(0 if link.is_symlink() else 1)
