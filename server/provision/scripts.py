@@ -43,8 +43,9 @@ if ! systemctl start {SERVICES[0]}; then
 fi
 systemctl restart --no-block {SERVICES[1]}
 """
-"""Sets the board up, which joins the fleet where it has a token, and starts the device without waiting for it: one without
-rows is not ready before it has some."""
+"""Sets the board up, which joins the fleet where it has a token, and starts the device.
+
+It is not waited for: one without rows is not ready before it has some."""
 
 STOP = f"{_HEAD}systemctl disable -q --now {_BOTH} 2>/dev/null || systemctl stop {_BOTH} 2>/dev/null || true\n"
 

@@ -162,7 +162,10 @@ def test_a_board_is_provisioned_again_interrupted_and_uninstalled(
         desk.provision(second, "pi", "--yes", code=12)
         assert "the fleet has a device pi already" in desk.said
 
-    assert [step["action"] for step in desk.provision(board, "pi", "--uninstall", "--yes")["steps"]] == ["stop", "remove"]
+    assert [step["action"] for step in desk.provision(board, "pi", "--uninstall", "--yes")["steps"]] == [
+        "stop",
+        "remove",
+    ]
     assert board.shell("ls -d /opt/covey /etc/systemd/system/covey-* 2>/dev/null || true") == ""
     assert board.shell("sha256sum /var/lib/covey/edge-trust/key.pem") == key  # identity and rows are kept
     assert desk.provision(board, "pi", "--uninstall", "--yes")["steps"] == []

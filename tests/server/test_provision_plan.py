@@ -193,7 +193,11 @@ def test_a_board_that_did_not_finish_is_not_believed() -> None:
         ("ssh: connect to host h port 22: No route to host", NetworkError, "cannot be reached"),
         ("ssh: Could not resolve hostname h: Name or service not known", NetworkError, "there is no host h"),
         ("No ED25519 host key is known for h and you have requested strict checking.", NetworkError, "not known here"),
-        ("@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\nHost key verification failed.", NetworkError, "another"),
+        (
+            "@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\nHost key verification failed.",
+            NetworkError,
+            "another",
+        ),
         ("u@h: Permission denied (publickey).", ConfigError, "cannot log in"),
         ("client_loop: send disconnect: Broken pipe", NetworkError, "has ended"),
         ("", NetworkError, "ssh said nothing"),

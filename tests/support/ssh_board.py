@@ -1,4 +1,4 @@
-"""A board that is reached over SSH: an sshd of its own, in a root that is an overlay of this machine's, with its own pids.
+"""A board that is reached over SSH: an sshd of its own, in an overlay of this machine's root, with its own pids.
 
 What is written there is in a folder of the test; the end of the first process ends all others. A stand-in for systemctl
 really starts what the units say, as the user that they say.
@@ -66,8 +66,8 @@ def start(name):
         return
     found = unit(name)
     condition = found["Unit"].get("ConditionPathExists", "")
-    is_met = not os.path.exists(condition[1:]) if condition.startswith("!") else not condition or os.path.exists(condition)
-    if not is_met:
+    is_there = os.path.exists(condition.removeprefix("!"))
+    if condition and is_there == condition.startswith("!"):
         return
     service = found["Service"]
     command = service["ExecStart"].split()
@@ -76,7 +76,8 @@ def start(name):
     if user:
         command = ["runuser", "-u", user, "--", *command]
     with (RUN / f"{name}.log").open("ab") as log:
-        process = subprocess.Popen(command, cwd=home, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        nothing = subprocess.DEVNULL
+        process = subprocess.Popen(command, cwd=home, stdin=nothing, stdout=log, stderr=log, start_new_session=True)
     if service.get("Type") == "oneshot":
         if process.wait():
             sys.exit(1)
@@ -157,7 +158,14 @@ class Board:
         done = subprocess.run(
             [
                 *("ssh", "-F", "/dev/null", "-T", "-p", str(self.port), "-i", str(self.key), "-o", "BatchMode=yes"),
-                *("-o", f"UserKnownHostsFile={self.known_hosts}", "-o", "IdentitiesOnly=yes", f"{user}@127.0.0.1", script),
+                *(
+                    "-o",
+                    f"UserKnownHostsFile={self.known_hosts}",
+                    "-o",
+                    "IdentitiesOnly=yes",
+                    f"{user}@127.0.0.1",
+                    script,
+                ),
             ],
             capture_output=True,
             text=True,
@@ -183,8 +191,10 @@ def require_board() -> None:
     if not Path("/usr/bin/python3").exists() or not Path("/etc/debian_version").exists():
         pytest.skip("needs a Debian with its own Python: apt install python3")
     with tempfile.TemporaryDirectory() as folder:
-        probe = "mount -t tmpfs none \"$0\" && cd \"$0\" && mkdir u w m && " \
+        probe = (
+            'mount -t tmpfs none "$0" && cd "$0" && mkdir u w m && '
             "mount -t overlay overlay -o lowerdir=/,upperdir=u,workdir=w m"
+        )
         done = subprocess.run(["unshare", "-m", "sh", "-c", probe, folder], capture_output=True, check=False)
     if done.returncode:
         pytest.skip("needs overlay mounts: a kernel and a container that allow them")
@@ -203,7 +213,8 @@ def ssh_board(folder: Path) -> Iterator[Board]:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
     (upper / "etc/ssh/authorized").write_text((folder / "key.pub").read_text())
     (upper / "etc/ssh/board_config").write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey /etc/ssh/board_host_key\nAuthorizedKeysFile /etc/ssh/authorized\n"
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey /etc/ssh/board_host_key\n"
+        "AuthorizedKeysFile /etc/ssh/authorized\n"
         "PermitRootLogin prohibit-password\nPasswordAuthentication no\nUsePAM no\nStrictModes no\nPidFile none\n"
     )
     for name, text in (("systemctl", SYSTEMCTL), ("journalctl", JOURNALCTL)):
