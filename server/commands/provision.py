@@ -166,7 +166,7 @@ def _check(args: argparse.Namespace) -> None:
     if _MEMORY.fullmatch(args.memory_max) is None:
         raise ConfigError(f"--memory-max {args.memory_max!r} is no size", "as 80% or 600M")
     for path, flag in ((args.identity, "--identity"), (args.ssh_config, "--ssh-config"), (args.data, "--data")):
-        if path is not None and not path.is_file():
+        if path is not None and (not path.exists() or path.is_dir()):  # /dev/null is a configuration too
             raise ConfigError(f"{flag} {path} is no file", "give a file that you can read")
     if args.data is not None and args.data.suffix not in _ROWS:
         raise ConfigError(f"--data {args.data} is no file with rows", f"its name ends in {', '.join(_ROWS)}")
