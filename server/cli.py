@@ -46,6 +46,7 @@ def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     from server.commands.fleet import add_fleet_commands
     from server.commands.jobs import add_job_commands
     from server.commands.profile_commands import add_profile_commands
+    from server.commands.provision import add_provision_commands
     from server.commands.rollout import add_rollout_commands
     from server.commands.serve import add_serve_commands
     from server.commands.server import add_server_commands
@@ -57,6 +58,7 @@ def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     add_serve_commands(commands)
     add_fleet_commands(commands)
     add_flash_commands(commands)
+    add_provision_commands(commands)
     add_demo_command(commands)
     add_simulate(commands, lambda: stop_on_signals().is_set)
     add_profile_commands(commands, default_state_dir())

@@ -15,6 +15,7 @@ from server.flash.card import RootFile
 from server.flash.environment import FOLDER
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from server.flash.environment import Environment
@@ -182,13 +183,23 @@ class Payload:
 
 def root_files(found: Found, settings: Settings, payload: Payload) -> list[RootFile]:
     """Return the files for the root partition of a card."""
+    words = {"hostname": settings.hostname, "instance": settings.instance, "first_boot": found.format}
+    return board_files(found.python, payload, words)
+
+
+def board_files(python: str, payload: Payload, words: Mapping[str, str]) -> list[RootFile]:
+    """Return the files for a board.
+
+    Args:
+        python: the version of its Python.
+        payload: what it gets.
+        words: what else its note says.
+    """
     note = {
         "device": payload.device,
-        "hostname": settings.hostname,
-        "instance": settings.instance,
+        **words,
         "covey_version": __version__,
-        "python": found.python,
-        "first_boot": found.format,
+        "python": python,
         "packages": list(payload.environment.packages),
     }
     setup = _SETUP.format(
