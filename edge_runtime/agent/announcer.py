@@ -114,6 +114,14 @@ class Announcer:
         if bundle_sha256 not in (None, profile.bundle.sha256):
             _LOG.info("the saved profile is of another bundle; measure this one: covey-edge profile")
             return
+        measured_on = None if profile.measured is None else tuple(profile.measured.execution_providers)
+        if measured_on not in (None, self._config.execution_providers):
+            _LOG.info(
+                "the saved profile was measured on %s, and this device runs on %s; measure it: covey-edge profile",
+                ", ".join(measured_on or ()),
+                ", ".join(self._config.execution_providers),
+            )
+            return
         self._publish("profile", payload)
 
     def _set_aside(self, path: Path, why: str) -> None:

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_runtime.commands.doctor_natives import native_findings
+from edge_runtime.commands.doctor_natives import native_findings, providers_finding
 from edge_runtime.commands.doctor_network import broker_findings, server_finding
 from edge_runtime.commands.doctor_trial import trial_finding
 from edge_runtime.commands.doctor_versions import versions_finding
@@ -55,6 +55,8 @@ def examine(
         if finding.status == "problem" and finding.check in _OF_ROWS:
             broken.append(finding.check)
         yield finding
+    if config is not None and config.engine == "onnxruntime":
+        yield providers_finding(config)
     board = Board(Sysfs(root))
     yield _board(board)
     yield _threads(0 if config is None else config.threads, Sysfs(root))
