@@ -6,18 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from edge_runtime import __version__
-from edge_runtime.commands.finding import Finding, problem
+from edge_runtime.commands.finding import Finding
 from edge_runtime.engines import executorch_build
 from edge_runtime.engines.child import Answer, Patience, run_child
-from edge_runtime.engines.choose import Engines
-from edge_runtime.engines.provider_trial import try_providers
-from edge_runtime.engines.providers import CPU_ONLY
-from edge_runtime.errors import ConfigError, CoveyError
+from edge_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edge_runtime.agent.config import EdgeConfig
     from edge_runtime.bundle.manifest import Runtime
     from edge_runtime.commands.finding import Status
 
@@ -85,14 +81,3 @@ def _executorch(*, needed: bool, build: bool) -> Finding:
 def load_in_child(name: str, patience: Patience = _PATIENCE) -> Answer:
     """Load a library of load_native.LOADERS in a child process."""
     return run_child("edge_runtime.commands.load_native", name, doing="loading it", patience=patience)
-
-
-def providers_finding(config: EdgeConfig) -> Finding:
-    """Start the configured execution providers, as ``covey-edge run`` does before it takes work."""
-    names = ", ".join(config.execution_providers)
-    try:
-        try_providers(Engines(config.engine, config.threads, config.execution_providers))
-    except CoveyError as error:
-        return problem("providers", error, {"execution_providers": list(config.execution_providers)})
-    found = names if config.execution_providers == CPU_ONLY else f"{names}: started, and used in this order"
-    return Finding("providers", "ok", found, "", {"execution_providers": list(config.execution_providers)})

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
+from msgspec import UNSET
 
 from edge_runtime import __version__
 from edge_runtime.device.board import Board, run_command
@@ -199,7 +200,7 @@ def measure_profile(
         warm_up=orders[0].warm_up,
         before=before,
         after=tools.board.read(bundle.path),
-        execution_providers=list(options.providers),
+        execution_providers=UNSET if options.providers == CPU_ONLY else list(options.providers),
     )
     facts = tools.board.facts(options.board)
     profile = Profile(

@@ -198,7 +198,7 @@ class BundleFacts(Strict, frozen=True, kw_only=True):
     trainable_parameters: AtLeastOne
 
 
-class Provenance(Strict, frozen=True, kw_only=True, omit_defaults=True):
+class Provenance(Strict, frozen=True, kw_only=True):
     """How a measured profile came about.
 
     Attributes:
@@ -213,7 +213,7 @@ class Provenance(Strict, frozen=True, kw_only=True, omit_defaults=True):
         warm_up: runs before the timed ones.
         before: sensors before the first run.
         after: sensors after the last one.
-        execution_providers: what ONNX Runtime ran the graphs on, as in edge.toml.
+        execution_providers: what ONNX Runtime ran the graphs on, as in edge.toml; left out: the processor.
     """
 
     measured_at: Text
@@ -227,7 +227,7 @@ class Provenance(Strict, frozen=True, kw_only=True, omit_defaults=True):
     warm_up: Annotated[int, msgspec.Meta(ge=0)]
     before: Reading
     after: Reading
-    execution_providers: list[str] = msgspec.field(default_factory=lambda: ["cpu"])
+    execution_providers: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class PublicSource(Strict, frozen=True, kw_only=True):

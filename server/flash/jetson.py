@@ -13,7 +13,7 @@ from edge_runtime.errors import ConfigError, CoveyError, StorageError, storage_e
 from edge_runtime.trust.token import decode_token
 from server.flash import payload
 from server.flash.check import CardReport
-from server.flash.environment import check_archive
+from server.flash.environment import FOLDER, check_archive
 from server.flash.l4t import DEFAULT_TARGET, ROOTFS, USER_TOOL, WIZARD, look_at_l4t, place_in, users_of
 from server.flash.overlay import check_room, damaged_files, read_note, remove_overlay, write_overlay, write_whole
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from server.flash.payload import Payload
 
 _EMULATOR = Path("/usr/bin/qemu-aarch64-static")
-_IDENTITY = (f"{payload.HOME}/edge.toml", f"{payload.HOME}/identity", f"{payload.FOLDER}/set-up")
+_IDENTITY = (f"{payload.HOME}/edge.toml", f"{payload.HOME}/identity", f"{FOLDER}/set-up")
 _OPTIONAL = (payload.TOKEN, payload.EDGE_SETTINGS)
 
 

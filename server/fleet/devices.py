@@ -74,8 +74,8 @@ class Device:
         measured = None if self.profile is None else self.profile.measured
         if measured is None or self.birth is None:
             return self.profile
-        runs_on = self.birth.execution_providers or ["cpu"]
-        return self.profile if measured.execution_providers == runs_on else None
+        is_the_same = measured.execution_providers == self.birth.execution_providers  # both left out: the processor
+        return self.profile if is_the_same else None
 
     def is_ready(self, now: float) -> bool:
         """Whether the device is here, nothing keeps it from work, and it does not rest; ``now``: server seconds."""

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from edge_runtime.agent.birth import Session, make_birth
 from edge_runtime.agent.config import read_edge_config
 from edge_runtime.bundle.adapter import adapter_sha256
 from edge_runtime.data.batch import pad
-from edge_runtime.engines import onnx_engine, trial
+from edge_runtime.engines import trial
 from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import golden_adapter
 from edge_runtime.engines.onnx_engine import make_session
@@ -140,7 +141,7 @@ def test_another_provider_is_taken_and_the_processor_is_used_only_where_it_is_na
 
 def test_a_session_that_falls_back_silently_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where CUDA's libraries are missing, ONNX Runtime logs a line, and makes a session for the processor."""
-    monkeypatch.setattr(onnx_engine.ort, "get_available_providers", lambda: list(JETSON))
+    monkeypatch.setattr(ort, "get_available_providers", lambda: list(JETSON))
     with (
         pytest.raises(ConfigError, match="does not start cuda: it would run on cpu"),
         pytest.warns(UserWarning, match="provider"),
@@ -156,8 +157,8 @@ def test_products_are_float32_on_nvidias_processors(monkeypatch: pytest.MonkeyPa
         asked.update(words)
         raise RuntimeError("CUDA failure 35: driver version is insufficient; CUDAExecutionProvider")
 
-    monkeypatch.setattr(onnx_engine.ort, "get_available_providers", lambda: list(JETSON))
-    monkeypatch.setattr(onnx_engine.ort, "InferenceSession", refusing)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: list(JETSON))
+    monkeypatch.setattr(ort, "InferenceSession", refusing)
     monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
     with pytest.raises(ConfigError, match="driver version is insufficient") as caught:
         make_session(_PRODUCT, 1, providers=("tensorrt", "cuda", "cpu"))
@@ -291,12 +292,12 @@ def test_the_package_with_cuda_counts_as_onnx_runtime(monkeypatch: pytest.Monkey
     def version(name: str) -> str:
         if name == "onnxruntime-gpu":
             return "1.23.0"
-        raise trial.metadata.PackageNotFoundError(name)
+        raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(trial.metadata, "version", version)
+    monkeypatch.setattr(metadata, "version", version)
     assert trial.runtime_version("onnxruntime") == "1.23.0"
     monkeypatch.setattr(
-        trial.metadata, "version", lambda name: (_ for _ in ()).throw(trial.metadata.PackageNotFoundError(name))
+        metadata, "version", lambda name: (_ for _ in ()).throw(metadata.PackageNotFoundError(name))
     )
     with pytest.raises(ConfigError, match="onnxruntime is not installed"):
         trial.runtime_version("onnxruntime")
