@@ -116,7 +116,7 @@ class Agent:
         self._journal = JournalFile(store)
         self._deaths = DeathWatch(self._journal, self._machine.clock)
         self._deaths.enter(self._machine.boot_id)
-        engines = engines or Engines(config.engine, config.threads)
+        engines = engines or Engines(config.engine, config.threads, config.execution_providers)
         pause, clock = self._inbox.pause_transfer, self._machine.clock
         self._trainer = Trainer(config, store, self._journal, engines, self._machine, pause, contained=contained)
         self._readiness = Readiness(self._machine.gate, self._trainer.rows_watch)

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Literal
 
 from edge_runtime.agent.birth import Session, make_birth
+from edge_runtime.engines.providers import CPU_ONLY
 from edge_runtime.errors import ProfileError, ProtocolError, StorageError, cause_of
 from edge_runtime.files.aside import set_aside
 from edge_runtime.network.transport import Will
@@ -113,6 +114,14 @@ class Announcer:
             return
         if bundle_sha256 not in (None, profile.bundle.sha256):
             _LOG.info("the saved profile is of another bundle; measure this one: covey-edge profile")
+            return
+        measured_on = None if profile.measured is None else tuple(profile.measured.execution_providers or CPU_ONLY)
+        if measured_on not in (None, self._config.execution_providers):
+            _LOG.info(
+                "the saved profile was measured on %s, and this device runs on %s; measure it: covey-edge profile",
+                ", ".join(measured_on or ()),
+                ", ".join(self._config.execution_providers),
+            )
             return
         self._publish("profile", payload)
 

@@ -7,9 +7,12 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from edge_runtime import __version__
 from edge_runtime.bundle.memory_need import level_need, levels_that_fit
 from edge_runtime.engines.least_versions import installed_versions
+from edge_runtime.engines.providers import CPU_ONLY
 from edge_runtime.protocol.messages import Birth, Capability
 
 if TYPE_CHECKING:
@@ -71,7 +74,12 @@ def make_birth(
         tags=config.tags,
         hostname=socket.gethostname()[:255] or None,
         address=address,
+        execution_providers=_not_usual(config.execution_providers),
     )
+
+
+def _not_usual(providers: tuple[str, ...]) -> list[str] | msgspec.UnsetType:
+    return msgspec.UNSET if providers == CPU_ONLY else list(providers)
 
 
 def capability(config: EdgeConfig, loaded: LoadedBundle | None, bytes_free: int | None) -> Capability:

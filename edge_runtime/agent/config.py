@@ -9,6 +9,7 @@ import msgspec
 from edge_runtime.bundle.manifest import Runtime
 from edge_runtime.data.config import CORRECTIONS, DataConfig
 from edge_runtime.device.eligibility import EligibilityRules
+from edge_runtime.engines.providers import CPU_ONLY, check_provider_names
 from edge_runtime.files.toml_file import read_toml
 from edge_runtime.network.address import TlsFiles
 from edge_runtime.network.http_address import check_http_url
@@ -44,6 +45,8 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         state_dir: bundles, adapters and the journal; relative to the configuration file.
         threads: threads of one operator; 0: as many as may run at once.
         engine: the runtime that runs the graphs; it is never replaced by another one.
+        execution_providers: what ONNX Runtime runs them on, the first that can: see engines/providers.py. One that is
+            missing is an error, and none is used that is not among them.
         server_url: base address of the server's HTTP side; None: the one that the server names in its plans.
         connect_timeout_s: how long the first connection to the broker may take.
         tls: certificate files, for ``mqtts``.
@@ -62,6 +65,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state_dir: str = "covey-state"
     threads: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
     engine: Runtime = "onnxruntime"
+    execution_providers: tuple[str, ...] = CPU_ONLY
     server_url: str | None = None
     connect_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 60.0
     tls: TlsFiles | None = None
@@ -81,9 +85,11 @@ def read_edge_config(path: Path) -> EdgeConfig:
     """Read ``edge.toml``; its relative paths become relative to the file's folder.
 
     Raises:
-        ConfigError: see read_toml; or server_url is not an address that requests can be sent to.
+        ConfigError: see read_toml; or server_url is not an address that requests can be sent to; or see
+            check_provider_names.
     """
     config = read_toml(path, EdgeConfig)
+    check_provider_names(config.execution_providers, config.engine)
     if config.server_url is not None:
         check_http_url(config.server_url)
     base = path.resolve().parent

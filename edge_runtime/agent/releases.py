@@ -160,7 +160,7 @@ class Releases:
             current = versions.current
             return versions if current is None or current.rollout != release.rollout else gone_back(versions)
         self._store.make_folders()
-        engines = Engines(self._config.engine, self._config.threads)
+        engines = Engines(self._config.engine, self._config.threads, self._config.execution_providers)
         bundle_sha256 = release.sha256 if release.kind == "bundle" else release.bundle_sha256
         if bundle_sha256 is None:
             raise BundleError("the release of an adapter names no bundle", "update the server")

@@ -61,4 +61,4 @@ def check_takeover(config: EdgeConfig) -> tuple[str | None, Parity | None]:
     if name is None or not (root / "bundles" / name).is_dir():
         return None, None
     bundle = open_named(root / "bundles" / name, name)
-    return name, try_bundle(bundle.path, Engines(config.engine, config.threads))
+    return name, try_bundle(bundle.path, Engines(config.engine, config.threads, config.execution_providers))

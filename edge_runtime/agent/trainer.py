@@ -124,7 +124,7 @@ class Trainer:
         if self._loaded is None or is_new:
             self._loaded = None
             self.rows_watch.expect(plan.bundle_sha256)
-            checked_on = Engines(self._config.engine, self._config.threads)
+            checked_on = Engines(self._config.engine, self._config.threads, self._config.execution_providers)
             bundle = install_bundle(
                 self._store,
                 fetcher,

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from edge_runtime.commands.doctor_natives import native_findings
 from edge_runtime.commands.doctor_network import broker_findings, server_finding
+from edge_runtime.commands.doctor_providers import providers_finding
 from edge_runtime.commands.doctor_trial import trial_finding
 from edge_runtime.commands.doctor_versions import versions_finding
 from edge_runtime.commands.finding import Finding, problem
 from edge_runtime.device.board import Board
 from edge_runtime.device.gate import Gate, board_conditions
+from edge_runtime.engines.providers import CPU_ONLY
 from edge_runtime.errors import BundleError, ConfigError, CoveyError, DataError, StorageError
 from edge_runtime.host.sysfs import Sysfs
 from edge_runtime.host.threads import usable_threads
@@ -55,6 +57,8 @@ def examine(
         if finding.status == "problem" and finding.check in _OF_ROWS:
             broken.append(finding.check)
         yield finding
+    if config is not None and config.execution_providers != CPU_ONLY:
+        yield providers_finding(config)
     board = Board(Sysfs(root))
     yield _board(board)
     yield _threads(0 if config is None else config.threads, Sysfs(root))

@@ -25,7 +25,7 @@ def trial_finding(config: EdgeConfig) -> Finding:
     except StorageError as error:
         return Finding("trial", "warning", error.what, error.hint)
     if trials.failed is not None:
-        return _again(root, trials.failed, Engines(config.engine, config.threads))
+        return _again(root, trials.failed, Engines(config.engine, config.threads, config.execution_providers))
     if not trials.passed:
         return Finding("trial", "absent", "no bundle has been tried here yet", "nothing: the first plan does it")
     last = trials.passed[-1]
@@ -44,5 +44,5 @@ def _again(root: Path, failed: Failure, engines: Engines) -> Finding:
         try_bundle(place, engines)
     except CoveyError as error:
         return problem("trial", error, values)
-    found = f"bundle {name[:12]} passes now on {engines.runtime}; before: {failed.what}"
+    found = f"bundle {name[:12]} passes now on {engines.name}; before: {failed.what}"
     return Finding("trial", "ok", found, "", values)

@@ -48,8 +48,8 @@ def _predict(args: argparse.Namespace) -> int:
     from edge_runtime.engines.choose import Engines
     from edge_runtime.engines.predict import complete, predict
 
-    bundle, theta, runtime = _predict_source(args)
-    engines = Engines(runtime, args.threads)
+    bundle, theta, runtime, providers = _predict_source(args)
+    engines = Engines(runtime, args.threads, providers)
     if bundle.manifest.task.kind == CAUSAL_LM:
         made = complete(bundle, theta, args.text, args.max_new_tokens, engines)
         continued = [{"prompt": c.prompt, "completion": c.completion} for c in made]
@@ -63,12 +63,13 @@ def _predict(args: argparse.Namespace) -> int:
     return 0
 
 
-def _predict_source(args: argparse.Namespace) -> tuple[Bundle, FloatVector, Runtime]:
-    """Return the bundle, the adapter, and the runtime: the one of --engine, or the configured one.
+def _predict_source(args: argparse.Namespace) -> tuple[Bundle, FloatVector, Runtime, tuple[str, ...]]:
+    """Return the bundle, the adapter, and the runtime and its providers: that of --engine, or the configured ones.
 
     Everything that is loaded has the hash that names it, or the error names what has not.
     """
     from edge_runtime.bundle.folder import open_bundle, verify_loaded
+    from edge_runtime.engines.providers import CPU_ONLY
 
     if args.config is not None:
         return _current(args)
@@ -76,10 +77,10 @@ def _predict_source(args: argparse.Namespace) -> tuple[Bundle, FloatVector, Runt
     bundle = open_bundle(args.bundle)
     verify_loaded(bundle, runtime)
     theta = bundle.initial_adapter() if args.adapter is None else _given_adapter(args.adapter, bundle)
-    return bundle, theta, runtime
+    return bundle, theta, runtime, CPU_ONLY
 
 
-def _current(args: argparse.Namespace) -> tuple[Bundle, FloatVector, Runtime]:
+def _current(args: argparse.Namespace) -> tuple[Bundle, FloatVector, Runtime, tuple[str, ...]]:
     """Return the version in use: the one that was rolled out, else what training has left."""
     from edge_runtime.agent.config import read_edge_config
     from edge_runtime.bundle.adapter import check_adapter, map_adapter
@@ -118,7 +119,7 @@ def _current(args: argparse.Namespace) -> tuple[Bundle, FloatVector, Runtime]:
 
         journal = store.journal()
         theta = with_personal(theta, load_personal(store, journal.personal_sha256, bundle, journal.job or ""), bundle)
-    return bundle, theta, runtime
+    return bundle, theta, runtime, config.execution_providers
 
 
 def _given_adapter(path: Path, bundle: Bundle) -> FloatVector:

@@ -57,6 +57,9 @@ def run_profile(args: argparse.Namespace) -> int:
     """
     from edge_runtime.agent.config import read_edge_config
     from edge_runtime.bundle.folder import open_bundle, verify_files
+    from edge_runtime.engines.choose import Engines
+    from edge_runtime.engines.provider_trial import try_providers
+    from edge_runtime.engines.providers import CPU_ONLY
     from edge_runtime.files.atomic import write_atomically
     from edge_runtime.profiling.measure import ProfileOptions, measure_profile
     from edge_runtime.store.store import Store
@@ -69,7 +72,9 @@ def run_profile(args: argparse.Namespace) -> int:
         sustain_s=duration_s(args.sustain) if args.sustain else 0.0,
         board=_board(args.board),
         device=None if config is None else config.name,
+        providers=CPU_ONLY if config is None else config.execution_providers,
     )
+    try_providers(Engines(providers=options.providers))
     store = None if config is None else Store(Path(config.state_dir))
     bundle = open_bundle(args.bundle or _current_bundle(store))
     verify_files(bundle)

@@ -72,15 +72,10 @@ def _serve(args: argparse.Namespace, heartbeat: Heartbeat, notifier: Notifier) -
     from edge_runtime.agent.announcer import lost_will
     from edge_runtime.agent.kept_log import keeping_log
     from edge_runtime.device.machine import this_machine
-    from edge_runtime.perturbation.kernel import kernel
-    from edge_runtime.store.state_check import check_state_writable
     from edge_runtime.store.store import Store
 
     config = _read_config(args.config)
-    if not Path(config.data.path).is_file():
-        raise ConfigError(f"no data file at {config.data.path}", "set [data] path in the configuration")
-    kernel()  # so that a wrong COVEY_KERNEL is an error now, not in the first round
-    check_state_writable(Path(config.state_dir))
+    _require_parts(config)
     store = Store(Path(config.state_dir))
     machine = this_machine(config.eligibility, store.root)  # impossible rules are an error now too
     boot_id = os.urandom(8).hex()
@@ -147,6 +142,20 @@ def _connect(config: EdgeConfig, path: Path, will: Will) -> MqttTransport:
         transport.close()
         raise
     return transport
+
+
+def _require_parts(config: EdgeConfig) -> None:
+    """Check what a round would need, so that its lack is an error now and not in the first round."""
+    from edge_runtime.engines.choose import Engines
+    from edge_runtime.engines.provider_trial import try_providers
+    from edge_runtime.perturbation.kernel import kernel
+    from edge_runtime.store.state_check import check_state_writable
+
+    if not Path(config.data.path).is_file():
+        raise ConfigError(f"no data file at {config.data.path}", "set [data] path in the configuration")
+    kernel()  # a wrong COVEY_KERNEL
+    check_state_writable(Path(config.state_dir))
+    try_providers(Engines(config.engine, config.threads, config.execution_providers))
 
 
 def _launcher(config: Path) -> LauncherSlots | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime.engines.bundle_engine import BundleEngine, BundlePredictor
 from edge_runtime.engines.bundle_training import BundleTrainingEngine
+from edge_runtime.engines.providers import CPU_ONLY
 
 if TYPE_CHECKING:
     from edge_runtime.bundle.folder import Bundle
@@ -16,15 +17,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Engines:
-    """A runtime and its number of threads; makes every kind of engine of a bundle. See engine.MakesEngines.
+    """A runtime, its threads, what it runs on; makes every kind of engine of a bundle. See engine.MakesEngines.
 
     Attributes:
         runtime: the library that runs the graphs. It is never replaced by another one.
         threads: threads of one operator; 0: as many as may run at once, of which ExecuTorch takes the fast cores.
+        providers: execution providers of ONNX Runtime, as in edge.toml; none is replaced by another one.
     """
 
     runtime: Runtime = "onnxruntime"
     threads: int = 0
+    providers: tuple[str, ...] = CPU_ONLY
+
+    @property
+    def name(self) -> str:
+        """The runtime and, where it runs on more than the processor, its execution providers."""
+        return self.runtime if self.providers == CPU_ONLY else f"{self.runtime} ({', '.join(self.providers)})"
 
     def make_engine(self, bundle: Bundle, split: int) -> BundleEngine:
         """Return front and back of a bundle at one of its splits.
@@ -60,7 +68,7 @@ class Engines:
             return ExecutorchOpener(self.threads)
         from edge_runtime.engines.onnx_engine import OnnxOpener  # noqa: PLC0415 idle devices stay small
 
-        return OnnxOpener(self.threads)
+        return OnnxOpener(self.threads, providers=self.providers)
 
 
 ONNX_RUNTIME = Engines()

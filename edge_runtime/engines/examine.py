@@ -68,6 +68,7 @@ def examine(
         msgspec.json.encode(own_rows).decode(),
         engines.runtime,
         str(engines.threads),
+        ",".join(engines.providers),
     )
     doing = f"examining bundle {bundle.sha256[:12]}"
     found = run_child(__name__, *arguments, doing=doing, patience=_PATIENCE)
@@ -94,10 +95,17 @@ def _examine(bundle: Bundle, adapter: Path | None, own_rows: DataConfig | None, 
     return Examined(float((logits.argmax(axis=1) == np.asarray(rows.labels)).mean()), len(rows))
 
 
-def _in_child(path: str, adapter: str, own_rows: str, runtime: Any, threads: str) -> dict[str, Any]:  # noqa: ANN401
+def _in_child(
+    path: str,
+    adapter: str,
+    own_rows: str,
+    runtime: Any,  # noqa: ANN401 the name of a runtime
+    threads: str,
+    providers: str,
+) -> dict[str, Any]:
     data = msgspec.json.decode(own_rows, type=DataConfig | None)
     try:
-        bundle, engines = open_bundle(Path(path)), Engines(runtime, int(threads))
+        bundle, engines = open_bundle(Path(path)), Engines(runtime, int(threads), tuple(providers.split(",")))
         found = _examine(bundle, Path(adapter) if adapter else None, data, engines)
     except (CoveyError, MemoryError, OSError, ImportError):
         raise
@@ -108,4 +116,4 @@ def _in_child(path: str, adapter: str, own_rows: str, runtime: Any, threads: str
 
 
 if __name__ == "__main__":
-    answer(lambda: _in_child(*sys.argv[1:6]))
+    answer(lambda: _in_child(*sys.argv[1:7]))

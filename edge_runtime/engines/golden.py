@@ -134,7 +134,7 @@ def check_golden(bundle: Bundle, engines: Engines = ONNX_RUNTIME) -> Parity:
     within = parity.loss <= tolerance and parity.logits <= tolerance and parity.gradients <= GRADIENT_TOLERANCE
     if not within:
         raise BundleError(
-            f"the bundle's golden vectors differ from PyTorch on {engines.runtime} by {parity.loss:.1e} (loss), "
+            f"the bundle's golden vectors differ from PyTorch on {engines.name} by {parity.loss:.1e} (loss), "
             f"{parity.logits:.1e} (logits) and {parity.gradients:.1e} (gradients); {tolerance:.0e} is allowed, "
             f"{GRADIENT_TOLERANCE:.0e} for gradients",
             f"report this machine and its {engines.runtime} version; do not train on it",

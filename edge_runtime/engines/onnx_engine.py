@@ -7,16 +7,26 @@ run of front and back takes no more memory than the larger of the two.
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import onnxruntime as ort
 
-from edge_runtime.errors import BundleError, TrainingError
+from edge_runtime.engines.providers import (
+    CPU,
+    CPU_ONLY,
+    FLOAT32,
+    check_taken,
+    onnx_names,
+    provider_options,
+    refused_hint,
+)
+from edge_runtime.errors import BundleError, ConfigError, TrainingError
 from edge_runtime.host.threads import threads_or_usable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.bundle.manifest import Graph, Runtime
@@ -33,17 +43,25 @@ def _share_allocator() -> None:
     ort.create_and_register_allocator(memory, grow_as_requested)
 
 
-def make_session(path: str, threads: int, options: ort.SessionOptions | None = None) -> ort.InferenceSession:
-    """Load a graph for the CPU.
+def make_session(
+    model: str | bytes,
+    threads: int,
+    options: ort.SessionOptions | None = None,
+    providers: Sequence[str] = CPU_ONLY,
+) -> ort.InferenceSession:
+    """Load a graph.
 
     Args:
-        path: an ONNX file.
+        model: an ONNX file, or what is in one.
         threads: threads of one operator; 0: as many as may run at once (host/threads.py).
         options: settings to start from, for example those of a profile; the engine's own settings are added to them.
+        providers: execution providers, as in edge.toml; none is used that is not among them.
 
     Raises:
         BundleError: ONNX Runtime cannot load it.
+        ConfigError: a provider is not installed, does not start, or cannot run the whole graph.
     """
+    wanted = onnx_names(providers, ort.get_available_providers())
     _share_allocator()
     options = options or ort.SessionOptions()
     options.intra_op_num_threads = threads_or_usable(threads)
@@ -51,10 +69,24 @@ def make_session(path: str, threads: int, options: ort.SessionOptions | None = N
     options.log_severity_level = 3
     options.enable_mem_pattern = False  # patterns are kept for each shape: batches have many
     options.add_session_config_entry("session.use_env_allocators", "1")
+    os.environ.setdefault(*FLOAT32)
+    if CPU not in providers:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            model,
+            options,
+            providers=wanted,
+            provider_options=[provider_options(name) for name in wanted],
+            enable_fallback=0,
+        )
     except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
-        raise BundleError(f"ONNX Runtime cannot load {path}: {error}", load_hint(str(error))) from error
+        name, hint = model if isinstance(model, str) else "a graph", refused_hint(providers, str(error))
+        if hint is not None:
+            raise ConfigError(f"ONNX Runtime cannot run {name} on {', '.join(providers)}: {error}", hint) from error
+        raise BundleError(f"ONNX Runtime cannot load {name}: {error}", load_hint(str(error))) from error
+    check_taken(providers, session.get_providers())
+    return session
 
 
 _UPGRADE = "upgrade ONNX Runtime ({} is installed): pip install --upgrade onnxruntime"
@@ -82,7 +114,7 @@ class _GraphRunner:
     """See bundle_engine.Runner."""
 
     def __init__(self, bundle: Bundle, graph: Graph, bound: dict[str, Tensor], opener: OnnxOpener) -> None:
-        self._session = make_session(str(bundle.file(graph.file)), opener.threads, opener.options)
+        self._session = make_session(str(bundle.file(graph.file)), opener.threads, opener.options, opener.providers)
         self._outputs = [output.name for output in graph.outputs]
         self._batch_inputs = [(i.name, i.source) for i in graph.inputs if i.role == "batch"]
         self._boundary_inputs = [(i.name, i.source) for i in graph.inputs if i.role == "boundary"]
@@ -125,9 +157,10 @@ def _hint(error: Exception, smaller: str) -> str:
 class _TrainingGraphRunner:
     """See bundle_engine.TrainingRunner."""
 
-    def __init__(self, bundle: Bundle, graph: Graph, threads: int) -> None:
+    def __init__(self, bundle: Bundle, graph: Graph, opener: OnnxOpener) -> None:
         self._graph = graph
-        self._session = make_session(str(bundle.file(graph.file)), threads)
+        path = str(bundle.file(graph.file))
+        self._session = make_session(path, opener.threads, providers=opener.providers)
 
     def run(self, bound: Mapping[str, Tensor], batch: Batch) -> list[Tensor]:
         """Run the graph."""
@@ -156,10 +189,12 @@ class OnnxOpener:
     Attributes:
         threads: threads of one operator; 0: as many as may run at once.
         options: see make_session.
+        providers: execution providers, as in edge.toml.
     """
 
     threads: int = 0
     options: ort.SessionOptions | None = None
+    providers: tuple[str, ...] = CPU_ONLY
     runtime: ClassVar[Runtime] = "onnxruntime"
 
     def open(self, bundle: Bundle, graph: Graph, bound: dict[str, Tensor]) -> _GraphRunner:
@@ -168,4 +203,4 @@ class OnnxOpener:
 
     def open_training(self, bundle: Bundle, graph: Graph) -> _TrainingGraphRunner:
         """See GraphOpener."""
-        return _TrainingGraphRunner(bundle, graph, self.threads)
+        return _TrainingGraphRunner(bundle, graph, self)

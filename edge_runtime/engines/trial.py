@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 _PATIENCE = Patience(limit_s=1800.0)
 """A slow board needs minutes where a fast one needs seconds: only a child that hangs reaches it."""
 _ERRORS = {error.exit_code: error for error in (BundleError, StorageError, TrainingError)}
+ONNX_PACKAGES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-openvino",
+    "onnxruntime-qnn",
+    "onnxruntime-migraphx",
+    "onnxruntime-rocm",
+)
+"""Packages that bring ONNX Runtime, each with other execution providers; at most one of them is installed."""
 _OF_PROCESSOR = {
     "vendor_id",
     "model name",
@@ -55,7 +64,7 @@ def try_bundle(path: Path, engines: Engines, patience: Patience = _PATIENCE) -> 
     """
     from edge_runtime.engines.golden import Parity  # noqa: PLC0415 the child says what it loads before it loads it
 
-    arguments = (str(path), engines.runtime, str(engines.threads))
+    arguments = (str(path), engines.runtime, str(engines.threads), ",".join(engines.providers))
     found = run_child(__name__, *arguments, doing=f"trying bundle {path.name[:12]}", patience=patience)
     if found.what:
         raise _ERRORS.get(found.exit_code, ConfigError)(found.what, found.hint)
@@ -70,10 +79,12 @@ def runtime_version(runtime: Runtime) -> str:
     """
     if runtime == "executorch":
         return executorch_build.VERSION
-    try:
-        return metadata.version(runtime)
-    except metadata.PackageNotFoundError as error:
-        raise ConfigError(f"{runtime} is not installed", f"pip install {runtime}") from error
+    for package in ONNX_PACKAGES:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    raise ConfigError(f"{runtime} is not installed", f"pip install {runtime}")
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
@@ -90,7 +101,7 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return f"{platform.machine()}-{digest}"
 
 
-def _try(path: Path, runtime: Runtime, threads: int) -> dict[str, Any]:
+def _try(path: Path, runtime: Runtime, threads: int, providers: tuple[str, ...]) -> dict[str, Any]:
     from edge_runtime.bundle.folder import open_bundle  # noqa: PLC0415 as in try_bundle
 
     bundle = open_bundle(path)
@@ -106,7 +117,7 @@ def _try(path: Path, runtime: Runtime, threads: int) -> dict[str, Any]:
         from edge_runtime.engines.choose import Engines  # noqa: PLC0415
         from edge_runtime.engines.golden import check_golden  # noqa: PLC0415
 
-        engines = Engines(runtime, threads)
+        engines = Engines(runtime, threads, providers)
         engines.opener()
         if runtime == "executorch":
             from edge_runtime.engines import executorch_library  # noqa: PLC0415
@@ -115,9 +126,11 @@ def _try(path: Path, runtime: Runtime, threads: int) -> dict[str, Any]:
     except ImportError as error:
         library = error.name or runtime
         raise ConfigError(f"{library} does not load: {error}", f"pip install --force-reinstall {library}") from error
-    say_doing(f"running the golden vectors of bundle {bundle.sha256[:12]} on {name}")
+    where = "" if engines.name == runtime else f", {', '.join(providers)}"
+    say_doing(f"running the golden vectors of bundle {bundle.sha256[:12]} on {name}{where}")
     return dataclasses.asdict(check_golden(bundle, engines))
 
 
 if __name__ == "__main__":
-    answer(lambda: _try(Path(sys.argv[1]), cast("Runtime", sys.argv[2]), int(sys.argv[3])))
+    given = sys.argv[1:5]
+    answer(lambda: _try(Path(given[0]), cast("Runtime", given[1]), int(given[2]), tuple(given[3].split(","))))

@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
+from msgspec import UNSET
 
 from edge_runtime import __version__
 from edge_runtime.device.board import Board, run_command
+from edge_runtime.engines.providers import CPU_ONLY
+from edge_runtime.engines.trial import ONNX_PACKAGES
 from edge_runtime.errors import ProfileError
 from edge_runtime.host.threads import BLAS_VARIABLES, threads_or_usable
 from edge_runtime.perturbation.kernel import kernel_name
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.manifest import Manifest, Runtime
 
 _LOG = logging.getLogger(__name__)
-_PACKAGES = ("numpy", "onnxruntime", "executorch", "tokenizers")
+_PACKAGES = ("numpy", *ONNX_PACKAGES, "executorch", "tokenizers")
 _CLOCK: Literal["perf_counter"] = "perf_counter"
 _SHAPES = ((1, 16), (1, 64), (8, 16), (8, 32), (8, 64))
 
@@ -44,6 +47,7 @@ class ProfileOptions(msgspec.Struct, frozen=True):
 
     Attributes:
         threads: threads of one operator; 0: as many as may run at once.
+        providers: execution providers of ONNX Runtime, as in edge.toml; graphs of another runtime have none.
         shapes: batch sizes × tokens; empty: a few that the bundle allows.
         seconds: time for each graph and shape.
         sustain_s: duration for which the whole model runs over and over; 0: no such run.
@@ -57,6 +61,7 @@ class ProfileOptions(msgspec.Struct, frozen=True):
     sustain_s: float = 0.0
     board: str | None = None
     device: str | None = None
+    providers: tuple[str, ...] = CPU_ONLY
 
 
 def default_shapes(max_tokens: int) -> list[tuple[int, int]]:
@@ -90,6 +95,7 @@ def measure_orders(bundle: Bundle, options: ProfileOptions) -> list[MeasureOrder
             shapes=shapes,
             seconds=options.seconds,
             sustain_s=options.sustain_s if whole else 0.0,
+            providers=options.providers,
         )
         orders.append(order)
     return orders
@@ -194,6 +200,7 @@ def measure_profile(
         warm_up=orders[0].warm_up,
         before=before,
         after=tools.board.read(bundle.path),
+        execution_providers=UNSET if options.providers == CPU_ONLY else list(options.providers),
     )
     facts = tools.board.facts(options.board)
     profile = Profile(

@@ -26,6 +26,7 @@ from edge_runtime.device.memory import peak_since_reset_bytes, reset_peak, resid
 from edge_runtime.device.power import STARTS_A_PROCESS
 from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import golden_adapter, golden_cases, training_layers
+from edge_runtime.engines.providers import CPU_ONLY
 from edge_runtime.errors import CoveyError
 from edge_runtime.protocol.profile import GraphProfile, Latency, Sustained
 
@@ -49,6 +50,7 @@ class MeasureOrder(msgspec.Struct, frozen=True):
         kind: front and back of a split, the predict graph, or the training graph of a level.
         number: the split, or the level.
         threads: threads of one operator; 0: as many as may run at once.
+        providers: execution providers of ONNX Runtime, as in edge.toml.
         shapes: batch sizes × tokens.
         warm_up: runs before the timed ones, at each shape.
         least_runs: smallest number of timed runs at each shape.
@@ -68,6 +70,7 @@ class MeasureOrder(msgspec.Struct, frozen=True):
     most_runs: int = 50
     seconds: float = 2.0
     sustain_s: float = 0.0
+    providers: tuple[str, ...] = CPU_ONLY
 
 
 class MeasureResult(msgspec.Struct, frozen=True):
@@ -103,7 +106,7 @@ def measure(order: MeasureOrder, clock: Callable[[], float] = time.perf_counter)
     bundle = open_bundle(Path(order.bundle))
     batches = [make_batch(bundle, rows, tokens) for rows, tokens in order.shapes]
     theta = golden_adapter(bundle.initial_adapter(), bundle.manifest.golden)
-    engines = Engines(order.runtime, order.threads)
+    engines = Engines(order.runtime, order.threads, order.providers)
     base = resident_bytes()  # before the runtime is imported
     started = clock()
     if order.kind == "split":
@@ -155,7 +158,7 @@ def _measure_split(
     clock: Callable[[], float],
 ) -> list[GraphProfile]:
     """Time front and back; the memory peak is reset in between, if the kernel allows it."""
-    engine = Engines(order.runtime, order.threads).make_engine(bundle, order.number or 0)
+    engine = Engines(order.runtime, order.threads, order.providers).make_engine(bundle, order.number or 0)
     loaded_s = clock() - started
     cut = engine.front_workspace.size
     np.copyto(engine.front_workspace, theta[:cut])

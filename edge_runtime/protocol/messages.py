@@ -73,6 +73,7 @@ class Birth(_Message, frozen=True, tag="birth", kw_only=True):
         tags: what jobs can name the device by, beside its name.
         hostname: of its machine; None: not known.
         address: of its machine on the connection to the broker; None: not known.
+        execution_providers: what ONNX Runtime runs the graphs on, as in edge.toml; left out: the processor.
     """
 
     device: Name
@@ -91,6 +92,7 @@ class Birth(_Message, frozen=True, tag="birth", kw_only=True):
     tags: Tags = msgspec.field(default_factory=list)
     hostname: Host | None = None
     address: Host | None = None
+    execution_providers: Tags | msgspec.UnsetType = msgspec.UNSET
 
 
 class DeviceState(_Message, frozen=True, tag="state", kw_only=True):

@@ -213,6 +213,7 @@ class Provenance(Strict, frozen=True, kw_only=True):
         warm_up: runs before the timed ones.
         before: sensors before the first run.
         after: sensors after the last one.
+        execution_providers: what ONNX Runtime ran the graphs on, as in edge.toml; left out: the processor.
     """
 
     measured_at: Text
@@ -226,6 +227,7 @@ class Provenance(Strict, frozen=True, kw_only=True):
     warm_up: Annotated[int, msgspec.Meta(ge=0)]
     before: Reading
     after: Reading
+    execution_providers: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class PublicSource(Strict, frozen=True, kw_only=True):

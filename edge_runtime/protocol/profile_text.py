@@ -52,6 +52,8 @@ def heading(profile: Profile) -> str:
             f"  heat    {value_text(before.temperature_c)} → {value_text(after.temperature_c)} °C, throttled "
             f"{value_text(before.throttled)} → {value_text(after.throttled)}"
         )
+        if measured.execution_providers:
+            lines.append(f"  on      {', '.join(measured.execution_providers)}")
         lines.append(f"  load    {value_text(before.load)} → {value_text(after.load)} runnable processes per core")
     rates = msgspec.structs.asdict(profile.rates)
     lines.append("  rates   " + ", ".join(f"{name} {value_text(value)}" for name, value in rates.items()))

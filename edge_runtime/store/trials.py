@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge_runtime import __version__
+from edge_runtime.engines.providers import CPU_ONLY
 from edge_runtime.engines.trial import processor, runtime_version, try_bundle
 from edge_runtime.errors import ConfigError, CoveyError, StorageError, unreadable, wall
 from edge_runtime.files.aside import set_aside
@@ -26,7 +27,7 @@ TRIALS_FILE = "trials.json"
 _KEPT = 64
 
 
-class Combination(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Combination(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a trial's result depends on.
 
     Attributes:
@@ -36,6 +37,7 @@ class Combination(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         tokenizers_version: the version of the tokenizers library.
         processor: the kind of processor: see trial.processor.
         covey_version: the version of Covey.
+        execution_providers: what ONNX Runtime runs on; left out of the file where that is the processor alone.
     """
 
     bundle_sha256: str
@@ -44,6 +46,7 @@ class Combination(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tokenizers_version: str
     processor: str
     covey_version: str
+    execution_providers: tuple[str, ...] = CPU_ONLY
 
 
 class Failure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -114,7 +117,7 @@ def require_trial(root: Path, bundle: Bundle, engines: Engines) -> None:
     trials, combination = _known(root), _combination(bundle, engines)
     if combination in trials.passed:
         return
-    _LOG.info("trying bundle %s on %s, in a process of its own", bundle.sha256[:12], engines.runtime)
+    _LOG.info("trying bundle %s on %s, in a process of its own", bundle.sha256[:12], engines.name)
     try:
         parity = try_bundle(bundle.path, engines)
     except CoveyError as error:
@@ -140,6 +143,7 @@ def _combination(bundle: Bundle, engines: Engines) -> Combination:
         tokenizers_version=tokenizers_version,
         processor=processor(),
         covey_version=__version__,
+        execution_providers=engines.providers,
     )
 
 

@@ -23,6 +23,7 @@ _LIST = (
     "device",
     "state",
     "machine",
+    "execution_providers",
     "tags",
     "rows",
     "reports",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_runtime import output
 from edge_runtime.errors import ConfigError
+from server.commands.flash_jetson import add_jetson_command
 from server.commands.flash_names import ask_what_to_do, done_names, enter_done, given_tokens, names_of
 from server.commands.flash_settings import SettingsSource, add_settings
 from server.commands.progress import ByteProgress
@@ -68,8 +69,11 @@ def add_flash_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     group.add_argument("--url", help="where devices join (default: the first --host of covey fleet init)")
     add_reaching(rpi)
     rpi.set_defaults(run=_rpi)
+    add_jetson_command(flash, _described)
     check = flash.add_parser("check", help="read a card image back", description=_check.__doc__)
-    check.add_argument("card", type=Path, metavar="CARD", help="an image; or a card's device file, with sudo")
+    what = check.add_mutually_exclusive_group(required=True)
+    what.add_argument("card", type=Path, nargs="?", metavar="CARD", help="an image; or a card's device file, with sudo")
+    what.add_argument("--l4t", type=Path, metavar="DIR", help="an unpacked Linux_for_Tegra")
     check.set_defaults(run=_check)
     deb = flash.add_parser("deb", help="a Debian package of the device side", description=_deb.__doc__)
     deb.add_argument("--python", required=True, metavar="VERSION", help="3.11 for Debian 12, 3.13 for Debian 13")
@@ -112,11 +116,12 @@ def _rpi(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    """Read a card image back: what is on it, what happens at its first boot, and what is wrong with it."""
+    """Read a card image, or a Linux_for_Tegra, back: what is on it, what it does at its first boot, what is wrong."""
     _check_installed()
     from server.flash.check import check_card
+    from server.flash.jetson import check_jetson
 
-    report = check_card(args.card)
+    report = check_card(args.card) if args.l4t is None else check_jetson(args.l4t)
     output.emit(args, dataclasses.asdict(report), "\n".join(_described(report)))
     return 0 if not report.problems else ConfigError.exit_code
 

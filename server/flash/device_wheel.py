@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import shutil
 import subprocess
 import tempfile
@@ -29,8 +30,13 @@ _LEFT_OUT = {".so", ".pyc"}
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 
 
-def make_device_wheel(folder: Path, machine: str) -> tuple[Path, bool]:
+def make_device_wheel(folder: Path, machine: str, onnxruntime: str = "onnxruntime") -> tuple[Path, bool]:
     """Write the wheel into a folder; return its path and whether it has the compiled kernel.
+
+    Args:
+        folder: where it is written.
+        machine: the board's machine.
+        onnxruntime: the package that it needs for ONNX Runtime.
 
     Raises:
         StorageError: it cannot be written, or the compiler fails.
@@ -48,7 +54,7 @@ def make_device_wheel(folder: Path, machine: str) -> tuple[Path, bool]:
     if kernel is not None:
         files[_KERNEL] = kernel
     info = f"covey-{version}.dist-info"
-    files[f"{info}/METADATA"] = _metadata(version).encode()
+    files[f"{info}/METADATA"] = _metadata(version, onnxruntime).encode()
     files[f"{info}/WHEEL"] = (
         f"Wheel-Version: 1.0\nGenerator: covey flash\nRoot-Is-Purelib: {str(kernel is None).lower()}\nTag: {tag}\n"
     ).encode()
@@ -63,13 +69,18 @@ def make_device_wheel(folder: Path, machine: str) -> tuple[Path, bool]:
     return path, kernel is not None
 
 
-def requirements() -> list[str]:
-    """Return what the device side needs, as in this Covey's own metadata, without the extras."""
-    return [line for line in metadata.requires("covey") or [] if "extra ==" not in line]
+def requirements(onnxruntime: str = "onnxruntime") -> list[str]:
+    """Return what the device side needs, as in this Covey's own metadata, without the extras.
+
+    Args:
+        onnxruntime: the package that brings ONNX Runtime; the versions that are needed stay the same.
+    """
+    lines = [line for line in metadata.requires("covey") or [] if "extra ==" not in line]
+    return [re.sub(r"^onnxruntime(?![\w.-])", onnxruntime, line) for line in lines]
 
 
-def _metadata(version: str) -> str:
-    needed = "".join(f"Requires-Dist: {line}\n" for line in requirements())
+def _metadata(version: str, onnxruntime: str) -> str:
+    needed = "".join(f"Requires-Dist: {line}\n" for line in requirements(onnxruntime))
     return f"Metadata-Version: 2.1\nName: covey\nVersion: {version}\nRequires-Python: >=3.10\n{needed}"
 
 

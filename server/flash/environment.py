@@ -33,6 +33,7 @@ FOLDER = "/opt/covey"
 
 _PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "linux")
 _MOST_PASSES = 5
+_OTHER_INDEX = "give the index that has onnxruntime-gpu for this board with --extra-index-url URL; or "
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,14 @@ class Sources:
     Attributes:
         wheels: a folder of wheels, from which alone they are taken; None: an index.
         index_url: the index; None: pip's own.
+        extra_index_url: another index beside it, as NVIDIA's; None: there is none.
+        onnxruntime: the package that brings ONNX Runtime: ``onnxruntime-gpu`` has CUDA and TensorRT.
     """
 
     wheels: Path | None = None
     index_url: str | None = None
+    extra_index_url: str | None = None
+    onnxruntime: str = "onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def make_environment(
     """
     with tempfile.TemporaryDirectory(dir=archive.parent) as folder:
         root = Path(folder)
-        wheel, has_kernel = make_device_wheel(root, machine)
+        wheel, has_kernel = make_device_wheel(root, machine, sources.onnxruntime)
         site = root / "site"
         _install(python, machine, sources, [str(wheel), "pip"], site)
         for _ in range(_MOST_PASSES):
@@ -125,7 +130,12 @@ def _install(python: str, machine: Machine, sources: Sources, what: Sequence[str
     places = (
         ["--no-index", "--find-links", str(sources.wheels)]
         if sources.wheels is not None
-        else (["--index-url", sources.index_url] if sources.index_url is not None else [])
+        else [
+            word
+            for flag, url in (("--index-url", sources.index_url), ("--extra-index-url", sources.extra_index_url))
+            if url is not None
+            for word in (flag, url)
+        ]
     )
     done = subprocess.run(
         [
@@ -140,8 +150,9 @@ def _install(python: str, machine: Machine, sources: Sources, what: Sequence[str
         said = [line for line in done.stderr.decode(errors="replace").splitlines() if line.startswith("ERROR")]
         raise NetworkError(
             f"pip finds no packages for Python {python} on {machine}: {said[-1] if said else 'it said nothing'}",
+            f"{_OTHER_INDEX if sources.onnxruntime != 'onnxruntime' else ''}"
             f"fetch them where there is a network, and give --wheels DIR: pip download --only-binary=:all: "
-            f"--python-version {python} --platform {_PLATFORMS[0]}_{machine} -d DIR covey pip",
+            f"--python-version {python} --platform {_PLATFORMS[0]}_{machine} -d DIR covey {sources.onnxruntime} pip",
         )
 
 

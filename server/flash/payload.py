@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from edge_runtime import __version__
 from server.flash.card import RootFile
@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from server.flash.environment import Environment
-    from server.flash.first_boot import Found, Settings
+    from server.flash.first_boot import Settings
 
 HOME = "/var/lib/covey"
 """The home of the service's user: configuration, identity, state and rows."""
+
+EDGE_SETTINGS = f"{FOLDER}/edge-settings.toml"
+"""Lines that the first boot puts at the head of edge.toml."""
 
 SETUP, ARCHIVE, NOTE = f"{FOLDER}/setup.sh", f"{FOLDER}/env.tar", f"{FOLDER}/card.json"
 TOKEN = f"{FOLDER}/join-token"
@@ -32,7 +35,7 @@ SERVICES = ("covey-setup.service", "covey-edge.service")
 
 MAKE_USER = f"""\
 id covey >/dev/null 2>&1 || useradd --system --home-dir {HOME} --shell /usr/sbin/nologin --user-group covey
-for group in video gpio i2c; do
+for group in video render gpio i2c; do
     if getent group "$group" >/dev/null; then usermod -a -G "$group" covey; fi
 done
 install -d -o covey -g covey -m 750 {HOME} {HOME}/data"""
@@ -63,6 +66,15 @@ if [ -e "$folder/join-token" ]; then
     runuser -u covey -- "$folder/env-a/bin/covey-edge" join --token-file "$home/join-token" \\
         --config "$home/edge.toml" --data data/{rows} --wait {wait}
     rm -f "$home/join-token" "$folder/join-token"
+fi
+if [ -e "$folder/edge-settings.toml" ] && [ -e "$home/edge.toml" ]; then
+    if ! grep -qxF "$(head -n 1 "$folder/edge-settings.toml")" "$home/edge.toml"; then
+        cat "$folder/edge-settings.toml" "$home/edge.toml" >"$home/edge.toml.new"
+        chown covey:covey "$home/edge.toml.new"
+        chmod 600 "$home/edge.toml.new"
+        mv "$home/edge.toml.new" "$home/edge.toml"
+    fi
+    rm -f "$folder/edge-settings.toml"
 fi
 touch "$folder/set-up"
 # An attempt that failed has taken the service's own start with it.
@@ -158,6 +170,23 @@ def edge_unit(memory_max: str, *, needs_setup: bool) -> str:
     return _EDGE_UNIT.format(memory=memory_max, after=after)
 
 
+class Target(Protocol):
+    """A system that gets the files of a card.
+
+    Attributes:
+        python: the version of its Python, as ``3.11``.
+        format: how it takes settings at the first boot.
+    """
+
+    @property
+    def python(self) -> str:
+        """See above."""
+
+    @property
+    def format(self) -> str:
+        """See above."""
+
+
 @dataclass(frozen=True)
 class Payload:
     """What a card gets.
@@ -170,6 +199,7 @@ class Payload:
         rows_name: the name of their file on the board.
         memory_max: what the service may use of the board's memory, as systemd reads it: ``80%`` or ``600M``.
         join_wait_s: how long one attempt to join waits for network, clock and approval, in seconds.
+        edge_settings: lines for the head of edge.toml, as ``execution_providers = ["cuda", "cpu"]``.
     """
 
     device: str
@@ -179,9 +209,10 @@ class Payload:
     rows_name: str = "rows.jsonl"
     memory_max: str = "80%"
     join_wait_s: int = 600
+    edge_settings: tuple[str, ...] = ()
 
 
-def root_files(found: Found, settings: Settings, payload: Payload) -> list[RootFile]:
+def root_files(found: Target, settings: Settings, payload: Payload) -> list[RootFile]:
     """Return the files for the root partition of a card."""
     words = {"hostname": settings.hostname, "instance": settings.instance, "first_boot": found.format}
     return board_files(found.python, payload, words)
@@ -223,6 +254,9 @@ def board_files(python: str, payload: Payload, words: Mapping[str, str]) -> list
     ]
     if payload.token is not None:
         files.append(RootFile(TOKEN, 0o600, f"{payload.token}\n".encode()))
+    if payload.edge_settings:
+        lines = "".join(f"{line}\n" for line in payload.edge_settings)
+        files.append(RootFile(EDGE_SETTINGS, 0o644, lines.encode()))
     if payload.rows is not None:
         files.append(RootFile(f"{HOME}/data/{payload.rows_name}", 0o640, payload.rows))
     return files

@@ -68,6 +68,15 @@ class Device:
         """Whether the device has answered the server's last hello with its announcement and its state."""
         return self.birth is not None and self.state in ("online", "busy")
 
+    @property
+    def usable_profile(self) -> Profile | None:
+        """Its profile; None also where that was measured on other execution providers than the device has now."""
+        measured = None if self.profile is None else self.profile.measured
+        if measured is None or self.birth is None:
+            return self.profile
+        is_the_same = measured.execution_providers == self.birth.execution_providers  # both left out: the processor
+        return self.profile if is_the_same else None
+
     def is_ready(self, now: float) -> bool:
         """Whether the device is here, nothing keeps it from work, and it does not rest; ``now``: server seconds."""
         is_free = self.ineligible is None and self.quarantine is None and self.too_old is None

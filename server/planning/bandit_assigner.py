@@ -85,7 +85,7 @@ class BanditAssigner:
             arms, left_out = self._forward, {}
         else:
             arms, left_out = [], {}
-        found = price_arms(arms, self._basis, device.profile, left_out, self._options.most_power_w)
+        found = price_arms(arms, self._basis, device.usable_profile, left_out, self._options.most_power_w)
         self._priced[device.name] = (key, found)
         return found
 

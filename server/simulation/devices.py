@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import UNSET
 
 from edge_runtime.agent.reports import SessionFacts, delta_report, round_report
 from edge_runtime.backprop.importance import LayerStatistics
@@ -156,7 +157,7 @@ class SimulatedFleet:
 
     def _announce(self, device: SimulatedDevice) -> None:
         """Send birth, profile and state under the server's epoch."""
-        boot_id = f"{device.name}-{device.starts}"
+        boot_id, measured = f"{device.name}-{device.starts}", device.profile.measured
         levels = [LevelNeed(level, 0, 0) for level in self._task.manifest.levels]
         capability = Capability(
             kind="backprop" if device.can_backprop else "forward-only",
@@ -177,6 +178,7 @@ class SimulatedFleet:
             bundle_sha256=self._task.sha256,
             adapter_sha256=self._task.initial_sha256,
             capability=capability,
+            execution_providers=UNSET if measured is None else measured.execution_providers,
         )
         self._say(device, "birth", birth, 0.0)
         self._say(device, "profile", ProfileMessage(device=device.name, profile=device.profile), 0.0)
