@@ -27,10 +27,11 @@ class Notifier:
     Args:
         address: the socket, as systemd names it; None: systemd did not start this process, and nothing is told.
         watchdog_s: seconds without a sign of life after which systemd ends the service; None: it is not watched.
+        is_whole: whether the service ends with this process; not where a launcher starts another version then.
     """
 
-    def __init__(self, address: str | None, watchdog_s: float | None = None) -> None:
-        self._address, self.watchdog_s = address, watchdog_s
+    def __init__(self, address: str | None, watchdog_s: float | None = None, *, is_whole: bool = True) -> None:
+        self._address, self.watchdog_s, self._is_whole = address, watchdog_s, is_whole
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -81,7 +82,8 @@ class Notifier:
 
     def stopping(self) -> None:
         """Tell that the service ends, and watch it no more: the rest has a limit of its own (TimeoutStopSec)."""
-        self._tell("STOPPING=1")
+        if self._is_whole:  # else systemd would end the launcher after it
+            self._tell("STOPPING=1")
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -110,4 +112,4 @@ def notifier_of(environment: MutableMapping[str, str], pid: int, *, may_speak_fo
     if address is None or address[:1] not in ("/", "@"):
         return Notifier(None)
     is_watched = period.isdigit() and int(period) > 0 and (may_speak_for or watched in ("", str(pid)))
-    return Notifier(address, int(period) / 1e6 if is_watched else None)
+    return Notifier(address, int(period) / 1e6 if is_watched else None, is_whole=not may_speak_for)

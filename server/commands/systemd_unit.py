@@ -22,7 +22,7 @@ After=network-online.target
 # systemd starts it again where it has hung for so long; a download or a replay may take hours.
 Type=notify
 WatchdogSec=30min
-TimeoutStartSec=10min
+TimeoutStartSec=30min
 User={user}
 ExecStart={command}
 Restart=on-failure

@@ -161,6 +161,15 @@ def test_what_systemd_said_is_taken_out_of_the_environment(
     assert environment == {"HOME": "/"}
 
 
+def test_a_version_that_a_launcher_ends_does_not_end_the_service(manager: Manager) -> None:
+    said = {SOCKET: manager.address, WATCHDOG: "100000000", WATCHDOG_PID: "8"}
+    notifier = notifier_of(said, 7, may_speak_for=True)
+    notifier.watch(lambda: 0.0)
+    notifier.stopping()
+    notifier.status("the next one")
+    assert manager.wait_for("STATUS=the next one") == ["WATCHDOG=1", "STATUS=the next one"]
+
+
 @pytest.mark.parametrize("address", [None, "", "vsock:2:1", "x"])
 def test_without_a_socket_that_can_be_used_nothing_is_told(address: str | None) -> None:
     environment = {WATCHDOG: "1"} if address is None else {SOCKET: address}
