@@ -97,6 +97,7 @@ class DeviceStatus(msgspec.Struct, frozen=True):
     machine: str | None
     covey_version: str | None
     runtimes: dict[str, str] | None
+    execution_providers: list[str] | None
     rows: int | None
     training: str | None
 

@@ -200,7 +200,7 @@ def device_list(ledger: Ledger) -> list[dict[str, Any]]:
             "machine": known.birth.get("machine"),
             "covey_version": known.birth.get("covey_version"),
             "runtimes": known.birth.get("runtimes"),
-            "execution_providers": known.birth.get("execution_providers") or ["cpu"],
+            "execution_providers": (known.birth.get("execution_providers") or ["cpu"]) if known.birth else None,
             "rows": known.birth.get("rows"),
             "training": known.birth.get("capability", {}).get("kind"),
         }
