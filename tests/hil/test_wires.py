@@ -44,7 +44,10 @@ def machine(lg_environment: str, tmp_path: Path) -> Iterator[Machine]:
         for command in (
             "install -d -o pi -g pi -m 700 /home/pi/.ssh",
             f"echo '{(tmp_path / 'key.pub').read_text().strip()}' > /home/pi/.ssh/authorized_keys",
-            "chown pi: /home/pi/.ssh/authorized_keys; ssh-keygen -A; systemctl enable --now ssh; sync",
+            "chown pi: /home/pi/.ssh/authorized_keys && ssh-keygen -A && touch /etc/ssh/sshd_config",
+            "systemctl enable ssh",
+            "systemctl start ssh || { journalctl -u ssh -n 20 --no-pager -o cat; /usr/sbin/sshd -t; false; }",
+            "sync",
         ):
             code, said = made.console.run(command)
             assert code == 0, said

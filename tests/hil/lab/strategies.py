@@ -5,18 +5,16 @@ labgrid imports this file, because the environments name it; nothing else does, 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shlex
 import socket
-import subprocess
 import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attr
-from labgrid.driver import Driver, ExecutionError
+from labgrid.driver import Driver
 from labgrid.driver.commandmixin import CommandMixin
 from labgrid.factory import target_factory
 from labgrid.protocol import CommandProtocol, PowerProtocol
@@ -184,14 +182,16 @@ class WiredBoardStrategy(Strategy):
         raise StrategyError(f"a real board has no snapshot {name}")
 
     def _wait_shell(self) -> None:
-        deadline = time.monotonic() + _BOOT_S
+        deadline, last = time.monotonic() + _BOOT_S, "it was not tried"
         while time.monotonic() < deadline:
-            with contextlib.suppress(ExecutionError, subprocess.SubprocessError, OSError):
+            try:
                 self.target.deactivate(self.ssh)
                 if self.run("true", 20.0)[0] == 0:
                     return
+            except Exception as error:  # noqa: BLE001 labgrid raises Exception itself where SSH does not come in time
+                last = str(error)
             time.sleep(1.0)
-        raise StrategyError(f"no SSH to the board in {_BOOT_S:.0f} s after it was switched on; look at its serial line")
+        raise StrategyError(f"no SSH in {_BOOT_S:.0f} s after power came ({last}); look at the board's serial line")
 
 
 def _own_address(other: str) -> str:
