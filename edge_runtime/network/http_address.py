@@ -13,6 +13,8 @@ _IPV6 = re.compile(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9._~-]+)?")
 _LONGEST_NAME = 253
 _HINT = "write http://server:8080 or https://server.example/covey; a name with other letters in its ASCII form (xn--…)"
 
+_HOST_HINT = "write a name or an IP address alone, as in server.example or 192.0.2.7; a port has an option of its own"
+
 
 def check_http_url(url: str, *, may_lack_host: bool = False) -> str:
     """Return an HTTP address without a slash at its end.
@@ -44,6 +46,31 @@ def check_http_url(url: str, *, may_lack_host: bool = False) -> str:
     if not _PATH.fullmatch(parts.path):
         raise wrong(f"its path {parts.path!r} has characters that must be written as %XX")
     return url.rstrip("/")
+
+
+def url_host(host: str) -> str:
+    """Return a host as it stands in an address: an IPv6 address in brackets.
+
+    Args:
+        host: a name or an IP address.
+
+    Raises:
+        ConfigError: it cannot be a host; ``0/`` or ``a:1@b`` would make an address of something else.
+    """
+    if _IPV6.fullmatch(host) and ":" in host:
+        return f"[{host}]"
+    if not _is_host_name(host):
+        raise ConfigError(f"{host!r} cannot be the name of a host", _HOST_HINT)
+    return host
+
+
+def https_url(host: str, port: int) -> str:
+    """Return the https address of a host and a port.
+
+    Raises:
+        ConfigError: ``host`` cannot be a host, or ``port`` a port.
+    """
+    return check_http_url(f"https://{url_host(host)}:{port}")
 
 
 def _is_host_name(host: str) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import ConfigError
-from edge_runtime.network.http_address import check_http_url
+from edge_runtime.network.http_address import https_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ class Announcement:
         found = []
         for host in dict.fromkeys(self.hosts):
             try:
-                found.append(check_http_url(f"https://{f'[{host}]' if ':' in host else host}:{self.port}"))
+                found.append(https_url(host, self.port))
             except ConfigError:
                 continue
         return found[:_MOST_HOSTS]

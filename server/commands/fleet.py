@@ -150,6 +150,7 @@ def _mosquitto(args: argparse.Namespace) -> int:
     covey serve --mosquitto DIR keeps its list of revoked certificates up to date; mosquitto reads it on SIGHUP.
     """
     _check_installed()
+    from edge_runtime.network.http_address import url_host
     from server.serving.revocations import revoked_now
     from server.storage.ledger import LEDGER_FILE, Ledger
     from server.trust.folder import open_trust
@@ -163,7 +164,7 @@ def _mosquitto(args: argparse.Namespace) -> int:
             revoked = revoked_now(ledger, trust.fleet)
     hosts = args.host or trust.hosts
     files = write_mosquitto(trust, args.out, hosts, args.port, revoked, _now())
-    address = f"mqtts://{hosts[0]}:{args.port}"
+    address = f"mqtts://{url_host(hosts[0])}:{args.port}"
     text = "\n".join(
         [
             *(str(path) for path in files),

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from edge_runtime.errors import ConfigError
-from edge_runtime.network.http_address import check_http_url
+from edge_runtime.network.http_address import url_host
 from edge_runtime.trust.keys import certificate_sha256
 
 if TYPE_CHECKING:
@@ -195,6 +195,6 @@ def _host_names(hosts: Sequence[str]) -> list[x509.GeneralName]:
         try:
             found.append(x509.IPAddress(ipaddress.ip_address(host)))
         except ValueError:
-            check_http_url(f"https://{host}:8443")
+            url_host(host)
             found.append(x509.DNSName(host))
     return found

@@ -14,7 +14,7 @@ import msgspec
 
 from edge_runtime.errors import ConfigError, StorageError, storage_error, wall
 from edge_runtime.files.atomic import sync_directory, write_atomically
-from edge_runtime.network.http_address import check_http_url
+from edge_runtime.network.http_address import https_url
 from edge_runtime.trust.keys import (
     certificate_pem,
     check_signed_by,
@@ -115,8 +115,7 @@ def init_trust(state_dir: Path, fleet: str, hosts: Sequence[str], join_port: int
         raise ConfigError(
             f"{fleet!r} cannot be the name of a fleet", "use up to 63 letters, digits, dots, dashes and underscores"
         )
-    shown = f"[{hosts[0]}]" if ":" in hosts[0] else hosts[0]
-    about = _About(fleet, check_http_url(f"https://{shown}:{join_port}"))
+    about = _About(fleet, https_url(hosts[0], join_port))
     partial = state_dir / f"{FOLDER}.partial"
     authority = make_authority(fleet, new_key(), now)
     signing_key = new_key()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from edge_runtime.agent.config import read_edge_config
 from edge_runtime.errors import ConfigError, NetworkError, ProtocolError
 from edge_runtime.network.address import parse_broker
 from edge_runtime.network.fetch import blob_base
-from edge_runtime.network.http_address import check_http_url
+from edge_runtime.network.http_address import check_http_url, https_url
 from edge_runtime.protocol.topics import device_of, topic_for
 
 
@@ -65,6 +66,36 @@ def test_an_address_that_no_request_can_be_sent_to_is_refused_everywhere(tmp_pat
 )
 def test_a_good_address_loses_its_last_slash_only(url: str) -> None:
     assert check_http_url(url) == url.rstrip("/")
+
+
+@given(
+    host=st.one_of(
+        st.text(max_size=30),
+        st.sampled_from(
+            ["0/", "a:1@b", "a?x", "a#", "[::1]", "::1", "fe80::1%25eth0", "a\\b", "xn--bcher-kva.example", ""]
+        ),
+    ),
+    port=st.integers(1, 65535),
+)
+def test_an_address_that_is_made_of_a_host_leads_to_that_host_and_port(host: str, port: int) -> None:
+    try:
+        url = https_url(host, port)
+    except ConfigError as error:
+        assert repr(host) in error.what  # noqa: PT017 what is taken is looked at below
+        return
+    parts = urlsplit(url)
+    assert (parts.hostname, parts.port, parts.path, parts.username) == (host.lower(), port, "", None)
+
+
+@pytest.mark.parametrize("host", ["0/", "a/b", "a:1@b", "server?x", ""])
+def test_a_fleet_is_not_made_for_what_is_no_host(tmp_path: Path, capsys: pytest.CaptureFixture[str], host: str) -> None:
+    from server.cli import main
+
+    for hosts in ((host,), ("server.local", host)):
+        flags = [word for one in hosts for word in ("--host", one)]
+        assert main(["fleet", "init", "--state-dir", str(tmp_path), *flags]) == ConfigError.exit_code
+        assert f"{host!r} cannot be the name of a host" in capsys.readouterr().err
+        assert not any(tmp_path.iterdir())
 
 
 @given(url=st.one_of(st.text(max_size=30), st.text(max_size=20).map("http://".__add__)))
