@@ -9,7 +9,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.covey-installed
 
-.PHONY: help install dev demo test test-all test-long test-oldest test-newest test-arm check lint files format bench bench-full bench-convergence bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-bandit bench-fleet bench-load board hil hil-cards clean
+.PHONY: help install dev demo test test-all test-long explore test-oldest test-newest test-arm check lint files format bench bench-full bench-convergence bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-bandit bench-fleet bench-load board hil hil-cards clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ test-all: $(STAMP) ## the slow tests too
 
 test-long: $(STAMP) ## every architecture on every runtime (most of an hour)
 	$(BIN)/python -m pytest -m long
+
+explore: $(STAMP) ## the property tests with new examples; the default tests draw the same ones in every run
+	$(BIN)/python -m pytest -m 'hypothesis and not long and not hil' --hypothesis-profile explore
 
 test-oldest: $(STAMP) ## the oldest versions that pyproject.toml allows, each side in an environment of its own (some minutes)
 	python310=$$(.ci/python310) && $(BIN)/python .ci/versions.py edge oldest --python "$$python310"

@@ -1,12 +1,18 @@
-"""Fixtures that many tests share: tiny bundles, each exported once per test session."""
+"""Fixtures that many tests share: tiny bundles, each exported once per test run, whichever worker comes first.
+
+Hypothesis draws the same examples in every run, so that two runs of one commit say the same; ``make explore`` draws new
+ones.
+"""
 
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 from edge_runtime.bundle.folder import Bundle, open_bundle
 
@@ -14,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 pytest_plugins = ["native_fixtures"]
+settings.register_profile("same", derandomize=True)
+settings.register_profile("explore", derandomize=False)
+settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")
@@ -27,16 +36,19 @@ def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundl
         from kept_bundles import kept_name
 
         return lambda kind, **options: open_bundle(Path(kept) / "bundles" / kept_name(kind, options))
+    from kept_bundles import kept_name
+    from made_once import alone, made_once, shared_root
     from tiny_exports import TinyExport
 
-    root = tmp_path_factory.mktemp("tiny")
-    made: dict[TinyExport, Bundle] = {}
+    root = shared_root(tmp_path_factory)
 
     def export(kind: str, **options: Any) -> Bundle:
+        def write(out: Path) -> None:
+            with alone(root / "models" / f"{kind}.lock"):
+                wanted.write(root / "models", out)
+
         wanted = TinyExport(kind, **options)
-        if wanted not in made:
-            made[wanted] = wanted.write(root / "models", root / "bundles" / f"{kind}-{len(made)}")
-        return made[wanted]
+        return open_bundle(made_once(root / "bundles" / kept_name(kind, asdict(wanted)), write))
 
     return export
 

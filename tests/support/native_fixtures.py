@@ -1,4 +1,4 @@
-"""Fixtures that build the core for apps once per session: a plain build, and one with sanitizers."""
+"""Fixtures that build the core for apps once per test run: a plain build, and one with sanitizers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from made_once import made_once, shared_root
 from native_library import Core, build
 
 
 @pytest.fixture(scope="session")
 def core_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("core"), "-DBUILD_SHARED_LIBS=ON")
+    """The library and its command, built once per test run."""
+    return made_once(shared_root(tmp_path_factory) / "core", lambda folder: build(folder, "-DBUILD_SHARED_LIBS=ON"))
 
 
 @pytest.fixture(scope="session")
@@ -38,11 +40,10 @@ def command(core_build: Path) -> Callable[..., tuple[int, dict[str, Any]]]:
 
 @pytest.fixture(scope="session")
 def mutate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = build(
-        tmp_path_factory.mktemp("sanitized"),
-        "-DCOVEY_SANITIZE=ON",
-        "-DCOVEY_TESTS=ON",
-        "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
-        target="covey-mutate",
+    flags = ("-DCOVEY_SANITIZE=ON", "-DCOVEY_TESTS=ON", "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
+    return (
+        made_once(
+            shared_root(tmp_path_factory) / "sanitized", lambda folder: build(folder, *flags, target="covey-mutate")
+        )
+        / "covey-mutate"
     )
-    return folder / "covey-mutate"
