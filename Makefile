@@ -1,4 +1,5 @@
-# make demo and make test need nothing but Python 3.11+ and a C library; both set up a virtual environment first.
+# make demo and make test need nothing but Python 3.11+ and a C library; both set up a virtual environment first,
+# make demo one with what it needs, make test one with everything.
 PYTHON ?= python3
 VENV ?= .venv
 MODEL ?= minilm-hybrid
@@ -8,25 +9,28 @@ DIVISION ?= 0
 JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.covey-installed
+SOURCES := pyproject.toml setup.py edge_runtime/native/kernel/perturb.c
+EXTRA_executorch := ,executorch
+EXTRA_mixed := ,executorch
+export PYTHON VENV
 
-.PHONY: help install dev demo test test-all test-long explore test-oldest test-newest test-arm check lint files format bench bench-full bench-convergence bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-bandit bench-fleet bench-load board hil hil-cards clean
+.PHONY: help install dev demo test test-all test-long explore test-oldest test-newest test-arm check lint files format bench bench-full bench-convergence bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-bandit bench-fleet bench-load board hil hil-cards deb clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 install: $(STAMP) ## a virtual environment with everything
 
-$(STAMP): pyproject.toml setup.py edge_runtime/native/kernel/perturb.c
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "Covey's server and exporter need Python 3.11 or newer; run: make PYTHON=python3.11"; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[server,export,executorch,dev]'
-	@touch $@
+$(STAMP): $(SOURCES)
+	@.ci/setup installed server,export,executorch,dev
+
+$(VENV)/.covey-demo-%: $(SOURCES)
+	@.ci/setup demo-$* server,export$(EXTRA_$*)
 
 dev: $(STAMP) ## for contributors: the environment, and git hooks that lint what is committed
 	$(BIN)/pre-commit install --install-hooks
 
-demo: $(STAMP) ## 8 devices learn from real reviews (MODEL=minilm-hybrid, minilm or smollm2, ENGINE=onnxruntime, executorch or mixed, DIVISION=0, 1, …)
+demo: $(VENV)/.covey-demo-$(ENGINE) ## 8 devices learn from real reviews (MODEL=minilm-hybrid, minilm or smollm2, ENGINE=onnxruntime, executorch or mixed, DIVISION=0, 1, …)
 	@$(BIN)/covey demo --model $(MODEL) --engine $(ENGINE) --division $(DIVISION)
 
 test: $(STAMP) ## the default tests (JOBS=2: files at once)
