@@ -22,7 +22,7 @@ FOUND = Path(__file__).parent / "found"
 """Inputs that crashed once, in a folder for each target; every run of the tests tries them again."""
 FROM_OUTSIDE = ("messages", "envelopes", "tensors", "manifests", "bundles", "tokens", "certificates", "http", "joins")
 """Targets that read what comes over a network."""
-LONGEST_S = float(os.environ.get("COVEY_FUZZ_SECONDS", "30"))
+LONGEST_S = float(os.environ.get("COVEY_FUZZ_SECONDS", "12"))
 MOST_CPU_S = 5.0
 MOST_BYTES = 256 << 20
 _KEEP = "COVEY_FUZZ_KEEP"

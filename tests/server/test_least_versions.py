@@ -162,11 +162,11 @@ def test_an_updated_device_gets_work_at_its_next_birth(bench: Bench, ledger: Led
 def test_it_is_told_again_with_each_announcement_and_not_between(bench: Bench, ledger: Ledger) -> None:
     device = Versioned(bench, "pi", OLD_RUNTIME)
     served = Served(bench, ledger)
-    turns = iter(range(200))
+    turns = iter(range(20))
 
     def update_after_many_turns() -> bool:
         turn = next(turns, None)
-        if turn == 100:
+        if turn == 10:
             assert len(device.told) == 1
             device.update(OLD_TOKENIZERS)
         return turn is None
