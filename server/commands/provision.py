@@ -101,6 +101,7 @@ def _install(args: argparse.Namespace, remote: Remote, work: Path) -> int:
     from server.flash.environment import Sources
     from server.provision.archive import Recipe, environment_id, rows_name
     from server.provision.board import install, look
+    from server.provision.facts import running_version
     from server.provision.plan import plan_install
 
     fleet, known = _server_says(args)
@@ -127,7 +128,8 @@ def _install(args: argparse.Namespace, remote: Remote, work: Path) -> int:
         token = lambda: _token(args, wanted)  # noqa: E731
         install(remote, facts, plan, recipe, token, work, _say, ByteProgress("sending"))
     waits = plan.has_rows and args.wait > 0
-    born = _wait(args, remote, fleet, before) if waits else None
+    kept = None if plan.does("environment") else running_version(facts)
+    born = _wait(args, remote, fleet, before, kept or __version__) if waits else None
     lines = ["nothing was to be changed"] if not plan.steps else [f"{step.text}: done" for step in plan.steps]
     if born is not None:
         lines.append(f"{args.device} has announced itself: {born['state']}, {born['rows']} rows")
@@ -202,7 +204,7 @@ def _device(args: argparse.Namespace, fleet: str) -> Mapping[str, Any] | None:
 
 
 def _wanted(args: argparse.Namespace, recipe: Recipe, *, is_known: bool) -> Wanted:
-    from server.flash.payload import HOME
+    from server.flash.places import HOME
     from server.provision.archive import sha256_of
     from server.provision.plan import Wanted
 
@@ -251,8 +253,10 @@ def _may_go_on(args: argparse.Namespace, plan: Plan, facts: Facts, target: Targe
     return False
 
 
-def _wait(args: argparse.Namespace, remote: Remote, fleet: str, before: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Wait for the device's birth."""
+def _wait(
+    args: argparse.Namespace, remote: Remote, fleet: str, before: Mapping[str, Any] | None, version: str
+) -> Mapping[str, Any]:
+    """Wait for the device's birth, as a version of Covey."""
     from server.provision.birth import find_device, is_born, wait_for_birth
     from server.provision.board import journal
 
@@ -267,7 +271,7 @@ def _wait(args: argparse.Namespace, remote: Remote, fleet: str, before: Mapping[
         born = wait_for_birth(
             lambda: client.get("/devices")["devices"],
             lambda devices: find_device(devices, fleet, args.device),
-            lambda one: is_born(one, before, __version__),
+            lambda one: is_born(one, before, version),
             wait,
         )
     if born is None:
