@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -141,7 +143,10 @@ def _check_services(card: Card, report: CardReport) -> None:
     mode = card.mode_of(payload.SETUP)
     if mode is None or mode[0] & 0o111 != 0o111:
         report.problems.append(f"{payload.SETUP} cannot be run")
-    report.problems += [f"{path} is missing" for path in (LAUNCHER, BEGIN) if not card.has(path)]
+    if not zipfile.is_zipfile(io.BytesIO(card.read_root(LAUNCHER) or b"")):
+        report.problems.append(f"{LAUNCHER} is missing or damaged")
+    if not card.has(BEGIN):
+        report.problems.append(f"{BEGIN} is missing")
     for name in payload.SERVICES:
         if not card.has(f"{payload.UNITS}/{name}") or not card.has(f"{payload.WANTS}/{name}"):
             report.problems.append(f"{name} is not started at boot")
