@@ -288,3 +288,15 @@ def test_killed_at_random_something_always_runs(slots: FakeSlots, launch: Launch
     launch(30.0, 0.1)
     wait_for(lambda: len(slots.starts()) > seen and alive(slots.starts()[-1][1]), "a device at last", 60)
     wait_for(lambda: (state := read_state(slots.root)) is not None and state.trial is None, "an end of the trial", 60)
+
+
+def test_a_device_that_ends_again_and_again_wears_no_card(slots: FakeSlots) -> None:
+    """A board waits for its rows with a start every few seconds; each write of the state makes a new file."""
+    (slots.root / "env-a" / "does").write_text("exit3")
+    assert slots.launch().wait(60) == 3
+    before = (slots.root / "state.json").stat()
+    for _ in range(2):
+        assert slots.launch().wait(60) == 3
+    after = (slots.root / "state.json").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert len(slots.starts()) == 3
