@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import compileall
+import shutil
+import subprocess
 import sys
 import tarfile
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from card_images import write_wheels
@@ -15,9 +17,6 @@ from server.flash.environment import Environment, Sources, make_environment
 from server.flash.first_boot import Found, Settings
 from server.flash.payload import SERVICES, SETUP, UNITS, Payload, edge_unit, root_files
 from server.flash.places import LAUNCHER
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 FOUND = Found("Debian", "cloud-init", "", "3.11", "/boot/firmware", "", ())
 SETTINGS = Settings("pi-a", "pi", (), None, None, "covey-1")
@@ -58,6 +57,19 @@ def test_the_service_is_the_launcher_and_may_write_where_updates_go() -> None:
         )
         wanted = {"KillMode=mixed", "TimeoutStopSec=90", "NotifyAccess=all", "ReadWritePaths=/var/lib/covey"}
         assert wanted <= set(lines)
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze: apt install systemd")
+def test_systemd_reads_the_unit(tmp_path: Path) -> None:
+    if not (python := Path("/usr/bin/python3")).exists():
+        pytest.skip("needs the system's Python: apt install python3")
+    version = python.resolve().name.removeprefix("python")
+    for needs_setup in (True, False):
+        unit = tmp_path / SERVICES[1]
+        text = edge_unit(version, "80%", needs_setup=needs_setup)
+        unit.write_text(text.replace(SERVICES[0], "sysinit.target"))  # the set-up's own unit is not here
+        done = subprocess.run(["systemd-analyze", "verify", str(unit)], check=False, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.slow
