@@ -104,7 +104,7 @@ def _install(args: argparse.Namespace, remote: Remote, work: Path) -> int:
     from server.provision.facts import running_version
     from server.provision.plan import plan_install
 
-    fleet, known = _server_says(args)
+    fleet, authority, known = _server_says(args)
     facts, target = look(remote)
     sources = Sources(args.wheels, args.index_url)
     recipe = Recipe(
@@ -116,7 +116,7 @@ def _install(args: argparse.Namespace, remote: Remote, work: Path) -> int:
         rows_name(facts, args.data),
         args.memory_max,
     )
-    wanted = _wanted(args, recipe, is_known=known is not None)
+    wanted = _wanted(args, recipe, authority, is_known=known is not None)
     plan = plan_install(facts, wanted)
     if not _may_go_on(args, plan, facts, target):
         return 0
@@ -187,13 +187,13 @@ def _password(destination: str) -> str:
     return sys.stdin.readline().rstrip("\n")
 
 
-def _server_says(args: argparse.Namespace) -> tuple[str, Mapping[str, Any] | None]:
-    """Return the fleet of the running server, and what it says of the device."""
+def _server_says(args: argparse.Namespace) -> tuple[str, bytes, Mapping[str, Any] | None]:
+    """Return the fleet of the running server, its authority's SHA-256, and what it says of the device."""
     with open_client(args) as client:
         status = client.get("/server")
     if not status["has_authority"]:
         raise ConfigError("the server takes devices without certificates", "covey fleet init, and start it again")
-    return str(status["fleet"]), _device(args, status["fleet"])
+    return str(status["fleet"]), bytes.fromhex(status["authority_sha256"]), _device(args, status["fleet"])
 
 
 def _device(args: argparse.Namespace, fleet: str) -> Mapping[str, Any] | None:
@@ -203,16 +203,11 @@ def _device(args: argparse.Namespace, fleet: str) -> Mapping[str, Any] | None:
         return find_device(client.get("/devices")["devices"], fleet, args.device)
 
 
-def _wanted(args: argparse.Namespace, recipe: Recipe, *, is_known: bool) -> Wanted:
+def _wanted(args: argparse.Namespace, recipe: Recipe, authority: bytes, *, is_known: bool) -> Wanted:
     from server.flash.places import HOME
     from server.provision.archive import sha256_of
     from server.provision.plan import Wanted
 
-    authority = None
-    if args.server is None:
-        from server.trust.folder import open_trust
-
-        authority = open_trust(args.state_dir).authority.sha256
     has_rows = args.data is not None
     return Wanted(
         args.device,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from fleets import wait_for
+from fleets import free_port, wait_for
 from provisioning import Desk, board_wheels
 from ssh_board import Board, require_board, ssh_board
 from tiny_models import reviews, write_rows
@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.folder import Bundle
 
 
+API_PORT = free_port()
+
+
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Bundle) -> Iterator[TrustedFleet]:
     require_board()
     made = TrustedFleet(tmp_path_factory.mktemp("fleet"), tiny_bundle)
     try:
-        made.open()
+        made.open("--api-port", str(API_PORT))
         yield made
     finally:
         made.stop()
@@ -82,6 +85,32 @@ def test_what_a_board_cannot_be_is_refused_before_anything_is_changed(
     assert "cannot be reached" in desk.said
     assert board.calls() == []
     assert board.shell("ls -d /opt/covey /var/lib/covey /opt/.covey-incoming 2>/dev/null || true") == ""
+
+
+def test_a_board_of_another_fleet_is_known_before_it_is_touched(
+    fleet: TrustedFleet, board: Board, tmp_path: Path
+) -> None:
+    """Also where the server is elsewhere, so that its authority is not on this machine."""
+    authority = (fleet.state_dir / "trust" / "ca.pem").read_text()
+    other = TrustedFleet(tmp_path / "other", fleet.bundle)
+    foreign = (other.state_dir / "trust" / "ca.pem").read_text()
+    desk = Desk(tmp_path, fleet, None)
+    remote = ["--server", f"http://127.0.0.1:{API_PORT}", "--token-file", str(fleet.state_dir / "api-token")]
+    home = "/var/lib/covey"
+    try:
+        for text, code in ((foreign, 12), (authority, 0)):
+            board.shell(
+                f"mkdir -p {home}/edge-trust; touch {home}/edge-trust/cert.pem; "
+                f"echo 'name = \"pi\"' > {home}/edge.toml; "
+                f"cat > {home}/edge-trust/ca.pem <<'END'\n{text}END\n"
+            )
+            for flags in ([], remote):
+                desk.provision(board, "pi", "--dry-run", *flags, code=code)
+                assert ("another fleet" in desk.said) == (code == 12)
+        assert board.calls() == []
+    finally:
+        board.shell(f"rm -rf {home}")
+        other.stop()
 
 
 @pytest.mark.slow
