@@ -69,7 +69,7 @@ def _root(args: argparse.Namespace) -> Path:
     given: Path | None = args.root or update_root()
     if given is not None:
         return given.absolute()
-    here = Path(sys.prefix)
+    here = Path(sys.prefix).resolve()  # it may be the link to the slot that runs
     if here in [slot_path(here.parent, slot) for slot in SLOTS]:
         return here.parent
     raise UpdateError("this covey-edge runs from no slot, so no update could be taken back", f"{SETUP}; or name --root")

@@ -27,6 +27,7 @@ _LOG = logging.getLogger(__name__)
 _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[([^\]]*)\])?")
 _EXTRA = re.compile(r"""\bextra\s*==\s*['"]([^'"]+)['"]""")
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
+_PROBE = ".link"
 INSTALLER = "pip"
 """Always taken over: it installs the wheel, and the next one."""
 
@@ -174,6 +175,24 @@ def _link(source: Path, place: Path) -> None:
         if error.errno not in _NO_LINKS:
             raise
         shutil.copy2(source, place)
+
+
+def can_link(package: Package, folder: Path) -> bool:
+    """Whether a package's files can be linked into a folder; tried with one of them.
+
+    Another disk cannot, some file systems have no links, and Linux refuses links to another user's files.
+    """
+    probe = folder / _PROBE
+    source = next((path for name, _ in package.files if (path := package.folder / name).is_file()), None)
+    if source is None:
+        return True  # there is nothing to copy
+    try:
+        probe.unlink(missing_ok=True)
+        os.link(source, probe)
+        probe.unlink()
+    except OSError:
+        return False
+    return True
 
 
 def _sha256(path: Path) -> str | None:

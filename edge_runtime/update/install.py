@@ -7,18 +7,20 @@ and bundle (``covey-edge update check``) before its slot is marked as whole.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import CoveyError, StorageError, UpdateError, storage_error, system_error
 from edge_runtime.files.writable import check_writable
-from edge_runtime.update.dependencies import INSTALLER, packages_for, requested, site_packages, take_over
+from edge_runtime.update.dependencies import INSTALLER, can_link, packages_for, requested, site_packages, take_over
 from edge_runtime.update.device_process import clean_environment
 from edge_runtime.update.requests import known_state, settled_state
 from edge_runtime.update.slots import (
@@ -46,6 +48,7 @@ _ENVIRONMENT_BYTES = 1 << 20
 _PIP_S = 3600.0
 _CHECK_S = 2400.0
 _LAST_LINES = 6
+_WAKE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -170,9 +173,9 @@ def _clear_quietly(root: Path, slot: str) -> None:
 
 
 def _check_space(wheel: Wheel, root: Path, slot: str, packages: Sequence[Package]) -> None:
-    """Compare the disk with what is written; links take nothing, but nobody knows before whether the disk has them."""
-    linked = bool(packages) and packages[0].folder.stat().st_dev == root.stat().st_dev
-    needed = wheel.unpacked_bytes + _ENVIRONMENT_BYTES + (0 if linked else sum(each.size_bytes for each in packages))
+    """Compare the disk with what is written; a package takes nothing where its files can be linked."""
+    copied = sum(each.size_bytes for each in packages if not can_link(each, root))
+    needed = wheel.unpacked_bytes + _ENVIRONMENT_BYTES + copied
     freed = 0 if not slot_path(root, slot).is_dir() else _own_bytes(slot_path(root, slot))
     try:
         free = shutil.disk_usage(root).free
@@ -275,23 +278,34 @@ def _answer(text: str) -> dict[str, object]:
 def _run(command: list[str], limit_s: float, doing: str) -> subprocess.CompletedProcess[str]:
     """Run a command of a slot, in the folder of its interpreter: a working directory may hold another Covey."""
     try:
-        return subprocess.run(
+        with subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             encoding="utf-8",
             errors="replace",
             env=clean_environment(),
             cwd=Path(command[0]).parent,
-            timeout=limit_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise UpdateError(f"{doing} did not end in {limit_s:.0f} s", "look for what keeps the disk busy") from error
+        ) as popen:
+            try:
+                out, err = _heard(popen, limit_s, doing)
+            finally:
+                popen.kill()  # one that has ended hears nothing
+            return subprocess.CompletedProcess(command, popen.returncode, out, err)
     except FileNotFoundError as error:
         raise UpdateError(f"{command[0]} is not there", "set up the slots again: covey-edge update setup") from error
     except OSError as error:
         raise system_error(error) from error
+
+
+def _heard(popen: subprocess.Popen[str], limit_s: float, doing: str) -> tuple[str, str]:
+    """Return what a process has said by its end. This thread wakes now and then: the watchdog looks for that."""
+    until = time.monotonic() + limit_s
+    while (left_s := until - time.monotonic()) > 0:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return popen.communicate(timeout=min(left_s, _WAKE_S))
+    raise UpdateError(f"{doing} did not end in {limit_s:.0f} s", "look for what keeps the disk busy")
 
 
 def _pip_error(done: subprocess.CompletedProcess[str]) -> str:

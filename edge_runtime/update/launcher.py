@@ -64,6 +64,7 @@ class Launcher:
         self._told = False  # whether somebody wants the service to end
         self._error = ""  # the last one that the device has told
         self._pauses = 0
+        self._saved: State | None = None  # what the disk has; None: it is not known
         self._state = self._first()
 
     def run(self) -> int:
@@ -91,7 +92,7 @@ class Launcher:
     def _first(self) -> State:
         """Return the state of the disk, mended where it is damaged or names a version that is gone."""
         try:
-            state = read_state(self._root)
+            state = self._saved = read_state(self._root)
         except StateDamagedError as error:
             set_aside(self._root / STATE_FILE, error.what)
             state = None
@@ -115,7 +116,7 @@ class Launcher:
                 if request is not None:
                     self._state = rules.take_request(self._state, request, slots, now)
                 self._state = rules.begin_attempt(rules.repaired(self._state, slots, now), slots, now)
-                write_state(self._root, self._state)
+                self._save()
                 if request is not None:
                     remove_request(self._root)
                 link_slot(self._root, self._state.current)
@@ -139,9 +140,16 @@ class Launcher:
             words = f": {outcome.reason}" if outcome.reason else ""
             _LOG.log(level, "%s to Covey %s: %s%s", outcome.kind, outcome.to_version, outcome.result, words)
 
+    def _save(self) -> None:
+        """Write the state, where the disk has another one: a device without rows ends every few seconds, for days."""
+        if self._state != self._saved:
+            self._saved = None
+            write_state(self._root, self._state)
+            self._saved = self._state
+
     def _write(self) -> None:
         try:
-            write_state(self._root, self._state)
+            self._save()
             link_slot(self._root, self._state.current)
         except StorageError as error:
             _LOG.error("the launcher's state cannot be written: %s", error)
@@ -187,7 +195,7 @@ class Launcher:
                     write_state(self._root, before)  # where that fails, stopping the device would lead to nothing
                     return True
                 self._state = after
-                write_state(self._root, after)
+                self._save()
                 remove_request(self._root)
                 self._say(before)
         except StorageError as error:  # an installation is at work, or the disk is full: it is looked at again

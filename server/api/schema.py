@@ -143,6 +143,7 @@ class ServerStatus(msgspec.Struct, frozen=True):
         jobs_at_work: names of the jobs at work.
         uptime_s: seconds since its start.
         has_authority: whether covey fleet init was run: only members are heard.
+        authority_sha256: SHA-256 of the authority's certificate (DER), in hex; null: the fleet has no authority.
         join_port: where devices join; null: the fleet has no authority.
         refused: how many messages were refused since the start, by ``DEVICE: REASON`` (docs/security.md); empty where
             messages are not signed.
@@ -159,6 +160,7 @@ class ServerStatus(msgspec.Struct, frozen=True):
     jobs_at_work: list[str]
     uptime_s: float
     has_authority: bool
+    authority_sha256: str | None
     join_port: int | None
     refused: dict[str, int]
 

@@ -101,9 +101,10 @@ def _install(args: argparse.Namespace, remote: Remote, work: Path) -> int:
     from server.flash.environment import Sources
     from server.provision.archive import Recipe, environment_id, rows_name
     from server.provision.board import install, look
+    from server.provision.facts import running_version
     from server.provision.plan import plan_install
 
-    fleet, known = _server_says(args)
+    fleet, authority, known = _server_says(args)
     facts, target = look(remote)
     sources = Sources(args.wheels, args.index_url)
     recipe = Recipe(
@@ -115,7 +116,7 @@ def _install(args: argparse.Namespace, remote: Remote, work: Path) -> int:
         rows_name(facts, args.data),
         args.memory_max,
     )
-    wanted = _wanted(args, recipe, is_known=known is not None)
+    wanted = _wanted(args, recipe, authority, is_known=known is not None)
     plan = plan_install(facts, wanted)
     if not _may_go_on(args, plan, facts, target):
         return 0
@@ -127,7 +128,8 @@ def _install(args: argparse.Namespace, remote: Remote, work: Path) -> int:
         token = lambda: _token(args, wanted)  # noqa: E731
         install(remote, facts, plan, recipe, token, work, _say, ByteProgress("sending"))
     waits = plan.has_rows and args.wait > 0
-    born = _wait(args, remote, fleet, before) if waits else None
+    kept = None if plan.does("environment") else running_version(facts)
+    born = _wait(args, remote, fleet, before, kept or __version__) if waits else None
     lines = ["nothing was to be changed"] if not plan.steps else [f"{step.text}: done" for step in plan.steps]
     if born is not None:
         lines.append(f"{args.device} has announced itself: {born['state']}, {born['rows']} rows")
@@ -185,13 +187,13 @@ def _password(destination: str) -> str:
     return sys.stdin.readline().rstrip("\n")
 
 
-def _server_says(args: argparse.Namespace) -> tuple[str, Mapping[str, Any] | None]:
-    """Return the fleet of the running server, and what it says of the device."""
+def _server_says(args: argparse.Namespace) -> tuple[str, bytes, Mapping[str, Any] | None]:
+    """Return the fleet of the running server, its authority's SHA-256, and what it says of the device."""
     with open_client(args) as client:
         status = client.get("/server")
     if not status["has_authority"]:
         raise ConfigError("the server takes devices without certificates", "covey fleet init, and start it again")
-    return str(status["fleet"]), _device(args, status["fleet"])
+    return str(status["fleet"]), bytes.fromhex(status["authority_sha256"]), _device(args, status["fleet"])
 
 
 def _device(args: argparse.Namespace, fleet: str) -> Mapping[str, Any] | None:
@@ -201,16 +203,11 @@ def _device(args: argparse.Namespace, fleet: str) -> Mapping[str, Any] | None:
         return find_device(client.get("/devices")["devices"], fleet, args.device)
 
 
-def _wanted(args: argparse.Namespace, recipe: Recipe, *, is_known: bool) -> Wanted:
-    from server.flash.payload import HOME
+def _wanted(args: argparse.Namespace, recipe: Recipe, authority: bytes, *, is_known: bool) -> Wanted:
+    from server.flash.places import HOME
     from server.provision.archive import sha256_of
     from server.provision.plan import Wanted
 
-    authority = None
-    if args.server is None:
-        from server.trust.folder import open_trust
-
-        authority = open_trust(args.state_dir).authority.sha256
     has_rows = args.data is not None
     return Wanted(
         args.device,
@@ -251,8 +248,10 @@ def _may_go_on(args: argparse.Namespace, plan: Plan, facts: Facts, target: Targe
     return False
 
 
-def _wait(args: argparse.Namespace, remote: Remote, fleet: str, before: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Wait for the device's birth."""
+def _wait(
+    args: argparse.Namespace, remote: Remote, fleet: str, before: Mapping[str, Any] | None, version: str
+) -> Mapping[str, Any]:
+    """Wait for the device's birth, as a version of Covey."""
     from server.provision.birth import find_device, is_born, wait_for_birth
     from server.provision.board import journal
 
@@ -267,7 +266,7 @@ def _wait(args: argparse.Namespace, remote: Remote, fleet: str, before: Mapping[
         born = wait_for_birth(
             lambda: client.get("/devices")["devices"],
             lambda devices: find_device(devices, fleet, args.device),
-            lambda one: is_born(one, before, __version__),
+            lambda one: is_born(one, before, version),
             wait,
         )
     if born is None:

@@ -2,6 +2,6 @@
 
 Works on image files without root and without loop devices; only ``--write`` touches a disk.
 
-May import: nothing of its side; of edge_runtime: trust, files, errors.
+May import: nothing of its side; of edge_runtime: update, trust, files, errors.
 Must never come in: the ledger, rounds, jobs, printing.
 """

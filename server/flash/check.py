@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,8 +14,9 @@ from edge_runtime.errors import ConfigError, CoveyError
 from edge_runtime.trust.token import decode_token
 from server.flash import payload
 from server.flash.card import Card
-from server.flash.environment import check_archive
+from server.flash.environment import archive_problems
 from server.flash.first_boot import look_into
+from server.flash.places import BEGIN, LAUNCHER, SLOTS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -121,22 +124,29 @@ def _check_environment(card: Card, found: Found, report: CardReport) -> None:
     if data is None:
         report.problems.append(f"{payload.ARCHIVE} is missing")
         return
-    try:
-        names = set(check_archive(data))
-    except CoveyError as error:
-        report.problems.append(f"{payload.ARCHIVE}: {error.what}")
-        return
-    site = f"env-a/lib/python{found.python}/site-packages"
-    for name in ("env-a/bin/covey-edge", f"{site}/edge_runtime/cli.py", f"{site}/onnxruntime/__init__.py"):
-        if name not in names:
-            report.problems.append(f"{name} is missing in {payload.ARCHIVE}")
-    report.steps.append(f"covey-setup.service makes user covey, and unpacks Covey {report.covey_version}")
+    problems = archive_problems(data, found.python)
+    report.problems += [f"{payload.ARCHIVE}: {problem}" for problem in problems]
+    report.steps.append(unpacking_words(report))
+
+
+def unpacking_words(report: CardReport) -> str:
+    """Return what the set-up of a board does with its environment."""
+    return f"covey-setup.service makes user covey, and unpacks Covey {report.covey_version} into the slots in {SLOTS}"
+
+
+def training_words() -> str:
+    """Return what the service of a board does."""
+    return "covey-edge.service trains as user covey, as soon as there are rows; a rollout can replace its Covey"
 
 
 def _check_services(card: Card, report: CardReport) -> None:
     mode = card.mode_of(payload.SETUP)
     if mode is None or mode[0] & 0o111 != 0o111:
         report.problems.append(f"{payload.SETUP} cannot be run")
+    if not zipfile.is_zipfile(io.BytesIO(card.read_root(LAUNCHER) or b"")):
+        report.problems.append(f"{LAUNCHER} is missing or damaged")
+    if not card.has(BEGIN):
+        report.problems.append(f"{BEGIN} is missing")
     for name in payload.SERVICES:
         if not card.has(f"{payload.UNITS}/{name}") or not card.has(f"{payload.WANTS}/{name}"):
             report.problems.append(f"{name} is not started at boot")
@@ -159,4 +169,4 @@ def _check_token(card: Card, report: CardReport) -> None:
         report.problems.append(f"its join token is for {token.device}")
     report.server_url, report.token_expires_at_s = token.server_url, token.expires_at_s
     report.steps.append(f"it joins the fleet at {token.server_url} as {token.device}; its key is made on the board")
-    report.steps.append("covey-edge.service trains as user covey, as soon as there are rows")
+    report.steps.append(training_words())

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from edge_runtime import __version__
 from edge_runtime.errors import storage_error
-from server.flash.environment import FOLDER, make_environment, shortcomings
-from server.flash.payload import HOME, MAKE_USER, edge_unit
+from edge_runtime.update.launcher_file import launcher_bytes
+from server.flash.environment import make_environment, shortcomings
+from server.flash.payload import MAKE_USER, edge_unit
+from server.flash.places import BEGIN, BEGIN_SCRIPT, FIRST, FOLDER, HOME, LAUNCHER, RUNNING, SLOTS
 from server.flash.tools import require_tools, run_tool
 
 if TYPE_CHECKING:
@@ -20,6 +22,16 @@ if TYPE_CHECKING:
 
 NAME = "covey-edge"
 _ARCHITECTURES = {"aarch64": "arm64", "x86_64": "amd64"}
+
+PACKAGE = f"{FOLDER}/package"
+"""The environment as the package has brought it; the slots begin with a copy, which belongs to the service's user."""
+
+_COMMAND = f"""\
+#!/bin/sh
+# Runs the version of Covey that this device has at present. It belongs to user covey, so root runs the package's.
+if [ "$(id -u)" = 0 ]; then exec {PACKAGE}/bin/python3 -I -m edge_runtime.cli "$@"; fi
+exec {RUNNING}/bin/python3 -I -m edge_runtime.cli "$@"
+"""
 
 _CONTROL = """\
 Package: {name}
@@ -42,7 +54,10 @@ _POSTINST = f"""\
 set -e
 if [ "$1" = configure ]; then
 {MAKE_USER}
-    python3 -m compileall -q {FOLDER}/env-a/lib || true
+    # This version is the only one then, also where a rollout has brought another one.
+    if [ -d /run/systemd/system ]; then systemctl stop {NAME}.service || true; fi
+    cd /
+    runuser -u covey -- sh {BEGIN} {PACKAGE}
     if [ -d /run/systemd/system ]; then
         systemctl daemon-reload
         systemctl enable -q {NAME}.service
@@ -68,13 +83,16 @@ if [ "$1" = remove ]; then
     rm -f /etc/systemd/system/multi-user.target.wants/{NAME}.service
 fi
 # Python has written its caches beside the files of the package.
-find {FOLDER}/env-a -name __pycache__ -type d -prune -exec rm -rf {{}} + 2>/dev/null || true
+find {PACKAGE} -name __pycache__ -type d -prune -exec rm -rf {{}} + 2>/dev/null || true
 """
 
 _POSTRM = f"""\
 #!/bin/sh
 set -e
 if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+if [ "$1" = remove ]; then
+    rm -rf {SLOTS}
+fi
 if [ "$1" = purge ]; then
     # Identity, adapters and rows of this device go only here.
     rm -rf {HOME}
@@ -109,7 +127,7 @@ def make_package(
             for sentence in shortcomings(made, machine):
                 warn(sentence)
         try:
-            _stage(root, made.archive)
+            _stage(root, made.archive, python)
             major, minor = python.split(".")
             control = _CONTROL.format(
                 name=NAME,
@@ -129,18 +147,22 @@ def make_package(
     return path
 
 
-def _stage(root: Path, archive: Path) -> None:
+def _stage(root: Path, archive: Path, python: str) -> None:
     """Lay out the package's files."""
     opt = root / FOLDER.lstrip("/")
     opt.mkdir(parents=True)
     with tarfile.open(archive) as tar:
         tar.extractall(opt, filter="tar")
+    (opt / FIRST).rename(root / PACKAGE.lstrip("/"))
+    (root / LAUNCHER.lstrip("/")).write_bytes(launcher_bytes())
+    (root / BEGIN.lstrip("/")).write_text(BEGIN_SCRIPT)
     unit = root / "usr/lib/systemd/system" / f"{NAME}.service"
     unit.parent.mkdir(parents=True)
-    unit.write_text(edge_unit("80%", needs_setup=False))
+    unit.write_text(edge_unit(python, "80%", needs_setup=False))
     command = root / "usr/bin" / NAME
     command.parent.mkdir(parents=True)
-    command.symlink_to(f"{FOLDER}/env-a/bin/{NAME}")
+    command.write_text(_COMMAND)
+    command.chmod(0o755)
     notice = root / "usr/share/doc" / NAME / "copyright"
     notice.parent.mkdir(parents=True)
     notice.write_text("Covey is under the Apache License 2.0; its Python packages have theirs beside them.\n")

@@ -7,29 +7,31 @@ from __future__ import annotations
 
 import compileall
 import io
+import json
 import os
 import py_compile
 import subprocess
 import sys
 import tarfile
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
-from edge_runtime.errors import NetworkError, StorageError, storage_error
+from edge_runtime import __version__
+from edge_runtime.errors import NetworkError, storage_error
+from edge_runtime.files.hashing import file_sha256
+from edge_runtime.update.slots import MARKER_FILE, Installed
 from server.flash.device_wheel import make_device_wheel
 from server.flash.libraries import LEAST_ALIGNMENT, short_aligned
 from server.flash.needed import missing_packages
+from server.flash.places import FIRST, FIRST_SLOT, SLOTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Machine = Literal["aarch64", "x86_64"]
 """Machines for which there are wheels of everything that the device side needs."""
-
-FOLDER = "/opt/covey"
-"""Where Covey is on a board."""
 
 _PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "linux")
 _MOST_PASSES = 5
@@ -75,7 +77,7 @@ class Environment:
 def make_environment(
     python: str, sources: Sources, archive: Path, machine: Machine = "aarch64", *, compiled: bool = False
 ) -> Environment:
-    """Write an environment for a board as a tar file; its folder in it is ``env-a``.
+    """Write an environment for a board as a tar file: one folder, the launcher's first slot, whose marker comes last.
 
     Args:
         python: the board's version of Python, as ``3.11``.
@@ -103,7 +105,8 @@ def make_environment(
         if compiled and python == f"{sys.version_info.major}.{sys.version_info.minor}":
             _compile(site, python)
         try:
-            size = _pack(python, site, archive)
+            installed = Installed(FIRST_SLOT, __version__, file_sha256(wheel))
+            size = _pack(python, site, archive, installed)
         except OSError as error:
             raise storage_error(error, archive) from error
     return Environment(archive, packages, size, has_kernel, short)
@@ -160,7 +163,7 @@ def _compile(site: Path, python: str) -> None:
     """Write Python's caches beside the sources; they hold for files of the time that all have in the archive: 0."""
     for source in site.rglob("*.py"):
         os.utime(source, (0, 0))
-    place = f"{FOLDER}/env-a/lib/python{python}/site-packages"
+    place = f"{SLOTS}/{FIRST}/lib/python{python}/site-packages"
     compileall.compile_dir(
         site, stripdir=str(site), prependdir=place, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.TIMESTAMP
     )
@@ -171,20 +174,18 @@ def _name_of(info: Path) -> str:
     return f"{name} {version}"
 
 
-def _pack(python: str, site: Path, archive: Path) -> int:
+def _pack(python: str, site: Path, archive: Path, installed: Installed) -> int:
     """Write the archive; return the bytes that its files take."""
-    env = PurePosixPath("env-a")
+    env = PurePosixPath(FIRST)
     size = 0
     with tarfile.open(archive, "w") as tar:
         texts = {
             env / "pyvenv.cfg": (f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {python}\n", 0o644),
-            env / "bin" / "covey-edge": (_SCRIPT.format(folder=FOLDER), 0o755),
+            env / "bin" / "covey-edge": (_SCRIPT.format(environment=f"{SLOTS}/{FIRST}"), 0o755),
         }
         links = {env / "bin" / "python3": f"/usr/bin/python{python}", env / "bin" / "python": "python3"}
         for path, (text, mode) in texts.items():
-            entry = tarfile.TarInfo(str(path))
-            entry.size, entry.mode = len(text.encode()), mode
-            tar.addfile(entry, io.BytesIO(text.encode()))
+            _add_text(tar, path, text, mode)
         for path, target in links.items():
             entry = tarfile.TarInfo(str(path))
             entry.type, entry.linkname = tarfile.SYMTYPE, target
@@ -197,21 +198,36 @@ def _pack(python: str, site: Path, archive: Path) -> int:
             size += entry.size
             with source.open("rb") as file:
                 tar.addfile(entry, file)
+        _add_text(tar, env / MARKER_FILE, json.dumps(asdict(installed)), 0o644)
     return size
 
 
+def _add_text(tar: tarfile.TarFile, path: PurePosixPath, text: str, mode: int) -> None:
+    entry = tarfile.TarInfo(str(path))
+    entry.size, entry.mode = len(text.encode()), mode
+    tar.addfile(entry, io.BytesIO(text.encode()))
+
+
 _SCRIPT = """\
-#!{folder}/env-a/bin/python3
+#!{environment}/bin/python3
 import sys
 from edge_runtime.cli import main
 sys.exit(main())
 """
 
 
-def check_archive(data: bytes) -> list[str]:
-    """Return the names in an archive, read to its end; StorageError: it is damaged."""
+def archive_problems(data: bytes, python: str) -> list[str]:
+    """Return what keeps an archive, read to its end, from being the first version in a board's slots; none: nothing.
+
+    Args:
+        data: the archive.
+        python: the version of the board's Python.
+    """
     try:
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-            return tar.getnames()
+            names = set(tar.getnames())
     except tarfile.TarError as error:
-        raise StorageError(f"the archive is damaged ({error})", "flash the card again") from error
+        return [f"the archive is damaged ({error})"]
+    site = f"lib/python{python}/site-packages"
+    needed = ("bin/covey-edge", f"{site}/edge_runtime/cli.py", f"{site}/onnxruntime/__init__.py", MARKER_FILE)
+    return [f"{FIRST}/{name} is missing in it" for name in needed if f"{FIRST}/{name}" not in names]

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_runtime.errors import ConfigError, CoveyError, StorageError, storage_error
+from edge_runtime.errors import ConfigError, StorageError, storage_error
 from edge_runtime.trust.token import decode_token
 from server.flash import payload
-from server.flash.check import CardReport
-from server.flash.environment import FOLDER, check_archive
+from server.flash.check import CardReport, training_words, unpacking_words
+from server.flash.environment import archive_problems
 from server.flash.l4t import DEFAULT_TARGET, ROOTFS, USER_TOOL, WIZARD, look_at_l4t, place_in, users_of
 from server.flash.overlay import check_room, damaged_files, read_note, remove_overlay, write_overlay, write_whole
+from server.flash.places import FOLDER, HOME
 
 if TYPE_CHECKING:
     from server.flash.first_boot import Settings
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from server.flash.payload import Payload
 
 _EMULATOR = Path("/usr/bin/qemu-aarch64-static")
-_IDENTITY = (f"{payload.HOME}/edge.toml", f"{payload.HOME}/identity", f"{FOLDER}/set-up")
+_IDENTITY = (f"{HOME}/edge.toml", f"{HOME}/identity", f"{FOLDER}/set-up")
 _OPTIONAL = (payload.TOKEN, payload.EDGE_SETTINGS)
 
 
@@ -226,16 +227,9 @@ def _check_environment(l4t: L4t, report: CardReport) -> None:
     path = place_in(l4t.rootfs, payload.ARCHIVE)
     if not path.is_file():
         return  # it is named as missing already
-    try:
-        names = set(check_archive(path.read_bytes()))
-    except CoveyError as error:
-        report.problems.append(f"{payload.ARCHIVE}: {error.what}")
-        return
-    site = f"env-a/lib/python{l4t.python}/site-packages"
-    for name in ("env-a/bin/covey-edge", f"{site}/edge_runtime/cli.py", f"{site}/onnxruntime/__init__.py"):
-        if name not in names:
-            report.problems.append(f"{name} is missing in {payload.ARCHIVE}")
-    report.steps.append(f"covey-setup.service makes user covey, and unpacks Covey {report.covey_version}")
+    problems = archive_problems(path.read_bytes(), l4t.python)
+    report.problems += [f"{payload.ARCHIVE}: {problem}" for problem in problems]
+    report.steps.append(unpacking_words(report))
     settings = place_in(l4t.rootfs, payload.EDGE_SETTINGS)
     if settings.is_file():
         report.steps.append(f"edge.toml gets: {'; '.join(settings.read_text().splitlines())}")
@@ -257,4 +251,4 @@ def _check_token(rootfs: Path, report: CardReport) -> None:
         report.problems.append(f"its join token is for {token.device}")
     report.server_url, report.token_expires_at_s = token.server_url, token.expires_at_s
     report.steps.append(f"it joins the fleet at {token.server_url} as {token.device}; its key is made on the board")
-    report.steps.append("covey-edge.service trains as user covey, as soon as there are rows")
+    report.steps.append(training_words())

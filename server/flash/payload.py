@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from edge_runtime import __version__
+from edge_runtime.update.launcher_file import launcher_bytes
 from server.flash.card import RootFile
-from server.flash.environment import FOLDER
+from server.flash.places import BEGIN, BEGIN_SCRIPT, FOLDER, HOME, LAUNCHER, RUNNING, launch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 
     from server.flash.environment import Environment
     from server.flash.first_boot import Settings
-
-HOME = "/var/lib/covey"
-"""The home of the service's user: configuration, identity, state and rows."""
 
 EDGE_SETTINGS = f"{FOLDER}/edge-settings.toml"
 """Lines that the first boot puts at the head of edge.toml."""
@@ -48,22 +46,16 @@ set -eu
 home={home} folder={folder}
 {make_user}
 chown -R covey:covey "$home"
-if [ ! -e "$folder/env-a/.complete" ]; then
-    rm -rf "$folder/env-a" "$folder/env.partial"
-    mkdir "$folder/env.partial"
-    tar -xf "$folder/env.tar" -C "$folder/env.partial" --no-same-owner
-    "$folder/env.partial/env-a/bin/python3" -m compileall -q -j 0 "$folder/env.partial/env-a/lib" || true
-    touch "$folder/env.partial/env-a/.complete"
+if [ -e {archive} ]; then
+    cd /
+    runuser -u covey -- sh {begin} {archive}
+    rm -f {archive}
     sync
-    mv "$folder/env.partial/env-a" "$folder/env-a"
-    rmdir "$folder/env.partial"
-    sync
-    rm -f "$folder/env.tar"
 fi
 if [ -e "$folder/join-token" ]; then
     install -o covey -g covey -m 600 "$folder/join-token" "$home/join-token"
     cd "$home"
-    runuser -u covey -- "$folder/env-a/bin/covey-edge" join --token-file "$home/join-token" \\
+    runuser -u covey -- {running}/bin/covey-edge join --token-file "$home/join-token" \\
         --config "$home/edge.toml" --data data/{rows} --wait {wait}
     rm -f "$home/join-token" "$folder/join-token"
 fi
@@ -128,11 +120,13 @@ TimeoutStartSec=30min
 User=covey
 Group=covey
 WorkingDirectory={HOME}
-ExecStart={FOLDER}/env-a/bin/covey-edge run --config {HOME}/edge.toml
+# The launcher starts the version that is current, and goes back to the one before if a new one does not come up.
+ExecStart={{launch}}
 Restart=always
 RestartSec=10
-# A stop waits for the step at work; what is trained is in the journal.
-TimeoutStopSec=60
+# The launcher passes a stop on, and waits for the step at work; what is trained is in the journal.
+KillMode=mixed
+TimeoutStopSec=90
 # The board is its owner's first: training gives way, and cannot take all of the memory.
 Nice=10
 IOSchedulingClass=idle
@@ -157,17 +151,18 @@ WantedBy=multi-user.target
 """
 
 
-def edge_unit(memory_max: str, *, needs_setup: bool) -> str:
-    """Return the unit of ``covey-edge run``.
+def edge_unit(python: str, memory_max: str, *, needs_setup: bool) -> str:
+    """Return the unit of the launcher, which runs ``covey-edge run``.
 
     Args:
+        python: the version of the system's Python.
         memory_max: what it may use of the machine's memory, as systemd reads it.
         needs_setup: whether a card's first boot sets it up: covey-setup.service.
     """
     after = "After=network-online.target"
     if needs_setup:
         after = f"{_HOLDS_NOTHING_UP}\nRequires={SERVICES[0]}\n{after} {SERVICES[0]}"
-    return _EDGE_UNIT.format(memory=memory_max, after=after)
+    return _EDGE_UNIT.format(memory=memory_max, after=after, launch=launch(python))
 
 
 class Target(Protocol):
@@ -237,6 +232,9 @@ def board_files(python: str, payload: Payload, words: Mapping[str, str]) -> list
         make_user=MAKE_USER,
         home=HOME,
         folder=FOLDER,
+        archive=ARCHIVE,
+        begin=BEGIN,
+        running=RUNNING,
         rows=payload.rows_name,
         wait=payload.join_wait_s,
         service=SERVICES[1],
@@ -246,10 +244,12 @@ def board_files(python: str, payload: Payload, words: Mapping[str, str]) -> list
         RootFile(HOME, 0o750),
         RootFile(f"{HOME}/data", 0o750),
         RootFile(ARCHIVE, 0o644, payload.environment.archive),
+        RootFile(LAUNCHER, 0o644, launcher_bytes()),
+        RootFile(BEGIN, 0o755, BEGIN_SCRIPT.encode()),
         RootFile(SETUP, 0o755, setup.encode()),
         RootFile(NOTE, 0o644, (json.dumps(note, indent=2) + "\n").encode()),
         RootFile(f"{UNITS}/{SERVICES[0]}", 0o644, _SETUP_UNIT.encode()),
-        RootFile(f"{UNITS}/{SERVICES[1]}", 0o644, edge_unit(payload.memory_max, needs_setup=True).encode()),
+        RootFile(f"{UNITS}/{SERVICES[1]}", 0o644, edge_unit(python, payload.memory_max, needs_setup=True).encode()),
         *(RootFile(f"{WANTS}/{name}", target=f"{UNITS}/{name}") for name in SERVICES),
     ]
     if payload.token is not None:

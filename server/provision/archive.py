@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from edge_runtime.errors import ConfigError
 from server.flash.device_wheel import make_device_wheel
 from server.flash.environment import Environment, make_environment
-from server.flash.payload import ARCHIVE, WANTS, Payload, board_files, needed_bytes
+from server.flash.payload import ARCHIVE, WANTS, Payload, board_files
 from server.provision.facts import CHECKED_FILES
 from server.provision.scripts import COMPLETE
 
@@ -102,11 +102,6 @@ def sent_files(plan: Plan, files: Sequence[RootFile]) -> list[RootFile]:
     if not plan.does("rows"):
         left_out |= {file.path for file in files if "/data/" in file.path}
     return [file for file in files if file.path not in left_out]
-
-
-def room_bytes(files: Sequence[RootFile], environment: Environment) -> int:
-    """Return the bytes that a board needs free."""
-    return needed_bytes(list(files), environment.unpacked_bytes)
 
 
 def write_archive(files: Sequence[RootFile], path: Path) -> None:

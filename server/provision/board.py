@@ -6,8 +6,8 @@ import time
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import EnrolmentError, StorageError, storage_error
-from server.flash.payload import SERVICES
-from server.provision.archive import make_environment_for, room_bytes, sent_files, write_archive
+from server.flash.payload import SERVICES, needed_bytes
+from server.provision.archive import make_environment_for, sent_files, write_archive
 from server.provision.facts import PROBE, PROBE_AS_ROOT, read_facts
 from server.provision.plan import check_board, check_room
 from server.provision.scripts import PURGE, RECEIVE, REMOVE, START, STOP
@@ -85,7 +85,7 @@ def install(
         stage("making what the board gets")
         environment = make_environment_for(recipe, plan, facts, work)
         files = sent_files(plan, recipe.files(environment, None))
-        check_room(facts, room_bytes(files, environment))
+        check_room(facts, needed_bytes(files, 0), environment.unpacked_bytes)
         word = token() if plan.does("join") else None
         files = sent_files(plan, recipe.files(environment, word))
         archive = work / "board.tar"

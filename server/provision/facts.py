@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.errors import ProtocolError
-from server.flash.environment import FOLDER
-from server.flash.payload import HOME, NOTE, SERVICES, SETUP, UNITS
+from edge_runtime.update.slots import MARKER_FILE
+from server.flash.payload import NOTE, SERVICES, SETUP, UNITS
+from server.flash.places import BEGIN, FOLDER, HOME, LAUNCHER, RUNNING, SLOTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-CHECKED_FILES = (SETUP, *(f"{UNITS}/{name}" for name in SERVICES))
+CHECKED_FILES = (SETUP, LAUNCHER, BEGIN, *(f"{UNITS}/{name}" for name in SERVICES))
 """Files on a board whose contents tell whether it has what it would get."""
 
 PROBE = r"""
@@ -45,6 +46,9 @@ free() { df -Pk "$1" 2>/dev/null | awk 'NR == 2 { print $4 }'; }
 opt=/opt; [ -d $opt ] || opt=/
 echo "opt_free_kib=$(free $opt)"
 echo "var_free_kib=$(free /var)"
+disk() { df -P "$1" 2>/dev/null | awk 'NR == 2 { print $1 }'; }
+echo "opt_disk=$(disk $opt)"
+echo "var_disk=$(disk /var)"
 echo "now_s=$(date +%s)"
 echo "package=$(dpkg-query -W -f '${Status}' covey-edge 2>/dev/null)"
 echo "end=public"
@@ -57,9 +61,9 @@ LC_ALL=C; export LC_ALL; PATH=$PATH:/usr/sbin:/sbin
 [ -e {HOME}/edge.toml ] && echo "edge=$(base64 -w0 {HOME}/edge.toml)"
 [ -e {HOME}/edge-trust/cert.pem ] && echo "certificate=yes"
 [ -e {HOME}/edge-trust/ca.pem ] && echo "authority=$(base64 -w0 {HOME}/edge-trust/ca.pem)"
-[ -e {FOLDER}/env-a/.complete ] && echo "environment=complete"
+[ -e {RUNNING}/{MARKER_FILE} ] && echo "running=$(base64 -w0 {RUNNING}/{MARKER_FILE})"
 [ -e {FOLDER}/set-up ] && echo "set_up=yes"
-[ -d {FOLDER} ] && echo "folder=yes"
+[ -d {FOLDER} ] || [ -d {SLOTS} ] && echo "folder=yes"
 [ -d {HOME} ] && echo "home=yes"
 id covey >/dev/null 2>&1 && echo "user=yes"
 for file in {" ".join(CHECKED_FILES)}; do
@@ -137,6 +141,15 @@ def read_facts(text: str, now_s: float) -> Facts:
         decoded.decode(errors="replace") if (decoded := _decoded(words.get("edge", ""))) is not None else None,
         int(words["now_s"]) - now_s if words.get("now_s", "").isdecimal() else 0.0,
     )
+
+
+def running_version(facts: Facts) -> str | None:
+    """Return the version of Covey in the slot that runs, which a rollout may have brought; None: there is none."""
+    try:
+        found = json.loads(_decoded(facts.words.get("running", "")) or b"null")
+    except ValueError:
+        return None
+    return str(found["version"]) if isinstance(found, dict) and "version" in found else None
 
 
 def authority_pem(facts: Facts) -> bytes | None:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import tomllib
 
 from edge_runtime.errors import ConfigError, EnrolmentError, StorageError
-from server.flash.environment import FOLDER
 from server.flash.first_boot import PYTHONS
-from server.flash.payload import HOME, SERVICES
+from server.flash.payload import SERVICES
+from server.flash.places import FOLDER, HOME, SLOTS
 from server.provision.authority import authority_of
+from server.provision.facts import running_version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -133,7 +134,7 @@ def check_board(facts: Facts) -> Target:
             "the board has the Debian package covey-edge", "sudo covey-edge setup TOKEN there; or apt remove covey-edge"
         )
     if not facts.has("note"):
-        _check_free(facts, LEAST_FREE_BYTES)
+        check_room(facts, LEAST_FREE_BYTES // 2, LEAST_FREE_BYTES // 2)
     return Target(found, python)
 
 
@@ -152,9 +153,9 @@ def plan_install(facts: Facts, wanted: Wanted) -> Plan:
             "give another name; or --replace, with which this board takes the name over and the older keys are revoked",
         )
     steps: list[Step] = []
-    is_same = facts.note.get("environment") == wanted.environment_id and facts.has("environment")
+    is_same = facts.note.get("environment") == wanted.environment_id and running_version(facts) is not None
     if not is_same:
-        steps.append(Step("environment", f"put Covey's device side and its packages into {FOLDER}/env-a"))
+        steps.append(Step("environment", f"put Covey's device side and its packages into {SLOTS}"))
     if not is_same or not facts.has("user") or dict(facts.files) != dict(wanted.files):
         steps.append(Step("files", f"make user covey, {HOME}, and the services {' and '.join(SERVICES)}"))
     if wanted.rows_path is not None and facts.rows.get(wanted.rows_path) != wanted.rows_sha256:
@@ -181,20 +182,30 @@ def plan_uninstall(facts: Facts, device: str, *, is_purge: bool) -> Plan:
     if facts.has("enabled") or facts.has("active"):
         steps.append(Step("stop", f"stop and disable {' and '.join(SERVICES)}"))
     if facts.has("folder") or facts.files:
-        steps.append(Step("remove", f"remove {FOLDER} and the services"))
+        steps.append(Step("remove", f"remove {FOLDER}, {SLOTS} and the services"))
     if is_purge and (facts.has("home") or facts.has("user")):
         steps.append(Step("purge", f"remove {HOME} with identity, adapters and rows, and user covey"))
     notes = () if is_purge or not facts.has("home") else (f"{HOME} is kept: identity, adapters and rows (--purge)",)
     return Plan(tuple(steps), notes)
 
 
-def check_room(facts: Facts, needed_bytes: int) -> None:
+def check_room(facts: Facts, sent_bytes: int, unpacked_bytes: int) -> None:
     """Check that a board has room for what it gets.
+
+    Args:
+        facts: what it has.
+        sent_bytes: what is put below /opt.
+        unpacked_bytes: what that takes once it is unpacked, below /var.
 
     Raises:
         StorageError: it has not.
     """
-    _check_free(facts, needed_bytes)
+    words = facts.words
+    if words.get("opt_disk") == words.get("var_disk"):
+        _check_free(facts.number("opt_free_kib"), sent_bytes + unpacked_bytes, f"{FOLDER} and {SLOTS}")
+        return
+    _check_free(facts.number("opt_free_kib"), sent_bytes, FOLDER)
+    _check_free(facts.number("var_free_kib"), unpacked_bytes, SLOTS)
 
 
 def check_owner(facts: Facts, wanted: Wanted) -> Mapping[str, Any] | None:
@@ -246,11 +257,11 @@ def _python(facts: Facts) -> str:
     )
 
 
-def _check_free(facts: Facts, needed_bytes: int) -> None:
-    free = facts.number("opt_free_kib") << 10
+def _check_free(free_kib: int, needed_bytes: int, place: str) -> None:
+    free = free_kib << 10
     if free < needed_bytes:
         raise StorageError(
-            f"the board has {free / 1e6:.0f} MB free for {FOLDER}, and {needed_bytes / 1e6:.0f} MB are needed",
+            f"the board has {free / 1e6:.0f} MB free for {place}, and {needed_bytes / 1e6:.0f} MB are needed",
             "free some space there (sudo apt clean), or use a larger disk",
         )
 

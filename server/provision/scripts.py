@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from server.flash.environment import FOLDER
-from server.flash.payload import ARCHIVE, HOME, SERVICES, UNITS, WANTS
+from server.flash.payload import SERVICES, UNITS, WANTS
+from server.flash.places import FOLDER, HOME, SLOTS
 
 _INCOMING = "/opt/.covey-incoming"
 COMPLETE = "complete"
@@ -24,7 +24,6 @@ rm {_INCOMING}/{COMPLETE}
 systemctl stop {_BOTH} 2>/dev/null || true
 mkdir -p {FOLDER} {HOME}/data
 rm -f {FOLDER}/set-up
-if [ -e {_INCOMING}{ARCHIVE} ]; then rm -f {FOLDER}/env-a/.complete; fi
 cd {_INCOMING}
 find . ! -type d | while IFS= read -r path; do
     mkdir -p "$(dirname "/$path")"
@@ -51,7 +50,7 @@ STOP = f"{_HEAD}systemctl disable -q --now {_BOTH} 2>/dev/null || systemctl stop
 
 REMOVE = f"""\
 {_HEAD}for unit in {_BOTH}; do rm -f {WANTS}/$unit {UNITS}/$unit; done
-rm -rf {FOLDER} {_INCOMING}
+rm -rf {FOLDER} {SLOTS} {_INCOMING}
 systemctl daemon-reload
 """
 """Removes all but the service's home."""

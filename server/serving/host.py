@@ -170,7 +170,7 @@ def open_host(
             None if security is None else security.releases,
         )
         stack.callback(supervisor.close)
-        _open_api(stack, host)
+        _open_api(stack, host, security)
         yield host
 
 
@@ -199,7 +199,7 @@ def _serve_blobs(
     return serve_http(guarded, options.listen, options.http_port, tls=security.context)
 
 
-def _open_api(stack: contextlib.ExitStack, host: Host) -> None:
+def _open_api(stack: contextlib.ExitStack, host: Host, security: Security | None) -> None:
     """Serve the API on the state directory's socket and, where it is asked for, on a TCP port."""
     options, began_at = host.options, time.monotonic()
     operations = Operations(host.supervisor, host.stores.ledger, host.stores.blobs, options.state_dir, host.rollouts)
@@ -218,6 +218,7 @@ def _open_api(stack: contextlib.ExitStack, host: Host) -> None:
             jobs_at_work=list(host.coordinator.runs),
             uptime_s=time.monotonic() - began_at,
             has_authority=host.join_port is not None,
+            authority_sha256=None if security is None else security.trust.authority.sha256.hex(),
             join_port=host.join_port,
             refused={} if signed is None else refusals(signed),
         )

@@ -18,9 +18,11 @@ from fleets import wait_for
 from slots import FakeSlots, alive, stop
 
 from edge_runtime.errors import StorageError, UpdateError
+from edge_runtime.notify import notifier_of
+from edge_runtime.update.heartbeat import PIPE_VARIABLE
 from edge_runtime.update.launcher_file import PACKED, launcher_bytes
 from edge_runtime.update.requests import last_outcome, launcher_runs, request_rollback, request_switch
-from edge_runtime.update.slots import INSTALL_LOCK, linked_slot, locked
+from edge_runtime.update.slots import INSTALL_LOCK, linked_slot, locked, slot_python
 from edge_runtime.update.state import Outcome, State, read_state, write_state
 
 
@@ -288,3 +290,29 @@ def test_killed_at_random_something_always_runs(slots: FakeSlots, launch: Launch
     launch(30.0, 0.1)
     wait_for(lambda: len(slots.starts()) > seen and alive(slots.starts()[-1][1]), "a device at last", 60)
     wait_for(lambda: (state := read_state(slots.root)) is not None and state.trial is None, "an end of the trial", 60)
+
+
+def test_a_device_that_ends_again_and_again_wears_no_card(slots: FakeSlots) -> None:
+    """A board waits for its rows with a start every few seconds; each write of the state makes a new file."""
+    (slots.root / "env-a" / "does").write_text("exit3")
+    assert slots.launch().wait(60) == 3
+    before = (slots.root / "state.json").stat()
+    for _ in range(2):
+        assert slots.launch().wait(60) == 3
+    after = (slots.root / "state.json").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert len(slots.starts()) == 3
+
+
+def test_what_systemd_has_said_reaches_the_device(slots: FakeSlots, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device tells systemd that it is ready and gets on; the launcher says nothing in its place."""
+    for name, value in (("NOTIFY_SOCKET", "/run/notify"), ("WATCHDOG_USEC", "1800000000"), ("WATCHDOG_PID", "1")):
+        monkeypatch.setenv(name, value)
+    slot_python(slots.root, "a").write_text(f"#!/bin/sh\nenv >'{slots.root}/environment'\nexit 3\n")
+    assert slots.launch().wait(60) == 3
+    lines = (slots.root / "environment").read_text().splitlines()
+    environment = dict(line.split("=", 1) for line in lines if "=" in line)
+    assert PIPE_VARIABLE in environment
+    notifier = notifier_of(environment, os.getpid(), may_speak_for=True)
+    assert notifier.is_there
+    assert notifier.watchdog_s == 1800

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from fleets import wait_for
+from fleets import free_port, wait_for
+from provisioning import Desk, board_wheels
 from ssh_board import Board, require_board, ssh_board
 from tiny_models import reviews, write_rows
 from trusted import TrustedFleet
-
-from server.flash.device_wheel import requirements
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,29 +21,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.folder import Bundle
 
 
-class Desk:
-    """A server, and ``covey provision ssh`` run beside it."""
-
-    def __init__(self, folder: Path, fleet: TrustedFleet, wheels: Path | None) -> None:
-        self.folder, self.fleet, self.wheels = folder, fleet, wheels
-
-    def command(self, board: Board, device: str, *flags: str, user: str = "keeper") -> list[str]:
-        words = [sys.executable, "-m", "server.cli", "provision", "ssh", f"{user}@127.0.0.1", "--device", device]
-        words += [*board.flags, "--state-dir", str(self.fleet.state_dir), "--format", "json", *flags]
-        if "--uninstall" not in flags:
-            words += ["--url", f"https://127.0.0.1:{self.fleet.said['join_port']}"]
-            words += ["--wheels", str(self.wheels)] if self.wheels is not None else []
-        return words
-
-    def provision(
-        self, board: Board, device: str, *flags: str, user: str = "keeper", code: int = 0, given: str = ""
-    ) -> dict[str, Any]:
-        command = self.command(board, device, *flags, user=user)
-        done = subprocess.run(command, input=given, capture_output=True, text=True, check=False, timeout=400)
-        assert done.returncode == code, done.stderr[-3000:]
-        self.said = done.stderr
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {}
-        return found
+API_PORT = free_port()
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +29,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Bundle) -> Iter
     require_board()
     made = TrustedFleet(tmp_path_factory.mktemp("fleet"), tiny_bundle)
     try:
-        made.open()
+        made.open("--api-port", str(API_PORT))
         yield made
     finally:
         made.stop()
@@ -63,19 +38,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: Bundle) -> Iter
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packages of a board with this machine's Python, fetched once."""
-    folder = tmp_path_factory.mktemp("wheels")
-    version = subprocess.run(
-        ["/usr/bin/python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
-    command = [sys.executable, "-m", "pip", "download", "-q", "--only-binary=:all:", "--implementation", "cp"]
-    command += ["--python-version", version, "-d", str(folder)]
-    for name in ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "linux"):
-        command += ["--platform", f"{name}_x86_64"]
-    subprocess.run([*command, *(line for line in requirements() if ";" not in line), "pip"], check=True)
-    return folder
+    return board_wheels(tmp_path_factory.mktemp("wheels"))
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +85,32 @@ def test_what_a_board_cannot_be_is_refused_before_anything_is_changed(
     assert "cannot be reached" in desk.said
     assert board.calls() == []
     assert board.shell("ls -d /opt/covey /var/lib/covey /opt/.covey-incoming 2>/dev/null || true") == ""
+
+
+def test_a_board_of_another_fleet_is_known_before_it_is_touched(
+    fleet: TrustedFleet, board: Board, tmp_path: Path
+) -> None:
+    """Also where the server is elsewhere, so that its authority is not on this machine."""
+    authority = (fleet.state_dir / "trust" / "ca.pem").read_text()
+    other = TrustedFleet(tmp_path / "other", fleet.bundle)
+    foreign = (other.state_dir / "trust" / "ca.pem").read_text()
+    desk = Desk(tmp_path, fleet, None)
+    remote = ["--server", f"http://127.0.0.1:{API_PORT}", "--token-file", str(fleet.state_dir / "api-token")]
+    home = "/var/lib/covey"
+    try:
+        for text, code in ((foreign, 12), (authority, 0)):
+            board.shell(
+                f"mkdir -p {home}/edge-trust; touch {home}/edge-trust/cert.pem; "
+                f"echo 'name = \"pi\"' > {home}/edge.toml; "
+                f"cat > {home}/edge-trust/ca.pem <<'END'\n{text}END\n"
+            )
+            for flags in ([], remote):
+                desk.provision(board, "pi", "--dry-run", *flags, code=code)
+                assert ("another fleet" in desk.said) == (code == 12)
+        assert board.calls() == []
+    finally:
+        board.shell(f"rm -rf {home}")
+        other.stop()
 
 
 @pytest.mark.slow

@@ -197,7 +197,8 @@ def test_heat_and_throttling_are_read_as_the_board_has_them(lab: Lab) -> None:
     lab.reference()
     reading = json.loads(
         lab.board.run(
-            "/opt/covey/env-a/bin/python3 -c 'import msgspec; from edge_runtime.device.board import Board; "
+            "/var/lib/covey/update/current/bin/python3 "
+            "-c 'import msgspec; from edge_runtime.device.board import Board; "
             "print(msgspec.json.encode(Board().read()).decode())'"
         )
     )

@@ -26,6 +26,7 @@ from server.flash.card import Card, RootFile
 from server.flash.device_wheel import requirements
 from server.flash.first_boot import look_into
 from server.flash.needed import missing_packages
+from server.flash.places import LAUNCHER
 from server.flash.source import copy_image
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ def test_a_card_of_each_kind_is_made_and_read_back(desk: Desk, tmp_path: Path, k
     with tarfile.open(fileobj=io.BytesIO(card.read_root("/opt/covey/env.tar") or b"")) as tar:
         names = tar.getnames()
     assert "env-a/lib/python3.11/site-packages/edge_runtime/agent/agent.py" in names
+    assert names[-1] == "env-a/slot.json"  # what was cut off has no marker
+    assert any("a rollout can replace its Covey" in step for step in found["steps"])
     assert not any("/server/" in name or "/export/" in name for name in names)
     assert sorted(desk.folder.glob(".*")) == []  # nothing is left over
     check_settings(card, kind)
@@ -267,7 +270,7 @@ def test_a_packed_image_that_is_cut_short_is_named(tmp_path: Path, kind: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", ["/opt/covey/env.tar", "/opt/covey/join-token", "/opt/covey/setup.sh"])
+@pytest.mark.parametrize("path", ["/opt/covey/env.tar", "/opt/covey/join-token", "/opt/covey/setup.sh", LAUNCHER])
 def test_check_says_what_is_wrong_with_a_card(desk: Desk, tmp_path: Path, path: str) -> None:
     stock = write_image(tmp_path / "stock")
     out = desk.folder / "a.img"

@@ -12,7 +12,7 @@ import pytest
 
 from edge_runtime.errors import ConfigError, CoveyError, EnrolmentError, NetworkError, ProtocolError, StorageError
 from server.provision.birth import find_device, is_born
-from server.provision.facts import PROBE, Facts, read_facts
+from server.provision.facts import PROBE, Facts, read_facts, running_version
 from server.provision.plan import Wanted, check_board, check_room, plan_install, plan_uninstall
 from server.provision.ssh import Remote, SshOptions, ssh_error
 
@@ -44,8 +44,9 @@ def facts_of(more: str = "", **changes: str) -> Facts:
 def installed(device: str = "pi", **changes: str) -> Facts:
     """Return the facts of a board that is as it is to be."""
     note = base64.b64encode(json.dumps({"device": device, "environment": "e" * 64, "packages": []}).encode()).decode()
+    slot = base64.b64encode(b'{"slot": "b", "version": "9.9", "sha256": "00"}').decode()
     edge = base64.b64encode(f'name = "{device}"\n'.encode()).decode()
-    more = [f"note={note}", f"edge={edge}", "certificate=yes", "environment=complete", "set_up=yes", "user=yes"]
+    more = [f"note={note}", f"edge={edge}", "certificate=yes", f"running={slot}", "set_up=yes", "user=yes"]
     more += ["folder=yes", "home=yes", "enabled=yes", "active=yes"]
     more += [f"file={digest}  {path}" for path, digest in FILES.items()]
     more += [f"rows={'c' * 64}  /var/lib/covey/data/rows.jsonl"]
@@ -118,7 +119,7 @@ def test_a_new_board_gets_everything_and_one_that_is_ready_nothing() -> None:
 @pytest.mark.parametrize(
     ("lost", "expected"),
     [
-        ("environment", ["environment", "files", "start"]),
+        ("running", ["environment", "files", "start"]),
         ("set_up", ["start"]),
         ("active", ["start"]),
         ("enabled", ["start"]),
@@ -129,6 +130,12 @@ def test_a_new_board_gets_everything_and_one_that_is_ready_nothing() -> None:
 def test_what_an_interruption_left_out_is_done(lost: str, expected: list[str]) -> None:
     facts = installed()
     assert actions(replace(facts, words={key: word for key, word in facts.words.items() if key != lost})) == expected
+
+
+def test_a_version_that_a_rollout_has_brought_stays() -> None:
+    assert running_version(installed()) == "9.9"
+    assert running_version(facts_of()) is None
+    assert running_version(facts_of("running=bm9uc2Vuc2U=\nend=private\n")) is None
 
 
 def test_only_what_differs_is_changed() -> None:
@@ -171,9 +178,15 @@ def test_what_is_removed() -> None:
 
 
 def test_room_and_clock() -> None:
-    check_room(facts_of(opt_free_kib="1000"), 1_000_000)
+    check_room(facts_of(opt_free_kib="1000"), 500_000, 500_000)
     with pytest.raises(StorageError, match="2 MB are needed"):
-        check_room(facts_of(opt_free_kib="1000"), 2_000_000)
+        check_room(facts_of(opt_free_kib="1000"), 1_000_000, 1_000_000)
+    two = facts_of(opt_free_kib="1000", opt_disk="/dev/a", var_free_kib="2000", var_disk="/dev/b")
+    check_room(two, 1_000_000, 2_000_000)
+    with pytest.raises(StorageError, match="free for /opt/covey, and 2 MB"):
+        check_room(two, 2_000_000, 1_000_000)
+    with pytest.raises(StorageError, match="free for /var/lib/covey/update, and 3 MB"):
+        check_room(two, 1_000_000, 3_000_000)
     notes = plan_install(facts_of(now_s=str(NOW_S - 86400)), WANTED).notes
     assert any("-86400 s off" in note for note in notes)
 

@@ -13,8 +13,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.flash.debian import make_package
+from server.flash.debian import PACKAGE, make_package
 from server.flash.environment import Sources
+from server.flash.places import FIRST, RUNNING, SLOTS
 from tests.hil.board import debian
 from tests.hil.board.initramfs import make_initramfs
 from tests.hil.board.tools import TO_BUILD, require, require_root, run
@@ -23,7 +24,7 @@ CACHE = Path(".covey/board")
 """Where everything is kept, below the folder of the repository."""
 
 _REPOSITORY = Path(__file__).parents[3]
-_DISK_MIB = 1024
+_DISK_MIB = 1536
 _COVEY_UID = 900
 _OF_SYSTEM = ["tests/hil/board/debian.py", "tests/hil/board/initramfs.py"]
 
@@ -131,7 +132,7 @@ def _make_disk(work: Path, archive: Path, folder: Path) -> None:
         root / "etc/systemd/system/multi-user.target.wants/covey-edge.service",
         "/usr/lib/systemd/system/covey-edge.service",
     )
-    _compile(root, "opt/covey/env-a/lib")
+    _fill_slots(root)
     make_file_system(root, made / "disk.ext4", _DISK_MIB)
     shutil.rmtree(root)
     made.replace(folder)
@@ -150,6 +151,15 @@ def _add_service_user(root: Path) -> None:
     for path in (root / "var/lib/covey", root / "var/lib/covey/data"):
         path.mkdir(mode=0o750)
         shutil.chown(path, _COVEY_UID, _COVEY_UID)
+
+
+def _fill_slots(root: Path) -> None:
+    """Put the package's environment into the launcher's slots: what places.BEGIN_SCRIPT does on a board that runs."""
+    slots = root / SLOTS.lstrip("/")
+    shutil.copytree(root / PACKAGE.lstrip("/"), slots / FIRST, symlinks=True)
+    (root / RUNNING.lstrip("/")).symlink_to(FIRST)
+    _compile(root, f"{SLOTS}/{FIRST}/lib".lstrip("/"))
+    run(["chown", "-hR", f"{_COVEY_UID}:{_COVEY_UID}", slots])
 
 
 def _compile(root: Path, *folders: str) -> None:
