@@ -141,6 +141,9 @@ def _boards(args: argparse.Namespace, bundle_sha256: str) -> list[Board]:
         finally:
             ledger.close()
     announced = {device.device: device for device in known}
+    if len(announced) < len(known):
+        twice = sorted(name for name in announced if sum(device.device == name for device in known) > 1)
+        raise ConfigError(f"two fleets of {path} have a device {twice[0]}", "say which fleet: --fleet FLEET")
     if args.profile:
         found = []
         for name in args.profile:

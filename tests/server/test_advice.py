@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 from fleets import reviews, write_rows
-from profiles import made_profile
+from profiles import made_profile, payload_of
 
 from edge_runtime.bundle.memory_need import bytes_for, level_need
+from edge_runtime.errors import ConfigError
 from edge_runtime.protocol.profile_check import encode_profile
 from server.advice.findings import BACKPROP_RUNS, FORWARD_RUNS, LOST_BY_LEVEL, ForwardRun
 from server.cli import main
+from server.profiles.received import ProfileStore
 from server.serving.loaded_job import load_job
+from server.storage.ledger import LEDGER_FILE, Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -175,6 +178,35 @@ def test_every_board_of_the_folder_is_looked_at_where_none_is_named(
     )
 
 
+def test_devices_of_the_ledger_are_taken_with_what_they_announced_and_published(
+    advised: tuple[Bundle, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, rows = advised
+    ledger = Ledger(tmp_path / LEDGER_FILE, durable=False)
+    for name, kind, free in (("pi-1", "backprop", 1 << 33), ("pi-2", "forward-only", 1 << 33), ("pi-3", "backprop", 1)):
+        birth = {"capability": {"kind": kind, "levels": None, "bytes_free": free}}
+        ledger.device_born("default", name, json.dumps(birth))
+    store = ProfileStore("default", ledger)
+    store.manifests[bundle.sha256] = bundle.manifest
+    store.take("pi-1", payload_of(msgspec.structs.replace(made_profile(bundle), device="pi-1"), "pi-1"))
+    ledger.close()
+    found = _advise(capsys, bundle, rows, "--state-dir", str(tmp_path))["boards"]
+    assert [(board["board"], board["kind"]) for board in found] == [
+        ("pi-1", "backprop"),
+        ("pi-2", "forward-only"),
+        ("pi-3", "forward-only"),
+    ]
+    assert found[0]["seconds"]["value"] > 0
+    assert found[0]["board_memory"] == {"value": 1 << 33, "source": "free memory that the device announced"}
+    assert found[1]["because"] == "the device announced that it trains forward-only"
+    assert found[1]["seconds"]["value"] is None  # it has published no profile
+    assert "no profile of this board" in found[1]["lacks"][0]
+    Ledger(tmp_path / LEDGER_FILE, durable=False).device_born("other", "pi-1", "{}")
+    words = ["advise", "--model", str(bundle.path), "--data", str(rows), "--state-dir", str(tmp_path)]
+    assert main(words) == ConfigError.exit_code
+    assert "say which fleet" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("memory_bytes", [1 << 33, 1], ids=["backprop", "forward-only"])
 def test_the_job_that_it_writes_is_one_that_run_takes(
     advised: tuple[Bundle, Path], memory_bytes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -195,5 +227,5 @@ def test_a_model_that_was_not_exported_is_refused_with_the_command_that_exports_
     advised: tuple[Bundle, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "config.json").write_text("{}")
-    assert main(["advise", "--model", str(tmp_path), "--data", str(advised[1])]) == 3
+    assert main(["advise", "--model", str(tmp_path), "--data", str(advised[1])]) == ConfigError.exit_code
     assert "covey export --model" in capsys.readouterr().err
