@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add the server's commands."""
     from edge_runtime.commands.bundle import add_bundle_commands
+    from server.commands.advise import add_advise_command
     from server.commands.backup import add_backup_commands
     from server.commands.demo import add_demo_command
     from server.commands.devices import add_device_commands
@@ -62,6 +63,7 @@ def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     add_demo_command(commands)
     add_simulate(commands, lambda: stop_on_signals().is_set)
     add_profile_commands(commands, default_state_dir())
+    add_advise_command(commands)
     add_job_commands(commands)
     add_device_commands(commands)
     add_rollout_commands(commands)

@@ -6,7 +6,12 @@ CoveyError
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from edge_runtime.errors import CoveyError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class JobError(CoveyError):
@@ -25,6 +30,21 @@ class NoSuchJobError(JobError):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"there is no job {name}", "see: covey job list")
+
+
+class JobEndedError(JobError):
+    """A job that was followed has ended, and is not finished.
+
+    Args:
+        ended: its last event: ``job``, ``state`` and ``reason``.
+    """
+
+    def __init__(self, ended: Mapping[str, Any]) -> None:
+        reason = f": {ended['reason']}" if ended["reason"] else ""
+        look = f"see: covey job show {ended['job']}"
+        goes_on = "" if ended["state"] == "deleted" else f"; covey job resume {ended['job']} goes on with it"
+        super().__init__(f"job {ended['job']} is {ended['state']}{reason}", look + goes_on)
+        self.details = ended
 
 
 class RolloutError(JobError):

@@ -44,11 +44,12 @@ class NameDoubled(_Event, frozen=True, tag="name_doubled", kw_only=True):
 
 
 class RoundOpened(_Event, frozen=True, tag="round_opened", kw_only=True):
-    """A round was offered to devices."""
+    """A round was offered to devices; ``arms`` names what each of them is given, as ``job explain`` does."""
 
     round: int
     attempt: int
     devices: list[str]
+    arms: dict[str, str] = {}
 
 
 class ReportTaken(_Event, frozen=True, tag="report", kw_only=True):

@@ -92,21 +92,31 @@ class Client:
             raise _refusal(response.status_code, response.content)
         return response.text
 
-    def events(self, job: str) -> Iterator[dict[str, Any]]:
-        """Yield a job's events, from the oldest that the server has kept, until the job has ended.
+    def events(self, job: str, after: int) -> Iterator[tuple[int | None, dict[str, Any]]]:
+        """Yield a job's events with their numbers, until the job has ended; the event that says so has none.
+
+        Args:
+            job: name of the job.
+            after: events up to this number are left out; 0: from the oldest that the server has kept.
 
         Raises:
             NoServerError: no server answers, or it has ended.
             NoSuchJobError: there is no such job.
         """
-        timeout = httpx.Timeout(None, connect=_CONNECT_S)
-        with self._reaching(), self._http.stream("GET", f"{PREFIX}/jobs/{job}/events", timeout=timeout) as response:
+        timeout, path = httpx.Timeout(None, connect=_CONNECT_S), f"{PREFIX}/jobs/{job}/events"
+        stream = self._http.stream("GET", path, params={"after": after}, timeout=timeout)
+        with self._reaching(), stream as response:
             if response.is_error:
                 raise _refusal(response.status_code, response.read())
+            number: int | None = None
             for line in response.iter_lines():
-                if line.startswith("data: "):
+                if line.startswith("id: "):
+                    number = int(line.removeprefix("id: "))
+                elif line.startswith("data: "):
                     event: dict[str, Any] = json.loads(line.removeprefix("data: "))
-                    yield event
+                    yield number, event
+                elif not line:
+                    number = None
 
     @contextlib.contextmanager
     def _reaching(self) -> Iterator[None]:

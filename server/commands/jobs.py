@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,9 @@ _DEVICES = (
     "agreement",
 )
 
+_LOOK_S = 1.0
+"""Seconds between two looks at a watched job's figures, at least."""
+
 
 def add_job_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add ``job`` and its commands."""
@@ -62,7 +66,16 @@ def add_job_commands(commands: Commands[argparse.ArgumentParser]) -> None:
         ("resume", "go on with a job that was paused or stopped, or has failed", _change("resume")),
         ("stop", "stop a job at once; its closed rounds stay", _change("stop")),
     ):
-        _command(job, name, help_text, run).add_argument("job", help="name of the job")
+        one = _command(job, name, help_text, run)
+        one.add_argument("job", help="name of the job")
+        if name == "watch":
+            one.add_argument(
+                "--patience-s",
+                type=float,
+                default=600.0,
+                metavar="SECONDS",
+                help="how long a server may be away, as when it is started again (default: %(default)s)",
+            )
     compare = _command(job, "compare", "two jobs side by side", _compare)
     compare.add_argument("job", help="name of a job")
     compare.add_argument("other", help="name of another one")
@@ -135,24 +148,60 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _watch(args: argparse.Namespace) -> int:
-    """Follow a job's events until it is finished, paused, stopped or failed; Ctrl-C ends the watching alone."""
+    """Follow a job live until it is finished, paused, stopped or failed; Ctrl-C ends the watching alone.
+
+    On a terminal: a table of rounds, and what each device of the open round does. Elsewhere: lines, or JSON lines. The
+    exit code is 0 for a finished job, and 11 for one that ended otherwise. A server that is started again is waited
+    for.
+
+    covey job watch reviews
+    covey job watch reviews --format json | jq -r 'select(.event == "evaluated") | .accuracy'
+    """
+    import contextlib
+    import time
+
     import msgspec
 
-    from server.events import Event
-    from server.views.progress import watch
+    from server.client.client import NoServerError
+    from server.client.following import follow
+    from server.errors import JobEndedError
+    from server.events import Event, RoundClosed
+    from server.views.progress import shown
 
-    with open_client(args) as client:
-        job = client.get(f"/jobs/{args.job}")
-        with watch(args.job, job["rounds_wanted"], args.format) as observe:
-            ended: dict[str, Any] = {"state": job["state"], "reason": job["reason"]}
-            for event in client.events(args.job):
-                if event["event"] == "ended":
-                    ended = event
-                else:
-                    observe(msgspec.convert(event, Event))
-    reason = f": {ended['reason']}" if ended.get("reason") else ""
-    output.emit(args, ended, f"job {args.job} is {ended['state']}{reason}")
+    ended: dict[str, Any] = {}
+    looked_at = time.monotonic()
+    try:
+        with open_client(args) as client:
+            rounds = client.get(f"/jobs/{args.job}")["rounds_wanted"]
+            with shown(args.job, rounds, args.format) as now:
+
+                def connected(_summary: dict[str, Any]) -> None:
+                    now.restore(client.get(f"/jobs/{args.job}/history"))
+
+                for event in follow(client, args.job, args.patience_s, time.monotonic, time.sleep, connected, now.away):
+                    if event["event"] == "ended":
+                        ended = event
+                        continue
+                    seen = msgspec.convert(event, Event)
+                    now.observe(seen)
+                    if isinstance(seen, RoundClosed) and time.monotonic() - looked_at > _LOOK_S:
+                        looked_at = time.monotonic()
+                        with contextlib.suppress(NoServerError):  # then the events end too, and are asked for again
+                            now.restore(client.get(f"/jobs/{args.job}"))
+    except KeyboardInterrupt:
+        _say_it_goes_on(args.job)
+        raise
+    if ended["state"] != "finished":
+        raise JobEndedError(ended)
+    output.emit(args, ended, f"job {args.job} is finished")
     return 0
+
+
+def _say_it_goes_on(job: str) -> None:
+    print(
+        f"job {job} goes on without this view; look again: covey job watch {job}; end it: covey job stop {job}",
+        file=sys.stderr,
+    )
 
 
 def _change(verb: str) -> Callable[[argparse.Namespace], int]:

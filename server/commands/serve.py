@@ -12,6 +12,7 @@ from edge_runtime.errors import ConfigError
 from edge_runtime.notify import notifier_of
 from server.commands.shared_options import Commands, add_state_dir
 from server.commands.stopping import stop_on_signals
+from server.commands.tracing import add_traces, traced
 
 if TYPE_CHECKING:
     from server.serving.host import Host
@@ -24,6 +25,7 @@ def add_serve_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     for moved in ("--bundle", "--job"):
         serve.add_argument(moved, dest=f"moved_{moved[2:]}", help=argparse.SUPPRESS)
     add_addresses(serve)
+    add_traces(serve)
     serve.set_defaults(run=_serve)
     add_state_dir(serve)
     output.add_format(serve)
@@ -31,6 +33,7 @@ def add_serve_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     run.add_argument("--bundle", type=Path, required=True, help="the exported bundle")
     run.add_argument("--job", type=Path, required=True, metavar="job.toml", help="the job (docs/configuration.md)")
     add_addresses(run)
+    add_traces(run)
     run.set_defaults(run=_run)
     add_state_dir(run)
     output.add_format(run)
@@ -152,7 +155,7 @@ def _serve(args: argparse.Namespace) -> int:
     from server.views.progress import fleet_log
 
     stop, notifier = stop_on_signals(), notifier_of(os.environ, os.getpid())
-    with fleet_log(args.format) as (observe, say):
+    with fleet_log(args.format) as (shown, say), traced(args, os.environ, shown) as observe:
 
         def is_ready(host: Host) -> None:
             say(host.described())
@@ -179,8 +182,12 @@ def _run(args: argparse.Namespace) -> int:
 
     fitted, bundle = load_job(args.job, args.bundle)
     stop = stop_on_signals()
-    with watch(fitted.job.name, fitted.job.rounds, args.format) as observe:
-        summary = run_job(fitted, bundle, options, observe, stop.is_set)
+    name = fitted.job.name
+    with (
+        watch(name, fitted.job.rounds, args.format) as shown,
+        traced(args, os.environ, lambda _, event: shown(event)) as observe,
+    ):
+        summary = run_job(fitted, bundle, options, lambda event: observe(name, event), stop.is_set)
     if summary is None:
         return output.INTERRUPTED
     output.emit(args, {"event": "finished", **summary}, summary_text(summary))

@@ -19,12 +19,14 @@ class Feed:
 
     Args:
         kept: number of events that are kept of each job.
+        first: number of the first event. A server's next start gives a larger one, so that whoever follows a job goes
+            on behind the last event that it saw.
     """
 
-    def __init__(self, kept: int = _KEPT) -> None:
+    def __init__(self, kept: int = _KEPT, first: int = 1) -> None:
         self._kept = kept
         self._events: dict[str, collections.deque[tuple[int, Event]]] = {}
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(first)
         self._lock = threading.Lock()
 
     def put(self, job: str, event: Event) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import logging
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -86,7 +87,7 @@ class Supervisor:
         only: str | None = None,
     ) -> None:
         self.coordinator = coordinator
-        self.mailbox, self.feed = Mailbox(), Feed()
+        self.mailbox, self.feed = Mailbox(), Feed(first=time.time_ns() // 1000)
         self._ledger, self._prepare, self._clock = ledger, prepare, clock
         self._observe, self._should_stop, self._only = observe, should_stop, only
         self.errors: dict[str, Exception] = {}

@@ -9,6 +9,7 @@ import msgspec
 
 from edge_runtime.protocol.messages import RoundReport
 from server import events
+from server.bandit.arms import Arm
 from server.fleet.exclusion import rejection
 from server.job.job import enough_reports
 from server.rounds import state_machine
@@ -188,8 +189,15 @@ def begin_attempt(
     deadline_at = now + plan.deadline_s(job)
     enough = enough_reports(job, len(names))
     state = state_machine.open_round(drawn.index, drawn.attempt, names, deadline_at, job.min_reports, enough)
-    observe(events.RoundOpened(round=drawn.index, attempt=drawn.attempt, devices=names))
+    arms = {name: _arm_name(plan, name) for name in names}
+    observe(events.RoundOpened(round=drawn.index, attempt=drawn.attempt, devices=names, arms=arms))
     return OpenRound(job, ledger, observe, plan, state, now)
+
+
+def _arm_name(plan: RoundPlan, device: str) -> str:
+    if device in plan.levels:
+        return Arm("backprop", level=plan.levels[device]).name
+    return Arm("forward", split=plan.split, back_perturbations=plan.rule_of(device).back_perturbations).name
 
 
 def resume_attempt(job: Job, ledger: Ledger, observe: Observer, now: float) -> OpenRound | None:

@@ -1,0 +1,100 @@
+"""Results that the advice stands on: the tables of docs/results.md, as far as a choice depends on them.
+
+A test holds each of them against the runs in benchmarks/results.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from edge_runtime.bundle.manifest import Manifest, TaskKind
+
+METHODS_TABLE = "docs/results.md, Methods against each other"
+LEVELS_TABLE = "docs/results.md, Dropout levels, personal layers and hybrid rounds"
+
+
+@dataclass(frozen=True)
+class ForwardRun:
+    """A forward-only method's runs (mean of three seeds on test rows), and backprop's with the same forwards.
+
+    Attributes:
+        model: the model, as benchmarks/results/convergence.jsonl names it.
+        mode: what it trained.
+        name: name of the entry.
+        split_share: the split over the number of layers.
+        rounds: rounds of a run.
+        steps: local steps per round.
+        batch_size: rows per step.
+        back_perturbations: P2; P1 was 1.
+        learning_rate: the best on validation rows.
+        accuracy: held-out accuracy at the end, 0 … 1.
+        forwards_to_it: forward equivalents after which the mean accuracy reached ``accuracy``.
+        rival_accuracy: backprop's at the end; None: not run.
+        rival_forwards_to_it: forward equivalents after which backprop's reached ``accuracy``.
+    """
+
+    model: Literal["minilm", "smollm2"]
+    mode: Literal["lora", "full"]
+    name: str
+    split_share: float
+    rounds: int
+    steps: int
+    batch_size: int
+    back_perturbations: int
+    learning_rate: float
+    accuracy: float
+    forwards_to_it: float
+    rival_accuracy: float | None = None
+    rival_forwards_to_it: float | None = None
+
+
+@dataclass(frozen=True)
+class BackpropRun:
+    """Backpropagation at full depth, as benchmarks/results/droppeft.jsonl has it."""
+
+    model: Literal["minilm", "smollm2"]
+    rounds: int
+    steps: int
+    batch_size: int
+    learning_rate: float
+
+
+HEAD = ForwardRun("minilm", "lora", "spzo-head", 1.0, 16, 4, 16, 64, 0.1, 0.7200, 480.0, 0.7800, 320.0)
+MIDDLE = ForwardRun("minilm", "lora", "spzo", 4 / 6, 16, 2, 16, 4, 0.015, 0.6267, 560.0, 0.7800, 240.0)
+PROMPT = ForwardRun("smollm2", "lora", "spzo", 20 / 30, 8, 2, 8, 4, 0.1, 0.7083, 320.0, 0.8250, 160.0)
+FULL_HEAD = ForwardRun("minilm", "full", "spzo-head", 1.0, 16, 4, 16, 64, 0.009, 0.7600, 640.0)
+FULL_MIDDLE = ForwardRun("minilm", "full", "spzo", 4 / 6, 16, 2, 16, 4, 0.009, 0.6467, 640.0)
+FORWARD_RUNS = (HEAD, MIDDLE, PROMPT, FULL_HEAD, FULL_MIDDLE)
+
+BACKPROP_RUNS: dict[TaskKind, BackpropRun] = {
+    "classify-head": BackpropRun("minilm", 30, 4, 8, 0.003),
+    "classify-prompt": BackpropRun("smollm2", 6, 3, 8, 0.001),
+}
+
+LOST_BY_LEVEL: dict[TaskKind, dict[float, float]] = {
+    "classify-head": {4 / 6: 0.0321, 3 / 6: 0.0590, 2 / 6: 0.1026},
+    "classify-prompt": {15 / 30: 0.1972},
+}
+"""Accuracy below that of full depth, by the share of active layers, with exact draws."""
+
+
+def forward_run(manifest: Manifest) -> ForwardRun | None:
+    """Return the best forward-only runs of a task like the bundle's, at a split that it has; None: there are none."""
+    task, full = manifest.task.kind, manifest.train == "full"
+    if task == "classify-head":
+        at_head = manifest.model.layers in manifest.splits
+        if full:
+            return FULL_HEAD if at_head else FULL_MIDDLE
+        return HEAD if at_head else MIDDLE
+    return PROMPT if task == "classify-prompt" and not full else None
+
+
+def lost_at(task: TaskKind, level: int, layers: int) -> tuple[float, float] | None:
+    """Return the nearest measured share of active layers and the accuracy lost at it; None: nothing was measured."""
+    known = LOST_BY_LEVEL.get(task)
+    if not known:
+        return None
+    share = min(known, key=lambda measured: abs(measured - level / layers))
+    return share, known[share]

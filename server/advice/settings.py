@@ -1,0 +1,101 @@
+"""The job that an advice describes: its settings for a bundle, each with where it is from, and the file of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from server.advice.findings import BACKPROP_RUNS, LEVELS_TABLE, METHODS_TABLE, forward_run
+from server.job.fitted import fit_to_bundle
+from server.job.job import job_of
+
+if TYPE_CHECKING:
+    from edge_runtime.bundle.manifest import Manifest
+    from server.job.fitted import FittedJob
+
+_DEFAULTS = "the defaults of job.toml: nothing was measured for such a bundle"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A job for a bundle.
+
+    Attributes:
+        fields: the content of job.toml.
+        fitted: the same, decoded and fitted to the bundle.
+        forward_source: where the settings of forward-only devices are from.
+        backprop_source: where those of backprop devices are from; None: the job has none.
+    """
+
+    fields: dict[str, Any]
+    fitted: FittedJob
+    forward_source: str
+    backprop_source: str | None
+
+
+def settings_for(
+    manifest: Manifest, bundle_sha256: str, name: str, eval_file: str, cohort: int, *, backprop: bool
+) -> Settings:
+    """Return the settings that fit a bundle.
+
+    Args:
+        manifest: the bundle's.
+        bundle_sha256: the bundle's name.
+        name: name of the job.
+        eval_file: absolute path of the held-out rows.
+        cohort: reports per round; 0: one from every device.
+        backprop: whether devices that can do it train by backpropagation, where the bundle has graphs for that.
+
+    Raises:
+        ConfigError: the name is none for a job.
+    """
+    fields: dict[str, Any] = {"name": name, "eval_file": eval_file}
+    step: dict[str, Any] = {}
+    run, layers = forward_run(manifest), manifest.model.layers
+    forward_source = _DEFAULTS
+    if run is not None:
+        split = min(manifest.splits, key=lambda have: abs(have / layers - run.split_share))
+        fields |= {"rounds": run.rounds, "steps": run.steps, "batch_size": run.batch_size, "split": split}
+        step = {"front_perturbations": 1, "back_perturbations": run.back_perturbations}
+        step["learning_rate"] = run.learning_rate
+        forward_source = f"{METHODS_TABLE}: {run.name} on {run.model}"
+    if cohort:
+        fields["cohort"] = cohort
+    tables: dict[str, Any] = {"step": step} if step else {}
+    backprop_source = None
+    if backprop and manifest.levels and manifest.train == "lora":
+        measured = BACKPROP_RUNS.get(manifest.task.kind)
+        backprop_source, tables["stld"] = _DEFAULTS, {}
+        if measured is not None:
+            fields["rounds"] = measured.rounds
+            tables["stld"] = {
+                "steps": measured.steps,
+                "batch_size": measured.batch_size,
+                "learning_rate": measured.learning_rate,
+            }
+            backprop_source = f"{LEVELS_TABLE}: full on {measured.model}"
+    fields |= tables
+    fitted = fit_to_bundle(job_of(fields), manifest, bundle_sha256)
+    return Settings(fields, fitted, forward_source, backprop_source)
+
+
+def job_text(settings: Settings, deadline_s: int | None) -> str:
+    """Return job.toml, with comments that name the sources; ``deadline_s``: of a round, None: the default."""
+    plain = {key: value for key, value in settings.fields.items() if not isinstance(value, dict)}
+    if deadline_s is not None:
+        plain["deadline_s"] = deadline_s
+    lines = [
+        "# Written by covey advise. Sources:",
+        f"#   forward-only devices: {settings.forward_source}",
+        *([f"#   backprop devices: {settings.backprop_source}"] if settings.backprop_source is not None else []),
+        *_assignments(plain),
+    ]
+    for name, table in settings.fields.items():
+        if isinstance(table, dict):
+            lines += ["", f"[{name}]", *_assignments(table)]
+    return "\n".join(lines) + "\n"
+
+
+def _assignments(fields: dict[str, Any]) -> list[str]:
+    return [f"{key} = {json.dumps(value)}" for key, value in fields.items()]  # TOML writes such values as JSON does
