@@ -78,6 +78,7 @@ class DataConfig(RowFormat, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"transform is {self.transform!r}, which is not module:function")
 
 
-def how_rows(written: RowFormat, path: str) -> DataConfig:
-    """Return where rows are that are written so."""
-    return DataConfig(path, **{name: getattr(written, name) for name in RowFormat.__struct_fields__})
+def how_rows(written: RowFormat | None, path: str) -> DataConfig:
+    """Return where rows are that are written so; None: by the defaults."""
+    settings = RowFormat() if written is None else written
+    return DataConfig(path, **{name: getattr(settings, name) for name in RowFormat.__struct_fields__})
