@@ -72,7 +72,7 @@ CHANGES = (
     ),
     (
         "read another kind of data file",
-        ("edge_runtime/data/examples.py", "edge_runtime/data/csv_rows.py", "edge_runtime/data/json_lines.py"),
+        ("edge_runtime/data/sources.py", "edge_runtime/data/records.py"),
         "`covey-edge data check` (`edge_runtime/commands/data.py`) shows it to users",
     ),
     (

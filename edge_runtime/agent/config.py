@@ -8,6 +8,7 @@ import msgspec
 
 from edge_runtime.bundle.manifest import Runtime
 from edge_runtime.data.config import CORRECTIONS, DataConfig
+from edge_runtime.data.transform import beside
 from edge_runtime.device.eligibility import EligibilityRules
 from edge_runtime.engines.providers import CPU_ONLY, check_provider_names
 from edge_runtime.files.toml_file import read_toml
@@ -99,6 +100,7 @@ def read_edge_config(path: Path) -> EdgeConfig:
             config.data,
             path=str(base / config.data.path),
             corrections=str(base / (config.data.corrections or CORRECTIONS)),
+            transform=beside(config.data.transform, base),
         ),
     }
     if config.updates.own_rows is not None:

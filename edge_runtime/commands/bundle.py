@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge_runtime import output
+from edge_runtime.commands.bundle_show import add_bundle_looks
 
 if TYPE_CHECKING:
     import argparse
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def add_bundle_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``bundle verify``, which ``covey`` and ``covey-edge`` share."""
+    """Add ``bundle verify``, ``show`` and ``diff``, which ``covey`` and ``covey-edge`` share."""
     bundle = commands.add_parser("bundle", help="look at bundles").add_subparsers(required=True, metavar="COMMAND")
     verify = bundle.add_parser("verify", help="check a bundle", description=_bundle_verify.__doc__)
     verify.add_argument("bundle", type=Path)
@@ -27,6 +28,7 @@ def add_bundle_commands(commands: argparse._SubParsersAction[argparse.ArgumentPa
     add_engine_option(verify, "onnxruntime")
     output.add_format(verify)
     verify.set_defaults(run=_bundle_verify)
+    add_bundle_looks(bundle)
 
 
 def add_engine_option(parser: argparse.ArgumentParser, default: Runtime | None) -> None:

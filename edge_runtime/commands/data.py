@@ -6,19 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime import output
-from edge_runtime.bundle.manifest import CAUSAL_LM, Task
+from edge_runtime.bundle.manifest import CAUSAL_LM
 from edge_runtime.commands.data_add import add_data_add
-from edge_runtime.data.problems import counted, listed
 from edge_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping, Sequence
 
+    from edge_runtime.bundle.manifest import Task
     from edge_runtime.data.config import DataConfig
-    from edge_runtime.data.examples import Completion, Row
-    from edge_runtime.data.problems import Problems
-    from edge_runtime.data.rows import Loaded
 
 
 def add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -26,7 +22,7 @@ def add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentPars
     data = commands.add_parser("data", help="look at the private rows").add_subparsers(required=True, metavar="COMMAND")
     check = data.add_parser("check", help="check every row, line by line", description=_data_check.__doc__)
     check.add_argument("--config", type=Path, metavar="edge.toml", help="take file and fields from the configuration")
-    check.add_argument("--data", type=Path, help="the file (.jsonl or .csv), instead of the configuration's")
+    check.add_argument("--data", type=Path, help="the file or directory, instead of the configuration's")
     check.add_argument("--bundle", type=Path, help="take the labels from this bundle, and count tokens")
     check.add_argument("--labels", help="the labels, separated by commas, where there is no bundle yet")
     check.add_argument(
@@ -46,73 +42,45 @@ def add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentPars
         metavar="WRITTEN=LABEL",
         help="the label that the file writes otherwise; repeat it",
     )
+    check.add_argument(
+        "--transform", metavar="MODULE:FUNCTION", help="your own Python, which gets each row and returns the row to use"
+    )
     output.add_format(check)
     check.set_defaults(run=_data_check)
     add_data_add(data)
 
 
 def _data_check(args: argparse.Namespace) -> int:
-    """Check every row and say which lines are wrong; with a bundle, also how many tokens the rows have."""
+    """Check every row and say which lines are wrong, and what is probably not meant.
+
+    With a bundle, also how many tokens the rows have, and which are cut.
+
+    covey-edge data check --config edge.toml --bundle bundle
+    covey-edge data check --data reviews.csv --labels no,yes --delimiter ';' --text-field review
+    """
+    from edge_runtime.commands.data_check import Checked, report_of
+
     data, task = _config_of(args), _task_of(args)
     if not data.path:
         raise ConfigError("no file to check", "give --config edge.toml or --data FILE")
-    if task is None:
-        rows, skipped, notes = _read(args, data)
-        counts = None if args.task == CAUSAL_LM else _counts(rows, _labels(args))
-        tokens: dict[str, object] = {}
-        token_lines: list[str] = []
-    else:
+    if task is not None:
         from edge_runtime.bundle.folder import open_bundle
         from edge_runtime.data.rows import load, special_token_counts
 
         bundle = open_bundle(args.bundle)
         loaded = load(bundle, data)
-        rows, skipped, notes = loaded.used, loaded.skipped, loaded.notes
-        counts = None if task.kind == CAUSAL_LM else _counts(rows, task.labels)
-        tokens, token_lines = _tokens_of(loaded, task, special_token_counts(bundle, loaded.used))
-    result: dict[str, object] = {"path": data.path, "rows": len(rows)}
-    result |= {} if counts is None else {"labels": counts}
-    left_out = [{"line": line, "why": fault.what} for line, fault in skipped]
-    result |= {name: found for name, found in (("skipped", left_out), ("notes", list(notes))) if found} | tokens
-    found = "all good" if not skipped else f"and {counted(len(skipped), 'row')} left out, because Covey cannot use them"
-    lines = [f"{data.path}: {counted(len(rows), 'row')}, {found}", *(f"  {line}" for line in listed(skipped))]
-    lines += [f"  {note}" for note in notes]
-    lines += [f"  {label}: {count}" for label, count in (counts or {}).items()]
-    output.emit(args, result, "\n".join(lines + token_lines))
+        labels = None if task.kind == CAUSAL_LM else task.labels
+        special = special_token_counts(bundle, loaded.used)
+        checked = Checked(data, labels, loaded, loaded.own, loaded, task.max_tokens, special)
+    else:
+        from edge_runtime.data.examples import Reading, read_examples, read_prompts
+
+        labels = None if args.task == CAUSAL_LM else _labels(args)
+        reading: Reading[Any] = read_prompts(data) if labels is None else read_examples(data, labels)
+        checked = Checked(data, labels, reading, len(reading.rows))
+    values, lines = report_of(checked)
+    output.emit(args, values, "\n".join(lines))
     return 0
-
-
-def _tokens_of(loaded: Loaded, task: Task, special: Mapping[str, int]) -> tuple[dict[str, object], list[str]]:
-    """Return how long the rows are in tokens, how many were cut, and which special tokens stand in how many of them.
-
-    Returns:
-        The same as values and as lines of text.
-    """
-    lengths = sorted(len(ids) for ids in loaded.rows.tokens)
-    median, longest = lengths[len(lengths) // 2], lengths[-1]
-    full = sum(length >= task.max_tokens for length in lengths)
-    values = {"tokens_median": median, "tokens_max": longest, "rows_at_max_tokens": full, "cut_texts": loaded.cut_texts}
-    lines = [f"  tokens: median {median}, longest {longest}; {full} rows reach the limit of {task.max_tokens}"]
-    if loaded.cut_texts:
-        lines.append(f"  {counted(loaded.cut_texts, 'row')} so long that only a part of the text was tokenised")
-    lines += [
-        f"  special token {token} stands in {counted(count, 'row')}: the model reads it as that token, not as text"
-        for token, count in special.items()
-    ]
-    return values | {"special_tokens": dict(special)}, lines
-
-
-def _read(
-    args: argparse.Namespace, data: DataConfig
-) -> tuple[Sequence[Row] | Sequence[Completion], Problems, Sequence[str]]:
-    """Return the rows, those left out, and what was recognised, without a bundle."""
-    from edge_runtime.data.examples import read_examples, read_prompts
-
-    if args.task == CAUSAL_LM:
-        prompts = read_prompts(data)
-        return prompts.rows, prompts.skipped, prompts.notes
-    examples = read_examples(data, _labels(args))
-    return examples.rows, examples.skipped, examples.notes
 
 
 def _labels(args: argparse.Namespace) -> list[str]:
@@ -120,12 +88,6 @@ def _labels(args: argparse.Namespace) -> list[str]:
     if len(labels) < 2:
         raise ConfigError("the labels are not known", "give --bundle BUNDLE or --labels A,B")
     return labels
-
-
-def _counts(rows: Sequence[Row] | Sequence[Completion], labels: Sequence[str]) -> dict[str, int]:
-    from edge_runtime.data.examples import Row, label_counts
-
-    return label_counts([row for row in rows if isinstance(row, Row)], labels)
 
 
 def _config_of(args: argparse.Namespace) -> DataConfig:
@@ -138,10 +100,22 @@ def _config_of(args: argparse.Namespace) -> DataConfig:
 
     from edge_runtime.agent.config import read_edge_config
     from edge_runtime.data.config import DataConfig
+    from edge_runtime.data.transform import beside
 
     data = read_edge_config(args.config).data if args.config else DataConfig(path="")
-    names = ("text_field", "label_field", "prompt_field", "completion_field", "encoding", "delimiter", "quote")
+    names = (
+        "text_field",
+        "label_field",
+        "prompt_field",
+        "completion_field",
+        "encoding",
+        "delimiter",
+        "quote",
+        "transform",
+    )
     changes: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name)}
+    if args.transform:
+        changes["transform"] = beside(args.transform, args.config.resolve().parent if args.config else Path.cwd())
     if args.columns:
         changes["columns"] = [name.strip() for name in args.columns.split(",")]
     if args.label_name:

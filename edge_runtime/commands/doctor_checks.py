@@ -200,7 +200,7 @@ def _state(state_dir: Path) -> Finding:
 def _data(config: EdgeConfig, broken: Sequence[str]) -> Finding:
     """Check the rows: with the current bundle as ``run`` does, before the first round that there are any."""
     path, values = Path(config.data.path), {"path": config.data.path}
-    if not path.is_file():
+    if not path.exists():
         error = ConfigError(f"no data file at {path}", "set [data] path in the configuration")
         return problem("data", error, values)
     if broken:
@@ -219,8 +219,11 @@ def _data(config: EdgeConfig, broken: Sequence[str]) -> Finding:
 
 def _unchecked(path: Path, values: dict[str, Any]) -> Finding:
     try:
-        with path.open("rb") as file:
-            is_empty = not any(line.strip() for line in file)
+        if path.is_dir():
+            is_empty = not any(path.iterdir())
+        else:
+            with path.open("rb") as file:
+                is_empty = not any(line.strip() for line in file)
     except OSError as error:
         return problem("data", DataError(f"cannot read {path}: {error.strerror}", "check its permissions"), values)
     if is_empty:

@@ -151,7 +151,7 @@ def _require_parts(config: EdgeConfig) -> None:
     from edge_runtime.perturbation.kernel import kernel
     from edge_runtime.store.state_check import check_state_writable
 
-    if not Path(config.data.path).is_file():
+    if not Path(config.data.path).exists():
         raise ConfigError(f"no data file at {config.data.path}", "set [data] path in the configuration")
     kernel()  # a wrong COVEY_KERNEL
     check_state_writable(Path(config.state_dir))

@@ -1,4 +1,4 @@
-"""``[data]`` of edge.toml: where the private rows are, and how their file is to be read."""
+"""``[data]`` of edge.toml: where the private rows are, and how they are written."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ CORRECTIONS = "corrections.jsonl"
 _NAMED_DELIMITERS = {"tab": "\t", "\\t": "\t"}
 
 
-class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the device's private rows are, and how they are written.
+class RowFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How rows are written; ``[data]`` of edge.toml and ``[eval_data]`` of job.toml have these settings.
 
     Attributes:
-        path: a ``.jsonl``, ``.csv`` or ``.tsv`` file; relative to the configuration file.
         text_field: name of the field or column with the text.
         label_field: name of the field or column with the label (a label's name, or its index).
         prompt_field: causal-lm: name of the field or column with the prompt.
@@ -27,12 +26,8 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         quote: CSV: the character around a text; ``auto``: a double quote, or a single one where only that fits.
         columns: CSV without a header line: the names of its columns, in order; empty: the first line is the header.
         label_names: what the file writes for a label, and the label that it means; it comes before names and indexes.
-        corrections: rows that were added on the device (corrections.py), a ``.jsonl`` file relative to the
-            configuration file, which need not be there; edge.toml without it: ``corrections.jsonl``. Empty: none.
-        most_corrections: so many are kept, the newest ones.
     """
 
-    path: str
     text_field: str = "text"
     label_field: str = "label"
     prompt_field: str = "prompt"
@@ -42,15 +37,11 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quote: str = AUTO
     columns: list[str] = []
     label_names: dict[str, str] = {}
-    corrections: str = ""
-    most_corrections: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
 
     def __post_init__(self) -> None:
         for field, value in (("delimiter", self.delimiter_character), ("quote", self.quote)):
             if value != AUTO and (len(value) != 1 or value in "\r\n"):
                 raise ValueError(f"{field} is {value!r}, which is not one character")
-        if self.corrections and not self.corrections.endswith(".jsonl"):
-            raise ValueError(f"corrections is {self.corrections!r}, which does not end in .jsonl")
         if self.quote != AUTO and self.quote == self.delimiter_character:
             raise ValueError(f"delimiter and quote are both {self.quote!r}")
 
@@ -58,3 +49,36 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def delimiter_character(self) -> str:
         """The delimiter itself, or ``auto``."""
         return _NAMED_DELIMITERS.get(self.delimiter, self.delimiter)
+
+
+class DataConfig(RowFormat, frozen=True, forbid_unknown_fields=True):
+    """Where the device's private rows are, and how they are written; RowFormat has the other fields.
+
+    Attributes:
+        path: a ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file, or a directory with a folder of text
+            files for each label; relative to the configuration file.
+        transform: ``module:function`` of the owner's own Python, which gets each row and returns the row to use, or
+            None to leave it out; see transform.py. Empty: rows are used as they are.
+        corrections: rows that were added on the device (corrections.py), a ``.jsonl`` file relative to the
+            configuration file, which need not be there; edge.toml without it: ``corrections.jsonl``. Empty: none.
+        most_corrections: so many are kept, the newest ones.
+    """
+
+    path: str
+    transform: str = ""
+    corrections: str = ""
+    most_corrections: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.corrections and not self.corrections.endswith(".jsonl"):
+            raise ValueError(f"corrections is {self.corrections!r}, which does not end in .jsonl")
+        module, colon, function = self.transform.rpartition(":")
+        if self.transform and not (module and colon and function.isidentifier()):
+            raise ValueError(f"transform is {self.transform!r}, which is not module:function")
+
+
+def how_rows(written: RowFormat | None, path: str) -> DataConfig:
+    """Return where rows are that are written so; None: by the defaults."""
+    settings = RowFormat() if written is None else written
+    return DataConfig(path, **{name: getattr(settings, name) for name in RowFormat.__struct_fields__})

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime.data.config import AUTO
 from edge_runtime.data.fields import folded, likely_names, shown
+from edge_runtime.data.problems import setting
 from edge_runtime.data.text_file import MARK
 from edge_runtime.errors import DataError
 
@@ -51,6 +52,13 @@ class Dialect:
     header_line: int
     first_line: int
 
+    @property
+    def words(self) -> str:
+        """What it is, for the user."""
+        where = f"header in line {self.header_line}" if self.header_line else "no header; columns says the names"
+        quotes = {'"': "double quotes", "'": "single quotes"}.get(self.quote, f"quotes {self.quote!r}")
+        return f"CSV, {_NAMES.get(self.delimiter, repr(self.delimiter))} between columns, {quotes}, {where}"
+
     def values(self, lines: Iterator[str]) -> Iterator[list[str]]:
         """Yield the values of each record; an unclosed quote is a csv.Error."""
         return values(lines, self.delimiter, self.quote)
@@ -69,7 +77,8 @@ def recognise(
     Args:
         file: the file.
         data: its delimiter, quote and columns, where the user says them.
-        wanted: names of the columns that rows need, by the setting of [data] that says the name.
+        wanted: names of the columns that rows need, by the setting of [data] that says the name; empty: the first
+            line is the header, whatever it says.
         is_label: whether a value is a label, by which a first row is told from a header.
 
     Raises:
@@ -88,9 +97,13 @@ def recognise(
     if data.columns:
         delimiter, quote = _fitting(text, pairs, len(data.columns))
         header, header_line = tuple(data.columns), 0
+    elif not wanted:
+        delimiter, quote = _fitting(text, pairs, 0)
+        header, header_line = tuple(_first_row(text, (delimiter, quote))), first
     else:
         delimiter, quote, header = _by_header(text, pairs, tuple(wanted.values()))
         header_line = first
+        _check_settings(file.path, data, header, wanted, text)
         _check_header(file.path, first, header, wanted, is_label, lambda: _first_row(text, _fitting(text, pairs, 0)))
     _check_repeated(file.path, header_line, header, wanted)
     if data.quote == AUTO and quote == '"' and _single_quoted(text, delimiter, len(header)):
@@ -161,6 +174,31 @@ def _first_row(text: Callable[[], Iterator[str]], pair: tuple[str, str]) -> list
         return next(values(text(), *pair), [])
     except csv.Error:
         return []
+
+
+def _check_settings(
+    path: Path,
+    data: DataConfig,
+    header: tuple[str, ...],
+    wanted: Mapping[str, str],
+    text: Callable[[], Iterator[str]],
+) -> None:
+    """Refuse a delimiter or a quote that the user has set where another one gives the wanted columns."""
+    if (data.delimiter, data.quote) == (AUTO, AUTO) or all(field in header for field in wanted.values()):
+        return
+    pairs = list(itertools.product(_DELIMITERS, ('"', "'")))
+    delimiter, quote, others = _by_header(text, pairs, tuple(wanted.values()))
+    if not all(field in others for field in wanted.values()):
+        return
+    found = {"delimiter": "tab" if delimiter == "\t" else delimiter, "quote": quote}
+    wrong = [(name, value) for name, value in found.items() if getattr(data, name) not in (AUTO, value)]
+    said = " and ".join(f"{name} is {getattr(data, name)!r}" for name, _ in wrong)
+    raise DataError(
+        f"{path}: {said}, with which the header has no {' and no '.join(map(repr, wanted.values()))}\n"
+        f"  likely: {_NAMES[delimiter]} separates its columns, and its quotes are {quote}",
+        setting(wrong),
+        facts=f"its {' and '.join(name for name, _ in wrong)} is another one than its configuration says",
+    )
 
 
 def _check_header(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime.data.csv_dialect import recognise
 from edge_runtime.data.problems import NUL_BYTES, NUL_MARK, Fault, Likely, setting
+from edge_runtime.data.records import Records
 from edge_runtime.data.text_file import without_mark
 from edge_runtime.errors import DataError
 
@@ -25,6 +26,9 @@ LIKELY = {
     )
 }
 """What is likely to be behind a kind of fault."""
+
+
+IS_HEADER = "it is a header, with the names that columns has: the file needs no columns"
 
 
 class _Lines:
@@ -46,8 +50,8 @@ class _Lines:
 
 def csv_records(
     file: TextFile, data: DataConfig, wanted: Mapping[str, str], is_label: Callable[[str], bool]
-) -> Iterator[tuple[int, dict[str, str] | Fault]]:
-    """Yield the line in which each row begins, and its values by column, or what is wrong with the row.
+) -> Records:
+    """Return a file's rows by the line in which each begins, with their values by column.
 
     Args:
         file: the file.
@@ -60,7 +64,11 @@ def csv_records(
     """
     dialect = recognise(file, data, wanted, is_label)
     if dialect is None:
-        return
+        return Records(iter(()), "an empty file", file.notes)
+    return Records(_rows(file, dialect), dialect.words, file.notes)
+
+
+def _rows(file: TextFile, dialect: Dialect) -> Iterator[tuple[int, dict[str, str] | Fault]]:
     lines = _Lines(file, dialect.first_line)
     reader = dialect.values(iter(lines))
     is_header = dialect.header_line > 0
@@ -87,8 +95,8 @@ def _row(record: list[str], dialect: Dialect) -> dict[str, str] | Fault:
         record = record[:-1]  # a delimiter at the end of the line
     if len(record) > len(header):
         return Fault("more values than columns", "columns")
-    if dialect.header_line and tuple(record) == header:
-        return Fault("it repeats the header", "header", is_skipped=True)
+    if tuple(record) == header:
+        return Fault("it repeats the header" if dialect.header_line else IS_HEADER, "header", is_skipped=True)
     return dict(zip(header, record, strict=False))
 
 

@@ -11,20 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
-from edge_runtime.data import csv_rows, json_lines
+from edge_runtime.data import csv_rows, json_lines, transform
 from edge_runtime.data.config import DataConfig
-from edge_runtime.data.csv_rows import csv_records
 from edge_runtime.data.fields import likely_names
-from edge_runtime.data.json_lines import json_records
 from edge_runtime.data.labels import check_names, label_index, likely_mistake, spelling
-from edge_runtime.data.problems import Fault, Likely, commonest, damage, none_usable, refusal, setting
-from edge_runtime.data.text_file import open_text
-from edge_runtime.errors import DataError
+from edge_runtime.data.problems import Fault, Likely, Places, commonest, damage, none_usable, refusal, setting
+from edge_runtime.data.sources import open_records
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from edge_runtime.data.problems import Problems
+    from edge_runtime.data.records import Records
 
 __all__ = [
     "Completion",
@@ -37,8 +35,6 @@ __all__ = [
     "read_prompts",
     "read_rows",
 ]
-
-_JSON, _CSV = (".jsonl", ".ndjson", ".json"), (".csv", ".tsv")
 
 RowT = TypeVar("RowT")
 Explain: TypeAlias = "Callable[[Problems, bool], Likely | None]"
@@ -63,19 +59,23 @@ class Completion:
 
 @dataclass(frozen=True)
 class Reading(Generic[RowT]):
-    """A file's rows and what was found beside them.
+    """A source's rows and what was found beside them.
 
     Attributes:
         rows: the rows that can be used, at least one.
-        lines: the line in which each of them begins.
-        skipped: the rows that were left out, by line.
+        lines: the line in which each of them begins; in other sources than JSON Lines and CSV, what places counts.
+        skipped: the rows that were left out, by the same numbers.
         notes: what was recognised, as half sentences for the user (the encoding, the delimiter).
+        places: what the numbers count.
+        form: what the source is, half a sentence for the user.
     """
 
     rows: list[RowT]
     lines: list[int]
     skipped: Problems
     notes: list[str]
+    places: Places
+    form: str
 
 
 def read_rows(path: Path, labels: Sequence[str], text_field: str = "text", label_field: str = "label") -> list[Row]:
@@ -91,11 +91,10 @@ def read_completions(
 
 
 def read_examples(data: DataConfig, labels: Sequence[str]) -> Reading[Row]:
-    """Read and check a file of labelled texts.
+    """Read and check labelled texts.
 
     Args:
-        data: the file, a ``.jsonl`` (also ``.json``, ``.ndjson``) or ``.csv`` (also ``.tsv``) file, and how to read it.
-            Blank lines are skipped.
+        data: the source (sources.py says which there are), and how to read it. Blank lines are skipped.
         labels: names of the labels; a row gives a name, an index, or what ``data.label_names`` says.
 
     Raises:
@@ -136,7 +135,7 @@ def read_examples(data: DataConfig, labels: Sequence[str]) -> Reading[Row]:
             setting([("text_field", label_field), ("label_field", text_field)]),
         ),
     }
-    records = _records(data, wanted, lambda cell: cell != "" and index(cell) >= 0)
+    records = open_records(data, wanted, lambda cell: cell != "" and index(cell) >= 0)
     needed = f"{text_field!r} and {label_field!r} (one of {', '.join(labels)})"
     return _read(Path(data.path), records, row, wanted, needed, likely)
 
@@ -165,7 +164,7 @@ def read_prompts(data: DataConfig) -> Reading[Completion]:
         return Completion(record[data.prompt_field], record[data.completion_field])
 
     wanted = {"prompt_field": data.prompt_field, "completion_field": data.completion_field}
-    records = _records(data, wanted, lambda _cell: False)
+    records = open_records(data, wanted, lambda _cell: False)
     return _read(Path(data.path), records, row, wanted, " and ".join(repr(field) for field in fields), {})
 
 
@@ -175,32 +174,9 @@ def label_counts(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, int]:
     return {label: counts[index] for index, label in enumerate(labels)}
 
 
-@dataclass(frozen=True)
-class _Records:
-    """The records of a file, each with its line, and the notes on the file, complete once the records are read."""
-
-    records: Iterator[tuple[int, Mapping[str, Any] | Fault]]
-    notes: list[str]
-
-
-def _records(data: DataConfig, wanted: Mapping[str, str], is_label: Callable[[str], bool]) -> _Records:
-    path = Path(data.path)
-    kind = path.suffix.lower()
-    if kind not in (*_JSON, *_CSV):
-        raise DataError(
-            f"{path}: unknown kind of file {path.suffix!r}",
-            "give a .jsonl or a .csv file",
-            facts="its file is of an unknown kind",
-        )
-    file = open_text(path, data.encoding)
-    if kind in _JSON:
-        return _Records(json_records(file, tuple(wanted.values())), file.notes)
-    return _Records(csv_records(file, data, wanted, is_label), file.notes)
-
-
 def _read(  # wide: what differs between the two kinds of rows
     path: Path,
-    source: _Records,
+    source: Records,
     row_of: Callable[[Mapping[str, Any]], RowT | Fault],
     wanted: Mapping[str, str],
     needed: str,
@@ -211,7 +187,7 @@ def _read(  # wide: what differs between the two kinds of rows
     lines: list[int] = []
     wrong: Problems = []
     skipped: Problems = []
-    for line, record in source.records:
+    for line, record in source.items:
         row = record if isinstance(record, Fault) else row_of(record)
         if isinstance(row, Fault):
             (skipped if row.is_skipped else wrong).append((line, row))
@@ -220,10 +196,10 @@ def _read(  # wide: what differs between the two kinds of rows
             lines.append(line)
     total = len(rows) + len(wrong) + len(skipped)
     if wrong:
-        raise refusal(path, wrong, total, needed, _likely(wrong, total, wanted, likely))
+        raise refusal(path, wrong, source.places, total, needed, _likely(wrong, total, wanted, likely))
     if not rows:
-        raise none_usable(path, skipped, needed)
-    return Reading(rows, lines, skipped, source.notes)
+        raise none_usable(path, skipped, source.places, needed)
+    return Reading(rows, lines, skipped, source.notes, source.places, source.form)
 
 
 def _likely(wrong: Problems, total: int, wanted: Mapping[str, str], explain: Mapping[str, Explain]) -> Likely | None:
@@ -238,7 +214,7 @@ def _likely(wrong: Problems, total: int, wanted: Mapping[str, str], explain: Map
         return likely_names(seen, wanted) if is_most and seen else None
     if kind in explain:
         return explain[kind](of_kind, is_most)
-    return (csv_rows.LIKELY | json_lines.LIKELY).get(kind)
+    return (csv_rows.LIKELY | json_lines.LIKELY | transform.LIKELY).get(kind)
 
 
 def _missing(record: Mapping[str, Any], fields: Sequence[str]) -> Fault | None:

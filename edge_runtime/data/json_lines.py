@@ -1,17 +1,19 @@
-"""JSON Lines: one object a line. What is JSON of another shape is named as such, in one sentence."""
+"""JSON Lines: one object a line. A file whose first line begins a larger document is read as that document."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
 
+from edge_runtime.data.json_document import document_records
+from edge_runtime.data.json_objects import checked, with_repeated
 from edge_runtime.data.problems import NUL_BYTES, Fault, Likely
-from edge_runtime.data.text_file import without_mark
-from edge_runtime.errors import DataError, cause_of
+from edge_runtime.data.records import Records
+from edge_runtime.data.text_file import MARK, without_mark
+from edge_runtime.errors import cause_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from edge_runtime.data.text_file import TextFile
 
@@ -31,58 +33,39 @@ LIKELY = {
 """What is likely to be behind a kind of fault."""
 
 
-class _Object(dict[str, Any]):
-    """A JSON object that knows which of its keys came more than once."""
-
-    repeated: frozenset[str] = frozenset()
-
-
-def json_records(file: TextFile, fields: Sequence[str]) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
-    """Yield the line number and the object of each line, or what is wrong with the line; blank lines are left out.
+def json_records(file: TextFile, fields: Sequence[str]) -> Records:
+    """Return the objects of a JSON file: one a line, or, where its first line shows it, those of one document.
 
     Args:
-        file: the file.
+        file: the file. Blank lines are left out.
         fields: names of the fields that must not come twice.
 
     Raises:
-        DataError: the file is one JSON document (an array, or objects over several lines), or see TextFile.lines.
+        DataError: see TextFile.lines, and json_document.document_records.
     """
-    is_first = True
+    lines = (line.lstrip(MARK) for _, line in file.lines())
+    if _is_document(next((line for line in lines if line.strip()), "")):
+        return document_records(file, fields)
+    return Records(_by_line(file, fields), "JSON Lines", file.notes)
+
+
+def _by_line(file: TextFile, fields: Sequence[str]) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
     for number, raw in file.lines():
         line = without_mark(number, raw, file.notes)
-        if not line.strip():
-            continue
-        record = _record(line, fields)
-        if is_first:
-            _check_shape(file.path, number, line, record)
-            is_first = False
-        yield number, record
+        if line.strip():
+            yield number, _record(line, fields)
 
 
 def _record(line: str, fields: Sequence[str]) -> dict[str, Any] | Fault:
     if "\0" in line:
         return NUL_BYTES
     try:
-        record = json.loads(line, object_pairs_hook=_object)
+        record = json.loads(line, object_pairs_hook=with_repeated)
     except RecursionError:
         return Fault("it nests too deeply to be read", "deep", is_skipped=True)
     except Exception as error:  # noqa: BLE001 a border: whatever the decoder raises is a fault of the line
         return _not_json(line, cause_of(error))
-    if not isinstance(record, _Object):
-        kind = "array" if isinstance(record, list) else "shape"
-        return Fault(f"not a JSON object but {type(record).__name__}", kind)
-    twice = [field for field in fields if field in record.repeated]
-    if twice:
-        return Fault(f"{twice[0]!r} comes twice", "repeated")
-    return record
-
-
-def _object(pairs: list[tuple[str, Any]]) -> _Object:
-    made = _Object(pairs)
-    if len(made) != len(pairs):
-        names = [name for name, _ in pairs]
-        made.repeated = frozenset(name for name in made if names.count(name) > 1)
-    return made
+    return checked(record, fields)
 
 
 def _not_json(line: str, cause: str) -> Fault:
@@ -92,30 +75,17 @@ def _not_json(line: str, cause: str) -> Fault:
     return Fault(f"not JSON: {cause}", "python" if text.startswith("{'") else "json")
 
 
-def _check_shape(path: Path, number: int, line: str, first: dict[str, Any] | Fault) -> None:
-    """Refuse a document that is no JSON Lines, by its first line.
-
-    Raises:
-        DataError: it is.
-    """
-    if isinstance(first, dict) or first.is_skipped:
-        return
+def _is_document(line: str) -> bool:
+    """Whether a file's first line is not a whole row: it begins an array of objects, or an object of several lines."""
     text = line.strip()
-    if text.startswith("["):
-        try:
-            values = json.loads(text)
-        except Exception:  # noqa: BLE001 an array that goes on in the next line
-            values = [{}]
-        if any(isinstance(value, dict) for value in values):
-            raise DataError(
-                f"{path} is one JSON array (it begins in line {number}), not JSON Lines: one object a line",
-                "write one object a line, without brackets around them and commas between: "
-                f"jq -c '.[]' {path.name} > rows.jsonl",
-                facts=f"it is one JSON array, from line {number} on",
-            )
     if text == "{":
-        raise DataError(
-            f"{path} has JSON objects over several lines (the first begins in line {number}), not one object a line",
-            f"write each object on one line: jq -c . {path.name} > rows.jsonl",
-            facts=f"it has objects over several lines, from line {number} on",
-        )
+        return True
+    if not text.startswith("["):
+        return False
+    try:
+        values = json.loads(text)
+    except RecursionError:
+        return False  # a row like others: it is left out
+    except ValueError:
+        return True  # an array that goes on in the next line
+    return any(isinstance(value, dict) for value in values)

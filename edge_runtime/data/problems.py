@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import DataError
@@ -47,7 +47,47 @@ HALF_CHARACTER = Fault("it has half a character; a cut emoji leaves one (a lone 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 Problems = list[tuple[int, Fault]]
-"""Line numbers, from 1, each with its fault."""
+"""Numbers of rows, from 1, each with its fault; Places says what they count."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """What the numbers of a source's rows count, and how a message names one row.
+
+    Attributes:
+        noun: what is counted: ``line``, ``row`` (Parquet), ``object`` (one JSON document), ``file`` (a directory).
+        names: what says more than the number, by number: names[0] is that of number 1. They are complete once the
+            source was read, and stay on the device: a file's name may be private. Empty: the numbers say all.
+    """
+
+    noun: str = "line"
+    names: list[str] = field(default_factory=list)
+
+    def one(self, number: int) -> str:
+        """Return the name of one place: ``line 3``, ``object 3 (line 12)``, ``good/review.txt``."""
+        return self.names[number - 1] if self.names else f"{self.noun} {number}"
+
+    def first_of(self, numbers: Sequence[int]) -> str:
+        """Return the first of some places: ``lines 3, 5 and 7 more``. Only numbers: it may leave the device."""
+        noun = self.noun if len(numbers) == 1 else f"{self.noun}s"
+        return f"{noun} {_some([str(number) for number in numbers])}"
+
+    def names_of(self, numbers: Sequence[int]) -> str:
+        """Return the first of some places by their names, for whoever may see the rows."""
+        return _some([self.one(number) for number in numbers]) if self.names else self.first_of(numbers)
+
+
+LINES = Places()
+
+
+def _some(words: Sequence[str]) -> str:
+    more = len(words) - SHOWN_PROBLEMS
+    return ", ".join(words[:SHOWN_PROBLEMS]) + (f" and {more} more" if more > 0 else "")
+
+
+def numbers_of(problems: Problems) -> list[int]:
+    """Return the numbers of problems."""
+    return [number for number, _ in problems]
 
 
 def damage(text: str) -> Fault | None:
@@ -60,49 +100,44 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
-def lines_of(problems: Problems) -> str:
-    """Return the first line numbers of problems: ``line 3``, ``lines 3, 5 and 7 more``."""
-    shown = ", ".join(str(line) for line, _ in problems[:SHOWN_PROBLEMS])
-    more = f" and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
-    return f"{'lines' if len(problems) > 1 else 'line'} {shown}{more}"
-
-
-def listed(problems: Problems) -> list[str]:
+def listed(problems: Problems, places: Places = LINES) -> list[str]:
     """Return the first problems, one line of text each, and how many more there are."""
-    lines = [f"line {line}: {fault.what}" for line, fault in problems[:SHOWN_PROBLEMS]]
+    lines = [f"{places.one(number)}: {fault.what}" for number, fault in problems[:SHOWN_PROBLEMS]]
     more = len(problems) - SHOWN_PROBLEMS
     return [*lines, f"… and {more} more"] if more > 0 else lines
 
 
-def refusal(path: Path, wrong: Problems, total: int, wanted: str, likely: Likely | None) -> DataError:
-    """Return the error of a file with wrong rows.
+def refusal(path: Path, wrong: Problems, places: Places, total: int, wanted: str, likely: Likely | None) -> DataError:
+    """Return the error of a source with wrong rows.
 
     Args:
-        path: the file.
+        path: the file or directory.
         wrong: its wrong rows, at least one.
+        places: what their numbers count.
         total: number of its rows.
         wanted: what each row needs.
         likely: the mistake that explains most of the wrong rows; None: none is known.
     """
     count = f"{len(wrong)} of {total} rows are wrong"
-    lines = listed(wrong) + ([] if likely is None else [f"likely: {likely.mistake}"])
-    shown = ", ".join(str(line) for line, _ in wrong[:SHOWN_PROBLEMS])
+    lines = listed(wrong, places) + ([] if likely is None else [f"likely: {likely.mistake}"])
     return DataError(
         f"{path}: {count}\n  " + "\n  ".join(lines),
-        f"{'correct these lines' if likely is None else likely.remedy}; each row needs {wanted}",
-        facts=f"{count}, the first in {'lines' if len(wrong) > 1 else 'line'} {shown}",
+        f"{f'correct these {places.noun}s' if likely is None else likely.remedy}; each row needs {wanted}",
+        facts=f"{count}, the first in {places.first_of(numbers_of(wrong)[:SHOWN_PROBLEMS])}",
     )
 
 
-def none_usable(path: Path, skipped: Problems, wanted: str) -> DataError:
-    """Return the error of a file without any row to train on."""
+def none_usable(path: Path, skipped: Problems, places: Places, wanted: str) -> DataError:
+    """Return the error of a source without any row to train on."""
     if not skipped:
-        return DataError(f"{path} has no rows", f"write one row per line, with {wanted}", facts="it has no rows")
+        return DataError(
+            f"{path} has no rows", f"write one row per {places.noun}, with {wanted}", facts="it has no rows"
+        )
     what = f"none of its {counted(len(skipped), 'row')} can be used"
     return DataError(
-        f"{path}: {what}\n  " + "\n  ".join(listed(skipped)),
-        f"correct these lines; each row needs {wanted}",
-        facts=f"{what}, see {lines_of(skipped)}",
+        f"{path}: {what}\n  " + "\n  ".join(listed(skipped, places)),
+        f"correct these {places.noun}s; each row needs {wanted}",
+        facts=f"{what}, see {places.first_of(numbers_of(skipped))}",
     )
 
 

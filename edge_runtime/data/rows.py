@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -11,7 +11,7 @@ from edge_runtime.bundle.manifest import CAUSAL_LM
 from edge_runtime.data.batch import pad, pad_completions
 from edge_runtime.data.corrections import corrections_of
 from edge_runtime.data.examples import Completion, Reading, read_examples, read_prompts
-from edge_runtime.data.problems import Fault, lines_of, none_usable
+from edge_runtime.data.problems import Fault, none_usable, numbers_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from edge_runtime.data.batch import Batch, CompletionBatch
     from edge_runtime.data.config import DataConfig
     from edge_runtime.data.examples import Row
-    from edge_runtime.data.problems import Problems
+    from edge_runtime.data.problems import Places, Problems
+    from edge_runtime.data.tokens import EncodedCompletion, EncodedText
 
 _LOG = logging.getLogger(__name__)
 
@@ -77,15 +78,25 @@ class Loaded:
     Attributes:
         rows: the rows that can be used, at least one.
         used: what was read for each of them, before it was encoded.
-        skipped: the rows that were left out, by line.
+        lines: the number of each of them in its source, as ``places`` counts.
+        skipped: the rows that were left out, by the same numbers.
         notes: what was recognised, as half sentences for the user.
+        places: what the numbers count. Those of corrections come after the source's: see ``own``.
+        form: what the source is, half a sentence for the user.
+        own: how many of the rows, the first ones, are the source's own; those after them are corrections.
+        cut: whether each row lost tokens, because it is longer than the model's rows.
         cut_texts: number of rows whose texts were so long that they were cut before they were tokenised.
     """
 
     rows: EncodedRows | EncodedCompletions
     used: Sequence[Row] | Sequence[Completion]
+    lines: Sequence[int]
     skipped: Problems
     notes: Sequence[str]
+    places: Places
+    form: str
+    own: int
+    cut: Sequence[bool]
     cut_texts: int
 
 
@@ -114,7 +125,7 @@ def load_rows(bundle: Bundle, data: DataConfig) -> EncodedRows | EncodedCompleti
             data.path,
             len(loaded.skipped),
             total,
-            lines_of(loaded.skipped),
+            loaded.places.names_of(numbers_of(loaded.skipped)),
         )
     return loaded.rows
 
@@ -144,13 +155,32 @@ def _load_file(bundle: Bundle, data: DataConfig) -> Loaded:
         encoded = EncodedCompletions(
             [row.ids for row in completions], [row.start for row in completions], task.pad_token_id
         )
-        return Loaded(encoded, used.rows, used.skipped, used.notes, sum(row.is_cut for row in completions))
+        return _loaded(encoded, used, completions)
     examples = read_examples(data, task.labels)
     texts, kept = _kept(
         examples, TextEncoder(tokenizer_file, task, vocab_size).encode_each([row.text for row in examples.rows]), data
     )
     rows = EncodedRows([row.ids for row in texts], [row.label for row in kept.rows], task.pad_token_id)
-    return Loaded(rows, kept.rows, kept.skipped, kept.notes, sum(row.is_cut for row in texts))
+    return _loaded(rows, kept, texts)
+
+
+def _loaded(
+    rows: EncodedRows | EncodedCompletions,
+    kept: Reading[Row] | Reading[Completion],
+    encoded: Sequence[EncodedText] | Sequence[EncodedCompletion],
+) -> Loaded:
+    return Loaded(
+        rows,
+        kept.rows,
+        kept.lines,
+        kept.skipped,
+        kept.notes,
+        kept.places,
+        kept.form,
+        len(rows),
+        [row.is_short for row in encoded],
+        sum(row.is_cut for row in encoded),
+    )
 
 
 def _corrected(main: Loaded, added: Loaded, name: str) -> Loaded:
@@ -168,9 +198,18 @@ def _corrected(main: Loaded, added: Loaded, name: str) -> Loaded:
         raise TypeError("rows and corrections are of different tasks")
     replaced = len(main.used) - len(stay)
     notes = [*main.notes, f"{name} adds {len(new)} corrections, {replaced} of them for rows of this file"]
-    notes += [f"{name}: {lines_of(added.skipped)} left out"] if added.skipped else []
+    notes += [f"{name}: {added.places.names_of(numbers_of(added.skipped))} left out"] if added.skipped else []
     used: list[Any] = [*(main.used[index] for index in stay), *added.used]
-    return Loaded(rows, used, main.skipped, notes, main.cut_texts + added.cut_texts)
+    return replace(
+        main,
+        rows=rows,
+        used=used,
+        lines=[*(main.lines[index] for index in stay), *added.lines],
+        notes=notes,
+        own=len(stay),
+        cut=[*(main.cut[index] for index in stay), *added.cut],
+        cut_texts=main.cut_texts + added.cut_texts,
+    )
 
 
 def _corrects(row: Row | Completion) -> str:
@@ -197,5 +236,6 @@ def _kept(
             kept.append((row, line))
     skipped.sort(key=lambda problem: problem[0])
     if not good:
-        raise none_usable(Path(data.path), skipped, "text that the bundle's tokenizer takes")
-    return good, Reading([row for row, _ in kept], [line for _, line in kept], skipped, reading.notes)
+        raise none_usable(Path(data.path), skipped, reading.places, "text that the bundle's tokenizer takes")
+    lines = [line for _, line in kept]
+    return good, replace(reading, rows=[row for row, _ in kept], lines=lines, skipped=skipped)

@@ -30,7 +30,7 @@ _OTHER_FILES = (
     (b"PK\x03\x04", "an Excel workbook or a zip archive", "in Excel, save it as CSV UTF-8; unpack an archive"),
     (b"\xd0\xcf\x11\xe0", "an old Excel workbook", "in Excel, save it as CSV UTF-8"),
     (b"\x1f\x8b", "compressed (gzip)", "unpack it: gunzip FILE"),
-    (b"PAR1", "a Parquet file", "write it as JSON Lines"),
+    (b"PAR1", "a Parquet file", "name it .parquet"),
     (b"version https://git-lfs", "a Git LFS pointer, not the rows themselves", "fetch the rows: git lfs pull"),
 )
 _HEAD_BYTES = 64
@@ -138,7 +138,11 @@ def open_text(path: Path, encoding: str = AUTO) -> TextFile:
         ) from error
     for start, what, remedy in _OTHER_FILES:
         if data.startswith(start):
-            raise DataError(f"{path} is {what}", f"{remedy}; Covey reads .jsonl and .csv", facts="its file is not text")
+            raise DataError(
+                f"{path} is {what}",
+                f"{remedy}; Covey reads .jsonl, .json, .csv and .parquet",
+                facts="its file is not text",
+            )
     mark, found = next(((m, name) for m, name in _MARKS if data.startswith(m)), (b"", ""))
     if data.startswith(codecs.BOM_UTF8):
         mark, found = codecs.BOM_UTF8, "utf-8"

@@ -49,10 +49,17 @@ def load_tokenizer(tokenizer_file: Path) -> Tokenizer:
 
 @dataclass(frozen=True)
 class EncodedText:
-    """Token ids of a text, and whether it was so long that it was cut before it was tokenised."""
+    """Token ids of a text.
+
+    Attributes:
+        ids: the tokens.
+        is_cut: whether it was so long that it was cut before it was tokenised.
+        is_short: whether some of its tokens are missing, because the row is full.
+    """
 
     ids: list[int]
     is_cut: bool = False
+    is_short: bool = False
 
 
 class TextEncoder:
@@ -99,7 +106,8 @@ class TextEncoder:
             fits = len(encoding.ids) <= self._task.max_tokens
             ids = encoding.ids if fits else self._encode_cut(part)
             unknown = unknown_token(ids, self._tokenizer, self._vocab_size)
-            rows.append(unknown or (EncodedText(ids, is_cut=len(part) < len(text)) if ids else NO_TOKENS))
+            is_cut = len(part) < len(text)
+            rows.append(unknown or (EncodedText(ids, is_cut, is_cut or not fits) if ids else NO_TOKENS))
         return rows
 
     def _beginning(self, text: str) -> str:
@@ -125,12 +133,13 @@ class TextEncoder:
 class EncodedCompletion:
     """Token ids of a prompt and its completion, and the index of the first token to predict (at least 1).
 
-    ``is_cut``: whether one of them was so long that it was cut before it was tokenised.
+    ``is_cut`` and ``is_short``: see EncodedText.
     """
 
     ids: list[int]
     start: int
     is_cut: bool = False
+    is_short: bool = False
 
 
 class CompletionEncoder:
@@ -179,7 +188,8 @@ class CompletionEncoder:
             offsets = encoding.offsets[len(first) : len(first) + len(ids)]
             at = next((index for index, (_, end) in enumerate(offsets) if end > len(prompt)), len(ids))
             is_cut = len(prompt) < len(row.prompt) or len(completion) < len(row.completion)
-            result = replace(self._fit(first, ids[:at], ids[at:]), is_cut=is_cut)
+            fitted = self._fit(first, ids[:at], ids[at:])
+            result = replace(fitted, is_cut=is_cut, is_short=is_cut or fitted.is_short)
             unknown = unknown_token(result.ids, self._tokenizer, self._vocab_size)
             encoded.append(unknown or (result if result.start < len(result.ids) else NOTHING_TO_PREDICT))
         return encoded
@@ -216,10 +226,11 @@ class CompletionEncoder:
         room = self._task.max_tokens - len(first)
         if self._task.eos_token_id is not None and completion:
             completion = [*completion, self._task.eos_token_id]
+        is_short = len(prompt) + len(completion) > room
         completion = completion[: max(room - len(prompt), room // 2)]
         prompt = prompt[max(0, len(prompt) + len(completion) - room) :]
         start = len(first) + len(prompt)
-        return EncodedCompletion(first + prompt + completion, max(1, start))
+        return EncodedCompletion(first + prompt + completion, max(1, start), is_short=is_short)
 
 
 def _spans(tokenizer: Tokenizer, text: str) -> list[tuple[int, int]]:

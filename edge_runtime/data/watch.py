@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from stat import S_ISDIR
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,7 +13,9 @@ if TYPE_CHECKING:
     from edge_runtime.errors import DataError
 
 Stamp = tuple[int, ...]
-"""Inode, bytes and time of the last change, in nanoseconds; then the same of the corrections, where there are any."""
+"""Inode, bytes and time of the last change, in nanoseconds; then the same of the corrections, where there are any.
+
+Of a directory: bytes of all its files, and a checksum of their names, sizes and times."""
 
 
 class RowsWatch:
@@ -68,6 +73,26 @@ class RowsWatch:
 def _stamp(path: Path) -> Stamp | None:
     try:
         found = path.stat()
+        return _stamp_of_folder(path) if S_ISDIR(found.st_mode) else (found.st_ino, found.st_size, found.st_mtime_ns)
     except (OSError, ValueError):
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _stamp_of_folder(path: Path) -> Stamp:
+    """Return the stamp of a directory's files, in whatever order the disk has them."""
+    n_bytes = checksum = files = 0
+    folders = [os.fspath(path)]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                    continue
+                try:
+                    found = entry.stat()
+                except FileNotFoundError:
+                    continue  # a link to nothing, or a file that has just gone
+                n_bytes, files = n_bytes + found.st_size, files + 1
+                said = f"{entry.path}\0{found.st_size}\0{found.st_mtime_ns}"
+                checksum ^= int.from_bytes(hashlib.sha256(os.fsencode(said)).digest()[:8], "big")
+    return files, n_bytes, checksum

@@ -1,7 +1,7 @@
-"""``covey export`` and ``covey probe``, one file each: parse flags, call the rooms below, print the result.
+"""``covey export``, ``finish`` and ``probe``, one file each: parse flags, call the rooms below, print the result.
 
 A command imports torch only when it runs, so that ``covey --help`` stays fast.
 
-May import: bundle, probe, graphs, model, source, errors; of edge_runtime: output, errors.
+May import: outputs, bundle, probe, graphs, model, source, errors; of edge_runtime: output, errors.
 Must never come in: logic that another command or a test would want.
 """

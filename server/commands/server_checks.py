@@ -176,7 +176,7 @@ def _job(name: str, bundle_path: str | None, eval_file: str, bundle_sha256: str)
             verify_files(bundle)
             if bundle.sha256 != bundle_sha256:
                 raise ConfigError(f"{bundle_path} is another bundle than the job's", "put the job's own bundle back")
-        if not Path(eval_file).is_file():
+        if not Path(eval_file).exists():
             raise ConfigError(f"its eval_file {eval_file} is gone", "put it back")
     except CoveyError as error:
         return problem(check, error, values)

@@ -2,6 +2,6 @@
 
 Reads and checks what the operator wrote; decides nothing about a round.
 
-May import: bandit; of edge_runtime: protocol, bundle, files, values, errors.
+May import: bandit; of edge_runtime: data, protocol, bundle, files, values, errors.
 Must never come in: devices, the ledger, the network.
 """

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
+from edge_runtime.data.config import RowFormat
 from edge_runtime.errors import ConfigError, wall
 from edge_runtime.files.nearest import with_nearest
 from edge_runtime.files.toml_file import read_toml
@@ -93,8 +94,9 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         name: name of the job; ledger, adapters and logs carry it.
-        eval_file: held-out rows (``.jsonl`` or ``.csv``) for the evaluation of adapters; a path relative to job.toml.
-            They stay on the server.
+        eval_file: held-out rows for the evaluation of adapters, of any kind that [data] of edge.toml can have; a path
+            relative to job.toml. They stay on the server.
+        eval_data: how they are written, the settings of [data] in edge.toml; None: by its defaults.
         rounds: number of rounds.
         steps: local steps of a device per round.
         batch_size: rows per step.
@@ -124,6 +126,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: Name
     eval_file: str
+    eval_data: RowFormat | None = None
     rounds: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 20
     steps: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 4
     batch_size: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 8

@@ -229,7 +229,7 @@ def _fitted(table: dict[str, Any], path: str) -> FittedJob:
     job = job_of(table)
     if not Path(path).is_absolute() or not Path(job.eval_file).is_absolute():
         raise ConfigError("bundle and eval_file need absolute paths on the server's machine", "give absolute paths")
-    if not Path(job.eval_file).is_file():
+    if not Path(job.eval_file).exists():
         raise ConfigError(
             f"there is no file {job.eval_file} on the server's machine", "put the held-out rows there (eval_file)"
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge_runtime.bundle.folder import open_bundle, verify_files
-from edge_runtime.data.examples import DataConfig
+from edge_runtime.data.config import how_rows
 from edge_runtime.data.rows import load_rows
 from edge_runtime.engines.choose import Engines
 from server.compose import compose_run, enter
@@ -76,7 +76,7 @@ def load(fitted: FittedJob, bundle: Bundle, threads: int) -> LoadedJob:
         DataError: the rows cannot be used.
         BundleError: the bundle is damaged.
     """
-    rows = load_rows(bundle, DataConfig(path=fitted.job.eval_file))
+    rows = load_rows(bundle, how_rows(fitted.job.eval_data, fitted.job.eval_file))
     return LoadedJob(fitted, bundle, rows, Engines(threads=threads).make_predictor(bundle))
 
 

@@ -66,6 +66,8 @@ def test_exit_codes_are_stable() -> None:
         "covey-edge predict",
         "covey-edge data check",
         "covey-edge bundle verify",
+        "covey-edge bundle show",
+        "covey bundle diff",
         "covey",
         "covey export",
         "covey probe",

@@ -151,11 +151,6 @@ ROWS = [{"text": f"the film was bad {index}", "label": "bad"} for index in range
 @pytest.mark.parametrize(
     ("content", "what", "hint"),
     [
-        (json.dumps(ROWS), "is one JSON array (it begins in line 1)", "jq -c '.[]'"),
-        ("\n\n" + json.dumps(ROWS, indent=2), "is one JSON array (it begins in line 3)", "jq -c '.[]'"),
-        ("\ufeff[\n" + ",\n".join(map(json.dumps, ROWS)) + "\n]\n", "is one JSON array", "jq -c '.[]'"),
-        ("[" + ",\n".join(map(json.dumps, ROWS)) + "]", "is one JSON array", "jq -c '.[]'"),
-        ("\n".join(json.dumps(row, indent=2) for row in ROWS), "objects over several lines", "jq -c ."),
         (",\n".join(map(json.dumps, ROWS)) + ",\n", "a comma ends the lines", "sed -i"),
         ("\n".join(map(repr, ROWS)), "as Python prints them", "json.dumps"),
         ('["a film", "good"]\n' * 2000, "each line is an array of values", "as an object"),

@@ -148,9 +148,9 @@ def test_a_row_that_cannot_be_encoded_is_left_out_and_training_goes_on(bench: Be
 
 @pytest.mark.parametrize("name", ["array.json", "pretty.json"])
 def test_a_refusal_says_no_word_of_another_kind_of_json(bench: Bench, name: str) -> None:
-    rows = [{"text": MARKER, "label": "good"}]
+    rows = [{"text": MARKER, "label": "good"}, {"text": MARKER, "label": MARKER}]
     refused = refusal(bench, name, json.dumps(rows, indent=2 if name == "pretty.json" else None).encode())
-    assert refused.message.startswith("it is one JSON array, from line 1 on")
+    assert refused.message.startswith("1 of 2 rows are wrong, the first in object 2")
 
 
 PIECES = [*(line.encode() for line in FAULTY.values()), *LEFT_OUT.values(), *CSV.values(), GOOD.encode(), b"text,label"]

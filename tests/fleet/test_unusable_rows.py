@@ -40,7 +40,7 @@ UNUSABLE = {
     "blank lines": b"\n\n",
     "damaged rows": b'{"text": "a \\ud83d", "label": "good"}\n',
     "another encoding": b'{"text": "caf\xe9", "label": "good"}\n',
-    "an array": b'[{"text": "a film", "label": "good"}]',
+    "an array": b'["a film", "good"]',
 }
 
 
