@@ -68,7 +68,7 @@ class Device:
                 cwd=root,  # the working directory of whoever starts the launcher may hold another Covey
                 pass_fds=(far,),
                 start_new_session=True,
-                preexec_fn=_ends_with_its_parent(),  # noqa: PLW1509 the launcher has one thread
+                preexec_fn=ends_with_its_parent(),  # noqa: PLW1509 the launcher has one thread
             )
         except (FileNotFoundError, PermissionError, NotADirectoryError):
             self._popen = None
@@ -147,7 +147,7 @@ def ask(root: Path, slot: str, arguments: Sequence[str], patience_s: float, stop
             command,
             env=clean_environment(),
             stdout=subprocess.DEVNULL,
-            preexec_fn=_ends_with_its_parent(),  # noqa: PLW1509 the launcher has one thread
+            preexec_fn=ends_with_its_parent(),  # noqa: PLW1509 the launcher has one thread
         )
     except OSError:
         return NOT_STARTED
@@ -160,10 +160,11 @@ def ask(root: Path, slot: str, arguments: Sequence[str], patience_s: float, stop
     return None
 
 
-def _ends_with_its_parent() -> Callable[[], None]:
-    """Return what a child calls before it becomes the device: the kernel kills it when the launcher dies.
+def ends_with_its_parent() -> Callable[[], None]:
+    """Return what a child calls before it becomes its program: the kernel kills it when the thread that started it dies.
 
-    So no second device of the same name runs beside that of the next launcher.
+    So no second device of the same name runs beside that of the next launcher, and no pip writes on into a slot whose
+    installer was killed. It is for processes of one thread.
     """
     library, parent = ctypes.CDLL(None), os.getpid()
 

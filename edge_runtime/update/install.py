@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from edge_runtime.errors import CoveyError, StorageError, UpdateError, storage_error, system_error
 from edge_runtime.files.writable import check_writable
 from edge_runtime.update.dependencies import INSTALLER, can_link, packages_for, requested, site_packages, take_over
-from edge_runtime.update.device_process import clean_environment
+from edge_runtime.update.device_process import clean_environment, ends_with_its_parent
 from edge_runtime.update.requests import known_state, settled_state
 from edge_runtime.update.slots import (
     INSTALL_LOCK,
@@ -275,8 +275,14 @@ def _answer(text: str) -> dict[str, object]:
     return found if isinstance(found, dict) else {}
 
 
-def _run(command: list[str], limit_s: float, doing: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of a slot, in the folder of its interpreter: a working directory may hold another Covey."""
+def _run(
+    command: list[str], limit_s: float, doing: str, *, ends_with_us: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of a slot, in the folder of its interpreter: a working directory may hold another Covey.
+
+    Where this process is killed, the command ends with it, unless ``ends_with_us`` says otherwise: the next installation
+    would empty the slot into which it still writes.
+    """
     try:
         with subprocess.Popen(
             command,
@@ -287,6 +293,7 @@ def _run(command: list[str], limit_s: float, doing: str) -> subprocess.Completed
             errors="replace",
             env=clean_environment(),
             cwd=Path(command[0]).parent,
+            preexec_fn=ends_with_its_parent() if ends_with_us else None,  # noqa: PLW1509 an installer has one thread
         ) as popen:
             try:
                 out, err = _heard(popen, limit_s, doing)
@@ -342,7 +349,9 @@ def install_in_process(path: Path, sha256: str, root: Path, config: Path, supply
         command += ["--wheelhouse", str(supply.wheelhouse)]
     if supply.index_url is not None:
         command += ["--index-url", supply.index_url]
-    done = _run(["nice", "-n", "19", *command] if shutil.which("nice") else command, _PIP_S + _CHECK_S, "installing")
+    niced = ["nice", "-n", "19", *command] if shutil.which("nice") else command
+    # A device has several threads; the installer holds a lock until its own end.
+    done = _run(niced, _PIP_S + _CHECK_S, "installing", ends_with_us=False)
     answer = _answer(done.stdout)
     if done.returncode == 0 and "slot" in answer:
         return Installed(str(answer["slot"]), str(answer["version"]), str(answer["sha256"]))
