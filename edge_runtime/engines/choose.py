@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from edge_runtime.engines.bundle_engine import BundleEngine, BundlePredictor
 from edge_runtime.engines.bundle_training import BundleTrainingEngine
 from edge_runtime.engines.providers import CPU_ONLY
+from edge_runtime.host.threads import threads_or_usable
 
 if TYPE_CHECKING:
     from edge_runtime.bundle.folder import Bundle
@@ -59,6 +60,14 @@ class Engines:
             ConfigError: the runtime is not installed.
         """
         return BundlePredictor(bundle, self.opener())
+
+    def operator_threads(self) -> int:
+        """Return the threads that one operator has, once a graph was opened; 0 was asked for: as many as were given."""
+        if self.runtime == "executorch":
+            from edge_runtime.engines.executorch_library import threads_now  # noqa: PLC0415 idle devices stay small
+
+            return threads_now()
+        return threads_or_usable(self.threads)
 
     def opener(self) -> GraphOpener:
         """Return what loads graphs of this runtime; imports the runtime."""

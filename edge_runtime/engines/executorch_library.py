@@ -127,6 +127,11 @@ def set_threads(threads: int) -> int:
             _check(load().covey_executorch_set_threads(most))
     except ExecutorchError as error:
         _LOG.warning("ExecuTorch stays at %d threads: %s", load().covey_executorch_threads(), error.reason)
+    return threads_now()
+
+
+def threads_now() -> int:
+    """Return the threads that one operator has in this process."""
     return int(load().covey_executorch_threads())
 
 

@@ -183,7 +183,8 @@ def measure_profile(
     tools = instruments or Instruments()
     before, began_wall, began = tools.board.read(bundle.path), tools.wall_clock(), tools.clock()
     orders = measure_orders(bundle, options)
-    graphs, multiplied = _measure_graphs(orders, options.threads, tools, progress)
+    results, multiplied = _measure_graphs(orders, options.threads, tools, progress)
+    graphs = [graph for result in results for graph in result.graphs]
     if not any(graph.latencies for graph in graphs):
         raise ProfileError(f"no graph could be measured: {graphs[0].note}", "check it: covey-edge bundle verify BUNDLE")
     progress(len(orders), len(orders), "rates and link")
@@ -196,7 +197,7 @@ def measure_profile(
         covey_version=__version__,
         commit=commit(),
         versions=_versions(),
-        threads=options.threads,
+        threads=max((result.threads or 0 for result in results), default=0),
         warm_up=orders[0].warm_up,
         before=before,
         after=tools.board.read(bundle.path),
@@ -212,17 +213,19 @@ def measure_profile(
 
 def _measure_graphs(
     orders: list[MeasureOrder], threads: int, tools: Instruments, progress: Callable[[int, int, str], None]
-) -> tuple[list[GraphProfile], list[Rates]]:
-    """Return the graphs' profiles, and NumPy's rates before each order."""
-    graphs: list[GraphProfile] = []
+) -> tuple[list[MeasureResult], list[Rates]]:
+    """Return the results of the orders, each with profiles of its graphs, and NumPy's rates before each order."""
+    results: list[MeasureResult] = []
     multiplied: list[Rates] = []
     for done, order in enumerate(orders):
         multiplied.append(tools.time_rates(threads))
         name = " ".join(str(part) for part in (order.kind, order.number, order.runtime) if part is not None)
         progress(done, len(orders), name)
         result = tools.run(order)
-        graphs += result.graphs or _not_measured(order, result.error or "its process returned nothing")
-    return graphs, multiplied
+        if not result.graphs:
+            result = MeasureResult(_not_measured(order, result.error or "its process returned nothing"))
+        results.append(result)
+    return results, multiplied
 
 
 def _rates(multiplied: list[Rates], clock: Callable[[], float]) -> Rates:

@@ -74,10 +74,17 @@ class MeasureOrder(msgspec.Struct, frozen=True):
 
 
 class MeasureResult(msgspec.Struct, frozen=True):
-    """The profiles of the order's graphs, or the error that kept them from being measured."""
+    """The profiles of the order's graphs, or the error that kept them from being measured.
+
+    Attributes:
+        graphs: their profiles; empty where there is an error.
+        error: why they could not be measured.
+        threads: that one operator had; None: nothing was measured.
+    """
 
     graphs: list[GraphProfile]
     error: str | None = None
+    threads: int | None = None
 
 
 def make_batch(bundle: Bundle, rows: int, tokens: int) -> Batch:
@@ -274,7 +281,9 @@ def main() -> int:
     """Carry out one order."""
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=MeasureOrder)
     try:
-        result = MeasureResult(measure(order))
+        graphs = measure(order)
+        threads = Engines(order.runtime, order.threads, order.providers).operator_threads()
+        result = MeasureResult(graphs, threads=threads)
     except CoveyError as error:
         result = MeasureResult([], str(error))
     sys.stdout.buffer.write(msgspec.json.encode(result))

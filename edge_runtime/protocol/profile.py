@@ -209,7 +209,8 @@ class Provenance(Strict, frozen=True, kw_only=True):
         covey_version: version of Covey.
         commit: git commit of Covey; None where it was installed from a wheel.
         versions: Python, NumPy, runtimes, kernel of the perturbation.
-        threads: of one operator; 0: as many as could run at once.
+        threads: that one operator had, the most where runtimes differ; 0, in profiles that an older Covey measured: as
+            many as could run at once.
         warm_up: runs before the timed ones.
         before: sensors before the first run.
         after: sensors after the last one.

@@ -161,7 +161,7 @@ def ask(root: Path, slot: str, arguments: Sequence[str], patience_s: float, stop
 
 
 def ends_with_its_parent() -> Callable[[], None]:
-    """Return what a child calls before it becomes its program: the kernel kills it when the thread that started it dies.
+    """Return what a child calls before it becomes its program: the kernel kills it when its parent's thread dies.
 
     So no second device of the same name runs beside that of the next launcher, and no pip writes on into a slot whose
     installer was killed. It is for processes of one thread.

@@ -280,8 +280,8 @@ def _run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a command of a slot, in the folder of its interpreter: a working directory may hold another Covey.
 
-    Where this process is killed, the command ends with it, unless ``ends_with_us`` says otherwise: the next installation
-    would empty the slot into which it still writes.
+    Where this process is killed, the command ends with it, unless ``ends_with_us`` says otherwise: the next
+    installation would empty the slot into which it still writes.
     """
     try:
         with subprocess.Popen(

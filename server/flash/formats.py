@@ -221,8 +221,11 @@ def _preseed(settings: Settings) -> Files:
             tables["wlan"]["password"] = wifi.password
     if settings.time_zone is not None:
         tables["locale"] = {"timezone": settings.time_zone}
+    # Neither rpi-preseed 0.1.0 nor its helper does these at the first boot: the name and SSH would wait for the second.
+    commands = [f"hostname {shlex.quote(settings.hostname)}"]
     if settings.ssh_keys:
-        tables["runcmd"] = {"early": [_add_keys(settings)]}
+        commands += [_add_keys(settings), "systemctl start --no-block ssh"]
+    tables["runcmd"] = {"early": commands}
     lines = ['config_version = "1.1"']
     for name, fields in tables.items():
         lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in fields.items())]

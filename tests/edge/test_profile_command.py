@@ -13,6 +13,7 @@ from edge_runtime.bundle.folder import Bundle
 from edge_runtime.device.board import Board
 from edge_runtime.errors import ProfileError
 from edge_runtime.host.sysfs import Sysfs
+from edge_runtime.host.threads import usable_threads
 from edge_runtime.protocol.profile import Profile, latency_s
 from edge_runtime.protocol.profile_check import decode_profile, encode_profile, missing_graphs
 
@@ -48,6 +49,9 @@ def test_every_graph_of_a_bundle_is_measured(profile: Profile, tiny_bundle: Bund
         assert (graph.peak_rss_bytes or 0) > 10e6
         assert latency_s(graph, 2, 32) == pytest.approx(2 * graph.latencies[1].median_s)
     assert (profile.rates.replay_parameters_per_s or 0) > 0
+    # It was measured with as many threads as may run at once, and says how many these were.
+    assert profile.measured is not None
+    assert profile.measured.threads == usable_threads().count
 
 
 def test_what_is_missing_or_of_another_bundle_is_said(profile: Profile, tiny_bundle: Bundle) -> None:

@@ -126,6 +126,7 @@ def unpack_debian(archive: Path, root: Path) -> None:
         link(units / name, f"/lib/systemd/system/{unit}")
     for name in _MASKED:
         link(units / name, "/dev/null")
+    shutil.copy(root / "usr/share/openssh/sshd_config", root / "etc/ssh/sshd_config")
     link(root / "etc/resolv.conf", "/run/systemd/resolve/resolv.conf")
     link(root / "etc/localtime", "/usr/share/zoneinfo/Etc/UTC")
     link(root / "usr/bin/awk", "/usr/bin/mawk")

@@ -111,11 +111,12 @@ ExecStart=/usr/bin/ssh-keygen -q -t ed25519 -N "" -f /etc/ssh/ssh_host_ed25519_k
 WantedBy=multi-user.target
 """
 
+# Raspberry Pi OS has no slash at the end of seedfrom: its cloud-init adds one, and that of Debian 12 (22.4) does not.
 _CLOUD_CONFIG = """\
 datasource_list: [ NoCloud, None ]
 datasource:
   NoCloud:
-    seedfrom: file:///boot/firmware
+    seedfrom: file:///boot/firmware/
 ssh_deletekeys: false
 ssh_genkeytypes: []
 """
