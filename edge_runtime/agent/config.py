@@ -13,6 +13,7 @@ from edge_runtime.engines.providers import CPU_ONLY, check_provider_names
 from edge_runtime.files.toml_file import read_toml
 from edge_runtime.network.address import TlsFiles
 from edge_runtime.network.http_address import check_http_url
+from edge_runtime.predictions.rules import PredictRules
 from edge_runtime.signing.key_files import DeviceKeys
 from edge_runtime.values import Name, Strict
 
@@ -54,6 +55,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         least_noise_multiplier: train only in jobs whose [privacy] has at least this noise_multiplier; None: in all.
         eligibility: when the device may train.
         updates: what a new version must pass before it is used.
+        predict: what answers texts on this device, and takes corrections.
         signing: keys; with them every message is signed, and only signed ones are believed. None: none is.
     """
 
@@ -73,6 +75,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     least_noise_multiplier: Annotated[float, msgspec.Meta(ge=0)] | None = None
     eligibility: EligibilityRules = EligibilityRules()
     updates: UpdateRules = UpdateRules()
+    predict: PredictRules = PredictRules()
     signing: DeviceKeys | None = None
 
     @property
@@ -104,6 +107,9 @@ def read_edge_config(path: Path) -> EdgeConfig:
     if config.updates.own_rows is not None:
         own_rows = str(base / config.updates.own_rows)
         changes["updates"] = msgspec.structs.replace(config.updates, own_rows=own_rows)
+    if config.predict.token_file is not None:
+        token_file = str(base / config.predict.token_file)
+        changes["predict"] = msgspec.structs.replace(config.predict, token_file=token_file)
     if config.tls is not None:
         files = {field: value and str(base / value) for field, value in msgspec.structs.asdict(config.tls).items()}
         changes["tls"] = TlsFiles(**files)

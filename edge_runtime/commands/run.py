@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from edge_runtime.network.mqtt import MqttTransport
     from edge_runtime.network.transport import Will
     from edge_runtime.notify import Notifier
+    from edge_runtime.predictions.http_server import Endpoint
     from edge_runtime.signing.members import Member
+    from edge_runtime.store.store import Store
     from edge_runtime.update.heartbeat import Heartbeat
 
 _LOG = logging.getLogger(__name__)
@@ -81,6 +83,7 @@ def _serve(args: argparse.Namespace, heartbeat: Heartbeat, notifier: Notifier) -
     boot_id = os.urandom(8).hex()
     member = _member(config, boot_id, store.root)
     will = lost_will(config, boot_id)
+    endpoint = _predictions(config, store)
     heartbeat.reach("started")
     notifier.ready(f"connecting to {config.broker.rpartition('@')[2]}")
     notifier.watch()
@@ -106,6 +109,8 @@ def _serve(args: argparse.Namespace, heartbeat: Heartbeat, notifier: Notifier) -
         finally:
             notifier.stopping()
             stop_renewing()
+            if endpoint is not None:
+                endpoint.close()
             topic, goodbye = agent.goodbye()
             transport.close((topic, signed.seal(topic, goodbye) if signed else goodbye))
     if finished is not None:
@@ -156,6 +161,28 @@ def _require_parts(config: EdgeConfig) -> None:
     kernel()  # a wrong COVEY_KERNEL
     check_state_writable(Path(config.state_dir))
     try_providers(Engines(config.engine, config.threads, config.execution_providers))
+
+
+def _predictions(config: EdgeConfig, store: Store) -> Endpoint | None:
+    """Begin to answer texts on this machine, with or without a connection to the fleet; None: nobody may ask.
+
+    Raises:
+        ConfigError: it cannot listen there, or the token cannot be read.
+    """
+    rules = config.predict
+    if rules.listen is None:
+        return None
+    from edge_runtime.device.memory import free_bytes
+    from edge_runtime.engines.choose import Engines
+    from edge_runtime.predictions.http_server import Endpoint
+    from edge_runtime.predictions.rules import read_token
+    from edge_runtime.predictions.service import PredictionService
+
+    token = None if rules.token_file is None else read_token(Path(rules.token_file))
+    engines = Engines(config.engine, config.threads, config.execution_providers)
+    return Endpoint(
+        rules.listen, PredictionService(store, config.data, engines, rules, free_bytes, time.monotonic), token
+    )
 
 
 def _launcher(config: Path) -> LauncherSlots | None:
