@@ -88,7 +88,8 @@ def model_parameters(store: Store, named: Named, bundle: Bundle) -> FloatVector:
         StorageError: descriptors or memory are short.
     """
     try:
-        if named.adapter is None:
+        # In a job's first round the journal names the bundle's own adapter, and no file of it was needed.
+        if named.adapter is None or (not named.adapter.exists() and named.adapter.stem == bundle.initial_sha256):
             theta = bundle.initial_adapter()
         else:
             theta = map_adapter(named.adapter, total_size(bundle.manifest.parameters))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -93,6 +94,16 @@ def test_the_next_adapter_answers_once_it_is_there(device_of: MakesDevice, tiny_
     assert after["adapter_sha256"] == adapter_sha256(theta) != before["adapter_sha256"]
     wanted = predict(tiny_bundle, theta, ["a film"], ENGINES)[0].probabilities
     assert after["predictions"][0]["probabilities"] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_in_a_jobs_first_round_the_bundles_own_adapter_answers(device_of: MakesDevice, tiny_bundle: Bundle) -> None:
+    device = device_of()
+    sha256 = adapter_sha256(tiny_bundle.initial_adapter())
+    device.store.forget_adapter(sha256)  # the journal names it, and no file of it was ever needed
+    status, answer, _ = ask(device.endpoint.port, "/predict", {"text": "a film"})
+    assert (status, answer["adapter_sha256"]) == (200, sha256)
+    device.store.write_journal(msgspec.structs.replace(device.store.journal(), adapter_sha256="0" * 64))
+    assert ask(device.endpoint.port, "/predict", {"text": "a film"})[0] == 503
 
 
 def test_a_causal_model_continues_prompts(device_of: MakesDevice, tiny_export: Callable[..., Bundle]) -> None:

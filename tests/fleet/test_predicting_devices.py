@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -50,8 +51,8 @@ def test_a_correction_that_was_answered_survives_kill_9(tmp_path: Path, tiny_bun
                     except (OSError, ValueError):
                         return
                     taken.append(text)
-                    if number == 5 * (run + 1):
-                        process.send_signal(signal.SIGKILL)
+                    if number == 5:
+                        threading.Timer(random.Random(run).uniform(0, 0.1), process.kill).start()
 
             sender = threading.Thread(target=send)
             sender.start()
@@ -70,7 +71,7 @@ def test_predictions_go_on_during_training_and_the_fleet_keeps_its_bits(tmp_path
     fleet = Fleet(tmp_path, tiny_bundle, free_port(), external=False)
     port = free_port()
     try:
-        server = fleet.serve(write_job(tmp_path, rounds=4, steps=8, min_reports=2, devices=["a", "b"]))
+        server = fleet.serve(write_job(tmp_path, rounds=4, steps=8, min_reports=2))
         plain = fleet.device("a", 1)
         asked = fleet.device("b", 2, predict={"listen": f"127.0.0.1:{port}", "texts_per_minute": 1_000_000})
         seen: list[dict[str, Any]] = []
