@@ -22,16 +22,18 @@ if TYPE_CHECKING:
 
 
 class UpdateRules(Strict, frozen=True):
-    """``[updates]``: what a new version must pass here before it is used.
+    """``[updates]``: what a new version must pass here before it is used, and when the model in use is said to fall.
 
     Attributes:
         own_rows: a file of rows that the device never trains on, written as that of [data]; relative to the
-            configuration file. None: a new version is not compared on rows.
+            configuration file. None: a new version is not compared on rows, and the model in use is not measured.
         largest_accuracy_loss: by how much a new version may be less accurate on them than the one in use, 0 to 1.
+        largest_fall: by how much the model in use may be less accurate on them than it was at its best, 0 to 1.
     """
 
     own_rows: str | None = None
     largest_accuracy_loss: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.02
+    largest_fall: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
 
 
 class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,6 +84,12 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def backpropagates(self) -> bool:
         """Whether the owner allows backpropagation."""
         return self.training == "auto"
+
+    @property
+    def own_rows(self) -> DataConfig | None:
+        """How the rows that the device never trains on are read, without corrections; None: there are none."""
+        path = self.updates.own_rows
+        return None if path is None else msgspec.structs.replace(self.data, path=path, corrections="")
 
 
 def read_edge_config(path: Path) -> EdgeConfig:
