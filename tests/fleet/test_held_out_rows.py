@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from bench import Bench, bench_of, birth_of
+from bench import FORWARD_ONLY, Bench, bench_of, birth_of
 from hypothesis import given
 from hypothesis import strategies as st
 from predicting import leave_model
@@ -201,7 +201,7 @@ def test_the_server_shows_what_devices_say(tmp_path: Path, capsys: pytest.Captur
             ("worse", HeldOut(0.5, 40, 0.75, has_fallen=True)),
             ("silent", msgspec.UNSET),
         ):
-            birth = msgspec.structs.replace(birth_of(name, "boot"), held_out=found)
+            birth = msgspec.structs.replace(birth_of(name, FORWARD_ONLY), held_out=found)
             ledger.device_born("f", name, msgspec.json.encode(birth).decode())
         scraped = {
             (sample.name, sample.labels.get("device")): sample.value
