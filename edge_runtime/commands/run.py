@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -17,7 +18,7 @@ from edge_runtime.notify import notifier_of
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from edge_runtime.agent.config import EdgeConfig
     from edge_runtime.agent.new_covey import LauncherSlots
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from edge_runtime.network.mqtt import MqttTransport
     from edge_runtime.network.transport import Will
     from edge_runtime.notify import Notifier
-    from edge_runtime.predictions.http_server import Endpoint
     from edge_runtime.signing.members import Member
     from edge_runtime.store.store import Store
     from edge_runtime.update.heartbeat import Heartbeat
@@ -83,11 +83,10 @@ def _serve(args: argparse.Namespace, heartbeat: Heartbeat, notifier: Notifier) -
     boot_id = os.urandom(8).hex()
     member = _member(config, boot_id, store.root)
     will = lost_will(config, boot_id)
-    endpoint = _predictions(config, store)
     heartbeat.reach("started")
     notifier.ready(f"connecting to {config.broker.rpartition('@')[2]}")
     notifier.watch()
-    with keeping_log(store.root) as log:
+    with _predictions(config, store), keeping_log(store.root) as log:
         _say_outcome()
         heartbeat.reach("connecting")
         transport = _connect(config, args.config.absolute(), will if member is None else member.seal_will(will))
@@ -109,8 +108,6 @@ def _serve(args: argparse.Namespace, heartbeat: Heartbeat, notifier: Notifier) -
         finally:
             notifier.stopping()
             stop_renewing()
-            if endpoint is not None:
-                endpoint.close()
             topic, goodbye = agent.goodbye()
             transport.close((topic, signed.seal(topic, goodbye) if signed else goodbye))
     if finished is not None:
@@ -163,15 +160,17 @@ def _require_parts(config: EdgeConfig) -> None:
     try_providers(Engines(config.engine, config.threads, config.execution_providers))
 
 
-def _predictions(config: EdgeConfig, store: Store) -> Endpoint | None:
-    """Begin to answer texts on this machine, with or without a connection to the fleet; None: nobody may ask.
+@contextlib.contextmanager
+def _predictions(config: EdgeConfig, store: Store) -> Iterator[None]:
+    """Answer texts on this machine, with or without a connection to the fleet, if the owner wants it.
 
     Raises:
         ConfigError: it cannot listen there, or the token cannot be read.
     """
     rules = config.predict
     if rules.listen is None:
-        return None
+        yield
+        return
     from edge_runtime.device.memory import free_bytes
     from edge_runtime.engines.choose import Engines
     from edge_runtime.predictions.http_server import Endpoint
@@ -180,9 +179,12 @@ def _predictions(config: EdgeConfig, store: Store) -> Endpoint | None:
 
     token = None if rules.token_file is None else read_token(Path(rules.token_file))
     engines = Engines(config.engine, config.threads, config.execution_providers)
-    return Endpoint(
-        rules.listen, PredictionService(store, config.data, engines, rules, free_bytes, time.monotonic), token
-    )
+    service = PredictionService(store, config.data, engines, rules, free_bytes, time.monotonic)
+    endpoint = Endpoint(rules.listen, service, token)
+    try:
+        yield
+    finally:
+        endpoint.close()
 
 
 def _launcher(config: Path) -> LauncherSlots | None:

@@ -25,6 +25,8 @@ MOST_CONNECTIONS = 16
 LONGEST_ARRIVAL_S = 30.0
 """Seconds that a request may take to arrive."""
 _LOOK_S = 0.5
+_PATIENCE_S = 10.0
+"""Seconds that the prediction at work has to end when the device stops."""
 _BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\nRetry-After: 1\r\n\r\n"
     b'{"error": "too many connections at once", "hint": "send it again after 1 s", "exit_code": 7}'
@@ -176,7 +178,8 @@ class Endpoint:
         return self._server.server_port
 
     def close(self) -> None:
-        """Listen no more; requests at work are answered while the process lives."""
+        """Listen no more, and let the prediction at work end; nothing is answered afterwards."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+        self._server.service.stop(_PATIENCE_S)

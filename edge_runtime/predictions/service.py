@@ -135,6 +135,14 @@ class PredictionService:
             self._check(self._models.get(), records)
         return add_corrections(Path(self._data.corrections), records, self._data.most_corrections)
 
+    def stop(self, patience_s: float) -> None:
+        """Let the prediction at work end, and begin no other: a library that runs while the process ends may crash it.
+
+        Args:
+            patience_s: seconds to wait for it.
+        """
+        self._lock.acquire(timeout=patience_s)
+
     def _check(self, model: Model, records: Sequence[dict[str, Any]]) -> None:
         check_records(records)
         check_task(records, model.loaded.bundle.manifest.task, self._data.label_names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import random
 import signal
@@ -22,7 +23,7 @@ KILLS = 4
 def answers(port: int) -> bool:
     try:
         return ask(port, "/healthz", None, "GET")[0] == 200
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
 
 
@@ -48,7 +49,7 @@ def test_a_correction_that_was_answered_survives_kill_9(tmp_path: Path, tiny_bun
                     try:
                         if ask(port, "/feedback", {"text": text, "label": "good"})[0] != 200:
                             return
-                    except (OSError, ValueError):
+                    except (OSError, ValueError, http.client.HTTPException):
                         return
                     taken.append(text)
                     if number == 5:
@@ -78,7 +79,7 @@ def test_predictions_go_on_during_training_and_the_fleet_keeps_its_bits(tmp_path
         while asked.popen.poll() is None:
             try:
                 status, answer, _ = ask(port, "/predict", {"text": ["a good film", "a bad film"]})
-            except (OSError, ValueError):
+            except (OSError, ValueError, http.client.HTTPException):
                 continue  # not yet, or not any more
             assert status == 200 or answer["error"] == "this device has no adapter yet", answer
             seen += [answer] if status == 200 else []
