@@ -20,6 +20,7 @@ from edge_runtime import __version__
 from edge_runtime.agent.announcer import Announcer
 from edge_runtime.agent.deaths import DeathWatch
 from edge_runtime.agent.delta_uploads import DeltaUploads
+from edge_runtime.agent.held_out import HeldOutWatch
 from edge_runtime.agent.inbox import Inbox, round_and_attempt
 from edge_runtime.agent.last_report import LastReport
 from edge_runtime.agent.log_sender import LogSender, NoLog
@@ -131,6 +132,7 @@ class Agent:
         )
         self._deltas = DeltaUploads(store, config.tls, pause)
         self._releases = Releases(config, store, transport, pause, clock, contained=contained)
+        self._held_out = HeldOutWatch(config, store, self._machine)
         self._blob_url: str | None = None  # of the last plan
         self._unannounced = False
         self._should_stop: Callable[[], bool] = lambda: False
@@ -182,6 +184,8 @@ class Agent:
         if message is None:
             self._last_report.turn()
             self._releases.turn()
+            if self._held_out.turn(self._inbox.has_plan):
+                self._announcer.capabilities(self._journal.entries, self._trainer.loaded)
             return None
         return self._handle(message)
 
@@ -309,15 +313,8 @@ class Agent:
         error = as_covey_error(caught)
         trace = caught if isinstance(error, FaultError) else None
         _LOG.error("round %d of job %s failed: %s", index, job, error, exc_info=trace)
-        refused = PlanRefused(
-            job=job,
-            round=index,
-            attempt=attempt,
-            device=self._config.name,
-            code=error.exit_code,
-            message=error.public[:2000],
-        )
-        self._report(refused)
+        device, code, message = self._config.name, error.exit_code, error.public[:2000]
+        self._report(PlanRefused(job=job, round=index, attempt=attempt, device=device, code=code, message=message))
 
     # -- plans --------------------------------------------------------------------------------------------------
 

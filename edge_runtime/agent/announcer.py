@@ -14,6 +14,7 @@ from edge_runtime.protocol.messages import DeviceState, ProfileMessage, encode_m
 from edge_runtime.protocol.profile import PROFILE_FILE
 from edge_runtime.protocol.profile_check import decode_profile
 from edge_runtime.protocol.topics import Kind, topic_for
+from edge_runtime.store.accuracies import known_held_out
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,7 +78,9 @@ class Announcer:
     def capabilities(self, journal: Journal, loaded: LoadedBundle | None) -> None:
         """Publish the birth message and the profile: on a new connection, and when the bundle has changed."""
         free_bytes, address = self._machine.free_bytes(), self._transport.local_address
-        birth = make_birth(self._config, self.session, journal, loaded, free_bytes, address)
+        own = self._config.updates
+        held_out = None if own.own_rows is None else known_held_out(self._store.root, own.largest_fall)
+        birth = make_birth(self._config, self.session, journal, loaded, free_bytes, address, held_out)
         self._publish("birth", encode_message(birth))
         self._profile(journal.bundle_sha256)
 

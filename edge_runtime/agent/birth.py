@@ -18,6 +18,7 @@ from edge_runtime.protocol.messages import Birth, Capability
 if TYPE_CHECKING:
     from edge_runtime.agent.config import EdgeConfig
     from edge_runtime.agent.loaded_bundle import LoadedBundle
+    from edge_runtime.protocol.held_out import HeldOut
     from edge_runtime.store.journal import Journal
 
 
@@ -46,6 +47,7 @@ def make_birth(
     loaded: LoadedBundle | None,
     bytes_free: int | None,
     address: str | None = None,
+    held_out: HeldOut | None = None,
 ) -> Birth:
     """Return the birth message of a device as it is now.
 
@@ -56,6 +58,7 @@ def make_birth(
         loaded: the loaded bundle; None: none has been needed yet.
         bytes_free: free memory; None: not known.
         address: this machine's address on the connection to the broker; None: not known.
+        held_out: how well its own model did on held-out rows; None: not known.
     """
     return Birth(
         device=config.name,
@@ -75,6 +78,7 @@ def make_birth(
         hostname=socket.gethostname()[:255] or None,
         address=address,
         execution_providers=_not_usual(config.execution_providers),
+        held_out=msgspec.UNSET if held_out is None else held_out,
     )
 
 

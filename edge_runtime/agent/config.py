@@ -14,6 +14,7 @@ from edge_runtime.engines.providers import CPU_ONLY, check_provider_names
 from edge_runtime.files.toml_file import read_toml
 from edge_runtime.network.address import TlsFiles
 from edge_runtime.network.http_address import check_http_url
+from edge_runtime.predictions.rules import PredictRules
 from edge_runtime.signing.key_files import DeviceKeys
 from edge_runtime.values import Name, Strict
 
@@ -22,16 +23,18 @@ if TYPE_CHECKING:
 
 
 class UpdateRules(Strict, frozen=True):
-    """``[updates]``: what a new version must pass here before it is used.
+    """``[updates]``: what a new version must pass here before it is used, and when the model in use is said to fall.
 
     Attributes:
         own_rows: a file of rows that the device never trains on, written as that of [data]; relative to the
-            configuration file. None: a new version is not compared on rows.
+            configuration file. None: a new version is not compared on rows, and the model in use is not measured.
         largest_accuracy_loss: by how much a new version may be less accurate on them than the one in use, 0 to 1.
+        largest_fall: by how much the model in use may be less accurate on them than it was at its best, 0 to 1.
     """
 
     own_rows: str | None = None
     largest_accuracy_loss: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.02
+    largest_fall: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
 
 
 class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,6 +58,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         least_noise_multiplier: train only in jobs whose [privacy] has at least this noise_multiplier; None: in all.
         eligibility: when the device may train.
         updates: what a new version must pass before it is used.
+        predict: what answers texts on this device, and takes corrections.
         signing: keys; with them every message is signed, and only signed ones are believed. None: none is.
     """
 
@@ -74,12 +78,19 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     least_noise_multiplier: Annotated[float, msgspec.Meta(ge=0)] | None = None
     eligibility: EligibilityRules = EligibilityRules()
     updates: UpdateRules = UpdateRules()
+    predict: PredictRules = PredictRules()
     signing: DeviceKeys | None = None
 
     @property
     def backpropagates(self) -> bool:
         """Whether the owner allows backpropagation."""
         return self.training == "auto"
+
+    @property
+    def own_rows(self) -> DataConfig | None:
+        """How the rows that the device never trains on are read, without corrections; None: there are none."""
+        path = self.updates.own_rows
+        return None if path is None else msgspec.structs.replace(self.data, path=path, corrections="")
 
 
 def read_edge_config(path: Path) -> EdgeConfig:
@@ -106,6 +117,9 @@ def read_edge_config(path: Path) -> EdgeConfig:
     if config.updates.own_rows is not None:
         own_rows = str(base / config.updates.own_rows)
         changes["updates"] = msgspec.structs.replace(config.updates, own_rows=own_rows)
+    if config.predict.token_file is not None:
+        token_file = str(base / config.predict.token_file)
+        changes["predict"] = msgspec.structs.replace(config.predict, token_file=token_file)
     if config.tls is not None:
         files = {field: value and str(base / value) for field, value in msgspec.structs.asdict(config.tls).items()}
         changes["tls"] = TlsFiles(**files)

@@ -209,7 +209,7 @@ class Releases:
             BundleError: it gives no numbers, or is less accurate than is allowed.
         """
         rules = self._config.updates
-        rows = None if rules.own_rows is None else msgspec.structs.replace(self._config.data, path=rules.own_rows)
+        rows = self._config.own_rows
         found = self._examined(bundle, adapter, rows, engines)
         before = None if rows is None else self._accuracy_in_use(rows, engines)
         if before is None or found.accuracy is None:

@@ -51,6 +51,19 @@ def level_need(manifest: Manifest, level: int, runtime: Runtime = "onnxruntime")
     return LevelNeed(level, bound + row_bytes, row_bytes)
 
 
+def predict_bytes(manifest: Manifest, rows: int, runtime: Runtime = "onnxruntime") -> int:
+    """Estimate the memory of the whole model's graph, its weights included, for rows of the longest length.
+
+    One layer's values are held at a time; a layer counts as where the manifest does not say what it takes.
+
+    Raises:
+        BundleError: the bundle has no such graph for the runtime.
+    """
+    tokens = manifest.task.max_tokens
+    stored = hidden_size(manifest) * (_ACTIVATIONS + tokens / _TOKENS_FOR_ONE_MORE)
+    return parameter_bytes(manifest.graph("predict", runtime=runtime)) + int(4 * rows * tokens * stored)
+
+
 def parameter_bytes(graph: Graph) -> int:
     """Return the bytes of the weights, frozen or trained, that are bound to a graph."""
     return sum(

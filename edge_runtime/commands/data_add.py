@@ -14,8 +14,6 @@ from edge_runtime.errors import ConfigError, DataError
 if TYPE_CHECKING:
     import argparse
 
-    from edge_runtime.bundle.manifest import Task
-
 
 def add_data_add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``data add``."""
@@ -38,13 +36,15 @@ def _data_add(args: argparse.Namespace) -> int:
     ([data] most_corrections).
     """
     from edge_runtime.agent.config import read_edge_config
-    from edge_runtime.data.corrections import add_corrections
+    from edge_runtime.data.corrections import add_corrections, check_task
+    from edge_runtime.store.model import task_in_use
+    from edge_runtime.store.store import Store
 
     config = read_edge_config(args.config)
     records = _records(args)
-    task = _task_of(Path(config.state_dir))
+    task = task_in_use(Store(Path(config.state_dir)))
     if task is not None:
-        _check(records, task, config.data.label_names)
+        check_task(records, task, config.data.label_names)
     path = Path(config.data.corrections)
     added = add_corrections(path, records, config.data.most_corrections)
     values = {name: getattr(added, name) for name in ("added", "replaced", "repeated", "dropped", "rows")}
@@ -90,31 +90,3 @@ def _object(line: str, number: int) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(facts, 'write {"text": …, "label": …}', facts=facts)
     return record
-
-
-def _task_of(state_dir: Path) -> Task | None:
-    """Return the task of the bundle that this device predicts with; None: it has none, so its labels are not known."""
-    from edge_runtime.bundle.manifest_file import read_manifest
-    from edge_runtime.store.store import Store
-    from edge_runtime.store.versions import in_use
-
-    used = in_use(Store(state_dir)) if state_dir.is_dir() else None
-    return read_manifest(used[0])[0].task if used is not None and used[0].is_dir() else None
-
-
-def _check(records: list[dict[str, Any]], task: Task, label_names: dict[str, str]) -> None:
-    """Check rows against the bundle that the device has.
-
-    Raises:
-        DataError: a label that it does not know.
-    """
-    from edge_runtime.data.labels import label_index
-
-    for number, record in enumerate(records, 1):
-        label = record.get("label")
-        if "text" in record and task.labels and label_index(label, task.labels, label_names) < 0:
-            raise DataError(
-                f"row {number}: the label is {label!r}, not one of {', '.join(task.labels)}",
-                "write one of them; nothing was added",
-                facts=f"row {number} has an unknown label",
-            )

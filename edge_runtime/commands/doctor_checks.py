@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edge_runtime.commands.doctor_held_out import held_out_finding
 from edge_runtime.commands.doctor_natives import native_findings
 from edge_runtime.commands.doctor_network import broker_findings, server_finding
 from edge_runtime.commands.doctor_providers import providers_finding
@@ -74,6 +75,7 @@ def examine(
         if config.engine not in broken and "tokenizers" not in broken:
             yield versions_finding(config, _current_bundle(Path(config.state_dir)))
         yield trial_finding(config)
+        yield held_out_finding(config)
         yield _data(config, broken)
         yield from broker_findings(config)
         server, server_time = server_finding(config.server_url, config.tls)

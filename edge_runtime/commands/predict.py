@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edge_runtime import output
 from edge_runtime.bundle.manifest import CAUSAL_LM, Runtime
 from edge_runtime.commands.bundle import add_engine_option
-from edge_runtime.errors import BundleError, ConfigError
+from edge_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     import argparse
@@ -83,43 +83,15 @@ def _predict_source(args: argparse.Namespace) -> tuple[Bundle, FloatVector, Runt
 def _current(args: argparse.Namespace) -> tuple[Bundle, FloatVector, Runtime, tuple[str, ...]]:
     """Return the version in use: the one that was rolled out, else what training has left."""
     from edge_runtime.agent.config import read_edge_config
-    from edge_runtime.bundle.adapter import check_adapter, map_adapter
-    from edge_runtime.bundle.folder import open_named, verify_loaded
-    from edge_runtime.bundle.layout import total_size
-    from edge_runtime.store.store import Store, current_adapter
-    from edge_runtime.store.versions import in_use
+    from edge_runtime.store.model import model_parameters, named_model, open_model_bundle
+    from edge_runtime.store.store import Store
 
     config = read_edge_config(args.config)
     runtime = args.engine or config.engine
     store = Store(Path(config.state_dir))
-    used = in_use(store)
-    if args.trained:
-        trained = current_adapter(store)
-        used = None if trained is None else (*trained, True)
-    if used is None:
-        raise ConfigError("this device has no adapter yet", "let it take part in a round, or give --bundle")
-    folder, adapter, is_trained = used
-    try:
-        bundle = open_named(folder, folder.name)
-        verify_loaded(bundle, runtime)
-        if adapter is None:
-            theta = bundle.initial_adapter()
-        else:
-            theta = map_adapter(adapter, total_size(bundle.manifest.parameters))
-            check_adapter(theta, adapter.stem)
-    except BundleError as error:
-        raise BundleError(
-            f"{error.what} (in {store.root})",
-            "let the device take part in a round: covey-edge run fetches again what is damaged"
-            if is_trained
-            else "go back with: covey-edge version rollback --config edge.toml; or roll it out again",
-        ) from error
-    if is_trained and not args.shared:
-        from edge_runtime.store.personal import load_personal, with_personal
-
-        journal = store.journal()
-        theta = with_personal(theta, load_personal(store, journal.personal_sha256, bundle, journal.job or ""), bundle)
-    return bundle, theta, runtime, config.execution_providers
+    named = named_model(store, trained=args.trained, shared=args.shared)
+    bundle = open_model_bundle(store, named, runtime)
+    return bundle, model_parameters(store, named, bundle), runtime, config.execution_providers
 
 
 def _given_adapter(path: Path, bundle: Bundle) -> FloatVector:

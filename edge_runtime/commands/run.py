@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -17,7 +18,7 @@ from edge_runtime.notify import notifier_of
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from edge_runtime.agent.config import EdgeConfig
     from edge_runtime.agent.new_covey import LauncherSlots
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from edge_runtime.network.transport import Will
     from edge_runtime.notify import Notifier
     from edge_runtime.signing.members import Member
+    from edge_runtime.store.store import Store
     from edge_runtime.update.heartbeat import Heartbeat
 
 _LOG = logging.getLogger(__name__)
@@ -84,7 +86,7 @@ def _serve(args: argparse.Namespace, heartbeat: Heartbeat, notifier: Notifier) -
     heartbeat.reach("started")
     notifier.ready(f"connecting to {config.broker.rpartition('@')[2]}")
     notifier.watch()
-    with keeping_log(store.root) as log:
+    with _predictions(config, store), keeping_log(store.root) as log:
         _say_outcome()
         heartbeat.reach("connecting")
         transport = _connect(config, args.config.absolute(), will if member is None else member.seal_will(will))
@@ -156,6 +158,33 @@ def _require_parts(config: EdgeConfig) -> None:
     kernel()  # a wrong COVEY_KERNEL
     check_state_writable(Path(config.state_dir))
     try_providers(Engines(config.engine, config.threads, config.execution_providers))
+
+
+@contextlib.contextmanager
+def _predictions(config: EdgeConfig, store: Store) -> Iterator[None]:
+    """Answer texts on this machine, with or without a connection to the fleet, if the owner wants it.
+
+    Raises:
+        ConfigError: it cannot listen there, or the token cannot be read.
+    """
+    rules = config.predict
+    if rules.listen is None:
+        yield
+        return
+    from edge_runtime.device.memory import free_bytes
+    from edge_runtime.engines.choose import Engines
+    from edge_runtime.predictions.http_server import Endpoint
+    from edge_runtime.predictions.rules import read_token
+    from edge_runtime.predictions.service import PredictionService
+
+    token = None if rules.token_file is None else read_token(Path(rules.token_file))
+    engines = Engines(config.engine, config.threads, config.execution_providers)
+    service = PredictionService(store, config.data, engines, rules, free_bytes, time.monotonic)
+    endpoint = Endpoint(rules.listen, service, token)
+    try:
+        yield
+    finally:
+        endpoint.close()
 
 
 def _launcher(config: Path) -> LauncherSlots | None:

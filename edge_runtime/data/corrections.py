@@ -17,14 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from edge_runtime.bundle.manifest import CAUSAL_LM
 from edge_runtime.data.config import DataConfig
+from edge_runtime.data.labels import label_index
 from edge_runtime.data.problems import damage
 from edge_runtime.data.text_file import open_text
 from edge_runtime.errors import DataError, storage_error
 from edge_runtime.files.atomic import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from edge_runtime.bundle.manifest import Task
 
 LONGEST_CHARACTERS = 1_000_000
 """Of a text: a flood of feedback must not fill the disk with a few rows."""
@@ -69,7 +73,7 @@ def add_corrections(path: Path, records: Sequence[dict[str, Any]], most_rows: in
         DataError: a record is wrong, or the file is damaged: nothing is changed.
         StorageError: the file cannot be read or written.
     """
-    checked = [_checked(record, f"row {number}") for number, record in enumerate(records, 1)]
+    checked = check_records(records)
     with _locked(path):
         kept = {_key(record): record for record in _read(path)}
         added = replaced = repeated = 0
@@ -88,6 +92,43 @@ def add_corrections(path: Path, records: Sequence[dict[str, Any]], most_rows: in
             lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in rows)
             write_atomically(path, lines.encode(), is_private=True)
     return Added(added, replaced, repeated, dropped, len(rows))
+
+
+def check_records(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows with their fields in order.
+
+    Raises:
+        DataError: a record is wrong: see add_corrections; rows are numbered from 1.
+    """
+    return [_checked(record, f"row {number}") for number, record in enumerate(records, 1)]
+
+
+def check_task(records: Sequence[dict[str, Any]], task: Task, label_names: Mapping[str, str]) -> None:
+    """Check rows against the task of the bundle that the device has: it could not use others.
+
+    Args:
+        records: rows, as for add_corrections.
+        task: the task.
+        label_names: what the owner's file writes for a label, and the label that it means.
+
+    Raises:
+        DataError: a label that the task does not have, or a row of another kind of task.
+    """
+    wanted = _KINDS[1] if task.kind == CAUSAL_LM else _KINDS[0]
+    for number, record in enumerate(records, 1):
+        if wanted[0] not in record:
+            raise DataError(
+                f"row {number} has no {wanted[0]}, and the bundle's task is {task.kind}",
+                f"give {' and '.join(wanted)}; nothing was added",
+                facts=f"row {number} is of another task",
+            )
+        label = record.get("label")
+        if wanted[0] == "text" and label_index(label, task.labels, label_names) < 0:
+            raise DataError(
+                f"row {number}: the label is {label!r}, not one of {', '.join(task.labels)}",
+                "write one of them; nothing was added",
+                facts=f"row {number} has an unknown label",
+            )
 
 
 def _key(record: dict[str, Any]) -> tuple[str, str]:

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.bundle.manifest import Task
     from edge_runtime.data.rows import EncodedCompletions
     from edge_runtime.engines.engine import Predictor
     from edge_runtime.values import FloatVector, Logits
 
-_BATCH_SIZE = 16
+BATCH_SIZE = 16
+"""Rows that run at once."""
 
 FloatArray = np.ndarray[tuple[Any, ...], np.dtype[np.floating[Any]]]
 
@@ -47,8 +49,15 @@ def predict(
     task = bundle.manifest.task
     if task.kind == CAUSAL_LM:
         raise ConfigError("the bundle's task is causal-lm: it has no labels", "use predict.complete")
-    tokens = TextEncoder(bundle.file(bundle.manifest.tokenizer_file), task, bundle.manifest.vocab_size).encode(texts)
-    logits = all_logits(engines.make_predictor(bundle), theta, tokens, task.pad_token_id, len(task.labels))
+    encoder = TextEncoder(bundle.file(bundle.manifest.tokenizer_file), task, bundle.manifest.vocab_size)
+    return classify(task, encoder, engines.make_predictor(bundle), theta, texts)
+
+
+def classify(
+    task: Task, encoder: TextEncoder, predictor: Predictor, theta: FloatVector, texts: Sequence[str]
+) -> list[Prediction]:
+    """Classify texts with what is loaded already; see predict."""
+    logits = all_logits(predictor, theta, encoder.encode(texts), task.pad_token_id, len(task.labels))
     probabilities = np.exp(logits - log_sum_exp(logits)[:, None])
     return [
         Prediction(
@@ -123,8 +132,8 @@ def score_completions(predictor: Predictor, theta: FloatVector, rows: EncodedCom
     """Score every row's completion, in the order given; rows of similar length share a batch."""
     order = sorted(range(len(rows)), key=lambda index: len(rows.tokens[index]))
     sums = np.empty((3, len(rows)), dtype=np.float64)
-    for start in range(0, len(order), _BATCH_SIZE):
-        indices = order[start : start + _BATCH_SIZE]
+    for start in range(0, len(order), BATCH_SIZE):
+        indices = order[start : start + BATCH_SIZE]
         batch = rows.batch(indices)
         losses, best = predictor.token_scores(theta, batch)
         for row, values in enumerate((losses, np.ones_like(losses), best == batch.labels)):
@@ -142,8 +151,8 @@ def all_logits(
     """
     order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
     logits: Logits = np.empty((len(tokens), n_labels), dtype=np.float32)
-    for start in range(0, len(order), _BATCH_SIZE):
-        indices = order[start : start + _BATCH_SIZE]
+    for start in range(0, len(order), BATCH_SIZE):
+        indices = order[start : start + BATCH_SIZE]
         batch = pad([tokens[index] for index in indices], [0] * len(indices), pad_token_id)
         logits[indices] = predictor.logits(theta, batch)
     return logits

@@ -14,6 +14,7 @@ import msgspec
 from edge_runtime.bundle.memory_need import LevelNeed
 from edge_runtime.errors import ProtocolError
 from edge_runtime.files.versioned import VersionedFormat
+from edge_runtime.protocol.held_out import HeldOut
 from edge_runtime.protocol.layer_dropout import Stld
 from edge_runtime.protocol.message_base import ENVELOPE_BYTES, VERSION
 from edge_runtime.protocol.message_base import ProtocolMessage as _Message
@@ -74,6 +75,7 @@ class Birth(_Message, frozen=True, tag="birth", kw_only=True):
         hostname: of its machine; None: not known.
         address: of its machine on the connection to the broker; None: not known.
         execution_providers: what ONNX Runtime runs the graphs on, as in edge.toml; left out: the processor.
+        held_out: how well its own model did on held-out rows; left out: it has none, or has not measured it yet.
     """
 
     device: Name
@@ -93,6 +95,7 @@ class Birth(_Message, frozen=True, tag="birth", kw_only=True):
     hostname: Host | None = None
     address: Host | None = None
     execution_providers: Tags | msgspec.UnsetType = msgspec.UNSET
+    held_out: HeldOut | msgspec.UnsetType = msgspec.UNSET
 
 
 class DeviceState(_Message, frozen=True, tag="state", kw_only=True):

@@ -11,6 +11,7 @@
       journal.json                which bundle and adapter are current, and the last report
       versions.json, released/    which version is in use: see versions.py
       too_old.json                what the server last found too old here, and the versions that were installed
+      accuracies.json             how well the model did on held-out rows
       trials.json                 which bundles were tried here, with which libraries, and how the last trial failed
 
 What is damaged and can be had again is removed and fetched again; what cannot is set aside as ``<name>.bad``.

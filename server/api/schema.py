@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from edge_runtime.protocol.held_out import HeldOut
 from edge_runtime.values import Name
 
 
@@ -81,6 +82,7 @@ class DeviceStatus(msgspec.Struct, frozen=True):
         ineligible: why its owner's rules or its rows keep it from training.
         quarantine: why it takes part in nothing until the operator decides.
         tags: those of its edge.toml, and those that the operator gave it.
+        held_out: how well its own model did on rows that it never trains on; None: it has none, or has not said it.
     """
 
     fleet: str
@@ -100,6 +102,7 @@ class DeviceStatus(msgspec.Struct, frozen=True):
     execution_providers: list[str] | None
     rows: int | None
     training: str | None
+    held_out: HeldOut | None
 
 
 class DeviceList(msgspec.Struct, frozen=True):

@@ -28,6 +28,7 @@ _LIST = (
     "rows",
     "reports",
     "mean_seconds",
+    "held_out",
     "adapter_sha256",
     "last_seen",
     "ineligible",
@@ -87,8 +88,17 @@ def _list(args: argparse.Namespace) -> int:
         output.emit(args, waiting, short_table(waiting["joins"], _PENDING))
         return 0
     found = look(args, "/devices", lambda ledger: {"devices": device_list(ledger)})
-    output.emit(args, found, short_table(found["devices"], _LIST))
+    rows = [{**device, "held_out": _held_out(device["held_out"])} for device in found["devices"]]
+    output.emit(args, found, short_table(rows, _LIST))
     return 0
+
+
+def _held_out(found: dict[str, Any] | None) -> str | None:
+    """Return how well a device's own model does on held-out rows, as a table shows it."""
+    if found is None:
+        return None
+    fallen = f", fallen from {found['best']:.3f}" if found["has_fallen"] else ""
+    return f"{found['accuracy']:.3f}{fallen}"
 
 
 def _approve(args: argparse.Namespace) -> int:

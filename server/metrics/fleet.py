@@ -41,7 +41,26 @@ def fleet_families(ledger: Ledger, fleet: str) -> Iterator[Metric]:
         "Devices that wait for covey device approve.",
         len(trust_queries.pending_joins(ledger, fleet)),
     )
+    yield from _held_out(ledger, fleet)
     yield _rollouts(ledger, fleet)
+
+
+def _held_out(ledger: Ledger, fleet: str) -> Iterator[Metric]:
+    """Yield the accuracies that devices have measured; a device that measures none has no series."""
+    said = device_queries.held_out_of(ledger, fleet)
+    accuracy = GaugeMetricFamily(
+        "covey_device_held_out_accuracy_ratio",
+        "Accuracy of the device's own model on rows that it never trains on, 0 to 1.",
+        labels=["device"],
+    )
+    for name, found in said.items():
+        accuracy.add_metric([name], found.accuracy)
+    yield accuracy
+    yield GaugeMetricFamily(
+        "covey_devices_held_out_fallen",
+        "Devices whose own model is further below its best accuracy than their owners allow.",
+        sum(found.has_fallen for found in said.values()),
+    )
 
 
 def _rollouts(ledger: Ledger, fleet: str) -> Metric:

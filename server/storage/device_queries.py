@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sqlalchemy import and_, func, select
 
+from edge_runtime.protocol.held_out import HeldOut
 from edge_runtime.protocol.profile import Profile
 from server.storage.asking import records, tuples
 from server.storage.records import DeviceRecord, ProfileRecord
@@ -67,6 +68,14 @@ def count_ineligible(ledger: Ledger, fleet: str) -> int:
     query = select(func.count()).select_from(DEVICES).where(DEVICES.c.fleet == fleet, DEVICES.c.ineligible.is_not(None))
     ((count,),) = tuples(ledger, tuple[int], query)
     return int(count)
+
+
+def held_out_of(ledger: Ledger, fleet: str) -> dict[str, HeldOut]:
+    """Return how well the devices' own models did on held-out rows, by device; one that says nothing is left out."""
+    said = func.json_extract(DEVICES.c.birth, "$.held_out")
+    query = select(DEVICES.c.name, said).where(DEVICES.c.fleet == fleet, said.is_not(None)).order_by(DEVICES.c.name)
+    found = tuples(ledger, tuple[str, str], query)
+    return {name: msgspec.json.decode(text, type=HeldOut) for name, text in found}
 
 
 def tags_of(ledger: Ledger, fleet: str) -> dict[str, set[str]]:

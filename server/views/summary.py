@@ -203,6 +203,7 @@ def device_list(ledger: Ledger) -> list[dict[str, Any]]:
             "execution_providers": (known.birth.get("execution_providers") or ["cpu"]) if known.birth else None,
             "rows": known.birth.get("rows"),
             "training": known.birth.get("capability", {}).get("kind"),
+            "held_out": known.birth.get("held_out"),
         }
         for known in devices
     ]

@@ -85,6 +85,7 @@ def test_findings(root: Path, tmp_path: Path, listening: int) -> None:
         "state": "ok",
         "versions": "ok",
         "trial": "absent",
+        "held-out": "absent",
         "data": "problem",
         "broker": "ok",
         "round trip": "ok",

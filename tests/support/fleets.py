@@ -70,8 +70,11 @@ def write_edge(folder: Path, name: str, port: int, seed: int, *, rows_of: RowsOf
     path = folder / "edge.toml"
     broker = fields.pop("broker", f"mqtt://127.0.0.1:{port}")
     tls, signing = fields.pop("tls", None), fields.pop("signing", None)
+    tables = {table: fields.pop(table) for table in ("predict", "updates") if table in fields}
     head = {"name": name, "broker": broker, "threads": 1, **fields}
     path.write_text(toml(head) + '[data]\npath = "data.jsonl"\n' + ("[tls]\n" + toml(tls) if tls is not None else ""))
+    with path.open("a") as file:
+        file.writelines(f"[{table}]\n{toml(values)}" for table, values in tables.items())
     if signing is not None:
         with path.open("a") as file:
             file.write("[signing]\n" + toml(signing))
