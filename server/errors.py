@@ -29,3 +29,7 @@ class NoSuchJobError(JobError):
 
 class RolloutError(JobError):
     """A rollout cannot start or continue, or does not exist."""
+
+
+class ChangedError(JobError):
+    """Another operator has changed a job, a device or a rollout since the asker has looked at it."""
