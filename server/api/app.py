@@ -21,10 +21,11 @@ from server.api.trust_routes import trust_routes
 from server.errors import NoSuchJobError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from litestar.connection import ASGIConnection
     from litestar.handlers import BaseRouteHandler
+    from litestar.types import ControllerRouterHandler
 
     from server.api.schema import ServerStatus
     from server.queue.operations import Operations
@@ -40,6 +41,7 @@ def make_api(
     metrics: Callable[[], bytes],
     actor: str,
     token: str | None,
+    pages: Sequence[ControllerRouterHandler] = (),
 ) -> Litestar:
     """Return the application.
 
@@ -49,6 +51,7 @@ def make_api(
         metrics: returns what Prometheus scrapes.
         actor: who asks over this application, for the audit.
         token: what every request must carry (``Authorization: Bearer TOKEN``); None: whoever can connect may ask.
+        pages: routes of the dashboard, behind the same guard.
     """
     handlers = [
         *server_routes(status),
@@ -58,7 +61,7 @@ def make_api(
         *rollout_routes(operations, actor),
     ]
     return Litestar(
-        [Router(PREFIX, route_handlers=handlers), metrics_route(metrics)],
+        [Router(PREFIX, route_handlers=handlers), metrics_route(metrics), *pages],
         request_class=_Request,
         middleware=[_with_host],
         guards=[] if token is None else [_needs(token)],

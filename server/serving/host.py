@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 from edge_runtime import __version__
 from edge_runtime.files.writable import check_writable
 from server.api.app import API_VERSION, make_api
+from server.api.app import PREFIX as API_PREFIX
 from server.api.listen import read_or_make_token, serve_local
 from server.api.schema import ServerStatus
 from server.client.address import socket_path
 from server.compose import TICK_S, compose_coordinator, open_stores
+from server.dashboard.app import make_dashboard
 from server.evaluation import InlineEvaluator, no_evaluation
 from server.metrics.running import Running
 from server.metrics.text import metrics_of
@@ -223,10 +225,11 @@ def _open_api(stack: contextlib.ExitStack, host: Host) -> None:
         )
 
     metrics = metrics_of(host.stores.ledger, lambda: running_of(host, began_at))
-    stack.enter_context(serve_local(make_api(operations, status, metrics, "local", None), options.state_dir))
+    pages = make_dashboard(operations, API_PREFIX)
+    stack.enter_context(serve_local(make_api(operations, status, metrics, "local", None, pages), options.state_dir))
     if options.api_port is not None:
         token = read_or_make_token(options.state_dir)
-        app = make_api(operations, status, metrics, "token", token)
+        app = make_api(operations, status, metrics, "token", token, pages)
         port = stack.enter_context(serve_http(app, options.api_listen, options.api_port))
         _LOG.info("API on %s:%d; its token is in %s", options.api_listen, port, options.state_dir / "api-token")
 
