@@ -6,7 +6,7 @@ CoveyError
 
 from __future__ import annotations
 
-from edge_runtime.errors import CoveyError
+from edge_runtime.errors import ConfigError, CoveyError
 
 
 class JobError(CoveyError):
@@ -29,3 +29,15 @@ class NoSuchJobError(JobError):
 
 class RolloutError(JobError):
     """A rollout cannot start or continue, or does not exist."""
+
+
+class NoSuchDeviceError(ConfigError):
+    """There is no such device.
+
+    Args:
+        fleet: name of the fleet.
+        name: the name that was asked for.
+    """
+
+    def __init__(self, fleet: str, name: str) -> None:
+        super().__init__(f"fleet {fleet} has no device {name}", "see: covey device list")

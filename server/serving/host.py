@@ -225,7 +225,8 @@ def _open_api(stack: contextlib.ExitStack, host: Host) -> None:
         )
 
     metrics = metrics_of(host.stores.ledger, lambda: running_of(host, began_at))
-    pages = make_dashboard(operations, API_PREFIX)
+    signed = host.connection.signed
+    pages = make_dashboard(operations, API_PREFIX, lambda: {} if signed is None else refusals(signed))
     stack.enter_context(serve_local(make_api(operations, status, metrics, "local", None, pages), options.state_dir))
     if options.api_port is not None:
         token = read_or_make_token(options.state_dir)
