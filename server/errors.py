@@ -6,7 +6,7 @@ CoveyError
 
 from __future__ import annotations
 
-from edge_runtime.errors import CoveyError
+from edge_runtime.errors import ConfigError, CoveyError
 
 
 class JobError(CoveyError):
@@ -33,3 +33,15 @@ class RolloutError(JobError):
 
 class ChangedError(JobError):
     """Another operator has changed a job, a device or a rollout since the asker has looked at it."""
+
+
+class NoSuchDeviceError(ConfigError):
+    """There is no such device.
+
+    Args:
+        fleet: name of the fleet.
+        name: the name that was asked for.
+    """
+
+    def __init__(self, fleet: str, name: str) -> None:
+        super().__init__(f"fleet {fleet} has no device {name}", "see: covey device list")

@@ -100,8 +100,8 @@ class Access:
             return last_forwarded(headers.get("x-forwarded-for", "")) or peer
         return peer
 
-    def sign_in(self, address: str, token: str) -> str | None:
-        """Return a new session's secret; None: the token is nobody's.
+    def sign_in(self, address: str, token: str) -> tuple[str, str] | None:
+        """Return an operator's name and a new session's secret; None: the token is nobody's.
 
         Raises:
             TooOftenError: this address, or all of them, have shown too many.
@@ -109,7 +109,7 @@ class Access:
         assert self.operators is not None  # noqa: S101 sign_in is for TCP
         assert self.sessions is not None  # noqa: S101
         name = self.known(address, token)
-        return None if name is None else self.sessions.begin(name, digest_of(token))
+        return None if name is None else (name, self.sessions.begin(name, digest_of(token)))
 
     def known(self, address: str, token: str) -> str | None:
         """Return whose token it is; None: nobody's, which counts as a guess.

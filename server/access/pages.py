@@ -17,9 +17,7 @@ _FOLDER = Path(__file__).parent / "templates"
 @functools.cache
 def _environment() -> Environment:
     loader = PackageLoader("server.access")
-    return Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def page(template: str, **context: object) -> str:

@@ -10,8 +10,8 @@ from litestar.params import Parameter
 
 from edge_runtime.protocol.side_messages import LONGEST_FOLLOW_S, MOST_LINES
 from server.api.schema import DeviceList, DeviceLog, DeviceStatus, LogLineSeen
-from server.views.summary import device_list
 from server.storage.audit_records import Asker  # noqa: TC001 Litestar reads the handlers' types
+from server.views.summary import device_list
 
 if TYPE_CHECKING:
     from litestar.handlers import HTTPRouteHandler

@@ -14,11 +14,11 @@ from litestar.response.sse import ServerSentEventMessage
 from server.api.schema import JobChange, JobList, JobStatus, Submission
 from server.errors import NoSuchJobError
 from server.storage import queries
+from server.storage.audit_records import Asker  # noqa: TC001 Litestar reads the handlers' types
 from server.views.compare import compare_jobs
 from server.views.explain import explain
 from server.views.history import job_history
 from server.views.summary import job_list, job_shown, job_summary
-from server.storage.audit_records import Asker  # noqa: TC001 Litestar reads the handlers' types
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -50,6 +50,6 @@ def _since_text(text: str) -> str:
         try:
             return dt.datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M:%S")
         except ValueError as error:
-            raise ConfigError(f"--since {text}: {error}", "write it in UTC as 2026-11-28 or '2026-11-28 12:00:00'") from error
+            raise ConfigError(f"--since {text}: {error}", "as 2026-11-28, or 2026-11-28 12:00:00 in quotes") from error
     began = dt.datetime.now(dt.timezone.utc) - dt.timedelta(seconds=duration_s(text))
     return began.strftime("%Y-%m-%d %H:%M:%S")

@@ -20,7 +20,6 @@ from server.storage import device_queries, queries
 from server.storage.discard import discard_job
 
 if TYPE_CHECKING:
-
     from server.fleet.device_logs import ReceivedLine
     from server.job.fitted import FittedJob
     from server.queue.supervisor import Supervisor

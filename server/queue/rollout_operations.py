@@ -118,7 +118,9 @@ class RolloutOperations:
 
     def pause(self, number: int, asker: Asker) -> str:
         """Pause a rollout: no further device is asked; return its state."""
-        return str(self._acts.do(asker, "rollout pause", str(number), lambda: self._rollouts.change(number, machine.pause)))
+        return str(
+            self._acts.do(asker, "rollout pause", str(number), lambda: self._rollouts.change(number, machine.pause))
+        )
 
     def resume(self, number: int, asker: Asker) -> str:
         """Let a rollout go on after a pause, or its next group begin; return its state."""

@@ -35,9 +35,7 @@ class TrustOperations:
         coordinator: is told who is gone, and who is let out of quarantine.
     """
 
-    def __init__(
-        self, ledger: Ledger, state_dir: Path, fleet: str, acts: Acts, coordinator: Coordinator
-    ) -> None:
+    def __init__(self, ledger: Ledger, state_dir: Path, fleet: str, acts: Acts, coordinator: Coordinator) -> None:
         self._ledger, self._state_dir, self._fleet, self._acts = ledger, state_dir, fleet, acts
         self._coordinator = coordinator
 
@@ -142,6 +140,7 @@ class TrustOperations:
         Raises:
             ConfigError: it has no certificate, or the name is taken or can be none.
         """
+
         def wish() -> None:
             if not re.match(NAME_PATTERN, new_name):
                 raise ConfigError(

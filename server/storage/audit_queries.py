@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 
 def audit_of(
-    ledger: Ledger, most: int = 100, *, before: int | None = None, since: str | None = None
+    ledger: Ledger,
+    most: int = 100,
+    *,
+    before: int | None = None,
+    since: str | None = None,
+    subject: str | None = None,
 ) -> list[AuditRecord]:
     """Return what operators asked for, the newest first.
 
@@ -25,12 +30,15 @@ def audit_of(
         most: entries.
         before: only entries with a smaller number; None: from the newest on.
         since: only entries of this time or later, as the ledger writes it (UTC); None: all.
+        subject: only entries of this job, device or rollout; None: all.
     """
     query = select(AUDIT).order_by(AUDIT.c.id.desc()).limit(most)
     if before is not None:
         query = query.where(AUDIT.c.id < before)
     if since is not None:
         query = query.where(AUDIT.c.at >= since)
+    if subject is not None:
+        query = query.where(AUDIT.c.subject == one_line(subject))
     return records(ledger, AuditRecord, query)
 
 

@@ -42,7 +42,7 @@ class AuditRecord:
         detail: what else belongs to it.
         way: see Way.
         address: from where; None: over the socket, or not known.
-        outcome: ``done``, ``refused: …`` or ``failed: …``; None: it is at work, or the server ended before it was known.
+        outcome: ``done``, ``refused: …`` or ``failed: …``; None: at work, or the server ended before it was known.
     """
 
     id: int
