@@ -108,21 +108,27 @@ class Access:
         """
         assert self.operators is not None  # noqa: S101 sign_in is for TCP
         assert self.sessions is not None  # noqa: S101
-        name = self.known(address, token)
-        return None if name is None else (name, self.sessions.begin(name, digest_of(token)))
-
-    def known(self, address: str, token: str) -> str | None:
-        """Return whose token it is; None: nobody's, which counts as a guess.
-
-        Raises:
-            TooOftenError: this address, or all of them, have guessed too often.
-        """
-        assert self.operators is not None  # noqa: S101
         wait_s = self.sign_ins.wait_s(address)
         if wait_s > 0:
             raise TooOftenError("too many sign-ins", wait_s)
         name = self.operators.name_of(token)
         if name is None:
+            self.sign_ins.guessed(address)
+        return None if name is None else (name, self.sessions.begin(name, digest_of(token)))
+
+    def known(self, address: str, token: str) -> str | None:
+        """Return whose token a command shows; None: nobody's, which counts as a sign-in with a wrong one does.
+
+        Raises:
+            TooOftenError: this address has guessed too often.
+        """
+        assert self.operators is not None  # noqa: S101
+        wait_s = self.sign_ins.blocked_s(address)
+        name = self.operators.name_of(token) if wait_s == 0 else None
+        if name is None:
+            wait_s = wait_s or self.sign_ins.wait_s(address)
+            if wait_s > 0:
+                raise TooOftenError("too many wrong tokens", wait_s)
             self.sign_ins.guessed(address)
         return name
 

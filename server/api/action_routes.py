@@ -109,9 +109,9 @@ def action_routes(operations: Operations, access: Access) -> list[HTTPRouteHandl
     """
     pages = _Pages(operations, access)
 
-    @get("/ui/do/{name:str}", include_in_schema=False, sync_to_thread=True)
-    def confirm(request: Request[Any, Any, Any], name: str) -> Response[str]:
-        return pages.asked(request, name)
+    @get("/ui/do/{name:str}", include_in_schema=False)
+    async def confirm(request: Request[Any, Any, Any], name: str) -> Response[str]:
+        return await sync_to_thread(pages.asked, request, name)
 
     @post("/ui/do/{name:str}", include_in_schema=False, status_code=303)
     async def do(request: Request[Any, Any, Any], name: str, asker: Asker) -> Response[str]:

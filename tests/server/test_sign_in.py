@@ -64,7 +64,10 @@ def test_the_cookie_is_kept_from_scripts_and_from_other_sites(tmp_path: Path) ->
         folder = tmp_path / name
         folder.mkdir()
         with site(folder, public=public) as served, served.browser() as browser:
-            cookie = sign_in(browser, ALICE).headers.get_list("set-cookie")[0]
+            page = browser.get("/ui/login")
+            nonce = page.headers["set-cookie"].split(";")[0]  # as a browser sends it over HTTPS
+            fields = {"token": ALICE, "form_token": form_token(page)}
+            (cookie,) = browser.post("/ui/login", data=fields, headers={"cookie": nonce}).headers.get_list("set-cookie")
             assert cookie.startswith(f"{name}=")
             words = {word.strip().lower() for word in cookie.split(";")}
             assert {"httponly", "samesite=strict", "path=/"} <= words
@@ -188,9 +191,9 @@ def test_only_the_named_proxy_is_believed_who_has_signed_in(tmp_path: Path) -> N
         with served.browser() as forger:
             assert forger.get("/api/v1/jobs", headers=twice).status_code == 401
     (tmp_path / "there").mkdir()
-    with site(tmp_path / "there", proxy=Proxy("192.0.2.99", "x-forwarded-email")) as served:
-        with served.browser(**header) as browser:
-            assert browser.get("/api/v1/jobs").status_code == 401
+    elsewhere = Proxy("192.0.2.99", "x-forwarded-email")
+    with site(tmp_path / "there", proxy=elsewhere) as served, served.browser(**header) as browser:
+        assert browser.get("/api/v1/jobs").status_code == 401
     (tmp_path / "none").mkdir()
     with site(tmp_path / "none") as served, served.browser(**header) as browser:
         assert browser.get("/api/v1/jobs").status_code == 401
@@ -201,7 +204,7 @@ def test_only_the_named_proxy_is_believed_who_has_signed_in(tmp_path: Path) -> N
     [
         ["--operator-header", "X-Email"],
         ["--operator-proxy", "192.0.2.1"],
-        ["--operator-header", "Cookie", "--operator-proxy", "192.0.2.1"],
+        ["--operator-proxy", "192.0.2.1", "--operator-header", "Cookie"],
         ["--operator-header", "X-Email", "--operator-proxy", "proxy.example"],
         ["--api-url", "https://covey.example/below"],
     ],
@@ -209,4 +212,4 @@ def test_only_the_named_proxy_is_believed_who_has_signed_in(tmp_path: Path) -> N
 def test_options_that_would_trust_too_much_are_refused(tmp_path: Path, words: list[str]) -> None:
     with redirect_stderr(io.StringIO()) as said:
         assert main(["serve", "--state-dir", str(tmp_path), *words]) == ConfigError.exit_code
-    assert words[0] in said.getvalue()
+    assert words[-2] in said.getvalue()

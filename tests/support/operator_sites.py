@@ -62,10 +62,11 @@ class Site:
         """A browser without a session, which says from where its forms are."""
         return httpx.Client(base_url=self.url, headers={"origin": self.url, **headers}, timeout=60)
 
-    def signed_in(self, token: str = ALICE) -> httpx.Client:
-        browser = self.browser()
-        assert sign_in(browser, token).status_code == 303
-        return browser
+    @contextlib.contextmanager
+    def signed_in(self, token: str = ALICE) -> Iterator[httpx.Client]:
+        with self.browser() as browser:
+            assert sign_in(browser, token).status_code == 303
+            yield browser
 
     def command(self, token: str = ALICE) -> httpx.Client:
         headers = {"authorization": f"Bearer {token}"}
