@@ -59,29 +59,7 @@ def add_addresses(parser: argparse.ArgumentParser) -> None:
         "--public-url",
         help="HTTP address for the devices, e.g. http://server:8080 (default: --http-port on the broker's host)",
     )
-    parser.add_argument(
-        "--api-port",
-        type=int,
-        help="TCP port of the operator's API, with a token (default: only a socket in --state-dir)",
-    )
-    parser.add_argument("--api-listen", default="127.0.0.1", help="address of --api-port (default: %(default)s)")
-    parser.add_argument(
-        "--api-url",
-        metavar="URL",
-        help="where browsers reach it, behind a proxy: https://covey.example",
-    )
-    parser.add_argument(
-        "--operators",
-        type=Path,
-        metavar="FILE",
-        help="operators of --api-port, a line NAME TOKEN each (mode 0600; default: the one token in api-token)",
-    )
-    parser.add_argument(
-        "--operator-header", metavar="HEADER", help="with --operator-proxy: the header with the name of who signed in"
-    )
-    parser.add_argument(
-        "--operator-proxy", metavar="ADDRESS", help="the address of the proxy that alone is believed --operator-header"
-    )
+    _add_operators(parser)
     parser.add_argument(
         "--join-port",
         type=int,
@@ -113,6 +91,33 @@ def add_addresses(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="with --sign-key: believe only devices that have a file NAME.pem there (public key or certificate)",
+    )
+
+
+def _add_operators(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the operator's API and its pages."""
+    parser.add_argument(
+        "--api-port",
+        type=int,
+        help="TCP port of the operator's API, with a token (default: only a socket in --state-dir)",
+    )
+    parser.add_argument("--api-listen", default="127.0.0.1", help="address of --api-port (default: %(default)s)")
+    parser.add_argument(
+        "--api-url",
+        metavar="URL",
+        help="where browsers reach it, behind a proxy: https://covey.example",
+    )
+    parser.add_argument(
+        "--operators",
+        type=Path,
+        metavar="FILE",
+        help="operators of --api-port, a line NAME TOKEN each (mode 0600; default: the one token in api-token)",
+    )
+    parser.add_argument(
+        "--operator-header", metavar="HEADER", help="with --operator-proxy: the header with the name of who signed in"
+    )
+    parser.add_argument(
+        "--operator-proxy", metavar="ADDRESS", help="the address of the proxy that alone is believed --operator-header"
     )
 
 
