@@ -100,7 +100,7 @@ def _matching(fleet: str, wanted: DeviceFilter) -> ColumnElement[bool]:
     if wanted.state:
         terms.append(DEVICES.c.state == wanted.state)
     if wanted.version:
-        terms.append(wanted.version == _VERSION)
+        terms.append(_VERSION.in_([wanted.version]))
     if wanted.tag:
         own = func.json_each(_BIRTH, "$.tags").table_valued("value")
         given = and_(
