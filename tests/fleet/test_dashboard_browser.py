@@ -96,7 +96,7 @@ def test_a_jobs_page_follows_it_and_every_page_is_accessible(
         page.locator("[data-events]").wait_for(state="attached")
         fleet.covey("job", "stop", "live")
         page.locator("#state .state.stopped").wait_for(timeout=_WAIT_MS)
-        assert page.locator("#live").inner_text() == ""
+        page.wait_for_function("document.getElementById('live').textContent === ''", timeout=_WAIT_MS)
     assert faults == []
 
 
