@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _HERE = "/ui/jobs"
 _MOST_DEVICES = 200
 """Devices of a job that its page names."""
+_MOST_ATTEMPTS = 200
+"""Attempts at rounds in the table of a job's page, the newest; the charts' tables have all rounds."""
 _LIVE = ("queued", "running")
 _ACTIONS = {
     "queued": {"pause": "Pause", "stop": "Stop"},
@@ -53,6 +55,7 @@ def job_pages(operations: Operations, api_prefix: str) -> list[HTTPRouteHandler]
             "events": f"{api_prefix}/jobs/{{}}/events?after={seen[-1][0] if seen else 0}",
             "is_live": shown["state"] in _LIVE,
             "charts": job_charts(shown, shown["round_list"], queries.passes_per_round(ledger, name)),
+            "attempts": shown["round_list"][: -_MOST_ATTEMPTS - 1 : -1],
             "devices": shown["device_list"][:_MOST_DEVICES],
             "actions": _ACTIONS.get(shown["state"], {}),
         }

@@ -9,6 +9,7 @@ import msgspec
 from sqlalchemy import Text, and_, cast, func, or_, select
 
 from edge_runtime.protocol.profile import BoardFacts, Reading
+from server.bandit.arms import Arm
 from server.bandit.choices import Choice
 from server.storage.asking import records, tuples
 from server.storage.tables import CHOICES, DEVICE_TAGS, DEVICES, JOBS, OFFERS, PROFILES, ROUNDS
@@ -65,6 +66,13 @@ class BoardSeen(msgspec.Struct, frozen=True):
     measured: _Readings | None = None
 
 
+class _ChosenArm(msgspec.Struct, frozen=True, array_like=True):
+    """The beginning of a Choice: its estimates, which are most of it, are not read."""
+
+    device: str
+    arm: Arm | None
+
+
 @dataclass(frozen=True)
 class DeviceOffer:
     """What became of a round's offer to one device; see OfferRecord. ``opened_at``: UTC, as text."""
@@ -100,7 +108,7 @@ def _matching(fleet: str, wanted: DeviceFilter) -> ColumnElement[bool]:
     if wanted.state:
         terms.append(DEVICES.c.state == wanted.state)
     if wanted.version:
-        terms.append(wanted.version == _VERSION)
+        terms.append(_VERSION.in_([wanted.version]))
     if wanted.tag:
         own = func.json_each(_BIRTH, "$.tags").table_valued("value")
         given = and_(
@@ -186,6 +194,16 @@ def last_choices(ledger: Ledger, fleet: str, devices: Sequence[str]) -> dict[str
     with ledger.database.reading():
         choices = [msgspec.msgpack.decode(row["choice"], type=Choice) for row in rows]
     return {choice.device: choice for choice in choices}
+
+
+def arms_by_round(ledger: Ledger, job: str) -> list[tuple[int, int, str | None]]:
+    """Return round, attempt and arm of every choice of a job, in their order; the arm is None where none fitted."""
+    query = select(CHOICES.c.round, CHOICES.c.attempt, CHOICES.c.choice).where(CHOICES.c.job == job)
+    rows = tuples(ledger, tuple[int, int, bytes], query.order_by(CHOICES.c.round, CHOICES.c.attempt, CHOICES.c.device))
+    decoder = msgspec.msgpack.Decoder(_ChosenArm)
+    with ledger.database.reading():
+        chosen = [(index, attempt, decoder.decode(choice).arm) for index, attempt, choice in rows]
+    return [(index, attempt, None if arm is None else arm.name) for index, attempt, arm in chosen]
 
 
 def offers_to_device(ledger: Ledger, fleet: str, device: str, last: int) -> list[DeviceOffer]:

@@ -7,7 +7,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from server.errors import NoSuchJobError
-from server.storage import queries
+from server.storage import fleet_queries, queries
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,12 +30,12 @@ def bandit_shown(ledger: Ledger, job: str) -> dict[str, Any]:
     record = queries.find_job(ledger, job)
     if record is None:
         raise NoSuchJobError(job)
-    choices = queries.all_choices_of(ledger, job)
+    arms = fleet_queries.arms_by_round(ledger, job)
     chosen: dict[int, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for index, _attempt, choice in choices:
-        chosen[index][_arm(choice)] += 1
-    newest = choices[-1][:2] if choices else None
-    last = [choice for index, attempt, choice in choices if (index, attempt) == newest]
+    for index, _attempt, arm in arms:
+        chosen[index][arm or NO_ARM] += 1
+    newest = arms[-1][:2] if arms else None
+    last = [] if newest is None else queries.choices_of(ledger, job, *newest)
     total = sum(chosen.values(), collections.Counter())
     state = queries.bandit_state(ledger, job)
     return {

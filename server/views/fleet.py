@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from edge_runtime.bundle.manifest import Runtime
 from server.errors import NoSuchDeviceError
 from server.storage import device_queries, fleet_queries
 
@@ -58,6 +59,7 @@ def fleet_page(ledger: Ledger, fleet: str, wanted: DeviceFilter, page: int) -> d
 def _described(row: FleetRow, board: BoardSeen | None) -> dict[str, Any]:
     reading = None if board is None or board.measured is None else board.measured.after
     birth = row.birth
+    runtimes = birth.get("runtimes") or {}
     return {
         "device": row.device,
         "state": row.state,
@@ -70,7 +72,7 @@ def _described(row: FleetRow, board: BoardSeen | None) -> dict[str, Any]:
         "temperature_c": None if reading is None else reading.temperature_c,
         "machine": birth.get("machine"),
         "covey_version": birth.get("covey_version"),
-        "engines": [f"{name} {version}" for name, version in sorted((birth.get("runtimes") or {}).items())],
+        "engines": [f"{name} {runtimes[name]}" for name in get_args(Runtime) if name in runtimes],
         "execution_providers": (birth.get("execution_providers") or ["cpu"]) if birth else None,
         "training": (birth.get("capability") or {}).get("kind"),
         "rows": birth.get("rows"),

@@ -47,7 +47,7 @@ def address(fleet: Fleet) -> tuple[str, dict[str, str]]:
     server.wait_event("serving")
     fleet.device("pi-1", 0, stays=True)
     fleet.device("pi-2", 1, stays=True)
-    job = write_job(fleet.root, name="live", rounds=60, min_devices=2)
+    job = write_job(fleet.root, name="live", rounds=5000, min_devices=2)
     fleet.covey("job", "submit", str(job), "--bundle", str(fleet.bundle.path))
     token = (fleet.state_dir / TOKEN_FILE).read_text().strip()
     return f"http://127.0.0.1:{port}", {"authorization": f"Bearer {token}"}
@@ -96,6 +96,7 @@ def test_a_jobs_page_follows_it_and_every_page_is_accessible(
         page.locator("[data-events]").wait_for(state="attached")
         fleet.covey("job", "stop", "live")
         page.locator("#state .state.stopped").wait_for(timeout=_WAIT_MS)
+        page.wait_for_function("document.getElementById('live').textContent === ''", timeout=_WAIT_MS)
     assert faults == []
 
 

@@ -4,6 +4,7 @@
 
 const PLOT_HEIGHT = 210;
 const REFRESH_MS = 400;
+const REST = 4; // between two requests, at least this many times what the last one took: a watcher must not load a server
 const plots = new Map();
 
 function token(name) {
@@ -63,10 +64,12 @@ function follow(url) {
   let isAsking = false;
   let isWanted = false;
   let hasEnded = false;
+  let restMs = REFRESH_MS;
 
   async function refresh() {
     isWanted = false;
     isAsking = true;
+    const began = performance.now();
     try {
       const answer = await fetch(location.href, { headers: { accept: "text/html" } });
       if (!answer.ok) throw new Error(`the server answers ${answer.status}`);
@@ -76,13 +79,14 @@ function follow(url) {
       status.textContent = `This page is not up to date: ${error.message}`;
     }
     isAsking = false;
-    if (isWanted) setTimeout(refresh, REFRESH_MS);
+    restMs = Math.max(REFRESH_MS, REST * (performance.now() - began));
+    if (isWanted) setTimeout(refresh, restMs);
   }
 
   function want() {
     const isFirst = !isWanted;
     isWanted = true;
-    if (isFirst && !isAsking) setTimeout(refresh, REFRESH_MS);
+    if (isFirst && !isAsking) setTimeout(refresh, restMs);
   }
 
   events.onopen = () => {
