@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import threading
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from operator_sites import ALICE, BOB, Site, confirm, form_of, form_token, site
+from repository import ROOT
 
 from server.api.actions import ACTIONS
+from server.dashboard import job_pages
 from server.storage import queries
 from server.storage.audit_queries import audit_of
 from server.storage.device_queries import tags_of
@@ -187,3 +190,12 @@ def test_a_body_that_is_no_form_is_refused(shared: Site, kind: str, body: bytes)
         for path in ("/ui/do/stop", "/ui/login", "/ui/logout"):
             answer = browser.post(path, content=body, headers={"content-type": kind})
             assert answer.status_code in (403, 422)
+
+
+def test_every_link_of_the_pages_leads_to_an_action() -> None:
+    folder = ROOT / "server" / "dashboard"
+    texts = [path.read_text() for path in sorted((folder / "templates").glob("*.jinja"))]
+    named = {name for text in texts for name in re.findall(r"""action\("([a-z-]+)",""", text)}
+    named |= {name for links in job_pages._ACTIONS.values() for name in links}
+    assert {"tag", "revoke", "approve", "rollout-abort", "pause", "stop"} <= named
+    assert named <= set(ACTIONS)
