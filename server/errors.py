@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edge_runtime.errors import CoveyError
+from edge_runtime.errors import ConfigError, CoveyError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,3 +49,19 @@ class JobEndedError(JobError):
 
 class RolloutError(JobError):
     """A rollout cannot start or continue, or does not exist."""
+
+
+class ChangedError(JobError):
+    """Another operator has changed a job, a device or a rollout since the asker has looked at it."""
+
+
+class NoSuchDeviceError(ConfigError):
+    """There is no such device.
+
+    Args:
+        fleet: name of the fleet.
+        name: the name that was asked for.
+    """
+
+    def __init__(self, fleet: str, name: str) -> None:
+        super().__init__(f"fleet {fleet} has no device {name}", "see: covey device list")

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import hmac
 from typing import TYPE_CHECKING, Any
 
 from litestar import Litestar, Request, Response, Router
-from litestar.exceptions import HTTPException, NotAuthorizedException, ValidationException
+from litestar.di import Provide
+from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi.config import OpenAPIConfig
 
 from edge_runtime import __version__
 from edge_runtime.errors import ConfigError, CoveyError, as_covey_error, wall
+from server.access.gate import Gate
+from server.api.action_routes import action_routes
+from server.api.audit_routes import audit_routes
 from server.api.device_routes import device_routes
 from server.api.job_routes import job_routes
 from server.api.metrics_route import metrics_route
 from server.api.rollout_routes import rollout_routes
 from server.api.schema import Problem
 from server.api.server_routes import server_routes
+from server.api.sign_in_routes import asker_of, sign_in_routes
 from server.api.trust_routes import trust_routes
 from server.errors import NoSuchJobError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from litestar.connection import ASGIConnection
-    from litestar.handlers import BaseRouteHandler
+    from litestar.types import ControllerRouterHandler
 
+    from server.access.gate import Access
     from server.api.schema import ServerStatus
     from server.queue.operations import Operations
 
@@ -38,36 +42,39 @@ def make_api(
     operations: Operations,
     status: Callable[[], ServerStatus],
     metrics: Callable[[], bytes],
-    actor: str,
-    token: str | None,
-) -> Litestar:
-    """Return the application.
+    access: Access,
+    pages: Sequence[ControllerRouterHandler] = (),
+) -> Gate:
+    """Return the application, behind its gate.
 
     Args:
         operations: does what is asked.
         status: tells what the server is doing.
         metrics: returns what Prometheus scrapes.
-        actor: who asks over this application, for the audit.
-        token: what every request must carry (``Authorization: Bearer TOKEN``); None: whoever can connect may ask.
+        access: who may use it.
+        pages: routes of the dashboard, behind the same gate.
     """
     handlers = [
         *server_routes(status),
-        *job_routes(operations, actor),
-        *device_routes(operations, actor),
-        *trust_routes(operations, actor),
-        *rollout_routes(operations, actor),
+        *job_routes(operations),
+        *device_routes(operations),
+        *trust_routes(operations),
+        *rollout_routes(operations),
+        *audit_routes(operations),
     ]
-    return Litestar(
-        [Router(PREFIX, route_handlers=handlers), metrics_route(metrics)],
+    forms = [*sign_in_routes(operations, access), *action_routes(operations, access)]
+    app = Litestar(
+        [Router(PREFIX, route_handlers=handlers), metrics_route(metrics), *forms, *pages],
         request_class=_Request,
         middleware=[_with_host],
-        guards=[] if token is None else [_needs(token)],
+        dependencies={"asker": Provide(asker_of, sync_to_thread=False)},
         exception_handlers={CoveyError: _refused, HTTPException: _bad_request, Exception: _fault},
         openapi_config=OpenAPIConfig(
             title="Covey", version=f"{API_VERSION} (Covey {__version__})", path=f"{PREFIX}/schema", render_plugins=[]
         ),
         logging_config=None,
     )
+    return Gate(app, access)
 
 
 def _with_host(app: Any) -> Any:  # noqa: ANN401 ASGI applications
@@ -95,17 +102,6 @@ class _Request(Request[Any, Any, Any]):
             return await super().json()
 
 
-def _needs(token: str) -> Callable[[ASGIConnection[Any, Any, Any, Any], BaseRouteHandler], None]:
-    """Return a guard that lets nobody pass without the token."""
-
-    def guard(connection: ASGIConnection[Any, Any, Any, Any], _handler: BaseRouteHandler) -> None:
-        given = connection.headers.get("authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-            raise NotAuthorizedException("the token is missing or wrong")
-
-    return guard
-
-
 def _answer(status: int, error: CoveyError) -> Response[Problem]:
     return Response(Problem(error.what, error.hint, error.exit_code), status_code=status)
 
@@ -115,9 +111,6 @@ def _refused(_request: Request[Any, Any, Any], error: CoveyError) -> Response[Pr
 
 
 def _bad_request(_request: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
-    if isinstance(error, NotAuthorizedException):
-        hint = "give the content of api-token in the server's state directory: --token-file, or COVEY_TOKEN"
-        return _answer(401, ConfigError(error.detail, hint))
     what = error.detail
     if isinstance(error, ValidationException) and error.extra:
         what = "; ".join(

@@ -10,6 +10,7 @@ from litestar.params import Parameter
 
 from edge_runtime.protocol.side_messages import LONGEST_FOLLOW_S, MOST_LINES
 from server.api.schema import DeviceList, DeviceLog, DeviceStatus, LogLineSeen
+from server.storage.audit_records import Asker  # noqa: TC001 Litestar reads the handlers' types
 from server.views.summary import device_list
 
 if TYPE_CHECKING:
@@ -21,12 +22,11 @@ Lines = Annotated[int, Parameter(ge=0, le=MOST_LINES)]
 FollowSeconds = Annotated[float, Parameter(ge=0, le=LONGEST_FOLLOW_S)]
 
 
-def device_routes(operations: Operations, actor: str) -> list[HTTPRouteHandler]:
+def device_routes(operations: Operations) -> list[HTTPRouteHandler]:
     """Return the routes.
 
     Args:
         operations: does what is asked.
-        actor: who asks, for the audit.
     """
 
     @get("/devices", sync_to_thread=True)
@@ -53,21 +53,21 @@ def device_routes(operations: Operations, actor: str) -> list[HTTPRouteHandler]:
         )
 
     @put("/devices/{name:str}/tags/{tag:str}", status_code=200, sync_to_thread=True)
-    def tag(name: str, tag: str) -> dict[str, Any]:
+    def tag(name: str, tag: str, asker: Asker) -> dict[str, Any]:
         """Give a device a tag."""
-        operations.tag(name, tag, actor)
+        operations.tag(name, tag, asker)
         return {"device": name, "tag": tag, "state": "tagged"}
 
     @delete("/devices/{name:str}/tags/{tag:str}", status_code=200, sync_to_thread=True)
-    def untag(name: str, tag: str) -> dict[str, Any]:
+    def untag(name: str, tag: str, asker: Asker) -> dict[str, Any]:
         """Take a tag from a device."""
-        operations.untag(name, tag, actor)
+        operations.untag(name, tag, asker)
         return {"device": name, "tag": tag, "state": "untagged"}
 
     @delete("/devices/{name:str}", status_code=200, sync_to_thread=True)
-    def forget(name: str) -> dict[str, Any]:
+    def forget(name: str, asker: Asker) -> dict[str, Any]:
         """Forget a device that is gone."""
-        operations.forget(name, actor)
+        operations.forget(name, asker)
         return {"device": name, "state": "forgotten"}
 
     return [devices, ask_for_log, log, tag, untag, forget]

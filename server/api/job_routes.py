@@ -14,6 +14,7 @@ from litestar.response.sse import ServerSentEventMessage
 from server.api.schema import JobChange, JobList, JobStatus, Submission
 from server.errors import NoSuchJobError
 from server.storage import queries
+from server.storage.audit_records import Asker  # noqa: TC001 Litestar reads the handlers' types
 from server.views.compare import compare_jobs
 from server.views.explain import explain
 from server.views.history import job_history
@@ -31,14 +32,13 @@ _LOOK_S = 0.25
 _ENDED = ("paused", "stopped", "finished", "failed")
 
 
-def job_routes(operations: Operations, actor: str) -> list[HTTPRouteHandler]:
+def job_routes(operations: Operations) -> list[HTTPRouteHandler]:
     """Return the routes.
 
     Args:
         operations: does what is asked.
-        actor: who asks, for the audit.
     """
-    return [*_reading(operations), *_acting(operations, actor)]
+    return [*_reading(operations), *_acting(operations)]
 
 
 def _reading(operations: Operations) -> list[HTTPRouteHandler]:
@@ -81,36 +81,36 @@ def _reading(operations: Operations) -> list[HTTPRouteHandler]:
     return [jobs, show, history, compare, explained, events]
 
 
-def _acting(operations: Operations, actor: str) -> list[HTTPRouteHandler]:
+def _acting(operations: Operations) -> list[HTTPRouteHandler]:
     @post("/jobs", status_code=201, sync_to_thread=True)
-    def submit(data: Submission) -> JobStatus:
+    def submit(data: Submission, asker: Asker) -> JobStatus:
         """Enter a job in the queue."""
         name = operations.submit(
-            data.job, data.bundle, data.after, data.priority, allow_absent=data.allow_absent, actor=actor
+            data.job, data.bundle, data.after, data.priority, allow_absent=data.allow_absent, asker=asker
         )
         return _status(job_summary(operations.ledger, name))
 
     @post("/jobs/{name:str}/pause", status_code=200, sync_to_thread=True)
-    def pause(name: str) -> JobChange:
+    def pause(name: str, asker: Asker) -> JobChange:
         """Pause a job once its open round is over."""
-        return JobChange(name, operations.pause(name, actor))
+        return JobChange(name, operations.pause(name, asker))
 
     @post("/jobs/{name:str}/resume", status_code=200, sync_to_thread=True)
-    def resume(name: str) -> JobChange:
+    def resume(name: str, asker: Asker) -> JobChange:
         """Queue a job again that was paused or stopped, or has failed."""
-        operations.resume(name, actor)
+        operations.resume(name, asker)
         return JobChange(name, "queued")
 
     @post("/jobs/{name:str}/stop", status_code=200, sync_to_thread=True)
-    def stop(name: str) -> JobChange:
+    def stop(name: str, asker: Asker) -> JobChange:
         """Stop a job at once; its closed rounds stay."""
-        operations.stop(name, actor)
+        operations.stop(name, asker)
         return JobChange(name, "stopped")
 
     @delete("/jobs/{name:str}", status_code=200, sync_to_thread=True)
-    def discard(name: str) -> JobChange:
+    def discard(name: str, asker: Asker) -> JobChange:
         """Delete a job that is not at work, with its result."""
-        operations.delete(name, actor)
+        operations.delete(name, asker)
         return JobChange(name, "deleted")
 
     return [submit, pause, resume, stop, discard]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime.errors import StorageError, storage_error
 from edge_runtime.files.atomic import write_atomically
+from server.access.operators import LEAST_TOKEN
 from server.client.address import TOKEN_FILE, socket_path
 from server.web.http_app import serve_on
 
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from litestar import Litestar
+    from server.access.gate import Gate
 
 
 @contextlib.contextmanager
-def serve_local(app: Litestar, state_dir: Path) -> Iterator[Path]:
+def serve_local(app: Gate, state_dir: Path) -> Iterator[Path]:
     """Serve the API on the socket of a state directory until the block ends; yields its path.
 
     Whoever calls this has the state directory's lock: a socket that is there is of a server that is gone.
@@ -76,6 +77,6 @@ def read_or_make_token(state_dir: Path) -> str:
         token = path.read_text().strip()
     except OSError as error:
         raise storage_error(error, path) from error
-    if len(token) < 16:
+    if len(token) < LEAST_TOKEN:
         raise StorageError(f"{path} has no token", "remove it, and start the server again: it makes a new one")
     return token

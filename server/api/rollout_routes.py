@@ -9,6 +9,7 @@ from litestar import get, post
 
 from server.api.rollout_schema import RolloutChange, RolloutList, RolloutOrder, RolloutStatus
 from server.queue.rollout_operations import Wanted
+from server.storage.audit_records import Asker  # noqa: TC001 Litestar reads the handlers' types
 
 if TYPE_CHECKING:
     from litestar.handlers import HTTPRouteHandler
@@ -16,19 +17,18 @@ if TYPE_CHECKING:
     from server.queue.operations import Operations
 
 
-def rollout_routes(operations: Operations, actor: str) -> list[HTTPRouteHandler]:
+def rollout_routes(operations: Operations) -> list[HTTPRouteHandler]:
     """Return the routes.
 
     Args:
         operations: does what is asked.
-        actor: who asks, for the audit.
     """
     rollouts = operations.rollouts
 
     @post("/rollouts", status_code=201, sync_to_thread=True)
-    def start(data: RolloutOrder) -> RolloutStatus:
+    def start(data: RolloutOrder, asker: Asker) -> RolloutStatus:
         """Begin a rollout."""
-        number = rollouts.start(Wanted(**msgspec.structs.asdict(data)), actor)
+        number = rollouts.start(Wanted(**msgspec.structs.asdict(data)), asker)
         return msgspec.convert(rollouts.show(number), RolloutStatus)
 
     @get("/rollouts", sync_to_thread=True)
@@ -42,18 +42,18 @@ def rollout_routes(operations: Operations, actor: str) -> list[HTTPRouteHandler]
         return msgspec.convert(rollouts.show(number), RolloutStatus)
 
     @post("/rollouts/{number:int}/pause", status_code=200, sync_to_thread=True)
-    def pause(number: int) -> RolloutChange:
+    def pause(number: int, asker: Asker) -> RolloutChange:
         """Ask no further device."""
-        return RolloutChange(number, rollouts.pause(number, actor))
+        return RolloutChange(number, rollouts.pause(number, asker))
 
     @post("/rollouts/{number:int}/resume", status_code=200, sync_to_thread=True)
-    def resume(number: int) -> RolloutChange:
+    def resume(number: int, asker: Asker) -> RolloutChange:
         """Go on after a pause, or let the next group begin."""
-        return RolloutChange(number, rollouts.resume(number, actor))
+        return RolloutChange(number, rollouts.resume(number, asker))
 
     @post("/rollouts/{number:int}/abort", status_code=200, sync_to_thread=True)
-    def abort(number: int) -> RolloutChange:
+    def abort(number: int, asker: Asker) -> RolloutChange:
         """Take it back from every device."""
-        return RolloutChange(number, rollouts.abort(number, actor))
+        return RolloutChange(number, rollouts.abort(number, asker))
 
     return [start, all_rollouts, show, pause, resume, abort]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from litestar import get, post
 
 from server.api.schema import JoinList, JoinWaiting, NewName, TokenOrder, TokensMade
+from server.storage.audit_records import Asker  # noqa: TC001 Litestar reads the handlers' types
 
 if TYPE_CHECKING:
     from litestar.handlers import HTTPRouteHandler
@@ -14,19 +15,18 @@ if TYPE_CHECKING:
     from server.queue.operations import Operations
 
 
-def trust_routes(operations: Operations, actor: str) -> list[HTTPRouteHandler]:
+def trust_routes(operations: Operations) -> list[HTTPRouteHandler]:
     """Return the routes.
 
     Args:
         operations: does what is asked.
-        actor: who asks, for the audit.
     """
     trust = operations.trust
 
     @post("/tokens", status_code=201, sync_to_thread=True)
-    def tokens(data: TokenOrder) -> TokensMade:
+    def tokens(data: TokenOrder, asker: Asker) -> TokensMade:
         """Make one-time join tokens; this is the only time that they are shown."""
-        return TokensMade(trust.tokens(data.names, data.server_url, data.valid_s, actor))
+        return TokensMade(trust.tokens(data.names, data.server_url, data.valid_s, asker))
 
     @get("/joins", sync_to_thread=True)
     def joins() -> JoinList:
@@ -34,32 +34,32 @@ def trust_routes(operations: Operations, actor: str) -> list[HTTPRouteHandler]:
         return JoinList([JoinWaiting(**one) for one in trust.pending()])
 
     @post("/devices/{name:str}/approve", status_code=200, sync_to_thread=True)
-    def approve(name: str) -> dict[str, Any]:
+    def approve(name: str, asker: Asker) -> dict[str, Any]:
         """Approve a device that waits."""
-        trust.decide(name, "approved", actor)
+        trust.decide(name, "approved", asker)
         return {"device": name, "state": "approved"}
 
     @post("/devices/{name:str}/reject", status_code=200, sync_to_thread=True)
-    def reject(name: str) -> dict[str, Any]:
+    def reject(name: str, asker: Asker) -> dict[str, Any]:
         """Reject a device that waits."""
-        trust.decide(name, "rejected", actor)
+        trust.decide(name, "rejected", asker)
         return {"device": name, "state": "rejected"}
 
     @post("/devices/{name:str}/revoke", status_code=200, sync_to_thread=True)
-    def revoke(name: str) -> dict[str, Any]:
+    def revoke(name: str, asker: Asker) -> dict[str, Any]:
         """Revoke a device's certificates and its tokens that are not used."""
-        return {"device": name, "state": "revoked", "certificates": trust.revoke(name, actor)}
+        return {"device": name, "state": "revoked", "certificates": trust.revoke(name, asker)}
 
     @post("/devices/{name:str}/release", status_code=200, sync_to_thread=True)
-    def release(name: str) -> dict[str, Any]:
+    def release(name: str, asker: Asker) -> dict[str, Any]:
         """Let a device out of quarantine."""
-        trust.release(name, actor)
+        trust.release(name, asker)
         return {"device": name, "state": "released"}
 
     @post("/devices/{name:str}/rename", status_code=200, sync_to_thread=True)
-    def rename(name: str, data: NewName) -> dict[str, Any]:
+    def rename(name: str, data: NewName, asker: Asker) -> dict[str, Any]:
         """Give a device another name, which it takes when it asks the server next."""
-        trust.rename(name, data.name, actor)
+        trust.rename(name, data.name, asker)
         return {"device": name, "new_name": data.name, "state": "renamed"}
 
     return [tokens, joins, approve, reject, revoke, release, rename]

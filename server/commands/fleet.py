@@ -212,6 +212,7 @@ def make_join_tokens(args: argparse.Namespace, names: list[str], valid_s: float)
     """Have a running server make tokens; where none runs on this machine, make them here."""
     from server.client.client import NoServerError
     from server.serving.options import only_one
+    from server.storage.audit_records import DONE, Asker
     from server.storage.ledger import LEDGER_FILE, Ledger
     from server.trust.folder import open_trust
     from server.trust.tokens import make_tokens
@@ -229,8 +230,10 @@ def make_join_tokens(args: argparse.Namespace, names: list[str], valid_s: float)
         if args.server is not None:
             raise
         with only_one(args.state_dir), contextlib.closing(Ledger(args.state_dir / LEDGER_FILE)) as ledger:
+            subject = names[0] if len(names) == 1 else f"{len(names)} names"
+            entry = ledger.audit_begun(Asker("local", "socket"), "token", subject, f"for {valid_s:g} s")
             made = make_tokens(ledger, trust.authority, url, names, valid_s, time.time())
-            ledger.audit("local", "token", names[0] if len(names) == 1 else f"{len(names)} names", f"for {valid_s:g} s")
+            ledger.audit_ended(entry, DONE)
             return made
     found: dict[str, str] = answer["tokens"]
     return found

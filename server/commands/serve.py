@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from server.commands.stopping import stop_on_signals
 from server.commands.tracing import add_traces, traced
 
 if TYPE_CHECKING:
+    from server.access.gate import Proxy
     from server.serving.host import Host
     from server.serving.options import ServeOptions
 
@@ -60,12 +62,7 @@ def add_addresses(parser: argparse.ArgumentParser) -> None:
         "--public-url",
         help="HTTP address for the devices, e.g. http://server:8080 (default: --http-port on the broker's host)",
     )
-    parser.add_argument(
-        "--api-port",
-        type=int,
-        help="TCP port of the operator's API, with a token (default: only a socket in --state-dir)",
-    )
-    parser.add_argument("--api-listen", default="127.0.0.1", help="address of --api-port (default: %(default)s)")
+    _add_operators(parser)
     parser.add_argument(
         "--join-port",
         type=int,
@@ -100,6 +97,33 @@ def add_addresses(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_operators(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the operator's API and its pages."""
+    parser.add_argument(
+        "--api-port",
+        type=int,
+        help="TCP port of the operator's API, with a token (default: only a socket in --state-dir)",
+    )
+    parser.add_argument("--api-listen", default="127.0.0.1", help="address of --api-port (default: %(default)s)")
+    parser.add_argument(
+        "--api-url",
+        metavar="URL",
+        help="where browsers reach it, behind a proxy: https://covey.example",
+    )
+    parser.add_argument(
+        "--operators",
+        type=Path,
+        metavar="FILE",
+        help="operators of --api-port, a line NAME TOKEN each (mode 0600; default: the one token in api-token)",
+    )
+    parser.add_argument(
+        "--operator-header", metavar="HEADER", help="with --operator-proxy: the header with the name of who signed in"
+    )
+    parser.add_argument(
+        "--operator-proxy", metavar="ADDRESS", help="the address of the proxy that alone is believed --operator-header"
+    )
+
+
 def options_of(args: argparse.Namespace) -> ServeOptions:
     """Return a server's options from those of a command.
 
@@ -131,12 +155,49 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
         tls=TlsFiles(args.tls_ca, args.tls_cert, args.tls_key),
         api_port=args.api_port,
         api_listen=args.api_listen,
+        api_url=None if args.api_url is None else _origin(args.api_url),
+        operators=args.operators,
+        operator_proxy=_operator_proxy(args),
         join_port=args.join_port,
         approve_joins=args.approve_joins,
         announce=args.announce,
         mosquitto=args.mosquitto,
         signing=None if args.sign_key is None else ServerKeys(args.sign_key, args.device_keys),
     )
+
+
+def _origin(url: str) -> str:
+    """Return the origin of ``--api-url``, as browsers send it."""
+    from urllib.parse import urlsplit
+
+    from edge_runtime.network.http_address import check_http_url
+
+    parts = urlsplit(check_http_url(url).lower())
+    if parts.path.strip("/") or parts.query:
+        raise ConfigError(f"--api-url {url} has a path", "write https://host, with :port where it is another than 443")
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _operator_proxy(args: argparse.Namespace) -> Proxy | None:
+    """Return the proxy that is believed who has signed in."""
+    from ipaddress import ip_address
+
+    from server.access.gate import Proxy
+
+    if args.operator_header is None and args.operator_proxy is None:
+        return None
+    if args.operator_header is None or args.operator_proxy is None:
+        raise ConfigError(
+            "--operator-header and --operator-proxy belong together",
+            "give both: a header is believed from the proxy's address only",
+        )
+    header = args.operator_header.lower()
+    if re.fullmatch(r"[a-z][a-z0-9-]*", header) is None or header in ("authorization", "cookie", "host", "origin"):
+        raise ConfigError(f"--operator-header {args.operator_header} cannot be used", "as X-Forwarded-Email")
+    try:
+        return Proxy(str(ip_address(args.operator_proxy)), header)
+    except ValueError as error:
+        raise ConfigError(f"--operator-proxy {args.operator_proxy} is no address", "as 192.0.2.7") from error
 
 
 def _serve(args: argparse.Namespace) -> int:

@@ -9,12 +9,14 @@ from server.commands.installed import needs_server
 from server.commands.reaching import add_reaching, ask, open_client
 from server.commands.serve import add_addresses, options_of
 from server.commands.shared_options import add_state_dir
-from server.views.tables import short
+from server.views.tables import short, short_table
 
 if TYPE_CHECKING:
     import argparse
 
     from server.commands.shared_options import Commands
+
+_AUDIT = ("at", "actor", "way", "address", "action", "subject", "detail", "outcome")
 
 
 def add_server_commands(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -39,7 +41,12 @@ def add_server_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     add_state_dir(unit)
     unit.add_argument("--user", help="the user that runs it (default: the one that calls this)")
     unit.set_defaults(run=needs_server(_unit))
-    for parser in (status, metrics, unit):
+    audit = server.add_parser("audit", help="who changed what", description=_audit.__doc__)
+    audit.add_argument("--since", metavar="TIME", help="7d, 12h; or, in UTC, 2026-11-28 or '2026-11-28 12:00:00'")
+    audit.add_argument("-n", "--lines", type=int, default=100, help="newest entries (default: %(default)s)")
+    add_reaching(audit)
+    audit.set_defaults(run=needs_server(_audit))
+    for parser in (status, metrics, unit, audit):
         output.add_format(parser)
 
 
@@ -61,6 +68,20 @@ def _metrics(args: argparse.Namespace) -> int:
     with open_client(args) as client:
         text = client.metrics()
     output.emit(args, {"metrics": text}, text.rstrip())
+    return 0
+
+
+def _audit(args: argparse.Namespace) -> int:
+    """Show which changes operators asked for, from where, and what became of each; the newest is the last.
+
+    Without a running server, from the ledger. An outcome that is not known was being done when the server ended.
+
+    covey server audit --since 7d; covey server audit -n 1000 --format json
+    """
+    from server.commands.audit_pages import audit_entries
+
+    entries = audit_entries(args)
+    output.emit(args, {"entries": entries}, short_table(entries, _AUDIT))
     return 0
 
 

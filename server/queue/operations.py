@@ -13,24 +13,21 @@ from server.errors import JobError, NoSuchJobError
 from server.job.fitted import fit_to_bundle
 from server.job.job import job_of
 from server.job.selector import check_there, parse_selector
+from server.queue.acts import Acts
 from server.queue.rollout_operations import RolloutOperations
 from server.queue.trust_operations import TrustOperations
 from server.storage import device_queries, queries
 from server.storage.discard import discard_job
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from server.fleet.device_logs import ReceivedLine
     from server.job.fitted import FittedJob
     from server.queue.supervisor import Supervisor
     from server.rollouts.rollouts import Rollouts
+    from server.storage.audit_records import Asker
     from server.storage.blobs import BlobStore
     from server.storage.ledger import Ledger
     from server.storage.records import JobRecord
-
-_TIMEOUT_S = 60.0
-"""Seconds that an operation may wait for its turn; a turn may replay a large round on a slow board."""
 
 
 class Operations:
@@ -54,16 +51,13 @@ class Operations:
         self.supervisor, self.ledger = supervisor, ledger
         self.fleet = supervisor.coordinator.roster.fleet
         self._blobs, self._state_dir = blobs, state_dir
-        self.trust = TrustOperations(ledger, state_dir, self.fleet, self._do, supervisor.coordinator)
-        self.rollouts = RolloutOperations(ledger, blobs, state_dir, self.fleet, self._do, rollouts)
+        self._acts = Acts(ledger, supervisor.mailbox)
+        self.trust = TrustOperations(ledger, state_dir, self.fleet, self._acts, supervisor.coordinator)
+        self.rollouts = RolloutOperations(ledger, blobs, state_dir, self.fleet, self._acts, rollouts)
 
-    def _do(self, actor: str, action: str, subject: str, wish: Callable[[], Any], detail: str = "") -> Any:  # noqa: ANN401 the wish's own answer
-        def audited() -> Any:  # noqa: ANN401
-            answer = wish()
-            self.ledger.audit(actor, action, subject, detail)
-            return answer
-
-        return self.supervisor.mailbox.ask(audited, _TIMEOUT_S)
+    def note(self, asker: Asker, action: str) -> None:
+        """Enter in the audit what an operator has done that changes no job, device or rollout: a sign-in."""
+        self._acts.note(asker, action)
 
     def _job(self, name: str) -> JobRecord:
         record = queries.find_job(self.ledger, name)
@@ -74,7 +68,7 @@ class Operations:
     # -- jobs ---------------------------------------------------------------------------------------------------
 
     def submit(
-        self, table: dict[str, Any], bundle: str, after: str | None, priority: int, *, allow_absent: bool, actor: str
+        self, table: dict[str, Any], bundle: str, after: str | None, priority: int, *, allow_absent: bool, asker: Asker
     ) -> str:
         """Enter a job in the queue; return its name.
 
@@ -84,45 +78,48 @@ class Operations:
             after: the job that must be finished first; None: none.
             priority: a larger one comes first.
             allow_absent: whether its devices and tags may be unknown.
-            actor: who asks, for the audit.
+            asker: who asks.
 
         Raises:
             ConfigError: the job is wrong, does not fit the bundle, or names devices that nobody has seen.
             BundleError: there is no bundle, or it is damaged.
             JobError: its name is taken, or there is no job to come after.
         """
-        fitted = _fitted(table, bundle)
-        job = fitted.job
-        if not allow_absent:
-            check_there(parse_selector(job.devices), self.supervisor.tags(), self.fleet)
-        if after is not None:
-            self._job(after)
+        asked = table.get("name")
+        subject = asked if isinstance(asked, str) else "?"
+        with self._acts.entry(asker, "submit", subject, f"bundle {bundle}") as number:
+            fitted = _fitted(table, bundle)
+            job = fitted.job
+            if not allow_absent:
+                check_there(parse_selector(job.devices), self.supervisor.tags(), self.fleet)
+            if after is not None:
+                self._job(after)
 
-        def enter() -> None:
-            self.ledger.submit_job(
-                job.name,
-                self.fleet,
-                fitted.bundle_sha256,
-                bundle,
-                msgspec.to_builtins(job),
-                priority=priority,
-                after=after,
-            )
-            self.supervisor.look_soon()
+            def enter() -> None:
+                self.ledger.submit_job(
+                    job.name,
+                    self.fleet,
+                    fitted.bundle_sha256,
+                    bundle,
+                    msgspec.to_builtins(job),
+                    priority=priority,
+                    after=after,
+                )
+                self.supervisor.look_soon()
 
-        self._do(actor, "submit", job.name, enter, f"bundle {bundle}")
+            self._acts.turn(number, asker, job.name, enter)
         return job.name
 
-    def pause(self, name: str, actor: str) -> str:
+    def pause(self, name: str, asker: Asker) -> str:
         """Pause a job after its open round; return its state, ``pausing`` or ``paused``."""
 
         def wish() -> str:
             self._expect(name, ("running", "queued"), "pause")
             return self.supervisor.pause(name)
 
-        return str(self._do(actor, "pause", name, wish))
+        return str(self._acts.do(asker, "pause", name, wish))
 
-    def resume(self, name: str, actor: str) -> None:
+    def resume(self, name: str, asker: Asker) -> None:
         """Queue a job again that was paused or stopped, or has failed; it goes on after its closed rounds."""
 
         def wish() -> None:
@@ -132,18 +129,18 @@ class Operations:
             self.ledger.job_is(name, "queued", None)
             self.supervisor.look_soon()
 
-        self._do(actor, "resume", name, wish)
+        self._acts.do(asker, "resume", name, wish)
 
-    def stop(self, name: str, actor: str) -> None:
+    def stop(self, name: str, asker: Asker) -> None:
         """Stop a job at once."""
 
         def wish() -> None:
             self._expect(name, ("running", "queued", "paused"), "stop")
             self.supervisor.stop(name)
 
-        self._do(actor, "stop", name, wish)
+        self._acts.do(asker, "stop", name, wish)
 
-    def delete(self, name: str, actor: str) -> None:
+    def delete(self, name: str, asker: Asker) -> None:
         """Delete a job that is not at work, with its rounds, its adapters and its result."""
 
         def wish() -> None:
@@ -151,7 +148,7 @@ class Operations:
             discard_job(self.ledger, self._blobs, self._state_dir, name)
             self.supervisor.feed.forget(name)
 
-        self._do(actor, "delete", name, wish)
+        self._acts.do(asker, "delete", name, wish)
 
     def _expect(self, name: str, states: tuple[str, ...], verb: str) -> None:
         state = self._job(name).state
@@ -162,16 +159,16 @@ class Operations:
 
     # -- devices ------------------------------------------------------------------------------------------------
 
-    def tag(self, device: str, tag: str, actor: str) -> None:
+    def tag(self, device: str, tag: str, asker: Asker) -> None:
         """Give a device a tag; the device may be one that has never been seen."""
 
         def wish() -> None:
             self.ledger.tag_device(self.fleet, device, tag)
             self.supervisor.refresh_tags()
 
-        self._do(actor, "tag", device, wish, tag)
+        self._acts.do(asker, "tag", device, wish, tag)
 
-    def untag(self, device: str, tag: str, actor: str) -> None:
+    def untag(self, device: str, tag: str, asker: Asker) -> None:
         """Take a tag from a device.
 
         Raises:
@@ -184,7 +181,7 @@ class Operations:
             self.ledger.untag_device(self.fleet, device, tag)
             self.supervisor.refresh_tags()
 
-        self._do(actor, "untag", device, wish, tag)
+        self._acts.do(asker, "untag", device, wish, tag)
 
     def ask_for_log(self, device: str, lines: int, follow_s: float) -> None:
         """Ask a device for its last lines and, for ``follow_s`` seconds, for new ones.
@@ -202,7 +199,7 @@ class Operations:
         """Return the lines that a device has sent, after a line's number."""
         return self.supervisor.coordinator.logs.lines(device, after)
 
-    def forget(self, device: str, actor: str) -> None:
+    def forget(self, device: str, asker: Asker) -> None:
         """Forget a device that is gone: its entry, its tags and its profiles; what it did in jobs stays.
 
         Its certificates are revoked, so that it can come back with a new token only.
@@ -221,7 +218,7 @@ class Operations:
                 raise ConfigError(f"fleet {self.fleet} has no device {device}", "see: covey device list")
             self.supervisor.refresh_tags()
 
-        self._do(actor, "forget", device, wish)
+        self._acts.do(asker, "forget", device, wish)
 
 
 def _fitted(table: dict[str, Any], path: str) -> FittedJob:

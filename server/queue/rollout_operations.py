@@ -14,11 +14,13 @@ from server.rollouts.rollout import Rollout
 from server.storage import device_queries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from edge_runtime.protocol.side_messages import ReleaseKind
+    from server.queue.acts import Acts
     from server.rollouts.rollouts import Rollouts
+    from server.storage.audit_records import Asker
     from server.storage.blobs import BlobStore
     from server.storage.ledger import Ledger
 
@@ -46,7 +48,7 @@ class RolloutOperations:
         blobs: adapters of jobs.
         state_dir: the server's state directory.
         fleet: the fleet's name.
-        do: does something in the server's thread and audits it: actor, action, subject, what to do, detail.
+        acts: does something in the server's thread, and audits it.
         rollouts: carries rollouts out.
     """
 
@@ -56,13 +58,13 @@ class RolloutOperations:
         blobs: BlobStore,
         state_dir: Path,
         fleet: str,
-        do: Callable[..., Any],
+        acts: Acts,
         rollouts: Rollouts,
     ) -> None:
-        self._ledger, self._fleet, self._do, self._rollouts = ledger, fleet, do, rollouts
+        self._ledger, self._fleet, self._acts, self._rollouts = ledger, fleet, acts, rollouts
         self._offers = Offers(ledger, blobs, state_dir / "rollouts")
 
-    def start(self, wanted: Wanted, actor: str) -> int:
+    def start(self, wanted: Wanted, asker: Asker) -> int:
         """Begin a rollout; return its number.
 
         Raises:
@@ -70,6 +72,12 @@ class RolloutOperations:
             BundleError: what is to be rolled out is damaged.
             RolloutError: another one is at work, or a job has no adapter.
         """
+        detail = f"{wanted.kind} in groups {','.join(wanted.groups)}"
+        with self._acts.entry(asker, "rollout start", wanted.source, detail) as number:
+            return self._start(wanted, asker, number)
+
+    def _start(self, wanted: Wanted, asker: Asker, number: int) -> int:
+        """Check what is asked for, and begin it."""
         check_groups(wanted.groups)
         if not 0 <= wanted.error_threshold < 1:
             raise ConfigError(f"the threshold {wanted.error_threshold:g} is not from 0 to below 1", "5% is 0.05")
@@ -94,8 +102,7 @@ class RolloutOperations:
                 )
             )
 
-        detail = f"{wanted.kind} {offer.sha256} in groups {','.join(wanted.groups)}"
-        return int(self._do(actor, "rollout start", wanted.source, wish, detail))
+        return self._acts.turn(number, asker, wanted.source, wish)
 
     def list(self) -> list[dict[str, Any]]:
         """Return all rollouts of the fleet, the oldest first."""
@@ -109,23 +116,25 @@ class RolloutOperations:
         """
         return one_rollout(self.list(), number)
 
-    def pause(self, number: int, actor: str) -> str:
+    def pause(self, number: int, asker: Asker) -> str:
         """Pause a rollout: no further device is asked; return its state."""
-        return str(self._do(actor, "rollout pause", str(number), lambda: self._rollouts.change(number, machine.pause)))
-
-    def resume(self, number: int, actor: str) -> str:
-        """Let a rollout go on after a pause, or its next group begin; return its state."""
         return str(
-            self._do(actor, "rollout resume", str(number), lambda: self._rollouts.change(number, machine.resume))
+            self._acts.do(asker, "rollout pause", str(number), lambda: self._rollouts.change(number, machine.pause))
         )
 
-    def abort(self, number: int, actor: str) -> str:
+    def resume(self, number: int, asker: Asker) -> str:
+        """Let a rollout go on after a pause, or its next group begin; return its state."""
+        return str(
+            self._acts.do(asker, "rollout resume", str(number), lambda: self._rollouts.change(number, machine.resume))
+        )
+
+    def abort(self, number: int, asker: Asker) -> str:
         """Take a rollout back; return its state."""
 
         def wish() -> str:
             return self._rollouts.change(number, lambda rollout: machine.abort(rollout, "aborted by the operator"))
 
-        return str(self._do(actor, "rollout abort", str(number), wish))
+        return str(self._acts.do(asker, "rollout abort", str(number), wish))
 
     def forget(self, device: str) -> None:
         """Wait no more for a device. For the server's own thread."""

@@ -13,10 +13,12 @@ from server.trust.folder import open_trust
 from server.trust.tokens import make_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from server.queue.acts import Acts
     from server.rounds.coordinator import Coordinator
+    from server.storage.audit_records import Asker
     from server.storage.ledger import Ledger
 
 _LIST = "see: covey device list --pending"
@@ -29,30 +31,28 @@ class TrustOperations:
         ledger: the ledger.
         state_dir: the server's state directory.
         fleet: the fleet's name.
-        do: does something in the server's thread and audits it: actor, action, subject, what to do, detail.
+        acts: does something in the server's thread, and audits it.
         coordinator: is told who is gone, and who is let out of quarantine.
     """
 
-    def __init__(
-        self, ledger: Ledger, state_dir: Path, fleet: str, do: Callable[..., Any], coordinator: Coordinator
-    ) -> None:
-        self._ledger, self._state_dir, self._fleet, self._do = ledger, state_dir, fleet, do
+    def __init__(self, ledger: Ledger, state_dir: Path, fleet: str, acts: Acts, coordinator: Coordinator) -> None:
+        self._ledger, self._state_dir, self._fleet, self._acts = ledger, state_dir, fleet, acts
         self._coordinator = coordinator
 
-    def tokens(self, names: Sequence[str], server_url: str, valid_s: float, actor: str) -> dict[str, str]:
+    def tokens(self, names: Sequence[str], server_url: str, valid_s: float, asker: Asker) -> dict[str, str]:
         """Return a new join token for each name; the audit has the names only.
 
         Raises:
             ConfigError: the fleet has no authority, or a name can be none.
         """
-        authority = open_trust(self._state_dir).authority
-
-        def wish() -> dict[str, str]:
-            return make_tokens(self._ledger, authority, server_url, names, valid_s, time.time())
-
         subject = names[0] if len(names) == 1 else f"{len(names)} names"
-        made: dict[str, str] = self._do(actor, "token", subject, wish, f"for {valid_s:g} s")
-        return made
+        with self._acts.entry(asker, "token", subject, f"for {valid_s:g} s") as number:
+            authority = open_trust(self._state_dir).authority
+
+            def wish() -> dict[str, str]:
+                return make_tokens(self._ledger, authority, server_url, names, valid_s, time.time())
+
+            return self._acts.turn(number, asker, subject, wish)
 
     def pending(self) -> list[dict[str, Any]]:
         """Return the devices that wait for approval, with what they say of themselves."""
@@ -68,13 +68,13 @@ class TrustOperations:
             for token in trust_queries.pending_joins(self._ledger, self._fleet)
         ]
 
-    def decide(self, device: str, state: str, actor: str) -> None:
+    def decide(self, device: str, state: str, asker: Asker) -> None:
         """Approve or reject a device that waits; it learns this when it asks again.
 
         Args:
             device: its name.
             state: ``approved`` or ``rejected``.
-            actor: who decides, for the audit.
+            asker: who decides.
 
         Raises:
             ConfigError: no device of this name waits, or, for an approval, several do.
@@ -92,9 +92,9 @@ class TrustOperations:
                 )
             self._ledger.join_decided(self._fleet, device, state)
 
-        self._do(actor, "approve" if state == "approved" else "reject", device, wish)
+        self._acts.do(asker, "approve" if state == "approved" else "reject", device, wish)
 
-    def revoke(self, device: str, actor: str) -> int:
+    def revoke(self, device: str, asker: Asker) -> int:
         """Revoke all certificates of a device and its tokens that are not used; return how many certificates.
 
         Raises:
@@ -113,9 +113,9 @@ class TrustOperations:
             self._coordinator.release(device)  # whoever joins under its name has another identity
             return certificates
 
-        return int(self._do(actor, "revoke", device, wish))
+        return int(self._acts.do(asker, "revoke", device, wish))
 
-    def release(self, device: str, actor: str) -> None:
+    def release(self, device: str, asker: Asker) -> None:
         """Let a device out of quarantine: only one machine has its identity now.
 
         Raises:
@@ -127,25 +127,25 @@ class TrustOperations:
                 raise ConfigError(f"{device} is in no quarantine", "see: covey device list")
             self._coordinator.release(device)
 
-        self._do(actor, "release", device, wish)
+        self._acts.do(asker, "release", device, wish)
 
     def forget(self, device: str) -> bool:
         """Revoke what a device has that is gone; return whether it had a certificate. For the server's own thread."""
         self._ledger.cancel_tokens(self._fleet, device)
         return self._ledger.revoke_device(self._fleet, device, "forgotten by the operator") > 0
 
-    def rename(self, device: str, new_name: str, actor: str) -> None:
+    def rename(self, device: str, new_name: str, asker: Asker) -> None:
         """Give a device another name, which it takes when it asks the server next.
 
         Raises:
             ConfigError: it has no certificate, or the name is taken or can be none.
         """
-        if not re.match(NAME_PATTERN, new_name):
-            raise ConfigError(
-                f"{new_name!r} cannot be the name of a device", "use up to 63 letters, digits, dots and dashes"
-            )
 
         def wish() -> None:
+            if not re.match(NAME_PATTERN, new_name):
+                raise ConfigError(
+                    f"{new_name!r} cannot be the name of a device", "use up to 63 letters, digits, dots and dashes"
+                )
             if trust_queries.is_known_name(self._ledger, self._fleet, new_name):
                 raise ConfigError(f"the name {new_name} is taken", "covey device forget, or choose another name")
             if not self._ledger.rename_certificates(self._fleet, device, new_name):
@@ -153,4 +153,4 @@ class TrustOperations:
                     f"{device} has no valid certificate of this fleet", "change name in its edge.toml instead"
                 )
 
-        self._do(actor, "rename", device, wish, new_name)
+        self._acts.do(asker, "rename", device, wish, new_name)

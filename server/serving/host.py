@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING
 
 from edge_runtime import __version__
 from edge_runtime.files.writable import check_writable
+from server.access.gate import Access
+from server.access.operators import OneToken, OperatorFile
 from server.api.app import API_VERSION, make_api
+from server.api.app import PREFIX as API_PREFIX
 from server.api.listen import read_or_make_token, serve_local
 from server.api.schema import ServerStatus
-from server.client.address import socket_path
+from server.client.address import TOKEN_FILE, socket_path
 from server.compose import TICK_S, compose_coordinator, open_stores
+from server.dashboard.app import make_dashboard
 from server.evaluation import InlineEvaluator, no_evaluation
 from server.metrics.running import Running
 from server.metrics.text import metrics_of
@@ -31,8 +35,10 @@ from server.web.members_only import members_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from edge_runtime.signing.transport import SignedTransport
+    from server.access.operators import Operators
     from server.compose import Stores
     from server.events import Event
     from server.queue.supervisor import Prepared
@@ -224,12 +230,23 @@ def _open_api(stack: contextlib.ExitStack, host: Host, security: Security | None
         )
 
     metrics = metrics_of(host.stores.ledger, lambda: running_of(host, began_at))
-    stack.enter_context(serve_local(make_api(operations, status, metrics, "local", None), options.state_dir))
+    signed = host.connection.signed
+    pages = make_dashboard(operations, API_PREFIX, lambda: {} if signed is None else refusals(signed))
+    local = Access(None, time.monotonic, options.api_url)
+    stack.enter_context(serve_local(make_api(operations, status, metrics, local, pages), options.state_dir))
     if options.api_port is not None:
-        token = read_or_make_token(options.state_dir)
-        app = make_api(operations, status, metrics, "token", token)
+        operators, place = _operators_of(options)
+        access = Access(operators, time.monotonic, options.api_url, options.operator_proxy)
+        app = make_api(operations, status, metrics, access, pages)
         port = stack.enter_context(serve_http(app, options.api_listen, options.api_port))
-        _LOG.info("API on %s:%d; its token is in %s", options.api_listen, port, options.state_dir / "api-token")
+        _LOG.info("API on %s:%d; its tokens are in %s", options.api_listen, port, place)
+
+
+def _operators_of(options: ServeOptions) -> tuple[Operators, Path]:
+    """Return who may use the API over TCP, and the file of their tokens."""
+    if options.operators is not None:
+        return OperatorFile(options.operators), options.operators
+    return OneToken(read_or_make_token(options.state_dir)), options.state_dir / TOKEN_FILE
 
 
 def running_of(host: Host, began_at: float) -> Running:

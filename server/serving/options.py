@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.network.address import TlsFiles
     from edge_runtime.signing.key_files import ServerKeys
+    from server.access.gate import Proxy
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class ServeOptions:
     tls: TlsFiles | None = None
     api_port: int | None = None
     api_listen: str = "127.0.0.1"
+    api_url: str | None = None
+    operators: Path | None = None
+    operator_proxy: Proxy | None = None
     join_port: int = 8443
     approve_joins: bool = False
     announce: bool = False

@@ -1,4 +1,4 @@
-"""The ledger's writes about jobs: submitted, begun, ended, deleted; and what the operator did."""
+"""The ledger's writes about jobs: submitted, begun, ended, deleted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy import delete, func, insert, select, update
 
 from server.errors import JobError
-from server.storage.tables import AUDIT, BANDITS, CHOICES, JOBS, OFFERS, ROUNDS, now_text
+from server.storage.tables import BANDITS, CHOICES, JOBS, OFFERS, ROUNDS, now_text
 from server.storage.writes import Writes
 
 if TYPE_CHECKING:
@@ -141,15 +141,3 @@ class JobWrites(Writes):
             for table in (CHOICES, BANDITS, OFFERS, ROUNDS):
                 self.database.write(delete(table).where(table.c.job == name))
             self.database.write(delete(JOBS).where(JOBS.c.name == name))
-
-    def audit(self, actor: str, action: str, subject: str, detail: str = "") -> None:
-        """Enter what an operator did.
-
-        Args:
-            actor: over which way: ``local`` or ``token``.
-            action: the operation.
-            subject: the job or the device.
-            detail: what else belongs to it.
-        """
-        values = {"at": now_text(), "actor": actor, "action": action, "subject": subject, "detail": detail}
-        self.database.write(insert(AUDIT), values)

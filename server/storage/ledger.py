@@ -1,8 +1,8 @@
 """The ledger: what the server has promised and done. The server writes it before it acts.
 
 A server that was killed at any point resumes from the ledger to the same adapter: a round's result is a function of
-the reports in it. The writes are in job_writes.py, round_writes.py, device_writes.py and trust_writes.py, the reads in
-queries.py, device_queries.py and trust_queries.py
+the reports in it. The writes are in job_writes.py, round_writes.py, device_writes.py, trust_writes.py and
+audit_writes.py, the reads in queries.py, device_queries.py, trust_queries.py and audit_queries.py.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import StorageError
+from server.storage.audit_writes import AuditWrites
 from server.storage.database import Database
 from server.storage.device_writes import DeviceWrites
 from server.storage.job_writes import JobWrites
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 LEDGER_FILE = "ledger.sqlite"
 
 
-class Ledger(JobWrites, RoundWrites, DeviceWrites, TrustWrites, RolloutWrites):
+class Ledger(JobWrites, RoundWrites, DeviceWrites, TrustWrites, RolloutWrites, AuditWrites):
     """The ledger in one file. Safe to use from several threads.
 
     Args:

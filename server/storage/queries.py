@@ -12,7 +12,6 @@ from server.bandit.state import BanditState
 from server.storage.asking import records, tuples
 from server.storage.records import (
     AttemptRecord,
-    AuditRecord,
     ClosedRound,
     JobRecord,
     OfferRecord,
@@ -24,7 +23,7 @@ from server.storage.records import (
     TakenReport,
     Traffic,
 )
-from server.storage.tables import AUDIT, BANDITS, CHOICES, JOBS, OFFERS, ROUNDS
+from server.storage.tables import BANDITS, CHOICES, JOBS, OFFERS, ROUNDS
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Select
@@ -94,12 +93,6 @@ def _jobs(ledger: Ledger, query: Select[Any]) -> list[JobRecord]:
             if job.config.get("privacy") is not None:
                 msgspec.convert(job.config, _PrivateConfig)
     return jobs
-
-
-def audit_of(ledger: Ledger, last: int = 100) -> list[AuditRecord]:
-    """Return what operators did, the newest first."""
-    columns = [AUDIT.c[name] for name in AuditRecord.__dataclass_fields__]
-    return records(ledger, AuditRecord, select(*columns).order_by(AUDIT.c.id.desc()).limit(last))
 
 
 # -- rounds ------------------------------------------------------------------------------------------------------------

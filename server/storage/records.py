@@ -164,17 +164,6 @@ class JobRecord:
 
 
 @dataclass(frozen=True)
-class AuditRecord:
-    """Something that an operator did; ``at`` is UTC, as text."""
-
-    at: str
-    actor: str
-    action: str
-    subject: str
-    detail: str
-
-
-@dataclass(frozen=True)
 class RoundRecord:
     """An attempt at a round: ``open``, ``aggregated`` or ``abandoned``; unknown is None."""
 

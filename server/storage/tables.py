@@ -181,8 +181,12 @@ AUDIT = Table(
     Column("action", Text, nullable=False),
     Column("subject", Text, nullable=False),
     Column("detail", Text, nullable=False),
+    Column("way", Text, nullable=False, server_default=""),
+    Column("address", Text),
+    Column("outcome", Text),
+    Index("audit_of_subjects", "subject", "id"),
 )
-"""What operators have asked for, and over which way."""
+"""What operators have asked for, before it was done; see records.AuditRecord."""
 
 JOIN_TOKENS = Table(
     "join_tokens",

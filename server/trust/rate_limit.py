@@ -66,6 +66,14 @@ class RateLimit:
         own = self._bucket(address, now_s).take(self._each, now_s)
         return own if own > 0 else self._all.take(self._everybody, now_s)
 
+    def blocked_s(self, address: str) -> float:
+        """Return the seconds until an address may ask again; 0: now. Counts nothing."""
+        found = self._buckets.get(address)
+        if found is None:
+            return 0.0
+        left = found.left + max(0.0, self._clock_s() - found.at_s) * self._each.per_s
+        return max(0.0, (1 - left) / self._each.per_s)
+
     def guessed(self, address: str) -> None:
         """Count a wrong secret."""
         self._bucket(address, self._clock_s()).left -= GUESS_COST - 1

@@ -2,6 +2,6 @@
 
 Reads records and events, and changes nothing.
 
-May import: storage, fleet, job, events, errors; of edge_runtime: output.
+May import: storage, fleet, job, bandit, events, errors; of edge_runtime: bundle, output.
 Must never come in: SQL, decisions.
 """

@@ -133,6 +133,7 @@ def serve_on(
         log_config=None,  # uvicorn's own would close the handlers of everyone else in the process
         log_level="warning",
         access_log=False,
+        proxy_headers=False,  # or whoever is on this machine could say that a request comes from elsewhere
         timeout_keep_alive=math.ceil(limits.keep_alive_s),
     )
     server = uvicorn.Server(config)

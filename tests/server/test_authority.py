@@ -22,8 +22,8 @@ from edge_runtime.trust.exchange import trusting
 from edge_runtime.trust.keys import certificate_pem, key_pem, make_request, new_key, read_request
 from edge_runtime.trust.validity import ClockError, check_valid_now, is_renewal_due
 from server.cli import main
+from server.storage.audit_queries import audit_of
 from server.storage.ledger import LEDGER_FILE, Ledger
-from server.storage.queries import audit_of
 from server.storage.trust_queries import find_token
 from server.trust.authority import Authority
 from server.trust.folder import (

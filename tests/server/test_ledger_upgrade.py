@@ -20,6 +20,8 @@ from edge_runtime.errors import StorageError
 from edge_runtime.protocol.step_rule import StepRule
 from server.cli import main
 from server.storage import queries
+from server.storage.audit_queries import audit_of
+from server.storage.audit_records import DONE, Asker
 from server.storage.device_queries import devices_of, newest_profile, profiles_of, tags_of
 from server.storage.ledger import LEDGER_FILE, Ledger
 from server.storage.schema import HEAD, revisions
@@ -127,11 +129,15 @@ def test_a_server_writes_on_in_an_upgraded_ledger(old: Path) -> None:
         ledger.device_state("default", "phone", "online", "in use")
         ledger.device_reason("default", "phone", "no space left on device")
         ledger.tag_device("default", "pi-a", "kitchen")
-        ledger.audit("operator", "submit", "fourth")
+        entry = ledger.audit_begun(Asker("alice", "browser", "192.0.2.7"), "submit", "fourth")
+        ledger.audit_ended(entry, DONE)
         assert ledger.profile_received("default", "pi-b", "9" * 64, None, ["refused"])
     with closing(Ledger(old, read_only=True)) as again:
         assert queries.taken_deltas(again, "fourth", 0, 0)["jetson"].examples == 3
         assert tags_of(again, "default") == {"pi-a": {"kitchen"}}
+        newest, *older = audit_of(again)
+        assert (newest.actor, newest.way, newest.address) == ("alice", "browser", "192.0.2.7")
+        assert all(entry.outcome == DONE and entry.way in ("socket", "token") for entry in older)
         phone = next(device for device in devices_of(again) if device.device == "phone")
         assert (phone.ineligible, phone.reason) == ("in use", "no space left on device")
 

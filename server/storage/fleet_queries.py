@@ -1,0 +1,223 @@
+"""What can be asked of the ledger about a fleet of many devices: one page of them, and what one device did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from sqlalchemy import Text, and_, cast, func, or_, select
+
+from edge_runtime.protocol.profile import BoardFacts, Reading
+from server.bandit.arms import Arm
+from server.bandit.choices import Choice
+from server.storage.asking import records, tuples
+from server.storage.tables import CHOICES, DEVICE_TAGS, DEVICES, JOBS, OFFERS, PROFILES, ROUNDS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import ColumnElement
+
+    from server.storage.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class DeviceFilter:
+    """Which devices are asked for; an empty text asks for all.
+
+    Attributes:
+        text: part of the name, in any case.
+        state: the state.
+        tag: a tag of edge.toml, or one that the operator gave.
+        board: the board in the newest profile.
+        version: the version of Covey.
+    """
+
+    text: str = ""
+    state: str = ""
+    tag: str = ""
+    board: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class FleetRow:
+    """A device as it was last heard; ``birth`` is its birth message as JSON values. Unknown is None."""
+
+    device: str
+    state: str
+    ineligible: str | None
+    reason: str | None
+    quarantine: str | None
+    birth: dict[str, Any]
+    adapter_sha256: str | None
+    last_seen: str
+
+
+class _Readings(msgspec.Struct, frozen=True):
+    after: Reading
+
+
+class BoardSeen(msgspec.Struct, frozen=True):
+    """What a profile says of a board; ``measured`` is None where the profile is modelled."""
+
+    facts: BoardFacts
+    measured: _Readings | None = None
+
+
+class _ChosenArm(msgspec.Struct, frozen=True, array_like=True):
+    """The beginning of a Choice: its estimates, which are most of it, are not read."""
+
+    device: str
+    arm: Arm | None
+
+
+@dataclass(frozen=True)
+class DeviceOffer:
+    """What became of a round's offer to one device; see OfferRecord. ``opened_at``: UTC, as text."""
+
+    job: str
+    index: int
+    attempt: int
+    opened_at: str
+    state: str
+    detail: str | None
+    level: int | None
+    seconds: float | None
+    loss: float | None
+    personal_layers: int | None
+    peak_rss_bytes: int | None
+    bytes_up: int
+    bytes_down: int
+
+
+_BIRTH = func.coalesce(DEVICES.c.birth, "{}")
+_VERSION = func.json_extract(_BIRTH, "$.covey_version")
+_ROW = [
+    DEVICES.c.name.label("device"),
+    *(DEVICES.c[name] for name in ("state", "ineligible", "reason", "quarantine", "adapter_sha256", "last_seen")),
+    _BIRTH.label("birth"),
+]
+
+
+def _matching(fleet: str, wanted: DeviceFilter) -> ColumnElement[bool]:
+    terms: list[ColumnElement[bool]] = [DEVICES.c.fleet == fleet]
+    if wanted.text:
+        terms.append(DEVICES.c.name.contains(wanted.text, autoescape=True))
+    if wanted.state:
+        terms.append(DEVICES.c.state == wanted.state)
+    if wanted.version:
+        terms.append(_VERSION.in_([wanted.version]))
+    if wanted.tag:
+        own = func.json_each(_BIRTH, "$.tags").table_valued("value")
+        given = and_(
+            DEVICE_TAGS.c.fleet == fleet, DEVICE_TAGS.c.device == DEVICES.c.name, DEVICE_TAGS.c.tag == wanted.tag
+        )
+        terms.append(
+            or_(
+                select(own.c.value).where(own.c.value == wanted.tag).correlate(DEVICES).exists(),
+                select(DEVICE_TAGS.c.tag).where(given).correlate(DEVICES).exists(),
+            )
+        )
+    if wanted.board:
+        newest = (
+            select(func.json_extract(cast(PROFILES.c.profile, Text), "$.facts.board"))
+            .where(PROFILES.c.fleet == fleet, PROFILES.c.device == DEVICES.c.name, PROFILES.c.profile.is_not(None))
+            .order_by(PROFILES.c.id.desc())
+            .limit(1)
+            .correlate(DEVICES)
+            .scalar_subquery()
+        )
+        terms.append(newest.in_([wanted.board]))
+    return and_(*terms)
+
+
+def count_devices(ledger: Ledger, fleet: str, wanted: DeviceFilter) -> int:
+    """Return how many devices of a fleet are asked for."""
+    ((count,),) = tuples(ledger, tuple[int], select(func.count()).select_from(DEVICES).where(_matching(fleet, wanted)))
+    return int(count)
+
+
+def some_devices(ledger: Ledger, fleet: str, wanted: DeviceFilter, limit: int, offset: int) -> list[FleetRow]:
+    """Return at most ``limit`` of the devices that are asked for, by name, after the first ``offset``."""
+    query = select(*_ROW).where(_matching(fleet, wanted)).order_by(DEVICES.c.name).limit(limit).offset(offset)
+    return records(ledger, FleetRow, query, json={"birth": dict[str, Any]})
+
+
+def find_device(ledger: Ledger, fleet: str, device: str) -> FleetRow | None:
+    """Return one device; None: it has never announced itself."""
+    query = select(*_ROW).where(DEVICES.c.fleet == fleet, DEVICES.c.name == device)
+    found = records(ledger, FleetRow, query, json={"birth": dict[str, Any]})
+    return found[0] if found else None
+
+
+def versions_of(ledger: Ledger, fleet: str) -> list[str]:
+    """Return the versions of Covey that a fleet's devices have announced, each once."""
+    query = select(_VERSION).distinct().where(DEVICES.c.fleet == fleet, _VERSION.is_not(None)).order_by(_VERSION)
+    return [version for (version,) in tuples(ledger, tuple[str], query)]
+
+
+def tags_given(ledger: Ledger, fleet: str, devices: Sequence[str]) -> dict[str, set[str]]:
+    """Return the tags that the operator gave some devices, by device."""
+    query = select(DEVICE_TAGS.c.device, DEVICE_TAGS.c.tag)
+    query = query.where(DEVICE_TAGS.c.fleet == fleet, DEVICE_TAGS.c.device.in_(devices))
+    found: dict[str, set[str]] = {}
+    for device, tag in tuples(ledger, tuple[str, str], query):
+        found.setdefault(device, set()).add(tag)
+    return found
+
+
+def boards_seen(ledger: Ledger, fleet: str, devices: Sequence[str]) -> dict[str, BoardSeen]:
+    """Return what the newest valid profile says of the boards of some devices, by device."""
+    here = (PROFILES.c.fleet == fleet, PROFILES.c.device.in_(devices), PROFILES.c.profile.is_not(None))
+    newest = select(func.max(PROFILES.c.id)).where(*here).group_by(PROFILES.c.device)
+    query = select(PROFILES.c.device, PROFILES.c.profile).where(PROFILES.c.id.in_(newest))
+    rows = ledger.database.rows(query)
+    with ledger.database.reading():
+        return {
+            msgspec.convert(row["device"], str): msgspec.json.decode(row["profile"], type=BoardSeen) for row in rows
+        }
+
+
+def last_choices(ledger: Ledger, fleet: str, devices: Sequence[str]) -> dict[str, Choice]:
+    """Return the choices for some devices in the last round of the fleet's newest job that has a bandit, by device."""
+    has_choices = select(CHOICES.c.job).where(CHOICES.c.job == JOBS.c.name).correlate(JOBS).exists()
+    newest = select(JOBS.c.name).where(JOBS.c.fleet == fleet, has_choices)
+    jobs = tuples(ledger, tuple[str], newest.order_by(JOBS.c.created_at.desc(), JOBS.c.sequence.desc()).limit(1))
+    if not jobs:
+        return {}
+    job = jobs[0][0]
+    last = select(func.max(CHOICES.c.round)).where(CHOICES.c.job == job).scalar_subquery()
+    query = select(CHOICES.c.choice).where(CHOICES.c.job == job, CHOICES.c.round == last, CHOICES.c.device.in_(devices))
+    rows = ledger.database.rows(query.order_by(CHOICES.c.attempt))
+    with ledger.database.reading():
+        choices = [msgspec.msgpack.decode(row["choice"], type=Choice) for row in rows]
+    return {choice.device: choice for choice in choices}
+
+
+def arms_by_round(ledger: Ledger, job: str) -> list[tuple[int, int, str | None]]:
+    """Return round, attempt and arm of every choice of a job, in their order; the arm is None where none fitted."""
+    query = select(CHOICES.c.round, CHOICES.c.attempt, CHOICES.c.choice).where(CHOICES.c.job == job)
+    rows = tuples(ledger, tuple[int, int, bytes], query.order_by(CHOICES.c.round, CHOICES.c.attempt, CHOICES.c.device))
+    decoder = msgspec.msgpack.Decoder(_ChosenArm)
+    with ledger.database.reading():
+        chosen = [(index, attempt, decoder.decode(choice).arm) for index, attempt, choice in rows]
+    return [(index, attempt, None if arm is None else arm.name) for index, attempt, arm in chosen]
+
+
+def offers_to_device(ledger: Ledger, fleet: str, device: str, last: int) -> list[DeviceOffer]:
+    """Return the last offers of any of a fleet's jobs to one device, the newest first."""
+    same = and_(OFFERS.c.job == ROUNDS.c.job, OFFERS.c.round == ROUNDS.c.round, OFFERS.c.attempt == ROUNDS.c.attempt)
+    columns = [
+        OFFERS.c.round.label("index") if name == "index" else (ROUNDS if name == "opened_at" else OFFERS).c[name]
+        for name in DeviceOffer.__dataclass_fields__
+    ]
+    query = (
+        select(*columns)
+        .select_from(ROUNDS.join(JOBS, JOBS.c.name == ROUNDS.c.job).join(OFFERS, same))
+        .where(JOBS.c.fleet == fleet, OFFERS.c.device == device)
+        .order_by(ROUNDS.c.opened_at.desc(), ROUNDS.c.job, ROUNDS.c.round.desc(), ROUNDS.c.attempt.desc())
+        .limit(last)
+    )
+    return records(ledger, DeviceOffer, query)

@@ -1,0 +1,106 @@
+"""A fleet page by page, and one device with all that is known of it, for the dashboard."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, get_args
+
+from edge_runtime.bundle.manifest import Runtime
+from server.errors import NoSuchDeviceError
+from server.storage import device_queries, fleet_queries
+
+if TYPE_CHECKING:
+    from server.storage.fleet_queries import BoardSeen, DeviceFilter, FleetRow
+    from server.storage.ledger import Ledger
+
+PAGE_ROWS = 50
+"""Devices on a page."""
+HISTORY_ROWS = 200
+"""Offers that are shown of a device."""
+
+
+def fleet_page(ledger: Ledger, fleet: str, wanted: DeviceFilter, page: int) -> dict[str, Any]:
+    """Return one page of a fleet's devices, and what they can be filtered by; unknown is None.
+
+    Args:
+        ledger: the ledger.
+        fleet: name of the fleet.
+        wanted: which devices are asked for.
+        page: number of the page, from 1; one behind the last is the last.
+    """
+    count = fleet_queries.count_devices(ledger, fleet, wanted)
+    pages = max(1, -(-count // PAGE_ROWS))
+    page = min(page, pages)
+    rows = fleet_queries.some_devices(ledger, fleet, wanted, PAGE_ROWS, (page - 1) * PAGE_ROWS)
+    names = [row.device for row in rows]
+    tags = fleet_queries.tags_given(ledger, fleet, names)
+    boards = fleet_queries.boards_seen(ledger, fleet, names)
+    choices = fleet_queries.last_choices(ledger, fleet, names)
+    states = device_queries.states_of(ledger, fleet)
+    return {
+        "fleet": fleet,
+        "page": page,
+        "pages": pages,
+        "count": count,
+        "devices_known": sum(states.values()),
+        "states": states,
+        "versions": fleet_queries.versions_of(ledger, fleet),
+        "devices": [
+            {
+                **_described(row, boards.get(row.device)),
+                "tags": sorted(tags.get(row.device, set()) | set(row.birth.get("tags", ()))),
+                "arm": choice.arm.name if (choice := choices.get(row.device)) and choice.arm else None,
+            }
+            for row in rows
+        ],
+    }
+
+
+def _described(row: FleetRow, board: BoardSeen | None) -> dict[str, Any]:
+    reading = None if board is None or board.measured is None else board.measured.after
+    birth = row.birth
+    runtimes = birth.get("runtimes") or {}
+    return {
+        "device": row.device,
+        "state": row.state,
+        "why": row.quarantine or row.ineligible or row.reason,
+        "quarantine": row.quarantine,
+        "last_seen": row.last_seen,
+        "adapter_sha256": row.adapter_sha256,
+        "board": None if board is None else board.facts.board,
+        "memory_bytes": None if board is None else board.facts.memory_bytes,
+        "temperature_c": None if reading is None else reading.temperature_c,
+        "machine": birth.get("machine"),
+        "covey_version": birth.get("covey_version"),
+        "engines": [f"{name} {runtimes[name]}" for name in get_args(Runtime) if name in runtimes],
+        "execution_providers": (birth.get("execution_providers") or ["cpu"]) if birth else None,
+        "training": (birth.get("capability") or {}).get("kind"),
+        "rows": birth.get("rows"),
+        "hostname": birth.get("hostname"),
+        "address": birth.get("address"),
+    }
+
+
+def device_shown(ledger: Ledger, fleet: str, device: str) -> dict[str, Any]:
+    """Return one device as in fleet_page, with ``offer_list`` (newest first) and ``profile`` (None: it has none).
+
+    ``personal_layers`` is of its last report that has any.
+
+    Raises:
+        NoSuchDeviceError: it has never announced itself.
+    """
+    row = fleet_queries.find_device(ledger, fleet, device)
+    if row is None:
+        raise NoSuchDeviceError(fleet, device)
+    offers = fleet_queries.offers_to_device(ledger, fleet, device, HISTORY_ROWS)
+    tags = fleet_queries.tags_given(ledger, fleet, [device]).get(device, set())
+    choice = fleet_queries.last_choices(ledger, fleet, [device]).get(device)
+    board = fleet_queries.boards_seen(ledger, fleet, [device]).get(device)
+    return {
+        **_described(row, board),
+        "tags": sorted(tags | set(row.birth.get("tags", ()))),
+        "arm": choice.arm.name if choice is not None and choice.arm is not None else None,
+        "personal_layers": next((offer.personal_layers for offer in offers if offer.personal_layers is not None), None),
+        "offer_list": [dataclasses.asdict(offer) | {"round": offer.index} for offer in offers],
+        "profile": device_queries.newest_profile(ledger, fleet, device),
+    }

@@ -1,0 +1,116 @@
+"""The dashboard in headless Chromium while a real job runs: live charts, filters, no faults of access, no script."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from browser import chromium, serious_findings
+from fleets import Fleet, free_port, wait_for, write_job
+
+from server.client.address import TOKEN_FILE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from edge_runtime.bundle.folder import Bundle
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+_PAGES = ("/ui/", "/ui/jobs", "/ui/jobs/live", "/ui/jobs/live/bandit", "/ui/devices/pi-1", "/ui/rollouts", "/ui/joins",
+          "/ui/audit", "/ui/jobs/nothing")  # fmt: skip
+_WAIT_MS = 120_000
+
+
+@pytest.fixture
+def screenshots(tmp_path: Path) -> Path:
+    """Where screenshots go: a folder that is named by COVEY_SCREENSHOTS, else the test's own, which pytest keeps."""
+    folder = Path(os.environ.get("COVEY_SCREENSHOTS") or tmp_path / "screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, tiny_bundle: Bundle) -> Iterator[Fleet]:
+    made = Fleet(tmp_path, tiny_bundle, free_port(), external=False)
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def address(fleet: Fleet) -> tuple[str, dict[str, str]]:
+    """A server with two devices and a job: its address, and the headers that its token is given with."""
+    port = free_port()
+    server = fleet.stay("--mqtt-port", str(fleet.port), "--api-port", str(port))
+    server.wait_event("serving")
+    fleet.device("pi-1", 0, stays=True)
+    fleet.device("pi-2", 1, stays=True)
+    job = write_job(fleet.root, name="live", rounds=5000, min_devices=2)
+    fleet.covey("job", "submit", str(job), "--bundle", str(fleet.bundle.path))
+    token = (fleet.state_dir / TOKEN_FILE).read_text().strip()
+    return f"http://127.0.0.1:{port}", {"authorization": f"Bearer {token}"}
+
+
+def test_a_jobs_page_follows_it_and_every_page_is_accessible(
+    fleet: Fleet, address: tuple[str, dict[str, str]], screenshots: Path, tmp_path: Path
+) -> None:
+    base, headers = address
+    faults: list[str] = []
+    with chromium(
+        tmp_path / "profile", extra_http_headers=headers, viewport={"width": 1200, "height": 900}, color_scheme="light"
+    ) as context:
+        page: Any = context.pages[0]
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(f"{base}/ui/jobs/live")
+        page.evaluate("window.sameDocument = true")
+        rounds = "document.querySelectorAll('#rounds .state.aggregated').length"
+        page.wait_for_function(f"{rounds} >= 3", timeout=_WAIT_MS)
+        before = page.evaluate(rounds)
+        drawn = page.locator("#plot-loss").get_attribute("data-chart")
+        page.wait_for_function(f"{rounds} > {before}", timeout=_WAIT_MS)
+        assert page.evaluate("window.sameDocument") is True  # it was not loaded again
+        assert page.locator("#plot-loss").get_attribute("data-chart") != drawn
+        assert page.locator(".plot canvas").count() == 5
+        assert "Live" in page.locator("#live").inner_text()
+        page.screenshot(path=screenshots / "job.png")
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            for path in _PAGES:
+                page.goto(base + path)
+                assert serious_findings(page) == [], (path, scheme)
+                page.screenshot(path=screenshots / f"{path.strip('/').replace('/', '-')}-{scheme}.png")
+        page.goto(f"{base}/ui/")
+        page.get_by_label("Name contains").fill("pi-2")
+        page.get_by_role("button", name="Show").click()
+        assert page.locator("tbody tr").count() == 1
+        page.get_by_role("link", name="pi-2").click()
+        page.get_by_role("heading", name="Device pi-2").wait_for()
+        page.set_viewport_size({"width": 390, "height": 800})
+        for path in _PAGES:
+            page.goto(base + path)
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
+        page.screenshot(path=screenshots / "phone.png")
+        page.goto(f"{base}/ui/jobs/live")
+        page.locator("[data-events]").wait_for(state="attached")
+        fleet.covey("job", "stop", "live")
+        page.locator("#state .state.stopped").wait_for(timeout=_WAIT_MS)
+        page.wait_for_function("document.getElementById('live').textContent === ''", timeout=_WAIT_MS)
+    assert faults == []
+
+
+def test_without_script_a_job_can_be_read_and_without_the_token_nothing(
+    fleet: Fleet, address: tuple[str, dict[str, str]], tmp_path: Path
+) -> None:
+    base, headers = address
+    wait_for(lambda: fleet.covey("job", "show", "live")["rounds"] >= 1, "a round")
+    with chromium(tmp_path / "profile", extra_http_headers=headers, java_script_enabled=False) as context:
+        page: Any = context.pages[0]
+        page.goto(f"{base}/ui/jobs/live")
+        page.get_by_text("Table: loss").click()
+        assert page.locator("#table-loss tbody tr").count() >= 2
+    with chromium(tmp_path / "stranger") as context:
+        answer = context.pages[0].goto(f"{base}/ui/jobs/live")
+        assert answer.status == 401
+        assert context.pages[0].locator("#rounds").count() == 0
