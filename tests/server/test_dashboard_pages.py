@@ -19,6 +19,7 @@ from server.dashboard.templates import STATIC, render
 from server.queue.feed import Feed
 from server.simulation.devices import FLEET
 from server.simulation.run import JOB_NAME, SimulateOptions, simulate
+from server.storage import database as ledger_file
 from server.storage.ledger import LEDGER_FILE, Ledger
 from server.views.fleet import PAGE_ROWS
 
@@ -112,14 +113,14 @@ def test_the_fleet_is_paged_and_filtered_by_the_server(client: TestClient[Litest
 
 def test_a_page_reads_only_its_own_rows(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    original = type(ledger.database).rows
+    original = ledger_file.Database.rows
 
-    def counted(database: Any, query: Any) -> Any:
-        rows = original(database, query)
+    def counted(file: Any, query: Any) -> Any:
+        rows = original(file, query)
         asked.append(len(rows))
         return rows
 
-    monkeypatch.setattr(type(ledger.database), "rows", counted)
+    monkeypatch.setattr(ledger_file.Database, "rows", counted)
     with client_of(ledger, FLEET) as client:
         page(client, "/ui/")
     assert len(asked) <= 10
