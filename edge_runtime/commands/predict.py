@@ -13,6 +13,7 @@ from edge_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.values import FloatVector
@@ -38,6 +39,12 @@ def add_predict_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
     predict.add_argument(
         "--max-new-tokens", type=int, default=16, help="causal-lm: largest number of new tokens (default: %(default)s)"
     )
+    predict.add_argument(
+        "--chat",
+        action="store_true",
+        help='causal-lm: each text is a message of a user, or {"messages": [{"role": …, "content": …}]}; the answer '
+        "to it follows the model's chat template",
+    )
     predict.add_argument("text", nargs="+", help="texts to classify; causal-lm: prompts to continue")
     output.add_format(predict)
     predict.set_defaults(run=_predict)
@@ -50,17 +57,29 @@ def _predict(args: argparse.Namespace) -> int:
 
     bundle, theta, runtime, providers = _predict_source(args)
     engines = Engines(runtime, args.threads, providers)
+    if args.chat and bundle.manifest.task.kind != CAUSAL_LM:
+        raise ConfigError(f"--chat: the bundle's task is {bundle.manifest.task.kind}", "leave out --chat")
     if bundle.manifest.task.kind == CAUSAL_LM:
-        made = complete(bundle, theta, args.text, args.max_new_tokens, engines)
+        prompts = _rendered(bundle, args.text) if args.chat else args.text
+        made = complete(bundle, theta, prompts, args.max_new_tokens, engines, is_rendered=args.chat)
         continued = [{"prompt": c.prompt, "completion": c.completion} for c in made]
         values = {"bundle_sha256": bundle.sha256, "predictions": continued}
-        output.emit(args, values, "\n".join(f"{c.prompt}{c.completion}" for c in made))
+        lines = [c.completion if args.chat else f"{c.prompt}{c.completion}" for c in made]
+        output.emit(args, values, "\n".join(lines))
         return 0
     predictions = predict(bundle, theta, args.text, engines)
     text = "\n".join(f"{p.label}\t{p.probabilities[p.label]:.3f}\t{p.text}" for p in predictions)
     rows = [{"text": p.text, "label": p.label, "probabilities": p.probabilities} for p in predictions]
     output.emit(args, {"bundle_sha256": bundle.sha256, "predictions": rows}, text)
     return 0
+
+
+def _rendered(bundle: Bundle, texts: Sequence[str]) -> list[str]:
+    """Return each conversation as the text to continue, written by the bundle's chat template."""
+    from edge_runtime.data.chat import read_chat_template, read_conversation
+
+    template = read_chat_template(bundle)
+    return [template.render(read_conversation(text)) for text in texts]
 
 
 def _predict_source(args: argparse.Namespace) -> tuple[Bundle, FloatVector, Runtime, tuple[str, ...]]:

@@ -2,6 +2,6 @@
 
 Rows never leave this room in a message or an error text.
 
-May import: bundle, files, errors.
+May import: bundle, files, values, errors.
 Must never come in: the network, protocol, engines.
 """

@@ -211,6 +211,30 @@ class CompletionEncoder:
             raise _error(1, unknown)
         return kept
 
+    def encode_rendered(self, text: str) -> list[int]:
+        """Return the tokens of a text that holds its special tokens already, such as a rendered conversation.
+
+        Nothing is cut: the beginning of a conversation gives the others their meaning.
+
+        Raises:
+            DataError: the text leaves no room for one more token, cannot be encoded, or has one that the model lacks.
+        """
+        encoding = unless_refused(lambda whole: self._tokenizer.encode(whole, add_special_tokens=False), text)
+        if encoding is None:
+            raise _error(1, REFUSED)
+        ids: list[int] = encoding.ids
+        unknown = unknown_token(ids, self._tokenizer, self._vocab_size)
+        if unknown is not None:
+            raise _error(1, unknown)
+        if len(ids) >= self._task.max_tokens:
+            raise DataError(
+                f"the conversation is {len(ids)} tokens long: with one to answer, the bundle has room for "
+                f"{self._task.max_tokens - 1}",
+                "leave out its oldest messages, or export with a larger --max-tokens",
+                facts="a conversation is too long",
+            )
+        return ids
+
     def _ending(self, text: str) -> str:
         return ending(text, self._task.max_tokens, self._spans)
 

@@ -84,14 +84,26 @@ def complete(
     prompts: Sequence[str],
     max_new_tokens: int,
     engines: Engines = ONNX_RUNTIME,
+    *,
+    is_rendered: bool = False,
 ) -> list[Continuation]:
     """Continue prompts greedily, until the end-of-text token or ``max_new_tokens``.
 
     Every new token runs the whole prompt again, so this is meant for a few tokens, to see what was learned.
 
+    Args:
+        bundle: the bundle.
+        theta: the adapter.
+        prompts: the texts.
+        max_new_tokens: of each prompt.
+        engines: makes the predictor.
+        is_rendered: whether the prompts hold their special tokens already, as a chat template writes them; such a
+            prompt is not cut.
+
     Raises:
         BundleError: the bundle cannot be run.
         ConfigError: its task is not causal-lm, or a prompt has no tokens.
+        DataError: a prompt cannot be encoded, or is rendered and too long.
     """
     task = bundle.manifest.task
     if task.kind != CAUSAL_LM:
@@ -100,7 +112,7 @@ def complete(
     predictor = engines.make_predictor(bundle)
     results = []
     for prompt in prompts:
-        ids = encoder.encode_prompt(prompt)
+        ids = encoder.encode_rendered(prompt) if is_rendered else encoder.encode_prompt(prompt)
         if not ids:
             raise ConfigError(f"the prompt {prompt!r} has no tokens", "give a longer prompt")
         new: list[int] = []
