@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from tokenizers import Tokenizer
-
 from edge_runtime.data.cut import beginning, ending
 from edge_runtime.data.encodings import encode_each, unless_refused
 from edge_runtime.data.problems import Fault
@@ -17,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from tokenizers import Encoding
+    from tokenizers import Encoding, Tokenizer
 
     from edge_runtime.bundle.manifest import Task
     from edge_runtime.data.examples import Completion
@@ -37,6 +35,8 @@ def load_tokenizer(tokenizer_file: Path) -> Tokenizer:
     Raises:
         BundleError: it cannot be read.
     """
+    from tokenizers import Tokenizer  # noqa: PLC0415 loaded with the first bundle
+
     try:
         tokenizer = Tokenizer.from_file(str(tokenizer_file))
     except BaseException as caught:  # noqa: BLE001 the tokenizers library raises plain Exception, and panics

@@ -63,13 +63,15 @@ def test_a_jobs_page_follows_it_and_every_page_is_accessible(
     ) as context:
         page: Any = context.pages[0]
         page.on("pageerror", lambda error: faults.append(str(error)))
+        # The policy of the pages holds here too: what it forbids is said on the console.
+        page.on("console", lambda said: faults.append(said.text) if "Content Security Policy" in said.text else None)
         page.goto(f"{base}/ui/jobs/live")
         page.evaluate("window.sameDocument = true")
-        rounds = "document.querySelectorAll('#rounds .state.aggregated').length"
-        page.wait_for_function(f"{rounds} >= 3", timeout=_WAIT_MS)
-        before = page.evaluate(rounds)
+        rounds = page.locator("#rounds .state.aggregated")
+        rounds.nth(2).wait_for(timeout=_WAIT_MS)
+        before = rounds.count()
         drawn = page.locator("#plot-loss").get_attribute("data-chart")
-        page.wait_for_function(f"{rounds} > {before}", timeout=_WAIT_MS)
+        rounds.nth(before).wait_for(timeout=_WAIT_MS)
         assert page.evaluate("window.sameDocument") is True  # it was not loaded again
         assert page.locator("#plot-loss").get_attribute("data-chart") != drawn
         assert page.locator(".plot canvas").count() == 5
@@ -96,7 +98,7 @@ def test_a_jobs_page_follows_it_and_every_page_is_accessible(
         page.locator("[data-events]").wait_for(state="attached")
         fleet.covey("job", "stop", "live")
         page.locator("#state .state.stopped").wait_for(timeout=_WAIT_MS)
-        page.wait_for_function("document.getElementById('live').textContent === ''", timeout=_WAIT_MS)
+        page.locator("#live:empty").wait_for(state="attached", timeout=_WAIT_MS)
     assert faults == []
 
 
