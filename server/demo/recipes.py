@@ -18,6 +18,7 @@ class Recipe:
 
     Attributes:
         name: its name for ``--model``.
+        minutes: how long it takes on two cores of an x86 machine, without fetching packages.
         package: the package with the model.
         export_flags: flags of ``covey export``.
         max_tokens: tokens after which reviews are cut.
@@ -33,6 +34,7 @@ class Recipe:
     """
 
     name: str
+    minutes: int
     package: Package
     export_flags: tuple[str, ...]
     max_tokens: int
@@ -49,6 +51,7 @@ class Recipe:
 
 _MINILM = Recipe(
     name="minilm",
+    minutes=3,
     package=MINILM,
     # The back block is the head alone: 64 perturbations of the head cost less than one pass through the encoder.
     export_flags=("--task", "classify-head", "--lora-layers", "5", "--logit-scale", "10", "--split", "6"),
@@ -66,6 +69,7 @@ RECIPES = {
     "minilm-hybrid": dataclasses.replace(
         _MINILM,
         name="minilm-hybrid",
+        minutes=2,
         export_flags=("--task", "classify-head", "--logit-scale", "5", "--split", "6", "--levels", "1.0,0.5"),
         movies_per_device=28,
         test_movies=220,
@@ -79,6 +83,7 @@ RECIPES = {
     ),
     "smollm2": Recipe(
         name="smollm2",
+        minutes=8,
         package=SMOLLM2,
         export_flags=(
             "--task",

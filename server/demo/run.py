@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 from rich.table import Table
 
+from server.client.address import TOKEN_FILE
 from server.demo.devices import OWN_TEST, OWN_TEST_FILE, described_devices, device_table
 from server.demo.fleet import start_devices, write_device
 from server.demo.kept import empty_but_kept, key_of, recall, recall_bundle, remember
@@ -47,6 +48,7 @@ class Prepared:
     job: Path
     probe: dict[str, Any]
     broker_port: int
+    api_port: int
     configs: dict[str, Path]
 
 
@@ -88,17 +90,26 @@ def run_demo(recipe: Recipe, options: DemoOptions, should_stop: Callable[[], boo
     """
     console = Console(stderr=True)
     started = time.monotonic()
+    console.print(
+        f"{recipe.name}: about {recipe.minutes} minutes on two fast x86 cores; "
+        "a first run also fetches the model and the reviews"
+    )
     prepared = _prepare(recipe, options, console)
     serve_options = ServeOptions(
         state_dir=options.workdir / "server",
         listen=_HOST,
         mqtt_port=prepared.broker_port,
         http_port=0,
+        api_port=prepared.api_port,
     )
     fitted, bundle = load_job(prepared.job, prepared.bundle)
     job = fitted.job
     console.print(
-        f"[bold]4/4[/] {options.devices} devices learn from {job.rounds} rounds; their logs are in {options.workdir}"
+        f"[bold]4/4[/] {options.devices} devices learn from {job.rounds} rounds; their logs are in {options.workdir}\n"
+        f"    watch them at http://{_HOST}:{prepared.api_port}/ui/jobs/{job.name}, "
+        f"with the token in {serve_options.state_dir / TOKEN_FILE}",
+        highlight=False,
+        soft_wrap=True,
     )
     with start_devices(prepared.configs) as devices:
         with watch(job.name, job.rounds, "text") as observe:
@@ -137,13 +148,17 @@ def _prepare(recipe: Recipe, options: DemoOptions, console: Console) -> Prepared
         write_jsonl(rows, data / f"{name}.jsonl")
     probe = _probe(recipe, model_dir, data, len(train), console)
     _export(recipe, options, model_dir, data / "start.jsonl" if division.start else None, console)
-    with bind(_HOST, 0) as probe_socket:
-        broker_port = int(probe_socket.getsockname()[1])
+    broker_port, api_port = _free_port(), _free_port()
     levels = {f"device-{number}": level for number, level in recipe.levels.items() if number <= options.devices}
     configs = _write_devices(division, levels, options, broker_port)
     job = workdir / "job.toml"
     job.write_text(_job_text(recipe, options, levels))
-    return Prepared(division, workdir / "bundle", job, probe, broker_port, configs)
+    return Prepared(division, workdir / "bundle", job, probe, broker_port, api_port, configs)
+
+
+def _free_port() -> int:
+    with bind(_HOST, 0) as probe_socket:
+        return int(probe_socket.getsockname()[1])
 
 
 def _labels(recipe: Recipe) -> tuple[str, ...]:
@@ -267,6 +282,9 @@ def _show(prepared: Prepared, summary: dict[str, Any], result: dict[str, Any], c
         f"a device and round: {result['bytes_up_per_device_round']} bytes up, "
         f"{result['bytes_down_per_device_round']} bytes down\n"
         f"all {result['devices']} devices proved the server's adapter {result['adapter_sha256'][:12]}\n"
-        f"for PEFT: {summary['result_dir']}",
+        f"for PEFT: {summary['result_dir']}\n"
+        f"to look at it again: covey serve --state-dir {prepared.job.parent / 'server'} --api-port 8090, then open "
+        f"http://{_HOST}:8090/ui/",
         highlight=False,
+        soft_wrap=True,
     )
