@@ -228,7 +228,8 @@ def test_bundles_and_rows_are_checked_on_the_command_line(
     rows = write_rows(completions(6, 1), tmp_path / "rows.jsonl")
     check = ["data", "check", "--data", str(rows), "--format", "json"]
     assert edge_cli.main([*check, "--task", TASK]) == 0
-    assert json.loads(capsys.readouterr().out) == {"path": str(rows), "rows": 6}
+    found = json.loads(capsys.readouterr().out)
+    assert (found["path"], found["rows"], found["findings"]) == (str(rows), 6, [])
     assert edge_cli.main([*check, "--bundle", str(bundle.path)]) == 0
     assert json.loads(capsys.readouterr().out)["tokens_max"] <= bundle.manifest.task.max_tokens
     assert edge_cli.main([*check, "--task", TASK, "--completion-field", "answer"]) == 4
