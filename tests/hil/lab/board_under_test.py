@@ -114,7 +114,7 @@ class BoardUnderTest:
         return int(self.run(f"systemctl show -p MainPID --value {SERVICE}"))
 
     def peak_rss_mb(self) -> float:
-        """Return the most memory that one of the service's processes has had, in MB: the device, the launcher's child."""
+        """Return the most memory in MB that a process of the service has had: the device's, the launcher's child."""
         group = self.run(f"systemctl show -p ControlGroup --value {SERVICE}")
         statuses = f"$(sed 's|.*|/proc/&/status|' /sys/fs/cgroup{group}/cgroup.procs)"
         kilobytes = self.run(f"awk '/VmHWM/ && $2 > most {{most = $2}} END {{print most}}' {statuses}")
