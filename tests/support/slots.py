@@ -26,7 +26,8 @@ if "reach" in sys.argv:
     sys.exit(0 if (root / "network").exists() else 7)
 with (root / "starts").open("a") as file:
     file.write(f"{{env.name}} {{os.getpid()}}\n")
-(env / "does").write_text(" ".join(words[1:] or words))
+if words[1:]:  # else it stays as it is: a kill while it is written would leave it empty
+    (env / "does").write_text(" ".join(words[1:]))
 word = words[0]
 pipe = int(os.environ["COVEY_HEALTH_FD"])
 def tell(**line):
