@@ -224,7 +224,7 @@ def api(folder: Path, bundle: Bundle) -> Iterator[Target]:
     try:
         process.wait_event("serving")
         path = str(socket_path(fleet.state_dir))
-        head = "{} /api/v1{} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        head = "{} /api/v1{} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         job = {"name": "nobody", "eval_file": str(folder / "rows.jsonl"), "devices": "absent-device"}
         bodies = [
             ("/jobs", {"job": job, "bundle": str(folder / "no-bundle"), "priority": 1}),
