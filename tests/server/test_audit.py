@@ -103,24 +103,14 @@ def test_the_entry_is_there_before_the_change_and_unknown_until_it_is_done(tmp_p
         assert audit_of(ledger)[0].outcome == "done"
 
 
-def test_the_audit_has_a_bounded_size_and_the_oldest_go(tmp_path: Path) -> None:
+def test_the_audit_has_a_bounded_size_and_the_oldest_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ENTRIES_KEPT == 100_000
+    monkeypatch.setattr("server.storage.audit_writes.ENTRIES_KEPT", 3)
     with closing(Ledger(tmp_path / LEDGER_FILE, durable=False)) as ledger:
-        ledger.audit_begun(Asker("alice", "token"), "tag", "first")
-        # an entry that is numbered as the last one which is kept beside the first: the next drops the first
-        ledger.database.write(_with_number(ENTRIES_KEPT))
-        assert len(audit_of(ledger)) == 2
-        ledger.audit_begun(Asker("alice", "token"), "tag", "new")
-        assert [entry.subject for entry in audit_of(ledger)] == ["new", "late"]
-        assert newest_entry(ledger) == ENTRIES_KEPT + 1
-
-
-def _with_number(number: int) -> Any:
-    from sqlalchemy import insert
-
-    from server.storage.tables import AUDIT
-
-    row = {"id": number, "at": "2026-11-29 00:00:00", "actor": "a", "action": "tag", "subject": "late", "detail": ""}
-    return insert(AUDIT).values(**row)
+        for number in range(5):
+            ledger.audit_begun(Asker("alice", "token"), "tag", f"pi-{number}")
+        assert [entry.subject for entry in audit_of(ledger)] == ["pi-4", "pi-3", "pi-2"]
+        assert newest_entry(ledger) == 5
 
 
 def test_long_and_unprintable_texts_are_kept_short_and_in_one_line(tmp_path: Path) -> None:
