@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from fleets import wait_for
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from predicting import ask, leave_model
@@ -330,7 +331,8 @@ def test_connections_beyond_the_bound_are_told_and_slow_ones_end(device_of: Make
         while connection.recv(4096):  # until the endpoint has ended it
             pass
         connection.close()
-    assert ask(endpoint.port, "/predict", {"text": "a"})[0] == 200
+    # A place is free a moment after its connection has ended.
+    wait_for(lambda: ask(endpoint.port, "/predict", {"text": "a"})[0] == 200, "a free place")
 
 
 def test_many_at_once_get_the_same_as_one_after_the_other(device_of: MakesDevice) -> None:

@@ -188,7 +188,9 @@ def fill(place: Path) -> None:
 
 
 def remount(place: Path, mode: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{mode}", str(place)], check=True)
+    """Remount; the kernel refuses it in the moment in which a file of the place is open for writing."""
+    command = ["mount", "-o", f"remount,{mode}", str(place)]
+    wait_for(lambda: subprocess.run(command, check=False, capture_output=True).returncode == 0, f"remounting {mode}")
 
 
 HARM: dict[str, tuple[Callable[[Path], None], Callable[[Path], None], str]] = {
