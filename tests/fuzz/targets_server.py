@@ -146,16 +146,21 @@ def joins(folder: Path, _bundle: Bundle) -> Iterator[Target]:
 
 @contextlib.contextmanager
 def certificates(folder: Path, _bundle: Bundle) -> Iterator[Target]:
-    """Certificates and requests: only what the authority has signed, bit for bit, is taken for its own."""
+    """Certificates and requests: only what the authority has signed, bit for bit, is taken for its own.
+
+    A signature can be written in several ways: as (r, s) or (r, n - s), or with the zeros at its end called unused.
+    What it is of can not.
+    """
     with joining_site(folder / "state") as site:
         authority, key = site.trust.authority, new_key()
         token = decode_token(site.token("pi"))
         request = make_request(key, "pi")
         answer = site.enrolment.join(JoinRequest(token.id.hex(), token.secret.hex(), request, FACTS), "192.0.2.1")
-    own = x509.load_pem_x509_certificate(answer.certificate.encode()).public_bytes(Encoding.DER)
+    joined = x509.load_pem_x509_certificate(answer.certificate.encode())
+    own = joined.public_bytes(Encoding.DER)
     csr = x509.load_pem_x509_csr(request.encode())
     path = folder / "keys.pem"
-    signed = {own, authority.certificate.public_bytes(Encoding.DER), site.trust.signing.public_bytes(Encoding.DER)}
+    signed = {each.tbs_certificate_bytes for each in (joined, authority.certificate, site.trust.signing)}
 
     def pem(data: bytes, what: str) -> str:
         lines = base64.encodebytes(data).decode()
@@ -172,7 +177,7 @@ def certificates(folder: Path, _bundle: Bundle) -> Iterator[Target]:
             with contextlib.suppress(ProtocolError):
                 found = read_certificate(form, "it")
                 check_signed_by(found, authority.certificate, "it")
-                assert found.public_bytes(Encoding.DER) in signed
+                assert found.tbs_certificate_bytes in signed
                 taken += 1
             with contextlib.suppress(ProtocolError):
                 said = JoinAnswer("joined", 5.0, form, "", answer.signing, EdgeFields("pi", "default", "mqtt://:1883"))
