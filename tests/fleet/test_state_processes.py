@@ -114,19 +114,21 @@ def limit_descriptors(process: Process, count: int | None) -> None:
 
 
 def test_a_device_without_descriptors_refuses_and_comes_back(fleet: Fleet) -> None:
-    server = fleet.serve(write_job(fleet.root, rounds=5, min_devices=2, min_reports=1))
+    server = fleet.serve(write_job(fleet.root, rounds=20, min_devices=2, min_reports=1))
     devices = [fleet.device(f"device-{index}", index) for index in range(2)]
     server.wait_event("round_closed")
     limit_descriptors(devices[0], 0)
 
     def refused() -> bool:
         """It says so; or its connection has ended just now, and a new one needs a descriptor."""
-        assert devices[0].popen.poll() is None, devices[0].stderr.read_text()
-        assert server.popen.poll() is None, server.stderr.read_text()
         events = [event for event in server.events() if event.get("device") == "device-0"]
         failed = [event["reason"] for event in events if event["event"] == "offer_failed"]
         is_lost = any(event.get("state") == "lost" for event in events if event["event"] == "device")
-        return is_lost or any("no file descriptor" in reason for reason in failed)
+        if is_lost or any("no file descriptor" in reason for reason in failed):
+            return True
+        assert devices[0].popen.poll() is None, devices[0].stderr.read_text()
+        assert server.popen.poll() is None, server.stderr.read_text()
+        return False
 
     wait_for(refused, "a refusal for want of descriptors")
     limit_descriptors(devices[0], None)
