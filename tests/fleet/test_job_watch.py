@@ -70,7 +70,7 @@ def test_it_goes_on_after_a_restart_and_shows_no_event_twice(fleet: Fleet, tmp_p
 
 def test_on_a_terminal_it_draws_rounds_and_devices_and_ctrl_c_leaves_the_job_running(fleet: Fleet) -> None:
     fleet.stay().wait_event("serving")
-    _submit(fleet, 200)
+    _submit(fleet, 5000)
     fleet.device("pi-1", 0, stays=True)
     ours, theirs = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "160", "LINES": "60"}
