@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edge_runtime.errors import CoveyError, EnrolmentError, NetworkError
+from edge_runtime.network.http_address import bracketed
 
 Kind = Literal[
     "name-unknown", "refused", "unreachable", "local-only", "silent", "not-a-broker", "closed", "other",
@@ -65,8 +66,7 @@ class Place:
     now_s: float | None = None
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
+        return f"{bracketed(self.host)}:{self.port}"
 
     @property
     def clock(self) -> str:

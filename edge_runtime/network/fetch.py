@@ -12,7 +12,7 @@ from edge_runtime.errors import ConfigError, NetworkError, storage_error
 from edge_runtime.files.aside import set_aside
 from edge_runtime.files.hashing import file_sha256
 from edge_runtime.network.cause import words_of
-from edge_runtime.network.http_address import check_http_url
+from edge_runtime.network.http_address import bracketed, check_http_url
 from edge_runtime.network.https import AnswerError, BrokenTransferError, Https
 
 if TYPE_CHECKING:
@@ -225,5 +225,4 @@ def blob_base(blob_url: str, broker_host: str, server_url: str | None) -> str:
     except ConfigError as error:
         raise NetworkError(error.what, "set server_url in edge.toml, or covey serve --public-url") from error
     scheme, _, rest = url.partition("://")
-    host = f"[{broker_host}]" if ":" in broker_host else broker_host
-    return f"{scheme}://{host}{rest}" if rest.startswith((":", "/")) else url
+    return f"{scheme}://{bracketed(broker_host)}{rest}" if rest.startswith((":", "/")) else url

@@ -48,6 +48,11 @@ def check_http_url(url: str, *, may_lack_host: bool = False) -> str:
     return url.rstrip("/")
 
 
+def bracketed(host: str) -> str:
+    """Return a host as it stands in an address: an IPv6 address in brackets. Nothing is checked: see url_host."""
+    return f"[{host}]" if ":" in host else host
+
+
 def url_host(host: str) -> str:
     """Return a host as it stands in an address: an IPv6 address in brackets.
 
@@ -57,11 +62,9 @@ def url_host(host: str) -> str:
     Raises:
         ConfigError: it cannot be a host; ``0/`` or ``a:1@b`` would make an address of something else.
     """
-    if _IPV6.fullmatch(host) and ":" in host:
-        return f"[{host}]"
-    if not _is_host_name(host):
+    if not (_IPV6.fullmatch(host) if ":" in host else _is_host_name(host)):
         raise ConfigError(f"{host!r} cannot be the name of a host", _HOST_HINT)
-    return host
+    return bracketed(host)
 
 
 def https_url(host: str, port: int) -> str:

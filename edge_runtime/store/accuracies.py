@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
-from edge_runtime.errors import StorageError, unreadable, wall
+from edge_runtime.errors import StorageError
 from edge_runtime.files.aside import set_aside
 from edge_runtime.files.atomic import write_atomically
 from edge_runtime.files.checked import decode_checked, encode_checked
+from edge_runtime.files.document import read_document
 from edge_runtime.protocol.held_out import HeldOut, Share
 from edge_runtime.values import Count, Sha256, Strict
 
@@ -66,15 +67,8 @@ def read_accuracies(root: Path) -> Accuracies:
     def damaged(cause: str) -> StorageError:
         return AccuraciesDamagedError(f"{path} is damaged: {cause}", "start covey-edge run: it sets the file aside")
 
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return Accuracies()
-    except OSError as error:
-        raise unreadable(error, damaged(error.strerror or str(error))) from error
-    with wall(damaged):
-        found: Accuracies = decode_checked(data, type=Accuracies)
-    return found
+    found = read_document(path, lambda data: cast("Accuracies", decode_checked(data, type=Accuracies)), damaged)
+    return Accuracies() if found is None else found
 
 
 def add_measured(root: Path, measured: Measured) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
 from edge_runtime import __version__
 from edge_runtime.engines.providers import CPU_ONLY
 from edge_runtime.engines.trial import processor, runtime_version, try_bundle
-from edge_runtime.errors import ConfigError, CoveyError, StorageError, unreadable, wall
+from edge_runtime.errors import ConfigError, CoveyError, StorageError
 from edge_runtime.files.aside import set_aside
 from edge_runtime.files.atomic import write_atomically
 from edge_runtime.files.checked import decode_checked, encode_checked
+from edge_runtime.files.document import read_document
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,15 +89,8 @@ def read_trials(root: Path) -> Trials:
     def damaged(cause: str) -> StorageError:
         return TrialsDamagedError(f"{path} is damaged: {cause}", "start covey-edge run: bundles are tried again")
 
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return Trials()
-    except OSError as error:
-        raise unreadable(error, damaged(error.strerror or str(error))) from error
-    with wall(damaged):
-        trials: Trials = decode_checked(data, type=Trials)
-    return trials
+    found = read_document(path, lambda data: cast("Trials", decode_checked(data, type=Trials)), damaged)
+    return Trials() if found is None else found
 
 
 class TrialsDamagedError(StorageError):

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from edge_runtime.errors import ConfigError, StorageError, storage_error, unreadable, wall
+from edge_runtime.errors import ConfigError, StorageError, storage_error
 from edge_runtime.files.aside import remove, set_aside
 from edge_runtime.files.atomic import write_atomically
+from edge_runtime.files.document import read_document
 from edge_runtime.store.store import current_adapter
 from edge_runtime.values import Sha256, Strict
 
@@ -90,14 +91,8 @@ def read_versions(store: Store) -> Versions:
             "start covey-edge run: it sets the file aside, and what training has left is used until the next release",
         )
 
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return Versions()
-    except OSError as error:
-        raise unreadable(error, damaged(error.strerror or str(error))) from error
-    with wall(damaged):
-        return msgspec.json.decode(data, type=Versions)
+    found = read_document(path, msgspec.json.Decoder(Versions).decode, damaged)
+    return Versions() if found is None else found
 
 
 def mended_versions(store: Store) -> Versions:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge_runtime.errors import NetworkError, ProtocolError, StorageError, storage_error
+from edge_runtime.network.http_address import bracketed
 from edge_runtime.trust.edge_file import check_may_write, write_fields
 from edge_runtime.trust.exchange import AnotherAuthorityError, JoinServer, NotNowError, trusting
 from edge_runtime.trust.folder import KEY, IdentityFolder
@@ -186,9 +187,8 @@ def _with_host(answer: JoinAnswer, host: str) -> EdgeFields:
     """Return the fields for edge.toml; an address without a host gets the host that the device joined at."""
     edge = answer.edge
     assert edge is not None  # noqa: S101 checked_certificate has seen it
-    shown = f"[{host}]" if ":" in host else host
     changes = {
-        field: url.replace("://:", f"://{shown}:", 1)
+        field: url.replace("://:", f"://{bracketed(host)}:", 1)
         for field, url in (("broker", edge.broker), ("server_url", edge.server_url))
         if url is not None
     }

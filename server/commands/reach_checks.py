@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from edge_runtime.commands.finding import Finding, access_finding, problem
 from edge_runtime.errors import ConfigError, CoveyError, NetworkError
 from edge_runtime.network.address import BrokerAddress, parse_broker
+from edge_runtime.network.http_address import bracketed
 from edge_runtime.network.http_causes import not_covey
 from edge_runtime.network.https import AnswerError, BrokenTransferError, Https
 from edge_runtime.protocol.topics import servers_topic
@@ -98,7 +99,7 @@ def fetch_findings(options: ServeOptions, running: Mapping[str, Any]) -> Iterato
 def _http_side(options: ServeOptions, port: int) -> Finding:
     """Ask for the health. Of a fleet with an authority the side answers members only: the server is told so, by it."""
     is_secure = has_trust(options.state_dir)
-    url = f"{'https' if is_secure else 'http'}://{_shown(_host(options))}:{port}"
+    url = f"{'https' if is_secure else 'http'}://{bracketed(_host(options))}:{port}"
     check, values = "http side", {"url": url}
     try:
         server = Https(url, broker_files(options) if is_secure else None, _TIMEOUT_S)
@@ -118,7 +119,7 @@ def _http_side(options: ServeOptions, port: int) -> Finding:
 
 
 def _joining_side(options: ServeOptions, port: int) -> Finding:
-    url = f"https://{_shown(_host(options))}:{port}"
+    url = f"https://{bracketed(_host(options))}:{port}"
     try:
         trust = open_trust(options.state_dir)
         JoinServer(url, _TIMEOUT_S).authority(trust.authority.sha256, time.time())
@@ -129,7 +130,3 @@ def _joining_side(options: ServeOptions, port: int) -> Finding:
 
 def _host(options: ServeOptions) -> str:
     return _HERE if options.listen in _EVERY_INTERFACE else options.listen
-
-
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
