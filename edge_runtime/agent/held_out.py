@@ -10,12 +10,10 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from edge_runtime.bundle.memory_need import predict_bytes
-from edge_runtime.data.rows import EncodedCompletions, load_rows
+from edge_runtime.data.rows import EncodedCompletions, EncodedRows, load_rows
 from edge_runtime.engines.choose import Engines
-from edge_runtime.engines.predict import BATCH_SIZE, all_logits, score_completions
+from edge_runtime.engines.predict import BATCH_SIZE, right_answers
 from edge_runtime.errors import ConfigError, CoveyError, TrainingError, storage_error
 from edge_runtime.files.hashing import file_sha256
 from edge_runtime.store.accuracies import Measured, add_measured
@@ -28,12 +26,9 @@ if TYPE_CHECKING:
 
     from edge_runtime.agent.config import EdgeConfig
     from edge_runtime.data.config import DataConfig
-    from edge_runtime.data.rows import EncodedRows
     from edge_runtime.device.machine import Machine
-    from edge_runtime.engines.engine import Predictor
     from edge_runtime.store.model import Named
     from edge_runtime.store.store import Store
-    from edge_runtime.values import FloatVector
 
 _LOG = logging.getLogger(__name__)
 
@@ -100,9 +95,9 @@ class HeldOutWatch:
         if free is not None and needed > free:
             raise TrainingError(f"one more graph needs {needed} bytes of memory, {free} are free", "free some memory")
         predictor, labels = self._engines.make_predictor(bundle), len(bundle.manifest.task.labels)
-        right = answers = 0.0
+        right = answers = 0
         for start in range(0, len(rows), BATCH_SIZE):
-            found = _right(predictor, theta, rows, slice(start, start + BATCH_SIZE), labels)
+            found = right_answers(predictor, theta, _part(rows, slice(start, start + BATCH_SIZE)), labels)
             right, answers = right + found[0], answers + found[1]
             yield
         try:
@@ -122,17 +117,10 @@ class HeldOutWatch:
         _LOG.info("accuracy on %d own rows: %.3f", measured.rows, measured.accuracy)
 
 
-def _right(
-    predictor: Predictor, theta: FloatVector, rows: EncodedRows | EncodedCompletions, part: slice, n_labels: int
-) -> tuple[float, float]:
-    """Return how many answers of a part of the rows are right, and how many there are."""
+def _part(rows: EncodedRows | EncodedCompletions, part: slice) -> EncodedRows | EncodedCompletions:
     if isinstance(rows, EncodedCompletions):
-        cut = EncodedCompletions(rows.tokens[part], rows.starts[part], rows.pad_token_id)
-        scores = score_completions(predictor, theta, cut)
-        return float(scores.right.sum()), float(scores.tokens.sum())
-    tokens = rows.tokens[part]
-    best = all_logits(predictor, theta, tokens, rows.pad_token_id, n_labels).argmax(axis=1)
-    return float((best == np.asarray(rows.labels[part])).sum()), float(len(tokens))
+        return EncodedCompletions(rows.tokens[part], rows.starts[part], rows.pad_token_id)
+    return EncodedRows(rows.tokens[part], rows.labels[part], rows.pad_token_id)
 
 
 def _changed_ns(path: Path) -> int | None:

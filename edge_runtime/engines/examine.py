@@ -18,11 +18,11 @@ from edge_runtime.bundle.folder import open_bundle
 from edge_runtime.bundle.layout import total_size
 from edge_runtime.bundle.manifest import output_names
 from edge_runtime.data.config import DataConfig
-from edge_runtime.data.rows import EncodedCompletions, load_rows
+from edge_runtime.data.rows import load_rows
 from edge_runtime.engines.child import Patience, answer, run_child
 from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import golden_cases
-from edge_runtime.engines.predict import all_logits, score_completions
+from edge_runtime.engines.predict import right_answers
 from edge_runtime.errors import BundleError, ConfigError, CoveyError, DataError, StorageError, TrainingError
 
 if TYPE_CHECKING:
@@ -88,11 +88,8 @@ def _examine(bundle: Bundle, adapter: Path | None, own_rows: DataConfig | None, 
     if own_rows is None:
         return Examined()
     rows = load_rows(bundle, own_rows)
-    if isinstance(rows, EncodedCompletions):
-        scores = score_completions(predictor, theta, rows)
-        return Examined(float(scores.right.sum() / scores.tokens.sum()), len(rows))
-    logits = all_logits(predictor, theta, rows.tokens, rows.pad_token_id, len(manifest.task.labels))
-    return Examined(float((logits.argmax(axis=1) == np.asarray(rows.labels)).mean()), len(rows))
+    right, answers = right_answers(predictor, theta, rows, len(manifest.task.labels))
+    return Examined(right / answers, len(rows))
 
 
 def _in_child(

@@ -9,6 +9,7 @@ import numpy as np
 
 from edge_runtime.bundle.manifest import CAUSAL_LM
 from edge_runtime.data.batch import IGNORED, CompletionBatch, pad
+from edge_runtime.data.rows import EncodedCompletions
 from edge_runtime.data.tokens import CompletionEncoder, TextEncoder
 from edge_runtime.engines.choose import ONNX_RUNTIME, Engines
 from edge_runtime.errors import ConfigError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.bundle.manifest import Task
-    from edge_runtime.data.rows import EncodedCompletions
+    from edge_runtime.data.rows import EncodedRows
     from edge_runtime.engines.engine import Predictor
     from edge_runtime.values import FloatVector, Logits
 
@@ -151,6 +152,24 @@ def score_completions(predictor: Predictor, theta: FloatVector, rows: EncodedCom
         for row, values in enumerate((losses, np.ones_like(losses), best == batch.labels)):
             sums[row, indices] = batch.by_row(values)
     return CompletionScores(*sums)
+
+
+def right_answers(
+    predictor: Predictor, theta: FloatVector, rows: EncodedRows | EncodedCompletions, n_labels: int
+) -> tuple[int, int]:
+    """Return how many answers are right, and how many there are: labels, or tokens of completions.
+
+    Args:
+        predictor: the whole model.
+        theta: the adapter, float32, (parameters,).
+        rows: the rows.
+        n_labels: number of labels; of completions it says nothing.
+    """
+    if isinstance(rows, EncodedCompletions):
+        scores = score_completions(predictor, theta, rows)
+        return int(scores.right.sum()), int(scores.tokens.sum())
+    best = all_logits(predictor, theta, rows.tokens, rows.pad_token_id, n_labels).argmax(axis=1)
+    return int((best == np.asarray(rows.labels)).sum()), len(rows)
 
 
 def all_logits(
