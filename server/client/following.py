@@ -35,7 +35,7 @@ def follow(
         patience_s: seconds that a server may be away before the following ends.
         clock: returns monotonic seconds.
         wait: waits for so many seconds.
-        connected: is given what ``GET /jobs/JOB`` answers, at first and after every absence.
+        connected: is given what ``GET /jobs/JOB/history`` answers, at first and after every absence.
         away: is given the cause when the server is away; once for each absence.
 
     Raises:
@@ -43,13 +43,13 @@ def follow(
         CoveyError: the server refuses it, such as a job that was deleted meanwhile.
     """
     after, pause_s = 0, _FIRST_PAUSE_S
-    connected(client.get(f"/jobs/{job}"))
+    connected(client.get(f"/jobs/{job}/history"))
     lost_at: float | None = None
     while True:
         cause = "it ended its answer"
         try:
             if lost_at is not None:
-                connected(client.get(f"/jobs/{job}"))
+                connected(client.get(f"/jobs/{job}/history"))
                 lost_at, pause_s = None, _FIRST_PAUSE_S
             for number, event in client.events(job, after):
                 after = after if number is None else number

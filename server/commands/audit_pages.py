@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edge_runtime.errors import ConfigError
 from server.commands.reaching import look
 from server.storage.audit_writes import ENTRIES_KEPT
+from server.storage.tables import time_text
 from server.trust.tokens import duration_s
 from server.views.audit import LARGEST_PAGE, audit_page
 
@@ -48,8 +49,7 @@ def _since_text(text: str) -> str:
     """Return a time as the ledger writes it."""
     if re.match(r"\d{4}-", text):
         try:
-            return dt.datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M:%S")
+            return time_text(dt.datetime.fromisoformat(text))
         except ValueError as error:
             raise ConfigError(f"--since {text}: {error}", "as 2026-11-28, or 2026-11-28 12:00:00 in quotes") from error
-    began = dt.datetime.now(dt.timezone.utc) - dt.timedelta(seconds=duration_s(text))
-    return began.strftime("%Y-%m-%d %H:%M:%S")
+    return time_text(dt.datetime.now(dt.timezone.utc) - dt.timedelta(seconds=duration_s(text)))

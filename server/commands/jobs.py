@@ -174,11 +174,9 @@ def _watch(args: argparse.Namespace) -> int:
         with open_client(args) as client:
             rounds = client.get(f"/jobs/{args.job}")["rounds_wanted"]
             with shown(args.job, rounds, args.format) as now:
-
-                def connected(_summary: dict[str, Any]) -> None:
-                    now.restore(client.get(f"/jobs/{args.job}/history"))
-
-                for event in follow(client, args.job, args.patience_s, time.monotonic, time.sleep, connected, now.away):
+                for event in follow(
+                    client, args.job, args.patience_s, time.monotonic, time.sleep, now.restore, now.away
+                ):
                     if event["event"] == "ended":
                         ended = event
                         continue

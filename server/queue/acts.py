@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from edge_runtime.errors import CoveyError, cause_of
 from server.errors import ChangedError
-from server.storage.audit_queries import changes_since
+from server.storage.audit_queries import last_change
 from server.storage.audit_records import DONE
 
 if TYPE_CHECKING:
@@ -83,9 +83,8 @@ class Acts:
         self._ledger.audit_ended(self._ledger.audit_begun(asker, action, asker.name), DONE)
 
     def _check_unchanged(self, subject: str, seen: int) -> None:
-        done = [one for one in changes_since(self._ledger, subject, seen) if one.outcome == DONE]
-        if done:
-            last = done[-1]
+        last = last_change(self._ledger, subject, seen)
+        if last is not None:
             raise ChangedError(
                 f"{subject} has changed since you looked: {last.action} by {last.actor} at {last.at} UTC",
                 "look at it again, and decide anew",

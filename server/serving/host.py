@@ -210,8 +210,11 @@ def _open_api(stack: contextlib.ExitStack, host: Host, security: Security | None
     options, began_at = host.options, time.monotonic()
     operations = Operations(host.supervisor, host.stores.ledger, host.stores.blobs, options.state_dir, host.rollouts)
 
+    def refused() -> dict[str, int]:
+        return {} if host.connection.signed is None else refusals(host.connection.signed)
+
     def status() -> ServerStatus:
-        roster, signed = host.coordinator.roster, host.connection.signed
+        roster = host.coordinator.roster
         return ServerStatus(
             api_version=API_VERSION,
             covey_version=__version__,
@@ -226,12 +229,11 @@ def _open_api(stack: contextlib.ExitStack, host: Host, security: Security | None
             has_authority=host.join_port is not None,
             authority_sha256=None if security is None else security.trust.authority.sha256.hex(),
             join_port=host.join_port,
-            refused={} if signed is None else refusals(signed),
+            refused=refused(),
         )
 
     metrics = metrics_of(host.stores.ledger, lambda: running_of(host, began_at))
-    signed = host.connection.signed
-    pages = make_dashboard(operations, API_PREFIX, lambda: {} if signed is None else refusals(signed))
+    pages = make_dashboard(operations, API_PREFIX, refused)
     local = Access(None, time.monotonic, options.api_url)
     stack.enter_context(serve_local(make_api(operations, status, metrics, local, pages), options.state_dir))
     if options.api_port is not None:

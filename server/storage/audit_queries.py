@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, select
 
 from server.storage.asking import records, tuples
 from server.storage.audit_records import DONE, AuditRecord
@@ -48,8 +48,8 @@ def newest_entry(ledger: Ledger) -> int:
     return number or 0
 
 
-def changes_since(ledger: Ledger, subject: str, number: int) -> list[AuditRecord]:
-    """Return what was done to a job, device or rollout, or is at work, after an entry's number; the oldest first."""
-    is_change = or_(AUDIT.c.outcome.is_(None), AUDIT.c.outcome == DONE)
-    here = (AUDIT.c.subject == one_line(subject), AUDIT.c.id > number, is_change)
-    return records(ledger, AuditRecord, select(AUDIT).where(*here).order_by(AUDIT.c.id))
+def last_change(ledger: Ledger, subject: str, number: int) -> AuditRecord | None:
+    """Return what was done last to a job, device or rollout after an entry's number; None: nothing was."""
+    here = (AUDIT.c.subject == one_line(subject), AUDIT.c.id > number, AUDIT.c.outcome == DONE)
+    found = records(ledger, AuditRecord, select(AUDIT).where(*here).order_by(AUDIT.c.id.desc()).limit(1))
+    return found[0] if found else None

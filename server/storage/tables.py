@@ -33,9 +33,14 @@ class Bytes(LargeBinary):
         """Return no conversion."""
 
 
+def time_text(moment: dt.datetime) -> str:
+    """Return a time in UTC as the ledger writes it: ``2026-11-28 12:00:00``."""
+    return moment.strftime("%Y-%m-%d %H:%M:%S")
+
+
 def now_text() -> str:
-    """Return the time as the ledger writes it: UTC, ``2026-11-28 12:00:00``."""
-    return dt.datetime.now(dt.timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+    """Return the time now as the ledger writes it."""
+    return time_text(dt.datetime.now(dt.timezone.utc))
 
 
 JOBS = Table(

@@ -10,6 +10,8 @@ from server.errors import NoSuchDeviceError
 from server.storage import device_queries, fleet_queries
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from server.storage.fleet_queries import BoardSeen, DeviceFilter, FleetRow
     from server.storage.ledger import Ledger
 
@@ -32,10 +34,6 @@ def fleet_page(ledger: Ledger, fleet: str, wanted: DeviceFilter, page: int) -> d
     pages = max(1, -(-count // PAGE_ROWS))
     page = min(page, pages)
     rows = fleet_queries.some_devices(ledger, fleet, wanted, PAGE_ROWS, (page - 1) * PAGE_ROWS)
-    names = [row.device for row in rows]
-    tags = fleet_queries.tags_given(ledger, fleet, names)
-    boards = fleet_queries.boards_seen(ledger, fleet, names)
-    choices = fleet_queries.last_choices(ledger, fleet, names)
     states = device_queries.states_of(ledger, fleet)
     return {
         "fleet": fleet,
@@ -45,18 +43,27 @@ def fleet_page(ledger: Ledger, fleet: str, wanted: DeviceFilter, page: int) -> d
         "devices_known": sum(states.values()),
         "states": states,
         "versions": fleet_queries.versions_of(ledger, fleet),
-        "devices": [
-            {
-                **_described(row, boards.get(row.device)),
-                "tags": sorted(tags.get(row.device, set()) | set(row.birth.get("tags", ()))),
-                "arm": choice.arm.name if (choice := choices.get(row.device)) and choice.arm else None,
-            }
-            for row in rows
-        ],
+        "devices": _described(ledger, fleet, rows),
     }
 
 
-def _described(row: FleetRow, board: BoardSeen | None) -> dict[str, Any]:
+def _described(ledger: Ledger, fleet: str, rows: Sequence[FleetRow]) -> list[dict[str, Any]]:
+    """Return devices with their tags and arms, and with what their newest profiles say of their boards."""
+    names = [row.device for row in rows]
+    tags = fleet_queries.tags_given(ledger, fleet, names)
+    boards = fleet_queries.boards_seen(ledger, fleet, names)
+    choices = fleet_queries.last_choices(ledger, fleet, names)
+    return [
+        {
+            **_facts(row, boards.get(row.device)),
+            "tags": sorted(tags.get(row.device, set()) | set(row.birth.get("tags", ()))),
+            "arm": choice.arm.name if (choice := choices.get(row.device)) and choice.arm else None,
+        }
+        for row in rows
+    ]
+
+
+def _facts(row: FleetRow, board: BoardSeen | None) -> dict[str, Any]:
     reading = None if board is None or board.measured is None else board.measured.after
     birth = row.birth
     runtimes = birth.get("runtimes") or {}
@@ -93,13 +100,9 @@ def device_shown(ledger: Ledger, fleet: str, device: str) -> dict[str, Any]:
     if row is None:
         raise NoSuchDeviceError(fleet, device)
     offers = fleet_queries.offers_to_device(ledger, fleet, device, HISTORY_ROWS)
-    tags = fleet_queries.tags_given(ledger, fleet, [device]).get(device, set())
-    choice = fleet_queries.last_choices(ledger, fleet, [device]).get(device)
-    board = fleet_queries.boards_seen(ledger, fleet, [device]).get(device)
+    (described,) = _described(ledger, fleet, [row])
     return {
-        **_described(row, board),
-        "tags": sorted(tags | set(row.birth.get("tags", ()))),
-        "arm": choice.arm.name if choice is not None and choice.arm is not None else None,
+        **described,
         "personal_layers": next((offer.personal_layers for offer in offers if offer.personal_layers is not None), None),
         "offer_list": [dataclasses.asdict(offer) | {"round": offer.index} for offer in offers],
         "profile": device_queries.newest_profile(ledger, fleet, device),
