@@ -2,6 +2,6 @@
 
 Knows HTTP and no operation: what is asked for is the business of the rooms behind the gate.
 
-May import: trust, storage; of edge_runtime: errors.
+May import: web, trust, storage; of edge_runtime: errors.
 Must never come in: jobs, devices, SQL, what a change does.
 """

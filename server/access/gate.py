@@ -260,9 +260,12 @@ def check_form(access: Access, forms: str, token: str) -> None:
         _RefusedError: it was not.
     """
     if not access.forms.is_valid(forms, token):
-        raise _RefusedError(
-            403, ConfigError("the form is not one of your session's", "go back, load the page again, and repeat it")
-        )
+        raise _RefusedError(403, stale_form_error())
+
+
+def stale_form_error() -> ConfigError:
+    """Return the error of a form that was not made for who sends it."""
+    return ConfigError("the form is not one of your session's", "go back, load the page again, and repeat it")
 
 
 def is_page(path: str) -> bool:

@@ -6,9 +6,11 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from server.web.html import html_environment
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
+
     from edge_runtime.errors import CoveyError
 
 _FOLDER = Path(__file__).parent / "templates"
@@ -16,8 +18,7 @@ _FOLDER = Path(__file__).parent / "templates"
 
 @functools.cache
 def _environment() -> Environment:
-    loader = PackageLoader("server.access")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return html_environment("server.access")
 
 
 def page(template: str, **context: object) -> str:

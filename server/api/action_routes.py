@@ -92,8 +92,7 @@ class _Pages:
             try:
                 action.do(self._operations, target, value, replace(asker, seen=int(seen)))
             except Exception as error:  # noqa: BLE001 shown on the page, with the form as it was
-                problem = error if isinstance(error, CoveyError) else as_covey_error(error)
-                return self.confirming(request, name, target, value, problem)
+                return self.confirming(request, name, target, value, as_covey_error(error))
             place = action.place(target, is_done=True)
             return Response("", status_code=303, headers={"location": place}, media_type=MediaType.HTML)
 

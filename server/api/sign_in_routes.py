@@ -12,7 +12,7 @@ from litestar.concurrency import sync_to_thread
 from litestar.datastructures import Cookie
 
 from edge_runtime.errors import ConfigError
-from server.access.gate import ASKER, FORMS, SIGN_IN, STYLE, TooOftenError, cookies_of, headers_of
+from server.access.gate import ASKER, FORMS, SIGN_IN, STYLE, TooOftenError, cookies_of, headers_of, stale_form_error
 from server.access.pages import page, refused_page, style
 from server.api.forms import field, read_form
 from server.storage.audit_records import Asker
@@ -148,8 +148,7 @@ def sign_in_routes(operations: Operations, access: Access) -> list[HTTPRouteHand
 
 def stale_form() -> Response[str]:
     """Return the answer to a form that was not made for who sends it."""
-    error = ConfigError("the form is not one of your session's", "go back, load the page again, and repeat it")
-    return Response(refused_page(error), status_code=403, media_type=MediaType.HTML)
+    return Response(refused_page(stale_form_error()), status_code=403, media_type=MediaType.HTML)
 
 
 def own_path(asked: str) -> str:

@@ -6,13 +6,14 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from edge_runtime import __version__
 from server.dashboard import formats
+from server.web.html import html_environment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from jinja2 import Environment
 
 STATIC = Path(__file__).parent / "static"
 """Style sheet, script and chart library, served as they are."""
@@ -27,13 +28,7 @@ _NAV = {
 
 @functools.cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("server.dashboard"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = html_environment("server.dashboard")
     environment.filters |= formats.FILTERS
     environment.globals |= {"nav": _NAV, "covey_version": __version__, "messages": ()}
     return environment
