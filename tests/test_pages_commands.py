@@ -5,16 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from parsers import parser_of
 from repository import ROOT
-
-from edge_runtime import cli as edge_cli
-from edge_runtime.commands.completion import add_completion
-from server.cli import COMMAND_GROUP
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,20 +38,6 @@ def commands_of(page: Path) -> Iterator[list[str]]:
                     continue  # a picture
                 end = next((at for at, word in enumerate(words) if word in _ENDS), len(words))
                 yield words[:end]
-
-
-def parser_of(program: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=program)
-    parser.add_argument("--version", action="version", version="x")
-    commands = parser.add_subparsers(required=True)
-    if program == "covey":
-        for entry_point in metadata.entry_points(group=COMMAND_GROUP):
-            entry_point.load()(commands)
-    else:
-        for add in edge_cli._all_commands():
-            add(commands)
-    add_completion(commands, parser)
-    return parser
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from exports import generic_adapter, model_dir_of
+from masks import with_masks
 from parity import batches, finished_folder
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -26,7 +27,7 @@ from transformers import (
 )
 
 from edge_runtime.bundle.folder import Bundle
-from edge_runtime.data.batch import Batch, pad
+from edge_runtime.data.batch import Batch
 from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import golden_adapter
 from edge_runtime.errors import StorageError
@@ -78,15 +79,6 @@ def finished(tiny_export: Callable[..., Bundle], tmp_path: Path) -> Callable[...
         return Finished(bundle, kind, theta, tmp_path)
 
     return make
-
-
-def with_masks(batch: Batch, mask_token_id: int | None, pad_token_id: int) -> Batch:
-    """Return the batch with one mask a row, where the task has one."""
-    rows = [row[: mask.sum()].tolist() for row, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
-    for index, row in enumerate(rows):
-        if mask_token_id is not None:
-            row[(5 * index + 1) % len(row)] = mask_token_id
-    return pad(rows, batch.labels.tolist(), pad_token_id)
 
 
 def by_transformers(folder: Path, kind: str, task: Any) -> Callable[[Batch], np.ndarray[Any, Any]]:

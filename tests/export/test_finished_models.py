@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from exports import model_dir_of
+from masks import with_masks
 from parity import batches, finished_folder
 from safetensors.torch import load_file, save_file
 from tiny_models import make_model
@@ -22,7 +23,6 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from edge_runtime.data.batch import pad
 from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import golden_adapter
 from edge_runtime.errors import BundleError
@@ -88,15 +88,6 @@ def reloaded(finished: Path, kind: str, task: Any) -> Callable[[Batch], torch.Te
         return 3.0 * head  # the logit scale of tiny exports
 
     return logits
-
-
-def with_masks(batch: Batch, mask_token_id: int | None, pad_token_id: int) -> Batch:
-    """Return the batch with one mask a row, where the task has one."""
-    rows = [row[: mask.sum()].tolist() for row, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
-    for index, row in enumerate(rows):
-        if mask_token_id is not None:
-            row[(5 * index + 1) % len(row)] = mask_token_id
-    return pad(rows, batch.labels.tolist(), pad_token_id)
 
 
 @pytest.mark.timeout(600)  # it exports; on two busy cores that takes minutes

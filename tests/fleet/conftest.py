@@ -1,4 +1,4 @@
-"""Bundles with training levels and a bench for them; a fleet that devices can join."""
+"""Bundles with training levels and a bench for them; fleets of processes, and fleets that devices can join."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from bench import Bench, bench_of
+from fleets import Fleet, free_port
 from joining import Site, joining_site
 from layered import with_levels
 
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edge_runtime.bundle.folder import Bundle
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, tiny_bundle: Bundle) -> Iterator[Fleet]:
+    """A fleet of processes on the embedded broker; it ends with the test."""
+    made = Fleet(tmp_path, tiny_bundle, free_port(), external=False)
+    yield made
+    made.stop()
 
 
 @pytest.fixture(scope="session")

@@ -12,19 +12,10 @@ from fleets import Fleet, free_port, wait_for, write_job
 from server.client.address import TOKEN_FILE, socket_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-    from edge_runtime.bundle.folder import Bundle
 
 pytestmark = pytest.mark.timeout(900)
-
-
-@pytest.fixture
-def fleet(tmp_path: Path, tiny_bundle: Bundle) -> Iterator[Fleet]:
-    made = Fleet(tmp_path, tiny_bundle, free_port(), external=False)
-    yield made
-    made.stop()
 
 
 def submit(fleet: Fleet, name: str, *flags: str, code: int = 0, **fields: Any) -> dict[str, Any]:

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from browser import chromium, serious_findings
 from fleets import Fleet, free_port, wait_for, write_job
 
 from server.client.address import TOKEN_FILE
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from edge_runtime.bundle.folder import Bundle
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -30,13 +25,6 @@ def screenshots(tmp_path: Path) -> Path:
     folder = Path(os.environ.get("COVEY_SCREENSHOTS") or tmp_path / "screenshots")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-@pytest.fixture
-def fleet(tmp_path: Path, tiny_bundle: Bundle) -> Iterator[Fleet]:
-    made = Fleet(tmp_path, tiny_bundle, free_port(), external=False)
-    yield made
-    made.stop()
 
 
 @pytest.fixture

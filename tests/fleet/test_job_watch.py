@@ -12,22 +12,13 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from fleets import Fleet, free_port, wait_for, write_job
+from fleets import Fleet, wait_for, write_job
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-    from edge_runtime.bundle.folder import Bundle
 
 pytestmark = pytest.mark.timeout(900)
-
-
-@pytest.fixture
-def fleet(tmp_path: Path, tiny_bundle: Bundle) -> Iterator[Fleet]:
-    made = Fleet(tmp_path, tiny_bundle, free_port(), external=False)
-    yield made
-    made.stop()
 
 
 def _submit(fleet: Fleet, rounds: int) -> None:

@@ -6,28 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from fleets import Fleet, free_port, wait_for
+from fleets import Fleet, wait_for
 
 from edge_runtime.bundle.adapter import adapter_sha256
 from edge_runtime.store.store import Store
 from edge_runtime.store.versions import Version, read_versions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from edge_runtime.bundle.folder import Bundle
     from edge_runtime.values import FloatVector
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 NAMES = ["pi-1", "pi-2", "pi-3", "pi-4"]
-
-
-@pytest.fixture
-def fleet(tmp_path: Path, tiny_bundle: Bundle) -> Iterator[Fleet]:
-    made = Fleet(tmp_path, tiny_bundle, free_port(), external=False)
-    yield made
-    made.stop()
 
 
 def versions(fleet: Fleet) -> list[Version | None]:

@@ -27,13 +27,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(900)
 
 
-@pytest.fixture
-def fleet(tmp_path: Path, tiny_bundle: Bundle) -> Iterator[Fleet]:
-    made = Fleet(tmp_path, tiny_bundle, free_port(), external=False)
-    yield made
-    made.stop()
-
-
 @contextlib.contextmanager
 def mounted(folder: Path, options: str) -> Iterator[Path]:
     """A real file system of its own."""

@@ -7,23 +7,15 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
-from fleets import Fleet, free_port, has_mosquitto, mosquitto, wait_for, write_edge, write_job
+from fleets import Fleet, has_mosquitto, mosquitto, wait_for, write_edge, write_job
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from edge_runtime.bundle.folder import Bundle
 
 MOST_TAKEOVERS = 8
 """Takeovers after which the name must have been found: two show it, the others leave time for messages."""
-
-
-@pytest.fixture
-def fleet(tmp_path: Path, tiny_bundle: Bundle) -> Iterator[Fleet]:
-    made = Fleet(tmp_path, tiny_bundle, free_port(), external=False)
-    yield made
-    made.stop()
 
 
 def test_two_devices_with_one_name_are_named_with_boot_ids_and_addresses(fleet: Fleet) -> None:

@@ -20,10 +20,7 @@ from typing import Any
 import pytest
 import yaml
 from fleets import has_mosquitto, mosquitto
-
-from edge_runtime.commands.doctor import add_doctor_command
-from edge_runtime.commands.run import add_run_command
-from server.cli import add_commands
+from parsers import parser_of
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "ops" / "containers"
@@ -53,16 +50,7 @@ def _base(stage: list[Instruction]) -> str:
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
-    """Parse a command line as ``covey`` and ``covey-edge`` do."""
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    commands = parser.add_subparsers(required=True)
-    if words[0] == "covey":
-        add_commands(commands)
-    else:
-        assert words[0] == "covey-edge"
-        add_run_command(commands)
-        add_doctor_command(commands)
-    return parser.parse_args(words[1:])
+    return parser_of(words[0]).parse_args(words[1:])
 
 
 @pytest.fixture(scope="module")
