@@ -57,7 +57,7 @@ CHANGES = (
     ),
     (
         "add or change a message",
-        ("edge_runtime/protocol/messages.py",),
+        ("edge_runtime/protocol/",),
         "a golden encoding in `tests/edge/test_protocol.py`, a line in `docs/protocol.md`",
     ),
     (

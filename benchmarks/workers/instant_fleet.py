@@ -13,20 +13,10 @@ from edge_runtime.bundle.adapter import adapter_sha256
 from edge_runtime.bundle.layout import Parameter
 from edge_runtime.network.in_process import Hub
 from edge_runtime.network.transport import Message
-from edge_runtime.protocol.messages import (
-    Birth,
-    Capability,
-    DeviceState,
-    Hello,
-    PlanAccepted,
-    RoundReport,
-    Synced,
-    SyncPlan,
-    TrainPlan,
-    decode_message,
-    decode_plan,
-    encode_message,
-)
+from edge_runtime.protocol.messages import decode_message, decode_plan, encode_message
+from edge_runtime.protocol.plans import SyncPlan, TrainPlan
+from edge_runtime.protocol.presence import Birth, Capability, DeviceState, Hello
+from edge_runtime.protocol.reports import PlanAccepted, RoundReport, Synced
 from edge_runtime.protocol.round_log import pack_scalars
 from edge_runtime.protocol.topics import device_of, hello_topic, topic_for
 from server import events

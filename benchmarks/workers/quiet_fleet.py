@@ -21,7 +21,8 @@ from benchmarks.harness.process_memory import status_mb
 from benchmarks.workers.instant_fleet import birth
 from edge_runtime.network.address import parse_broker
 from edge_runtime.network.mqtt_client import make_client
-from edge_runtime.protocol.messages import DeviceState, Hello, decode_message, encode_message
+from edge_runtime.protocol.messages import decode_message, encode_message
+from edge_runtime.protocol.presence import DeviceState, Hello
 from edge_runtime.protocol.topics import hello_topic, topic_for
 
 if TYPE_CHECKING:

@@ -33,25 +33,19 @@ from edge_runtime.engines.choose import Engines
 from edge_runtime.errors import FaultError, NetworkError, ProtocolError, StorageError, as_covey_error, as_exception
 from edge_runtime.network.fetch import blob_base
 from edge_runtime.network.transport import Connected, GivenUp
-from edge_runtime.protocol.messages import (
-    BackpropPlan,
+from edge_runtime.protocol.messages import decode_device_report, decode_message, decode_plan_or_refusal, encode_message
+from edge_runtime.protocol.plans import BackpropPlan, Plan, SyncPlan, TrainPlan
+from edge_runtime.protocol.presence import Hello
+from edge_runtime.protocol.privacy import check_privacy
+from edge_runtime.protocol.reports import (
     DeltaReport,
     DeviceReport,
-    Hello,
-    Plan,
     PlanAccepted,
     PlanRefused,
     ReportAck,
     RoundReport,
     Synced,
-    SyncPlan,
-    TrainPlan,
-    decode_device_report,
-    decode_message,
-    decode_plan_or_refusal,
-    encode_message,
 )
-from edge_runtime.protocol.privacy import check_privacy
 from edge_runtime.protocol.side_messages import LogRequest, Release, TooOld
 from edge_runtime.protocol.topics import LISTENS, Kind, hello_topic, topic_for
 from edge_runtime.store.journal_file import JournalFile

@@ -10,7 +10,8 @@ from edge_runtime.engines.providers import CPU_ONLY
 from edge_runtime.errors import ProfileError, ProtocolError, StorageError, cause_of
 from edge_runtime.files.aside import set_aside
 from edge_runtime.network.transport import Will
-from edge_runtime.protocol.messages import DeviceState, ProfileMessage, encode_message
+from edge_runtime.protocol.messages import encode_message
+from edge_runtime.protocol.presence import DeviceState, ProfileMessage
 from edge_runtime.protocol.profile import PROFILE_FILE
 from edge_runtime.protocol.profile_check import decode_profile
 from edge_runtime.protocol.topics import Kind, topic_for

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edge_runtime.backprop.round import BackpropResult, Personal
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.bundle.manifest import Runtime
-    from edge_runtime.protocol.messages import BackpropPlan
+    from edge_runtime.protocol.plans import BackpropPlan
     from edge_runtime.values import FloatVector
 
 _LOG = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import msgspec
 
 from edge_runtime.bundle.memory_need import bytes_for, level_need
 from edge_runtime.errors import BundleError, StorageError, TrainingError
-from edge_runtime.protocol.messages import BackpropPlan
+from edge_runtime.protocol.plans import BackpropPlan
 from edge_runtime.store.journal import Begun
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.agent.loaded_bundle import LoadedBundle
     from edge_runtime.device.machine import Machine
-    from edge_runtime.protocol.messages import TrainPlan
+    from edge_runtime.protocol.plans import TrainPlan
     from edge_runtime.store.journal import Deaths
     from edge_runtime.store.journal_file import JournalFile
 

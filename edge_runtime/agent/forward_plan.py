@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.agent.loaded_bundle import LoadedBundle
     from edge_runtime.forward_only.round import RoundResult
-    from edge_runtime.protocol.messages import TrainPlan
+    from edge_runtime.protocol.plans import TrainPlan
     from edge_runtime.values import FloatVector
 
 

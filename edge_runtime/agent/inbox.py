@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from edge_runtime.errors import NetworkError, ProtocolError
 from edge_runtime.network.transport import Connected, GivenUp, Message
-from edge_runtime.protocol.messages import Plan, SyncPlan, decode_plan
+from edge_runtime.protocol.messages import decode_plan
+from edge_runtime.protocol.plans import Plan, SyncPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

@@ -15,7 +15,8 @@ from edge_runtime.protocol.messages import decode_report
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edge_runtime.protocol.messages import BackpropPlan, Report, ReportAck, TrainPlan
+    from edge_runtime.protocol.plans import BackpropPlan, TrainPlan
+    from edge_runtime.protocol.reports import Report, ReportAck
     from edge_runtime.store.journal_file import JournalFile
 
 FIRST_PAUSE_S = 10.0

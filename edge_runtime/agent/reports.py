@@ -6,13 +6,14 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edge_runtime.protocol.messages import BlobRef, DeltaReport, RoundReport
+from edge_runtime.protocol.plans import BlobRef
+from edge_runtime.protocol.reports import DeltaReport, RoundReport
 from edge_runtime.protocol.round_log import pack_scalars
 
 if TYPE_CHECKING:
     from edge_runtime.backprop.round import BackpropResult
     from edge_runtime.forward_only.round import RoundResult
-    from edge_runtime.protocol.messages import BackpropPlan, TrainPlan
+    from edge_runtime.protocol.plans import BackpropPlan, TrainPlan
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from edge_runtime.store.too_old import TooOldNote, write_too_old
 
 if TYPE_CHECKING:
     from edge_runtime.bundle.manifest import Runtime
-    from edge_runtime.protocol.messages import Plan
+    from edge_runtime.protocol.plans import Plan
     from edge_runtime.store.store import Store
 
 _LOG = logging.getLogger(__name__)

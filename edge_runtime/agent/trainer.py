@@ -21,7 +21,7 @@ from edge_runtime.errors import BundleError, ConfigError, DataError
 from edge_runtime.files.atomic import write_atomically
 from edge_runtime.network.fetch import Fetcher
 from edge_runtime.protocol.delta import encode_delta
-from edge_runtime.protocol.messages import SyncPlan, TrainPlan
+from edge_runtime.protocol.plans import SyncPlan, TrainPlan
 from edge_runtime.store.adapters import obtain_adapter
 from edge_runtime.store.bundles import TrustPlace, install_bundle
 from edge_runtime.store.journal import PersonalRound
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from edge_runtime.agent.config import EdgeConfig
     from edge_runtime.device.machine import Machine
     from edge_runtime.engines.engine import MakesEngines
-    from edge_runtime.protocol.messages import BackpropPlan, Plan, Report
+    from edge_runtime.protocol.plans import BackpropPlan, Plan
+    from edge_runtime.protocol.reports import Report
     from edge_runtime.store.journal_file import JournalFile
     from edge_runtime.store.store import Store
     from edge_runtime.values import FloatVector

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from edge_runtime.data.rows import Rows
     from edge_runtime.engines.engine import TrainingEngine
     from edge_runtime.protocol.layer_dropout import Stld
-    from edge_runtime.protocol.messages import BackpropPlan
+    from edge_runtime.protocol.plans import BackpropPlan
     from edge_runtime.values import FloatVector
 
 
 @dataclass(frozen=True)
 class BackpropSettings:
-    """The settings of one device's round; see messages.BackpropPlan for the other fields.
+    """The settings of one device's round; see plans.BackpropPlan for the other fields.
 
     Attributes:
         rows_at_once: for each level that fits into the device's memory, the rows of one micro-batch.

@@ -12,7 +12,8 @@ import msgspec
 
 from edge_runtime import output
 from edge_runtime.errors import ConfigError, NetworkError, ProtocolError
-from edge_runtime.protocol.messages import ProfileMessage, encode_message
+from edge_runtime.protocol.messages import encode_message
+from edge_runtime.protocol.presence import ProfileMessage
 from edge_runtime.protocol.profile import PROFILE_FILE
 from edge_runtime.protocol.profile_check import check_profile, encode_profile
 from edge_runtime.protocol.profile_text import profile_text

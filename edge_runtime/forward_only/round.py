@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edge_runtime.data.batch import Batch
     from edge_runtime.data.rows import Rows
     from edge_runtime.engines.engine import Engine
-    from edge_runtime.protocol.messages import TrainPlan
+    from edge_runtime.protocol.plans import TrainPlan
     from edge_runtime.protocol.privacy import Privacy
     from edge_runtime.protocol.step_rule import StepRule
     from edge_runtime.values import FloatVector
@@ -34,7 +34,7 @@ BoundaryT = TypeVar("BoundaryT")
 
 @dataclass(frozen=True)
 class RoundSettings:
-    """The settings of one device's round; see messages.TrainPlan for the fields."""
+    """The settings of one device's round; see plans.TrainPlan for the fields."""
 
     job_seed: int
     round: int

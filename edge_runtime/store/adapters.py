@@ -15,7 +15,7 @@ from edge_runtime.protocol.round_log import decode_chain
 if TYPE_CHECKING:
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.network.fetch import Fetcher
-    from edge_runtime.protocol.messages import AdapterRef
+    from edge_runtime.protocol.plans import AdapterRef
     from edge_runtime.store.store import Store
     from edge_runtime.values import FloatVector
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from edge_runtime.protocol.messages import Birth, DeviceState
+    from edge_runtime.protocol.presence import Birth, DeviceState
     from edge_runtime.protocol.profile import Profile
     from server.fleet.rest import Rest
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edge_runtime.protocol.messages import Birth
+    from edge_runtime.protocol.presence import Birth
 
 _KEPT_STARTS = 8
 """Starts that are remembered for a name; older ones are forgotten."""

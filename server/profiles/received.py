@@ -7,7 +7,8 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.errors import ProfileError, ProtocolError
-from edge_runtime.protocol.messages import ProfileMessage, decode_message
+from edge_runtime.protocol.messages import decode_message
+from edge_runtime.protocol.presence import ProfileMessage
 from edge_runtime.protocol.profile_check import check_profile, missing_graphs
 from server.storage.device_queries import newest_profile, profiles_of
 

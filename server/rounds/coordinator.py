@@ -8,20 +8,9 @@ from typing import TYPE_CHECKING
 from edge_runtime import __version__
 from edge_runtime.errors import CoveyError, ProtocolError
 from edge_runtime.network.transport import Connected, GivenUp
-from edge_runtime.protocol.messages import (
-    Birth,
-    DeltaReport,
-    DeviceReport,
-    DeviceState,
-    Hello,
-    ReportAck,
-    RoundReport,
-    Synced,
-    decode_device_report,
-    decode_message,
-    decode_plan,
-    encode_message,
-)
+from edge_runtime.protocol.messages import decode_device_report, decode_message, decode_plan, encode_message
+from edge_runtime.protocol.presence import Birth, DeviceState, Hello
+from edge_runtime.protocol.reports import DeltaReport, DeviceReport, ReportAck, RoundReport, Synced
 from edge_runtime.protocol.side_messages import LogLines, Released
 from edge_runtime.protocol.topics import device_of, hello_topic, topic_for
 from server.fleet.device_logs import DeviceLogs, request_log

@@ -9,15 +9,9 @@ import logging
 from typing import TYPE_CHECKING
 
 from edge_runtime.network.reconnect_pauses import LONGEST_PAUSE_S
-from edge_runtime.protocol.messages import (
-    AdapterRef,
-    PlanAccepted,
-    PlanRefused,
-    ReportAck,
-    Synced,
-    SyncPlan,
-    encode_message,
-)
+from edge_runtime.protocol.messages import encode_message
+from edge_runtime.protocol.plans import AdapterRef, SyncPlan
+from edge_runtime.protocol.reports import PlanAccepted, PlanRefused, ReportAck, Synced
 from edge_runtime.protocol.topics import topic_for
 from server import events
 from server.errors import JobError
@@ -41,7 +35,8 @@ from server.storage import queries
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from edge_runtime.protocol.messages import DeviceReport, Plan
+    from edge_runtime.protocol.plans import Plan
+    from edge_runtime.protocol.reports import DeviceReport
     from edge_runtime.values import FloatVector
     from server.events import Observer
     from server.job.fitted import FittedJob

@@ -13,7 +13,7 @@ from edge_runtime.protocol.topics import topic_for
 if TYPE_CHECKING:
     from edge_runtime.bundle.manifest import Manifest
     from edge_runtime.network.transport import Transport
-    from edge_runtime.protocol.messages import Birth
+    from edge_runtime.protocol.presence import Birth
     from server.fleet.devices import Device
     from server.job.fitted import FittedJob
     from server.rounds.roster import Roster

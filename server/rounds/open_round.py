@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edge_runtime.protocol.messages import RoundReport
+from edge_runtime.protocol.reports import RoundReport
 from server import events
 from server.bandit.arms import Arm
 from server.fleet.exclusion import rejection
@@ -17,7 +17,7 @@ from server.rounds.state_machine import OfferState, Round
 from server.storage import queries
 
 if TYPE_CHECKING:
-    from edge_runtime.protocol.messages import Report
+    from edge_runtime.protocol.reports import Report
     from server.events import Observer
     from server.job.job import Job
     from server.planning.planner import DrawnRound

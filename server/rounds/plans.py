@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edge_runtime.protocol.messages import (
-    AdapterRef,
-    BackpropPlan,
-    SyncPlan,
-    TrainPlan,
-)
+from edge_runtime.protocol.plans import AdapterRef, BackpropPlan, SyncPlan, TrainPlan
 from edge_runtime.protocol.privacy import Privacy
 
 if TYPE_CHECKING:

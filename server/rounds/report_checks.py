@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime.errors import ProtocolError
 from edge_runtime.protocol.delta import check_norms, most_bytes, read_delta
-from edge_runtime.protocol.messages import DeltaReport, Report, RoundReport
+from edge_runtime.protocol.reports import DeltaReport, Report, RoundReport
 from edge_runtime.protocol.round_log import unpack_scalars
 from server.rounds.delta_bounds import check_norm
 

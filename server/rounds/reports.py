@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import ProtocolError, TrainingError
-from edge_runtime.protocol.messages import PlanRefused, Report, ReportAck, RoundReport
+from edge_runtime.protocol.reports import PlanRefused, Report, ReportAck, RoundReport
 from server.planning.feedback import Feedback, ReportAccepted
 from server.rounds import state_machine
 from server.rounds.report_checks import check_delta, check_report

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge_runtime.errors import ProtocolError
-from edge_runtime.protocol.messages import DeviceState
+from edge_runtime.protocol.presence import DeviceState
 from server import events
 from server.fleet.devices import SILENT, Device
 from server.fleet.name_watch import NameWatch
@@ -16,7 +16,7 @@ from server.fleet.rest import next_rest
 from server.storage import device_queries
 
 if TYPE_CHECKING:
-    from edge_runtime.protocol.messages import Birth
+    from edge_runtime.protocol.presence import Birth
     from server.events import Observer
     from server.profiles.received import ProfileStore
     from server.storage.ledger import Ledger

@@ -28,7 +28,7 @@ class Services:
         evaluator: evaluates adapters on the held-out rows.
         clock: returns monotonic seconds.
         blob_url: where devices fetch blobs; plans carry it.
-        new_epoch: returns a text that was never returned before; see messages.Hello.
+        new_epoch: returns a text that was never returned before; see presence.Hello.
     """
 
     transport: Transport

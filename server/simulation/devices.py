@@ -19,26 +19,10 @@ from edge_runtime.forward_only.replay import replay
 from edge_runtime.forward_only.round import RoundSettings, train_round
 from edge_runtime.network.transport import Message
 from edge_runtime.protocol.delta import encode_delta
-from edge_runtime.protocol.messages import (
-    AdapterRef,
-    AnyMessage,
-    BackpropPlan,
-    Birth,
-    Capability,
-    DeltaReport,
-    DeviceState,
-    Hello,
-    PlanAccepted,
-    ProfileMessage,
-    ReportAck,
-    RoundReport,
-    Synced,
-    SyncPlan,
-    TrainPlan,
-    decode_message,
-    decode_plan,
-    encode_message,
-)
+from edge_runtime.protocol.messages import AnyMessage, decode_message, decode_plan, encode_message
+from edge_runtime.protocol.plans import AdapterRef, BackpropPlan, SyncPlan, TrainPlan
+from edge_runtime.protocol.presence import Birth, Capability, DeviceState, Hello, ProfileMessage
+from edge_runtime.protocol.reports import DeltaReport, PlanAccepted, ReportAck, RoundReport, Synced
 from edge_runtime.protocol.round_log import decode_chain
 from edge_runtime.protocol.step_rule import StepRule
 from edge_runtime.protocol.topics import Kind, device_of, hello_topic, topic_for

@@ -11,7 +11,7 @@ import msgspec
 from edge_runtime.bundle.adapter import map_adapter
 from edge_runtime.errors import ShortageError
 from edge_runtime.forward_only.replay_file import write_replayed
-from edge_runtime.protocol.messages import AdapterRef, BlobRef
+from edge_runtime.protocol.plans import AdapterRef, BlobRef
 from edge_runtime.protocol.round_log import decode_chain, encode_chain
 from server.errors import JobError
 

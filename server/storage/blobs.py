@@ -12,7 +12,7 @@ from edge_runtime.errors import storage_error, system_error
 from edge_runtime.files.aside import remove, set_aside
 from edge_runtime.files.atomic import sync_directory, write_atomically
 from edge_runtime.files.hashing import file_sha256
-from edge_runtime.protocol.messages import BlobRef
+from edge_runtime.protocol.plans import BlobRef
 
 if TYPE_CHECKING:
     from collections.abc import Collection

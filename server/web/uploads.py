@@ -21,7 +21,7 @@ from edge_runtime.files.hashing import file_sha256
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from edge_runtime.protocol.messages import BlobRef
+    from edge_runtime.protocol.plans import BlobRef
     from server.storage.blobs import BlobStore
 
 _HEADERS = {"Tus-Resumable": "1.0.0", "Cache-Control": "no-store"}

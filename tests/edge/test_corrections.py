@@ -20,7 +20,8 @@ from edge_runtime.data.config import DataConfig
 from edge_runtime.data.corrections import LONGEST_CHARACTERS, add_corrections
 from edge_runtime.data.rows import load
 from edge_runtime.errors import DataError
-from edge_runtime.protocol.messages import RoundReport, encode_message
+from edge_runtime.protocol.messages import encode_message
+from edge_runtime.protocol.reports import RoundReport
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

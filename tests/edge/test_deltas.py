@@ -28,7 +28,7 @@ from edge_runtime.errors import BundleError, NetworkError, ProtocolError, Storag
 from edge_runtime.files.tensor_file import encode_tensors, map_tensors, read_metadata
 from edge_runtime.network.upload import upload
 from edge_runtime.protocol.delta import check_norms, encode_delta, most_bytes, read_delta
-from edge_runtime.protocol.messages import BlobRef
+from edge_runtime.protocol.plans import BlobRef
 from edge_runtime.store.personal import load_personal, personal_or_none, save_personal, with_personal
 from edge_runtime.store.store import Store
 from server.storage.blobs import BlobStore

@@ -29,7 +29,8 @@ from edge_runtime.engines.onnx_engine import make_session
 from edge_runtime.engines.provider_trial import _PRODUCT, try_providers
 from edge_runtime.engines.providers import check_taken, onnx_names, short_name
 from edge_runtime.errors import BundleError, ConfigError
-from edge_runtime.protocol.messages import Birth, decode_message, encode_message
+from edge_runtime.protocol.messages import decode_message, encode_message
+from edge_runtime.protocol.presence import Birth
 from edge_runtime.protocol.profile import PROFILE_FILE
 from edge_runtime.protocol.profile_check import encode_profile
 from edge_runtime.store.journal import Journal

@@ -22,7 +22,7 @@ from edge_runtime.network.fetch import Fetcher
 from edge_runtime.network.https import AnswerError, Https
 from edge_runtime.network.tls import tls_context
 from edge_runtime.network.upload import upload
-from edge_runtime.protocol.messages import BlobRef
+from edge_runtime.protocol.plans import BlobRef
 from edge_runtime.store.store import Store
 from server.storage.blobs import BlobStore
 from server.web.http_app import make_app, serve_http

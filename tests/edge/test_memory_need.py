@@ -18,7 +18,7 @@ from edge_runtime.bundle.manifest_file import decode_manifest, encode_manifest
 from edge_runtime.bundle.memory_need import bytes_for, level_need, parameter_bytes
 from edge_runtime.errors import TrainingError
 from edge_runtime.protocol.layer_dropout import Stld
-from edge_runtime.protocol.messages import AdapterRef, BackpropPlan, BlobRef
+from edge_runtime.protocol.plans import AdapterRef, BackpropPlan, BlobRef
 
 if TYPE_CHECKING:
     from edge_runtime.bundle.manifest import Graph, Manifest

@@ -14,26 +14,13 @@ from edge_runtime.protocol.layer_dropout import Stld
 from edge_runtime.protocol.messages import (
     MAX_PAYLOAD_BYTES,
     PROTOCOL_VERSION,
-    AdapterRef,
     AnyMessage,
-    BackpropPlan,
-    Birth,
-    BlobRef,
-    Capability,
-    DeltaReport,
-    DeviceState,
-    Hello,
-    PlanAccepted,
-    PlanRefused,
-    ProfileMessage,
-    ReportAck,
-    RoundReport,
-    Synced,
-    SyncPlan,
-    TrainPlan,
     decode_message,
     encode_message,
 )
+from edge_runtime.protocol.plans import AdapterRef, BackpropPlan, BlobRef, SyncPlan, TrainPlan
+from edge_runtime.protocol.presence import Birth, Capability, DeviceState, Hello, ProfileMessage
+from edge_runtime.protocol.reports import DeltaReport, PlanAccepted, PlanRefused, ReportAck, RoundReport, Synced
 from edge_runtime.protocol.side_messages import LogLine, LogLines, LogRequest, Release, Released, ServerPresent, TooOld
 from edge_runtime.protocol.step_rule import StepRule
 from edge_runtime.protocol.topics import device_of, hello_topic, servers_topic, topic_for

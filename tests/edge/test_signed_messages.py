@@ -15,14 +15,8 @@ from signing import FLEET, Fleet, book_of, fleet_of, key_of, reason_of
 
 from edge_runtime.errors import ProtocolError
 from edge_runtime.protocol.message_base import ENVELOPE_BYTES
-from edge_runtime.protocol.messages import (
-    LARGEST_MESSAGE_BYTES,
-    MAX_PAYLOAD_BYTES,
-    DeviceState,
-    Hello,
-    decode_message,
-    encode_message,
-)
+from edge_runtime.protocol.messages import LARGEST_MESSAGE_BYTES, MAX_PAYLOAD_BYTES, decode_message, encode_message
+from edge_runtime.protocol.presence import DeviceState, Hello
 from edge_runtime.protocol.signed import (
     LARGEST_SEQUENCE,
     SERVER,

@@ -16,16 +16,10 @@ from edge_runtime.bundle.manifest_file import decode_manifest
 from edge_runtime.errors import BundleError, ConfigError, CoveyError, ProfileError, ProtocolError
 from edge_runtime.files.tensor_file import map_tensors
 from edge_runtime.protocol.delta import read_delta
-from edge_runtime.protocol.messages import (
-    Birth,
-    DeviceState,
-    ProfileMessage,
-    ReportAck,
-    decode_device_report,
-    decode_message,
-    decode_plan,
-)
+from edge_runtime.protocol.messages import decode_device_report, decode_message, decode_plan
+from edge_runtime.protocol.presence import Birth, DeviceState, ProfileMessage
 from edge_runtime.protocol.profile_check import decode_profile
+from edge_runtime.protocol.reports import ReportAck
 from edge_runtime.protocol.round_log import decode_chain
 from server.job.job import read_job
 from server.simulation.traces import read_traces

@@ -20,7 +20,7 @@ from edge_runtime.network.address import TlsFiles
 from edge_runtime.network.fetch import Fetcher
 from edge_runtime.network.https import Https
 from edge_runtime.network.upload import PIECE_BYTES, upload
-from edge_runtime.protocol.messages import BlobRef
+from edge_runtime.protocol.plans import BlobRef
 from edge_runtime.trust.exchange import NotNowError
 from edge_runtime.trust.renew import renew_if_due
 from server.storage.blobs import BlobStore

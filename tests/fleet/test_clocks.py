@@ -10,7 +10,8 @@ import pytest
 from bench import Bench, bench_of, drain
 from hybrid import answers, backprop_plan, make_agent
 
-from edge_runtime.protocol.messages import RoundReport, encode_message
+from edge_runtime.protocol.messages import encode_message
+from edge_runtime.protocol.reports import RoundReport
 from edge_runtime.signing.sequence import SequenceStore
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from edge_runtime.bundle.memory_need import bytes_for, level_need
 from edge_runtime.device.eligibility import EligibilityRules
 from edge_runtime.device.machine import this_machine
 from edge_runtime.errors import StorageError, TrainingError
-from edge_runtime.protocol.messages import DeltaReport, PlanAccepted, PlanRefused, RoundReport
+from edge_runtime.protocol.reports import DeltaReport, PlanAccepted, PlanRefused, RoundReport
 from edge_runtime.store.journal import JOURNAL_FILE
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.agent.agent import Agent
     from edge_runtime.bundle.folder import Bundle
-    from edge_runtime.protocol.messages import BackpropPlan, TrainPlan
+    from edge_runtime.protocol.plans import BackpropPlan, TrainPlan
 
 FREE_BYTES = 987_000_000
 

@@ -16,7 +16,8 @@ from edge_runtime.agent.log_sender import BURST_LINES, LINES_PER_S, LogSender
 from edge_runtime.errors import ProtocolError
 from edge_runtime.network.in_process import InProcessTransport
 from edge_runtime.network.transport import Message
-from edge_runtime.protocol.messages import Hello, decode_message, encode_message
+from edge_runtime.protocol.messages import decode_message, encode_message
+from edge_runtime.protocol.presence import Hello
 from edge_runtime.protocol.side_messages import LONGEST_LINE, MOST_LINES, LogLine, LogLines, LogRequest
 from edge_runtime.protocol.topics import hello_topic
 from server.fleet.device_logs import KEPT_DEVICES, KEPT_LINES, DeviceLogs, request_log

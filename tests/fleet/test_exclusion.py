@@ -12,7 +12,7 @@ from bench import JOB, Bench, ScriptedDevice, coordinator, good_report
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.protocol.messages import PlanRefused
+from edge_runtime.protocol.reports import PlanRefused
 from edge_runtime.protocol.round_log import pack_scalars
 from server.cli import main
 from server.compose import Composed

@@ -17,18 +17,10 @@ from edge_runtime.bundle.folder import open_bundle, verify_files
 from edge_runtime.forward_only.replay import replay
 from edge_runtime.network.in_process import matches
 from edge_runtime.network.transport import Message
-from edge_runtime.protocol.messages import (
-    AdapterRef,
-    DeviceState,
-    Plan,
-    PlanAccepted,
-    PlanRefused,
-    RoundReport,
-    Synced,
-    TrainPlan,
-    decode_message,
-    encode_message,
-)
+from edge_runtime.protocol.messages import decode_message, encode_message
+from edge_runtime.protocol.plans import AdapterRef, Plan, TrainPlan
+from edge_runtime.protocol.presence import DeviceState
+from edge_runtime.protocol.reports import PlanAccepted, PlanRefused, RoundReport, Synced
 from edge_runtime.protocol.round_log import encode_chain, pack_scalars
 from edge_runtime.protocol.topics import topic_for
 from server.errors import JobError

@@ -15,7 +15,8 @@ from fleets import Fleet, free_port, has_mosquitto, mosquitto, wait_for, write_j
 from edge_runtime.network.address import parse_broker
 from edge_runtime.network.mqtt import MqttTransport
 from edge_runtime.network.transport import Message
-from edge_runtime.protocol.messages import DeviceReport, ReportAck, RoundReport, decode_message, encode_message
+from edge_runtime.protocol.messages import decode_message, encode_message
+from edge_runtime.protocol.reports import DeviceReport, ReportAck, RoundReport
 from edge_runtime.protocol.topics import topic_for
 from server.job.epsilon import device_epsilon
 

@@ -31,7 +31,8 @@ from edge_runtime.engines.predict import predict
 from edge_runtime.network.in_process import InProcessTransport
 from edge_runtime.network.transport import Message
 from edge_runtime.protocol.held_out import HeldOut
-from edge_runtime.protocol.messages import Birth, decode_message
+from edge_runtime.protocol.messages import decode_message
+from edge_runtime.protocol.presence import Birth
 from edge_runtime.store.accuracies import KEPT, Accuracies, Measured, add_measured, held_out, read_accuracies
 from edge_runtime.store.personal import save_personal, with_personal
 from edge_runtime.values import FloatVector

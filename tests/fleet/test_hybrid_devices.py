@@ -35,17 +35,10 @@ from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import golden_adapter
 from edge_runtime.errors import TrainingError
 from edge_runtime.protocol.layer_dropout import Stld
-from edge_runtime.protocol.messages import (
-    AdapterRef,
-    BackpropPlan,
-    Birth,
-    BlobRef,
-    DeltaReport,
-    PlanAccepted,
-    PlanRefused,
-    decode_message,
-    encode_message,
-)
+from edge_runtime.protocol.messages import decode_message, encode_message
+from edge_runtime.protocol.plans import AdapterRef, BackpropPlan, BlobRef
+from edge_runtime.protocol.presence import Birth
+from edge_runtime.protocol.reports import DeltaReport, PlanAccepted, PlanRefused
 from edge_runtime.store.personal import load_personal
 from edge_runtime.store.store import Store
 

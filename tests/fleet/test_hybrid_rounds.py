@@ -22,11 +22,9 @@ from edge_runtime.bundle.layers import layer_slices
 from edge_runtime.bundle.layout import total_size
 from edge_runtime.bundle.memory_need import LevelNeed
 from edge_runtime.protocol.delta import encode_delta
-from edge_runtime.protocol.messages import (
-    BlobRef,
-    Capability,
-    PlanRefused,
-)
+from edge_runtime.protocol.plans import BlobRef
+from edge_runtime.protocol.presence import Capability
+from edge_runtime.protocol.reports import PlanRefused
 from server.errors import JobError
 from server.fleet.exclusion import rejection
 from server.job.fitted import FittedJob

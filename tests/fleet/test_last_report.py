@@ -16,15 +16,10 @@ from edge_runtime.agent.agent import Agent
 from edge_runtime.agent.last_report import FIRST_PAUSE_S, LONGEST_PAUSE_S, PAUSES_TO_SAY_SO
 from edge_runtime.device.machine import Machine, this_machine
 from edge_runtime.network.transport import Connected
-from edge_runtime.protocol.messages import (
-    DeltaReport,
-    Hello,
-    PlanRefused,
-    ReportAck,
-    RoundReport,
-    TrainPlan,
-    encode_message,
-)
+from edge_runtime.protocol.messages import encode_message
+from edge_runtime.protocol.plans import TrainPlan
+from edge_runtime.protocol.presence import Hello
+from edge_runtime.protocol.reports import DeltaReport, PlanRefused, ReportAck, RoundReport
 from edge_runtime.protocol.topics import hello_topic
 from edge_runtime.store.journal import JOURNAL_FILE
 from server.storage import queries

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.errors import NetworkError
-from edge_runtime.protocol.messages import PlanRefused, Synced, encode_message
+from edge_runtime.protocol.messages import encode_message
+from edge_runtime.protocol.reports import PlanRefused, Synced
 from edge_runtime.protocol.topics import Kind
 from server.rounds.roster import Roster
 

@@ -18,7 +18,8 @@ from edge_runtime.agent.agent import Agent
 from edge_runtime.agent.announcer import lost_will
 from edge_runtime.bundle.folder import open_bundle
 from edge_runtime.errors import BundleError, ConfigError
-from edge_runtime.protocol.messages import PlanRefused, Synced, encode_message
+from edge_runtime.protocol.messages import encode_message
+from edge_runtime.protocol.reports import PlanRefused, Synced
 from edge_runtime.store.trials import read_trials
 
 if TYPE_CHECKING:

@@ -13,16 +13,10 @@ from hypothesis import strategies as st
 
 from edge_runtime.network.in_process import Hub
 from edge_runtime.network.transport import Connected, Message
-from edge_runtime.protocol.messages import (
-    Birth,
-    DeviceState,
-    Hello,
-    PlanAccepted,
-    PlanRefused,
-    TrainPlan,
-    decode_message,
-    encode_message,
-)
+from edge_runtime.protocol.messages import decode_message, encode_message
+from edge_runtime.protocol.plans import TrainPlan
+from edge_runtime.protocol.presence import Birth, DeviceState, Hello
+from edge_runtime.protocol.reports import PlanAccepted, PlanRefused
 from edge_runtime.protocol.topics import hello_topic
 from server.fleet.rest import FIRST_PAUSE_S, LONGEST_PAUSE_S, next_rest
 from server.storage import queries

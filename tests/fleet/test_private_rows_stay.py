@@ -17,15 +17,9 @@ from edge_runtime.agent.kept_log import LOG_FILE, keeping_log
 from edge_runtime.data.examples import DataConfig, read_completions
 from edge_runtime.errors import DataError
 from edge_runtime.network.transport import Message
-from edge_runtime.protocol.messages import (
-    DeviceReport,
-    DeviceState,
-    PlanRefused,
-    RoundReport,
-    decode_device_report,
-    decode_message,
-    encode_message,
-)
+from edge_runtime.protocol.messages import decode_device_report, decode_message, encode_message
+from edge_runtime.protocol.presence import DeviceState
+from edge_runtime.protocol.reports import DeviceReport, PlanRefused, RoundReport
 from edge_runtime.protocol.side_messages import MOST_LINES, LogRequest
 
 if TYPE_CHECKING:

@@ -15,7 +15,10 @@ from edge_runtime.network.message_size import check_size, largest_packet_bytes
 from edge_runtime.network.mqtt import MqttTransport
 from edge_runtime.network.transport import Connected, GivenUp, Message
 from edge_runtime.protocol.message_base import ENVELOPE_BYTES
-from edge_runtime.protocol.messages import Hello, PlanRefused, RoundReport, TrainPlan, encode_message
+from edge_runtime.protocol.messages import encode_message
+from edge_runtime.protocol.plans import TrainPlan
+from edge_runtime.protocol.presence import Hello
+from edge_runtime.protocol.reports import PlanRefused, RoundReport
 from edge_runtime.protocol.topics import topic_for
 from server.job.job import Job, read_job
 from server.job.largest_message import largest_message_bytes

@@ -20,7 +20,7 @@ from hybrid import STLD, UploadingDevice, delta_report
 from edge_runtime.bundle.layout import total_size
 from edge_runtime.network.upload import upload
 from edge_runtime.protocol.delta import encode_delta
-from edge_runtime.protocol.messages import BlobRef
+from edge_runtime.protocol.plans import BlobRef
 from edge_runtime.protocol.round_log import pack_scalars
 from server.compose import Composed
 from server.job.job import Job

@@ -20,17 +20,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from edge_runtime.bundle.adapter import adapter_sha256
 from edge_runtime.forward_only.replay import replay
 from edge_runtime.network.transport import Message
-from edge_runtime.protocol.messages import (
-    DeviceState,
-    Hello,
-    PlanAccepted,
-    PlanRefused,
-    ReportAck,
-    RoundReport,
-    TrainPlan,
-    decode_message,
-    decode_plan,
-)
+from edge_runtime.protocol.messages import decode_message, decode_plan
+from edge_runtime.protocol.plans import TrainPlan
+from edge_runtime.protocol.presence import DeviceState, Hello
+from edge_runtime.protocol.reports import PlanAccepted, PlanRefused, ReportAck, RoundReport
 from edge_runtime.protocol.round_log import pack_scalars
 from edge_runtime.protocol.topics import hello_topic
 from server.compose import Stores, compose

@@ -19,15 +19,9 @@ from edge_runtime.agent.announcer import lost_will
 from edge_runtime.data.examples import DataConfig
 from edge_runtime.network.in_process import Hub, InProcessTransport
 from edge_runtime.network.transport import Message
-from edge_runtime.protocol.messages import (
-    DeviceState,
-    Hello,
-    PlanRefused,
-    ReportAck,
-    Synced,
-    decode_message,
-    encode_message,
-)
+from edge_runtime.protocol.messages import decode_message, encode_message
+from edge_runtime.protocol.presence import DeviceState, Hello
+from edge_runtime.protocol.reports import PlanRefused, ReportAck, Synced
 from edge_runtime.protocol.side_messages import LogRequest
 from edge_runtime.protocol.signed import SERVER
 from edge_runtime.protocol.topics import hello_topic, topic_for

@@ -11,7 +11,9 @@ from signing import key_of
 
 from edge_runtime.network.address import parse_broker
 from edge_runtime.network.mqtt import MqttTransport
-from edge_runtime.protocol.messages import DeviceState, PlanRefused, encode_message
+from edge_runtime.protocol.messages import encode_message
+from edge_runtime.protocol.presence import DeviceState
+from edge_runtime.protocol.reports import PlanRefused
 from edge_runtime.protocol.signed import SERVER
 from edge_runtime.protocol.topics import topic_for
 

@@ -10,7 +10,8 @@ from signing import FLEET, fleet_of
 from edge_runtime.errors import ProtocolError
 from edge_runtime.network.in_process import Hub
 from edge_runtime.network.transport import Connected, GivenUp, Message
-from edge_runtime.protocol.messages import DeviceState, encode_message
+from edge_runtime.protocol.messages import encode_message
+from edge_runtime.protocol.presence import DeviceState
 from edge_runtime.protocol.signed import SERVER, decode_envelope
 from edge_runtime.protocol.topics import hello_topic, servers_topic, topic_for
 from edge_runtime.signing.refusals import LOG_AGAIN_S, MOST_SPEAKERS, OTHERS, Refusals

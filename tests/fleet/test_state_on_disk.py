@@ -16,7 +16,9 @@ from edge_runtime.bundle.folder import open_bundle, verify_files
 from edge_runtime.cli import main
 from edge_runtime.errors import StorageError
 from edge_runtime.files.aside import set_aside
-from edge_runtime.protocol.messages import PlanRefused, RoundReport, TrainPlan, encode_message
+from edge_runtime.protocol.messages import encode_message
+from edge_runtime.protocol.plans import TrainPlan
+from edge_runtime.protocol.reports import PlanRefused, RoundReport
 from edge_runtime.store.journal import Journal, JournalDamagedError
 from edge_runtime.store.state_check import check_state_dir
 from server.rounds import patience

@@ -16,7 +16,8 @@ from edge_runtime.agent.config import read_edge_config
 from edge_runtime.errors import ConfigError, EnrolmentError
 from edge_runtime.network.address import BrokerAddress
 from edge_runtime.network.mqtt import MqttTransport
-from edge_runtime.protocol.messages import DeviceState, encode_message
+from edge_runtime.protocol.messages import encode_message
+from edge_runtime.protocol.presence import DeviceState
 from server.serving.options import default_listen, default_mqtt_port
 
 if TYPE_CHECKING:

@@ -14,15 +14,9 @@ from edge_runtime.data.config import DataConfig
 from edge_runtime.data.watch import RowsWatch
 from edge_runtime.errors import DataError
 from edge_runtime.network.transport import Message
-from edge_runtime.protocol.messages import (
-    Birth,
-    DeviceState,
-    PlanRefused,
-    RoundReport,
-    Synced,
-    decode_message,
-    encode_message,
-)
+from edge_runtime.protocol.messages import decode_message, encode_message
+from edge_runtime.protocol.presence import Birth, DeviceState
+from edge_runtime.protocol.reports import PlanRefused, RoundReport, Synced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -22,7 +22,7 @@ from joining import FACTS, joining_site
 from edge_runtime.errors import ConfigError, ProtocolError, StorageError
 from edge_runtime.network.address import parse_broker
 from edge_runtime.network.mqtt_client import make_client
-from edge_runtime.protocol.messages import BlobRef
+from edge_runtime.protocol.plans import BlobRef
 from edge_runtime.signing.keys import read_public_keys
 from edge_runtime.trust.identity import checked_certificate
 from edge_runtime.trust.keys import (

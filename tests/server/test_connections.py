@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.protocol.messages import BlobRef
+from edge_runtime.protocol.plans import BlobRef
 from server.storage.blobs import BlobStore
 from server.web.connections import Connections, Limits, Phase, most_connections
 from server.web.http_app import bind, make_app, serve_http

@@ -14,15 +14,10 @@ from edge_runtime.bundle.folder import Bundle
 from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.bundle.needs import Needs
 from edge_runtime.network.transport import Message
-from edge_runtime.protocol.messages import (
-    DeviceState,
-    Hello,
-    PlanAccepted,
-    TrainPlan,
-    decode_message,
-    decode_plan_or_refusal,
-    encode_message,
-)
+from edge_runtime.protocol.messages import decode_message, decode_plan_or_refusal, encode_message
+from edge_runtime.protocol.plans import TrainPlan
+from edge_runtime.protocol.presence import DeviceState, Hello
+from edge_runtime.protocol.reports import PlanAccepted
 from edge_runtime.protocol.side_messages import TooOld
 from edge_runtime.protocol.topics import hello_topic
 from server import events

@@ -14,7 +14,8 @@ from profiles import made_profile, payload_of
 
 from edge_runtime.errors import ConfigError, ProfileError
 from edge_runtime.network.transport import Message
-from edge_runtime.protocol.messages import DeviceState, encode_message
+from edge_runtime.protocol.messages import encode_message
+from edge_runtime.protocol.presence import DeviceState
 from edge_runtime.protocol.profile_check import decode_profile, encode_profile
 from edge_runtime.protocol.topics import topic_for
 from server.cli import main

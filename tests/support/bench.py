@@ -21,25 +21,10 @@ from edge_runtime.data.examples import DataConfig
 from edge_runtime.forward_only.replay import replay
 from edge_runtime.network.in_process import Hub, InProcessTransport
 from edge_runtime.network.transport import Message
-from edge_runtime.protocol.messages import (
-    AdapterRef,
-    AnyMessage,
-    Birth,
-    BlobRef,
-    Capability,
-    DeviceState,
-    Hello,
-    Plan,
-    ReportAck,
-    RoundReport,
-    Synced,
-    SyncPlan,
-    TrainPlan,
-    decode_device_report,
-    decode_message,
-    decode_plan,
-    encode_message,
-)
+from edge_runtime.protocol.messages import AnyMessage, decode_device_report, decode_message, decode_plan, encode_message
+from edge_runtime.protocol.plans import AdapterRef, BlobRef, Plan, SyncPlan, TrainPlan
+from edge_runtime.protocol.presence import Birth, Capability, DeviceState, Hello
+from edge_runtime.protocol.reports import ReportAck, RoundReport, Synced
 from edge_runtime.protocol.round_log import RoundLog, encode_chain, pack_scalars
 from edge_runtime.protocol.step_rule import StepRule
 from edge_runtime.protocol.topics import Kind, hello_topic, topic_for

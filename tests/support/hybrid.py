@@ -22,14 +22,10 @@ from edge_runtime.device.machine import this_machine
 from edge_runtime.network.upload import upload
 from edge_runtime.protocol.delta import encode_delta
 from edge_runtime.protocol.layer_dropout import Stld
-from edge_runtime.protocol.messages import (
-    BackpropPlan,
-    BlobRef,
-    Capability,
-    DeltaReport,
-    ReportAck,
-    encode_message,
-)
+from edge_runtime.protocol.messages import encode_message
+from edge_runtime.protocol.plans import BackpropPlan, BlobRef
+from edge_runtime.protocol.presence import Capability
+from edge_runtime.protocol.reports import DeltaReport, ReportAck
 from edge_runtime.protocol.step_rule import StepRule
 from edge_runtime.protocol.topics import Kind
 from server.fleet.devices import Device

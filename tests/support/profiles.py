@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edge_runtime.protocol.messages import ProfileMessage, encode_message
+from edge_runtime.protocol.messages import encode_message
+from edge_runtime.protocol.presence import ProfileMessage
 from edge_runtime.protocol.profile import (
     BoardFacts,
     BundleFacts,
