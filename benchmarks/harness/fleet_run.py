@@ -58,11 +58,14 @@ class FleetRun:
 
     def curve(self, spent: Callable[[int], float]) -> Curve:
         """Return a point per evaluation; ``spent`` gives what was spent until a round (from 0) had closed."""
-        return [
-            point(spent(row["round"]), row["loss"], row["accuracy"])
-            for row in job_rounds(self.ledger, JOB)
-            if row["loss"] is not None
-        ]
+        return [point(spent(row["round"]), row["loss"], row["accuracy"]) for row in self._evaluated()]
+
+    def evaluated_rounds(self) -> list[int]:
+        """Return the rounds (from 0) after which there was an evaluation: those of the curve's points."""
+        return [row["round"] for row in self._evaluated()]
+
+    def _evaluated(self) -> list[dict[str, Any]]:
+        return [row for row in job_rounds(self.ledger, JOB) if row["loss"] is not None]
 
 
 @contextlib.contextmanager

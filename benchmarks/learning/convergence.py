@@ -5,40 +5,46 @@ method gets the same budget of forward equivalents per device and round. Its lea
 validation rows (seed 0); where the best rate is at the edge of the grid, the grid is extended. Then three other seeds
 run on the test rows, and their last round counts, not their best one.
 
-Runs are kept in a JSON Lines file and never repeated, so the benchmark can be stopped and started at any time.
+A second task, 20 newsgroups divided by a skew of labels, takes the learning rates of the reviews: no setting was chosen
+on it. Runs are kept in a JSON Lines file and never repeated, so the benchmark can be stopped and started at any time.
 
-    python -m benchmarks.learning.convergence --model minilm            all methods
-    python -m benchmarks.learning.convergence --model minilm --quick    three methods, one seed, about 5 minutes
-    python -m benchmarks.learning.convergence --model minilm --report   tables and picture of the kept runs
+    python -m benchmarks.learning.convergence --model minilm --jobs 2           all methods, two runs at a time
+    python -m benchmarks.learning.convergence --model mpnet --task newsgroups   the second task, after the first
+    python -m benchmarks.learning.convergence --model minilm --quick            three methods, one seed, about 5 minutes
+    python -m benchmarks.learning.convergence --model minilm --report           table, picture and JSON of the kept runs
 """
 
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.bundles import export_once, sample_model
-from benchmarks.harness.comparison import Setup, parse, parser_of, picture, quick
+from benchmarks.harness.comparison import parse, parser_of, picture, quick
 from benchmarks.harness.division import (
     DEVICES,
     device_names,
-    divide_by_movie,
     held_out_file,
     rows_file,
     write_device_rows,
     write_held_out,
 )
-from benchmarks.harness.fleet_run import JOB, cost_of_process, fleet_run
-from benchmarks.harness.results import find_or_run, print_run
+from benchmarks.harness.fleet_run import cost_of_process, fleet_run
+from benchmarks.harness.results import find_or_run, matches, print_run, read_results
+from benchmarks.harness.spent import spent_by_round
+from benchmarks.harness.tasks import REVIEWS, TASKS
 from benchmarks.learning.convergence_methods import PLANS, QUICK, methods_of
-from benchmarks.learning.convergence_report import draw, summarize, table, test_runs
-from server.storage.queries import passes_per_round
+from benchmarks.learning.convergence_report import draw, summarize, table
+from benchmarks.learning.convergence_runs import test_runs
 
 if TYPE_CHECKING:
+    from benchmarks.harness.comparison import Setup
     from benchmarks.harness.results import Result
-    from benchmarks.learning.convergence_methods import Method
+    from benchmarks.learning.convergence_methods import Method, MethodPlan
 
 NAME = "convergence"
 PROGRAM = ("-m", "benchmarks.learning.convergence")
@@ -52,7 +58,9 @@ MOST_EXTENSIONS = 3
 def main() -> None:
     parser = parser_of(__doc__, NAME, PLANS)
     parser.add_argument("--mode", choices=("lora", "full"), default="lora", help="what is trained (default: lora)")
+    parser.add_argument("--task", choices=sorted(TASKS), default=REVIEWS, help="the rows (default: %(default)s)")
     parser.add_argument("--methods", help="only these methods, separated by commas")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, a core each (default: %(default)s)")
     args = parse(parser)
     if args.one:
         print(json.dumps(run_one(json.loads(args.one))))
@@ -61,67 +69,98 @@ def main() -> None:
     methods = methods_of(plan, args.mode)
     setup = quick(plan.setup) if args.quick else plan.setup
     names = args.methods.split(",") if args.methods else list(QUICK if args.quick else methods)
-    if args.report:
-        runs = test_runs(args.results, args.model, args.mode, names)
-        if runs:
-            draw(runs, names, f"{args.model}, {args.mode}", picture(f"{NAME}_{args.model}_{args.mode}"))
-        print(table(runs, names))
-        return
-    if not args.summary:
-        paths = prepare(args.model, args.mode, setup, args.workdir)
-        comparison = Comparison(args.results, args.model, args.mode, setup, plan.split, plan.batch_size, paths)
-        for name in names:
-            comparison.run(name, methods[name], tunes=not args.quick)
-    summarize(args.results, args.model, args.mode, names)
+    if not args.summary and not args.report:
+        paths = prepare(args.model, args.mode, args.task, setup, args.workdir)
+        comparison = Comparison(args.results, args.model, args.mode, args.task, plan, setup, paths)
+        comparison.run({name: methods[name] for name in names}, args.jobs, tunes=not args.quick)
+    runs = test_runs(args.results, args.model, args.mode, args.task, names)
+    if args.report and runs:
+        suffix = "" if args.task == REVIEWS else f"_{args.task}"
+        draw(
+            runs, names, f"{args.model}, {args.mode}, {args.task}", picture(f"{NAME}_{args.model}_{args.mode}{suffix}")
+        )
+    print(table(runs, names))
+    print(summarize(args.results, args.model, args.mode, args.task, names, len(setup.seeds)))
 
 
-def prepare(model: str, mode: str, setup: Setup, workdir: Path) -> dict[str, str]:
+def prepare(model: str, mode: str, task: str, setup: Setup, workdir: Path) -> dict[str, str]:
     """Write the rows, and export the bundle unless it exists; returns the paths that a run needs."""
-    root = workdir / f"{model}-{mode}"
-    division = divide_by_movie(setup)
+    root = workdir / (f"{model}-{mode}" if task == REVIEWS else f"{model}-{mode}-{task}")
+    division = TASKS[task].divide(setup)
     write_held_out(division, root)
     write_device_rows(division.devices, root / DEVICE_ROWS)
     model_dir = sample_model(model)
     flags = ("--max-tokens", str(setup.max_tokens), *setup.export_flags, "--train", mode)
-    bundle = export_once(model_dir, root / "bundle", *flags)
+    bundle = export_once(model_dir, root / "bundle", *flags, labels=TASKS[task].labels)
     return {"root": str(root), "bundle": str(bundle), "model_dir": str(model_dir)}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All runs with one model.
+    """All runs with one model on one task.
 
     Attributes:
         results: the results file.
         model: the model's name.
         mode: what is trained: ``lora`` or ``full``.
+        task: name of the task.
+        plan: what is compared with the model.
         setup: the size of the comparison.
-        split: the split of methods that name none.
-        batch_size: rows per step.
         paths: see prepare.
     """
 
     results: Path
     model: str
     mode: str
+    task: str
+    plan: MethodPlan
     setup: Setup
-    split: int
-    batch_size: int
     paths: dict[str, str]
 
-    def run(self, name: str, method: Method, *, tunes: bool) -> None:
-        """Run a method with each seed, at its tuned learning rate; without tuning, at the second rate of its grid."""
-        rate = self._tune(name, method) if tunes else method.rates[1]
-        for seed in self.setup.seeds:
-            self._run(name, method, rate, seed, "test")
+    def run(self, methods: dict[str, Method], jobs: int, *, tunes: bool) -> None:
+        """Run methods with each seed, at their tuned learning rates; without tuning, at the second rate of the grid.
 
-    def _tune(self, name: str, method: Method) -> float:
+        Args:
+            methods: the methods by the names of their rows.
+            jobs: how many runs are made at the same time, each in a process of its own.
+            tunes: whether learning rates are tuned.
+        """
+        turns, stop = threading.Semaphore(jobs), threading.Event()
+        with ThreadPoolExecutor(len(methods)) as pool:
+            made = [pool.submit(self._method, name, methods[name], Turns(turns, stop), tunes) for name in methods]
+            try:
+                for one in made:
+                    one.result()
+            except BaseException:
+                stop.set()  # runs that have begun end; no other one begins
+                raise
+
+    def _method(self, name: str, method: Method, turns: Turns, tunes: bool) -> None:
+        """Make all runs of one method: its tuning, then each seed on the test rows."""
+        rate = self._rate(name, method, turns) if tunes else method.rates[1]
+        seeds = self.setup.seeds if method.depends_on_seed else self.setup.seeds[:1]
+        with ThreadPoolExecutor(len(seeds)) as pool:
+            list(pool.map(lambda seed: self._run(name, method, rate, seed, "test", turns), seeds))
+
+    def _rate(self, name: str, method: Method, turns: Turns) -> float:
+        """Return the tuned learning rate; on another task than the reviews, the one that was best on the reviews."""
+        if len(method.rates) == 1:
+            return method.rates[0]
+        if self.task == REVIEWS:
+            return self._tune(name, method, turns)
+        wanted = {"model": self.model, "mode": self.mode, "name": name, "rows": "validation"}
+        runs = [run for run in read_results(self.results) if matches(run, wanted) and "task" not in run]
+        if not runs:
+            raise SystemExit(f"{name} has no learning rate yet: run it with --task {REVIEWS} first")
+        return float(min(runs, key=lambda run: float(run["loss_end"]))["step"]["learning_rate"])
+
+    def _tune(self, name: str, method: Method, turns: Turns) -> float:
         """Return the learning rate with the smallest loss on the validation rows."""
         losses: dict[float, float] = {}
 
         def best_of(rates: tuple[float, ...]) -> float:
             for rate in rates:
-                losses[rate] = self._run(name, method, rate, TUNING_SEED, "validation")["loss_end"]
+                losses[rate] = self._run(name, method, rate, TUNING_SEED, "validation", turns)["loss_end"]
             return min(losses, key=lambda rate: losses[rate])
 
         best = best_of(method.rates)
@@ -132,12 +171,12 @@ class Comparison:
             best = best_of((float(f"{best / 3 if best == min(losses) else best * 3:.1g}"),))
         return best
 
-    def _run(self, name: str, method: Method, rate: float, seed: int, rows: str) -> Result:
+    def _run(self, name: str, method: Method, rate: float, seed: int, rows: str, turns: Turns) -> Result:
         """Return a run's result, from the file or by running it in a process of its own."""
         job = {
             "rounds": self.setup.rounds,
             "steps": method.steps,
-            "batch_size": self.batch_size,
+            "batch_size": self.plan.batch_size,
             "cohort": COHORT,
             "seed": seed,
             "min_devices": DEVICES,
@@ -145,15 +184,41 @@ class Comparison:
             "eval_every": self.setup.eval_every,
             "method": method.method,
             **method.job,
-            "split": method.split or self.split,
+            "split": method.split or self.plan.split,
         }
         step = {**method.step, "learning_rate": rate}
         key = {"model": self.model, "mode": self.mode, "name": name, "rows": rows, "job": job, "step": step}
-        result, seconds = find_or_run(self.results, PROGRAM, key, {**self.paths, "layers": self.setup.layers})
+        if self.task != REVIEWS:
+            key["task"] = self.task  # runs of the reviews were kept before there was another task
+        more = {**self.paths, "layers": self.setup.layers, "max_tokens": self.setup.max_tokens}
+        with turns:
+            result, seconds = find_or_run(self.results, PROGRAM, key, more)
         if seconds is not None:
             label = f"{name:14} rate {rate:<6} seed {seed} {rows:10}"
             print_run(label, result, f"{result['forwards']:.0f} forwards", seconds)
         return result
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Lets a limited number of runs happen at the same time, and none once a run has failed.
+
+    Attributes:
+        free: how many more may begin.
+        is_over: whether no other one begins.
+    """
+
+    free: threading.Semaphore
+    is_over: threading.Event
+
+    def __enter__(self) -> None:
+        self.free.acquire()
+        if self.is_over.is_set():
+            self.free.release()
+            raise SystemExit("another run has failed")
+
+    def __exit__(self, *_: object) -> None:
+        self.free.release()
 
 
 def run_one(settings: dict[str, Any]) -> dict[str, Any]:
@@ -165,19 +230,21 @@ def run_one(settings: dict[str, Any]) -> dict[str, Any]:
         from benchmarks.learning.backprop import run_backprop
 
         return run_backprop(settings, devices, test)
+    if settings["job"]["method"] == "probe":
+        from benchmarks.learning.probes import run_probes
+
+        return run_probes(settings, devices, test)
     fields = {"eval_file": str(test), **settings["job"]}
     with fleet_run(root, Path(settings["bundle"]), fields, {"step": settings["step"]}, devices) as ran:
         summary = ran.summary
-        share = ran.fitted.split / settings["layers"]
-        forwards, spent = 0.0, {}
-        for index, (front, back) in passes_per_round(ran.ledger, JOB).items():
-            forwards += front * share + back * (1 - share)
-            spent[index] = forwards
-        curve = ran.curve(lambda index: spent[index])
+        spent = spent_by_round(ran.ledger, ran.fitted.split / settings["layers"])
+        evaluated = [spent[index] for index in ran.evaluated_rounds()]
     return {
         **ran.start_and_end(),
-        "forwards": round(forwards, 1),
-        "curve": curve,
+        "forwards": round(spent[max(spent)].forwards, 1),
+        "curve": ran.curve(lambda index: spent[index].forwards),
+        "seconds": [round(at.seconds, 2) for at in evaluated],
+        "bytes": [at.bytes_moved for at in evaluated],
         "bytes_up_per_device_round": round(summary["bytes_up_per_device_round"]),
         "bytes_down_per_device_round": round(summary["bytes_down_per_device_round"]),
         **cost_of_process(ran.wall_s),

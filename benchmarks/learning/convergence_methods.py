@@ -21,6 +21,7 @@ class Method:
         rates: learning rates that are tried.
         split: the split; None: the plan's split.
         job: further fields of the job.
+        depends_on_seed: whether seeds make a difference; otherwise there is one run.
     """
 
     method: str
@@ -29,6 +30,7 @@ class Method:
     rates: tuple[float, ...]
     split: int | None = None
     job: dict[str, Any] = field(default_factory=dict)
+    depends_on_seed: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,20 @@ COMMON = {
     "spzo-fzoo": Method("spzo-fzoo", 2, {"back_perturbations": 7}, STD),
     "spzo-shared": Method("spzo", 2, {"back_perturbations": 4, "shared_directions": True}, RMS),
     "spzo-momentum": Method("spzo", 2, {"back_perturbations": 4}, (0.003, 0.01, 0.02), job={"server_momentum": 0.7}),
+    "probe": Method("probe", 1, {}, (1.0,), depends_on_seed=False),
 }
 QUICK = ("mezo", "spzo", "decomfl")
-LORA_ONLY = ("backprop", "mezo-plain", "spzo-plain")
-"""Not compared where every weight is trained: backpropagation, and methods that do not normalize."""
+LORA_ONLY = ("backprop", "probe", "mezo-plain", "spzo-plain")
+"""Not compared where every weight is trained: backpropagation, probes, and methods that do not normalize."""
+
+
+def with_head(layers: int) -> dict[str, Method]:
+    """Return the methods of a model with a head of its own.
+
+    With the split behind the last layer, only the head is perturbed again and again: back passes cost next to nothing.
+    """
+    return {**COMMON, "spzo-head": Method("spzo", 4, {"back_perturbations": 64}, RMS, split=layers)}
+
 
 PLANS = {
     "minilm": MethodPlan(
@@ -86,11 +98,19 @@ PLANS = {
         ),
         split=4,
         batch_size=16,
-        methods={
-            **COMMON,
-            # Only the head is behind the split: back passes cost next to nothing.
-            "spzo-head": Method("spzo", 4, {"back_perturbations": 64}, RMS, split=6),
-        },
+        methods=with_head(6),
+    ),
+    "mpnet": MethodPlan(
+        Setup(
+            export_flags=("--task", "classify-head", "--logit-scale", "10", "--split", "8,12"),
+            layers=12,
+            rounds=16,
+            eval_every=2,
+            held_out_movies=150,
+        ),
+        split=8,
+        batch_size=16,
+        methods=with_head(12),
     ),
     "smollm2": MethodPlan(
         Setup(
@@ -102,7 +122,7 @@ PLANS = {
         ),
         split=20,
         batch_size=8,
-        methods=COMMON,
+        methods={name: method for name, method in COMMON.items() if name != "probe"},  # a prompt has no head
     ),
 }
 

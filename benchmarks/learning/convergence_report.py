@@ -8,16 +8,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.harness.curves import LOSS, first_at
+from benchmarks.harness.curves import LOSS
 from benchmarks.harness.plots import new_panels, save
 from benchmarks.harness.provenance import provenance
-from benchmarks.harness.results import matches, read_results
 from benchmarks.harness.tables import markdown_table, mean_and_deviation
+from benchmarks.harness.tasks import REVIEWS
+from benchmarks.learning.convergence_runs import (
+    chosen_of_ours,
+    core_hours,
+    mean_loss,
+    not_run,
+    of_method,
+    runs_of,
+    saving,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from benchmarks.harness.results import Results
+    from matplotlib.axes import Axes
+
+    from benchmarks.harness.results import Result, Results
 
 HEAD = (
     "method",
@@ -25,6 +36,7 @@ HEAD = (
     "seeds",
     "held-out loss",
     "accuracy",
+    "mean loss on the way",
     "forwards",
     "up, B",
     "down, B",
@@ -32,19 +44,14 @@ HEAD = (
     "peak MB",
 )
 RIVALS = ("mezo", "decomfl")
-
-
-def test_runs(path: Path, model: str, mode: str, names: list[str]) -> Results:
-    """Return the runs of some methods on the test rows."""
-    wanted = {"model": model, "mode": mode, "rows": "test"}
-    return [run for run in read_results(path) if matches(run, wanted) and run["name"] in names]
+AXES = ("forward equivalents", "seconds of training", "bytes moved")
 
 
 def table(results: Results, names: list[str]) -> str:
     """Return a Markdown table with a row per method: losses and accuracies are mean ± standard deviation over seeds."""
     rows = []
     for name in names:
-        runs = _of(results, name)
+        runs = of_method(results, name)
         if not runs:
             continue
         first = runs[0]
@@ -55,6 +62,7 @@ def table(results: Results, names: list[str]) -> str:
                 len(runs),
                 mean_and_deviation(runs, "loss_end"),
                 mean_and_deviation(runs, "accuracy_end"),
+                f"{statistics.fmean(map(mean_loss, runs)):.3f}",
                 f"{first['forwards']:.0f}",
                 first["bytes_up_per_device_round"],
                 first["bytes_down_per_device_round"],
@@ -66,66 +74,60 @@ def table(results: Results, names: list[str]) -> str:
 
 
 def draw(results: Results, names: list[str], title: str, path: Path) -> None:
-    """Draw held-out loss against forward equivalents: the mean over seeds, and each seed faintly."""
-    figure, (axes,) = new_panels(1, 1, (8, 5))
-    for index, name in enumerate(names):
-        runs = _of(results, name)
-        if not runs:
-            continue
-        colour = f"C{index % 10}"
-        style = "-" if index < 10 else "--"
-        start = statistics.fmean(run["loss_start"] for run in runs)
-        for run in runs:
-            axes.plot(
-                [0, *(p[0] for p in run["curve"])],
-                [run["loss_start"], *(p[LOSS] for p in run["curve"])],
-                color=colour,
-                alpha=0.15,
-            )
-        curve = np.mean([[p[: LOSS + 1] for p in run["curve"]] for run in runs], axis=0)
-        axes.plot([0, *curve[:, 0]], [start, *curve[:, LOSS]], style, color=colour, label=f"{name} ({len(runs)})")
-    axes.set_xlabel("forward equivalents, all devices together")
-    axes.set_ylabel("held-out loss")
-    axes.set_title(title)
-    axes.legend(fontsize=8)
+    """Draw held-out loss against forwards, seconds and bytes of all devices: the mean over seeds, each seed faintly.
+
+    Runs of earlier versions have forwards alone.
+    """
+    has_all = any("seconds" in run for run in results)
+    figure, panels = new_panels(1, 3 if has_all else 1, (18, 5) if has_all else (8, 5), share_y=True)
+    for axes, label in zip(panels, AXES, strict=False):
+        for index, name in enumerate(names):
+            runs = [run for run in of_method(results, name) if spent_of(run, label) is not None]
+            if runs:
+                _draw_method(axes, runs, label, name, index)
+        axes.set_xlabel(f"{label}, all devices together")
+    panels[0].set_ylabel("held-out loss")
+    panels[0].set_title(title)
+    panels[0].legend(fontsize=8)
     save(figure, path, 120)
 
 
-def summarize(path: Path, model: str, mode: str, names: list[str]) -> None:
-    """Print the table, and one line of JSON with the savings."""
-    results = test_runs(path, model, mode, names)
-    print(table(results, names))
-    line: dict[str, Any] = {"model": model, "mode": mode}
+def spent_of(run: Result, label: str) -> list[float] | None:
+    """Return what a run had spent at each point of its curve, on one of AXES; None: the run did not measure it."""
+    if label == AXES[0]:
+        return [p[0] for p in run["curve"]]
+    return run.get("seconds" if label == AXES[1] else "bytes")
+
+
+def _draw_method(axes: Axes, runs: Results, label: str, name: str, index: int) -> None:
+    colour, style = f"C{index % 10}", "-" if index < 10 else "--"
+    curves = []
+    for run in runs:
+        curve = [
+            [0.0, run["loss_start"]],
+            *([x, p[LOSS]] for x, p in zip(spent_of(run, label) or [], run["curve"], strict=True)),
+        ]
+        axes.plot(*zip(*curve, strict=True), color=colour, alpha=0.15)
+        curves.append(curve)
+    mean = np.mean(curves, axis=0)
+    marker = "o" if len(mean) == 2 else None
+    axes.plot(mean[:, 0], mean[:, 1], style, color=colour, marker=marker, label=f"{name} ({len(runs)})")
+
+
+def summarize(path: Path, model: str, mode: str, task: str, names: list[str], seeds: int) -> str:
+    """Return what was not run, and one line of JSON with the savings.
+
+    Our method in it is the one that was best on the validation rows of the reviews.
+    """
+    everything = runs_of(path, model, mode, task, names)
+    results = [run for run in everything if run["rows"] == "test"]
+    tuning = runs_of(path, model, mode, REVIEWS, names)
+    ours = chosen_of_ours(tuning, names)
+    line: dict[str, Any] = {"model": model, "mode": mode, "task": task, "ours": ours}
     for rival in RIVALS:
         line[f"forwards_{rival}_over_spzo"] = saving(results, rival, "spzo")
-    ours = [name for name in names if name.startswith("spzo")]
-    line["best_of_ours"] = min(
-        ours, key=lambda name: statistics.fmean([run["loss_end"] for run in _of(results, name)] or [9.0]), default=None
-    )
-    if line["best_of_ours"]:
-        line["forwards_mezo_over_best_of_ours"] = saving(results, "mezo", line["best_of_ours"])
-    print(json.dumps({**line, **provenance()}))
-
-
-def saving(results: Results, rival: str, ours: str) -> dict[str, Any] | None:
-    """Return the rival's forward passes over those that our method needs for the rival's final loss, seed by seed.
-
-    Returns:
-        ``median``, ``min`` and ``max`` over the seeds that both have, and ``each`` seed's ratio; None: there is no
-        such seed. A seed where our method never reaches the loss is None in ``each`` and counts as 0 in the rest.
-    """
-    our_runs = {run["job"]["seed"]: run for run in reversed(_of(results, ours))}
-    rival_runs = {run["job"]["seed"]: run for run in reversed(_of(results, rival))}
-    each: list[float | None] = []
-    for seed in sorted(our_runs.keys() & rival_runs.keys()):
-        needed = first_at(our_runs[seed]["curve"], LOSS, rival_runs[seed]["loss_end"])
-        each.append(None if needed is None else round(rival_runs[seed]["forwards"] / needed, 3))
-    values = [value or 0.0 for value in each]
-    if not values:
-        return None
-    return {"median": round(statistics.median(values), 3), "min": min(values), "max": max(values), "each": each}
-
-
-def _of(results: Results, name: str) -> Results:
-    """Return the runs of one method."""
-    return [run for run in results if run["name"] == name]
+        found = saving(results, rival, ours, "mezo") if ours else None
+        line[f"compute_{rival}_over_ours"] = found and found["min"]
+    line["core_hours"] = round(core_hours(everything), 2)
+    missing = [f"not run: {text}" for text in not_run(results, names, seeds)]
+    return "\n".join([*missing, json.dumps({**line, **provenance()})])

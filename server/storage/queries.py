@@ -328,6 +328,12 @@ def passes_per_round(ledger: Ledger, job: str) -> dict[int, tuple[int, int]]:
     return {index: (front, back) for index, front, back in rows}
 
 
+def seconds_per_round(ledger: Ledger, job: str) -> dict[int, float]:
+    """Return the seconds of training in all reports together, for each round that has any, in order."""
+    query = select(OFFERS.c.round, func.sum(OFFERS.c.seconds)).where(OFFERS.c.job == job, OFFERS.c.seconds.is_not(None))
+    return dict(tuples(ledger, tuple[int, float], query.group_by(OFFERS.c.round).order_by(OFFERS.c.round)))
+
+
 def plans_offered(ledger: Ledger, job: str) -> list[tuple[str, RoundPlan]]:
     """Return a device and a plan for each offer of a job, including those whose report never counted."""
     query = select(OFFERS.c.device, ROUNDS.c.plan).select_from(OFFERS.join(ROUNDS, _SAME_ATTEMPT))
