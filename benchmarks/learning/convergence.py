@@ -125,14 +125,14 @@ class Comparison:
             jobs: how many runs are made at the same time, each in a process of its own.
             tunes: whether learning rates are tuned.
         """
-        turns, stop = threading.Semaphore(jobs), threading.Event()
+        turns = Turns(threading.Semaphore(jobs), threading.Event())
         with ThreadPoolExecutor(len(methods)) as pool:
-            made = [pool.submit(self._method, name, methods[name], Turns(turns, stop), tunes) for name in methods]
+            made = [pool.submit(self._method, name, methods[name], turns, tunes) for name in methods]
             try:
                 for one in made:
                     one.result()
             except BaseException:
-                stop.set()  # runs that have begun end; no other one begins
+                turns.is_over.set()  # also where this process is interrupted: runs that have begun end
                 raise
 
     def _method(self, name: str, method: Method, turns: Turns, tunes: bool) -> None:
@@ -217,7 +217,9 @@ class Turns:
             self.free.release()
             raise SystemExit("another run has failed")
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.is_over.set()
         self.free.release()
 
 

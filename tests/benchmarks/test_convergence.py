@@ -104,9 +104,9 @@ def test_the_report_prints_table_and_json_without_running_anything(tmp_path: Pat
 
 
 def test_a_picture_has_an_axis_for_each_thing_that_runs_measured(tmp_path: Path) -> None:
-    full = [{**run, "seconds": [1.0, 2.0], "bytes": [100, 200]} for run in RUNS[:2]]
-    for name, runs in (("forwards", RUNS), ("all", full)):
-        convergence_report.draw(runs, ["mezo", "spzo"], "title", tmp_path / f"{name}.png")
+    full = [{**run, "seconds": [1.0, 2.0], "bytes": [100, 200]} for run in RUNS[2:]]
+    for name, runs in (("forwards", RUNS[2:]), ("all", full)):
+        convergence_report.draw(runs, ["decomfl", "spzo"], "title", tmp_path / f"{name}.png")
     assert (tmp_path / "all.png").stat().st_size > (tmp_path / "forwards.png").stat().st_size
 
 
