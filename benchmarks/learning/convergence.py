@@ -241,10 +241,11 @@ def run_one(settings: dict[str, Any]) -> dict[str, Any]:
         summary = ran.summary
         spent = spent_by_round(ran.ledger, ran.fitted.split / settings["layers"])
         evaluated = [spent[index] for index in ran.evaluated_rounds()]
+        curve = ran.curve(lambda index: spent[index].forwards)
     return {
         **ran.start_and_end(),
         "forwards": round(spent[max(spent)].forwards, 1),
-        "curve": ran.curve(lambda index: spent[index].forwards),
+        "curve": curve,
         "seconds": [round(at.seconds, 2) for at in evaluated],
         "bytes": [at.bytes_moved for at in evaluated],
         "bytes_up_per_device_round": round(summary["bytes_up_per_device_round"]),
