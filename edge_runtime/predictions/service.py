@@ -12,6 +12,7 @@ from edge_runtime.data.corrections import LONGEST_CHARACTERS, add_corrections, c
 from edge_runtime.errors import ConfigError, DataError, wall
 from edge_runtime.predictions.limits import MinuteLimit
 from edge_runtime.predictions.loaded import ModelInUse
+from edge_runtime.protocol.predictions import MOST_TEXTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from edge_runtime.predictions.rules import PredictRules
     from edge_runtime.store.store import Store
 
-MOST_TEXTS = 64
-"""Texts, or corrections, in one request."""
 DEFAULT_NEW_TOKENS = 16
 Text = Annotated[str, msgspec.Meta(max_length=LONGEST_CHARACTERS)]
 

@@ -1,4 +1,4 @@
-"""``/devices``: look at, tag and forget devices."""
+"""``/devices``: look at, ask, tag and forget devices."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from server.queue.operations import Operations
 
+LONGEST_PATIENCE_S = 600.0
+Patience = Annotated[float, Parameter(gt=0, le=LONGEST_PATIENCE_S)]
 Lines = Annotated[int, Parameter(ge=0, le=MOST_LINES)]
 FollowSeconds = Annotated[float, Parameter(ge=0, le=LONGEST_FOLLOW_S)]
 
@@ -52,6 +54,11 @@ def device_routes(operations: Operations) -> list[HTTPRouteHandler]:
             ],
         )
 
+    @post("/devices/{name:str}/predict", status_code=200)
+    async def predict(name: str, data: dict[str, Any], patience_s: Patience = 60.0) -> dict[str, Any]:
+        """Ask a device's model; the body and the answer are those of POST /predict of the device's own endpoint."""
+        return await operations.predictions.predict(name, data, patience_s)
+
     @put("/devices/{name:str}/tags/{tag:str}", status_code=200, sync_to_thread=True)
     def tag(name: str, tag: str, asker: Asker) -> dict[str, Any]:
         """Give a device a tag."""
@@ -70,4 +77,4 @@ def device_routes(operations: Operations) -> list[HTTPRouteHandler]:
         operations.forget(name, asker)
         return {"device": name, "state": "forgotten"}
 
-    return [devices, ask_for_log, log, tag, untag, forget]
+    return [devices, ask_for_log, log, predict, tag, untag, forget]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx
 
 from edge_runtime.errors import ConfigError, CoveyError, NetworkError
-from server.errors import JobError
+from server.errors import error_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,7 +58,12 @@ class Client:
         return self.ask("GET", path, query=query)
 
     def ask(
-        self, method: str, path: str, body: dict[str, Any] | None = None, query: dict[str, str | int] | None = None
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        query: dict[str, str | int] | None = None,
+        more_s: float = 0.0,
     ) -> dict[str, Any]:
         """Send a request and return its answer.
 
@@ -67,13 +72,15 @@ class Client:
             path: path after the API's prefix.
             body: is sent as JSON; None: nothing.
             query: the query's parameters.
+            more_s: seconds that the answer may take beyond the usual time.
 
         Raises:
             NoServerError: no server answers.
             CoveyError: the server refuses it; its class is that of the server's error.
         """
         with self._reaching():
-            response = self._http.request(method, PREFIX + path, json=body, params=query)
+            timeout = httpx.Timeout(_ANSWER_S + more_s, connect=_CONNECT_S)
+            response = self._http.request(method, PREFIX + path, json=body, params=query, timeout=timeout)
         if response.is_error:
             raise _refusal(response.status_code, response.content)
         answer: dict[str, Any] = response.json()
@@ -139,9 +146,7 @@ def _refusal(status: int, content: bytes) -> CoveyError:
         what, hint, code = str(problem["error"]), str(problem["hint"]), int(problem["exit_code"])
     except (ValueError, KeyError, TypeError):
         return NetworkError(f"the server answers {status}, and not as Covey's API does", "check the address")
-    kinds: list[type[CoveyError]] = [*CoveyError.__subclasses__(), JobError]
-    families = {kind.exit_code: kind for kind in kinds}
-    return families.get(code, CoveyError)(what, hint)
+    return error_of(code, what, hint)
 
 
 def token_from(path: Path | None) -> str | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from edge_runtime import output
 from edge_runtime.errors import ConfigError, NetworkError
 from edge_runtime.protocol.side_messages import MOST_LINES
+from server.commands.device_predict import add_device_predict
 from server.commands.installed import needs_server
 from server.commands.reaching import add_reaching, ask, look, open_client
 from server.commands.stopping import stop_on_signals
@@ -77,6 +78,7 @@ def add_device_commands(commands: Commands[argparse.ArgumentParser]) -> None:
         add_reaching(parser)
         output.add_format(parser)
         parser.set_defaults(run=needs_server(run))
+    add_device_predict(device)
 
 
 def _list(args: argparse.Namespace) -> int:
