@@ -93,7 +93,8 @@ class PredictRequests:
 
     def _answer(self, request: Predict) -> None:
         try:
-            body = json.dumps(self._service.predict(read_ask(request.body))).encode()
+            found = self._service.predict(read_ask(request.body))
+            body = json.dumps(found, ensure_ascii=False).encode("utf-8", "surrogatepass")
             if len(body) > MOST_ANSWER_BYTES:
                 what = f"the answer has {len(body)} bytes, {MOST_ANSWER_BYTES} fit into a message"
                 raise DataError(what, "ask for fewer texts at once, or for shorter ones")  # noqa: TRY301 one way out

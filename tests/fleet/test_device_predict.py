@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.folder import Bundle
 
 TEXTS = ("a good film", "so long", "ünïcode 🎬")
-SECRET = "a text that only its asker knows"
+PRIVATE = "a text that only its asker knows"
 
 
 @pytest.fixture
@@ -66,8 +66,8 @@ def test_the_answer_is_that_of_the_device_and_no_text_is_logged(fleet: TrustedFl
     device, *_ = [fleet.start(name) for name in ("a", "off", "new")]
     online(fleet, "a", "off", "new")
 
-    answer = fleet.covey("device", "predict", "a", *TEXTS, SECRET)
-    expected = of_the_device(config, *TEXTS, SECRET)
+    answer = fleet.covey("device", "predict", "a", *TEXTS, PRIVATE)
+    expected = of_the_device(config, *TEXTS, PRIVATE)
     assert answer["predictions"] == expected["predictions"]
     assert answer["bundle_sha256"] == expected["bundle_sha256"] == tiny_bundle.sha256
     assert answer["adapter_sha256"] is not None
@@ -76,13 +76,13 @@ def test_the_answer_is_that_of_the_device_and_no_text_is_logged(fleet: TrustedFl
         said = fleet.covey("device", "predict", *arguments, code=code)
         return f"{said['error']}; {said['hint']}"
 
-    assert "answer_server = true" in refused(3, "off", SECRET)
-    assert "no device nobody" in refused(3, "nobody", SECRET)
-    assert "new: this device has no adapter yet" in refused(3, "new", SECRET)
-    assert "--timeout" in refused(3, "a", SECRET, "--timeout", "0")
+    assert "answer_server = true" in refused(3, "off", PRIVATE)
+    assert "no device nobody" in refused(3, "nobody", PRIVATE)
+    assert "new: this device has no adapter yet" in refused(3, "new", PRIVATE)
+    assert "--timeout" in refused(3, "a", PRIVATE, "--timeout", "0")
     assert "fit into a message" in refused(4, "a", "x" * 100_001)
-    assert "65 new tokens are asked for" in refused(4, "a", SECRET, "--max-new-tokens", "65")
-    assert "unknown field" in _answer_of_api(fleet, {"text": SECRET, "colour": "red"})["error"]
+    assert "65 new tokens are asked for" in refused(4, "a", PRIVATE, "--max-new-tokens", "65")
+    assert "unknown field" in _answer_of_api(fleet, {"text": PRIVATE, "colour": "red"})["error"]
 
     # Nobody but the server may ask: the broker drops what another member publishes there, and the device believes none.
     own = fleet.tls_files("off")
@@ -95,11 +95,11 @@ def test_the_answer_is_that_of_the_device_and_no_text_is_logged(fleet: TrustedFl
     device.popen.terminate()
     assert device.popen.wait(120) == 0
     wait_for(lambda: fleet.states()["a"] == "offline", "a to be offline")
-    assert "a is not here: offline" in refused(7, "a", SECRET)
+    assert "a is not here: offline" in refused(7, "a", PRIVATE)
     for process in fleet.processes:
-        assert SECRET not in process.stderr.read_text() + process.stdout.read_text()
+        assert PRIVATE not in process.stderr.read_text() + process.stdout.read_text()
     for kept in config.with_name("covey-state").glob("*log*"):
-        assert SECRET.encode() not in kept.read_bytes()
+        assert PRIVATE.encode() not in kept.read_bytes()
 
 
 def _answer_of_api(fleet: TrustedFleet, body: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +132,9 @@ def test_a_cut_connection_delays_the_answer_and_a_silent_one_ends_with_an_error(
 
         with ThreadPoolExecutor(1) as pool:
             vanished = relay.vanished_bytes
-            later = pool.submit(fleet.covey, "device", "predict", "a", "a good film", "long " * 1000, "--timeout", "300")
+            later = pool.submit(
+                fleet.covey, "device", "predict", "a", "a good film", "long " * 1000, "--timeout", "300"
+            )
             wait_for(lambda: relay.vanished_bytes > vanished + 5000, "the request to vanish")
             relay.speak()
             relay.cut()
