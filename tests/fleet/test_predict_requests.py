@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import queue
 import threading
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 from bench import Bench, bench_of
-from fleets import wait_for
+from fleets import wait_for, write_job
 from hypothesis import given
 from hypothesis import strategies as st
 from predicting import leave_model
@@ -22,6 +24,8 @@ from edge_runtime.agent.agent import Agent
 from edge_runtime.agent.predict_requests import MOST_WAITING, REFUSALS_PER_MINUTE, PredictRequests
 from edge_runtime.engines.choose import Engines
 from edge_runtime.errors import NetworkError, ProtocolError
+from edge_runtime.network.address import parse_broker
+from edge_runtime.network.mqtt import MqttTransport
 from edge_runtime.network.transport import Message
 from edge_runtime.predictions.rules import PredictRules
 from edge_runtime.predictions.service import Ask, PredictionService
@@ -29,7 +33,7 @@ from edge_runtime.protocol.messages import decode_message, encode_message
 from edge_runtime.protocol.predictions import MOST_ANSWER_BYTES, Predict, Predicted
 from edge_runtime.protocol.presence import Birth, Hello
 from edge_runtime.protocol.signed import SERVER
-from edge_runtime.protocol.topics import hello_topic
+from edge_runtime.protocol.topics import hello_topic, topic_for
 from edge_runtime.signing.signer import Signer
 from edge_runtime.signing.verifier import Reason
 from server.fleet.predict_requests import MOST_WAITING as MOST_ASKED
@@ -38,6 +42,8 @@ from server.fleet.predict_requests import PredictRequests as Asker
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from fleets import Fleet
 
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.network.in_process import InProcessTransport
@@ -293,3 +299,27 @@ def test_requests_that_wait_are_bounded_and_may_be_dropped(bench: Bench) -> None
         asker.ask("pi", b"{}", 10.0)
     asker.drop(waiting[0])
     asker.ask("pi", b"{}", 10.0)
+
+
+# -- processes ------------------------------------------------------------------------------------------------------
+
+
+def test_a_flood_over_the_broker_changes_no_bit_of_the_rounds(fleet: Fleet) -> None:
+    server = fleet.serve(write_job(fleet.root, rounds=3, steps=8, min_reports=2))
+    plain = fleet.device("a", 1)
+    asked = fleet.device("b", 2, predict={"answer_server": True, "texts_per_minute": 1_000_000})
+    wait_for(lambda: "begins: Covey" in asked.stderr.read_text(), "device b")
+    stranger = MqttTransport(parse_broker(f"mqtt://127.0.0.1:{fleet.port}"), "stranger")
+    stranger.subscribe(topic_for("default", "b", "predicted"))
+    codes: Counter[int] = Counter()
+    numbers = itertools.count()
+    while asked.popen.poll() is None:
+        for number in itertools.islice(numbers, 20):
+            stranger.publish(topic_for("default", "b", "predict"), encode_message(request(number)))
+        while (event := stranger.receive(0.05)) is not None:
+            if isinstance(event, Message):
+                codes[decode_message(event.payload, Predicted).code] += 1
+    stranger.close()
+    assert {process.result()["adapter_sha256"] for process in (plain, asked)} == {server.result()["adapter_sha256"]}
+    assert codes[0] > 0, codes
+    assert PRIVATE not in asked.stderr.read_text()
