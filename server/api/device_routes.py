@@ -11,9 +11,12 @@ from litestar.params import Parameter
 from edge_runtime.protocol.side_messages import LONGEST_FOLLOW_S, MOST_LINES
 from server.api.schema import DeviceList, DeviceLog, DeviceStatus, LogLineSeen
 from server.storage.audit_records import Asker  # noqa: TC001 Litestar reads the handlers' types
+from server.views.device import device_shown
 from server.views.summary import device_list
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from litestar.handlers import HTTPRouteHandler
 
     from server.queue.operations import Operations
@@ -24,17 +27,24 @@ Lines = Annotated[int, Parameter(ge=0, le=MOST_LINES)]
 FollowSeconds = Annotated[float, Parameter(ge=0, le=LONGEST_FOLLOW_S)]
 
 
-def device_routes(operations: Operations) -> list[HTTPRouteHandler]:
+def device_routes(operations: Operations, refused: Callable[[], Mapping[str, int]]) -> list[HTTPRouteHandler]:
     """Return the routes.
 
     Args:
         operations: does what is asked.
+        refused: returns how many messages were refused since the start, by ``DEVICE: REASON``.
     """
 
     @get("/devices", sync_to_thread=True)
     def devices() -> DeviceList:
         """List all devices that ever announced themselves."""
         return DeviceList([msgspec.convert(device, DeviceStatus) for device in device_list(operations.ledger)])
+
+    @get("/devices/{name:str}", sync_to_thread=True)
+    def show(name: str) -> dict[str, Any]:
+        """Show all that is known of a device: board, arms, rounds, profile, certificates, releases, refusals."""
+        shown: dict[str, Any] = msgspec.to_builtins(device_shown(operations.ledger, operations.fleet, name, refused()))
+        return shown
 
     @post("/devices/{name:str}/logs", status_code=202, sync_to_thread=True)
     def ask_for_log(name: str, lines: Lines = 200, follow_s: FollowSeconds = 0.0) -> dict[str, Any]:
@@ -77,4 +87,4 @@ def device_routes(operations: Operations) -> list[HTTPRouteHandler]:
         operations.forget(name, asker)
         return {"device": name, "state": "forgotten"}
 
-    return [devices, ask_for_log, log, predict, tag, untag, forget]
+    return [devices, show, ask_for_log, log, predict, tag, untag, forget]
