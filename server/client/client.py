@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PREFIX = "/api/v1"
+KEEP_ALIVE_S = 10.0
+"""Seconds without an event after which the server writes a comment line, so that its reader knows that it is there."""
+SILENCE_S = 3.5 * KEEP_ALIVE_S
+"""Seconds without a byte after which the reader of events takes the connection for lost."""
 _CONNECT_S = 10.0
 _ANSWER_S = 120.0
 """Seconds that an answer may take: the server does what is asked between two steps of its jobs."""
@@ -33,11 +37,18 @@ class Client:
         base: its address, ``http://host:port``; with a socket, of no meaning.
         socket_path: the socket of a server on this machine; None: over TCP.
         token: what a server on TCP asks for.
+        silence_s: seconds without a byte after which events end.
     """
 
     def __init__(
-        self, base: str = "http://covey", *, socket_path: Path | None = None, token: str | None = None
+        self,
+        base: str = "http://covey",
+        *,
+        socket_path: Path | None = None,
+        token: str | None = None,
+        silence_s: float = SILENCE_S,
     ) -> None:
+        self._silence_s = silence_s
         self._place = base if socket_path is None else str(socket_path)
         self._is_local = socket_path is not None
         transport = httpx.HTTPTransport(uds=None if socket_path is None else str(socket_path))
@@ -107,10 +118,11 @@ class Client:
             after: events up to this number are left out; 0: from the oldest that the server has kept.
 
         Raises:
-            NoServerError: no server answers, or it has ended.
+            NoServerError: no server answers, it has ended, or nothing has come from it for SILENCE_S.
             NoSuchJobError: there is no such job.
         """
-        timeout, path = httpx.Timeout(None, connect=_CONNECT_S), f"{PREFIX}/jobs/{job}/events"
+        timeout = httpx.Timeout(_ANSWER_S, connect=_CONNECT_S, read=self._silence_s)
+        path = f"{PREFIX}/jobs/{job}/events"
         stream = self._http.stream("GET", path, params={"after": after}, timeout=timeout)
         with self._reaching(), stream as response:
             if response.is_error:
@@ -129,6 +141,9 @@ class Client:
     def _reaching(self) -> Iterator[None]:
         try:
             yield
+        except httpx.ReadTimeout as error:
+            what = f"nothing came from the server at {self._place} in time"
+            raise NoServerError(what, "check the network between here and there; the server may be busy") from error
         except httpx.HTTPError as error:
             cause = str(error) or type(error).__name__
             hint = (
