@@ -15,7 +15,7 @@ MOST_REQUEST_BYTES = 100_000
 """Bytes of the body of a request."""
 MOST_ANSWER_BYTES = 128_000
 """Bytes of the body of an answer, which repeats the texts."""
-LONGEST_PATIENCE_S = 3600.0
+LONGEST_PATIENCE_S = 600.0
 
 RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 

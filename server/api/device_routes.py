@@ -8,6 +8,7 @@ import msgspec
 from litestar import delete, get, post, put
 from litestar.params import Parameter
 
+from edge_runtime.protocol.predictions import LONGEST_PATIENCE_S
 from edge_runtime.protocol.side_messages import LONGEST_FOLLOW_S, MOST_LINES
 from server.api.schema import DeviceList, DeviceLog, DeviceStatus, LogLineSeen
 from server.storage.audit_records import Asker  # noqa: TC001 Litestar reads the handlers' types
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from server.queue.operations import Operations
 
-LONGEST_PATIENCE_S = 600.0
 Patience = Annotated[float, Parameter(gt=0, le=LONGEST_PATIENCE_S)]
 Lines = Annotated[int, Parameter(ge=0, le=MOST_LINES)]
 FollowSeconds = Annotated[float, Parameter(ge=0, le=LONGEST_FOLLOW_S)]
@@ -34,7 +34,10 @@ def device_routes(operations: Operations, refused: Callable[[], Mapping[str, int
         operations: does what is asked.
         refused: returns how many messages were refused since the start, by ``DEVICE: REASON``.
     """
+    return [*_looking(operations, refused), *_asking(operations), *_changing(operations)]
 
+
+def _looking(operations: Operations, refused: Callable[[], Mapping[str, int]]) -> list[HTTPRouteHandler]:
     @get("/devices", sync_to_thread=True)
     def devices() -> DeviceList:
         """List all devices that ever announced themselves."""
@@ -46,6 +49,10 @@ def device_routes(operations: Operations, refused: Callable[[], Mapping[str, int
         shown: dict[str, Any] = msgspec.to_builtins(device_shown(operations.ledger, operations.fleet, name, refused()))
         return shown
 
+    return [devices, show]
+
+
+def _asking(operations: Operations) -> list[HTTPRouteHandler]:
     @post("/devices/{name:str}/logs", status_code=202, sync_to_thread=True)
     def ask_for_log(name: str, lines: Lines = 200, follow_s: FollowSeconds = 0.0) -> dict[str, Any]:
         """Ask a device for its last lines and, for some seconds, for new ones; GET returns what has arrived."""
@@ -69,6 +76,10 @@ def device_routes(operations: Operations, refused: Callable[[], Mapping[str, int
         """Ask a device's model; the body and the answer are those of POST /predict of the device's own endpoint."""
         return await operations.predictions.predict(name, data, patience_s)
 
+    return [ask_for_log, log, predict]
+
+
+def _changing(operations: Operations) -> list[HTTPRouteHandler]:
     @put("/devices/{name:str}/tags/{tag:str}", status_code=200, sync_to_thread=True)
     def tag(name: str, tag: str, asker: Asker) -> dict[str, Any]:
         """Give a device a tag."""
@@ -87,4 +98,4 @@ def device_routes(operations: Operations, refused: Callable[[], Mapping[str, int
         operations.forget(name, asker)
         return {"device": name, "state": "forgotten"}
 
-    return [devices, show, ask_for_log, log, predict, tag, untag, forget]
+    return [tag, untag, forget]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_runtime import output
 from edge_runtime.errors import ConfigError, DataError, wall
-from edge_runtime.protocol.predictions import MOST_REQUEST_BYTES, MOST_TEXTS
+from edge_runtime.protocol.predictions import LONGEST_PATIENCE_S, MOST_REQUEST_BYTES, MOST_TEXTS
 from server.commands.installed import needs_server
 from server.commands.reaching import add_reaching, open_client
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from server.commands.shared_options import Commands
 
 _TIMEOUT_S = 60.0
-_LONGEST_TIMEOUT_S = 600.0
 _ANSWER_BYTES = MOST_REQUEST_BYTES // 2
 """Bytes of texts in one request: the answer repeats them."""
 
@@ -52,8 +51,8 @@ def _predict(args: argparse.Namespace) -> int:
     beside its training, after the step at work. More than 64 texts are sent one request after another, and each answer
     is printed as it comes.
     """
-    if not 0 < args.timeout <= _LONGEST_TIMEOUT_S:
-        raise ConfigError(f"--timeout {args.timeout:g} is not between 0 and {_LONGEST_TIMEOUT_S:g}", "in seconds")
+    if not 0 < args.timeout <= LONGEST_PATIENCE_S:
+        raise ConfigError(f"--timeout {args.timeout:g} is not between 0 and {LONGEST_PATIENCE_S:g}", "in seconds")
     path = f"/devices/{args.device}/predict?patience_s={args.timeout:g}"
     wanted = {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
     with open_client(args) as client:
