@@ -35,10 +35,13 @@ class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         text: one text or several; causal-lm: prompts.
         max_new_tokens: causal-lm: largest number of new tokens; None: DEFAULT_NEW_TOKENS, or fewer where the device
             allows fewer.
+        chat: causal-lm: each text is a message of a user, or ``{"messages": [{"role": …, "content": …}]}``, and what is
+            continued is what the model's chat template makes of it. None: the texts are continued as they are.
     """
 
     text: Text | Annotated[list[Text], msgspec.Meta(min_length=1, max_length=MOST_TEXTS)]
     max_new_tokens: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None
+    chat: bool | None = None
 
     @property
     def texts(self) -> list[str]:
@@ -103,7 +106,7 @@ class PredictionService:
 
         Raises:
             TooManyError: see MinuteLimit.take.
-            DataError: it wants more new tokens than this device allows, or a text cannot be encoded.
+            DataError: it wants more new tokens than this device allows, or a text cannot be encoded; or see rendered.
             CoveyError: see ModelInUse.get and Model.predict.
         """
         most = self._rules.max_new_tokens
@@ -116,7 +119,8 @@ class PredictionService:
         self._texts.take(len(ask.texts))
         with self._lock:
             model = self._models.get()
-            found = model.predict(ask.texts, wanted)
+            texts = model.rendered(ask.texts) if ask.chat else ask.texts
+            found = model.predict(texts, wanted, is_rendered=bool(ask.chat))
         return {**model.version(), "predictions": found}
 
     def correct(self, records: Sequence[dict[str, Any]]) -> Added:

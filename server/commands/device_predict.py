@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from server.commands.shared_options import Commands
 
 _TIMEOUT_S = 60.0
+_SETTINGS = ("max_new_tokens", "chat")
+"""Of a request; what is not given is left out, so that a device which does not know it answers."""
 _ANSWER_BYTES = MOST_REQUEST_BYTES // 2
 """Bytes of texts in one request: the answer repeats them."""
 
@@ -30,6 +32,12 @@ def add_device_predict(commands: Commands[argparse.ArgumentParser]) -> None:
         "text", nargs="+", help="texts to classify; causal-lm: prompts to continue; -: one a line on standard input"
     )
     predict.add_argument("--max-new-tokens", type=int, help="causal-lm: largest number of new tokens (default: 16)")
+    predict.add_argument(
+        "--chat",
+        action="store_true",
+        default=None,
+        help='causal-lm: each text is a message of a user, or {"messages": [{"role": …, "content": …}]}',
+    )
     predict.add_argument(
         "--timeout",
         type=float,
@@ -54,11 +62,11 @@ def _predict(args: argparse.Namespace) -> int:
     if not 0 < args.timeout <= LONGEST_PATIENCE_S:
         raise ConfigError(f"--timeout {args.timeout:g} is not between 0 and {LONGEST_PATIENCE_S:g}", "in seconds")
     path = f"/devices/{args.device}/predict?patience_s={args.timeout:g}"
-    wanted = {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
+    wanted = {name: value for name in _SETTINGS if (value := getattr(args, name)) is not None}
     with open_client(args) as client:
         for texts in _batches(_texts(args.text)):
             answer = client.ask("POST", path, {"text": texts, **wanted}, more_s=args.timeout)
-            output.emit(args, {"device": args.device, **answer}, "\n".join(map(_line, answer["predictions"])))
+            output.emit(args, {"device": args.device, **answer}, _text(answer["predictions"], chat=args.chat))
     return 0
 
 
@@ -92,9 +100,14 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
     yield batch
 
 
-def _line(prediction: dict[str, Any]) -> str:
-    """Return a prediction as covey-edge predict prints it."""
+def _text(predictions: Sequence[dict[str, Any]], *, chat: bool | None) -> str:
+    """Return predictions as covey-edge predict prints them."""
+    return "\n".join(_line(prediction, chat=chat) for prediction in predictions)
+
+
+def _line(prediction: dict[str, Any], *, chat: bool | None) -> str:
     if "completion" in prediction:
-        return f"{prediction['prompt']}{prediction['completion']}"
+        prompt = "" if chat else prediction["prompt"]
+        return f"{prompt}{prediction['completion']}"
     label = prediction["label"]
     return f"{label}\t{prediction['probabilities'][label]:.3f}\t{prediction['text']}"

@@ -5,6 +5,7 @@
 const PLOT_HEIGHT = 210;
 const REFRESH_MS = 400;
 const SILENCE_MS = 40000; // after so long without an event the connection may be gone without a word: a new one is made
+const ANSWER_MS = 15000;
 const REST = 4; // between two requests, at least this many times what the last one took: a watcher must not load a server
 const plots = new Map();
 
@@ -75,7 +76,7 @@ function follow(url) {
     try {
       const answer = await fetch(location.href, {
         headers: { accept: "text/html" },
-        signal: AbortSignal.timeout(SILENCE_MS),
+        signal: AbortSignal.timeout(ANSWER_MS), // a browser may ask over a connection that is gone without a word
       });
       if (!answer.ok) throw new Error(`the server answers ${answer.status}`);
       take(new DOMParser().parseFromString(await answer.text(), "text/html"));
