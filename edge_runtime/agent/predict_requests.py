@@ -94,7 +94,7 @@ class PredictRequests:
     def _answer(self, request: Predict) -> None:
         try:
             found = self._service.predict(read_ask(request.body))
-            body = json.dumps(found, ensure_ascii=False).encode("utf-8", "surrogatepass")
+            body = json.dumps(found, ensure_ascii=False).encode()
             if len(body) > MOST_ANSWER_BYTES:
                 what = f"the answer has {len(body)} bytes, {MOST_ANSWER_BYTES} fit into a message"
                 raise DataError(what, "ask for fewer texts at once, or for shorter ones")  # noqa: TRY301 one way out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -74,11 +75,11 @@ def _texts(given: Sequence[str]) -> list[str]:
     """Return the texts of the command line, or of standard input.
 
     Raises:
-        DataError: standard input has none, or is no UTF-8.
+        DataError: standard input has none, or a text is no UTF-8.
     """
-    if list(given) != ["-"]:
-        return list(given)
-    with wall(lambda cause: DataError(f"standard input is no text in UTF-8: {cause}", "convert it: iconv -t UTF-8")):
+    with wall(lambda cause: DataError(f"a text is not in UTF-8: {cause}", "convert it: iconv -t UTF-8")):
+        if list(given) != ["-"]:
+            return [os.fsencode(text).decode() for text in given]
         lines = sys.stdin.buffer.read().decode("utf-8-sig").splitlines()
     texts = [line for line in lines if line.strip()]
     if not texts:
@@ -91,7 +92,7 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
     batch: list[str] = []
     size = 0
     for text in texts:
-        cost = len(text.encode("utf-8", "surrogatepass"))
+        cost = len(text.encode())
         if batch and (len(batch) == MOST_TEXTS or size + cost > _ANSWER_BYTES):
             yield batch
             batch, size = [], 0

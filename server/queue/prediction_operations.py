@@ -43,7 +43,7 @@ class PredictionOperations:
             DataError: the request is too large, or is none that the device understands.
             CoveyError: what else the device answers.
         """
-        body = json.dumps(asked, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        body = json.dumps(asked, ensure_ascii=False).encode()
         if len(body) > MOST_REQUEST_BYTES:
             raise DataError(
                 f"the request has {len(body)} bytes, {MOST_REQUEST_BYTES} fit into a message", "ask for fewer texts"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -81,8 +82,12 @@ def test_the_answer_is_that_of_the_device_and_no_text_is_logged(fleet: TrustedFl
     assert "new: this device has no adapter yet" in refused(3, "new", PRIVATE)
     assert "--timeout" in refused(3, "a", PRIVATE, "--timeout", "0")
     assert "fit into a message" in refused(4, "a", "x" * 100_001)
+    assert "not in UTF-8" in refused(4, "a", os.fsdecode(b"half \xc3"))
     assert "65 new tokens are asked for" in refused(4, "a", PRIVATE, "--max-new-tokens", "65")
     assert "unknown field" in _answer_of_api(fleet, {"text": PRIVATE, "colour": "red"})["error"]
+    assert "body is no JSON" in _answer_of_api(fleet, {"text": "half \ud83c"})["error"]
+    many = fleet.lines("device", "predict", "a", *[f"film {number}" for number in range(65)])
+    assert [len(line["predictions"]) for line in many] == [64, 1]
 
     # Nobody but the server may ask: the broker drops what another member publishes there, and the device believes none.
     own = fleet.tls_files("off")
@@ -109,7 +114,9 @@ def _answer_of_api(fleet: TrustedFleet, body: dict[str, Any]) -> dict[str, Any]:
 
     transport = httpx.HTTPTransport(uds=str(socket_path(fleet.state_dir)))
     with httpx.Client(base_url="http://covey", transport=transport, timeout=300) as client:
-        answer: dict[str, Any] = client.post("/api/v1/devices/a/predict", json=body).json()
+        answer: dict[str, Any] = client.post(
+            "/api/v1/devices/a/predict", content=json.dumps(body), headers={"content-type": "application/json"}
+        ).json()
     return answer
 
 
