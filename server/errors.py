@@ -1,14 +1,15 @@
 """Errors of the server, beside those that it shares with the device (edge_runtime.errors).
 
 CoveyError
-└── JobError    exit code 11   a job that cannot start or continue, or does not exist; so RolloutError for rollouts
+├── JobError       exit code 11   a job that cannot start or continue, or does not exist; so RolloutError for rollouts
+└── RemoteFaultError         70   a fault of Covey in another process, which has answered with it
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edge_runtime.errors import ConfigError, CoveyError
+from edge_runtime.errors import ConfigError, CoveyError, FaultError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,3 +66,16 @@ class NoSuchDeviceError(ConfigError):
 
     def __init__(self, fleet: str, name: str) -> None:
         super().__init__(f"fleet {fleet} has no device {name}", "see: covey device list")
+
+
+class RemoteFaultError(CoveyError):
+    """A fault of Covey in another process, which has said it in its answer."""
+
+    exit_code = FaultError.exit_code
+    subject = FaultError.subject
+
+
+def error_of(code: int, what: str, hint: str) -> CoveyError:
+    """Return the error that another process has answered, by its exit code."""
+    kinds: list[type[CoveyError]] = [*CoveyError.__subclasses__(), JobError, RemoteFaultError]
+    return {kind.exit_code: kind for kind in kinds}.get(code, CoveyError)(what, hint)

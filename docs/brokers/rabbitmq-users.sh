@@ -12,8 +12,8 @@ set -eu
 VHOST=covey
 PORT=${COVEY_MQTT_PORT:-8883}
 EXCHANGE=amq.topic
-WRITES='birth|state|profile|report|log|released|probe'
-READS='plan|report\.ack|log\.get|release|probe'
+WRITES='birth|state|profile|report|log|released|predicted|probe'
+READS='plan|report\.ack|log\.get|release|predict|probe'
 BESIDE='-check|-profile|-echo|-listen'       # the second connections of a device: doctor and profile
 
 revoke=false

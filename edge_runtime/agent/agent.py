@@ -24,6 +24,7 @@ from edge_runtime.agent.held_out import HeldOutWatch
 from edge_runtime.agent.inbox import Inbox, round_and_attempt
 from edge_runtime.agent.last_report import LastReport
 from edge_runtime.agent.log_sender import LogSender, NoLog
+from edge_runtime.agent.predict_requests import Answers, PredictRequests
 from edge_runtime.agent.readiness import Readiness
 from edge_runtime.agent.releases import Releases
 from edge_runtime.agent.too_old import skip_plan
@@ -106,7 +107,7 @@ class Agent:
     ) -> None:
         self._config, self._store, self._transport = config, store, transport
         self._machine = machine or this_machine(config.eligibility, store.root)
-        urgent = (hello_topic(config.fleet), self._topic("log/get"))
+        urgent = (hello_topic(config.fleet), self._topic("log/get"), self._topic("predict"))
         self._inbox = Inbox(transport, self._topic("plan"), urgent, self._handle_at_once)
         self._journal = JournalFile(store)
         self._deaths = DeathWatch(self._journal, self._machine.clock)
@@ -133,10 +134,19 @@ class Agent:
         self._logs = LogSender(
             config.name, boot_id, log or NoLog(), partial(transport.publish, self._topic("log")), clock
         )
+        self._takes = {self._topic("log/get"): lambda payload: self._logs.take(decode_message(payload, LogRequest))}
         _LOG.info("device %s of fleet %s begins: Covey %s, %s", config.name, config.fleet, __version__, config.engine)
         transport.subscribe(hello_topic(config.fleet))
         for kind in LISTENS:
             transport.subscribe(self._topic(kind))
+
+    def answer_with(self, service: Answers) -> None:
+        """Answer the server's requests for predictions from now on; see predict_requests.py."""
+        publish = partial(self._transport.publish, self._topic("predicted"))
+        self._takes[self._topic("predict")] = PredictRequests(
+            self._config.name, service, publish, self._machine.clock
+        ).take
+        self._transport.subscribe(self._topic("predict"))
 
     def _topic(self, kind: Kind) -> str:
         return topic_for(self._config.fleet, self._config.name, kind)
@@ -184,7 +194,7 @@ class Agent:
         return self._handle(message)
 
     def _handle_at_once(self, event: Event) -> None:
-        """Take in a new connection or the server's hello, and announce the device; answer a request for the log."""
+        """Take in a new connection or the server's hello, and announce the device; take requests that do not wait."""
         if isinstance(event, GivenUp):
             self._give_up(event)
             return
@@ -195,8 +205,8 @@ class Agent:
             return  # the server asks its broker whether it may publish (network/access.py)
         else:
             try:
-                if event.topic == self._topic("log/get"):
-                    self._logs.take(decode_message(event.payload, LogRequest))
+                if (take := self._takes.get(event.topic)) is not None:
+                    take(event.payload)
                     return
                 hello = decode_message(event.payload, Hello)
             except ProtocolError as error:

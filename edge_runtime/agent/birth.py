@@ -79,6 +79,7 @@ def make_birth(
         address=address,
         execution_providers=_not_usual(config.execution_providers),
         held_out=msgspec.UNSET if held_out is None else held_out,
+        predicts=config.predict.answer_server or msgspec.UNSET,
     )
 
 

@@ -20,7 +20,8 @@ _LOG = logging.getLogger(__name__)
 _READS: Sequence[Kind] = ("plan", "report/ack", "log/get", "release")
 _WRITES: Sequence[Kind] = ("birth", "state", "report", "log", "released")
 _LOG_KINDS: Sequence[Kind] = ("log/get", "log")
-_SPARED: Sequence[Kind] = (*_LOG_KINDS, "release", "released")
+_PREDICT_KINDS: Sequence[Kind] = ("predict", "predicted")
+_SPARED: Sequence[Kind] = (*_LOG_KINDS, *_PREDICT_KINDS, "release", "released")
 """What a device can work without."""
 
 
@@ -34,12 +35,13 @@ def device_access(config: EdgeConfig) -> Access:
     def topics(kinds: Sequence[Kind]) -> list[str]:
         return [topic_for(config.fleet, config.name, kind) for kind in kinds]
 
+    asked, answered = ([kind] if config.predict.answer_server else [] for kind in _PREDICT_KINDS)
     return check_access(
         parse_broker(config.broker),
         f"covey-{config.fleet}-{config.name}-check",
         config.tls,
-        reads=[hello_topic(config.fleet), *topics(_READS)],
-        writes=topics(_WRITES),
+        reads=[hello_topic(config.fleet), *topics((*_READS, *asked))],
+        writes=topics((*_WRITES, *answered)),
     )
 
 
@@ -65,5 +67,7 @@ def require_access(config: EdgeConfig) -> None:
             raise cause.error()
         if cause.finding.endswith(ends(_LOG_KINDS)):
             _LOG.warning("%s; without it nobody can read this device's log from afar", cause)
+        elif cause.finding.endswith(ends(_PREDICT_KINDS)):
+            _LOG.warning("%s; without it the server cannot ask this device for predictions", cause)
         else:
             _LOG.warning("%s; without it no new version can be rolled out to this device", cause)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edge_runtime.network.mqtt import MqttTransport
     from edge_runtime.network.transport import Will
     from edge_runtime.notify import Notifier
+    from edge_runtime.predictions.service import PredictionService
     from edge_runtime.signing.members import Member
     from edge_runtime.store.store import Store
     from edge_runtime.update.heartbeat import Heartbeat
@@ -86,7 +87,7 @@ def _serve(args: argparse.Namespace, heartbeat: Heartbeat, notifier: Notifier) -
     heartbeat.reach("started")
     notifier.ready(f"connecting to {config.broker.rpartition('@')[2]}")
     notifier.watch()
-    with _predictions(config, store), keeping_log(store.root) as log:
+    with _predictions(config, store) as service, keeping_log(store.root) as log:
         _say_outcome()
         heartbeat.reach("connecting")
         transport = _connect(config, args.config.absolute(), will if member is None else member.seal_will(will))
@@ -94,6 +95,8 @@ def _serve(args: argparse.Namespace, heartbeat: Heartbeat, notifier: Notifier) -
         signed = None if member is None else member.around(transport)
         agent = Agent(config, store, signed or transport, boot_id, machine=machine, log=log, contained=True)
         agent._releases.covey = _launcher(args.config.absolute())
+        if service is not None and config.predict.answer_server:
+            agent.answer_with(service)
         stop = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
         heartbeat.reach("serving")
@@ -161,30 +164,35 @@ def _require_parts(config: EdgeConfig) -> None:
 
 
 @contextlib.contextmanager
-def _predictions(config: EdgeConfig, store: Store) -> Iterator[None]:
+def _predictions(config: EdgeConfig, store: Store) -> Iterator[PredictionService | None]:
     """Answer texts on this machine, with or without a connection to the fleet, if the owner wants it.
+
+    Yields what answers, for the server's requests too; None: the owner wants neither.
 
     Raises:
         ConfigError: it cannot listen there, or the token cannot be read.
     """
     rules = config.predict
-    if rules.listen is None:
-        yield
+    if rules.listen is None and not rules.answer_server:
+        yield None
         return
     from edge_runtime.device.memory import free_bytes
     from edge_runtime.engines.choose import Engines
-    from edge_runtime.predictions.http_server import Endpoint
+    from edge_runtime.predictions.http_server import PATIENCE_S, Endpoint
     from edge_runtime.predictions.rules import read_token
     from edge_runtime.predictions.service import PredictionService
 
     token = None if rules.token_file is None else read_token(Path(rules.token_file))
     engines = Engines(config.engine, config.threads, config.execution_providers)
     service = PredictionService(store, config.data, engines, rules, free_bytes, time.monotonic)
-    endpoint = Endpoint(rules.listen, service, token)
+    endpoint = None if rules.listen is None else Endpoint(rules.listen, service, token)
     try:
-        yield
+        yield service
     finally:
-        endpoint.close()
+        if endpoint is None:
+            service.stop(PATIENCE_S)
+        else:
+            endpoint.close()
 
 
 def _launcher(config: Path) -> LauncherSlots | None:

@@ -102,7 +102,7 @@ def read_chat_template(bundle: Bundle) -> ChatTemplate:
     listed = {entry.path for entry in bundle.manifest.files}
     name, config = str(folder / TEMPLATE_FILE), str(folder / _CONFIG_FILE)
     if name not in listed:
-        raise ConfigError(_MISSING, "leave out --chat, and give the text that the model shall continue")
+        raise ConfigError(_MISSING, "leave out chat, and give the text that the model shall continue")
     if config not in listed:
         raise BundleError(f"the bundle has {name} and no {config}", _AGAIN)
     for path in (name, config):

@@ -25,7 +25,7 @@ MOST_CONNECTIONS = 16
 LONGEST_ARRIVAL_S = 30.0
 """Seconds that a request may take to arrive."""
 _LOOK_S = 0.5
-_PATIENCE_S = 10.0
+PATIENCE_S = 10.0
 """Seconds that the prediction at work has to end when the device stops."""
 _BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\nRetry-After: 1\r\n\r\n"
@@ -182,4 +182,4 @@ class Endpoint:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
-        self._server.service.stop(_PATIENCE_S)
+        self._server.service.stop(PATIENCE_S)

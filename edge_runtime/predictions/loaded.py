@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from edge_runtime.bundle.manifest import CAUSAL_LM
 from edge_runtime.bundle.memory_need import predict_bytes
+from edge_runtime.data.chat import read_chat_template, read_conversation
 from edge_runtime.data.examples import Completion
 from edge_runtime.data.tokens import CompletionEncoder, TextEncoder
 from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.predict import BATCH_SIZE, classify, complete
-from edge_runtime.errors import CoveyError, TrainingError
+from edge_runtime.errors import CoveyError, DataError, TrainingError
 from edge_runtime.store.model import model_parameters, named_model, open_model_bundle
 
 if TYPE_CHECKING:
@@ -81,15 +82,32 @@ class Model:
             "personal_sha256": self.named.personal_sha256,
         }
 
-    def predict(self, texts: Sequence[str], max_new_tokens: int) -> list[dict[str, Any]]:
+    def rendered(self, texts: Sequence[str]) -> list[str]:
+        """Return each conversation as the text to continue, written by the bundle's chat template.
+
+        Raises:
+            DataError: the model classifies; or see read_conversation and ChatTemplate.render.
+            ConfigError: the bundle's model has no chat template.
+        """
+        if not self.is_causal:
+            raise DataError("chat is asked for, and this device's model classifies texts", "leave it out")
+        template = read_chat_template(self.loaded.bundle)
+        return [template.render(read_conversation(text)) for text in texts]
+
+    def predict(self, texts: Sequence[str], max_new_tokens: int, *, is_rendered: bool = False) -> list[dict[str, Any]]:
         """Classify texts, or continue prompts; returns what ``covey-edge predict --format json`` prints of each.
+
+        Args:
+            texts: the texts.
+            max_new_tokens: of each prompt.
+            is_rendered: see engines.predict.complete.
 
         Raises:
             CoveyError: see engines.predict.
         """
         loaded = self.loaded
         if loaded.texts is None:
-            made = complete(loaded.bundle, self.theta, texts, max_new_tokens, loaded.engines)
+            made = complete(loaded.bundle, self.theta, texts, max_new_tokens, loaded.engines, is_rendered=is_rendered)
             return [{"prompt": one.prompt, "completion": one.completion} for one in made]
         predictor, task = loaded.engines.make_predictor(loaded.bundle), loaded.bundle.manifest.task
         found = classify(task, loaded.texts, predictor, self.theta, texts)

@@ -27,7 +27,8 @@ class PredictRules(Strict, frozen=True):
         allow_remote: whether ``listen`` may be an address that other machines reach; it needs a token.
         token_file: a file with the token that every request must bring, readable by its owner alone; relative to the
             configuration file. None: none is asked for.
-        texts_per_minute: texts that are answered.
+        answer_server: whether the server of the fleet may ask too, over MQTT; see agent/predict_requests.py.
+        texts_per_minute: texts that are answered, whoever asks.
         feedback_per_minute: corrections that are taken.
         max_new_tokens: causal-lm: largest number of new tokens that a request can ask for.
     """
@@ -35,6 +36,7 @@ class PredictRules(Strict, frozen=True):
     listen: str | None = None
     allow_remote: bool = False
     token_file: str | None = None
+    answer_server: bool = False
     texts_per_minute: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 600
     feedback_per_minute: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 60
     max_new_tokens: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 64

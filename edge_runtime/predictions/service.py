@@ -12,6 +12,7 @@ from edge_runtime.data.corrections import LONGEST_CHARACTERS, add_corrections, c
 from edge_runtime.errors import ConfigError, DataError, wall
 from edge_runtime.predictions.limits import MinuteLimit
 from edge_runtime.predictions.loaded import ModelInUse
+from edge_runtime.protocol.predictions import MOST_TEXTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from edge_runtime.predictions.rules import PredictRules
     from edge_runtime.store.store import Store
 
-MOST_TEXTS = 64
-"""Texts, or corrections, in one request."""
 DEFAULT_NEW_TOKENS = 16
 Text = Annotated[str, msgspec.Meta(max_length=LONGEST_CHARACTERS)]
 
@@ -36,10 +35,13 @@ class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         text: one text or several; causal-lm: prompts.
         max_new_tokens: causal-lm: largest number of new tokens; None: DEFAULT_NEW_TOKENS, or fewer where the device
             allows fewer.
+        chat: causal-lm: each text is a message of a user, or ``{"messages": [{"role": …, "content": …}]}``, and what is
+            continued is what the model's chat template makes of it. None: the texts are continued as they are.
     """
 
     text: Text | Annotated[list[Text], msgspec.Meta(min_length=1, max_length=MOST_TEXTS)]
     max_new_tokens: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None
+    chat: bool | None = None
 
     @property
     def texts(self) -> list[str]:
@@ -104,7 +106,7 @@ class PredictionService:
 
         Raises:
             TooManyError: see MinuteLimit.take.
-            DataError: it wants more new tokens than this device allows, or a text cannot be encoded.
+            DataError: it wants more new tokens than this device allows, or a text cannot be encoded; or see rendered.
             CoveyError: see ModelInUse.get and Model.predict.
         """
         most = self._rules.max_new_tokens
@@ -117,7 +119,8 @@ class PredictionService:
         self._texts.take(len(ask.texts))
         with self._lock:
             model = self._models.get()
-            found = model.predict(ask.texts, wanted)
+            texts = model.rendered(ask.texts) if ask.chat else ask.texts
+            found = model.predict(texts, wanted, is_rendered=bool(ask.chat))
         return {**model.version(), "predictions": found}
 
     def correct(self, records: Sequence[dict[str, Any]]) -> Added:

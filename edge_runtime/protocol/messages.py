@@ -1,7 +1,8 @@
 """Encodes and decodes messages between the server and a device. MessagePack on the wire, MQTT 3.1.1 features only.
 
-The messages are in presence.py, plans.py, reports.py and side_messages.py. Each carries the protocol's version ``v``
-and its tag ``type``. Payloads stay under 128 KB; large data (bundles, adapters, long logs) goes over HTTP by sha256.
+The messages are in presence.py, plans.py, reports.py, predictions.py and side_messages.py. Each carries the protocol's
+version ``v`` and its tag ``type``. Payloads stay under 128 KB; large data (bundles, adapters, long logs) goes over HTTP
+by sha256.
 The tests hold golden encodings of these structs: a change that alters them needs a new version.
 """
 
@@ -15,6 +16,7 @@ from edge_runtime.errors import ProtocolError
 from edge_runtime.files.versioned import VersionedFormat
 from edge_runtime.protocol.message_base import ENVELOPE_BYTES, VERSION
 from edge_runtime.protocol.plans import Plan
+from edge_runtime.protocol.predictions import Predict, Predicted
 from edge_runtime.protocol.presence import Birth, DeviceState, Hello, ProfileMessage
 from edge_runtime.protocol.reports import DeviceReport, Report, ReportAck
 from edge_runtime.protocol.side_messages import LogLines, LogRequest, Release, Released, ServerPresent, TooOld
@@ -25,7 +27,7 @@ MAX_PAYLOAD_BYTES = 128 * 1024
 LARGEST_MESSAGE_BYTES = MAX_PAYLOAD_BYTES - ENVELOPE_BYTES
 """Bytes of a message without its envelope."""
 
-_SideMessage = LogRequest | LogLines | ServerPresent | Release | Released | TooOld
+_SideMessage = LogRequest | LogLines | ServerPresent | Release | Released | TooOld | Predict | Predicted
 AnyMessage = Hello | Birth | DeviceState | ProfileMessage | Plan | DeviceReport | ReportAck | _SideMessage
 
 MessageT = TypeVar("MessageT")

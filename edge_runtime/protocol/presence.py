@@ -56,6 +56,7 @@ class Birth(_Message, frozen=True, tag="birth", kw_only=True):
         address: of its machine on the connection to the broker; None: not known.
         execution_providers: what ONNX Runtime runs the graphs on, as in edge.toml; left out: the processor.
         held_out: how well its own model did on held-out rows; left out: it has none, or has not measured it yet.
+        predicts: whether it answers the server's requests for predictions (predictions.py); left out: it does not.
     """
 
     device: Name
@@ -76,6 +77,7 @@ class Birth(_Message, frozen=True, tag="birth", kw_only=True):
     address: Host | None = None
     execution_providers: Tags | msgspec.UnsetType = msgspec.UNSET
     held_out: HeldOut | msgspec.UnsetType = msgspec.UNSET
+    predicts: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class DeviceState(_Message, frozen=True, tag="state", kw_only=True):

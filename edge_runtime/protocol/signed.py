@@ -25,8 +25,8 @@ KEY_ID_BYTES = 8
 SIGNATURE_BYTES = 64
 LARGEST_SEQUENCE = 2**63 - 1
 _DOMAIN = b"covey-signed-message-v1"
-_FROM_DEVICE = frozenset({"birth", "state", "profile", "report", "log", "released"})
-_FROM_SERVER = frozenset({"plan", "report/ack", "log/get", "release"})
+_FROM_DEVICE = frozenset({"birth", "state", "profile", "report", "log", "released", "predicted"})
+_FROM_SERVER = frozenset({"plan", "report/ack", "log/get", "release", "predict"})
 _NOT_SIGNED = frozenset({"probe"})
 _HINT = "only the server and devices of this fleet, with signing switched on, may publish on its topics"
 

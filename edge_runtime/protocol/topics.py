@@ -12,11 +12,23 @@ TOPIC_ROOT = "covey/v1"
 _NAME = re.compile(NAME_PATTERN)
 _LEVELS_BEFORE_DEVICE = 3
 Kind = Literal[
-    "birth", "state", "profile", "plan", "report", "report/ack", "probe", "log", "log/get", "release", "released"
+    "birth",
+    "state",
+    "profile",
+    "plan",
+    "report",
+    "report/ack",
+    "probe",
+    "log",
+    "log/get",
+    "release",
+    "released",
+    "predict",
+    "predicted",
 ]
 
 LISTENS: tuple[Kind, ...] = ("plan", "report/ack", "log/get", "release")
-"""What a device subscribes to."""
+"""What every device subscribes to; one that answers the server's requests for predictions also to ``predict``."""
 
 
 def topic_for(fleet: str, device: str, kind: Kind) -> str:

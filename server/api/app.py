@@ -22,7 +22,7 @@ from server.api.schema import Problem
 from server.api.server_routes import server_routes
 from server.api.sign_in_routes import asker_of, sign_in_routes
 from server.api.trust_routes import trust_routes
-from server.errors import NoSuchJobError
+from server.errors import NoSuchDeviceError, NoSuchJobError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 API_VERSION = 1
 PREFIX = f"/api/v{API_VERSION}"
-_STATUS = {NoSuchJobError: 404, ConfigError: 422}
+_STATUS = {NoSuchJobError: 404, NoSuchDeviceError: 404, ConfigError: 422}
 
 
 def make_api(
@@ -57,7 +57,7 @@ def make_api(
     handlers = [
         *server_routes(status),
         *job_routes(operations),
-        *device_routes(operations),
+        *device_routes(operations, lambda: status().refused),
         *trust_routes(operations),
         *rollout_routes(operations),
         *audit_routes(operations),

@@ -1,4 +1,4 @@
-"""``/devices``: look at, tag and forget devices."""
+"""``/devices``: look at, ask, tag and forget devices."""
 
 from __future__ import annotations
 
@@ -8,32 +8,51 @@ import msgspec
 from litestar import delete, get, post, put
 from litestar.params import Parameter
 
+from edge_runtime.protocol.predictions import LONGEST_PATIENCE_S
 from edge_runtime.protocol.side_messages import LONGEST_FOLLOW_S, MOST_LINES
 from server.api.schema import DeviceList, DeviceLog, DeviceStatus, LogLineSeen
 from server.storage.audit_records import Asker  # noqa: TC001 Litestar reads the handlers' types
+from server.views.device import device_shown
 from server.views.summary import device_list
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from litestar.handlers import HTTPRouteHandler
 
     from server.queue.operations import Operations
 
+Patience = Annotated[float, Parameter(gt=0, le=LONGEST_PATIENCE_S)]
 Lines = Annotated[int, Parameter(ge=0, le=MOST_LINES)]
 FollowSeconds = Annotated[float, Parameter(ge=0, le=LONGEST_FOLLOW_S)]
 
 
-def device_routes(operations: Operations) -> list[HTTPRouteHandler]:
+def device_routes(operations: Operations, refused: Callable[[], Mapping[str, int]]) -> list[HTTPRouteHandler]:
     """Return the routes.
 
     Args:
         operations: does what is asked.
+        refused: returns how many messages were refused since the start, by ``DEVICE: REASON``.
     """
+    return [*_looking(operations, refused), *_asking(operations), *_changing(operations)]
 
+
+def _looking(operations: Operations, refused: Callable[[], Mapping[str, int]]) -> list[HTTPRouteHandler]:
     @get("/devices", sync_to_thread=True)
     def devices() -> DeviceList:
         """List all devices that ever announced themselves."""
         return DeviceList([msgspec.convert(device, DeviceStatus) for device in device_list(operations.ledger)])
 
+    @get("/devices/{name:str}", sync_to_thread=True)
+    def show(name: str) -> dict[str, Any]:
+        """Show all that is known of a device: board, arms, rounds, profile, certificates, releases, refusals."""
+        shown: dict[str, Any] = msgspec.to_builtins(device_shown(operations.ledger, operations.fleet, name, refused()))
+        return shown
+
+    return [devices, show]
+
+
+def _asking(operations: Operations) -> list[HTTPRouteHandler]:
     @post("/devices/{name:str}/logs", status_code=202, sync_to_thread=True)
     def ask_for_log(name: str, lines: Lines = 200, follow_s: FollowSeconds = 0.0) -> dict[str, Any]:
         """Ask a device for its last lines and, for some seconds, for new ones; GET returns what has arrived."""
@@ -52,6 +71,15 @@ def device_routes(operations: Operations) -> list[HTTPRouteHandler]:
             ],
         )
 
+    @post("/devices/{name:str}/predict", status_code=200)
+    async def predict(name: str, data: dict[str, Any], patience_s: Patience = 60.0) -> dict[str, Any]:
+        """Ask a device's model; the body and the answer are those of POST /predict of the device's own endpoint."""
+        return await operations.predictions.predict(name, data, patience_s)
+
+    return [ask_for_log, log, predict]
+
+
+def _changing(operations: Operations) -> list[HTTPRouteHandler]:
     @put("/devices/{name:str}/tags/{tag:str}", status_code=200, sync_to_thread=True)
     def tag(name: str, tag: str, asker: Asker) -> dict[str, Any]:
         """Give a device a tag."""
@@ -70,4 +98,4 @@ def device_routes(operations: Operations) -> list[HTTPRouteHandler]:
         operations.forget(name, asker)
         return {"device": name, "state": "forgotten"}
 
-    return [devices, ask_for_log, log, tag, untag, forget]
+    return [tag, untag, forget]

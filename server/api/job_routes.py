@@ -12,6 +12,7 @@ from litestar.response import ServerSentEvent
 from litestar.response.sse import ServerSentEventMessage
 
 from server.api.schema import JobChange, JobList, JobStatus, Submission
+from server.client.client import KEEP_ALIVE_S
 from server.errors import NoSuchJobError
 from server.storage import queries
 from server.storage.audit_records import Asker  # noqa: TC001 Litestar reads the handlers' types
@@ -73,7 +74,10 @@ def _reading(operations: Operations) -> list[HTTPRouteHandler]:
 
     @get("/jobs/{name:str}/events", media_type="text/event-stream")
     async def events(name: str, after: Annotated[int, Parameter(ge=0)] = 0) -> ServerSentEvent:
-        """Follow a job's events, from the oldest that is kept (or after an event's number), until the job has ended."""
+        """Follow a job's events, from the oldest that is kept (or after an event's number), until the job has ended.
+
+        A comment line every ten seconds shows that a connection without events is alive.
+        """
         if queries.find_job(ledger, name) is None:
             raise NoSuchJobError(name)
         return ServerSentEvent(_follow(operations, name, after))
@@ -121,14 +125,19 @@ def _status(summary: dict[str, Any]) -> JobStatus:
 
 
 async def _follow(operations: Operations, name: str, after: int) -> AsyncIterator[ServerSentEventMessage]:
+    now_s = asyncio.get_running_loop().time
+    said_at = now_s()
     while True:
         record = queries.find_job(operations.ledger, name)  # before the events: none that follow are missed
         for number, event in operations.supervisor.feed.since(name, after):
-            after = number
+            after, said_at = number, now_s()
             yield ServerSentEventMessage(data=msgspec.json.encode(event).decode(), id=number)
         if record is None or record.state in _ENDED:
             state = "deleted" if record is None else record.state
             ended = {"event": "ended", "job": name, "state": state, "reason": None if record is None else record.reason}
             yield ServerSentEventMessage(data=msgspec.json.encode(ended).decode())
             return
+        if now_s() - said_at >= KEEP_ALIVE_S:
+            said_at = now_s()
+            yield ServerSentEventMessage(data=None, comment="alive")
         await asyncio.sleep(_LOOK_S)

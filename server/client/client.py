@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx
 
 from edge_runtime.errors import ConfigError, CoveyError, NetworkError
-from server.errors import JobError
+from server.errors import error_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 PREFIX = "/api/v1"
+KEEP_ALIVE_S = 10.0
+"""Seconds without an event after which the server writes a comment line, so that its reader knows that it is there."""
+SILENCE_S = 3.5 * KEEP_ALIVE_S
+"""Seconds without a byte after which the reader of events takes the connection for lost."""
 _CONNECT_S = 10.0
 _ANSWER_S = 120.0
 """Seconds that an answer may take: the server does what is asked between two steps of its jobs."""
@@ -33,11 +37,18 @@ class Client:
         base: its address, ``http://host:port``; with a socket, of no meaning.
         socket_path: the socket of a server on this machine; None: over TCP.
         token: what a server on TCP asks for.
+        silence_s: seconds without a byte after which events end.
     """
 
     def __init__(
-        self, base: str = "http://covey", *, socket_path: Path | None = None, token: str | None = None
+        self,
+        base: str = "http://covey",
+        *,
+        socket_path: Path | None = None,
+        token: str | None = None,
+        silence_s: float = SILENCE_S,
     ) -> None:
+        self._silence_s = silence_s
         self._place = base if socket_path is None else str(socket_path)
         self._is_local = socket_path is not None
         transport = httpx.HTTPTransport(uds=None if socket_path is None else str(socket_path))
@@ -58,7 +69,12 @@ class Client:
         return self.ask("GET", path, query=query)
 
     def ask(
-        self, method: str, path: str, body: dict[str, Any] | None = None, query: dict[str, str | int] | None = None
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        query: dict[str, str | int] | None = None,
+        more_s: float = 0.0,
     ) -> dict[str, Any]:
         """Send a request and return its answer.
 
@@ -67,13 +83,15 @@ class Client:
             path: path after the API's prefix.
             body: is sent as JSON; None: nothing.
             query: the query's parameters.
+            more_s: seconds that the answer may take beyond the usual time.
 
         Raises:
             NoServerError: no server answers.
             CoveyError: the server refuses it; its class is that of the server's error.
         """
         with self._reaching():
-            response = self._http.request(method, PREFIX + path, json=body, params=query)
+            timeout = httpx.Timeout(_ANSWER_S + more_s, connect=_CONNECT_S)
+            response = self._http.request(method, PREFIX + path, json=body, params=query, timeout=timeout)
         if response.is_error:
             raise _refusal(response.status_code, response.content)
         answer: dict[str, Any] = response.json()
@@ -100,10 +118,11 @@ class Client:
             after: events up to this number are left out; 0: from the oldest that the server has kept.
 
         Raises:
-            NoServerError: no server answers, or it has ended.
+            NoServerError: no server answers, it has ended, or nothing has come from it for SILENCE_S.
             NoSuchJobError: there is no such job.
         """
-        timeout, path = httpx.Timeout(None, connect=_CONNECT_S), f"{PREFIX}/jobs/{job}/events"
+        timeout = httpx.Timeout(_ANSWER_S, connect=_CONNECT_S, read=self._silence_s)
+        path = f"{PREFIX}/jobs/{job}/events"
         stream = self._http.stream("GET", path, params={"after": after}, timeout=timeout)
         with self._reaching(), stream as response:
             if response.is_error:
@@ -122,6 +141,9 @@ class Client:
     def _reaching(self) -> Iterator[None]:
         try:
             yield
+        except httpx.ReadTimeout as error:
+            what = f"nothing came from the server at {self._place} in time"
+            raise NoServerError(what, "check the network between here and there; the server may be busy") from error
         except httpx.HTTPError as error:
             cause = str(error) or type(error).__name__
             hint = (
@@ -139,9 +161,7 @@ def _refusal(status: int, content: bytes) -> CoveyError:
         what, hint, code = str(problem["error"]), str(problem["hint"]), int(problem["exit_code"])
     except (ValueError, KeyError, TypeError):
         return NetworkError(f"the server answers {status}, and not as Covey's API does", "check the address")
-    kinds: list[type[CoveyError]] = [*CoveyError.__subclasses__(), JobError]
-    families = {kind.exit_code: kind for kind in kinds}
-    return families.get(code, CoveyError)(what, hint)
+    return error_of(code, what, hint)
 
 
 def token_from(path: Path | None) -> str | None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from edge_runtime import output
 from edge_runtime.errors import ConfigError, NetworkError
 from edge_runtime.protocol.side_messages import MOST_LINES
+from server.commands.device_predict import add_device_predict
+from server.commands.device_show import add_device_show
 from server.commands.installed import needs_server
 from server.commands.reaching import add_reaching, ask, look, open_client
 from server.commands.stopping import stop_on_signals
@@ -77,10 +79,13 @@ def add_device_commands(commands: Commands[argparse.ArgumentParser]) -> None:
         add_reaching(parser)
         output.add_format(parser)
         parser.set_defaults(run=needs_server(run))
+    add_device_show(device)
+    add_device_predict(device)
 
 
 def _list(args: argparse.Namespace) -> int:
     """List all devices that ever announced themselves; without a running server, from the ledger."""
+    from server.views.device import held_out_text
     from server.views.summary import device_list
 
     if args.pending:
@@ -88,17 +93,11 @@ def _list(args: argparse.Namespace) -> int:
         output.emit(args, waiting, short_table(waiting["joins"], _PENDING))
         return 0
     found = look(args, "/devices", lambda ledger: {"devices": device_list(ledger)})
-    rows = [{**device, "held_out": _held_out(device["held_out"])} for device in found["devices"]]
+    rows = [
+        {**device, "held_out": device["held_out"] and held_out_text(device["held_out"])} for device in found["devices"]
+    ]
     output.emit(args, found, short_table(rows, _LIST))
     return 0
-
-
-def _held_out(found: dict[str, Any] | None) -> str | None:
-    """Return how well a device's own model does on held-out rows, as a table shows it."""
-    if found is None:
-        return None
-    fallen = f", fallen from {found['best']:.3f}" if found["has_fallen"] else ""
-    return f"{found['accuracy']:.3f}{fallen}"
 
 
 def _approve(args: argparse.Namespace) -> int:

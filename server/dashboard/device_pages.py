@@ -11,7 +11,8 @@ from litestar.params import Parameter
 from server.dashboard.charts import profile_bars
 from server.dashboard.templates import render
 from server.storage.fleet_queries import DeviceFilter
-from server.views.fleet import device_shown, fleet_page
+from server.views.device import device_shown
+from server.views.fleet import fleet_page
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -52,13 +53,11 @@ def device_pages(operations: Operations, refused: Callable[[], Mapping[str, int]
 
     @get("/devices/{name:str}", media_type=MediaType.HTML, sync_to_thread=True)
     def device(name: str) -> str:
-        shown = device_shown(ledger, name_of_fleet, name)
-        prefix = f"{name}: "
+        shown = device_shown(ledger, name_of_fleet, name, refused())
         context = {
             "here": _HERE,
             "device": shown,
             "bars": profile_bars(shown["profile"]),
-            "refused": {key.removeprefix(prefix): count for key, count in refused().items() if key.startswith(prefix)},
             "lines": [received.line for received in operations.log_lines(name, 0)],
         }
         return render("device.html.jinja", context)

@@ -14,6 +14,7 @@ from server.job.fitted import fit_to_bundle
 from server.job.job import job_of
 from server.job.selector import check_there, parse_selector
 from server.queue.acts import Acts
+from server.queue.prediction_operations import PredictionOperations
 from server.queue.rollout_operations import RolloutOperations
 from server.queue.trust_operations import TrustOperations
 from server.storage import device_queries, queries
@@ -43,6 +44,7 @@ class Operations:
     Attributes:
         trust: what can be asked about identities.
         rollouts: what can be asked about rollouts.
+        predictions: what can be asked of a device's model.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Operations:
         self._blobs, self._state_dir = blobs, state_dir
         self._acts = Acts(ledger, supervisor.mailbox)
         self.trust = TrustOperations(ledger, state_dir, self.fleet, self._acts, supervisor.coordinator)
+        self.predictions = PredictionOperations(supervisor.coordinator, ledger, self.fleet)
         self.rollouts = RolloutOperations(ledger, blobs, state_dir, self.fleet, self._acts, rollouts)
 
     def note(self, asker: Asker, action: str) -> None:

@@ -9,11 +9,13 @@ from edge_runtime import __version__
 from edge_runtime.errors import CoveyError, ProtocolError
 from edge_runtime.network.transport import Connected, GivenUp
 from edge_runtime.protocol.messages import decode_device_report, decode_message, decode_plan, encode_message
+from edge_runtime.protocol.predictions import Predicted
 from edge_runtime.protocol.presence import Birth, DeviceState, Hello
 from edge_runtime.protocol.reports import DeltaReport, DeviceReport, ReportAck, RoundReport, Synced
 from edge_runtime.protocol.side_messages import LogLines, Released
 from edge_runtime.protocol.topics import device_of, hello_topic, topic_for
 from server.fleet.device_logs import DeviceLogs, request_log
+from server.fleet.predict_requests import PredictRequests
 from server.rounds.patience import patiently
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class Coordinator:
     Attributes:
         roster: the fleet's devices.
         logs: what the devices have sent of their logs.
+        predictions: requests for predictions that wait for a device's answer.
         take_released: takes a device's answer to a release.
         forget_speaker: has the connection forget how far a device was heard; see SignedTransport.forget.
     """
@@ -54,7 +57,8 @@ class Coordinator:
         self._should_stop = should_stop
         self._runs: dict[str, JobRun] = {}
         self._hello_is_due, self._hello_may_be_at = False, 0.0
-        for kind in ("birth", "state", "profile", "report", "log", "released"):
+        self.predictions = PredictRequests(services.transport, roster.fleet, services.clock)
+        for kind in ("birth", "state", "profile", "report", "log", "released", "predicted"):
             services.transport.subscribe(topic_for(roster.fleet, "+", kind))
 
     @property
@@ -147,6 +151,8 @@ class Coordinator:
             self._take_log(device, decode_message(message.payload, LogLines))
         elif kind == "released":
             self.take_released(name, decode_message(message.payload, Released))
+        elif kind == "predicted":
+            self.predictions.take(name, decode_message(message.payload, Predicted))
         else:
             report = decode_device_report(message.payload)
             if report.device != name:
@@ -170,6 +176,7 @@ class Coordinator:
             # It has not heard the hello: a broker need not send what it retains to a session that it knows already.
             self._hello_is_due = True
         if is_new:
+            self.predictions.again(device.name)
             for run in self._runs.values():
                 run.connected_anew(device)
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from server.job.job import Job
 
 _LOG = logging.getLogger(__name__)
-_WRITES: Sequence[Kind] = ("plan", "report/ack", "log/get", "release")
+_READS: Sequence[Kind] = ("birth", "state", "profile", "report", "log", "released", "predicted")
+_WRITES: Sequence[Kind] = ("plan", "report/ack", "log/get", "release", "predict")
 _NOBODY = "covey-check"
 """Stands for a device in what the server tries to publish."""
 
@@ -44,7 +45,7 @@ def server_access(address: BrokerAddress, fleet: str, tls: TlsFiles | None) -> A
         address,
         f"covey-server-{fleet}-check",
         tls,
-        reads=[servers_topic(fleet), *topics("+", ("birth", "state", "profile", "report", "log", "released"))],
+        reads=[servers_topic(fleet), *topics("+", _READS)],
         writes=[hello_topic(fleet), servers_topic(fleet), *topics(_NOBODY, _WRITES)],
     )
 

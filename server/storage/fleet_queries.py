@@ -221,3 +221,19 @@ def offers_to_device(ledger: Ledger, fleet: str, device: str, last: int) -> list
         .limit(last)
     )
     return records(ledger, DeviceOffer, query)
+
+
+def arms_of_device(ledger: Ledger, fleet: str, device: str, last: int) -> dict[tuple[str, int, int], str | None]:
+    """Return the last arms of one device by job, round and attempt; an arm is None where none fitted."""
+    query = (
+        select(CHOICES.c.job, CHOICES.c.round, CHOICES.c.attempt, CHOICES.c.choice)
+        .select_from(CHOICES.join(JOBS, JOBS.c.name == CHOICES.c.job))
+        .where(JOBS.c.fleet == fleet, CHOICES.c.device == device)
+        .order_by(JOBS.c.created_at.desc(), JOBS.c.sequence.desc(), CHOICES.c.round.desc(), CHOICES.c.attempt.desc())
+        .limit(last)
+    )
+    rows = tuples(ledger, tuple[str, int, int, bytes], query)
+    decoder = msgspec.msgpack.Decoder(_ChosenArm)
+    with ledger.database.reading():
+        chosen = {(job, index, attempt): decoder.decode(choice).arm for job, index, attempt, choice in rows}
+    return {key: None if arm is None else arm.name for key, arm in chosen.items()}

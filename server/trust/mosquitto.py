@@ -27,8 +27,8 @@ CONFIG, ACCESS, AUTHORITY, CERT, KEY, REVOKED = (
     "broker-key.pem",
     "revoked.pem",
 )
-DEVICE_WRITES = ("birth", "state", "profile", "report", "log", "released", "probe")
-DEVICE_READS = ("plan", "report/ack", "log/get", "release", "probe")
+DEVICE_WRITES = ("birth", "state", "profile", "report", "log", "released", "predicted", "probe")
+DEVICE_READS = ("plan", "report/ack", "log/get", "release", "predict", "probe")
 _CONFIG = """\
 # A broker for fleet {fleet}, written by covey fleet mosquitto, which also writes it anew. Made for mosquitto 2.
 per_listener_settings false

@@ -2,6 +2,6 @@
 
 Reads records and events, and changes nothing.
 
-May import: storage, fleet, job, bandit, events, errors; of edge_runtime: bundle, output.
+May import: storage, fleet, job, bandit, events, errors; of edge_runtime: protocol, bundle, output.
 Must never come in: SQL, decisions.
 """

@@ -1,12 +1,10 @@
-"""A fleet page by page, and one device with all that is known of it, for the dashboard."""
+"""A fleet page by page, for the dashboard."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any, get_args
 
 from edge_runtime.bundle.manifest import Runtime
-from server.errors import NoSuchDeviceError
 from server.storage import device_queries, fleet_queries
 
 if TYPE_CHECKING:
@@ -17,8 +15,6 @@ if TYPE_CHECKING:
 
 PAGE_ROWS = 50
 """Devices on a page."""
-HISTORY_ROWS = 200
-"""Offers that are shown of a device."""
 
 
 def fleet_page(ledger: Ledger, fleet: str, wanted: DeviceFilter, page: int) -> dict[str, Any]:
@@ -43,11 +39,11 @@ def fleet_page(ledger: Ledger, fleet: str, wanted: DeviceFilter, page: int) -> d
         "devices_known": sum(states.values()),
         "states": states,
         "versions": fleet_queries.versions_of(ledger, fleet),
-        "devices": _described(ledger, fleet, rows),
+        "devices": described(ledger, fleet, rows),
     }
 
 
-def _described(ledger: Ledger, fleet: str, rows: Sequence[FleetRow]) -> list[dict[str, Any]]:
+def described(ledger: Ledger, fleet: str, rows: Sequence[FleetRow]) -> list[dict[str, Any]]:
     """Return devices with their tags and arms, and with what their newest profiles say of their boards."""
     names = [row.device for row in rows]
     tags = fleet_queries.tags_given(ledger, fleet, names)
@@ -85,25 +81,4 @@ def _facts(row: FleetRow, board: BoardSeen | None) -> dict[str, Any]:
         "rows": birth.get("rows"),
         "hostname": birth.get("hostname"),
         "address": birth.get("address"),
-    }
-
-
-def device_shown(ledger: Ledger, fleet: str, device: str) -> dict[str, Any]:
-    """Return one device as in fleet_page, with ``offer_list`` (newest first) and ``profile`` (None: it has none).
-
-    ``personal_layers`` is of its last report that has any.
-
-    Raises:
-        NoSuchDeviceError: it has never announced itself.
-    """
-    row = fleet_queries.find_device(ledger, fleet, device)
-    if row is None:
-        raise NoSuchDeviceError(fleet, device)
-    offers = fleet_queries.offers_to_device(ledger, fleet, device, HISTORY_ROWS)
-    (described,) = _described(ledger, fleet, [row])
-    return {
-        **described,
-        "personal_layers": next((offer.personal_layers for offer in offers if offer.personal_layers is not None), None),
-        "offer_list": [dataclasses.asdict(offer) | {"round": offer.index} for offer in offers],
-        "profile": device_queries.newest_profile(ledger, fleet, device),
     }

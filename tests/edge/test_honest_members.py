@@ -20,8 +20,8 @@ from edge_runtime.signing.verifier import Reason, Verifier
 
 STATE = topic_for(FLEET, "pi", "state")
 HELLO = hello_topic(FLEET)
-FROM_DEVICE: Any = st.sampled_from(["birth", "state", "profile", "report", "log", "released"])
-FROM_SERVER: Any = st.sampled_from(["plan", "report/ack", "log/get", "release"])
+FROM_DEVICE: Any = st.sampled_from(["birth", "state", "profile", "report", "log", "released", "predicted"])
+FROM_SERVER: Any = st.sampled_from(["plan", "report/ack", "log/get", "release", "predict"])
 REFUSED = {Reason.STALE, Reason.REPLAYED}
 
 
@@ -51,7 +51,7 @@ class Members(RuleBasedStateMachine):
         return signer, self.fleet.verifier(name, session, self.folder if name != SERVER else None)
 
     def listener(self, topic: str) -> Verifier:
-        is_server_s = topic == HELLO or topic.endswith(("/plan", "/ack", "/get", "/release"))
+        is_server_s = topic == HELLO or topic.endswith(("/plan", "/ack", "/get", "/release", "/predict"))
         return self.device[1] if is_server_s else self.server[1]
 
     def deliver(self, topic: str, payload: bytes) -> None:

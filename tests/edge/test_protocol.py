@@ -19,6 +19,7 @@ from edge_runtime.protocol.messages import (
     encode_message,
 )
 from edge_runtime.protocol.plans import AdapterRef, BackpropPlan, BlobRef, SyncPlan, TrainPlan
+from edge_runtime.protocol.predictions import Predict, Predicted
 from edge_runtime.protocol.presence import Birth, Capability, DeviceState, Hello, ProfileMessage
 from edge_runtime.protocol.reports import DeltaReport, PlanAccepted, PlanRefused, ReportAck, RoundReport, Synced
 from edge_runtime.protocol.side_messages import LogLine, LogLines, LogRequest, Release, Released, ServerPresent, TooOld
@@ -106,6 +107,8 @@ MESSAGES: list[tuple[AnyMessage, str]] = [
         "7376179de0febd08",
     ),
     (Released(rollout=3, device="pi", kind="bundle", outcome="failed", code=5, reason="why"), "1b660f9182987c46"),
+    (Predict(request="r", patience_s=60.0, body=b'{"text": "a"}'), "a28085e3831adb78"),
+    (Predicted(request="r", device="pi", code=0, what="", hint="", body=b'{"predictions": []}'), "55d872cfcae5c4db"),
     (ServerPresent(server_id="1", hostname="rack", age_s=2.5, asks=True), "bf14b8b7ca1050bc"),
     (PlanAccepted(job="job", round=1, attempt=0, device="pi"), "b8aa8af59902fc5b"),
     (PlanRefused(job="job", round=1, attempt=0, device="pi", code=4, message="m"), "c0a4da7fe05c8c83"),

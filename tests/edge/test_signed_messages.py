@@ -114,11 +114,11 @@ def test_the_largest_message_fits_with_its_envelope() -> None:
 
 
 def test_who_speaks_where() -> None:
-    for kind in ("birth", "state", "profile", "report", "log", "released"):
+    for kind in ("birth", "state", "profile", "report", "log", "released", "predicted"):
         route = route_of(FLEET, topic_for(FLEET, "pi", kind))
         assert route is not None
         assert (route.speaker, route.listener, route.kind) == ("pi", SERVER, kind)
-    for kind in ("plan", "report/ack", "log/get", "release"):
+    for kind in ("plan", "report/ack", "log/get", "release", "predict"):
         route = route_of(FLEET, topic_for(FLEET, "pi", kind))
         assert route is not None
         assert (route.speaker, route.listener, route.kind) == (SERVER, "pi", kind)
@@ -342,7 +342,7 @@ def test_what_was_recorded_before_a_restart_of_the_server_is_stale() -> None:
 def test_what_was_recorded_before_a_restart_of_the_device_is_stale() -> None:
     fleet = fleet_of("pi")
     signer = fleet.signer(SERVER, "server")
-    for kind in ("plan", "report/ack", "log/get", "release"):
+    for kind in ("plan", "report/ack", "log/get", "release", "predict"):
         topic = topic_for(FLEET, "pi", kind)  # type: ignore[arg-type]
         old = signer.seal(topic, b"old", "boot-1")
         assert reason_of(fleet.verifier("pi", "boot-1"), topic, old) is None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from predicting import leave_model
 from tiny_exports import TinyExport
 from tiny_models import make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,8 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from edge_runtime import cli
 from edge_runtime.bundle.folder import open_bundle
 from edge_runtime.data.chat import ChatTemplate, Conversation, Message, read_chat_template, read_conversation
+from edge_runtime.data.config import DataConfig
 from edge_runtime.data.tokens import CompletionEncoder
+from edge_runtime.engines.choose import Engines
 from edge_runtime.errors import DataError
+from edge_runtime.predictions.rules import PredictRules
+from edge_runtime.predictions.service import PredictionService, read_ask
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -151,3 +156,23 @@ def test_a_template_that_is_missing_or_altered_is_named(
     (tmp_path / "altered" / "tokenizer" / "chat_template.jinja").write_text("{{ bos_token }}")
     assert cli.main(["predict", "--bundle", str(open_bundle(tmp_path / "altered").path), "--chat", "x"]) == 5
     assert "chat_template.jinja was altered" in capsys.readouterr().err
+
+
+def test_a_request_for_chat_gets_the_answers_of_the_command(
+    chat_bundle: Bundle, tiny_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def service_of(bundle: Bundle) -> PredictionService:
+        store = leave_model(tmp_path / bundle.sha256[:8], bundle)
+        data = DataConfig(str(tmp_path / "rows.jsonl"))
+        return PredictionService(store, data, Engines(threads=1), PredictRules(), lambda: None, lambda: 0.0)
+
+    texts = ["it was good", TALK]
+    assert cli.main(["predict", "--bundle", str(chat_bundle.path), "--chat", "--format", "json", *texts]) == 0
+    expected = json.loads(capsys.readouterr().out)["predictions"]
+    service = service_of(chat_bundle)
+    asked = read_ask(json.dumps({"text": texts, "chat": True}).encode())
+    assert service.predict(asked)["predictions"] == expected
+    plain = service.predict(read_ask(json.dumps({"text": texts[0]}).encode()))["predictions"]
+    assert plain[0]["prompt"] == texts[0]
+    with pytest.raises(DataError, match="this device's model classifies texts"):
+        service_of(tiny_bundle).predict(asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from browser import chromium, serious_findings
 from fleets import Fleet, free_port, wait_for, write_job
+from relay import relay_to
 
 from server.client.address import TOKEN_FILE
 
@@ -88,6 +90,31 @@ def test_a_jobs_page_follows_it_and_every_page_is_accessible(
         page.locator("#state .state.stopped").wait_for(timeout=_WAIT_MS)
         page.locator("#live:empty").wait_for(state="attached", timeout=_WAIT_MS)
     assert faults == []
+
+
+def test_a_page_whose_connection_falls_silent_makes_a_new_one(
+    address: tuple[str, dict[str, str]], tmp_path: Path
+) -> None:
+    base, headers = address
+    with (
+        relay_to(int(base.rpartition(":")[2])) as relay,
+        chromium(tmp_path / "profile", extra_http_headers=headers) as context,
+    ):
+        page: Any = context.pages[0]
+        page.clock.install()
+        page.goto(f"http://127.0.0.1:{relay.port}/ui/jobs/live")
+        rounds = page.locator("#rounds .state.aggregated")
+        rounds.nth(1).wait_for(timeout=_WAIT_MS)
+        relay.fall_silent()
+        relay.speak()
+        before, vanished = rounds.count(), relay.vanished_bytes
+        wait_for(lambda: relay.vanished_bytes > vanished, "an event that does not arrive")
+        for _ in range(10):  # the browser keeps several connections to the server, all of which are silent now
+            page.clock.fast_forward(60_000)
+            with contextlib.suppress(AssertionError):
+                wait_for(lambda: rounds.count() > before + 1, "the page to go on", 25.0)
+                break
+        assert rounds.count() > before + 1
 
 
 def test_without_script_a_job_can_be_read_and_without_the_token_nothing(

@@ -12,7 +12,8 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from fleets import Fleet, wait_for, write_job
+from fleets import Fleet, free_port, wait_for, write_job
+from relay import relay_to
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,3 +94,25 @@ def test_on_a_terminal_it_draws_rounds_and_devices_and_ctrl_c_leaves_the_job_run
     fleet.covey("job", "stop", "job")
     ended = fleet.covey("job", "watch", "job", code=11)
     assert (ended["state"], ended["error"]) == ("stopped", "job job is stopped")
+
+
+@pytest.mark.slow
+def test_on_a_network_that_falls_silent_it_goes_on_over_a_new_connection(fleet: Fleet, tmp_path: Path) -> None:
+    port = free_port()
+    fleet.stay("--mqtt-port", str(fleet.port), "--api-port", str(port)).wait_event("serving")
+    _submit(fleet, 5)  # it waits for a device: nothing happens
+    path = tmp_path / "watched"
+    with relay_to(port) as relay, path.open("wb") as out:
+        reach = ("--server", f"http://127.0.0.1:{relay.port}", "--token-file", str(fleet.state_dir / "api-token"))
+        watching = subprocess.Popen(_command(fleet, "--format", "json", *reach), stdout=out, stderr=subprocess.DEVNULL)
+        try:
+            wait_for(lambda: b'"waiting"' in path.read_bytes(), "the first event")
+            relay.fall_silent()
+            relay.speak()
+            wait_for(lambda: b'"server_away"' in path.read_bytes(), "that nothing has come for a while")
+            fleet.covey("job", "stop", "job")
+            assert watching.wait(300) == 11
+        finally:
+            watching.kill()
+            watching.wait()
+    assert b'"state": "stopped"' in path.read_bytes()

@@ -90,8 +90,8 @@ def test_a_job_through_mosquitto_and_who_may_do_what(fleet: TrustedFleet) -> Non
 
         own = fleet.tls_files("a")
         reads, writes = (
-            ["hello", "a/plan", "a/report/ack", "a/log/get", "a/release"],
-            ["a/birth", "a/state", "a/report", "a/log", "a/released"],
+            ["hello", "a/plan", "a/report/ack", "a/log/get", "a/release", "a/predict"],
+            ["a/birth", "a/state", "a/report", "a/log", "a/released", "a/predicted"],
         )
         assert access(fleet, port, "a", own, reads, writes) == []
         for theirs in ("b/report", "a/plan", "hello", "servers"):

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -133,7 +134,8 @@ def site(
     operations = Operations(supervisor, stores.ledger, stores.blobs, folder / "state", rollouts)
     access = Access(None if local else OperatorFile(operators), clock, public, proxy)
     pages = make_dashboard(operations, PREFIX, dict)
-    app = make_api(operations, lambda: None, lambda: b"metrics 1\n", access, pages)  # type: ignore[arg-type, return-value]
+    status: Any = SimpleNamespace(refused={})
+    app = make_api(operations, lambda: status, lambda: b"metrics 1\n", access, pages)
     stop = threading.Event()
 
     def turns() -> None:

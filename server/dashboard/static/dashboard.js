@@ -4,6 +4,8 @@
 
 const PLOT_HEIGHT = 210;
 const REFRESH_MS = 400;
+const SILENCE_MS = 40000; // after so long without an event the connection may be gone without a word: a new one is made
+const ANSWER_MS = 15000;
 const REST = 4; // between two requests, at least this many times what the last one took: a watcher must not load a server
 const plots = new Map();
 
@@ -60,7 +62,8 @@ function take(page) {
 
 function follow(url) {
   const status = document.getElementById("live");
-  const events = new EventSource(url);
+  let events = null;
+  let silence = 0;
   let isAsking = false;
   let isWanted = false;
   let hasEnded = false;
@@ -71,7 +74,10 @@ function follow(url) {
     isAsking = true;
     const began = performance.now();
     try {
-      const answer = await fetch(location.href, { headers: { accept: "text/html" } });
+      const answer = await fetch(location.href, {
+        headers: { accept: "text/html" },
+        signal: AbortSignal.timeout(ANSWER_MS), // a browser may ask over a connection that is gone without a word
+      });
       if (!answer.ok) throw new Error(`the server answers ${answer.status}`);
       take(new DOMParser().parseFromString(await answer.text(), "text/html"));
       status.textContent = hasEnded ? "" : "Live: this page follows the job.";
@@ -89,19 +95,36 @@ function follow(url) {
     if (isFirst && !isAsking) setTimeout(refresh, restMs);
   }
 
-  events.onopen = () => {
-    status.textContent = "Live: this page follows the job.";
-  };
-  events.onerror = () => {
-    status.textContent = "The connection to the server is gone; trying again.";
-  };
-  events.onmessage = (message) => {
-    if (JSON.parse(message.data).event === "ended") {
-      hasEnded = true;
+  function expect() {
+    clearTimeout(silence);
+    silence = setTimeout(() => {
       events.close();
-    }
-    want();
-  };
+      connect();
+      want();
+    }, SILENCE_MS);
+  }
+
+  function connect() {
+    events = new EventSource(url);
+    events.onopen = () => {
+      status.textContent = "Live: this page follows the job.";
+    };
+    events.onerror = () => {
+      status.textContent = "The connection to the server is gone; trying again.";
+    };
+    events.onmessage = (message) => {
+      expect();
+      if (JSON.parse(message.data).event === "ended") {
+        hasEnded = true;
+        clearTimeout(silence);
+        events.close();
+      }
+      want();
+    };
+    expect();
+  }
+
+  connect();
 }
 
 drawAll();
