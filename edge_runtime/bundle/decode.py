@@ -1,8 +1,8 @@
 """The decode graph of a causal model: ``decode.json``, which says how the graph is run one token after another.
 
-The graph takes new tokens, and the keys and values of all tokens before them; it gives the logits of the next token, and
-keys and values with those of the new tokens added. The manifest lists ``decode.json`` and the graph as files, so their
-hashes are checked; it does not describe them, so a Covey that does not know them uses the bundle as before.
+The graph takes new tokens, and the keys and values of all tokens before them; it gives the logits of the next token,
+and keys and values with those of the new tokens added. The manifest lists ``decode.json`` and the graph as files, so
+their hashes are checked; it does not describe them, so a Covey that does not know them uses the bundle as before.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.manifest import Manifest, Runtime
 
 DECODE_FILE = "decode.json"
+DECODE_GRAPH_FILE = "graphs/decode.onnx"
 DECODE_VERSION = 1
 LOGITS = "logits"
 PAST = "past"

@@ -18,7 +18,7 @@ from edge_runtime.data.batch import IGNORED, CompletionBatch, pad
 from edge_runtime.data.tokens import CompletionEncoder
 from edge_runtime.engines.choose import ONNX_RUNTIME, Engines
 from edge_runtime.engines.sampling import Generation, pick_token
-from edge_runtime.errors import ConfigError, TrainingError
+from edge_runtime.errors import ConfigError, DataError, TrainingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -124,12 +124,12 @@ class Continuer:
                 prompt is not cut.
 
         Raises:
-            ConfigError: a prompt has no tokens, or tokens shall be drawn, which needs a decode graph.
-            DataError: a prompt cannot be encoded, or is too long.
+            ConfigError: a prompt has no tokens.
+            DataError: a prompt cannot be encoded, or is too long; or tokens shall be drawn, which needs a decode graph.
             TrainingError: memory is too short for the cache, or the runtime failed.
         """
         if self.why_not_cached is not None and not generation.is_greedy:
-            raise ConfigError(
+            raise DataError(
                 f"a temperature needs the logits of the next token: {self.why_not_cached}",
                 "leave the temperature out, which takes the likeliest token",
             )
@@ -173,6 +173,8 @@ class Continuer:
                 break
             new.append(token)
             unread = [token]
+        cache_bytes = reader.cache_bytes
+        reader.end()
         return Continuation(
             prompt,
             self.encoder.decode(new),
@@ -182,7 +184,7 @@ class Continuer:
             first_s=times[min(1, len(times) - 1)] - times[0],
             further_s=times[-1] - times[min(1, len(times) - 1)],
             further_tokens=max(0, len(times) - 2),
-            cache_bytes=reader.cache_bytes,
+            cache_bytes=cache_bytes,
         )
 
 
@@ -201,6 +203,10 @@ class _Cached:
     def start(self, theta: FloatVector) -> None:
         """Begin a text."""
         self._decoder.start(theta)
+
+    def end(self) -> None:
+        """Give the memory of the text back."""
+        self._decoder.forget()
 
     def next_token(self, unread: Sequence[int], generation: Generation, text: int, place: int) -> int:
         """Read tokens; return the one that follows. See sampling.pick_token."""
@@ -221,6 +227,9 @@ class _Uncached:
     def start(self, theta: FloatVector) -> None:
         """Begin a text."""
         self._theta, self._ids = theta, []
+
+    def end(self) -> None:
+        """Do nothing: nothing is kept."""
 
     def next_token(self, unread: Sequence[int], generation: Generation, text: int, place: int) -> int:
         """Read tokens; return the likeliest one after them, the only one that this graph names."""

@@ -72,6 +72,10 @@ class OnnxDecoder:
         elif self._theta is not theta:
             self._theta = theta
             self._bind()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the text's keys and values."""
         empty = {
             name: np.zeros((1, heads, 0, size), dtype=np.float32)
             for name, (heads, size) in self._decode.cache_shapes.items()

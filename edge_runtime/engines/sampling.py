@@ -35,7 +35,7 @@ class Generation:
         seed: of the draws, 0 … LARGEST_SEED.
 
     Raises:
-        ConfigError: a value is out of its range.
+        ConfigError: a value is out of its range, or has no effect.
     """
 
     max_new_tokens: int = DEFAULT_NEW_TOKENS
@@ -46,17 +46,43 @@ class Generation:
     def __post_init__(self) -> None:
         for name, value, is_right, range_ in (
             ("max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "1 or more"),
-            ("temperature", self.temperature, 0 <= self.temperature <= HIGHEST_TEMPERATURE, f"0 … {HIGHEST_TEMPERATURE}"),
+            (
+                "temperature",
+                self.temperature,
+                0 <= self.temperature <= HIGHEST_TEMPERATURE,
+                f"0 … {HIGHEST_TEMPERATURE}",
+            ),
             ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0, at most 1"),
             ("seed", self.seed, 0 <= self.seed <= LARGEST_SEED, f"0 … {LARGEST_SEED}"),
         ):
             if not is_right:
                 raise ConfigError(f"{name} is {value}", f"give {range_}")
+        if self.is_greedy and self.top_p != 1:
+            raise ConfigError(
+                f"top_p is {self.top_p}, and without a temperature nothing is drawn", "give a temperature"
+            )
 
     @property
     def is_greedy(self) -> bool:
         """Whether the likeliest token is taken."""
         return self.temperature == 0
+
+
+def make_generation(
+    max_new_tokens: int, temperature: float | None, top_p: float | None, seed: int | None
+) -> Generation:
+    """Return the settings that were given, and the default of each that was not.
+
+    Raises:
+        ConfigError: see Generation.
+    """
+    default = Generation()
+    return Generation(
+        max_new_tokens,
+        default.temperature if temperature is None else temperature,
+        default.top_p if top_p is None else top_p,
+        default.seed if seed is None else seed,
+    )
 
 
 def pick_token(logits: FloatVector, generation: Generation, text: int, place: int) -> int:

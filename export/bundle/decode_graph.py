@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import onnx
 import torch
 
-from edge_runtime.bundle.decode import DECODE_FILE, DECODE_VERSION, Decode, encode_decode
+from edge_runtime.bundle.decode import DECODE_FILE, DECODE_GRAPH_FILE, DECODE_VERSION, Decode, encode_decode
 from edge_runtime.bundle.manifest import Graph, GraphInput, GraphOutput
 from edge_runtime.files.atomic import write_atomically
 from export.graphs.onnx_pieces import convert, cut_onnx
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from export.bundle.weight_table import WeightTable
     from export.model.build import ExportModel
     from export.trace.decode import LiftedDecode
-
-DECODE_GRAPH_FILE = "graphs/decode.onnx"
 
 
 def write_decode(model: ExportModel, table: WeightTable, bundle: Path) -> Decode:

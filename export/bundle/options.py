@@ -36,7 +36,8 @@ class ExportOptions:
         levels: numbers of active layers to write training graphs for, ascending.
         recompute: whether training graphs compute layers again instead of keeping their activations.
         rescale: whether training graphs take a factor on what each layer adds to its input.
-        decode: whether a decode graph is written, with which devices continue prompts with a cache; None: for causal-lm.
+        decode: whether a decode graph is written, with which devices continue prompts with a cache; None: for
+            causal-lm.
 
     Raises:
         ExportError: options contradict each other, or one is out of range.
