@@ -76,7 +76,7 @@ def _bundle_verify(args: argparse.Namespace) -> int:
         "parity_decode": parity.decode if has_decode else None,
         "kernel": kernel_name(),
     }
-    decoded = f", with a cache within {parity.decode:.1e}" if has_decode else ""
+    decoded = f" (with a cache {parity.decode:.1e})" if has_decode else ""
     known = manifest.vocab_size
     of_model = "the bundle is too old to say how many the model knows" if known is None else f"the model knows {known}"
     text = (
@@ -87,7 +87,8 @@ def _bundle_verify(args: argparse.Namespace) -> int:
         f"  layout     {manifest.parameters[-1].stop} trainable parameters, splits {manifest.splits}\n"
         f"  tokenizer  {tokenizer.get_vocab_size()} tokens, {of_model}\n"
         f"  needs      {_needs_text(manifest.needs)}\n"
-        f"  parity     loss within {parity.loss:.1e}, logits within {parity.logits:.1e}{decoded} of PyTorch, on {args.engine}\n"
+        f"  parity     loss within {parity.loss:.1e}, logits within {parity.logits:.1e}{decoded} of PyTorch, "
+        f"on {args.engine}\n"
         f"  kernel     {kernel_name()}: {kernel_reason()}"
     )
     output.emit(args, result, text)

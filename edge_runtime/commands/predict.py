@@ -82,7 +82,7 @@ def _predict(args: argparse.Namespace) -> int:
     engines = Engines(runtime, args.threads, providers)
     given = {"--chat": args.chat, "--temperature": args.temperature, "--top-p": args.top_p, "--seed": args.seed}
     for flag, value in given.items():
-        if value not in (None, False) and bundle.manifest.task.kind != CAUSAL_LM:
+        if value is not None and value is not False and bundle.manifest.task.kind != CAUSAL_LM:
             raise ConfigError(f"{flag}: the bundle's task is {bundle.manifest.task.kind}", f"leave out {flag}")
     if bundle.manifest.task.kind == CAUSAL_LM:
         _continue(args, bundle, theta, engines)

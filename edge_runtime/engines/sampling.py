@@ -104,7 +104,7 @@ def pick_token(logits: FloatVector, generation: Generation, text: int, place: in
         return best
     scaled = logits.astype(np.float64)
     probabilities = np.exp((scaled - scaled[best]) / generation.temperature)
-    order = np.argsort(-probabilities, kind="stable")
+    order = np.argsort(-scaled, kind="stable")
     sums = np.cumsum(probabilities[order])
     kept = int(np.searchsorted(sums, generation.top_p * sums[-1]))
     drawn = uniform(generation.seed, text, place) * sums[min(kept, sums.size - 1)]

@@ -74,8 +74,8 @@ def _add_graph_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decode",
         action=argparse.BooleanOptionalAction,
-        help="causal-lm: a graph with which devices continue prompts with a cache of keys and values; --no-decode saves "
-        "its file and the time to trace it (default: for causal-lm)",
+        help="causal-lm: a graph with which devices continue prompts with a cache of keys and values; --no-decode "
+        "saves its file and the time to trace it (default: for causal-lm)",
     )
     parser.add_argument(
         "--max-tokens", type=int, default=128, help="longer rows are cut to this many tokens (default: %(default)s)"
@@ -259,8 +259,8 @@ def _text(args: argparse.Namespace, exported: Exported) -> str:
     decode = decode_overview(exported.bundle)
     if decode is not None:
         text += (
-            f"; decode graph {decode['size_bytes'] / 1e6:.2f} MB, {decode['cache_bytes_a_token']} bytes of cache a token, "
-            f"losses within {parity.decode:.1e}"
+            f"; decode graph {decode['size_bytes'] / 1e6:.2f} MB, {decode['cache_bytes_a_token']} bytes of cache a "
+            f"token, losses within {parity.decode:.1e}"
         )
     text = "\n  ".join([text, *(f"note: {note}" for note in exported.notes)])
     if exported.adapter:
