@@ -16,7 +16,7 @@ from edge_runtime.bundle.decode import Decode
 from edge_runtime.bundle.manifest import CAUSAL_LM
 from edge_runtime.data.batch import IGNORED, CompletionBatch, pad
 from edge_runtime.data.tokens import CompletionEncoder
-from edge_runtime.engines.choose import ONNX_RUNTIME, Engines
+from edge_runtime.engines.choose import ONNX_RUNTIME
 from edge_runtime.engines.sampling import Generation, pick_token
 from edge_runtime.errors import ConfigError, DataError, TrainingError
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.bundle.manifest import Task
+    from edge_runtime.engines.choose import Engines
     from edge_runtime.engines.engine import Predictor
     from edge_runtime.engines.onnx_decode import OnnxDecoder
     from edge_runtime.values import FloatVector
@@ -58,19 +59,6 @@ class Continuation:
     further_s: float
     further_tokens: int
     cache_bytes: int | None
-
-
-def complete(
-    bundle: Bundle,
-    theta: FloatVector,
-    prompts: Sequence[str],
-    generation: Generation,
-    engines: Engines = ONNX_RUNTIME,
-    *,
-    is_rendered: bool = False,
-) -> list[Continuation]:
-    """Continue prompts with a bundle that is used once; see Continuer."""
-    return Continuer(bundle, engines).complete(theta, prompts, generation, is_rendered=is_rendered)
 
 
 class Continuer:

@@ -52,7 +52,7 @@ def predict(
     """
     task = bundle.manifest.task
     if task.kind == CAUSAL_LM:
-        raise ConfigError("the bundle's task is causal-lm: it has no labels", "use continuation.complete")
+        raise ConfigError("the bundle's task is causal-lm: it has no labels", "use continuation.Continuer")
     encoder = TextEncoder(bundle.file(bundle.manifest.tokenizer_file), task, bundle.manifest.vocab_size)
     return classify(task, encoder, engines.make_predictor(bundle), theta, texts)
 

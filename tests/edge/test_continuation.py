@@ -13,13 +13,13 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from decoding import without_decode
+from decoding import complete, without_decode
 
 from edge_runtime import cli as edge_cli
 from edge_runtime.bundle.decode import DECODE_FILE, Decode, NoDecode, encode_decode, find_decode
 from edge_runtime.bundle.folder import Bundle, verify_loaded
 from edge_runtime.engines.choose import Engines
-from edge_runtime.engines.continuation import Continuer, complete, generation_facts
+from edge_runtime.engines.continuation import Continuer, generation_facts
 from edge_runtime.engines.onnx_decode import CHUNK_TOKENS
 from edge_runtime.engines.sampling import Generation
 from edge_runtime.errors import BundleError, ConfigError, DataError, TrainingError
@@ -47,7 +47,7 @@ def with_end(bundle: Bundle, token: int) -> Bundle:
 
 
 def tokens_of(bundle: Bundle, generation: Generation, prompt: str = PROMPT) -> list[int]:
-    return complete(bundle, bundle.initial_adapter(), [prompt], generation, ENGINES)[0].tokens
+    return complete(bundle, bundle.initial_adapter(), [prompt], generation)[0].tokens
 
 
 # -- where it ends --------------------------------------------------------------------------------------------------
@@ -59,16 +59,16 @@ def test_it_stops_at_the_end_of_the_text_with_and_without_a_cache(bundle: Bundle
     at = next(index for index in range(3, 12) if tokens[index] not in tokens[:index])
     ending = with_end(bundle, tokens[at])
     for one in (ending, without_decode(ending)):
-        (made,) = complete(one, one.initial_adapter(), [PROMPT], Generation(12), ENGINES)
+        (made,) = complete(one, one.initial_adapter(), [PROMPT], Generation(12))
         assert (made.tokens, made.is_ended) == (tokens[:at], True)
 
 
 def test_it_stops_at_the_last_position(bundle: Bundle) -> None:
     """Rows that train have at most 32 tokens here; the cache goes on to the model's 64 positions."""
-    (cached,) = complete(bundle, bundle.initial_adapter(), [PROMPT], Generation(500), ENGINES)
+    (cached,) = complete(bundle, bundle.initial_adapter(), [PROMPT], Generation(500))
     assert cached.prompt_tokens + len(cached.tokens) == POSITIONS
     older = without_decode(bundle)
-    (uncached,) = complete(older, older.initial_adapter(), [PROMPT], Generation(500), ENGINES)
+    (uncached,) = complete(older, older.initial_adapter(), [PROMPT], Generation(500))
     assert uncached.prompt_tokens + len(uncached.tokens) == bundle.manifest.task.max_tokens == 32
     assert uncached.tokens == cached.tokens[: len(uncached.tokens)]
 
@@ -105,9 +105,9 @@ def test_one_seed_gives_one_text_and_each_text_its_own_draws(bundle: Bundle) -> 
     drawn = [tokens_of(bundle, Generation(12, 1.0, 0.95, seed)) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
     theta, wish = bundle.initial_adapter(), Generation(12, 1.0, 0.95, 1)
-    together = [one.tokens for one in complete(bundle, theta, [PROMPT, PROMPT, "it"], wish, ENGINES)]
+    together = [one.tokens for one in complete(bundle, theta, [PROMPT, PROMPT, "it"], wish)]
     assert together[0] == drawn[0] != together[1]
-    assert complete(bundle, theta, [PROMPT, PROMPT], wish, ENGINES)[1].tokens == together[1]
+    assert complete(bundle, theta, [PROMPT, PROMPT], wish)[1].tokens == together[1]
 
 
 def test_without_a_decode_graph_only_the_likeliest_tokens_follow(bundle: Bundle) -> None:
@@ -119,7 +119,7 @@ def test_without_a_decode_graph_only_the_likeliest_tokens_follow(bundle: Bundle)
 
 def test_a_classifier_does_not_continue(tiny_bundle: Bundle) -> None:
     with pytest.raises(ConfigError, match="does not continue"):
-        complete(tiny_bundle, tiny_bundle.initial_adapter(), ["it was"], Generation(3), ENGINES)
+        complete(tiny_bundle, tiny_bundle.initial_adapter(), ["it was"], Generation(3))
 
 
 # -- what it says ---------------------------------------------------------------------------------------------------

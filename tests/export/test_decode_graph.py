@@ -10,14 +10,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from decoding import eager_tokens, without_decode
+from decoding import complete, eager_tokens, without_decode
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from edge_runtime.bundle.decode import DECODE_FILE, DECODE_GRAPH_FILE, Decode, find_decode
 from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.engines.choose import Engines
-from edge_runtime.engines.continuation import complete
 from edge_runtime.engines.golden import check_golden, golden_adapter
 from edge_runtime.engines.sampling import Generation
 from export.bundle.least_versions import formats_of
@@ -93,9 +92,9 @@ def test_with_a_cache_logits_and_tokens_are_pytorchs(
             logits = decoder.read(row[decoder.tokens_read : decoder.tokens_read + count])
             assert np.abs(logits - wanted[decoder.tokens_read - 1]).max() < TOLERANCE
     prompts, wish = ["the film was", "a very long", "it"], Generation(12)
-    cached = complete(bundle, theta, prompts, wish, Engines(threads=1))
+    cached = complete(bundle, theta, prompts, wish)
     assert all(one.cache_bytes is not None for one in cached)
-    uncached = complete(without_decode(bundle), theta, prompts, wish, Engines(threads=1))
+    uncached = complete(without_decode(bundle), theta, prompts, wish)
     assert [one.tokens for one in uncached] == [one.tokens for one in cached]
     for one in cached:
         decoder_ids = one_ids(bundle, one.prompt)

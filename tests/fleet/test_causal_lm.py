@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from decoding import without_decode
+from decoding import complete, without_decode
 from fleets import Fleet, free_port, write_job
 from peft import PeftModel
 from tiny_models import completions, make_model, write_rows
@@ -25,7 +25,6 @@ from edge_runtime.data.examples import DataConfig
 from edge_runtime.data.rows import EncodedCompletions, load_rows
 from edge_runtime.engines.bundle_engine import BundleEngine
 from edge_runtime.engines.choose import Engines
-from edge_runtime.engines.continuation import complete
 from edge_runtime.engines.golden import check_golden, golden_adapter
 from edge_runtime.engines.predict import predict, score_completions
 from edge_runtime.engines.sampling import Generation
@@ -196,7 +195,7 @@ def test_without_a_decode_graph_prompts_are_continued_greedily(
 ) -> None:
     theta, model = adapter_of(bundle), eager_model(bundle, "opt", tmp_path / "adapter")
     prompts = ["the film was", "a very long prompt " * 30]
-    found = complete(without_decode(bundle), theta, prompts, Generation(5), Engines(threads=1))
+    found = complete(without_decode(bundle), theta, prompts, Generation(5))
     for result in found:
         (ids,) = [_prompt_ids(bundle, result.prompt)]
         expected: list[int] = []

@@ -8,9 +8,21 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edge_runtime.bundle.decode import DECODE_FILE, DECODE_GRAPH_FILE
+from edge_runtime.engines.choose import Engines
+from edge_runtime.engines.continuation import Continuer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.engines.continuation import Continuation
+    from edge_runtime.engines.sampling import Generation
+    from edge_runtime.values import FloatVector
+
+
+def complete(bundle: Bundle, theta: FloatVector, prompts: Sequence[str], generation: Generation) -> list[Continuation]:
+    """Continue prompts with a bundle that is used once, on one thread."""
+    return Continuer(bundle, Engines(threads=1)).complete(theta, prompts, generation)
 
 
 def without_decode(bundle: Bundle) -> Bundle:
