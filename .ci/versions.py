@@ -40,11 +40,13 @@ TESTS = {
     "edge": [
         "protocol",
         "bundle_folder",
+        "continuation",
         "data",
         "fetch",
         "kernel",
         "perturbation",
         "replay",
+        "sampling",
         "step",
         "memory_need",
         "least_versions",

@@ -31,13 +31,14 @@ def run_export(
         model_dir: the model's Hugging Face folder.
         out: the bundle's folder.
         flags: further flags of ``covey export``.
-        labels: names of the labels.
+        labels: names of the labels; for causal-lm there are none.
         is_silent: whether the export's progress is hidden.
 
     Returns:
         The bundle's folder.
     """
-    command = [sys.executable, "-m", "server.cli", "export", str(model_dir), "--labels", ",".join(labels)]
+    named = () if "causal-lm" in flags else ("--labels", ",".join(labels))
+    command = [sys.executable, "-m", "server.cli", "export", str(model_dir), *named]
     subprocess.run(
         [*command, *flags, "--out", str(out)],
         check=True,

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from benchmarks.harness.process_memory import own_memory_mb
-from benchmarks.workers import backprop, forward_only, products, rivals
+from benchmarks.workers import backprop, continuation, forward_only, products, rivals
 from benchmarks.workers.routines import OwnTime
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ KINDS: dict[str, Callable[[Settings], Routines]] = {
     "levels": backprop.levels,
     "all_levels": backprop.all_levels,
     "libraries": backprop.libraries,
+    "continuation": continuation.with_cache,
+    "continuation_uncached": continuation.without_cache,
     "matmuls": products.matmuls,
     "torch_mezo": rivals.torch_mezo,
     "torch_lora": rivals.torch_lora,

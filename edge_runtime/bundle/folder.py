@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_runtime.bundle.adapter import adapter_sha256
+from edge_runtime.bundle.decode import DECODE_FILE, Decode, find_decode
 from edge_runtime.bundle.layout import total_size, views
 from edge_runtime.bundle.manifest import MANIFEST_FILE
 from edge_runtime.bundle.manifest_file import read_manifest
@@ -110,7 +111,7 @@ def check_file(path: Path, entry: FileEntry) -> None:
 
 
 def verify_loaded(bundle: Bundle, runtime: Runtime) -> None:
-    """Check the files that a prediction loads: tokenizer, weights, adapter and the runtime's graph of the whole model.
+    """Check the files that a prediction loads: tokenizer, weights, adapter, the runtime's graphs of the whole model.
 
     Training graphs, which are the larger part of a bundle, are not read.
 
@@ -121,6 +122,12 @@ def verify_loaded(bundle: Bundle, runtime: Runtime) -> None:
     graph = manifest.graph("predict", runtime=runtime)
     for name in dict.fromkeys((manifest.tokenizer_file, graph.file, manifest.weights_file, manifest.adapter_file)):
         check_file(bundle.file(name), manifest.file(name))
+    for entry in manifest.files:
+        if entry.path == DECODE_FILE:
+            check_file(bundle.file(DECODE_FILE), entry)
+    decode = find_decode(bundle.path, manifest, runtime)
+    if isinstance(decode, Decode):
+        check_file(bundle.file(decode.graph.file), manifest.file(decode.graph.file))
 
 
 def verify_files(bundle: Bundle) -> None:

@@ -1,4 +1,7 @@
-"""What a bundle is, in values that people compare: model, task, graphs, sizes, needs. Reads the manifest alone."""
+"""What a bundle is, in values that people compare: model, task, graphs, sizes, needs.
+
+It reads the manifest and, where there is a decode graph, decode.json.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from edge_runtime.bundle.decode import DECODE_FILE, DECODE_GRAPH_FILE, Decode, find_decode
 from edge_runtime.bundle.layout import total_size
 
 if TYPE_CHECKING:
@@ -27,9 +31,27 @@ def group_of(path: str, manifest: Manifest) -> str:
         return "adapter"
     if path == manifest.tokenizer_file or path.startswith("tokenizer/"):
         return "tokenizer"
-    if path in {graph.file for graph in manifest.graphs}:
+    if path in {graph.file for graph in manifest.graphs} or path in (DECODE_FILE, DECODE_GRAPH_FILE):
         return "graphs"
     return "golden vectors" if path == manifest.golden.file else "other files"
+
+
+def decode_overview(bundle: Bundle) -> dict[str, Any] | None:
+    """Return what a bundle's decode graph is: file, sizes in bytes, positions; None where it has none to be used here.
+
+    Raises:
+        BundleError: its description is missing or damaged.
+    """
+    decode = find_decode(bundle.path, bundle.manifest)
+    if not isinstance(decode, Decode):
+        return None
+    return {
+        "file": decode.graph.file,
+        "runtime": decode.graph.runtime,
+        "size_bytes": sum(bundle.manifest.file(name).size_bytes for name in (decode.graph.file, DECODE_FILE)),
+        "cache_bytes_a_token": decode.cache_bytes_a_token,
+        "positions": decode.positions,
+    }
 
 
 def overview(bundle: Bundle) -> dict[str, Any]:
@@ -68,6 +90,7 @@ def overview(bundle: Bundle) -> dict[str, Any]:
             }
             for graph in manifest.graphs
         ],
+        "decode": decode_overview(bundle),
     }
 
 

@@ -43,6 +43,7 @@ def add_engine_option(parser: argparse.ArgumentParser, default: Runtime | None) 
 
 def _bundle_verify(args: argparse.Namespace) -> int:
     """Check hashes of all files, the layout, the tokenizer, and the golden vectors against what PyTorch gave."""
+    from edge_runtime.bundle.decode import Decode
     from edge_runtime.bundle.folder import open_bundle, verify_files
     from edge_runtime.data.tokens import load_tokenizer
     from edge_runtime.data.vocabulary import check_vocabulary
@@ -57,7 +58,9 @@ def _bundle_verify(args: argparse.Namespace) -> int:
     check_versions(manifest, args.engine)
     tokenizer = load_tokenizer(bundle.file(manifest.tokenizer_file))
     check_vocabulary(tokenizer, manifest.task, manifest.vocab_size)
-    parity = try_bundle(args.bundle, Engines(args.engine, args.threads))
+    engines = Engines(args.engine, args.threads)
+    parity = try_bundle(args.bundle, engines)
+    has_decode = isinstance(engines.find_decode(bundle), Decode)
     result = {
         "bundle_sha256": bundle.sha256,
         "files": len(manifest.files),
@@ -70,8 +73,10 @@ def _bundle_verify(args: argparse.Namespace) -> int:
         "engine": args.engine,
         "parity_loss": parity.loss,
         "parity_logits": parity.logits,
+        "parity_decode": parity.decode if has_decode else None,
         "kernel": kernel_name(),
     }
+    decoded = f" (with a cache {parity.decode:.1e})" if has_decode else ""
     known = manifest.vocab_size
     of_model = "the bundle is too old to say how many the model knows" if known is None else f"the model knows {known}"
     text = (
@@ -82,7 +87,8 @@ def _bundle_verify(args: argparse.Namespace) -> int:
         f"  layout     {manifest.parameters[-1].stop} trainable parameters, splits {manifest.splits}\n"
         f"  tokenizer  {tokenizer.get_vocab_size()} tokens, {of_model}\n"
         f"  needs      {_needs_text(manifest.needs)}\n"
-        f"  parity     loss within {parity.loss:.1e}, logits within {parity.logits:.1e} of PyTorch, on {args.engine}\n"
+        f"  parity     loss within {parity.loss:.1e}, logits within {parity.logits:.1e}{decoded} of PyTorch, "
+        f"on {args.engine}\n"
         f"  kernel     {kernel_name()}: {kernel_reason()}"
     )
     output.emit(args, result, text)

@@ -43,7 +43,7 @@ def _add(
 def _show(args: argparse.Namespace) -> int:
     """Show what a bundle is: model, task, graphs, splits, levels, sizes, needs.
 
-    It reads the manifest alone, not the files: bundle verify checks them.
+    It reads the manifest and decode.json alone, not the other files: bundle verify checks them.
 
     covey bundle show bundle
     covey bundle show bundle --format json
@@ -74,6 +74,7 @@ def _overview_text(path: Path, values: Mapping[str, Any]) -> str:
         ("trains", f"{trained}: {values['trainable_parameters']:,} parameters"),
         ("splits", _listed(values["splits"])),
         ("levels", f"{_listed(values['levels'])} active layers" if values["levels"] else "- (forward-only)"),
+        ("decode", _decode_text(values["decode"])),
         ("runtimes", _listed(values["runtimes"])),
         ("needs", ", ".join(f"{name} ≥ {version}" for name, version in versions.items()) or "not known"),
         ("tokenizer", f"{values['tokenizer_sha256']}, the model knows {_known(values['vocab_size'])} tokens"),
@@ -87,6 +88,15 @@ def _overview_text(path: Path, values: Mapping[str, Any]) -> str:
         for graph in values["graphs"]
     ]
     return f"{path}\n{head}\n\n{output.table(columns, rows)}"
+
+
+def _decode_text(decode: Mapping[str, Any] | None) -> str:
+    if decode is None:
+        return "- (text is continued without a cache, if the task continues text)"
+    return (
+        f"{decode['file']}, {decode['size_bytes'] / 1e6:.2f} MB for {decode['runtime']}, "
+        f"{decode['cache_bytes_a_token']:,} bytes of cache a token, {decode['positions']:,} positions"
+    )
 
 
 def _listed(values: Sequence[object]) -> str:

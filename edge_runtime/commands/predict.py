@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge_runtime import output
 from edge_runtime.bundle.manifest import CAUSAL_LM, Runtime
 from edge_runtime.commands.bundle import add_engine_option
 from edge_runtime.errors import ConfigError
+from edge_runtime.files.given_texts import given_texts
 
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.engines.choose import Engines
     from edge_runtime.values import FloatVector
 
 
 def add_predict_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``predict``."""
     predict = commands.add_parser(
-        "predict", help="classify or continue texts with the current adapter", description=_predict.__doc__
+        "predict",
+        help="classify or continue texts with the current adapter",
+        description=_predict.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     source = predict.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", type=Path, metavar="edge.toml", help="use the device's current bundle and adapter")
@@ -36,42 +42,90 @@ def add_predict_command(commands: argparse._SubParsersAction[argparse.ArgumentPa
         "--threads", type=int, default=0, help="threads of one operator (default: as many as may run at once)"
     )
     add_engine_option(predict, None)
-    predict.add_argument(
-        "--max-new-tokens", type=int, default=16, help="causal-lm: largest number of new tokens (default: %(default)s)"
-    )
+    _add_generation_options(predict)
     predict.add_argument(
         "--chat",
         action="store_true",
         help='causal-lm: each text is a message of a user, or {"messages": [{"role": …, "content": …}]}; the answer '
         "to it follows the model's chat template",
     )
-    predict.add_argument("text", nargs="+", help="texts to classify; causal-lm: prompts to continue")
+    predict.add_argument(
+        "text", nargs="+", help="texts to classify; causal-lm: prompts to continue; -: one a line on standard input"
+    )
     output.add_format(predict)
     predict.set_defaults(run=_predict)
 
 
+def _add_generation_options(predict: argparse.ArgumentParser) -> None:
+    group = predict.add_argument_group("continuing prompts (causal-lm)")
+    group.add_argument("--max-new-tokens", type=int, default=16, help="the most new tokens (default: %(default)s)")
+    group.add_argument(
+        "--temperature", type=float, help="draw tokens, with the logits divided by this (default: take the likeliest)"
+    )
+    group.add_argument(
+        "--top-p", type=float, help="draw only from the likeliest tokens whose probabilities sum to this (default: all)"
+    )
+    group.add_argument("--seed", type=int, help="of the draws: the same seed gives the same tokens (default: 0)")
+
+
 def _predict(args: argparse.Namespace) -> int:
-    """Classify texts: label, and the probability of every label. causal-lm: continue prompts, greedily."""
+    """Classify texts: label, and the probability of every label. causal-lm: continue prompts.
+
+    Prompts are continued with a cache of keys and values where the bundle has a decode graph; how fast is on stderr,
+    and under generation with --format json.
+
+    covey-edge predict --config edge.toml "is this one fine?"
+    covey-edge predict --bundle bundle --max-new-tokens 40 "Once upon a time"
+    covey-edge predict --config edge.toml - < texts.txt
+    covey-edge predict --bundle bundle --temperature 0.8 --top-p 0.95 --seed 7 "Once upon a time"
+    """
     from edge_runtime.engines.choose import Engines
-    from edge_runtime.engines.predict import complete, predict
+    from edge_runtime.engines.predict import predict
 
     bundle, theta, runtime, providers = _predict_source(args)
     engines = Engines(runtime, args.threads, providers)
-    if args.chat and bundle.manifest.task.kind != CAUSAL_LM:
-        raise ConfigError(f"--chat: the bundle's task is {bundle.manifest.task.kind}", "leave out --chat")
+    given = {"--chat": args.chat, "--temperature": args.temperature, "--top-p": args.top_p, "--seed": args.seed}
+    for flag, value in given.items():
+        if value is not None and value is not False and bundle.manifest.task.kind != CAUSAL_LM:
+            raise ConfigError(f"{flag}: the bundle's task is {bundle.manifest.task.kind}", f"leave out {flag}")
     if bundle.manifest.task.kind == CAUSAL_LM:
-        prompts = _rendered(bundle, args.text) if args.chat else args.text
-        made = complete(bundle, theta, prompts, args.max_new_tokens, engines, is_rendered=args.chat)
-        continued = [{"prompt": c.prompt, "completion": c.completion} for c in made]
-        values = {"bundle_sha256": bundle.sha256, "predictions": continued}
-        lines = [c.completion if args.chat else f"{c.prompt}{c.completion}" for c in made]
-        output.emit(args, values, "\n".join(lines))
+        _continue(args, bundle, theta, engines)
         return 0
-    predictions = predict(bundle, theta, args.text, engines)
+    predictions = predict(bundle, theta, given_texts(args.text), engines)
     text = "\n".join(f"{p.label}\t{p.probabilities[p.label]:.3f}\t{p.text}" for p in predictions)
     rows = [{"text": p.text, "label": p.label, "probabilities": p.probabilities} for p in predictions]
     output.emit(args, {"bundle_sha256": bundle.sha256, "predictions": rows}, text)
     return 0
+
+
+def _continue(args: argparse.Namespace, bundle: Bundle, theta: FloatVector, engines: Engines) -> None:
+    """Continue prompts, and print them with what it took."""
+    from edge_runtime.device.memory import free_bytes
+    from edge_runtime.engines.continuation import Continuer, generation_facts
+    from edge_runtime.engines.sampling import make_generation
+
+    generation = make_generation(args.max_new_tokens, args.temperature, args.top_p, args.seed)
+    texts = given_texts(args.text)
+    prompts = _rendered(bundle, texts) if args.chat else texts
+    continuer = Continuer(bundle, engines, free_bytes)
+    made = continuer.complete(theta, prompts, generation, is_rendered=args.chat)
+    facts = generation_facts(made, generation, continuer.why_not_cached)
+    print(_facts_text(facts), file=sys.stderr)
+    values = {
+        "bundle_sha256": bundle.sha256,
+        "predictions": [{"prompt": c.prompt, "completion": c.completion} for c in made],
+        "generation": facts,
+    }
+    output.emit(args, values, "\n".join(c.completion if args.chat else f"{c.prompt}{c.completion}" for c in made))
+
+
+def _facts_text(facts: Mapping[str, Any]) -> str:
+    """Return the line that says how fast prompts were continued."""
+    rate = facts["tokens_per_second"]
+    speed = "" if rate is None else f", {rate:.1f} tokens a second after the first"
+    cached = facts["why_not_cached"]
+    cache = f"without a cache: {cached}" if cached else f"with a cache of {facts['cache_bytes']:,} bytes"
+    return f"{facts['new_tokens']} new tokens in {facts['seconds']:.2f} s{speed}, {cache}"
 
 
 def _rendered(bundle: Bundle, texts: Sequence[str]) -> list[str]:

@@ -219,21 +219,49 @@ class CompletionEncoder:
         Raises:
             DataError: the text leaves no room for one more token, cannot be encoded, or has one that the model lacks.
         """
-        encoding = unless_refused(lambda whole: self._tokenizer.encode(whole, add_special_tokens=False), text)
-        if encoding is None:
-            raise _error(1, REFUSED)
-        ids: list[int] = encoding.ids
-        unknown = unknown_token(ids, self._tokenizer, self._vocab_size)
-        if unknown is not None:
-            raise _error(1, unknown)
-        if len(ids) >= self._task.max_tokens:
+        room = self._task.max_tokens - 1
+        ids = self._whole(text, is_rendered=True)
+        if len(ids) > room:
             raise DataError(
-                f"the conversation is {len(ids)} tokens long: with one to answer, the bundle has room for "
-                f"{self._task.max_tokens - 1}",
+                f"the conversation is {len(ids)} tokens long: with one to answer, the bundle has room for {room}",
                 "leave out its oldest messages, or export with a larger --max-tokens",
                 facts="a conversation is too long",
             )
         return ids
+
+    def encode_whole(self, text: str, positions: int, *, is_rendered: bool) -> list[int]:
+        """Return all tokens of a prompt that is continued with a cache, however long the rows are that train.
+
+        Args:
+            text: the prompt.
+            positions: the most tokens that the model has positions for; one of them is for the token to come.
+            is_rendered: whether the text holds its special tokens already.
+
+        Raises:
+            DataError: the text leaves no room for one more token, cannot be encoded, or has one that the model lacks.
+        """
+        ids = self._whole(text, is_rendered=is_rendered)
+        if len(ids) >= positions:
+            raise DataError(
+                f"the prompt is {len(ids)} tokens long: the model has {positions} positions, and one is for an answer",
+                "give a shorter prompt",
+                facts="a prompt is longer than the model's positions",
+            )
+        return ids
+
+    def _whole(self, text: str, *, is_rendered: bool) -> list[int]:
+        """Return the tokens of a text; without the special tokens that the tokenizer would put behind it."""
+        encoding = unless_refused(lambda whole: self._tokenizer.encode(whole, add_special_tokens=not is_rendered), text)
+        if encoding is None:
+            raise _error(1, REFUSED)
+        ids = encoding.ids
+        if not is_rendered:
+            first, own = _without_specials(encoding)
+            ids = first + own
+        unknown = unknown_token(ids, self._tokenizer, self._vocab_size)
+        if unknown is not None:
+            raise _error(1, unknown)
+        return list(ids)
 
     def _ending(self, text: str) -> str:
         return ending(text, self._task.max_tokens, self._spans)

@@ -118,9 +118,9 @@ class BundleEngine:
         self._front_reads = functools.partial(read_slices, front, rows_read(front_graph.inputs))
         self._back_reads = functools.partial(read_slices, back, rows_read(back_graph.inputs))
         frozen = frozen_tensors(bundle)
-        views = _block_views(self._front_workspace, front)
+        views = block_views(self._front_workspace, front)
         self._front = opener.open(bundle, front_graph, bind_inputs(front_graph, frozen, views))
-        views = _block_views(self._back_workspace, back)
+        views = block_views(self._back_workspace, back)
         self._back = opener.open(bundle, back_graph, bind_inputs(back_graph, frozen, views))
 
     @property
@@ -172,7 +172,7 @@ class BundlePredictor:
         self._workspace = (
             bundle.initial_adapter() if self._is_full else np.zeros(total_size(self._parameters), dtype=np.float32)
         )
-        trainable = _block_views(self._workspace, self._parameters)
+        trainable = block_views(self._workspace, self._parameters)
         graph = bundle.manifest.graph("predict", runtime=opener.runtime)
         self._runner = opener.open(bundle, graph, bind_inputs(graph, frozen_tensors(bundle), trainable))
 
@@ -195,7 +195,7 @@ class BundlePredictor:
             np.copyto(self._workspace, theta)
         elif self._workspace is not theta:
             self._workspace = theta
-            self._runner.bind(_block_views(theta, self._parameters))
+            self._runner.bind(block_views(theta, self._parameters))
         return {name: self._runner.to_numpy(value) for name, value in self._runner.run(batch, None).items()}
 
 
@@ -235,7 +235,8 @@ def frozen_tensors(bundle: Bundle) -> dict[str, Tensor]:
     return map_tensors(bundle.file(manifest.weights_file)) | map_tensors(bundle.file(manifest.adapter_file))
 
 
-def _block_views(workspace: FloatVector, parameters: Sequence[Parameter]) -> dict[str, Tensor]:
+def block_views(workspace: FloatVector, parameters: Sequence[Parameter]) -> dict[str, Tensor]:
+    """Return the tensors of consecutive parameters by name, as views of the memory in which these lie."""
     if not parameters:
         return {}
     start = parameters[0].offset

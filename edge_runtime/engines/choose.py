@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edge_runtime.bundle.decode import find_decode
 from edge_runtime.engines.bundle_engine import BundleEngine, BundlePredictor
 from edge_runtime.engines.bundle_training import BundleTrainingEngine
 from edge_runtime.engines.providers import CPU_ONLY
 from edge_runtime.host.threads import threads_or_usable
 
 if TYPE_CHECKING:
+    from edge_runtime.bundle.decode import Decode, NoDecode
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.bundle.manifest import Runtime
     from edge_runtime.engines.bundle_engine import GraphOpener
+    from edge_runtime.engines.onnx_decode import OnnxDecoder
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,25 @@ class Engines:
             ConfigError: the runtime is not installed.
         """
         return BundlePredictor(bundle, self.opener())
+
+    def find_decode(self, bundle: Bundle) -> Decode | NoDecode:
+        """Return the decode graph of a bundle, or why prompts are continued without a cache.
+
+        Raises:
+            BundleError: its description is damaged.
+        """
+        return find_decode(bundle.path, bundle.manifest, self.runtime)
+
+    def make_decoder(self, bundle: Bundle, decode: Decode) -> OnnxDecoder:
+        """Return the whole model of a bundle with a cache, for what find_decode has found.
+
+        Raises:
+            BundleError: the graph cannot be loaded.
+            ConfigError: the runtime is not installed.
+        """
+        from edge_runtime.engines.onnx_decode import OnnxDecoder  # noqa: PLC0415 idle devices stay small
+
+        return OnnxDecoder(bundle, decode, self.threads, self.providers)
 
     def operator_threads(self) -> int:
         """Return the threads that one operator has, once a graph was opened; 0 was asked for: as many as were given."""

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edge_runtime.bundle.decode import Decode
 from edge_runtime.bundle.manifest import output_names
-from edge_runtime.data.batch import Batch, CompletionBatch
+from edge_runtime.data.batch import IGNORED, Batch, CompletionBatch
 from edge_runtime.engines.choose import ONNX_RUNTIME, Engines
 from edge_runtime.errors import BundleError
 from edge_runtime.files.tensor_file import map_tensors
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.bundle.manifest import Golden
+    from edge_runtime.engines.onnx_decode import OnnxDecoder
     from edge_runtime.values import FloatVector
 
 
@@ -35,7 +37,8 @@ class GoldenCase:
 class Parity:
     """Largest differences from PyTorch eager over all golden batches and splits: absolute up to 1, relative above.
 
-    ``logits`` are the token losses for causal-lm; ``gradients`` are those of the training graphs, 0 without any.
+    ``logits`` are the token losses for causal-lm; ``gradients`` are those of the training graphs, 0 without any;
+    ``decode`` are token losses of the decode graph, 0 without one.
 
     float32 itself is relative: logits near 30 differ by 3e-5 between any two orders of summation.
     """
@@ -43,8 +46,11 @@ class Parity:
     loss: float
     logits: float
     gradients: float = 0.0
+    decode: float = 0.0
 
 
+_SINGLE_TOKENS = 4
+"""Tokens of each golden row that the decode graph reads one by one."""
 GRADIENT_TOLERANCE = 1e-4
 """Largest difference allowed between gradients, which sum over more terms than a loss."""
 
@@ -77,7 +83,9 @@ def golden_cases(bundle: Bundle) -> Iterator[GoldenCase]:
 
 
 def measure_parity(bundle: Bundle, engines: Engines = ONNX_RUNTIME) -> Parity:
-    """Run every golden batch through ``predict`` and every split's front and back; the first through training graphs.
+    """Run every golden batch through ``predict``, every split's front and back, and the decode graph.
+
+    The first one also runs through the training graphs.
 
     Raises:
         BundleError: a graph cannot be loaded.
@@ -103,7 +111,38 @@ def measure_parity(bundle: Bundle, engines: Engines = ONNX_RUNTIME) -> Parity:
         found = _training_differences(bundle, theta, cases[0].batch, engines)
         losses += [loss for loss, _ in found]
         gradients += [gradient for _, gradient in found]
-    return Parity(max(losses), max(logits), max(gradients))
+    decode = engines.find_decode(bundle)
+    decoded = [0.0]
+    if isinstance(decode, Decode):
+        decoder = engines.make_decoder(bundle, decode)
+        decoded = [_decode_difference(decoder, theta, case) for case in cases]
+    return Parity(max(losses), max(logits), max(gradients), max(decoded))
+
+
+def _decode_difference(decoder: OnnxDecoder, theta: FloatVector, case: GoldenCase) -> float:
+    """Return the difference of token losses of a batch's first row, read as a device does that continues it.
+
+    The tokens before the first loss are read at once, then some one by one, and the rest at once.
+    """
+    if not isinstance(case.batch, CompletionBatch):
+        return 0.0  # the manifest's task is causal-lm: see golden_cases
+    row = case.batch.input_ids[0].tolist()
+    wanted = {
+        int(position): (int(label), float(loss))
+        for position, label, loss in zip(
+            case.batch.positions.ravel(), case.batch.labels.ravel(), case.logits.ravel(), strict=True
+        )
+        if label != IGNORED and position < len(row)
+    }
+    asked = sorted(wanted)
+    ends = [*asked[: _SINGLE_TOKENS + 1], asked[-1]]
+    decoder.start(theta)
+    found = []
+    for end in dict.fromkeys(ends):
+        logits = decoder.read(row[decoder.tokens_read : end + 1]).astype(np.float64)
+        found.append(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[wanted[end][0]])
+    losses = np.array([wanted[end][1] for end in dict.fromkeys(ends)], dtype=np.float32)
+    return _difference(np.array(found, dtype=np.float32), losses)
 
 
 def _training_differences(
@@ -131,11 +170,12 @@ def check_golden(bundle: Bundle, engines: Engines = ONNX_RUNTIME) -> Parity:
     """
     parity = measure_parity(bundle, engines)
     tolerance = bundle.manifest.golden.tolerance
-    within = parity.loss <= tolerance and parity.logits <= tolerance and parity.gradients <= GRADIENT_TOLERANCE
+    within = max(parity.loss, parity.logits, parity.decode) <= tolerance and parity.gradients <= GRADIENT_TOLERANCE
     if not within:
         raise BundleError(
             f"the bundle's golden vectors differ from PyTorch on {engines.name} by {parity.loss:.1e} (loss), "
-            f"{parity.logits:.1e} (logits) and {parity.gradients:.1e} (gradients); {tolerance:.0e} is allowed, "
+            f"{parity.logits:.1e} (logits), {parity.decode:.1e} (with a cache) and {parity.gradients:.1e} (gradients); "
+            f"{tolerance:.0e} is allowed, "
             f"{GRADIENT_TOLERANCE:.0e} for gradients",
             f"report this machine and its {engines.runtime} version; do not train on it",
         )

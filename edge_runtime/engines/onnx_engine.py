@@ -154,6 +154,13 @@ def _hint(error: Exception, smaller: str) -> str:
     return f"use {smaller} if memory is short; check the bundle with: covey-edge bundle verify"
 
 
+def shrinking() -> ort.RunOptions:
+    """Return options of runs after which the allocator gives back what it holds and no tensor uses."""
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
+
+
 class _TrainingGraphRunner:
     """See bundle_engine.TrainingRunner."""
 
@@ -169,11 +176,9 @@ class _TrainingGraphRunner:
             if tensor.role == "batch":
                 feeds[tensor.name] = ort.OrtValue.ortvalue_from_numpy(getattr(batch, tensor.source))
         names = [output.name for output in self._graph.outputs]
-        options = ort.RunOptions()
-        # Levels and shapes change from batch to batch: what one run leaves in the allocator would not fit the next.
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         try:
-            values = self._session.run_with_ort_values(names, feeds, options)
+            # Levels and shapes change from batch to batch: what one run leaves in the allocator would not fit the next.
+            values = self._session.run_with_ort_values(names, feeds, shrinking())
         except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
             raise TrainingError(
                 f"ONNX Runtime failed on a batch of {batch.rows} × {batch.input_ids.shape[1]} tokens: {error}",

@@ -1,4 +1,7 @@
-"""Prediction on the device: from texts to labels with probabilities, or from prompts to completions."""
+"""Prediction on the device: from texts to labels with probabilities; scores of completions.
+
+Continuing prompts is in continuation.py.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edge_runtime.bundle.manifest import CAUSAL_LM
-from edge_runtime.data.batch import IGNORED, CompletionBatch, pad
+from edge_runtime.data.batch import pad
 from edge_runtime.data.rows import EncodedCompletions
-from edge_runtime.data.tokens import CompletionEncoder, TextEncoder
+from edge_runtime.data.tokens import TextEncoder
 from edge_runtime.engines.choose import ONNX_RUNTIME, Engines
 from edge_runtime.errors import ConfigError
 
@@ -49,7 +52,7 @@ def predict(
     """
     task = bundle.manifest.task
     if task.kind == CAUSAL_LM:
-        raise ConfigError("the bundle's task is causal-lm: it has no labels", "use predict.complete")
+        raise ConfigError("the bundle's task is causal-lm: it has no labels", "use continuation.Continuer")
     encoder = TextEncoder(bundle.file(bundle.manifest.tokenizer_file), task, bundle.manifest.vocab_size)
     return classify(task, encoder, engines.make_predictor(bundle), theta, texts)
 
@@ -68,65 +71,6 @@ def classify(
         )
         for text, row in zip(texts, probabilities, strict=True)
     ]
-
-
-@dataclass(frozen=True)
-class Continuation:
-    """A prompt, the text that the model continues it with, and the tokens of that text."""
-
-    prompt: str
-    completion: str
-    tokens: list[int]
-
-
-def complete(
-    bundle: Bundle,
-    theta: FloatVector,
-    prompts: Sequence[str],
-    max_new_tokens: int,
-    engines: Engines = ONNX_RUNTIME,
-    *,
-    is_rendered: bool = False,
-) -> list[Continuation]:
-    """Continue prompts greedily, until the end-of-text token or ``max_new_tokens``.
-
-    Every new token runs the whole prompt again, so this is meant for a few tokens, to see what was learned.
-
-    Args:
-        bundle: the bundle.
-        theta: the adapter.
-        prompts: the texts.
-        max_new_tokens: of each prompt.
-        engines: makes the predictor.
-        is_rendered: whether the prompts hold their special tokens already, as a chat template writes them; such a
-            prompt is not cut.
-
-    Raises:
-        BundleError: the bundle cannot be run.
-        ConfigError: its task is not causal-lm, or a prompt has no tokens.
-        DataError: a prompt cannot be encoded, or is rendered and too long.
-    """
-    task = bundle.manifest.task
-    if task.kind != CAUSAL_LM:
-        raise ConfigError(f"the bundle's task is {task.kind}: it does not continue prompts", "use predict.predict")
-    encoder = CompletionEncoder(bundle.file(bundle.manifest.tokenizer_file), task, bundle.manifest.vocab_size)
-    predictor = engines.make_predictor(bundle)
-    results = []
-    for prompt in prompts:
-        ids = encoder.encode_rendered(prompt) if is_rendered else encoder.encode_prompt(prompt)
-        if not ids:
-            raise ConfigError(f"the prompt {prompt!r} has no tokens", "give a longer prompt")
-        new: list[int] = []
-        while len(new) < max_new_tokens and len(ids) + len(new) < task.max_tokens:
-            batch = pad([ids + new], [0], task.pad_token_id)
-            last = np.array([[len(ids) + len(new) - 1]], dtype=np.int64)
-            asked = CompletionBatch(batch.input_ids, batch.attention_mask, np.full((1, 1), IGNORED, np.int64), last)
-            token = int(predictor.token_scores(theta, asked)[1][0, 0])
-            if token == task.eos_token_id:
-                break
-            new.append(token)
-        results.append(Continuation(prompt, encoder.decode(new), new))
-    return results
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edge_runtime.bundle.manifest import CAUSAL_LM
 from edge_runtime.bundle.memory_need import predict_bytes
 from edge_runtime.data.chat import read_chat_template, read_conversation
 from edge_runtime.data.examples import Completion
-from edge_runtime.data.tokens import CompletionEncoder, TextEncoder
-from edge_runtime.engines.choose import Engines
-from edge_runtime.engines.predict import BATCH_SIZE, classify, complete
+from edge_runtime.data.tokens import TextEncoder
+from edge_runtime.engines.continuation import Continuer, generation_facts
+from edge_runtime.engines.predict import BATCH_SIZE, classify
 from edge_runtime.errors import CoveyError, DataError, TrainingError
 from edge_runtime.store.model import model_parameters, named_model, open_model_bundle
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.engines.bundle_engine import BundlePredictor
+    from edge_runtime.engines.choose import Engines
+    from edge_runtime.engines.sampling import Generation
     from edge_runtime.store.model import Named
     from edge_runtime.store.store import Store
     from edge_runtime.values import FloatVector
@@ -31,27 +33,20 @@ _ATTEMPTS = 3
 """Reads of the model's files: a round may end between reading their names and opening them."""
 
 
-@dataclass(frozen=True)
-class KeptEngines(Engines):
-    """Engines that load the graph of a bundle's whole model once; for one bundle."""
+@dataclass
+class _LoadedClassifier:
+    """A graph and a tokenizer that classify texts."""
 
-    _kept: list[BundlePredictor] = field(default_factory=list, repr=False, compare=False)
-
-    def make_predictor(self, bundle: Bundle) -> BundlePredictor:
-        """See Engines; the second call returns what the first has made."""
-        if not self._kept:
-            self._kept.append(super().make_predictor(bundle))
-        return self._kept[0]
+    predictor: BundlePredictor
+    encoder: TextEncoder
 
 
 @dataclass
 class _LoadedBundle:
-    """A bundle with its graph and its tokenizer."""
+    """A bundle with what answers: a classifier, or what continues prompts."""
 
     bundle: Bundle
-    engines: KeptEngines
-    texts: TextEncoder | None
-    completions: CompletionEncoder | None
+    answers: _LoadedClassifier | Continuer
 
 
 @dataclass(frozen=True)
@@ -67,11 +62,6 @@ class Model:
     named: Named
     loaded: _LoadedBundle
     theta: FloatVector
-
-    @property
-    def is_causal(self) -> bool:
-        """Whether it continues prompts; else it classifies texts."""
-        return self.loaded.completions is not None
 
     def version(self) -> dict[str, str | None]:
         """Return the hashes that name it: of the bundle, of the shared adapter, and of the device's own layers."""
@@ -89,29 +79,41 @@ class Model:
             DataError: the model classifies; or see read_conversation and ChatTemplate.render.
             ConfigError: the bundle's model has no chat template.
         """
-        if not self.is_causal:
+        if not isinstance(self.loaded.answers, Continuer):
             raise DataError("chat is asked for, and this device's model classifies texts", "leave it out")
         template = read_chat_template(self.loaded.bundle)
         return [template.render(read_conversation(text)) for text in texts]
 
-    def predict(self, texts: Sequence[str], max_new_tokens: int, *, is_rendered: bool = False) -> list[dict[str, Any]]:
-        """Classify texts, or continue prompts; returns what ``covey-edge predict --format json`` prints of each.
+    def predict(self, texts: Sequence[str], generation: Generation, *, is_rendered: bool = False) -> dict[str, Any]:
+        """Classify texts, or continue prompts.
 
         Args:
             texts: the texts.
-            max_new_tokens: of each prompt.
-            is_rendered: see engines.predict.complete.
+            generation: how prompts are continued.
+            is_rendered: see Continuer.complete.
+
+        Returns:
+            ``predictions``, of each text what ``covey-edge predict --format json`` prints; where prompts are continued,
+            also ``generation``: see generation_facts.
 
         Raises:
-            CoveyError: see engines.predict.
+            CoveyError: see engines.predict and engines.continuation.
         """
-        loaded = self.loaded
-        if loaded.texts is None:
-            made = complete(loaded.bundle, self.theta, texts, max_new_tokens, loaded.engines, is_rendered=is_rendered)
-            return [{"prompt": one.prompt, "completion": one.completion} for one in made]
-        predictor, task = loaded.engines.make_predictor(loaded.bundle), loaded.bundle.manifest.task
-        found = classify(task, loaded.texts, predictor, self.theta, texts)
-        return [{"text": one.text, "label": one.label, "probabilities": one.probabilities} for one in found]
+        answers = self.loaded.answers
+        if isinstance(answers, Continuer):
+            made = answers.complete(self.theta, texts, generation, is_rendered=is_rendered)
+            return {
+                "predictions": [{"prompt": one.prompt, "completion": one.completion} for one in made],
+                "generation": generation_facts(made, generation, answers.why_not_cached),
+            }
+        task = self.loaded.bundle.manifest.task
+        if not generation.is_greedy:
+            raise DataError(
+                f"a temperature is for models that continue text: this one's task is {task.kind}", "leave it out"
+            )
+        found = classify(task, answers.encoder, answers.predictor, self.theta, texts)
+        rows = [{"text": one.text, "label": one.label, "probabilities": one.probabilities} for one in found]
+        return {"predictions": rows}
 
     def check_rows(self, records: Sequence[dict[str, Any]]) -> None:
         """Check that the tokenizer takes rows of this model's task.
@@ -119,10 +121,11 @@ class Model:
         Raises:
             DataError: it does not; the rows are numbered from 1.
         """
-        if self.loaded.completions is not None:
-            self.loaded.completions.encode([Completion(row["prompt"], row["completion"]) for row in records])
-        elif self.loaded.texts is not None:
-            self.loaded.texts.encode([row["text"] for row in records])
+        answers = self.loaded.answers
+        if isinstance(answers, Continuer):
+            answers.encoder.encode([Completion(row["prompt"], row["completion"]) for row in records])
+        else:
+            answers.encoder.encode([row["text"] for row in records])
 
 
 class ModelInUse:
@@ -132,10 +135,13 @@ class ModelInUse:
         store: the state directory.
         engines: the runtime.
         free_bytes: returns the memory that this process can still get, in bytes; None: not known.
+        clock: returns monotonic seconds.
     """
 
-    def __init__(self, store: Store, engines: Engines, free_bytes: Callable[[], int | None]) -> None:
-        self._store, self._engines, self._free_bytes = store, engines, free_bytes
+    def __init__(
+        self, store: Store, engines: Engines, free_bytes: Callable[[], int | None], clock: Callable[[], float]
+    ) -> None:
+        self._store, self._engines, self._free_bytes, self._clock = store, engines, free_bytes, clock
         self._bundle: tuple[Named, _LoadedBundle] | None = None
         self._model: Model | None = None
 
@@ -169,19 +175,16 @@ class ModelInUse:
         self._bundle = self._model = None  # memory holds one at a time
         bundle = open_model_bundle(self._store, named, self._engines.runtime)
         self._require_memory(bundle)
-        manifest = bundle.manifest
-        tokenizer_file, task = bundle.file(manifest.tokenizer_file), manifest.task
-        is_causal = task.kind == CAUSAL_LM
-        engines = KeptEngines(self._engines.runtime, self._engines.threads, self._engines.providers)
-        loaded = _LoadedBundle(
-            bundle,
-            engines,
-            None if is_causal else TextEncoder(tokenizer_file, task, manifest.vocab_size),
-            CompletionEncoder(tokenizer_file, task, manifest.vocab_size) if is_causal else None,
-        )
-        engines.make_predictor(bundle)
+        loaded = _LoadedBundle(bundle, self._answers(bundle))
         self._bundle = named, loaded
         return loaded
+
+    def _answers(self, bundle: Bundle) -> _LoadedClassifier | Continuer:
+        manifest = bundle.manifest
+        if manifest.task.kind == CAUSAL_LM:
+            return Continuer(bundle, self._engines, self._free_bytes, self._clock)
+        encoder = TextEncoder(bundle.file(manifest.tokenizer_file), manifest.task, manifest.vocab_size)
+        return _LoadedClassifier(self._engines.make_predictor(bundle), encoder)
 
     def _require_memory(self, bundle: Bundle) -> None:
         needed, free = predict_bytes(bundle.manifest, BATCH_SIZE, self._engines.runtime), self._free_bytes()

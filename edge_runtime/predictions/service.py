@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from edge_runtime.data.corrections import LONGEST_CHARACTERS, add_corrections, check_records, check_task
+from edge_runtime.engines.sampling import DEFAULT_NEW_TOKENS, HIGHEST_TEMPERATURE, LARGEST_SEED, make_generation
 from edge_runtime.errors import ConfigError, DataError, wall
 from edge_runtime.predictions.limits import MinuteLimit
 from edge_runtime.predictions.loaded import ModelInUse
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
     from edge_runtime.data.config import DataConfig
     from edge_runtime.data.corrections import Added
     from edge_runtime.engines.choose import Engines
+    from edge_runtime.engines.sampling import Generation
     from edge_runtime.predictions.loaded import Model
     from edge_runtime.predictions.rules import PredictRules
     from edge_runtime.store.store import Store
 
-DEFAULT_NEW_TOKENS = 16
 Text = Annotated[str, msgspec.Meta(max_length=LONGEST_CHARACTERS)]
 
 
@@ -37,11 +38,37 @@ class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             allows fewer.
         chat: causal-lm: each text is a message of a user, or ``{"messages": [{"role": …, "content": …}]}``, and what is
             continued is what the model's chat template makes of it. None: the texts are continued as they are.
+        temperature: causal-lm: divides the logits before a token is drawn; None: 0, the likeliest token.
+        top_p: causal-lm: only the likeliest tokens whose probabilities sum to this are drawn from; None: 1, all.
+        seed: causal-lm: of the draws; None: 0. The same seed gives the same tokens.
     """
 
     text: Text | Annotated[list[Text], msgspec.Meta(min_length=1, max_length=MOST_TEXTS)]
     max_new_tokens: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None
     chat: bool | None = None
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=HIGHEST_TEMPERATURE)] | None = None
+    top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    seed: Annotated[int, msgspec.Meta(ge=0, le=LARGEST_SEED)] | None = None
+
+    def generation(self, most: int) -> Generation:
+        """Return how prompts are continued.
+
+        Args:
+            most: the most new tokens that this device allows.
+
+        Raises:
+            DataError: the request wants more, or its settings contradict each other.
+        """
+        wanted = min(DEFAULT_NEW_TOKENS, most) if self.max_new_tokens is None else self.max_new_tokens
+        if wanted > most:
+            raise DataError(
+                f"{wanted} new tokens are asked for, {most} are allowed",
+                "ask for fewer, or raise max_new_tokens under [predict] in edge.toml",
+            )
+        try:
+            return make_generation(wanted, self.temperature, self.top_p, self.seed)
+        except ConfigError as error:
+            raise DataError(error.what, error.hint) from error
 
     @property
     def texts(self) -> list[str]:
@@ -98,30 +125,27 @@ class PredictionService:
         self._data, self._rules = data, rules
         self._texts = MinuteLimit("texts", rules.texts_per_minute, clock)
         self._corrections = MinuteLimit("corrections", rules.feedback_per_minute, clock)
-        self._models = ModelInUse(store, engines, free_bytes)
+        self._models = ModelInUse(store, engines, free_bytes, clock)
         self._lock = threading.Lock()
 
     def predict(self, ask: Ask) -> dict[str, Any]:
         """Answer a request: the hashes of the model that answered, and its predictions in the order of the texts.
 
+        For causal-lm, ``generation`` says how the texts were continued: see generation_facts.
+
         Raises:
             TooManyError: see MinuteLimit.take.
-            DataError: it wants more new tokens than this device allows, or a text cannot be encoded; or see rendered.
+            DataError: it wants more new tokens than this device allows, or a temperature that the model in use cannot
+                draw with; or a text cannot be encoded; or see Model.rendered.
             CoveyError: see ModelInUse.get and Model.predict.
         """
-        most = self._rules.max_new_tokens
-        wanted = min(DEFAULT_NEW_TOKENS, most) if ask.max_new_tokens is None else ask.max_new_tokens
-        if wanted > most:
-            raise DataError(
-                f"{wanted} new tokens are asked for, {most} are allowed",
-                "ask for fewer, or raise max_new_tokens under [predict] in edge.toml",
-            )
+        generation = ask.generation(self._rules.max_new_tokens)
         self._texts.take(len(ask.texts))
         with self._lock:
             model = self._models.get()
             texts = model.rendered(ask.texts) if ask.chat else ask.texts
-            found = model.predict(texts, wanted, is_rendered=bool(ask.chat))
-        return {**model.version(), "predictions": found}
+            found = model.predict(texts, generation, is_rendered=bool(ask.chat))
+        return {**model.version(), **found}
 
     def correct(self, records: Sequence[dict[str, Any]]) -> Added:
         """Add corrections, all or none; when this returns they are on disk. The next round uses them.

@@ -19,6 +19,7 @@ from edge_runtime.engines.golden import check_golden
 from edge_runtime.errors import storage_error
 from edge_runtime.files.atomic import write_atomically
 from edge_runtime.files.hashing import file_sha256
+from export.bundle.decode_graph import write_decode
 from export.bundle.golden import write_golden
 from export.bundle.graph_writer import GraphWriter
 from export.bundle.least_versions import least_versions
@@ -185,6 +186,9 @@ def _write_graphs(
     """Write the graphs for every runtime; return what the manifest says about them."""
     progress("converting to ONNX")
     graphs = GraphWriter(model, lifted, parameters, table).write(options.splits, partial)
+    if options.has_decode:
+        progress("tracing and converting the decode graph")
+        write_decode(model, table, partial)
     if options.levels:
         progress("tracing and converting the training graphs")
         training = TrainingGraphs(model, parameters, table)

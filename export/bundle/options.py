@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edge_runtime.bundle.manifest import CAUSAL_LM
 from export.errors import ExportError
 from export.source.borders import check_traceable
 from export.trace.batches import MAX_BATCH
@@ -35,6 +36,8 @@ class ExportOptions:
         levels: numbers of active layers to write training graphs for, ascending.
         recompute: whether training graphs compute layers again instead of keeping their activations.
         rescale: whether training graphs take a factor on what each layer adds to its input.
+        decode: whether a decode graph is written, with which devices continue prompts with a cache; None: for
+            causal-lm.
 
     Raises:
         ExportError: options contradict each other, or one is out of range.
@@ -48,8 +51,13 @@ class ExportOptions:
     levels: Sequence[int] = ()
     recompute: bool = False
     rescale: bool = False
+    decode: bool | None = None
 
     def __post_init__(self) -> None:
+        if self.decode and self.task.kind != CAUSAL_LM:
+            raise ExportError(
+                f"--decode: the task is {self.task.kind}, which continues no text", "leave it out, or use causal-lm"
+            )
         if self.levels and self.lora is None:
             raise ExportError(
                 "--levels: with --train full, a gradient would be as large as the model",
@@ -64,6 +72,11 @@ class ExportOptions:
     def for_executorch(self) -> bool:
         """Whether graphs are written for ExecuTorch too."""
         return "executorch" in self.runtimes
+
+    @property
+    def has_decode(self) -> bool:
+        """Whether a decode graph is written."""
+        return self.task.kind == CAUSAL_LM if self.decode is None else self.decode
 
     def check_folder(self, folder: ModelFolder) -> None:
         """Check that the model can be traced for rows of every length, and cut at the splits.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
 import time
@@ -9,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime import output
+from edge_runtime.bundle.overview import decode_overview
 from edge_runtime.errors import ConfigError
 from export.commands.lists import names, numbers, shares
 from export.errors import AdapterError
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Sequence
 
     from export.bundle.bundle_writer import Exported
@@ -69,6 +70,12 @@ def _add_graph_options(parser: argparse.ArgumentParser) -> None:
         "--rescale",
         action="store_true",
         help="training graphs take a factor on what each layer adds to its input, for jobs with rescale = true",
+    )
+    parser.add_argument(
+        "--decode",
+        action=argparse.BooleanOptionalAction,
+        help="causal-lm: a graph with which devices continue prompts with a cache of keys and values; --no-decode "
+        "saves its file and the time to trace it (default: for causal-lm)",
     )
     parser.add_argument(
         "--max-tokens", type=int, default=128, help="longer rows are cut to this many tokens (default: %(default)s)"
@@ -211,6 +218,7 @@ def _options(args: argparse.Namespace, folder: ModelFolder) -> ExportOptions:
         levels=level_counts(shares("--levels", args.levels), folder.layers) if args.levels else [],
         recompute=args.recompute,
         rescale=args.rescale,
+        decode=args.decode,
     )
 
 
@@ -232,6 +240,8 @@ def _result(args: argparse.Namespace, exported: Exported, wall_s: float) -> dict
         "parity_loss": parity.loss,
         "parity_logits": parity.logits,
         "parity_gradients": parity.gradients if manifest.levels else None,
+        "decode": decode_overview(exported.bundle),
+        "parity_decode": None if decode_overview(exported.bundle) is None else parity.decode,
         "wall_s": round(wall_s, 1),
     }
 
@@ -246,6 +256,12 @@ def _text(args: argparse.Namespace, exported: Exported) -> str:
     )
     if manifest.levels:
         text += f"; levels {manifest.levels} of {manifest.model.layers} layers, gradients within {parity.gradients:.1e}"
+    decode = decode_overview(exported.bundle)
+    if decode is not None:
+        text += (
+            f"; decode graph {decode['size_bytes'] / 1e6:.2f} MB, {decode['cache_bytes_a_token']} bytes of cache a "
+            f"token, losses within {parity.decode:.1e}"
+        )
     text = "\n  ".join([text, *(f"note: {note}" for note in exported.notes)])
     if exported.adapter:
         text = f"{_adapter_table([dataclasses.asdict(row) for row in exported.adapter])}\n{text}"

@@ -12,12 +12,12 @@ import onnx
 import onnx.numpy_helper
 import torch
 
-from export.errors import compiling
+from export.errors import REPORT_HINT, compiling
 from export.quiet import quiet
 from export.trace.batches import shape_of
 
 if TYPE_CHECKING:
-    from collections.abc import KeysView, Sequence
+    from collections.abc import KeysView, Mapping, Sequence
 
     from edge_runtime.bundle.manifest import Rows
     from export.trace.lift import Lifted
@@ -45,12 +45,23 @@ def to_onnx(
         {index: dims[size] for index, size in enumerate(shape_of(item.value, names)) if isinstance(size, str)}
         for item in lifted.inputs
     )
-    with compiling("torch.onnx cannot convert the model"), quiet(), torch.no_grad():
+    return convert(lifted, examples, shapes)
+
+
+def convert(
+    lifted: Lifted, examples: Sequence[torch.Tensor], shapes: Sequence[Mapping[int, Any]], hint: str = REPORT_HINT
+) -> onnx.ModelProto:
+    """Convert a lifted program to ONNX, with the dynamic sizes of each input, by axis.
+
+    Raises:
+        ExportError: torch.onnx cannot convert the program.
+    """
+    with compiling("torch.onnx cannot convert the model", hint), quiet(), torch.no_grad():
         exported = torch.onnx.export(
             lifted.module,
             tuple(examples),
             dynamo=True,
-            dynamic_shapes=shapes,
+            dynamic_shapes=tuple(shapes),
             input_names=[item.name for item in lifted.inputs],
             output_names=list(lifted.outputs),
             opset_version=OPSET,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime import output
-from edge_runtime.errors import ConfigError, DataError, wall
+from edge_runtime.errors import ConfigError
+from edge_runtime.files.given_texts import given_texts
 from edge_runtime.protocol.predictions import LONGEST_PATIENCE_S, MOST_REQUEST_BYTES, MOST_TEXTS
 from server.commands.installed import needs_server
 from server.commands.reaching import add_reaching, open_client
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from server.commands.shared_options import Commands
 
 _TIMEOUT_S = 60.0
-_SETTINGS = ("max_new_tokens", "chat")
+_SETTINGS = ("max_new_tokens", "chat", "temperature", "top_p", "seed")
 """Of a request; what is not given is left out, so that a device which does not know it answers."""
 _ANSWER_BYTES = MOST_REQUEST_BYTES // 2
 """Bytes of texts in one request: the answer repeats them."""
@@ -33,6 +32,9 @@ def add_device_predict(commands: Commands[argparse.ArgumentParser]) -> None:
         "text", nargs="+", help="texts to classify; causal-lm: prompts to continue; -: one a line on standard input"
     )
     predict.add_argument("--max-new-tokens", type=int, help="causal-lm: largest number of new tokens (default: 16)")
+    predict.add_argument("--temperature", type=float, help="causal-lm: draw tokens (default: take the likeliest)")
+    predict.add_argument("--top-p", type=float, help="causal-lm: draw only from the likeliest that sum to this")
+    predict.add_argument("--seed", type=int, help="causal-lm: of the draws (default: 0)")
     predict.add_argument(
         "--chat",
         action="store_true",
@@ -65,26 +67,10 @@ def _predict(args: argparse.Namespace) -> int:
     path = f"/devices/{args.device}/predict?patience_s={args.timeout:g}"
     wanted = {name: value for name in _SETTINGS if (value := getattr(args, name)) is not None}
     with open_client(args) as client:
-        for texts in _batches(_texts(args.text)):
+        for texts in _batches(given_texts(args.text)):
             answer = client.ask("POST", path, {"text": texts, **wanted}, more_s=args.timeout)
             output.emit(args, {"device": args.device, **answer}, _text(answer["predictions"], chat=args.chat))
     return 0
-
-
-def _texts(given: Sequence[str]) -> list[str]:
-    """Return the texts of the command line, or of standard input.
-
-    Raises:
-        DataError: standard input has none, or a text is no UTF-8.
-    """
-    with wall(lambda cause: DataError(f"a text is not in UTF-8: {cause}", "convert it: iconv -t UTF-8")):
-        if list(given) != ["-"]:
-            return [os.fsencode(text).decode() for text in given]
-        lines = sys.stdin.buffer.read().decode("utf-8-sig").splitlines()
-    texts = [line for line in lines if line.strip()]
-    if not texts:
-        raise DataError("there are no texts on standard input", "write one a line")
-    return texts
 
 
 def _batches(texts: Sequence[str]) -> Iterator[list[str]]:

@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from predicting import ask, leave_model
 
+from edge_runtime import cli as edge_cli
 from edge_runtime.bundle.adapter import adapter_sha256
 from edge_runtime.bundle.folder import Bundle
 from edge_runtime.data.config import DataConfig
@@ -114,12 +115,41 @@ def test_a_causal_model_continues_prompts(device_of: MakesDevice, tiny_export: C
     status, answer, _ = ask(port, "/predict", {"text": ["the film was"], "max_new_tokens": 2})
     assert status == 200
     assert set(answer["predictions"][0]) == {"prompt", "completion"}
+    assert (answer["generation"]["new_tokens"], answer["generation"]["cached"]) == (2, True)
     status, answer, _ = ask(port, "/predict", {"text": "the film", "max_new_tokens": 4})
     assert (status, answer["error"]) == (400, "4 new tokens are asked for, 3 are allowed")
     assert ask(port, "/predict", {"text": "the film"})[0] == 200
     assert ask(port, "/feedback", {"prompt": "the film was", "completion": "good"})[0] == 200
     assert ask(port, "/feedback", {"text": "the film", "label": "good"})[0] == 400
     assert device.rows() == [{"prompt": "the film was", "completion": "good"}]
+
+
+def test_requests_draw_tokens_as_the_command_does(
+    device_of: MakesDevice, tiny_export: Callable[..., Bundle], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = tiny_export("llama", task="causal-lm")
+    port = device_of(bundle).endpoint.port
+    drawing = {"max_new_tokens": 8, "temperature": 0.9, "top_p": 0.95, "seed": 6}
+    status, answer, _ = ask(port, "/predict", {"text": ["the film", "it"], **drawing})
+    assert (status, answer["generation"]["seed"]) == (200, 6)
+    flags = [word for name, value in drawing.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    assert edge_cli.main(["predict", "--bundle", str(bundle.path), *flags, "--format", "json", "the film", "it"]) == 0
+    assert json.loads(capsys.readouterr().out)["predictions"] == answer["predictions"]
+    for wrong in ({"temperature": -1}, {"top_p": 0.5}, {"temperature": 1, "top_p": 0}, {"seed": -1}, {"seed": "x"}):
+        status, answer, _ = ask(port, "/predict", {"text": "the film", **wrong})
+        assert (status, answer["exit_code"]) == (400, 4)
+    too_long = {"text": " very" * 100}
+    status, answer, _ = ask(port, "/predict", too_long)
+    assert (status, answer["error"]) == (
+        400,
+        "the prompt is 100 tokens long: the model has 64 positions, and one is for an answer",
+    )
+
+
+def test_a_classifier_draws_nothing(device_of: MakesDevice) -> None:
+    status, answer, _ = ask(device_of().endpoint.port, "/predict", {"text": "a film", "temperature": 0.5})
+    assert status == 400
+    assert "models that continue text" in answer["error"]
 
 
 def test_before_the_first_round_it_says_so(device_of: MakesDevice) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from decoding import complete, without_decode
 from fleets import Fleet, free_port, write_job
 from peft import PeftModel
 from tiny_models import completions, make_model, write_rows
@@ -25,7 +26,8 @@ from edge_runtime.data.rows import EncodedCompletions, load_rows
 from edge_runtime.engines.bundle_engine import BundleEngine
 from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import check_golden, golden_adapter
-from edge_runtime.engines.predict import complete, predict, score_completions
+from edge_runtime.engines.predict import predict, score_completions
+from edge_runtime.engines.sampling import Generation
 from edge_runtime.errors import ConfigError
 from export.errors import ExportError
 from server.cli import main
@@ -188,10 +190,12 @@ def test_a_fleet_trains_completions(bundle: Bundle, tmp_path: Path) -> None:
     assert all(0 <= event["accuracy"] <= 1 for event in evaluated)
 
 
-def test_prompts_are_continued_greedily(bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_decode_graph_prompts_are_continued_greedily(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     theta, model = adapter_of(bundle), eager_model(bundle, "opt", tmp_path / "adapter")
     prompts = ["the film was", "a very long prompt " * 30]
-    found = complete(bundle, theta, prompts, 5, Engines(threads=1))
+    found = complete(without_decode(bundle), theta, prompts, Generation(5))
     for result in found:
         (ids,) = [_prompt_ids(bundle, result.prompt)]
         expected: list[int] = []
@@ -213,11 +217,6 @@ def _prompt_ids(bundle: Bundle, prompt: str) -> list[int]:
 
     ids: list[int] = Tokenizer.from_file(str(bundle.file(bundle.manifest.tokenizer_file))).encode(prompt).ids
     return ids[-(bundle.manifest.task.max_tokens - 1) :]
-
-
-def test_a_classifier_does_not_continue(tiny_bundle: Bundle) -> None:
-    with pytest.raises(ConfigError, match="does not continue"):
-        complete(tiny_bundle, tiny_bundle.initial_adapter(), ["it was"], 3)
 
 
 def test_bundles_and_rows_are_checked_on_the_command_line(

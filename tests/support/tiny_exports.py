@@ -36,6 +36,7 @@ class TinyExport:
     recompute: bool = False
     rescale: bool = False
     runtimes: tuple[str, ...] = ("onnxruntime",)
+    decode: bool | None = None
 
     def task_options(self) -> TaskOptions:
         """Return the options of the task; a masked language model has a prompt with a mask."""
@@ -70,5 +71,6 @@ class TinyExport:
             levels=self.levels,
             recompute=self.recompute,
             rescale=self.rescale,
+            decode=self.decode,
         )
         return export_bundle(folder, options, out).bundle
