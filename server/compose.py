@@ -13,7 +13,8 @@ from server.rounds.job_run import JobRun
 from server.rounds.roster import Roster
 from server.storage.adapters import AdapterChain
 from server.storage.blobs import BlobStore
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 from server.storage.queries import closed_rounds
 from server.web.uploads import Uploads
 

@@ -126,7 +126,8 @@ def _boards(args: argparse.Namespace, bundle_sha256: str) -> list[Board]:
     """
     from server.profiles.files import LATENCY_FILE, find_profile, read_profile
     from server.storage.device_queries import devices_of, newest_profile
-    from server.storage.ledger import LEDGER_FILE, Ledger
+    from server.storage.ledger import Ledger
+    from server.storage.ledger_address import LEDGER_FILE
 
     path = args.state_dir / LEDGER_FILE
     known: list[DeviceRecord] = []

@@ -152,7 +152,8 @@ def _mosquitto(args: argparse.Namespace) -> int:
     _check_installed()
     from edge_runtime.network.http_address import url_host
     from server.serving.revocations import revoked_now
-    from server.storage.ledger import LEDGER_FILE, Ledger
+    from server.storage.ledger import Ledger
+    from server.storage.ledger_address import LEDGER_FILE
     from server.trust.folder import open_trust
     from server.trust.mosquitto import CONFIG, Revoked, write_mosquitto
 
@@ -213,7 +214,8 @@ def make_join_tokens(args: argparse.Namespace, names: list[str], valid_s: float)
     from server.client.client import NoServerError
     from server.serving.options import only_one
     from server.storage.audit_records import DONE, Asker
-    from server.storage.ledger import LEDGER_FILE, Ledger
+    from server.storage.ledger import Ledger
+    from server.storage.ledger_address import LEDGER_FILE
     from server.trust.folder import open_trust
     from server.trust.tokens import make_tokens
 

@@ -18,7 +18,8 @@ from server.client.address import socket_path
 from server.client.client import Client, NoServerError
 from server.commands.reach_checks import broker_findings, fetch_findings
 from server.storage import queries
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 from server.trust.folder import has_trust, open_trust
 from server.web.broker import EMBEDDED
 from server.web.http_app import bind

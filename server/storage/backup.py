@@ -30,8 +30,9 @@ from edge_runtime.files.atomic import sync_directory, sync_file
 from edge_runtime.files.hashing import file_sha256
 from server.errors import JobError
 from server.storage import queries
-from server.storage.database import copy_database
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
+from server.storage.sqlite_database import copy_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,7 +18,8 @@ from server.storage.audit_queries import audit_of, newest_entry
 from server.storage.audit_records import Asker
 from server.storage.audit_writes import ENTRIES_KEPT
 from server.storage.backup import create_backup, restore_backup
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 from server.views.audit import audit_page
 
 if TYPE_CHECKING:

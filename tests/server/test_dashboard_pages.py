@@ -20,7 +20,8 @@ from server.queue.feed import Feed
 from server.simulation.devices import FLEET
 from server.simulation.run import JOB_NAME, SimulateOptions, simulate
 from server.storage import database as ledger_file
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 from server.views.fleet import PAGE_ROWS
 
 if TYPE_CHECKING:
