@@ -5,36 +5,38 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import BigInteger, Integer, LargeBinary, String, Text, literal_column
+from sqlalchemy import BigInteger, Integer, LargeBinary, String, Text, TypeDecorator, literal_column
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sqlalchemy import ColumnElement, Dialect
     from sqlalchemy.sql.compiler import SQLCompiler
     from sqlalchemy.sql.selectable import TableValuedAlias
+    from sqlalchemy.types import TypeEngine
 
 _NUL = "\x00"
 _ESCAPED_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
-class _PostgresText(Text):
-    """Text in PostgreSQL, which takes no NUL: it is replaced, also where JSON writes it as an escape.
+class Words(TypeDecorator[str]):
+    """Text of any length.
 
-    Texts are ordered by their code points, as SQLite orders them, whatever the database's language is.
+    PostgreSQL takes no NUL: it is replaced, also where JSON writes it as an escape. There, texts are ordered by their
+    code points, as SQLite orders them, whatever the database's language is.
     """
 
+    impl = Text
     cache_ok = True
 
-    def __init__(self) -> None:
-        super().__init__(collation="C")
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Return the database's own type."""
+        return dialect.type_descriptor(Text(collation="C") if dialect.name == "postgresql" else Text())
 
-    def bind_processor(self, dialect: Dialect) -> Callable[[str | None], str | None]:  # noqa: ARG002 SQLAlchemy's signature
-        """Return what is done with a value on its way in."""
-        return without_nul
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """Return a value as it goes into the database."""
+        return without_nul(value) if dialect.name == "postgresql" and isinstance(value, str) else value
 
 
 def without_nul(text: str | None) -> str | None:
@@ -53,8 +55,6 @@ class Bytes(LargeBinary):
         """Return no conversion."""
 
 
-Words = Text().with_variant(_PostgresText(), "postgresql")
-"""Text of any length."""
 Whole = Integer().with_variant(BigInteger(), "postgresql")
 """Integers of 64 bits: SQLite's are always."""
 

@@ -24,7 +24,7 @@ from server.storage.tables import METADATA
 from server.storage.transactions import begin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from sqlalchemy import Executable
 
@@ -41,6 +41,7 @@ LOST_S = 300.0
 _FULL = ("53100",)
 _NOT_ALLOWED = ("28000", "28P01", "42501", "3D000", "25006")
 _TAKEN_OVER = "another server has taken the ledger {place} over"
+_UNDONE = "nothing of what was to be written together was written; start the server again"
 _LEAVE = "nothing was written; the other server goes on, and this one can wait for its turn (covey serve --standby)"
 
 
@@ -164,7 +165,14 @@ class PostgresDatabase(Database):
         _LOG.warning("the connection to the ledger %s is back", self.place)
 
     def _again_if_lost(self, act: Callable[[], T]) -> T:
-        """Do something that a lost connection undoes; where it was lost, connect anew and do it once more."""
+        """Do something that a lost connection undoes; where it was lost, connect anew and do it once more.
+
+        Within a transaction nothing is done again: what came before in it is undone.
+        """
+        if self._connection.invalidated:  # SQLAlchemy's own way back would not take the lock
+            if self._depth:
+                raise StorageError(f"the connection to the ledger {self.place} was lost", _UNDONE)
+            self._come_back()
         try:
             return act()
         except DBAPIError as error:
@@ -211,8 +219,7 @@ class PostgresDatabase(Database):
             try:
                 yield
             except BaseException:
-                with contextlib.suppress(DBAPIError):  # the connection may be lost
-                    self._connection.exec_driver_sql("ROLLBACK")
+                self._roll_back()
                 raise
             finally:
                 self._depth -= 1
@@ -230,15 +237,24 @@ class PostgresDatabase(Database):
 
         with self._lock, self._writing():
             if self._depth:
-                return within()
+                return self._again_if_lost(within)
             try:
                 changed = self._again_if_lost(alone)
             except DBAPIError:
-                with contextlib.suppress(DBAPIError):
-                    self._connection.exec_driver_sql("ROLLBACK")
+                self._roll_back()
                 raise
             self._connection.exec_driver_sql("COMMIT")
             return changed
+
+    def write_many(self, statement: Executable, rows: Sequence[Mapping[str, object]]) -> None:
+        """See Database."""
+        with self._lock, self._writing():
+            self._again_if_lost(lambda: super(PostgresDatabase, self).write_many(statement, rows))
+
+    def _roll_back(self) -> None:
+        if not self._connection.invalidated:
+            with contextlib.suppress(DBAPIError):  # it may be lost now
+                self._connection.exec_driver_sql("ROLLBACK")
 
     def rows(self, query: Executable, values: Mapping[str, object] | None = None) -> list[dict[str, Any]]:
         """See Database."""
