@@ -153,14 +153,14 @@ def _mosquitto(args: argparse.Namespace) -> int:
     from edge_runtime.network.http_address import url_host
     from server.serving.revocations import revoked_now
     from server.storage.ledger import Ledger
-    from server.storage.ledger_address import LEDGER_FILE
+    from server.storage.ledger_address import LEDGER_FILE, has_ledger
     from server.trust.folder import open_trust
     from server.trust.mosquitto import CONFIG, Revoked, write_mosquitto
 
     if not 0 < args.port < 1 << 16:
         raise ConfigError(f"--port {args.port} is not between 1 and 65535", "choose another port")
     trust, revoked = open_trust(args.state_dir), Revoked()
-    if (args.state_dir / LEDGER_FILE).exists():
+    if has_ledger(args.state_dir / LEDGER_FILE):
         with contextlib.closing(Ledger(args.state_dir / LEDGER_FILE, read_only=True)) as ledger:
             revoked = revoked_now(ledger, trust.fleet)
     hosts = args.host or trust.hosts

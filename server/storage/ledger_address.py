@@ -36,9 +36,9 @@ def address_beside(path: Path) -> str | None:
         raise StorageError(f"{note} is no text", "write the ledger's address into it: postgresql://…") from error
 
 
-def has_ledger(state_dir: Path) -> bool:
-    """Whether a state directory has a ledger, as a file or elsewhere."""
-    return (state_dir / LEDGER_FILE).exists() or address_beside(state_dir / LEDGER_FILE) is not None
+def has_ledger(path: Path) -> bool:
+    """Whether a ledger is there: as a file at this path, or elsewhere at an address beside it."""
+    return path.exists() or address_beside(path) is not None
 
 
 def keep_address(state_dir: Path, address: str) -> None:
