@@ -122,6 +122,7 @@ def test_long_and_unprintable_texts_are_kept_short_and_in_one_line(tmp_path: Pat
         assert len(entry.detail) == 500
 
 
+@pytest.mark.sqlite("a backup copies the file")
 def test_the_command_reads_the_ledger_and_a_backup_keeps_the_audit(tmp_path: Path) -> None:
     state = tmp_path / "state"
     with closing(Ledger(state / LEDGER_FILE)) as ledger:

@@ -52,5 +52,6 @@ def ledgers_in_postgres(request: pytest.FixtureRequest) -> Iterator[None]:
                 made[whole] = server.schema_for(whole)
             return made[whole]
 
-        patch.setattr("server.storage.ledger.address_beside", address)
+        for module in ("server.storage.ledger", "server.storage.ledger_address"):
+            patch.setattr(f"{module}.address_beside", address)
         yield
