@@ -195,8 +195,8 @@ class PostgresDatabase(Database):
         what = f"cannot {verb} the ledger {self.place}: {text}"
         if code in _FULL:
             return StorageError(what, "free some space on the database's machine and start again; nothing was lost")
-        if code in _NOT_ALLOWED:
-            return StorageError(what, "check user, password (~/.pgpass), database and its permissions")
+        if code in _NOT_ALLOWED or (code is None and "FATAL" in text):  # it has answered, and refuses the connection
+            return StorageError(what, "check user, password (~/.pgpass), name of the database, and its permissions")
         if code is None or code[:2] in ("08", "57"):
             return StorageError(what, "check that the database runs and can be reached; nothing was lost")
         return self.damaged(text)
