@@ -13,7 +13,8 @@ from server.rounds.job_run import JobRun
 from server.rounds.roster import Roster
 from server.storage.adapters import AdapterChain
 from server.storage.blobs import BlobStore
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 from server.storage.queries import closed_rounds
 from server.web.uploads import Uploads
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from server.job.fitted import FittedJob
     from server.rounds.services import Services
     from server.storage.adapters import Start
+    from server.storage.ledger import Waiting
 
 
 TICK_S = 0.5
@@ -47,17 +49,19 @@ class Stores:
     uploads: Uploads
 
 
-def open_stores(state_dir: Path, *, durable: bool = True) -> Stores:
+def open_stores(state_dir: Path, *, durable: bool = True, waiting: Waiting | None = None) -> Stores:
     """Open the stores in a state directory; close the ledger afterwards.
 
     Args:
         state_dir: the server's state directory.
         durable: whether the ledger survives a power cut.
+        waiting: how a server takes a ledger in PostgreSQL for itself; None: it does not.
 
     Raises:
         StorageError: the ledger cannot be opened.
+        JobError: another server has it.
     """
-    ledger = Ledger(state_dir / LEDGER_FILE, durable=durable)
+    ledger = Ledger(state_dir / LEDGER_FILE, durable=durable, waiting=waiting)
     return Stores(ledger, BlobStore(state_dir / "blobs"), Uploads(BlobStore(state_dir / "deltas")))
 
 

@@ -32,7 +32,8 @@ from server import events
 from server.serving.loaded_job import load_job
 from server.serving.one_shot import run_job
 from server.serving.options import ServeOptions
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 from server.storage.queries import offers_of
 from server.web.http_app import bind
 

@@ -16,7 +16,8 @@ from edge_runtime.device.memory import peak_rss_bytes
 from server.samples.toml_text import toml
 from server.serving.loaded_job import load_job
 from server.simulation.in_process import run_in_process
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 from server.views.summary import job_rounds
 
 if TYPE_CHECKING:

@@ -29,7 +29,8 @@ from server.queue.feed import Feed
 from server.simulation.boards import modelled_profiles
 from server.simulation.devices import FLEET as SIMULATED_FLEET
 from server.simulation.run import JOB_NAME, SimulateOptions, simulate
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -126,12 +126,13 @@ def _boards(args: argparse.Namespace, bundle_sha256: str) -> list[Board]:
     """
     from server.profiles.files import LATENCY_FILE, find_profile, read_profile
     from server.storage.device_queries import devices_of, newest_profile
-    from server.storage.ledger import LEDGER_FILE, Ledger
+    from server.storage.ledger import Ledger
+    from server.storage.ledger_address import LEDGER_FILE, has_ledger
 
     path = args.state_dir / LEDGER_FILE
     known: list[DeviceRecord] = []
     profiles: dict[str, Profile | None] = {}
-    if path.exists():
+    if has_ledger(path):
         ledger = Ledger(path, read_only=True)
         try:
             known = [device for device in devices_of(ledger) if args.fleet in (None, device.fleet)]

@@ -152,14 +152,15 @@ def _mosquitto(args: argparse.Namespace) -> int:
     _check_installed()
     from edge_runtime.network.http_address import url_host
     from server.serving.revocations import revoked_now
-    from server.storage.ledger import LEDGER_FILE, Ledger
+    from server.storage.ledger import Ledger
+    from server.storage.ledger_address import LEDGER_FILE, has_ledger
     from server.trust.folder import open_trust
     from server.trust.mosquitto import CONFIG, Revoked, write_mosquitto
 
     if not 0 < args.port < 1 << 16:
         raise ConfigError(f"--port {args.port} is not between 1 and 65535", "choose another port")
     trust, revoked = open_trust(args.state_dir), Revoked()
-    if (args.state_dir / LEDGER_FILE).exists():
+    if has_ledger(args.state_dir / LEDGER_FILE):
         with contextlib.closing(Ledger(args.state_dir / LEDGER_FILE, read_only=True)) as ledger:
             revoked = revoked_now(ledger, trust.fleet)
     hosts = args.host or trust.hosts
@@ -213,7 +214,8 @@ def make_join_tokens(args: argparse.Namespace, names: list[str], valid_s: float)
     from server.client.client import NoServerError
     from server.serving.options import only_one
     from server.storage.audit_records import DONE, Asker
-    from server.storage.ledger import LEDGER_FILE, Ledger
+    from server.storage.ledger import Ledger
+    from server.storage.ledger_address import LEDGER_FILE
     from server.trust.folder import open_trust
     from server.trust.tokens import make_tokens
 

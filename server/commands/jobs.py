@@ -262,7 +262,8 @@ def _delete(args: argparse.Namespace) -> int:
 
 def _explain(args: argparse.Namespace) -> int:
     """Show a device's arms in a round, the bandit's estimate of each, and why it chose one."""
-    from server.storage.ledger import LEDGER_FILE, Ledger
+    from server.storage.ledger import Ledger
+    from server.storage.ledger_address import LEDGER_FILE
     from server.views.explain import explain, explanation_text
 
     if args.server is not None and args.job is None:

@@ -74,7 +74,7 @@ def _add(
 
 def _find(args: argparse.Namespace, name: str) -> Profile:
     from server.profiles.files import find_profile
-    from server.storage.ledger import LEDGER_FILE
+    from server.storage.ledger_address import LEDGER_FILE
 
     return find_profile(name, args.dir, args.state_dir / LEDGER_FILE, args.fleet)
 
@@ -161,7 +161,8 @@ def _size(shape: str) -> tuple[int, int]:
 def _history(args: argparse.Namespace) -> int:
     """Show the profiles that a device published, and why some were refused."""
     from server.profiles.received import profile_history
-    from server.storage.ledger import LEDGER_FILE, Ledger
+    from server.storage.ledger import Ledger
+    from server.storage.ledger_address import LEDGER_FILE
 
     ledger = Ledger(args.state_dir / LEDGER_FILE, read_only=True)
     rows: list[dict[str, Any]] = profile_history(ledger, args.device, args.fleet)

@@ -65,7 +65,8 @@ def look(
         CoveyError: the server refuses it, or there is no ledger.
     """
     from server.client.client import NoServerError
-    from server.storage.ledger import LEDGER_FILE, Ledger
+    from server.storage.ledger import Ledger
+    from server.storage.ledger_address import LEDGER_FILE
 
     try:
         with open_client(args) as client:

@@ -63,6 +63,7 @@ def add_addresses(parser: argparse.ArgumentParser) -> None:
         help="HTTP address for the devices, e.g. http://server:8080 (default: --http-port on the broker's host)",
     )
     _add_operators(parser)
+    _add_ledger(parser)
     parser.add_argument(
         "--join-port",
         type=int,
@@ -94,6 +95,21 @@ def add_addresses(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="with --sign-key: believe only devices that have a file NAME.pem there (public key or certificate)",
+    )
+
+
+def _add_ledger(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where the ledger is, and whether the server waits for it."""
+    parser.add_argument(
+        "--ledger",
+        metavar="URL",
+        help="keep the ledger in PostgreSQL: postgresql://user@host/database, password in ~/.pgpass (default: a file "
+        "in --state-dir, which remembers the address)",
+    )
+    parser.add_argument(
+        "--standby",
+        action="store_true",
+        help="wait until the server that uses this --state-dir and its ledger has ended, and go on in its place",
     )
 
 
@@ -163,6 +179,8 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
         announce=args.announce,
         mosquitto=args.mosquitto,
         signing=None if args.sign_key is None else ServerKeys(args.sign_key, args.device_keys),
+        ledger=args.ledger,
+        standby=args.standby,
     )
 
 
@@ -213,6 +231,7 @@ def _serve(args: argparse.Namespace) -> int:
         )
     options = options_of(args)
     from server.serving.always_on import serve
+    from server.serving.stores import StoppedError
     from server.views.progress import fleet_log
 
     stop, notifier = stop_on_signals(), notifier_of(os.environ, os.getpid())
@@ -224,7 +243,12 @@ def _serve(args: argparse.Namespace) -> int:
             notifier.watch()
 
         try:
+            if options.standby:
+                say({"fleet": options.fleet, "standby": "until the server before it has ended"})
+                notifier.ready("standby")  # systemd must not wait for the other server's end
             serve(options, observe, stop.is_set, is_ready)
+        except StoppedError:
+            return output.INTERRUPTED
         finally:
             notifier.stopping()
     return 0

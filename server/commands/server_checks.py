@@ -18,7 +18,8 @@ from server.client.address import socket_path
 from server.client.client import Client, NoServerError
 from server.commands.reach_checks import broker_findings, fetch_findings
 from server.storage import queries
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE, address_beside, has_ledger, shown
 from server.trust.folder import has_trust, open_trust
 from server.web.broker import EMBEDDED
 from server.web.http_app import bind
@@ -148,7 +149,7 @@ def _signing(keys: ServerKeys) -> Finding:
 def _ledger(options: ServeOptions) -> Iterator[Finding]:
     """Look at the ledger, the clock, and the files of each job that is to run."""
     path = options.state_dir / LEDGER_FILE
-    if not path.exists():
+    if not has_ledger(path):
         yield Finding("ledger", "absent", f"there is no ledger at {path} yet")
         return
     try:
@@ -158,8 +159,10 @@ def _ledger(options: ServeOptions) -> Iterator[Finding]:
     except CoveyError as error:
         yield problem("ledger", error)
         return
-    yield Finding("ledger", "ok", f"{path} has {len(jobs)} job(s) of fleet {options.fleet}", "", {"jobs": len(jobs)})
-    ahead_s = path.stat().st_mtime - time.time()
+    address = address_beside(path)
+    place = path if address is None else shown(address)
+    yield Finding("ledger", "ok", f"{place} has {len(jobs)} job(s) of fleet {options.fleet}", "", {"jobs": len(jobs)})
+    ahead_s = path.stat().st_mtime - time.time() if path.exists() else 0.0
     if ahead_s > 60:
         advice = "set the clock (timedatectl): certificates and times of jobs depend on it"
         yield Finding("clock", "problem", f"the ledger was written {ahead_s:.0f} s after now, by this clock", advice)

@@ -77,12 +77,15 @@ def unit_text(options: ServeOptions, user: str) -> str:
         ("--tls-key", options.tls and options.tls.key_file, None),
         ("--sign-key", options.signing and options.signing.key_file.resolve(), None),
         ("--device-keys", options.signing and options.signing.device_keys.resolve(), None),
+        ("--ledger", options.ledger, None),
         ("--mosquitto", options.mosquitto and options.mosquitto.resolve(), None),
     ):
         if value != default:
             words += [flag, str(value)]
     if options.approve_joins:
         words.append("--approve-joins")
+    if options.standby:
+        words.append("--standby")
     if options.announce:
         words.append("--announce")
     return _UNIT.format(fleet=options.fleet, user=user, command=" ".join(map(_quoted, words)))

@@ -17,7 +17,8 @@ from edge_runtime.engines.choose import Engines
 from edge_runtime.store.personal import load_personal, with_personal
 from edge_runtime.store.store import Store
 from server.evaluation import evaluate
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 from server.views.summary import job_devices
 
 if TYPE_CHECKING:

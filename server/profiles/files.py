@@ -9,6 +9,7 @@ from edge_runtime.errors import ConfigError, ProfileError
 from edge_runtime.protocol.profile_check import decode_profile
 from server.storage.device_queries import fleets_with_profiles_of, newest_profile
 from server.storage.ledger import Ledger
+from server.storage.ledger_address import has_ledger
 
 if TYPE_CHECKING:
     from edge_runtime.protocol.profile import Profile
@@ -50,7 +51,7 @@ def find_profile(name: str, profile_dir: Path, ledger_file: Path, fleet: str | N
     for path in (Path(name), profile_dir / name):
         if path.is_file() or (path / LATENCY_FILE).is_file():
             return read_profile(path)
-    profile = _published(name, ledger_file, fleet) if ledger_file.exists() else None
+    profile = _published(name, ledger_file, fleet) if has_ledger(ledger_file) else None
     if profile is None:
         raise ConfigError(
             f"there is no profile {name}: no file, no {profile_dir / name / LATENCY_FILE}, no device in {ledger_file}",

@@ -6,8 +6,9 @@ import logging
 from typing import TYPE_CHECKING
 
 from server.serving.connection import connect_to_broker
-from server.serving.host import locked_stores, open_host
+from server.serving.host import open_host
 from server.serving.loaded_job import load_submitted, prepare, release
+from server.serving.stores import locked_stores
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +41,7 @@ def serve(
         NetworkError: a port is in use, or there is no broker.
         StorageError: the state directory or the ledger cannot be written.
     """
-    with locked_stores(options) as stores:
+    with locked_stores(options, should_stop) as stores:
 
         def prepared(host: Host, record: JobRecord) -> Prepared:
             loaded = load_submitted(record, options.threads)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edge_runtime import __version__
-from edge_runtime.files.writable import check_writable
 from server.access.gate import Access
 from server.access.operators import OneToken, OperatorFile
 from server.api.app import API_VERSION, make_api
@@ -17,7 +16,7 @@ from server.api.app import PREFIX as API_PREFIX
 from server.api.listen import read_or_make_token, serve_local
 from server.api.schema import ServerStatus
 from server.client.address import TOKEN_FILE, socket_path
-from server.compose import TICK_S, compose_coordinator, open_stores
+from server.compose import TICK_S, compose_coordinator
 from server.dashboard.app import make_dashboard
 from server.evaluation import InlineEvaluator, no_evaluation
 from server.metrics.running import Running
@@ -27,7 +26,6 @@ from server.queue.supervisor import Supervisor
 from server.rollouts.rollouts import Rollouts
 from server.rounds.services import Services
 from server.serving.joining import Ports, serve_joining
-from server.serving.options import only_one
 from server.serving.revocations import keep_revoked
 from server.serving.security import open_security
 from server.web.http_app import make_app, serve_http
@@ -103,21 +101,6 @@ class Host:
         if self.join_port is not None:
             found["join_port"] = self.join_port
         return {**found, "api": str(socket_path(options.state_dir))}
-
-
-@contextlib.contextmanager
-def locked_stores(options: ServeOptions) -> Iterator[Stores]:
-    """Lock a state directory and open its stores until the block ends.
-
-    Raises:
-        JobError: another server uses it.
-        StorageError: it cannot be written, or the ledger is damaged.
-    """
-    check_writable(options.state_dir, "--state-dir")
-    with only_one(options.state_dir):
-        stores = open_stores(options.state_dir)
-        with contextlib.closing(stores.ledger):
-            yield stores
 
 
 @contextlib.contextmanager

@@ -8,8 +8,9 @@ import msgspec
 
 from server.errors import JobError
 from server.serving.connection import connect_to_broker
-from server.serving.host import locked_stores, open_host
+from server.serving.host import open_host
 from server.serving.loaded_job import load, prepare, release
+from server.serving.stores import locked_stores
 from server.storage import queries
 from server.views.summary import job_summary
 
@@ -64,7 +65,7 @@ def coordinate(
         should_stop: asked between messages.
     """
     job = fitted.job
-    with locked_stores(options) as stores:
+    with locked_stores(options, should_stop) as stores:
         loaded = load(fitted, bundle, options.threads)
         stores.ledger.begin_job(
             job.name, options.fleet, fitted.bundle_sha256, msgspec.to_builtins(job), str(bundle.path.resolve())

@@ -13,8 +13,9 @@ from server.trust.folder import has_trust
 from server.web.broker import EMBEDDED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+    from typing import IO
 
     from edge_runtime.network.address import TlsFiles
     from edge_runtime.signing.key_files import ServerKeys
@@ -44,6 +45,8 @@ class ServeOptions:
     announce: bool = False
     mosquitto: Path | None = None
     signing: ServerKeys | None = None
+    ledger: str | None = None
+    standby: bool = False
 
 
 def default_listen(state_dir: Path) -> str:
@@ -57,19 +60,38 @@ def default_mqtt_port(state_dir: Path) -> int:
 
 
 @contextlib.contextmanager
-def only_one(state_dir: Path) -> Iterator[None]:
-    """Lock the state directory: two servers on one ledger would each aggregate half of a round."""
+def only_one(state_dir: Path, wait: Callable[[], object] | None = None) -> Iterator[None]:
+    """Lock the state directory: two servers on one ledger would each aggregate half of a round.
+
+    Args:
+        state_dir: the state directory.
+        wait: waits a moment while another server has it, and may raise to end that; None: nobody waits.
+
+    Raises:
+        JobError: another server uses it, and nobody waits.
+        StorageError: it cannot be written.
+    """
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
         lock = (state_dir / "lock").open("w")
     except OSError as error:
         raise storage_error(error, state_dir) from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise JobError(
-                f"another server uses {state_dir}",
-                "covey job submit hands a job to it; or stop it, or give another --state-dir",
-            ) from error
+        while not _is_locked(lock):
+            if wait is None:
+                raise JobError(
+                    f"another server uses {state_dir}",
+                    "covey job submit hands a job to it; or stop it, or give another --state-dir; "
+                    "or wait for its end with --standby",
+                )
+            wait()
         yield
+
+
+def _is_locked(lock: IO[str]) -> bool:
+    """Whether a file could be locked: nobody else has it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

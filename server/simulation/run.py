@@ -32,7 +32,7 @@ from server.simulation.task import BundleTask
 from server.simulation.traces import TraceEvent, throttling
 from server.simulation.virtual import VirtualTransport, VirtualWorld
 from server.storage import queries
-from server.storage.ledger import LEDGER_FILE
+from server.storage.ledger_address import LEDGER_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

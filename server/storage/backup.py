@@ -30,8 +30,9 @@ from edge_runtime.files.atomic import sync_directory, sync_file
 from edge_runtime.files.hashing import file_sha256
 from server.errors import JobError
 from server.storage import queries
-from server.storage.database import copy_database
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE, address_beside, shown
+from server.storage.sqlite_database import copy_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -91,9 +92,15 @@ def create_backup(
         progress: called with each file's path and size before it is copied.
 
     Raises:
-        JobError: there is no ledger.
+        JobError: there is no ledger, or it is in PostgreSQL.
         StorageError: ``out`` exists or cannot be written, or a file cannot be read.
     """
+    address = address_beside(state_dir / LEDGER_FILE)
+    if address is not None:
+        raise JobError(
+            f"the ledger is in {shown(address)}, which covey backup does not copy",
+            f"make a copy of it with pg_dump first, then one of {state_dir}; see docs/operating.md",
+        )
     if out.exists():
         raise StorageError(f"{out} exists", "give another --out; backups are never overwritten")
     partial = out.with_name(out.name + ".partial")

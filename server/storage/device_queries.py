@@ -10,6 +10,7 @@ from sqlalchemy import and_, func, select
 from edge_runtime.protocol.held_out import HeldOut
 from edge_runtime.protocol.profile import Profile
 from server.storage.asking import records, tuples
+from server.storage.columns import json_text
 from server.storage.records import DeviceRecord, ProfileRecord
 from server.storage.tables import DEVICE_TAGS, DEVICES, OFFERS, PROFILES
 
@@ -72,7 +73,7 @@ def count_ineligible(ledger: Ledger, fleet: str) -> int:
 
 def held_out_of(ledger: Ledger, fleet: str) -> dict[str, HeldOut]:
     """Return how well the devices' own models did on held-out rows, by device; one that says nothing is left out."""
-    said = func.json_extract(DEVICES.c.birth, "$.held_out")
+    said = json_text(DEVICES.c.birth, "held_out")
     query = select(DEVICES.c.name, said).where(DEVICES.c.fleet == fleet, said.is_not(None)).order_by(DEVICES.c.name)
     found = tuples(ledger, tuple[str, str], query)
     return {name: msgspec.json.decode(text, type=HeldOut) for name, text in found}

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import Text, and_, cast, func, or_, select
+from sqlalchemy import and_, func, or_, select
 
 from edge_runtime.protocol.profile import BoardFacts, Reading
 from server.bandit.arms import Arm
 from server.bandit.choices import Choice
 from server.storage.asking import records, tuples
+from server.storage.columns import json_text, json_words, text_of_bytes
 from server.storage.tables import CHOICES, DEVICE_TAGS, DEVICES, JOBS, OFFERS, PROFILES, ROUNDS
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class DeviceOffer:
 
 
 _BIRTH = func.coalesce(DEVICES.c.birth, "{}")
-_VERSION = func.json_extract(_BIRTH, "$.covey_version")
+_VERSION = json_text(_BIRTH, "covey_version")
 _ROW = [
     DEVICES.c.name.label("device"),
     *(DEVICES.c[name] for name in ("state", "ineligible", "reason", "quarantine", "adapter_sha256", "last_seen")),
@@ -104,13 +105,13 @@ _ROW = [
 def _matching(fleet: str, wanted: DeviceFilter) -> ColumnElement[bool]:
     terms: list[ColumnElement[bool]] = [DEVICES.c.fleet == fleet]
     if wanted.text:
-        terms.append(DEVICES.c.name.contains(wanted.text, autoescape=True))
+        terms.append(DEVICES.c.name.icontains(wanted.text, autoescape=True))
     if wanted.state:
         terms.append(DEVICES.c.state == wanted.state)
     if wanted.version:
         terms.append(_VERSION.in_([wanted.version]))
     if wanted.tag:
-        own = func.json_each(_BIRTH, "$.tags").table_valued("value")
+        own = json_words(_BIRTH, "tags")
         given = and_(
             DEVICE_TAGS.c.fleet == fleet, DEVICE_TAGS.c.device == DEVICES.c.name, DEVICE_TAGS.c.tag == wanted.tag
         )
@@ -122,7 +123,7 @@ def _matching(fleet: str, wanted: DeviceFilter) -> ColumnElement[bool]:
         )
     if wanted.board:
         newest = (
-            select(func.json_extract(cast(PROFILES.c.profile, Text), "$.facts.board"))
+            select(json_text(text_of_bytes(PROFILES.c.profile), "facts", "board"))
             .where(PROFILES.c.fleet == fleet, PROFILES.c.device == DEVICES.c.name, PROFILES.c.profile.is_not(None))
             .order_by(PROFILES.c.id.desc())
             .limit(1)
@@ -154,7 +155,8 @@ def find_device(ledger: Ledger, fleet: str, device: str) -> FleetRow | None:
 
 def versions_of(ledger: Ledger, fleet: str) -> list[str]:
     """Return the versions of Covey that a fleet's devices have announced, each once."""
-    query = select(_VERSION).distinct().where(DEVICES.c.fleet == fleet, _VERSION.is_not(None)).order_by(_VERSION)
+    version = _VERSION.label("version")
+    query = select(version).distinct().where(DEVICES.c.fleet == fleet, _VERSION.is_not(None)).order_by(version)
     return [version for (version,) in tuples(ledger, tuple[str], query)]
 
 

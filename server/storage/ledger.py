@@ -7,51 +7,53 @@ audit_writes.py, the reads in queries.py, device_queries.py, trust_queries.py an
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import StorageError
 from server.storage.audit_writes import AuditWrites
-from server.storage.database import Database
 from server.storage.device_writes import DeviceWrites
 from server.storage.job_writes import JobWrites
+from server.storage.ledger_address import address_beside
 from server.storage.rollout_writes import RolloutWrites
 from server.storage.round_writes import RoundWrites
+from server.storage.sqlite_database import SqliteDatabase
 from server.storage.trust_writes import TrustWrites
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-LEDGER_FILE = "ledger.sqlite"
+    from server.storage.database import Database
 
 
 class Ledger(JobWrites, RoundWrites, DeviceWrites, TrustWrites, RolloutWrites, AuditWrites):
-    """The ledger in one file. Safe to use from several threads.
+    """The ledger in one file, or in PostgreSQL where the file's folder says so. Safe to use from several threads.
 
     Args:
-        path: the SQLite file; created if it does not exist.
-        read_only: for commands that only read; the file must exist.
+        path: the SQLite file; created if it does not exist. It stands for the ledger also where that is elsewhere; see
+            ledger_address.py.
+        read_only: for commands that only read; the ledger must exist.
         durable: whether a power cut loses nothing; simulations do without.
+        waiting: how a server waits for a ledger in PostgreSQL, and holds it alone; None: nobody waits or holds it.
 
     Attributes:
-        database: the open file, for the queries.
+        database: the open database, for the queries.
 
     Raises:
-        StorageError: the file cannot be opened, is damaged, is of a newer Covey, or is missing or empty beside the
+        StorageError: the ledger cannot be opened, is damaged, is of a newer Covey, or is missing or empty beside the
             jobs that it had.
-        JobError: ``read_only``, and there is no ledger.
+        JobError: ``read_only``, and there is no ledger; or another server has it.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False, durable: bool = True) -> None:
-        is_new = not path.exists()
-        super().__init__(
-            Database(
-                path, read_only=read_only, durable=durable, may_begin=lambda: _refuse_beside_jobs(path, is_new=is_new)
-            )
-        )
+    def __init__(
+        self, path: Path, *, read_only: bool = False, durable: bool = True, waiting: Waiting | None = None
+    ) -> None:
+        super().__init__(_opened(path, read_only=read_only, durable=durable, waiting=waiting))
 
     def close(self) -> None:
-        """Close the file."""
+        """Close it."""
         self.database.close()
 
     def transaction(self) -> AbstractContextManager[None]:
@@ -61,6 +63,35 @@ class Ledger(JobWrites, RoundWrites, DeviceWrites, TrustWrites, RolloutWrites, A
             StorageError: the disk is full or damaged; nothing was written.
         """
         return self.database.transaction()
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """How a server takes a ledger in PostgreSQL for itself.
+
+    Attributes:
+        wait_s: seconds to wait for the database, and for another server that has the ledger; None: for ever.
+        sleep: waits; gets seconds. May raise to end the waiting.
+    """
+
+    wait_s: float | None
+    sleep: Callable[[float], object]
+
+
+def _opened(path: Path, *, read_only: bool, durable: bool, waiting: Waiting | None) -> Database:
+    address = address_beside(path)
+    if address is not None:
+        from server.storage.postgres_database import PostgresDatabase  # noqa: PLC0415 where there is one
+
+        if waiting is None:
+            return PostgresDatabase(address, read_only=read_only)
+        return PostgresDatabase(
+            address, read_only=read_only, exclusive=True, wait_s=waiting.wait_s, sleep=waiting.sleep
+        )
+    is_new = not path.exists()
+    return SqliteDatabase(
+        path, read_only=read_only, durable=durable, may_begin=lambda: _refuse_beside_jobs(path, is_new=is_new)
+    )
 
 
 def _refuse_beside_jobs(path: Path, *, is_new: bool) -> None:

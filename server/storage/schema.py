@@ -14,8 +14,9 @@ from sqlalchemy import Column, MetaData, PrimaryKeyConstraint, String, Table, in
 
 from edge_runtime.errors import StorageError, storage_error
 from edge_runtime.files.atomic import sync_directory, sync_file
-from server.storage.sqlite_file import copy_file, immediate
+from server.storage.sqlite_file import copy_file
 from server.storage.tables import METADATA
+from server.storage.transactions import begun
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -72,6 +73,9 @@ def revision_of(connection: Connection) -> str | None:
 
 
 def _user_version(connection: Connection) -> int:
+    """Return SQLite's number of a file's version; PostgreSQL has none, and no ledger in it is older than Alembic."""
+    if connection.dialect.name != "sqlite":
+        return int(_stamped(connection) or 0)
     return int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
 
 
@@ -81,8 +85,12 @@ def is_new(connection: Connection) -> bool:
     return not has_tables and _user_version(connection) == 0
 
 
-def check_version(connection: Connection, path: Path) -> bool:
+def check_version(connection: Connection, place: str) -> bool:
     """Whether a ledger is of an older version.
+
+    Args:
+        connection: to the ledger.
+        place: the ledger, as messages name it.
 
     Raises:
         StorageError: it is of a version that this Covey does not know.
@@ -90,29 +98,30 @@ def check_version(connection: Connection, path: Path) -> bool:
     found = revision_of(connection)
     if found is None:
         raise StorageError(
-            f"{path} has schema version {_user_version(connection)}, this Covey knows {int(HEAD)} and older ones",
-            "use the Covey that wrote it, or another --state-dir",
+            f"{place} has schema version {_user_version(connection)}, this Covey knows {int(HEAD)} and older ones",
+            "use the Covey that wrote it, or another --state-dir or --ledger",
         )
     return found != HEAD
 
 
 def create(connection: Connection) -> None:
     """Write the newest schema to a new file, in one transaction."""
-    with immediate(connection):
+    with begun(connection):
         METADATA.create_all(connection)
         _ALEMBIC_VERSION.create(connection)
         connection.execute(insert(_ALEMBIC_VERSION).values(version_num=HEAD))
         _mark(connection)
 
 
-def upgrade(connection: Connection, path: Path) -> None:
-    """Upgrade an older ledger to the newest schema, after a copy of it was made.
+def upgrade(connection: Connection, path: Path | None) -> None:
+    """Upgrade an older ledger to the newest schema, after a copy of a file was made.
 
     A process that is killed in the middle leaves the old schema; the next start begins again.
 
     Args:
         connection: to the ledger.
-        path: the ledger; the copy is beside it, ``ledger.sqlite.before-0007``.
+        path: the file; the copy is beside it, ``ledger.sqlite.before-0007``. None: it is in PostgreSQL, whose
+            operator makes copies.
 
     Raises:
         StorageError: the copy cannot be written.
@@ -120,18 +129,20 @@ def upgrade(connection: Connection, path: Path) -> None:
     from alembic import command  # noqa: PLC0415 as in _config
 
     before = revision_of(connection)
-    copy = _keep_copy(path)
-    with immediate(connection):
+    copy = None if path is None else _keep_copy(path)
+    with begun(connection):
         if _stamped(connection) is None:
             command.stamp(_config(connection), before or "base")
         command.upgrade(_config(connection), "head")
         _mark(connection)
-    _LOG.warning("the ledger %s was upgraded from version %s to %s; as it was, it is in %s", path, before, HEAD, copy)
+    kept = "no copy was made" if copy is None else f"as it was, it is in {copy}"
+    _LOG.warning("the ledger was upgraded from version %s to %s; %s", before, HEAD, kept)
 
 
 def _mark(connection: Connection) -> None:
     """Write the version where older Coveys look for it: they refuse a newer one by name."""
-    connection.exec_driver_sql(f"PRAGMA user_version = {int(HEAD)}")
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql(f"PRAGMA user_version = {int(HEAD)}")
 
 
 def _keep_copy(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What SQLite is asked for beside statements: a transaction that writes from its beginning, and a copy of a file."""
+"""Copies of SQLite files."""
 
 from __future__ import annotations
 
@@ -6,30 +6,8 @@ import contextlib
 import sqlite3
 from typing import TYPE_CHECKING
 
-from sqlalchemy.exc import DBAPIError
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-    from sqlalchemy import Connection
-
-
-@contextlib.contextmanager
-def immediate(connection: Connection) -> Iterator[None]:
-    """Commit all statements of the block together, or none of them; nobody else writes meanwhile.
-
-    Args:
-        connection: in autocommit mode.
-    """
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(DBAPIError):  # SQLite may have rolled back by itself
-            connection.exec_driver_sql("ROLLBACK")
-        raise
-    connection.exec_driver_sql("COMMIT")
 
 
 def copy_file(path: Path, target: Path) -> None:

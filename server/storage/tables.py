@@ -3,34 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import TYPE_CHECKING
 
-from sqlalchemy import (
-    Column,
-    Float,
-    ForeignKey,
-    ForeignKeyConstraint,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    Table,
-    Text,
-)
+from sqlalchemy import Column, Float, ForeignKey, ForeignKeyConstraint, Index, MetaData, Table
 
-if TYPE_CHECKING:
-    from sqlalchemy import Dialect
+from server.storage.columns import Bytes, Whole, Words
 
 METADATA = MetaData()
-
-
-class Bytes(LargeBinary):
-    """Bytes, returned as they are: SQLAlchemy would make as many zeros of a number that a damaged file has there."""
-
-    cache_ok = True
-
-    def result_processor(self, dialect: Dialect, coltype: object) -> None:
-        """Return no conversion."""
 
 
 def time_text(moment: dt.datetime) -> str:
@@ -46,42 +24,42 @@ def now_text() -> str:
 JOBS = Table(
     "jobs",
     METADATA,
-    Column("name", Text, primary_key=True),
-    Column("fleet", Text, nullable=False),
-    Column("bundle_sha256", Text, nullable=False),
-    Column("config", Text, nullable=False),
-    Column("state", Text, nullable=False),
-    Column("created_at", Text, nullable=False, default=now_text),
-    Column("finished_at", Text),
+    Column("name", Words, primary_key=True),
+    Column("fleet", Words, nullable=False),
+    Column("bundle_sha256", Words, nullable=False),
+    Column("config", Words, nullable=False),
+    Column("state", Words, nullable=False),
+    Column("created_at", Words, nullable=False, default=now_text),
+    Column("finished_at", Words),
     Column("loss_start", Float),
     Column("accuracy_start", Float),
-    Column("result_dir", Text),
-    Column("priority", Integer, nullable=False, default=0, server_default="0"),
-    Column("sequence", Integer, nullable=False, default=0, server_default="0"),
-    Column("after", Text),
-    Column("bundle_path", Text),
-    Column("reason", Text),
+    Column("result_dir", Words),
+    Column("priority", Whole, nullable=False, default=0, server_default="0"),
+    Column("sequence", Whole, nullable=False, default=0, server_default="0"),
+    Column("after", Words),
+    Column("bundle_path", Words),
+    Column("reason", Words),
 )
 """Jobs; ``sequence`` is the order of their submission, ``config`` is job.toml as JSON."""
 
 ROUNDS = Table(
     "rounds",
     METADATA,
-    Column("job", Text, ForeignKey("jobs.name"), primary_key=True),
-    Column("round", Integer, primary_key=True),
-    Column("attempt", Integer, primary_key=True),
-    Column("state", Text, nullable=False),
-    Column("plan", Text, nullable=False),
-    Column("base_sha256", Text, nullable=False),
+    Column("job", Words, ForeignKey("jobs.name"), primary_key=True),
+    Column("round", Whole, primary_key=True),
+    Column("attempt", Whole, primary_key=True),
+    Column("state", Words, nullable=False),
+    Column("plan", Words, nullable=False),
+    Column("base_sha256", Words, nullable=False),
     Column("base_mean_square", Float),
-    Column("opened_at", Text, nullable=False, default=now_text),
-    Column("closed_at", Text),
-    Column("result_sha256", Text),
-    Column("log_sha256", Text),
-    Column("log_size_bytes", Integer),
-    Column("terms", Integer),
+    Column("opened_at", Words, nullable=False, default=now_text),
+    Column("closed_at", Words),
+    Column("result_sha256", Words),
+    Column("log_sha256", Words),
+    Column("log_size_bytes", Whole),
+    Column("terms", Whole),
     Column("mean_square", Float),
-    Column("figures", Text),
+    Column("figures", Words),
     Column("loss", Float),
     Column("accuracy", Float),
 )
@@ -90,27 +68,27 @@ ROUNDS = Table(
 OFFERS = Table(
     "offers",
     METADATA,
-    Column("job", Text, primary_key=True),
-    Column("round", Integer, primary_key=True),
-    Column("attempt", Integer, primary_key=True),
-    Column("device", Text, primary_key=True),
-    Column("state", Text, nullable=False),
-    Column("detail", Text),
+    Column("job", Words, primary_key=True),
+    Column("round", Whole, primary_key=True),
+    Column("attempt", Whole, primary_key=True),
+    Column("device", Words, primary_key=True),
+    Column("state", Words, nullable=False),
+    Column("detail", Words),
     Column("scalars", Bytes),
-    Column("examples", Integer),
+    Column("examples", Whole),
     Column("loss", Float),
     Column("seconds", Float),
-    Column("front_passes", Integer),
-    Column("back_passes", Integer),
+    Column("front_passes", Whole),
+    Column("back_passes", Whole),
     Column("front_seconds", Float),
     Column("back_seconds", Float),
-    Column("level", Integer),
-    Column("delta_sha256", Text),
-    Column("layers", Text),
-    Column("personal_layers", Integer),
-    Column("peak_rss_bytes", Integer),
-    Column("bytes_up", Integer, nullable=False, default=0, server_default="0"),
-    Column("bytes_down", Integer, nullable=False, default=0, server_default="0"),
+    Column("level", Whole),
+    Column("delta_sha256", Words),
+    Column("layers", Words),
+    Column("personal_layers", Whole),
+    Column("peak_rss_bytes", Whole),
+    Column("bytes_up", Whole, nullable=False, default=0, server_default="0"),
+    Column("bytes_down", Whole, nullable=False, default=0, server_default="0"),
     ForeignKeyConstraint(["job", "round", "attempt"], ["rounds.job", "rounds.round", "rounds.attempt"]),
 )
 """What became of each round's offer to each device, and the device's report."""
@@ -118,15 +96,15 @@ OFFERS = Table(
 DEVICES = Table(
     "devices",
     METADATA,
-    Column("fleet", Text, primary_key=True),
-    Column("name", Text, primary_key=True),
-    Column("state", Text, nullable=False),
-    Column("birth", Text),
-    Column("adapter_sha256", Text),
-    Column("last_seen", Text, nullable=False, default=now_text),
-    Column("ineligible", Text),
-    Column("reason", Text),
-    Column("quarantine", Text),
+    Column("fleet", Words, primary_key=True),
+    Column("name", Words, primary_key=True),
+    Column("state", Words, nullable=False),
+    Column("birth", Words),
+    Column("adapter_sha256", Words),
+    Column("last_seen", Words, nullable=False, default=now_text),
+    Column("ineligible", Words),
+    Column("reason", Words),
+    Column("quarantine", Words),
 )
 """Devices as they were last heard.
 
@@ -137,19 +115,19 @@ decides.
 DEVICE_TAGS = Table(
     "device_tags",
     METADATA,
-    Column("fleet", Text, primary_key=True),
-    Column("device", Text, primary_key=True),
-    Column("tag", Text, primary_key=True),
+    Column("fleet", Words, primary_key=True),
+    Column("device", Words, primary_key=True),
+    Column("tag", Words, primary_key=True),
 )
 """Tags that the operator gave; those of edge.toml are in ``devices.birth``."""
 
 CHOICES = Table(
     "choices",
     METADATA,
-    Column("job", Text, primary_key=True),
-    Column("round", Integer, primary_key=True),
-    Column("attempt", Integer, primary_key=True),
-    Column("device", Text, primary_key=True),
+    Column("job", Words, primary_key=True),
+    Column("round", Whole, primary_key=True),
+    Column("attempt", Whole, primary_key=True),
+    Column("device", Words, primary_key=True),
     Column("choice", Bytes, nullable=False),
 )
 """Why each device got its arm: choices.Choice as MessagePack."""
@@ -157,7 +135,7 @@ CHOICES = Table(
 BANDITS = Table(
     "bandits",
     METADATA,
-    Column("job", Text, ForeignKey("jobs.name"), primary_key=True),
+    Column("job", Words, ForeignKey("jobs.name"), primary_key=True),
     Column("state", Bytes, nullable=False),
 )
 """What each job's bandit has learned: a BanditState as MessagePack."""
@@ -165,14 +143,14 @@ BANDITS = Table(
 PROFILES = Table(
     "profiles",
     METADATA,
-    Column("id", Integer, primary_key=True),
-    Column("fleet", Text, nullable=False),
-    Column("device", Text, nullable=False),
-    Column("payload_sha256", Text, nullable=False),
+    Column("id", Whole, primary_key=True),
+    Column("fleet", Words, nullable=False),
+    Column("device", Words, nullable=False),
+    Column("payload_sha256", Words, nullable=False),
     Column("profile", Bytes),
-    Column("bundle_sha256", Text),
-    Column("remarks", Text, nullable=False),
-    Column("received_at", Text, nullable=False, default=now_text),
+    Column("bundle_sha256", Words),
+    Column("remarks", Words, nullable=False),
+    Column("received_at", Words, nullable=False, default=now_text),
     Index("profiles_of_devices", "fleet", "device", "id"),
 )
 """Profiles that devices published; ``profile`` is null where one was rejected."""
@@ -180,15 +158,15 @@ PROFILES = Table(
 AUDIT = Table(
     "audit",
     METADATA,
-    Column("id", Integer, primary_key=True),
-    Column("at", Text, nullable=False, default=now_text),
-    Column("actor", Text, nullable=False),
-    Column("action", Text, nullable=False),
-    Column("subject", Text, nullable=False),
-    Column("detail", Text, nullable=False),
-    Column("way", Text, nullable=False, server_default=""),
-    Column("address", Text),
-    Column("outcome", Text),
+    Column("id", Whole, primary_key=True),
+    Column("at", Words, nullable=False, default=now_text),
+    Column("actor", Words, nullable=False),
+    Column("action", Words, nullable=False),
+    Column("subject", Words, nullable=False),
+    Column("detail", Words, nullable=False),
+    Column("way", Words, nullable=False, server_default=""),
+    Column("address", Words),
+    Column("outcome", Words),
     Index("audit_of_subjects", "subject", "id"),
 )
 """What operators have asked for, before it was done; see records.AuditRecord."""
@@ -196,33 +174,33 @@ AUDIT = Table(
 JOIN_TOKENS = Table(
     "join_tokens",
     METADATA,
-    Column("id", Text, primary_key=True),
-    Column("fleet", Text, nullable=False),
-    Column("device", Text, nullable=False),
-    Column("secret_sha256", Text, nullable=False),
-    Column("created_at", Text, nullable=False, default=now_text),
-    Column("expires_at_s", Integer, nullable=False),
-    Column("state", Text, nullable=False),
-    Column("key_sha256", Text),
-    Column("facts", Text),
-    Column("address", Text),
-    Column("asked_at", Text),
-    Column("serial", Text),
+    Column("id", Words, primary_key=True),
+    Column("fleet", Words, nullable=False),
+    Column("device", Words, nullable=False),
+    Column("secret_sha256", Words, nullable=False),
+    Column("created_at", Words, nullable=False, default=now_text),
+    Column("expires_at_s", Whole, nullable=False),
+    Column("state", Words, nullable=False),
+    Column("key_sha256", Words),
+    Column("facts", Words),
+    Column("address", Words),
+    Column("asked_at", Words),
+    Column("serial", Words),
 )
 """Join tokens; ``state``: open, pending, approved, rejected or used; ``key_sha256``: the key that one is bound to."""
 
 CERTIFICATES = Table(
     "certificates",
     METADATA,
-    Column("serial", Text, primary_key=True),
-    Column("fleet", Text, nullable=False),
-    Column("device", Text, nullable=False),
-    Column("key_sha256", Text, nullable=False),
-    Column("certificate", Text, nullable=False),
-    Column("issued_at", Text, nullable=False, default=now_text),
-    Column("expires_at_s", Integer, nullable=False),
-    Column("revoked_at", Text),
-    Column("reason", Text),
+    Column("serial", Words, primary_key=True),
+    Column("fleet", Words, nullable=False),
+    Column("device", Words, nullable=False),
+    Column("key_sha256", Words, nullable=False),
+    Column("certificate", Words, nullable=False),
+    Column("issued_at", Words, nullable=False, default=now_text),
+    Column("expires_at_s", Whole, nullable=False),
+    Column("revoked_at", Words),
+    Column("reason", Words),
     Index("certificates_of_devices", "fleet", "device"),
 )
 """Every certificate that was issued to a device (PEM), by its serial number in hexadecimal digits."""
@@ -230,12 +208,12 @@ CERTIFICATES = Table(
 ROLLOUTS = Table(
     "rollouts",
     METADATA,
-    Column("id", Integer, primary_key=True),
-    Column("fleet", Text, nullable=False),
-    Column("source", Text, nullable=False),
-    Column("created_at", Text, nullable=False, default=now_text),
-    Column("ended_at", Text),
-    Column("state", Text, nullable=False),
-    Column("document", Text, nullable=False),
+    Column("id", Whole, primary_key=True),
+    Column("fleet", Words, nullable=False),
+    Column("source", Words, nullable=False),
+    Column("created_at", Words, nullable=False, default=now_text),
+    Column("ended_at", Words),
+    Column("state", Words, nullable=False),
+    Column("document", Words, nullable=False),
 )
 """Rollouts; ``source``: where what is rolled out lies on the server; ``document``: a Rollout as JSON."""

@@ -38,7 +38,8 @@ from edge_runtime.store.personal import save_personal, with_personal
 from edge_runtime.values import FloatVector
 from server.cli import main as server_main
 from server.metrics.fleet import fleet_families
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 
 ROWS = 40
 

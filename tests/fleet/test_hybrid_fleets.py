@@ -21,7 +21,8 @@ from server.job.fitted import fit_to_bundle
 from server.job.job import read_job
 from server.simulation.in_process import run_in_process
 from server.storage import queries
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 from server.views.summary import job_devices
 
 if TYPE_CHECKING:

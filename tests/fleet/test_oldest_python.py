@@ -16,7 +16,8 @@ from fleets import Fleet, free_port, write_job
 
 from edge_runtime.bundle.folder import Bundle
 from server.storage.device_queries import devices_of
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 
 DEVICE_PYTHON = os.environ.get("COVEY_DEVICE_PYTHON")
 pytestmark = [

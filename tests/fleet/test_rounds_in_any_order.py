@@ -36,7 +36,8 @@ from server.rounds.services import Services
 from server.storage import queries
 from server.storage.adapters import RoundBase
 from server.storage.blobs import BlobStore
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 from server.storage.records import RoundPlan, TakenReport
 from server.views.summary import job_shown
 from server.web.uploads import Uploads

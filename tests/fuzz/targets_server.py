@@ -41,7 +41,8 @@ from server.job.job import read_job
 from server.simulation.run import SimulateOptions, simulate
 from server.storage import device_queries, queries
 from server.storage.blobs import BlobStore
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 from server.trust.join_app import make_join_app
 from server.trust.rate_limit import Rate, RateLimit
 from server.web.http_app import make_app, serve_http

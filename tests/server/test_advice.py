@@ -19,7 +19,8 @@ from server.advice.findings import BACKPROP_RUNS, FORWARD_RUNS, LOST_BY_LEVEL, F
 from server.cli import main
 from server.profiles.received import ProfileStore
 from server.serving.loaded_job import load_job
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

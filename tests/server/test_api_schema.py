@@ -9,7 +9,8 @@ import pytest
 
 from server.api.schema import DeviceStatus, JobStatus
 from server.simulation.run import SimulateOptions, simulate
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 from server.views.summary import device_list, job_list
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from server.storage.audit_queries import audit_of, newest_entry
 from server.storage.audit_records import Asker
 from server.storage.audit_writes import ENTRIES_KEPT
 from server.storage.backup import create_backup, restore_backup
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 from server.views.audit import audit_page
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def test_long_and_unprintable_texts_are_kept_short_and_in_one_line(tmp_path: Pat
         assert len(entry.detail) == 500
 
 
+@pytest.mark.sqlite("a backup copies the file")
 def test_the_command_reads_the_ledger_and_a_backup_keeps_the_audit(tmp_path: Path) -> None:
     state = tmp_path / "state"
     with closing(Ledger(state / LEDGER_FILE)) as ledger:

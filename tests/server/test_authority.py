@@ -23,7 +23,8 @@ from edge_runtime.trust.keys import certificate_pem, key_pem, make_request, new_
 from edge_runtime.trust.validity import ClockError, check_valid_now, is_renewal_due
 from server.cli import main
 from server.storage.audit_queries import audit_of
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 from server.storage.trust_queries import find_token
 from server.trust.authority import Authority
 from server.trust.folder import (

@@ -21,7 +21,8 @@ from server.errors import JobError
 from server.simulation.boards import modelled_profiles
 from server.simulation.run import JOB_NAME, SimulateOptions, simulate
 from server.storage import device_queries, queries
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,8 +19,8 @@ from server.dashboard.templates import STATIC, render
 from server.queue.feed import Feed
 from server.simulation.devices import FLEET
 from server.simulation.run import JOB_NAME, SimulateOptions, simulate
-from server.storage import database as ledger_file
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 from server.views.fleet import PAGE_ROWS
 
 if TYPE_CHECKING:
@@ -113,14 +113,15 @@ def test_the_fleet_is_paged_and_filtered_by_the_server(client: TestClient[Litest
 
 def test_a_page_reads_only_its_own_rows(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    original = ledger_file.Database.rows
+    kind = type(ledger.database)
+    original = kind.rows
 
     def counted(file: Any, query: Any) -> Any:
         rows = original(file, query)
         asked.append(len(rows))
         return rows
 
-    monkeypatch.setattr(ledger_file.Database, "rows", counted)
+    monkeypatch.setattr(kind, "rows", counted)
     with client_of(ledger, FLEET) as client:
         page(client, "/ui/")
     assert len(asked) <= 10

@@ -11,7 +11,8 @@ from fleets import edge_configs, write_job
 from server.serving.loaded_job import load_job
 from server.simulation.in_process import run_in_process
 from server.storage import queries
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 from server.views.summary import job_rounds
 
 if TYPE_CHECKING:

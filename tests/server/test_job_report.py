@@ -14,7 +14,8 @@ from server.cli import main
 from server.report.page import page_of
 from server.report.plots import MOST_LINES, plots_of
 from server.simulation.run import JOB_NAME, SimulateOptions, simulate
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 from server.views.history import job_history
 
 if TYPE_CHECKING:

@@ -27,7 +27,8 @@ from server.job.fitted import FittedJob, fit_to_bundle
 from server.rounds.least_versions import why_too_old
 from server.rounds.services import Services
 from server.storage import device_queries
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 from server.views.summary import device_list
 
 NEEDS = Needs({"onnxruntime": "1.18", "executorch": "1.5.1"}, "0.21.2", 10, {"ai.onnx": 20})

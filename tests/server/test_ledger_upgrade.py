@@ -23,7 +23,8 @@ from server.storage import queries
 from server.storage.audit_queries import audit_of
 from server.storage.audit_records import DONE, Asker
 from server.storage.device_queries import devices_of, newest_profile, profiles_of, tags_of
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 from server.storage.schema import HEAD, revisions
 
 if TYPE_CHECKING:

@@ -32,7 +32,8 @@ from server.simulation.bowl import Bowl
 from server.simulation.devices import FLEET
 from server.simulation.virtual import VirtualTransport, VirtualWorld
 from server.storage.device_writes import PROFILES_KEPT
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -25,7 +25,8 @@ from server.rollouts.groups import groups_of
 from server.rollouts.rollout import Rollout
 from server.rollouts.rollouts import Rollouts
 from server.storage.blobs import BlobStore
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -27,7 +27,8 @@ from server.simulation.run import JOB_NAME, SimulateOptions, simulate
 from server.simulation.task import LEAST_ROWS, BundleTask
 from server.simulation.traces import TraceEvent, read_traces, throttling
 from server.storage import queries
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

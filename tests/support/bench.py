@@ -38,7 +38,8 @@ from server.rounds.aggregate import aggregate
 from server.rounds.services import Services
 from server.storage.adapters import RoundBase
 from server.storage.blobs import BlobStore
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 from server.storage.records import RoundPlan, TakenReport
 from server.web.http_app import make_app, serve_http
 from server.web.uploads import Uploads

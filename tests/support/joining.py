@@ -15,7 +15,8 @@ from edge_runtime.trust.join import JoinOptions, join_once
 from edge_runtime.trust.keys import certificate_pem
 from edge_runtime.trust.messages import DeviceFacts, EdgeFields
 from edge_runtime.trust.token import decode_token
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 from server.trust.enrolment import Enrolment
 from server.trust.folder import Trust, init_trust, open_trust
 from server.trust.join_app import make_join_app

@@ -1,0 +1,231 @@
+"""The ledger in PostgreSQL: connections are cut, the database restarts, two servers want it, texts are refused."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from postgres import Postgres, running_postgres
+
+from edge_runtime.errors import StorageError
+from server.errors import JobError
+from server.storage import columns, fleet_queries
+from server.storage.ledger import Ledger, Waiting
+from server.storage.ledger_address import LEDGER_FILE, keep_address
+from server.storage.postgres_database import PostgresDatabase
+
+NOT_WAITING = Waiting(0.0, time.sleep)
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[Postgres]:
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def state_dir(database: Postgres, tmp_path: Path) -> Path:
+    """A state directory whose ledger is in a schema of its own."""
+    keep_address(tmp_path, database.schema_for(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def ledger(state_dir: Path) -> Iterator[Ledger]:
+    opened = Ledger(state_dir / LEDGER_FILE, waiting=NOT_WAITING)
+    yield opened
+    opened.close()
+
+
+def state_of(ledger: Ledger) -> str:
+    found = fleet_queries.find_device(ledger, "f", "pi")
+    assert found is not None
+    return found.state
+
+
+def test_reads_and_writes_go_on_where_the_sessions_are_cut(ledger: Ledger, database: Postgres) -> None:
+    for state in ("online", "busy"):
+        ledger.device_state("f", "pi", state)
+        database.cut_sessions()
+        assert state_of(ledger) == state
+        database.cut_sessions()
+    ledger.device_state("f", "pi", "offline")
+    assert state_of(ledger) == "offline"
+    assert database.sessions() == 1
+
+
+@pytest.mark.timeout(600)
+def test_a_ledger_waits_for_a_database_that_restarts(ledger: Ledger, database: Postgres) -> None:
+    ledger.device_state("f", "pi", "online")
+    database.stop("immediate")
+    begun = threading.Event()
+
+    def start() -> None:
+        begun.wait()
+        database.start()
+
+    starter = threading.Thread(target=start)
+    starter.start()
+    begun.set()
+    try:
+        ledger.device_state("f", "pi", "busy")
+    finally:
+        starter.join()
+    assert state_of(ledger) == "busy"
+
+
+def test_what_was_to_be_written_together_is_not_written_in_part(ledger: Ledger, database: Postgres) -> None:
+    ledger.device_state("f", "pi", "online")
+
+    def half() -> None:
+        with ledger.transaction():
+            ledger.device_reason("f", "pi", "first")
+            database.cut_sessions()
+            ledger.device_reason("f", "pi", "second")
+
+    with pytest.raises(StorageError, match="cannot write the ledger"):
+        half()
+    found = fleet_queries.find_device(ledger, "f", "pi")
+    assert found is not None
+    assert found.reason is None
+    ledger.device_reason("f", "pi", "later")
+    assert database.sessions() == 1
+
+
+def test_one_server_has_it_and_a_standby_gets_it_when_it_ends(ledger: Ledger, state_dir: Path) -> None:
+    with pytest.raises(JobError, match="another server uses the ledger"):
+        Ledger(state_dir / LEDGER_FILE, waiting=NOT_WAITING)
+    reader = Ledger(state_dir / LEDGER_FILE, read_only=True)  # commands may look meanwhile
+    with pytest.raises(StorageError):
+        reader.device_state("f", "pi", "online")
+    reader.close()
+    looks = 0
+
+    def pause(_seconds: float) -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            ledger.close()
+
+    standby = Ledger(state_dir / LEDGER_FILE, waiting=Waiting(None, pause))
+    assert looks == 3
+    standby.close()
+
+
+def test_who_comes_back_late_writes_nothing(ledger: Ledger, state_dir: Path, database: Postgres) -> None:
+    """A server whose session was lost, and with it the lock, while another server took the ledger over."""
+    kept: list[Ledger] = []
+
+    class Late(PostgresDatabase):
+        def _come_back(self) -> None:
+            kept.append(Ledger(state_dir / LEDGER_FILE, waiting=NOT_WAITING))
+            super()._come_back()
+
+    moments = iter(range(0, 10**9, 1000))
+    ledger.close()
+    late = Ledger.__new__(Ledger)
+    late.database = Late(
+        database.schema_for(state_dir),
+        read_only=False,
+        exclusive=True,
+        sleep=lambda _seconds: None,
+        clock=lambda: float(next(moments)),
+    )
+    late.device_state("f", "pi", "online")
+    database.cut_sessions()
+    with pytest.raises(StorageError, match="another server has taken the ledger") as raised:
+        late.device_state("f", "pi", "busy")
+    assert raised.value.hint is not None
+    assert "nothing was written" in raised.value.hint
+    assert state_of(kept[0]) == "online"
+    kept[0].close()
+
+
+def test_texts_that_postgres_refuses_are_kept_without_nul(ledger: Ledger) -> None:
+    ledger.device_born("f", "pi", '{"covey_version":"1\\u0000x","tags":["a","b"]}')
+    ledger.device_state("f", "pi", "online", "a\x00b")
+    found = fleet_queries.find_device(ledger, "f", "pi")
+    assert found is not None
+    assert found.ineligible == "a\N{REPLACEMENT CHARACTER}b"
+    assert fleet_queries.versions_of(ledger, "f") == ["1\N{REPLACEMENT CHARACTER}x"]
+    assert fleet_queries.count_devices(ledger, "f", fleet_queries.DeviceFilter(tag="b")) == 1
+    assert fleet_queries.count_devices(ledger, "f", fleet_queries.DeviceFilter(tag="c")) == 0
+    assert fleet_queries.count_devices(ledger, "f", fleet_queries.DeviceFilter(text="P")) == 1
+
+
+@given(st.text(st.sampled_from('\\u0n"\x00x'), max_size=12))
+def test_json_stays_json_without_nul(text: str) -> None:
+    import msgspec
+
+    encoded = msgspec.json.encode({"a": text}).decode()
+    cleaned = columns.without_nul(encoded)
+    assert cleaned is not None
+    assert msgspec.json.decode(cleaned) == {"a": text.replace("\x00", "\N{REPLACEMENT CHARACTER}")}
+
+
+def test_numbers_of_64_bits_are_kept(ledger: Ledger) -> None:
+    number = 2**40 + 1
+    ledger.database.write(columns_insert(), {"fleet": "f", "device": "pi", "expires": number})
+    (row,) = ledger.database.rows(columns_select())
+    assert row["expires_at_s"] == number
+
+
+def columns_insert() -> object:
+    from sqlalchemy import bindparam, insert
+
+    from server.storage.tables import JOIN_TOKENS
+
+    return insert(JOIN_TOKENS).values(
+        id="t",
+        fleet=bindparam("fleet"),
+        device=bindparam("device"),
+        secret_sha256="0",
+        state="open",
+        expires_at_s=bindparam("expires"),
+    )
+
+
+def columns_select() -> object:
+    from sqlalchemy import select
+
+    from server.storage.tables import JOIN_TOKENS
+
+    return select(JOIN_TOKENS.c.expires_at_s)
+
+
+def test_a_newer_schema_and_missing_tables_are_refused(ledger: Ledger, state_dir: Path) -> None:
+    from sqlalchemy import text
+
+    ledger.database.write(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(StorageError, match="schema version"):
+        Ledger(state_dir / LEDGER_FILE, read_only=True)
+    ledger.database.write(text("DROP TABLE audit"))
+
+
+def test_there_is_no_ledger_for_who_only_reads(state_dir: Path) -> None:
+    with pytest.raises(JobError, match="there is no ledger in postgresql://"):
+        Ledger(state_dir / LEDGER_FILE, read_only=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "said", "hint"),
+    [
+        (("/covey?", "/nowhere?"), "does not exist", "permissions"),
+        (("postgres@", "nobody@"), "nobody", "permissions"),
+        ((":{port}/", ":1/"), "cannot reach", "check that the database runs"),
+    ],
+)
+def test_what_keeps_from_a_database_is_named(
+    database: Postgres, tmp_path: Path, change: tuple[str, str], said: str, hint: str
+) -> None:
+    old, new = change[0].format(port=database.port), change[1]
+    keep_address(tmp_path, database.schema_for(tmp_path).replace(old, new))
+    with pytest.raises(StorageError, match=said) as raised:
+        Ledger(tmp_path / LEDGER_FILE)
+    assert raised.value.hint is not None
+    assert hint in raised.value.hint
