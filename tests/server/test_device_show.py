@@ -20,7 +20,8 @@ from server.errors import NoSuchDeviceError
 from server.simulation.devices import FLEET
 from server.simulation.run import SimulateOptions, simulate
 from server.storage.device_queries import devices_of
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 from server.storage.trust_records import CertificateRecord
 from server.views.device import device_shown, device_text
 
