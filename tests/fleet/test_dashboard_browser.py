@@ -15,7 +15,7 @@ from server.client.address import TOKEN_FILE
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 _PAGES = ("/ui/", "/ui/jobs", "/ui/jobs/live", "/ui/jobs/live/bandit", "/ui/devices/pi-1", "/ui/rollouts", "/ui/joins",
-          "/ui/audit", "/ui/jobs/nothing", "/ui/new/job", "/ui/new/rollout")  # fmt: skip
+          "/ui/audit", "/ui/jobs/nothing", "/ui/new/job", "/ui/new/rollout", "/ui/do/stop?target=live")  # fmt: skip
 _WAIT_MS = 120_000
 
 
