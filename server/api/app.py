@@ -14,6 +14,7 @@ from edge_runtime.errors import ConfigError, CoveyError, as_covey_error, wall
 from server.access.gate import Gate
 from server.api.action_routes import action_routes
 from server.api.audit_routes import audit_routes
+from server.api.board_routes import board_routes
 from server.api.device_routes import device_routes
 from server.api.job_routes import job_routes
 from server.api.metrics_route import metrics_route
@@ -61,6 +62,7 @@ def make_api(
         *trust_routes(operations),
         *rollout_routes(operations),
         *audit_routes(operations),
+        *board_routes(operations),
     ]
     forms = [
         *sign_in_routes(operations, access),
