@@ -123,11 +123,13 @@ def _bundle(path: Path) -> Bundle:
 
 def _so_far(job: dict[str, Any]) -> str:
     """Return what a job with the same bundle has reached."""
-    reached = "nothing measured yet"
-    if job["accuracy_end"] is not None:
-        reached = f"held-out accuracy {job['accuracy_start']:.3f} to {job['accuracy_end']:.3f}"
-    elif job["loss_end"] is not None:
-        reached = f"held-out loss {job['loss_start']:.4f} to {job['loss_end']:.4f}"
+    known = [
+        f"held-out {what} {job[f'{what}_{when}']:.4g} {words}"
+        for what in ("accuracy", "loss")
+        for when, words in (("start", "before"), ("end", "after"))
+        if job[f"{what}_{when}"] is not None
+    ]
+    reached = ", ".join(known) or "nothing evaluated yet"
     return f"so far: job {job['job']} with this bundle is {job['state']} after {job['rounds']} rounds: {reached}"
 
 

@@ -61,7 +61,7 @@ def _job(served: Site, name: str, bundle_sha256: str) -> None:
             ledger.offer_is(name, index, 0, device, "reported")
         figures = RoundFigures(2, None, None, None, None)
         ledger.close_round(name, 0, ClosedRound(index, "a" * 64, "b" * 64, None, None, 0, None, figures))
-        ledger.round_evaluated(name, index, 0.5 - index / 10, 0.7 + index / 10)
+        ledger.round_evaluated(name, index, 0.5 - index / 10, 0.5 + index / 4)
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_a_running_server_gives_what_its_ledger_gives(
     assert first["seconds"]["value"] is None
     assert first["done"] == [{"job": "first", "level": 3, "rounds": 2, "mean_seconds": 3.0}]
     assert last["done"] == [{"job": "first", "level": None, "rounds": 2, "mean_seconds": 3.0}]
-    assert [(job["job"], job["rounds"], job["accuracy_end"]) for job in found["jobs"]] == [("first", 2, 0.8)]
+    assert [(job["job"], job["rounds"], job["accuracy_end"]) for job in found["jobs"]] == [("first", 2, 0.75)]
 
 
 def test_people_read_what_was_done_so_far(served: Site, command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
