@@ -61,7 +61,7 @@ check: $(STAMP) ## one file in seconds: make check FILE=edge_runtime/seeds.py (l
 	@test -n "$(FILE)" || { echo "name the file: make check FILE=edge_runtime/seeds.py"; exit 2; }
 	@$(BIN)/python .ci/check.py $(FILE)
 
-files: $(STAMP) ## write docs/files.md from the sources
+files: $(STAMP) ## write docs/files.md, and the fields in docs/protocol.md, from the sources
 	$(BIN)/python .ci/house.py --write
 
 lint: $(STAMP) ## ruff, mypy, import-linter, and the house: sizes, circles, rooms, docs/files.md

@@ -58,7 +58,7 @@ CHANGES = (
     (
         "add or change a message",
         ("edge_runtime/protocol/",),
-        "a golden encoding in `tests/edge/test_protocol.py`, a line in `docs/protocol.md`",
+        "a golden encoding in `tests/edge/test_protocol.py`; `make files` lists its fields in `docs/protocol.md`",
     ),
     (
         "support another runtime",

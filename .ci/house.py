@@ -1,7 +1,7 @@
 """Checks the house: sizes, circles of imports, floors, what each room says of itself, and the pages of the docs.
 
     python .ci/house.py            check; every fault is one line, and the exit code is 1
-    python .ci/house.py --write    write docs/files.md first
+    python .ci/house.py --write    write docs/files.md and a part of docs/protocol.md first
     python .ci/house.py --root DIR check another tree (tests do)
 
 import-linter holds the order of the rooms (pyproject.toml). This script holds what import-linter does not look at: a
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 from files_page import FILES_PAGE, files_page, missing_places
 from pages import faults_of_pages
+from protocol_page import PROTOCOL_PAGE, protocol_page, stale_page
 
 SIDES = ("edge_runtime", "server", "export")
 PACKAGES = (*SIDES, "benchmarks")
@@ -41,11 +43,13 @@ Sources = dict[str, ast.Module]
 def main() -> int:
     """Check the tree and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="write docs/files.md")
+    parser.add_argument("--write", action="store_true", help="write docs/files.md and the fields in docs/protocol.md")
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[1], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.write:
         (args.root / FILES_PAGE).write_text(files_page(args.root))
+        protocol = args.root / PROTOCOL_PAGE
+        protocol.write_text(protocol_page(protocol.read_text()))
     faults = list(check(args.root))
     for fault in faults:
         print(fault)
@@ -80,6 +84,7 @@ def check(root: Path) -> Iterator[str]:
         yield from room_docstrings(root, side, graph)
     yield from missing_places(root)
     yield from faults_of_pages(root)
+    yield from stale_page(root)
     page = root / FILES_PAGE
     if not page.exists() or page.read_text() != files_page(root):
         yield f"{FILES_PAGE} is stale: run python .ci/house.py --write"

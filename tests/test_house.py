@@ -8,10 +8,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import house
+import msgspec
+import protocol_page
 import pytest
 from repository import ROOT
+
+from edge_runtime.protocol.messages import AnyMessage
 
 LINT_IMPORTS = Path(sys.executable).parent / "lint-imports"
 SIDES = ("edge_runtime", "server", "export")
@@ -174,3 +179,23 @@ def test_an_empty_tree_a_stale_page_and_a_place_that_is_gone_are_named(tmp_path:
         fault for fault in found if "leads nowhere" in fault
     ]
     assert any(fault.endswith("goes to device_profiles/, which does not exist") for fault in found)
+
+
+def test_the_protocols_page_lists_every_message_and_is_stale_once_it_does_not(tmp_path: Path) -> None:
+    text = (ROOT / protocol_page.PROTOCOL_PAGE).read_text()
+    for kind in get_args(AnyMessage):
+        info = msgspec.inspect.type_info(kind)
+        assert isinstance(info, msgspec.inspect.StructType)
+        section = text.partition(f"\n### `{info.tag}`\n")[2].partition("\n### ")[0]
+        assert all(f"| `{field.encode_name}` |" in section for field in info.fields if field.name != "v"), info.tag
+    assert "| `lines` | integer ≥ 0, ≤ 200 |" in text
+    assert list(protocol_page.stale_page(tmp_path)) == []  # a tree without the protocol
+    (tmp_path / "edge_runtime" / "protocol").mkdir(parents=True)
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / protocol_page.PROTOCOL_PAGE
+    for changed, words in ((text.replace("≤ 200 |", "≤ 300 |", 1), "stale"), ("nothing", "does not have the lines")):
+        page.write_text(changed)
+        (fault,) = protocol_page.stale_page(tmp_path)
+        assert words in fault
+    page.write_text(text)
+    assert list(protocol_page.stale_page(tmp_path)) == []

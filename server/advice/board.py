@@ -30,6 +30,22 @@ class Figure(msgspec.Struct, frozen=True):
     source: str
 
 
+class Done(msgspec.Struct, frozen=True):
+    """What a device has done with the bundle in one job.
+
+    Attributes:
+        job: name of the job.
+        level: active layers; None: forward passes alone.
+        rounds: reports that were taken.
+        mean_seconds: of a round's local steps; None: not known.
+    """
+
+    job: str
+    level: int | None
+    rounds: int
+    mean_seconds: float | None
+
+
 @dataclass(frozen=True)
 class Board:
     """A board, as far as it is known.
@@ -39,12 +55,14 @@ class Board:
         profile: its profile; None: there is none.
         memory: bytes that training may take there.
         only_forward: why it cannot backpropagate, as the device itself announced; None: it did not say so.
+        done: what it has done with this bundle.
     """
 
     name: str
     profile: Profile | None
     memory: Figure
     only_forward: str | None = None
+    done: tuple[Done, ...] = ()
 
 
 class BoardAdvice(msgspec.Struct, frozen=True):
@@ -68,6 +86,7 @@ class BoardAdvice(msgspec.Struct, frozen=True):
         board_memory: bytes that training may take on the board.
         because: why this kind and level.
         lacks: what it will not give, and what is not known.
+        done: what it has done with this bundle, in each job and at each level: rounds, and mean seconds of one.
     """
 
     board: str
@@ -87,6 +106,7 @@ class BoardAdvice(msgspec.Struct, frozen=True):
     board_memory: Figure
     because: str
     lacks: list[str]
+    done: tuple[Done, ...] = ()
 
 
 def advise(board: Board, settings: Settings, tokens: int) -> BoardAdvice:
@@ -113,14 +133,14 @@ def advise(board: Board, settings: Settings, tokens: int) -> BoardAdvice:
         return BoardAdvice(
             board.name, "backprop", level, None, None, None, stld.steps, stld.batch_size, rows,
             settings.backprop_source or "", seconds, *_adapter_bytes(fitted.manifest), memory, board.memory,
-            because, lacks,
+            because, lacks, board.done,
         )  # fmt: skip
     memory = _forward_memory(profile, fitted.split)
     lacks += _lacks_of_forward(fitted.manifest)
     return BoardAdvice(
         board.name, "forward-only", None, fitted.split, job.step.front_perturbations, job.step.back_perturbations,
         job.steps, job.batch_size, None, settings.forward_source, seconds,
-        *_scalar_bytes(fitted), memory, board.memory, because, lacks,
+        *_scalar_bytes(fitted), memory, board.memory, because, lacks, board.done,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from server.advice.board import BoardAdvice, Figure
+    from server.advice.board import BoardAdvice, Done, Figure
 
 
 def advice_text(boards: Sequence[BoardAdvice], head: str) -> str:
@@ -31,9 +31,16 @@ def _board(advice: BoardAdvice) -> str:
         _line("down", advice.bytes_down, "bytes"),
         _line("memory", advice.memory_bytes, "bytes"),
         _line("board has", advice.board_memory, "bytes"),
+        *(f"  so far       {_done(done)}" for done in advice.done),
         *(f"  not given    {lack}" for lack in advice.lacks),
     ]
     return "\n".join(lines)
+
+
+def _done(done: Done) -> str:
+    how = "forward passes alone" if done.level is None else f"level {done.level}"
+    cost = "" if done.mean_seconds is None else f", {done.mean_seconds:.2f} s each on average"
+    return f"{done.rounds} rounds of job {done.job}, {how}{cost}"
 
 
 def _line(what: str, figure: Figure, unit: str) -> str:

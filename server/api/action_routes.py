@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from litestar.concurrency import sync_to_thread
 from edge_runtime.errors import ConfigError, CoveyError, as_covey_error
 from server.access.pages import page, refused_page
 from server.api.actions import ACTIONS, checked
-from server.api.forms import field, read_form
+from server.api.forms import field, read_form, seen_of
 from server.api.sign_in_routes import forms_of, stale_form
 from server.errors import NoSuchJobError
 from server.storage.audit_queries import audit_of, newest_entry
@@ -25,8 +24,7 @@ if TYPE_CHECKING:
     from server.api.actions import Action
     from server.queue.operations import Operations
 
-_NUMBER = re.compile("[0-9]{1,15}", re.ASCII)
-_RECENT = 5
+RECENT = 5
 """Entries of the audit that a page shows of its target, where something was refused."""
 
 
@@ -60,7 +58,7 @@ class _Pages:
             form_token=self._access.forms.token_of(forms_of(request.scope)),
             problem="" if problem is None else problem.what,
             hint="" if problem is None else problem.hint,
-            recent=[] if problem is None else audit_of(ledger, _RECENT, subject=target),
+            recent=[] if problem is None else audit_of(ledger, RECENT, subject=target),
         )
         return Response(body, status_code=_status(problem), media_type=MediaType.HTML)
 
@@ -77,7 +75,7 @@ class _Pages:
         """Do what a form asks for."""
         try:
             form = await read_form(request)
-            target, value, seen = field(form, "target"), field(form, "value").strip(), field(form, "seen")
+            target, value, seen = field(form, "target"), field(form, "value").strip(), seen_of(form)
             action = _action(name)
             checked(target, value, action)
             if action.field and not value:
@@ -85,12 +83,12 @@ class _Pages:
         except CoveyError as error:
             return _refused(error)
         is_own = self._access.forms.is_valid(forms_of(request.scope), field(form, "form_token"))
-        if not is_own or _NUMBER.fullmatch(seen) is None:
+        if not is_own or seen is None:
             return stale_form()
 
         def done() -> Response[str]:
             try:
-                action.do(self._operations, target, value, replace(asker, seen=int(seen)))
+                action.do(self._operations, target, value, replace(asker, seen=seen))
             except Exception as error:  # noqa: BLE001 shown on the page, with the form as it was
                 return self.confirming(request, name, target, value, as_covey_error(error))
             place = action.place(target, is_done=True)

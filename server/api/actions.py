@@ -142,6 +142,15 @@ ACTIONS = {
         lambda operations, device, tag, asker: operations.untag(device, tag, asker),
         field="Tag",
     ),
+    "rename": Action(
+        "Give {0} another name",
+        "The device takes the name when it asks the server next: at once after covey-edge renew there. Until then it "
+        "has the old one. What it did before stays under the old name.",
+        "Rename the device",
+        _DEVICE,
+        lambda operations, device, name, asker: operations.trust.rename(device, name, asker),
+        field="New name",
+    ),
     "forget": Action(
         "Forget {0}?",
         "Its entry, tags and profiles are deleted, and its certificates and tokens are revoked. What it did in jobs "

@@ -14,15 +14,17 @@ from edge_runtime.errors import ConfigError, CoveyError, as_covey_error, wall
 from server.access.gate import Gate
 from server.api.action_routes import action_routes
 from server.api.audit_routes import audit_routes
+from server.api.board_routes import board_routes
 from server.api.device_routes import device_routes
 from server.api.job_routes import job_routes
 from server.api.metrics_route import metrics_route
+from server.api.order_routes import order_routes
 from server.api.rollout_routes import rollout_routes
 from server.api.schema import Problem
 from server.api.server_routes import server_routes
 from server.api.sign_in_routes import asker_of, sign_in_routes
+from server.api.statuses import status_of
 from server.api.trust_routes import trust_routes
-from server.errors import NoSuchDeviceError, NoSuchJobError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
 
 API_VERSION = 1
 PREFIX = f"/api/v{API_VERSION}"
-_STATUS = {NoSuchJobError: 404, NoSuchDeviceError: 404, ConfigError: 422}
 
 
 def make_api(
@@ -61,8 +62,13 @@ def make_api(
         *trust_routes(operations),
         *rollout_routes(operations),
         *audit_routes(operations),
+        *board_routes(operations),
     ]
-    forms = [*sign_in_routes(operations, access), *action_routes(operations, access)]
+    forms = [
+        *sign_in_routes(operations, access),
+        *action_routes(operations, access),
+        *order_routes(operations, access),
+    ]
     app = Litestar(
         [Router(PREFIX, route_handlers=handlers), metrics_route(metrics), *forms, *pages],
         request_class=_Request,
@@ -107,7 +113,7 @@ def _answer(status: int, error: CoveyError) -> Response[Problem]:
 
 
 def _refused(_request: Request[Any, Any, Any], error: CoveyError) -> Response[Problem]:
-    return _answer(_STATUS.get(type(error), 409), error)
+    return _answer(status_of(error), error)
 
 
 def _bad_request(_request: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:

@@ -8,7 +8,7 @@ import msgspec
 from litestar import get, post
 
 from server.api.rollout_schema import RolloutChange, RolloutList, RolloutOrder, RolloutStatus
-from server.queue.rollout_operations import Wanted
+from server.queue.rollout_wish import Wanted
 from server.storage.audit_records import Asker  # noqa: TC001 Litestar reads the handlers' types
 
 if TYPE_CHECKING:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge_runtime import output
 from edge_runtime.errors import ConfigError
 from server.commands.installed import needs_server
 from server.commands.profile_commands import PROFILE_DIR
-from server.commands.shared_options import add_state_dir
+from server.commands.reaching import add_reaching
 
 if TYPE_CHECKING:
     import argparse
 
     from edge_runtime.bundle.folder import Bundle
-    from edge_runtime.protocol.profile import Profile
-    from server.advice.board import Board, BoardAdvice
+    from server.advice.board import BoardAdvice
     from server.commands.shared_options import Commands
-    from server.storage.records import DeviceRecord
 
 
 def add_advise_command(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -32,7 +30,7 @@ def add_advise_command(commands: Commands[argparse.ArgumentParser]) -> None:
         action="append",
         metavar="PROFILE",
         help="a latency.json, the name of a board's folder or of a device; may be repeated "
-        "(default: the ledger's devices, else every board of --dir)",
+        "(default: the devices of --server or the ledger, else every board of --dir)",
     )
     parser.add_argument(
         "--dir", type=Path, default=PROFILE_DIR, help="folder with a folder for each board (default: %(default)s)"
@@ -41,7 +39,7 @@ def add_advise_command(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--cohort", type=int, default=0, help="reports per round (default: one from every device)")
     parser.add_argument("--write", type=Path, metavar="job.toml", help="write a job with these settings too")
     parser.add_argument("--name", default="advised", help="name of that job (default: %(default)s)")
-    add_state_dir(parser)
+    add_reaching(parser)
     output.add_format(parser)
     parser.set_defaults(run=needs_server(_advise))
 
@@ -53,6 +51,7 @@ def _advise(args: argparse.Namespace) -> int:
 
     covey advise --model bundle --data test.jsonl --profile raspberry-pi-5 --profile jetson-orin-nano
     covey advise --model bundle --data test.jsonl --cohort 8 --write job.toml
+    covey advise --model bundle --data test.jsonl --server http://server:8090 --token-file api-token
     """
     import msgspec
 
@@ -62,12 +61,14 @@ def _advise(args: argparse.Namespace) -> int:
     from server.advice.board import advise
     from server.advice.settings import job_text, settings_for
     from server.advice.text import advice_text
+    from server.commands.advise_boards import boards_of, known_of
 
     bundle = _bundle(args.model)
     rows = load(bundle, DataConfig(str(args.data)))
     tokens = max(map(len, rows.rows.tokens))
     about = (bundle.manifest, bundle.sha256, args.name, str(args.data.resolve()), args.cohort)
-    boards = _boards(args, bundle.sha256)
+    known = known_of(args, bundle.sha256)
+    boards = boards_of(args, known)
     settings = settings_for(*about, backprop=True)
     advices = [advise(board, settings, tokens) for board in boards]
     if settings.backprop_source is not None and all(advice.level is None for advice in advices):
@@ -84,6 +85,7 @@ def _advise(args: argparse.Namespace) -> int:
         f"{manifest.model.name}, {manifest.model.layers} layers, {manifest.task.kind}; {len(rows.rows)} rows, "
         f"the longest of {tokens} tokens"
     )
+    head = "\n".join([head, *map(_so_far, known.jobs)])
     if args.write is not None:
         head += f"\nwritten: {args.write}; start it with covey job submit {args.write} --bundle {args.model}"
     values = {
@@ -92,6 +94,7 @@ def _advise(args: argparse.Namespace) -> int:
         "bundle_sha256": bundle.sha256,
         "rows": len(rows.rows),
         "longest_row_tokens": tokens,
+        "jobs": known.jobs,
         "boards": msgspec.to_builtins(advices),
         "job": settings.fields,
         "written": None if args.write is None else str(args.write),
@@ -118,66 +121,16 @@ def _bundle(path: Path) -> Bundle:
     return open_bundle(path)
 
 
-def _boards(args: argparse.Namespace, bundle_sha256: str) -> list[Board]:
-    """Return the boards that the options name, those of the ledger, or all of --dir.
-
-    Raises:
-        ConfigError: there are none, or a named one is unknown.
-    """
-    from server.profiles.files import LATENCY_FILE, find_profile, read_profile
-    from server.storage.device_queries import devices_of, newest_profile
-    from server.storage.ledger import Ledger
-    from server.storage.ledger_address import LEDGER_FILE, has_ledger
-
-    path = args.state_dir / LEDGER_FILE
-    known: list[DeviceRecord] = []
-    profiles: dict[str, Profile | None] = {}
-    if has_ledger(path):
-        ledger = Ledger(path, read_only=True)
-        try:
-            known = [device for device in devices_of(ledger) if args.fleet in (None, device.fleet)]
-            for device in known:
-                own = newest_profile(ledger, device.fleet, device.device, bundle_sha256)
-                profiles[device.device] = own or newest_profile(ledger, device.fleet, device.device)
-        finally:
-            ledger.close()
-    announced = {device.device: device for device in known}
-    if len(announced) < len(known):
-        twice = sorted(name for name in announced if sum(device.device == name for device in known) > 1)
-        raise ConfigError(f"two fleets of {path} have a device {twice[0]}", "say which fleet: --fleet FLEET")
-    if args.profile:
-        found = []
-        for name in args.profile:
-            profile = profiles[name] if name in profiles else find_profile(name, args.dir, path, args.fleet)
-            found.append(_board(name, profile, announced.get(name)))
-        return found
-    if known:
-        return [_board(name, profiles[name], device) for name, device in announced.items()]
-    folders = sorted(latency.parent for latency in args.dir.glob(f"*/{LATENCY_FILE}"))
-    if not folders:
-        raise ConfigError(
-            f"no board is known: no device in {path}, no profile in {args.dir}", "give --profile FILE, or --state-dir"
-        )
-    return [_board(folder.name, read_profile(folder), None) for folder in folders]
-
-
-def _board(name: str, profile: Profile | None, device: DeviceRecord | None) -> Board:
-    from server.advice.board import MEASURE, Board, Figure
-
-    capability = {} if device is None else device.birth.get("capability", {})
-    only_forward = (
-        "the device announced that it trains forward-only" if capability.get("kind") == "forward-only" else None
-    )
-    if capability.get("bytes_free") is not None:
-        memory = Figure(capability["bytes_free"], "free memory that the device announced")
-    elif profile is not None and profile.measured is not None and profile.measured.before.memory_free_bytes is not None:
-        memory = Figure(profile.measured.before.memory_free_bytes, "free memory when its profile was measured")
-    elif profile is not None and profile.facts.memory_bytes is not None:
-        source = f"all memory of {profile.facts.board} by its profile; what is free is not known, run {MEASURE}"
-        memory = Figure(profile.facts.memory_bytes, source)
-    else:
-        memory = Figure(None, f"not known; run {MEASURE}")
-    return Board(name, profile, memory, only_forward)
+def _so_far(job: dict[str, Any]) -> str:
+    """Return what a job with the same bundle has reached."""
+    known = [
+        f"held-out {what} {job[f'{what}_{when}']:.4g} {words}"
+        for what in ("accuracy", "loss")
+        for when, words in (("start", "before"), ("end", "after"))
+        if job[f"{what}_{when}"] is not None
+    ]
+    reached = ", ".join(known) or "nothing evaluated yet"
+    return f"so far: job {job['job']} with this bundle is {job['state']} after {job['rounds']} rounds: {reached}"
 
 
 def _deadline_s(advices: list[BoardAdvice]) -> int | None:

@@ -216,12 +216,12 @@ def make_join_tokens(args: argparse.Namespace, names: list[str], valid_s: float)
     from server.storage.audit_records import DONE, Asker
     from server.storage.ledger import Ledger
     from server.storage.ledger_address import LEDGER_FILE
-    from server.trust.folder import open_trust
+    from server.trust.folder import join_url, open_trust
     from server.trust.tokens import make_tokens
 
     if args.server is None:
         trust = open_trust(args.state_dir)
-        url = _url_of(trust, args.url)
+        url = join_url(trust, args.url)
     elif args.url is None:
         raise ConfigError("--server needs --url", "say where the devices join: --url https://server:8443")
     else:
@@ -239,22 +239,6 @@ def make_join_tokens(args: argparse.Namespace, names: list[str], valid_s: float)
             return made
     found: dict[str, str] = answer["tokens"]
     return found
-
-
-def _url_of(trust: Trust, given: str | None) -> str:
-    """Return where devices join, which must be a host that the server's certificate is for."""
-    from urllib.parse import urlsplit
-
-    from edge_runtime.network.http_address import check_http_url
-
-    url = check_http_url(given) if given is not None else trust.server_url
-    host = urlsplit(url).hostname or ""
-    if host not in [name.lower() for name in trust.hosts]:
-        raise ConfigError(
-            f"the server's certificate is not for {host}, only for {', '.join(trust.hosts)}",
-            f"covey fleet host {host}, and restart covey serve",
-        )
-    return url
 
 
 def _check_new(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ from edge_runtime import output
 from edge_runtime.errors import ConfigError
 from server.commands.installed import needs_server
 from server.commands.reaching import add_reaching, ask, look
+from server.queue.rollout_wish import DEFAULT_GROUPS, DEFAULT_SOAK, DEFAULT_THRESHOLD, seconds, share, sizes
 from server.views.tables import short_table
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ examples:
   covey rollout abort 3
 """
 _LIST = ("rollout", "kind", "state", "group", "groups", "devices", "switched", "failed", "created_at", "reason")
-_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def add_rollout_commands(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -66,10 +65,14 @@ def _add_start(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="X", help="its path on the server's machine; an adapter: or a job's name")
     parser.add_argument("--bundle", type=Path, help="bundle of an adapter that is given by its path")
     parser.add_argument(
-        "--groups", default="1,5%,25%,100%", help="sizes, each with those before it (default: %(default)s)"
+        "--groups", default=DEFAULT_GROUPS, help="sizes, each with those before it (default: %(default)s)"
     )
-    parser.add_argument("--error-threshold", default="5%", help="failures of a group that are allowed (default: 5%%)")
-    parser.add_argument("--soak", default="0s", help="wait after each group, as 30m or 1h (default: %(default)s)")
+    parser.add_argument(
+        "--error-threshold",
+        default=DEFAULT_THRESHOLD,
+        help="failures of a group that are allowed (default: %(default)s)",
+    )
+    parser.add_argument("--soak", default=DEFAULT_SOAK, help="wait after each group, as 1h (default: %(default)s)")
     parser.add_argument("--approve", action="store_true", help="each group waits for covey rollout resume")
 
 
@@ -81,15 +84,15 @@ def _start(args: argparse.Namespace) -> int:
     order: dict[str, Any] = {
         "kind": args.kind,
         "source": source,
-        "groups": [size.strip() for size in args.groups.split(",") if size.strip()],
+        "groups": sizes(args.groups),
         "bundle": None if args.bundle is None else str(args.bundle.absolute()),
         "error_threshold": share(args.error_threshold),
         "soak_s": seconds(args.soak),
         "approve": args.approve,
     }
     answer = ask(args, "POST", "/rollouts", order)
-    sizes = ", ".join(str(len(group["devices"])) for group in answer["group_list"])
-    output.emit(args, answer, f"rollout {answer['rollout']} is {answer['state']}; devices by group: {sizes}")
+    counts = ", ".join(str(len(group["devices"])) for group in answer["group_list"])
+    output.emit(args, answer, f"rollout {answer['rollout']} is {answer['state']}; devices by group: {counts}")
     return 0
 
 
@@ -135,27 +138,3 @@ def _number(args: argparse.Namespace, rollouts: list[dict[str, Any]]) -> int:
     if not rollouts:
         raise ConfigError("there has been no rollout", "begin one: covey rollout start --help")
     return int(rollouts[-1]["rollout"])
-
-
-def share(text: str) -> float:
-    """Return a share that is written as ``5%`` or ``0.05``.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    try:
-        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError as error:
-        raise ConfigError(f"--error-threshold {text!r} is no share", "give it as 5% or 0.05") from error
-
-
-def seconds(text: str) -> float:
-    """Return a time in seconds that is written as ``90``, ``90s``, ``30m``, ``1h`` or ``2d``.
-
-    Raises:
-        ConfigError: it is none of these.
-    """
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text)
-    if found is None:
-        raise ConfigError(f"--soak {text!r} is no time", "give it as 30m or 1h")
-    return float(found[1]) * _UNITS_S[found[2] or "s"]

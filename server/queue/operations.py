@@ -70,6 +70,19 @@ class Operations:
 
     # -- jobs ---------------------------------------------------------------------------------------------------
 
+    def checked_job(
+        self, table: dict[str, Any], bundle: str, after: str | None, *, allow_absent: bool
+    ) -> tuple[FittedJob, list[str]]:
+        """Return a job that could be submitted, and the known devices that it is for; submit says what is raised."""
+        fitted = _fitted(table, bundle)
+        self.ledger.check_job_is_new(fitted.job.name)
+        selector, known = parse_selector(fitted.job.devices), self.supervisor.tags()
+        if not allow_absent:
+            check_there(selector, known, self.fleet)
+        if after is not None:
+            self._job(after)
+        return fitted, sorted(name for name, tags in known.items() if selector.fits(name, tags))
+
     def submit(
         self, table: dict[str, Any], bundle: str, after: str | None, priority: int, *, allow_absent: bool, asker: Asker
     ) -> str:
@@ -91,12 +104,8 @@ class Operations:
         asked = table.get("name")
         subject = asked if isinstance(asked, str) else "?"
         with self._acts.entry(asker, "submit", subject, f"bundle {bundle}") as number:
-            fitted = _fitted(table, bundle)
+            fitted, _ = self.checked_job(table, bundle, after, allow_absent=allow_absent)
             job = fitted.job
-            if not allow_absent:
-                check_there(parse_selector(job.devices), self.supervisor.tags(), self.fleet)
-            if after is not None:
-                self._job(after)
 
             def enter() -> None:
                 self.ledger.submit_job(

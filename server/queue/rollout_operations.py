@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.errors import ConfigError
+from server.queue.rollout_wish import LONGEST_SOAK_S
 from server.rollouts import rollout as machine
+from server.rollouts.choices import choices_of
 from server.rollouts.described import one_rollout, rollout_list
 from server.rollouts.groups import check_groups, groups_of, takes_everyone
 from server.rollouts.offers import Offers
@@ -14,30 +16,16 @@ from server.rollouts.rollout import Rollout
 from server.storage import device_queries
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
-    from edge_runtime.protocol.side_messages import ReleaseKind
     from server.queue.acts import Acts
+    from server.queue.rollout_wish import Wanted
+    from server.rollouts.choices import Choice
+    from server.rollouts.offers import Offer
     from server.rollouts.rollouts import Rollouts
     from server.storage.audit_records import Asker
     from server.storage.blobs import BlobStore
     from server.storage.ledger import Ledger
-
-LONGEST_SOAK_S = 90 * 86400.0
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A rollout that is asked for; see RolloutOrder."""
-
-    kind: ReleaseKind
-    source: str
-    bundle: str | None
-    groups: Sequence[str]
-    error_threshold: float
-    soak_s: float
-    approve: bool
 
 
 class RolloutOperations:
@@ -61,8 +49,21 @@ class RolloutOperations:
         acts: Acts,
         rollouts: Rollouts,
     ) -> None:
-        self._ledger, self._fleet, self._acts, self._rollouts = ledger, fleet, acts, rollouts
+        self._ledger, self._blobs, self._fleet, self._acts, self._rollouts = ledger, blobs, fleet, acts, rollouts
         self._offers = Offers(ledger, blobs, state_dir / "rollouts")
+
+    def choices(self) -> list[Choice]:
+        """Return what this server has that could be rolled out."""
+        return choices_of(self._ledger, self._blobs, self._fleet)
+
+    def planned(self, wanted: Wanted) -> tuple[Offer, list[list[str]]]:
+        """Return what a rollout would bring, checked, and the devices of each of its groups; nothing begins.
+
+        Raises:
+            ConfigError, BundleError, RolloutError: as start has them.
+        """
+        offer = self._offer(wanted)
+        return offer, self._groups(wanted, offer)
 
     def start(self, wanted: Wanted, asker: Asker) -> int:
         """Begin a rollout; return its number.
@@ -74,35 +75,36 @@ class RolloutOperations:
         """
         detail = f"{wanted.kind} in groups {','.join(wanted.groups)}"
         with self._acts.entry(asker, "rollout start", wanted.source, detail) as number:
-            return self._start(wanted, asker, number)
+            offer = self._offer(wanted)
 
-    def _start(self, wanted: Wanted, asker: Asker, number: int) -> int:
-        """Check what is asked for, and begin it."""
+            def wish() -> int:
+                return self._rollouts.start(
+                    Rollout(
+                        **asdict(offer),
+                        groups=self._groups(wanted, offer),
+                        takes_everyone=takes_everyone(wanted.groups),
+                        error_threshold=wanted.error_threshold,
+                        soak_s=wanted.soak_s,
+                        approve=wanted.approve,
+                        state="running",
+                        devices={},
+                    )
+                )
+
+            return self._acts.turn(number, asker, wanted.source, wish)
+
+    def _offer(self, wanted: Wanted) -> Offer:
+        """Check what is asked for, and return what is to be rolled out."""
         check_groups(wanted.groups)
         if not 0 <= wanted.error_threshold < 1:
             raise ConfigError(f"the threshold {wanted.error_threshold:g} is not from 0 to below 1", "5% is 0.05")
         if not 0 <= wanted.soak_s <= LONGEST_SOAK_S:
-            raise ConfigError(f"a soak of {wanted.soak_s:g} s is not between 0 and 90 days", "as --soak 1h")
-        offer = self._offers.find(wanted.kind, wanted.source, wanted.bundle)
+            raise ConfigError(f"a soak of {wanted.soak_s:g} s is not between 0 and 90 days", "give it as 1h or 30m")
+        return self._offers.find(wanted.kind, wanted.source, wanted.bundle)
 
-        def wish() -> int:
-            known = [device.device for device in device_queries.devices_of(self._ledger) if device.fleet == self._fleet]
-            groups = groups_of(known, wanted.groups, offer.sha256)
-            everyone = takes_everyone(wanted.groups)
-            return self._rollouts.start(
-                Rollout(
-                    **asdict(offer),
-                    groups=groups,
-                    takes_everyone=everyone,
-                    error_threshold=wanted.error_threshold,
-                    soak_s=wanted.soak_s,
-                    approve=wanted.approve,
-                    state="running",
-                    devices={},
-                )
-            )
-
-        return self._acts.turn(number, asker, wanted.source, wish)
+    def _groups(self, wanted: Wanted, offer: Offer) -> list[list[str]]:
+        known = [device.device for device in device_queries.devices_of(self._ledger) if device.fleet == self._fleet]
+        return groups_of(known, wanted.groups, offer.sha256)
 
     def list(self) -> list[dict[str, Any]]:
         """Return all rollouts of the fleet, the oldest first."""

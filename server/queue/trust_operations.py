@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from edge_runtime.errors import ConfigError
 from edge_runtime.values import NAME_PATTERN
 from server.storage import device_queries, trust_queries
-from server.trust.folder import open_trust
-from server.trust.tokens import make_tokens
+from server.trust.folder import join_url, open_trust
+from server.trust.tokens import check_names, duration_s, make_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +38,28 @@ class TrustOperations:
     def __init__(self, ledger: Ledger, state_dir: Path, fleet: str, acts: Acts, coordinator: Coordinator) -> None:
         self._ledger, self._state_dir, self._fleet, self._acts = ledger, state_dir, fleet, acts
         self._coordinator = coordinator
+
+    def join_url(self, given: str | None = None) -> str:
+        """Return where devices join; ``given``: where else than at the fleet's first host.
+
+        Raises:
+            ConfigError: the fleet has no authority, or its certificate is not for this host.
+        """
+        return join_url(open_trust(self._state_dir), given)
+
+    def checked_tokens(self, names: Sequence[str], valid: str) -> float:
+        """Return for how many seconds tokens are good that are to be made; none is made.
+
+        Args:
+            names: names of the devices.
+            valid: the time, as ``1h``.
+
+        Raises:
+            ConfigError: a name can be none or comes twice, or the time is none.
+        """
+        valid_s = duration_s(valid)
+        check_names(names, valid_s)
+        return valid_s
 
     def tokens(self, names: Sequence[str], server_url: str, valid_s: float, asker: Asker) -> dict[str, str]:
         """Return a new join token for each name; the audit has the names only.

@@ -24,6 +24,19 @@ MAY_CHANGE = frozenset(
 class JobWrites(Writes):
     """See the file's first line."""
 
+    def check_job_is_new(self, name: str) -> None:
+        """Check that there is no job of a name.
+
+        Raises:
+            JobError: there is one.
+        """
+        found = self.database.rows(select(JOBS.c.state).where(JOBS.c.name == name))
+        if found:
+            raise JobError(
+                f"there is a job {name} already; it is {found[0]['state']}",
+                f"give the new job another name; or, to run that one: covey job resume {name}",
+            )
+
     def submit_job(
         self,
         name: str,
@@ -50,12 +63,7 @@ class JobWrites(Writes):
             JobError: there is a job of this name.
         """
         with self.database.transaction():
-            found = self.database.rows(select(JOBS.c.state).where(JOBS.c.name == name))
-            if found:
-                raise JobError(
-                    f"there is a job {name} already; it is {found[0]['state']}",
-                    f"give the new job another name; or, to run that one: covey job resume {name}",
-                )
+            self.check_job_is_new(name)
             self._insert_job(
                 name=name,
                 fleet=fleet,

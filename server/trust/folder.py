@@ -9,12 +9,13 @@ import shutil
 import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import msgspec
 
 from edge_runtime.errors import ConfigError, StorageError, storage_error, wall
 from edge_runtime.files.atomic import sync_directory, write_atomically
-from edge_runtime.network.http_address import https_url
+from edge_runtime.network.http_address import check_http_url, https_url
 from edge_runtime.trust.keys import (
     certificate_pem,
     check_signed_by,
@@ -87,6 +88,22 @@ class Trust:
 def has_trust(state_dir: Path) -> bool:
     """Whether ``covey fleet init`` was run for a state directory."""
     return (state_dir / FOLDER).is_dir()
+
+
+def join_url(trust: Trust, given: str | None) -> str:
+    """Return where devices join; ``given``: where else than at the fleet's first host, None: there.
+
+    Raises:
+        ConfigError: it is no address, or the server's certificate is not for its host.
+    """
+    url = check_http_url(given) if given is not None else trust.server_url
+    host = urlsplit(url).hostname or ""
+    if host not in [name.lower() for name in trust.hosts]:
+        raise ConfigError(
+            f"the server's certificate is not for {host}, only for {', '.join(trust.hosts)}",
+            f"covey fleet host {host}, and restart covey serve",
+        )
+    return url
 
 
 def init_trust(state_dir: Path, fleet: str, hosts: Sequence[str], join_port: int, now: dt.datetime) -> Trust:

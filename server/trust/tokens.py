@@ -39,6 +39,26 @@ def make_tokens(
     Raises:
         ConfigError: a name can be none or comes twice, or the time is too short or too long.
     """
+    check_names(names, valid_s)
+    expires_at_s = int(now_s + valid_s)
+    tokens = [new_token(server_url, authority.sha256, name, expires_at_s) for name in names]
+    ledger.tokens_made(
+        [
+            JoinTokenRecord(
+                token.id.hex(), authority.fleet, token.device, secret_sha256(token.secret), token.expires_at_s
+            )
+            for token in tokens
+        ]
+    )
+    return {token.device: encode_token(token) for token in tokens}
+
+
+def check_names(names: Sequence[str], valid_s: float) -> None:
+    """Check for whom tokens are to be made, and for how many seconds.
+
+    Raises:
+        ConfigError: a name can be none or comes twice, or the time is too short or too long.
+    """
     if not 1 <= len(names) <= MOST_TOKENS:
         raise ConfigError(f"{len(names)} tokens are not between 1 and {MOST_TOKENS}", "name a device, or --count N")
     if not _SHORTEST_S <= valid_s <= LONGEST_S:
@@ -52,17 +72,6 @@ def make_tokens(
             )
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise ConfigError(f"the name {twice[0]} comes twice", "give each device a name of its own")
-    expires_at_s = int(now_s + valid_s)
-    tokens = [new_token(server_url, authority.sha256, name, expires_at_s) for name in names]
-    ledger.tokens_made(
-        [
-            JoinTokenRecord(
-                token.id.hex(), authority.fleet, token.device, secret_sha256(token.secret), token.expires_at_s
-            )
-            for token in tokens
-        ]
-    )
-    return {token.device: encode_token(token) for token in tokens}
 
 
 def duration_s(text: str) -> float:

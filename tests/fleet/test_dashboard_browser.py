@@ -17,7 +17,7 @@ from server.client.address import TOKEN_FILE
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 _PAGES = ("/ui/", "/ui/jobs", "/ui/jobs/live", "/ui/jobs/live/bandit", "/ui/devices/pi-1", "/ui/rollouts", "/ui/joins",
-          "/ui/audit", "/ui/jobs/nothing")  # fmt: skip
+          "/ui/audit", "/ui/jobs/nothing", "/ui/new/job", "/ui/new/rollout", "/ui/do/stop?target=live")  # fmt: skip
 _WAIT_MS = 120_000
 
 
@@ -131,3 +131,45 @@ def test_without_script_a_job_can_be_read_and_without_the_token_nothing(
         context.pages[0].goto(f"{base}/ui/jobs/live")
         assert "/ui/login?next=" in context.pages[0].url
         assert context.pages[0].locator("#rounds").count() == 0
+
+
+def test_without_script_an_operator_submits_a_job_and_rolls_a_bundle_out(
+    fleet: Fleet, address: tuple[str, dict[str, str]], screenshots: Path, tmp_path: Path
+) -> None:
+    base, headers = address
+    folder = fleet.root / "second"
+    folder.mkdir()
+    rows = folder / "test.jsonl"
+    job = write_job(folder, name="second", rounds=2, eval_file=str(rows)).read_text()
+    with chromium(tmp_path / "profile", extra_http_headers=headers, java_script_enabled=False) as context:
+        page: Any = context.pages[0]
+        page.goto(f"{base}/ui/jobs")
+        page.get_by_role("link", name="Submit a job").click()
+        page.get_by_label("job.toml").fill(f"{job}\nnonsense = 1\n")
+        page.get_by_label("Bundle", exact=True).select_option(str(fleet.bundle.path))
+        page.get_by_role("button", name="Check the job").click()
+        assert "nonsense" in page.get_by_role("alert").inner_text()
+        page.get_by_label("job.toml").fill(f"{job}\n")
+        page.screenshot(path=screenshots / "submit.png")
+        page.get_by_role("button", name="Check the job").click()
+        page.get_by_role("heading", name="Submit job second?").wait_for()
+        assert str(rows) in page.locator("main").inner_text()
+        page.screenshot(path=screenshots / "submit-confirm.png")
+        page.get_by_role("button", name="Submit the job").click()
+        page.get_by_role("heading", name="Job second").wait_for()
+        page.goto(f"{base}/ui/rollouts")
+        page.get_by_role("link", name="Start a rollout").click()
+        page.get_by_label("What this server has").select_option(f"bundle:{fleet.bundle.path}")
+        page.get_by_label("Groups", exact=True).fill("1,100%")
+        page.get_by_label("Each group waits for my approval").check()
+        page.get_by_role("button", name="See what will happen").click()
+        assert "Group 2: 1 device" in page.locator("main").inner_text()
+        page.get_by_role("button", name="Change it").click()
+        assert page.get_by_label("Each group waits for my approval").is_checked()
+        page.get_by_role("button", name="See what will happen").click()
+        page.get_by_role("button", name="Start the rollout").click()
+        page.get_by_role("heading", name="Rollout 1").wait_for()
+        page.get_by_role("link", name="Take back").click()
+        page.get_by_role("button", name="Take the rollout back").click()
+        page.get_by_role("link", name="1", exact=True).click()
+        assert "operator" in page.locator("main").inner_text()

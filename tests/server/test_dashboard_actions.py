@@ -82,7 +82,7 @@ def test_a_device_is_tagged_and_untagged_and_what_cannot_be_is_told(served: Site
         assert tags_of(served.ledger, "default") == {"pi-1": {"kitchen"}}
         assert confirm(alice, "untag", "pi-1", value="kitchen").status_code == 303
         assert tags_of(served.ledger, "default") == {}
-        for action in ("approve", "reject", "revoke", "release", "forget", "untag"):
+        for action in ("approve", "reject", "revoke", "release", "forget", "untag", "rename"):
             answer = confirm(alice, action, "pi-1", value="kitchen")
             assert answer.status_code == 409
             assert "pi-1" in answer.text

@@ -17,9 +17,9 @@ from edge_runtime.errors import ConfigError, StorageError
 from edge_runtime.network.in_process import Hub
 from edge_runtime.protocol.messages import decode_message
 from edge_runtime.protocol.side_messages import Release, Released
-from server.commands.rollout import seconds, share
 from server.errors import RolloutError
 from server.fleet.devices import Device
+from server.queue.rollout_wish import seconds, share
 from server.rollouts import rollout as machine
 from server.rollouts.groups import groups_of
 from server.rollouts.rollout import Rollout
