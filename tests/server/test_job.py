@@ -172,6 +172,7 @@ def test_a_transaction_is_all_or_nothing(ledger: Ledger) -> None:
     assert found.state == "running"
 
 
+@pytest.mark.sqlite("it changes the file")
 def test_another_schema_and_no_ledger_are_said(tmp_path: Path) -> None:
     import sqlite3
 

@@ -7,10 +7,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from postgres import Postgres, running_postgres
+from sqlalchemy import text
 
 from edge_runtime.errors import StorageError
 from server.errors import JobError
@@ -159,48 +161,23 @@ def test_texts_that_postgres_refuses_are_kept_without_nul(ledger: Ledger) -> Non
 
 
 @given(st.text(st.sampled_from('\\u0n"\x00x'), max_size=12))
-def test_json_stays_json_without_nul(text: str) -> None:
-    import msgspec
-
-    encoded = msgspec.json.encode({"a": text}).decode()
+def test_json_stays_json_without_nul(written: str) -> None:
+    encoded = msgspec.json.encode({"a": written}).decode()
     cleaned = columns.without_nul(encoded)
     assert cleaned is not None
-    assert msgspec.json.decode(cleaned) == {"a": text.replace("\x00", "\N{REPLACEMENT CHARACTER}")}
+    assert msgspec.json.decode(cleaned) == {"a": written.replace("\x00", "\N{REPLACEMENT CHARACTER}")}
 
 
 def test_numbers_of_64_bits_are_kept(ledger: Ledger) -> None:
-    number = 2**40 + 1
-    ledger.database.write(columns_insert(), {"fleet": "f", "device": "pi", "expires": number})
-    (row,) = ledger.database.rows(columns_select())
-    assert row["expires_at_s"] == number
-
-
-def columns_insert() -> object:
-    from sqlalchemy import bindparam, insert
-
-    from server.storage.tables import JOIN_TOKENS
-
-    return insert(JOIN_TOKENS).values(
-        id="t",
-        fleet=bindparam("fleet"),
-        device=bindparam("device"),
-        secret_sha256="0",
-        state="open",
-        expires_at_s=bindparam("expires"),
-    )
-
-
-def columns_select() -> object:
-    from sqlalchemy import select
-
-    from server.storage.tables import JOIN_TOKENS
-
-    return select(JOIN_TOKENS.c.expires_at_s)
+    ledger.begin_job("job", "f", "0" * 64, {}, None)
+    ledger.open_round("job", 0, 0, "{}", "0" * 64, None, {"pi": None})
+    for _ in range(3):
+        ledger.add_bytes("job", 0, 0, "pi", up=2**40, down=1)
+    (attempt,) = ledger.database.rows(text("SELECT bytes_up FROM offers"))
+    assert attempt["bytes_up"] == 3 * 2**40
 
 
 def test_a_newer_schema_and_missing_tables_are_refused(ledger: Ledger, state_dir: Path) -> None:
-    from sqlalchemy import text
-
     ledger.database.write(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(StorageError, match="schema version"):
         Ledger(state_dir / LEDGER_FILE, read_only=True)

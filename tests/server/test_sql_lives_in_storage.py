@@ -16,12 +16,14 @@ SQL = re.compile(
     r"|\bPRAGMA\b|\bCREATE\s+(?:TABLE|INDEX)\b",
 )
 CONNECTION = re.compile(r"\bimport sqlite3\b|\bfrom sqlite3\b|\.database\b")
-# These tests damage a ledger's file, give it an unknown schema version, or make one of an earlier version.
+# These tests damage a ledger, give it an unknown schema version, make one of an earlier version, or cut its sessions.
 MAY_DAMAGE = {
     "tests/server/test_damaged_ledger.py",
     "tests/server/test_job.py",
     "tests/server/test_ledger_upgrade.py",
+    "tests/server/test_postgres_ledger.py",
     "tests/support/old_ledgers.py",
+    "tests/support/postgres.py",
     "tests/support/upgrade_kills.py",
 }
 # This file writes the statements down that it looks for.
