@@ -21,7 +21,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -37,9 +37,6 @@ from edge_runtime.forward_only.round import RoundSettings, train_round
 from edge_runtime.protocol.round_log import DeviceScalars, RoundLog, pack_scalars
 from edge_runtime.protocol.step_rule import StepRule
 
-if TYPE_CHECKING:
-    from edge_runtime.values import FloatVector
-
 TASKS = ("even", "few", "steep", "head", "lora")
 COHORT = 5
 SEEDS, TUNING_SEED = (1, 2, 3), 0
@@ -50,16 +47,25 @@ RATES |= {"head": (0.01, 0.03, 0.1), "lora": (0.015,)}
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of the table: fields of ``[step]``, and the server's momentum."""
+    """A row of the table.
+
+    Attributes:
+        step: fields of ``[step]``, beside a P2 of 4.
+        momentum: the server's momentum.
+        knows: the preconditioner is this power of the true curvature, which only a bowl has; None: what was seen.
+    """
 
     step: dict[str, Any] = field(default_factory=dict)
     momentum: float = 0.0
+    knows: float | None = None
 
 
 VARIANTS = {
     "plain": Variant(),
     "curvature": Variant({"curvature": {}}),
     "curvature, slow": Variant({"curvature": {"decay": 0.98, "floor": 0.3}}),
+    "true curvature": Variant({"curvature": {"decay": 0.0, "floor": 1e-4}}, knows=1.0),
+    "root of true curvature": Variant({"curvature": {"decay": 0.0, "floor": 1e-4}}, knows=0.5),
     "momentum": Variant(momentum=0.7),
     "sign momentum": Variant({"sign_momentum": 0.7}),
     "best 2 of 4": Variant({"keep_directions": 2}),
@@ -83,7 +89,8 @@ def main() -> None:
         for task in tasks:
             comparison = Comparison(args.results, task, task_of(task, args.workdir))
             for name in names:
-                comparison.run(name)
+                if VARIANTS[name].knows is None or comparison.task.curvature is not None:
+                    comparison.run(name)
     print(report(read_results(args.results), tasks))
 
 
@@ -135,7 +142,7 @@ class Comparison:
         if kept is not None:
             return kept
         started = time.monotonic()
-        found = run_job(self.task, msgspec.convert(step, StepRule), variant.momentum, seed, rows)
+        found = run_job(self.task, msgspec.convert(step, StepRule), variant, seed, rows)
         result = {**key, **found, "seconds": round(time.monotonic() - started, 1), **provenance()}
         add_result(self.results, result)
         print(
@@ -154,7 +161,7 @@ def steps_of(task: Task, rule: StepRule) -> int:
     return max(1, int(task.budget / cost + 1e-9))
 
 
-def run_job(task: Task, rule: StepRule, momentum: float, seed: int, rows: str) -> dict[str, Any]:
+def run_job(task: Task, rule: StepRule, variant: Variant, seed: int, rows: str) -> dict[str, Any]:
     """Run a job, and return its losses and what it cost: forward equivalents of all devices."""
     steps = steps_of(task, rule)
     chosen = np.random.Generator(np.random.PCG64(seed))
@@ -163,6 +170,9 @@ def run_job(task: Task, rule: StepRule, momentum: float, seed: int, rows: str) -
     for index in range(task.rounds):
         left = (task.rounds - index) / task.rounds
         now = msgspec.structs.replace(rule, learning_rate=rule.learning_rate * left)
+        if variant.knows is not None and task.curvature is not None:
+            known = task.curvature**variant.knows
+            moment[:] = known / known.mean()
         shape = shape_of(now, moment, index)
         devices, scalars = [], []
         for device in sorted(chosen.choice(task.devices, COHORT, replace=False).tolist()):
@@ -174,8 +184,8 @@ def run_job(task: Task, rule: StepRule, momentum: float, seed: int, rows: str) -
             devices.append(DeviceScalars(settings.device, 1 / COHORT, pack_scalars(result.scalars.ravel())))
             scalars.append(result.scalars.tolist())
             forwards += result.front_passes * task.front_share + result.back_passes * (1 - task.front_share)
-        log = log_of(task, now, momentum, (seed, index, steps, mean_square), devices)
-        if momentum and previous is not None:
+        log = log_of(task, now, variant.momentum, (seed, index, steps, mean_square), devices)
+        if variant.momentum and previous is not None:
             log = msgspec.structs.replace(log, previous_sha256=adapter_sha256(previous))
         theta, previous = replay(theta, compact(log), previous, moment), theta
         mean_square = mean_square_of(scalars)
@@ -214,7 +224,7 @@ def log_of(
 
 
 def report(results: Results, tasks: list[str]) -> str:
-    """Return a Markdown table per task, and a line of JSON: mean over seeds of the loss relative to the plain rule's."""
+    """Return a Markdown table per task, and a line of JSON: mean losses as shares of the plain rule's."""
     text, ratios = [], {}
     for task in tasks:
         runs = [run for run in results if run["task"] == task and run["rows"] == "test"]

@@ -16,12 +16,13 @@ from edge_runtime.bundle.layout import front_size
 from edge_runtime.data.config import DataConfig
 from edge_runtime.data.rows import load_rows
 from edge_runtime.engines.choose import Engines
-from edge_runtime.engines.quadratic import QuadraticEngine
+from edge_runtime.engines.quadratic import FloatMatrix, QuadraticEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from edge_runtime.engines.engine import Engine
+    from numpy.typing import NDArray
+
     from edge_runtime.values import FloatVector
 
 LOGIT_SCALE = 10.0
@@ -43,10 +44,11 @@ class Task:
         batch_size: rows per step.
         budget: forward equivalents per device and round.
         rounds: number of rounds.
+        curvature: the true curvature of each parameter, float64, (parameters,); None: it is not known.
     """
 
     start: FloatVector
-    engine: Callable[[int], Engine[Any]]
+    engine: Callable[[int], Any]
     rows: Callable[[int], Any]
     loss: Callable[[FloatVector, str], float]
     front_size: int
@@ -55,6 +57,7 @@ class Task:
     batch_size: int
     budget: float
     rounds: int
+    curvature: FloatMatrix | None = None
 
 
 class NoRows:
@@ -63,8 +66,8 @@ class NoRows:
     def __len__(self) -> int:
         return 1
 
-    def batch(self, _indices: object) -> Any:
-        return None
+    def batch(self, _indices: Sequence[int]) -> None:
+        """Return no batch."""
 
 
 SIZE = 400
@@ -102,6 +105,7 @@ def bowl(kind: str) -> Task:
         1,
         40.0,
         40,
+        curvature,
     )
 
 
@@ -113,28 +117,28 @@ class HeadEngine:
         labels: int64, (rows,), 0 or 1.
     """
 
-    def __init__(self, features: FloatVector, labels: Any) -> None:
+    def __init__(self, features: FloatVector, labels: NDArray[np.int64]) -> None:
         self._features, self._labels = features, labels
         self.front_workspace: FloatVector = np.zeros(0, np.float32)
         self.back_workspace: FloatVector = np.zeros(2 * (features.shape[1] + 1), np.float32)
 
-    def front_reads(self, _batch: Any) -> list[slice]:
+    def front_reads(self, _batch: object) -> list[slice]:
         """See Engine."""
         return []
 
-    def back_reads(self, _batch: Any) -> list[slice]:
+    def back_reads(self, _batch: object) -> list[slice]:
         """See Engine."""
         return [slice(0, self.back_workspace.size)]
 
-    def front(self, batch: Any) -> Any:
+    def front(self, batch: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the rows of a batch."""
         return batch
 
-    def back(self, boundary: Any, _batch: Any) -> float:
+    def back(self, boundary: NDArray[np.int64], _batch: object) -> float:
         """Return the mean cross-entropy of rows, in nats."""
         return self.loss(self.back_workspace, boundary)
 
-    def loss(self, theta: FloatVector, rows: Any = slice(None)) -> float:
+    def loss(self, theta: FloatVector, rows: NDArray[np.int64] | slice = slice(None)) -> float:
         """Return the mean cross-entropy of rows at a head, in nats, computed in float64."""
         weights, bias = theta[:-2].reshape(2, -1).astype(np.float64), theta[-2:].astype(np.float64)
         logits = LOGIT_SCALE * (self._features[rows] @ weights.T + bias)
@@ -151,7 +155,7 @@ class Indices:
     def __len__(self) -> int:
         return self._n
 
-    def batch(self, indices: Sequence[int]) -> Any:
+    def batch(self, indices: Sequence[int]) -> NDArray[np.int64]:
         """Return the indexes."""
         return np.array(indices)
 
