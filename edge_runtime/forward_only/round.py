@@ -108,8 +108,8 @@ def train_round(
         rows: the private rows.
         settings: the round's settings.
         on_step: called after each step with its index and loss; the round is abandoned when it returns False.
-        copy: whether the local adapter is a copy of ``theta``. Without a copy, its updates are added each time a
-            workspace is written: the same bits, and no second copy of a whole model in memory.
+        copy: whether the local adapter is a copy of ``theta``. Without one, its updates are added each time a workspace
+            is written: the same bits, and no second copy of a whole model. Shaped updates are always added like that.
         rng: source of a private round's noise; None: the operating system's entropy.
         clock: monotonic seconds.
 
@@ -124,10 +124,8 @@ def train_round(
     started, timed = clock(), TimedEngine(engine, clock)
     front_size = engine.front_workspace.size
     rng = secret_rng() if rng is None else rng
-    # Shaped updates stay a sum of terms until the end: only then do they have the replay's bits.
-    shape, copies = settings.shape, copy and settings.shape is None
-    local, pending, mean_square = theta.copy() if copies else theta, Terms(), settings.mean_square
-    results, all_scalars = [], []
+    shape, copies, mean_square = settings.shape, copy and settings.shape is None, settings.mean_square
+    local, pending, results, all_scalars = theta.copy() if copies else theta, Terms(), [], []
     for step in range(settings.steps):
         directions = step_seeds(settings.rule, settings.job_seed, settings.round, settings.device, step)
         result = spzo_step(timed, local, _step_batch(rows, settings, step), settings.rule, directions, pending, shape)

@@ -143,7 +143,7 @@ def test_the_mean_square_of_noise_is_one() -> None:
 
 
 @KEEPERS
-def test_golden_bits(rule: StepRule) -> None:
+def test_golden_moment(rule: StepRule) -> None:
     """Pinned: x86 and ARM, both sides of every fleet in the field, must keep giving these hashes."""
     _, thetas, moments = chain_of(rule, 4)
     name = "curvature" if rule is CURVED else "sign"
