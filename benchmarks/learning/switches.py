@@ -2,14 +2,16 @@
 
 Twenty devices, five in a round, real steps and the real replay in one process. Each variant gets the same number of
 forward equivalents per device and round (a front pass counts by its share of the layers), and the best learning rate of
-a grid on the validation rows (seed 0), extended where the best one is at its edge; ``lora``, which takes minutes a run,
-has the rate that convergence.py found for the plain rule. Three other seeds then run on the test rows; the loss after
-the last round counts. A bowl's loss is a share of the loss at the start.
+a grid on the validation rows (seed 0), extended where the best one is at its edge. ``lora`` and ``lora-init`` (the same
+with A from activations), which take minutes a run, have the rate that convergence.py found for the plain rule. Three
+other seeds then run on the test rows; the loss after the last round counts. A bowl's loss is a share of the loss at the
+start.
 
-Runs are kept in a JSON Lines file and never repeated, so the benchmark can be stopped and started at any time.
+Runs are kept in a JSON Lines file and never repeated, so the benchmark can be stopped and started at any time. The
+tasks are even, few, steep (bowls), head, lora and lora-init.
 
-    python -m benchmarks.learning.switches --task head         every variant on one task: even, few, steep, head or lora
-    python -m benchmarks.learning.switches --report            tables of the kept runs; the last line is JSON
+    python -m benchmarks.learning.switches --task head         every variant on one task
+    python -m benchmarks.learning.switches --report            a table of the kept runs; the last line is JSON
 """
 
 from __future__ import annotations
@@ -37,12 +39,12 @@ from edge_runtime.forward_only.round import RoundSettings, train_round
 from edge_runtime.protocol.round_log import DeviceScalars, RoundLog, pack_scalars
 from edge_runtime.protocol.step_rule import StepRule
 
-TASKS = ("even", "few", "steep", "head", "lora")
+TASKS = ("even", "few", "steep", "head", "lora", "lora-init")
 COHORT = 5
 SEEDS, TUNING_SEED = (1, 2, 3), 0
 MOST_EXTENSIONS = 3
 RATES: dict[str, tuple[float, ...]] = {"even": (0.02, 0.06, 0.2), "few": (0.02, 0.06, 0.2), "steep": (0.02, 0.06, 0.2)}
-RATES |= {"head": (0.01, 0.03, 0.1), "lora": (0.015,)}
+RATES |= {"head": (0.01, 0.03, 0.1), "lora": (0.015,), "lora-init": (0.015,)}
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, help="(default: all of them)")
     parser.add_argument("--variants", help="only these, separated by semicolons (default: all)")
-    parser.add_argument("--report", action="store_true", help="run nothing, print tables of the kept runs")
+    parser.add_argument("--report", action="store_true", help="run nothing, print a table of the kept runs")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "switches.jsonl")
     parser.add_argument("--workdir", type=Path, default=ROOT / ".covey" / "convergence", help="bundles and rows")
     args = parser.parse_args()
@@ -224,36 +226,33 @@ def log_of(
 
 
 def report(results: Results, tasks: list[str]) -> str:
-    """Return a Markdown table per task, and a line of JSON: mean losses as shares of the plain rule's."""
-    text, ratios = [], {}
-    for task in tasks:
-        runs = [run for run in results if run["task"] == task and run["rows"] == "test"]
-        plain = {run["seed"]: run["loss_end"] for run in runs if run["name"] == "plain"}
-        rows = []
-        for name in VARIANTS:
-            mine = sorted((run for run in runs if run["name"] == name), key=lambda run: run["seed"])
-            if not mine:
-                continue
-            losses = [run["loss_end"] for run in mine]
-            apart = [run["loss_end"] - plain[run["seed"]] for run in mine if run["seed"] in plain]
-            spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
-            rows.append(
-                (
-                    name,
-                    mine[0]["step"]["learning_rate"],
-                    len(mine),
-                    f"{statistics.fmean(losses):.4f}{spread}",
-                    ", ".join(f"{value:+.4f}" for value in apart),
-                    f"{mine[0]['forwards']:.0f}",
-                )
-            )
-            if plain:
-                key = f"{task}: {name}"
-                ratios[key] = round(statistics.fmean(losses) / statistics.fmean(plain.values()), 4)
-        if rows:
-            head = ("variant", "learning rate", "seeds", "held-out loss", "less the plain rule's, by seed", "forwards")
-            text += [f"{task}:", "", markdown_table(head, rows), ""]
-    return "\n".join([*text, json.dumps({"loss_over_plain": ratios})])
+    """Return a Markdown table of final losses on the test rows, and a line of JSON with what each differs by."""
+    runs = {(run["task"], run["name"], run["seed"]): run for run in results if run["rows"] == "test"}
+    apart: dict[str, list[float]] = {}
+    rows = []
+    for name in VARIANTS:
+        cells = []
+        for task in tasks:
+            mine = [runs[task, name, seed] for seed in SEEDS if (task, name, seed) in runs]
+            cells.append(cell_of(mine))
+            plain = [
+                runs[task, "plain", run["seed"]]["loss_end"] for run in mine if (task, "plain", run["seed"]) in runs
+            ]
+            if len(plain) == len(mine) > 0:
+                less = [round(run["loss_end"] - other, 4) for run, other in zip(mine, plain, strict=True)]
+                apart[f"{task}: {name}"] = less
+        if any(cells):
+            rows.append((name, *cells))
+    return markdown_table(("variant", *tasks), rows) + "\n\n" + json.dumps({"loss_less_the_plain_rules": apart})
+
+
+def cell_of(runs: Results) -> str:
+    """Return the mean ± the standard deviation of final losses over seeds, and the learning rate; empty: no runs."""
+    if not runs:
+        return ""
+    losses = [run["loss_end"] for run in runs]
+    spread = f" ± {statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
+    return f"{statistics.fmean(losses):.4f}{spread} ({runs[0]['step']['learning_rate']:g})"
 
 
 if __name__ == "__main__":

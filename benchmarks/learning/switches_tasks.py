@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.harness.bundles import export_once
 from benchmarks.harness.division import DEVICES, device_names, held_out_file, rows_file
 from benchmarks.learning.convergence import DEVICE_ROWS, prepare
 from benchmarks.learning.convergence_methods import PLANS
@@ -199,11 +200,21 @@ def head(workdir: Path) -> Task:
     )
 
 
-def lora(workdir: Path) -> Task:
-    """Return MiniLM's LoRA matrices and its new head, split at layer 4 of 6, as convergence.py trains them."""
+def lora(workdir: Path, *, from_activations: bool) -> Task:
+    """Return MiniLM's LoRA matrices and its new head, split at layer 4 of 6, as convergence.py trains them.
+
+    Args:
+        workdir: rows and bundles.
+        from_activations: whether LoRA's A starts from the activations of the validation rows, not at random.
+    """
     plan = PLANS["minilm"]
     paths = prepare("minilm", "lora", plan.setup, workdir)
-    root, bundle = Path(paths["root"]), open_bundle(Path(paths["bundle"]))
+    root, exported = Path(paths["root"]), Path(paths["bundle"])
+    if from_activations:
+        flags = ("--max-tokens", str(plan.setup.max_tokens), *plan.setup.export_flags)
+        public = ("--lora-init", "activations", str(held_out_file(root, "validation")))
+        exported = export_once(Path(paths["model_dir"]), root / "bundle-activations", *flags, *public)
+    bundle = open_bundle(exported)
     engine = Engines(threads=1).make_engine(bundle, plan.split)
     rows = [load_rows(bundle, DataConfig(str(rows_file(root / DEVICE_ROWS, name)))) for name in device_names()]
     held_out = {
@@ -237,4 +248,4 @@ def task_of(name: str, workdir: Path) -> Task:
     """Return a task by its name."""
     if name in ("even", "few", "steep"):
         return bowl(name)
-    return head(workdir) if name == "head" else lora(workdir)
+    return head(workdir) if name == "head" else lora(workdir, from_activations=name == "lora-init")
