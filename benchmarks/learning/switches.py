@@ -54,7 +54,7 @@ class Variant:
     Attributes:
         step: fields of ``[step]``, beside a P2 of 4.
         momentum: the server's momentum.
-        knows: the preconditioner is this power of the true curvature, which only a bowl has; None: what was seen.
+        knows: the preconditioner is this power of the task's curvature, where that is known; None: what was seen.
     """
 
     step: dict[str, Any] = field(default_factory=dict)
@@ -235,9 +235,8 @@ def report(results: Results, tasks: list[str]) -> str:
         for task in tasks:
             mine = [runs[task, name, seed] for seed in SEEDS if (task, name, seed) in runs]
             cells.append(cell_of(mine))
-            plain = [
-                runs[task, "plain", run["seed"]]["loss_end"] for run in mine if (task, "plain", run["seed"]) in runs
-            ]
+            rule = "lora" if task == "lora-init" else task  # whose plain rule it is compared with
+            plain = [runs[key]["loss_end"] for run in mine if (key := (rule, "plain", run["seed"])) in runs]
             if len(plain) == len(mine) > 0:
                 less = [round(run["loss_end"] - other, 4) for run, other in zip(mine, plain, strict=True)]
                 apart[f"{task}: {name}"] = less

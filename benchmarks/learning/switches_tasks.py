@@ -45,7 +45,8 @@ class Task:
         batch_size: rows per step.
         budget: forward equivalents per device and round.
         rounds: number of rounds.
-        curvature: the true curvature of each parameter, float64, (parameters,); None: it is not known.
+        curvature: the curvature of each parameter up to a factor, float64, (parameters,): a bowl's true one, or the
+            head's at its start on the validation rows; None: it is not known.
     """
 
     start: FloatVector
@@ -139,6 +140,11 @@ class HeadEngine:
         """Return the mean cross-entropy of rows, in nats."""
         return self.loss(self.back_workspace, boundary)
 
+    def mean_squares(self) -> FloatMatrix:
+        """Return the mean square of each feature; the curvature of its weights at a zero head is proportional to it."""
+        squares: FloatMatrix = np.square(self._features.astype(np.float64)).mean(axis=0)
+        return squares
+
     def loss(self, theta: FloatVector, rows: NDArray[np.int64] | slice = slice(None)) -> float:
         """Return the mean cross-entropy of rows at a head, in nats, computed in float64."""
         weights, bias = theta[:-2].reshape(2, -1).astype(np.float64), theta[-2:].astype(np.float64)
@@ -186,6 +192,7 @@ def head(workdir: Path) -> Task:
     made = [engine(rows_file(root / DEVICE_ROWS, name)) for name in device_names()]
     held_out = {which: engine(held_out_file(root, which))[0] for which in ("validation", "test")}
     start = np.zeros_like(made[0][0].back_workspace)
+    squares = held_out["validation"].mean_squares()
     return Task(
         start,
         lambda device: made[device][0],
@@ -197,6 +204,7 @@ def head(workdir: Path) -> Task:
         16,
         64.0,
         20,
+        np.concatenate([squares, squares, np.ones(2)]),
     )
 
 
