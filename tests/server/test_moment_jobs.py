@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator
 from contextlib import closing
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from bench import FORWARD_ONLY, JOB, RULE, Bench, bench_of, birth_of, drain
 from fleets import edge_configs, write_job
+from tiny_models import reviews, write_rows
 
 from edge_runtime.bundle.adapter import adapter_sha256
 from edge_runtime.bundle.folder import Bundle
@@ -30,6 +32,7 @@ from server.rounds.aggregate import aggregate
 from server.rounds.least_versions import why_too_old
 from server.serving.loaded_job import load_job
 from server.simulation.in_process import run_in_process
+from server.simulation.run import SimulateOptions, simulate
 from server.storage import queries
 from server.storage.adapters import AdapterChain
 from server.storage.ledger import LEDGER_FILE, Ledger
@@ -89,6 +92,25 @@ def test_a_stopped_server_resumes_with_its_moment(tmp_path: Path, tiny_bundle: B
         run_in_process(fitted, tiny_bundle, tmp_path / "cut", devices, observe, lambda: len(closed) >= 2)
     done = run_in_process(fitted, tiny_bundle, tmp_path / "cut", devices)
     assert done["adapter_sha256"] == whole["adapter_sha256"]
+
+
+@pytest.mark.parametrize("step", [CURVED, SIGNED], ids=["curvature", "sign"])
+def test_simulated_devices_keep_the_moment_too(tmp_path: Path, tiny_bundle: Bundle, step: dict[str, Any]) -> None:
+    """covey simulate replays every log, checks every hash, and shapes what its devices measure."""
+    data = write_rows(reviews(120, 1), tmp_path / "rows.jsonl")
+    path = write_moment_job(tmp_path, step, schedule="constant")
+    options = SimulateOptions(
+        devices=5, rounds=4, cohort=2, over_selection=1.0, drop_out=0.0, bundle=tiny_bundle.path, data=data, job=path
+    )
+    first = simulate(options)
+    assert first is not None
+    assert first["rounds"] == 4
+    again = simulate(options)
+    assert again is not None
+    assert again["adapter_sha256"] == first["adapter_sha256"]
+    plain = simulate(dataclasses.replace(options, job=write_job(tmp_path, schedule="constant")))
+    assert plain is not None
+    assert plain["adapter_sha256"] != first["adapter_sha256"]
 
 
 @pytest.fixture
