@@ -14,7 +14,7 @@ EXTRA_executorch := ,executorch
 EXTRA_mixed := ,executorch
 export PYTHON VENV
 
-.PHONY: help install dev demo test test-all test-long explore test-oldest test-newest test-arm check lint files format bench bench-full bench-convergence bench-dashboard bench-decode bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-bandit bench-fleet bench-load board hil hil-cards deb docs clean
+.PHONY: help install dev demo test test-all test-long explore test-oldest test-newest test-arm check lint files format bench bench-full bench-convergence bench-dashboard bench-decode bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-bandit bench-fleet bench-load board hil hil-cards deb docs clean bench-switches
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -99,6 +99,9 @@ bench-levels: $(STAMP) ## speed and memory of training graphs, against PyTorch (
 
 bench-memory: $(STAMP) ## estimated memory of training graphs against measured peaks, every architecture (some minutes)
 	$(BIN)/python -m benchmarks.speed.memory_need
+
+bench-switches: $(STAMP) ## what each switch of the step rule gives, three seeds (an hour; can be stopped and started); the last line is JSON
+	$(BIN)/python -m benchmarks.learning.switches
 
 bench-bandit: $(STAMP) ## policies of the bandit on traces, simulated; the last line is JSON
 	$(BIN)/python -m benchmarks.arm_choice.policies --seeds 12 --plot docs/bandit.png

@@ -14,6 +14,7 @@ from edge_runtime.bundle.memory_need import level_need, levels_that_fit
 from edge_runtime.engines.least_versions import installed_versions
 from edge_runtime.engines.providers import CPU_ONLY
 from edge_runtime.protocol.presence import Birth, Capability
+from edge_runtime.protocol.step_rule import SWITCHES
 
 if TYPE_CHECKING:
     from edge_runtime.agent.config import EdgeConfig
@@ -37,7 +38,8 @@ class Session:
     epoch: str | None = None
 
 
-METHODS = ["spzo"]  # with every switch of protocol/step_rule.py
+METHODS = ["spzo", *SWITCHES]
+"""What a device can train: the step, with every switch of protocol/step_rule.py; those of SWITCHES came later."""
 
 
 def make_birth(

@@ -20,7 +20,7 @@ def do_forward(
     plan: TrainPlan,
     device: str,
     loaded: LoadedBundle,
-    theta: FloatVector,
+    start: tuple[FloatVector, FloatVector | None],
     goes_on: Callable[[int, float], bool],
     clock: Callable[[], float],
 ) -> RoundResult | None:
@@ -30,7 +30,7 @@ def do_forward(
         plan: the round's plan.
         device: the device's name.
         loaded: bundle, rows and engine.
-        theta: the adapter, float32, (parameters,).
+        start: the adapter, and the moment beside it, float32, (parameters,); None: the plan names none.
         goes_on: called after each step with its index and loss; the device abandons the round when it returns False.
         clock: monotonic seconds.
 
@@ -42,5 +42,6 @@ def do_forward(
         CoveyError: see train_round.
     """
     check_rows(loaded.bundle.manifest, loaded.engines.runtime, min(plan.batch_size, len(loaded.rows)))
-    engine, settings = loaded.engine(plan.split), RoundSettings.of_plan(plan, device)
+    theta, moment = start
+    engine, settings = loaded.engine(plan.split), RoundSettings.of_plan(plan, device, moment)
     return train_round(engine, theta, loaded.rows, settings, goes_on, copy=loaded.copies, clock=clock)

@@ -22,7 +22,7 @@ from edge_runtime.files.atomic import write_atomically
 from edge_runtime.network.fetch import Fetcher
 from edge_runtime.protocol.delta import encode_delta
 from edge_runtime.protocol.plans import SyncPlan, TrainPlan
-from edge_runtime.store.adapters import obtain_adapter
+from edge_runtime.store.adapters import obtain_adapter, obtain_moment
 from edge_runtime.store.bundles import TrustPlace, install_bundle
 from edge_runtime.store.journal import PersonalRound
 from edge_runtime.store.personal import personal_or_none, save_personal
@@ -49,12 +49,14 @@ class Prepared:
         theta: the plan's adapter, float32, (parameters,), mapped.
         fetched_bytes: bytes that were fetched for the adapter.
         has_news: whether the bundle or the number of rows is not the one that was announced last.
+        moment: the moment beside the adapter, float32, (parameters,), mapped; None: the plan needs none.
     """
 
     loaded: LoadedBundle
     theta: FloatVector
     fetched_bytes: int
     has_news: bool
+    moment: FloatVector | None = None
 
 
 def trust_place(config: EdgeConfig) -> TrustPlace | None:
@@ -139,11 +141,13 @@ class Trainer:
             self._read_rows(self._loaded)
         fetcher.fetched_bytes = 0
         theta = obtain_adapter(self._store, fetcher, self._loaded.bundle, plan.adapter)
+        trains = isinstance(plan, TrainPlan)
+        moment = obtain_moment(self._store, fetcher, self._loaded.bundle, plan.adapter) if trains else None
         self._link_bytes_per_s = fetcher.bytes_per_s or self._link_bytes_per_s
         begun = None if isinstance(plan, SyncPlan) else begun_of(plan, self._loaded, self._machine)
         self._journal.begin_plan(plan.job, plan.bundle_sha256, plan.adapter.file.sha256, begun)
         has_news = is_new or self._loaded.known_rows != known_rows
-        return Prepared(self._loaded, theta, fetcher.fetched_bytes, has_news)
+        return Prepared(self._loaded, theta, fetcher.fetched_bytes, has_news, moment)
 
     def _read_rows(self, loaded: LoadedBundle) -> None:
         stamp = self.rows_watch.stamp()
@@ -192,7 +196,7 @@ class Trainer:
         self, plan: TrainPlan, prepared: Prepared, goes_on: Callable[[int, float], bool]
     ) -> tuple[Report, None] | None:
         loaded, clock = prepared.loaded, self._machine.clock
-        result = do_forward(plan, self._config.name, loaded, prepared.theta, goes_on, clock)
+        result = do_forward(plan, self._config.name, loaded, (prepared.theta, prepared.moment), goes_on, clock)
         return None if result is None else (round_report(plan, result, self._facts(prepared)), None)
 
     def _backprop(

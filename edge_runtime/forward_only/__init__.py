@@ -2,6 +2,6 @@
 
 Server and device run the same replay to the same bits.
 
-May import: engines, data, protocol, bundle, perturbation, seeds, values, errors.
+May import: engines, data, protocol, bundle, files, perturbation, seeds, values, errors.
 Must never come in: the network, the agent, gradients.
 """

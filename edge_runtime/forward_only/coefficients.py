@@ -7,9 +7,12 @@ machine.
 
 from __future__ import annotations
 
+import heapq
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from edge_runtime.perturbation.perturb import BACK, FRONT, perturb_many_into
 
@@ -61,7 +64,8 @@ def step_coefficients(
         The coefficients, which include the learning rate, the sign of descent and the normalisation; and the new
         running mean square, None when the rule does not keep one.
     """
-    front, back = _nested_estimate(scalars, rule) if rule.variant == "nested" else _clean_estimate(scalars, rule)
+    counted, n = _kept(scalars, rule)
+    front, back = _nested_estimate(counted, n, rule) if rule.variant == "nested" else _clean_estimate(counted, rule)
     size, mean_square = _size_of(scalars, rule, mean_square)
     factor = -rule.learning_rate / size if size > 0 else 0.0
     return Coefficients(tuple(factor * c for c in front), tuple(factor * c for c in back)), mean_square
@@ -97,11 +101,23 @@ def _without_the_others(group: Sequence[float], *, leave_one_out: bool) -> list[
     return [g - (total - g) / (len(group) - 1) for g in group]
 
 
-def _nested_estimate(scalars: Sequence[float], rule: StepRule) -> tuple[list[float], list[float]]:
+def _kept(scalars: Sequence[float], rule: StepRule) -> tuple[Sequence[float], int]:
+    """Return the scalars, with 0 for those that do not count, and the number of those that do.
+
+    With keep_directions these are the ones with the largest absolute values; of equal ones, the first.
+    """
+    if rule.keep_directions is msgspec.UNSET:
+        return scalars, len(scalars)
+    best = heapq.nsmallest(rule.keep_directions, range(len(scalars)), key=lambda index: (-abs(scalars[index]), index))
+    return [g if index in best else 0.0 for index, g in enumerate(scalars)], len(best)
+
+
+def _nested_estimate(scalars: Sequence[float], n: int, rule: StepRule) -> tuple[list[float], list[float]]:
+    """Return the two blocks' estimates; ``n`` is the number of scalars that count."""
     p1, p2 = rule.front_perturbations, rule.back_perturbations
     groups = [scalars[i * p2 : (i + 1) * p2] for i in range(p1)]
-    front = [_plain_sum(group) / (p1 * p2) for group in groups]
-    back = [g / (p1 * p2) for group in groups for g in _without_the_others(group, leave_one_out=rule.leave_one_out)]
+    front = [_plain_sum(group) / n for group in groups]
+    back = [g / n for group in groups for g in _without_the_others(group, leave_one_out=rule.leave_one_out)]
     return front, back
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,6 +18,7 @@ from edge_runtime import seeds
 from edge_runtime.errors import ProtocolError, TrainingError
 from edge_runtime.forward_only.coefficients import Terms, add_terms, step_coefficients
 from edge_runtime.forward_only.directions import ALL_DEVICES, step_seeds
+from edge_runtime.forward_only.moment import move_part
 from edge_runtime.perturbation.perturb import BACK, FRONT
 from edge_runtime.protocol.round_log import PackedTerms, RoundLog, unpack_scalars
 
@@ -126,7 +128,9 @@ def _unpack_terms(log: RoundLog, packed: PackedTerms) -> Terms:
     return Terms(*parts)
 
 
-def replay(theta: FloatVector, log: RoundLog, previous: FloatVector | None = None) -> FloatVector:
+def replay(
+    theta: FloatVector, log: RoundLog, previous: FloatVector | None = None, moment: FloatVector | None = None
+) -> FloatVector:
     """Return the adapter after the round, as a new vector; the log's hashes are not checked.
 
     The result is the weighted mean of the devices' local models: theta, plus momentum × (theta − previous), plus the
@@ -136,57 +140,74 @@ def replay(theta: FloatVector, log: RoundLog, previous: FloatVector | None = Non
         theta: float32, (parameters,), the adapter before the round.
         log: the round.
         previous: the adapter before ``theta``; needed if the log has momentum and is not a job's first.
+        moment: the moment before the round, float32, (parameters,), zeros in a job's first round; needed if the rule
+            keeps one, and then that of after the round is written to it.
 
     Raises:
         ProtocolError: scalars do not fit the rule.
-        TrainingError: ``previous`` is needed and missing.
+        TrainingError: ``previous`` or ``moment`` is needed and missing.
     """
     result: FloatVector = np.empty_like(theta)
-    replay_part(result, theta, log, round_terms(log), previous, 0, theta.size)
+    replay_part(Part(result, theta, previous, moment, 0, theta.size), log, round_terms(log))
     return result
 
 
-def replay_part(
-    out: FloatVector,
-    theta: FloatVector,
-    log: RoundLog,
-    terms: Terms,
-    previous: FloatVector | None,
-    start: int,
-    size: int,
-) -> None:
-    """Replay a part of the parameters; parts give the same bits as the whole.
+@dataclass(frozen=True)
+class Part:
+    """A part of the parameters that is replayed; parts give the same bits as the whole.
 
-    Args:
+    Attributes:
         out: float32, (n,), written.
         theta: float32, (n,): parameters ``start`` … ``start + n − 1`` of the adapter before the round.
-        log: the round.
-        terms: its terms.
         previous: the same part of the adapter before ``theta``; see replay.
+        moment: the same part of the moment, written; see replay.
         start: index of the part's first parameter.
         size: number of parameters of the whole adapter.
+    """
+
+    out: FloatVector
+    theta: FloatVector
+    previous: FloatVector | None
+    moment: FloatVector | None
+    start: int
+    size: int
+
+
+def replay_part(where: Part, log: RoundLog, terms: Terms) -> None:
+    """Replay a part of the parameters.
+
+    Args:
+        where: the part.
+        log: the round.
+        terms: its terms.
 
     Raises:
-        TrainingError: ``previous`` is needed and missing.
+        TrainingError: the previous adapter or the moment is needed and missing.
     """
+    out, moment = where.out, where.moment
     if log.previous_sha256 is None:
-        np.copyto(out, theta)
-    elif previous is None:
+        np.copyto(out, where.theta)
+    elif where.previous is None:
         raise TrainingError(
             "the replay log has momentum, and the previous adapter is missing", "fetch the adapter itself"
         )
     else:
-        np.subtract(theta, previous, out=out)
+        np.subtract(where.theta, where.previous, out=out)
         np.multiply(out, np.float32(log.momentum), out=out)
-        np.add(theta, out, out=out)
+        np.add(where.theta, out, out=out)
+    if log.rule.keeps_moment and moment is None:
+        raise TrainingError("the replay log needs a moment, and it is missing", "fetch the adapter itself")
     for block, first, last, block_terms in (
         (FRONT, 0, log.front_size, terms.front),
-        (BACK, log.front_size, size, terms.back),
+        (BACK, log.front_size, where.size, terms.back),
     ):
-        low, high = max(start, first), min(start + out.size, last)
+        low, high = max(where.start, first), min(where.start + out.size, last)
         if low < high and block_terms:
-            part = out[low - start : high - start]
-            add_terms(part, part, block_terms, block, offset=low - first)
+            inside = slice(low - where.start, high - where.start)
+            if moment is not None and log.rule.keeps_moment:
+                move_part(out[inside], moment[inside], log.rule, log.round, block_terms, block, low - first)
+            else:
+                add_terms(out[inside], out[inside], block_terms, block, offset=low - first)
 
 
 def mean_square_of(all_scalars: Sequence[Sequence[Sequence[float]]]) -> float | None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edge_runtime.bundle.adapter import CHUNK
 from edge_runtime.errors import TrainingError, storage_error
-from edge_runtime.forward_only.replay import replay_part, round_terms
+from edge_runtime.files.hashing import file_sha256
+from edge_runtime.forward_only.replay import Part, replay_part, round_terms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,12 +27,26 @@ if TYPE_CHECKING:
     from edge_runtime.values import FloatVector
 
 
+@dataclass(frozen=True)
+class MomentFiles:
+    """Where the moment of a chain of rounds comes from and goes to; see moment.py.
+
+    Attributes:
+        base: the moment before the first round, float32, (parameters,); None: zeros, as before a job's first round.
+        path: the new file, for the moment after the last round.
+    """
+
+    base: FloatVector | None
+    path: Path
+
+
 def write_replayed(
     path: Path,
     theta: FloatVector,
     logs: Sequence[RoundLog],
     previous: FloatVector | None = None,
     before_path: Path | None = None,
+    moment: MomentFiles | None = None,
 ) -> tuple[str, int]:
     """Write the adapter after one or more rounds to a new file, in one pass over the parameters.
 
@@ -42,6 +58,7 @@ def write_replayed(
         logs: the rounds, in order; their hashes are not checked.
         previous: the adapter before ``theta``, needed if the first round has momentum.
         before_path: file for the adapter before the last round; None: it is not kept.
+        moment: needed if the rounds' rule keeps a moment.
 
     Returns:
         The SHA-256 of what was written to ``path``, and the number of terms in all rounds.
@@ -53,14 +70,16 @@ def write_replayed(
     digest = hashlib.sha256()
     terms = [round_terms(log) for log in logs]
     try:
-        with _new_files(path, before_path) as (file, before_file):
+        moment_path = None if moment is None else moment.path
+        with _new_files(path, before_path, moment_path) as (file, before_file, moment_file):
             for start in range(0, theta.size, CHUNK):
                 part = slice(start, start + CHUNK)
                 now: FloatVector = np.array(theta[part], dtype=np.float32)
                 before = None if previous is None else np.array(previous[part], dtype=np.float32)
+                kept = None if moment is None else _part_of_moment(moment, part, now)
                 for log, added in zip(logs, terms, strict=True):
                     after: FloatVector = np.empty_like(now)
-                    replay_part(after, now, log, added, before, start, theta.size)
+                    replay_part(Part(after, now, before, kept, start, theta.size), log, added)
                     now, before = after, now
                 if not np.isfinite(now).all():
                     raise TrainingError(
@@ -72,9 +91,15 @@ def write_replayed(
                 file.write(data)
                 if before_file is not None and before is not None:
                     before_file.write(before.astype("<f4", copy=False).data)
+                if moment_file is not None and kept is not None:
+                    moment_file.write(kept.astype("<f4", copy=False).data)
     except OSError as error:
         raise storage_error(error, path) from error
     return digest.hexdigest(), sum(len(added) for added in terms)
+
+
+def _part_of_moment(moment: MomentFiles, part: slice, like: FloatVector) -> FloatVector:
+    return np.zeros_like(like) if moment.base is None else np.array(moment.base[part], dtype=np.float32)
 
 
 @contextlib.contextmanager
@@ -102,6 +127,7 @@ def follow_logs(
     logs: Sequence[RoundLog],
     previous: FloatVector | None = None,
     before_path: Path | None = None,
+    moment: MomentFiles | None = None,
 ) -> None:
     """Write the adapter after a chain of logs, and check every hash in the chain.
 
@@ -112,9 +138,11 @@ def follow_logs(
         logs: see write_replayed.
         previous: see write_replayed.
         before_path: see write_replayed.
+        moment: see write_replayed.
 
     Raises:
-        TrainingError: the chain does not begin at ``theta``, has a gap, or ends on another adapter than it says.
+        TrainingError: the chain does not begin at ``theta``, has a gap, or ends on another adapter or moment than it
+            says.
         ProtocolError, StorageError: see write_replayed.
     """
     reached = base_sha256
@@ -126,12 +154,15 @@ def follow_logs(
                 "fetch the adapter itself",
             )
         reached = log.result_sha256
-    found, _ = write_replayed(path, theta, logs, previous, before_path)
+    found, _ = write_replayed(path, theta, logs, previous, before_path, moment)
+    what = "adapter"
+    if found == reached and moment is not None:
+        what, found, reached = "moment", file_sha256(moment.path), str(logs[-1].result_moment_sha256)
     if found != reached:
-        path.unlink()
-        if before_path is not None:
-            before_path.unlink()
+        for written in (path, before_path, None if moment is None else moment.path):
+            if written is not None:
+                written.unlink()
         raise TrainingError(
-            f"the replay ended on adapter {found[:12]}, the server's is {reached[:12]}",
+            f"the replay ended on {what} {found[:12]}, the server's is {reached[:12]}",
             "fetch the adapter itself, and report both machines' versions: the bits should be equal",
         )

@@ -13,9 +13,11 @@ from edge_runtime import seeds
 from edge_runtime.data.order import batch_indices
 from edge_runtime.forward_only.coefficients import Terms, apply_step, step_coefficients
 from edge_runtime.forward_only.directions import step_seeds
+from edge_runtime.forward_only.moment import add_shaped, shape_of
 from edge_runtime.forward_only.noise import privatise, secret_rng
 from edge_runtime.forward_only.step import spzo_step
 from edge_runtime.forward_only.timing import TimedEngine
+from edge_runtime.perturbation.perturb import BACK, FRONT
 from edge_runtime.protocol.step_rule import check_rule
 
 if TYPE_CHECKING:
@@ -44,10 +46,11 @@ class RoundSettings:
     batch_size: int
     mean_square: float | None
     privacy: Privacy | None = None
+    shape: FloatVector | None = None  # factors of directions and updates, see moment.shape_of
 
     @classmethod
-    def of_plan(cls, plan: TrainPlan, device: str) -> RoundSettings:
-        """Return a plan's settings for the device of this name."""
+    def of_plan(cls, plan: TrainPlan, device: str, moment: FloatVector | None = None) -> RoundSettings:
+        """Return a plan's settings for the device of this name; ``moment`` is that of before the round, if any."""
         return cls(
             job_seed=plan.job_seed,
             round=plan.round,
@@ -57,6 +60,7 @@ class RoundSettings:
             batch_size=plan.batch_size,
             mean_square=plan.mean_square,
             privacy=plan.privacy,
+            shape=shape_of(plan.rule, moment, plan.round),
         )
 
 
@@ -104,8 +108,8 @@ def train_round(
         rows: the private rows.
         settings: the round's settings.
         on_step: called after each step with its index and loss; the round is abandoned when it returns False.
-        copy: whether the local adapter is a copy of ``theta``. Without a copy, its updates are added each time a
-            workspace is written: the same bits, and no second copy of a whole model in memory.
+        copy: whether the local adapter is a copy of ``theta``. Without one, its updates are added each time a workspace
+            is written: the same bits, and no second copy of a whole model. Shaped updates are always added like that.
         rng: source of a private round's noise; None: the operating system's entropy.
         clock: monotonic seconds.
 
@@ -120,14 +124,14 @@ def train_round(
     started, timed = clock(), TimedEngine(engine, clock)
     front_size = engine.front_workspace.size
     rng = secret_rng() if rng is None else rng
-    local, pending, mean_square = theta.copy() if copy else theta, Terms(), settings.mean_square
-    results, all_scalars = [], []
+    shape, copies, mean_square = settings.shape, copy and settings.shape is None, settings.mean_square
+    local, pending, results, all_scalars = theta.copy() if copies else theta, Terms(), [], []
     for step in range(settings.steps):
         directions = step_seeds(settings.rule, settings.job_seed, settings.round, settings.device, step)
-        result = spzo_step(timed, local, _step_batch(rows, settings, step), settings.rule, directions, pending)
+        result = spzo_step(timed, local, _step_batch(rows, settings, step), settings.rule, directions, pending, shape)
         scalars = result.scalars if settings.privacy is None else privatise(result.scalars, settings.privacy, rng)
         coefficients, mean_square = step_coefficients(scalars.tolist(), settings.rule, mean_square)
-        if copy:
+        if copies:
             apply_step(local, front_size, directions, coefficients)
         else:
             pending.add(directions, coefficients)
@@ -137,7 +141,7 @@ def train_round(
             return None
     return RoundResult(
         scalars=np.stack(all_scalars),
-        theta=local if copy else None,
+        theta=local if copies else _shaped(theta, front_size, pending, shape) if copy else None,
         loss=math.fsum(result.loss for result in results) / len(results),
         seconds=clock() - started,
         front_passes=sum(result.front_passes for result in results),
@@ -145,6 +149,17 @@ def train_round(
         front_seconds=timed.front_seconds,
         back_seconds=timed.back_seconds,
     )
+
+
+def _shaped(theta: FloatVector, front_size: int, terms: Terms, shape: FloatVector | None) -> FloatVector:
+    """Return ``theta`` plus all terms, as a replay adds them up."""
+    local: FloatVector = np.empty_like(theta)
+    for block, part, of_block in (
+        (FRONT, slice(0, front_size), terms.front),
+        (BACK, slice(front_size, theta.size), terms.back),
+    ):
+        add_shaped(local[part], theta[part], of_block, block, shape=None if shape is None else shape[part])
+    return local
 
 
 def _step_batch(rows: Rows, settings: RoundSettings, step: int) -> Batch:

@@ -35,7 +35,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from edge_runtime.errors import TrainingError
-from edge_runtime.forward_only.coefficients import Terms, add_terms
+from edge_runtime.forward_only.coefficients import Terms
+from edge_runtime.forward_only.moment import add_shaped
 from edge_runtime.perturbation.perturb import BACK, FRONT
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def spzo_step(
     rule: StepRule,
     step_seeds: StepSeeds,
     pending: Terms | None = None,
+    shape: FloatVector | None = None,
 ) -> StepResult:
     """Measure the projected gradients of one batch; ``theta`` stays as it is.
 
@@ -83,6 +85,8 @@ def spzo_step(
         step_seeds: the directions.
         pending: updates since ``theta`` that are not in it. The step measures at theta plus these, bit for bit as if
             they had been added one after the other, so that a model of which memory holds only one copy can train.
+        shape: factors of the directions and of the pending updates, float32, (parameters,); None: all are 1. See
+            moment.py.
 
     Raises:
         TrainingError: a loss is not finite, or theta's length does not fit the engine.
@@ -92,7 +96,7 @@ def spzo_step(
             f"theta has {theta.size} parameters, the engine {engine.front_workspace.size + engine.back_workspace.size}",
             "use the adapter and the split of the same bundle",
         )
-    blocks = _Blocks(engine, theta, pending or Terms(), batch)
+    blocks = _Blocks(engine, theta, pending or Terms(), batch, shape)
     run = _nested if rule.variant == "nested" else _clean
     pairs = run(blocks, rule, step_seeds)
     if not all(math.isfinite(loss) for loss in blocks.losses):
@@ -109,12 +113,16 @@ def spzo_step(
 class _Blocks:
     """An engine with a clean theta: before each run, the parts that the run reads are perturbed into the workspace."""
 
-    def __init__(self, engine: Engine[BoundaryT], theta: FloatVector, pending: Terms, batch: Batch) -> None:
+    def __init__(
+        self, engine: Engine[BoundaryT], theta: FloatVector, pending: Terms, batch: Batch, shape: FloatVector | None
+    ) -> None:
         self._engine = engine
         self._batch = batch
         self._front_reads, self._back_reads = engine.front_reads(batch), engine.back_reads(batch)
         self._front = theta[: engine.front_workspace.size]
         self._back = theta[engine.front_workspace.size :]
+        self._front_shape = None if shape is None else shape[: engine.front_workspace.size]
+        self._back_shape = None if shape is None else shape[engine.front_workspace.size :]
         self._pending = pending
         self.front_passes = 0
         self.losses: list[float] = []
@@ -126,14 +134,16 @@ class _Blocks:
     def front(self, seed: int | None = None, scale: float = 0.0) -> object:
         terms = self._pending.front if seed is None else [*self._pending.front, (seed, scale)]
         for part in self._front_reads:
-            add_terms(self._engine.front_workspace[part], self._front[part], terms, FRONT, offset=part.start)
+            shape = None if self._front_shape is None else self._front_shape[part]
+            add_shaped(self._engine.front_workspace[part], self._front[part], terms, FRONT, part.start, shape)
         self.front_passes += 1
         return self._engine.front(self._batch)
 
     def back(self, boundary: object, seed: int | None = None, scale: float = 0.0) -> float:
         terms = self._pending.back if seed is None else [*self._pending.back, (seed, scale)]
         for part in self._back_reads:
-            add_terms(self._engine.back_workspace[part], self._back[part], terms, BACK, offset=part.start)
+            shape = None if self._back_shape is None else self._back_shape[part]
+            add_shaped(self._engine.back_workspace[part], self._back[part], terms, BACK, part.start, shape)
         self.losses.append(self._engine.back(boundary, self._batch))  # type: ignore[arg-type]
         return self.losses[-1]
 

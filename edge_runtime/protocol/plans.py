@@ -28,12 +28,16 @@ class AdapterRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         log: a chain of replay logs that leads to it from ``log_base_sha256``; None if the file is cheaper.
         log_base_sha256: the adapter from which the log starts, which the device should have; None without a log.
         log_previous_sha256: the adapter before that one, if the log's momentum needs it too.
+        moment: the moment beside the adapter, if the job's rule keeps one; left out in its first round.
+        log_moment_sha256: the moment from which the log starts; left out where it starts in a job's first round.
     """
 
     file: BlobRef
     log: BlobRef | None
     log_base_sha256: Sha256 | None
     log_previous_sha256: Sha256 | None = None
+    moment: BlobRef | msgspec.UnsetType = msgspec.UNSET
+    log_moment_sha256: Sha256 | msgspec.UnsetType = msgspec.UNSET
 
 
 class TrainPlan(_Message, frozen=True, tag="train", kw_only=True):

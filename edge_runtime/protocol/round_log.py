@@ -73,6 +73,9 @@ class RoundLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="rou
         result_sha256: the adapter after it.
         devices: in the order of their names; empty where ``terms`` holds the whole update.
         terms: the update itself, where the rule shares directions among devices or steps; else None.
+        base_moment_sha256: the moment before the round, where the rule keeps one; None in a job's first round; left out
+            where the rule keeps none.
+        result_moment_sha256: the moment after the round; left out as above.
     """
 
     job: str
@@ -88,6 +91,8 @@ class RoundLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="rou
     result_sha256: Sha256
     devices: list[DeviceScalars]
     terms: PackedTerms | None
+    base_moment_sha256: Sha256 | msgspec.UnsetType | None = msgspec.UNSET
+    result_moment_sha256: Sha256 | msgspec.UnsetType = msgspec.UNSET
 
     def rule_of(self, device: DeviceScalars) -> StepRule:
         """Return the rule of one device's steps."""

@@ -14,6 +14,21 @@ from edge_runtime.errors import ConfigError
 
 MAX_PERTURBATIONS = 256
 MAX_SEED_POOL = 1 << 20
+SWITCHES = ("keep_directions", "curvature", "sign_momentum")
+"""Fields of a rule that are left out where they are not used, so that older devices can read it."""
+
+
+class Curvature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A diagonal preconditioner that server and devices rebuild from the replayed updates; see moment.py.
+
+    Attributes:
+        decay: share of the running mean of squares that a round leaves as it is.
+        floor: added to the mean square, which is near 1 for a parameter of which no signal is seen: the larger, the
+            nearer all parameters stay to each other.
+    """
+
+    decay: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
+    floor: Annotated[float, msgspec.Meta(gt=0, le=1e3)] = 1.0
 
 
 class StepRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -33,6 +48,11 @@ class StepRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         shared_directions: whether every device of a round uses the same directions, so that the log does not grow with
             the cohort.
         seed_pool: directions come from a pool of this many seeds; None: every direction is new.
+        keep_directions: of a step's scalars only this many count, those with the largest absolute values; left out: all
+            of them.
+        curvature: directions and updates are scaled by a preconditioner; left out: they are not.
+        sign_momentum: a round moves every parameter equally far, by the sign of a running mean of the rounds' updates,
+            of which a round leaves this share as it is; left out: by the round's update itself.
     """
 
     variant: Literal["nested", "clean"] = "nested"
@@ -45,6 +65,9 @@ class StepRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     normalize: Literal["none", "rms", "std"] = "rms"
     shared_directions: bool = False
     seed_pool: Annotated[int, msgspec.Meta(ge=1, le=MAX_SEED_POOL)] | None = None
+    keep_directions: Annotated[int, msgspec.Meta(ge=1)] | msgspec.UnsetType = msgspec.UNSET
+    curvature: Curvature | msgspec.UnsetType = msgspec.UNSET
+    sign_momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def back_directions(self) -> int:
@@ -61,6 +84,16 @@ class StepRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Whether directions recur within a round, so that its log is shorter than the devices' scalars."""
         return self.shared_directions or self.seed_pool is not None
 
+    @property
+    def keeps_moment(self) -> bool:
+        """Whether a round also needs the moment that the rounds before it have left; see forward_only/moment.py."""
+        return self.curvature is not msgspec.UNSET or self.sign_momentum is not msgspec.UNSET
+
+    @property
+    def switches(self) -> list[str]:
+        """Names of the switches in use that a device may be too old for; Birth.methods says which a device knows."""
+        return [name for name in SWITCHES if getattr(self, name) is not msgspec.UNSET]
+
 
 def rule_with(rule: StepRule, back_perturbations: int | None) -> StepRule:
     """Return the rule with another P2; None: return it unchanged."""
@@ -73,7 +106,8 @@ def check_rule(rule: StepRule) -> None:
     """Check what the types cannot express.
 
     Raises:
-        ConfigError: leave-one-out or ``std`` with fewer scalars than it needs to compare.
+        ConfigError: leave-one-out, ``std`` or keep_directions with fewer scalars than it needs to compare; two switches
+            that exclude each other.
     """
     if rule.leave_one_out and (rule.variant == "clean" or rule.back_perturbations < 2):
         raise ConfigError(
@@ -84,4 +118,19 @@ def check_rule(rule: StepRule) -> None:
         raise ConfigError(
             'normalize = "std" needs 2 or more scalars a step',
             "raise front_perturbations or back_perturbations in the job's [step]",
+        )
+    if rule.keep_directions is not msgspec.UNSET:
+        if rule.keep_directions > rule.scalars_per_step:
+            raise ConfigError(
+                f"keep_directions = {rule.keep_directions}, and a step has only {rule.scalars_per_step} scalars",
+                "lower keep_directions, or raise front_perturbations or back_perturbations in the job's [step]",
+            )
+        if rule.leave_one_out or rule.variant == "clean":
+            raise ConfigError(
+                'keep_directions needs variant = "nested" and no leave_one_out', "leave one of them out of [step]"
+            )
+    if rule.curvature is not msgspec.UNSET and rule.sign_momentum is not msgspec.UNSET:
+        raise ConfigError(
+            "curvature and sign_momentum each keep a moment, and a job has only one",
+            "leave one of them out of the job's [step]",
         )

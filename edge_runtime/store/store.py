@@ -6,6 +6,7 @@
       bundles/<sha256>/           checked bundles; ``<sha256>.partial/`` is one being fetched
       bundles/<sha256>.release    the fleet's signature of that bundle, on a device with pinned release keys
       adapters/<sha256>.bin       the current adapter and the one before it
+      moments/<sha256>.bin        the moments beside these two, where the job's rule keeps one
       personal/<sha256>.safetensors  the layers of the current job that stay here
       deltas/<sha256>.safetensors    the delta of the last report, until the next round
       journal.json                which bundle and adapter are current, and the last report
@@ -45,8 +46,9 @@ class Store:
         self.root = root
         self.make_folders()
         try:
-            for left_over in (*self._adapters.glob("*.partial"), *self._adapters.glob("*.before")):
-                remove(left_over)
+            for folder in (self._adapters, self._moments):
+                for left_over in (*folder.glob("*.partial"), *folder.glob("*.before")):
+                    remove(left_over)
         except OSError as error:
             raise storage_error(error, root) from error
 
@@ -56,7 +58,7 @@ class Store:
         Raises:
             StorageError: one cannot be made, or a file is in its place.
         """
-        for folder in (self.bundles, self._adapters, self._personal, self._deltas):
+        for folder in (self.bundles, self._adapters, self._moments, self._personal, self._deltas):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except FileExistsError as error:
@@ -75,6 +77,10 @@ class Store:
     @property
     def _adapters(self) -> Path:
         return self.root / "adapters"
+
+    @property
+    def _moments(self) -> Path:
+        return self.root / "moments"
 
     @property
     def _personal(self) -> Path:
@@ -113,16 +119,30 @@ class Store:
         """Return the path of an adapter, which may not exist."""
         return self._adapters / f"{sha256}.bin"
 
+    def moment_file(self, sha256: str) -> Path:
+        """Return the path of a moment, which may not exist."""
+        return self._moments / f"{sha256}.bin"
+
     def keep_adapter(self, path: Path, sha256: str) -> None:
         """Rename a whole, synced file to the adapter of this hash, and remove old adapters.
 
         Raises:
             StorageError: it cannot be renamed.
         """
-        target = self.adapter_file(sha256)
+        self._keep(path, self.adapter_file(sha256))
+
+    def keep_moment(self, path: Path, sha256: str) -> None:
+        """Rename a whole, synced file to the moment of this hash, and remove old moments.
+
+        Raises:
+            StorageError: it cannot be renamed.
+        """
+        self._keep(path, self.moment_file(sha256))
+
+    def _keep(self, path: Path, target: Path) -> None:
         try:
             if target.is_dir():
-                set_aside(target, f"{target} is a folder, and the adapter's file is to be there")
+                set_aside(target, f"{target} is a folder, and the file of an adapter or a moment is to be there")
             path.replace(target)
             sync_directory(target.parent)
         except OSError as error:
@@ -135,22 +155,34 @@ class Store:
         Raises:
             StorageError: it cannot be removed.
         """
-        path = self.adapter_file(sha256)
+        self._forget(self.adapter_file(sha256))
+
+    def forget_moment(self, sha256: str) -> None:
+        """Remove a moment that is damaged: it can be had again.
+
+        Raises:
+            StorageError: it cannot be removed.
+        """
+        self._forget(self.moment_file(sha256))
+
+    @staticmethod
+    def _forget(path: Path) -> None:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
             raise storage_error(error, path) from error
 
     def forget_old_adapters(self) -> None:
-        """Remove all but the newest adapters.
+        """Remove all but the newest adapters and the newest moments.
 
         Raises:
             StorageError: the folder cannot be read, or a file not be removed.
         """
         try:
-            kept = sorted(self._adapters.glob("*.bin"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-            for path in kept[_KEPT_ADAPTERS:]:
-                remove(path)
+            for folder in (self._adapters, self._moments):
+                kept = sorted(folder.glob("*.bin"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+                for path in kept[_KEPT_ADAPTERS:]:
+                    remove(path)
         except OSError as error:
             raise storage_error(error, self._adapters) from error
 

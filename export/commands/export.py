@@ -96,6 +96,12 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lora-targets", help="modules, separated by commas (default: the query and value projections)"
     )
+    parser.add_argument(
+        "--lora-init",
+        nargs=2,
+        metavar=("activations", "FILE"),
+        help="a new adapter's A starts from the model's activations over these public rows (default: at random)",
+    )
     parser.add_argument("--lora-layers", help="layers with LoRA, e.g. 4,5 (default: all)")
     parser.add_argument(
         "--lora-train",
@@ -179,6 +185,10 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise ConfigError("--rescale is for ONNX Runtime's training graphs", "leave out --rescale, or executorch")
     if args.ptd and "executorch" not in args.runtime:
         raise ConfigError("--ptd is about ExecuTorch", "give --runtime onnx,executorch too")
+    if args.lora_init and args.lora_init[0] != "activations":
+        raise ConfigError(f"--lora-init {args.lora_init[0]!r}: unknown", "as in --lora-init activations rows.jsonl")
+    if args.lora_init and args.train == "full":
+        raise ConfigError("--lora-init is about LoRA, and --train full has none", "leave one of them out")
     numbers("--split", args.split)
     numbers("--lora-layers", args.lora_layers or "0")
     shares("--levels", args.levels or "1.0")
@@ -208,6 +218,7 @@ def _options(args: argparse.Namespace, folder: ModelFolder) -> ExportOptions:
         layers=numbers("--lora-layers", args.lora_layers) if args.lora_layers else None,
         trained=list(args.lora_train),
         seed=args.seed,
+        activations=Path(args.lora_init[1]) if args.lora_init else None,
     )
     return ExportOptions(
         task,

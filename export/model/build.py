@@ -14,6 +14,7 @@ from export.model.adapter_table import rows_of
 from export.model.completion import CompletionLoss
 from export.model.full import untie
 from export.model.head_init import fit_head
+from export.model.lora_init import public_texts, start_from_activations
 from export.model.notes import fit_tokenizer, task_notes
 from export.model.option_checks import check_task_options
 from export.model.rebuild import continue_with
@@ -87,6 +88,7 @@ def build(folder: ModelFolder, options: TaskOptions, lora_options: LoraOptions |
     """
     if folder.adapter is not None:
         _check_adapter_is_trained(folder, lora_options)
+        _check_adapter_keeps_its_start(folder, lora_options)
         options = continue_with(options, folder.adapter)
     check_task_options(folder, options)
     tokenizer = load_tokenizer(folder)
@@ -103,6 +105,9 @@ def build(folder: ModelFolder, options: TaskOptions, lora_options: LoraOptions |
     # The module is only traced and evaluated: a scan over tensors with gradients would trace its own gradient.
     peft_model.requires_grad_(False)
     task_model = TaskModel(peft_model, task.label_token_ids, task.mask_token_id).eval()
+    if lora_options is not None and lora_options.activations is not None:
+        texts = public_texts(lora_options.activations, task)
+        start_from_activations(task_model, tokenizer, texts, task)
     loss_model = CompletionLoss(peft_model) if task.kind == CAUSAL_LM else LossModel(task_model)
     adapter = None
     if folder.adapter is not None and lora_options is not None:
@@ -145,6 +150,14 @@ def _check_adapter_is_trained(folder: ModelFolder, lora_options: LoraOptions | N
         raise ExportError(
             f"--train full: {folder.path} has an adapter, whose weights would be left out",
             "merge it into the model first (PEFT: merge_and_unload), or export with --train lora",
+        )
+
+
+def _check_adapter_keeps_its_start(folder: ModelFolder, lora_options: LoraOptions | None) -> None:
+    if lora_options is not None and lora_options.activations is not None:
+        raise ExportError(
+            f"--lora-init: the adapter of {folder.path} has its own A matrices, with which it was trained",
+            "leave out --lora-init, or start a new adapter: remove the folder's adapter files",
         )
 
 

@@ -48,6 +48,7 @@ class LoraOptions:
         layers: indexes of the layers that get LoRA; None means all.
         trained: the matrices that are trained: B, or A and B.
         seed: seed of a new adapter's A matrices.
+        activations: file of public rows, from whose activations a new adapter's A matrices start; None: from the seed.
     """
 
     r: int
@@ -56,3 +57,4 @@ class LoraOptions:
     layers: list[int] | None
     trained: list[str]
     seed: int
+    activations: Path | None = None

@@ -38,9 +38,10 @@ class Device:
         hello_due_at: when the next may be said for it, in seconds of the server's clock.
         early_state: the last state of a start that it has not announced yet: a broker keeps order within a topic only.
         quarantine: why it takes part in nothing until the operator decides; None: it is in no quarantine.
-        too_old: which of its libraries are older than the bundle of its job needs, and what to do; None: none is known
+        too_old: what of it is older than its job and the bundle need, and what to do; None: none is known
             to be.
-        judged: the bundle and the announcement that too_old is about; None: it has not been judged.
+        judged: the bundle with the job's switches, and the announcement, that too_old is about; None: it has not been
+            judged.
         rest: why and until when it is offered nothing after a refusal or a silence; None: it may be offered work.
     """
 

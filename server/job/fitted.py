@@ -57,6 +57,11 @@ def fit_to_bundle(job: Job, manifest: Manifest, bundle_sha256: str) -> FittedJob
             f'train = "{job.train}" does not fit the bundle, which trains "{manifest.train}"',
             f"re-export with covey export --train {job.train}, or change train in the job",
         )
+    if job.step.keeps_moment and manifest.train != "lora":
+        raise ConfigError(
+            "curvature and sign_momentum would keep a second vector as large as the model, which trains every weight",
+            "leave them out of the job's [step], or export with --train lora",
+        )
     _check_levels(job, manifest, fitted.levels)
     return fitted
 

@@ -231,6 +231,11 @@ def _check(path: str, job: Job) -> None:
         raise ConfigError(
             f"{path}: [privacy] and [stld] exclude each other: a delta is not noised", "leave one of them out"
         )
+    if job.step.keeps_moment and job.stld is not None:
+        raise ConfigError(
+            f"{path}: curvature and sign_momentum need rounds that every device can replay, and [stld] has others",
+            "leave [stld] out, or leave curvature and sign_momentum out of [step]",
+        )
     if job.robust is not None:
         check_robust(
             path,

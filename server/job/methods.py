@@ -34,6 +34,7 @@ METHODS: dict[str, Method] = {
     ),
     "fedkseed": Method({**_WHOLE, "difference": "central"}, {"seed_pool": 4096, "normalize": "none"}),
     "fzoo": Method({**_WHOLE, "difference": "forward", "normalize": "std"}, {"front_perturbations": 8}),
+    "spzo-shared": Method({"variant": "nested", "shared_directions": True}),
     "spzo-fzoo": Method({"variant": "nested", "difference": "forward", "normalize": "std"}),
 }
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from edge_runtime.bundle.layout import front_size
 from edge_runtime.forward_only.replay import compact, with_terms
 from edge_runtime.protocol.round_log import DeviceScalars, RoundLog, unpack_scalars
@@ -87,6 +89,7 @@ def aggregate(
             for device, weight in weights.items()
         ],
         terms=None,
+        base_moment_sha256=base.moment_sha256 if plan.rule.keeps_moment else msgspec.UNSET,
     )
     log = clipped_log(log, job.robust)
     rows = [unpack_scalars(device.scalars, job.steps, log.rule_of(device).scalars_per_step) for device in log.devices]

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import UNSET
 
 from edge_runtime.protocol.delta import read_delta
 from server.errors import JobError
@@ -84,7 +85,9 @@ def _logged(chain: AdapterChain, forward: Aggregate) -> ClosedRound:
         log_size_bytes=blob.size_bytes,
         terms=terms,
         mean_square=forward.mean_square,
-        figures=forward.figures,
+        figures=msgspec.structs.replace(
+            forward.figures, moment_sha256=None if log.result_moment_sha256 is UNSET else log.result_moment_sha256
+        ),
     )
 
 

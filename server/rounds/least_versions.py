@@ -1,4 +1,4 @@
-"""Devices whose libraries are older than a job's bundle needs: they are offered nothing, and are told why."""
+"""Devices that are too old for a job or its bundle: they are offered nothing, and are told why."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.manifest import Manifest
     from edge_runtime.network.transport import Transport
     from edge_runtime.protocol.presence import Birth
+    from edge_runtime.protocol.step_rule import StepRule
     from server.fleet.devices import Device
     from server.job.fitted import FittedJob
     from server.rounds.roster import Roster
@@ -36,21 +37,28 @@ class LeastVersions:
 
         One that has not answered this epoch's hello is judged when it does: it would not hear.
         """
-        birth, sha256 = device.birth, self._fitted.bundle_sha256
+        birth, sha256, rule = device.birth, self._fitted.bundle_sha256, self._fitted.job.step
+        judged = " ".join([sha256, *rule.switches])
         if birth is None or not device.is_here:
             return
-        if device.judged is not None and device.judged[0] == sha256 and device.judged[1] is birth:
+        if device.judged is not None and device.judged[0] == judged and device.judged[1] is birth:
             return
-        reason = why_too_old(self._fitted.manifest, birth)
+        reason = why_too_old(self._fitted.manifest, birth, rule)
         self._roster.is_too_old(device, reason)
-        device.judged = (sha256, birth)
+        device.judged = (judged, birth)
         if reason is not None:
             told = TooOld(job=self._fitted.job.name, bundle_sha256=sha256, reason=reason)
             self._transport.publish(topic_for(self._roster.fleet, device.name, "plan"), encode_message(told))
 
 
-def why_too_old(manifest: Manifest, birth: Birth) -> str | None:
-    """Return which of a device's libraries are too old for a bundle, and what to do; None: none is known to be."""
+def why_too_old(manifest: Manifest, birth: Birth, rule: StepRule) -> str | None:
+    """Return what of a device is too old for a bundle or a job's rule, and what to do; None: nothing is known to be."""
+    unknown = [name for name in rule.switches if name not in birth.methods]
+    if unknown:
+        return (
+            f"covey {birth.covey_version} on the device does not know {', '.join(unknown)} of the job's [step]\n"
+            "  what to do: update covey on the device, or leave that out of the job"
+        )
     for runtime in get_args(Runtime):
         if any(name == runtime or name.startswith(f"{runtime}-") for name in birth.runtimes):
             unmet = unmet_needs(manifest.needs, runtime, birth.runtimes)

@@ -23,8 +23,8 @@ from edge_runtime.protocol.messages import AnyMessage, decode_message, decode_pl
 from edge_runtime.protocol.plans import AdapterRef, BackpropPlan, SyncPlan, TrainPlan
 from edge_runtime.protocol.presence import Birth, Capability, DeviceState, Hello, ProfileMessage
 from edge_runtime.protocol.reports import DeltaReport, PlanAccepted, ReportAck, RoundReport, Synced
-from edge_runtime.protocol.round_log import decode_chain
-from edge_runtime.protocol.step_rule import StepRule
+from edge_runtime.protocol.round_log import RoundLog, decode_chain
+from edge_runtime.protocol.step_rule import SWITCHES, StepRule
 from edge_runtime.protocol.topics import Kind, device_of, hello_topic, topic_for
 from server.bandit.arms import Arm, PriceBasis, price
 from server.errors import JobError
@@ -109,6 +109,7 @@ class SimulatedFleet:
         self._drop_out, self._jitter, self._rng = drop_out, jitter, rng
         self._slices = layer_slices(task.manifest)
         self._adapters: dict[str, FloatVector] = {task.initial_sha256: task.initial_adapter()}
+        self._moments: dict[str, FloatVector] = {}
         self._epoch: str | None = None
         self.device_rounds = 0
 
@@ -157,7 +158,7 @@ class SimulatedFleet:
             python_version="simulated",
             machine="simulated",
             runtimes={},
-            methods=["spzo"],
+            methods=["spzo", *SWITCHES],
             rows=len(self._task.rows(device.index)),
             bundle_sha256=self._task.sha256,
             adapter_sha256=self._task.initial_sha256,
@@ -250,7 +251,10 @@ class SimulatedFleet:
                 theta = base
                 for log in decode_chain(data):
                     previous = None if log.previous_sha256 is None else self._adapters[log.previous_sha256]
-                    theta = replay(theta, log, previous)
+                    moment = self._moment_before(log)
+                    theta = replay(theta, log, previous, moment)
+                    if moment is not None:
+                        self._moments[adapter_sha256(moment)] = moment
             else:
                 raw = self._served.read(wanted)
                 if raw is None:
@@ -260,6 +264,25 @@ class SimulatedFleet:
                 raise JobError(f"replay did not lead to adapter {wanted[:12]}", "this is a fault of Covey")
             self._adapters[wanted] = theta
         return self._adapters[wanted]
+
+    def _moment_before(self, log: RoundLog) -> FloatVector | None:
+        """Return a copy of the moment that a log starts from; None: its rule keeps none."""
+        if not log.rule.keeps_moment:
+            return None
+        before = log.base_moment_sha256
+        return self._moments[before].copy() if isinstance(before, str) else np.zeros_like(self._task.initial_adapter())
+
+    def _moment(self, adapter: AdapterRef) -> FloatVector | None:
+        """Return the moment beside an adapter, by replay or as the server serves it; None: there is none."""
+        if adapter.moment is UNSET:
+            return None
+        wanted = adapter.moment.sha256
+        if wanted not in self._moments:
+            raw = self._served.read(wanted)
+            if raw is None:
+                raise JobError(f"the server does not serve moment {wanted[:12]}", "this is a fault of Covey")
+            self._moments[wanted] = np.frombuffer(raw, dtype="<f4")
+        return self._moments[wanted]
 
     def _finish(self, device: SimulatedDevice, plan: TrainPlan | BackpropPlan, seconds: float) -> None:
         theta = self._theta(plan.adapter)
@@ -271,7 +294,7 @@ class SimulatedFleet:
         self._say(device, "report", device.report, _LINK_S / 2)
 
     def _forward(self, device: SimulatedDevice, plan: TrainPlan, theta: FloatVector, seconds: float) -> RoundReport:
-        settings = RoundSettings.of_plan(plan, device.name)
+        settings = RoundSettings.of_plan(plan, device.name, self._moment(plan.adapter))
         engine, rows = self._task.engine(device.index, plan.split), self._task.rows(device.index)
         result = train_round(engine, theta, rows, settings, rng=self._rng, clock=lambda: 0.0)
         assert result is not None  # noqa: S101 nothing stops it

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
+from msgspec import UNSET
 
 from edge_runtime.bundle.adapter import map_adapter
 from edge_runtime.errors import ShortageError
-from edge_runtime.forward_only.replay_file import write_replayed
+from edge_runtime.files.hashing import file_sha256
+from edge_runtime.forward_only.replay_file import MomentFiles, write_replayed
 from edge_runtime.protocol.plans import AdapterRef, BlobRef
 from edge_runtime.protocol.round_log import decode_chain, encode_chain
 from server.errors import JobError
@@ -47,11 +49,13 @@ class RoundBase:
         sha256: hash of the adapter.
         previous_sha256: hash of the adapter before it, for momentum; None in the first round.
         mean_square: mean square of the last round's scalars; None: not known.
+        moment_sha256: the moment beside the adapter; None: no round has left one.
     """
 
     sha256: str
     previous_sha256: str | None
     mean_square: float | None
+    moment_sha256: str | None = None
 
 
 class AdapterChain:
@@ -83,6 +87,8 @@ class AdapterChain:
         self._check(self.sha256)
         if momentum and self.previous_sha256 is not None:
             self._check(self.previous_sha256)
+        if self.moment_sha256 is not None:
+            self._check(self.moment_sha256)
         self.theta = self._load(self.sha256)
         self._merged: dict[str, BlobRef] = {}
 
@@ -100,9 +106,10 @@ class AdapterChain:
             raise self._lost(sha256)
 
     def _lost(self, sha256: str) -> JobError:
+        what = "moment" if sha256 == self.moment_sha256 else "adapter"
         return JobError(
-            f"adapter {sha256[:12]} is not in the state directory, or damaged",
-            f"restore {self._blobs.root / sha256} from a backup, or from the folder adapters of a device that has it "
+            f"{what} {sha256[:12]} is not in the state directory, or damaged",
+            f"restore {self._blobs.root / sha256} from a backup, or from the folder {what}s of a device that has it "
             f"({sha256}.bin); or begin a new job",
         )
 
@@ -117,6 +124,11 @@ class AdapterChain:
         return self.closed[-1].base_sha256 if self.closed else None
 
     @property
+    def moment_sha256(self) -> str | None:
+        """Hash of the moment beside the current adapter; None: the job's rule keeps none, or no round is closed."""
+        return self.closed[-1].figures.moment_sha256 if self.closed else None
+
+    @property
     def mean_square(self) -> float | None:
         """Mean square of the last round's scalars; None: not known."""
         return self.closed[-1].mean_square if self.closed else None
@@ -124,7 +136,7 @@ class AdapterChain:
     @property
     def base(self) -> RoundBase:
         """What the next round starts from."""
-        return RoundBase(self.sha256, self.previous_sha256, self.mean_square)
+        return RoundBase(self.sha256, self.previous_sha256, self.mean_square, self.moment_sha256)
 
     def extend(self, log: RoundLog) -> tuple[RoundLog, BlobRef, int]:
         """Write the adapter after a round and the round's log; advance makes it the current one.
@@ -137,10 +149,17 @@ class AdapterChain:
             StorageError: the disk is full or not writable.
         """
         previous = None if log.previous_sha256 is None else self._load(log.previous_sha256)
-        path = self._blobs.temporary()
-        result, terms = write_replayed(path, self.theta, [log], previous)
+        path, moment = self._blobs.temporary(), None
+        if log.rule.keeps_moment:
+            base = None if self.moment_sha256 is None else self._load(self.moment_sha256)
+            moment = MomentFiles(base, self._blobs.temporary())
+        result, terms = write_replayed(path, self.theta, [log], previous, moment=moment)
         self._blobs.adopt(path, result)
         log = msgspec.structs.replace(log, result_sha256=result)
+        if moment is not None:
+            kept = file_sha256(moment.path)
+            self._blobs.adopt(moment.path, kept)
+            log = msgspec.structs.replace(log, result_moment_sha256=kept)
         return log, self._blobs.add(encode_chain([log])), terms
 
     def add_file(self, theta: FloatVector) -> str:
@@ -163,9 +182,13 @@ class AdapterChain:
             self._blobs.remove(merged.sha256)
         self._merged.clear()
         needed = {done.result_sha256 for done in self.closed[-_KEPT_FILES:]}
+        moments = {done.figures.moment_sha256 for done in self.closed[-_KEPT_FILES:]}
         for done in self.closed[-2 * _KEPT_FILES : -_KEPT_FILES]:
             if done.result_sha256 not in needed:
                 self._blobs.remove(done.result_sha256)
+            moment = done.figures.moment_sha256
+            if moment is not None and moment not in moments:
+                self._blobs.remove(moment)
         size, reached = 0, True  # reached: whether the logs from here on lead to the current adapter
         for done in reversed(self.closed):
             if done.log_sha256 is None or done.log_size_bytes is None:
@@ -191,18 +214,20 @@ class AdapterChain:
             replay_parameters_per_s: parameters × directions that the device replays per second; None: as above.
         """
         file = BlobRef(self.sha256, 4 * self.theta.size)
+        moment = UNSET if self.moment_sha256 is None else BlobRef(self.moment_sha256, file.size_bytes)
         base = device_adapter_sha256 or self.initial_sha256
         missed = self._missed(base, file.size_bytes)
         if not missed:
-            return AdapterRef(file, None, None)
+            return AdapterRef(file, None, None, moment=moment)
         size = sum(done.log_size_bytes or 0 for done in missed)
         if link_bytes_per_s is not None and replay_parameters_per_s is not None:
             replay_s = sum(done.terms for done in missed) * self.theta.size / replay_parameters_per_s
             if size / link_bytes_per_s + replay_s >= file.size_bytes / link_bytes_per_s:
-                return AdapterRef(file, None, None)
+                return AdapterRef(file, None, None, moment=moment)
         first = missed[0].index
         previous = self.closed[first - 1].base_sha256 if self._momentum and first > 0 else None
-        return AdapterRef(file, self._log(base, missed), base, previous)
+        before = None if first == 0 else self.closed[first - 1].figures.moment_sha256
+        return AdapterRef(file, self._log(base, missed), base, previous, moment, UNSET if before is None else before)
 
     def _missed(self, base: str, most_bytes: int) -> list[ClosedRound]:
         """Return the rounds from an adapter to the current one; none where the file is smaller than their logs."""

@@ -169,6 +169,7 @@ def _needs(copy: Path) -> tuple[set[str], list[str]]:
                 bundles.add(job.bundle_path)
             closed = queries.closed_rounds(ledger, name)
             needed |= {f"blobs/{done.result_sha256}" for done in closed[-2:]}  # the one before is for momentum
+            needed |= {f"blobs/{moment}" for done in closed[-1:] if (moment := done.figures.moment_sha256) is not None}
             opened = queries.open_attempt(ledger, name)
             if opened is not None:
                 deltas = queries.taken_deltas(ledger, name, opened.index, opened.attempt)

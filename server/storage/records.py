@@ -107,6 +107,7 @@ class RoundFigures(msgspec.Struct, frozen=True):
         front_s: F1, seconds per front pass: the median over devices.
         back_s: F2, seconds per back pass: the median over devices.
         merge: how the two kinds of devices were merged; None where no device backpropagated.
+        moment_sha256: the moment after the round, a blob; None where the job's rule keeps none.
     """
 
     split: int
@@ -115,6 +116,7 @@ class RoundFigures(msgspec.Struct, frozen=True):
     front_s: float | None
     back_s: float | None
     merge: MergeFigures | None = None
+    moment_sha256: str | None = None
 
 
 @dataclass(frozen=True)

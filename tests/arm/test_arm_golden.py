@@ -34,6 +34,7 @@ GOLDEN = {
     ),
     "kernel": ("test_golden_vectors",),
     "replay": ("test_golden_adapter", "test_one_devices_replay_is_its_local_model"),
+    "moment": ("test_golden_moment",),
     "protocol": ("test_golden_encodings",),
     "signed_messages": ("test_golden_envelope", "test_what_was_signed_once_verifies_for_ever"),
 }

@@ -19,7 +19,7 @@ from edge_runtime.errors import ProtocolError, TrainingError
 from edge_runtime.forward_only.replay import replay
 from edge_runtime.forward_only.replay_file import follow_logs
 from edge_runtime.protocol.round_log import DeviceScalars, LogChain, encode_chain, pack_scalars
-from edge_runtime.protocol.step_rule import StepRule
+from edge_runtime.protocol.step_rule import Curvature, StepRule
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400), needs_cmake]
 
@@ -120,6 +120,10 @@ def broken_chains() -> list[tuple[str, bytes, int, str]]:
         ("no hash", raw(base_sha256="X" * 64), protocol, "base_sha256"),
         ("many steps", changed(steps=2**63), protocol, "do not fit"),
         ("too large a front", changed(front_size=N + 1), protocol, "front block"),
+        *(
+            (name, changed(rule=StepRule(**{name: value})), protocol, f"has {name}, which the core for apps")
+            for name, value in (("keep_directions", 2), ("curvature", Curvature()), ("sign_momentum", 0.9))
+        ),
         ("another rule", raw(rule={"variant": "sideways"}), protocol, "sideways"),
         ("an impossible rule", raw(rule={"leave_one_out": True, "back_perturbations": 1}), protocol, "leave_one_out"),
         ("a large scalar", changed(devices=[DeviceScalars("a", 1.0, huge)]), protocol, "scalar"),

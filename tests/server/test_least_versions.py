@@ -19,6 +19,7 @@ from edge_runtime.protocol.plans import TrainPlan
 from edge_runtime.protocol.presence import DeviceState, Hello
 from edge_runtime.protocol.reports import PlanAccepted
 from edge_runtime.protocol.side_messages import TooOld
+from edge_runtime.protocol.step_rule import StepRule
 from edge_runtime.protocol.topics import hello_topic
 from server import events
 from server.compose import Stores, compose
@@ -187,9 +188,9 @@ def test_unknown_versions_and_old_manifests_keep_nobody_from_work(
     tiny_bundle: Bundle, runtimes: dict[str, str]
 ) -> None:
     birth = msgspec.structs.replace(_birth(), runtimes=runtimes)
-    assert why_too_old(_with(tiny_bundle.manifest, NEEDS), birth) is None
+    assert why_too_old(_with(tiny_bundle.manifest, NEEDS), birth, StepRule()) is None
     old = msgspec.structs.replace(birth, runtimes=OLD_RUNTIME)
-    assert why_too_old(_with(tiny_bundle.manifest, None), old) is None
+    assert why_too_old(_with(tiny_bundle.manifest, None), old, StepRule()) is None
 
 
 def test_the_runtime_that_a_device_uses_is_judged() -> None:
@@ -198,11 +199,11 @@ def test_the_runtime_that_a_device_uses_is_judged() -> None:
 
     manifest: Any = _Needing()
     executorch = {"executorch": "1.4.0", "numpy": "2", "tokenizers": "0.22.0"}
-    found = why_too_old(manifest, msgspec.structs.replace(_birth(), runtimes=executorch))
+    found = why_too_old(manifest, msgspec.structs.replace(_birth(), runtimes=executorch), StepRule())
     assert found is not None
     assert "executorch 1.4.0" in found
     gpu = {"onnxruntime-gpu": "1.17.0", "numpy": "2", "tokenizers": "0.22.0"}
-    found = why_too_old(manifest, msgspec.structs.replace(_birth(), runtimes=gpu))
+    found = why_too_old(manifest, msgspec.structs.replace(_birth(), runtimes=gpu), StepRule())
     assert found is not None
     assert "onnxruntime-gpu>=1.18" in found
 

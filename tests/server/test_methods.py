@@ -109,6 +109,16 @@ def test_spzo_with_fzoos_rule_reuses_the_front() -> None:
     assert (result.front_passes, result.back_passes) == (3, 8)
 
 
+def test_spzo_with_decomfls_shared_directions_reuses_the_front() -> None:
+    """Two front passes for four back directions, and one coefficient per direction in the log, whatever the cohort."""
+    rule = rule_of("spzo-shared", back_perturbations=4)
+    result = spzo_step(make_engine(), THETA, BATCH, rule, step_seeds(rule, 1, 0, "pi", 0))
+    assert (result.front_passes, result.back_passes) == (2, 8)
+    assert step_seeds(rule, 1, 0, "pi", 0) == step_seeds(rule, 1, 0, "another", 0)
+    with pytest.raises(ConfigError, match="spzo-shared has shared_directions = True"):
+        expand("spzo-shared", {"shared_directions": False})
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("shared", [False, True])
 def test_every_method_goes_downhill(method: str, shared: bool) -> None:

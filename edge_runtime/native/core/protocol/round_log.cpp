@@ -22,6 +22,11 @@ template <typename T> std::vector<T> numbers(const Bytes &data, const Fields &lo
 StepRule read_rule(const Value &value)
 {
     Fields fields(value, "the rule of a replay log", Code::protocol);
+    for (const char *name : {"keep_directions", "curvature", "sign_momentum"})
+        if (fields.is_present(name))
+            throw Error(Code::protocol, std::string("the rule of a replay log has ") + name +
+                            ", which the core for apps does not know",
+                        "fetch the adapter's file instead, or leave it out of the job's [step]");
     StepRule rule;
     rule.variant = fields.choice("variant", variant_names, rule.variant);
     rule.difference = fields.choice("difference", difference_names, rule.difference);
