@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks.harness.bundles import export_once
 from benchmarks.harness.division import DEVICES, device_names, held_out_file, rows_file
+from benchmarks.harness.tasks import REVIEWS
 from benchmarks.learning.convergence import DEVICE_ROWS, prepare
 from benchmarks.learning.convergence_methods import PLANS
 from edge_runtime.bundle.folder import open_bundle
@@ -177,7 +178,7 @@ def head(workdir: Path) -> Task:
     from export.source.tokenizer import load_tokenizer
 
     setup = PLANS["minilm"].setup
-    paths = prepare("minilm", "lora", setup, workdir)
+    paths = prepare("minilm", "lora", REVIEWS, setup, workdir)
     root, folder = Path(paths["root"]), look_at(Path(paths["model_dir"]))
     labels = open_bundle(Path(paths["bundle"])).manifest.task.labels
     tokenizer = load_tokenizer(folder)
@@ -216,7 +217,7 @@ def lora(workdir: Path, *, from_activations: bool) -> Task:
         from_activations: whether LoRA's A starts from the activations of the validation rows, not at random.
     """
     plan = PLANS["minilm"]
-    paths = prepare("minilm", "lora", plan.setup, workdir)
+    paths = prepare("minilm", "lora", REVIEWS, plan.setup, workdir)
     root, exported = Path(paths["root"]), Path(paths["bundle"])
     if from_activations:
         flags = ("--max-tokens", str(plan.setup.max_tokens), *plan.setup.export_flags)
