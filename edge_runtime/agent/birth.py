@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge_runtime import __version__
+from edge_runtime.bundle.levels import TOP_LEVELS
 from edge_runtime.bundle.memory_need import level_need, levels_that_fit
 from edge_runtime.engines.least_versions import installed_versions
 from edge_runtime.engines.providers import CPU_ONLY
@@ -37,7 +38,7 @@ class Session:
     epoch: str | None = None
 
 
-METHODS = ["spzo"]  # with every switch of protocol/step_rule.py
+METHODS = ["spzo", TOP_LEVELS]  # spzo: with every switch of protocol/step_rule.py
 
 
 def make_birth(

@@ -1,9 +1,10 @@
-"""Devices whose libraries are older than a job's bundle needs: they are offered nothing, and are told why."""
+"""Devices whose libraries or Covey are older than a job's bundle needs: they are offered nothing, and are told why."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, get_args
 
+from edge_runtime.bundle.levels import TOP_LEVELS, kind_of
 from edge_runtime.bundle.manifest import Runtime
 from edge_runtime.bundle.needs import advice, unmet_needs
 from edge_runtime.protocol.messages import encode_message
@@ -50,7 +51,14 @@ class LeastVersions:
 
 
 def why_too_old(manifest: Manifest, birth: Birth) -> str | None:
-    """Return which of a device's libraries are too old for a bundle, and what to do; None: none is known to be."""
+    """Return what of a device's software is too old for a bundle, and what to do; None: nothing is known to be."""
+    top = next((level for level in manifest.levels if kind_of(level) == "top"), None)
+    if top is not None and TOP_LEVELS not in birth.methods:
+        return (
+            f"Covey {birth.covey_version} on the device cannot read a bundle with level {top}\n"
+            "  what to do: on the device: pip install a newer covey, then start covey-edge again; or use a bundle "
+            "exported without top levels"
+        )
     for runtime in get_args(Runtime):
         if any(name == runtime or name.startswith(f"{runtime}-") for name in birth.runtimes):
             unmet = unmet_needs(manifest.needs, runtime, birth.runtimes)

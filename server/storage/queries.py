@@ -10,6 +10,7 @@ from sqlalchemy import and_, case, func, select
 from server.bandit.choices import Choice
 from server.bandit.state import BanditState
 from server.storage.asking import records, tuples
+from server.storage.level_columns import LEVEL
 from server.storage.records import (
     AttemptRecord,
     ClosedRound,
@@ -206,6 +207,7 @@ def _plan(ledger: Ledger, plan: str) -> RoundPlan:
 # -- offers and reports ------------------------------------------------------------------------------------------------
 
 _OFFER = [
+    LEVEL,
     OFFERS.c.round.label("index"),
     *(
         OFFERS.c[name]
@@ -214,7 +216,6 @@ _OFFER = [
             "device",
             "state",
             "detail",
-            "level",
             "seconds",
             "loss",
             "layers",

@@ -24,7 +24,8 @@ from hybrid import (
 
 from edge_runtime.agent.backprop_plan import check_plan
 from edge_runtime.backprop.importance import LayerStatistics
-from edge_runtime.backprop.round import ActiveLayers, BackpropSettings, Personal, mean_gradient, train_backprop
+from edge_runtime.backprop.layer_draw import ActiveLayers
+from edge_runtime.backprop.round import BackpropSettings, Personal, mean_gradient, train_backprop
 from edge_runtime.bundle import memory_need
 from edge_runtime.bundle.layers import layer_slices
 from edge_runtime.cli import main
