@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime import output
+from edge_runtime.bundle.levels import kind_of, trained_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from edge_runtime.bundle.levels import Level
 
 DIFFERENT = 1
 """Exit code of ``bundle diff`` where the bundles differ, as diff and cmp have it."""
@@ -73,7 +76,7 @@ def _overview_text(path: Path, values: Mapping[str, Any]) -> str:
         ("template", task["template"] or "-"),
         ("trains", f"{trained}: {values['trainable_parameters']:,} parameters"),
         ("splits", _listed(values["splits"])),
-        ("levels", f"{_listed(values['levels'])} active layers" if values["levels"] else "- (forward-only)"),
+        ("levels", _levels(values["levels"])),
         ("runtimes", _listed(values["runtimes"])),
         ("needs", ", ".join(f"{name} ≥ {version}" for name, version in versions.items()) or "not known"),
         ("tokenizer", f"{values['tokenizer_sha256']}, the model knows {_known(values['vocab_size'])} tokens"),
@@ -87,6 +90,13 @@ def _overview_text(path: Path, values: Mapping[str, Any]) -> str:
         for graph in values["graphs"]
     ]
     return f"{path}\n{head}\n\n{output.table(columns, rows)}"
+
+
+def _levels(levels: Sequence[Level]) -> str:
+    drop, top = ([level for level in levels if kind_of(level) == kind] for kind in ("drop", "top"))
+    found = [f"{_listed(drop)} active layers"] if drop else []
+    found += [f"the last {_listed([trained_layers(level) for level in top])} of all layers ({_listed(top)})"] if top else []
+    return "; ".join(found) or "- (forward-only)"
 
 
 def _listed(values: Sequence[object]) -> str:
