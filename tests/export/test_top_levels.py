@@ -14,19 +14,19 @@ from training_parity import CAUSAL, HEAD, POSITIONS, PROMPT, batches, eager_grad
 
 from edge_runtime.bundle.layers import layer_slices
 from edge_runtime.bundle.layout import views
-from edge_runtime.bundle.levels import Level, top_level
+from edge_runtime.bundle.levels import Level, ascending, top_level
 from edge_runtime.bundle.manifest import DROPOUT_ALONE_VERSION, FORMAT_VERSION
 from edge_runtime.bundle.manifest_file import decode_manifest, encode_manifest
 from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import check_golden
 from edge_runtime.errors import BundleError, ConfigError, TrainingError
 from export.bundle.level_checks import levels_of
-from export.commands.lists import levels
+from export.commands.lists import levels as levels_in
 from export.errors import ExportError
 from server.storage.result_folder import write_finished
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
     from edge_runtime.bundle.folder import Bundle
@@ -138,13 +138,12 @@ def test_a_broken_top_graph_in_the_manifest_is_refused(bundle: Bundle) -> None:
     spoiled = [
         ("not one gradient for each tensor that it trains", without),
         ("level top:9 of a model with 3 layers", msgspec.structs.replace(graph, level="top:9")),
-        ("has no place in slot 2", msgspec.structs.replace(graph, level=1)),
+        ("has no place in slot 1", msgspec.structs.replace(graph, level=1)),
     ]
     for message, broken in spoiled:
-        graphs = [broken if g is graph else g for g in bundle.manifest.graphs]
-        names = [g.level for g in graphs if g.level is not None]
-        listed: Sequence[Level] = sorted(set(names), key=lambda level: (int(str(level)[-1]), isinstance(level, str)))
-        made = msgspec.structs.replace(bundle.manifest, graphs=graphs, levels=list(listed))
+        others = [g for g in bundle.manifest.graphs if g is not graph and g.level != broken.level]
+        levels = ascending(g.level for g in (*others, broken) if g.level is not None)
+        made = msgspec.structs.replace(bundle.manifest, graphs=[*others, broken], levels=levels)
         with pytest.raises(BundleError, match=message):
             decode_manifest(encode_manifest(made))
 
@@ -160,13 +159,13 @@ def test_a_level_that_the_bundle_lacks_is_named(tiny_export: Callable[..., Bundl
 
 
 def test_the_flag_names_shares_and_numbers_of_layers() -> None:
-    assert levels("--levels", ["1.0,0.5"]) == ([1.0, 0.5], [])
-    assert levels("--levels", ["drop:1.0,0.5", "top:6,3,1"]) == ([1.0, 0.5], [6, 3, 1])
-    assert levels("--levels", ["1.0,top:3"]) == ([1.0], [3])
+    assert levels_in("--levels", ["1.0,0.5"]) == ([1.0, 0.5], [])
+    assert levels_in("--levels", ["drop:1.0,0.5", "top:6,3,1"]) == ([1.0, 0.5], [6, 3, 1])
+    assert levels_in("--levels", ["1.0,top:3"]) == ([1.0], [3])
     assert levels_of([1.0, 0.5], [6, 3, 1], 6) == ["top:1", 3, "top:3", 6, "top:6"]
     for text, message in (("top:a", "numbers"), ("bottom:1", "kind of level 'bottom'"), ("1.0,x", "shares")):
         with pytest.raises(ConfigError, match=message):
-            levels("--levels", [text])
+            levels_in("--levels", [text])
     for number in (0, 7):
         with pytest.raises(ExportError, match=f"top:{number}: the model has 6 layers"):
             levels_of([], [number], 6)

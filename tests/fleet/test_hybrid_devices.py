@@ -319,6 +319,6 @@ def test_a_device_runs_fewer_rows_at_once_where_memory_is_short(graphs: Bundle) 
 class CountingEngine(BundleTrainingEngine):
     """Knows how many rows it was given each time."""
 
-    def gradients(self, theta: Any, layers: Any, batch: Any, out: Any, scales: Any = None) -> float:
+    def gradients(self, theta: Any, layers: Any, batch: Any, out: Any, scales: Any = None, **more: Any) -> float:
         self.sizes = [*getattr(self, "sizes", []), len(batch.labels)]
-        return super().gradients(theta, layers, batch, out, scales)
+        return super().gradients(theta, layers, batch, out, scales, **more)

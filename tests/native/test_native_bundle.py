@@ -110,6 +110,14 @@ def test_the_graph_of_the_broken_manifests_is_valid_itself(core: Core, bundle_co
     core.library.covey_bundle_close(core.open("bundle_open", str(bundle_copy.path).encode()))
 
 
+def test_a_bundle_of_the_version_with_top_levels_is_opened_too(core: Core, bundle_copy: Bundle) -> None:
+    path = bundle_copy.file(MANIFEST_FILE)
+    document = json.loads(path.read_text())
+    assert document["format_version"] == DROPOUT_ALONE_VERSION
+    path.write_text(json.dumps(document | {"format_version": FORMAT_VERSION}))
+    core.library.covey_bundle_close(core.open("bundle_open", str(bundle_copy.path).encode()))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
