@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge_runtime.bundle.levels import kind_of, trained_layers
+from edge_runtime.bundle.levels import kind_of, top_level, trained_layers
 from edge_runtime.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
@@ -163,6 +163,11 @@ class ActiveLayers:
     layers: Sequence[int]
     scales: Sequence[float] | None = None
     whole: bool = False
+
+    @property
+    def level(self) -> Level:
+        """The level of the graph that runs them."""
+        return top_level(len(self.layers)) if self.whole else len(self.layers)
 
 
 def active_layers(

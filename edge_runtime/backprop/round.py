@@ -16,7 +16,6 @@ from edge_runtime import seeds
 from edge_runtime.backprop.adamw import AdamW, AdamWOptions
 from edge_runtime.backprop.importance import LayerStatistics, importance, overlay, personal_layers
 from edge_runtime.backprop.layer_draw import active_layers
-from edge_runtime.bundle.levels import top_level
 from edge_runtime.data.order import batch_indices
 from edge_runtime.errors import TrainingError
 
@@ -121,8 +120,7 @@ def train_backprop(
     statistics = personal.statistics.copy()
     for step in range(stld.steps):
         active = _draw(settings, step, len(layers))
-        level = top_level(len(active.layers)) if active.whole else len(active.layers)
-        batches = _micro_batches(rows, settings, step, settings.rows_at_once[level])
+        batches = _micro_batches(rows, settings, step, settings.rows_at_once[active.level])
         losses.append(mean_gradient(engine, local, active, batches, gradient))
         trained = [layer for layer in active.layers if layers[layer].start < layers[layer].stop]
         parts = [*slices.rest, *(layers[layer] for layer in trained)]

@@ -95,7 +95,9 @@ def _overview_text(path: Path, values: Mapping[str, Any]) -> str:
 def _levels(levels: Sequence[Level]) -> str:
     drop, top = ([level for level in levels if kind_of(level) == kind] for kind in ("drop", "top"))
     found = [f"{_listed(drop)} active layers"] if drop else []
-    found += [f"the last {_listed([trained_layers(level) for level in top])} of all layers ({_listed(top)})"] if top else []
+    found += (
+        [f"the last {_listed([trained_layers(level) for level in top])} of all layers ({_listed(top)})"] if top else []
+    )
     return "; ".join(found) or "- (forward-only)"
 
 
