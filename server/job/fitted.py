@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from edge_runtime.bundle.levels import Level, LevelKind
-    from edge_runtime.bundle.manifest import Graph, Manifest
+    from edge_runtime.bundle.manifest import Manifest
     from server.job.job import Job
 
 
@@ -69,10 +69,6 @@ def _of_kinds(levels: Sequence[Level], kinds: Collection[LevelKind]) -> list[Lev
     return [level for level in levels if kind_of(level) in kinds]
 
 
-def _drops(graph: Graph) -> bool:
-    return graph.level is not None and kind_of(graph.level) == "drop"
-
-
 def _check_levels(job: Job, manifest: Manifest, levels: list[Level]) -> None:
     if job.stld is None:
         return
@@ -85,7 +81,8 @@ def _check_levels(job: Job, manifest: Manifest, levels: list[Level]) -> None:
             f"kinds = [{', '.join(job.stld.kinds)}]: the bundle has no such level; it has {listed(manifest.levels)}",
             "change kinds in the job's [stld], or re-export with covey export --levels",
         )
-    if job.stld.rescale and not all(graph.rescales for graph in manifest.graphs if _drops(graph)):
+    drops = _of_kinds(levels, ["drop"])
+    if job.stld.rescale and not all(graph.rescales for graph in manifest.graphs if graph.level in drops):
         raise ConfigError(
             "rescale = true: the bundle's training graphs do not rescale residuals",
             "leave rescale out, or re-export with covey export --levels --rescale",

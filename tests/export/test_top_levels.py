@@ -17,9 +17,12 @@ from edge_runtime.bundle.layout import views
 from edge_runtime.bundle.levels import Level, ascending, top_level
 from edge_runtime.bundle.manifest import DROPOUT_ALONE_VERSION, FORMAT_VERSION
 from edge_runtime.bundle.manifest_file import decode_manifest, encode_manifest
+from edge_runtime.bundle.memory_need import parameter_bytes
 from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import check_golden
 from edge_runtime.errors import BundleError, ConfigError, TrainingError
+from edge_runtime.profiling.measure import ProfileOptions, measure_orders
+from edge_runtime.profiling.worker import measure
 from export.bundle.level_checks import levels_of
 from export.commands.lists import levels as levels_in
 from export.errors import ExportError
@@ -118,6 +121,17 @@ def test_less_is_kept_the_fewer_layers_are_trained(bundle: Bundle) -> None:
     rows = [found.further_row for found in kept if found is not None]
     assert len(rows) == 3
     assert rows[0] < 0.75 * rows[1] < 0.75 * rows[2]
+
+
+def test_its_time_and_memory_are_measured(bundle: Bundle) -> None:
+    """``covey-edge profile`` measures the graph as any other, under the level's name."""
+    orders = measure_orders(bundle, ProfileOptions(threads=1, shapes=((2, 8),), seconds=0.01))
+    assert [order.level for order in orders if order.kind == "train"] == list(MIXED)
+    (order,) = (order for order in orders if order.level == "top:2")
+    (found,) = measure(order)
+    assert found.name == "train top:2"
+    assert found.latencies[0].median_s > 0
+    assert found.parameter_bytes == parameter_bytes(bundle.manifest.training_graph("top:2"))
 
 
 def test_a_bundle_with_top_levels_has_a_version_of_its_own(bundle: Bundle, tiny_export: Callable[..., Bundle]) -> None:

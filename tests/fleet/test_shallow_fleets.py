@@ -95,7 +95,7 @@ def test_memory_decides_among_levels_of_both_kinds(both: Bundle) -> None:
         ('[stld]\nlevels = ["bottom:1"]\n', "levels"),
         ('[stld]\nkinds = ["bottom"]\n', "kinds"),
         ("[stld]\nkinds = []\n", "kinds"),
-        ('[stld]\nkinds = ["top"]\nrescale = true\n', "rescale"),
+        ('[stld]\nkinds = ["top", "drop"]\nrescale = true\n', "rescale = true: the bundle's training graphs do not"),
     ],
 )
 def test_a_job_that_does_not_fit_is_named(both: Bundle, tmp_path: Path, text: str, message: str) -> None:
