@@ -17,16 +17,21 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from benchmarks.harness.bundles import export_once, sample_model
+from benchmarks.harness.curves import ACCURACY, first_at
 from benchmarks.harness.division import START_ROWS
 from benchmarks.harness.provenance import ROOT, provenance
 from benchmarks.harness.results import find_or_run, print_run, read_results
 from benchmarks.harness.tables import markdown_table, mean_and_deviation
 from benchmarks.learning.droppeft_rows import write_rows
 from benchmarks.learning.droppeft_variants import PLANS
+from edge_runtime.bundle.levels import TOP_PREFIX, forward_passes
 from edge_runtime.bundle.manifest_file import read_manifest
 
 if TYPE_CHECKING:
+    from benchmarks.harness.curves import Curve
     from benchmarks.harness.results import Results
     from edge_runtime.bundle.levels import Level
 
@@ -34,7 +39,9 @@ PROGRAM = ("-m", "benchmarks.learning.droppeft")
 RATE = 0.003
 """The best of droppeft.py's rates on validation rows, for full and for half depth."""
 LEVELS: tuple[Level, ...] = (6, "top:3", "top:2", "top:1", 3)
-HEAD = ("level", "seeds", "held-out loss", "accuracy", "accuracy less full depth's")
+HEAD = ("level", "seeds", "held-out loss", "accuracy", "accuracy less full depth's", "rounds to 95%", "full / ours")
+SHARE_OF_GAIN = 0.95
+"""Rounds are counted to this share of what full depth's accuracy gains, in the mean over the same seeds."""
 
 
 def main() -> None:
@@ -100,15 +107,46 @@ def less(kept: Results, level: str) -> list[float]:
     return [full[run["seed"]] - run["accuracy_end"] for run in runs if run["seed"] in full]
 
 
+def rounds_to(kept: Results, level: str) -> float | None:
+    """Return the rounds until a level's mean accuracy has 95% of full depth's gain; None: never.
+
+    Both are means over the seeds that both have run with.
+    """
+    levels = by_level(kept)
+    ours, full = levels[level], levels.get("6", [])
+    seeds = {run["seed"] for run in ours} & {run["seed"] for run in full}
+    if not seeds:
+        return None
+    ends = [(run["accuracy_start"], run["accuracy_end"]) for run in full if run["seed"] in seeds]
+    start, end = (statistics.fmean(values) for values in zip(*ends, strict=True))
+    curves = [run["curve"] for run in ours if run["seed"] in seeds]
+    mean: Curve = np.mean(curves, axis=0).tolist()
+    return first_at(mean, ACCURACY, start + SHARE_OF_GAIN * (end - start), is_rising=True)
+
+
+def passes_full_over_ours(kept: Results, level: str) -> float | None:
+    """Return the passes of full depth to 95% of its gain over those of a level, per device; None: never there.
+
+    A backward pass counts as two; see edge_runtime.bundle.levels.forward_passes.
+    """
+    ours, full = rounds_to(kept, level), rounds_to(kept, "6")
+    if ours is None or full is None:
+        return None
+    layers = PLANS["minilm"].setup.layers
+    cost = forward_passes(level if level.startswith(TOP_PREFIX) else int(level), layers)
+    return full * forward_passes(layers, layers) / (ours * cost)
+
+
 def table(kept: Results) -> str:
     """Return the table of the kept runs."""
     rows = []
     for level, runs in by_level(kept).items():
         seeds = ", ".join(str(run["seed"]) for run in runs)
         lost = ", ".join(f"{value:.3f}" for value in less(kept, level))
-        rows.append(
-            [level, seeds, mean_and_deviation(runs, "loss_end"), mean_and_deviation(runs, "accuracy_end"), lost]
-        )
+        ends = [mean_and_deviation(runs, key) for key in ("loss_end", "accuracy_end")]
+        rounds, times = rounds_to(kept, level), passes_full_over_ours(kept, level)
+        found = ["never" if value is None else f"{value:.1f}" for value in (rounds, times)]
+        rows.append([level, seeds, *ends, lost, *found])
     return markdown_table(HEAD, rows)
 
 
@@ -120,6 +158,8 @@ def summary(kept: Results) -> dict[str, Any]:
             "accuracy": round(statistics.fmean(run["accuracy_end"] for run in runs), 4),
             "loss": round(statistics.fmean(run["loss_end"] for run in runs), 4),
             "accuracy_less": round(statistics.fmean(less(kept, level)), 4) if less(kept, level) else None,
+            "rounds_to_95": rounds_to(kept, level),
+            "passes_full_over_ours": passes_full_over_ours(kept, level),
         }
         for level, runs in by_level(kept).items()
     }
