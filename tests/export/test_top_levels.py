@@ -26,6 +26,7 @@ from edge_runtime.profiling.worker import measure
 from export.bundle.level_checks import levels_of
 from export.commands.lists import levels as levels_in
 from export.errors import ExportError
+from server.cli import main
 from server.storage.result_folder import write_finished
 
 if TYPE_CHECKING:
@@ -183,6 +184,12 @@ def test_the_flag_names_shares_and_numbers_of_layers() -> None:
     for number in (0, 7):
         with pytest.raises(ExportError, match=f"top:{number}: the model has 6 layers"):
             levels_of([], [number], 6)
+
+
+def test_a_folder_behind_the_flag_is_no_level(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["export", "--task", "classify-head", "--split", "1", "--levels", "1.0,0.5", str(tmp_path)])
+    assert f"{tmp_path} is a folder: MODEL_DIR stands before --levels" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(
