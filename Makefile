@@ -14,7 +14,7 @@ EXTRA_executorch := ,executorch
 EXTRA_mixed := ,executorch
 export PYTHON VENV
 
-.PHONY: help install dev demo test test-all test-long explore test-oldest test-newest test-arm check lint files format bench bench-full bench-convergence bench-dashboard bench-decode bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-bandit bench-fleet bench-load board hil hil-cards deb docs clean bench-switches
+.PHONY: help install dev demo test test-all test-long explore test-oldest test-newest test-arm check lint files format bench bench-full bench-convergence bench-dashboard bench-decode bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-bandit bench-fleet bench-load board hil hil-cards deb docs clean bench-switches bench-top
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -96,6 +96,10 @@ bench-decode: $(STAMP) ## tokens a second with a key-value cache, against withou
 
 bench-levels: $(STAMP) ## speed and memory of training graphs, against PyTorch (some minutes)
 	$(BIN)/python -m benchmarks.speed.levels
+
+bench-top: $(STAMP) ## the last layers trained alone: speed, memory and accuracy (MiniLM; an hour, can be stopped and started)
+	$(BIN)/python -m benchmarks.speed.top_levels --model minilm --tokens 48
+	$(BIN)/python -m benchmarks.learning.top_levels
 
 bench-memory: $(STAMP) ## estimated memory of training graphs against measured peaks, every architecture (some minutes)
 	$(BIN)/python -m benchmarks.speed.memory_need

@@ -26,6 +26,7 @@ import numpy as np
 from benchmarks.harness.figures import ratios, spread
 from benchmarks.harness.plots import new_panels, save
 from benchmarks.harness.provenance import provenance
+from edge_runtime.bundle.levels import trained_layers
 from server.bandit.arms import Arm, PricedArm
 from server.bandit.choices import Candidate
 from server.bandit.choose import choose
@@ -120,7 +121,7 @@ def play(world: World, seed: int, policy: Policy | None = None, fixed: int | Non
         choices: list[Choice] = []
         if policy is not None:
             state, choices = choose(options, state, candidates, DEVICES, 1e6, now, rng)
-            levels = [choice.arm.level or 0 for choice in choices if choice.arm is not None]
+            levels = [trained_layers(choice.arm.level or 0) for choice in choices if choice.arm is not None]
         else:
             levels = [fixed] * DEVICES if fixed is not None else best_levels(world, index)
         seconds = [LEVEL_TIMES[level] * float(world.pace[index, d]) for d, level in enumerate(levels)]

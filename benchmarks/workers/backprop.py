@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from benchmarks.workers.routines import Routines, Settings
+    from edge_runtime.bundle.levels import Level
 
 
 def levels(settings: Settings) -> Routines:
-    """One routine per level of the bundle, named by the level's number of layers: loss and gradients at it."""
+    """One routine per level of the bundle, named by the level: loss and gradients at it."""
+    from edge_runtime.bundle.levels import kind_of
     from edge_runtime.engines.choose import Engines
     from edge_runtime.engines.golden import training_layers
 
@@ -23,8 +25,9 @@ def levels(settings: Settings) -> Routines:
     engine, theta = Engines(threads=settings["threads"]).make_training_engine(bundle), bundle.initial_adapter()
     out, layers = np.zeros_like(theta), bundle.manifest.model.layers
 
-    def at(level: int) -> Callable[[], float]:
-        return lambda: engine.gradients(theta, training_layers(level, layers), batch, out)
+    def at(level: Level) -> Callable[[], float]:
+        trained, whole = training_layers(level, layers), kind_of(level) == "top"
+        return lambda: engine.gradients(theta, trained, batch, out, whole=whole)
 
     return {str(level): at(level) for level in engine.levels}
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from edge_runtime.backprop.round import BackpropSettings, train_backprop
 from edge_runtime.bundle.bounds import check_rows, largest_batch
 from edge_runtime.bundle.layers import layer_slices, no_scales
+from edge_runtime.bundle.levels import kind_of
 from edge_runtime.bundle.memory_need import check_level, level_need, levels_that_fit, rows_that_fit
 from edge_runtime.device.memory import give_back
 from edge_runtime.errors import BundleError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from edge_runtime.agent.loaded_bundle import LoadedBundle
     from edge_runtime.backprop.round import BackpropResult, Personal
     from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.bundle.levels import Level
     from edge_runtime.bundle.manifest import Runtime
     from edge_runtime.protocol.plans import BackpropPlan
     from edge_runtime.values import FloatVector
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 
-def check_plan(plan: BackpropPlan, bundle: Bundle, bytes_free: int | None, runtime: Runtime) -> dict[int, int]:
+def check_plan(plan: BackpropPlan, bundle: Bundle, bytes_free: int | None, runtime: Runtime) -> dict[Level, int]:
     """Check that a device can train a plan, before anything is loaded.
 
     Args:
@@ -48,7 +50,11 @@ def check_plan(plan: BackpropPlan, bundle: Bundle, bytes_free: int | None, runti
     check_level(manifest, plan.level, fewest, bytes_free, runtime)
     check_rows(manifest, runtime, fewest)
     most = min(most, largest_batch(manifest, runtime) or most)
-    if plan.stld.rescale and not manifest.training_graph(plan.level, runtime).rescales:
+    if (
+        plan.stld.rescale
+        and kind_of(plan.level) == "drop"
+        and not manifest.training_graph(plan.level, runtime).rescales
+    ):
         raise no_scales()
     needs = {level: level_need(manifest, level, runtime) for level in manifest.levels}
     fit = levels_that_fit(list(needs.values()), bytes_free, fewest)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge_runtime import __version__
+from edge_runtime.bundle.levels import TOP_LEVELS
 from edge_runtime.bundle.memory_need import level_need, levels_that_fit
 from edge_runtime.engines.least_versions import installed_versions
 from edge_runtime.engines.providers import CPU_ONLY
@@ -38,8 +39,8 @@ class Session:
     epoch: str | None = None
 
 
-METHODS = ["spzo", *SWITCHES]
-"""What a device can train: the step, with every switch of protocol/step_rule.py; those of SWITCHES came later."""
+METHODS = ["spzo", *SWITCHES, TOP_LEVELS]
+"""What a device can train: the step, with every switch of protocol/step_rule.py; what came later is named by itself."""
 
 
 def make_birth(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime.engines.least_versions import installed_versions
 from edge_runtime.protocol.side_messages import TooOld
-from edge_runtime.store.too_old import TooOldNote, write_too_old
+from edge_runtime.store.too_old import TooOldNote, with_covey, write_too_old
 
 if TYPE_CHECKING:
     from edge_runtime.bundle.manifest import Runtime
@@ -41,5 +41,5 @@ def take_too_old(told: TooOld, store: Store, runtime: Runtime) -> None:
         StorageError: it cannot be kept.
     """
     _LOG.error("no work of job %s for this device: %s", told.job, told.reason)
-    note = TooOldNote(told.job, told.bundle_sha256, told.reason, installed_versions(runtime))
+    note = TooOldNote(told.job, told.bundle_sha256, told.reason, with_covey(installed_versions(runtime)))
     write_too_old(store.root, note)

@@ -1,4 +1,4 @@
-"""Layer dropout (STLD): which layers a mini-batch runs.
+"""Layer dropout (STLD): which layers a mini-batch runs. At a top level nothing is drawn, see ``active_layers``.
 
 Our reading of DropPEFT ("Efficient Federated Fine-Tuning of Large Language Models with Layer Dropout"; its body was not
 available to us, the abstract was): every mini-batch draws its layers anew, a layer that is dropped passes its input
@@ -11,15 +11,18 @@ its probability to be active, as in stochastic depth, so that its expectation is
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edge_runtime.bundle.levels import kind_of, top_level, trained_layers
 from edge_runtime.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from edge_runtime.bundle.levels import Level
     from edge_runtime.protocol.layer_dropout import Shape, Stld
 
 Probabilities = np.ndarray[tuple[int], np.dtype[np.float64]]
@@ -145,3 +148,43 @@ def residual_scales(stld: Stld, layers: int, level: int, active: Sequence[int]) 
         return None
     probabilities = inclusion_probabilities(layers, level, stld.shape)
     return [float(1 / probabilities[layer]) for layer in active]
+
+
+@dataclass(frozen=True)
+class ActiveLayers:
+    """The layers that one mini-batch trains.
+
+    Attributes:
+        layers: these layers, ascending.
+        scales: the factor on what each adds to its input; None: 1.
+        whole: whether the other layers run too, untrained; else they are absent.
+    """
+
+    layers: Sequence[int]
+    scales: Sequence[float] | None = None
+    whole: bool = False
+
+    @property
+    def level(self) -> Level:
+        """The level of the graph that runs them."""
+        return top_level(len(self.layers)) if self.whole else len(self.layers)
+
+
+def active_layers(
+    rng: np.random.Generator, stld: Stld, n_layers: int, level: Level, levels: Collection[Level]
+) -> ActiveLayers:
+    """Return the layers that one mini-batch trains: at a top level the last ones, else drawn anew.
+
+    Args:
+        rng: source of the draw, one for each step.
+        stld: shape and kind of draw, and whether residuals are rescaled.
+        n_layers: L.
+        level: the plan's level.
+        levels: the levels of the bundle that the device can hold.
+    """
+    trained = trained_layers(level)
+    if kind_of(level) == "top":
+        return ActiveLayers(range(n_layers - trained, n_layers), whole=True)
+    dropouts = [trained_layers(other) for other in levels if kind_of(other) == "drop"]
+    layers = choose_layers(rng, stld, n_layers, trained, dropouts)
+    return ActiveLayers(layers, residual_scales(stld, n_layers, trained, layers))

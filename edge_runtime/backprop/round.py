@@ -1,4 +1,7 @@
-"""One round on a backprop device: local steps with layer dropout on private rows. No network, no disk."""
+"""One round on a backprop device: local steps on private rows, with layer dropout or of the last layers.
+
+No network, no disk.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,16 @@ import numpy as np
 from edge_runtime import seeds
 from edge_runtime.backprop.adamw import AdamW, AdamWOptions
 from edge_runtime.backprop.importance import LayerStatistics, importance, overlay, personal_layers
-from edge_runtime.backprop.layer_draw import choose_layers, residual_scales
+from edge_runtime.backprop.layer_draw import active_layers
 from edge_runtime.data.order import batch_indices
 from edge_runtime.errors import TrainingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from edge_runtime.backprop.layer_draw import ActiveLayers
     from edge_runtime.bundle.layers import LayerSlices
+    from edge_runtime.bundle.levels import Level
     from edge_runtime.data.batch import Batch
     from edge_runtime.data.rows import Rows
     from edge_runtime.engines.engine import TrainingEngine
@@ -40,11 +45,11 @@ class BackpropSettings:
     round: int
     device: str
     stld: Stld
-    level: int
-    rows_at_once: Mapping[int, int]
+    level: Level
+    rows_at_once: Mapping[Level, int]
 
     @classmethod
-    def of_plan(cls, plan: BackpropPlan, device: str, rows_at_once: Mapping[int, int]) -> BackpropSettings:
+    def of_plan(cls, plan: BackpropPlan, device: str, rows_at_once: Mapping[Level, int]) -> BackpropSettings:
         """Return a plan's settings for the device of this name."""
         return cls(plan.job_seed, plan.round, device, plan.stld, plan.level, rows_at_once)
 
@@ -68,7 +73,7 @@ class BackpropResult:
         personal: what the device keeps.
         loss: mean of the steps' losses.
         seconds: duration of the round.
-        layers_run: layers that mini-batches ran, summed over all steps.
+        layers_trained: layers that mini-batches trained, summed over all steps.
     """
 
     movement: FloatVector
@@ -76,7 +81,7 @@ class BackpropResult:
     personal: Personal
     loss: float
     seconds: float
-    layers_run: int
+    layers_trained: int
 
 
 def train_backprop(
@@ -110,12 +115,12 @@ def train_backprop(
     """
     started, stld, layers = clock(), settings.stld, slices.layers
     start = overlay(theta, personal.layers, layers)
-    local, gradient, losses, layers_run = start.copy(), np.zeros_like(start), [], 0
+    local, gradient, losses, layers_trained = start.copy(), np.zeros_like(start), [], 0
     optimizer = AdamW(start.size, AdamWOptions(stld.learning_rate, stld.weight_decay))
     statistics = personal.statistics.copy()
     for step in range(stld.steps):
         active = _draw(settings, step, len(layers))
-        batches = _micro_batches(rows, settings, step, settings.rows_at_once[len(active.layers)])
+        batches = _micro_batches(rows, settings, step, settings.rows_at_once[active.level])
         losses.append(mean_gradient(engine, local, active, batches, gradient))
         trained = [layer for layer in active.layers if layers[layer].start < layers[layer].stop]
         parts = [*slices.rest, *(layers[layer] for layer in trained)]
@@ -124,7 +129,7 @@ def train_backprop(
             statistics.add_batch(layer, _norm(gradient, [layers[layer]]))
         _clip(gradient, parts, stld.clip_norm)
         optimizer.step(local, gradient, parts)
-        layers_run += len(active.layers)
+        layers_trained += len(active.layers)
         if not on_step(step, losses[-1]):
             return None
     movement: FloatVector = local - start
@@ -137,24 +142,15 @@ def train_backprop(
         personal=Personal({layer: local[layers[layer]].copy() for layer in kept}, statistics),
         loss=math.fsum(losses) / len(losses),
         seconds=clock() - started,
-        layers_run=layers_run,
+        layers_trained=layers_trained,
     )
-
-
-@dataclass(frozen=True)
-class ActiveLayers:
-    """The layers that one mini-batch runs, ascending, and the factor on what each adds to its input; None: 1."""
-
-    layers: Sequence[int]
-    scales: Sequence[float] | None = None
 
 
 def _draw(settings: BackpropSettings, step: int, n_layers: int) -> ActiveLayers:
     """Draw the layers of a step's mini-batch."""
     seed = seeds.layer_seed(settings.job_seed, settings.round, settings.device, step)
     rng = np.random.Generator(np.random.PCG64(seed))
-    layers = choose_layers(rng, settings.stld, n_layers, settings.level, settings.rows_at_once)
-    return ActiveLayers(layers, residual_scales(settings.stld, n_layers, settings.level, layers))
+    return active_layers(rng, settings.stld, n_layers, settings.level, settings.rows_at_once)
 
 
 def _micro_batches(rows: Rows, settings: BackpropSettings, step: int, rows_at_once: int) -> list[Batch]:
@@ -176,17 +172,17 @@ def mean_gradient(
     Args:
         engine: gives gradients.
         theta: trainable parameters, float32, (parameters,).
-        active: the mini-batch's layers.
+        active: the layers that the mini-batch trains.
         batches: the mini-batch in micro-batches, which run one after the other.
         out: see TrainingEngine.gradients.
     """
     if len(batches) == 1:
-        return engine.gradients(theta, active.layers, batches[0], out, active.scales)
+        return engine.gradients(theta, active.layers, batches[0], out, active.scales, whole=active.whole)
     total, loss, part = sum(batch.loss_terms for batch in batches), 0.0, np.zeros_like(out)
     out[:] = 0
     for batch in batches:
         share = batch.loss_terms / total
-        loss += share * engine.gradients(theta, active.layers, batch, part, active.scales)
+        loss += share * engine.gradients(theta, active.layers, batch, part, active.scales, whole=active.whole)
         out += np.float32(share) * part
     return loss
 

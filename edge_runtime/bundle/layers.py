@@ -70,6 +70,19 @@ def check_layers(layers: Sequence[int], n_layers: int) -> None:
         )
 
 
+def check_last(layers: Sequence[int], n_layers: int) -> None:
+    """Check that layers are the last ones of a model.
+
+    Raises:
+        TrainingError: they are not.
+    """
+    if list(layers) != list(range(n_layers - len(layers), n_layers)):
+        raise TrainingError(
+            f"layers {list(layers)} are not the last {len(layers)} of {n_layers}",
+            "a top level trains the last layers of the model",
+        )
+
+
 def no_scales() -> BundleError:
     """Return the error of a bundle whose training graphs take no scales."""
     return BundleError("the bundle's training graphs do not rescale residuals", "export it with --levels and --rescale")

@@ -6,19 +6,25 @@ of the manifest's bytes; through the hashes in it, that names every byte of the 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
 from edge_runtime.bundle.layout import Parameter
+from edge_runtime.bundle.levels import MOST_LAYERS, Level, ascending, kind_of, listed
 from edge_runtime.bundle.needs import Needs
 from edge_runtime.errors import BundleError
 from edge_runtime.values import Count, Sha256, Strict
 
-MANIFEST_FILE = "manifest.json"
-FORMAT_VERSION = 3
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
-MOST_LAYERS = 4096
+MANIFEST_FILE = "manifest.json"
+FORMAT_VERSION = 4
+"""The newest version that this Covey reads; it writes the oldest one that says what a bundle holds."""
+DROPOUT_ALONE_VERSION = 3
+"""The version of bundles without top levels, which are the same in both versions."""
+
 MOST_FILES = 16384
 MOST_TENSORS = 1 << 18
 LARGEST_TOLERANCE = 0.1
@@ -111,7 +117,7 @@ class Graph(Strict, frozen=True):
         split: of ``front`` and ``back``.
         inputs: what it takes.
         outputs: what it gives; ``train``: the loss, then one gradient for each trainable input.
-        level: of ``train``, the number of active layers.
+        level: of ``train``, the number of active layers, or the top level.
         recomputes: of ``train``, whether a layer's activations are computed again for its backward pass, so that only
             one hidden state a layer is kept.
         bounds: the largest values of named sizes, if the runtime plans its memory for them; empty: any size.
@@ -124,7 +130,7 @@ class Graph(Strict, frozen=True):
     split: Index | None
     inputs: Annotated[list[GraphInput], msgspec.Meta(max_length=MOST_TENSORS)]
     outputs: Annotated[list[GraphOutput], msgspec.Meta(max_length=MOST_TENSORS)]
-    level: Index | None = None
+    level: Level | None = None
     recomputes: bool = False
     bounds: dict[str, Annotated[int, msgspec.Meta(ge=1, le=2**40)]] = msgspec.field(default_factory=dict)
     activations: Activations | None = None
@@ -140,9 +146,9 @@ class Graph(Strict, frozen=True):
         return any(tensor.role == "scale" for tensor in self.inputs)
 
 
-def graph_name(kind: str, split: int | None, level: int | None) -> str:
+def graph_name(kind: str, split: int | None, level: Level | None) -> str:
     """Return a graph's name: its kind, and its split or level if it has one."""
-    number = split if split is not None else level
+    number: Level | None = split if split is not None else level
     return kind if number is None else f"{kind} {number}"
 
 
@@ -202,8 +208,8 @@ class Golden(Strict, frozen=True):
     Attributes:
         file: a safetensors file; batch n has ``n.input_ids``, ``n.attention_mask``, ``n.labels``, ``n.loss`` and the
             first of ``output_names`` (``n.logits`` or ``n.token_losses``); for causal-lm also ``n.positions``. Level k
-            has ``train_k.loss`` and ``train_k.gradients`` of batch 0 with the layers of golden.training_layers: the
-            whole layout, 0 for absent layers.
+            has ``train_k.loss`` and ``train_k.gradients`` of batch 0 with the layers of golden.training_layers (level
+            ``top:k``: with all layers): the whole layout, 0 for layers that are absent or not trained.
         batches: how many batches.
         seed: the adapter of the golden vectors is the initial one plus ``scale`` times the perturbation (seed, FRONT)
             over the whole layout, so that every trainable tensor matters (B matrices and new heads start at zero).
@@ -225,7 +231,7 @@ class Manifest(Strict, frozen=True):
         created_by: versions of covey, torch, transformers, peft, onnx that made the bundle.
         lora: None where every weight is trained.
         splits: layer indexes at which the graphs are cut; one front and one back graph each.
-        levels: numbers of active layers for which there is a training graph, ascending; empty: forward-only.
+        levels: levels for which there is a training graph, ascending; empty: forward-only.
         parameters: the layout of the trainable vector.
         weights_file: base weights (safetensors, Hugging Face names).
         adapter_file: the initial adapter in PEFT's own format, beside its adapter_config.json; the weights file itself,
@@ -246,7 +252,7 @@ class Manifest(Strict, frozen=True):
     golden: Golden
     graphs: Annotated[list[Graph], msgspec.Meta(max_length=MOST_FILES)]
     files: Annotated[list[FileEntry], msgspec.Meta(max_length=MOST_FILES)]
-    levels: Annotated[list[Index], msgspec.Meta(max_length=MOST_LAYERS)] = msgspec.field(default_factory=list)
+    levels: Annotated[list[Level], msgspec.Meta(max_length=2 * MOST_LAYERS)] = msgspec.field(default_factory=list)
     needs: Needs | None = None
 
     @property
@@ -288,13 +294,13 @@ class Manifest(Strict, frozen=True):
             "choose one of its splits, or export with --split",
         )
 
-    def levels_for(self, runtime: Runtime) -> list[int]:
-        """Return the numbers of active layers for which a runtime has a training graph, ascending."""
+    def levels_for(self, runtime: Runtime) -> list[Level]:
+        """Return the levels for which a runtime has a training graph, ascending."""
         graphs = [graph for graph in self.graphs if graph.runtime == runtime]
-        return sorted(graph.level for graph in graphs if graph.level is not None)
+        return ascending(graph.level for graph in graphs if graph.level is not None)
 
-    def training_graph(self, level: int, runtime: Runtime = "onnxruntime") -> Graph:
-        """Return a runtime's training graph with ``level`` active layers, or raise BundleError."""
+    def training_graph(self, level: Level, runtime: Runtime = "onnxruntime") -> Graph:
+        """Return a runtime's training graph of a level, or raise BundleError."""
         for graph in self.graphs:
             if graph.kind == "train" and graph.level == level and graph.runtime == runtime:
                 return graph
@@ -303,10 +309,16 @@ class Manifest(Strict, frozen=True):
                 f"the bundle has no training graphs for {runtime}",
                 f"export it again with --levels and --runtime onnx,{runtime}, or set another engine",
             )
+        what = f"of level {level}" if kind_of(level) == "top" else f"with {level} active layers"
         raise BundleError(
-            f"the bundle has no training graph with {level} active layers; its levels are {self.levels}",
+            f"the bundle has no training graph {what}; its levels are [{listed(self.levels)}]",
             "choose one of its levels, or export with --levels",
         )
+
+
+def format_version_of(levels: Iterable[Level]) -> int:
+    """Return the oldest version that says what a bundle with these levels holds: older devices read it too."""
+    return FORMAT_VERSION if any(kind_of(level) == "top" for level in levels) else DROPOUT_ALONE_VERSION
 
 
 def output_names(kind: TaskKind) -> list[str]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from edge_runtime.bundle.layers import LAYER_FIELD, source_of
 from edge_runtime.bundle.layout import check_layout, total_size
-from edge_runtime.bundle.manifest import CAUSAL_LM, MANIFEST_FILE
+from edge_runtime.bundle.levels import Level, ascending, kind_of, run_layers, trained_layers
+from edge_runtime.bundle.manifest import CAUSAL_LM, DROPOUT_ALONE_VERSION, MANIFEST_FILE
 from edge_runtime.errors import BundleError
 
 if TYPE_CHECKING:
@@ -86,12 +87,15 @@ def _check_presence(manifest: Manifest) -> None:
 
 
 def _check_levels(manifest: Manifest) -> None:
-    levels = collections.defaultdict[str, list[int]](list, onnxruntime=[])
+    levels = collections.defaultdict[str, list[Level]](list, onnxruntime=[])
     for graph in manifest.graphs:
         if graph.kind == "train" and graph.level is not None:
             levels[graph.runtime].append(graph.level)
-    if any(sorted(found) != manifest.levels for found in levels.values()):
+    if any(ascending(found) != manifest.levels or len(found) != len(set(found)) for found in levels.values()):
         raise BundleError("the manifest's levels are not those of its training graphs", _AGAIN)
+    top = [level for level in manifest.levels if kind_of(level) == "top"]
+    if top and manifest.format_version <= DROPOUT_ALONE_VERSION:
+        raise BundleError(f"a manifest of version {manifest.format_version} has no level {top[0]}", _AGAIN)
 
 
 def _check_inputs(manifest: Manifest) -> None:
@@ -128,7 +132,7 @@ def _check_training_graphs(manifest: Manifest) -> None:
                     name = source_of(tensor, {tensor.slot: layer})
                     _check_in_layout(graph, name, tensor.shape, shapes)
                 found.add(key)
-        _check_gradients(graph)
+        _check_gradients(graph, layers)
 
 
 def _trained(graph: Graph) -> list[GraphInput | GraphOutput]:
@@ -147,20 +151,27 @@ def _check_in_layout(
 def _check_slots(graph: Graph, layers: int) -> None:
     """Check the level of a training graph, and that every tensor with a slot has a place in it."""
     level = graph.level
-    if level is None or not 1 <= level <= layers:
+    if level is None or not 1 <= trained_layers(level) <= layers:
         raise BundleError(f"{graph.file}: level {level} of a model with {layers} layers", _AGAIN)
+    slots = run_layers(level, layers)
     gradients = [output for output in graph.outputs if output.source is not None]
     bound: list[GraphInput | GraphOutput] = [*graph.inputs, *gradients]
     for tensor in bound:
-        if tensor.slot is not None and not (tensor.slot < level and LAYER_FIELD in (tensor.source or "")):
+        if tensor.slot is not None and not (tensor.slot < slots and LAYER_FIELD in (tensor.source or "")):
             raise BundleError(f"{graph.file}: {tensor.name} has no place in slot {tensor.slot}", _AGAIN)
 
 
-def _check_gradients(graph: Graph) -> None:
-    """Check that a training graph's first output is the loss, and that each trainable tensor has one gradient."""
-    trained = {(tensor.source, tensor.slot) for tensor in graph.inputs if tensor.role == "trainable"}
+def _check_gradients(graph: Graph, layers: int) -> None:
+    """Check that a training graph's first output is the loss, and that each tensor that it trains has one gradient."""
+    level = graph.level or layers
+    below = run_layers(level, layers) - trained_layers(level)
+    trained = {
+        (tensor.source, tensor.slot)
+        for tensor in graph.inputs
+        if tensor.role == "trainable" and (tensor.slot is None or tensor.slot >= below)
+    }
     gradients = [output for output in graph.outputs if output.source is not None]
     if trained != {(output.source, output.slot) for output in gradients}:
-        raise BundleError(f"{graph.file}: not one gradient for each trainable tensor", _AGAIN)
+        raise BundleError(f"{graph.file}: not one gradient for each tensor that it trains", _AGAIN)
     if not graph.outputs or graph.outputs[0].name != "loss":
         raise BundleError(f"{graph.file}: its first output is not the loss", _AGAIN)

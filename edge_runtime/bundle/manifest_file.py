@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge_runtime.bundle.manifest import FORMAT_VERSION, MANIFEST_FILE, Manifest
+from edge_runtime.bundle.manifest import DROPOUT_ALONE_VERSION, FORMAT_VERSION, MANIFEST_FILE, Manifest
 from edge_runtime.bundle.manifest_check import check_manifest
 from edge_runtime.errors import BundleError, unreadable
 from edge_runtime.files.versioned import VersionedFormat
@@ -27,6 +27,7 @@ _FORMAT = VersionedFormat(
     newer_hint="upgrade Covey on this machine",
     field="format_version",
     field_name="format version",
+    oldest=DROPOUT_ALONE_VERSION,
 )
 
 

@@ -6,10 +6,11 @@ The estimate knows nothing of this machine; ``device/memory.py`` says what the m
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from edge_runtime.bundle.levels import Level, run_layers, trained_layers
 from edge_runtime.errors import BundleError, TrainingError
 from edge_runtime.values import Count
 
@@ -28,12 +29,12 @@ _MARGIN = 1.4
 """On the traced estimate: a runtime runs nodes in another order and leaves gaps between values; DeBERTa needs 1.33."""
 
 
-def level_need(manifest: Manifest, level: int, runtime: Runtime = "onnxruntime") -> LevelNeed:
+def level_need(manifest: Manifest, level: Level, runtime: Runtime = "onnxruntime") -> LevelNeed:
     """Estimate the memory of one training graph, its weights included, for rows of the longest length.
 
-    The manifest says what the graph's values take (Graph.activations); a margin is added. Without that, a layer counts
-    as 20 hidden sizes per token, and attention as more of them, as in a model whose heads together are as wide as its
-    hidden state.
+    The manifest says what the graph's values take (Graph.activations); a margin is added. Without that, a layer that is
+    trained counts as 20 hidden sizes per token, and attention as more of them, as in a model whose heads together are
+    as wide as its hidden state; the layers below, one of which is run at a time, count as one more.
 
     Raises:
         BundleError: the bundle has no such level for the runtime.
@@ -45,9 +46,12 @@ def level_need(manifest: Manifest, level: int, runtime: Runtime = "onnxruntime")
         return LevelNeed(level, bound + math.ceil(_MARGIN * first), math.ceil(_MARGIN * further))
     tokens = manifest.task.max_tokens
     stored = hidden_size(manifest) * (_ACTIVATIONS + tokens / _TOKENS_FOR_ONE_MORE)
+    kept = trained_layers(level)
     if graph.recomputes:
-        stored = (stored + level * hidden_size(manifest)) / level
-    row_bytes = int(4 * tokens * level * stored)
+        stored = (stored + kept * hidden_size(manifest)) / kept
+    if kept < run_layers(level, manifest.model.layers):
+        kept += 1
+    row_bytes = int(4 * tokens * kept * stored)
     return LevelNeed(level, bound + row_bytes, row_bytes)
 
 
@@ -104,13 +108,13 @@ def rows_that_fit(need: LevelNeed, bytes_free: int | None, fewest: int, most: in
     return max(fewest, min(most, 1 + (bytes_free - need.bytes_needed) // need.bytes_a_row))
 
 
-def levels_that_fit(needs: Sequence[LevelNeed], bytes_free: int | None, rows: int) -> list[int]:
+def levels_that_fit(needs: Sequence[LevelNeed], bytes_free: int | None, rows: int) -> list[Level]:
     """Return the levels that fit into free memory with ``rows`` rows at once; all of them if memory is unknown."""
     return [need.level for need in needs if bytes_free is None or bytes_for(need, rows) <= bytes_free]
 
 
 def check_level(
-    manifest: Manifest, level: int, rows: int, bytes_free: int | None, runtime: Runtime = "onnxruntime"
+    manifest: Manifest, level: Level, rows: int, bytes_free: int | None, runtime: Runtime = "onnxruntime"
 ) -> None:
     """Check that a level exists and fits into free memory, before anything is loaded.
 
@@ -121,14 +125,18 @@ def check_level(
     needed = bytes_for(level_need(manifest, level, runtime), rows)
     if bytes_free is not None and needed > bytes_free:
         raise TrainingError(
-            f"{level} active layers and micro-batches of {rows} need {needed} bytes, {bytes_free} are free",
+            f"{_named(level)} and micro-batches of {rows} need {needed} bytes, {bytes_free} are free",
             "lower the level or micro_batch_size in the job's [stld], or free some memory",
         )
+
+
+def _named(level: Level) -> str:
+    return f"level {level}" if isinstance(level, str) else f"{level} active layers"
 
 
 class LevelNeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Memory that training at a level takes: with one row of the longest length, and for each further row."""
 
-    level: Annotated[int, msgspec.Meta(ge=1, le=4096)]
+    level: Level
     bytes_needed: Count
     bytes_a_row: Count

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime import output
+from edge_runtime.bundle.levels import kind_of, trained_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from edge_runtime.bundle.levels import Level
 
 DIFFERENT = 1
 """Exit code of ``bundle diff`` where the bundles differ, as diff and cmp have it."""
@@ -73,8 +76,8 @@ def _overview_text(path: Path, values: Mapping[str, Any]) -> str:
         ("template", task["template"] or "-"),
         ("trains", f"{trained}: {values['trainable_parameters']:,} parameters"),
         ("splits", _listed(values["splits"])),
-        ("levels", f"{_listed(values['levels'])} active layers" if values["levels"] else "- (forward-only)"),
         ("decode", _decode_text(values["decode"])),
+        ("levels", _levels(values["levels"])),
         ("runtimes", _listed(values["runtimes"])),
         ("needs", ", ".join(f"{name} ≥ {version}" for name, version in versions.items()) or "not known"),
         ("tokenizer", f"{values['tokenizer_sha256']}, the model knows {_known(values['vocab_size'])} tokens"),
@@ -97,6 +100,15 @@ def _decode_text(decode: Mapping[str, Any] | None) -> str:
         f"{decode['file']}, {decode['size_bytes'] / 1e6:.2f} MB for {decode['runtime']}, "
         f"{decode['cache_bytes_a_token']:,} bytes of cache a token, {decode['positions']:,} positions"
     )
+
+
+def _levels(levels: Sequence[Level]) -> str:
+    drop, top = ([level for level in levels if kind_of(level) == kind] for kind in ("drop", "top"))
+    found = [f"{_listed(drop)} active layers"] if drop else []
+    found += (
+        [f"the last {_listed([trained_layers(level) for level in top])} of all layers ({_listed(top)})"] if top else []
+    )
+    return "; ".join(found) or "- (forward-only)"
 
 
 def _listed(values: Sequence[object]) -> str:

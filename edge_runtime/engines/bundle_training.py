@@ -1,7 +1,8 @@
 """Loss and gradients of a bundle's levels on any runtime: see engine.TrainingEngine.
 
-One graph per level serves every choice of active layers: their weights are bound to its slots, as views into the
-mapped file. Weights of the other layers are neither bound nor read.
+The graph of a dropout level serves every choice of active layers: their weights are bound to its slots, as views into
+the mapped file. Weights of the other layers are neither bound nor read. The graph of a top level has a slot for every
+layer.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge_runtime.bundle.layers import check_layers, no_scales, source_of
+from edge_runtime.bundle.layers import check_last, check_layers, no_scales, source_of
 from edge_runtime.bundle.layout import views
+from edge_runtime.bundle.levels import top_level
 from edge_runtime.engines.bundle_engine import bind_inputs, frozen_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.bundle.levels import Level
     from edge_runtime.data.batch import Batch
     from edge_runtime.engines.bundle_engine import GraphOpener, TrainingRunner
     from edge_runtime.values import FloatVector
@@ -34,10 +37,10 @@ class BundleTrainingEngine:
     def __init__(self, bundle: Bundle, opener: GraphOpener) -> None:
         self._bundle, self._opener = bundle, opener
         self._frozen = frozen_tensors(bundle)
-        self._runners: dict[int, TrainingRunner] = {}
+        self._runners: dict[Level, TrainingRunner] = {}
 
     @property
-    def levels(self) -> tuple[int, ...]:
+    def levels(self) -> tuple[Level, ...]:
         """See TrainingEngine."""
         return tuple(self._bundle.manifest.levels_for(self._opener.runtime))
 
@@ -48,14 +51,19 @@ class BundleTrainingEngine:
         batch: Batch,
         out: FloatVector,
         scales: Sequence[float] | None = None,
+        *,
+        whole: bool = False,
     ) -> float:
         """See TrainingEngine."""
-        manifest, level = self._bundle.manifest, len(layers)
+        manifest, level = self._bundle.manifest, top_level(len(layers)) if whole else len(layers)
         graph = manifest.training_graph(level, self._opener.runtime)
         check_layers(layers, manifest.model.layers)
+        if whole:
+            check_last(layers, manifest.model.layers)
         if scales is not None and not graph.rescales:
             raise no_scales()
-        bound = bind_inputs(graph, self._frozen, views(theta, manifest.parameters), layers)
+        slots = range(manifest.model.layers) if whole else layers
+        bound = bind_inputs(graph, self._frozen, views(theta, manifest.parameters), slots)
         for tensor in graph.inputs:
             if tensor.role == "scale":
                 bound[tensor.name] = np.array([1.0 if scales is None else scales[tensor.slot or 0]], dtype=np.float32)
@@ -64,10 +72,10 @@ class BundleTrainingEngine:
         loss, *values = self._runners[level].run(bound, batch)
         targets = views(out, manifest.parameters)
         for output, value in zip(graph.outputs[1:], values, strict=True):
-            targets[source_of(output, layers)][...] = value
+            targets[source_of(output, slots)][...] = value
         return float(loss)
 
     def bound(self, layers: Sequence[int]) -> list[str]:
-        """Return the names of the weights that a run with these layers reads."""
+        """Return the names of the weights that a run with these layers alone reads."""
         graph = self._bundle.manifest.training_graph(len(layers), self._opener.runtime)
         return [source_of(tensor, layers) for tensor in graph.inputs if tensor.role == "weight"]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.bundle.levels import Level
     from edge_runtime.bundle.manifest import Runtime
     from edge_runtime.data.batch import Batch, CompletionBatch
     from edge_runtime.values import FloatVector, Logits, TokenIds, TokenLosses
@@ -51,11 +52,11 @@ class Engine(Protocol[BoundaryT]):
 
 
 class TrainingEngine(Protocol):
-    """Loss and gradients of a model with some of its layers, at given trainable parameters."""
+    """Loss of a model, and gradients of some of its layers, which run alone or with the others."""
 
     @property
-    def levels(self) -> tuple[int, ...]:
-        """Numbers of active layers for which there is a graph, ascending."""
+    def levels(self) -> tuple[Level, ...]:
+        """Levels for which there is a graph, ascending."""
 
     def gradients(
         self,
@@ -64,23 +65,28 @@ class TrainingEngine(Protocol):
         batch: Batch,
         out: FloatVector,
         scales: Sequence[float] | None = None,
+        *,
+        whole: bool = False,
     ) -> float:
-        """Run the model with only these layers and write the gradients of its trainable parameters.
+        """Run the model and write the gradients of trainable parameters.
 
         Args:
             theta: trainable parameters, float32, whole layout.
-            layers: the active layers, ascending; their number is one of ``levels``.
+            layers: the layers that are trained, ascending. Only they run, and their number is one of ``levels``, unless
+                ``whole`` says otherwise.
             batch: the rows.
-            out: receives d loss / d theta of the active layers and of the parameters outside the layers, float32, whole
-                layout; entries of absent layers stay as they are.
-            scales: factor on what each active layer adds to its input; None: 1.
+            out: receives d loss / d theta of these layers and of the parameters outside the layers, float32, whole
+                layout; entries of other layers stay as they are.
+            scales: factor on what each of these layers adds to its input; None: 1.
+            whole: whether all layers run: then ``layers`` are the model's last ones, k of them, and ``top:k`` is one of
+                ``levels``.
 
         Returns:
             The mean loss over the batch's rows, or over its completion tokens.
 
         Raises:
             BundleError: there is no graph for this number of layers, or it takes no scales.
-            TrainingError: the runtime failed on the batch.
+            TrainingError: the runtime failed on the batch, or the layers are not the last ones and ``whole`` says so.
         """
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_runtime.bundle.decode import Decode
+from edge_runtime.bundle.levels import kind_of, trained_layers
 from edge_runtime.bundle.manifest import output_names
 from edge_runtime.data.batch import IGNORED, Batch, CompletionBatch
 from edge_runtime.engines.choose import ONNX_RUNTIME, Engines
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.bundle.levels import Level
     from edge_runtime.bundle.manifest import Golden
     from edge_runtime.engines.onnx_decode import OnnxDecoder
     from edge_runtime.values import FloatVector
@@ -55,9 +57,12 @@ GRADIENT_TOLERANCE = 1e-4
 """Largest difference allowed between gradients, which sum over more terms than a loss."""
 
 
-def training_layers(level: int, n_layers: int) -> list[int]:
-    """Return the active layers of a level's golden vectors: evenly spread, including the last layer."""
-    return [((slot + 1) * n_layers - 1) // level for slot in range(level)]
+def training_layers(level: Level, n_layers: int) -> list[int]:
+    """Return the layers that a level's golden vectors train: the last ones, or evenly spread, including the last."""
+    trained = trained_layers(level)
+    if kind_of(level) == "top":
+        return list(range(n_layers - trained, n_layers))
+    return [((slot + 1) * n_layers - 1) // trained for slot in range(trained)]
 
 
 def golden_adapter(initial: FloatVector, golden: Golden) -> FloatVector:
@@ -153,7 +158,8 @@ def _training_differences(
     expected, training = map_tensors(bundle.file(manifest.golden.file)), engines.make_training_engine(bundle)
     for level in training.levels:
         found = np.zeros_like(theta)
-        loss = training.gradients(theta, training_layers(level, manifest.model.layers), batch, found)
+        layers = training_layers(level, manifest.model.layers)
+        loss = training.gradients(theta, layers, batch, found, whole=kind_of(level) == "top")
         try:
             wanted = np.float32(expected[f"train_{level}.loss"]), expected[f"train_{level}.gradients"]
         except KeyError as error:

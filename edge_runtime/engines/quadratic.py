@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edge_runtime.bundle.layers import check_last
+from edge_runtime.bundle.levels import top_level
 from edge_runtime.errors import BundleError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edge_runtime.bundle.layers import LayerSlices
+    from edge_runtime.bundle.levels import Level
     from edge_runtime.data.batch import Batch
     from edge_runtime.values import FloatVector
 
@@ -85,18 +88,18 @@ class LayeredQuadraticEngine(QuadraticEngine):
         optimum: see QuadraticEngine.
         front_size: see QuadraticEngine.
         slices: which parameters belong to which layer.
-        levels: the numbers of active layers that it accepts, ascending.
+        levels: the levels that it accepts, ascending.
     """
 
     def __init__(
-        self, hessian: FloatMatrix, optimum: FloatMatrix, front_size: int, slices: LayerSlices, levels: Sequence[int]
+        self, hessian: FloatMatrix, optimum: FloatMatrix, front_size: int, slices: LayerSlices, levels: Sequence[Level]
     ) -> None:
         super().__init__(hessian, optimum, front_size)
         self._slices = slices
         self._levels = tuple(levels)
 
     @property
-    def levels(self) -> tuple[int, ...]:
+    def levels(self) -> tuple[Level, ...]:
         """See TrainingEngine."""
         return self._levels
 
@@ -107,16 +110,23 @@ class LayeredQuadraticEngine(QuadraticEngine):
         batch: Batch,  # noqa: ARG002 the bowl has no data
         out: FloatVector,
         scales: Sequence[float] | None = None,
+        *,
+        whole: bool = False,
     ) -> float:
         """See TrainingEngine; exact, computed in float64. A layer's scale is a factor on its parameters."""
-        if len(layers) not in self._levels:
-            raise BundleError(f"no graph with {len(layers)} active layers", f"levels are {self._levels}")
+        level: Level = top_level(len(layers)) if whole else len(layers)
+        if level not in self._levels:
+            what = f"of level {level}" if whole else f"with {level} active layers"
+            raise BundleError(f"no graph {what}", f"levels are {self._levels}")
         factor = np.zeros(theta.size, dtype=np.float32)
         for part in self._slices.rest:
             factor[part] = 1
         for layer, scale in zip(layers, scales or [1.0] * len(layers), strict=True):
             factor[self._slices.layers[layer]] = scale
+        trained = factor != 0
+        if whole:
+            check_last(layers, len(self._slices.layers))
+            factor[~trained] = 1
         seen: FloatVector = theta * factor
-        present = factor != 0
-        out[present] = self.gradient(seen)[present] * factor[present]
+        out[trained] = self.gradient(seen)[trained] * factor[trained]
         return self.loss(seen)

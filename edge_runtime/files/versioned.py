@@ -25,13 +25,15 @@ class VersionedFormat:
 
     Attributes:
         what: the document, as the subject of an error's sentence.
-        version: the version that this Covey reads.
+        version: the version that this Covey reads, the newest one.
         decode: msgspec.json.decode or msgspec.msgpack.decode.
         error: the error that is raised.
         hint: what to do about a document that is damaged, or older than this Covey.
         newer_hint: what to do about a document that is newer than this Covey.
         field: the field that holds the version.
         field_name: what an error calls that field.
+        oldest: the oldest version that this Covey reads too, if every document of it is one of ``version`` as well;
+            None: ``version`` alone.
     """
 
     what: str
@@ -42,6 +44,7 @@ class VersionedFormat:
     newer_hint: str
     field: str = "v"
     field_name: str = "version"
+    oldest: int | None = None
 
     def read(self, data: bytes, expected: Any) -> Any:  # noqa: ANN401 a type or a union of types
         """Return a document as ``expected``, a type or a union of types.
@@ -51,9 +54,11 @@ class VersionedFormat:
         """
         with wall(lambda cause: self.error(f"{self.what} cannot be read: {cause}", self.hint)):
             found = getattr(self.decode(data, type=_version_struct(self.field)), self.field)
-        if found != self.version:
+        oldest = self.version if self.oldest is None else self.oldest
+        if not oldest <= found <= self.version:
+            reads = f"version {self.version}" if oldest == self.version else f"versions {oldest} to {self.version}"
             raise self.error(
-                f"{self.what} has {self.field_name} {found}, this Covey reads version {self.version}",
+                f"{self.what} has {self.field_name} {found}, this Covey reads {reads}",
                 self.newer_hint if found > self.version else self.hint,
             )
         with wall(lambda cause: self.error(f"{self.what} is not valid: {cause}", self.hint)):

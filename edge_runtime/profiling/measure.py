@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.bundle.levels import Level
     from edge_runtime.bundle.manifest import Manifest, Runtime
 
 _LOG = logging.getLogger(__name__)
@@ -84,13 +85,14 @@ def measure_orders(bundle: Bundle, options: ProfileOptions) -> list[MeasureOrder
                 f"rows of this bundle have 2 to {manifest.task.max_tokens} tokens; give --shapes 1x16,8x32",
             )
     orders: list[MeasureOrder] = []
-    for runtime, kind, number in _units(manifest):
-        whole = kind == "predict" and not any(order.sustain_s for order in orders)
+    for unit in _units(manifest):
+        whole = unit.kind == "predict" and not any(order.sustain_s for order in orders)
         order = MeasureOrder(
             bundle=str(bundle.path.resolve()),
-            runtime=runtime,
-            kind=kind,
-            number=number,
+            runtime=unit.runtime,
+            kind=unit.kind,
+            split=unit.split,
+            level=unit.level,
             threads=options.threads,
             shapes=shapes,
             seconds=options.seconds,
@@ -101,15 +103,25 @@ def measure_orders(bundle: Bundle, options: ProfileOptions) -> list[MeasureOrder
     return orders
 
 
-def _units(manifest: Manifest) -> list[tuple[Runtime, Literal["split", "predict", "train"], int | None]]:
-    """Return the graphs that are loaded together, as runtime, kind and number (the split or the level)."""
-    units: dict[tuple[Runtime, Literal["split", "predict", "train"], int | None], None] = {}
+@dataclass(frozen=True)
+class _Unit:
+    """Graphs that are loaded together: front and back of a split, the predict graph, or a level's training graph."""
+
+    runtime: Runtime
+    kind: Literal["split", "predict", "train"]
+    split: int | None = None
+    level: Level | None = None
+
+
+def _units(manifest: Manifest) -> list[_Unit]:
+    """Return the graphs that are loaded together, in the manifest's order."""
+    units: dict[_Unit, None] = {}
     for graph in manifest.graphs:
         match graph.kind:
             case "front" | "back":
-                units[graph.runtime, "split", graph.split] = None
+                units[_Unit(graph.runtime, "split", split=graph.split)] = None
             case "predict" | "train":
-                units[graph.runtime, graph.kind, graph.level] = None
+                units[_Unit(graph.runtime, graph.kind, level=graph.level)] = None
     return list(units)
 
 
@@ -219,7 +231,7 @@ def _measure_graphs(
     multiplied: list[Rates] = []
     for done, order in enumerate(orders):
         multiplied.append(tools.time_rates(threads))
-        name = " ".join(str(part) for part in (order.kind, order.number, order.runtime) if part is not None)
+        name = " ".join(str(part) for part in (order.kind, order.split, order.level, order.runtime) if part is not None)
         progress(done, len(orders), name)
         result = tools.run(order)
         if not result.graphs:
@@ -256,10 +268,10 @@ def _not_measured(order: MeasureOrder, why: str) -> list[GraphProfile]:
     note = why[:2000]
     if order.kind == "split":
         return [
-            GraphProfile(kind=kind, engine=order.runtime, split=order.number, latencies=[], note=note)
+            GraphProfile(kind=kind, engine=order.runtime, split=order.split, latencies=[], note=note)
             for kind in ("front", "back")
         ]
-    return [GraphProfile(kind=order.kind, engine=order.runtime, level=order.number, latencies=[], note=note)]
+    return [GraphProfile(kind=order.kind, engine=order.runtime, level=order.level, latencies=[], note=note)]
 
 
 def commit() -> str | None:

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from edge_runtime.bundle.folder import Bundle, open_bundle
+from edge_runtime.bundle.levels import Level, kind_of
 from edge_runtime.bundle.manifest import CAUSAL_LM, Runtime
 from edge_runtime.bundle.memory_need import parameter_bytes
 from edge_runtime.data.batch import Batch, pad, pad_completions
@@ -48,7 +49,8 @@ class MeasureOrder(msgspec.Struct, frozen=True):
         bundle: path of the bundle.
         runtime: whose graphs.
         kind: front and back of a split, the predict graph, or the training graph of a level.
-        number: the split, or the level.
+        split: the split, of ``split``.
+        level: the level, of ``train``.
         threads: threads of one operator; 0: as many as may run at once.
         providers: execution providers of ONNX Runtime, as in edge.toml.
         shapes: batch sizes × tokens.
@@ -62,7 +64,8 @@ class MeasureOrder(msgspec.Struct, frozen=True):
     bundle: str
     runtime: Runtime
     kind: Literal["split", "predict", "train"]
-    number: int | None
+    split: int | None
+    level: Level | None
     threads: int
     shapes: list[tuple[int, int]]
     warm_up: int = 2
@@ -129,13 +132,14 @@ def measure(order: MeasureOrder, clock: Callable[[], float] = time.perf_counter)
         bound = bundle.manifest.graph("predict", runtime=order.runtime)
     else:
         training, out = engines.make_training_engine(bundle), np.zeros_like(theta)
-        layers = training_layers(order.number or 1, bundle.manifest.model.layers)
+        level = order.level or 1
+        layers, is_top = training_layers(level, bundle.manifest.model.layers), kind_of(level) == "top"
 
         def run(batch: Batch) -> object:
-            return training.gradients(theta, layers, batch, out)
+            return training.gradients(theta, layers, batch, out, whole=is_top)
 
-        names = {"kind": "train", "level": order.number}
-        bound = bundle.manifest.training_graph(order.number or 1, order.runtime)
+        names = {"kind": "train", "level": level}
+        bound = bundle.manifest.training_graph(level, order.runtime)
     run(batches[0])
     load_s = clock() - started
     latencies = [_time(order, clock, lambda b=batch: run(b), batch) for batch in batches]  # type: ignore[misc]
@@ -165,7 +169,7 @@ def _measure_split(
     clock: Callable[[], float],
 ) -> list[GraphProfile]:
     """Time front and back; the memory peak is reset in between, if the kernel allows it."""
-    engine = Engines(order.runtime, order.threads, order.providers).make_engine(bundle, order.number or 0)
+    engine = Engines(order.runtime, order.threads, order.providers).make_engine(bundle, order.split or 0)
     loaded_s = clock() - started
     cut = engine.front_workspace.size
     np.copyto(engine.front_workspace, theta[:cut])
@@ -188,12 +192,12 @@ def _measure_split(
         return GraphProfile(
             kind=kind,
             engine=order.runtime,
-            split=order.number,
+            split=order.split,
             load_s=load_s,
             peak_rss_bytes=peak,
             base_rss_bytes=base,
             latencies=found,
-            parameter_bytes=parameter_bytes(bundle.manifest.graph(kind, order.number, order.runtime)),
+            parameter_bytes=parameter_bytes(bundle.manifest.graph(kind, order.split, order.runtime)),
         )
 
     return [graph("front", front_load_s, front_peak, fronts), graph("back", back_load_s, back_peak, backs)]

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import msgspec
 
+from edge_runtime.bundle.levels import Level
 from edge_runtime.protocol.layer_dropout import Stld
 from edge_runtime.protocol.message_base import ProtocolMessage as _Message
 from edge_runtime.protocol.privacy import Privacy
@@ -77,11 +78,12 @@ class TrainPlan(_Message, frozen=True, tag="train", kw_only=True):
 
 
 class BackpropPlan(_Message, frozen=True, tag="backprop", kw_only=True):
-    """Train one round with backpropagation and layer dropout; see TrainPlan for the other fields.
+    """Train one round with backpropagation; see TrainPlan for the other fields.
 
     Attributes:
-        stld: how layers are drawn, and the local steps.
-        level: number of active layers (``bernoulli``: their mean).
+        stld: how the layers of a dropout level are drawn, and the local steps.
+        level: number of active layers (``bernoulli``: their mean), or a top level, which only a device that lists
+            levels.TOP_LEVELS among its methods is given.
     """
 
     job: Name
@@ -91,7 +93,7 @@ class BackpropPlan(_Message, frozen=True, tag="backprop", kw_only=True):
     bundle_sha256: Sha256
     adapter: AdapterRef
     stld: Stld
-    level: Annotated[int, msgspec.Meta(ge=1, le=4096)]
+    level: Level
     deadline_s: Annotated[float, msgspec.Meta(gt=0)]
     blob_url: str
 

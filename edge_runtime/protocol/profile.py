@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
+from edge_runtime.bundle.levels import Level
 from edge_runtime.bundle.manifest import graph_name
 from edge_runtime.errors import ProfileError
 from edge_runtime.values import Sha256, Strict
@@ -139,7 +140,7 @@ class GraphProfile(Strict, frozen=True, kw_only=True):
         kind: of the manifest: ``front``, ``back``, ``predict``, ``train``.
         engine: the runtime.
         split: of ``front`` and ``back``.
-        level: active layers, of ``train``.
+        level: active layers, or the top level, of ``train``.
         load_s: time to load it and make its first run; of ``front``, to load it and its ``back``.
         peak_rss_bytes: highest resident memory of a process of its own while it ran it at all shapes; ``front`` and
             ``back`` of a split are loaded together, as a device has them.
@@ -153,7 +154,7 @@ class GraphProfile(Strict, frozen=True, kw_only=True):
     kind: Literal["front", "back", "predict", "train"]
     engine: Text
     split: Annotated[int, msgspec.Meta(ge=0)] | None = None
-    level: AtLeastOne | None = None
+    level: Level | None = None
     load_s: Duration | None = None
     peak_rss_bytes: Bytes | None = None
     base_rss_bytes: Bytes | None = None
@@ -271,7 +272,7 @@ class Profile(Strict, frozen=True, kw_only=True):
         return "modelled" if self.measured is None else "measured"
 
     def graph(
-        self, kind: str, *, split: int | None = None, level: int | None = None, engine: str | None = None
+        self, kind: str, *, split: int | None = None, level: Level | None = None, engine: str | None = None
     ) -> GraphProfile | None:
         """Return the profile of a graph that has latencies; the quickest engine's where none is named. None: none."""
         found = [

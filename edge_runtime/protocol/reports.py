@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from edge_runtime.bundle.levels import Level
 from edge_runtime.protocol.message_base import ProtocolMessage as _Message
 from edge_runtime.protocol.plans import BlobRef
 from edge_runtime.values import Count, Name, Sha256
@@ -80,7 +81,7 @@ class DeltaReport(_Message, frozen=True, tag="delta", kw_only=True):
         layers: the layers in it, ascending.
         personal_layers: how many layers stayed on the device.
         level: the plan's level.
-        loss: mean loss of the local steps, with the active layers only.
+        loss: mean loss of the local steps, at a dropout level with the active layers only.
         peak_rss_bytes: largest resident memory of the process so far; None: not known.
         blob_bytes: bytes fetched over HTTP for this round's adapter.
     """
@@ -93,7 +94,7 @@ class DeltaReport(_Message, frozen=True, tag="delta", kw_only=True):
     delta: BlobRef
     layers: Annotated[list[Annotated[int, msgspec.Meta(ge=0, le=4096)]], msgspec.Meta(max_length=4096)]
     personal_layers: Count
-    level: Annotated[int, msgspec.Meta(ge=1, le=4096)]
+    level: Level
     examples: Annotated[int, msgspec.Meta(ge=1, le=2**40)]
     loss: float
     seconds: Seconds

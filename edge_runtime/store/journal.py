@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from edge_runtime.bundle.levels import Level
 from edge_runtime.errors import StorageError, system_error, wall
 from edge_runtime.files.checked import decode_checked
 from edge_runtime.values import Sha256
@@ -30,7 +31,7 @@ class Begun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         round: its round.
         attempt: its attempt.
         kind: how it trains.
-        level: number of active layers; None: it trains with forward passes.
+        level: number of active layers, or the top level; None: it trains with forward passes.
         began_at: seconds since 1970.
         bytes_needed: estimate of the memory that it needs; None: not known.
         bytes_free: memory that was free when it began; None: not known.
@@ -42,14 +43,14 @@ class Begun(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     round: int
     attempt: int
     kind: Literal["forward-only", "backprop"]
-    level: int | None
+    level: Level | None
     began_at: float
     bytes_needed: int | None = None
     bytes_free: int | None = None
     machine_boot_id: str | None = None
 
     @property
-    def work(self) -> tuple[str, str, str, int | None]:
+    def work(self) -> tuple[str, str, str, Level | None]:
         """What it takes the same memory for in each round: job, bundle, kind and level."""
         return self.job, self.bundle_sha256, self.kind, self.level
 

@@ -1,4 +1,4 @@
-"""Keeps what the server has said of libraries that are too old here, so that ``covey-edge doctor`` can say it too."""
+"""Keeps what the server has said of software that is too old here, so that ``covey-edge doctor`` can say it too."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from edge_runtime import __version__
 from edge_runtime.errors import StorageError, unreadable
 from edge_runtime.files.atomic import write_atomically
 from edge_runtime.values import Sha256, Strict
@@ -24,13 +25,18 @@ class TooOldNote(Strict, frozen=True):
         job: the job that has none for this device.
         bundle_sha256: the bundle that needs newer libraries.
         reason: what is too old, and what to do about it.
-        versions: what was installed then; with other versions the note means nothing any more.
+        versions: what was installed then, Covey among it; with other versions the note means nothing any more.
     """
 
     job: str
     bundle_sha256: Sha256
     reason: str
     versions: dict[str, str]
+
+
+def with_covey(versions: Mapping[str, str]) -> dict[str, str]:
+    """Return versions of libraries with that of Covey, which a server may have found too old as well."""
+    return {**versions, "covey": __version__}
 
 
 def write_too_old(root: Path, note: TooOldNote) -> None:
@@ -48,7 +54,7 @@ def read_too_old(root: Path, versions: Mapping[str, str]) -> TooOldNote | None:
 
     Args:
         root: the state directory.
-        versions: what is installed, by name.
+        versions: the libraries that are installed, by name.
 
     Raises:
         StorageError: the note cannot be read.
@@ -62,4 +68,4 @@ def read_too_old(root: Path, versions: Mapping[str, str]) -> TooOldNote | None:
         raise unreadable(error, StorageError(f"cannot read {path}", "check its owner and permissions")) from error
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise StorageError(f"{path} is damaged: {error}", "remove it: the server says it again") from error
-    return note if note.versions == dict(versions) else None
+    return note if note.versions == with_covey(versions) else None

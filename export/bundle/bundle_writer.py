@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime import __version__
 from edge_runtime.bundle.folder import Bundle, verify_files
-from edge_runtime.bundle.manifest import FORMAT_VERSION, MANIFEST_FILE, FileEntry, Manifest, Model, output_names
+from edge_runtime.bundle.manifest import MANIFEST_FILE, FileEntry, Manifest, Model, format_version_of, output_names
 from edge_runtime.bundle.manifest_file import bundle_sha256, encode_manifest
 from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import check_golden
@@ -149,7 +149,7 @@ def _write(folder: ModelFolder, options: ExportOptions, partial: Path, progress:
     _save_tokenizer(model, partial)
     golden = write_golden(model, parameters, state, trainables.golden_scale, partial / GOLDEN_FILE, options.levels)
     manifest = Manifest(
-        format_version=FORMAT_VERSION,
+        format_version=format_version_of(options.levels),
         created_by={"covey": __version__, **_versions(options)},
         model=Model(
             name=folder.path.resolve().name,

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from edge_runtime.bundle.layout import Parameter, views
+from edge_runtime.bundle.levels import kind_of
 from edge_runtime.bundle.manifest import Golden, output_names
 from edge_runtime.engines.golden import golden_adapter, training_layers
 from export.model.address import address_of
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from edge_runtime.bundle.levels import Level
     from export.model.build import ExportModel
 
 GOLDEN_TOLERANCE = 1e-5
@@ -37,7 +39,7 @@ def write_golden(
     state: dict[str, torch.Tensor],
     scale: float,
     path: Path,
-    levels: Sequence[int],
+    levels: Sequence[Level],
 ) -> Golden:
     """Write batches with the losses, outputs and gradients of PyTorch eager, of the module itself and not of its trace.
 
@@ -49,7 +51,7 @@ def write_golden(
         state: the trained tensors by name, sharing the model's data.
         scale: scale of the adapter's perturbation.
         path: the file.
-        levels: numbers of active layers for which gradients are written.
+        levels: levels for which gradients are written.
 
     Returns:
         What the manifest says about the file.
@@ -96,16 +98,18 @@ def golden_gradients(
     model: ExportModel,
     parameters: Sequence[Parameter],
     state: Mapping[str, torch.Tensor],
-    level: int,
+    level: Level,
     batch: dict[str, torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the loss (a scalar) and its gradient (the whole layout) with the layers that golden.training_layers picks.
+    """Return the loss (a scalar) and its gradient (the whole layout) for the layers that golden.training_layers picks.
 
-    Entries of absent layers are 0. The model runs as it was loaded, not as it is traced for training graphs.
+    At a dropout level no other layers run. Entries of other layers are 0. The model runs as it was loaded, not as it
+    is traced for training graphs.
     """
     n_layers = model.folder.layers
-    active = training_layers(level, n_layers)
-    there = [p for p in parameters if p.layer in active or not 0 <= p.layer < n_layers]
+    picked = training_layers(level, n_layers)
+    active = range(n_layers) if kind_of(level) == "top" else picked
+    there = [p for p in parameters if p.layer in picked or not 0 <= p.layer < n_layers]
     trained = trained_parameters(model, {address_of(state[p.name]) for p in there})
     with (
         active_layers(model.peft_model, active, n_layers),

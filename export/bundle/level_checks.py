@@ -1,10 +1,11 @@
-"""Turns shares into levels, and checks before tracing that a model's layers can replace each other."""
+"""Turns what ``--levels`` says into levels, and checks before tracing that a model's layers can replace each other."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING
 
+from edge_runtime.bundle.levels import Level, ascending, top_level
 from export.errors import ExportError
 from export.model.adapter_config import merge_hint
 
@@ -27,6 +28,20 @@ def level_counts(shares: Sequence[float], n_layers: int) -> list[int]:
                 f"--levels {share}: a share of active layers is above 0 and at most 1", "as in --levels 1.0,0.5,0.33"
             )
     return sorted({max(1, round(share * n_layers)) for share in shares})
+
+
+def levels_of(shares: Sequence[float], tops: Sequence[int], n_layers: int) -> list[Level]:
+    """Return the levels for shares of active layers, and for numbers of layers that top levels train: ascending.
+
+    Raises:
+        ExportError: a share is outside (0, 1], or a number is not 1 to the model's number of layers.
+    """
+    for top in tops:
+        if not 1 <= top <= n_layers:
+            raise ExportError(
+                f"--levels top:{top}: the model has {n_layers} layers", f"choose from top:1 to top:{n_layers}"
+            )
+    return ascending([*level_counts(shares, n_layers), *map(top_level, tops)])
 
 
 def check_alike(folder: ModelFolder, parameters: Sequence[Parameter], difference: str | None) -> None:

@@ -13,6 +13,7 @@ from export.trace.batches import MAX_BATCH
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from edge_runtime.bundle.levels import Level
     from edge_runtime.bundle.manifest import Runtime
     from export.model.options import LoraOptions, TaskOptions
     from export.source.folder import ModelFolder
@@ -33,7 +34,7 @@ class ExportOptions:
         splits: index of the back block's first layer, for each split.
         runtimes: the runtimes to write graphs for; ONNX Runtime is always one, because the server evaluates with it.
         max_batch: the largest number of rows per batch on ExecuTorch.
-        levels: numbers of active layers to write training graphs for, ascending.
+        levels: levels to write training graphs for, ascending.
         recompute: whether training graphs compute layers again instead of keeping their activations.
         rescale: whether training graphs take a factor on what each layer adds to its input.
         decode: whether a decode graph is written, with which devices continue prompts with a cache; None: for
@@ -48,7 +49,7 @@ class ExportOptions:
     splits: list[int]
     runtimes: Sequence[Runtime] = ("onnxruntime",)
     max_batch: int = MAX_BATCH_EXECUTORCH
-    levels: Sequence[int] = ()
+    levels: Sequence[Level] = ()
     recompute: bool = False
     rescale: bool = False
     decode: bool | None = None

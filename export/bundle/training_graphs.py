@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from edge_runtime.bundle.layers import LAYER_FIELD
+from edge_runtime.bundle.levels import file_part, kind_of, run_layers, trained_layers
 from edge_runtime.bundle.manifest import Activations, Graph, GraphInput, GraphOutput
 from export.errors import ExportError
 from export.graphs.activations import peak_bytes
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edge_runtime.bundle.layout import Parameter
+    from edge_runtime.bundle.levels import Level
     from export.bundle.weight_table import WeightTable
-    from export.graphs.onnx_levels import Level
+    from export.graphs.onnx_levels import LevelGraph
     from export.model.build import ExportModel
 
 _TRACED_LAYERS = 2
@@ -44,7 +46,7 @@ class TrainingGraphs:
     """
 
     def __init__(self, model: ExportModel, parameters: Sequence[Parameter], table: WeightTable) -> None:
-        n_layers = model.folder.layers
+        self._n_layers = n_layers = model.folder.layers
         self._max_tokens = model.task.max_tokens
         joint = trace_training(model, min(_TRACED_LAYERS, n_layers), table.trained.keys())
         self._training = training = lift_training(joint, list(sizes(model.task)))
@@ -86,17 +88,24 @@ class TrainingGraphs:
                         f"--levels: layer {layer} has no {source} like that of the other layers", "leave out --levels"
                     )
 
-    def write(self, level: int, bundle: Path, *, recompute: bool, rescale: bool) -> Graph:
+    def write(self, level: Level, bundle: Path, *, recompute: bool, rescale: bool) -> Graph:
         """Write the graph of a level; return what the manifest says about it.
 
         Args:
-            level: number of active layers.
+            level: the level.
             bundle: the bundle's folder.
             recompute: whether layers are computed again instead of keeping their activations.
-            rescale: whether the graph takes a factor on what each layer adds to its input.
+            rescale: whether the graph of a dropout level takes a factor on what each layer adds to its input; at a top
+                level no layer is ever absent, so that there is nothing to make up for.
         """
-        file = f"graphs/train_{level}.onnx"
-        made = assemble_level(self._parts, level, recompute=recompute, rescale=rescale)
+        file = f"graphs/train_{file_part(level)}.onnx"
+        made = assemble_level(
+            self._parts,
+            run_layers(level, self._n_layers),
+            trained=trained_layers(level),
+            recompute=recompute,
+            rescale=rescale and kind_of(level) == "drop",
+        )
         onnx.save(made.model, bundle / file)
         return Graph(
             kind="train",
@@ -110,7 +119,7 @@ class TrainingGraphs:
             activations=self._activations(made),
         )
 
-    def _activations(self, made: Level) -> Activations:
+    def _activations(self, made: LevelGraph) -> Activations:
         """Return the memory of a level's values with one row of the longest length, and for each further row."""
         graph = made.model.graph
         results = [value.name for value in graph.output]
@@ -121,7 +130,7 @@ class TrainingGraphs:
         first = bytes_for(1)
         return Activations(first, -(-(bytes_for(1 + _MORE_ROWS) - first) // _MORE_ROWS))
 
-    def _describe_inputs(self, made: Level) -> list[GraphInput]:
+    def _describe_inputs(self, made: LevelGraph) -> list[GraphInput]:
         by_name = {item.name: item for item in self._training.lifted.inputs}
         inputs = []
         for value in made.model.graph.input:
@@ -138,7 +147,7 @@ class TrainingGraphs:
             inputs.append(GraphInput(value.name, dtype, shape, role, _of_slot(source, slot), slot))
         return inputs
 
-    def _describe_gradients(self, made: Level) -> list[GraphOutput]:
+    def _describe_gradients(self, made: LevelGraph) -> list[GraphOutput]:
         outputs = []
         for value in made.model.graph.output[1:]:
             original, slot = made.outputs[value.name]

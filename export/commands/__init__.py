@@ -2,6 +2,6 @@
 
 A command imports torch only when it runs, so that ``covey --help`` stays fast.
 
-May import: outputs, bundle, probe, graphs, model, source, errors; of edge_runtime: bundle, output, errors.
+May import: outputs, bundle, probe, graphs, model, source, errors; of edge_runtime: output, bundle, errors.
 Must never come in: logic that another command or a test would want.
 """

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime import output
+from edge_runtime.bundle.levels import listed
 from edge_runtime.bundle.overview import decode_overview
 from edge_runtime.errors import ConfigError
-from export.commands.lists import names, numbers, shares
+from export.commands.lists import levels, names, numbers
 from export.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -58,7 +59,11 @@ def _add_graph_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--levels",
-        help="training graphs for devices that backpropagate: shares of active layers, e.g. 1.0,0.5 (default: none)",
+        nargs="+",
+        type=_not_a_folder,
+        metavar="LEVELS",
+        help="training graphs for devices that backpropagate: shares of active layers, e.g. 1.0,0.5 or drop:1.0,0.5; "
+        "and numbers of layers that are trained while all run, e.g. top:6,3,1 (default: none)",
     )
     parser.add_argument(
         "--checkpoint",
@@ -80,6 +85,13 @@ def _add_graph_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-tokens", type=int, default=128, help="longer rows are cut to this many tokens (default: %(default)s)"
     )
+
+
+def _not_a_folder(text: str) -> str:
+    """Return a list of levels: without this check, --levels would take a model's folder that follows it for one."""
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder: MODEL_DIR stands before --levels")
+    return text
 
 
 def _add_training_options(parser: argparse.ArgumentParser) -> None:
@@ -191,12 +203,12 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise ConfigError("--lora-init is about LoRA, and --train full has none", "leave one of them out")
     numbers("--split", args.split)
     numbers("--lora-layers", args.lora_layers or "0")
-    shares("--levels", args.levels or "1.0")
+    levels("--levels", args.levels or ["1.0"])
 
 
 def _options(args: argparse.Namespace, folder: ModelFolder) -> ExportOptions:
     """Return the options that the flags ask for."""
-    from export.bundle.level_checks import level_counts
+    from export.bundle.level_checks import levels_of
     from export.bundle.options import ExportOptions
     from export.model.lora import DEFAULT_TARGETS
     from export.model.options import LoraOptions, TaskOptions
@@ -226,7 +238,7 @@ def _options(args: argparse.Namespace, folder: ModelFolder) -> ExportOptions:
         splits=sorted(set(numbers("--split", args.split))),
         runtimes=["onnxruntime", "executorch"] if "executorch" in args.runtime else ["onnxruntime"],
         max_batch=args.max_batch,
-        levels=level_counts(shares("--levels", args.levels), folder.layers) if args.levels else [],
+        levels=levels_of(*levels("--levels", args.levels), folder.layers) if args.levels else [],
         recompute=args.recompute,
         rescale=args.rescale,
         decode=args.decode,
@@ -266,7 +278,8 @@ def _text(args: argparse.Namespace, exported: Exported) -> str:
         f"loss within {parity.loss:.1e} and logits within {parity.logits:.1e} of PyTorch"
     )
     if manifest.levels:
-        text += f"; levels {manifest.levels} of {manifest.model.layers} layers, gradients within {parity.gradients:.1e}"
+        text += f"; levels [{listed(manifest.levels)}] of {manifest.model.layers} layers"
+        text += f", gradients within {parity.gradients:.1e}"
     decode = decode_overview(exported.bundle)
     if decode is not None:
         text += (

@@ -4,6 +4,9 @@ The first layer's computation differs from the others', because nothing below it
 alike. So the second layer's nodes are repeated, with other weights, once per further active layer. One trace and one
 conversion then serve every level of a model of any depth.
 
+In the graph of a top level, the lowest trained layer takes the first layer's place, and so do the layers below, of
+which only the forward pass is emitted: nothing that they compute is kept.
+
 Recompute: a layer's forward nodes are repeated in front of its backward nodes, which read the repeated values. Only
 hidden states are then kept from the forward pass.
 
@@ -34,7 +37,7 @@ _ZERO, _FIRST, _FLAT = "covey_zero", "covey_first", "covey_flat"
 
 
 @dataclass(frozen=True)
-class Level:
+class LevelGraph:
     """The training graph of one level.
 
     Attributes:
@@ -50,25 +53,29 @@ class Level:
     values: dict[str, onnx.ValueInfoProto]
 
 
-def assemble_level(parts: LayerParts, level: int, *, recompute: bool, rescale: bool) -> Level:
+def assemble_level(
+    parts: LayerParts, active: int, *, trained: int | None = None, recompute: bool, rescale: bool
+) -> LevelGraph:
     """Return the training graph of a level.
 
     Args:
         parts: the parts of a training graph of two layers.
-        level: number of active layers.
+        active: number of layers that run.
+        trained: number of layers that are trained, the last ones; None: all that run.
         recompute: whether layers are computed again for their backward pass; the last layer never is, because its
             backward pass follows at once.
         rescale: whether a factor per slot multiplies what a layer adds to its input.
     """
-    return _Assembly(parts, level, recompute=recompute, rescale=rescale).run()
+    below = 0 if trained is None else active - trained
+    return _Assembly(parts, active, below, recompute=recompute, rescale=rescale).run()
 
 
 class _Assembly:
     """Assembles the graph of one level."""
 
-    def __init__(self, parts: LayerParts, level: int, *, recompute: bool, rescale: bool) -> None:
+    def __init__(self, parts: LayerParts, active: int, below: int, *, recompute: bool, rescale: bool) -> None:
         self._parts, self._two = parts, parts.two
-        self._level, self._recompute, self._rescale = level, recompute, rescale
+        self._active, self._below, self._recompute, self._rescale = active, below, recompute, rescale
         self._made: list[NodeProto] = []
         self._inputs: dict[str, tuple[str, int | None]] = {}
         self._outputs: dict[str, tuple[str, int | None]] = {}
@@ -78,21 +85,21 @@ class _Assembly:
         self._emitted: set[int] = set()
         self._origin: dict[str, str] = {}
 
-    def run(self) -> Level:
+    def run(self) -> LevelGraph:
         """Emit the forward pass, the head and the backward pass, in that order."""
-        two, parts, top = self._two, self._parts, self._level - 1
-        for slot in range(self._level):
-            self._emit(parts.forward[min(slot, 1)], self._forward_names(slot), slot)
+        two, parts, top = self._two, self._parts, self._active - 1
+        for slot in range(self._active):
+            self._emit(parts.forward[self._layer(slot)], self._forward_names(slot), slot)
             if self._rescale:
                 self._emit_rescaled(slot)
-        head = {two.hidden[-1]: _hidden(self._level), two.hidden_gradients[-1]: _hidden_gradient(top)}
+        head = {two.hidden[-1]: _hidden(self._active), two.hidden_gradients[-1]: _hidden_gradient(top)}
         self._emit(parts.head, head)
         self._outputs |= {name: (name, None) for name, layer in two.gradients.items() if layer is None}
-        for slot in range(top, -1, -1):
+        for slot in range(top, self._below - 1, -1):
             again = self._recompute and slot < top
             if again:
                 self._emit_again(slot)
-            layer = min(slot, 1)
+            layer = self._layer(slot)
             names = self._forward_names(slot, _AGAIN if again else "")
             names |= self._own_names(parts.backward[layer], f"backward_{slot}")
             names[two.hidden_gradients[layer]] = self._emit_scaled_gradient(slot)
@@ -107,6 +114,10 @@ class _Assembly:
                 self._emit_gradient_past(slot)
         return self._finish()
 
+    def _layer(self, slot: int) -> int:
+        """Return the traced layer whose nodes a slot repeats: the first for the lowest trained slot, and below it."""
+        return min(max(slot - self._below, 0), 1)
+
     def _entry(self, slot: int) -> str:
         return _hidden(slot) if slot else self._two.hidden[0]
 
@@ -115,7 +126,7 @@ class _Assembly:
 
     def _forward_names(self, slot: int, again: str = "") -> dict[str, str]:
         """Return the names in a slot of a layer's values, weights and boundaries."""
-        two, layer = self._two, min(slot, 1)
+        two, layer = self._two, self._layer(slot)
         names = self._own_names(self._parts.forward[layer], f"forward_{slot}{again}")
         names |= {name: f"{name}_slot_{slot}" for name, of in two.slots.items() if of == layer}
         names[two.hidden[layer]] = self._entry(slot) + again
@@ -169,7 +180,7 @@ class _Assembly:
             onnx.helper.make_node("Add", [entry, f"{gradient}_zero"], [entry + _AGAIN]),
         ]
         self._made += made
-        self._emit(self._parts.forward[min(slot, 1)], self._forward_names(slot, _AGAIN), slot)
+        self._emit(self._parts.forward[self._layer(slot)], self._forward_names(slot, _AGAIN), slot)
 
     def _emit(self, nodes: Iterable[int], names: Mapping[str, str], slot: int | None = None) -> None:
         """Emit nodes under other names, each preceded by the shared nodes that it needs."""
@@ -191,7 +202,7 @@ class _Assembly:
                 if name in self._inputs_of_two
             }
 
-    def _finish(self) -> Level:
+    def _finish(self) -> LevelGraph:
         two, graph = self._two, self._two.model.graph
         outputs = ["loss", *self._outputs]
         for n, node in enumerate(self._made):
@@ -213,7 +224,7 @@ class _Assembly:
         whole = onnx.helper.make_model(made, opset_imports=two.model.opset_import, functions=two.model.functions)
         whole.ir_version = two.model.ir_version
         # This cut drops recomputed nodes that only the layer's output needs.
-        return Level(cut_onnx(whole, outputs, []), self._inputs, self._outputs, self._described())
+        return LevelGraph(cut_onnx(whole, outputs, []), self._inputs, self._outputs, self._described())
 
     def _described(self) -> dict[str, onnx.ValueInfoProto]:
         """Return type and shape of what each node makes; what only the assembly makes is at most a hidden state."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from edge_runtime.bundle.levels import Level, kind_of, rank, trained_layers
 from edge_runtime.bundle.memory_need import bytes_for, level_need, levels_that_fit, rows_that_fit
 from server.advice.findings import LEVELS_TABLE, METHODS_TABLE, forward_run, lost_at
 from server.bandit.arms import Arm, PriceBasis, price
@@ -71,7 +72,7 @@ class BoardAdvice(msgspec.Struct, frozen=True):
     Attributes:
         board: its name.
         kind: how it trains.
-        level: active layers; None: forward-only.
+        level: active layers, or the top level; None: forward-only.
         split: of a forward-only step; None: backprop.
         front_perturbations: P1; None: backprop.
         back_perturbations: P2; None: backprop.
@@ -91,7 +92,7 @@ class BoardAdvice(msgspec.Struct, frozen=True):
 
     board: str
     kind: Literal["forward-only", "backprop"]
-    level: int | None
+    level: Level | None
     split: int | None
     front_perturbations: int | None
     back_perturbations: int | None
@@ -159,7 +160,7 @@ def usable_profile(profile: Profile | None, fitted: FittedJob) -> tuple[Profile 
     return profile, None
 
 
-def _level(board: Board, fitted: FittedJob) -> tuple[int | None, str]:
+def _level(board: Board, fitted: FittedJob) -> tuple[Level | None, str]:
     """Return the level at which a board would train, None for forward-only, and why."""
     stld, manifest = fitted.job.stld, fitted.manifest
     if stld is None:
@@ -172,10 +173,10 @@ def _level(board: Board, fitted: FittedJob) -> tuple[int | None, str]:
     if not fit:
         least = min(bytes_for(need, stld.fewest_rows) for need in needs)
         return None, f"the smallest level needs {least:,} bytes, {known:,} may be had: no level fits"
-    level = max(fit)
+    level = max(fit, key=rank)
     if known is None:
         because = "its memory is not known: a device that has too little gets a smaller level, or forward passes"
-    elif level == max(fitted.levels):
+    elif level == max(fitted.levels, key=rank):
         because = f"backpropagation at the bundle's largest level fits into the {known:,} bytes that may be had"
     else:
         because = f"the largest level that fits into the {known:,} bytes that may be had"
@@ -190,7 +191,7 @@ def _why_no_backprop(manifest: Manifest) -> str:
     return "the job is forward-only"
 
 
-def _arm(fitted: FittedJob, level: int | None) -> Arm:
+def _arm(fitted: FittedJob, level: Level | None) -> Arm:
     if level is not None:
         return Arm("backprop", level=level)
     return Arm("forward", split=fitted.split, back_perturbations=fitted.job.step.back_perturbations)
@@ -257,12 +258,15 @@ def _lacks_of_forward(manifest: Manifest) -> list[str]:
     return [*lacks, _elsewhere(run.model)]
 
 
-def _lacks_of_level(fitted: FittedJob, level: int) -> list[str]:
+def _lacks_of_level(fitted: FittedJob, level: Level) -> list[str]:
     manifest, layers = fitted.manifest, fitted.manifest.model.layers
     found = lost_at(manifest.task.kind, level, layers)
-    if level == layers:
+    if trained_layers(level) == layers:
         most = largest_report_bytes(fitted.job)
         return [f"small reports: a forward-only device of this job would send at most {most:,} bytes (the job)"]
+    if kind_of(level) == "top":
+        trained = trained_layers(level)
+        return [f"what training the last {trained} of {layers} layers costs in accuracy was not measured"]
     if found is None:
         return [f"what {level} of {layers} layers cost in accuracy was not measured for {manifest.task.kind}"]
     share, lost = found

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from edge_runtime.bundle.levels import Level
     from edge_runtime.bundle.manifest import Manifest, TaskKind
 
 METHODS_TABLE = "docs/results.md, Methods against each other"
@@ -91,10 +92,10 @@ def forward_run(manifest: Manifest) -> ForwardRun | None:
     return PROMPT if task == "classify-prompt" and not full else None
 
 
-def lost_at(task: TaskKind, level: int, layers: int) -> tuple[float, float] | None:
+def lost_at(task: TaskKind, level: Level, layers: int) -> tuple[float, float] | None:
     """Return the nearest measured share of active layers and the accuracy lost at it; None: nothing was measured."""
     known = LOST_BY_LEVEL.get(task)
-    if not known:
+    if not known or isinstance(level, str):
         return None
     share = min(known, key=lambda measured: abs(measured - level / layers))
     return share, known[share]

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edge_runtime.bundle.levels import kind_of
 from server.advice.findings import BACKPROP_RUNS, LEVELS_TABLE, METHODS_TABLE, forward_run
 from server.job.fitted import fit_to_bundle
 from server.job.job import job_of
@@ -66,10 +67,10 @@ def settings_for(
     backprop_source = None
     if backprop and manifest.levels and manifest.train == "lora":
         measured = BACKPROP_RUNS.get(manifest.task.kind)
-        backprop_source, tables["stld"] = _DEFAULTS, {}
+        backprop_source, tables["stld"] = _DEFAULTS, _kinds(manifest)
         if measured is not None:
             fields["rounds"] = measured.rounds
-            tables["stld"] = {
+            tables["stld"] |= {
                 "steps": measured.steps,
                 "batch_size": measured.batch_size,
                 "learning_rate": measured.learning_rate,
@@ -78,6 +79,12 @@ def settings_for(
     fields |= tables
     fitted = fit_to_bundle(job_of(fields), manifest, bundle_sha256)
     return Settings(fields, fitted, forward_source, backprop_source)
+
+
+def _kinds(manifest: Manifest) -> dict[str, Any]:
+    """Return the kinds of the bundle's levels as a field of [stld]; empty where they are the default."""
+    kinds = sorted({kind_of(level) for level in manifest.levels})
+    return {} if kinds == ["drop"] else {"kinds": kinds}
 
 
 def job_text(settings: Settings, deadline_s: int | None) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edge_runtime.bundle.levels import kind_of
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -17,7 +19,8 @@ def advice_text(boards: Sequence[BoardAdvice], head: str) -> str:
 
 def _board(advice: BoardAdvice) -> str:
     if advice.level is not None:
-        how = f"backprop at level {advice.level} (STLD), {advice.steps} steps of {advice.batch_size} rows"
+        kind = "STLD" if kind_of(advice.level) == "drop" else "the last layers"
+        how = f"backprop at level {advice.level} ({kind}), {advice.steps} steps of {advice.batch_size} rows"
         how += f", {advice.rows_at_once} at once"
     else:
         how = f"forward-only (FedSPZO), split {advice.split}, P1 = {advice.front_perturbations}, "

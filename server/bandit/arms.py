@@ -1,4 +1,4 @@
-"""Arms: a backprop device's dropout level, or a forward-only device's split and P2, and what each costs."""
+"""Arms: a backprop device's level, or a forward-only device's split and P2, and what each costs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from edge_runtime.bundle.levels import Level, ascending, forward_passes
 from edge_runtime.protocol.layer_dropout import Stld
 from edge_runtime.protocol.profile import latency_s
 from edge_runtime.protocol.step_rule import StepRule
@@ -17,15 +18,12 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.manifest import Manifest
     from edge_runtime.protocol.profile import GraphProfile, Profile
 
-_BACKPROP_PASSES = 3.0
-"""Cost of a forward and a backward pass together, in forward passes: a backward pass costs two (our reading)."""
 
-
-class Arm(msgspec.Struct, frozen=True, order=True):
+class Arm(msgspec.Struct, frozen=True):
     """What the bandit can choose for a device: ``backprop`` at a level, or ``forward`` at a split with P2."""
 
     kind: Literal["backprop", "forward"]
-    level: int | None = None
+    level: Level | None = None
     split: int | None = None
     back_perturbations: int | None = None
 
@@ -79,9 +77,9 @@ def forward_arms(splits: Iterable[int], back_perturbations: Iterable[int]) -> li
     return [Arm("forward", split=split, back_perturbations=p2) for split in sorted(set(splits)) for p2 in counts]
 
 
-def backprop_arms(levels: Iterable[int]) -> list[Arm]:
+def backprop_arms(levels: Iterable[Level]) -> list[Arm]:
     """Return one arm per level, ascending."""
-    return [Arm("backprop", level=level) for level in sorted(set(levels))]
+    return [Arm("backprop", level=level) for level in ascending(levels)]
 
 
 def passes(rule: StepRule, back_perturbations: int) -> tuple[int, int]:
@@ -99,7 +97,7 @@ def price(arm: Arm, basis: PriceBasis, profile: Profile | None) -> PricedArm:
     if arm.kind == "backprop":
         assert basis.stld is not None  # noqa: S101 such arms come with [stld]
         assert arm.level is not None  # noqa: S101
-        cost = basis.stld.steps * basis.stld.batch_size * _BACKPROP_PASSES * arm.level / basis.layers
+        cost = basis.stld.steps * basis.stld.batch_size * forward_passes(arm.level, basis.layers)
         graph = None if profile is None else profile.graph("train", level=arm.level)
         if graph is None:
             return PricedArm(arm, cost)

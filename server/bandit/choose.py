@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from edge_runtime.bundle.levels import rank
 from server.bandit import gains as gain_model
 from server.bandit.choices import Candidate, Choice, Estimate
 from server.bandit.policies import Open, each_by_itself, thompson
@@ -107,8 +108,8 @@ def _priors(candidates: Sequence[Candidate]) -> dict[str, float]:
     return {arm.name: costs[arm] / largest[arm.kind] for arm in sorted(costs, key=_order)}
 
 
-def _order(arm: Arm) -> tuple[str, int, int, int]:
-    return arm.kind, arm.level or 0, arm.split or 0, arm.back_perturbations or 0
+def _order(arm: Arm) -> tuple[str, int, bool, int, int]:
+    return arm.kind, *rank(arm.level or 0), arm.split or 0, arm.back_perturbations or 0
 
 
 def _with_fleet(state: BanditState, candidates: Sequence[Candidate]) -> list[tuple[Candidate, list[float | None]]]:

@@ -2,6 +2,6 @@
 
 Knows what devices say of themselves, and not what they trained; and whether another server is on the fleet.
 
-May import: errors; of edge_runtime: errors, network, protocol, seeds.
+May import: errors; of edge_runtime: errors, network, protocol, bundle, seeds.
 Must never come in: jobs' progress, the ledger, connections that it makes itself.
 """

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from edge_runtime.bundle.levels import Level
     from edge_runtime.protocol.presence import Birth, DeviceState
     from edge_runtime.protocol.profile import Profile
     from server.fleet.rest import Rest
@@ -51,7 +52,7 @@ class Device:
     adapter_sha256: str | None = None
     link_bytes_per_s: float | None = None
     replay_parameters_per_s: float | None = None
-    refused_level: int | None = None
+    refused_level: Level | None = None
     profile: Profile | None = None
     ineligible: str | None = None
     heard_at: float | None = None

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from edge_runtime.bundle.levels import kind_of, listed
 from edge_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from edge_runtime.bundle.levels import Level, LevelKind
     from edge_runtime.bundle.manifest import Manifest
     from server.job.job import Job
 
@@ -21,14 +25,14 @@ class FittedJob:
     Attributes:
         job: the job, with its split filled in.
         split: index of the back block's first layer.
-        levels: dropout levels that backprop devices may get, ascending or as the job lists them; empty without [stld].
+        levels: levels that backprop devices may get, ascending or as the job lists them; empty without [stld].
         bundle_sha256: the bundle's name.
         manifest: the bundle's manifest.
     """
 
     job: Job
     split: int
-    levels: list[int]
+    levels: list[Level]
     bundle_sha256: str
     manifest: Manifest
 
@@ -36,7 +40,7 @@ class FittedJob:
     def unchecked(cls, job: Job, manifest: Manifest, bundle_sha256: str) -> FittedJob:
         """Fill in the split and the levels without a check: a simulated task's manifest lists no graphs."""
         split = manifest.splits[-1] if job.split is None else job.split
-        levels = [] if job.stld is None else job.stld.levels or manifest.levels
+        levels = [] if job.stld is None else job.stld.levels or _of_kinds(manifest.levels, job.stld.kinds)
         return cls(msgspec.structs.replace(job, split=split), split, levels, bundle_sha256, manifest)
 
 
@@ -66,14 +70,24 @@ def fit_to_bundle(job: Job, manifest: Manifest, bundle_sha256: str) -> FittedJob
     return fitted
 
 
-def _check_levels(job: Job, manifest: Manifest, levels: list[int]) -> None:
+def _of_kinds(levels: Sequence[Level], kinds: Collection[LevelKind]) -> list[Level]:
+    return [level for level in levels if kind_of(level) in kinds]
+
+
+def _check_levels(job: Job, manifest: Manifest, levels: list[Level]) -> None:
     if job.stld is None:
         return
     if manifest.train != "lora":
         raise ConfigError("[stld] trains LoRA bundles only, this one trains every weight", "leave [stld] out")
     if not manifest.levels:
         raise ConfigError("the bundle has no training graphs for [stld]", "re-export with covey export --levels")
-    if job.stld.rescale and not all(graph.rescales for graph in manifest.graphs if graph.kind == "train"):
+    if not levels:
+        raise ConfigError(
+            f"kinds = [{', '.join(job.stld.kinds)}]: the bundle has no such level; it has {listed(manifest.levels)}",
+            "change kinds in the job's [stld], or re-export with covey export --levels",
+        )
+    drops = _of_kinds(levels, ["drop"])
+    if job.stld.rescale and not all(graph.rescales for graph in manifest.graphs if graph.level in drops):
         raise ConfigError(
             "rescale = true: the bundle's training graphs do not rescale residuals",
             "leave rescale out, or re-export with covey export --levels --rescale",
@@ -81,12 +95,12 @@ def _check_levels(job: Job, manifest: Manifest, levels: list[int]) -> None:
     for level in [*(job.stld.levels or []), *(level for level in job.stld.device_levels.values() if level)]:
         if level not in manifest.levels:
             raise ConfigError(
-                f"level {level} of [stld] is not in the bundle; it has {', '.join(map(str, manifest.levels))}",
+                f"level {level} of [stld] is not in the bundle; it has {listed(manifest.levels)}",
                 "change the job's levels, or re-export with covey export --levels",
             )
     for name, level in job.stld.device_levels.items():
         if level and level not in levels:
             raise ConfigError(
-                f"[stld] gives {name} level {level}, but its levels are {', '.join(map(str, levels))}",
+                f"[stld] gives {name} level {level}, but its levels are {listed(levels)}",
                 "add the level to levels, or give the device one of them",
             )

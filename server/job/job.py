@@ -6,6 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
+from edge_runtime.bundle.levels import (  # noqa: TC001 msgspec reads the types of a job at run time
+    Level,
+    LevelKind,
+    TopLevel,
+)
 from edge_runtime.data.config import RowFormat
 from edge_runtime.errors import ConfigError, wall
 from edge_runtime.files.nearest import with_nearest
@@ -72,10 +77,15 @@ class JobBandit(BanditOptions, frozen=True, forbid_unknown_fields=True):
 
 
 class JobStld(Stld, frozen=True, forbid_unknown_fields=True):
-    """Backpropagation with layer dropout (STLD, stochastic transformer layer dropout); Stld has the other fields.
+    """Backpropagation, with layer dropout (STLD, stochastic transformer layer dropout) or of the last layers alone.
+
+    Stld has the other fields.
 
     Attributes:
-        levels: dropout levels (numbers of active layers) that may be used; None: all of the bundle.
+        kinds: kinds of levels that may be used: ``drop``, layer dropout, or ``top``, of which all layers run and the
+            last ones are trained.
+        levels: levels that may be used, whatever their kind: numbers of active layers, or ``top:k``; None: all of the
+            bundle that are of these kinds.
         device_levels: level of a device by its name, 0: forward-only; other devices get the largest level that fits
             their memory.
         forward_only: whether devices that cannot backpropagate take part with forward passes.
@@ -83,8 +93,11 @@ class JobStld(Stld, frozen=True, forbid_unknown_fields=True):
             (docs/hybrid.md).
     """
 
-    levels: list[int] | None = None
-    device_levels: dict[str, Annotated[int, msgspec.Meta(ge=0)]] = msgspec.field(default_factory=dict)
+    kinds: Annotated[list[LevelKind], msgspec.Meta(min_length=1, max_length=2)] = msgspec.field(
+        default_factory=lambda: ["drop"]
+    )
+    levels: list[Level] | None = None
+    device_levels: dict[str, Annotated[int, msgspec.Meta(ge=0)] | TopLevel] = msgspec.field(default_factory=dict)
     forward_only: bool = True
     merging: Literal["examples", "noise"] = "examples"
 

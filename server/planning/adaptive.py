@@ -15,6 +15,7 @@ from server.storage.records import RoundFigures, RoundPlan
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from edge_runtime.bundle.levels import Level
     from server.job.fitted import FittedJob
 
 _WINDOW = 4
@@ -29,7 +30,7 @@ def next_plan(
     fitted: FittedJob,
     round_index: int,
     history: Sequence[RoundFigures],
-    levels: Mapping[str, int] | None = None,
+    levels: Mapping[str, Level] | None = None,
 ) -> RoundPlan:
     """Return the plan of a round.
 

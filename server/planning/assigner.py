@@ -1,10 +1,12 @@
-"""Assigns work to devices: forward passes only, or backpropagation at a dropout level."""
+"""Assigns work to devices: forward passes only, or backpropagation at a level."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
+
+from edge_runtime.bundle.levels import Level
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +26,7 @@ class Assignment(msgspec.Struct, frozen=True):
     """
 
     devices: list[str]
-    levels: dict[str, int]
+    levels: dict[str, Level]
     back_perturbations: dict[str, int] = {}
     split: int | None = None
     length_s: float | None = None

@@ -1,28 +1,31 @@
-"""Decides which dropout levels a device can train at, with a reason for each that it cannot."""
+"""Decides which levels a device can train at, with a reason for each that it cannot."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edge_runtime.bundle.levels import rank
 from edge_runtime.bundle.memory_need import level_need, levels_that_fit
 
 if TYPE_CHECKING:
+    from edge_runtime.bundle.levels import Level
     from server.fleet.devices import Device
     from server.job.fitted import FittedJob
     from server.job.job import Job
 
 
-def largest_level(fitted: FittedJob, device: Device) -> int | None:
+def largest_level(fitted: FittedJob, device: Device) -> Level | None:
     """Return the largest level at which a device can train in the next round; None: it trains forward-only."""
     reasons = level_reasons(fitted, device)
-    return max((level for level, reason in (reasons or {}).items() if reason is None), default=None)
+    return max((level for level, reason in (reasons or {}).items() if reason is None), key=rank, default=None)
 
 
-def level_reasons(fitted: FittedJob, device: Device) -> dict[int, str | None] | None:
+def level_reasons(fitted: FittedJob, device: Device) -> dict[Level, str | None] | None:
     """Return, for each of the job's levels, why a device cannot train at it.
 
     A device whose level the job's ``device_levels`` names can train at that level alone. Another device can train at
-    the levels that fit into the free memory that it announced and are below the smallest level that it refused.
+    the levels that fit into the free memory that it announced and are below the smallest level that it refused (see
+    levels.rank).
 
     Returns:
         A reason per level, None for a level that the device can train at; None instead of all of them: the device
@@ -43,17 +46,17 @@ def level_reasons(fitted: FittedJob, device: Device) -> dict[int, str | None] | 
     else:
         needs = [level_need(fitted.manifest, level) for level in fitted.manifest.levels]
     fit = levels_that_fit(needs, can.bytes_free, stld.fewest_rows)
-    reasons: dict[int, str | None] = {}
+    reasons: dict[Level, str | None] = {}
     for level in fitted.levels:
         if level not in fit:
             reasons[level] = f"does not fit into the {can.bytes_free} bytes that are free"
-        elif device.refused_level is not None and level >= device.refused_level:
+        elif device.refused_level is not None and rank(level) >= rank(device.refused_level):
             reasons[level] = f"the device refused level {device.refused_level}"
         else:
             reasons[level] = None
     return reasons
 
 
-def takes_part(job: Job, level: int | None) -> bool:
+def takes_part(job: Job, level: Level | None) -> bool:
     """Whether the job wants a device that would train at this level; None: forward-only."""
     return level is not None or job.stld is None or job.stld.forward_only

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, get_args
 
+from edge_runtime.bundle.levels import TOP_LEVELS, kind_of
 from edge_runtime.bundle.manifest import Runtime
 from edge_runtime.bundle.needs import advice, unmet_needs
 from edge_runtime.protocol.messages import encode_message
@@ -58,6 +59,12 @@ def why_too_old(manifest: Manifest, birth: Birth, rule: StepRule) -> str | None:
         return (
             f"covey {birth.covey_version} on the device does not know {', '.join(unknown)} of the job's [step]\n"
             "  what to do: update covey on the device, or leave that out of the job"
+        )
+    top = next((level for level in manifest.levels if kind_of(level) == "top"), None)
+    if top is not None and TOP_LEVELS not in birth.methods:
+        return (
+            f"covey {birth.covey_version} on the device cannot read a bundle with level {top}\n"
+            "  what to do: update covey on the device; or use a bundle exported without top levels"
         )
     for runtime in get_args(Runtime):
         if any(name == runtime or name.startswith(f"{runtime}-") for name in birth.runtimes):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from edge_runtime.bundle.levels import kind_of, trained_layers
 from edge_runtime.errors import ProtocolError
 from edge_runtime.protocol.delta import check_norms, most_bytes, read_delta
 from edge_runtime.protocol.reports import DeltaReport, Report, RoundReport
@@ -49,6 +50,9 @@ def check_report(report: Report, opened: OpenRound, steps: int, adapter_sha256: 
                 f"layers {report.layers} of {manifest.model.layers}",
                 _HINT,
             )
+        below = manifest.model.layers - trained_layers(report.level) if kind_of(report.level) == "top" else 0
+        if any(layer < below for layer in report.layers):
+            raise ProtocolError(f"layers {report.layers}: level {report.level} trains from layer {below} on", _HINT)
         if report.delta.size_bytes > most_bytes(manifest.parameters):
             raise ProtocolError(
                 f"the delta would have {report.delta.size_bytes} bytes, the layout needs at most "

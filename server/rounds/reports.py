@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from edge_runtime.bundle.levels import rank
 from edge_runtime.errors import ProtocolError, TrainingError
 from edge_runtime.protocol.reports import PlanRefused, Report, ReportAck, RoundReport
 from server.planning.feedback import Feedback, ReportAccepted
@@ -116,6 +117,8 @@ class Reports:
         level = opened.plan.levels.get(device.name)
         if level is None or refused.code != TrainingError.exit_code:
             return False
-        is_new = device.refused_level is None or level < device.refused_level  # else the job gives it no smaller one
-        device.refused_level = min(level, device.refused_level or level)
+        is_new = device.refused_level is None or rank(level) < rank(
+            device.refused_level
+        )  # else the job gives it no smaller one
+        device.refused_level = min(level, device.refused_level or level, key=rank)
         return is_new

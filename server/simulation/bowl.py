@@ -9,7 +9,8 @@ import numpy as np
 from edge_runtime.bundle.adapter import adapter_sha256
 from edge_runtime.bundle.layers import layer_slices
 from edge_runtime.bundle.layout import Parameter, front_size, total_size
-from edge_runtime.bundle.manifest import FORMAT_VERSION, Golden, Manifest, Model, Task
+from edge_runtime.bundle.levels import ascending
+from edge_runtime.bundle.manifest import Golden, Manifest, Model, Task, format_version_of
 from edge_runtime.bundle.manifest_file import bundle_sha256, encode_manifest
 from edge_runtime.engines.quadratic import LayeredQuadraticEngine
 from server.evaluation import Evaluation
@@ -17,6 +18,7 @@ from server.evaluation import Evaluation
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from edge_runtime.bundle.levels import Level
     from edge_runtime.values import FloatVector
 
 ROWS = 32
@@ -44,18 +46,18 @@ class Bowl:
     Args:
         layers: L.
         splits: splits, as in a manifest.
-        levels: dropout levels, as in a manifest.
+        levels: levels, as in a manifest.
         devices: number of devices; each has an optimum of its own around the common one.
         rng: source of the bowl's shape.
     """
 
     def __init__(
-        self, layers: int, splits: Sequence[int], levels: Sequence[int], devices: int, rng: np.random.Generator
+        self, layers: int, splits: Sequence[int], levels: Sequence[Level], devices: int, rng: np.random.Generator
     ) -> None:
         parameters = [Parameter(f"layer.{layer}", [_A_LAYER], layer, layer * _A_LAYER) for layer in range(layers)]
         size = total_size(parameters)
         self.manifest = Manifest(
-            format_version=FORMAT_VERSION,
+            format_version=format_version_of(levels),
             created_by={},
             model=Model("bowl", "quadratic", layers, size),
             task=Task("classify-head", ["no", "yes"], None, None, None, _TOKENS, 0),
@@ -68,7 +70,7 @@ class Bowl:
             golden=Golden("", 0, 0, 0.0, 0.0),
             graphs=[],
             files=[],
-            levels=sorted(levels),
+            levels=ascending(levels),
         )
         self.sha256 = bundle_sha256(encode_manifest(self.manifest))
         self._hessian = np.diag(rng.uniform(0.2, 1.0, size))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from msgspec import UNSET
 
+from edge_runtime.agent.birth import METHODS
 from edge_runtime.agent.reports import SessionFacts, delta_report, round_report
 from edge_runtime.backprop.importance import LayerStatistics
 from edge_runtime.backprop.round import BackpropSettings, Personal, train_backprop
@@ -24,7 +25,7 @@ from edge_runtime.protocol.plans import AdapterRef, BackpropPlan, SyncPlan, Trai
 from edge_runtime.protocol.presence import Birth, Capability, DeviceState, Hello, ProfileMessage
 from edge_runtime.protocol.reports import DeltaReport, PlanAccepted, ReportAck, RoundReport, Synced
 from edge_runtime.protocol.round_log import RoundLog, decode_chain
-from edge_runtime.protocol.step_rule import SWITCHES, StepRule
+from edge_runtime.protocol.step_rule import StepRule
 from edge_runtime.protocol.topics import Kind, device_of, hello_topic, topic_for
 from server.bandit.arms import Arm, PriceBasis, price
 from server.errors import JobError
@@ -158,7 +159,7 @@ class SimulatedFleet:
             python_version="simulated",
             machine="simulated",
             runtimes={},
-            methods=["spzo", *SWITCHES],
+            methods=METHODS,
             rows=len(self._task.rows(device.index)),
             bundle_sha256=self._task.sha256,
             adapter_sha256=self._task.initial_sha256,

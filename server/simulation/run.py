@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from edge_runtime.bundle.folder import open_bundle, verify_files
+from edge_runtime.bundle.levels import listed
 from edge_runtime.errors import ConfigError
 from edge_runtime.protocol.step_rule import StepRule
 from server.compose import compose, open_stores
@@ -37,6 +38,7 @@ from server.storage.ledger_address import LEDGER_FILE
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from edge_runtime.bundle.levels import Level
     from edge_runtime.protocol.profile import Profile
     from server.bandit.options import Policy
     from server.compose import Stores
@@ -73,7 +75,7 @@ class SimulateOptions:
 
 def _task_and_profiles(
     options: SimulateOptions, rng: np.random.Generator
-) -> tuple[SimulatedTask, list[Profile], list[int], list[int]]:
+) -> tuple[SimulatedTask, list[Profile], list[int], list[Level]]:
     """Return the task, the devices' profiles, and the splits and levels that task and profiles share."""
     if options.bundle is None or options.data is None:
         profiles = [read_profile(path) for path in options.profiles] or modelled_profiles()
@@ -98,7 +100,7 @@ def _task_and_profiles(
     return task, profiles, both, [level for level in levels if level in manifest.levels]
 
 
-def _job(options: SimulateOptions, task: SimulatedTask, splits: Sequence[int], levels: list[int]) -> FittedJob:
+def _job(options: SimulateOptions, task: SimulatedTask, splits: Sequence[int], levels: list[Level]) -> FittedJob:
     """Return the job: its steps as in job.toml (or defaults), all else from the options."""
     if options.job is not None:
         fitted = fit_to_bundle(read_job(options.job), task.manifest, task.sha256)
@@ -115,8 +117,8 @@ def _job(options: SimulateOptions, task: SimulatedTask, splits: Sequence[int], l
         fitted = FittedJob.unchecked(base, task.manifest, task.sha256)
     if fitted.split not in splits or not set(fitted.levels) <= set(levels):
         raise ConfigError(
-            f"the job's split {fitted.split} or levels {fitted.levels} have no times: the profiles have "
-            f"{list(splits)} and {levels}",
+            f"the job's split {fitted.split} or levels {listed(fitted.levels)} have no times: the profiles have "
+            f"{list(splits)} and {listed(levels)}",
             "give profiles of this bundle",
         )
     job = msgspec.structs.replace(

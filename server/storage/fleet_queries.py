@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sqlalchemy import and_, func, or_, select
 
+from edge_runtime.bundle.levels import Level
 from edge_runtime.protocol.profile import BoardFacts, Reading
 from server.bandit.arms import Arm
 from server.bandit.choices import Choice
 from server.storage.asking import records, tuples
 from server.storage.columns import json_text, json_words, text_of_bytes
+from server.storage.level_columns import LEVEL
 from server.storage.tables import CHOICES, DEVICE_TAGS, DEVICES, JOBS, OFFERS, PROFILES, ROUNDS
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ class DeviceOffer:
     opened_at: str
     state: str
     detail: str | None
-    level: int | None
+    level: Level | None
     seconds: float | None
     loss: float | None
     personal_layers: int | None
@@ -211,10 +213,8 @@ def arms_by_round(ledger: Ledger, job: str) -> list[tuple[int, int, str | None]]
 def offers_to_device(ledger: Ledger, fleet: str, device: str, last: int) -> list[DeviceOffer]:
     """Return the last offers of any of a fleet's jobs to one device, the newest first."""
     same = and_(OFFERS.c.job == ROUNDS.c.job, OFFERS.c.round == ROUNDS.c.round, OFFERS.c.attempt == ROUNDS.c.attempt)
-    columns = [
-        OFFERS.c.round.label("index") if name == "index" else (ROUNDS if name == "opened_at" else OFFERS).c[name]
-        for name in DeviceOffer.__dataclass_fields__
-    ]
+    named = {"index": OFFERS.c.round.label("index"), "opened_at": ROUNDS.c.opened_at, "level": LEVEL}
+    columns = [named[name] if name in named else OFFERS.c[name] for name in DeviceOffer.__dataclass_fields__]
     query = (
         select(*columns)
         .select_from(ROUNDS.join(JOBS, JOBS.c.name == ROUNDS.c.job).join(OFFERS, same))
@@ -222,7 +222,7 @@ def offers_to_device(ledger: Ledger, fleet: str, device: str, last: int) -> list
         .order_by(ROUNDS.c.opened_at.desc(), ROUNDS.c.job, ROUNDS.c.round.desc(), ROUNDS.c.attempt.desc())
         .limit(last)
     )
-    return records(ledger, DeviceOffer, query)
+    return records(ledger, DeviceOffer, query, json={"level": Level})
 
 
 def arms_of_device(ledger: Ledger, fleet: str, device: str, last: int) -> dict[tuple[str, int, int], str | None]:

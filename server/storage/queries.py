@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sqlalchemy import and_, case, func, select
 
+from edge_runtime.bundle.levels import Level
 from server.bandit.choices import Choice
 from server.bandit.state import BanditState
 from server.storage.asking import records, tuples
+from server.storage.level_columns import LEVEL
 from server.storage.records import (
     AttemptRecord,
     ClosedRound,
@@ -206,6 +208,7 @@ def _plan(ledger: Ledger, plan: str) -> RoundPlan:
 # -- offers and reports ------------------------------------------------------------------------------------------------
 
 _OFFER = [
+    LEVEL,
     OFFERS.c.round.label("index"),
     *(
         OFFERS.c[name]
@@ -214,7 +217,6 @@ _OFFER = [
             "device",
             "state",
             "detail",
-            "level",
             "seconds",
             "loss",
             "layers",
@@ -231,7 +233,7 @@ def offers_of(ledger: Ledger, job: str) -> list[OfferRecord]:
     """Return all offers of a job, by round, attempt and device."""
     query = select(*_OFFER).where(OFFERS.c.job == job)
     query = query.order_by(OFFERS.c.round, OFFERS.c.attempt, OFFERS.c.device)
-    return records(ledger, OfferRecord, query, json={"layers": list[int]})
+    return records(ledger, OfferRecord, query, json={"layers": list[int], "level": Level})
 
 
 def _is_counted(job: str) -> tuple[ColumnElement[bool], ...]:
@@ -243,7 +245,7 @@ def counted_reports(ledger: Ledger, job: str) -> list[OfferRecord]:
     """Return the offers whose reports are in a job's aggregated rounds, by device and round."""
     query = select(*_OFFER).select_from(OFFERS.join(ROUNDS, _SAME_ATTEMPT)).where(*_is_counted(job))
     query = query.order_by(OFFERS.c.device, OFFERS.c.round)
-    return records(ledger, OfferRecord, query, json={"layers": list[int]})
+    return records(ledger, OfferRecord, query, json={"layers": list[int], "level": Level})
 
 
 def outcome_of(ledger: Ledger, job: str, index: int, attempt: int, device: str) -> tuple[str, float | None] | None:

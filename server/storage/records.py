@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from edge_runtime.bundle.levels import Level
 from edge_runtime.protocol.layer_dropout import Stld
 from edge_runtime.protocol.profile import Profile  # noqa: TC001 msgspec reads the types of a record at run time
 from edge_runtime.protocol.step_rule import StepRule, rule_with
@@ -35,7 +36,7 @@ class RoundPlan(msgspec.Struct, frozen=True):
     split: int
     rule: StepRule
     stld: Stld | None = None
-    levels: dict[str, int] = {}
+    levels: dict[str, Level] = {}
     back_perturbations: dict[str, int] = {}
     length_s: float | None = None
     ineligible: dict[str, str] = {}
@@ -226,7 +227,7 @@ class OfferRecord:
         device: name of the device.
         state: a state_machine.OfferState.
         detail: why the device did not report.
-        level: dropout level; None: forward-only.
+        level: as in its plan; None: forward-only.
         seconds: of the local steps, as the device reports them.
         loss: training loss.
         layers: layers in its delta.
@@ -241,7 +242,7 @@ class OfferRecord:
     device: str
     state: str
     detail: str | None
-    level: int | None
+    level: Level | None
     seconds: float | None
     loss: float | None
     layers: list[int] | None

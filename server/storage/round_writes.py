@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sqlalchemy import bindparam, delete, insert, update
 
+from server.storage.level_columns import level_columns
 from server.storage.tables import BANDITS, CHOICES, OFFERS, ROUNDS, now_text
 from server.storage.writes import Writes
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Update
 
+    from edge_runtime.bundle.levels import Level
     from server.storage.records import ClosedRound
 
 
@@ -63,7 +65,7 @@ class RoundWrites(Writes):
         plan: str,
         base_sha256: str,
         mean_square: float | None,
-        devices: Mapping[str, int | None],
+        devices: Mapping[str, Level | None],
     ) -> None:
         """Enter an attempt at a round and its offers.
 
@@ -75,7 +77,10 @@ class RoundWrites(Writes):
             self.database.write(_OPENED, {**key, **base, "state": "open", "opened_at": now_text()})
             self.database.write_many(
                 _OFFERED,
-                [{**key, "device": device, "level": level, "state": "offered"} for device, level in devices.items()],
+                [
+                    {**key, "device": device, **level_columns(level), "state": "offered"}
+                    for device, level in devices.items()
+                ],
             )
 
     def offer_is(self, job: str, index: int, attempt: int, device: str, state: str, detail: str | None = None) -> None:

@@ -83,6 +83,7 @@ OFFERS = Table(
     Column("front_seconds", Float),
     Column("back_seconds", Float),
     Column("level", Whole),
+    Column("level_kind", Words),
     Column("delta_sha256", Words),
     Column("layers", Words),
     Column("personal_layers", Whole),
@@ -91,7 +92,10 @@ OFFERS = Table(
     Column("bytes_down", Whole, nullable=False, default=0, server_default="0"),
     ForeignKeyConstraint(["job", "round", "attempt"], ["rounds.job", "rounds.round", "rounds.attempt"]),
 )
-"""What became of each round's offer to each device, and the device's report."""
+"""What became of each round's offer to each device, and the device's report.
+
+``level`` is the number of layers that each mini-batch trains; ``level_kind`` is ``top`` at a top level, else NULL.
+"""
 
 DEVICES = Table(
     "devices",

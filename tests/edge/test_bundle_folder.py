@@ -58,7 +58,7 @@ def test_every_file_is_guarded(bundle_copy: Bundle, capsys: pytest.CaptureFixtur
 
 def test_another_format_version_is_named(bundle_copy: Bundle) -> None:
     rewrite(bundle_copy, format_version=2)
-    with pytest.raises(BundleError, match="format version 2, this Covey reads version 3"):
+    with pytest.raises(BundleError, match="format version 2, this Covey reads versions 3 to 4"):
         open_bundle(bundle_copy.path)
 
 

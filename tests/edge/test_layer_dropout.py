@@ -186,8 +186,8 @@ def test_a_round_goes_downhill_and_says_what_it_ran(draw: str) -> None:
     result = run(2, steps=40, draw=draw)
     assert bowl().loss(result.movement) < 0.5 * bowl().loss(np.zeros(SIZE, np.float32))
     assert result.sent == [0, 1, 2, 3]
-    assert sum(result.personal.statistics.batches) == result.layers_run
-    assert result.layers_run == 80 if draw == "exact" else 40 < result.layers_run < 160
+    assert sum(result.personal.statistics.batches) == result.layers_trained
+    assert result.layers_trained == 80 if draw == "exact" else 40 < result.layers_trained < 160
 
 
 def test_what_was_dropped_did_not_move_and_is_not_sent() -> None:

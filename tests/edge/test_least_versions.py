@@ -22,7 +22,7 @@ from edge_runtime.cli import main
 from edge_runtime.commands.doctor_versions import versions_finding
 from edge_runtime.data.examples import DataConfig
 from edge_runtime.engines.choose import ONNX_RUNTIME
-from edge_runtime.engines.least_versions import check_versions
+from edge_runtime.engines.least_versions import check_versions, installed_versions
 from edge_runtime.errors import BundleError, ConfigError
 from edge_runtime.protocol.side_messages import TooOld
 from edge_runtime.store.bundles import install_bundle
@@ -139,6 +139,9 @@ def test_doctor_says_what_the_server_has_said_until_something_is_replaced(tmp_pa
     assert found.advice == "pip install 'onnxruntime>=1.18'"
     write_too_old(Path(config.state_dir), TooOldNote("job", sha256, reason, {"onnxruntime": "1.17.3"}))
     assert versions_finding(config, tiny_export("bert")).status == "ok"
+    of_an_older_covey = TooOldNote("job", sha256, reason, installed_versions("onnxruntime") | {"covey": "0.0.9"})
+    write_too_old(Path(config.state_dir), of_an_older_covey)
+    assert versions_finding(config, None).status == "ok"
     (Path(config.state_dir) / TOO_OLD_FILE).write_bytes(b"{")
     assert versions_finding(config, None).status == "warning"
 

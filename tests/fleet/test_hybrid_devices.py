@@ -24,7 +24,8 @@ from hybrid import (
 
 from edge_runtime.agent.backprop_plan import check_plan
 from edge_runtime.backprop.importance import LayerStatistics
-from edge_runtime.backprop.round import ActiveLayers, BackpropSettings, Personal, mean_gradient, train_backprop
+from edge_runtime.backprop.layer_draw import ActiveLayers
+from edge_runtime.backprop.round import BackpropSettings, Personal, mean_gradient, train_backprop
 from edge_runtime.bundle import memory_need
 from edge_runtime.bundle.layers import layer_slices
 from edge_runtime.cli import main
@@ -318,6 +319,6 @@ def test_a_device_runs_fewer_rows_at_once_where_memory_is_short(graphs: Bundle) 
 class CountingEngine(BundleTrainingEngine):
     """Knows how many rows it was given each time."""
 
-    def gradients(self, theta: Any, layers: Any, batch: Any, out: Any, scales: Any = None) -> float:
+    def gradients(self, theta: Any, layers: Any, batch: Any, out: Any, scales: Any = None, **more: Any) -> float:
         self.sizes = [*getattr(self, "sizes", []), len(batch.labels)]
-        return super().gradients(theta, layers, batch, out, scales)
+        return super().gradients(theta, layers, batch, out, scales, **more)

@@ -196,6 +196,7 @@ def test_unknown_versions_and_old_manifests_keep_nobody_from_work(
 def test_the_runtime_that_a_device_uses_is_judged() -> None:
     class _Needing:
         needs = NEEDS
+        levels = ()
 
     manifest: Any = _Needing()
     executorch = {"executorch": "1.4.0", "numpy": "2", "tokenizers": "0.22.0"}

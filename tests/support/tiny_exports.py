@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.bundle.levels import Level
 
 LABELS = ["bad", "good"]
 
@@ -32,7 +33,7 @@ class TinyExport:
     pooling: str | None = None
     layers: tuple[int, ...] | None = None
     max_tokens: int = 32
-    levels: tuple[int, ...] = ()
+    levels: tuple[Level, ...] = ()
     recompute: bool = False
     rescale: bool = False
     runtimes: tuple[str, ...] = ("onnxruntime",)

@@ -191,10 +191,10 @@ Manifest decode_manifest(const void *data, std::size_t size)
     const Value value = parse_json(data, size, Code::bundle);
     Fields fields(value, "the manifest", Code::bundle);
     const std::int64_t version = fields.integer("format_version");
-    if (version != format_version)
+    if (version < oldest_format_version || version > format_version)
         throw Error(Code::bundle,
-                    "the bundle has format version " + std::to_string(version) + ", this Covey reads version " +
-                        std::to_string(format_version),
+                    "the bundle has format version " + std::to_string(version) + ", this Covey reads versions " +
+                        std::to_string(oldest_format_version) + " to " + std::to_string(format_version),
                     version > format_version ? "upgrade Covey on this machine" : export_again);
     Manifest manifest{};
     manifest.sha256 = sha256_hex(data, size);

@@ -12,7 +12,8 @@
 
 namespace covey {
 
-constexpr std::int64_t format_version = 3;
+// Version 4 adds top levels, of which forward passes need nothing.
+constexpr std::int64_t oldest_format_version = 3, format_version = 4;
 
 enum class TaskKind { classify_head, classify_prompt, causal_lm };
 enum class GraphKind { front, back, predict, train };
