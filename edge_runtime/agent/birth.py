@@ -13,7 +13,7 @@ from edge_runtime import __version__
 from edge_runtime.bundle.memory_need import level_need, levels_that_fit
 from edge_runtime.engines.least_versions import installed_versions
 from edge_runtime.engines.providers import CPU_ONLY
-from edge_runtime.protocol.presence import Birth, Capability
+from edge_runtime.protocol.presence import FROZEN_FRONT, Birth, Capability
 
 if TYPE_CHECKING:
     from edge_runtime.agent.config import EdgeConfig
@@ -37,7 +37,7 @@ class Session:
     epoch: str | None = None
 
 
-METHODS = ["spzo"]  # with every switch of protocol/step_rule.py
+METHODS = ["spzo", FROZEN_FRONT]  # spzo: with the switches of protocol/step_rule.py that every device knows
 
 
 def make_birth(

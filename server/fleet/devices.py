@@ -40,7 +40,8 @@ class Device:
         quarantine: why it takes part in nothing until the operator decides; None: it is in no quarantine.
         too_old: which of its libraries are older than the bundle of its job needs, and what to do; None: none is known
             to be.
-        judged: the bundle and the announcement that too_old is about; None: it has not been judged.
+        judged: what was needed (a bundle, a frozen front) and the announcement that too_old is about; None: it has not
+            been judged.
         rest: why and until when it is offered nothing after a refusal or a silence; None: it may be offered work.
     """
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from edge_runtime.bundle.layout import front_size, total_size
 from edge_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -58,6 +59,11 @@ def fit_to_bundle(job: Job, manifest: Manifest, bundle_sha256: str) -> FittedJob
             f"re-export with covey export --train {job.train}, or change train in the job",
         )
     _check_levels(job, manifest, fitted.levels)
+    if job.frozen_rounds and front_size(manifest.parameters, fitted.split) == total_size(manifest.parameters):
+        raise ConfigError(
+            f'front = "{job.front}": nothing is trained behind split {fitted.split} of this bundle',
+            "choose a smaller split, or re-export the bundle with --lora-layers behind the split",
+        )
     return fitted
 
 

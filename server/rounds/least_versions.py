@@ -1,4 +1,4 @@
-"""Devices whose libraries are older than a job's bundle needs: they are offered nothing, and are told why."""
+"""Devices that are older than a job or its bundle needs: they are offered nothing, and are told why."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, get_args
 from edge_runtime.bundle.manifest import Runtime
 from edge_runtime.bundle.needs import advice, unmet_needs
 from edge_runtime.protocol.messages import encode_message
+from edge_runtime.protocol.presence import FROZEN_FRONT
 from edge_runtime.protocol.side_messages import TooOld
 from edge_runtime.protocol.topics import topic_for
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from edge_runtime.protocol.presence import Birth
     from server.fleet.devices import Device
     from server.job.fitted import FittedJob
+    from server.job.job import Job
     from server.rounds.roster import Roster
 
 
@@ -39,11 +41,12 @@ class LeastVersions:
         birth, sha256 = device.birth, self._fitted.bundle_sha256
         if birth is None or not device.is_here:
             return
-        if device.judged is not None and device.judged[0] == sha256 and device.judged[1] is birth:
+        needed = f"{sha256} and a frozen front" if self._fitted.job.frozen_rounds else sha256
+        if device.judged is not None and device.judged[0] == needed and device.judged[1] is birth:
             return
-        reason = why_too_old(self._fitted.manifest, birth)
+        reason = why_too_old(self._fitted.manifest, birth) or _why_no_frozen_front(self._fitted.job, birth)
         self._roster.is_too_old(device, reason)
-        device.judged = (sha256, birth)
+        device.judged = (needed, birth)
         if reason is not None:
             told = TooOld(job=self._fitted.job.name, bundle_sha256=sha256, reason=reason)
             self._transport.publish(topic_for(self._roster.fleet, device.name, "plan"), encode_message(told))
@@ -56,3 +59,12 @@ def why_too_old(manifest: Manifest, birth: Birth) -> str | None:
             unmet = unmet_needs(manifest.needs, runtime, birth.runtimes)
             return f"{'; '.join(map(str, unmet))}\n  what to do: {advice(unmet)}"[:2000] if unmet else None
     return None
+
+
+def _why_no_frozen_front(job: Job, birth: Birth) -> str | None:
+    if not job.frozen_rounds or FROZEN_FRONT in birth.methods:
+        return None
+    return (
+        f'the job has front = "{job.front}", which Covey {birth.covey_version} does not know\n'
+        "  what to do: install a newer version of Covey on the device"
+    )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from msgspec import UNSET
 
+from edge_runtime.agent.birth import METHODS
 from edge_runtime.agent.reports import SessionFacts, delta_report, round_report
 from edge_runtime.backprop.importance import LayerStatistics
 from edge_runtime.backprop.round import BackpropSettings, Personal, train_backprop
@@ -157,7 +158,7 @@ class SimulatedFleet:
             python_version="simulated",
             machine="simulated",
             runtimes={},
-            methods=["spzo"],
+            methods=METHODS,
             rows=len(self._task.rows(device.index)),
             bundle_sha256=self._task.sha256,
             adapter_sha256=self._task.initial_sha256,
