@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from msgspec import UNSET
+
 from edge_runtime.protocol.plans import BlobRef
 from edge_runtime.protocol.reports import DeltaReport, RoundReport
 from edge_runtime.protocol.round_log import pack_scalars
@@ -56,6 +58,8 @@ def round_report(plan: TrainPlan, result: RoundResult, facts: SessionFacts) -> R
         link_bytes_per_s=facts.link_bytes_per_s,
         replay_parameters_per_s=facts.replay_parameters_per_s,
         blob_bytes=facts.blob_bytes,
+        front_hits=UNSET if result.front_hits is None else result.front_hits,
+        front_misses=UNSET if result.front_misses is None else result.front_misses,
     )
 
 
