@@ -12,6 +12,7 @@ from edge_runtime.data.transform import beside
 from edge_runtime.device.eligibility import EligibilityRules
 from edge_runtime.engines.providers import CPU_ONLY, check_provider_names
 from edge_runtime.files.toml_file import read_toml
+from edge_runtime.fronts.front_folder import DEFAULT_MB
 from edge_runtime.fronts.front_key import Precision
 from edge_runtime.network.address import TlsFiles
 from edge_runtime.network.http_address import check_http_url
@@ -46,7 +47,7 @@ class FrontRules(Strict, frozen=True):
         precision: in which they are kept; float16 needs half the space, and rounds them.
     """
 
-    cache_mb: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] = 256
+    cache_mb: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] = DEFAULT_MB
     precision: Precision = "float32"
 
 

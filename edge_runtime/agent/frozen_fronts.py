@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from edge_runtime.engines.bundle_engine import BundleEngine
 from edge_runtime.engines.choose import Engines
-from edge_runtime.fronts.front_folder import FrontFolder
+from edge_runtime.fronts.front_folder import MB, FrontFolder
 from edge_runtime.fronts.front_key import front_key
 from edge_runtime.fronts.frozen_engine import FrozenFront
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from edge_runtime.fronts.front_key import FrontKey
     from edge_runtime.values import FloatVector
 
-_MB = 1_000_000
-
 
 class FrozenFronts:
     """Makes engines whose front is looked up; keeps one of them, and its file open, from round to round.
@@ -32,7 +30,7 @@ class FrozenFronts:
     """
 
     def __init__(self, config: EdgeConfig, state_dir: Path) -> None:
-        self._folder = FrontFolder(state_dir / "fronts", config.fronts.cache_mb * _MB)
+        self._folder = FrontFolder(state_dir / "fronts", config.fronts.cache_mb * MB)
         self._precision = config.fronts.precision
         self._engines = Engines(config.engine, config.threads, config.execution_providers)
         self._made: tuple[FrontKey, BundleEngine, FrozenFront, FrontRows | None] | None = None

@@ -4,6 +4,6 @@
 rows' lengths alone; ``row_file.py`` is the file, ``front_folder.py`` bounds all files together, ``front_key.py`` says
 what a file belongs to.
 
-May import: engines, data, bundle, files, values, errors.
+May import: engines, data, bundle, values, errors.
 Must never come in: plans, rounds, the network.
 """

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from edge_runtime.fronts.row_file import StoredRow
 
 _LOG = logging.getLogger(__name__)
+MB = 1_000_000
+DEFAULT_MB = 256
+"""Bound of a folder that nobody has said anything about."""
 _SUFFIX = ".front"
 _LEAST_GAIN = 8
 """A file is copied to be rid of rows where they are at least this part of it: copying costs time, and wears cards."""

@@ -9,6 +9,7 @@ import msgspec
 
 from edge_runtime.bundle.memory_need import bytes_for, level_need, levels_that_fit, rows_that_fit
 from server.advice.findings import LEVELS_TABLE, METHODS_TABLE, forward_run, lost_at
+from server.advice.frozen_front import warm_seconds, what_it_trains
 from server.bandit.arms import Arm, PriceBasis, price
 from server.job.job import largest_report_bytes
 
@@ -68,6 +69,7 @@ class BoardAdvice(msgspec.Struct, frozen=True):
         board_memory: bytes that training may take on the board.
         because: why this kind and level.
         lacks: what it will not give, and what is not known.
+        frozen_front: seconds of a round's local steps with a frozen front; None: backprop.
     """
 
     board: str
@@ -87,6 +89,7 @@ class BoardAdvice(msgspec.Struct, frozen=True):
     board_memory: Figure
     because: str
     lacks: list[str]
+    frozen_front: Figure | None = None
 
 
 def advise(board: Board, settings: Settings, tokens: int) -> BoardAdvice:
@@ -120,8 +123,15 @@ def advise(board: Board, settings: Settings, tokens: int) -> BoardAdvice:
     return BoardAdvice(
         board.name, "forward-only", None, fitted.split, job.step.front_perturbations, job.step.back_perturbations,
         job.steps, job.batch_size, None, settings.forward_source, seconds,
-        *_scalar_bytes(fitted), memory, board.memory, because, lacks,
+        *_scalar_bytes(fitted), memory, board.memory, because, lacks, _frozen_front(arm, basis, profile, fitted),
     )  # fmt: skip
+
+
+def _frozen_front(arm: Arm, basis: PriceBasis, profile: Profile | None, fitted: FittedJob) -> Figure:
+    seconds = warm_seconds(arm, basis, profile)
+    if seconds is None:
+        return Figure(None, f"not known: no profile has this graph; run {MEASURE}")
+    return Figure(round(seconds, 4), what_it_trains(fitted))
 
 
 def usable_profile(profile: Profile | None, fitted: FittedJob) -> tuple[Profile | None, str | None]:

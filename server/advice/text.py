@@ -31,6 +31,7 @@ def _board(advice: BoardAdvice) -> str:
         _line("down", advice.bytes_down, "bytes"),
         _line("memory", advice.memory_bytes, "bytes"),
         _line("board has", advice.board_memory, "bytes"),
+        *([] if advice.frozen_front is None else [_line("front frozen", advice.frozen_front, "s")]),
         *(f"  not given    {lack}" for lack in advice.lacks),
     ]
     return "\n".join(lines)

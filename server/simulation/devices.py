@@ -231,7 +231,12 @@ class SimulatedFleet:
         layers, tokens = manifest.model.layers, manifest.task.max_tokens
         if isinstance(plan, TrainPlan):
             basis = PriceBasis(layers, tokens, plan.steps, plan.batch_size, plan.rule)
-            arm = Arm("forward", split=plan.split, back_perturbations=plan.rule.back_perturbations)
+            arm = Arm(
+                "forward",
+                split=plan.split,
+                back_perturbations=plan.rule.back_perturbations,
+                front_is_frozen=plan.rule.front_is_frozen,
+            )
         else:
             stld = plan.stld
             basis = PriceBasis(layers, tokens, stld.steps, stld.batch_size, _ANY_RULE, stld)
