@@ -12,10 +12,13 @@ from fleets import edge_configs, write_job
 from edge_runtime.bundle.adapter import map_adapter
 from edge_runtime.bundle.layout import front_size
 from edge_runtime.errors import ConfigError
+from server.job.epsilon import device_epsilon
 from server.job.fitted import fit_to_bundle
 from server.job.job import read_job
 from server.serving.loaded_job import load_job
 from server.simulation.in_process import run_in_process
+from server.storage.ledger import LEDGER_FILE, Ledger
+from server.views.summary import job_summary
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,3 +69,15 @@ def test_a_fleet_ends_on_the_replays_bits(tmp_path: Path, tiny_bundle: Bundle, f
     adapter = map_adapter(tmp_path / "server" / "blobs" / result["adapter_sha256"], initial.size)
     assert (adapter[:size].tobytes() == initial[:size].tobytes()) == (front == "frozen")
     assert not np.array_equal(adapter[size:], initial[size:])
+
+
+def test_a_private_job_accounts_for_the_scalars_that_were_sent(tmp_path: Path, tiny_bundle: Bundle) -> None:
+    """Two steps of P2 = 4 scalars in the frozen round, and of P1 × P2 = 8 in the one after it."""
+    privacy = {"clip": 1.0, "noise_multiplier": 20.0}
+    path = write_job(
+        tmp_path, {"front_perturbations": 2}, front="train-after:1", rounds=2, weighting="uniform", privacy=privacy
+    )
+    fitted, bundle = load_job(path, tiny_bundle.path)
+    run_in_process(fitted, bundle, tmp_path / "server", edge_configs(tmp_path, 1))
+    summary = job_summary(Ledger(tmp_path / "server" / LEDGER_FILE, read_only=True), "job")
+    assert summary["epsilon"] == pytest.approx(device_epsilon(2 * 4 + 2 * 8, 20.0, summary["delta"]))
