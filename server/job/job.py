@@ -23,11 +23,11 @@ from server.job.selector import EVERYONE, parse_selector
 if TYPE_CHECKING:
     from pathlib import Path
 
-TRAINED_FRONT, FROZEN_FRONT, _LATER = "train", "frozen", "train-after:"
+FROZEN_FRONT, _LATER = "frozen", "train-after:"
 _REPORT_OVERHEAD_BYTES = 512
 """Upper bound of a report's size without its scalars."""
 BackPerturbations = Annotated[int, msgspec.Meta(ge=1, le=MAX_PERTURBATIONS)]
-Front = Annotated[str, msgspec.Meta(pattern=f"^({TRAINED_FRONT}|{FROZEN_FRONT}|{_LATER}[0-9]{{1,7}})$")]
+Front = Annotated[str, msgspec.Meta(pattern=f"^(train|{FROZEN_FRONT}|{_LATER}[0-9]{{1,7}})$")]
 
 
 class JobPrivacy(Privacy, frozen=True, forbid_unknown_fields=True):
@@ -125,7 +125,7 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         bandit: how each device's level, or split and P2, is chosen; None: by free memory and [adaptive].
         robust: what is done about devices that send wrong contributions; None: no more than checking each report.
         front: whether forward-only devices train the front block: ``train``; ``frozen``: never, so that each row's
-            activation is computed once and kept; ``train-after:N``: frozen in the first N rounds.
+            activation is computed once and kept; ``train-after:N``: frozen in the first N rounds; None: ``train``.
     """
 
     name: Name
@@ -156,14 +156,12 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     privacy: JobPrivacy | None = None
     bandit: JobBandit | None = None
     robust: Robust | None = None
-    front: Annotated[str, msgspec.Meta(pattern=f"^({TRAINED_FRONT}|{FROZEN_FRONT}|{_LATER}[0-9]{{1,7}})$")] = (
-        TRAINED_FRONT
-    )
+    front: Front | None = None
 
     @property
     def frozen_rounds(self) -> int:
         """Number of rounds, from the first one, in which the front is frozen; ``rounds`` where it always is."""
-        if self.front.startswith(_LATER):
+        if self.front is not None and self.front.startswith(_LATER):
             return min(int(self.front.removeprefix(_LATER)), self.rounds)
         return self.rounds if self.front == FROZEN_FRONT else 0
 

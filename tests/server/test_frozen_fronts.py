@@ -26,10 +26,20 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.folder import Bundle
 
 
-@pytest.mark.parametrize(("front", "frozen"), [("train", 0), ("frozen", 6), ("train-after:2", 2), ("train-after:9", 6)])
+@pytest.mark.parametrize(
+    ("front", "frozen"), [("train", 0), ("frozen", 6), ("train-after:0", 0), ("train-after:2", 2), ("train-after:9", 6)]
+)
 def test_a_round_is_frozen_as_the_job_says(tmp_path: Path, front: str, frozen: int) -> None:
     job = read_job(write_job(tmp_path, front=front, rounds=6))
     assert [job.rule_of(index).front_is_frozen for index in range(6)] == [index < frozen for index in range(6)]
+
+
+def test_a_job_that_does_not_say_it_is_stored_as_before(tmp_path: Path) -> None:
+    """A server that was updated compares a job with what its ledger has, where the field is missing."""
+    job = read_job(write_job(tmp_path))
+    assert msgspec.to_builtins(job)["front"] is None
+    assert "front" not in msgspec.to_builtins(job)["step"]
+    assert job.frozen_rounds == 0
 
 
 @pytest.mark.parametrize(
