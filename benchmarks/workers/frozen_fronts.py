@@ -26,15 +26,16 @@ def ragged_batch(settings: Settings) -> Batch:
     lengths = rng.integers(settings["tokens"] // 4, settings["tokens"] + 1, settings["rows"])
     lengths[0] = settings["tokens"]
     rows = [rng.integers(1000, 2000, length).tolist() for length in lengths]
-    return pad(rows, rng.integers(0, 2, settings["rows"]).tolist(), 0)
+    labels: list[int] = [int(label) for label in rng.integers(0, 2, len(rows))]
+    return pad(rows, labels, 0)
 
 
 def frozen_front(settings: Settings) -> Routines:
     """All routines run on the same batch of rows of several lengths.
 
-    ``warm``: a step whose activations are kept. ``cold``: the first one, which runs the front and keeps what it gives.
-    ``nowhere``: a step without a file. ``trained``: today's step, with the front's directions. ``back``: the step's
-    back passes alone, with nothing perturbed.
+    ``warm``: a step whose activations are kept; ``lookup``: its lookups alone. ``cold``: the first one, which runs the
+    front and keeps what it gives. ``nowhere``: a step without a file. ``trained``: today's step, with the front's
+    directions. ``back``: the step's back passes alone, with nothing perturbed.
     """
     from edge_runtime.engines.choose import Engines
     from edge_runtime.fronts.front_folder import FrontFolder
@@ -74,4 +75,5 @@ def frozen_front(settings: Settings) -> Routines:
         "nowhere": lambda: step_of(nowhere),
         "trained": lambda: spzo_step(engine, theta, batch, rule, step_seeds(rule, 0, 0, "d", next(counter))),
         "back": backs,
+        "lookup": lambda: warm.front(batch),
     }

@@ -70,6 +70,7 @@ class FrozenFront:
         self._is_verified = rows is None or not rows.file.rows  # what this process adds need not be compared
         self._tensors = [output for output in engine.boundary_outputs if is_row_tensor(output)]
         self._widths = [int(np.prod(output.shape[2:])) for output in self._tensors]  # type: ignore[arg-type]
+        self._row_width = sum(self._widths)
         self._frame = learn_frame(engine.boundary_outputs, self._run, task.max_tokens, task.pad_token_id)
         if self._frame is None:
             _LOG.warning("what crosses the cut of this bundle cannot be kept: the front is run in every step")
@@ -111,11 +112,13 @@ class FrozenFront:
             )
         arrays: dict[str, Tensor] = self._frame.tensors(lengths, tokens)
         for output in self._tensors:
-            arrays[output.name] = np.zeros((rows, tokens, *output.shape[2:]), dtype=np.float32)
+            arrays[output.name] = np.empty((rows, tokens, *output.shape[2:]), dtype=np.float32)
         for index, length in enumerate(lengths):
             ids = np.ascontiguousarray(batch.input_ids[index, :length])
             for output, values in zip(self._tensors, self._row(ids), strict=True):
-                arrays[output.name][index, :length] = values.reshape(length, *output.shape[2:])
+                array = arrays[output.name]
+                array[index, :length] = values.reshape(length, *output.shape[2:])
+                array[index, length:] = 0
         return self._engine.boundary_of(arrays)
 
     def back(self, boundary: Boundary, batch: Batch) -> float:
@@ -138,7 +141,7 @@ class FrozenFront:
 
     def _row(self, ids: Tensor) -> list[Tensor]:
         """Return a row's activations, for each tensor (tokens × width,), float32 or float16."""
-        digest = hashlib.sha256(ids.astype("<i8", copy=False).data).digest()
+        digest = hashlib.sha256(ids.astype("<i8", copy=False).tobytes()).digest()
         kept = None if self._rows is None else self._rows.find(digest)
         if kept is not None and self._rows is not None and not self._is_verified:
             kept = kept if self._is_as_computed(ids, *kept) else None
@@ -167,8 +170,10 @@ class FrozenFront:
 
     def _unpacked(self, row: StoredRow, data: memoryview) -> list[Tensor] | None:
         values = np.frombuffer(data, dtype=np.float16 if row.precision == _HALF else np.float32)
-        if values.size != row.tokens * sum(self._widths):
+        if values.size != row.tokens * self._row_width:
             return None
+        if len(self._widths) == 1:
+            return [values]
         stops = np.cumsum([row.tokens * width for width in self._widths])
         return np.split(values, stops[:-1])
 
