@@ -241,3 +241,16 @@ def test_the_key_names_everything(tiny_bundle: Bundle) -> None:
     assert key.encode() == msgspec.json.encode(key)
     assert "onnxruntime" in key.engine
     assert key.bundle_sha256 == tiny_bundle.sha256
+
+
+@pytest.mark.slow
+def test_each_runtime_keeps_its_own_activations(tiny_export: Callable[..., Bundle], tmp_path: Path) -> None:
+    """ExecuTorch puts batches together as ONNX Runtime does, and neither uses what the other kept."""
+    bundle = tiny_export("bert", runtimes=("onnxruntime", "executorch"))
+    for runtime in ("executorch", "onnxruntime"):
+        device = Device(tmp_path, bundle, engines=Engines(runtime, threads=1))  # type: ignore[arg-type]
+        plain = device.round(device.front(most_bytes=0)).scalars
+        kept = device.front()
+        for misses in (5, 5):
+            assert device.round(kept).scalars.tobytes() == plain.tobytes()
+            assert kept.counts.misses == misses
