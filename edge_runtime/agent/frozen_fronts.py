@@ -63,7 +63,8 @@ class FrozenFronts:
         return frozen
 
     def close(self) -> None:
-        """Forget the engine and close its file: other work needs the memory."""
+        """Forget the engine, and close its file and the folder: other work needs the memory."""
         if self._made is not None:
             self._made[2].close()
             self._made = None
+        self._folder.close()

@@ -140,6 +140,8 @@ class Trainer:
             self._loaded = LoadedBundle(bundle, self._config.data, self._engines)
         if not isinstance(plan, SyncPlan):
             self._read_rows(self._loaded)
+        elif plan.final:
+            self._fronts.close()
         fetcher.fetched_bytes = 0
         theta = obtain_adapter(self._store, fetcher, self._loaded.bundle, plan.adapter)
         self._link_bytes_per_s = fetcher.bytes_per_s or self._link_bytes_per_s
