@@ -54,8 +54,8 @@ class FrontFolder:
         if self._most_bytes <= 0:
             return None
         try:
+            self.root.mkdir(parents=True, exist_ok=True)  # somebody may have removed the state directory
             if self._lock is None:
-                self.root.mkdir(parents=True, exist_ok=True)
                 self._lock = _locked(self.root / "lock")
                 for left_over in self.root.glob("*.new"):
                     left_over.unlink()
