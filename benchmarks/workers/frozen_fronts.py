@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -49,6 +51,7 @@ def frozen_front(settings: Settings) -> Routines:
     front, task = theta[: engine.front_workspace.size], bundle.manifest.task
     key = front_key(bundle, settings["split"], front, engines, settings.get("precision", "float32"))
     root = Path(tempfile.mkdtemp(prefix="covey-fronts-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
     kept = FrontFolder(root / "warm", 10**9).open(key, settings["rows"])
     emptied = FrontFolder(root / "cold", 10**9).open(key, settings["rows"])
     warm, nowhere, cold = (FrozenFront(engine, front, task, rows, key.precision) for rows in (kept, None, emptied))
