@@ -14,7 +14,7 @@ EXTRA_executorch := ,executorch
 EXTRA_mixed := ,executorch
 export PYTHON VENV
 
-.PHONY: help install dev demo test test-all test-long explore test-oldest test-newest test-arm check lint files format bench bench-full bench-convergence bench-dashboard bench-decode bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-bandit bench-fleet bench-load board hil hil-cards deb docs clean bench-switches bench-top
+.PHONY: help install dev demo test test-all test-long explore test-oldest test-newest test-arm check lint files format bench bench-full bench-convergence bench-dashboard bench-decode bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-bandit bench-fleet bench-load board hil hil-cards deb docs clean bench-switches bench-top bench-fronts
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -93,6 +93,8 @@ bench-engines: $(STAMP) ## ExecuTorch against ONNX Runtime (MODEL=minilm or smol
 
 bench-decode: $(STAMP) ## tokens a second with a key-value cache, against without one (SmolLM2; some minutes); the last line is JSON
 	$(BIN)/python -m benchmarks.speed.decode
+bench-fronts: $(STAMP) ## steps with a frozen front: looked up, run for the first time, never kept (MiniLM); the last line is JSON
+	$(BIN)/python -m benchmarks.speed.fronts
 
 bench-levels: $(STAMP) ## speed and memory of training graphs, against PyTorch (some minutes)
 	$(BIN)/python -m benchmarks.speed.levels

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from benchmarks.harness.process_memory import own_memory_mb
-from benchmarks.workers import backprop, continuation, forward_only, products, rivals
+from benchmarks.workers import backprop, continuation, forward_only, frozen_fronts, products, rivals
 from benchmarks.workers.routines import OwnTime
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ KINDS: dict[str, Callable[[Settings], Routines]] = {
     "blocks_onnxruntime": forward_only.blocks_onnxruntime,
     "blocks_executorch": forward_only.blocks_executorch,
     "load_executorch": forward_only.load_executorch,
+    "frozen_front": frozen_fronts.frozen_front,
     "gradients": backprop.gradients,
     "micro_batches": backprop.micro_batches,
     "levels": backprop.levels,

@@ -2,7 +2,7 @@
 
 The only room that puts board, network, store and training together.
 
-May import: predictions, profiling, store, update, forward_only, backprop, engines, device, data, signing, releases,
-    network, protocol, bundle, files, output, values, errors.
+May import: predictions, profiling, store, update, forward_only, backprop, fronts, engines, device, data, signing,
+    releases, network, protocol, bundle, files, output, values, errors.
 Must never come in: command-line parsing, printing.
 """

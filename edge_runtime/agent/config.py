@@ -12,6 +12,8 @@ from edge_runtime.data.transform import beside
 from edge_runtime.device.eligibility import EligibilityRules
 from edge_runtime.engines.providers import CPU_ONLY, check_provider_names
 from edge_runtime.files.toml_file import read_toml
+from edge_runtime.fronts.front_folder import DEFAULT_MB
+from edge_runtime.fronts.front_key import Precision
 from edge_runtime.network.address import TlsFiles
 from edge_runtime.network.http_address import check_http_url
 from edge_runtime.predictions.rules import PredictRules
@@ -37,6 +39,18 @@ class UpdateRules(Strict, frozen=True):
     largest_fall: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
 
 
+class FrontRules(Strict, frozen=True):
+    """``[fronts]``: what the device keeps of jobs that freeze the front (docs/algorithm.md).
+
+    Attributes:
+        cache_mb: bound of the rows' activations on disk, in millions of bytes; 0: each is computed anew.
+        precision: in which they are kept; float16 needs half the space, and rounds them.
+    """
+
+    cache_mb: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] = DEFAULT_MB
+    precision: Precision = "float32"
+
+
 class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Configuration of one device.
 
@@ -59,6 +73,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         eligibility: when the device may train.
         updates: what a new version must pass before it is used.
         predict: what answers texts on this device, and takes corrections.
+        fronts: what it keeps of jobs that freeze the front.
         signing: keys; with them every message is signed, and only signed ones are believed. None: none is.
     """
 
@@ -79,6 +94,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     eligibility: EligibilityRules = EligibilityRules()
     updates: UpdateRules = UpdateRules()
     predict: PredictRules = PredictRules()
+    fronts: FrontRules = FrontRules()
     signing: DeviceKeys | None = None
 
     @property

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edge_runtime.bundle.bounds import check_rows
 from edge_runtime.forward_only.round import RoundSettings, train_round
+from edge_runtime.fronts.frozen_engine import FrozenFront
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edge_runtime.agent.frozen_fronts import FrozenFronts
     from edge_runtime.agent.loaded_bundle import LoadedBundle
     from edge_runtime.forward_only.round import RoundResult
     from edge_runtime.protocol.plans import TrainPlan
     from edge_runtime.values import FloatVector
+
+_LOG = logging.getLogger(__name__)
 
 
 def do_forward(
     plan: TrainPlan,
     device: str,
     loaded: LoadedBundle,
+    fronts: FrozenFronts,
     start: tuple[FloatVector, FloatVector | None],
     goes_on: Callable[[int, float], bool],
     clock: Callable[[], float],
@@ -30,6 +37,7 @@ def do_forward(
         plan: the round's plan.
         device: the device's name.
         loaded: bundle, rows and engine.
+        fronts: makes the engines of plans that freeze the front.
         start: the adapter, and the moment beside it, float32, (parameters,); None: the plan names none.
         goes_on: called after each step with its index and loss; the device abandons the round when it returns False.
         clock: monotonic seconds.
@@ -43,5 +51,17 @@ def do_forward(
     """
     check_rows(loaded.bundle.manifest, loaded.engines.runtime, min(plan.batch_size, len(loaded.rows)))
     theta, moment = start
-    engine, settings = loaded.engine(plan.split), RoundSettings.of_plan(plan, device, moment)
-    return train_round(engine, theta, loaded.rows, settings, goes_on, copy=loaded.copies, clock=clock)
+    settings = RoundSettings.of_plan(plan, device, moment)
+    if not plan.rule.front_is_frozen:
+        fronts.close()
+        engine = loaded.engine(plan.split)
+        return train_round(engine, theta, loaded.rows, settings, goes_on, copy=loaded.copies, clock=clock)
+    engine = fronts.engine(loaded, plan.split, theta)
+    before = engine.counts if isinstance(engine, FrozenFront) else None
+    result = train_round(engine, theta, loaded.rows, settings, goes_on, copy=loaded.copies, clock=clock)
+    if result is None or not isinstance(engine, FrozenFront) or before is None:
+        return result
+    counts = engine.counts.since(before)
+    _LOG.info("the front's activations: %d were kept, %d were not", counts.hits, counts.misses)
+    passes = -(-counts.runs // min(plan.batch_size, len(loaded.rows)))
+    return replace(result, front_passes=passes, front_hits=counts.hits, front_misses=counts.misses)

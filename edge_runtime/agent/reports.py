@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from msgspec import UNSET
+
 from edge_runtime.protocol.plans import BlobRef
 from edge_runtime.protocol.reports import DeltaReport, RoundReport
 from edge_runtime.protocol.round_log import pack_scalars
@@ -38,7 +40,11 @@ class SessionFacts:
 
 
 def round_report(plan: TrainPlan, result: RoundResult, facts: SessionFacts) -> RoundReport:
-    """Return the report of a forward-only round; a private round's loss is left out."""
+    """Return the report of a forward-only round.
+
+    A private round's loss is left out, and how many of its rows were there before: both tell about the rows.
+    """
+    says_rows = plan.privacy is None and result.front_hits is not None
     return RoundReport(
         job=plan.job,
         round=plan.round,
@@ -56,6 +62,8 @@ def round_report(plan: TrainPlan, result: RoundResult, facts: SessionFacts) -> R
         link_bytes_per_s=facts.link_bytes_per_s,
         replay_parameters_per_s=facts.replay_parameters_per_s,
         blob_bytes=facts.blob_bytes,
+        front_hits=result.front_hits if says_rows and result.front_hits is not None else UNSET,
+        front_misses=result.front_misses if says_rows and result.front_misses is not None else UNSET,
     )
 
 

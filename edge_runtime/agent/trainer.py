@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from edge_runtime.agent.backprop_plan import do_backprop
 from edge_runtime.agent.deaths import begun_of
 from edge_runtime.agent.forward_plan import do_forward
+from edge_runtime.agent.frozen_fronts import FrozenFronts
 from edge_runtime.agent.loaded_bundle import LoadedBundle
 from edge_runtime.agent.reports import SessionFacts, delta_report, round_report
 from edge_runtime.bundle.manifest import MANIFEST_FILE
@@ -92,6 +93,7 @@ class Trainer:
         self._config, self._store, self._journal = config, store, journal
         self._engines, self._machine, self._pause, self._contained = engines, machine, pause, contained
         self._loaded: LoadedBundle | None = None
+        self._fronts = FrozenFronts(config, store.root)
         self._link_bytes_per_s: float | None = None
         corrections = Path(config.data.corrections) if config.data.corrections else None
         self.rows_watch = RowsWatch(Path(config.data.path), corrections)
@@ -126,6 +128,7 @@ class Trainer:
         is_new = self._loaded is None or self._loaded.bundle.sha256 != plan.bundle_sha256
         if self._loaded is None or is_new:
             self._loaded = None
+            self._fronts.close()
             self.rows_watch.expect(plan.bundle_sha256)
             checked_on = Engines(self._config.engine, self._config.threads, self._config.execution_providers)
             bundle = install_bundle(
@@ -139,6 +142,8 @@ class Trainer:
             self._loaded = LoadedBundle(bundle, self._config.data, self._engines)
         if not isinstance(plan, SyncPlan):
             self._read_rows(self._loaded)
+        elif plan.final:
+            self._fronts.close()
         fetcher.fetched_bytes = 0
         theta = obtain_adapter(self._store, fetcher, self._loaded.bundle, plan.adapter)
         trains = isinstance(plan, TrainPlan)
@@ -196,7 +201,9 @@ class Trainer:
         self, plan: TrainPlan, prepared: Prepared, goes_on: Callable[[int, float], bool]
     ) -> tuple[Report, None] | None:
         loaded, clock = prepared.loaded, self._machine.clock
-        result = do_forward(plan, self._config.name, loaded, (prepared.theta, prepared.moment), goes_on, clock)
+        result = do_forward(
+            plan, self._config.name, loaded, self._fronts, (prepared.theta, prepared.moment), goes_on, clock
+        )
         return None if result is None else (round_report(plan, result, self._facts(prepared)), None)
 
     def _backprop(
@@ -205,6 +212,7 @@ class Trainer:
         """Train a backprop round and write its delta and personal layers, which count once the journal names them."""
         if not self._config.backpropagates:
             raise ConfigError("the plan needs backpropagation, this device is forward-only", 'set training = "auto"')
+        self._fronts.close()
         loaded, bundle = prepared.loaded, prepared.loaded.bundle
         before_sha256 = self._journal.entries.personal_at_start_of(plan.round)
         personal = personal_or_none(self._store, before_sha256, bundle, plan.job)

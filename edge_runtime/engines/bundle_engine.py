@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.bundle.layout import Parameter
-    from edge_runtime.bundle.manifest import Graph, Runtime
+    from edge_runtime.bundle.manifest import Graph, GraphOutput, Runtime
     from edge_runtime.data.batch import Batch, CompletionBatch
     from edge_runtime.values import FloatVector, Logits, Tensor, TokenIds, TokenLosses
 
@@ -45,6 +45,9 @@ class Runner(Protocol):
 
     def to_numpy(self, value: Any) -> Any:  # noqa: ANN401 the runtime's own kind
         """Return an output as an array."""
+
+    def to_value(self, array: Tensor) -> Any:  # noqa: ANN401 the runtime's own kind
+        """Return an array as what ``run`` takes for a boundary tensor; it is read in place."""
 
 
 class TrainingRunner(Protocol):
@@ -117,6 +120,7 @@ class BundleEngine:
         back = [p for p in manifest.parameters if p.layer >= split]
         self._front_reads = functools.partial(read_slices, front, rows_read(front_graph.inputs))
         self._back_reads = functools.partial(read_slices, back, rows_read(back_graph.inputs))
+        self._boundary_outputs = front_graph.outputs
         frozen = frozen_tensors(bundle)
         views = block_views(self._front_workspace, front)
         self._front = opener.open(bundle, front_graph, bind_inputs(front_graph, frozen, views))
@@ -141,9 +145,22 @@ class BundleEngine:
         """See Engine."""
         return self._back_reads(batch)
 
+    @property
+    def boundary_outputs(self) -> Sequence[GraphOutput]:
+        """What crosses the cut: names, types and shapes."""
+        return self._boundary_outputs
+
     def front(self, batch: Batch) -> Boundary:
         """See Engine."""
         return self._front.run(batch, None)
+
+    def front_arrays(self, batch: Batch) -> dict[str, Any]:
+        """Run the front block at its workspace; return what crosses the cut as arrays, by name."""
+        return {name: self._front.to_numpy(value) for name, value in self._front.run(batch, None).items()}
+
+    def boundary_of(self, arrays: Mapping[str, Tensor]) -> Boundary:
+        """Return arrays, by the names of ``boundary_outputs``, as what ``back`` takes; they are read in place."""
+        return {name: self._back.to_value(array) for name, array in arrays.items()}
 
     def back(self, boundary: Boundary, batch: Batch) -> float:
         """Run the back block; return the mean loss over the rows."""

@@ -75,6 +75,10 @@ class _GraphRunner:
         """Return an output as an array: it is one."""
         return value
 
+    def to_value(self, array: Tensor) -> Tensor:
+        """Return what a boundary input is bound to: the array itself."""
+        return array
+
 
 def batch_values(batch: Batch, bounds: Mapping[str, int]) -> dict[str, Tensor]:
     """Return the fields of a batch, with chunks of positions filled up to the one width that a graph takes."""

@@ -146,6 +146,10 @@ class _GraphRunner:
         """Return an output as an array."""
         return value.numpy()
 
+    def to_value(self, array: Tensor) -> Any:  # noqa: ANN401 ONNX Runtime is untyped
+        """Return ONNX Runtime's tensor over the memory of an array."""
+        return ort.OrtValue.ortvalue_from_numpy(array)
+
 
 def _hint(error: Exception, smaller: str) -> str:
     """Return what to do about a run that failed; ONNX Runtime says in its text alone what was wrong."""

@@ -65,7 +65,7 @@ def step_coefficients(
         running mean square, None when the rule does not keep one.
     """
     counted, n = _kept(scalars, rule)
-    front, back = _nested_estimate(counted, n, rule) if rule.variant == "nested" else _clean_estimate(counted, rule)
+    front, back = _nested_estimate(counted, n, rule) if rule.is_nested else _clean_estimate(counted, rule)
     size, mean_square = _size_of(scalars, rule, mean_square)
     factor = -rule.learning_rate / size if size > 0 else 0.0
     return Coefficients(tuple(factor * c for c in front), tuple(factor * c for c in back)), mean_square
@@ -122,7 +122,7 @@ def _nested_estimate(scalars: Sequence[float], n: int, rule: StepRule) -> tuple[
 
 
 def _clean_estimate(scalars: Sequence[float], rule: StepRule) -> tuple[list[float], list[float]]:
-    p1, p2 = rule.front_perturbations, rule.back_perturbations
+    p1, p2 = rule.front_directions, rule.back_perturbations
     # Nothing is shared here: leave-one-out would only add noise, and rule checks refuse it.
     return [g / p1 for g in scalars[:p1]], [g / p2 for g in scalars[p1:]]
 

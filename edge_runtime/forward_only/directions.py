@@ -23,9 +23,12 @@ class StepSeeds:
 
 
 def step_seeds(rule: StepRule, job_seed: int, round_index: int, device: str, step: int) -> StepSeeds:
-    """Derive the seeds of one step. ``back`` has P1·P2 entries, i before j, in ``nested``, P2 in ``clean``."""
-    p1, p2 = rule.front_perturbations, rule.back_perturbations
-    outer = p1 if rule.variant == "nested" else 1
+    """Derive the seeds of one step. ``back`` has P1·P2 entries, i before j, in ``nested``, P2 in ``clean``.
+
+    Where the front is frozen, ``front`` is empty and ``back`` has P2 entries in both variants.
+    """
+    p1, p2 = rule.front_directions, rule.back_perturbations
+    outer = p1 if rule.is_nested else 1
     where = (job_seed, round_index, ALL_DEVICES if rule.shared_directions else device, step)
     front = tuple(seeds.front_seed(*where, i) for i in range(p1))
     back = tuple(seeds.back_seed(*where, i, j) for i in range(outer) for j in range(p2))

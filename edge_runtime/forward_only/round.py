@@ -73,10 +73,12 @@ class RoundResult:
         theta: the device's local adapter after the round, float32, (parameters,); None where no copy was made.
         loss: mean of the steps' losses.
         seconds: duration of the local steps.
-        front_passes: runs of the front block.
+        front_passes: runs of the front block; of a front that is run row by row, as many as its rows make batches.
         back_passes: runs of the back block.
         front_seconds: duration of the front passes alone.
         back_seconds: duration of the back passes alone.
+        front_hits: rows of the steps' batches whose front activation was kept; None: the front is not frozen.
+        front_misses: rows for which the front was run; None as above.
     """
 
     scalars: FloatVector
@@ -87,6 +89,8 @@ class RoundResult:
     back_passes: int
     front_seconds: float
     back_seconds: float
+    front_hits: int | None = None
+    front_misses: int | None = None
 
 
 def train_round(

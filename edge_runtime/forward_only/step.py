@@ -23,7 +23,8 @@ eps.
 ``b_ij``, the mean of the other g_ij' of the same i, is ours, not the paper's (``leave_one_out``): the g_ij share the
 front's term, and subtracting their mean is unbiased because b_ij does not depend on z_ij.
 
-A front block without trainable parameters is run once, unperturbed.
+A front block without trainable parameters is run once, unperturbed. Where the rule freezes the front, both variants are
+the second half of ``clean``: y = front(θf) once, and P2 back directions around it.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def spzo_step(
             "use the adapter and the split of the same bundle",
         )
     blocks = _Blocks(engine, theta, pending or Terms(), batch, shape)
-    run = _nested if rule.variant == "nested" else _clean
+    run = _nested if rule.is_nested else _clean
     pairs = run(blocks, rule, step_seeds)
     if not all(math.isfinite(loss) for loss in blocks.losses):
         raise TrainingError(

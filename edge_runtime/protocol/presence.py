@@ -17,6 +17,10 @@ Tags = Annotated[list[Name], msgspec.Meta(max_length=32)]
 Epoch = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 
 
+FROZEN_FRONT = "frozen-front"
+"""Among a birth's methods: the device knows rules that freeze the front (step_rule.StepRule.front)."""
+
+
 class Capability(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a device can train.
 
@@ -49,6 +53,7 @@ class Birth(_Message, frozen=True, tag="birth", kw_only=True):
 
     Attributes:
         boot_id: new with every start of the process.
+        methods: what it can be asked for that not every version knows: ``spzo``, and FROZEN_FRONT.
         connection: number of connections to a broker since that start, from 1.
         epoch: of the last hello that the device has heard; None: it has heard none.
         tags: what jobs can name the device by, beside its name.

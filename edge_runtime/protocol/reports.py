@@ -44,13 +44,15 @@ class RoundReport(_Message, frozen=True, tag="report", kw_only=True):
         examples: rows of private data on the device.
         loss: mean of all losses seen; it belongs to perturbed models on training rows; None in a private round.
         seconds: duration of the local steps.
-        front_passes: runs of the front block.
+        front_passes: runs of the front block; of a front that is run row by row, as many as its rows make batches.
         back_passes: runs of the back block.
         front_seconds: time of these runs alone.
         back_seconds: time of these runs alone.
         link_bytes_per_s: speed of the last download that was large enough to tell; None: not known.
         replay_parameters_per_s: parameters × directions that the device replays per second; None: not known.
         blob_bytes: bytes fetched over HTTP for this round's adapter.
+        front_hits: rows of the steps' batches whose front activation was kept; left out: the front is not frozen.
+        front_misses: rows for which the front was run; left out as above.
     """
 
     job: Name
@@ -69,6 +71,8 @@ class RoundReport(_Message, frozen=True, tag="report", kw_only=True):
     link_bytes_per_s: Rate | None
     replay_parameters_per_s: Rate | None
     blob_bytes: Count
+    front_hits: Count | msgspec.UnsetType = msgspec.UNSET
+    front_misses: Count | msgspec.UnsetType = msgspec.UNSET
 
 
 class DeltaReport(_Message, frozen=True, tag="delta", kw_only=True):

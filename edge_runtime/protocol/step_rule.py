@@ -53,6 +53,8 @@ class StepRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         curvature: directions and updates are scaled by a preconditioner; left out: they are not.
         sign_momentum: a round moves every parameter equally far, by the sign of a running mean of the rounds' updates,
             of which a round leaves this share as it is; left out: by the round's update itself.
+        front: ``frozen``: the front block has no directions and stays as it is, P1 and ``leave_one_out`` do not count,
+            and P2 back directions are taken around its one activation; left out: it is trained.
     """
 
     variant: Literal["nested", "clean"] = "nested"
@@ -68,16 +70,32 @@ class StepRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keep_directions: Annotated[int, msgspec.Meta(ge=1)] | msgspec.UnsetType = msgspec.UNSET
     curvature: Curvature | msgspec.UnsetType = msgspec.UNSET
     sign_momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] | msgspec.UnsetType = msgspec.UNSET
+    front: Literal["frozen"] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def front_is_frozen(self) -> bool:
+        """Whether the front block has no directions."""
+        return self.front == "frozen"
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether back directions belong to front directions."""
+        return self.variant == "nested" and not self.front_is_frozen
+
+    @property
+    def front_directions(self) -> int:
+        """Number of front directions of a step: P1, or 0 where the front is frozen."""
+        return 0 if self.front_is_frozen else self.front_perturbations
 
     @property
     def back_directions(self) -> int:
         """Number of back directions of a step."""
-        return self.back_perturbations * (self.front_perturbations if self.variant == "nested" else 1)
+        return self.back_perturbations * (self.front_perturbations if self.is_nested else 1)
 
     @property
     def scalars_per_step(self) -> int:
         """Number of scalars that one step reports."""
-        return self.back_directions + (self.front_perturbations if self.variant == "clean" else 0)
+        return self.back_directions + (0 if self.is_nested else self.front_directions)
 
     @property
     def merges_devices(self) -> bool:
@@ -116,7 +134,8 @@ def check_rule(rule: StepRule) -> None:
         )
     if rule.normalize == "std" and rule.scalars_per_step < 2:
         raise ConfigError(
-            'normalize = "std" needs 2 or more scalars a step',
+            'normalize = "std" needs 2 or more scalars a step'
+            + (", and a frozen front gives only those of the back" if rule.front_is_frozen else ""),
             "raise front_perturbations or back_perturbations in the job's [step]",
         )
     if rule.keep_directions is not msgspec.UNSET:

@@ -9,6 +9,7 @@
       moments/<sha256>.bin        the moments beside these two, where the job's rule keeps one
       personal/<sha256>.safetensors  the layers of the current job that stay here
       deltas/<sha256>.safetensors    the delta of the last report, until the next round
+      fronts/                     activations of frozen fronts: see edge_runtime/fronts
       journal.json                which bundle and adapter are current, and the last report
       versions.json, released/    which version is in use: see versions.py
       too_old.json                what the server last found too old here, and the versions that were installed

@@ -10,6 +10,7 @@ import msgspec
 from edge_runtime.bundle.levels import Level, kind_of, rank, trained_layers
 from edge_runtime.bundle.memory_need import bytes_for, level_need, levels_that_fit, rows_that_fit
 from server.advice.findings import LEVELS_TABLE, METHODS_TABLE, forward_run, lost_at
+from server.advice.frozen_front import warm_seconds, what_it_trains
 from server.bandit.arms import Arm, PriceBasis, price
 from server.job.job import largest_report_bytes
 
@@ -88,6 +89,7 @@ class BoardAdvice(msgspec.Struct, frozen=True):
         because: why this kind and level.
         lacks: what it will not give, and what is not known.
         done: what it has done with this bundle, in each job and at each level: rounds, and mean seconds of one.
+        frozen_front: seconds of a round's local steps with a frozen front; None: backprop.
     """
 
     board: str
@@ -108,6 +110,7 @@ class BoardAdvice(msgspec.Struct, frozen=True):
     because: str
     lacks: list[str]
     done: tuple[Done, ...] = ()
+    frozen_front: Figure | None = None
 
 
 def advise(board: Board, settings: Settings, tokens: int) -> BoardAdvice:
@@ -142,7 +145,15 @@ def advise(board: Board, settings: Settings, tokens: int) -> BoardAdvice:
         board.name, "forward-only", None, fitted.split, job.step.front_perturbations, job.step.back_perturbations,
         job.steps, job.batch_size, None, settings.forward_source, seconds,
         *_scalar_bytes(fitted), memory, board.memory, because, lacks, board.done,
+        _frozen_front(arm, basis, profile, fitted),
     )  # fmt: skip
+
+
+def _frozen_front(arm: Arm, basis: PriceBasis, profile: Profile | None, fitted: FittedJob) -> Figure:
+    seconds = warm_seconds(arm, basis, profile)
+    if seconds is None:
+        return Figure(None, f"not known: no profile has this graph; run {MEASURE}")
+    return Figure(round(seconds, 4), what_it_trains(fitted))
 
 
 def usable_profile(profile: Profile | None, fitted: FittedJob) -> tuple[Profile | None, str | None]:

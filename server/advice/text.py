@@ -35,6 +35,7 @@ def _board(advice: BoardAdvice) -> str:
         _line("memory", advice.memory_bytes, "bytes"),
         _line("board has", advice.board_memory, "bytes"),
         *(f"  so far       {_done(done)}" for done in advice.done),
+        *([] if advice.frozen_front is None else [_line("front frozen", advice.frozen_front, "s")]),
         *(f"  not given    {lack}" for lack in advice.lacks),
     ]
     return "\n".join(lines)

@@ -19,20 +19,24 @@ if TYPE_CHECKING:
     from edge_runtime.protocol.profile import GraphProfile, Profile
 
 
-class Arm(msgspec.Struct, frozen=True):
-    """What the bandit can choose for a device: ``backprop`` at a level, or ``forward`` at a split with P2."""
+class Arm(msgspec.Struct, frozen=True, order=True):
+    """What the bandit can choose for a device: ``backprop`` at a level, or ``forward`` at a split with P2.
+
+    A frozen front makes another arm of a split and P2: its times and gains are others.
+    """
 
     kind: Literal["backprop", "forward"]
     level: Level | None = None
     split: int | None = None
     back_perturbations: int | None = None
+    front_is_frozen: bool = False
 
     @property
     def name(self) -> str:
         """The arm as text; a BanditState uses it as a key."""
         if self.kind == "backprop":
             return f"level {self.level}"
-        return f"split {self.split} x {self.back_perturbations}"
+        return f"split {self.split} x {self.back_perturbations}{', frozen front' if self.front_is_frozen else ''}"
 
 
 class PricedArm(msgspec.Struct, frozen=True):
@@ -43,12 +47,15 @@ class PricedArm(msgspec.Struct, frozen=True):
         cost: forward passes of the whole model per round; gives relative times where none was measured.
         profile_s: seconds of a round's local steps by the device's profile; None: not known.
         left_out: why the device cannot be given the arm; None: it can.
+        front_share: share of the price that is the front's, where it is frozen: a device that has kept the activations
+            of its rows does not pay it. 0: the front is not frozen.
     """
 
     arm: Arm
     cost: float
     profile_s: float | None = None
     left_out: str | None = None
+    front_share: float = 0.0
 
 
 class PriceBasis(msgspec.Struct, frozen=True):
@@ -71,10 +78,21 @@ class PriceBasis(msgspec.Struct, frozen=True):
     stld: Stld | None = None
 
 
-def forward_arms(splits: Iterable[int], back_perturbations: Iterable[int]) -> list[Arm]:
+def forward_arms(
+    splits: Iterable[int], back_perturbations: Iterable[int], *, front_is_frozen: bool = False
+) -> list[Arm]:
     """Return one arm per split and P2, ascending."""
     counts = sorted(set(back_perturbations))
-    return [Arm("forward", split=split, back_perturbations=p2) for split in sorted(set(splits)) for p2 in counts]
+    return [
+        Arm("forward", split=split, back_perturbations=p2, front_is_frozen=front_is_frozen)
+        for split in sorted(set(splits))
+        for p2 in counts
+    ]
+
+
+def price_left(front_share: float, cold: float) -> float:
+    """Return the share of a price that is left where the front is run for a share ``cold`` of the rows, 0 to 1."""
+    return 1.0 - front_share * (1.0 - cold)
 
 
 def backprop_arms(levels: Iterable[Level]) -> list[Arm]:
@@ -83,10 +101,12 @@ def backprop_arms(levels: Iterable[Level]) -> list[Arm]:
 
 
 def passes(rule: StepRule, back_perturbations: int) -> tuple[int, int]:
-    """Return the front and the back passes of one step per row (docs/algorithm.md)."""
+    """Return the front and the back passes of one step per row (docs/algorithm.md), without kept activations."""
     p1, p2 = rule.front_perturbations, back_perturbations
     sides = 2 if rule.difference == "central" else 1
     clean = 0 if rule.difference == "central" else 1
+    if rule.front_is_frozen:
+        return 1, sides * p2 + clean
     if rule.variant == "clean":
         return sides * p1 + 1, sides * (p1 + p2) + clean
     return sides * p1 + clean, sides * p1 * p2 + clean
@@ -108,13 +128,17 @@ def price(arm: Arm, basis: PriceBasis, profile: Profile | None) -> PricedArm:
     fronts, backs = passes(basis.rule, arm.back_perturbations)
     share = arm.split / max(basis.layers, 1)
     # The back block contains the head, so it costs something even at the last split.
-    cost = basis.steps * basis.batch_size * (fronts * share + backs * max(1 - share, 0.5 / max(basis.layers, 1)))
+    front_cost, back_cost = fronts * share, backs * max(1 - share, 0.5 / max(basis.layers, 1))
+    cost = basis.steps * basis.batch_size * (front_cost + back_cost)
+    frozen = basis.rule.front_is_frozen
     front = None if profile is None else profile.graph("front", split=arm.split)
     back = None if profile is None else profile.graph("back", split=arm.split)
     if front is None or back is None:
-        return PricedArm(arm, cost)
+        return PricedArm(arm, cost, front_share=front_cost / (front_cost + back_cost) if frozen else 0.0)
     f1, f2 = (_sustained_s(graph, profile, basis.batch_size, basis) for graph in (front, back))
-    return PricedArm(arm, cost, basis.steps * (fronts * f1 + backs * f2))
+    seconds = fronts * f1 + backs * f2
+    front_share = fronts * f1 / seconds if frozen and seconds > 0 else 0.0
+    return PricedArm(arm, cost, basis.steps * seconds, front_share=front_share)
 
 
 def _sustained_s(graph: GraphProfile, profile: Profile | None, rows: int, basis: PriceBasis) -> float:

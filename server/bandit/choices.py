@@ -26,13 +26,14 @@ class Estimate(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         arm: the arm.
         cost: as in its PricedArm.
-        base_s: seconds of a round's local steps before any report.
+        base_s: seconds of a round's local steps before any report; with a frozen front, without kept activations.
         round_s: expected seconds of a round: steps, link, replay, queue.
         source: where ``round_s`` comes from, see step_times.Expected.
         gain: mean of its estimated gain, in units of Gains.scale.
         gain_sd: standard deviation of that estimate.
         score: what the policy compared.
         left_out: why the device could not be given it; None: it could.
+        front_share: as in its PricedArm.
     """
 
     arm: Arm
@@ -44,6 +45,7 @@ class Estimate(msgspec.Struct, frozen=True, array_like=True):
     gain_sd: float | None = None
     score: float | None = None
     left_out: str | None = None
+    front_share: float = 0.0
 
 
 class Choice(msgspec.Struct, frozen=True, array_like=True):

@@ -108,8 +108,8 @@ def _priors(candidates: Sequence[Candidate]) -> dict[str, float]:
     return {arm.name: costs[arm] / largest[arm.kind] for arm in sorted(costs, key=_order)}
 
 
-def _order(arm: Arm) -> tuple[str, int, bool, int, int]:
-    return arm.kind, *rank(arm.level or 0), arm.split or 0, arm.back_perturbations or 0
+def _order(arm: Arm) -> tuple[str, int, bool, int, int, bool]:
+    return arm.kind, *rank(arm.level or 0), arm.split or 0, arm.back_perturbations or 0, arm.front_is_frozen
 
 
 def _with_fleet(state: BanditState, candidates: Sequence[Candidate]) -> list[tuple[Candidate, list[float | None]]]:
@@ -137,7 +137,17 @@ def _open(
         left_out = priced.left_out
         if left_out is None and found.round_s is not None and found.round_s > _SAFE * deadline_s:
             left_out = f"expected to take {found.round_s:.1f} s, the deadline is {deadline_s:.1f} s"
-        estimates.append(Estimate(priced.arm, priced.cost, base_s, found.round_s, found.source, left_out=left_out))
+        estimates.append(
+            Estimate(
+                priced.arm,
+                priced.cost,
+                base_s,
+                found.round_s,
+                found.source,
+                left_out=left_out,
+                front_share=priced.front_share,
+            )
+        )
         if left_out is None:
             free.append(index)
     return Open(candidate, estimates, free)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from server.bandit import gains as gain_model
-from server.bandit.arms import Arm
+from server.bandit.arms import Arm, price_left
 from server.bandit.gains import Gains
 from server.bandit.step_times import DeviceTimes, observe
 
@@ -70,6 +70,8 @@ class Reported(msgspec.Struct, frozen=True):
         reported_s: seconds of the local steps, as the device reports them.
         turnaround_s: seconds from plan to report on the server's clock.
         at_s: seconds of that clock when the report came.
+        cold: share of the rows for which a frozen front was run; None: the front is not frozen.
+        front_share: as in the arm's PricedArm.
     """
 
     device: str
@@ -80,6 +82,13 @@ class Reported(msgspec.Struct, frozen=True):
     reported_s: float
     turnaround_s: float
     at_s: float
+    cold: float | None = None
+    front_share: float = 0.0
+
+    @property
+    def price_left(self) -> float:
+        """The share of the arm's price that was to be paid: rounds with kept activations are not mixed with others."""
+        return price_left(self.front_share, 1.0 if self.cold is None else self.cold)
 
 
 def observe_reports(state: BanditState, round_index: int, reports: Sequence[Reported]) -> BanditState:
@@ -87,13 +96,21 @@ def observe_reports(state: BanditState, round_index: int, reports: Sequence[Repo
     times, per_pass, used = dict(state.times), dict(state.per_pass), list(state.used)
     for report in reports:
         before = times.get(report.device)
+        base_s = None if report.base_s is None else report.base_s * report.price_left
         after = observe(
-            before, report.arm.name, report.base_s, report.reported_s, report.turnaround_s, report.at_s, report.device
+            before,
+            report.arm.name,
+            base_s,
+            report.reported_s,
+            report.turnaround_s,
+            report.at_s,
+            report.device,
+            report.cold,
         )
         if after is before or after.reported_at is None:
             continue
         times[report.device] = after
-        per_pass[report.device] = min(report.reported_s, report.turnaround_s) / report.cost
+        per_pass[report.device] = min(report.reported_s, report.turnaround_s) / (report.cost * report.price_left)
         used.append(Used(round_index, report.device, report.arm.name, report.share, report.turnaround_s))
     return msgspec.structs.replace(state, times=times, per_pass=per_pass, used=used)
 

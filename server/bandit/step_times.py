@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from server.bandit.arms import price_left
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -42,12 +44,14 @@ class DeviceTimes(msgspec.Struct, frozen=True):
         arms: by arm name, that arm's own correction, which is added to ``slowdown``.
         overhead_s: seconds of a round outside the local steps: link, replay, queue; None: not known.
         reported_at: seconds of the server's clock at the last report; None: there was none.
+        cold: share of the last report's rows for which a frozen front was run, 0 to 1; 1: none was reported.
     """
 
     slowdown: float = 0.0
     arms: dict[str, float] = {}
     overhead_s: float | None = None
     reported_at: float | None = None
+    cold: float = 1.0
 
 
 class Expected(msgspec.Struct, frozen=True):
@@ -82,9 +86,13 @@ def base_seconds(arms: Sequence[PricedArm], fleet_s_per_pass: float | None) -> l
 def expected(
     priced: PricedArm, base_s: float | None, times: DeviceTimes | None, now: float, fleet_overhead_s: float
 ) -> Expected:
-    """Return the expected seconds of a round; ``base_s`` is the arm's entry of base_seconds."""
+    """Return the expected seconds of a round; ``base_s`` is the arm's entry of base_seconds.
+
+    A device that has kept activations of a frozen front is expected to run it for as few rows as in its last report.
+    """
     if base_s is None:
         return Expected(None, None, "unknown")
+    base_s *= price_left(priced.front_share, 1.0 if times is None else times.cold)
     source = "fleet" if priced.profile_s is None else "profile"
     if times is None or times.reported_at is None:
         return Expected(base_s, base_s + fleet_overhead_s, source)
@@ -103,19 +111,23 @@ def observe(
     turnaround_s: float,
     now: float,
     device: str = "a device",
+    cold: float | None = None,
 ) -> DeviceTimes:
     """Return a device's times after a report.
 
     Args:
         times: the times before it; None: there was no report yet.
         arm_name: name of the arm that ran.
-        base_s: seconds predicted without reports; None: not known, so only the overhead is learned.
+        base_s: seconds predicted without reports, for as many runs of a frozen front as there were; None: not known,
+            so only the overhead is learned.
         reported_s: seconds of the local steps, as the device reports them.
         turnaround_s: seconds from plan to report on the server's clock: an upper bound of ``reported_s``.
         now: seconds of the server's clock.
         device: name of the device, for the log.
+        cold: share of the rows for which a frozen front was run; None: the front is not frozen.
     """
     before = times or DeviceTimes()
+    cold = before.cold if cold is None else cold
     if not (math.isfinite(reported_s) and math.isfinite(turnaround_s)) or reported_s <= 0 or turnaround_s <= 0:
         _LOG.warning("%s: a report of %s s within %s s says nothing of its speed", device, reported_s, turnaround_s)
         return before
@@ -126,7 +138,7 @@ def observe(
     known = before.overhead_s
     overhead_s = spent if known is None else known + _TRUST * (spent - known)
     if base_s is None:
-        return msgspec.structs.replace(before, overhead_s=overhead_s, reported_at=now)
+        return msgspec.structs.replace(before, overhead_s=overhead_s, reported_at=now, cold=cold)
     ratio = min(max(seconds / base_s, 1 / _MOST_RATIO), _MOST_RATIO)
     first = before.reported_at is None
     if first and not 1 / _SUSPECT < ratio < _SUSPECT:
@@ -136,7 +148,7 @@ def observe(
     moved = 1.0 if first else _TRUST
     # The part of the error that the device's slowdown does not take goes to the arm.
     arms = before.arms if first else {**before.arms, arm_name: own + _ARM_TRUST * (1 - moved) * error}
-    return DeviceTimes(before.slowdown + moved * error, arms, overhead_s, now)
+    return DeviceTimes(before.slowdown + moved * error, arms, overhead_s, now, cold)
 
 
 def fleet_overhead_s(known: Iterable[DeviceTimes]) -> float:

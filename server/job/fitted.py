@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from edge_runtime.bundle.layout import front_size, total_size
 from edge_runtime.bundle.levels import kind_of, listed
 from edge_runtime.errors import ConfigError
 
@@ -67,6 +68,11 @@ def fit_to_bundle(job: Job, manifest: Manifest, bundle_sha256: str) -> FittedJob
             "leave them out of the job's [step], or export with --train lora",
         )
     _check_levels(job, manifest, fitted.levels)
+    if job.frozen_rounds and front_size(manifest.parameters, fitted.split) == total_size(manifest.parameters):
+        raise ConfigError(
+            f'front = "{job.front}": nothing is trained behind split {fitted.split} of this bundle',
+            "choose a smaller split, or re-export the bundle with --lora-layers behind the split",
+        )
     return fitted
 
 

@@ -28,9 +28,11 @@ from server.job.selector import EVERYONE, parse_selector
 if TYPE_CHECKING:
     from pathlib import Path
 
+FROZEN_FRONT, _LATER = "frozen", "train-after:"
 _REPORT_OVERHEAD_BYTES = 512
 """Upper bound of a report's size without its scalars."""
 BackPerturbations = Annotated[int, msgspec.Meta(ge=1, le=MAX_PERTURBATIONS)]
+Front = Annotated[str, msgspec.Meta(pattern=f"^(train|{FROZEN_FRONT}|{_LATER}[0-9]{{1,7}})$")]
 
 
 class JobPrivacy(Privacy, frozen=True, forbid_unknown_fields=True):
@@ -135,6 +137,8 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         privacy: how devices clip and noise their scalars; None: they do not.
         bandit: how each device's level, or split and P2, is chosen; None: by free memory and [adaptive].
         robust: what is done about devices that send wrong contributions; None: no more than checking each report.
+        front: whether forward-only devices train the front block: ``train``; ``frozen``: never, so that each row's
+            activation is computed once and kept; ``train-after:N``: frozen in the first N rounds; None: ``train``.
     """
 
     name: Name
@@ -165,6 +169,14 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     privacy: JobPrivacy | None = None
     bandit: JobBandit | None = None
     robust: Robust | None = None
+    front: Front | None = None
+
+    @property
+    def frozen_rounds(self) -> int:
+        """Number of rounds, from the first one, in which the front is frozen; ``rounds`` where it always is."""
+        if self.front is not None and self.front.startswith(_LATER):
+            return min(int(self.front.removeprefix(_LATER)), self.rounds)
+        return self.rounds if self.front == FROZEN_FRONT else 0
 
     def counted_examples(self, examples: int) -> int:
         """Return the number of rows for which a device counts that says it has ``examples``."""
@@ -176,9 +188,10 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.min_devices or self.min_reports
 
     def rule_of(self, round_index: int) -> StepRule:
-        """Return the rule of a forward-only step in a round, with the schedule's learning rate."""
+        """Return the rule of a forward-only step in a round, with the schedule's learning rate and front."""
         rate = self.step.learning_rate * self._rate_left(round_index)
-        return msgspec.structs.replace(self.step, learning_rate=rate)
+        front: Literal["frozen"] | msgspec.UnsetType = "frozen" if round_index < self.frozen_rounds else msgspec.UNSET
+        return msgspec.structs.replace(self.step, learning_rate=rate, front=front)
 
     def stld_of(self, round_index: int) -> Stld | None:
         """Return the backprop devices' settings in a round, with the schedule's learning rate; None: no [stld]."""
@@ -259,7 +272,35 @@ def _check(path: str, job: Job) -> None:
             backpropagates=job.stld is not None,
         )
     check_rule(job.step)
+    _check_front(path, job)
     parse_selector(job.devices)
+
+
+def _check_front(path: str, job: Job) -> None:
+    if job.step.front_is_frozen:
+        raise ConfigError(
+            f"{path}: whether the front is frozen is a setting of the job, not of its [step]",
+            f'leave front out of [step], and write front = "{FROZEN_FRONT}" before the first table',
+        )
+    if not job.frozen_rounds:
+        return
+    if job.stld is not None:
+        raise ConfigError(
+            f'{path}: front = "{job.front}" and [stld] exclude each other: backprop devices train layers of the front',
+            "leave one of them out",
+        )
+    if job.step.switches:
+        raise ConfigError(
+            f'{path}: front = "{job.front}" and {", ".join(job.step.switches)} exclude each other: a front that stays as '
+            "it is has no part in them",
+            "leave one of them out",
+        )
+    if (job.adaptive is not None and job.adaptive.split) or (job.bandit is not None and job.bandit.splits):
+        raise ConfigError(
+            f'{path}: front = "{job.front}" needs one split: what lies before it must not change from round to round',
+            "leave split or splits = true out of [adaptive] or [bandit]",
+        )
+    check_rule(job.rule_of(0))
 
 
 def _check_bandit(path: str, job: Job, bandit: JobBandit) -> None:

@@ -22,7 +22,7 @@ from server.storage.queries import bandit_state, choices_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from server.bandit.arms import PricedArm
+    from server.bandit.arms import Arm, PricedArm
     from server.bandit.choices import Choice
     from server.fleet.devices import Device
     from server.job.fitted import FittedJob
@@ -55,17 +55,29 @@ class BanditAssigner:
             tokens=manifest.task.max_tokens,
             steps=job.steps,
             batch_size=job.batch_size,
-            rule=job.step,
+            rule=job.rule_of(0),
             stld=job.stld,
         )
-        splits = job_splits(manifest, fitted.split, any_split=options.splits)
-        self._forward = forward_arms(splits, options.back_perturbations)
+        self._splits = job_splits(manifest, fitted.split, any_split=options.splits)
+        self._forward = self._forward_arms()
         self._backprop = backprop_arms(fitted.levels)
         self._priced: dict[str, tuple[object, list[PricedArm]]] = {}
         self._choices: dict[str, Choice] = {}
         self._sent_at: dict[str, float] = {}
-        self._reported: dict[str, tuple[float, float]] = {}
+        self._reported: dict[str, tuple[float, float, float | None]] = {}
         self.state = bandit_state(ledger, job.name) or BanditState()
+
+    def _forward_arms(self) -> list[Arm]:
+        frozen = self._basis.rule.front_is_frozen
+        return forward_arms(self._splits, self._options.back_perturbations, front_is_frozen=frozen)
+
+    def _is_at(self, index: int) -> None:
+        """Price the arms anew where the front is trained from this round on, or frozen again after a restart."""
+        rule = self._job.rule_of(index)
+        if rule.front_is_frozen != self._basis.rule.front_is_frozen:
+            self._basis = msgspec.structs.replace(self._basis, rule=rule)
+            self._forward = self._forward_arms()
+            self._priced.clear()
 
     def arms_of(self, device: Device) -> list[PricedArm]:
         """Return a device's arms, including those that it cannot be given and why; empty: it takes no part."""
@@ -96,6 +108,7 @@ class BanditAssigner:
     def assign(self, devices: Sequence[Device], index: int, attempt: int, enough: int, now: float) -> Assignment:
         """See Assigner; enters each choice and its reason in the ledger."""
         job = self._job
+        self._is_at(index)
         rows = {device.name: (device.birth.rows if device.birth is not None else None) or 1 for device in devices}
         share = shares(rows, job.weighting)
         candidates = [Candidate(device.name, share[device.name], self.arms_of(device)) for device in devices]
@@ -139,9 +152,9 @@ class BanditAssigner:
             case PlanSent(device, at_s):
                 # Of several sendings the first counts, so that no turnaround is too short.
                 self._sent_at.setdefault(device, at_s)
-            case ReportAccepted(device, steps_s, at_s):
+            case ReportAccepted(device, steps_s, at_s, cold):
                 sent_at = self._sent_at.get(device)
-                self._reported[device] = (steps_s, steps_s if sent_at is None else at_s - sent_at)
+                self._reported[device] = (steps_s, steps_s if sent_at is None else at_s - sent_at, cold)
             case RoundClosing(index, examples, at_s):
                 self.state = observe_reports(self.state, index, self._reports(examples, at_s))
                 self._save()
@@ -153,7 +166,7 @@ class BanditAssigner:
         reports = []
         share = shares(examples, self._job.weighting) if examples else {}
         for device in sorted(self._reported.keys() & share.keys()):
-            steps_s, turnaround_s = self._reported[device]
+            steps_s, turnaround_s, cold = self._reported[device]
             choice = self._choices.get(device)
             estimate = None if choice is None else choice.estimate
             if estimate is not None:
@@ -167,6 +180,8 @@ class BanditAssigner:
                         reported_s=steps_s,
                         turnaround_s=turnaround_s,
                         at_s=now,
+                        cold=cold,
+                        front_share=estimate.front_share,
                     )
                 )
         return reports

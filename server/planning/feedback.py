@@ -27,11 +27,15 @@ class PlanSent:
 
 @dataclass(frozen=True)
 class ReportAccepted:
-    """A device's report was taken; ``steps_s`` are the seconds of its local steps, as the device reports them."""
+    """A device's report was taken; ``steps_s`` are the seconds of its local steps, as the device reports them.
+
+    ``cold`` is the share of its rows for which a frozen front was run, 0 to 1; None: the front is not frozen.
+    """
 
     device: str
     steps_s: float
     at_s: float
+    cold: float | None = None
 
 
 @dataclass(frozen=True)

@@ -135,10 +135,10 @@ def variances(rule: StepRule, steps: Sequence[Sequence[float]]) -> tuple[float |
         steps: the scalars of each step of each device.
 
     Returns:
-        V1 (not below 0) and V2; None where they cannot be estimated under the rule.
+        V1 (not below 0) and V2; None where they cannot be estimated under the rule, or the front is frozen.
     """
     p2 = rule.back_perturbations
-    if rule.variant != "nested" or p2 < FEWEST_BACK_PERTURBATIONS or not steps:
+    if not rule.is_nested or p2 < FEWEST_BACK_PERTURBATIONS or not steps:
         return None, None
     groups = [step[start : start + p2] for step in steps for start in range(0, len(step), p2)]
     within = math.fsum(statistics.variance(group) for group in groups) / len(groups)

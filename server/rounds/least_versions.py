@@ -8,6 +8,7 @@ from edge_runtime.bundle.levels import TOP_LEVELS, kind_of
 from edge_runtime.bundle.manifest import Runtime
 from edge_runtime.bundle.needs import advice, unmet_needs
 from edge_runtime.protocol.messages import encode_message
+from edge_runtime.protocol.presence import FROZEN_FRONT
 from edge_runtime.protocol.side_messages import TooOld
 from edge_runtime.protocol.topics import topic_for
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from edge_runtime.protocol.step_rule import StepRule
     from server.fleet.devices import Device
     from server.job.fitted import FittedJob
+    from server.job.job import Job
     from server.rounds.roster import Roster
 
 
@@ -39,12 +41,13 @@ class LeastVersions:
         One that has not answered this epoch's hello is judged when it does: it would not hear.
         """
         birth, sha256, rule = device.birth, self._fitted.bundle_sha256, self._fitted.job.step
-        judged = " ".join([sha256, *rule.switches])
+        front = [FROZEN_FRONT] if self._fitted.job.frozen_rounds else []
+        judged = " ".join([sha256, *rule.switches, *front])
         if birth is None or not device.is_here:
             return
         if device.judged is not None and device.judged[0] == judged and device.judged[1] is birth:
             return
-        reason = why_too_old(self._fitted.manifest, birth, rule)
+        reason = why_too_old(self._fitted.manifest, birth, rule) or _why_no_frozen_front(self._fitted.job, birth)
         self._roster.is_too_old(device, reason)
         device.judged = (judged, birth)
         if reason is not None:
@@ -71,3 +74,12 @@ def why_too_old(manifest: Manifest, birth: Birth, rule: StepRule) -> str | None:
             unmet = unmet_needs(manifest.needs, runtime, birth.runtimes)
             return f"{'; '.join(map(str, unmet))}\n  what to do: {advice(unmet)}"[:2000] if unmet else None
     return None
+
+
+def _why_no_frozen_front(job: Job, birth: Birth) -> str | None:
+    if not job.frozen_rounds or FROZEN_FRONT in birth.methods:
+        return None
+    return (
+        f'the job has front = "{job.front}", which Covey {birth.covey_version} does not know\n'
+        "  what to do: install a newer version of Covey on the device"
+    )

@@ -197,7 +197,13 @@ def begin_attempt(
 def _arm_name(plan: RoundPlan, device: str) -> str:
     if device in plan.levels:
         return Arm("backprop", level=plan.levels[device]).name
-    return Arm("forward", split=plan.split, back_perturbations=plan.rule_of(device).back_perturbations).name
+    rule = plan.rule_of(device)
+    return Arm(
+        "forward",
+        split=plan.split,
+        back_perturbations=rule.back_perturbations,
+        front_is_frozen=rule.front_is_frozen,
+    ).name
 
 
 def resume_attempt(job: Job, ledger: Ledger, observe: Observer, now: float) -> OpenRound | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from msgspec import UNSET
+
 from edge_runtime.bundle.levels import rank
 from edge_runtime.errors import ProtocolError, TrainingError
 from edge_runtime.protocol.reports import PlanRefused, Report, ReportAck, RoundReport
@@ -23,6 +25,14 @@ if TYPE_CHECKING:
     from server.web.uploads import Uploads
 
 _LOG = logging.getLogger(__name__)
+
+
+def _cold(report: Report) -> float | None:
+    """Return the share of a report's rows for which a frozen front was run; None: it does not say."""
+    if not isinstance(report, RoundReport) or report.front_hits is UNSET or report.front_misses is UNSET:
+        return None
+    rows = report.front_hits + report.front_misses
+    return report.front_misses / rows if rows else None
 
 
 class Reports:
@@ -77,7 +87,7 @@ class Reports:
                 device.link_bytes_per_s = report.link_bytes_per_s
                 device.replay_parameters_per_s = report.replay_parameters_per_s
                 opened.record(device.name, report, size_bytes)
-                self._learn(ReportAccepted(device.name, report.seconds, now))
+                self._learn(ReportAccepted(device.name, report.seconds, now, _cold(report)))
         return ReportAck(
             job=report.job,
             round=report.round,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from edge_runtime.bundle.folder import open_bundle, verify_files
 from edge_runtime.data.config import how_rows
 from edge_runtime.data.rows import load_rows
 from edge_runtime.engines.choose import Engines
+from edge_runtime.fronts.frozen_predictor import FrozenPredictor
 from server.compose import compose_run, enter
 from server.errors import JobError
 from server.evaluation import BackgroundEvaluator, evaluate
@@ -20,7 +22,7 @@ from server.job.fitted import FittedJob, fit_to_bundle
 from server.job.job import Job, read_job
 from server.queue.supervisor import Prepared
 from server.rounds.patience import patiently
-from server.storage.discard import job_folder
+from server.storage.discard import fronts_folder, job_folder
 from server.storage.result_folder import JOB_FILE, write_finished
 from server.views.summary import job_summary
 
@@ -49,12 +51,14 @@ class LoadedJob:
         bundle: its bundle.
         rows: its held-out rows.
         predictor: the engine that evaluates adapters.
+        engines: makes engines like it.
     """
 
     fitted: FittedJob
     bundle: Bundle
     rows: EncodedRows | EncodedCompletions
     predictor: Predictor
+    engines: Engines
 
 
 def load_job(path: Path, bundle_path: Path) -> tuple[FittedJob, Bundle]:
@@ -77,7 +81,16 @@ def load(fitted: FittedJob, bundle: Bundle, threads: int) -> LoadedJob:
         BundleError: the bundle is damaged.
     """
     rows = load_rows(bundle, how_rows(fitted.job.eval_data, fitted.job.eval_file))
-    return LoadedJob(fitted, bundle, rows, Engines(threads=threads).make_predictor(bundle))
+    engines = Engines(threads=threads)
+    return LoadedJob(fitted, bundle, rows, engines.make_predictor(bundle), engines)
+
+
+def _frozen_predictor(loaded: LoadedJob, folder: Path) -> FrozenPredictor | None:
+    """Return what evaluates adapters whose front is the first one's; None: the job trains the front from the start."""
+    if not loaded.fitted.job.frozen_rounds:
+        return None
+    theta, rows = loaded.bundle.initial_adapter(), len(loaded.rows)
+    return FrozenPredictor(loaded.bundle, loaded.fitted.split, theta, loaded.engines, folder, rows, loaded.predictor)
 
 
 def load_submitted(record: JobRecord, threads: int) -> LoadedJob:
@@ -140,13 +153,19 @@ def prepare(
     stores.blobs.add_bundle(bundle)
     chain, resumed = enter(coordinator.roster.fleet, fitted, bundle, stores)
     n_labels = len(bundle.manifest.task.labels)
+    fronts = fronts_folder(state_dir, fitted.job.name)
+    frozen = _frozen_predictor(loaded, fronts)
+    predictor = frozen or loaded.predictor
 
     def composed(observe: Callable[[Event], None], has: Callable[[Device], bool]) -> tuple[JobRun, bool]:
-        evaluator = BackgroundEvaluator(lambda theta: evaluate(loaded.predictor, theta, loaded.rows, n_labels))
+        evaluator = BackgroundEvaluator(lambda theta: evaluate(predictor, theta, loaded.rows, n_labels))
         own = dataclasses.replace(services, evaluator=evaluator)
         return compose_run(coordinator, fitted, chain, stores, own, observe, has), resumed
 
     def finish() -> str:
+        if frozen is not None:
+            frozen.close()
+            shutil.rmtree(fronts, ignore_errors=True)  # held-out rows are evaluated no more
         folder = job_folder(state_dir, fitted.job.name) / "adapter"
         if not (folder / JOB_FILE).exists():
             summary = job_summary(stores.ledger, fitted.job.name)

@@ -27,7 +27,7 @@ from edge_runtime.protocol.reports import DeltaReport, PlanAccepted, ReportAck, 
 from edge_runtime.protocol.round_log import RoundLog, decode_chain
 from edge_runtime.protocol.step_rule import StepRule
 from edge_runtime.protocol.topics import Kind, device_of, hello_topic, topic_for
-from server.bandit.arms import Arm, PriceBasis, price
+from server.bandit.arms import Arm, PriceBasis, price, price_left
 from server.errors import JobError
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class SimulatedDevice:
         starts: number of its starts.
         report: its last report.
         delta: the delta of that report, which the server may ask for.
+        kept_rows: rows whose activation of a frozen front it has kept.
     """
 
     name: str
@@ -70,6 +71,7 @@ class SimulatedDevice:
     here: bool = True
     starts: int = 0
     report: RoundReport | DeltaReport | None = None
+    kept_rows: int = 0
     delta: bytes = b""
 
     @property
@@ -232,7 +234,12 @@ class SimulatedFleet:
         layers, tokens = manifest.model.layers, manifest.task.max_tokens
         if isinstance(plan, TrainPlan):
             basis = PriceBasis(layers, tokens, plan.steps, plan.batch_size, plan.rule)
-            arm = Arm("forward", split=plan.split, back_perturbations=plan.rule.back_perturbations)
+            arm = Arm(
+                "forward",
+                split=plan.split,
+                back_perturbations=plan.rule.back_perturbations,
+                front_is_frozen=plan.rule.front_is_frozen,
+            )
         else:
             stld = plan.stld
             basis = PriceBasis(layers, tokens, stld.steps, stld.batch_size, _ANY_RULE, stld)
@@ -240,7 +247,18 @@ class SimulatedFleet:
         priced = price(arm, basis, device.profile)
         if priced.profile_s is None:
             raise JobError(f"the profile of {device.name} has no times for {arm.name}", "give another profile")
-        return priced.profile_s * device.speed * device.slowdown
+        left = 1.0
+        if isinstance(plan, TrainPlan) and plan.rule.front_is_frozen:
+            hits, misses = self._looked_up(device, plan)
+            left = price_left(priced.front_share, misses / (hits + misses))
+        return priced.profile_s * left * device.speed * device.slowdown
+
+    def _looked_up(self, device: SimulatedDevice, plan: TrainPlan) -> tuple[int, int]:
+        """Return for how many rows of a round's batches a frozen front is looked up, and for how many it is run."""
+        rows = len(self._task.rows(device.index))
+        used = plan.steps * min(plan.batch_size, rows)
+        misses = max(0, min(used, rows - device.kept_rows))
+        return used - misses, misses
 
     def _theta(self, adapter: AdapterRef) -> FloatVector:
         """Return an adapter, by replay if the server sent a log; each is made and checked once for all devices."""
@@ -299,7 +317,13 @@ class SimulatedFleet:
         engine, rows = self._task.engine(device.index, plan.split), self._task.rows(device.index)
         result = train_round(engine, theta, rows, settings, rng=self._rng, clock=lambda: 0.0)
         assert result is not None  # noqa: S101 nothing stops it
-        return round_report(plan, replace(result, seconds=seconds), SessionFacts(device.name, len(rows)))
+        result = replace(result, seconds=seconds)
+        if plan.rule.front_is_frozen:
+            hits, misses = self._looked_up(device, plan)
+            device.kept_rows += misses
+            passes = -(-misses // plan.batch_size)
+            result = replace(result, front_hits=hits, front_misses=misses, front_passes=passes)
+        return round_report(plan, result, SessionFacts(device.name, len(rows)))
 
     def _backprop(self, device: SimulatedDevice, plan: BackpropPlan, theta: FloatVector, seconds: float) -> DeltaReport:
         manifest = self._task.manifest

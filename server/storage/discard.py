@@ -20,6 +20,11 @@ def job_folder(state_dir: Path, name: str) -> Path:
     return state_dir / "jobs" / name
 
 
+def fronts_folder(state_dir: Path, name: str) -> Path:
+    """Return the folder in which a job with a frozen front keeps activations of its held-out rows while it runs."""
+    return state_dir / "fronts" / name
+
+
 def discard_job(ledger: Ledger, blobs: BlobStore, state_dir: Path, name: str) -> None:
     """Delete a job that is not at work: its entries, its adapters and logs, and its result.
 
@@ -45,6 +50,7 @@ def discard_job(ledger: Ledger, blobs: BlobStore, state_dir: Path, name: str) ->
         for sha256 in (closed.result_sha256, closed.log_sha256):
             if sha256 is not None and sha256 not in others:
                 blobs.remove(sha256)
+    shutil.rmtree(fronts_folder(state_dir, name), ignore_errors=True)
     folder = job_folder(state_dir, name)
     try:
         if folder.exists():

@@ -31,10 +31,21 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400), needs_cmake]
     devices=st.integers(1, 3),
     momentum=st.sampled_from([0.0, 0.9]),
     front_size=st.sampled_from([0, 1, FRONT_SIZE, N]),
+    is_frozen=st.booleans(),
 )
 def test_a_replays_bits_are_pythons(
-    core: Core, tmp_path: Path, rule: StepRule, rounds: int, devices: int, momentum: float, front_size: int
+    core: Core,
+    tmp_path: Path,
+    rule: StepRule,
+    rounds: int,
+    devices: int,
+    momentum: float,
+    front_size: int,
+    *,
+    is_frozen: bool,
 ) -> None:
+    if is_frozen:
+        rule = msgspec.structs.replace(rule, front="frozen")
     logs, thetas = chain_of(rule, rounds, devices, momentum, THETA, front_size)
     first = rounds - 1 if momentum else 0
     adapter, previous, out, before = (tmp_path / name for name in ("adapter", "previous", "out", "before"))

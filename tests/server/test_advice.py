@@ -135,6 +135,11 @@ def test_memory_decides_between_full_depth_fewer_layers_and_forward_passes(
     assert "accuracy ended 0.032 below full depth" in found[1]["lacks"][0]
     assert (found[2]["split"], found[2]["back_perturbations"]) == (3, 64)
     assert "no level fits" in found[2]["because"]
+    frozen = found[2]["frozen_front"]
+    assert 0 < frozen["value"] < found[2]["seconds"]["value"]  # 1 ms a token and graph: 128 back passes, no front
+    assert frozen["value"] == pytest.approx(found[2]["seconds"]["value"] * 128 / 130, rel=1e-3)
+    assert 'front = "frozen"' in frozen["source"]
+    assert found[0]["frozen_front"] is None
     assert any("1.5 times the forward passes" in lack for lack in found[2]["lacks"])
     for board in found:
         assert all(board[figure]["source"] for figure in FIGURES)

@@ -15,8 +15,8 @@ from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.bundle.needs import Needs
 from edge_runtime.network.transport import Message
 from edge_runtime.protocol.messages import decode_message, decode_plan_or_refusal, encode_message
-from edge_runtime.protocol.plans import TrainPlan
-from edge_runtime.protocol.presence import DeviceState, Hello
+from edge_runtime.protocol.plans import SyncPlan, TrainPlan
+from edge_runtime.protocol.presence import FROZEN_FRONT, DeviceState, Hello
 from edge_runtime.protocol.reports import PlanAccepted
 from edge_runtime.protocol.side_messages import TooOld
 from edge_runtime.protocol.step_rule import StepRule
@@ -228,3 +228,19 @@ def test_a_device_takes_the_word_and_goes_on(bench: Bench, caplog: pytest.LogCap
         agent.serve_waiting()
     assert "onnxruntime 1.17.3 is too old" in caplog.text
     assert server.receive(0) is not None  # the plan after it is answered
+
+
+def test_a_device_that_does_not_know_frozen_fronts_is_told_and_trains_in_other_jobs(
+    bench: Bench, ledger: Ledger
+) -> None:
+    old, new = Versioned(bench, "old", NEW), Versioned(bench, "new", NEW)
+    new.birth = msgspec.structs.replace(new.birth, methods=["spzo", FROZEN_FRONT])
+    assert Served(bench, ledger, needs=None, front="frozen").run([old, new])
+    plans = [plan for plan in new.plans if isinstance(plan, TrainPlan)]
+    assert [plan.rule.front_is_frozen for plan in plans] == [True, True]
+    assert old.plans == []
+    (told,) = old.told
+    assert 'front = "frozen"' in told.reason
+    assert "install a newer version of Covey" in told.reason
+    assert Served(bench, ledger, needs=None, name="other").run([old])
+    assert [type(plan) for plan in old.plans] == [TrainPlan, TrainPlan, SyncPlan]

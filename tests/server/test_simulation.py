@@ -66,6 +66,17 @@ def test_a_trace_slows_the_fleet_down() -> None:
     assert run(traces=hot, **quiet)["virtual_s"] > 2 * run(**quiet)["virtual_s"]
 
 
+def test_a_frozen_front_is_paid_for_once(tmp_path: Path) -> None:
+    """Simulated devices keep activations as real ones do: the same job takes less time, and the back still learns."""
+    found = {}
+    for front in ("train", "frozen"):
+        (tmp_path / front).mkdir()
+        job = write_job(tmp_path / front, front=front, steps=4, batch_size=8, bandit={"policy": "thompson"})
+        found[front] = run(job=job)
+    assert found["frozen"]["virtual_s"] < 0.85 * found["train"]["virtual_s"]
+    assert found["frozen"]["loss_end"] < found["frozen"]["loss_start"]
+
+
 def test_everybody_gone_fails_the_job_with_a_reason() -> None:
     gone = (TraceEvent(5.0, "*", here=False), TraceEvent(5_000.0, "*", here=True))
     assert run(traces=gone, drop_out=0.0)["virtual_s"] > 5_000

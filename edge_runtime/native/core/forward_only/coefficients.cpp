@@ -62,7 +62,7 @@ Coefficients nested_estimate(const double *scalars, const StepRule &rule)
 Coefficients clean_estimate(const double *scalars, const StepRule &rule)
 {
     Coefficients estimate;
-    const std::size_t p1 = rule.front_perturbations, p2 = rule.back_perturbations;
+    const std::size_t p1 = rule.front_directions(), p2 = rule.back_perturbations;
     for (std::size_t i = 0; i < p1; i++)
         estimate.front.push_back(scalars[i] / static_cast<double>(p1));
     for (std::size_t j = 0; j < p2; j++)
@@ -75,7 +75,7 @@ Coefficients clean_estimate(const double *scalars, const StepRule &rule)
 Coefficients step_coefficients(const double *scalars, const StepRule &rule, std::optional<double> &mean_square)
 {
     Coefficients result =
-        rule.variant == Variant::nested ? nested_estimate(scalars, rule) : clean_estimate(scalars, rule);
+        rule.is_nested() ? nested_estimate(scalars, rule) : clean_estimate(scalars, rule);
     const double size = size_of(scalars, rule.scalars_per_step(), rule.normalize, mean_square);
     const double factor = size > 0 ? -rule.learning_rate / size : 0.0;
     for (std::vector<double> *block : {&result.front, &result.back})

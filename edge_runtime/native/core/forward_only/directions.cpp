@@ -18,9 +18,9 @@ StepSeeds step_seeds(const StepRule &rule, std::uint64_t job_seed, std::uint64_t
     const auto seed_of = [&](std::uint64_t seed) {
         return rule.seed_pool ? pool_seed(job_seed, seed % *rule.seed_pool) : seed;
     };
-    for (std::uint64_t i = 0; i < rule.front_perturbations; i++)
+    for (std::uint64_t i = 0; i < rule.front_directions(); i++)
         seeds.front.push_back(seed_of(front_seed(job_seed, round, name, step, i)));
-    for (std::uint64_t i = 0; i < (rule.variant == Variant::nested ? rule.front_perturbations : 1); i++)
+    for (std::uint64_t i = 0; i < (rule.is_nested() ? rule.front_perturbations : 1); i++)
         for (std::uint64_t j = 0; j < rule.back_perturbations; j++)
             seeds.back.push_back(seed_of(back_seed(job_seed, round, name, step, i, j)));
     return seeds;

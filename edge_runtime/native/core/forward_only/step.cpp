@@ -161,7 +161,7 @@ StepResult spzo_step(Engine &engine, const float *theta, const Batch &batch, con
                      const StepSeeds &seeds, const Terms &pending)
 {
     Blocks blocks(engine, theta, pending, batch);
-    const Pairs pairs = (rule.variant == Variant::nested ? nested : around_clean)(blocks, rule, seeds);
+    const Pairs pairs = (rule.is_nested() ? nested : around_clean)(blocks, rule, seeds);
     for (const double loss : blocks.losses)
         if (!std::isfinite(loss))
             throw Error(Code::training, "a loss is not finite (" + std::to_string(loss) + ")",

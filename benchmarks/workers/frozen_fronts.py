@@ -1,0 +1,82 @@
+"""Routines of a step with a frozen front: looked up, run for the first time, never kept; and its rivals."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from benchmarks.workers.routines import OwnTime, bundle_of, rule_of
+from edge_runtime.data.batch import pad
+from edge_runtime.forward_only.directions import step_seeds
+from edge_runtime.forward_only.step import spzo_step
+
+if TYPE_CHECKING:
+    from benchmarks.workers.routines import Routines, Settings
+    from edge_runtime.data.batch import Batch
+
+
+def ragged_batch(settings: Settings) -> Batch:
+    """Return a batch of random rows whose lengths lie between a quarter of ``tokens`` and ``tokens``."""
+    rng = np.random.Generator(np.random.PCG64(1))
+    lengths = rng.integers(settings["tokens"] // 4, settings["tokens"] + 1, settings["rows"])
+    lengths[0] = settings["tokens"]
+    rows = [rng.integers(1000, 2000, length).tolist() for length in lengths]
+    labels: list[int] = [int(label) for label in rng.integers(0, 2, len(rows))]
+    return pad(rows, labels, 0)
+
+
+def frozen_front(settings: Settings) -> Routines:
+    """All routines run on the same batch of rows of several lengths.
+
+    ``warm``: a step whose activations are kept; ``lookup``: its lookups alone. ``cold``: the first one, which runs the
+    front and keeps what it gives. ``nowhere``: a step without a file. ``trained``: today's step, with the front's
+    directions. ``back``: the step's back passes alone, with nothing perturbed.
+    """
+    from edge_runtime.engines.choose import Engines
+    from edge_runtime.fronts.front_folder import FrontFolder
+    from edge_runtime.fronts.front_key import front_key
+    from edge_runtime.fronts.frozen_engine import FrozenFront
+
+    bundle, batch, rule = bundle_of(settings), ragged_batch(settings), rule_of(settings)
+    frozen_rule = msgspec.structs.replace(rule, front="frozen")
+    engines, theta = Engines(threads=settings["threads"]), bundle.initial_adapter()
+    engine = engines.make_engine(bundle, settings["split"])
+    front, task = theta[: engine.front_workspace.size], bundle.manifest.task
+    key = front_key(bundle, settings["split"], front, engines, settings.get("precision", "float32"))
+    root = Path(tempfile.mkdtemp(prefix="covey-fronts-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    kept = FrontFolder(root / "warm", 10**9).open(key, settings["rows"])
+    emptied = FrontFolder(root / "cold", 10**9).open(key, settings["rows"])
+    warm, nowhere, cold = (FrozenFront(engine, front, task, rows, key.precision) for rows in (kept, None, emptied))
+    boundary = engine.front(batch)
+    counter = iter(range(10**9))
+
+    def step_of(made: FrozenFront) -> None:
+        spzo_step(made, theta, batch, frozen_rule, step_seeds(frozen_rule, 0, 0, "d", next(counter)))
+
+    def first_step() -> OwnTime:
+        assert emptied is not None  # noqa: S101 a new folder
+        emptied.clear()
+        started = time.process_time()
+        step_of(cold)
+        return OwnTime(time.process_time() - started)
+
+    def backs() -> None:
+        for _ in range(2 * rule.back_perturbations):
+            engine.back(boundary, batch)
+
+    return {
+        "warm": lambda: step_of(warm),
+        "cold": first_step,
+        "nowhere": lambda: step_of(nowhere),
+        "trained": lambda: spzo_step(engine, theta, batch, rule, step_seeds(rule, 0, 0, "d", next(counter))),
+        "back": backs,
+        "lookup": lambda: warm.front(batch),
+    }
