@@ -20,6 +20,7 @@ class RowFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         label_field: name of the field or column with the label (a label's name, or its index).
         prompt_field: causal-lm: name of the field or column with the prompt.
         completion_field: causal-lm: name of the field or column with the text that should follow.
+        messages_field: causal-lm: name of the field or column with a conversation, in place of the two.
         encoding: how characters are stored, a name that Python knows (``windows-1252``); ``auto``: UTF-8, or UTF-16
             where the file's beginning shows it.
         delimiter: CSV: the character between two columns, or ``tab``; ``auto``: what the header shows.
@@ -32,6 +33,7 @@ class RowFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     label_field: str = "label"
     prompt_field: str = "prompt"
     completion_field: str = "completion"
+    messages_field: str = "messages"
     encoding: str = AUTO
     delimiter: str = AUTO
     quote: str = AUTO
