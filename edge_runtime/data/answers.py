@@ -79,10 +79,13 @@ def _answer(template: ChatTemplate, messages: Sequence[Message], index: int, who
         return None
     start = len(asked)
     answer = told[start:].rstrip()
+    if answer and whole.startswith(answer, start):
+        return start, start + len(answer)
     # Once more follows, a template may leave out what stood before the answer's content (its reasoning).
-    content = messages[index].content.strip()
-    at = answer.rfind(content)
-    for written in (answer, answer[at:] if at > 0 else ""):
-        if written and whole.startswith(written, start):
-            return start, start + len(written)
+    for content in (messages[index].content, messages[index].content.strip()):
+        at = answer.find(content)
+        while at >= 0:
+            if whole.startswith(answer[at:], start):
+                return start, start + len(answer) - at
+            at = answer.find(content, at + 1)
     return None

@@ -160,11 +160,11 @@ def read_prompts(data: DataConfig, template: Callable[[], ChatTemplate] | None =
     Raises:
         DataError: see read_examples; or the template cannot be read.
     """
-    fields = (data.prompt_field, data.completion_field)
+    fields, messages_field = (data.prompt_field, data.completion_field), data.conversation_field
 
     def row(record: Mapping[str, Any]) -> Prompted | Fault:
-        if record.get(data.messages_field) is not None and record.get(data.prompt_field) is None:
-            return dialogue_of(record[data.messages_field], data.messages_field, template)
+        if record.get(messages_field) is not None and record.get(data.prompt_field) is None:
+            return dialogue_of(record[messages_field], messages_field, template)
         fault = _missing(record, fields)
         for field in fields:
             if fault is None and not isinstance(record[field], str):
@@ -177,8 +177,8 @@ def read_prompts(data: DataConfig, template: Callable[[], ChatTemplate] | None =
         return Completion(record[data.prompt_field], record[data.completion_field])
 
     wanted = {"prompt_field": data.prompt_field, "completion_field": data.completion_field}
-    records = open_records(data, wanted, lambda _cell: False, {"messages_field": data.messages_field})
-    needed = f"{' and '.join(repr(field) for field in fields)}, or {data.messages_field!r}"
+    records = open_records(data, wanted, lambda _cell: False, {"messages_field": messages_field})
+    needed = f"{' and '.join(repr(field) for field in fields)}, or {messages_field!r}"
     return _read(Path(data.path), records, row, wanted, needed, {})
 
 
