@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -133,6 +134,16 @@ def test_a_bundle_without_a_template_refuses_conversations(tmp_path: Path, capsy
     assert cli.main(["data", "check", "--bundle", str(plain.path), "--data", data.path]) == DataError.exit_code
     assert "export a chat model" in capsys.readouterr().err
     assert len(load(plain, written(tmp_path, [{"prompt": "a", "completion": " b"}])).rows) == 1
+
+
+def test_a_device_without_jinja2_is_told_what_to_install(
+    chat_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(DataError, match="has conversations: chat templates need jinja2") as caught:
+        load(chat_bundle, written(tmp_path, ROWS))
+    assert "covey[chat]" in caught.value.hint
+    assert "rows.jsonl" not in caught.value.public
 
 
 @pytest.mark.slow
