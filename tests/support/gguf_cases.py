@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from exports import generic_adapter
-from parity import finished_folder
-from tiny_exports import TinyExport
 from tiny_models import make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from export.model.build import build
+from export.model.lora import save_adapter
+from export.model.options import LoraOptions, TaskOptions
+from export.model.rebuild import write_rebuild
+from export.source.folder import look_at
 from server.cli import main
 
 if TYPE_CHECKING:
@@ -21,8 +23,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edge_runtime.values import FloatVector
+    from export.model.build import ExportModel
 
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TEXT = "the film was very good, and 12 Ünï it's"
 
 
@@ -46,16 +49,35 @@ class GgufCase:
         return found
 
 
-def gguf_case(kind: str, root: Path, config: dict[str, Any] | None = None, **options: Any) -> GgufCase:
-    """Make a tiny model with changes to its config.json, export it, and finish an adapter that matters."""
+def gguf_case(kind: str, root: Path, config: dict[str, Any] | None = None) -> GgufCase:
+    """Make a tiny model with changes to its config.json, and a finished adapter of every linear module."""
     folder = make_model(kind, root / "models" / kind)
     if config:
         path = folder / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | config))
-    bundle = TinyExport(kind, "causal-lm", splits=(1,), **options).write(root / "models", root / "bundle")
-    theta: FloatVector = generic_adapter(bundle)
-    finished_folder(bundle, bundle.initial_adapter(), root / "untrained")
-    return GgufCase(kind, root, folder, finished_folder(bundle, theta, root / "finished"))
+    return GgufCase(kind, root, folder, adapters(adapted(folder), root, scale=0.1))
+
+
+def adapted(folder: Path) -> ExportModel:
+    """Return a language model with a new adapter on every linear module, as ``covey export`` makes it."""
+    options = TaskOptions("causal-lm", [], None, None, 32, None, None, None)
+    return build(look_at(folder), options, LoraOptions(4, 8.0, TARGETS, None, ["B"], seed=0))
+
+
+def adapters(made: ExportModel, root: Path, scale: float) -> Path:
+    """Write the adapter as it is to ``untrained``, then with every B drawn anew to ``finished``, which is returned."""
+    _save(made, root / "untrained")
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in made.peft_model.named_parameters():
+        if "lora_B" in name:
+            parameter.normal_(0, scale, generator=generator)
+    return _save(made, root / "finished")
+
+
+def _save(made: ExportModel, folder: Path) -> Path:
+    save_adapter(made.peft_model, folder)
+    write_rebuild(made.rebuild, folder)
+    return folder
 
 
 def logits_of(model: Any, ids: list[int]) -> NDArray[np.float32]:
