@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import msgspec
 
 from edge_runtime.bundle.folder import check_file
+from edge_runtime.data.generation_tag import generation_tag, without_marks
 from edge_runtime.errors import BundleError, ConfigError, DataError, wall
 from edge_runtime.values import Strict
 
@@ -93,8 +94,6 @@ class ChatTemplate:
         """
         facts = "the bundle's chat template cannot write a conversation"
         require_jinja2()
-        from edge_runtime.data.generation_tag import without_marks  # noqa: PLC0415 it imports jinja2
-
         with wall(lambda cause: DataError(f"{facts}: {cause}", "give messages whose roles it knows", facts=facts)):
             marked: str = self._program.render(
                 messages=[msgspec.structs.asdict(message) for message in messages],
@@ -153,8 +152,6 @@ def _sandbox() -> Any:  # noqa: ANN401 a type of the extra
     from jinja2 import TemplateError  # noqa: PLC0415 of an extra
     from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
 
-    from edge_runtime.data.generation_tag import GenerationTag  # noqa: PLC0415
-
     def raise_exception(message: str) -> NoReturn:
         raise TemplateError(message)
 
@@ -162,7 +159,7 @@ def _sandbox() -> Any:  # noqa: ANN401 a type of the extra
         return json.dumps(value, ensure_ascii=False, indent=indent)
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationTag]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", generation_tag()]
     )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception

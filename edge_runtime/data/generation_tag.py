@@ -8,26 +8,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jinja2 import nodes
-from jinja2.ext import Extension
-
 if TYPE_CHECKING:
+    from jinja2 import nodes
+    from jinja2.ext import Extension
     from jinja2.parser import Parser
 
 BEGIN, END = "\ud800", "\ud801"
 
 
-class GenerationTag(Extension):
-    """Encloses in marks what stands in the tag."""
+def generation_tag() -> type[Extension]:
+    """Return jinja2's extension that encloses in marks what stands in the tag; jinja2 must be installed."""
+    from jinja2 import nodes  # noqa: PLC0415 of an extra
+    from jinja2.ext import Extension  # noqa: PLC0415
 
-    tags = {"generation"}  # noqa: RUF012 jinja2 reads a set here
+    class GenerationTag(Extension):
+        """What is set inside is not known outside, as in transformers."""
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        """Return the nodes of one tag; jinja2 calls it. What is set inside is not known outside, as in transformers."""
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        begin, end = (nodes.Output([nodes.TemplateData(mark)]).set_lineno(line) for mark in (BEGIN, END))
-        return [begin, nodes.Scope(body).set_lineno(line), end]
+        tags = {"generation"}  # noqa: RUF012 jinja2 reads a set here
+
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            """Return the nodes of one tag; jinja2 calls it."""
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            begin, end = (nodes.Output([nodes.TemplateData(mark)]).set_lineno(line) for mark in (BEGIN, END))
+            return [begin, nodes.Scope(body).set_lineno(line), end]
+
+    return GenerationTag
 
 
 def without_marks(marked: str) -> tuple[str, list[tuple[int, int]]]:
