@@ -177,7 +177,7 @@ def test_smollm2(tmp_path: Path) -> None:
         Llama(tmp_path / "gguf" / "model.gguf", n_ctx=128),
         Llama(tmp_path / "base" / "model.gguf", tmp_path / "lora" / "adapter.gguf", n_ctx=128),
     ]
-    for text in ("The capital of France is", *TEXTS[1:3]):
+    for text in ("The capital of France is", TEXTS[1]):
         ids = made.tokenizer(text, add_special_tokens=False)["input_ids"]
         expected, answer = logits_of(model, ids), continued(model, ids, NEW_TOKENS)
         with model.disable_adapter():
