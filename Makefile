@@ -14,7 +14,7 @@ EXTRA_executorch := ,executorch
 EXTRA_mixed := ,executorch
 export PYTHON VENV
 
-.PHONY: help install dev demo test test-all test-long explore test-oldest test-newest test-arm check lint files format bench bench-full bench-convergence bench-dashboard bench-decode bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-bandit bench-fleet bench-load board hil hil-cards deb docs clean bench-switches bench-top bench-fronts
+.PHONY: help install dev demo test test-all test-long explore test-oldest test-newest test-arm check lint files format bench bench-full bench-convergence bench-dashboard bench-decode bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-bandit bench-fleet bench-load board hil hil-cards deb docs clean bench-switches bench-top bench-fronts test-llama
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -56,6 +56,11 @@ test-newest: $(STAMP) ## the newest versions that pyproject.toml allows (some mi
 
 test-arm: $(STAMP) ## golden values and full steps on emulated arm64: Pythons and processors of docs/arm.md (a quarter of an hour)
 	$(BIN)/python -m pytest tests/arm -m 'not hil'
+
+# GGML_NATIVE=OFF: the same code on every machine.
+test-llama: $(STAMP) ## llama.cpp against PyTorch on what covey finish writes for it: compiles llama-cpp-python (some minutes)
+	CMAKE_ARGS="-DGGML_NATIVE=OFF" $(BIN)/python -m pip install --quiet --disable-pip-version-check 'llama-cpp-python>=0.3.16'
+	$(BIN)/python -m pytest tests/export/test_llama_cpp.py -m 'slow or not slow'
 
 check: $(STAMP) ## one file in seconds: make check FILE=edge_runtime/seeds.py (lint, types, the tests that import it)
 	@test -n "$(FILE)" || { echo "name the file: make check FILE=edge_runtime/seeds.py"; exit 2; }

@@ -119,7 +119,7 @@ class HeldOutWatch:
 
 def _part(rows: EncodedRows | EncodedCompletions, part: slice) -> EncodedRows | EncodedCompletions:
     if isinstance(rows, EncodedCompletions):
-        return EncodedCompletions(rows.tokens[part], rows.starts[part], rows.pad_token_id)
+        return EncodedCompletions(rows.tokens[part], rows.predicted[part], rows.pad_token_id)
     return EncodedRows(rows.tokens[part], rows.labels[part], rows.pad_token_id)
 
 

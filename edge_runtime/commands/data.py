@@ -32,6 +32,7 @@ def add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentPars
     check.add_argument("--label-field", help="field with the label (default: label)")
     check.add_argument("--prompt-field", help="causal-lm: field with the prompt (default: prompt)")
     check.add_argument("--completion-field", help="causal-lm: field with the completion (default: completion)")
+    check.add_argument("--messages-field", help="causal-lm: field with a conversation (default: messages)")
     check.add_argument("--encoding", help="how characters are stored, as windows-1252 (default: auto)")
     check.add_argument("--delimiter", help="CSV: the character between columns, or tab (default: auto)")
     check.add_argument("--quote", help="CSV: the character around a text (default: auto)")
@@ -108,6 +109,7 @@ def _config_of(args: argparse.Namespace) -> DataConfig:
         "label_field",
         "prompt_field",
         "completion_field",
+        "messages_field",
         "encoding",
         "delimiter",
         "quote",

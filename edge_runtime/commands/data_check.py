@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from edge_runtime.data.examples import Completion, Row, label_counts
+from edge_runtime.data.conversations import dialogues_of
+from edge_runtime.data.examples import Row, label_counts
 from edge_runtime.data.problems import SHOWN_PROBLEMS, counted, listed
 from edge_runtime.data.survey import (
     Finding,
@@ -32,7 +33,7 @@ class Checked:
 
     Attributes:
         data: how.
-        labels: names of the labels; None: prompts with completions.
+        labels: names of the labels; None: prompts with completions, or conversations.
         source: the rows with their numbers, those left out, and what was recognised.
         own: how many rows, the first ones, are the source's own; those after them are corrections.
         loaded: the rows as tokens; None: there is no bundle.
@@ -50,7 +51,7 @@ class Checked:
 
     @property
     def used(self) -> list[Any]:
-        """The rows, each a Row or a Completion."""
+        """The rows, each a Row, a Completion or a Dialogue."""
         return list(self.source.rows if self.loaded is None else self.loaded.used)  # type: ignore[arg-type]
 
     @property
@@ -75,6 +76,8 @@ def report_of(checked: Checked) -> tuple[dict[str, object], list[str]]:
         counts = label_counts([row for row in used if isinstance(row, Row)], checked.labels)
         values["labels"] = counts
         lines += [f"  {label}: {count}" for label, count in counts.items()]
+    dialogue_values, dialogue_lines = dialogues_of(used)
+    values, lines = values | dialogue_values, lines + dialogue_lines
     left_out = [_place(places, number) | {"why": fault.what} for number, fault in problems]
     values |= {name: some for name, some in (("skipped", left_out), ("notes", list(source.notes))) if some}
     token_values, token_lines, cut = _tokens_of(checked)
@@ -115,9 +118,9 @@ def _findings(
 ) -> tuple[list[Finding], dict[str, object]]:
     """Return what is probably not meant, and the values of repeated texts."""
     rows, numbers, places = checked.used[: checked.own], checked.numbers, checked.source.places
-    texts = [row.prompt if isinstance(row, Completion) else row.text for row in rows]
-    answers = [row.completion if isinstance(row, Completion) else row.label for row in rows]
-    whole = [row.prompt + row.completion if isinstance(row, Completion) else row.text for row in rows]
+    texts = [row.text if isinstance(row, Row) else row.prompt for row in rows]
+    answers = [row.label if isinstance(row, Row) else row.completion for row in rows]
+    whole = [row.text if isinstance(row, Row) else row.prompt + row.completion for row in rows]
     # Without a prompt, only the completion tells one row from another.
     repeats = repeats_of([text or f"\0{answer}" for text, answer in zip(texts, answers, strict=True)], answers, numbers)
     findings = [] if counts is None else findings_of_labels(counts)

@@ -79,17 +79,31 @@ def pad_completions(
     Args:
         rows: token ids of each row, prompt and completion.
         starts: index of each row's first completion token, at least 1 and below the row's length.
+        pad_token_id: see pad_predicted.
+        chunk_tokens: see pad_predicted.
+    """
+    predicted = [range(start, len(row)) for row, start in zip(rows, starts, strict=True)]
+    return pad_predicted(rows, predicted, pad_token_id, chunk_tokens)
+
+
+def pad_predicted(
+    rows: Sequence[Sequence[int]],
+    predicted: Sequence[Sequence[int]],
+    pad_token_id: int,
+    chunk_tokens: int = CHUNK_TOKENS,
+) -> CompletionBatch:
+    """Stack rows of tokens, some of which are to be predicted, into a batch.
+
+    Args:
+        rows: token ids of each row.
+        predicted: indices of each row's tokens to predict, at least one, ascending, from 1.
         pad_token_id: fills the shorter rows.
         chunk_tokens: size of the largest chunk; all chunks have nearly the same size.
     """
     batch = pad(rows, [0] * len(rows), pad_token_id)
     tokens = batch.input_ids.shape[1]
-    positions = [
-        index * tokens + place - 1
-        for index, (row, start) in enumerate(zip(rows, starts, strict=True))
-        for place in range(start, len(row))
-    ]
-    labels = [token for row, start in zip(rows, starts, strict=True) for token in row[start:]]
+    positions = [index * tokens + place - 1 for index, places in enumerate(predicted) for place in places]
+    labels = [row[place] for row, places in zip(rows, predicted, strict=True) for place in places]
     chunks = -(-len(positions) // chunk_tokens)
     chunk = -(-len(positions) // chunks)
     missing = chunks * chunk - len(positions)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import msgspec
 
 from edge_runtime.bundle.folder import check_file
+from edge_runtime.data.generation_tag import generation_tag, without_marks
 from edge_runtime.errors import BundleError, ConfigError, DataError, wall
 from edge_runtime.values import Strict
 
@@ -80,15 +82,29 @@ class ChatTemplate:
             ConfigError: jinja2 is not installed.
             DataError: the template refuses the conversation, or fails on it.
         """
-        environment = _sandbox()
+        return self.render_marked(messages, asks_for_answer=asks_for_answer)[0]
+
+    def render_marked(self, messages: Sequence[Message], *, asks_for_answer: bool) -> tuple[str, list[tuple[int, int]]]:
+        """Return the text of render, and the spans of characters that the template says the assistant wrote.
+
+        A template says so with the tag ``generation``; most templates do not have it, and there are no spans.
+
+        Raises:
+            CoveyError: see render.
+        """
         facts = "the bundle's chat template cannot write a conversation"
+        require_jinja2()
         with wall(lambda cause: DataError(f"{facts}: {cause}", "give messages whose roles it knows", facts=facts)):
-            text: str = environment.from_string(self.source).render(
+            marked: str = self._program.render(
                 messages=[msgspec.structs.asdict(message) for message in messages],
                 add_generation_prompt=asks_for_answer,
                 **self.special_tokens,
             )
-        return text
+        return without_marks(marked)
+
+    @cached_property
+    def _program(self) -> Any:  # noqa: ANN401 a type of the extra
+        return _sandbox().from_string(self.source)
 
 
 def read_chat_template(bundle: Bundle) -> ChatTemplate:
@@ -117,15 +133,24 @@ def _text(token: str | dict[str, str]) -> str:
     return token if isinstance(token, str) else token["content"]
 
 
-def _sandbox() -> Any:  # noqa: ANN401 a type of the extra
-    """Return jinja2's sandbox with what templates of chat models expect: see transformers' own."""
+def require_jinja2() -> None:
+    """Check that jinja2 is installed, which renders templates.
+
+    Raises:
+        ConfigError: it is not.
+    """
     try:
-        from jinja2 import TemplateError  # noqa: PLC0415 of an extra
-        from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415 of an extra
+        import jinja2  # noqa: F401, PLC0415 of an extra
     except ImportError as error:
         raise ConfigError(
             f"chat templates need jinja2, which is not installed ({error})", "pip install 'covey[chat]'"
         ) from error
+
+
+def _sandbox() -> Any:  # noqa: ANN401 a type of the extra
+    """Return jinja2's sandbox with what templates of chat models expect: see transformers' own."""
+    from jinja2 import TemplateError  # noqa: PLC0415 of an extra
+    from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
 
     def raise_exception(message: str) -> NoReturn:
         raise TemplateError(message)
@@ -134,7 +159,7 @@ def _sandbox() -> Any:  # noqa: ANN401 a type of the extra
         return json.dumps(value, ensure_ascii=False, indent=indent)
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", generation_tag()]
     )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception

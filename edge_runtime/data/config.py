@@ -20,6 +20,8 @@ class RowFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         label_field: name of the field or column with the label (a label's name, or its index).
         prompt_field: causal-lm: name of the field or column with the prompt.
         completion_field: causal-lm: name of the field or column with the text that should follow.
+        messages_field: causal-lm: name of the field or column with a conversation, in place of the two; where it is not
+            given, a job that began without the setting goes on as the same job. See ``conversation_field``.
         encoding: how characters are stored, a name that Python knows (``windows-1252``); ``auto``: UTF-8, or UTF-16
             where the file's beginning shows it.
         delimiter: CSV: the character between two columns, or ``tab``; ``auto``: what the header shows.
@@ -32,6 +34,7 @@ class RowFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     label_field: str = "label"
     prompt_field: str = "prompt"
     completion_field: str = "completion"
+    messages_field: str | msgspec.UnsetType = msgspec.UNSET
     encoding: str = AUTO
     delimiter: str = AUTO
     quote: str = AUTO
@@ -44,6 +47,11 @@ class RowFormat(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
                 raise ValueError(f"{field} is {value!r}, which is not one character")
         if self.quote != AUTO and self.quote == self.delimiter_character:
             raise ValueError(f"delimiter and quote are both {self.quote!r}")
+
+    @property
+    def conversation_field(self) -> str:
+        """Name of the field or column with a conversation."""
+        return "messages" if isinstance(self.messages_field, msgspec.UnsetType) else self.messages_field
 
     @property
     def delimiter_character(self) -> str:

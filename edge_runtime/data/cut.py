@@ -58,3 +58,17 @@ def _size(in_whole_words: Callable[[int], int], length: int, n_tokens: int) -> i
     while size < min(length, most) and in_whole_words(size) < wanted:
         size = min(2 * size, most)
     return min(size, length)
+
+
+def kept_tokens(prompt: int, completion: int, room: int) -> tuple[int, int]:
+    """Return how many tokens of a prompt's end and of a completion's beginning fit into a row.
+
+    The prompt loses its beginning; the completion loses its end, but never below half of the row.
+
+    Args:
+        prompt: tokens of the prompt.
+        completion: tokens of the completion.
+        room: tokens that fit.
+    """
+    completion = min(completion, max(room - prompt, room // 2))
+    return min(prompt, room - completion), completion

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, TypeVar
 
+from edge_runtime.data.problems import Fault
 from edge_runtime.errors import as_exception
 
 if TYPE_CHECKING:
@@ -13,17 +15,23 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT")
 
+REFUSED = Fault("the bundle's tokenizer refuses it", "tokenizer", is_skipped=True)
+NOTHING_TO_PREDICT = Fault("it has no token that could be predicted", "tokenizer", is_skipped=True)
 _BATCH = 64
 """Texts that are tokenised at once: an encoding takes far more memory than its ids."""
 
 
-def encode_each(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Encoding | None]:
+def encode_each(
+    tokenizer: Tokenizer, texts: Sequence[str], *, add_special_tokens: bool = True
+) -> list[Encoding | None]:
     """Return the encoding of each text; None: the tokenizer refuses it."""
+    encode = functools.partial(tokenizer.encode, add_special_tokens=add_special_tokens)
+    encode_batch = functools.partial(tokenizer.encode_batch, add_special_tokens=add_special_tokens)
     encodings: list[Encoding | None] = []
     for start in range(0, len(texts), _BATCH):
         batch = texts[start : start + _BATCH]
-        found = unless_refused(tokenizer.encode_batch, batch)
-        encodings += [unless_refused(tokenizer.encode, text) for text in batch] if found is None else found
+        found = unless_refused(encode_batch, batch)
+        encodings += [unless_refused(encode, text) for text in batch] if found is None else found
     return encodings
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
-from edge_runtime.data import csv_rows, json_lines, transform
+from edge_runtime.data import conversations, csv_rows, json_lines, transform
 from edge_runtime.data.config import DataConfig
+from edge_runtime.data.conversations import Dialogue, dialogue_of
 from edge_runtime.data.fields import likely_names
 from edge_runtime.data.labels import check_names, label_index, likely_mistake, spelling
 from edge_runtime.data.problems import Fault, Likely, Places, commonest, damage, none_usable, refusal, setting
@@ -21,12 +22,14 @@ from edge_runtime.data.sources import open_records
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from edge_runtime.data.chat import ChatTemplate
     from edge_runtime.data.problems import Problems
     from edge_runtime.data.records import Records
 
 __all__ = [
     "Completion",
     "DataConfig",
+    "Prompted",
     "Reading",
     "Row",
     "label_counts",
@@ -55,6 +58,10 @@ class Completion:
 
     prompt: str
     completion: str
+
+
+Prompted: TypeAlias = Completion | Dialogue
+"""One example for a causal language model."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,8 @@ def read_completions(
     path: Path, prompt_field: str = "prompt", completion_field: str = "completion"
 ) -> list[Completion]:
     """Return the rows of read_prompts, for a file that needs no other settings."""
-    return read_prompts(DataConfig(str(path), prompt_field=prompt_field, completion_field=completion_field)).rows
+    reading = read_prompts(DataConfig(str(path), prompt_field=prompt_field, completion_field=completion_field))
+    return [row for row in reading.rows if isinstance(row, Completion)]
 
 
 def read_examples(data: DataConfig, labels: Sequence[str]) -> Reading[Row]:
@@ -140,18 +148,23 @@ def read_examples(data: DataConfig, labels: Sequence[str]) -> Reading[Row]:
     return _read(Path(data.path), records, row, wanted, needed, likely)
 
 
-def read_prompts(data: DataConfig) -> Reading[Completion]:
-    """Read and check a file of prompts with their completions; a prompt may be empty, a completion may not.
+def read_prompts(data: DataConfig, template: Callable[[], ChatTemplate] | None = None) -> Reading[Prompted]:
+    """Read and check a file of prompts with their completions, or of conversations, or of both.
+
+    A prompt may be empty, a completion or an answer may not.
 
     Args:
         data: see read_examples; a completion usually begins with a space.
+        template: see conversations.dialogue_of.
 
     Raises:
-        DataError: see read_examples.
+        DataError: see read_examples; or the template cannot be read.
     """
-    fields = (data.prompt_field, data.completion_field)
+    fields, messages_field = (data.prompt_field, data.completion_field), data.conversation_field
 
-    def row(record: Mapping[str, Any]) -> Completion | Fault:
+    def row(record: Mapping[str, Any]) -> Prompted | Fault:
+        if record.get(messages_field) is not None and record.get(data.prompt_field) is None:
+            return dialogue_of(record[messages_field], messages_field, template)
         fault = _missing(record, fields)
         for field in fields:
             if fault is None and not isinstance(record[field], str):
@@ -164,8 +177,9 @@ def read_prompts(data: DataConfig) -> Reading[Completion]:
         return Completion(record[data.prompt_field], record[data.completion_field])
 
     wanted = {"prompt_field": data.prompt_field, "completion_field": data.completion_field}
-    records = open_records(data, wanted, lambda _cell: False)
-    return _read(Path(data.path), records, row, wanted, " and ".join(repr(field) for field in fields), {})
+    records = open_records(data, wanted, lambda _cell: False, {"messages_field": messages_field})
+    needed = f"{' and '.join(repr(field) for field in fields)}, or {messages_field!r}"
+    return _read(Path(data.path), records, row, wanted, needed, {})
 
 
 def label_counts(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, int]:
@@ -214,7 +228,7 @@ def _likely(wrong: Problems, total: int, wanted: Mapping[str, str], explain: Map
         return likely_names(seen, wanted) if is_most and seen else None
     if kind in explain:
         return explain[kind](of_kind, is_most)
-    return (csv_rows.LIKELY | json_lines.LIKELY | transform.LIKELY).get(kind)
+    return (csv_rows.LIKELY | json_lines.LIKELY | transform.LIKELY | conversations.LIKELY).get(kind)
 
 
 def _missing(record: Mapping[str, Any], fields: Sequence[str]) -> Fault | None:

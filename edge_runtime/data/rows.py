@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from edge_runtime.bundle.manifest import CAUSAL_LM
-from edge_runtime.data.batch import pad, pad_completions
+from edge_runtime.data.batch import pad, pad_predicted
+from edge_runtime.data.conversations import Dialogue, template_of
 from edge_runtime.data.corrections import corrections_of
-from edge_runtime.data.examples import Completion, Reading, read_examples, read_prompts
+from edge_runtime.data.examples import Completion, Reading, Row, read_examples, read_prompts
 from edge_runtime.data.problems import Fault, none_usable, numbers_of
 
 if TYPE_CHECKING:
@@ -18,12 +19,16 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.data.batch import Batch, CompletionBatch
+    from edge_runtime.data.chat import Message
     from edge_runtime.data.config import DataConfig
-    from edge_runtime.data.examples import Row
+    from edge_runtime.data.dialogue_tokens import EncodedDialogue
+    from edge_runtime.data.examples import Prompted
     from edge_runtime.data.problems import Places, Problems
-    from edge_runtime.data.tokens import EncodedCompletion, EncodedText
+    from edge_runtime.data.tokens import CompletionEncoder, EncodedCompletion, EncodedText
 
 _LOG = logging.getLogger(__name__)
+
+EncodedPrompted: TypeAlias = "EncodedCompletion | EncodedDialogue"
 
 RowT = TypeVar("RowT")
 EncodedT = TypeVar("EncodedT")
@@ -57,10 +62,13 @@ class EncodedRows:
 
 @dataclass(frozen=True)
 class EncodedCompletions:
-    """Prompts with their completions as token ids; ``starts``: the index of each row's first token to predict."""
+    """Prompts with their completions, or conversations, as token ids.
+
+    ``predicted``: the indices of each row's tokens to predict, ascending, from 1.
+    """
 
     tokens: Sequence[Sequence[int]]
-    starts: Sequence[int]
+    predicted: Sequence[Sequence[int]]
     pad_token_id: int
 
     def __len__(self) -> int:
@@ -68,7 +76,8 @@ class EncodedCompletions:
 
     def batch(self, indices: Sequence[int]) -> CompletionBatch:
         """Return these rows, padded to the longest of them."""
-        return pad_completions([self.tokens[i] for i in indices], [self.starts[i] for i in indices], self.pad_token_id)
+        tokens, predicted = ([of_row[i] for i in indices] for of_row in (self.tokens, self.predicted))
+        return pad_predicted(tokens, predicted, self.pad_token_id)
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ class Loaded:
     """
 
     rows: EncodedRows | EncodedCompletions
-    used: Sequence[Row] | Sequence[Completion]
+    used: Sequence[Row] | Sequence[Prompted]
     lines: Sequence[int]
     skipped: Problems
     notes: Sequence[str]
@@ -100,12 +109,15 @@ class Loaded:
     cut_texts: int
 
 
-def special_token_counts(bundle: Bundle, used: Sequence[Row] | Sequence[Completion]) -> dict[str, int]:
-    """Return in how many rows each special token stands written out; see vocabulary.special_tokens_in."""
+def special_token_counts(bundle: Bundle, used: Sequence[Row] | Sequence[Prompted]) -> dict[str, int]:
+    """Return in how many rows each special token stands written out; see vocabulary.special_tokens_in.
+
+    Those that a chat template writes around messages do not count, those inside a message do.
+    """
     from edge_runtime.data.tokens import load_tokenizer  # noqa: PLC0415 loaded with the first bundle
     from edge_runtime.data.vocabulary import special_tokens_in  # noqa: PLC0415
 
-    texts = [row.prompt + row.completion if isinstance(row, Completion) else row.text for row in used]
+    texts = [row.text if isinstance(row, Row) else row.prompt + row.completion for row in used]
     return special_tokens_in(texts, load_tokenizer(bundle.file(bundle.manifest.tokenizer_file)))
 
 
@@ -148,12 +160,14 @@ def _load_file(bundle: Bundle, data: DataConfig) -> Loaded:
     task, tokenizer_file = bundle.manifest.task, bundle.file(bundle.manifest.tokenizer_file)
     vocab_size = bundle.manifest.vocab_size
     if task.kind == CAUSAL_LM:
-        prompts = read_prompts(data)
-        completions, used = _kept(
-            prompts, CompletionEncoder(tokenizer_file, task, vocab_size).encode_each(prompts.rows), data
+        prompts = read_prompts(data, template_of(bundle, data.path))
+        encoder = CompletionEncoder(tokenizer_file, task, vocab_size)
+        kept_rows: tuple[list[EncodedPrompted], Reading[Prompted]] = _kept(
+            prompts, _encoded(encoder, prompts.rows), data
         )
+        completions, used = kept_rows
         encoded = EncodedCompletions(
-            [row.ids for row in completions], [row.start for row in completions], task.pad_token_id
+            [row.ids for row in completions], [row.predicted for row in completions], task.pad_token_id
         )
         return _loaded(encoded, used, completions)
     examples = read_examples(data, task.labels)
@@ -164,10 +178,17 @@ def _load_file(bundle: Bundle, data: DataConfig) -> Loaded:
     return _loaded(rows, kept, texts)
 
 
+def _encoded(encoder: CompletionEncoder, rows: Sequence[Prompted]) -> Sequence[EncodedPrompted | Fault]:
+    """Return the tokens of rows of both kinds, in the order given, or why a row has none."""
+    of_prompts = iter(encoder.encode_each([row for row in rows if isinstance(row, Completion)]))
+    of_dialogues = iter(encoder.encode_dialogues([row for row in rows if isinstance(row, Dialogue)]))
+    return [next(of_prompts) if isinstance(row, Completion) else next(of_dialogues) for row in rows]
+
+
 def _loaded(
     rows: EncodedRows | EncodedCompletions,
-    kept: Reading[Row] | Reading[Completion],
-    encoded: Sequence[EncodedText] | Sequence[EncodedCompletion],
+    kept: Reading[Row] | Reading[Prompted],
+    encoded: Sequence[EncodedText] | Sequence[EncodedPrompted],
 ) -> Loaded:
     return Loaded(
         rows,
@@ -193,7 +214,7 @@ def _corrected(main: Loaded, added: Loaded, name: str) -> Loaded:
     if isinstance(old, EncodedRows) and isinstance(new, EncodedRows):
         rows = EncodedRows(tokens, [*(old.labels[index] for index in stay), *new.labels], old.pad_token_id)
     elif isinstance(old, EncodedCompletions) and isinstance(new, EncodedCompletions):
-        rows = EncodedCompletions(tokens, [*(old.starts[index] for index in stay), *new.starts], old.pad_token_id)
+        rows = EncodedCompletions(tokens, [*(old.predicted[index] for index in stay), *new.predicted], old.pad_token_id)
     else:
         raise TypeError("rows and corrections are of different tasks")
     replaced = len(main.used) - len(stay)
@@ -212,8 +233,10 @@ def _corrected(main: Loaded, added: Loaded, name: str) -> Loaded:
     )
 
 
-def _corrects(row: Row | Completion) -> str:
-    """Return what a correction has in common with the row that it corrects."""
+def _corrects(row: Row | Prompted) -> str | tuple[Message, ...]:
+    """Return what a correction has in common with the row that it corrects; a conversation has none."""
+    if isinstance(row, Dialogue):
+        return row.messages
     return row.prompt if isinstance(row, Completion) else row.text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from edge_runtime.data.csv_rows import csv_records
@@ -21,24 +22,32 @@ if TYPE_CHECKING:
 _JSON, _CSV, _PARQUET = (".jsonl", ".ndjson", ".json"), (".csv", ".tsv"), (".parquet", ".pq")
 
 
-def open_records(data: DataConfig, wanted: Mapping[str, str], is_label: Callable[[str], bool]) -> Records:
+def open_records(
+    data: DataConfig,
+    wanted: Mapping[str, str],
+    is_label: Callable[[str], bool],
+    instead: Mapping[str, str] = MappingProxyType({}),
+) -> Records:
     """Return the records of a source, after ``data.transform`` where there is one.
 
     Args:
         data: the file or directory, and how it is written.
         wanted: names of the fields that rows need, by the setting of [data] that says the name.
         is_label: whether a value is a label, by which a first row is told from a header.
+        instead: fields that rows may have in their place, where they can hold more than text (not in CSV).
 
     Raises:
         DataError: it cannot be read, or is of an unknown kind; see each reader and transformed.
         ConfigError: the encoding does not exist.
     """
     if not data.transform:
-        return _records(data, wanted, is_label)
-    return transformed(_records(data, {}, is_label), data.transform, Path(data.path))
+        return _records(data, wanted, is_label, instead)
+    return transformed(_records(data, {}, is_label, {}), data.transform, Path(data.path))
 
 
-def _records(data: DataConfig, wanted: Mapping[str, str], is_label: Callable[[str], bool]) -> Records:
+def _records(
+    data: DataConfig, wanted: Mapping[str, str], is_label: Callable[[str], bool], instead: Mapping[str, str]
+) -> Records:
     path = Path(data.path)
     kind = path.suffix.lower()
     if path.is_dir():
@@ -46,9 +55,9 @@ def _records(data: DataConfig, wanted: Mapping[str, str], is_label: Callable[[st
     if kind in _PARQUET:
         from edge_runtime.data.parquet_rows import parquet_records  # noqa: PLC0415 only where somebody has such a file
 
-        return parquet_records(path, wanted)
+        return parquet_records(path, wanted, instead)
     if kind in _JSON:
-        return json_records(open_text(path, data.encoding), tuple(wanted.values()))
+        return json_records(open_text(path, data.encoding), (*wanted.values(), *instead.values()))
     if kind in _CSV:
         return csv_records(open_text(path, data.encoding), data, wanted, is_label)
     if not path.exists():

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from edge_runtime.data.cut import beginning, ending
-from edge_runtime.data.encodings import encode_each, unless_refused
+from edge_runtime.data.cut import beginning, ending, kept_tokens
+from edge_runtime.data.dialogue_tokens import encode_dialogues
+from edge_runtime.data.encodings import NOTHING_TO_PREDICT, REFUSED, encode_each, unless_refused
 from edge_runtime.data.problems import Fault
 from edge_runtime.data.vocabulary import unknown_token
 from edge_runtime.errors import BundleError, DataError, as_exception
@@ -18,15 +19,15 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
     from edge_runtime.bundle.manifest import Task
+    from edge_runtime.data.conversations import Dialogue
+    from edge_runtime.data.dialogue_tokens import EncodedDialogue
     from edge_runtime.data.examples import Completion
 
 RowT = TypeVar("RowT")
 
 TEXT_FIELD = "{text}"
 MASK_FIELD = "{mask}"
-REFUSED = Fault("the bundle's tokenizer refuses it", "tokenizer", is_skipped=True)
 NO_TOKENS = Fault("the bundle's tokenizer makes no token of it", "tokenizer", is_skipped=True)
-NOTHING_TO_PREDICT = Fault("it has no token that could be predicted", "tokenizer", is_skipped=True)
 
 
 def load_tokenizer(tokenizer_file: Path) -> Tokenizer:
@@ -141,6 +142,11 @@ class EncodedCompletion:
     is_cut: bool = False
     is_short: bool = False
 
+    @property
+    def predicted(self) -> range:
+        """The indices of the tokens to predict."""
+        return range(self.start, len(self.ids))
+
 
 class CompletionEncoder:
     """Encodes prompts and completions as token ids.
@@ -193,6 +199,11 @@ class CompletionEncoder:
             unknown = unknown_token(result.ids, self._tokenizer, self._vocab_size)
             encoded.append(unknown or (result if result.start < len(result.ids) else NOTHING_TO_PREDICT))
         return encoded
+
+    def encode_dialogues(self, rows: Sequence[Dialogue]) -> list[EncodedDialogue | Fault]:
+        """Return the tokens of each rendered conversation, or why it cannot be used."""
+        first = _without_specials(self._tokenizer.encode("a"))[0]
+        return encode_dialogues(self._tokenizer, rows, first, self._task.max_tokens, self._vocab_size)
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Return the tokens of a prompt, with room for one more; a long prompt loses its beginning.
@@ -279,8 +290,8 @@ class CompletionEncoder:
         if self._task.eos_token_id is not None and completion:
             completion = [*completion, self._task.eos_token_id]
         is_short = len(prompt) + len(completion) > room
-        completion = completion[: max(room - len(prompt), room // 2)]
-        prompt = prompt[max(0, len(prompt) + len(completion) - room) :]
+        of_prompt, of_completion = kept_tokens(len(prompt), len(completion), room)
+        prompt, completion = prompt[len(prompt) - of_prompt :], completion[:of_completion]
         start = len(first) + len(prompt)
         return EncodedCompletion(first + prompt + completion, max(1, start), is_short=is_short)
 

@@ -13,6 +13,7 @@ FORMS = {
     "merged": "a Hugging Face folder without LoRA: from_pretrained(OUT)",
     "onnx": "model.onnx with its weights in it: input_ids, attention_mask → logits",
     "pte": "model.pte for ExecuTorch with XNNPACK: input_ids, attention_mask → logits",
+    "gguf": "model.gguf for llama.cpp, without LoRA: llama-cli -m OUT/model.gguf",
     "gguf-lora": "adapter.gguf for llama.cpp: llama-cli -m BASE.gguf --lora OUT/adapter.gguf",
 }
 
@@ -36,6 +37,12 @@ def add_finish_command(commands: argparse._SubParsersAction[argparse.ArgumentPar
     parser.add_argument(
         "--max-tokens", type=int, help="pte: most tokens of a row (default: 128, or what the model can take)"
     )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        default="float16",
+        help="gguf: of the matrices (default: %(default)s)",
+    )
     output.add_format(parser)
     parser.set_defaults(run=_finish)
 
@@ -45,9 +52,11 @@ def _finish(args: argparse.Namespace) -> int:
 
     covey finish covey-server/jobs/first-job/adapter --model ./my-model --to merged --out merged
     covey finish covey-server/jobs/first-job/adapter --model ./my-model --to onnx --out onnx
+    covey finish covey-server/jobs/first-job/adapter --model ./my-model --to gguf --dtype bfloat16 --out gguf
     """
     try:
         from export.outputs.gguf_lora import write_gguf_lora
+        from export.outputs.gguf_model import write_gguf_model
         from export.outputs.merged import write_merged
         from export.outputs.onnx_file import write_onnx
         from export.outputs.peft_folder import write_peft
@@ -65,6 +74,9 @@ def _finish(args: argparse.Namespace) -> int:
         said = f"; ONNX Runtime's logits are within {off:.1e} of PyTorch's"
     elif args.to == "pte":
         values["size_bytes"] = size_bytes = _write_pte(*given, args.max_tokens)
+        said = f"; {size_bytes / 1e6:.1f} MB"
+    elif args.to == "gguf":
+        values["size_bytes"] = size_bytes = write_gguf_model(*given, args.dtype)
         said = f"; {size_bytes / 1e6:.1f} MB"
     else:
         values["matrices"] = count = write_gguf_lora(*given)

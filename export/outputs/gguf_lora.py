@@ -1,8 +1,7 @@
 """The finished LoRA matrices as a GGUF adapter, which llama.cpp adds to a GGUF of the same base model.
 
 The form is that of llama.cpp's convert_lora_to_gguf: for each weight ``NAME``, ``NAME.lora_a`` (r, inputs) and
-``NAME.lora_b`` (outputs, r). A Llama's query and key have their rows in another order in GGUF, in pairs for the
-rotation.
+``NAME.lora_b`` (outputs, r), the rows of B in GGUF's order.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from peft.tuners.lora import Linear
 from export.errors import ExportError
 from export.finished import load_finished
 from export.outputs.folder import new_folder
+from export.outputs.gguf_form import ARCHITECTURES, in_rows_of_gguf
 from export.source.folder import look_at
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from edge_runtime.values import Tensor
 
 ADAPTER_FILE = "adapter.gguf"
-ARCHITECTURES = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3}
-"""Hugging Face's model types whose adapters can be written, and their name in GGUF."""
 _PREFIX = "base_model.model."
 
 
@@ -80,9 +78,7 @@ def _add(writer: Any, names: Any, name: str, module: Any, alpha: float, config: 
         raise ExportError(f"GGUF has no name for {name}", "use --to peft")
     a = _array(module.lora_A["default"].weight)
     b = _array(module.lora_B["default"].weight) * np.float32(module.scaling["default"] * len(a) / alpha)
-    if config.model_type == "llama" and name.endswith(("q_proj", "k_proj")):
-        heads = config.num_attention_heads if name.endswith("q_proj") else config.num_key_value_heads
-        b = _in_pairs(b, heads)
+    b = in_rows_of_gguf(b, name, config)
     writer.add_tensor(f"{target}.lora_a", a)
     writer.add_tensor(f"{target}.lora_b", np.ascontiguousarray(b))
 
@@ -90,9 +86,3 @@ def _add(writer: Any, names: Any, name: str, module: Any, alpha: float, config: 
 def _array(weight: torch.Tensor) -> Tensor:
     array: Tensor = weight.detach().to(torch.float32).contiguous().numpy()
     return array
-
-
-def _in_pairs(rows: Tensor, heads: int) -> Tensor:
-    """Return the rows of each head in GGUF's order: the two halves of a rotated pair stand side by side."""
-    halves = rows.reshape(heads, 2, len(rows) // heads // 2, *rows.shape[1:])
-    return halves.swapaxes(1, 2).reshape(rows.shape)

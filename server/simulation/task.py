@@ -136,5 +136,5 @@ class BundleTask:
 def _picked(rows: EncodedRows | EncodedCompletions, indices: Sequence[int]) -> EncodedRows | EncodedCompletions:
     tokens = [rows.tokens[index] for index in indices]
     if isinstance(rows, EncodedCompletions):
-        return EncodedCompletions(tokens, [rows.starts[index] for index in indices], rows.pad_token_id)
+        return EncodedCompletions(tokens, [rows.predicted[index] for index in indices], rows.pad_token_id)
     return EncodedRows(tokens, [rows.labels[index] for index in indices], rows.pad_token_id)

@@ -8,15 +8,18 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import repository
 
 from edge_runtime import cli as edge_cli
 from edge_runtime.agent.config import read_edge_config
+from edge_runtime.data.conversations import Dialogue
 from edge_runtime.data.examples import Completion, Row, read_examples, read_prompts
 from server.job.job import read_job
 
 LABELS = ["no", "yes"]
+TALK = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]
 PAGE = (repository.ROOT / "docs" / "data.md").read_text("utf-8")
 TEXTS = ["a film one remembers", "a café, closed"]
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
@@ -54,6 +57,7 @@ FILES: dict[str, Callable[[Path], None]] = {
     "stars.csv": content(f'text,label\n{TEXTS[0]},5.0\n"{TEXTS[1]}",1.0\n'),
     "old.csv": content(f'text,label\n{TEXTS[0]},yes\n"{TEXTS[1]}",no\n', "windows-1252"),
     "answers.jsonl": content('{"prompt": "Q: 1+1? A:", "completion": " 2"}\n'),
+    "talks.jsonl": content(json.dumps({"messages": TALK}) + "\n"),
     "ratings.csv": content('title,review,stars\nOne,a film,5\nTwo,so so,3\nThree,"no, never",1\n'),
 }
 
@@ -75,6 +79,11 @@ def test_what_the_page_says_to_write_is_read(tmp_path: Path, settings: str) -> N
     data = read_edge_config(tmp_path / "edge.toml").data
     if name == "answers.jsonl":
         assert read_prompts(data).rows == [Completion("Q: 1+1? A:", " 2")]
+        return
+    if name == "talks.jsonl":
+        (row,) = read_prompts(data).rows
+        assert isinstance(row, Dialogue)
+        assert [msgspec.to_builtins(message) for message in row.messages] == TALK
         return
     expected = [Row(TEXTS[0], 1), Row(TEXTS[1], 0)]
     if name == "ratings.csv":

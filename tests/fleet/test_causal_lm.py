@@ -167,7 +167,7 @@ def test_rows_are_scored_one_by_one(bundle: Bundle, tmp_path: Path) -> None:
         batch = rows.batch([index])
         losses, best, _ = eager_losses(model, batch)
         assert scores.loss_sums[index] == pytest.approx(float(losses.sum()), rel=1e-5)
-        assert scores.tokens[index] == len(losses) == len(rows.tokens[index]) - rows.starts[index]
+        assert scores.tokens[index] == len(losses) == len(rows.predicted[index])
         assert scores.right[index] == (best == batch.labels.ravel()[: len(losses)]).sum()
     evaluation = evaluate(predictor, theta, rows, 0)
     assert evaluation.loss == pytest.approx(scores.loss_sums.sum() / scores.tokens.sum())

@@ -59,5 +59,7 @@ def test_a_job_of_before_is_the_same_job(tmp_path: Path) -> None:
     table = msgspec.to_builtins(job)
     assert table.pop("eval_data") is None
     assert msgspec.convert(table, Job) == job
+    before = {"name": "job", "eval_file": "/a.csv", "eval_data": {"text_field": "review"}}
+    assert "messages_field" not in msgspec.to_builtins(job_of(before))["eval_data"]
     with_settings = job_of({"name": "job", "eval_file": "/a.csv", "eval_data": {"text_field": "review"}})
     assert msgspec.convert(msgspec.to_builtins(with_settings), Job).eval_data == RowFormat(text_field="review")

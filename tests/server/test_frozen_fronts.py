@@ -52,6 +52,8 @@ def test_a_job_that_does_not_say_it_is_stored_as_before(tmp_path: Path) -> None:
         ({"front": "frozen", "stld": {"levels": [1]}}, {}, "backprop devices train layers of the front"),
         ({"front": "frozen", "adaptive": {"split": True}}, {}, "one split"),
         ({"front": "train-after:1", "bandit": {"splits": True}}, {}, "one split"),
+        ({"front": "frozen"}, {"curvature": {}}, "curvature exclude each other"),
+        ({"front": "train-after:1"}, {"keep_directions": 2}, "keep_directions exclude each other"),
         ({"front": "frozen"}, {"normalize": "std", "front_perturbations": 2, "back_perturbations": 1}, "of the back"),
     ],
 )
