@@ -114,11 +114,14 @@ class _GraphRunner:
     """See bundle_engine.Runner."""
 
     def __init__(self, bundle: Bundle, graph: Graph, bound: dict[str, Tensor], opener: OnnxOpener) -> None:
-        self._session = make_session(str(bundle.file(graph.file)), opener.threads, opener.options, opener.providers)
+        options = _with_constants(opener.options, graph, bound)
+        self._session = make_session(str(bundle.file(graph.file)), opener.threads, options, opener.providers)
         self._outputs = [output.name for output in graph.outputs]
         self._batch_inputs = [(i.name, i.source) for i in graph.inputs if i.role == "batch"]
         self._boundary_inputs = [(i.name, i.source) for i in graph.inputs if i.role == "boundary"]
-        self._bound = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in bound.items()}
+        self._mapped = bound  # a session may read its constants where they are mapped, and does not keep them alive
+        constants = {i.name for i in graph.inputs if i.role == "constant"}
+        self._bound = {n: ort.OrtValue.ortvalue_from_numpy(array) for n, array in bound.items() if n not in constants}
         self._trainable_inputs = [(i.name, i.source) for i in graph.inputs if i.role == "trainable"]
 
     def bind(self, trainable: Mapping[str, Tensor]) -> None:
@@ -145,6 +148,18 @@ class _GraphRunner:
     def to_numpy(self, value: Any) -> Any:  # noqa: ANN401 ONNX Runtime is untyped
         """Return an output as an array."""
         return value.numpy()
+
+
+def _with_constants(
+    options: ort.SessionOptions | None, graph: Graph, bound: Mapping[str, Tensor]
+) -> ort.SessionOptions | None:
+    """Give a graph its constants where they are mapped; ONNX Runtime lays out a copy of them, and reads no file."""
+    names = [tensor.name for tensor in graph.inputs if tensor.role == "constant"]
+    if not names:
+        return options
+    options = options or ort.SessionOptions()
+    options.add_external_initializers(names, [ort.OrtValue.ortvalue_from_numpy(bound[name]) for name in names])
+    return options
 
 
 def _hint(error: Exception, smaller: str) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.values import Tensor
 
-_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
 _MAX_HEADER_BYTES = 100_000_000
 _HINT = "fetch or export the bundle again"
 
@@ -31,7 +31,7 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
     """Map every tensor of a safetensors file.
 
     Returns:
-        Read-only arrays (float32 or int64) that share one mapping of the file, by name.
+        Read-only arrays (float32, int64 or uint8) that share one mapping of the file, by name.
 
     Raises:
         BundleError: the file is missing, truncated or of an unknown element type.

@@ -32,6 +32,7 @@ class VersionedFormat:
         newer_hint: what to do about a document that is newer than this Covey.
         field: the field that holds the version.
         field_name: what an error calls that field.
+        also: further versions that this Covey reads, as documents of the same form.
     """
 
     what: str
@@ -42,6 +43,7 @@ class VersionedFormat:
     newer_hint: str
     field: str = "v"
     field_name: str = "version"
+    also: tuple[int, ...] = ()
 
     def read(self, data: bytes, expected: Any) -> Any:  # noqa: ANN401 a type or a union of types
         """Return a document as ``expected``, a type or a union of types.
@@ -51,7 +53,7 @@ class VersionedFormat:
         """
         with wall(lambda cause: self.error(f"{self.what} cannot be read: {cause}", self.hint)):
             found = getattr(self.decode(data, type=_version_struct(self.field)), self.field)
-        if found != self.version:
+        if found not in (self.version, *self.also):
             raise self.error(
                 f"{self.what} has {self.field_name} {found}, this Covey reads version {self.version}",
                 self.newer_hint if found > self.version else self.hint,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edge_runtime.bundle.manifest import Runtime
-    from export.model.options import LoraOptions, TaskOptions
+    from export.model.options import BaseOptions, LoraOptions, TaskOptions
     from export.source.folder import ModelFolder
 
 MAX_BATCH_EXECUTORCH = 32
@@ -35,6 +35,7 @@ class ExportOptions:
         levels: numbers of active layers to write training graphs for, ascending.
         recompute: whether training graphs compute layers again instead of keeping their activations.
         rescale: whether training graphs take a factor on what each layer adds to its input.
+        base: how frozen weights are quantised; None: they stay float32.
 
     Raises:
         ExportError: options contradict each other, or one is out of range.
@@ -48,8 +49,11 @@ class ExportOptions:
     levels: Sequence[int] = ()
     recompute: bool = False
     rescale: bool = False
+    base: BaseOptions | None = None
 
     def __post_init__(self) -> None:
+        if self.base is not None:
+            self._check_base(self.base)
         if self.levels and self.lora is None:
             raise ExportError(
                 "--levels: with --train full, a gradient would be as large as the model",
@@ -58,6 +62,24 @@ class ExportOptions:
         if not SMALLEST_MAX_BATCH <= self.max_batch <= MAX_BATCH:
             raise ExportError(
                 f"--max-batch {self.max_batch} is out of range", f"choose from {SMALLEST_MAX_BATCH} to {MAX_BATCH}"
+            )
+
+    def _check_base(self, base: BaseOptions) -> None:
+        """Check that a quantised base can be trained on, and run.
+
+        Raises:
+            ExportError: every weight is trained, or graphs for ExecuTorch are wanted.
+        """
+        if self.lora is None:
+            raise ExportError(
+                f"--base {base.kind}: with --train full every weight is trained, and none is frozen",
+                "use --train lora, or leave out --base",
+            )
+        if self.for_executorch:
+            raise ExportError(
+                f"--base {base.kind}: ExecuTorch reads quantised weights only where they are part of a graph's file, "
+                "so that graphs could not share them",
+                "use --runtime onnx, or leave out --base",
             )
 
     @property

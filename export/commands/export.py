@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from edge_runtime import output
 from edge_runtime.errors import ConfigError
 from export.commands.lists import names, numbers, shares
@@ -29,6 +31,7 @@ def add_export_command(commands: argparse._SubParsersAction[argparse.ArgumentPar
     _add_task_options(parser)
     _add_graph_options(parser)
     _add_training_options(parser)
+    _add_base_options(parser)
     _add_head_options(parser)
     _add_runtime_options(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of a new adapter (default: %(default)s)")
@@ -95,6 +98,29 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
         choices=("B", "AB"),
         default="B",
         help="matrices to train; B alone has half the noise and averages exactly (default: %(default)s)",
+    )
+
+
+def _add_base_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--base",
+        choices=("float32", "int8", "int4"),
+        default="float32",
+        help="store the layers' frozen weights in blocks of small integers: less memory; adapter, head, norms and "
+        "embeddings stay float32 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--base-products",
+        choices=("float32", "int8"),
+        help="what products with a quantised base are computed in; int8 rounds activations too: faster where the "
+        "processor has int8 dot products (default: float32)",
+    )
+    parser.add_argument(
+        "--base-rows",
+        type=Path,
+        metavar="FILE",
+        help="labelled rows on which the quantised model is compared with the weights as they were (default: golden "
+        "rows of random tokens)",
     )
 
 
@@ -170,6 +196,9 @@ def _check_flags(args: argparse.Namespace) -> None:
             raise ConfigError(f"{flag} is about training graphs", "give --levels too, as in --levels 1.0,0.5")
     if args.rescale and "executorch" in args.runtime:
         raise ConfigError("--rescale is for ONNX Runtime's training graphs", "leave out --rescale, or executorch")
+    for flag, given in (("--base-products", args.base_products), ("--base-rows", args.base_rows)):
+        if given and args.base == "float32":
+            raise ConfigError(f"{flag} is about a quantised base", "give --base int8 or --base int4 too")
     if args.ptd and "executorch" not in args.runtime:
         raise ConfigError("--ptd is about ExecuTorch", "give --runtime onnx,executorch too")
     numbers("--split", args.split)
@@ -182,7 +211,7 @@ def _options(args: argparse.Namespace, folder: ModelFolder) -> ExportOptions:
     from export.bundle.level_checks import level_counts
     from export.bundle.options import ExportOptions
     from export.model.lora import DEFAULT_TARGETS
-    from export.model.options import LoraOptions, TaskOptions
+    from export.model.options import BaseOptions, LoraOptions, TaskOptions
 
     task = TaskOptions(
         kind=args.task,
@@ -211,6 +240,9 @@ def _options(args: argparse.Namespace, folder: ModelFolder) -> ExportOptions:
         levels=level_counts(shares("--levels", args.levels), folder.layers) if args.levels else [],
         recompute=args.recompute,
         rescale=args.rescale,
+        base=None
+        if args.base == "float32"
+        else BaseOptions(args.base, args.base_products or "float32", args.base_rows),
     )
 
 
@@ -232,6 +264,7 @@ def _result(args: argparse.Namespace, exported: Exported, wall_s: float) -> dict
         "parity_loss": parity.loss,
         "parity_logits": parity.logits,
         "parity_gradients": parity.gradients if manifest.levels else None,
+        "base": None if manifest.base is None else msgspec.to_builtins(manifest.base),
         "wall_s": round(wall_s, 1),
     }
 
@@ -246,6 +279,8 @@ def _text(args: argparse.Namespace, exported: Exported) -> str:
     )
     if manifest.levels:
         text += f"; levels {manifest.levels} of {manifest.model.layers} layers, gradients within {parity.gradients:.1e}"
+    if manifest.base is not None:
+        text += f"\n  base: {manifest.base}"
     text = "\n  ".join([text, *(f"note: {note}" for note in exported.notes)])
     if exported.adapter:
         text = f"{_adapter_table([dataclasses.asdict(row) for row in exported.adapter])}\n{text}"
