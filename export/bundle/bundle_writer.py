@@ -153,12 +153,15 @@ def _write(folder: ModelFolder, options: ExportOptions, partial: Path, progress:
     progress("tracing")
     lifted = lift(trace(model), options.splits, output_names(model.task.kind))
     parameters, state = trainables.layout(lifted), trainables.state()
-    table = WeightTable(trainables.names(), parameters, quantised.blocks if quantised else {})
+    table = WeightTable(trainables.names(), parameters, quantised.blocks if quantised else None)
     graphs = _write_graphs(model, lifted, parameters, table, options, partial, progress)
     weights = table.close()
     progress("writing weights, adapter and tokenizer")
     trainables.save(parameters, weights, partial)
-    write_rebuild(model.rebuild, partial / "adapter")
+    rebuild = model.rebuild
+    if options.base:
+        rebuild["base"] = options.base.kind
+    write_rebuild(rebuild, partial / "adapter")
     _save_tokenizer(model, partial)
     is_rounded = options.base is not None and options.base.products == "int8"
     golden = write_golden(

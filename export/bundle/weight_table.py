@@ -66,18 +66,21 @@ class WeightTable:
     Args:
         names: the name of each tensor of the adapter (in full mode: of the model), by the address of its data.
         parameters: the layout of the trained tensors.
-        blocks: the blocks of each quantised base weight, by the address of its data.
+        blocks: the blocks of each quantised base weight, by the address of its data; None: there are none.
     """
 
     def __init__(
-        self, names: Mapping[Address, str], parameters: Sequence[Parameter], blocks: Mapping[Address, Blocks]
+        self,
+        names: Mapping[Address, str],
+        parameters: Sequence[Parameter],
+        blocks: Mapping[Address, Blocks] | None = None,
     ) -> None:
         self._names = names
         self._trained = {parameter.name for parameter in parameters}
         self._weights: dict[str, torch.Tensor] = {}
         self._weight_names: dict[Address, str] = {}
         self._frozen: dict[str, torch.Tensor] = {}
-        self._blocks = blocks
+        self._blocks = blocks or {}
         self._closed = False
 
     @property
