@@ -158,21 +158,13 @@ def _write(folder: ModelFolder, options: ExportOptions, partial: Path, progress:
     weights = table.close()
     progress("writing weights, adapter and tokenizer")
     trainables.save(parameters, weights, partial)
-    rebuild = model.rebuild
     if options.base:
-        rebuild["base"] = options.base.kind
-    write_rebuild(rebuild, partial / "adapter")
+        model.rebuild["base"] = options.base.kind
+    write_rebuild(model.rebuild, partial / "adapter")
     _save_tokenizer(model, partial)
-    is_rounded = options.base is not None and options.base.products == "int8"
-    golden = write_golden(
-        model,
-        parameters,
-        state,
-        trainables.golden_scale,
-        partial / GOLDEN_FILE,
-        options.levels,
-        INT8_TOLERANCE if is_rounded else GOLDEN_TOLERANCE,
-    )
+    tolerance = INT8_TOLERANCE if options.base and options.base.products == "int8" else GOLDEN_TOLERANCE
+    scale, golden_path = trainables.golden_scale, partial / GOLDEN_FILE
+    golden = write_golden(model, parameters, state, scale, golden_path, options.levels, tolerance)
     manifest = Manifest(
         format_version=QUANTISED_FORMAT_VERSION if options.base else FORMAT_VERSION,
         created_by={"covey": __version__, **_versions(options)},

@@ -128,7 +128,8 @@ class TrainingGraphs:
         """
         graph = made.model.graph
         results = [value.name for value in graph.output]
-        all_values = {**values, **made.values}
+        products = {product: values[total] for product, total in made.sums.items() if total in values}
+        all_values = {**values, **products, **made.values}
         inside = max((4 * shape.rows * shape.columns for shape in quantised.values()), default=0)
 
         def bytes_for(rows: int) -> int:

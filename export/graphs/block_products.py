@@ -68,10 +68,12 @@ class InBlocks:
     Attributes:
         model: the graph.
         values: type and shape of the values that are as large as a weight, by name.
+        sums: for each product that a bias is added to, the value that has its type and shape.
     """
 
     model: onnx.ModelProto
     values: dict[str, onnx.ValueInfoProto]
+    sums: dict[str, str]
 
 
 def use_blocks(
@@ -95,7 +97,7 @@ def use_blocks(
     present = {value.name for value in graph.input}
     weights = {name: shape for name, shape in weights.items() if name in present}
     if not weights:
-        return InBlocks(model, {})
+        return InBlocks(model, {}, {})
     rewriter = _Rewriter(graph.node, weights, arithmetic)
     nodes = rewriter.run()
     del graph.node[:]
@@ -112,7 +114,7 @@ def use_blocks(
     left = sorted({value.name for value in made.graph.input} & weights.keys())
     if left:
         raise ExportError(f"--base: {left[0]} of a graph is read by something other than a product", "leave out --base")
-    return InBlocks(made, rewriter.values)
+    return InBlocks(made, rewriter.values, rewriter.sums)
 
 
 def _elsewhere(part: Part) -> onnx.TensorProto:
@@ -129,6 +131,7 @@ class _Rewriter:
     Attributes:
         constants: the constants that the new nodes read.
         values: type and shape of what new nodes make, as far as it is as large as a weight.
+        sums: see InBlocks.
     """
 
     def __init__(self, nodes: Sequence[NodeProto], weights: Mapping[str, BlockShape], arithmetic: Arithmetic) -> None:
@@ -139,6 +142,7 @@ class _Rewriter:
         self._dequantised = 0
         self.constants: dict[str, onnx.TensorProto] = {}
         self.values: dict[str, onnx.ValueInfoProto] = {}
+        self.sums: dict[str, str] = {}
 
     def run(self) -> list[NodeProto]:
         """Return the nodes, in an order in which each follows what it reads."""
@@ -197,6 +201,7 @@ class _Rewriter:
             )
         )
         if bias:
+            self.sums[product] = result
             self._node("Add", [product, bias], result)
 
     def _emit_dequantised(self, node: NodeProto, weight: str) -> None:

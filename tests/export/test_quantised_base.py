@@ -31,7 +31,7 @@ from export.model.blocks import BlockShape, quantise
 from server.cli import main
 
 QUANTISED: list[tuple[str, dict[str, Any]]] = [
-    ("bert", {"base": "int4", "levels": (3, 1)}),
+    ("bert", {"base": "int4", "levels": (1, 3)}),
     ("llama", {"base": "int8", "task": "causal-lm", "levels": (2,)}),
 ]
 MORE: list[tuple[str, dict[str, Any]]] = [
@@ -39,7 +39,7 @@ MORE: list[tuple[str, dict[str, Any]]] = [
     ("opt", {"base": "int4", "task": "classify-prompt", "levels": (3,)}),
     ("mpnet", {"base": "int8"}),
     ("qwen3", {"base": "int4", "task": "classify-prompt"}),
-    ("bert", {"base": "int4", "levels": (3, 2), "recompute": True}),
+    ("bert", {"base": "int4", "levels": (2, 3), "recompute": True}),
 ]
 
 
@@ -97,7 +97,7 @@ def test_weights_are_in_blocks_once_for_all_graphs(bundle: Bundle) -> None:
 
 def test_a_gradient_waits_for_the_weight_that_it_passes(tiny_export: Callable[..., Bundle]) -> None:
     """Each weight is dequantised behind the gradient that it is multiplied with, and never for two products."""
-    bundle = tiny_export("bert", base="int4", levels=(3, 1))
+    bundle = tiny_export("bert", base="int4", levels=(1, 3))
     graph = onnx.load(bundle.file(bundle.manifest.training_graph(3).file), load_external_data=False).graph
     made = {name: n for n, node in enumerate(graph.node) for name in node.output}
     waits = [node for node in graph.node if node.op_type == "Cast" and node.output[0].endswith("_waits")]
@@ -132,7 +132,7 @@ def test_the_manifest_says_what_quantising_changed(bundle: Bundle, capsys: pytes
 
 def test_estimates_count_blocks(tiny_export: Callable[..., Bundle]) -> None:
     """A tiny BERT's layers are most of what a training graph binds: at 4 bits and a scale per 32, less than a third."""
-    whole, blocks = (tiny_export("bert", levels=(3, 1), base=base).manifest for base in ("float32", "int4"))
+    whole, blocks = (tiny_export("bert", levels=(1, 3), base=base).manifest for base in ("float32", "int4"))
     assert parameter_bytes(blocks.training_graph(3)) < 0.5 * parameter_bytes(whole.training_graph(3))
     assert parameter_bytes(blocks.graph("predict")) < 0.6 * parameter_bytes(whole.graph("predict"))
     needed = blocks.training_graph(3).activations
@@ -149,7 +149,7 @@ def test_products_in_int8_are_near_and_say_so(tiny_export: Callable[..., Bundle]
     assert bundle.manifest.base.products == "int8"
     parity = check_golden(bundle)
     assert bundle.manifest.golden.tolerance == 0.05
-    exact = measure_parity(tiny_export("bert", base="int4", levels=(3, 1)))
+    exact = measure_parity(tiny_export("bert", base="int4", levels=(1, 3)))
     assert exact.loss < 1e-6 <= max(parity.loss, 1e-6)
 
 
@@ -166,7 +166,7 @@ def test_an_older_runtime_is_named(tiny_export: Callable[..., Bundle], kind: str
 
 def test_a_covey_that_knows_no_blocks_says_that_it_is_too_old(tiny_export: Callable[..., Bundle]) -> None:
     """It reads format version 3 alone; a float32 bundle stays of that version, and says nothing of a base."""
-    quantised = tiny_export("bert", base="int4", levels=(3, 1)).manifest
+    quantised = tiny_export("bert", base="int4", levels=(1, 3)).manifest
     assert quantised.format_version == QUANTISED_FORMAT_VERSION == 4
     assert decode_manifest(encode_manifest(quantised)) == quantised
     plain = json.loads(encode_manifest(tiny_export("bert").manifest))
@@ -195,7 +195,7 @@ def test_what_cannot_be_is_refused(
 def test_a_low_cosine_names_the_eps_or_says_that_none_is_known(tiny_export: Callable[..., Bundle]) -> None:
     import msgspec
 
-    base = tiny_export("bert", base="int4", levels=(3, 1)).manifest.base
+    base = tiny_export("bert", base="int4", levels=(1, 3)).manifest.base
     assert base is not None
     assert base_notes(base) == []
     low = msgspec.structs.replace(base, scalar_cosine=0.9, least_eps=0.03)
@@ -207,7 +207,7 @@ def test_a_low_cosine_names_the_eps_or_says_that_none_is_known(tiny_export: Call
 def test_finished_forms_are_of_the_weights_as_they_were(
     tiny_export: Callable[..., Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bundle = tiny_export("bert", base="int4", levels=(3, 1))
+    bundle = tiny_export("bert", base="int4", levels=(1, 3))
     adapter, model = (
         finished_folder(bundle, generic_adapter(bundle), tmp_path / "finished"),
         model_dir_of(bundle, "bert"),

@@ -39,7 +39,7 @@ def test_forward_only_devices_replay_to_the_servers_bits(
 
 
 def test_devices_of_both_kinds_learn_on_a_quantised_base(tiny_export: Callable[..., Bundle], tmp_path: Path) -> None:
-    graphs = tiny_export("bert", base="int4", levels=(3, 1))
+    graphs = tiny_export("bert", base="int4", levels=(1, 3))
     stld = {"learning_rate": 0.01, "steps": 8, "device_levels": {"deep": 3, "half": 1}}
     fitted, bundle = hybrid_job(tmp_path, graphs, rounds=3, stld=stld)
     result = run_in_process(fitted, bundle, tmp_path / "server", fleet(tmp_path))

@@ -32,7 +32,7 @@ def test_a_float32_base_lacks_nothing(tiny_bundle: Bundle) -> None:
 def test_a_low_cosine_matters_to_steps_with_a_small_eps(
     tiny_export: Callable[..., Bundle], cosine: float, least_eps: float | None, eps: float | None, said: str | None
 ) -> None:
-    manifest = tiny_export("bert", base="int4", levels=(3, 1)).manifest
+    manifest = tiny_export("bert", base="int4", levels=(1, 3)).manifest
     assert manifest.base is not None
     base = msgspec.structs.replace(
         manifest.base, scalar_cosine=cosine, least_eps=least_eps, loss=1.02, loss_float32=1.0
