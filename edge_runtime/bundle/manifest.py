@@ -24,7 +24,7 @@ QUANTISED_FORMAT_VERSION = 4
 MOST_LAYERS = 4096
 MOST_FILES = 16384
 MOST_TENSORS = 1 << 18
-LARGEST_TOLERANCE = 0.1
+LARGEST_TOLERANCE = 0.25
 
 Index = Annotated[int, msgspec.Meta(ge=0, le=MOST_LAYERS)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]

@@ -9,23 +9,29 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
 import numpy as np
 import torch
 
 from edge_runtime.bundle.base import DEFAULT_EPS, LEAST_COSINE, Base
+from edge_runtime.bundle.folder import Bundle
 from edge_runtime.bundle.layout import views
+from edge_runtime.bundle.manifest import LARGEST_TOLERANCE
+from edge_runtime.bundle.manifest_file import bundle_sha256, encode_manifest
 from edge_runtime.data.config import DataConfig
 from edge_runtime.data.rows import load_rows
 from edge_runtime.engines.choose import ONNX_RUNTIME
-from edge_runtime.engines.golden import golden_adapter, golden_cases
+from edge_runtime.engines.golden import golden_adapter, golden_cases, measure_parity
 from edge_runtime.perturbation.perturb import FRONT, perturb_into
+from export.errors import ExportError
 from export.model.blocks import BLOCK_SIZE
 from export.trace.loss import eager
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
-    from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.bundle.manifest import Manifest
     from edge_runtime.data.batch import Batch
     from edge_runtime.values import FloatVector
     from export.model.blocks import QuantisedBase
@@ -109,6 +115,25 @@ def measure_base(
         scalar_cosine=cosines[DEFAULT_EPS],
         least_eps=next((eps for eps, cosine in cosines.items() if cosine >= LEAST_COSINE), None),
     )
+
+
+def allow_rounding(manifest: Manifest, folder: Path) -> Manifest:
+    """Return a manifest whose golden vectors allow twice of what rounding activations to 8 bits changes here.
+
+    Every processor that computes in int8 rounds alike; one that computes in float32 is nearer to PyTorch.
+
+    Raises:
+        ExportError: it changes so much that the golden vectors would find nothing any more.
+    """
+    parity = measure_parity(Bundle(folder, manifest, bundle_sha256(encode_manifest(manifest))))
+    allowed = max(manifest.golden.tolerance, 2 * parity.loss, 2 * parity.logits)
+    if allowed > LARGEST_TOLERANCE:
+        raise ExportError(
+            f"--base-products int8: rounding activations changes losses by {parity.loss:.2g} and logits by "
+            f"{parity.logits:.2g}, too much to be told from an error",
+            "use --base-products float32",
+        )
+    return msgspec.structs.replace(manifest, golden=msgspec.structs.replace(manifest.golden, tolerance=allowed))
 
 
 def base_notes(base: Base) -> list[str]:

@@ -29,8 +29,8 @@ from edge_runtime.engines.golden import check_golden
 from edge_runtime.errors import storage_error
 from edge_runtime.files.atomic import write_atomically
 from edge_runtime.files.hashing import file_sha256
-from export.bundle.base_figures import base_notes, measure_base
-from export.bundle.golden import GOLDEN_TOLERANCE, INT8_TOLERANCE, write_golden
+from export.bundle.base_figures import allow_rounding, base_notes, measure_base
+from export.bundle.golden import write_golden
 from export.bundle.graph_writer import GraphWriter
 from export.bundle.least_versions import least_versions
 from export.bundle.trainables import WEIGHTS_FILE, choose_trainables
@@ -162,9 +162,7 @@ def _write(folder: ModelFolder, options: ExportOptions, partial: Path, progress:
         model.rebuild["base"] = options.base.kind
     write_rebuild(model.rebuild, partial / "adapter")
     _save_tokenizer(model, partial)
-    tolerance = INT8_TOLERANCE if options.base and options.base.products == "int8" else GOLDEN_TOLERANCE
-    scale, golden_path = trainables.golden_scale, partial / GOLDEN_FILE
-    golden = write_golden(model, parameters, state, scale, golden_path, options.levels, tolerance)
+    golden = write_golden(model, parameters, state, trainables.golden_scale, partial / GOLDEN_FILE, options.levels)
     manifest = Manifest(
         format_version=QUANTISED_FORMAT_VERSION if options.base else FORMAT_VERSION,
         created_by={"covey": __version__, **_versions(options)},
@@ -187,6 +185,8 @@ def _write(folder: ModelFolder, options: ExportOptions, partial: Path, progress:
         files=_list_files(partial),
         needs=least_versions(partial, graphs, TOKENIZER_FILE, options.base.kind if options.base else None),
     )
+    if options.base and options.base.products == "int8":
+        manifest = allow_rounding(manifest, partial)
     bundle, parity = _check(manifest, options, partial, progress)
     notes = list(model.notes)
     if quantised and options.base:

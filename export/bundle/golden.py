@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 GOLDEN_TOLERANCE = 1e-5
 """Largest accepted difference of losses and logits; see edge_runtime.engines.golden."""
-INT8_TOLERANCE = 0.05
-"""The same where activations are rounded to 8 bits for products, which differs between processors."""
 _GOLDEN_SEED = 20260101
 _GOLDEN_SHAPES = ((2, 9), (4, 24), (1, 5))
 """Rows and tokens of the first batches; _golden_batches adds the longest row and the borders."""
@@ -40,7 +38,6 @@ def write_golden(
     scale: float,
     path: Path,
     levels: Sequence[int],
-    tolerance: float = GOLDEN_TOLERANCE,
 ) -> Golden:
     """Write batches with the losses, outputs and gradients of PyTorch eager, of the module itself and not of its trace.
 
@@ -53,7 +50,6 @@ def write_golden(
         scale: scale of the adapter's perturbation.
         path: the file.
         levels: numbers of active layers for which gradients are written.
-        tolerance: largest accepted difference of losses and logits.
 
     Returns:
         What the manifest says about the file.
@@ -64,7 +60,7 @@ def write_golden(
         batches=len(batches),
         seed=_GOLDEN_SEED,
         scale=scale,
-        tolerance=tolerance,
+        tolerance=GOLDEN_TOLERANCE,
     )
     tensors: dict[str, torch.Tensor] = {}
     with perturbed(state, parameters, golden):

@@ -136,11 +136,9 @@ def test_estimates_count_blocks(tiny_export: Callable[..., Bundle]) -> None:
     assert parameter_bytes(blocks.training_graph(3)) < 0.5 * parameter_bytes(whole.training_graph(3))
     assert parameter_bytes(blocks.graph("predict")) < 0.6 * parameter_bytes(whole.graph("predict"))
     needed = blocks.training_graph(3).activations
-    before = whole.training_graph(3).activations
     assert needed is not None
-    assert before is not None
-    # The one weight that is dequantised at a time: 64 x 32 float32 in this model, once in a product and once beside it.
-    assert 0 < needed.first_row - before.first_row <= 4 * 4 * 64 * 32
+    # The one weight that is dequantised at a time, 64 x 32 float32 in this model: inside a product, and beside one.
+    assert needed.first_row > 2 * 4 * 64 * 32 + needed.further_row // 2
 
 
 def test_products_in_int8_are_near_and_say_so(tiny_export: Callable[..., Bundle]) -> None:
@@ -148,7 +146,7 @@ def test_products_in_int8_are_near_and_say_so(tiny_export: Callable[..., Bundle]
     assert bundle.manifest.base is not None
     assert bundle.manifest.base.products == "int8"
     parity = check_golden(bundle)
-    assert bundle.manifest.golden.tolerance == 0.05
+    assert bundle.manifest.golden.tolerance == pytest.approx(2 * max(parity.loss, parity.logits), rel=0.5)
     exact = measure_parity(tiny_export("bert", base="int4", levels=(1, 3)))
     assert exact.loss < 1e-6 <= max(parity.loss, 1e-6)
 
