@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime.bundle.layers import LAYER_FIELD, source_of
 from edge_runtime.bundle.layout import check_layout, total_size
-from edge_runtime.bundle.manifest import CAUSAL_LM, MANIFEST_FILE
+from edge_runtime.bundle.manifest import CAUSAL_LM, MANIFEST_FILE, QUANTISED_FORMAT_VERSION
 from edge_runtime.errors import BundleError
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def check_manifest(manifest: Manifest) -> None:
     Raises:
         BundleError: an unsafe or missing path, a broken layout, a graph that is missing, there twice, or does not fit.
     """
+    if (manifest.base is None) == (manifest.format_version == QUANTISED_FORMAT_VERSION):
+        raise BundleError("the manifest's format version does not fit its base", _AGAIN)
     _check_paths(manifest)
     _check_layout(manifest)
     _check_levels(manifest)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -24,8 +25,10 @@ from edge_runtime.bundle.memory_need import parameter_bytes
 from edge_runtime.bundle.needs import unmet_needs
 from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import check_golden, golden_adapter, golden_cases, measure_parity
+from edge_runtime.errors import BundleError
 from edge_runtime.files.tensor_file import map_tensors
 from export.bundle.base_figures import base_notes
+from export.errors import ExportError
 from export.graphs.block_products import use_blocks
 from export.model.blocks import BlockShape, quantise
 from server.cli import main
@@ -167,6 +170,9 @@ def test_a_covey_that_knows_no_blocks_says_that_it_is_too_old(tiny_export: Calla
     quantised = tiny_export("bert", base="int4", levels=(1, 3)).manifest
     assert quantised.format_version == QUANTISED_FORMAT_VERSION == 4
     assert decode_manifest(encode_manifest(quantised)) == quantised
+    for wrong in (msgspec.structs.replace(quantised, base=None), msgspec.structs.replace(quantised, format_version=3)):
+        with pytest.raises(BundleError, match="format version does not fit its base"):
+            decode_manifest(encode_manifest(wrong))
     plain = json.loads(encode_manifest(tiny_export("bert").manifest))
     assert plain["format_version"] == 3
     assert "base" not in plain
@@ -191,8 +197,6 @@ def test_what_cannot_be_is_refused(
 
 
 def test_a_low_cosine_names_the_eps_or_says_that_none_is_known(tiny_export: Callable[..., Bundle]) -> None:
-    import msgspec
-
     base = tiny_export("bert", base="int4", levels=(1, 3)).manifest.base
     assert base is not None
     assert base_notes(base) == []
@@ -221,8 +225,6 @@ def test_finished_forms_are_of_the_weights_as_they_were(
 
 def test_what_reads_a_weight_otherwise_is_named() -> None:
     """Only products read blocks; another reader would get no weight."""
-    from export.errors import ExportError
-
     tensor = onnx.helper.make_tensor_value_info
     made = onnx.helper.make_graph(
         [onnx.helper.make_node("Relu", ["w"], ["y"])],
