@@ -23,6 +23,7 @@ from edge_runtime.bundle.manifest import QUANTISED_FORMAT_VERSION
 from edge_runtime.bundle.manifest_file import decode_manifest, encode_manifest
 from edge_runtime.bundle.memory_need import parameter_bytes
 from edge_runtime.bundle.needs import unmet_needs
+from edge_runtime.engines.bundle_engine import bind_inputs, frozen_tensors
 from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import check_golden, golden_adapter, golden_cases, measure_parity
 from edge_runtime.errors import BundleError
@@ -163,6 +164,19 @@ def test_an_older_runtime_is_named(tiny_export: Callable[..., Bundle], kind: str
     assert unmet.needed == least
     assert "com.microsoft 1" in unmet.because
     assert not unmet_needs(needs, "onnxruntime", {"onnxruntime": least})
+
+
+def test_blocks_of_another_element_type_are_refused(tiny_export: Callable[..., Bundle]) -> None:
+    """Runtimes read memory by its address: bytes in place of floats would be read past their end."""
+    bundle = tiny_export("bert", base="int4", levels=(1, 3))
+    graph = bundle.manifest.graph("predict")
+    scales = next(i for i in graph.inputs if i.source.endswith(SCALES))
+    frozen = {
+        name: tensor.astype("u1") if name == scales.source else tensor
+        for name, tensor in frozen_tensors(bundle).items()
+    }
+    with pytest.raises(BundleError, match=f"needs {scales.source}, float32 "):
+        bind_inputs(graph, frozen, {p.name: np.zeros(p.shape, np.float32) for p in bundle.manifest.parameters})
 
 
 def test_a_covey_that_knows_no_blocks_says_that_it_is_too_old(tiny_export: Callable[..., Bundle]) -> None:
