@@ -23,6 +23,7 @@ from edge_runtime.engines.providers import (
     refused_hint,
 )
 from edge_runtime.errors import BundleError, ConfigError, TrainingError
+from edge_runtime.files.tensor_file import forget_pages
 from edge_runtime.host.threads import threads_or_usable
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ class _GraphRunner:
         self._boundary_inputs = [(i.name, i.source) for i in graph.inputs if i.role == "boundary"]
         self._mapped = bound  # a session may read its constants where they are mapped, and does not keep them alive
         constants = {i.name for i in graph.inputs if i.role == "constant"}
+        forget_pages(bound[name] for name in constants)  # the session has laid out a copy, or reads them again
         self._bound = {n: ort.OrtValue.ortvalue_from_numpy(array) for n, array in bound.items() if n not in constants}
         self._trainable_inputs = [(i.name, i.source) for i in graph.inputs if i.role == "trainable"]
 

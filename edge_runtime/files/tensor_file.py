@@ -17,7 +17,7 @@ import numpy as np
 from edge_runtime.errors import BundleError, unreadable, wall
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from edge_runtime.values import Tensor
@@ -38,6 +38,24 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
     """
     data, data_start, header = _open(path)
     return {name: _view(path.name, data, data_start, name, entry) for name, entry in header.items()}
+
+
+def forget_pages(tensors: Iterable[Tensor]) -> None:
+    """Take the pages of mapped tensors out of this process's memory; whoever reads them again gets them from the file.
+
+    Args:
+        tensors: results of map_tensors. The pages at their ends, which they may share with others, stay.
+    """
+    for tensor in tensors:
+        mapping: Any = tensor
+        while not isinstance(mapping, mmap.mmap):
+            mapping = mapping.obj if isinstance(mapping, memoryview) else mapping.base
+        begin = np.frombuffer(mapping, np.uint8).ctypes.data
+        offset = tensor.ctypes.data - begin
+        first = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        stop = (offset + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < stop:
+            mapping.madvise(mmap.MADV_DONTNEED, first, stop - first)
 
 
 def map_flat(path: Path, names: Sequence[str], size: int) -> Tensor:
