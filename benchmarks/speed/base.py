@@ -4,9 +4,9 @@
 
 `make bench-base` runs it. Each base is measured in processes of its own, which take turns. The last line is one JSON
 object. `base_bytes_ratio` is the memory of front and back with their weights, on rows so short that little else is in
-it; `forward_time_ratio` the CPU time of front and back on 8 rows of 32 tokens; `loss_ratio` what the export has measured
-on held-out reviews; each over the float32 base. Keys end with the base, `int4` or `int8`, and with `_int8` where products
-are computed in int8; `dot_products` says whether this processor multiplies bytes in one instruction.
+it; `forward_time_ratio` the CPU time of front and back on 8 rows of 32 tokens; `loss_ratio` what the export has
+measured on held-out reviews; each over the float32 base. Keys end with the base, `int4` or `int8`, and with `_int8`
+where products are computed in int8; `dot_products` says whether this processor multiplies bytes in one instruction.
 """
 
 from __future__ import annotations
