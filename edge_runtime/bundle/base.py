@@ -62,6 +62,13 @@ class Base(Strict, frozen=True):
         """The quantised model's loss over that of the model as it was; 1 where both are 0."""
         return self.loss / self.loss_float32 if self.loss_float32 else 1.0
 
+    @property
+    def nearer(self) -> str:
+        """The flag of an export whose scalars are nearer to those of the float32 base."""
+        if self.products == "int8":
+            return "--base-products float32"
+        return "--base int8" if self.kind == "int4" else "--base float32"
+
     def __str__(self) -> str:
         rows = "golden rows" if self.rows == "golden" else "rows of a file"
         return (

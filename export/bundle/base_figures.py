@@ -142,7 +142,7 @@ def base_notes(base: Base) -> list[str]:
         return []
     low = f"the scalars of forward-only steps have a cosine of {base.scalar_cosine:.3f} to those of the float32 base"
     if base.least_eps is None:
-        return [f"{low} at eps {base.eps:g}, and too low a one at every eps tried: use --base int8 or float32"]
+        return [f"{low} at eps {base.eps:g}, and too low a one at every eps tried: use {base.nearer}"]
     return [f"{low} at eps {base.eps:g}: set eps = {base.least_eps:g} in the job's [step]"]
 
 

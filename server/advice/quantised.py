@@ -23,6 +23,6 @@ def lacks_of_base(manifest: Manifest, eps: float | None) -> list[str]:
     rows = "golden rows of random tokens" if base.rows == "golden" else "the rows that the export was given"
     lacks = [f"its base is {base.kind}: {base.loss_ratio:.3f} times the loss of the float32 base on {rows}"]
     if eps is not None and base.scalar_cosine < LEAST_COSINE and (base.least_eps is None or eps < base.least_eps):
-        advice = "use --base int8" if base.least_eps is None else f"set eps = {base.least_eps:g} in [step]"
+        advice = f"export with {base.nearer}" if base.least_eps is None else f"set eps = {base.least_eps:g} in [step]"
         lacks.append(f"its scalars have a cosine of {base.scalar_cosine:.2f} to those of the float32 base: {advice}")
     return lacks

@@ -221,7 +221,10 @@ def test_a_low_cosine_names_the_eps_or_says_that_none_is_known(tiny_export: Call
     low = msgspec.structs.replace(base, scalar_cosine=0.9, least_eps=0.03)
     assert "cosine of 0.900" in base_notes(low)[0]
     assert "set eps = 0.03 in the job's [step]" in base_notes(low)[0]
-    assert "use --base int8 or float32" in base_notes(msgspec.structs.replace(low, least_eps=None))[0]
+    none = msgspec.structs.replace(low, least_eps=None)
+    assert base_notes(none)[0].endswith("use --base int8")
+    assert base_notes(msgspec.structs.replace(none, products="int8"))[0].endswith("use --base-products float32")
+    assert base_notes(msgspec.structs.replace(none, kind="int8"))[0].endswith("use --base float32")
 
 
 def test_finished_forms_are_of_the_weights_as_they_were(

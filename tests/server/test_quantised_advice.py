@@ -26,7 +26,7 @@ def test_a_float32_base_lacks_nothing(tiny_bundle: Bundle) -> None:
         (0.90, 0.03, 0.01, "set eps = 0.03 in [step]"),
         (0.90, 0.03, 0.05, None),
         (0.90, 0.03, None, None),
-        (0.90, None, 0.05, "use --base int8"),
+        (0.90, None, 0.05, "export with --base int8"),
     ],
 )
 def test_a_low_cosine_matters_to_steps_with_a_small_eps(
