@@ -14,7 +14,7 @@ EXTRA_executorch := ,executorch
 EXTRA_mixed := ,executorch
 export PYTHON VENV
 
-.PHONY: help install dev demo test test-all test-long explore test-oldest test-newest test-arm check lint files format bench bench-full bench-convergence bench-dashboard bench-decode bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-bandit bench-fleet bench-load board hil hil-cards deb docs clean bench-switches bench-top bench-fronts test-llama
+.PHONY: help install dev demo test test-all test-long explore test-oldest test-newest test-arm check lint files format bench bench-full bench-convergence bench-dashboard bench-decode bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-bandit bench-fleet bench-load board hil hil-cards deb docs clean bench-switches bench-top bench-fronts test-llama bench-base
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -100,6 +100,8 @@ bench-decode: $(STAMP) ## tokens a second with a key-value cache, against withou
 	$(BIN)/python -m benchmarks.speed.decode
 bench-fronts: $(STAMP) ## steps with a frozen front: looked up, run for the first time, never kept (MiniLM); the last line is JSON
 	$(BIN)/python -m benchmarks.speed.fronts
+bench-base: $(STAMP) ## memory, speed and loss of a quantised base (MODEL=minilm or smollm2); the last line is JSON
+	$(BIN)/python -m benchmarks.speed.base --model $(MODEL:-hybrid=)
 
 bench-levels: $(STAMP) ## speed and memory of training graphs, against PyTorch (some minutes)
 	$(BIN)/python -m benchmarks.speed.levels

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
+from edge_runtime.bundle.base import Base
 from edge_runtime.bundle.layout import Parameter
 from edge_runtime.bundle.levels import MOST_LAYERS, Level, ascending, kind_of, listed
 from edge_runtime.bundle.needs import Needs
@@ -22,19 +23,19 @@ if TYPE_CHECKING:
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 4
 """The newest version that this Covey reads; it writes the oldest one that says what a bundle holds."""
-DROPOUT_ALONE_VERSION = 3
-"""The version of bundles without top levels, which are the same in both versions."""
+PLAIN_VERSION = 3
+"""The version of bundles without top levels and with a float32 base, which are the same in both versions."""
 
 MOST_FILES = 16384
 MOST_TENSORS = 1 << 18
-LARGEST_TOLERANCE = 0.1
+LARGEST_TOLERANCE = 0.25
 
 Index = Annotated[int, msgspec.Meta(ge=0, le=MOST_LAYERS)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 Shape = Annotated[list[Count | str], msgspec.Meta(max_length=16)]
-Dtype = Literal["float32", "int64", "bool"]
+Dtype = Literal["float32", "int64", "bool", "uint8"]
 GraphKind = Literal["front", "back", "predict", "train"]
-InputRole = Literal["weight", "frozen", "trainable", "batch", "boundary", "scale"]
+InputRole = Literal["weight", "constant", "frozen", "trainable", "batch", "boundary", "scale"]
 Rows = Literal["input_ids"] | list[int]
 Runtime = Literal["onnxruntime", "executorch"]
 TaskKind = Literal["classify-head", "classify-prompt", "causal-lm"]
@@ -56,9 +57,11 @@ class GraphInput(Strict, frozen=True):
         name: its name in the graph.
         dtype: element type.
         shape: fixed sizes, or ``batch``/``tokens`` (or another symbol) where the size is dynamic.
-        role: ``weight`` (from the weights file), ``frozen`` (from the adapter file, not trained), ``trainable`` (from
-            the flat vector), ``batch`` (a field of batch.Batch or batch.CompletionBatch), ``boundary`` (an output of
-            ``front``) or ``scale`` (factor on what the layer of a slot adds to its input; 1: the layer as it is).
+        role: ``weight`` (from the weights file), ``constant`` (from the weights file too, but given to the runtime when
+            it loads the graph, so that it can lay it out for its products), ``frozen`` (from the adapter file, not
+            trained), ``trainable`` (from the flat vector), ``batch`` (a field of batch.Batch or batch.CompletionBatch),
+            ``boundary`` (an output of ``front``) or ``scale`` (factor on what the layer of a slot adds to its input; 1:
+            the layer as it is).
         source: the name in the weights file, the adapter file, the layout, the batch, or the front's outputs; with a
             slot, ``{layer}`` in it is the placeholder of the layer that is bound to the slot.
         slot: for a tensor of a layer in a ``train`` graph: which of its active layers, counted from the lowest.
@@ -237,6 +240,7 @@ class Manifest(Strict, frozen=True):
         adapter_file: the initial adapter in PEFT's own format, beside its adapter_config.json; the weights file itself,
             its data in layout order, where every weight is trained.
         needs: the least versions of the libraries that read the bundle; None: it is too old to say.
+        base: how the base weights are quantised; None: they are float32.
     """
 
     format_version: int
@@ -254,6 +258,7 @@ class Manifest(Strict, frozen=True):
     files: Annotated[list[FileEntry], msgspec.Meta(max_length=MOST_FILES)]
     levels: Annotated[list[Level], msgspec.Meta(max_length=2 * MOST_LAYERS)] = msgspec.field(default_factory=list)
     needs: Needs | None = None
+    base: Base | None = None
 
     @property
     def train(self) -> Literal["lora", "full"]:
@@ -316,9 +321,10 @@ class Manifest(Strict, frozen=True):
         )
 
 
-def format_version_of(levels: Iterable[Level]) -> int:
+def format_version_of(levels: Iterable[Level], *, is_quantised: bool = False) -> int:
     """Return the oldest version that says what a bundle with these levels holds: older devices read it too."""
-    return FORMAT_VERSION if any(kind_of(level) == "top" for level in levels) else DROPOUT_ALONE_VERSION
+    is_new = is_quantised or any(kind_of(level) == "top" for level in levels)
+    return FORMAT_VERSION if is_new else PLAIN_VERSION
 
 
 def output_names(kind: TaskKind) -> list[str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from edge_runtime.bundle.layers import LAYER_FIELD, source_of
 from edge_runtime.bundle.layout import check_layout, total_size
 from edge_runtime.bundle.levels import Level, ascending, kind_of, run_layers, trained_layers
-from edge_runtime.bundle.manifest import CAUSAL_LM, DROPOUT_ALONE_VERSION, MANIFEST_FILE
+from edge_runtime.bundle.manifest import CAUSAL_LM, MANIFEST_FILE, PLAIN_VERSION
 from edge_runtime.errors import BundleError
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ def check_manifest(manifest: Manifest) -> None:
     Raises:
         BundleError: an unsafe or missing path, a broken layout, a graph that is missing, there twice, or does not fit.
     """
+    if manifest.base is not None and manifest.format_version <= PLAIN_VERSION:
+        raise BundleError(f"a manifest of version {manifest.format_version} has no quantised base", _AGAIN)
     _check_paths(manifest)
     _check_layout(manifest)
     _check_levels(manifest)
@@ -94,7 +96,7 @@ def _check_levels(manifest: Manifest) -> None:
     if any(ascending(found) != manifest.levels or len(found) != len(set(found)) for found in levels.values()):
         raise BundleError("the manifest's levels are not those of its training graphs", _AGAIN)
     top = [level for level in manifest.levels if kind_of(level) == "top"]
-    if top and manifest.format_version <= DROPOUT_ALONE_VERSION:
+    if top and manifest.format_version <= PLAIN_VERSION:
         raise BundleError(f"a manifest of version {manifest.format_version} has no level {top[0]}", _AGAIN)
 
 

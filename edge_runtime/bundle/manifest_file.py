@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge_runtime.bundle.manifest import DROPOUT_ALONE_VERSION, FORMAT_VERSION, MANIFEST_FILE, Manifest
+from edge_runtime.bundle.manifest import FORMAT_VERSION, MANIFEST_FILE, PLAIN_VERSION, Manifest
 from edge_runtime.bundle.manifest_check import check_manifest
 from edge_runtime.errors import BundleError, unreadable
 from edge_runtime.files.versioned import VersionedFormat
@@ -27,15 +27,16 @@ _FORMAT = VersionedFormat(
     newer_hint="upgrade Covey on this machine",
     field="format_version",
     field_name="format version",
-    oldest=DROPOUT_ALONE_VERSION,
+    oldest=PLAIN_VERSION,
 )
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """Return the bytes of manifest.json; needs that are not known are left out, as in manifests of before."""
+    """Return the bytes of manifest.json; what a bundle lacks (needs, base) is left out, as in manifests of before."""
     document = msgspec.to_builtins(manifest)
-    if manifest.needs is None:
-        del document["needs"]
+    for name in ("needs", "base"):
+        if document[name] is None:
+            del document[name]
     return msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle.manifest import Graph, Manifest, Runtime
 
-_BYTES = {"float32": 4, "int64": 8, "bool": 1}
+_BYTES = {"float32": 4, "int64": 8, "bool": 1, "uint8": 1}
 _ACTIVATIONS = 20
 """Stored hidden-size vectors per token and layer, for a graph whose manifest does not say what its values take."""
 _TOKENS_FOR_ONE_MORE = 25
@@ -73,7 +73,7 @@ def parameter_bytes(graph: Graph) -> int:
     return sum(
         _BYTES[tensor.dtype] * math.prod(side for side in tensor.shape if isinstance(side, int))
         for tensor in graph.inputs
-        if tensor.role in ("weight", "frozen", "trainable")
+        if tensor.role in ("weight", "constant", "frozen", "trainable")
     )
 
 

@@ -74,6 +74,7 @@ def overview(bundle: Bundle) -> dict[str, Any]:
         "levels": list(manifest.levels),
         "runtimes": list(manifest.runtimes),
         "needs": msgspec.to_builtins(manifest.needs),
+        "base": msgspec.to_builtins(manifest.base),
         "tokenizer_sha256": manifest.file(manifest.tokenizer_file).sha256,
         "weights_sha256": manifest.file(manifest.weights_file).sha256,
         "files": len(manifest.files),

@@ -71,6 +71,7 @@ def _overview_text(path: Path, values: Mapping[str, Any]) -> str:
             f"{model['name']} ({model['model_type']}, {model['layers']} layers, {model['parameters']:,} parameters)",
         ),
         ("weights", values["weights_sha256"]),
+        ("base", _base(values["base"])),
         ("task", f"{task['kind']}, at most {task['max_tokens']} tokens a row"),
         ("labels", ", ".join(task["labels"]) or "-"),
         ("template", task["template"] or "-"),
@@ -91,6 +92,15 @@ def _overview_text(path: Path, values: Mapping[str, Any]) -> str:
         for graph in values["graphs"]
     ]
     return f"{path}\n{head}\n\n{output.table(columns, rows)}"
+
+
+def _base(base: Mapping[str, Any] | None) -> str:
+    """Return how the base weights are stored, and what that changed."""
+    if base is None:
+        return "float32"
+    from edge_runtime.bundle.base import Base
+
+    return str(Base(**base))
 
 
 def _decode_text(decode: Mapping[str, Any] | None) -> str:

@@ -228,19 +228,20 @@ def bind_inputs(
         layers: of a training graph, the active layers, ascending: one per slot.
 
     Raises:
-        BundleError: a tensor is missing or has another shape.
+        BundleError: a tensor is missing, or has another shape or element type.
     """
     bound = {}
     for tensor in graph.inputs:
         if tensor.role in ("batch", "boundary", "scale"):
             continue
         source, tensors = source_of(tensor, layers), trainable if tensor.role == "trainable" else frozen
-        if source not in tensors or list(tensors[source].shape) != tensor.shape:
+        found = tensors.get(source)
+        if found is None or list(found.shape) != tensor.shape or found.dtype != tensor.dtype:
             raise BundleError(
-                f"{graph.file} needs {source} with shape {tensor.shape}, which the bundle does not have",
+                f"{graph.file} needs {source}, {tensor.dtype} {tensor.shape}, which the bundle does not have",
                 "export the bundle again with: covey export",
             )
-        bound[tensor.name] = tensors[source]
+        bound[tensor.name] = found
     return bound
 
 

@@ -23,6 +23,7 @@ from edge_runtime.engines.providers import (
     refused_hint,
 )
 from edge_runtime.errors import BundleError, ConfigError, TrainingError
+from edge_runtime.files.tensor_file import forget_pages
 from edge_runtime.host.threads import threads_or_usable
 
 if TYPE_CHECKING:
@@ -114,11 +115,15 @@ class _GraphRunner:
     """See bundle_engine.Runner."""
 
     def __init__(self, bundle: Bundle, graph: Graph, bound: dict[str, Tensor], opener: OnnxOpener) -> None:
-        self._session = make_session(str(bundle.file(graph.file)), opener.threads, opener.options, opener.providers)
+        options = _with_constants(opener.options, graph, bound)
+        self._session = make_session(str(bundle.file(graph.file)), opener.threads, options, opener.providers)
         self._outputs = [output.name for output in graph.outputs]
         self._batch_inputs = [(i.name, i.source) for i in graph.inputs if i.role == "batch"]
         self._boundary_inputs = [(i.name, i.source) for i in graph.inputs if i.role == "boundary"]
-        self._bound = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in bound.items()}
+        self._mapped = bound  # a session may read its constants where they are mapped, and does not keep them alive
+        constants = {i.name for i in graph.inputs if i.role == "constant"}
+        forget_pages(bound[name] for name in constants)  # the session has laid out a copy, or reads them again
+        self._bound = {n: ort.OrtValue.ortvalue_from_numpy(array) for n, array in bound.items() if n not in constants}
         self._trainable_inputs = [(i.name, i.source) for i in graph.inputs if i.role == "trainable"]
 
     def bind(self, trainable: Mapping[str, Tensor]) -> None:
@@ -149,6 +154,18 @@ class _GraphRunner:
     def to_value(self, array: Tensor) -> Any:  # noqa: ANN401 ONNX Runtime is untyped
         """Return ONNX Runtime's tensor over the memory of an array."""
         return ort.OrtValue.ortvalue_from_numpy(array)
+
+
+def _with_constants(
+    options: ort.SessionOptions | None, graph: Graph, bound: Mapping[str, Tensor]
+) -> ort.SessionOptions | None:
+    """Give a graph its constants where they are mapped; ONNX Runtime lays out a copy of them, and reads no file."""
+    names = [tensor.name for tensor in graph.inputs if tensor.role == "constant"]
+    if not names:
+        return options
+    options = options or ort.SessionOptions()
+    options.add_external_initializers(names, [ort.OrtValue.ortvalue_from_numpy(bound[name]) for name in names])
+    return options
 
 
 def _hint(error: Exception, smaller: str) -> str:

@@ -17,12 +17,12 @@ import numpy as np
 from edge_runtime.errors import BundleError, unreadable, wall
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from edge_runtime.values import Tensor
 
-_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
 _MAX_HEADER_BYTES = 100_000_000
 _HINT = "fetch or export the bundle again"
 
@@ -31,13 +31,31 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
     """Map every tensor of a safetensors file.
 
     Returns:
-        Read-only arrays (float32 or int64) that share one mapping of the file, by name.
+        Read-only arrays (float32, int64 or uint8) that share one mapping of the file, by name.
 
     Raises:
         BundleError: the file is missing, truncated or of an unknown element type.
     """
     data, data_start, header = _open(path)
     return {name: _view(path.name, data, data_start, name, entry) for name, entry in header.items()}
+
+
+def forget_pages(tensors: Iterable[Tensor]) -> None:
+    """Take the pages of mapped tensors out of this process's memory; whoever reads them again gets them from the file.
+
+    Args:
+        tensors: results of map_tensors. The pages at their ends, which they may share with others, stay.
+    """
+    for tensor in tensors:
+        mapping: Any = tensor
+        while not isinstance(mapping, mmap.mmap):
+            mapping = mapping.obj if isinstance(mapping, memoryview) else mapping.base
+        begin = np.frombuffer(mapping, np.uint8).ctypes.data
+        offset = tensor.ctypes.data - begin
+        first = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        stop = (offset + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < stop:
+            mapping.madvise(mmap.MADV_DONTNEED, first, stop - first)
 
 
 def map_flat(path: Path, names: Sequence[str], size: int) -> Tensor:

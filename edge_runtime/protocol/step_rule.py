@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from edge_runtime.bundle.base import DEFAULT_EPS
 from edge_runtime.errors import ConfigError
 
 MAX_PERTURBATIONS = 256
@@ -61,7 +62,7 @@ class StepRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     difference: Literal["central", "forward"] = "central"
     front_perturbations: Annotated[int, msgspec.Meta(ge=1, le=MAX_PERTURBATIONS)] = 1
     back_perturbations: Annotated[int, msgspec.Meta(ge=1, le=MAX_PERTURBATIONS)] = 8
-    eps: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1e-2
+    eps: Annotated[float, msgspec.Meta(gt=0, le=1)] = DEFAULT_EPS
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1e3)] = 1e-2
     leave_one_out: bool = False
     normalize: Literal["none", "rms", "std"] = "rms"

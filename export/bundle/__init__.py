@@ -2,6 +2,7 @@
 
 An interrupted export is visibly unfinished.
 
-May import: graphs, trace, model, source, errors; of edge_runtime: engines, bundle, files, errors.
+May import: graphs, trace, model, source, errors; of edge_runtime: engines, data,
+bundle, perturbation, files, values, errors.
 Must never come in: parsing of flags, printing.
 """

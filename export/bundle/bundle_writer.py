@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from edge_runtime import __version__
 from edge_runtime.bundle.folder import Bundle, verify_files
 from edge_runtime.bundle.manifest import MANIFEST_FILE, FileEntry, Manifest, Model, format_version_of, output_names
@@ -19,6 +21,7 @@ from edge_runtime.engines.golden import check_golden
 from edge_runtime.errors import storage_error
 from edge_runtime.files.atomic import write_atomically
 from edge_runtime.files.hashing import file_sha256
+from export.bundle.base_figures import allow_rounding, base_notes, measure_base
 from export.bundle.decode_graph import write_decode
 from export.bundle.golden import write_golden
 from export.bundle.graph_writer import GraphWriter
@@ -27,6 +30,7 @@ from export.bundle.trainables import WEIGHTS_FILE, choose_trainables
 from export.bundle.training_graphs import TrainingGraphs
 from export.bundle.weight_table import WeightTable
 from export.errors import ExportError
+from export.model.blocks import QuantisedBase
 from export.model.build import build
 from export.model.rebuild import write_rebuild
 from export.trace.lift import lift
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.manifest import Graph
     from edge_runtime.engines.golden import Parity
     from export.bundle.options import ExportOptions
+    from export.bundle.trainables import Trainables
     from export.model.adapter_table import AdapterRow
     from export.model.build import ExportModel
     from export.source.folder import ModelFolder
@@ -137,19 +142,22 @@ def _write(folder: ModelFolder, options: ExportOptions, partial: Path, progress:
     model = build(folder, options.task, options.lora)
     trainables = choose_trainables(model, options.lora)
     trainables.check(options)
+    quantised = _quantise(model, trainables, options)
     progress("tracing")
     lifted = lift(trace(model), options.splits, output_names(model.task.kind))
     parameters, state = trainables.layout(lifted), trainables.state()
-    table = WeightTable(trainables.names(), parameters)
+    table = WeightTable(trainables.names(), parameters, quantised.blocks if quantised else None)
     graphs = _write_graphs(model, lifted, parameters, table, options, partial, progress)
     weights = table.close()
     progress("writing weights, adapter and tokenizer")
     trainables.save(parameters, weights, partial)
+    if options.base:
+        model.rebuild["base"] = options.base.kind
     write_rebuild(model.rebuild, partial / "adapter")
     _save_tokenizer(model, partial)
     golden = write_golden(model, parameters, state, trainables.golden_scale, partial / GOLDEN_FILE, options.levels)
     manifest = Manifest(
-        format_version=format_version_of(options.levels),
+        format_version=format_version_of(options.levels, is_quantised=options.base is not None),
         created_by={"covey": __version__, **_versions(options)},
         model=Model(
             name=folder.path.resolve().name,
@@ -168,10 +176,26 @@ def _write(folder: ModelFolder, options: ExportOptions, partial: Path, progress:
         graphs=graphs,
         levels=list(options.levels),
         files=_list_files(partial),
-        needs=least_versions(partial, graphs, TOKENIZER_FILE),
+        needs=least_versions(partial, graphs, TOKENIZER_FILE, options.base.kind if options.base else None),
     )
-    bundle, parity = _check_and_seal(manifest, options, partial, progress)
-    return Exported(bundle, parity, model.notes, model.adapter.rows if model.adapter else [])
+    if options.base and options.base.products == "int8":
+        manifest = allow_rounding(manifest, partial)
+    bundle, parity = _check(manifest, options, partial, progress)
+    notes = list(model.notes)
+    if quantised and options.base:
+        progress("comparing with the weights as they were")
+        base = measure_base(bundle, model, state, quantised, options.base)
+        notes += base_notes(base)
+        manifest = msgspec.structs.replace(manifest, base=base)
+    bundle = _seal(manifest, partial)
+    return Exported(bundle, parity, notes, model.adapter.rows if model.adapter else [])
+
+
+def _quantise(model: ExportModel, trainables: Trainables, options: ExportOptions) -> QuantisedBase | None:
+    """Quantise the model's frozen weights, where that is asked for."""
+    if options.base is None:
+        return None
+    return QuantisedBase(model.peft_model, options.base.kind, trainables.names().keys())
 
 
 def _write_graphs(
@@ -185,7 +209,8 @@ def _write_graphs(
 ) -> list[Graph]:
     """Write the graphs for every runtime; return what the manifest says about them."""
     progress("converting to ONNX")
-    graphs = GraphWriter(model, lifted, parameters, table).write(options.splits, partial)
+    arithmetic = options.base.products if options.base else "float32"
+    graphs = GraphWriter(model, lifted, parameters, table, arithmetic).write(options.splits, partial)
     if options.has_decode:
         progress("tracing and converting the decode graph")
         write_decode(model, table, partial)
@@ -211,20 +236,26 @@ def _save_tokenizer(model: ExportModel, partial: Path) -> None:
         raise ExportError("the tokenizer has no tokenizer.json", "put tokenizer.json beside the model")
 
 
-def _check_and_seal(
+def _check(
     manifest: Manifest, options: ExportOptions, partial: Path, progress: Callable[[str], None]
 ) -> tuple[Bundle, Parity]:
-    """Check the golden vectors on every runtime, then write the manifest."""
-    data = encode_manifest(manifest)
-    bundle = Bundle(partial, manifest, bundle_sha256(data))
+    """Check the golden vectors on every runtime, before there is a manifest."""
+    bundle = Bundle(partial, manifest, bundle_sha256(encode_manifest(manifest)))
     progress("checking parity with PyTorch")
     parity = check_golden(bundle)
     if options.for_executorch:
         progress("checking parity of ExecuTorch with PyTorch")
         check_golden(bundle, Engines("executorch"))
+    return bundle, parity
+
+
+def _seal(manifest: Manifest, partial: Path) -> Bundle:
+    """Write the manifest."""
+    data = encode_manifest(manifest)
+    bundle = Bundle(partial, manifest, bundle_sha256(data))
     write_atomically(partial / MANIFEST_FILE, data)
     verify_files(bundle)
-    return bundle, parity
+    return bundle
 
 
 def _list_files(folder: Path) -> list[FileEntry]:

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import onnx
 
+from edge_runtime.bundle.base import BLOCKS, SCALES, ZERO_POINTS
 from edge_runtime.bundle.manifest import Graph, GraphInput, GraphOutput, output_names
+from export.bundle.block_inputs import describe_blocks
 from export.errors import ExportError
+from export.graphs.block_products import use_blocks
 from export.graphs.onnx_pieces import cut_onnx, rows_read, to_onnx
 from export.model.address import address_of
 from export.trace.batches import dimension_names, dtype_of, shape_of, size_bounds, sizes, traced_batch
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from edge_runtime.bundle.base import Arithmetic
     from edge_runtime.bundle.layout import Parameter
     from edge_runtime.bundle.manifest import GraphKind
     from export.bundle.weight_table import WeightTable
@@ -51,13 +55,21 @@ class GraphWriter:
         lifted: its lifted program.
         parameters: the layout of the trained tensors.
         table: the places of the tensors.
+        arithmetic: what products with quantised weights are computed in.
 
     Raises:
         ExportError: the task does not compute with a trained tensor, or torch.onnx cannot convert the program.
     """
 
-    def __init__(self, model: ExportModel, lifted: Lifted, parameters: Sequence[Parameter], table: WeightTable) -> None:
-        self._lifted, self._table = lifted, table
+    def __init__(
+        self,
+        model: ExportModel,
+        lifted: Lifted,
+        parameters: Sequence[Parameter],
+        table: WeightTable,
+        arithmetic: Arithmetic = "float32",
+    ) -> None:
+        self._lifted, self._table, self._arithmetic = lifted, table, arithmetic
         self._layer = {parameter.name: parameter.layer for parameter in parameters}
         self._dimensions = dimension_names(lifted, sizes(model.task))
         self._answers = output_names(model.task.kind)
@@ -93,7 +105,8 @@ class GraphWriter:
         """Check that each block reads only tensors of its own side of a split."""
         state = self._lifted.state
         allowed = {self._table.place(state[name], name).source for name in self._lifted.back_parameters[split]}
-        used = {i.source for i in back.inputs if i.role in ("weight", "frozen", "trainable")}
+        bound = [i for i in back.inputs if i.role in ("weight", "constant", "frozen", "trainable")]
+        used = {i.source.removesuffix(BLOCKS) for i in bound if not i.source.endswith((SCALES, ZERO_POINTS))}
         if not used <= allowed:
             raise ExportError(
                 f"the back block at split {split} needs {sorted(used - allowed)[:3]}", "choose another --split"
@@ -110,7 +123,6 @@ class GraphWriter:
     ) -> Graph:
         file = f"graphs/{kind}.onnx" if split is None else f"graphs/{kind}_{split}.onnx"
         made = cut_onnx(self._model, outputs, stops)
-        onnx.save(made, bundle / file)
         inputs = []
         for value in made.graph.input:
             described = describe_input(value.name, self._lifted, self._table, self._dimensions)
@@ -118,13 +130,15 @@ class GraphWriter:
             # Of a frozen tensor, rows that the graph lists are nobody's business; those of tokens give the vocabulary.
             known = rows if described.role == "trainable" or rows == "input_ids" else None
             inputs.append(msgspec.structs.replace(described, rows=known))
+        quantised = self._table.in_blocks(inputs)
+        onnx.save(use_blocks(made, quantised, self._arithmetic, "constant").model, bundle / file)
         fakes = {name: self._lifted.outputs[name] for name in outputs}
         return Graph(
             kind=kind,
             runtime="onnxruntime",
             file=file,
             split=split,
-            inputs=inputs,
+            inputs=describe_blocks(inputs, quantised, "constant"),
             outputs=[GraphOutput(n, dtype_of(fake), shape_of(fake, self._dimensions)) for n, fake in fakes.items()],
         )
 

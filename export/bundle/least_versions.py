@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from edge_runtime.bundle.base import BaseKind
     from edge_runtime.bundle.manifest import Graph
 
 DEFAULT_DOMAIN = "ai.onnx"
@@ -37,6 +38,9 @@ ONNXRUNTIME_READS = (
     ("1.25", 26, 13),
 )
 """Releases of ONNX Runtime that read more than the one before: release, highest opset, highest IR version."""
+
+MATMULNBITS_READS: dict[BaseKind, str] = {"int4": "1.18", "int8": "1.23"}
+"""The first release of ONNX Runtime whose MatMulNBits takes such blocks as inputs and as constants; measured."""
 
 _SINCE = {"FixedLength": "0.21.2"}
 """Parts of tokenizer.json that are younger than LEAST_TOKENIZERS, and the version that first reads them; measured."""
@@ -83,16 +87,19 @@ _PARTS = ("normalizer", "pre_tokenizer", "model", "post_processor", "decoder")
 _NESTED = ("normalizers", "pretokenizers", "processors", "decoders")
 
 
-def least_versions(bundle: Path, graphs: Sequence[Graph], tokenizer_file: str) -> Needs:
+def least_versions(bundle: Path, graphs: Sequence[Graph], tokenizer_file: str, base: BaseKind | None = None) -> Needs:
     """Return what a bundle needs, from its files.
 
     Args:
         bundle: the bundle's folder; the manifest need not be there yet.
         graphs: the graphs.
         tokenizer_file: path of tokenizer.json in the bundle.
+        base: what frozen weights are quantised to; None: they are float32.
     """
     ir_version, opsets = formats_of(bundle / graph.file for graph in graphs if graph.runtime == "onnxruntime")
     runtimes = {"onnxruntime": least_onnxruntime(ir_version, opsets)}
+    if base is not None and is_older(runtimes["onnxruntime"], MATMULNBITS_READS[base]):
+        runtimes["onnxruntime"] = MATMULNBITS_READS[base]
     if any(graph.runtime == "executorch" for graph in graphs):
         runtimes["executorch"] = _numbers_of(metadata.version("executorch"))
     tokenizer = json.loads((bundle / tokenizer_file).read_text(encoding="utf-8"))

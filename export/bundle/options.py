@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle.levels import Level
     from edge_runtime.bundle.manifest import Runtime
-    from export.model.options import LoraOptions, TaskOptions
+    from export.model.options import BaseOptions, LoraOptions, TaskOptions
     from export.source.folder import ModelFolder
 
 MAX_BATCH_EXECUTORCH = 32
@@ -38,7 +38,8 @@ class ExportOptions:
         recompute: whether training graphs compute layers again instead of keeping their activations.
         rescale: whether training graphs take a factor on what each layer adds to its input.
         decode: whether a decode graph is written, with which devices continue prompts with a cache; None: for
-            causal-lm.
+            causal-lm with a float32 base.
+        base: how frozen weights are quantised; None: they stay float32.
 
     Raises:
         ExportError: options contradict each other, or one is out of range.
@@ -53,12 +54,15 @@ class ExportOptions:
     recompute: bool = False
     rescale: bool = False
     decode: bool | None = None
+    base: BaseOptions | None = None
 
     def __post_init__(self) -> None:
         if self.decode and self.task.kind != CAUSAL_LM:
             raise ExportError(
                 f"--decode: the task is {self.task.kind}, which continues no text", "leave it out, or use causal-lm"
             )
+        if self.base is not None:
+            self._check_base(self.base)
         if self.levels and self.lora is None:
             raise ExportError(
                 "--levels: with --train full, a gradient would be as large as the model",
@@ -69,6 +73,29 @@ class ExportOptions:
                 f"--max-batch {self.max_batch} is out of range", f"choose from {SMALLEST_MAX_BATCH} to {MAX_BATCH}"
             )
 
+    def _check_base(self, base: BaseOptions) -> None:
+        """Check that a quantised base can be trained on, and run.
+
+        Raises:
+            ExportError: every weight is trained, or graphs for ExecuTorch or a decode graph are wanted.
+        """
+        if self.lora is None:
+            raise ExportError(
+                f"--base {base.kind}: with --train full every weight is trained, and none is frozen",
+                "use --train lora, or leave out --base",
+            )
+        if self.decode:
+            raise ExportError(
+                f"--base {base.kind}: the decode graph takes float32 weights, which the bundle would not have",
+                "leave out --decode: text is continued without a cache then; or leave out --base",
+            )
+        if self.for_executorch:
+            raise ExportError(
+                f"--base {base.kind}: ExecuTorch reads quantised weights only where they are part of a graph's file, "
+                "so that graphs could not share them",
+                "use --runtime onnx, or leave out --base",
+            )
+
     @property
     def for_executorch(self) -> bool:
         """Whether graphs are written for ExecuTorch too."""
@@ -76,8 +103,8 @@ class ExportOptions:
 
     @property
     def has_decode(self) -> bool:
-        """Whether a decode graph is written."""
-        return self.task.kind == CAUSAL_LM if self.decode is None else self.decode
+        """Whether a decode graph is written; of a quantised base there is none."""
+        return self.task.kind == CAUSAL_LM and self.base is None if self.decode is None else self.decode
 
     def check_folder(self, folder: ModelFolder) -> None:
         """Check that the model can be traced for rows of every length, and cut at the splits.

@@ -9,8 +9,10 @@ import onnx
 from edge_runtime.bundle.layers import LAYER_FIELD
 from edge_runtime.bundle.levels import file_part, kind_of, run_layers, trained_layers
 from edge_runtime.bundle.manifest import Activations, Graph, GraphInput, GraphOutput
+from export.bundle.block_inputs import describe_blocks
 from export.errors import ExportError
 from export.graphs.activations import peak_bytes
+from export.graphs.block_products import use_blocks
 from export.graphs.layer_parts import LayerParts, TwoLayers
 from export.graphs.onnx_levels import assemble_level
 from export.graphs.onnx_pieces import to_onnx
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.layout import Parameter
     from edge_runtime.bundle.levels import Level
     from export.bundle.weight_table import WeightTable
+    from export.graphs.block_products import InBlocks
     from export.graphs.onnx_levels import LevelGraph
+    from export.model.blocks import BlockShape
     from export.model.build import ExportModel
 
 _TRACED_LAYERS = 2
@@ -47,6 +51,7 @@ class TrainingGraphs:
 
     def __init__(self, model: ExportModel, parameters: Sequence[Parameter], table: WeightTable) -> None:
         self._n_layers = n_layers = model.folder.layers
+        self._table = table
         self._max_tokens = model.task.max_tokens
         joint = trace_training(model, min(_TRACED_LAYERS, n_layers), table.trained.keys())
         self._training = training = lift_training(joint, list(sizes(model.task)))
@@ -106,26 +111,38 @@ class TrainingGraphs:
             recompute=recompute,
             rescale=rescale and kind_of(level) == "drop",
         )
-        onnx.save(made.model, bundle / file)
+        inputs = self._describe_inputs(made)
+        quantised = self._table.in_blocks(inputs)
+        # Slots take the weights of any layer, so these are inputs, and their products are those of float32.
+        in_blocks = use_blocks(made.model, quantised, "float32", "input")
+        onnx.save(in_blocks.model, bundle / file)
         return Graph(
             kind="train",
             runtime="onnxruntime",
             file=file,
             split=None,
-            inputs=self._describe_inputs(made),
+            inputs=describe_blocks(inputs, quantised, "weight"),
             outputs=[GraphOutput("loss", "float32", []), *self._describe_gradients(made)],
             level=level,
             recomputes=recompute,
-            activations=self._activations(made),
+            activations=self._activations(in_blocks, made.values, quantised),
         )
 
-    def _activations(self, made: LevelGraph) -> Activations:
-        """Return the memory of a level's values with one row of the longest length, and for each further row."""
+    def _activations(
+        self, made: InBlocks, values: Mapping[str, onnx.ValueInfoProto], quantised: Mapping[str, BlockShape]
+    ) -> Activations:
+        """Return the memory of a level's values with one row of the longest length, and for each further row.
+
+        A product with blocks dequantises them into memory of its own, which counts as if it were always there.
+        """
         graph = made.model.graph
         results = [value.name for value in graph.output]
+        products = {product: values[total] for product, total in made.sums.items() if total in values}
+        all_values = {**values, **products, **made.values}
+        inside = max((4 * shape.rows * shape.columns for shape in quantised.values()), default=0)
 
         def bytes_for(rows: int) -> int:
-            return peak_bytes(graph.node, results, made.values, longest_batch(self._max_tokens, rows))
+            return inside + peak_bytes(graph.node, results, all_values, longest_batch(self._max_tokens, rows))
 
         first = bytes_for(1)
         return Activations(first, -(-(bytes_for(1 + _MORE_ROWS) - first) // _MORE_ROWS))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from safetensors.torch import save_file
 
+from edge_runtime.bundle.base import BLOCKS, SCALES, ZERO_POINTS
+from edge_runtime.bundle.layers import LAYER_FIELD
 from export.model.address import address_of
 from export.model.names import hugging_face_name
 
@@ -17,8 +19,9 @@ if TYPE_CHECKING:
     import torch
 
     from edge_runtime.bundle.layout import Parameter
-    from edge_runtime.bundle.manifest import InputRole
+    from edge_runtime.bundle.manifest import GraphInput, InputRole
     from export.model.address import Address
+    from export.model.blocks import Blocks, BlockShape
 
 
 class Place(NamedTuple):
@@ -30,9 +33,15 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class BaseWeights:
-    """All base weights that a bundle's graphs read, by name. Only ``WeightTable.close`` makes them."""
+    """All base weights that a bundle's graphs read, by name. Only ``WeightTable.close`` makes them.
+
+    Attributes:
+        tensors: the weights that the model computes with.
+        blocks: those that are stored in blocks.
+    """
 
     tensors: Mapping[str, torch.Tensor]
+    blocks: Mapping[str, Blocks]
 
     @property
     def parameters(self) -> int:
@@ -41,7 +50,10 @@ class BaseWeights:
 
     def write(self, path: Path) -> None:
         """Write the weights as safetensors, once each."""
-        tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
+        tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items() if name not in self.blocks}
+        for name, blocks in self.blocks.items():
+            tensors[name + BLOCKS], tensors[name + SCALES] = blocks.data, blocks.scales
+            tensors[name + ZERO_POINTS] = blocks.zero_points
         save_file(tensors, path, metadata={"format": "pt"})
 
 
@@ -54,14 +66,21 @@ class WeightTable:
     Args:
         names: the name of each tensor of the adapter (in full mode: of the model), by the address of its data.
         parameters: the layout of the trained tensors.
+        blocks: the blocks of each quantised base weight, by the address of its data; None: there are none.
     """
 
-    def __init__(self, names: Mapping[Address, str], parameters: Sequence[Parameter]) -> None:
+    def __init__(
+        self,
+        names: Mapping[Address, str],
+        parameters: Sequence[Parameter],
+        blocks: Mapping[Address, Blocks] | None = None,
+    ) -> None:
         self._names = names
         self._trained = {parameter.name for parameter in parameters}
         self._weights: dict[str, torch.Tensor] = {}
         self._weight_names: dict[Address, str] = {}
         self._frozen: dict[str, torch.Tensor] = {}
+        self._blocks = blocks or {}
         self._closed = False
 
     @property
@@ -104,4 +123,18 @@ class WeightTable:
     def close(self) -> BaseWeights:
         """Return the base weights that the graphs read, and refuse to place further ones."""
         self._closed = True
-        return BaseWeights(dict(self._weights))
+        return BaseWeights(dict(self._weights), self._placed_blocks())
+
+    def _placed_blocks(self) -> dict[str, Blocks]:
+        names = self._weight_names.items()
+        return {name: self._blocks[address] for address, name in names if address in self._blocks}
+
+    def in_blocks(self, inputs: Sequence[GraphInput]) -> dict[str, BlockShape]:
+        """Return the shapes of the quantised weights among a graph's inputs, by the input's name.
+
+        Args:
+            inputs: inputs with places; a tensor with a slot counts as that of the layer with the slot's number.
+        """
+        placed = self._placed_blocks()
+        slots = {i.name: i.source.replace(LAYER_FIELD, str(i.slot)) for i in inputs if i.role == "weight"}
+        return {name: placed[source].shape for name, source in slots.items() if source in placed}

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from edge_runtime import output
 from edge_runtime.bundle.levels import listed
 from edge_runtime.bundle.overview import decode_overview
@@ -31,6 +33,7 @@ def add_export_command(commands: argparse._SubParsersAction[argparse.ArgumentPar
     _add_task_options(parser)
     _add_graph_options(parser)
     _add_training_options(parser)
+    _add_base_options(parser)
     _add_head_options(parser)
     _add_runtime_options(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of a new adapter (default: %(default)s)")
@@ -123,6 +126,29 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_base_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--base",
+        choices=("float32", "int8", "int4"),
+        default="float32",
+        help="store the layers' frozen weights in blocks of small integers: less memory; adapter, head, norms and "
+        "embeddings stay float32 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--base-products",
+        choices=("float32", "int8"),
+        help="what products with a quantised base are computed in; int8 rounds activations too: faster where the "
+        "processor has int8 dot products (default: float32)",
+    )
+    parser.add_argument(
+        "--base-rows",
+        type=Path,
+        metavar="FILE",
+        help="labelled rows on which the quantised model is compared with the weights as they were (default: golden "
+        "rows of random tokens)",
+    )
+
+
 def _add_head_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pooling", choices=("mean", "cls", "last"), help="how a new head turns tokens into one vector"
@@ -195,6 +221,9 @@ def _check_flags(args: argparse.Namespace) -> None:
             raise ConfigError(f"{flag} is about training graphs", "give --levels too, as in --levels 1.0,0.5")
     if args.rescale and "executorch" in args.runtime:
         raise ConfigError("--rescale is for ONNX Runtime's training graphs", "leave out --rescale, or executorch")
+    for flag, given in (("--base-products", args.base_products), ("--base-rows", args.base_rows)):
+        if given and args.base == "float32":
+            raise ConfigError(f"{flag} is about a quantised base", "give --base int8 or --base int4 too")
     if args.ptd and "executorch" not in args.runtime:
         raise ConfigError("--ptd is about ExecuTorch", "give --runtime onnx,executorch too")
     if args.lora_init and args.lora_init[0] != "activations":
@@ -211,7 +240,7 @@ def _options(args: argparse.Namespace, folder: ModelFolder) -> ExportOptions:
     from export.bundle.level_checks import levels_of
     from export.bundle.options import ExportOptions
     from export.model.lora import DEFAULT_TARGETS
-    from export.model.options import LoraOptions, TaskOptions
+    from export.model.options import BaseOptions, LoraOptions, TaskOptions
 
     task = TaskOptions(
         kind=args.task,
@@ -242,6 +271,9 @@ def _options(args: argparse.Namespace, folder: ModelFolder) -> ExportOptions:
         recompute=args.recompute,
         rescale=args.rescale,
         decode=args.decode,
+        base=None
+        if args.base == "float32"
+        else BaseOptions(args.base, args.base_products or "float32", args.base_rows),
     )
 
 
@@ -265,6 +297,7 @@ def _result(args: argparse.Namespace, exported: Exported, wall_s: float) -> dict
         "parity_gradients": parity.gradients if manifest.levels else None,
         "decode": decode_overview(exported.bundle),
         "parity_decode": None if decode_overview(exported.bundle) is None else parity.decode,
+        "base": None if manifest.base is None else msgspec.to_builtins(manifest.base),
         "wall_s": round(wall_s, 1),
     }
 

@@ -55,6 +55,7 @@ def _finish(args: argparse.Namespace) -> int:
     covey finish covey-server/jobs/first-job/adapter --model ./my-model --to gguf --dtype bfloat16 --out gguf
     """
     try:
+        from export.model.rebuild import read_rebuild
         from export.outputs.gguf_lora import write_gguf_lora
         from export.outputs.gguf_model import write_gguf_model
         from export.outputs.merged import write_merged
@@ -81,6 +82,10 @@ def _finish(args: argparse.Namespace) -> int:
     else:
         values["matrices"] = count = write_gguf_lora(*given)
         said = f"; {count} pairs of matrices"
+    values["trained_on"] = base = read_rebuild(args.adapter).get("base", "float32")
+    if base != "float32":
+        # The quantised weights are in the bundle only: every form is made of the weights in the model's folder.
+        said += f"; the adapter was trained on an {base} base, and this has or expects the weights of {args.model}"
     output.emit(args, values, f"{args.out} is {FORMS[args.to]}{said}")
     return 0
 

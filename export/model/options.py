@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from edge_runtime.bundle.base import Arithmetic, BaseKind
     from edge_runtime.bundle.manifest import TaskKind
     from export.model.tasks import Pooling
 
@@ -35,6 +36,21 @@ class TaskOptions:
     pooling: Pooling | None
     logit_scale: float | None
     head_init: Path | None
+
+
+@dataclass(frozen=True)
+class BaseOptions:
+    """The ``--base…`` flags of ``covey export``, where the base is quantised.
+
+    Attributes:
+        kind: the integers that frozen weights are stored as.
+        products: what front, back and predict compute products with them in; see bundle.base.Base.
+        rows: file of labelled rows on which the quantised model is compared; None: the golden rows.
+    """
+
+    kind: BaseKind
+    products: Arithmetic = "float32"
+    rows: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from export.errors import ExportError
 from export.source.weights import read_object
@@ -12,13 +12,17 @@ from export.source.weights import read_object
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from edge_runtime.bundle.base import BaseKind
     from export.model.options import TaskOptions
 
 FILE = "covey_task.json"
 
 
 class Rebuild(TypedDict):
-    """The content of ``covey_task.json``; ``pooling`` is None where the head is not a PooledClassifier's."""
+    """The content of ``covey_task.json``; ``pooling`` is None where the head is not a PooledClassifier's.
+
+    ``base`` is there where the adapter was trained on a quantised base: what its weights were quantised to.
+    """
 
     task: str
     labels: list[str]
@@ -29,6 +33,7 @@ class Rebuild(TypedDict):
     pooling: Any
     logit_scale: float
     model_type: str
+    base: NotRequired[BaseKind]
 
 
 def write_rebuild(rebuild: Rebuild, folder: Path) -> None:

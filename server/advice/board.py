@@ -11,6 +11,7 @@ from edge_runtime.bundle.levels import Level, kind_of, rank, trained_layers
 from edge_runtime.bundle.memory_need import bytes_for, level_need, levels_that_fit, rows_that_fit
 from server.advice.findings import LEVELS_TABLE, METHODS_TABLE, forward_run, lost_at
 from server.advice.frozen_front import warm_seconds, what_it_trains
+from server.advice.quantised import lacks_of_base
 from server.bandit.arms import Arm, PriceBasis, price
 from server.job.job import largest_report_bytes
 
@@ -125,6 +126,7 @@ def advise(board: Board, settings: Settings, tokens: int) -> BoardAdvice:
     level, because = _level(board, fitted)
     profile, doubt = usable_profile(board.profile, fitted)
     lacks = [] if doubt is None else [doubt]
+    lacks += lacks_of_base(fitted.manifest, None if level is not None else fitted.job.step.eps)
     arm = _arm(fitted, level)
     job, stld = fitted.job, fitted.job.stld
     basis = PriceBasis(fitted.manifest.model.layers, tokens, job.steps, job.batch_size, job.step, stld)

@@ -291,8 +291,7 @@ def _check_front(path: str, job: Job) -> None:
         )
     if job.step.switches:
         raise ConfigError(
-            f'{path}: front = "{job.front}" and {", ".join(job.step.switches)} exclude each other: a front that stays as '
-            "it is has no part in them",
+            f'{path}: front = "{job.front}" and {", ".join(job.step.switches)} exclude each other',
             "leave one of them out",
         )
     if (job.adaptive is not None and job.adaptive.split) or (job.bandit is not None and job.bandit.splits):

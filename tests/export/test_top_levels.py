@@ -15,7 +15,7 @@ from training_parity import CAUSAL, HEAD, POSITIONS, PROMPT, batches, eager_grad
 from edge_runtime.bundle.layers import layer_slices
 from edge_runtime.bundle.layout import views
 from edge_runtime.bundle.levels import Level, ascending, top_level
-from edge_runtime.bundle.manifest import DROPOUT_ALONE_VERSION, FORMAT_VERSION
+from edge_runtime.bundle.manifest import FORMAT_VERSION, PLAIN_VERSION
 from edge_runtime.bundle.manifest_file import decode_manifest, encode_manifest
 from edge_runtime.bundle.memory_need import parameter_bytes
 from edge_runtime.engines.choose import Engines
@@ -140,8 +140,8 @@ def test_a_bundle_with_top_levels_has_a_version_of_its_own(bundle: Bundle, tiny_
     assert bundle.manifest.format_version == FORMAT_VERSION
     assert decode_manifest(encode_manifest(bundle.manifest)) == bundle.manifest
     plain = tiny_export("bert", splits=(2,), train="AB", max_tokens=POSITIONS, levels=(1, 2, 3), recompute=True)
-    assert plain.manifest.format_version == DROPOUT_ALONE_VERSION
-    older = msgspec.structs.replace(bundle.manifest, format_version=DROPOUT_ALONE_VERSION)
+    assert plain.manifest.format_version == PLAIN_VERSION
+    older = msgspec.structs.replace(bundle.manifest, format_version=PLAIN_VERSION)
     with pytest.raises(BundleError, match="a manifest of version 3 has no level top:1"):
         decode_manifest(encode_manifest(older))
 

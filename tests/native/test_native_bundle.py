@@ -14,7 +14,7 @@ import pytest
 from native_library import ROOT, Core, CoreError, needs_cmake, run_mutations, write
 
 from edge_runtime.bundle.folder import Bundle
-from edge_runtime.bundle.manifest import DROPOUT_ALONE_VERSION, FORMAT_VERSION, MANIFEST_FILE
+from edge_runtime.bundle.manifest import FORMAT_VERSION, MANIFEST_FILE, PLAIN_VERSION
 from edge_runtime.errors import BundleError, ConfigError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400), needs_cmake]
@@ -113,7 +113,7 @@ def test_the_graph_of_the_broken_manifests_is_valid_itself(core: Core, bundle_co
 def test_a_bundle_of_the_version_with_top_levels_is_opened_too(core: Core, bundle_copy: Bundle) -> None:
     path = bundle_copy.file(MANIFEST_FILE)
     document = json.loads(path.read_text())
-    assert document["format_version"] == DROPOUT_ALONE_VERSION
+    assert document["format_version"] == PLAIN_VERSION
     path.write_text(json.dumps(document | {"format_version": FORMAT_VERSION}))
     core.library.covey_bundle_close(core.open("bundle_open", str(bundle_copy.path).encode()))
 
@@ -123,7 +123,7 @@ def test_a_bundle_of_the_version_with_top_levels_is_opened_too(core: Core, bundl
     [
         (
             {"format_version": 1},
-            f"version 1, this Covey reads versions {DROPOUT_ALONE_VERSION} to {FORMAT_VERSION}",
+            f"version 1, this Covey reads versions {PLAIN_VERSION} to {FORMAT_VERSION}",
         ),
         ({"splits": []}, "no split"),
         ({"weights_file": "elsewhere"}, "no file elsewhere"),

@@ -10,7 +10,7 @@ from tiny_models import make_model
 from export.bundle.bundle_writer import export_bundle
 from export.bundle.options import ExportOptions
 from export.model.lora import DEFAULT_TARGETS
-from export.model.options import LoraOptions, TaskOptions
+from export.model.options import BaseOptions, LoraOptions, TaskOptions
 from export.source.folder import look_at
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ class TinyExport:
     rescale: bool = False
     runtimes: tuple[str, ...] = ("onnxruntime",)
     decode: bool | None = None
+    base: str = "float32"
+    products: str = "float32"
 
     def task_options(self) -> TaskOptions:
         """Return the options of the task; a masked language model has a prompt with a mask."""
@@ -73,5 +75,6 @@ class TinyExport:
             recompute=self.recompute,
             rescale=self.rescale,
             decode=self.decode,
+            base=None if self.base == "float32" else BaseOptions(self.base, self.products),
         )
         return export_bundle(folder, options, out).bundle
