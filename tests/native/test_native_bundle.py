@@ -125,6 +125,7 @@ def test_a_bundle_of_the_version_with_top_levels_is_opened_too(core: Core, bundl
             {"format_version": 1},
             f"version 1, this Covey reads versions {PLAIN_VERSION} to {FORMAT_VERSION}",
         ),
+        ({"format_version": FORMAT_VERSION, "base": {"kind": "int4"}}, "quantised base"),
         ({"splits": []}, "no split"),
         ({"weights_file": "elsewhere"}, "no file elsewhere"),
         ({"parameters": []}, "layout is empty"),

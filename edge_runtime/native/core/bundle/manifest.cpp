@@ -204,6 +204,9 @@ Manifest decode_manifest(const void *data, std::size_t size)
     if (!fields.is_present("lora"))
         fields.refuse("lora is missing");
     manifest.trains_every_weight = fields.optional("lora") == nullptr;
+    if (fields.is_present("base") && fields.optional("base") != nullptr)
+        throw Error(Code::bundle, "the bundle has a quantised base, which the core for apps does not run",
+                    "export it without --base");
     for (const Value &split : fields.array("splits"))
         manifest.splits.push_back(whole_number(split, fields, "a split"));
     for (const Value &parameter : fields.array("parameters"))
