@@ -113,7 +113,7 @@ def rounds_to(kept: Results, level: str) -> float | None:
     Both are means over the seeds that both have run with.
     """
     levels = by_level(kept)
-    ours, full = levels[level], levels.get("6", [])
+    ours, full = (levels.get(name, []) for name in (level, "6"))
     seeds = {run["seed"] for run in ours} & {run["seed"] for run in full}
     if not seeds:
         return None
