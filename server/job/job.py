@@ -91,6 +91,7 @@ class JobStld(Stld, frozen=True, forbid_unknown_fields=True):
         device_levels: level of a device by its name, 0: forward-only; other devices get the largest level that fits
             their memory.
         forward_only: whether devices that cannot backpropagate take part with forward passes.
+        forward_from: the round, from 0, from which they do: before it, backprop devices train alone.
         merging: what weighs the two kinds of devices: ``examples``, their numbers of rows; ``noise``, their noise too
             (docs/hybrid.md).
     """
@@ -101,6 +102,7 @@ class JobStld(Stld, frozen=True, forbid_unknown_fields=True):
     levels: list[Level] | None = None
     device_levels: dict[str, Annotated[int, msgspec.Meta(ge=0)] | TopLevel] = msgspec.field(default_factory=dict)
     forward_only: bool = True
+    forward_from: Annotated[int, msgspec.Meta(ge=0)] = 0
     merging: Literal["examples", "noise"] = "examples"
 
 

@@ -14,6 +14,7 @@ from server.fleet.devices import ineligible
 from server.job.job import enough_reports
 from server.planning.adaptive import next_plan
 from server.planning.bandit_assigner import BanditAssigner
+from server.planning.levels import largest_level
 from server.planning.memory_assigner import MemoryAssigner
 from server.storage.queries import last_round_per_device
 
@@ -68,16 +69,32 @@ class Planner:
             self.assigner, self.learn = bandit, bandit.learn
         self._last_chosen = last_round_per_device(ledger, fitted.job.name)
 
-    def eligible(self, devices: Mapping[str, Device], now: float) -> list[str]:
-        """Return the devices that are ready and can be given something, in the order of their names.
+    def eligible(self, devices: Mapping[str, Device], index: int, now: float) -> list[str]:
+        """Return the devices that are ready and can be given something in a round, in the order of their names.
 
         Args:
             devices: all devices, by name.
+            index: index of the round.
             now: seconds of the server's clock.
         """
+        early = self.early(devices, index)
         return sorted(
-            name for name, device in devices.items() if device.is_ready(now) and self.assigner.can_work(device)
+            name
+            for name, device in devices.items()
+            if name not in early and device.is_ready(now) and self.assigner.can_work(device)
         )
+
+    def early(self, devices: Mapping[str, Device], index: int) -> dict[str, str]:
+        """Return why devices that are here are not given anything yet: the job's backprop devices train first."""
+        stld = self._fitted.job.stld
+        if stld is None or index >= stld.forward_from:
+            return {}
+        reason = f"it trains forward-only, which begins with round {stld.forward_from} of the job"
+        return {
+            name: reason
+            for name, device in sorted(devices.items())
+            if device.is_here and largest_level(self._fitted, device) is None
+        }
 
     def draw_up(
         self,

@@ -230,13 +230,15 @@ class JobRun:
     def _try_to_open(self) -> None:
         devices = self.devices()
         index, out = len(self.chain.closed), self._exclusions.reasons
-        eligible = [name for name in self._planner.eligible(devices, self._clock()) if name not in out]
+        eligible = [name for name in self._planner.eligible(devices, index, self._clock()) if name not in out]
         needed = self._job.devices_to_start if index == 0 else self._job.min_reports
         if len(eligible) < needed:
             waiting = events.Waiting(
                 online=len(eligible),
                 needed=needed,
-                ineligible=ineligible(devices) | {name: out[name] for name in sorted(out) if name in devices},
+                ineligible=self._planner.early(devices, index)
+                | ineligible(devices)
+                | {name: out[name] for name in sorted(out) if name in devices},
                 resting=resting(devices, self._clock()),
             )
             if self.waiting_for != waiting:

@@ -9,6 +9,7 @@ import msgspec
 from sqlalchemy import delete, func, insert, select, update
 
 from server.errors import JobError
+from server.job.job import Job
 from server.storage.tables import BANDITS, CHOICES, JOBS, OFFERS, ROUNDS, now_text
 from server.storage.writes import Writes
 
@@ -19,6 +20,19 @@ MAY_CHANGE = frozenset(
     {"devices", "cohort", "over_selection", "min_reports", "min_devices", "deadline_s", "accept_s", "max_attempts"}
 )
 """Job fields that may differ when a job is resumed: they decide which devices report, not what a report means."""
+
+
+def _with_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a configuration with every field that this Covey knows: an earlier one has entered fewer.
+
+    One that this Covey cannot read is returned as it is.
+    """
+    try:
+        read = msgspec.convert(config, Job)
+    except msgspec.ValidationError:
+        return config
+    found: dict[str, Any] = msgspec.to_builtins(read)
+    return found
 
 
 class JobWrites(Writes):
@@ -118,7 +132,8 @@ class JobWrites(Writes):
             )
         with self.database.reading():
             before = msgspec.json.decode(job["config"], type=dict[str, Any])
-        changed = sorted(key for key in before.keys() | config.keys() if before.get(key) != config.get(key))
+        then, now = _with_defaults(before), _with_defaults(config)
+        changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
         if (job["fleet"], job["bundle_sha256"]) != (fleet, bundle_sha256) or not MAY_CHANGE.issuperset(changed):
             raise JobError(
                 f"job {name} was begun with another bundle, fleet or configuration"

@@ -53,6 +53,18 @@ def test_a_hybrid_fleet_learns_agrees_and_resumes_to_the_same_hash(leveled: Bund
     assert bowl.loss(theta) < 0.7 * bowl.loss(leveled.initial_adapter())
 
 
+def test_backprop_devices_train_alone_before_forward_only_ones_join(leveled: Bundle, tmp_path: Path) -> None:
+    rules: dict[str, Any] = {"stld": {"forward_from": 2}, "min_reports": 2, "min_devices": 2}
+    whole = run_fleet(tmp_path / "whole", leveled, **rules)
+    with pytest.raises(JobError, match="was stopped"):
+        run_fleet(tmp_path / "stopped", leveled, 5, **rules)
+    assert run_fleet(tmp_path / "stopped", leveled, **rules)["adapter_sha256"] == whole["adapter_sha256"]
+    ledger = Ledger(tmp_path / "whole" / "server" / LEDGER_FILE, read_only=True)
+    offers = queries.offers_of(ledger, "job")
+    assert {offer.device for offer in offers if offer.index < 2} == {"deep", "half"}
+    assert {offer.device for offer in offers if offer.index >= 2} == {"deep", "half", "phone", "tablet"}
+
+
 @pytest.mark.parametrize(
     ("fields", "files"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +31,14 @@ from server.fleet.exclusion import rejection
 from server.job.fitted import FittedJob
 from server.job.job import JobStld
 from server.planning.levels import largest_level, takes_part
+from server.planning.planner import Planner
 from server.storage import queries
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edge_runtime.bundle.folder import Bundle
 
 
@@ -62,6 +68,25 @@ def test_levels_go_to_the_devices_that_can_hold_them(leveled: Bundle) -> None:
     assert chosen(announced, bundle="0" * 64, micro_batch_size=4) == 2  # of another bundle
     assert takes_part(JOB, None)
     assert not takes_part(msgspec.structs.replace(JOB, stld=JobStld(forward_only=False)), None)
+
+
+def test_forward_only_devices_wait_for_their_round(leveled: Bundle, tmp_path: Path) -> None:
+    can = Capability(kind="backprop", levels=None, bytes_free=None)
+    devices = {name: device(capability, None, name) for name, capability in (("able", can), ("weak", FORWARD_ONLY))}
+    for found in devices.values():
+        found.state = "online"
+    with contextlib.closing(Ledger(tmp_path / LEDGER_FILE)) as ledger:
+
+        def planner(stld: JobStld | None) -> Planner:
+            job = msgspec.structs.replace(JOB, stld=stld)
+            return Planner(FittedJob.unchecked(job, leveled.manifest, leveled.sha256), ledger)
+
+        later = planner(msgspec.structs.replace(STLD, forward_from=2))
+        assert set(later.early(devices, 1)) == {"weak"}
+        assert "begins with round 2" in later.early(devices, 1)["weak"]
+        assert later.early(devices, 2) == {}
+        assert planner(STLD).early(devices, 0) == {}
+        assert planner(None).early(devices, 0) == {}
 
 
 @pytest.mark.parametrize("merging", ["examples", "noise"])

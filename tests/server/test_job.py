@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,11 +20,12 @@ from server.cli import main
 from server.errors import JobError
 from server.fleet.cohort import choose_cohort, shares
 from server.job.fitted import fit_to_bundle
-from server.job.job import Job, read_job
+from server.job.job import Job, JobStld, read_job
 from server.rounds.aggregate import aggregate
 from server.storage import queries
 from server.storage.adapters import RoundBase
 from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 from server.storage.records import ClosedRound, RoundFigures, RoundPlan, TakenReport
 from server.views.summary import job_rounds, job_summary
 
@@ -170,6 +173,19 @@ def test_a_transaction_is_all_or_nothing(ledger: Ledger) -> None:
     found = queries.find_job(ledger, "job")
     assert found is not None
     assert found.state == "running"
+
+
+def test_a_job_of_an_earlier_covey_is_the_same_job_when_there_are_new_fields(tmp_path: Path) -> None:
+    job = Job(name="job", eval_file="e", rounds=3, stld=JobStld(levels=[1]))
+    now = msgspec.to_builtins(job)
+    before = {name: value for name, value in now.items() if name not in ("front", "robust", "eval_data")}
+    before["stld"] = {name: value for name, value in now["stld"].items() if name not in ("kinds", "forward_from")}
+    with contextlib.closing(Ledger(tmp_path / LEDGER_FILE)) as ledger:
+        assert not ledger.begin_job("job", "default", "b" * 64, before)
+        assert ledger.begin_job("job", "default", "b" * 64, now)
+        other = msgspec.to_builtins(msgspec.structs.replace(job, stld=JobStld(levels=[1], forward_from=1)))
+        with pytest.raises(JobError, match=r"configuration \(stld\)"):
+            ledger.begin_job("job", "default", "b" * 64, other)
 
 
 @pytest.mark.sqlite("it changes the file")
