@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from export.errors import ExportError
 from export.source.weights import read_object
@@ -18,11 +18,8 @@ if TYPE_CHECKING:
 FILE = "covey_task.json"
 
 
-class Rebuild(TypedDict):
-    """The content of ``covey_task.json``; ``pooling`` is None where the head is not a PooledClassifier's.
-
-    ``base`` is there where the adapter was trained on a quantised base: what its weights were quantised to.
-    """
+class _Always(TypedDict):
+    """What every ``covey_task.json`` has."""
 
     task: str
     labels: list[str]
@@ -33,7 +30,15 @@ class Rebuild(TypedDict):
     pooling: Any
     logit_scale: float
     model_type: str
-    base: NotRequired[BaseKind]
+
+
+class Rebuild(_Always, total=False):
+    """The content of ``covey_task.json``; ``pooling`` is None where the head is not a PooledClassifier's.
+
+    ``base`` is there where the adapter was trained on a quantised base: what its weights were quantised to.
+    """
+
+    base: BaseKind
 
 
 def write_rebuild(rebuild: Rebuild, folder: Path) -> None:
