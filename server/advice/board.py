@@ -38,13 +38,13 @@ class Done(msgspec.Struct, frozen=True):
 
     Attributes:
         job: name of the job.
-        level: active layers; None: forward passes alone.
+        level: the level; None: forward passes alone.
         rounds: reports that were taken.
         mean_seconds: of a round's local steps; None: not known.
     """
 
     job: str
-    level: int | None
+    level: Level | None
     rounds: int
     mean_seconds: float | None
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from edge_runtime.bundle.levels import Level
 from edge_runtime.protocol.profile import Profile
 
 
@@ -14,13 +15,13 @@ class WorkDone(msgspec.Struct, frozen=True):
 
     Attributes:
         job: name of the job.
-        level: active layers; null: forward passes alone.
+        level: the level; null: forward passes alone.
         rounds: reports that were taken.
         mean_seconds: of a round's local steps; null: not known.
     """
 
     job: str
-    level: int | None
+    level: Level | None
     rounds: int
     mean_seconds: float | None
 

@@ -46,11 +46,14 @@ def serve_local(app: Gate, state_dir: Path) -> Iterator[Path]:
         listener.listen(64)
     except OSError as error:
         raise storage_error(error, path) from error
+    made = path.stat().st_ino
     try:
         with serve_on(app, listener):
             yield path
     finally:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == made:  # else it is that of the server which has taken over
+                path.unlink()
 
 
 def _check_own(folder: Path) -> None:

@@ -214,7 +214,7 @@ def make_join_tokens(args: argparse.Namespace, names: list[str], valid_s: float)
     from server.client.client import NoServerError
     from server.serving.options import only_one
     from server.storage.audit_records import DONE, Asker
-    from server.storage.ledger import Ledger
+    from server.storage.ledger import Ledger, Waiting
     from server.storage.ledger_address import LEDGER_FILE
     from server.trust.folder import join_url, open_trust
     from server.trust.tokens import make_tokens
@@ -231,7 +231,11 @@ def make_join_tokens(args: argparse.Namespace, names: list[str], valid_s: float)
     except NoServerError:
         if args.server is not None:
             raise
-        with only_one(args.state_dir), contextlib.closing(Ledger(args.state_dir / LEDGER_FILE)) as ledger:
+        alone = Waiting(0.0, time.sleep)
+        with (
+            only_one(args.state_dir),
+            contextlib.closing(Ledger(args.state_dir / LEDGER_FILE, waiting=alone)) as ledger,
+        ):
             subject = names[0] if len(names) == 1 else f"{len(names)} names"
             entry = ledger.audit_begun(Asker("local", "socket"), "token", subject, f"for {valid_s:g} s")
             made = make_tokens(ledger, trust.authority, url, names, valid_s, time.time())

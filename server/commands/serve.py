@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from server.serving.options import ServeOptions
 
 
+_AGAIN_S = 5.0
+"""Seconds after which a standby that could not begin waits for its turn again."""
+
+
 def add_serve_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     """Add ``serve`` and ``run``."""
     serve = commands.add_parser("serve", help="serve a fleet; jobs come and go", description=_serve.__doc__)
@@ -230,7 +234,7 @@ def _serve(args: argparse.Namespace) -> int:
             "covey run --bundle BUNDLE --job job.toml runs one job and ends",
         )
     options = options_of(args)
-    from server.serving.always_on import serve
+    from server.serving.always_on import serve_or_wait
     from server.serving.stores import StoppedError
     from server.views.progress import fleet_log
 
@@ -246,7 +250,9 @@ def _serve(args: argparse.Namespace) -> int:
             if options.standby:
                 say({"fleet": options.fleet, "standby": "until the server before it has ended"})
                 notifier.ready("standby")  # systemd must not wait for the other server's end
-            serve(options, observe, stop.is_set, is_ready)
+                notifier.watch()
+            while not serve_or_wait(options, observe, stop, is_ready):
+                stop.wait(_AGAIN_S)
         except StoppedError:
             return output.INTERRUPTED
         finally:
@@ -262,6 +268,7 @@ def _run(args: argparse.Namespace) -> int:
     options = options_of(args)
     from server.serving.loaded_job import load_job
     from server.serving.one_shot import run_job
+    from server.serving.stores import StoppedError
     from server.views.progress import watch
     from server.views.summary import summary_text
 
@@ -272,7 +279,10 @@ def _run(args: argparse.Namespace) -> int:
         watch(name, fitted.job.rounds, args.format) as shown,
         traced(args, os.environ, lambda _, event: shown(event)) as observe,
     ):
-        summary = run_job(fitted, bundle, options, lambda event: observe(name, event), stop.is_set)
+        try:
+            summary = run_job(fitted, bundle, options, lambda event: observe(name, event), stop.is_set)
+        except StoppedError:
+            summary = None
     if summary is None:
         return output.INTERRUPTED
     output.emit(args, {"event": "finished", **summary}, summary_text(summary))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from edge_runtime.errors import NetworkError
+from server.errors import JobError
 from server.serving.connection import connect_to_broker
 from server.serving.host import open_host
 from server.serving.loaded_job import load_submitted, prepare, release
 from server.serving.stores import locked_stores
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
 
     from server.events import Event
@@ -56,3 +59,43 @@ def serve(
             while not should_stop():
                 host.turn()
     _LOG.info("stopped; jobs that were at work go on with the next covey serve")
+
+
+def serve_or_wait(
+    options: ServeOptions,
+    observe: Callable[[str | None, Event], None],
+    stop: threading.Event,
+    is_ready: Callable[[Host], None],
+) -> bool:
+    """Serve a fleet as serve does. A standby that cannot begin gives the ledger back, and may try again.
+
+    It may have got the lock of a server that has lost its database and lives: that one has the ports still, and says
+    on the broker that it is there.
+
+    Args:
+        options: see serve.
+        observe: see serve.
+        stop: set where the server is to end.
+        is_ready: see serve.
+
+    Returns:
+        Whether it has ended; False: this standby could not begin.
+
+    Raises:
+        CoveyError: see serve; of a standby, only after it had begun.
+    """
+    has_begun = False
+
+    def begun(host: Host) -> None:
+        nonlocal has_begun
+        has_begun = True
+        is_ready(host)
+
+    try:
+        serve(options, observe, stop.is_set, begun)
+    except (JobError, NetworkError) as error:
+        if has_begun or not options.standby or stop.is_set():
+            raise
+        _LOG.warning("this standby cannot begin, and waits again: %s", error)
+        return False
+    return True

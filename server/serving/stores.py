@@ -11,7 +11,7 @@ from edge_runtime.files.writable import check_writable
 from server.compose import open_stores
 from server.serving.options import only_one
 from server.storage.ledger import Waiting
-from server.storage.ledger_address import LEDGER_FILE, address_beside, keep_address
+from server.storage.ledger_address import LEDGER_FILE, address_beside, forget_address, keep_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,8 +26,8 @@ _START_S = 30.0
 """Seconds for which a server waits at its start for a database, or for one that has just ended to be gone from it."""
 
 
-class StoppedError(Exception):
-    """The operator has ended a server that waited for its turn."""
+class StoppedError(BaseException):  # so that nothing on the way takes it for a fault
+    """The operator has ended a server that waited for its turn, or for its database."""
 
 
 @contextlib.contextmanager
@@ -48,8 +48,7 @@ def locked_stores(options: ServeOptions, should_stop: Callable[[], bool]) -> Ite
         ConfigError: the ledger is another one than that of this directory.
     """
     check_writable(options.state_dir, "--state-dir")
-    if options.ledger is not None:
-        keep_address(options.state_dir, options.ledger)
+    is_new_address = options.ledger is not None and keep_address(options.state_dir, options.ledger)
 
     def pause(seconds: float) -> None:
         if should_stop():
@@ -65,6 +64,11 @@ def locked_stores(options: ServeOptions, should_stop: Callable[[], bool]) -> Ite
             open_things.enter_context(only_one(options.state_dir, lambda: pause(_LOOK_S)))
         else:
             open_things.enter_context(only_one(options.state_dir))
-        stores = open_stores(options.state_dir, waiting=waiting)
+        try:
+            stores = open_stores(options.state_dir, waiting=waiting)
+        except BaseException:
+            if is_new_address:  # one that has never worked may be mistyped
+                forget_address(options.state_dir)
+            raise
         open_things.callback(stores.ledger.close)
         yield stores

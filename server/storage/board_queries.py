@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sqlalchemy import and_, func, select
 
+from edge_runtime.bundle.levels import Level
 from edge_runtime.protocol.profile import Profile
 from server.storage.asking import records, tuples
+from server.storage.level_columns import LEVEL
 from server.storage.tables import DEVICES, JOBS, OFFERS, PROFILES
 
 if TYPE_CHECKING:
@@ -25,14 +27,14 @@ class Work:
     Attributes:
         device: its name.
         job: name of the job.
-        level: active layers; None: forward passes alone.
+        level: the level; None: forward passes alone.
         rounds: reports that were taken.
         mean_seconds: of a round's local steps, as reported; None: not known.
     """
 
     device: str
     job: str
-    level: int | None
+    level: Level | None
     rounds: int
     mean_seconds: float | None
 
@@ -66,13 +68,13 @@ def work_of(ledger: Ledger, fleet: str, devices: Sequence[str], bundle_sha256: s
         select(
             OFFERS.c.device,
             OFFERS.c.job,
-            OFFERS.c.level,
+            LEVEL,
             func.count().label("rounds"),
             func.avg(OFFERS.c.seconds).label("mean_seconds"),
         )
         .select_from(OFFERS.join(JOBS, and_(JOBS.c.name == OFFERS.c.job, JOBS.c.fleet == fleet)))
         .where(JOBS.c.bundle_sha256 == bundle_sha256, OFFERS.c.device.in_(devices), OFFERS.c.state == "reported")
-        .group_by(OFFERS.c.device, OFFERS.c.job, OFFERS.c.level)
-        .order_by(OFFERS.c.device, OFFERS.c.job, OFFERS.c.level)
+        .group_by(OFFERS.c.device, OFFERS.c.job, OFFERS.c.level, OFFERS.c.level_kind)
+        .order_by(OFFERS.c.device, OFFERS.c.job, OFFERS.c.level.nulls_first(), OFFERS.c.level_kind.nulls_first())
     )
-    return records(ledger, Work, query)
+    return records(ledger, Work, query, json={"level": Level})

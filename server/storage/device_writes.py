@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from sqlalchemy import bindparam, delete, insert, select, update
 
+from server.storage.columns import without_nul
 from server.storage.tables import DEVICE_TAGS, DEVICES, PROFILES, now_text
 from server.storage.writes import Writes
 
@@ -34,6 +35,11 @@ _PROVED = (
 def _changed(columns: tuple[str, ...]) -> Update:
     """Return the statement that gives some columns of a device's row new values."""
     return update(DEVICES).where(*_OF_DEVICE).values({column: bindparam(f"new_{column}") for column in columns})
+
+
+def _without_nul(document: bytes) -> bytes:
+    """Return JSON without NUL in its texts, which PostgreSQL cannot look into."""
+    return (without_nul(document.decode()) or "").encode()
 
 
 class DeviceWrites(Writes):
@@ -115,7 +121,7 @@ class DeviceWrites(Writes):
                     "fleet": fleet,
                     "device": device,
                     "payload_sha256": payload_sha256,
-                    "profile": None if profile is None else msgspec.json.encode(profile),
+                    "profile": None if profile is None else _without_nul(msgspec.json.encode(profile)),
                     "bundle_sha256": None if profile is None else profile.bundle.sha256,
                     "remarks": json.dumps(list(remarks)),
                     "received_at": now_text(),

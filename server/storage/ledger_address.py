@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 LEDGER_FILE = "ledger.sqlite"
 ADDRESS_FILE = "ledger.url"
+_SECRETS = {"password", "sslpassword"}
 _SCHEMES = ("postgresql", "postgres")
 
 
@@ -41,24 +42,30 @@ def has_ledger(path: Path) -> bool:
     return path.exists() or address_beside(path) is not None
 
 
-def keep_address(state_dir: Path, address: str) -> None:
+def keep_address(state_dir: Path, address: str) -> bool:
     """Note in a state directory that its ledger is in PostgreSQL: every command finds it there from then on.
 
     Args:
         state_dir: the server's state directory.
         address: ``postgresql://user@host/database``.
 
+    Returns:
+        Whether it is noted now; False: it was before.
+
     Raises:
         ConfigError: it is no such address, it has a password, or the state directory has another ledger already.
         StorageError: the file cannot be written.
     """
-    found = urllib.parse.urlsplit(address)
+    try:
+        found = urllib.parse.urlsplit(address)
+    except ValueError:
+        found = urllib.parse.urlsplit("")
     if found.scheme not in _SCHEMES:
         raise ConfigError(
             f"--ledger {shown(address)} is no address of a PostgreSQL database",
             "write postgresql://user@host/database; without --ledger the ledger is a file in --state-dir",
         )
-    if found.password is not None:
+    if found.password is not None or _SECRETS & urllib.parse.parse_qs(found.query).keys():
         raise ConfigError(
             f"--ledger {shown(address)} has a password, which every user of this machine could read",
             "put it into ~/.pgpass (mode 0600) or into the environment as PGPASSWORD",
@@ -75,8 +82,15 @@ def keep_address(state_dir: Path, address: str) -> None:
             f"the ledger of {state_dir} is {shown(there)}, not {shown(address)}",
             f"leave --ledger out; or give another --state-dir; or change {path.with_name(ADDRESS_FILE)}",
         )
-    if there is None:
-        write_atomically(path.with_name(ADDRESS_FILE), f"{address}\n".encode())
+    if there is not None:
+        return False
+    write_atomically(path.with_name(ADDRESS_FILE), f"{address}\n".encode())
+    return True
+
+
+def forget_address(state_dir: Path) -> None:
+    """Remove the note of keep_address."""
+    (state_dir / ADDRESS_FILE).unlink(missing_ok=True)
 
 
 def shown(address: str) -> str:

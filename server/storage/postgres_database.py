@@ -15,7 +15,7 @@ import sqlalchemy
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from edge_runtime.errors import StorageError
+from edge_runtime.errors import CoveyError, StorageError
 from server.errors import JobError
 from server.storage.database import Database
 from server.storage.ledger_address import shown
@@ -40,6 +40,8 @@ LOST_S = 300.0
 """Seconds for which a server waits for a database that went away, before it ends."""
 _FULL = ("53100",)
 _NOT_ALLOWED = ("28000", "28P01", "42501", "3D000", "25006")
+_FOR_A_WHILE = ("starting up", "shutting down", "recovery", "too many", "terminating")
+"""Words of refusals that end by themselves."""
 _TAKEN_OVER = "another server has taken the ledger {place} over"
 _UNDONE = "nothing of what was to be written together was written; start the server again"
 _LEAVE = "nothing was written; the other server goes on, and this one can wait for its turn (covey serve --standby)"
@@ -76,15 +78,16 @@ class PostgresDatabase(Database):
         self._read_only, self._exclusive = read_only, exclusive
         self._sleep, self._clock = sleep, clock
         self._depth = 0
+        self._given_up: StorageError | None = None
         try:
             url = sqlalchemy.make_url(address).set(drivername="postgresql+psycopg")
             self._engine = sqlalchemy.create_engine(url, poolclass=NullPool, connect_args=_CONNECT_ARGS)
-        except (sqlalchemy.exc.ArgumentError, ImportError) as error:
+        except (sqlalchemy.exc.ArgumentError, ValueError, ImportError) as error:
             raise _cannot_use(self.place, error) from error
         sqlalchemy.event.listen(self._engine, "connect", _prepare)
         try:
             with self.reading():
-                self._connect(wait_s)
+                self._connect(wait_s, wait_s)
                 self._open()
         except BaseException:
             self.close()
@@ -92,17 +95,24 @@ class PostgresDatabase(Database):
 
     # -- the connection ---------------------------------------------------------------------------------------------
 
-    def _connect(self, wait_s: float | None) -> None:
+    def _connect(self, absent_s: float | None, held_s: float | None, *, is_new: bool = True) -> None:
         """Connect, and take the lock where this is the server; wait for both.
+
+        Args:
+            absent_s: seconds to wait for a database that cannot be reached; None: for ever.
+            held_s: seconds to wait for another server's end; None: for ever.
+            is_new: whether what the database refuses is a mistake, and no matter of time.
 
         Raises:
             StorageError, JobError: see the class.
         """
-        ends = None if wait_s is None else self._clock() + wait_s
-        has_said = False
+        began, has_said = self._clock(), False
+        limit_s: float | None
+        problem: CoveyError
         while True:
             try:
                 self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+                self._require_schema()
                 if self._read_only:
                     self._connection.exec_driver_sql("SET default_transaction_read_only = on")
                 if (
@@ -110,21 +120,32 @@ class PostgresDatabase(Database):
                     or self._connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({_LOCK})").scalar_one()
                 ):
                     return
-                problem: Exception = JobError(
-                    f"another server uses the ledger {self.place}",
-                    "end it first; or wait for its turn with covey serve --standby",
+                limit_s, problem = (
+                    held_s,
+                    JobError(
+                        f"another server uses the ledger {self.place}",
+                        "end it first; or wait for its turn with covey serve --standby",
+                    ),
                 )
                 self._connection.close()
             except DBAPIError as error:
-                problem = self.failed(error.orig, "reach")
-                if _code(error.orig) in _NOT_ALLOWED:
+                limit_s, problem = absent_s, self.failed(error.orig, "reach")
+                if is_new and _is_refusal(error.orig):
                     raise problem from error
-            if ends is not None and self._clock() >= ends:
+            if limit_s is not None and self._clock() - began >= limit_s:
                 raise problem
             if not has_said:
                 _LOG.warning("waiting: %s", problem)
                 has_said = True
             self._sleep(_AGAIN_S)
+
+    def _require_schema(self) -> None:
+        """Check that the schema of the address is there: PostgreSQL takes the name of one that is not."""
+        if self._connection.exec_driver_sql("SELECT current_schema()").scalar() is None:
+            raise StorageError(
+                f"the schema that the address of the ledger {self.place} names is not there",
+                "make it: psql -c 'CREATE SCHEMA covey'",
+            )
 
     def _open(self) -> None:
         begins = is_new(self._connection)
@@ -133,7 +154,7 @@ class PostgresDatabase(Database):
         if begins:
             create(self._connection)
         elif check_version(self._connection, self.place):
-            if self._read_only:
+            if not self._exclusive:  # another server may be at work on it
                 raise StorageError(
                     f"the ledger {self.place} is of an older Covey",
                     "covey serve upgrades it when it starts; make a copy before (pg_dump)",
@@ -159,9 +180,13 @@ class PostgresDatabase(Database):
         with contextlib.suppress(DBAPIError):
             self._connection.close()
         try:
-            self._connect(LOST_S if not self._exclusive else 2.0 * _GONE_S + LOST_S)
+            self._connect(LOST_S, 2.0 * _GONE_S, is_new=False)
         except JobError as error:
-            raise StorageError(_TAKEN_OVER.format(place=self.place), _LEAVE) from error
+            self._given_up = StorageError(_TAKEN_OVER.format(place=self.place), _LEAVE)
+            raise self._given_up from error
+        except StorageError as error:
+            self._given_up = error
+            raise
         _LOG.warning("the connection to the ledger %s is back", self.place)
 
     def _again_if_lost(self, act: Callable[[], T]) -> T:
@@ -169,6 +194,8 @@ class PostgresDatabase(Database):
 
         Within a transaction nothing is done again: what came before in it is undone.
         """
+        if self._given_up is not None:
+            raise self._given_up
         if self._connection.invalidated:  # SQLAlchemy's own way back would not take the lock
             if self._depth:
                 raise StorageError(f"the connection to the ledger {self.place} was lost", _UNDONE)
@@ -195,7 +222,7 @@ class PostgresDatabase(Database):
         what = f"cannot {verb} the ledger {self.place}: {text}"
         if code in _FULL:
             return StorageError(what, "free some space on the database's machine and start again; nothing was lost")
-        if code in _NOT_ALLOWED or (code is None and "FATAL" in text):  # it has answered, and refuses the connection
+        if _is_refusal(error):
             return StorageError(what, "check user, password (~/.pgpass), name of the database, and its permissions")
         if code is None or code[:2] in ("08", "57"):
             return StorageError(what, "check that the database runs and can be reached; nothing was lost")
@@ -294,6 +321,14 @@ def _prepare(connection: Any, _record: object) -> None:  # noqa: ANN401 psycopg'
         ):
             cursor.execute(f"SET {name} = {value}")
     connection.autocommit = False
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """Whether the database has answered that it does not let this user in; a connection's error has no code."""
+    code, text = _code(error), str(error)
+    if code is not None:
+        return code in _NOT_ALLOWED
+    return "FATAL" in text and not any(word in text for word in _FOR_A_WHILE)
 
 
 def _code(error: BaseException | None) -> str | None:

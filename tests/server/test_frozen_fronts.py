@@ -17,7 +17,8 @@ from server.job.fitted import fit_to_bundle
 from server.job.job import read_job
 from server.serving.loaded_job import load_job
 from server.simulation.in_process import run_in_process
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 from server.views.summary import job_summary
 
 if TYPE_CHECKING:

@@ -32,7 +32,15 @@ def test_an_address_with_a_password_is_not_kept(tmp_path: Path) -> None:
     assert not (tmp_path / ADDRESS_FILE).exists()
 
 
-@pytest.mark.parametrize("address", ["sqlite:///x", "mysql://a/b", "x", "", "postgresql+psycopg://a/b"])
+@pytest.mark.parametrize("secret", ["password=x", "sslmode=require&sslpassword=x"])
+def test_a_password_among_the_options_is_one_too(tmp_path: Path, secret: str) -> None:
+    with pytest.raises(ConfigError, match="has a password"):
+        keep_address(tmp_path, f"{ADDRESS}&{secret}")
+
+
+@pytest.mark.parametrize(
+    "address", ["postgresql://[", "sqlite:///x", "mysql://a/b", "x", "", "postgresql+psycopg://a/b"]
+)
 def test_what_is_no_address_is_refused(tmp_path: Path, address: str) -> None:
     with pytest.raises(ConfigError, match="no address of a PostgreSQL database"):
         keep_address(tmp_path, address)

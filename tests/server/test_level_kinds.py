@@ -21,8 +21,10 @@ from server.job.job import Job, JobStld, read_job
 from server.simulation.boards import common, modelled_profiles
 from server.simulation.run import JOB_NAME, SimulateOptions, simulate
 from server.storage import queries
+from server.storage.board_queries import work_of
 from server.storage.fleet_queries import offers_to_device
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,3 +104,20 @@ def test_the_level_is_shown_and_advised_with_its_kind(
     job = read_job(tmp_path / "job.toml")
     assert job.stld is not None
     assert job.stld.kinds == ["drop", "top"]
+
+
+def test_work_at_levels_of_both_kinds_is_told_apart(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / LEDGER_FILE)
+    ledger.begin_job("job", "default", "b" * 64, {"rounds": 2})
+    ledger.device_born("default", "pi", "{}")
+    levels: list[Level | None] = [3, "top:3", None]
+    for index, level in enumerate(levels):
+        ledger.open_round("job", index, 0, '{"split": 2, "rule": {}}', "a" * 64, None, {"pi": level})
+        ledger.take_report("job", index, 0, "pi", {"examples": 5, "loss": 0.5, "seconds": 1.0 + index})
+    found = work_of(ledger, "default", ["pi"], "b" * 64)
+    assert [(work.level, work.rounds, work.mean_seconds) for work in found] == [
+        (None, 1, 3.0),
+        (3, 1, 1.0),
+        ("top:3", 1, 2.0),
+    ]
+    ledger.close()

@@ -12,13 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from postgres import Postgres, running_postgres
+from profiles import PROFILE
 from sqlalchemy import text
 
 from edge_runtime.errors import StorageError
 from server.errors import JobError
+from server.serving.options import ServeOptions
+from server.serving.stores import StoppedError, locked_stores
 from server.storage import columns, fleet_queries
 from server.storage.ledger import Ledger, Waiting
-from server.storage.ledger_address import LEDGER_FILE, keep_address
+from server.storage.ledger_address import LEDGER_FILE, address_beside, keep_address
 from server.storage.postgres_database import PostgresDatabase
 
 NOT_WAITING = Waiting(0.0, time.sleep)
@@ -206,3 +209,78 @@ def test_what_keeps_from_a_database_is_named(
         Ledger(tmp_path / LEDGER_FILE)
     assert raised.value.hint is not None
     assert hint in raised.value.hint
+
+
+def test_what_the_database_refuses_is_said_at_once_and_not_waited_for(database: Postgres, tmp_path: Path) -> None:
+    keep_address(tmp_path, database.schema_for(tmp_path).replace("postgres@", "nobody@"))
+
+    def never(_seconds: float) -> None:
+        raise AssertionError("nobody waits")
+
+    with pytest.raises(StorageError, match="nobody"):
+        Ledger(tmp_path / LEDGER_FILE, waiting=Waiting(None, never))
+
+
+def test_a_schema_that_is_not_there_is_named(database: Postgres, tmp_path: Path) -> None:
+    keep_address(tmp_path, f"{database.address()}?options=-csearch_path%3Dnowhere")
+    with pytest.raises(StorageError, match="schema") as raised:
+        Ledger(tmp_path / LEDGER_FILE, waiting=NOT_WAITING)
+    assert raised.value.hint is not None
+    assert "CREATE SCHEMA" in raised.value.hint
+
+
+def options_of(database: Postgres, state_dir: Path) -> ServeOptions:
+    return ServeOptions(state_dir=state_dir, ledger=database.schema_for(state_dir), standby=True)
+
+
+def test_a_standby_that_is_told_to_stop_ends_without_a_word_of_damage(
+    ledger: Ledger, state_dir: Path, database: Postgres
+) -> None:
+    looks = 0
+
+    def should_stop() -> bool:
+        nonlocal looks
+        looks += 1
+        return looks > 1
+
+    with pytest.raises(StoppedError), locked_stores(options_of(database, state_dir), should_stop):
+        pass
+    assert looks == 2
+    ledger.device_state("f", "pi", "online")
+
+
+def test_an_address_that_has_never_worked_is_not_kept(database: Postgres, tmp_path: Path) -> None:
+    options = ServeOptions(state_dir=tmp_path, ledger=database.address("nowhere"))
+    with pytest.raises(StorageError, match="nowhere"), locked_stores(options, lambda: False):
+        pass
+    assert address_beside(tmp_path / LEDGER_FILE) is None
+
+
+def test_after_a_ledger_was_given_up_every_call_says_why(ledger: Ledger, state_dir: Path, database: Postgres) -> None:
+    """Not that it is damaged: the operator would restore a copy over a sound ledger."""
+    ledger.close()
+    moments = iter(range(0, 10**9, 1000))
+    late = PostgresDatabase(
+        database.schema_for(state_dir),
+        read_only=False,
+        exclusive=True,
+        sleep=lambda _seconds: None,
+        clock=lambda: float(next(moments)),
+    )
+    database.cut_sessions()
+    other = Ledger(state_dir / LEDGER_FILE, waiting=NOT_WAITING)
+    for _ in range(3):
+        with pytest.raises(StorageError, match="has taken the ledger"):
+            late.rows(text("SELECT 1 FROM jobs"))
+        with pytest.raises(StorageError, match="has taken the ledger"), late.transaction():
+            pass
+    other.close()
+    late.close()
+
+
+def test_a_profile_with_nul_breaks_no_filter(ledger: Ledger) -> None:
+    profile = msgspec.structs.replace(PROFILE, facts=msgspec.structs.replace(PROFILE.facts, board="a\x00b"))
+    ledger.device_born("f", "pi", "{}")
+    ledger.profile_received("f", "pi", "0" * 64, profile, [])
+    found = fleet_queries.DeviceFilter(board="a\N{REPLACEMENT CHARACTER}b")
+    assert fleet_queries.count_devices(ledger, "f", found) == 1

@@ -53,7 +53,8 @@ def ledgers_in_postgres(request: pytest.FixtureRequest) -> Iterator[None]:
                 made[whole] = server.schema_for(whole)
             return made[whole]
 
-        patch.setattr("server.storage.ledger.address_beside", address)
+        for module in ("server.storage.ledger", "server.serving.stores"):
+            patch.setattr(f"{module}.address_beside", address)
         # A command that asks whether there is a ledger must not be told of one that nobody has made.
         patch.setattr("server.storage.ledger_address.address_beside", lambda path: made.get(path.resolve()))
         yield
