@@ -2,7 +2,7 @@
 
 Translates requests into operations and errors into answers; decides nothing.
 
-May import: access, queue, client, web, views, metrics, storage, errors; of edge_runtime: protocol,
+May import: access, queue, client, web, views, metrics, storage, errors; of edge_runtime: protocol, bundle,
     files, values, errors.
 Must never come in: SQL, rounds, the devices' messages.
 """

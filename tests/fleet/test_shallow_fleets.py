@@ -20,6 +20,7 @@ from edge_runtime.bundle.levels import TOP_LEVELS, Level
 from edge_runtime.errors import BundleError, ConfigError, ProtocolError
 from edge_runtime.protocol.messages import decode_plan, encode_message
 from edge_runtime.protocol.presence import Capability
+from edge_runtime.protocol.step_rule import StepRule
 from server.bandit.arms import Arm, PriceBasis, backprop_arms, price
 from server.errors import JobError
 from server.job.fitted import FittedJob, fit_to_bundle
@@ -158,9 +159,9 @@ def test_a_device_of_before_is_told_that_it_is_too_old(both: Bundle, tiny_bundle
     new = birth_of("pi", BACKPROP)
     old = msgspec.structs.replace(new, methods=["spzo"])
     new = msgspec.structs.replace(new, methods=METHODS)
-    assert why_too_old(both.manifest, new) is None
-    assert why_too_old(tiny_bundle.manifest, old) is None
-    reason = why_too_old(both.manifest, old)
+    assert why_too_old(both.manifest, new, StepRule()) is None
+    assert why_too_old(tiny_bundle.manifest, old, StepRule()) is None
+    reason = why_too_old(both.manifest, old, StepRule())
     assert reason is not None
     assert "cannot read a bundle with level top:1" in reason
     assert "what to do" in reason
