@@ -14,7 +14,8 @@ from edge_runtime.engines import least_versions
 from edge_runtime.errors import ConfigError
 from server.serving.loaded_job import load_job
 from server.simulation.in_process import run_in_process
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 from server.views.summary import job_devices
 
 if TYPE_CHECKING:

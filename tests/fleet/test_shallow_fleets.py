@@ -28,7 +28,8 @@ from server.planning.levels import largest_level
 from server.rounds.least_versions import why_too_old
 from server.simulation.in_process import run_in_process
 from server.storage import queries
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 from server.views.history import job_history
 from server.views.summary import job_devices
 

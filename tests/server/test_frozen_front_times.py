@@ -16,7 +16,8 @@ from server.bandit.step_times import expected
 from server.serving.loaded_job import load_job
 from server.simulation.in_process import run_in_process
 from server.storage import queries
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -22,7 +22,8 @@ from server.simulation.boards import common, modelled_profiles
 from server.simulation.run import JOB_NAME, SimulateOptions, simulate
 from server.storage import queries
 from server.storage.fleet_queries import offers_to_device
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -35,7 +35,8 @@ from server.simulation.in_process import run_in_process
 from server.simulation.run import SimulateOptions, simulate
 from server.storage import queries
 from server.storage.adapters import AdapterChain
-from server.storage.ledger import LEDGER_FILE, Ledger
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
 from server.storage.records import ClosedRound, RoundFigures, RoundPlan, TakenReport
 
 DEVICES = 4
