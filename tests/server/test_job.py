@@ -60,11 +60,23 @@ def test_a_job_is_read_relative_to_its_file(tmp_path: Path, tiny_bundle: Bundle)
         (JOB + "[step]\nback_perturbations = 300\n", "back_perturbations"),
         (JOB + "[step]\nleave_one_out = true\nback_perturbations = 1\n", "leave_one_out"),
         (JOB + '[step]\nvariant = "other"\n', "variant"),
+        (JOB + "[step]\nkeep_directions = 6\n[adaptive]\n", r"= 2, which \[adaptive\] may choose: keep_directions = 6"),
+        (
+            JOB + "[step]\nkeep_directions = 6\n[bandit]\nback_perturbations = [8, 4]\n",
+            r"= 4, which \[bandit\] may choose",
+        ),
     ],
 )
 def test_a_wrong_job_is_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_job(write(tmp_path / "job.toml", text))
+
+
+def test_a_rule_needs_to_hold_only_with_what_may_be_chosen(tmp_path: Path) -> None:
+    kept = JOB + "[step]\nkeep_directions = {}\n[adaptive]\nback_perturbations = {}\n"
+    for most, adapts in ((2, "true"), (6, "false")):
+        job = read_job(write(tmp_path / "job.toml", kept.format(most, adapts)))
+        assert job.step.keep_directions == most
 
 
 def test_a_split_that_the_bundle_has_not_is_named(tiny_bundle: Bundle) -> None:
