@@ -19,8 +19,9 @@ from edge_runtime.protocol.step_rule import StepRule
 from server.cli import main
 from server.errors import JobError
 from server.fleet.cohort import choose_cohort, shares
+from server.job.epsilon import device_epsilon
 from server.job.fitted import fit_to_bundle
-from server.job.job import Job, JobStld, read_job
+from server.job.job import Job, JobPrivacy, JobStld, read_job
 from server.rounds.aggregate import aggregate
 from server.storage import queries
 from server.storage.adapters import RoundBase
@@ -35,6 +36,14 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.folder import Bundle
 
 JOB = 'name = "job"\neval_file = "test.jsonl"\n'
+PRIVATE = Job(
+    name="job",
+    eval_file="x",
+    steps=2,
+    weighting="uniform",
+    step=StepRule(back_perturbations=2),
+    privacy=JobPrivacy(clip=1.0, noise_multiplier=20.0),
+)
 
 
 def write(path: Path, text: str) -> Path:
@@ -174,6 +183,16 @@ def test_what_was_written_is_there_after_reopening(tmp_path: Path) -> None:
     assert (summary["loss_end"], summary["accuracy_end"], summary["back_passes"]) == (0.4, 0.9, 4)
     (row,) = job_rounds(again, "job")
     assert (row["offered"], row["reports"], row["state"]) == (2, 1, "aggregated")
+
+
+def test_epsilon_is_that_of_the_device_that_releases_most(ledger: Ledger) -> None:
+    """A bandit gives devices their own P2: of two rounds, x sends 2 steps of 2 and 2 of 9 scalars, y 4 of 2."""
+    ledger.begin_job("job", "default", "b" * 64, msgspec.to_builtins(PRIVATE))
+    for index, own in enumerate(({}, {"x": 9})):
+        plan = RoundPlan(2, PRIVATE.step, back_perturbations=own)
+        ledger.open_round("job", index, 0, msgspec.json.encode(plan).decode(), "a" * 64, None, {"x": None, "y": None})
+    found = job_summary(ledger, "job")["epsilon"]
+    assert found == pytest.approx(device_epsilon(2 * (2 + 9), 20.0, 1e-5))
 
 
 def test_a_transaction_is_all_or_nothing(ledger: Ledger) -> None:
