@@ -63,5 +63,6 @@ def do_forward(
         return result
     counts = engine.counts.since(before)
     _LOG.info("the front's activations: %d were kept, %d were not", counts.hits, counts.misses)
-    passes = -(-counts.runs // min(plan.batch_size, len(loaded.rows)))
+    rows_of_pass = min(plan.batch_size, len(loaded.rows))
+    passes = -(-counts.runs // rows_of_pass) if engine.keeps_rows else counts.runs
     return replace(result, front_passes=passes, front_hits=counts.hits, front_misses=counts.misses)

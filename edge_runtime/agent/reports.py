@@ -42,8 +42,10 @@ class SessionFacts:
 def round_report(plan: TrainPlan, result: RoundResult, facts: SessionFacts) -> RoundReport:
     """Return the report of a forward-only round.
 
-    A private round's loss is left out, and how many of its rows were there before: both tell about the rows.
+    A private round's loss is left out, and how many of its rows were there before: both tell about the rows. So would
+    runs of a frozen front: a private round counts one for each step, and takes no time for them.
     """
+    hides_front = plan.privacy is not None and plan.rule.front_is_frozen
     says_rows = plan.privacy is None and result.front_hits is not None
     return RoundReport(
         job=plan.job,
@@ -55,9 +57,9 @@ def round_report(plan: TrainPlan, result: RoundResult, facts: SessionFacts) -> R
         examples=facts.examples,
         loss=None if plan.privacy is not None else result.loss,
         seconds=result.seconds,
-        front_passes=result.front_passes,
+        front_passes=plan.steps if hides_front else result.front_passes,
         back_passes=result.back_passes,
-        front_seconds=result.front_seconds,
+        front_seconds=0.0 if hides_front else result.front_seconds,
         back_seconds=result.back_seconds,
         link_bytes_per_s=facts.link_bytes_per_s,
         replay_parameters_per_s=facts.replay_parameters_per_s,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MOST_LAYERS = 4096
 TOP_LEVELS = "top-levels"
-"""What a device's announcement lists among its methods if it can read a bundle with top levels."""
+"""What a device's announcement lists among its methods if it can read a bundle with top levels, or a quantised base."""
 TOP_PREFIX = "top:"
 TopLevel = Annotated[str, msgspec.Meta(pattern=rf"^{TOP_PREFIX}[1-9][0-9]{{0,3}}(?!\n)$")]
 Level = Annotated[int, msgspec.Meta(ge=1, le=MOST_LAYERS)] | TopLevel

@@ -81,6 +81,11 @@ class FrozenFront:
         return FrontCounts(*self._counts)
 
     @property
+    def keeps_rows(self) -> bool:
+        """Whether the front is run on rows one by one, to be kept; otherwise it is run on whole batches."""
+        return self._frame is not None
+
+    @property
     def front_workspace(self) -> FloatVector:
         """See Engine. Nothing is to be written: ``front_reads`` is empty."""
         return self._engine.front_workspace

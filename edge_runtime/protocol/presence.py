@@ -53,7 +53,9 @@ class Birth(_Message, frozen=True, tag="birth", kw_only=True):
 
     Attributes:
         boot_id: new with every start of the process.
-        methods: what it can be asked for that not every version knows: ``spzo``, and FROZEN_FRONT.
+        methods: what it can be asked for that not every version knows: ``spzo``; the switches of the step's rule
+            (``keep_directions``, ``curvature``, ``sign_momentum``); ``frozen-front``, see FROZEN_FRONT; ``top-levels``,
+            see levels.TOP_LEVELS.
         connection: number of connections to a broker since that start, from 1.
         epoch: of the last hello that the device has heard; None: it has heard none.
         tags: what jobs can name the device by, beside its name.

@@ -44,9 +44,10 @@ class RoundReport(_Message, frozen=True, tag="report", kw_only=True):
         examples: rows of private data on the device.
         loss: mean of all losses seen; it belongs to perturbed models on training rows; None in a private round.
         seconds: duration of the local steps.
-        front_passes: runs of the front block; of a front that is run row by row, as many as its rows make batches.
+        front_passes: runs of the front block; of a front that is run row by row, as many as its rows make batches; of a
+            frozen front in a private round, ``steps``, whatever was run.
         back_passes: runs of the back block.
-        front_seconds: time of these runs alone.
+        front_seconds: time of these runs alone; 0 for a frozen front in a private round.
         back_seconds: time of these runs alone.
         link_bytes_per_s: speed of the last download that was large enough to tell; None: not known.
         replay_parameters_per_s: parameters × directions that the device replays per second; None: not known.

@@ -18,7 +18,7 @@ from edge_runtime.files.toml_file import read_toml
 from edge_runtime.protocol.layer_dropout import Stld
 from edge_runtime.protocol.messages import MAX_PAYLOAD_BYTES
 from edge_runtime.protocol.privacy import Privacy
-from edge_runtime.protocol.step_rule import MAX_PERTURBATIONS, StepRule, check_rule
+from edge_runtime.protocol.step_rule import MAX_PERTURBATIONS, StepRule, check_rule, rule_with
 from edge_runtime.values import Name
 from server.bandit.options import BanditOptions
 from server.job.methods import expand
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 FROZEN_FRONT, _LATER = "frozen", "train-after:"
 _REPORT_OVERHEAD_BYTES = 512
 """Upper bound of a report's size without its scalars."""
+FEWEST_BACK_PERTURBATIONS = 2
+"""Smallest P2 from which V2 can be estimated: one back direction shows no spread within its front direction."""
 BackPerturbations = Annotated[int, msgspec.Meta(ge=1, le=MAX_PERTURBATIONS)]
 Front = Annotated[str, msgspec.Meta(pattern=f"^(train|{FROZEN_FRONT}|{_LATER}[0-9]{{1,7}})$")]
 
@@ -56,7 +58,7 @@ class Adaptive(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     back_perturbations: bool = True
     split: bool = False
-    most_back_perturbations: Annotated[int, msgspec.Meta(ge=2, le=MAX_PERTURBATIONS)] = 32
+    most_back_perturbations: Annotated[int, msgspec.Meta(ge=FEWEST_BACK_PERTURBATIONS, le=MAX_PERTURBATIONS)] = 32
 
 
 class JobBandit(BanditOptions, frozen=True, forbid_unknown_fields=True):
@@ -273,7 +275,7 @@ def _check(path: str, job: Job) -> None:
             min_reports=job.min_reports,
             backpropagates=job.stld is not None,
         )
-    check_rule(job.step)
+    _check_rules(path, job, job.step)
     _check_front(path, job)
     parse_selector(job.devices)
 
@@ -301,7 +303,24 @@ def _check_front(path: str, job: Job) -> None:
             f'{path}: front = "{job.front}" needs one split: what lies before it must not change from round to round',
             "leave split or splits = true out of [adaptive] or [bandit]",
         )
-    check_rule(job.rule_of(0))
+    _check_rules(path, job, job.rule_of(0))
+
+
+def _check_rules(path: str, job: Job, rule: StepRule) -> None:
+    """Check a rule of the job with its own P2, and with what [bandit] or, at the least, [adaptive] chooses instead."""
+    check_rule(rule)
+    chosen: list[int] = [] if job.bandit is None else job.bandit.back_perturbations
+    if job.adaptive is not None and job.adaptive.back_perturbations:
+        chosen = [FEWEST_BACK_PERTURBATIONS]
+    for p2 in chosen:
+        try:
+            check_rule(rule_with(rule, p2))
+        except ConfigError as error:
+            chooser = "bandit" if job.adaptive is None else "adaptive"
+            raise ConfigError(
+                f"{path}: with back_perturbations = {p2}, which [{chooser}] may choose: {error.what}",
+                f"{error.hint}; or leave the choice of back_perturbations out of [{chooser}]",
+            ) from error
 
 
 def _check_bandit(path: str, job: Job, bandit: JobBandit) -> None:
@@ -315,8 +334,6 @@ def _check_bandit(path: str, job: Job, bandit: JobBandit) -> None:
             f"{path}: devices that share directions need the same P2",
             "give one back_perturbations in [bandit], or leave shared_directions and seed_pool out",
         )
-    for p2 in bandit.back_perturbations:
-        check_rule(msgspec.structs.replace(job.step, back_perturbations=p2))
 
 
 def _with_method(table: dict[str, Any]) -> dict[str, Any]:

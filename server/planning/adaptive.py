@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge_runtime.bundle.layout import front_size
+from server.job.job import FEWEST_BACK_PERTURBATIONS
 from server.storage.records import RoundFigures, RoundPlan
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ _WINDOW = 4
 """Number of the last rounds whose figures are averaged."""
 Known = tuple[float, float, float, float]
 """V1, V2, F1, F2: see records.RoundFigures."""
-FEWEST_BACK_PERTURBATIONS = 2
-"""Smallest P2 from which V2 can be estimated: one back direction shows no spread within its front direction."""
 
 
 def next_plan(

@@ -14,8 +14,8 @@ from edge_runtime.bundle.layout import front_size
 from edge_runtime.forward_only.replay import compact, with_terms
 from edge_runtime.protocol.round_log import DeviceScalars, RoundLog, unpack_scalars
 from server.fleet.cohort import shares
+from server.job.job import FEWEST_BACK_PERTURBATIONS
 from server.job.robust import Robust
-from server.planning.adaptive import FEWEST_BACK_PERTURBATIONS
 from server.rounds.agreement import forward_agreement
 from server.rounds.robust_terms import clipped_log, robust_mean_square, robust_terms
 from server.storage.records import RoundFigures

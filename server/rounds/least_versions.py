@@ -69,6 +69,12 @@ def why_too_old(manifest: Manifest, birth: Birth, rule: StepRule) -> str | None:
             f"covey {birth.covey_version} on the device cannot read a bundle with level {top}\n"
             "  what to do: update covey on the device; or use a bundle exported without top levels"
         )
+    if manifest.base is not None and TOP_LEVELS not in birth.methods:  # both came with version 4 of the manifest
+        return (
+            f"covey {birth.covey_version} on the device cannot read a bundle whose base is quantised "
+            f"({manifest.base.kind})\n"
+            "  what to do: update covey on the device; or use a bundle exported without --base"
+        )
     for runtime in get_args(Runtime):
         if any(name == runtime or name.startswith(f"{runtime}-") for name in birth.runtimes):
             unmet = unmet_needs(manifest.needs, runtime, birth.runtimes)

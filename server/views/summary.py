@@ -111,13 +111,14 @@ def summary_text(summary: dict[str, Any]) -> str:
 def _privacy(ledger: Ledger, name: str, config: dict[str, Any]) -> dict[str, float | None]:
     """Return ε and δ of the device that was sent the most plans; None where the job is not private.
 
-    Every plan that was sent counts, even if its report came too late: ε is an upper bound.
+    Every plan that was sent counts, with the P2 that the device was given, even if its report came too late: ε is an
+    upper bound.
     """
     if config.get("privacy") is None:
         return {"epsilon": None, "delta": None}
     releases: collections.Counter[str] = collections.Counter()
     for device, plan in queries.plans_offered(ledger, name):
-        releases[device] += config["steps"] * plan.rule.scalars_per_step
+        releases[device] += config["steps"] * plan.rule_of(device).scalars_per_step
     delta = config["privacy"]["delta"]
     most = max(releases.values(), default=0)
     return {"epsilon": device_epsilon(most, config["privacy"]["noise_multiplier"], delta), "delta": delta}

@@ -83,6 +83,13 @@ def test_reports_say_what_was_looked_up_and_what_was_run(bench: Bench) -> None:
     assert len(first.scalars) == 4 * 6 * 3
 
 
+def test_a_front_that_cannot_be_kept_is_run_once_for_each_step(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What crosses the cut is not understood: each of the six batches is a run, and says so."""
+    monkeypatch.setattr("edge_runtime.fronts.frozen_engine.learn_frame", lambda *_arguments: None)
+    for report in rounds(bench, [FROZEN, FROZEN]):
+        assert (report.front_hits, report.front_misses, report.front_passes) == (0, 24, 6)
+
+
 def test_a_restarted_device_goes_on_with_what_it_kept(bench: Bench) -> None:
     rounds(bench, [FROZEN])
     (after,) = rounds(bench, [FROZEN], start=1)
@@ -122,6 +129,14 @@ def test_an_adapter_with_another_front_is_run_anew(bench: Bench) -> None:
     assert kept.scalars == plain.scalars
 
 
-def test_a_private_round_does_not_say_what_was_looked_up(bench: Bench) -> None:
-    (report,) = rounds(bench, [FROZEN], privacy=Privacy(1.0, 1.0))
-    assert (report.front_hits, report.front_misses) == (UNSET, UNSET)
+def test_private_rounds_do_not_say_what_was_looked_up(bench: Bench) -> None:
+    """The first runs the front for every row, the second for none: what they say of the front is the same."""
+    for report in rounds(bench, [FROZEN, FROZEN], privacy=Privacy(1.0, 1.0)):
+        assert (report.front_hits, report.front_misses) == (UNSET, UNSET)
+        assert (report.front_passes, report.front_seconds) == (6, 0.0)
+
+
+def test_a_private_round_that_trains_the_front_says_its_passes(bench: Bench) -> None:
+    (report,) = rounds(bench, [TRAINED], privacy=Privacy(1.0, 1.0), split=1)
+    assert report.front_passes == 6 * 2
+    assert report.front_seconds > 0

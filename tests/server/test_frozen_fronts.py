@@ -56,6 +56,11 @@ def test_a_job_that_does_not_say_it_is_stored_as_before(tmp_path: Path) -> None:
         ({"front": "frozen"}, {"curvature": {}}, "curvature exclude each other"),
         ({"front": "train-after:1"}, {"keep_directions": 2}, "keep_directions exclude each other"),
         ({"front": "frozen"}, {"normalize": "std", "front_perturbations": 2, "back_perturbations": 1}, "of the back"),
+        (
+            {"front": "frozen", "bandit": {"back_perturbations": [1, 4]}},
+            {"normalize": "std", "front_perturbations": 2},
+            r"= 1, which \[bandit\] may choose: .* of the back",
+        ),
     ],
 )
 def test_contradictions_are_refused(tmp_path: Path, fields: dict[str, Any], step: dict[str, Any], message: str) -> None:

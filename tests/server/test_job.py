@@ -19,8 +19,9 @@ from edge_runtime.protocol.step_rule import StepRule
 from server.cli import main
 from server.errors import JobError
 from server.fleet.cohort import choose_cohort, shares
+from server.job.epsilon import device_epsilon
 from server.job.fitted import fit_to_bundle
-from server.job.job import Job, JobStld, read_job
+from server.job.job import Job, JobPrivacy, JobStld, read_job
 from server.rounds.aggregate import aggregate
 from server.storage import queries
 from server.storage.adapters import RoundBase
@@ -35,6 +36,14 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.folder import Bundle
 
 JOB = 'name = "job"\neval_file = "test.jsonl"\n'
+PRIVATE = Job(
+    name="job",
+    eval_file="x",
+    steps=2,
+    weighting="uniform",
+    step=StepRule(back_perturbations=2),
+    privacy=JobPrivacy(clip=1.0, noise_multiplier=20.0),
+)
 
 
 def write(path: Path, text: str) -> Path:
@@ -60,11 +69,23 @@ def test_a_job_is_read_relative_to_its_file(tmp_path: Path, tiny_bundle: Bundle)
         (JOB + "[step]\nback_perturbations = 300\n", "back_perturbations"),
         (JOB + "[step]\nleave_one_out = true\nback_perturbations = 1\n", "leave_one_out"),
         (JOB + '[step]\nvariant = "other"\n', "variant"),
+        (JOB + "[step]\nkeep_directions = 6\n[adaptive]\n", r"= 2, which \[adaptive\] may choose: keep_directions = 6"),
+        (
+            JOB + "[step]\nkeep_directions = 6\n[bandit]\nback_perturbations = [8, 4]\n",
+            r"= 4, which \[bandit\] may choose",
+        ),
     ],
 )
 def test_a_wrong_job_is_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         read_job(write(tmp_path / "job.toml", text))
+
+
+def test_a_rule_needs_to_hold_only_with_what_may_be_chosen(tmp_path: Path) -> None:
+    kept = JOB + "[step]\nkeep_directions = {}\n[adaptive]\nback_perturbations = {}\n"
+    for most, adapts in ((2, "true"), (6, "false")):
+        job = read_job(write(tmp_path / "job.toml", kept.format(most, adapts)))
+        assert job.step.keep_directions == most
 
 
 def test_a_split_that_the_bundle_has_not_is_named(tiny_bundle: Bundle) -> None:
@@ -162,6 +183,16 @@ def test_what_was_written_is_there_after_reopening(tmp_path: Path) -> None:
     assert (summary["loss_end"], summary["accuracy_end"], summary["back_passes"]) == (0.4, 0.9, 4)
     (row,) = job_rounds(again, "job")
     assert (row["offered"], row["reports"], row["state"]) == (2, 1, "aggregated")
+
+
+def test_epsilon_is_that_of_the_device_that_releases_most(ledger: Ledger) -> None:
+    """A bandit gives devices their own P2: of two rounds, x sends 2 steps of 2 and 2 of 9 scalars, y 4 of 2."""
+    ledger.begin_job("job", "default", "b" * 64, msgspec.to_builtins(PRIVATE))
+    for index, own in enumerate(({}, {"x": 9})):
+        plan = RoundPlan(2, PRIVATE.step, back_perturbations=own)
+        ledger.open_round("job", index, 0, msgspec.json.encode(plan).decode(), "a" * 64, None, {"x": None, "y": None})
+    found = job_summary(ledger, "job")["epsilon"]
+    assert found == pytest.approx(device_epsilon(2 * (2 + 9), 20.0, 1e-5))
 
 
 def test_a_transaction_is_all_or_nothing(ledger: Ledger) -> None:

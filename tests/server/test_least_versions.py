@@ -10,6 +10,8 @@ import msgspec
 import pytest
 from bench import FORWARD_ONLY, JOB, Bench, ScriptedDevice, bench_of, birth_of, good_report
 
+from edge_runtime.agent.birth import METHODS
+from edge_runtime.bundle.base import Base
 from edge_runtime.bundle.folder import Bundle
 from edge_runtime.bundle.manifest import Manifest
 from edge_runtime.bundle.needs import Needs
@@ -197,6 +199,7 @@ def test_the_runtime_that_a_device_uses_is_judged() -> None:
     class _Needing:
         needs = NEEDS
         levels = ()
+        base = None
 
     manifest: Any = _Needing()
     executorch = {"executorch": "1.4.0", "numpy": "2", "tokenizers": "0.22.0"}
@@ -207,6 +210,16 @@ def test_the_runtime_that_a_device_uses_is_judged() -> None:
     found = why_too_old(manifest, msgspec.structs.replace(_birth(), runtimes=gpu), StepRule())
     assert found is not None
     assert "onnxruntime-gpu>=1.18" in found
+
+
+def test_a_quantised_base_needs_a_covey_that_reads_it(tiny_bundle: Bundle) -> None:
+    base = Base("int4", 32, "float32", 10, "golden", 1.0, 1.1, 0.01, 0.99, 0.01)
+    manifest = msgspec.structs.replace(tiny_bundle.manifest, base=base)
+    found = why_too_old(manifest, _birth(), StepRule())
+    assert found is not None
+    assert "covey 0 on the device cannot read a bundle whose base is quantised (int4)" in found
+    assert "update covey on the device" in found
+    assert why_too_old(manifest, msgspec.structs.replace(_birth(), methods=METHODS), StepRule()) is None
 
 
 def _birth() -> Any:
