@@ -98,7 +98,13 @@ class Continuer:
             self._reader = _Uncached(engines.make_predictor(bundle), self._task)
 
     def complete(
-        self, theta: FloatVector, prompts: Sequence[str], generation: Generation, *, is_rendered: bool = False
+        self,
+        theta: FloatVector,
+        prompts: Sequence[str],
+        generation: Generation,
+        *,
+        is_rendered: bool = False,
+        first: int = 0,
     ) -> list[Continuation]:
         """Continue prompts until the end-of-text token, the most new tokens, or the end of the model's positions.
 
@@ -110,6 +116,7 @@ class Continuer:
             generation: how many tokens, and how they are chosen.
             is_rendered: whether the prompts hold their special tokens already, as a chat template writes them; such a
                 prompt is not cut.
+            first: index of the first prompt, where these are a part of many: each index has draws of its own.
 
         Raises:
             ConfigError: a prompt has no tokens.
@@ -128,7 +135,7 @@ class Continuer:
             self._require_memory(len(ids), generation.max_new_tokens)
         return [
             self._continue(theta, prompt, ids, generation, number)
-            for number, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True))
+            for number, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True), start=first)
         ]
 
     def _encode(self, prompt: str, *, is_rendered: bool) -> list[int]:

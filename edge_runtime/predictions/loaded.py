@@ -84,13 +84,16 @@ class Model:
         template = read_chat_template(self.loaded.bundle)
         return [template.render(read_conversation(text)) for text in texts]
 
-    def predict(self, texts: Sequence[str], generation: Generation, *, is_rendered: bool = False) -> dict[str, Any]:
+    def predict(
+        self, texts: Sequence[str], generation: Generation, *, is_rendered: bool = False, first: int = 0
+    ) -> dict[str, Any]:
         """Classify texts, or continue prompts.
 
         Args:
             texts: the texts.
             generation: how prompts are continued.
             is_rendered: see Continuer.complete.
+            first: see Continuer.complete.
 
         Returns:
             ``predictions``, of each text what ``covey-edge predict --format json`` prints; where prompts are continued,
@@ -101,7 +104,7 @@ class Model:
         """
         answers = self.loaded.answers
         if isinstance(answers, Continuer):
-            made = answers.complete(self.theta, texts, generation, is_rendered=is_rendered)
+            made = answers.complete(self.theta, texts, generation, is_rendered=is_rendered, first=first)
             return {
                 "predictions": [{"prompt": one.prompt, "completion": one.completion} for one in made],
                 "generation": generation_facts(made, generation, answers.why_not_cached),

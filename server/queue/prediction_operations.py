@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.errors import ConfigError, DataError, NetworkError, ProtocolError, wall
-from edge_runtime.protocol.predictions import MOST_REQUEST_BYTES
+from edge_runtime.protocol.predictions import MOST_REQUEST_BYTES, TOO_LARGE
 from server.errors import NoSuchDeviceError, error_of
 from server.storage import fleet_queries
 
@@ -46,7 +46,7 @@ class PredictionOperations:
         body = json.dumps(asked, ensure_ascii=False).encode()
         if len(body) > MOST_REQUEST_BYTES:
             raise DataError(
-                f"the request has {len(body)} bytes, {MOST_REQUEST_BYTES} fit into a message", "ask for fewer texts"
+                f"the request has {len(body)} bytes, {MOST_REQUEST_BYTES} {TOO_LARGE}", "ask for fewer texts"
             )
         self._require_answering(device)
         waiting = self._coordinator.predictions.ask(device, body, patience_s)
