@@ -163,7 +163,7 @@ def read_prompts(data: DataConfig, template: Callable[[], ChatTemplate] | None =
     fields, messages_field = (data.prompt_field, data.completion_field), data.conversation_field
 
     def row(record: Mapping[str, Any]) -> Prompted | Fault:
-        if record.get(messages_field) is not None and record.get(data.prompt_field) is None:
+        if record.get(messages_field) is not None and any(record.get(field) is None for field in fields):
             return dialogue_of(record[messages_field], messages_field, template)
         fault = _missing(record, fields)
         for field in fields:
