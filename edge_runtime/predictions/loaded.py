@@ -13,7 +13,7 @@ from edge_runtime.data.examples import Completion
 from edge_runtime.data.tokens import TextEncoder
 from edge_runtime.engines.continuation import Continuer, generation_facts
 from edge_runtime.engines.predict import BATCH_SIZE, classify
-from edge_runtime.errors import CoveyError, DataError, TrainingError
+from edge_runtime.errors import ConfigError, CoveyError, DataError, TrainingError
 from edge_runtime.store.model import model_parameters, named_model, open_model_bundle
 
 if TYPE_CHECKING:
@@ -76,12 +76,15 @@ class Model:
         """Return each conversation as the text to continue, written by the bundle's chat template.
 
         Raises:
-            DataError: the model classifies; or see read_conversation and ChatTemplate.render.
-            ConfigError: the bundle's model has no chat template.
+            DataError: the model classifies, or has no chat template; or see read_conversation and ChatTemplate.render.
+            ConfigError: jinja2 is not installed.
         """
         if not isinstance(self.loaded.answers, Continuer):
             raise DataError("chat is asked for, and this device's model classifies texts", "leave it out")
-        template = read_chat_template(self.loaded.bundle)
+        try:
+            template = read_chat_template(self.loaded.bundle)
+        except ConfigError as error:  # the asker's mistake: the device is set up as it should be
+            raise DataError(error.what, error.hint) from error
         return [template.render(read_conversation(text)) for text in texts]
 
     def predict(
