@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 from predicting import leave_model
@@ -34,7 +34,7 @@ class Server:
         self._service, self._is_old = service, is_old
         self.bodies: list[dict[str, Any]] = []
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
