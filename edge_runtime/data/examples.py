@@ -33,7 +33,6 @@ __all__ = [
     "Reading",
     "Row",
     "label_counts",
-    "read_completions",
     "read_examples",
     "read_prompts",
     "read_rows",
@@ -88,14 +87,6 @@ class Reading(Generic[RowT]):
 def read_rows(path: Path, labels: Sequence[str], text_field: str = "text", label_field: str = "label") -> list[Row]:
     """Return the rows of read_examples, for a file that needs no other settings."""
     return read_examples(DataConfig(str(path), text_field=text_field, label_field=label_field), labels).rows
-
-
-def read_completions(
-    path: Path, prompt_field: str = "prompt", completion_field: str = "completion"
-) -> list[Completion]:
-    """Return the rows of read_prompts, for a file that needs no other settings."""
-    reading = read_prompts(DataConfig(str(path), prompt_field=prompt_field, completion_field=completion_field))
-    return [row for row in reading.rows if isinstance(row, Completion)]
 
 
 def read_examples(data: DataConfig, labels: Sequence[str]) -> Reading[Row]:
