@@ -23,7 +23,7 @@ from edge_runtime.errors import DataError, FaultError, NetworkError, as_covey_er
 from edge_runtime.predictions.limits import MinuteLimit, TooManyError
 from edge_runtime.predictions.service import read_ask
 from edge_runtime.protocol.messages import decode_message, encode_message
-from edge_runtime.protocol.predictions import MOST_ANSWER_BYTES, Predict, Predicted
+from edge_runtime.protocol.predictions import MOST_ANSWER_BYTES, TOO_LARGE, Predict, Predicted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,7 +96,7 @@ class PredictRequests:
             found = self._service.predict(read_ask(request.body))
             body = json.dumps(found, ensure_ascii=False).encode()
             if len(body) > MOST_ANSWER_BYTES:
-                what = f"the answer has {len(body)} bytes, {MOST_ANSWER_BYTES} fit into a message"
+                what = f"the answer has {len(body)} bytes, {MOST_ANSWER_BYTES} {TOO_LARGE}"
                 raise DataError(what, "ask for fewer texts at once, or for shorter ones")  # noqa: TRY301 one way out
         except BaseException as raised:  # noqa: BLE001 a panic of a library too is one request's failure
             caught = as_exception(raised)

@@ -111,6 +111,8 @@ def find_decode(folder: Path, manifest: Manifest, runtime: Runtime = "onnxruntim
     """
     listed = {entry.path for entry in manifest.files}
     if manifest.task.kind != CAUSAL_LM or DECODE_FILE not in listed:
+        if manifest.base is not None:
+            return NoDecode("the bundle has no decode graph: there is none for a quantised base")
         return NoDecode("the bundle has no decode graph (covey export --decode writes one)")
     if runtime != "onnxruntime":
         return NoDecode(f"the bundle has a decode graph for onnxruntime only, and the engine is {runtime}")

@@ -33,7 +33,6 @@ __all__ = [
     "Reading",
     "Row",
     "label_counts",
-    "read_completions",
     "read_examples",
     "read_prompts",
     "read_rows",
@@ -88,14 +87,6 @@ class Reading(Generic[RowT]):
 def read_rows(path: Path, labels: Sequence[str], text_field: str = "text", label_field: str = "label") -> list[Row]:
     """Return the rows of read_examples, for a file that needs no other settings."""
     return read_examples(DataConfig(str(path), text_field=text_field, label_field=label_field), labels).rows
-
-
-def read_completions(
-    path: Path, prompt_field: str = "prompt", completion_field: str = "completion"
-) -> list[Completion]:
-    """Return the rows of read_prompts, for a file that needs no other settings."""
-    reading = read_prompts(DataConfig(str(path), prompt_field=prompt_field, completion_field=completion_field))
-    return [row for row in reading.rows if isinstance(row, Completion)]
 
 
 def read_examples(data: DataConfig, labels: Sequence[str]) -> Reading[Row]:
@@ -163,7 +154,7 @@ def read_prompts(data: DataConfig, template: Callable[[], ChatTemplate] | None =
     fields, messages_field = (data.prompt_field, data.completion_field), data.conversation_field
 
     def row(record: Mapping[str, Any]) -> Prompted | Fault:
-        if record.get(messages_field) is not None and record.get(data.prompt_field) is None:
+        if record.get(messages_field) is not None and any(record.get(field) is None for field in fields):
             return dialogue_of(record[messages_field], messages_field, template)
         fault = _missing(record, fields)
         for field in fields:

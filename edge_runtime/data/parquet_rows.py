@@ -24,7 +24,8 @@ def parquet_records(path: Path, wanted: Mapping[str, str], instead: Mapping[str,
         path: the file.
         wanted: names of the columns that rows need, by the setting of [data] that says the name; no other column is
             read. Empty: all are.
-        instead: the same for columns that are read in their place, where the file lacks those and has these.
+        instead: the same for columns that are read in their place where the file has these and lacks those, and beside
+            them where it has both: a row has one or the other.
 
     Raises:
         DataError: pyarrow is not installed, or the file cannot be read, is damaged, or lacks a column.
@@ -44,8 +45,8 @@ def parquet_records(path: Path, wanted: Mapping[str, str], instead: Mapping[str,
     except failures as error:
         raise _unreadable(path, error) from error
     columns = list(file.schema_arrow.names)
-    if instead and not set(wanted.values()) <= set(columns) and set(instead.values()) <= set(columns):
-        wanted = instead
+    if instead and set(instead.values()) <= set(columns):
+        wanted = {**wanted, **instead} if set(wanted.values()) <= set(columns) else instead
     if any(field not in columns for field in wanted.values()):
         likely = likely_names(columns, wanted)
         missing = " and no ".join(repr(field) for field in wanted.values() if field not in columns)

@@ -243,6 +243,8 @@ class CompletionEncoder:
     def encode_whole(self, text: str, positions: int, *, is_rendered: bool) -> list[int]:
         """Return all tokens of a prompt that is continued with a cache, however long the rows are that train.
 
+        Of a text that is far longer than these, the beginning alone is tokenised.
+
         Args:
             text: the prompt.
             positions: the most tokens that the model has positions for; one of them is for the token to come.
@@ -251,10 +253,15 @@ class CompletionEncoder:
         Raises:
             DataError: the text leaves no room for one more token, cannot be encoded, or has one that the model lacks.
         """
-        ids = self._whole(text, is_rendered=is_rendered)
+        part = unless_refused(lambda whole: beginning(whole, positions, self._spans), text) or text
+        ids = self._whole(part, is_rendered=is_rendered)
+        is_cut = len(part) < len(text)
+        if is_cut and len(ids) < 2 * positions:  # a word without an end: its last tokens may be others in the whole
+            ids, is_cut = self._whole(text, is_rendered=is_rendered), False
         if len(ids) >= positions:
+            length = f"{'more than ' * is_cut}{len(ids)} tokens long"
             raise DataError(
-                f"the prompt is {len(ids)} tokens long: the model has {positions} positions, and one is for an answer",
+                f"the prompt is {length}: the model has {positions} positions, and one is for an answer",
                 "give a shorter prompt",
                 facts="a prompt is longer than the model's positions",
             )

@@ -98,7 +98,13 @@ class Continuer:
             self._reader = _Uncached(engines.make_predictor(bundle), self._task)
 
     def complete(
-        self, theta: FloatVector, prompts: Sequence[str], generation: Generation, *, is_rendered: bool = False
+        self,
+        theta: FloatVector,
+        prompts: Sequence[str],
+        generation: Generation,
+        *,
+        is_rendered: bool = False,
+        first: int = 0,
     ) -> list[Continuation]:
         """Continue prompts until the end-of-text token, the most new tokens, or the end of the model's positions.
 
@@ -110,10 +116,11 @@ class Continuer:
             generation: how many tokens, and how they are chosen.
             is_rendered: whether the prompts hold their special tokens already, as a chat template writes them; such a
                 prompt is not cut.
+            first: index of the first prompt, where these are a part of many: each index has draws of its own.
 
         Raises:
-            ConfigError: a prompt has no tokens.
-            DataError: a prompt cannot be encoded, or is too long; or tokens shall be drawn, which needs a decode graph.
+            DataError: a prompt has no tokens, cannot be encoded, or is too long; or tokens shall be drawn, which
+                needs a decode graph.
             TrainingError: memory is too short for the cache, or the runtime failed.
         """
         if self.why_not_cached is not None and not generation.is_greedy:
@@ -124,11 +131,13 @@ class Continuer:
         encoded = [self._encode(prompt, is_rendered=is_rendered) for prompt in prompts]
         for prompt, ids in zip(prompts, encoded, strict=True):
             if not ids:
-                raise ConfigError(f"the prompt {prompt!r} has no tokens", "give a longer prompt")
+                raise DataError(
+                    f"the prompt {prompt!r} has no tokens", "give a longer prompt", facts="a prompt has no tokens"
+                )
             self._require_memory(len(ids), generation.max_new_tokens)
         return [
             self._continue(theta, prompt, ids, generation, number)
-            for number, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True))
+            for number, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True), start=first)
         ]
 
     def _encode(self, prompt: str, *, is_rendered: bool) -> list[int]:
@@ -151,18 +160,20 @@ class Continuer:
         self, theta: FloatVector, prompt: str, ids: list[int], generation: Generation, number: int
     ) -> Continuation:
         reader, new, times = self._reader, list[int](), [self._clock()]
-        reader.start(theta)
         unread, is_ended = ids, False
-        while len(new) < generation.max_new_tokens and len(ids) + len(new) < reader.longest:
-            token = reader.next_token(unread, generation, number, len(new))
-            times.append(self._clock())
-            is_ended = token == self._task.eos_token_id
-            if is_ended:
-                break
-            new.append(token)
-            unread = [token]
-        cache_bytes = reader.cache_bytes
-        reader.end()
+        try:
+            reader.start(theta)
+            while len(new) < generation.max_new_tokens and len(ids) + len(new) < reader.longest:
+                token = reader.next_token(unread, generation, number, len(new))
+                times.append(self._clock())
+                is_ended = token == self._task.eos_token_id
+                if is_ended:
+                    break
+                new.append(token)
+                unread = [token]
+            cache_bytes = reader.cache_bytes
+        finally:
+            reader.end()
         return Continuation(
             prompt,
             self.encoder.decode(new),

@@ -91,7 +91,7 @@ def pick_token(logits: FloatVector, generation: Generation, text: int, place: in
     Args:
         logits: float32, (vocabulary,).
         generation: temperature, top-p and seed.
-        text: index of the prompt among those of the request.
+        text: index of the prompt among those of the request, or of all requests that belong together.
         place: index of the token among the new ones.
 
     Raises:

@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import NetworkError
+from edge_runtime.protocol.predictions import AGAIN_AFTER, SEND_FEWER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,9 +25,9 @@ class TooManyError(NetworkError):
 
     def __init__(self, what: str, retry_after_s: float | None) -> None:
         if retry_after_s is None:
-            super().__init__(what, "send fewer at once")
+            super().__init__(what, SEND_FEWER)
         else:
-            super().__init__(what, f"send it again after {math.ceil(retry_after_s)} s")
+            super().__init__(what, AGAIN_AFTER.format(math.ceil(retry_after_s)))
         self.retry_after_s = retry_after_s
 
 

@@ -13,7 +13,7 @@ from edge_runtime.data.examples import Completion
 from edge_runtime.data.tokens import TextEncoder
 from edge_runtime.engines.continuation import Continuer, generation_facts
 from edge_runtime.engines.predict import BATCH_SIZE, classify
-from edge_runtime.errors import CoveyError, DataError, TrainingError
+from edge_runtime.errors import ConfigError, CoveyError, DataError, TrainingError
 from edge_runtime.store.model import model_parameters, named_model, open_model_bundle
 
 if TYPE_CHECKING:
@@ -76,21 +76,27 @@ class Model:
         """Return each conversation as the text to continue, written by the bundle's chat template.
 
         Raises:
-            DataError: the model classifies; or see read_conversation and ChatTemplate.render.
-            ConfigError: the bundle's model has no chat template.
+            DataError: the model classifies, or has no chat template; or see read_conversation and ChatTemplate.render.
+            ConfigError: jinja2 is not installed.
         """
         if not isinstance(self.loaded.answers, Continuer):
             raise DataError("chat is asked for, and this device's model classifies texts", "leave it out")
-        template = read_chat_template(self.loaded.bundle)
+        try:
+            template = read_chat_template(self.loaded.bundle)
+        except ConfigError as error:  # the asker's mistake: the device is set up as it should be
+            raise DataError(error.what, error.hint) from error
         return [template.render(read_conversation(text)) for text in texts]
 
-    def predict(self, texts: Sequence[str], generation: Generation, *, is_rendered: bool = False) -> dict[str, Any]:
+    def predict(
+        self, texts: Sequence[str], generation: Generation, *, is_rendered: bool = False, first: int = 0
+    ) -> dict[str, Any]:
         """Classify texts, or continue prompts.
 
         Args:
             texts: the texts.
             generation: how prompts are continued.
             is_rendered: see Continuer.complete.
+            first: see Continuer.complete.
 
         Returns:
             ``predictions``, of each text what ``covey-edge predict --format json`` prints; where prompts are continued,
@@ -101,7 +107,7 @@ class Model:
         """
         answers = self.loaded.answers
         if isinstance(answers, Continuer):
-            made = answers.complete(self.theta, texts, generation, is_rendered=is_rendered)
+            made = answers.complete(self.theta, texts, generation, is_rendered=is_rendered, first=first)
             return {
                 "predictions": [{"prompt": one.prompt, "completion": one.completion} for one in made],
                 "generation": generation_facts(made, generation, answers.why_not_cached),

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from edge_runtime.predictions.rules import PredictRules
     from edge_runtime.store.store import Store
 
+MOST_EARLIER = 2**32
+"""Texts that may come before those of a request."""
 Text = Annotated[str, msgspec.Meta(max_length=LONGEST_CHARACTERS)]
 
 
@@ -41,6 +43,8 @@ class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         temperature: causal-lm: divides the logits before a token is drawn; None: 0, the likeliest token.
         top_p: causal-lm: only the likeliest tokens whose probabilities sum to this are drawn from; None: 1, all.
         seed: causal-lm: of the draws; None: 0. The same seed gives the same tokens.
+        first: causal-lm: how many texts were in earlier requests that belong to this one: each text of them all has
+            random numbers of its own. None: 0.
     """
 
     text: Text | Annotated[list[Text], msgspec.Meta(min_length=1, max_length=MOST_TEXTS)]
@@ -49,6 +53,7 @@ class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     temperature: Annotated[float, msgspec.Meta(ge=0, le=HIGHEST_TEMPERATURE)] | None = None
     top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
     seed: Annotated[int, msgspec.Meta(ge=0, le=LARGEST_SEED)] | None = None
+    first: Annotated[int, msgspec.Meta(ge=0, le=MOST_EARLIER)] | None = None
 
     def generation(self, most: int) -> Generation:
         """Return how prompts are continued.
@@ -144,7 +149,7 @@ class PredictionService:
         with self._lock:
             model = self._models.get()
             texts = model.rendered(ask.texts) if ask.chat else ask.texts
-            found = model.predict(texts, generation, is_rendered=bool(ask.chat))
+            found = model.predict(texts, generation, is_rendered=bool(ask.chat), first=ask.first or 0)
         return {**model.version(), **found}
 
     def correct(self, records: Sequence[dict[str, Any]]) -> Added:

@@ -17,6 +17,13 @@ MOST_ANSWER_BYTES = 128_000
 """Bytes of the body of an answer, which repeats the texts."""
 LONGEST_PATIENCE_S = 600.0
 
+TOO_LARGE = "fit into a message"
+"""Ends the error of a request or an answer that is too large: fewer texts at once may be answered."""
+SEND_FEWER = "send fewer at once"
+"""The hint of an error that fewer texts at once may not have."""
+AGAIN_AFTER = "send it again after {} s"
+"""The hint of an error that the same request does not have after so many whole seconds."""
+
 RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 
 

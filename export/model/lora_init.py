@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from edge_runtime.data.examples import read_completions, read_rows
+from edge_runtime.data.config import DataConfig
+from edge_runtime.data.examples import Completion, read_prompts, read_rows
 from edge_runtime.errors import CoveyError
 from export.errors import ExportError
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edge_runtime.bundle.manifest import Task
+    from edge_runtime.data.examples import Prompted
     from export.model.tasks import TaskModel
 
 _BATCH = 16
@@ -31,11 +33,11 @@ def public_texts(path: Path, task: Task) -> list[str]:
     """Read rows of the task's own form; return the texts that a device's model would see. Labels are not used.
 
     Raises:
-        ExportError: a row is invalid.
+        ExportError: a row is invalid, or a conversation, which only a chat template makes a text.
     """
     try:
         if not task.labels:
-            return [row.prompt + row.completion for row in read_completions(path)]
+            return [_continued(path, row) for row in read_prompts(DataConfig(str(path))).rows]
         template = (task.template or "{text}").replace("{mask}", task.mask_token or "")
         return [template.replace("{text}", row.text) for row in read_rows(path, task.labels)]
     except CoveyError as error:
@@ -52,16 +54,28 @@ def start_from_activations(task_model: TaskModel, tokenizer: Any, texts: Sequenc
         task: the task.
 
     Raises:
-        ExportError: the inputs of a module have fewer directions than the adapter's rank.
+        ExportError: no text has a token, or the inputs of a module have fewer directions than the adapter's rank.
     """
     modules = {
         name: module for name, module in task_model.model.named_modules() if "default" in getattr(module, "lora_A", {})
     }
-    moments = _second_moments(task_model, modules, [_encoded(tokenizer, text, task) for text in texts], task)
+    rows = [row for text in texts if (row := _encoded(tokenizer, text, task))]
+    if not rows:
+        raise ExportError(f"{_FLAG}: the tokenizer makes no token of any row", "give other rows")
+    moments = _second_moments(task_model, modules, rows, task)
     with torch.no_grad():
         for name, module in modules.items():
             weight = module.lora_A["default"].weight
             weight.copy_(_basis(moments[name], weight.shape[0], name))
+
+
+def _continued(path: Path, row: Prompted) -> str:
+    if not isinstance(row, Completion):
+        raise ExportError(
+            f"{_FLAG}: {path} has conversations, of which this start makes no texts",
+            "give rows of prompt and completion",
+        )
+    return row.prompt + row.completion
 
 
 def _encoded(tokenizer: Any, text: str, task: Task) -> list[int]:

@@ -113,29 +113,42 @@ class Client:
     def events(self, job: str, after: int) -> Iterator[tuple[int | None, dict[str, Any]]]:
         """Yield a job's events with their numbers, until the job has ended; the event that says so has none.
 
+        A server whose stream says that it is there is taken for lost when it says so no more. An older server never
+        does: the silence of its stream means nothing, and only opens it again after the last event.
+
         Args:
             job: name of the job.
             after: events up to this number are left out; 0: from the oldest that the server has kept.
 
         Raises:
-            NoServerError: no server answers, it has ended, or nothing has come from it for SILENCE_S.
+            NoServerError: no server answers, it has ended, or it falls silent for SILENCE_S after it has said that it
+                is there.
             NoSuchJobError: there is no such job.
         """
         timeout = httpx.Timeout(_ANSWER_S, connect=_CONNECT_S, read=self._silence_s)
         path = f"{PREFIX}/jobs/{job}/events"
-        stream = self._http.stream("GET", path, params={"after": after}, timeout=timeout)
-        with self._reaching(), stream as response:
-            if response.is_error:
-                raise _refusal(response.status_code, response.read())
-            number: int | None = None
-            for line in response.iter_lines():
-                if line.startswith("id: "):
-                    number = int(line.removeprefix("id: "))
-                elif line.startswith("data: "):
-                    event: dict[str, Any] = json.loads(line.removeprefix("data: "))
-                    yield number, event
-                elif not line:
-                    number = None
+        says_it_is_there, is_again = False, True
+        while is_again:
+            is_again = False
+            stream = self._http.stream("GET", path, params={"after": after}, timeout=timeout)
+            with self._reaching(), stream as response:
+                if response.is_error:
+                    raise _refusal(response.status_code, response.read())
+                number: int | None = None
+                try:
+                    for line in response.iter_lines():
+                        if line.startswith("id: "):
+                            after = number = int(line.removeprefix("id: "))
+                        elif line.startswith("data: "):
+                            event: dict[str, Any] = json.loads(line.removeprefix("data: "))
+                            yield number, event
+                        elif not line:
+                            number = None
+                        says_it_is_there = says_it_is_there or line.startswith(":")
+                except httpx.ReadTimeout:
+                    if says_it_is_there:
+                        raise
+                    is_again = True
 
     @contextlib.contextmanager
     def _reaching(self) -> Iterator[None]:

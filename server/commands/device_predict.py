@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime import output
-from edge_runtime.errors import ConfigError
+from edge_runtime.errors import ConfigError, DataError
 from edge_runtime.files.given_texts import given_texts
-from edge_runtime.protocol.predictions import LONGEST_PATIENCE_S, MOST_REQUEST_BYTES, MOST_TEXTS
+from edge_runtime.protocol.predictions import LONGEST_PATIENCE_S, MOST_TEXTS
+from server.client.prediction_batches import answers
 from server.commands.installed import needs_server
 from server.commands.reaching import add_reaching, open_client
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from server.commands.shared_options import Commands
 
 _TIMEOUT_S = 60.0
 _SETTINGS = ("max_new_tokens", "chat", "temperature", "top_p", "seed")
 """Of a request; what is not given is left out, so that a device which does not know it answers."""
-_ANSWER_BYTES = MOST_REQUEST_BYTES // 2
-"""Bytes of texts in one request: the answer repeats them."""
+_MOST_PROMPTS = 8
+"""Texts in one request whose settings are those of a causal model: each new token takes a run of the graph."""
 
 
 def add_device_predict(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -46,7 +49,7 @@ def add_device_predict(commands: Commands[argparse.ArgumentParser]) -> None:
         type=float,
         default=_TIMEOUT_S,
         metavar="SECONDS",
-        help="how long an answer may take: the first one loads the model (default: %(default)g)",
+        help="how long the answer to each request may take: the first one loads the model (default: %(default)g)",
     )
     add_reaching(predict)
     output.add_format(predict)
@@ -59,32 +62,35 @@ def _predict(args: argparse.Namespace) -> int:
     covey device predict pi-kitchen "is this one fine?"; or many: covey device predict pi-kitchen - < texts.txt
 
     The device answers only if its owner has set answer_server = true under [predict] in its edge.toml. It answers
-    beside its training, after the step at work. More than 64 texts are sent one request after another, and each answer
-    is printed as it comes.
+    beside its training, after the step at work. More than 64 texts (with a setting of causal-lm: more than 8) are sent
+    one request after another, and each answer is printed as it comes. --timeout is for each request. An answer that is
+    too large for a message is asked for in halves; where the device answers only so many texts a minute, the command
+    waits, and says so on stderr.
     """
     if not 0 < args.timeout <= LONGEST_PATIENCE_S:
         raise ConfigError(f"--timeout {args.timeout:g} is not between 0 and {LONGEST_PATIENCE_S:g}", "in seconds")
     path = f"/devices/{args.device}/predict?patience_s={args.timeout:g}"
     wanted = {name: value for name in _SETTINGS if (value := getattr(args, name)) is not None}
+    most = _MOST_PROMPTS if wanted else MOST_TEXTS
     with open_client(args) as client:
-        for texts in _batches(given_texts(args.text)):
-            answer = client.ask("POST", path, {"text": texts, **wanted}, more_s=args.timeout)
+
+        def ask(texts: list[str], first: int) -> dict[str, Any]:
+            earlier = {"first": first} if first and args.temperature else {}
+            try:
+                return client.ask("POST", path, {"text": texts, **wanted, **earlier}, more_s=args.timeout)
+            except DataError as error:
+                if earlier and "unknown field `first`" in error.what:
+                    what = f"the Covey of {args.device} is too old to draw for more texts than fit into one request"
+                    raise ConfigError(what, f"update it, or give it at most {most} texts at once") from error
+                raise
+
+        for answer in answers(given_texts(args.text), most, ask, time.sleep, _say):
             output.emit(args, {"device": args.device, **answer}, _text(answer["predictions"], chat=args.chat))
     return 0
 
 
-def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Yield texts in requests that are not too large; a text that is too large itself is for the server to refuse."""
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        cost = len(text.encode())
-        if batch and (len(batch) == MOST_TEXTS or size + cost > _ANSWER_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(text)
-        size += cost
-    yield batch
+def _say(progress: str) -> None:
+    print(progress, file=sys.stderr)
 
 
 def _text(predictions: Sequence[dict[str, Any]], *, chat: bool | None) -> str:

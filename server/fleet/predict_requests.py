@@ -64,7 +64,7 @@ class PredictRequests:
             patience_s: seconds for which the answer is waited for.
 
         Raises:
-            NetworkError: too many requests wait already.
+            NetworkError: too many requests wait already, or it cannot be sent; then it does not wait.
         """
         answer: concurrent.futures.Future[Predicted] = concurrent.futures.Future()
         answer.set_running_or_notify_cancel()  # whoever gives up waiting does not cancel it
@@ -73,7 +73,11 @@ class PredictRequests:
             if len(self._waiting) >= MOST_WAITING:
                 raise NetworkError(f"{MOST_WAITING} requests for predictions wait already", "ask again in a while")
             self._waiting[waiting.request] = waiting
-        self._send(waiting)
+        try:
+            self._send(waiting)
+        except BaseException:
+            self.drop(waiting)
+            raise
         return waiting
 
     def drop(self, waiting: Waiting) -> None:

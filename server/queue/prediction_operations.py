@@ -6,14 +6,39 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from edge_runtime.errors import ConfigError, DataError, NetworkError, ProtocolError, wall
-from edge_runtime.protocol.predictions import MOST_REQUEST_BYTES
+from edge_runtime.protocol.predictions import MOST_REQUEST_BYTES, TOO_LARGE
 from server.errors import NoSuchDeviceError, error_of
 from server.storage import fleet_queries
 
 if TYPE_CHECKING:
     from server.rounds.coordinator import Coordinator
     from server.storage.ledger import Ledger
+
+
+class _Prediction(msgspec.Struct):
+    """What is printed of a prediction: of a classifier's, or of a continued prompt."""
+
+    text: str | None = None
+    label: str | None = None
+    probabilities: dict[str, float] = {}
+    prompt: str | None = None
+    completion: str | None = None
+
+    def __post_init__(self) -> None:
+        is_continued = self.prompt is not None and self.completion is not None
+        if not is_continued and (
+            self.completion is not None or self.text is None or self.label not in self.probabilities
+        ):
+            raise ValueError("a prediction has neither a label with its probability nor a completion of its prompt")
+
+
+class _Answer(msgspec.Struct):
+    """What an answer has at least."""
+
+    predictions: list[_Prediction]
 
 
 class PredictionOperations:
@@ -46,7 +71,7 @@ class PredictionOperations:
         body = json.dumps(asked, ensure_ascii=False).encode()
         if len(body) > MOST_REQUEST_BYTES:
             raise DataError(
-                f"the request has {len(body)} bytes, {MOST_REQUEST_BYTES} fit into a message", "ask for fewer texts"
+                f"the request has {len(body)} bytes, {MOST_REQUEST_BYTES} {TOO_LARGE}", "ask for fewer texts"
             )
         self._require_answering(device)
         waiting = self._coordinator.predictions.ask(device, body, patience_s)
@@ -59,7 +84,8 @@ class PredictionOperations:
         if answer.code != 0:
             raise error_of(answer.code, f"{device}: {answer.what}", answer.hint)
         with wall(lambda cause: ProtocolError(f"the answer of {device} cannot be read: {cause}", "update Covey on it")):
-            return dict(json.loads(answer.body))
+            msgspec.json.decode(answer.body, type=_Answer)
+            return msgspec.json.decode(answer.body, type=dict[str, Any])
 
     def _require_answering(self, device: str) -> None:
         known = self._coordinator.devices.get(device)

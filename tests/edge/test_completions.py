@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from edge_runtime.bundle.manifest import Task
 from edge_runtime.data.batch import IGNORED, pad_completions
-from edge_runtime.data.examples import Completion, read_completions
+from edge_runtime.data.examples import Completion, DataConfig, read_prompts
 from edge_runtime.data.tokens import CompletionEncoder
 from edge_runtime.errors import DataError
 
@@ -143,7 +143,8 @@ def test_json_lines_and_csv_give_the_same_completions(tmp_path: Path) -> None:
     json_file = write(tmp_path / "a.jsonl", '{"q": "two,", "a": " three"}\n\n{"q": "", "a": " one"}\n')
     csv_file = write(tmp_path / "a.csv", 'a,q\n" three","two,"\n one,\n')
     expected = [Completion("two,", " three"), Completion("", " one")]
-    assert read_completions(json_file, "q", "a") == read_completions(csv_file, "q", "a") == expected
+    for path in (json_file, csv_file):
+        assert read_prompts(DataConfig(str(path), prompt_field="q", completion_field="a")).rows == expected
 
 
 def test_wrong_completions_are_named_by_line(tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_wrong_completions_are_named_by_line(tmp_path: Path) -> None:
         '{"prompt": "x", "completion": " "}\nnot json\n',
     )
     with pytest.raises(DataError) as caught:
-        read_completions(path)
+        read_prompts(DataConfig(str(path)))
     said = str(caught.value)
     assert "4 of 5 rows are wrong" in said
     for line in ("line 2: no 'completion'", "line 3: 'prompt' is not text but int", "line 4: 'completion' is empty"):

@@ -16,11 +16,13 @@ import pytest
 from decoding import complete, without_decode
 
 from edge_runtime import cli as edge_cli
+from edge_runtime.bundle.base import Base
 from edge_runtime.bundle.decode import DECODE_FILE, Decode, NoDecode, encode_decode, find_decode
 from edge_runtime.bundle.folder import Bundle, verify_loaded
+from edge_runtime.data.tokens import CompletionEncoder
 from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.continuation import Continuer, generation_facts
-from edge_runtime.engines.onnx_decode import CHUNK_TOKENS
+from edge_runtime.engines.onnx_decode import CHUNK_TOKENS, OnnxDecoder
 from edge_runtime.engines.sampling import Generation
 from edge_runtime.errors import BundleError, ConfigError, DataError, TrainingError
 
@@ -96,6 +98,72 @@ def test_prompts_are_read_in_chunks_and_the_cache_is_dropped_after_them(bundle: 
     assert np.abs(chunked - alone).max() < 1e-5
     with pytest.raises(DataError, match="more than the 64 positions"):
         ENGINES.make_decoder(bundle, decode).read(ids)
+
+
+@pytest.mark.parametrize("is_rendered", [False, True])
+def test_a_prompt_of_megabytes_is_refused_by_its_beginning(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, is_rendered: bool
+) -> None:
+    encoder = CompletionEncoder(bundle.file(bundle.manifest.tokenizer_file), bundle.manifest.task)
+    tokenised: list[int] = []
+
+    class Counting:
+        def __init__(self, tokenizer: Any) -> None:
+            self._tokenizer = tokenizer
+
+        def encode(self, text: str, **options: Any) -> Any:
+            tokenised.append(len(text))
+            return self._tokenizer.encode(text, **options)
+
+    monkeypatch.setattr(encoder, "_tokenizer", Counting(encoder._tokenizer))
+    with pytest.raises(DataError, match=f"is more than .* tokens long: the model has {POSITIONS} positions"):
+        encoder.encode_whole(" very" * 1_000_000, POSITIONS, is_rendered=is_rendered)
+    assert sum(tokenised) < 10_000
+    tokenised.clear()
+    assert len(encoder.encode_whole(" very" * 60, POSITIONS, is_rendered=is_rendered)) >= 60
+    assert len(tokenised) == 1
+
+
+def test_the_memory_of_a_text_that_fails_is_given_back(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[OnnxDecoder] = []
+
+    def keep(engines: Engines, *given: Any) -> OnnxDecoder:
+        made.append(make_decoder(engines, *given))
+        return made[0]
+
+    make_decoder = Engines.make_decoder
+    monkeypatch.setattr(Engines, "make_decoder", keep)
+    continuer = Continuer(bundle, ENGINES)
+    read: list[int] = []
+
+    def fail(*_: Any) -> int:
+        read.append(made[0].tokens_read)
+        raise TrainingError("the runtime failed", "")
+
+    monkeypatch.setattr("edge_runtime.engines.continuation.pick_token", fail)
+    with pytest.raises(TrainingError, match="the runtime failed"):
+        continuer.complete(bundle.initial_adapter(), [PROMPT], Generation(4))
+    assert read[0] > 0
+    assert made[0].tokens_read == 0
+
+
+def test_a_prompt_without_tokens_is_the_askers_mistake(bundle: Bundle) -> None:
+    for one in (bundle, without_decode(bundle)):
+        with pytest.raises(DataError, match="the prompt '' has no tokens"):
+            complete(one, one.initial_adapter(), [""], Generation(4))
+
+
+def test_a_quantised_base_is_said_to_have_none(bundle: Bundle) -> None:
+    manifest = without_decode(bundle).manifest
+    found = find_decode(bundle.path, manifest)
+    assert isinstance(found, NoDecode)
+    assert "covey export --decode" in found.reason
+    quantised = msgspec.structs.replace(
+        manifest, base=Base("int8", 32, "float32", 1, "golden", 1.0, 1.0, 1e-3, 1.0, 1e-3)
+    )
+    found = find_decode(bundle.path, quantised)
+    assert isinstance(found, NoDecode)
+    assert found.reason == "the bundle has no decode graph: there is none for a quantised base"
 
 
 # -- how it draws ---------------------------------------------------------------------------------------------------

@@ -170,6 +170,27 @@ def test_the_same_conversations_in_other_files(tmp_path: Path, suffix: str) -> N
     assert row.text == "<|user|>\na<|end|>\n<|assistant|>\nb<|end|>"
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_prompts_and_conversations_in_the_same_columns(tmp_path: Path, suffix: str) -> None:
+    """What a row does not use is null; a prompt may stand beside the conversation that begins with it."""
+    path = tmp_path / f"a.{suffix}"
+    rows: list[dict[str, Any]] = [
+        {"prompt": "a", "prompt_id": "1", "completion": " b", "messages": None},
+        {"prompt": None, "prompt_id": "2", "completion": None, "messages": TALK},
+        {"prompt": "a", "prompt_id": "3", "completion": None, "messages": TALK},
+    ]
+    if suffix == "jsonl":
+        del rows[2]["completion"]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    else:
+        arrow, writer = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        writer.write_table(arrow.Table.from_pylist(rows), path)
+    first, *others = read_prompts(DataConfig(str(path)), lambda: template_of_style("turns")).rows
+    assert first == Completion("a", " b")
+    assert [type(one) for one in others] == [Dialogue, Dialogue]
+    assert others[0] == others[1]
+
+
 @pytest.mark.parametrize(
     ("messages", "said"),
     [

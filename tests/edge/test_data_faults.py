@@ -15,7 +15,7 @@ from edge_runtime import cli as edge_cli
 from edge_runtime.bundle.manifest import Task
 from edge_runtime.data.config import DataConfig
 from edge_runtime.data.encodings import unless_refused
-from edge_runtime.data.examples import Completion, Row, read_completions, read_examples
+from edge_runtime.data.examples import Completion, Row, read_examples, read_prompts
 from edge_runtime.data.rows import load, load_rows
 from edge_runtime.data.tokens import CompletionEncoder, TextEncoder
 from edge_runtime.engines.choose import Engines
@@ -81,7 +81,7 @@ def test_an_escaped_nul_is_a_character_like_others(tmp_path: Path) -> None:
 def test_a_completion_that_nobody_can_encode_is_left_out(tmp_path: Path) -> None:
     lines = [b'{"prompt": "a", "completion": " b"}', b'{"prompt": "\\ud83d", "completion": " b"}']
     data = write(tmp_path / "a.jsonl", [*lines, b'{"prompt": "a", "completion": " \\ud83d"}'])
-    assert read_completions(tmp_path / "a.jsonl") == [Completion("a", " b")]
+    assert read_prompts(data).rows == [Completion("a", " b")]
     assert data.path.endswith("a.jsonl")
 
 

@@ -25,6 +25,12 @@ def test_lines_of_standard_input_are_texts(monkeypatch: pytest.MonkeyPatch) -> N
     assert given_texts(["-"]) == ["café", "second"]
 
 
+@pytest.mark.parametrize("inside", ["\u2028", "\u2029", "\x85", "\v", "\f", "\r"])
+def test_only_line_feeds_end_a_text(monkeypatch: pytest.MonkeyPatch, inside: str) -> None:
+    standard_input(monkeypatch, f"one{inside}text\r\nanother\r\n".encode())
+    assert given_texts(["-"]) == [f"one{inside}text", "another"]
+
+
 @pytest.mark.parametrize(("data", "said"), [(b"\n \n", "no texts on standard input"), (b"\xff\n", "not in UTF-8")])
 def test_what_is_no_text_is_named(monkeypatch: pytest.MonkeyPatch, data: bytes, said: str) -> None:
     standard_input(monkeypatch, data)

@@ -146,6 +146,18 @@ def test_requests_draw_tokens_as_the_command_does(
     )
 
 
+def test_what_the_model_cannot_continue_is_the_askers_mistake(
+    device_of: MakesDevice, tiny_export: Callable[..., Bundle]
+) -> None:
+    port = device_of(tiny_export("llama", task="causal-lm")).endpoint.port
+    for body, said in (
+        ({"text": "a film", "chat": True}, "has no chat template"),
+        ({"text": ""}, "has no tokens"),
+    ):
+        status, answer, _ = ask(port, "/predict", body)
+        assert (status, answer["exit_code"], said in answer["error"]) == (400, 4, True), answer
+
+
 def test_a_classifier_draws_nothing(device_of: MakesDevice) -> None:
     status, answer, _ = ask(device_of().endpoint.port, "/predict", {"text": "a film", "temperature": 0.5})
     assert status == 400

@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 from tiny_models import make_model, reviews, write_rows
 
 from edge_runtime.bundle.folder import open_bundle
+from edge_runtime.bundle.manifest import Task
 from edge_runtime.errors import ConfigError, DataError
 from export.errors import ExportError
 from export.model.build import build
 from export.model.lora import adapter_state
+from export.model.lora_init import public_texts, start_from_activations
 from export.model.options import LoraOptions, TaskOptions
 from export.source.folder import look_at
 
@@ -91,3 +93,16 @@ def test_what_does_not_fit_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert message in capsys.readouterr().err
     assert not (tmp_path / "bundle").exists()
     assert DataError.exit_code != ExportError.exit_code
+
+
+def test_conversations_and_rows_without_tokens_are_named(tmp_path: Path) -> None:
+    task = Task("causal-lm", [], None, None, None, 16, 0)
+    talk = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    for rows in ([talk], [{"prompt": "a", "completion": " b"}, talk]):
+        path = write_rows(rows, tmp_path / "public.jsonl")
+        with pytest.raises(ExportError, match="has conversations"):
+            public_texts(path, task)
+    plain = build(look_at(make_model("bert", tmp_path / "model")), TASK, NEW_LORA)
+    for texts in ([], ["never looked at"]):
+        with pytest.raises(ExportError, match="no token of any row"):
+            start_from_activations(plain.task_model, lambda *_, **__: {"input_ids": []}, texts, task)

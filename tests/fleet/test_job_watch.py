@@ -107,6 +107,8 @@ def test_on_a_network_that_falls_silent_it_goes_on_over_a_new_connection(fleet: 
         watching = subprocess.Popen(_command(fleet, "--format", "json", *reach), stdout=out, stderr=subprocess.DEVNULL)
         try:
             wait_for(lambda: b'"waiting"' in path.read_bytes(), "the first event")
+            shown = relay.passed_parts
+            wait_for(lambda: relay.passed_parts >= shown + 3, "the server to say that it is there")
             relay.fall_silent()
             relay.speak()
             wait_for(lambda: b'"server_away"' in path.read_bytes(), "that nothing has come for a while")

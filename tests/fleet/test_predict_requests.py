@@ -301,6 +301,21 @@ def test_requests_that_wait_are_bounded_and_may_be_dropped(bench: Bench) -> None
     asker.ask("pi", b"{}", 10.0)
 
 
+def test_a_request_that_cannot_be_sent_does_not_wait(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    transport = bench.hub.join()
+    asker = Asker(transport, "default", time.monotonic)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise NetworkError("the connection is gone", "")
+
+    with monkeypatch.context() as gone:
+        gone.setattr(transport, "publish", broken)
+        for _ in range(MOST_ASKED):
+            with pytest.raises(NetworkError, match="the connection is gone"):
+                asker.ask("pi", b"{}", 10.0)
+    asker.ask("pi", b"{}", 10.0)  # none of them takes a place
+
+
 # -- processes ------------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.agent.agent import Agent
 from edge_runtime.agent.kept_log import LOG_FILE, keeping_log
-from edge_runtime.data.examples import DataConfig, read_completions
+from edge_runtime.data.examples import DataConfig, read_prompts
 from edge_runtime.errors import DataError
 from edge_runtime.network.transport import Message
 from edge_runtime.protocol.messages import decode_device_report, decode_message, encode_message
@@ -183,7 +183,7 @@ def test_a_completion_without_a_token_is_named_by_its_row(tmp_path: Path) -> Non
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"prompt": MARKER, "completion": [MARKER]}) + "\n")
     with pytest.raises(DataError) as caught:
-        read_completions(path)
+        read_prompts(DataConfig(str(path)))
     assert MARKER not in caught.value.public
     assert caught.value.public.startswith("1 of 1 rows are wrong, the first in line 1")
 

@@ -63,15 +63,31 @@ def test_a_quiet_stream_has_comments_and_stays(server: Site) -> None:
         assert relay.connections == 1
 
 
-def test_without_comments_a_quiet_stream_is_taken_for_lost(server: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_server_without_comments_is_not_taken_for_lost(server: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.api.job_routes.KEEP_ALIVE_S", 3600.0)
-    with (
-        relay_to(port_of(server)) as relay,
-        client_of(relay, 1.0) as client,
-        pytest.raises(NoServerError, match="nothing came from the server"),
-    ):
-        list(client.events("quiet", 0))
+    with relay_to(port_of(server)) as relay, client_of(relay, 1.0) as client, ThreadPoolExecutor(1) as pool:
+        events = pool.submit(lambda: list(client.events("quiet", 0)))
+        wait_for(lambda: relay.connections >= 3, "the stream to be opened again")
+        server.ledger.job_is("quiet", "stopped", "enough")
+        assert [event["state"] for _, event in events.result(120)] == ["stopped"]
+
+
+def test_a_server_that_has_said_that_it_is_there_is_lost_when_it_falls_silent(server: Site) -> None:
+    with relay_to(port_of(server)) as relay, client_of(relay, 2.0) as client, ThreadPoolExecutor(1) as pool:
+        events = pool.submit(lambda: list(client.events("quiet", 0)))
+        wait_for(lambda: relay.passed_parts >= 10, "comments")
+        relay.fall_silent()
+        with pytest.raises(NoServerError, match="nothing came from the server"):
+            events.result(120)
+        assert relay.connections == 1
     assert 2 * KEEP_ALIVE_S < SILENCE_S < 60
+
+
+def test_a_server_that_falls_silent_before_it_answers_is_lost(server: Site) -> None:
+    with relay_to(port_of(server)) as relay, client_of(relay, 1.0) as client:
+        relay.fall_silent()
+        with pytest.raises(NoServerError, match="nothing came from the server"):
+            list(client.events("quiet", 0))
 
 
 def test_a_watch_goes_on_over_a_new_connection_when_its_own_falls_silent(server: Site) -> None:
@@ -86,7 +102,7 @@ def test_a_watch_goes_on_over_a_new_connection_when_its_own_falls_silent(server:
                 )
             )
         )
-        wait_for(lambda: len(connected) == 1, "the watch")
+        wait_for(lambda: relay.passed_parts >= 20, "the watch, and comments")
         relay.fall_silent()
         relay.speak()
         wait_for(lambda: len(connected) >= 2, "a new connection")

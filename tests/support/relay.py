@@ -32,6 +32,7 @@ class Relay:
         port: the port that it listens on.
         connections: how many have come so far.
         vanished_bytes: how many were not passed on.
+        passed_parts: how many pieces of the streams were passed on, in both directions together.
     """
 
     def __init__(self, target: int) -> None:
@@ -40,6 +41,7 @@ class Relay:
         self.port = int(self._listener.getsockname()[1])
         self.connections = 0
         self.vanished_bytes = 0
+        self.passed_parts = 0
         self._is_silent = False
         self._pairs: list[_Pair] = []
         threading.Thread(target=self._accept, daemon=True).start()
@@ -88,6 +90,7 @@ class Relay:
                     self.vanished_bytes += len(part)
                 else:
                     sink.sendall(part)
+                    self.passed_parts += 1
         if not pair.is_silent:
             _shut(sink)
 
