@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import inspect
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -103,6 +104,19 @@ def decode_profile(data: bytes) -> Profile:
     return profile
 
 
+def _with_clean_descriptions(schema: Any) -> Any:  # noqa: ANN401 JSON
+    """Return a schema whose descriptions, which are docstrings, are indented alike by every version of msgspec."""
+    clean = _with_clean_descriptions
+    if isinstance(schema, list):
+        return [clean(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        name: inspect.cleandoc(value) if name == "description" and isinstance(value, str) else clean(value)
+        for name, value in schema.items()
+    }
+
+
 def json_schema() -> bytes:
     """Return the JSON Schema of a profile, which requires that it is either measured or modelled.
 
@@ -111,7 +125,7 @@ def json_schema() -> bytes:
     one_is_null = [{"properties": {name: {"type": "null"}}} for name in ("measured", "modelled")]
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **msgspec.json.schema(Profile),
+        **_with_clean_descriptions(msgspec.json.schema(Profile)),
         "oneOf": one_is_null,
     }
     return msgspec.json.format(msgspec.json.encode(schema), indent=1) + b"\n"
