@@ -16,8 +16,8 @@ SQL = re.compile(
     r"|\bPRAGMA\b|\bCREATE\s+(?:TABLE|INDEX)\b",
 )
 CONNECTION = re.compile(r"\bimport sqlite3\b|\bfrom sqlite3\b|\.database\b")
-# These tests count questions, damage a ledger, give it an unknown schema version or make one of an earlier version, or cut
-# its sessions.
+# These tests count questions, damage a ledger, give it an unknown schema version, make one of an earlier version, or
+# cut its sessions.
 MAY_DAMAGE = {
     "tests/server/test_damaged_ledger.py",
     "tests/server/test_dashboard_pages.py",
