@@ -9,6 +9,7 @@ import pytest
 from repository import ROOT
 
 from edge_runtime.errors import CoveyError, exit_codes
+from server.errors import RemoteFaultError
 
 NATIVE = ROOT / "edge_runtime" / "native"
 SOURCES = sorted(path for path in NATIVE.rglob("*") if path.suffix in {".h", ".cpp", ".c"})
@@ -61,7 +62,9 @@ def names_by_code() -> dict[int, str]:
     for module in ("server.errors", "export.errors"):
         importlib.import_module(module)
     families = {
-        family.exit_code: family.__name__.removesuffix("Error").upper() for family in CoveyError.__subclasses__()
+        family.exit_code: family.__name__.removesuffix("Error").upper()
+        for family in CoveyError.__subclasses__()
+        if family is not RemoteFaultError  # another process's fault has the code of this one's
     }
     assert exit_codes().keys() == families.keys() | {0, 2}
     return {0: "OK"} | NOT_FAMILIES | families
