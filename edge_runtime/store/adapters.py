@@ -16,6 +16,9 @@ from edge_runtime.forward_only.replay_file import MomentFiles, follow_logs
 from edge_runtime.protocol.round_log import decode_chain
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.network.fetch import Fetcher
     from edge_runtime.protocol.plans import AdapterRef
@@ -78,36 +81,34 @@ def moment_on_device(store: Store, size: int, sha256: str | msgspec.UnsetType) -
     """Return a moment that is on the device, else None; a damaged file counts as absent."""
     if sha256 is msgspec.UNSET:
         return None
-    path = store.moment_file(sha256)
-    if path.is_dir():
-        set_aside(path, f"{path} is a folder, and the moment's file is to be there")
-    elif path.exists() or path.is_symlink():
-        try:
-            moment = map_adapter(path, size)
-            check_adapter(moment, sha256)
-        except BundleError as error:
-            _LOG.warning("moment %s on disk is unusable, and removed: %s", sha256[:12], error.what)
-            store.forget_moment(sha256)
-        else:
-            return moment
-    return None
+    return _vector_on_device(store.moment_file(sha256), "moment", size, sha256, store.forget_moment)
 
 
 def _on_device(store: Store, bundle: Bundle, sha256: str) -> FloatVector | None:
     """Return an adapter that is on the device, else None; a damaged file counts as absent."""
-    path = store.adapter_file(sha256)
+    size = total_size(bundle.manifest.parameters)
+    theta = _vector_on_device(store.adapter_file(sha256), "adapter", size, sha256, store.forget_adapter)
+    if theta is not None:
+        return theta
+    return bundle.initial_adapter() if bundle.initial_sha256 == sha256 else None
+
+
+def _vector_on_device(
+    path: Path, kind: str, size: int, sha256: str, forget: Callable[[str], None]
+) -> FloatVector | None:
+    """Return the vector of a file that was kept by its hash; None: it is not there, or damaged and removed now."""
     if path.is_dir():
-        set_aside(path, f"{path} is a folder, and the adapter's file is to be there")
+        set_aside(path, f"{path} is a folder, and the {kind}'s file is to be there")
     elif path.exists() or path.is_symlink():
         try:
-            theta = map_adapter(path, total_size(bundle.manifest.parameters))
-            check_adapter(theta, sha256)
+            vector = map_adapter(path, size)
+            check_adapter(vector, sha256)
         except BundleError as error:
-            _LOG.warning("adapter %s on disk is unusable, and removed: %s", sha256[:12], error.what)
-            store.forget_adapter(sha256)
+            _LOG.warning("%s %s on disk is unusable, and removed: %s", kind, sha256[:12], error.what)
+            forget(sha256)
         else:
-            return theta
-    return bundle.initial_adapter() if bundle.initial_sha256 == sha256 else None
+            return vector
+    return None
 
 
 @dataclass(frozen=True)
