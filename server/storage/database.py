@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import sqlite3
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,8 @@ class Database(abc.ABC):
     Whatever is wrong with it, or with what it holds, becomes a StorageError that names it.
     """
 
+    _raw_errors: tuple[type[Exception], ...] = ()
+    """Errors of the driver that can come without SQLAlchemy's around them."""
     _connection: Connection
     """In autocommit mode: SQLAlchemy begins and commits nothing here, transaction() does."""
 
@@ -88,7 +89,7 @@ class Database(abc.ABC):
             raise
         except DBAPIError as error:
             raise self.failed(error.orig, "read") from error
-        except sqlite3.Error as error:
+        except self._raw_errors as error:
             raise self.failed(error, "read") from error
         except Exception as error:
             raise self.damaged(cause_of(error)) from error

@@ -52,6 +52,8 @@ class SqliteDatabase(Database):
         JobError: ``read_only``, and the file does not exist.
     """
 
+    _raw_errors = (sqlite3.Error,)
+
     def __init__(
         self, path: Path, *, read_only: bool, durable: bool, may_begin: Callable[[], None] = lambda: None
     ) -> None:
