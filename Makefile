@@ -73,6 +73,7 @@ lint: $(STAMP) ## ruff, mypy, import-linter, and the house: sizes, circles, room
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file .ci/mypy_tests.ini
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/house.py
 

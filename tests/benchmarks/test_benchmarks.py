@@ -11,7 +11,7 @@ import pytest
 from benchmarks.harness import curves, results
 from benchmarks.learning import droppeft_report as report
 
-COSTS = {
+COSTS: dict[str, Any] = {
     "step_s": {"3": {"median": 0.1}, "6": {"median": 0.2}},
     "memory_mb": {"3": {"median": 60.0}, "6": {"median": 100.0}},
     "forward_step_s": {"median": 0.05},

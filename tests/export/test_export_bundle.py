@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from edge_runtime.data.batch import Batch
     from edge_runtime.values import FloatVector
 
-CASES = [
+CASES: list[tuple[str, dict[str, Any]]] = [
     ("bert", {"splits": (1, 2, 3)}),
     ("bert", {"splits": (2,), "train": "AB", "pooling": "cls"}),
     ("bert-classifier", {}),

@@ -30,12 +30,13 @@ from edge_runtime.network.address import parse_broker
 from edge_runtime.network.in_process import Hub, InProcessTransport
 from edge_runtime.network.mqtt import MqttTransport
 from edge_runtime.network.transport import Message
-from edge_runtime.protocol.messages import StepRule, decode_message, encode_message
+from edge_runtime.protocol.messages import decode_message, encode_message
 from edge_runtime.protocol.plans import AdapterRef, BlobRef, TrainPlan
 from edge_runtime.protocol.presence import Birth, DeviceState, ProfileMessage
 from edge_runtime.protocol.profile import PROFILE_FILE
 from edge_runtime.protocol.profile_check import encode_profile
 from edge_runtime.protocol.reports import DeviceReport, PlanRefused
+from edge_runtime.protocol.step_rule import StepRule
 from edge_runtime.protocol.topics import topic_for
 from edge_runtime.store.store import Store
 from server.errors import JobError
