@@ -11,11 +11,11 @@ from litestar.concurrency import sync_to_thread
 from edge_runtime.errors import ConfigError, CoveyError, as_covey_error
 from server.access.pages import page, refused_page
 from server.api.actions import ACTIONS, checked
+from server.api.asked_by import AskedBy  # noqa: TC001 Litestar reads the handlers' types
 from server.api.forms import field, read_form, seen_of
 from server.api.sign_in_routes import forms_of, stale_form
 from server.errors import NoSuchJobError
 from server.storage.audit_queries import audit_of, newest_entry
-from server.storage.audit_records import Asker  # noqa: TC001 Litestar reads the handlers' types
 
 if TYPE_CHECKING:
     from litestar.handlers import HTTPRouteHandler
@@ -71,7 +71,7 @@ class _Pages:
             return _refused(error)
         return self.confirming(request, name, target, value)
 
-    async def confirmed(self, request: Request[Any, Any, Any], name: str, asker: Asker) -> Response[str]:
+    async def confirmed(self, request: Request[Any, Any, Any], name: str, asker: AskedBy) -> Response[str]:
         """Do what a form asks for."""
         try:
             form = await read_form(request)
@@ -111,7 +111,7 @@ def action_routes(operations: Operations, access: Access) -> list[HTTPRouteHandl
         return await sync_to_thread(pages.asked, request, name)
 
     @post("/ui/do/{name:str}", include_in_schema=False, status_code=303)
-    async def do(request: Request[Any, Any, Any], name: str, asker: Asker) -> Response[str]:
+    async def do(request: Request[Any, Any, Any], name: str, asker: AskedBy) -> Response[str]:
         return await pages.confirmed(request, name, asker)
 
     return [confirm, do]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from litestar import Litestar, Request, Response, Router
-from litestar.di import Provide
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi.config import OpenAPIConfig
 
@@ -13,6 +12,7 @@ from edge_runtime import __version__
 from edge_runtime.errors import ConfigError, CoveyError, as_covey_error, wall
 from server.access.gate import Gate
 from server.api.action_routes import action_routes
+from server.api.asked_by import asker_dependencies
 from server.api.audit_routes import audit_routes
 from server.api.board_routes import board_routes
 from server.api.device_routes import device_routes
@@ -22,7 +22,7 @@ from server.api.order_routes import order_routes
 from server.api.rollout_routes import rollout_routes
 from server.api.schema import Problem
 from server.api.server_routes import server_routes
-from server.api.sign_in_routes import asker_of, sign_in_routes
+from server.api.sign_in_routes import sign_in_routes
 from server.api.statuses import status_of
 from server.api.trust_routes import trust_routes
 
@@ -73,7 +73,7 @@ def make_api(
         [Router(PREFIX, route_handlers=handlers), metrics_route(metrics), *forms, *pages],
         request_class=_Request,
         middleware=[_with_host],
-        dependencies={"asker": Provide(asker_of, sync_to_thread=False)},
+        dependencies=asker_dependencies(),
         exception_handlers={CoveyError: _refused, HTTPException: _bad_request, Exception: _fault},
         openapi_config=OpenAPIConfig(
             title="Covey", version=f"{API_VERSION} (Covey {__version__})", path=f"{PREFIX}/schema", render_plugins=[]

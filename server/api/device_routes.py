@@ -10,8 +10,8 @@ from litestar.params import Parameter
 
 from edge_runtime.protocol.predictions import LONGEST_PATIENCE_S
 from edge_runtime.protocol.side_messages import LONGEST_FOLLOW_S, MOST_LINES
+from server.api.asked_by import AskedBy  # noqa: TC001 Litestar reads the handlers' types
 from server.api.schema import DeviceList, DeviceLog, DeviceStatus, LogLineSeen
-from server.storage.audit_records import Asker  # noqa: TC001 Litestar reads the handlers' types
 from server.views.device import device_shown
 from server.views.summary import device_list
 
@@ -81,19 +81,19 @@ def _asking(operations: Operations) -> list[HTTPRouteHandler]:
 
 def _changing(operations: Operations) -> list[HTTPRouteHandler]:
     @put("/devices/{name:str}/tags/{tag:str}", status_code=200, sync_to_thread=True)
-    def tag(name: str, tag: str, asker: Asker) -> dict[str, Any]:
+    def tag(name: str, tag: str, asker: AskedBy) -> dict[str, Any]:
         """Give a device a tag."""
         operations.tag(name, tag, asker)
         return {"device": name, "tag": tag, "state": "tagged"}
 
     @delete("/devices/{name:str}/tags/{tag:str}", status_code=200, sync_to_thread=True)
-    def untag(name: str, tag: str, asker: Asker) -> dict[str, Any]:
+    def untag(name: str, tag: str, asker: AskedBy) -> dict[str, Any]:
         """Take a tag from a device."""
         operations.untag(name, tag, asker)
         return {"device": name, "tag": tag, "state": "untagged"}
 
     @delete("/devices/{name:str}", status_code=200, sync_to_thread=True)
-    def forget(name: str, asker: Asker) -> dict[str, Any]:
+    def forget(name: str, asker: AskedBy) -> dict[str, Any]:
         """Forget a device that is gone."""
         operations.forget(name, asker)
         return {"device": name, "state": "forgotten"}

@@ -11,11 +11,11 @@ from litestar.params import Parameter
 from litestar.response import ServerSentEvent
 from litestar.response.sse import ServerSentEventMessage
 
+from server.api.asked_by import AskedBy  # noqa: TC001 Litestar reads the handlers' types
 from server.api.schema import JobChange, JobList, JobStatus, Submission
 from server.client.client import KEEP_ALIVE_S
 from server.errors import NoSuchJobError
 from server.storage import queries
-from server.storage.audit_records import Asker  # noqa: TC001 Litestar reads the handlers' types
 from server.views.compare import compare_jobs
 from server.views.explain import explain
 from server.views.history import job_history
@@ -87,7 +87,7 @@ def _reading(operations: Operations) -> list[HTTPRouteHandler]:
 
 def _acting(operations: Operations) -> list[HTTPRouteHandler]:
     @post("/jobs", status_code=201, sync_to_thread=True)
-    def submit(data: Submission, asker: Asker) -> JobStatus:
+    def submit(data: Submission, asker: AskedBy) -> JobStatus:
         """Enter a job in the queue."""
         name = operations.submit(
             data.job, data.bundle, data.after, data.priority, allow_absent=data.allow_absent, asker=asker
@@ -95,24 +95,24 @@ def _acting(operations: Operations) -> list[HTTPRouteHandler]:
         return _status(job_summary(operations.ledger, name))
 
     @post("/jobs/{name:str}/pause", status_code=200, sync_to_thread=True)
-    def pause(name: str, asker: Asker) -> JobChange:
+    def pause(name: str, asker: AskedBy) -> JobChange:
         """Pause a job once its open round is over."""
         return JobChange(name, operations.pause(name, asker))
 
     @post("/jobs/{name:str}/resume", status_code=200, sync_to_thread=True)
-    def resume(name: str, asker: Asker) -> JobChange:
+    def resume(name: str, asker: AskedBy) -> JobChange:
         """Queue a job again that was paused or stopped, or has failed."""
         operations.resume(name, asker)
         return JobChange(name, "queued")
 
     @post("/jobs/{name:str}/stop", status_code=200, sync_to_thread=True)
-    def stop(name: str, asker: Asker) -> JobChange:
+    def stop(name: str, asker: AskedBy) -> JobChange:
         """Stop a job at once; its closed rounds stay."""
         operations.stop(name, asker)
         return JobChange(name, "stopped")
 
     @delete("/jobs/{name:str}", status_code=200, sync_to_thread=True)
-    def discard(name: str, asker: Asker) -> JobChange:
+    def discard(name: str, asker: AskedBy) -> JobChange:
         """Delete a job that is not at work, with its result."""
         operations.delete(name, asker)
         return JobChange(name, "deleted")

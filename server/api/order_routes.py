@@ -12,6 +12,7 @@ from litestar.concurrency import sync_to_thread
 from edge_runtime.errors import ConfigError, CoveyError, as_covey_error
 from server.access.pages import page, refused_page
 from server.api.action_routes import RECENT
+from server.api.asked_by import AskedBy  # noqa: TC001 Litestar reads the handlers' types
 from server.api.forms import field, read_form, seen_of
 from server.api.job_order import NewJob
 from server.api.rollout_order import NewRollout
@@ -20,7 +21,6 @@ from server.api.statuses import status_of
 from server.api.token_order import NewTokens
 from server.errors import ChangedError
 from server.storage.audit_queries import audit_of, newest_entry
-from server.storage.audit_records import Asker  # noqa: TC001 Litestar reads the handlers' types
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from server.access.gate import Access
     from server.api.orders import Field, Order, Prospect
     from server.queue.operations import Operations
+    from server.storage.audit_records import Asker
 
 _LARGEST_BYTES = 256 * 1024
 """Of a form: a job.toml of the largest length, in which each character is written as %XX."""
@@ -81,7 +82,7 @@ class _Pages:
             return _page(refused_page(error), status_of(error))
         return self._form(asked)
 
-    async def sent(self, request: Request[Any, Any, Any], name: str, asker: Asker) -> Response[str]:
+    async def sent(self, request: Request[Any, Any, Any], name: str, asker: AskedBy) -> Response[str]:
         """Answer a form."""
         try:
             form = await read_form(request, _LARGEST_BYTES)
@@ -91,7 +92,9 @@ class _Pages:
             return stale_form()
         return await sync_to_thread(self._answer, request, name, form, asker)
 
-    def _answer(self, request: Request[Any, Any, Any], name: str, form: dict[str, str], asker: Asker) -> Response[str]:
+    def _answer(
+        self, request: Request[Any, Any, Any], name: str, form: dict[str, str], asker: AskedBy
+    ) -> Response[str]:
         step = field(form, "step")
         try:
             asked = self._asked(request, name, form, is_sent=True)
@@ -179,7 +182,7 @@ def order_routes(operations: Operations, access: Access) -> list[HTTPRouteHandle
         return await sync_to_thread(pages.begun, request, name)
 
     @post("/ui/new/{name:str}", include_in_schema=False, status_code=200)
-    async def send(request: Request[Any, Any, Any], name: str, asker: Asker) -> Response[str]:
+    async def send(request: Request[Any, Any, Any], name: str, asker: AskedBy) -> Response[str]:
         return await pages.sent(request, name, asker)
 
     return [form, send]

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import msgspec
 from litestar import get, post
 
+from server.api.asked_by import AskedBy  # noqa: TC001 Litestar reads the handlers' types
 from server.api.rollout_schema import RolloutChange, RolloutList, RolloutOrder, RolloutStatus
 from server.queue.rollout_wish import Wanted
-from server.storage.audit_records import Asker  # noqa: TC001 Litestar reads the handlers' types
 
 if TYPE_CHECKING:
     from litestar.handlers import HTTPRouteHandler
@@ -26,7 +26,7 @@ def rollout_routes(operations: Operations) -> list[HTTPRouteHandler]:
     rollouts = operations.rollouts
 
     @post("/rollouts", status_code=201, sync_to_thread=True)
-    def start(data: RolloutOrder, asker: Asker) -> RolloutStatus:
+    def start(data: RolloutOrder, asker: AskedBy) -> RolloutStatus:
         """Begin a rollout."""
         number = rollouts.start(Wanted(**msgspec.structs.asdict(data)), asker)
         return msgspec.convert(rollouts.show(number), RolloutStatus)
@@ -42,17 +42,17 @@ def rollout_routes(operations: Operations) -> list[HTTPRouteHandler]:
         return msgspec.convert(rollouts.show(number), RolloutStatus)
 
     @post("/rollouts/{number:int}/pause", status_code=200, sync_to_thread=True)
-    def pause(number: int, asker: Asker) -> RolloutChange:
+    def pause(number: int, asker: AskedBy) -> RolloutChange:
         """Ask no further device."""
         return RolloutChange(number, rollouts.pause(number, asker))
 
     @post("/rollouts/{number:int}/resume", status_code=200, sync_to_thread=True)
-    def resume(number: int, asker: Asker) -> RolloutChange:
+    def resume(number: int, asker: AskedBy) -> RolloutChange:
         """Go on after a pause, or let the next group begin."""
         return RolloutChange(number, rollouts.resume(number, asker))
 
     @post("/rollouts/{number:int}/abort", status_code=200, sync_to_thread=True)
-    def abort(number: int, asker: Asker) -> RolloutChange:
+    def abort(number: int, asker: AskedBy) -> RolloutChange:
         """Take it back from every device."""
         return RolloutChange(number, rollouts.abort(number, asker))
 

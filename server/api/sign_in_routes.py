@@ -12,8 +12,9 @@ from litestar.concurrency import sync_to_thread
 from litestar.datastructures import Cookie
 
 from edge_runtime.errors import ConfigError
-from server.access.gate import ASKER, FORMS, SIGN_IN, STYLE, TooOftenError, cookies_of, headers_of, stale_form_error
+from server.access.gate import FORMS, SIGN_IN, STYLE, TooOftenError, cookies_of, headers_of, stale_form_error
 from server.access.pages import page, refused_page, style
+from server.api.asked_by import AskedBy  # noqa: TC001 Litestar reads the handlers' types
 from server.api.forms import field, read_form
 from server.storage.audit_records import Asker
 
@@ -28,12 +29,6 @@ _LOG = logging.getLogger(__name__)
 _HOME = "/ui/"
 _NONCE = "covey_sign_in"
 _LONGEST_NEXT = 2000
-
-
-def asker_of(request: Request[Any, Any, Any]) -> Asker:
-    """Return who asks: the gate has entered it. Handlers that have a parameter ``asker`` get it."""
-    asker: Asker = request.scope[ASKER]  # type: ignore[literal-required]
-    return asker
 
 
 def forms_of(scope: Scope) -> str:
@@ -91,7 +86,7 @@ class _Pages:
         response.set_cookie(_cookie(access, access.cookie, secret))
         return response
 
-    async def sign_out(self, request: Request[Any, Any, Any], asker: Asker) -> Response[str]:
+    async def sign_out(self, request: Request[Any, Any, Any], asker: AskedBy) -> Response[str]:
         """End a session."""
         access = self._access
         try:
@@ -107,7 +102,7 @@ class _Pages:
         response.set_cookie(_cookie(access, access.cookie, "", max_age=0))
         return response
 
-    def signing_out(self, request: Request[Any, Any, Any], asker: Asker) -> Response[str]:
+    def signing_out(self, request: Request[Any, Any, Any], asker: AskedBy) -> Response[str]:
         """Return the page that asks."""
         token = self._access.forms.token_of(forms_of(request.scope))
         body = page("sign_out.html.jinja", operator=asker.name, form_token=token)
@@ -132,11 +127,11 @@ def sign_in_routes(operations: Operations, access: Access) -> list[HTTPRouteHand
         return await pages.sign_in(request)
 
     @get("/ui/logout", include_in_schema=False, sync_to_thread=False)
-    def sign_out_page(request: Request[Any, Any, Any], asker: Asker) -> Response[str]:
+    def sign_out_page(request: Request[Any, Any, Any], asker: AskedBy) -> Response[str]:
         return pages.signing_out(request, asker)
 
     @post("/ui/logout", include_in_schema=False, status_code=303)
-    async def sign_out(request: Request[Any, Any, Any], asker: Asker) -> Response[str]:
+    async def sign_out(request: Request[Any, Any, Any], asker: AskedBy) -> Response[str]:
         return await pages.sign_out(request, asker)
 
     @get(STYLE, include_in_schema=False, sync_to_thread=False)
