@@ -117,7 +117,8 @@ class Graph(Strict, frozen=True):
         kind: ``front`` and ``back`` of a split, ``predict``, or ``train``: loss and gradients with some of the layers.
         runtime: what runs it. ExecuTorch's inputs and outputs have no names in the file: they are in this order.
         file: its path in the bundle.
-        split: of ``front`` and ``back``.
+        split: of ``front`` and ``back``; of a ``train`` graph in ``behind.json`` (behind.py), the split behind which it
+            begins.
         inputs: what it takes.
         outputs: what it gives; ``train``: the loss, then one gradient for each trainable input.
         level: of ``train``, the number of active layers, or the top level.

@@ -18,7 +18,7 @@ from edge_runtime.bundle.manifest import CAUSAL_LM, MANIFEST_FILE, PLAIN_VERSION
 from edge_runtime.errors import BundleError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from edge_runtime.bundle.manifest import Graph, GraphInput, GraphOutput, Manifest
 
@@ -117,13 +117,19 @@ def _are_rows(rows: list[int], shape: Sequence[int | str]) -> bool:
 
 
 def _check_training_graphs(manifest: Manifest) -> None:
-    """Check that each training graph fits the layout, whichever layers are bound to its slots."""
+    check_training_graphs(manifest, [graph for graph in manifest.graphs if graph.kind == "train"])
+
+
+def check_training_graphs(manifest: Manifest, graphs: Iterable[Graph]) -> None:
+    """Check that each training graph fits the layout, whichever layers are bound to its slots.
+
+    Raises:
+        BundleError: a graph's level, slots, inputs or gradients do not fit.
+    """
     shapes = {parameter.name: parameter.shape for parameter in manifest.parameters}
     layers = manifest.model.layers
     found: set[tuple[str, tuple[int | str, ...]]] = set()  # sources whose tensors of every layer are in the layout
-    for graph in manifest.graphs:
-        if graph.kind != "train":
-            continue
+    for graph in graphs:
         _check_slots(graph, layers)
         for tensor in _trained(graph):
             key = (tensor.source or "", tuple(tensor.shape))

@@ -39,7 +39,13 @@ def level_need(manifest: Manifest, level: Level, runtime: Runtime = "onnxruntime
     Raises:
         BundleError: the bundle has no such level for the runtime.
     """
-    graph = manifest.training_graph(level, runtime)
+    return graph_need(manifest, manifest.training_graph(level, runtime))
+
+
+def graph_need(manifest: Manifest, graph: Graph) -> LevelNeed:
+    """Estimate the memory of a training graph of the bundle, as ``level_need`` does."""
+    level = graph.level
+    assert level is not None  # noqa: S101 each training graph has one: see manifest_check
     bound = parameter_bytes(graph)
     if graph.activations is not None:
         first, further = graph.activations.first_row, graph.activations.further_row
@@ -49,7 +55,7 @@ def level_need(manifest: Manifest, level: Level, runtime: Runtime = "onnxruntime
     kept = trained_layers(level)
     if graph.recomputes:
         stored = (stored + kept * hidden_size(manifest)) / kept
-    if kept < run_layers(level, manifest.model.layers):
+    if kept < run_layers(level, manifest.model.layers) - (graph.split or 0):
         kept += 1
     row_bytes = int(4 * tokens * kept * stored)
     return LevelNeed(level, bound + row_bytes, row_bytes)

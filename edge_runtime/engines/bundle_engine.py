@@ -92,7 +92,55 @@ class GraphOpener(Protocol):
         """
 
 
-class BundleEngine:
+class BundleFront:
+    """The front block of a bundle at one split.
+
+    Args:
+        bundle: an opened bundle.
+        split: one of its splits.
+        opener: loads the runtime's graph.
+        workspace: the front's trainable parameters, float32, (front size,); None: memory of its own.
+
+    Raises:
+        BundleError: the bundle has no such split, or the graph does not match the files.
+    """
+
+    def __init__(self, bundle: Bundle, split: int, opener: GraphOpener, workspace: FloatVector | None = None) -> None:
+        manifest = bundle.manifest
+        graph = manifest.graph("front", split, opener.runtime)
+        if workspace is None:
+            workspace = np.zeros(front_size(manifest.parameters, split), dtype=np.float32)
+        self._workspace: FloatVector = workspace
+        parameters = [p for p in manifest.parameters if p.layer < split]
+        self._reads = functools.partial(read_slices, parameters, rows_read(graph.inputs))
+        self._outputs = graph.outputs
+        views = block_views(workspace, parameters)
+        self._runner = opener.open(bundle, graph, bind_inputs(graph, frozen_tensors(bundle), views))
+
+    @property
+    def front_workspace(self) -> FloatVector:
+        """See Engine."""
+        return self._workspace
+
+    def front_reads(self, batch: Batch) -> list[slice]:
+        """See Engine."""
+        return self._reads(batch)
+
+    @property
+    def boundary_outputs(self) -> Sequence[GraphOutput]:
+        """What crosses the cut: names, types and shapes."""
+        return self._outputs
+
+    def front(self, batch: Batch) -> Boundary:
+        """See Engine."""
+        return self._runner.run(batch, None)
+
+    def front_arrays(self, batch: Batch) -> dict[str, Any]:
+        """Run the front block at its workspace; return what crosses the cut as arrays, by name."""
+        return {name: self._runner.to_numpy(value) for name, value in self._runner.run(batch, None).items()}
+
+
+class BundleEngine(BundleFront):
     """Front and back of a bundle at one split.
 
     Where every weight is trained, the two workspaces share memory: a step writes a block's workspace just before it
@@ -109,54 +157,25 @@ class BundleEngine:
 
     def __init__(self, bundle: Bundle, split: int, opener: GraphOpener) -> None:
         manifest = bundle.manifest
-        front_graph = manifest.graph("front", split, opener.runtime)
-        back_graph = manifest.graph("back", split, opener.runtime)
         cut = front_size(manifest.parameters, split)
         sizes = (cut, total_size(manifest.parameters) - cut)
         memory: FloatVector = np.zeros(max(sizes) if manifest.train == "full" else sum(sizes), dtype=np.float32)
-        self._front_workspace: FloatVector = memory[: sizes[0]]
+        super().__init__(bundle, split, opener, memory[: sizes[0]])
+        graph = manifest.graph("back", split, opener.runtime)
         self._back_workspace: FloatVector = memory[memory.size - sizes[1] :]
-        front = [p for p in manifest.parameters if p.layer < split]
         back = [p for p in manifest.parameters if p.layer >= split]
-        self._front_reads = functools.partial(read_slices, front, rows_read(front_graph.inputs))
-        self._back_reads = functools.partial(read_slices, back, rows_read(back_graph.inputs))
-        self._boundary_outputs = front_graph.outputs
-        frozen = frozen_tensors(bundle)
-        views = block_views(self._front_workspace, front)
-        self._front = opener.open(bundle, front_graph, bind_inputs(front_graph, frozen, views))
+        self._back_reads = functools.partial(read_slices, back, rows_read(graph.inputs))
         views = block_views(self._back_workspace, back)
-        self._back = opener.open(bundle, back_graph, bind_inputs(back_graph, frozen, views))
-
-    @property
-    def front_workspace(self) -> FloatVector:
-        """See Engine."""
-        return self._front_workspace
+        self._back = opener.open(bundle, graph, bind_inputs(graph, frozen_tensors(bundle), views))
 
     @property
     def back_workspace(self) -> FloatVector:
         """See Engine."""
         return self._back_workspace
 
-    def front_reads(self, batch: Batch) -> list[slice]:
-        """See Engine."""
-        return self._front_reads(batch)
-
     def back_reads(self, batch: Batch) -> list[slice]:
         """See Engine."""
         return self._back_reads(batch)
-
-    @property
-    def boundary_outputs(self) -> Sequence[GraphOutput]:
-        """What crosses the cut: names, types and shapes."""
-        return self._boundary_outputs
-
-    def front(self, batch: Batch) -> Boundary:
-        """See Engine."""
-        return self._front.run(batch, None)
-
-    def front_arrays(self, batch: Batch) -> dict[str, Any]:
-        """Run the front block at its workspace; return what crosses the cut as arrays, by name."""
-        return {name: self._front.to_numpy(value) for name, value in self._front.run(batch, None).items()}
 
     def boundary_of(self, arrays: Mapping[str, Tensor]) -> Boundary:
         """Return arrays, by the names of ``boundary_outputs``, as what ``back`` takes; they are read in place."""

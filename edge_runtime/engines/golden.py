@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edge_runtime.bundle.behind import find_behind
 from edge_runtime.bundle.decode import Decode
 from edge_runtime.bundle.levels import kind_of, trained_layers
 from edge_runtime.bundle.manifest import output_names
 from edge_runtime.data.batch import IGNORED, Batch, CompletionBatch
+from edge_runtime.engines.bundle_engine import BundleFront
 from edge_runtime.engines.choose import ONNX_RUNTIME, Engines
 from edge_runtime.errors import BundleError
 from edge_runtime.files.tensor_file import map_tensors
@@ -114,6 +116,7 @@ def measure_parity(bundle: Bundle, engines: Engines = ONNX_RUNTIME) -> Parity:
     gradients = [0.0]
     if bundle.manifest.levels_for(engines.runtime):
         found = _training_differences(bundle, theta, cases[0].batch, engines)
+        found += _behind_differences(bundle, theta, cases[0].batch, engines)
         losses += [loss for loss, _ in found]
         gradients += [gradient for _, gradient in found]
     decode = engines.find_decode(bundle)
@@ -155,17 +158,45 @@ def _training_differences(
 ) -> list[tuple[float, float]]:
     """Return the differences of loss and gradients of each level's graph from PyTorch's."""
     manifest, differences = bundle.manifest, []
-    expected, training = map_tensors(bundle.file(manifest.golden.file)), engines.make_training_engine(bundle)
+    training = engines.make_training_engine(bundle)
     for level in training.levels:
         found = np.zeros_like(theta)
         layers = training_layers(level, manifest.model.layers)
         loss = training.gradients(theta, layers, batch, found, whole=kind_of(level) == "top")
-        try:
-            wanted = np.float32(expected[f"train_{level}.loss"]), expected[f"train_{level}.gradients"]
-        except KeyError as error:
-            raise BundleError(f"{manifest.golden.file} does not hold {error}", "export the bundle again") from error
-        differences.append((_difference(np.float32(loss), wanted[0]), _difference(found, wanted[1])))
+        differences.append(_training_difference(bundle, level, loss, found))
     return differences
+
+
+def _behind_differences(
+    bundle: Bundle, theta: FloatVector, batch: Batch, engines: Engines
+) -> list[tuple[float, float]]:
+    """Return the same of each training graph that begins behind a split, on what the split's front gives."""
+    manifest, differences = bundle.manifest, []
+    training = engines.make_training_engine(bundle)
+    for split in manifest.splits:
+        graphs = find_behind(bundle.path, manifest, split, engines.runtime)
+        if not graphs:
+            continue
+        front = BundleFront(bundle, split, engines.opener())
+        np.copyto(front.front_workspace, theta[: front.front_workspace.size])
+        boundary = front.front_arrays(batch)
+        for level, graph in graphs.items():
+            found = np.zeros_like(theta)
+            layers = training_layers(level, manifest.model.layers)
+            loss = training.gradients_behind(graph, theta, layers, batch, boundary, found)
+            differences.append(_training_difference(bundle, level, loss, found))
+    return differences
+
+
+def _training_difference(bundle: Bundle, level: Level, loss: float, gradients: FloatVector) -> tuple[float, float]:
+    """Return the differences of a level's loss and gradients from the golden ones."""
+    golden = bundle.manifest.golden
+    expected = map_tensors(bundle.file(golden.file))
+    try:
+        wanted = np.float32(expected[f"train_{level}.loss"]), expected[f"train_{level}.gradients"]
+    except KeyError as error:
+        raise BundleError(f"{golden.file} does not hold {error}", "export the bundle again") from error
+    return _difference(np.float32(loss), wanted[0]), _difference(gradients, wanted[1])
 
 
 def check_golden(bundle: Bundle, engines: Engines = ONNX_RUNTIME) -> Parity:

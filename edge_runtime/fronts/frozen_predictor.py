@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edge_runtime.data.batch import Batch, CompletionBatch
     from edge_runtime.engines.choose import Engines
     from edge_runtime.engines.engine import Predictor
-    from edge_runtime.fronts.frozen_engine import FrontCounts
+    from edge_runtime.fronts.kept_front import FrontCounts
     from edge_runtime.values import FloatVector, Logits, TokenIds, TokenLosses
 
 

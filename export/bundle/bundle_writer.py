@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge_runtime import __version__
+from edge_runtime.bundle.behind import hidden_states
 from edge_runtime.bundle.folder import Bundle, verify_files
 from edge_runtime.bundle.manifest import MANIFEST_FILE, FileEntry, Manifest, Model, format_version_of, output_names
 from edge_runtime.bundle.manifest_file import bundle_sha256, encode_manifest
@@ -221,6 +222,9 @@ def _write_graphs(
             training.write(level, partial, recompute=options.recompute, rescale=options.rescale)
             for level in options.levels
         ]
+        training.write_behind(
+            options.levels, hidden_states(graphs, options.splits), partial, recompute=options.recompute
+        )
     if options.for_executorch:
         from export.bundle import executorch_graphs, lowering  # noqa: PLC0415 executorch is an extra of the package
 

@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING
 
 import onnx
 
+from edge_runtime.bundle.behind import BEHIND_FILE, BEHIND_VERSION, Behind, encode_behind
 from edge_runtime.bundle.layers import LAYER_FIELD
 from edge_runtime.bundle.levels import file_part, kind_of, run_layers, trained_layers
 from edge_runtime.bundle.manifest import Activations, Graph, GraphInput, GraphOutput
+from edge_runtime.files.atomic import write_atomically
 from export.bundle.block_inputs import describe_blocks
 from export.errors import ExportError
 from export.graphs.activations import peak_bytes
 from export.graphs.block_products import use_blocks
 from export.graphs.layer_parts import LayerParts, TwoLayers
-from export.graphs.onnx_levels import assemble_level
+from export.graphs.onnx_levels import BOUNDARY, assemble_level
 from export.graphs.onnx_pieces import to_onnx
 from export.model.names import layer_of, template
 from export.trace.batches import dimension_names, dtype_of, longest_batch, shape_of, size_bounds, sizes, traced_batch
@@ -103,15 +105,54 @@ class TrainingGraphs:
             rescale: whether the graph of a dropout level takes a factor on what each layer adds to its input; at a top
                 level no layer is ever absent, so that there is nothing to make up for.
         """
-        file = f"graphs/train_{file_part(level)}.onnx"
-        made = assemble_level(
+        made = self._assembled(level, 0, recompute=recompute, rescale=rescale)
+        return self._save(made, level, bundle, f"graphs/train_{file_part(level)}.onnx", recompute=recompute)
+
+    def write_behind(
+        self, levels: Sequence[Level], hidden: Mapping[int, GraphOutput], bundle: Path, *, recompute: bool
+    ) -> list[Graph]:
+        """Write the graphs of top levels that begin behind a split, and ``behind.json``; return their descriptions.
+
+        Args:
+            levels: the bundle's levels.
+            hidden: by split, the hidden state that its front gives.
+            bundle: the bundle's folder.
+            recompute: see ``write``.
+        """
+        graphs = []
+        for level in levels:
+            for split, state in hidden.items():
+                if kind_of(level) != "top" or not 0 < split <= self._n_layers - trained_layers(level):
+                    continue
+                made = self._assembled(level, split, recompute=recompute, rescale=False)
+                file = f"graphs/train_{file_part(level)}_behind_{split}.onnx"
+                graph = self._save(made, level, bundle, file, recompute=recompute, behind=(split, state))
+                graphs.append(graph)
+        if graphs:
+            write_atomically(bundle / BEHIND_FILE, encode_behind(Behind(BEHIND_VERSION, graphs)))
+        return graphs
+
+    def _assembled(self, level: Level, behind: int, *, recompute: bool, rescale: bool) -> LevelGraph:
+        return assemble_level(
             self._parts,
             run_layers(level, self._n_layers),
             trained=trained_layers(level),
+            behind=behind,
             recompute=recompute,
             rescale=rescale and kind_of(level) == "drop",
         )
-        inputs = self._describe_inputs(made)
+
+    def _save(
+        self,
+        made: LevelGraph,
+        level: Level,
+        bundle: Path,
+        file: str,
+        *,
+        recompute: bool,
+        behind: tuple[int, GraphOutput] | None = None,
+    ) -> Graph:
+        inputs = self._describe_inputs(made, None if behind is None else behind[1])
         quantised = self._table.in_blocks(inputs)
         # Slots take the weights of any layer, so these are inputs, and their products are those of float32.
         in_blocks = use_blocks(made.model, quantised, "float32", "input")
@@ -120,7 +161,7 @@ class TrainingGraphs:
             kind="train",
             runtime="onnxruntime",
             file=file,
-            split=None,
+            split=None if behind is None else behind[0],
             inputs=describe_blocks(inputs, quantised, "weight"),
             outputs=[GraphOutput("loss", "float32", []), *self._describe_gradients(made)],
             level=level,
@@ -147,11 +188,14 @@ class TrainingGraphs:
         first = bytes_for(1)
         return Activations(first, -(-(bytes_for(1 + _MORE_ROWS) - first) // _MORE_ROWS))
 
-    def _describe_inputs(self, made: LevelGraph) -> list[GraphInput]:
+    def _describe_inputs(self, made: LevelGraph, hidden: GraphOutput | None) -> list[GraphInput]:
         by_name = {item.name: item for item in self._training.lifted.inputs}
         inputs = []
         for value in made.model.graph.input:
             original, slot = made.inputs[value.name]
+            if original == BOUNDARY and hidden is not None:
+                inputs.append(GraphInput(value.name, hidden.dtype, hidden.shape, "boundary", hidden.name))
+                continue
             if original not in by_name:
                 inputs.append(GraphInput(value.name, "float32", [1], "scale", LAYER_FIELD, slot))
                 continue

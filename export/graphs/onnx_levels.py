@@ -5,7 +5,8 @@ alike. So the second layer's nodes are repeated, with other weights, once per fu
 conversion then serve every level of a model of any depth.
 
 In the graph of a top level, the lowest trained layer takes the first layer's place, and so do the layers below, of
-which only the forward pass is emitted: nothing that they compute is kept.
+which only the forward pass is emitted: nothing that they compute is kept. A graph that begins behind a split has no
+layers before it: what they give is an input.
 
 Recompute: a layer's forward nodes are repeated in front of its backward nodes, which read the repeated values. Only
 hidden states are then kept from the forward pass.
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 _AGAIN = "again"
 _SCALE = "scale"
+BOUNDARY = "boundary"
+"""What LevelGraph.inputs says of the hidden state at which a graph begins."""
 _ZERO, _FIRST, _FLAT = "covey_zero", "covey_first", "covey_flat"
 
 
@@ -42,7 +45,8 @@ class LevelGraph:
 
     Attributes:
         model: the graph; its outputs are the loss and the gradients.
-        inputs: for each input, its name in the graph of two layers (``scale`` for a factor) and its slot.
+        inputs: for each input, its name in the graph of two layers (``scale`` for a factor, BOUNDARY for the hidden
+            state at which the graph begins) and its slot.
         outputs: the same for each gradient.
         values: type and shape of what each node makes, by name.
     """
@@ -54,7 +58,7 @@ class LevelGraph:
 
 
 def assemble_level(
-    parts: LayerParts, active: int, *, trained: int | None = None, recompute: bool, rescale: bool
+    parts: LayerParts, active: int, *, trained: int | None = None, behind: int = 0, recompute: bool, rescale: bool
 ) -> LevelGraph:
     """Return the training graph of a level.
 
@@ -62,20 +66,24 @@ def assemble_level(
         parts: the parts of a training graph of two layers.
         active: number of layers that run.
         trained: number of layers that are trained, the last ones; None: all that run.
+        behind: number of layers that are left out, the first ones: none of them is trained.
         recompute: whether layers are computed again for their backward pass; the last layer never is, because its
             backward pass follows at once.
         rescale: whether a factor per slot multiplies what a layer adds to its input.
     """
     below = 0 if trained is None else active - trained
-    return _Assembly(parts, active, below, recompute=recompute, rescale=rescale).run()
+    return _Assembly(parts, active, below, behind, recompute=recompute, rescale=rescale).run()
 
 
 class _Assembly:
     """Assembles the graph of one level."""
 
-    def __init__(self, parts: LayerParts, active: int, below: int, *, recompute: bool, rescale: bool) -> None:
+    def __init__(
+        self, parts: LayerParts, active: int, below: int, behind: int, *, recompute: bool, rescale: bool
+    ) -> None:
         self._parts, self._two = parts, parts.two
         self._active, self._below, self._recompute, self._rescale = active, below, recompute, rescale
+        self._behind = behind
         self._made: list[NodeProto] = []
         self._inputs: dict[str, tuple[str, int | None]] = {}
         self._outputs: dict[str, tuple[str, int | None]] = {}
@@ -88,7 +96,10 @@ class _Assembly:
     def run(self) -> LevelGraph:
         """Emit the forward pass, the head and the backward pass, in that order."""
         two, parts, top = self._two, self._parts, self._active - 1
-        for slot in range(self._active):
+        if self._behind:
+            self._values[BOUNDARY] = self._hidden_value()
+            self._inputs[_hidden(self._behind)] = (BOUNDARY, None)
+        for slot in range(self._behind, self._active):
             self._emit(parts.forward[self._layer(slot)], self._forward_names(slot), slot)
             if self._rescale:
                 self._emit_rescaled(slot)
@@ -113,6 +124,11 @@ class _Assembly:
             if layer and self._rescale:
                 self._emit_gradient_past(slot)
         return self._finish()
+
+    def _hidden_value(self) -> onnx.ValueInfoProto:
+        """Return the type and shape of a hidden state."""
+        graph = self._two.model.graph
+        return next(value for value in (*graph.value_info, *graph.output) if value.name == self._two.hidden[-1])
 
     def _layer(self, slot: int) -> int:
         """Return the traced layer whose nodes a slot repeats: the first for the lowest trained slot, and below it."""
