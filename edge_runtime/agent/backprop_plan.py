@@ -3,31 +3,51 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+from msgspec import UNSET
 
 from edge_runtime.backprop.round import BackpropSettings, train_backprop
 from edge_runtime.bundle.bounds import check_rows, largest_batch
 from edge_runtime.bundle.layers import layer_slices, no_scales
 from edge_runtime.bundle.levels import kind_of
-from edge_runtime.bundle.memory_need import check_level, level_need, levels_that_fit, rows_that_fit
+from edge_runtime.bundle.memory_need import (
+    check_level,
+    check_need,
+    graph_need,
+    level_need,
+    levels_that_fit,
+    rows_that_fit,
+)
 from edge_runtime.device.memory import give_back
 from edge_runtime.errors import BundleError
+from edge_runtime.fronts.frozen_training import FrozenTraining
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from edge_runtime.agent.frozen_fronts import FrozenFronts
     from edge_runtime.agent.loaded_bundle import LoadedBundle
     from edge_runtime.backprop.round import BackpropResult, Personal
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.bundle.levels import Level
-    from edge_runtime.bundle.manifest import Runtime
+    from edge_runtime.bundle.manifest import Graph, Runtime
     from edge_runtime.protocol.plans import BackpropPlan
     from edge_runtime.values import FloatVector
 
 _LOG = logging.getLogger(__name__)
+_NO_GRAPHS: Mapping[Level, Graph] = MappingProxyType({})
 
 
-def check_plan(plan: BackpropPlan, bundle: Bundle, bytes_free: int | None, runtime: Runtime) -> dict[Level, int]:
+def check_plan(
+    plan: BackpropPlan,
+    bundle: Bundle,
+    bytes_free: int | None,
+    runtime: Runtime,
+    behind: Mapping[Level, Graph] = _NO_GRAPHS,
+) -> dict[Level, int]:
     """Check that a device can train a plan, before anything is loaded.
 
     Args:
@@ -35,6 +55,8 @@ def check_plan(plan: BackpropPlan, bundle: Bundle, bytes_free: int | None, runti
         bundle: the plan's bundle.
         bytes_free: free memory; None: not known, everything fits.
         runtime: whose training graphs are run.
+        behind: training graphs that begin behind the plan's frozen front, by level: they need less memory. The front's
+            weights, which a row that is not kept needs, are pages of a mapped file that the system may drop.
 
     Returns:
         For each level that fits into memory, the rows of one micro-batch.
@@ -47,7 +69,10 @@ def check_plan(plan: BackpropPlan, bundle: Bundle, bytes_free: int | None, runti
     if not manifest.levels:
         raise BundleError("the bundle has no training graphs", "export it with --levels")
     fewest, most = plan.stld.fewest_rows, plan.stld.most_rows
-    check_level(manifest, plan.level, fewest, bytes_free, runtime)
+    if plan.level in behind:
+        check_need(graph_need(manifest, behind[plan.level]), fewest, bytes_free)
+    else:
+        check_level(manifest, plan.level, fewest, bytes_free, runtime)
     check_rows(manifest, runtime, fewest)
     most = min(most, largest_batch(manifest, runtime) or most)
     if (
@@ -57,6 +82,7 @@ def check_plan(plan: BackpropPlan, bundle: Bundle, bytes_free: int | None, runti
     ):
         raise no_scales()
     needs = {level: level_need(manifest, level, runtime) for level in manifest.levels}
+    needs |= {level: graph_need(manifest, graph) for level, graph in behind.items()}
     fit = levels_that_fit(list(needs.values()), bytes_free, fewest)
     return {level: rows_that_fit(needs[level], bytes_free, fewest, most) for level in fit}
 
@@ -65,8 +91,8 @@ def do_backprop(
     plan: BackpropPlan,
     device: str,
     loaded: LoadedBundle,
-    theta: FloatVector,
-    personal: Personal,
+    fronts: FrozenFronts,
+    start: tuple[FloatVector, Personal],
     bytes_free: int | None,
     goes_on: Callable[[int, float], bool],
     clock: Callable[[], float],
@@ -77,8 +103,8 @@ def do_backprop(
         plan: the round's plan.
         device: the device's name.
         loaded: bundle, rows and engine.
-        theta: the shared adapter, float32, (parameters,).
-        personal: the device's personal layers before the round.
+        fronts: makes the engines of plans that freeze the front.
+        start: the shared adapter, float32, (parameters,), and the device's personal layers before the round.
         bytes_free: free memory; None: not known.
         goes_on: called after each step with its index and loss; the device abandons the round when it returns False.
         clock: monotonic seconds.
@@ -89,12 +115,25 @@ def do_backprop(
     Raises:
         CoveyError: see check_plan and train_backprop.
     """
-    rows_at_once = check_plan(plan, loaded.bundle, bytes_free, loaded.engines.runtime)
+    theta, personal = start
+    split = None if plan.frozen_split is UNSET else plan.frozen_split
+    behind = fronts.graphs_behind(loaded, split)
+    rows_at_once = check_plan(plan, loaded.bundle, bytes_free, loaded.engines.runtime, behind)
     if rows_at_once[plan.level] < plan.stld.most_rows:
         _LOG.info("memory is short: %d of %d rows at once", rows_at_once[plan.level], plan.stld.batch_size)
-    engine, settings = loaded.training_engine(), BackpropSettings.of_plan(plan, device, rows_at_once)
-    slices = layer_slices(loaded.bundle.manifest)
+    if plan.level in behind and split is not None:
+        engine = fronts.training_engine(loaded, split, theta, behind)
+    else:
+        fronts.close()
+        engine = loaded.training_engine()
+    before = engine.front.counts if isinstance(engine, FrozenTraining) else None
+    settings, slices = BackpropSettings.of_plan(plan, device, rows_at_once), layer_slices(loaded.bundle.manifest)
     result = train_backprop(engine, theta, loaded.rows, settings, slices, personal, goes_on, clock)
-    if result is not None:
-        give_back()
-    return result
+    if result is None:
+        return None
+    give_back()
+    if not isinstance(engine, FrozenTraining) or before is None:
+        return result
+    counts = engine.front.counts.since(before)
+    _LOG.info("the front's activations: %d were kept, %d were not", counts.hits, counts.misses)
+    return replace(result, front_hits=counts.hits, front_misses=counts.misses)

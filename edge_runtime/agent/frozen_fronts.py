@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edge_runtime.engines.bundle_engine import BundleEngine
+from edge_runtime.bundle.behind import find_behind
+from edge_runtime.bundle.layout import front_size
+from edge_runtime.engines.bundle_engine import BundleEngine, BundleFront
+from edge_runtime.engines.bundle_training import BundleTrainingEngine
 from edge_runtime.engines.choose import Engines
 from edge_runtime.fronts.front_folder import MB, FrontFolder
 from edge_runtime.fronts.front_key import front_key
 from edge_runtime.fronts.frozen_engine import FrozenFront
+from edge_runtime.fronts.frozen_training import FrozenTraining
+from edge_runtime.fronts.kept_front import KeptFront
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from edge_runtime.agent.config import EdgeConfig
     from edge_runtime.agent.loaded_bundle import LoadedBundle
-    from edge_runtime.engines.engine import Engine
+    from edge_runtime.bundle.levels import Level
+    from edge_runtime.bundle.manifest import Graph
+    from edge_runtime.engines.engine import Engine, TrainingEngine
     from edge_runtime.fronts.front_folder import FrontRows
     from edge_runtime.fronts.front_key import FrontKey
     from edge_runtime.values import FloatVector
@@ -33,7 +42,7 @@ class FrozenFronts:
         self._folder = FrontFolder(state_dir / "fronts", config.fronts.cache_mb * MB)
         self._precision = config.fronts.precision
         self._engines = Engines(config.engine, config.threads, config.execution_providers)
-        self._made: tuple[FrontKey, BundleEngine, FrozenFront, FrontRows | None] | None = None
+        self._made: _Made | None = None
 
     def engine(self, loaded: LoadedBundle, split: int, theta: FloatVector) -> Engine[Any]:
         """Return front and back at a split, with the front at ``theta``.
@@ -51,20 +60,82 @@ class FrozenFronts:
             return inner  # a bowl has no rows to look up
         front = theta[: inner.front_workspace.size]
         key = front_key(loaded.bundle, split, front, self._engines, self._precision)
-        if self._made is not None and (self._made[0], self._made[1]) == (key, inner):
-            self._made[2].read_from(front)
-            if self._made[3] is not None:
-                self._made[3].live_rows = len(loaded.rows)
-            return self._made[2]
-        self.close()
-        rows = self._folder.open(key, len(loaded.rows))
-        frozen = FrozenFront(inner, front, loaded.bundle.manifest.task, rows, self._precision)
-        self._made = (key, inner, frozen, rows)
-        return frozen
+        if self._made is not None and (self._made.key, self._made.made_of) == (key, inner):
+            kept = self._made.again(front, len(loaded.rows))
+        else:
+            self.close()
+            rows = self._folder.open(key, len(loaded.rows))
+            kept = FrozenFront(inner, front, loaded.bundle.manifest.task, rows, self._precision)
+            self._made = _Made(key, inner, kept, rows)
+        assert isinstance(kept, FrozenFront)  # noqa: S101 it was made of front and back
+        return kept
+
+    def graphs_behind(self, loaded: LoadedBundle, split: int | None) -> dict[Level, Graph]:
+        """Return the training graphs that begin behind a frozen front's split, by level; empty: there are none.
+
+        Raises:
+            BundleError: their description is damaged.
+        """
+        if split is None:
+            return {}
+        return find_behind(loaded.bundle.path, loaded.bundle.manifest, split, self._engines.runtime)
+
+    def training_engine(
+        self, loaded: LoadedBundle, split: int, theta: FloatVector, graphs: Mapping[Level, Graph]
+    ) -> TrainingEngine:
+        """Return the engine of the training graphs behind a split, with the front at ``theta``.
+
+        Args:
+            loaded: the bundle, with its rows.
+            split: one of its splits.
+            theta: see ``engine``.
+            graphs: see ``graphs_behind``.
+
+        Raises:
+            CoveyError: see LoadedBundle.training_engine.
+        """
+        inner = loaded.training_engine()
+        if not isinstance(inner, BundleTrainingEngine):
+            return inner  # a bowl has no rows to look up
+        front = theta[: front_size(loaded.bundle.manifest.parameters, split)]
+        key = front_key(loaded.bundle, split, front, self._engines, self._precision)
+        if self._made is not None and (self._made.key, self._made.made_of) == (key, inner):
+            kept = self._made.again(front, len(loaded.rows))
+        else:
+            self.close()
+            block = BundleFront(loaded.bundle, split, self._engines.opener())
+            rows = self._folder.open(key, len(loaded.rows))
+            kept = KeptFront(block, front, loaded.bundle.manifest.task, rows, self._precision)
+            self._made = _Made(key, inner, kept, rows)
+        return FrozenTraining(inner, kept, graphs)
 
     def close(self) -> None:
         """Forget the engine, and close its file and the folder: other work needs the memory."""
         if self._made is not None:
-            self._made[2].close()
+            self._made.kept.close()
             self._made = None
         self._folder.close()
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What is kept from round to round.
+
+    Attributes:
+        key: what its activations depend on.
+        made_of: the engine that it serves; another one means another bundle or split.
+        kept: the front.
+        rows: where its activations are; None: nowhere.
+    """
+
+    key: FrontKey
+    made_of: BundleEngine | BundleTrainingEngine
+    kept: KeptFront
+    rows: FrontRows | None
+
+    def again(self, front: FloatVector, live_rows: int) -> KeptFront:
+        """Return the front for another round: its parameters are the same, but lie in another array."""
+        self.kept.read_from(front)
+        if self.rows is not None:
+            self.rows.live_rows = live_rows
+        return self.kept

@@ -85,6 +85,8 @@ def delta_report(plan: BackpropPlan, result: BackpropResult, delta: bytes, facts
         device=facts.device,
         adapter_sha256=plan.adapter.file.sha256,  # obtain_adapter has hashed the bytes that were trained
         delta=BlobRef(hashlib.sha256(delta).hexdigest(), len(delta)),
+        front_hits=UNSET if result.front_hits is None else result.front_hits,
+        front_misses=UNSET if result.front_misses is None else result.front_misses,
         layers=result.sent,
         personal_layers=len(result.personal.layers),
         level=plan.level,

@@ -212,12 +212,12 @@ class Trainer:
         """Train a backprop round and write its delta and personal layers, which count once the journal names them."""
         if not self._config.backpropagates:
             raise ConfigError("the plan needs backpropagation, this device is forward-only", 'set training = "auto"')
-        self._fronts.close()
         loaded, bundle = prepared.loaded, prepared.loaded.bundle
         before_sha256 = self._journal.entries.personal_at_start_of(plan.round)
         personal = personal_or_none(self._store, before_sha256, bundle, plan.job)
         bytes_free, clock = self._machine.free_bytes(), self._machine.clock
-        result = do_backprop(plan, self._config.name, loaded, prepared.theta, personal, bytes_free, goes_on, clock)
+        start, fronts = (prepared.theta, personal), self._fronts
+        result = do_backprop(plan, self._config.name, loaded, fronts, start, bytes_free, goes_on, clock)
         if result is None:
             return None
         manifest = bundle.manifest

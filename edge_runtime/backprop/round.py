@@ -74,6 +74,8 @@ class BackpropResult:
         loss: mean of the steps' losses.
         seconds: duration of the round.
         layers_trained: layers that mini-batches trained, summed over all steps.
+        front_hits: rows of the steps' batches whose front activation was kept; None: the front was not looked up.
+        front_misses: rows for which the front was run; None as above.
     """
 
     movement: FloatVector
@@ -82,6 +84,8 @@ class BackpropResult:
     loss: float
     seconds: float
     layers_trained: int
+    front_hits: int | None = None
+    front_misses: int | None = None
 
 
 def train_backprop(

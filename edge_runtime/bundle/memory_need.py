@@ -128,7 +128,16 @@ def check_level(
         BundleError: the bundle has no such level for the runtime.
         TrainingError: it does not fit; with the bytes needed and free.
     """
-    needed = bytes_for(level_need(manifest, level, runtime), rows)
+    check_need(level_need(manifest, level, runtime), rows, bytes_free)
+
+
+def check_need(need: LevelNeed, rows: int, bytes_free: int | None) -> None:
+    """Check that a level fits into free memory.
+
+    Raises:
+        TrainingError: it does not fit; with the bytes needed and free.
+    """
+    level, needed = need.level, bytes_for(need, rows)
     if bytes_free is not None and needed > bytes_free:
         raise TrainingError(
             f"{_named(level)} and micro-batches of {rows} need {needed} bytes, {bytes_free} are free",

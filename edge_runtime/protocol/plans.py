@@ -84,6 +84,9 @@ class BackpropPlan(_Message, frozen=True, tag="backprop", kw_only=True):
         stld: how the layers of a dropout level are drawn, and the local steps.
         level: number of active layers (``bernoulli``: their mean), or a top level, which only a device that lists
             levels.TOP_LEVELS among its methods is given.
+        frozen_split: the split before which nothing changes from round to round, so that the device may keep what the
+            front gives for its rows; left out: the front may change. Only a device that lists presence.FROZEN_TRAINING
+            among its methods is given it.
     """
 
     job: Name
@@ -96,6 +99,7 @@ class BackpropPlan(_Message, frozen=True, tag="backprop", kw_only=True):
     level: Level
     deadline_s: Annotated[float, msgspec.Meta(gt=0)]
     blob_url: str
+    frozen_split: Count | msgspec.UnsetType = msgspec.UNSET
 
 
 class SyncPlan(_Message, frozen=True, tag="sync", kw_only=True):

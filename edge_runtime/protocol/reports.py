@@ -89,6 +89,8 @@ class DeltaReport(_Message, frozen=True, tag="delta", kw_only=True):
         loss: mean loss of the local steps, at a dropout level with the active layers only.
         peak_rss_bytes: largest resident memory of the process so far; None: not known.
         blob_bytes: bytes fetched over HTTP for this round's adapter.
+        front_hits: rows of the steps' batches whose front activation was kept; left out: the front was not looked up.
+        front_misses: rows for which the front was run; left out as above.
     """
 
     job: Name
@@ -107,6 +109,8 @@ class DeltaReport(_Message, frozen=True, tag="delta", kw_only=True):
     link_bytes_per_s: Rate | None
     replay_parameters_per_s: Rate | None
     blob_bytes: Count
+    front_hits: Count | msgspec.UnsetType = msgspec.UNSET
+    front_misses: Count | msgspec.UnsetType = msgspec.UNSET
 
 
 class Synced(_Message, frozen=True, tag="synced", kw_only=True):

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class Arm(msgspec.Struct, frozen=True, order=True):
     """What the bandit can choose for a device: ``backprop`` at a level, or ``forward`` at a split with P2.
 
-    A frozen front makes another arm of a split and P2: its times and gains are others.
+    A frozen front makes another arm of a split and P2, or of a level: its times and gains are others. A level has a
+    split where the front before it is frozen.
     """
 
     kind: Literal["backprop", "forward"]
@@ -34,9 +35,8 @@ class Arm(msgspec.Struct, frozen=True, order=True):
     @property
     def name(self) -> str:
         """The arm as text; a BanditState uses it as a key."""
-        if self.kind == "backprop":
-            return f"level {self.level}"
-        return f"split {self.split} x {self.back_perturbations}{', frozen front' if self.front_is_frozen else ''}"
+        what = f"level {self.level}" if self.kind == "backprop" else f"split {self.split} x {self.back_perturbations}"
+        return f"{what}, frozen front" if self.front_is_frozen else what
 
 
 class PricedArm(msgspec.Struct, frozen=True):
@@ -95,9 +95,10 @@ def price_left(front_share: float, cold: float) -> float:
     return 1.0 - front_share * (1.0 - cold)
 
 
-def backprop_arms(levels: Iterable[Level]) -> list[Arm]:
-    """Return one arm per level, ascending."""
-    return [Arm("backprop", level=level) for level in ascending(levels)]
+def backprop_arms(levels: Iterable[Level], frozen_split: int | None = None) -> list[Arm]:
+    """Return one arm per level, ascending; ``frozen_split``: where the frozen front ends, None: it is trained."""
+    frozen = frozen_split is not None
+    return [Arm("backprop", level=level, split=frozen_split, front_is_frozen=frozen) for level in ascending(levels)]
 
 
 def passes(rule: StepRule, back_perturbations: int) -> tuple[int, int]:
@@ -117,12 +118,15 @@ def price(arm: Arm, basis: PriceBasis, profile: Profile | None) -> PricedArm:
     if arm.kind == "backprop":
         assert basis.stld is not None  # noqa: S101 such arms come with [stld]
         assert arm.level is not None  # noqa: S101
-        cost = basis.stld.steps * basis.stld.batch_size * forward_passes(arm.level, basis.layers)
+        row_cost = forward_passes(arm.level, basis.layers)
+        cost = basis.stld.steps * basis.stld.batch_size * row_cost
+        front_share = (arm.split or 0) / max(basis.layers, 1) / row_cost if arm.front_is_frozen else 0.0
         graph = None if profile is None else profile.graph("train", level=arm.level)
         if graph is None:
-            return PricedArm(arm, cost)
+            return PricedArm(arm, cost, front_share=front_share)
         runs = math.ceil(basis.stld.batch_size / basis.stld.most_rows)
-        return PricedArm(arm, cost, basis.stld.steps * runs * _sustained_s(graph, profile, basis.stld.most_rows, basis))
+        seconds = basis.stld.steps * runs * _sustained_s(graph, profile, basis.stld.most_rows, basis)
+        return PricedArm(arm, cost, seconds, front_share=front_share)
     assert arm.split is not None  # noqa: S101
     assert arm.back_perturbations is not None  # noqa: S101
     fronts, backs = passes(basis.rule, arm.back_perturbations)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from edge_runtime.bundle.layout import front_size, total_size
-from edge_runtime.bundle.levels import kind_of, listed
+from edge_runtime.bundle.levels import kind_of, listed, top_level, trained_layers
 from edge_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ class FittedJob:
         """Fill in the split and the levels without a check: a simulated task's manifest lists no graphs."""
         split = manifest.splits[-1] if job.split is None else job.split
         levels = [] if job.stld is None else job.stld.levels or _of_kinds(manifest.levels, job.stld.kinds)
+        if job.frozen_rounds and job.stld is not None and job.stld.levels is None:
+            behind = [level for level in levels if _is_behind(level, split, manifest.model.layers)]
+            levels = behind or levels
         return cls(msgspec.structs.replace(job, split=split), split, levels, bundle_sha256, manifest)
 
 
@@ -68,16 +71,36 @@ def fit_to_bundle(job: Job, manifest: Manifest, bundle_sha256: str) -> FittedJob
             "leave them out of the job's [step], or export with --train lora",
         )
     _check_levels(job, manifest, fitted.levels)
-    if job.frozen_rounds and front_size(manifest.parameters, fitted.split) == total_size(manifest.parameters):
-        raise ConfigError(
-            f'front = "{job.front}": nothing is trained behind split {fitted.split} of this bundle',
-            "choose a smaller split, or re-export the bundle with --lora-layers behind the split",
-        )
+    if job.frozen_rounds:
+        _check_front(job, manifest, fitted)
     return fitted
+
+
+def _is_behind(level: Level, split: int, n_layers: int) -> bool:
+    """Whether a level trains nothing before a split."""
+    return kind_of(level) == "top" and split + trained_layers(level) <= n_layers
 
 
 def _of_kinds(levels: Sequence[Level], kinds: Collection[LevelKind]) -> list[Level]:
     return [level for level in levels if kind_of(level) in kinds]
+
+
+def _check_front(job: Job, manifest: Manifest, fitted: FittedJob) -> None:
+    """Check that a job whose front is frozen trains something, and nothing before its split."""
+    if front_size(manifest.parameters, fitted.split) == total_size(manifest.parameters):
+        raise ConfigError(
+            f'front = "{job.front}": nothing is trained behind split {fitted.split} of this bundle',
+            "choose a smaller split, or re-export the bundle with --lora-layers behind the split",
+        )
+    n_layers = manifest.model.layers
+    before = [level for level in fitted.levels if not _is_behind(level, fitted.split, n_layers)]
+    if before:
+        most = n_layers - fitted.split
+        lower = f"use levels up to {top_level(most)}" if most else "use a smaller split"
+        raise ConfigError(
+            f'front = "{job.front}": level {before[0]} of [stld] trains layers before split {fitted.split}',
+            f'set kinds = ["top"] in [stld] and {lower}; or leave front out',
+        )
 
 
 def _check_levels(job: Job, manifest: Manifest, levels: list[Level]) -> None:

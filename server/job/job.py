@@ -141,8 +141,9 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         privacy: how devices clip and noise their scalars; None: they do not.
         bandit: how each device's level, or split and P2, is chosen; None: by free memory and [adaptive].
         robust: what is done about devices that send wrong contributions; None: no more than checking each report.
-        front: whether forward-only devices train the front block: ``train``; ``frozen``: never, so that each row's
-            activation is computed once and kept; ``train-after:N``: frozen in the first N rounds; None: ``train``.
+        front: whether the front block is trained: ``train``; ``frozen``: never, so that each row's activation is
+            computed once and kept; ``train-after:N``: frozen in the first N rounds, and then trained by forward-only
+            devices; None: ``train``. Where it is not ``train``, backprop devices train layers behind the split alone.
     """
 
     name: Name
@@ -288,11 +289,6 @@ def _check_front(path: str, job: Job) -> None:
         )
     if not job.frozen_rounds:
         return
-    if job.stld is not None:
-        raise ConfigError(
-            f'{path}: front = "{job.front}" and [stld] exclude each other: backprop devices train layers of the front',
-            "leave one of them out",
-        )
     if job.step.switches:
         raise ConfigError(
             f'{path}: front = "{job.front}" and {", ".join(job.step.switches)} exclude each other',

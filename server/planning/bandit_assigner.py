@@ -60,7 +60,7 @@ class BanditAssigner:
         )
         self._splits = job_splits(manifest, fitted.split, any_split=options.splits)
         self._forward = self._forward_arms()
-        self._backprop = backprop_arms(fitted.levels)
+        self._backprop = self._backprop_arms()
         self._priced: dict[str, tuple[object, list[PricedArm]]] = {}
         self._choices: dict[str, Choice] = {}
         self._sent_at: dict[str, float] = {}
@@ -71,12 +71,16 @@ class BanditAssigner:
         frozen = self._basis.rule.front_is_frozen
         return forward_arms(self._splits, self._options.back_perturbations, front_is_frozen=frozen)
 
+    def _backprop_arms(self) -> list[Arm]:
+        frozen = self._basis.rule.front_is_frozen
+        return backprop_arms(self._fitted.levels, self._fitted.split if frozen else None)
+
     def _is_at(self, index: int) -> None:
         """Price the arms anew where the front is trained from this round on, or frozen again after a restart."""
         rule = self._job.rule_of(index)
         if rule.front_is_frozen != self._basis.rule.front_is_frozen:
             self._basis = msgspec.structs.replace(self._basis, rule=rule)
-            self._forward = self._forward_arms()
+            self._forward, self._backprop = self._forward_arms(), self._backprop_arms()
             self._priced.clear()
 
     def arms_of(self, device: Device) -> list[PricedArm]:

@@ -8,7 +8,7 @@ from edge_runtime.bundle.levels import TOP_LEVELS, kind_of
 from edge_runtime.bundle.manifest import Runtime
 from edge_runtime.bundle.needs import advice, unmet_needs
 from edge_runtime.protocol.messages import encode_message
-from edge_runtime.protocol.presence import FROZEN_FRONT
+from edge_runtime.protocol.presence import FROZEN_FRONT, FROZEN_TRAINING
 from edge_runtime.protocol.side_messages import TooOld
 from edge_runtime.protocol.topics import topic_for
 
@@ -41,7 +41,7 @@ class LeastVersions:
         One that has not answered this epoch's hello is judged when it does: it would not hear.
         """
         birth, sha256, rule = device.birth, self._fitted.bundle_sha256, self._fitted.job.step
-        front = [FROZEN_FRONT] if self._fitted.job.frozen_rounds else []
+        front = _methods_of_front(self._fitted.job)
         judged = " ".join([sha256, *rule.switches, *front])
         if birth is None or not device.is_here:
             return
@@ -82,10 +82,18 @@ def why_too_old(manifest: Manifest, birth: Birth, rule: StepRule) -> str | None:
     return None
 
 
+def _methods_of_front(job: Job) -> list[str]:
+    """Return what a device must list among its methods for the front of a job."""
+    if not job.frozen_rounds:
+        return []
+    return [FROZEN_FRONT] if job.stld is None else [FROZEN_FRONT, FROZEN_TRAINING]
+
+
 def _why_no_frozen_front(job: Job, birth: Birth) -> str | None:
-    if not job.frozen_rounds or FROZEN_FRONT in birth.methods:
+    if all(method in birth.methods for method in _methods_of_front(job)):
         return None
+    beside = "" if job.stld is None or FROZEN_FRONT not in birth.methods else " beside [stld]"
     return (
-        f'the job has front = "{job.front}", which Covey {birth.covey_version} does not know\n'
+        f'the job has front = "{job.front}"{beside}, which Covey {birth.covey_version} does not know\n'
         "  what to do: install a newer version of Covey on the device"
     )

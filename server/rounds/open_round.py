@@ -195,9 +195,11 @@ def begin_attempt(
 
 
 def _arm_name(plan: RoundPlan, device: str) -> str:
-    if device in plan.levels:
-        return Arm("backprop", level=plan.levels[device]).name
     rule = plan.rule_of(device)
+    if device in plan.levels:
+        frozen = rule.front_is_frozen
+        split = plan.split if frozen else None
+        return Arm("backprop", level=plan.levels[device], split=split, front_is_frozen=frozen).name
     return Arm(
         "forward",
         split=plan.split,

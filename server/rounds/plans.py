@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec import UNSET
+
 from edge_runtime.protocol.plans import AdapterRef, BackpropPlan, SyncPlan, TrainPlan
 from edge_runtime.protocol.privacy import Privacy
 
@@ -53,6 +55,7 @@ class Plans:
                 level=level,
                 deadline_s=deadline_s,
                 blob_url=self._blob_url,
+                frozen_split=opened.plan.split if opened.plan.rule.front_is_frozen else UNSET,
             )
         return TrainPlan(
             job=job.name,

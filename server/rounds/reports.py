@@ -29,7 +29,7 @@ _LOG = logging.getLogger(__name__)
 
 def _cold(report: Report) -> float | None:
     """Return the share of a report's rows for which a frozen front was run; None: it does not say."""
-    if not isinstance(report, RoundReport) or report.front_hits is UNSET or report.front_misses is UNSET:
+    if report.front_hits is UNSET or report.front_misses is UNSET:
         return None
     rows = report.front_hits + report.front_misses
     return report.front_misses / rows if rows else None

@@ -243,20 +243,22 @@ class SimulatedFleet:
         else:
             stld = plan.stld
             basis = PriceBasis(layers, tokens, stld.steps, stld.batch_size, _ANY_RULE, stld)
-            arm = Arm("backprop", level=plan.level)
+            split = None if plan.frozen_split is UNSET else plan.frozen_split
+            arm = Arm("backprop", level=plan.level, split=split, front_is_frozen=split is not None)
         priced = price(arm, basis, device.profile)
         if priced.profile_s is None:
             raise JobError(f"the profile of {device.name} has no times for {arm.name}", "give another profile")
         left = 1.0
-        if isinstance(plan, TrainPlan) and plan.rule.front_is_frozen:
+        if _looks_up(plan):
             hits, misses = self._looked_up(device, plan)
             left = price_left(priced.front_share, misses / (hits + misses))
         return priced.profile_s * left * device.speed * device.slowdown
 
-    def _looked_up(self, device: SimulatedDevice, plan: TrainPlan) -> tuple[int, int]:
+    def _looked_up(self, device: SimulatedDevice, plan: TrainPlan | BackpropPlan) -> tuple[int, int]:
         """Return for how many rows of a round's batches a frozen front is looked up, and for how many it is run."""
         rows = len(self._task.rows(device.index))
-        used = plan.steps * min(plan.batch_size, rows)
+        settings = plan if isinstance(plan, TrainPlan) else plan.stld
+        used = settings.steps * min(settings.batch_size, rows)
         misses = max(0, min(used, rows - device.kept_rows))
         return used - misses, misses
 
@@ -336,4 +338,14 @@ class SimulatedFleet:
         assert result is not None  # noqa: S101 nothing stops it
         device.delta = encode_delta(result.movement, manifest.parameters, result.sent, layers)
         facts = SessionFacts(device.name, len(rows))
-        return delta_report(plan, replace(result, seconds=seconds), device.delta, facts)
+        result = replace(result, seconds=seconds)
+        if _looks_up(plan):
+            hits, misses = self._looked_up(device, plan)
+            device.kept_rows += misses
+            result = replace(result, front_hits=hits, front_misses=misses)
+        return delta_report(plan, result, device.delta, facts)
+
+
+def _looks_up(plan: TrainPlan | BackpropPlan) -> bool:
+    """Whether a plan's front is frozen."""
+    return plan.rule.front_is_frozen if isinstance(plan, TrainPlan) else plan.frozen_split is not UNSET
