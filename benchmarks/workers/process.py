@@ -29,6 +29,7 @@ KINDS: dict[str, Callable[[Settings], Routines]] = {
     "blocks_executorch": forward_only.blocks_executorch,
     "load_executorch": forward_only.load_executorch,
     "frozen_front": frozen_fronts.frozen_front,
+    "frozen_training": frozen_fronts.frozen_training,
     "gradients": backprop.gradients,
     "micro_batches": backprop.micro_batches,
     "levels": backprop.levels,

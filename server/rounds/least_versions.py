@@ -47,7 +47,7 @@ class LeastVersions:
             return
         if device.judged is not None and device.judged[0] == judged and device.judged[1] is birth:
             return
-        reason = why_too_old(self._fitted.manifest, birth, rule) or _why_no_frozen_front(self._fitted.job, birth)
+        reason = why_too_old(self._fitted.manifest, birth, rule) or why_no_frozen_front(self._fitted.job, birth)
         self._roster.is_too_old(device, reason)
         device.judged = (judged, birth)
         if reason is not None:
@@ -89,7 +89,8 @@ def _methods_of_front(job: Job) -> list[str]:
     return [FROZEN_FRONT] if job.stld is None else [FROZEN_FRONT, FROZEN_TRAINING]
 
 
-def _why_no_frozen_front(job: Job, birth: Birth) -> str | None:
+def why_no_frozen_front(job: Job, birth: Birth) -> str | None:
+    """Return that a device does not know a job's frozen front, and what to do; None: it does, or the job has none."""
     if all(method in birth.methods for method in _methods_of_front(job)):
         return None
     beside = "" if job.stld is None or FROZEN_FRONT not in birth.methods else " beside [stld]"

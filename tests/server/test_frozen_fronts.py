@@ -50,7 +50,6 @@ def test_a_job_that_does_not_say_it_is_stored_as_before(tmp_path: Path) -> None:
         ({"front": "train-after:"}, {}, "front"),
         ({"front": "train-after:-1"}, {}, "front"),
         ({}, {"front": "frozen"}, "not of its \\[step\\]"),
-        ({"front": "frozen", "stld": {"levels": [1]}}, {}, "backprop devices train layers of the front"),
         ({"front": "frozen", "adaptive": {"split": True}}, {}, "one split"),
         ({"front": "train-after:1", "bandit": {"splits": True}}, {}, "one split"),
         ({"front": "frozen"}, {"curvature": {}}, "curvature exclude each other"),
