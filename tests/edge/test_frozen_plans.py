@@ -85,7 +85,7 @@ def test_reports_say_what_was_looked_up_and_what_was_run(bench: Bench) -> None:
 
 def test_a_front_that_cannot_be_kept_is_run_once_for_each_step(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """What crosses the cut is not understood: each of the six batches is a run, and says so."""
-    monkeypatch.setattr("edge_runtime.fronts.frozen_engine.learn_frame", lambda *_arguments: None)
+    monkeypatch.setattr("edge_runtime.fronts.kept_front.learn_frame", lambda *_arguments: None)
     for report in rounds(bench, [FROZEN, FROZEN]):
         assert (report.front_hits, report.front_misses, report.front_passes) == (0, 24, 6)
 
