@@ -5,6 +5,10 @@ rounds), all at the learning rate that droppeft.py tuned for full depth and for 
 by themselves. What a step costs, `python -m benchmarks.speed.top_levels --model minilm --tokens 48` measures. Runs are
 kept in a JSON Lines file and never repeated.
 
+`time_full_over_ours`, `accuracy_less` and `memory_ratio` compare full depth with the top level, number of rounds and rate
+whose device is first at 95% of full depth's gain where it keeps the front's activations. Its gradients are those of the
+level (tests/fleet/test_frozen_training.py), so the same runs serve; what they cost is measured once.
+
     python -m benchmarks.learning.top_levels [--seeds 1,2,3] [--rounds 30]     some minutes a seed on an idle machine
     python -m benchmarks.learning.top_levels --report                           the table of the kept runs
 """
@@ -17,31 +21,27 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from benchmarks.harness.bundles import export_once, sample_model
-from benchmarks.harness.curves import ACCURACY, first_at
 from benchmarks.harness.division import START_ROWS
 from benchmarks.harness.provenance import ROOT, provenance
 from benchmarks.harness.results import find_or_run, print_run, read_results
 from benchmarks.harness.tables import markdown_table, mean_and_deviation
+from benchmarks.learning import frozen_levels
 from benchmarks.learning.droppeft_rows import write_rows
 from benchmarks.learning.droppeft_variants import PLANS
 from edge_runtime.bundle.levels import TOP_PREFIX, forward_passes
-from edge_runtime.bundle.manifest_file import read_manifest
 
 if TYPE_CHECKING:
-    from benchmarks.harness.curves import Curve
     from benchmarks.harness.results import Results
     from edge_runtime.bundle.levels import Level
 
 PROGRAM = ("-m", "benchmarks.learning.droppeft")
 RATE = 0.003
 """The best of droppeft.py's rates on validation rows, for full and for half depth."""
+BASE_ROUNDS = 12
+"""Rounds of the jobs of full depth to which the others are compared."""
 LEVELS: tuple[Level, ...] = (6, "top:2", "top:1", 3, "top:3")
 HEAD = ("level", "seeds", "held-out loss", "accuracy", "accuracy less full depth's", "rounds to 95%", "full / ours")
-SHARE_OF_GAIN = 0.95
-"""Rounds are counted to this share of what full depth's accuracy gains, in the mean over the same seeds."""
 
 
 def main() -> None:
@@ -49,6 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="1,2,3", help="seeds, separated by commas (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=30, help="rounds of a job (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=RATE, help="learning rate (default: %(default)s)")
     parser.add_argument("--levels", default=",".join(map(str, LEVELS)), help="levels (default: %(default)s)")
     parser.add_argument("--workdir", type=Path, default=ROOT / ".covey" / "top_levels", help="bundle and rows")
     parser.add_argument("--report", action="store_true", help="run nothing, print the table of the kept runs")
@@ -56,14 +57,19 @@ def main() -> None:
     if not args.report:
         asked = args.levels.split(",")
         levels = [level for level in LEVELS if str(level) in asked]
-        run_all(results, args.workdir, levels, [int(seed) for seed in args.seeds.split(",")], args.rounds)
-    kept = [result for result in read_results(results) if result["rounds"] == args.rounds]
+        seeds = [int(seed) for seed in args.seeds.split(",")]
+        run_all(results, args.workdir, levels, seeds, args.rounds, args.rate)
+    found = read_results(results)
+    runs = [result for result in found if "rounds" in result]
+    kept = [run for run in runs if run["rounds"] == args.rounds and run["stld"]["learning_rate"] == args.rate]
     print(table(kept))
-    print(json.dumps({**summary(kept), **provenance()}))
+    costs = next((result for result in found if "frozen_s" in result), None)
+    ours = {} if costs is None else frozen_levels.ours_against_full(runs, costs, BASE_ROUNDS)
+    print(json.dumps({**summary(kept), **ours, **provenance()}))
 
 
-def run_all(results: Path, root: Path, levels: list[Level], seeds: list[int], rounds: int) -> None:
-    """Make all runs that are not in the results file yet, a seed after the other."""
+def run_all(results: Path, root: Path, levels: list[Level], seeds: list[int], rounds: int, rate: float) -> None:
+    """Make all runs that are not in the results file yet, a seed after the other, and measure costs."""
     plan = PLANS["minilm"]
     write_rows(plan.setup, root)
     flags = (
@@ -73,12 +79,13 @@ def run_all(results: Path, root: Path, levels: list[Level], seeds: list[int], ro
         "--head-init",
         str(root / START_ROWS),
     )
-    bundle = export_once(sample_model("minilm"), root / "bundle", *flags, "--levels", "drop:1.0,0.5", "top:3,2,1")
+    flags = (*flags, "--split", "3,4,5,6", "--levels", "drop:1.0,0.5", "top:3,2,1")
+    bundle = export_once(sample_model("minilm"), root / "bundle", *flags)
+    frozen_levels.frozen_costs(plan, bundle, results)
     for seed in seeds:
         for level in levels:
             key: dict[str, Any] = {
                 "model": "minilm",
-                "bundle_sha256": read_manifest(bundle)[1],
                 "division": "movie",
                 "rows": "test",
                 "seed": seed,
@@ -87,7 +94,7 @@ def run_all(results: Path, root: Path, levels: list[Level], seeds: list[int], ro
                 "level": level,
                 "fleet": "backprop",
                 "step": plan.step,
-                "stld": {**plan.stld, "learning_rate": RATE, "kinds": ["drop", "top"]},
+                "stld": {**plan.stld, "learning_rate": rate, "kinds": ["drop", "top"]},
             }
             result, seconds = find_or_run(results, PROGRAM, key, {"root": str(root), "bundle": bundle.name})
             if seconds is not None:
@@ -113,15 +120,7 @@ def rounds_to(kept: Results, level: str) -> float | None:
     Both are means over the seeds that both have run with.
     """
     levels = by_level(kept)
-    ours, full = (levels.get(name, []) for name in (level, "6"))
-    seeds = {run["seed"] for run in ours} & {run["seed"] for run in full}
-    if not seeds:
-        return None
-    ends = [(run["accuracy_start"], run["accuracy_end"]) for run in full if run["seed"] in seeds]
-    start, end = (statistics.fmean(values) for values in zip(*ends, strict=True))
-    curves = [run["curve"] for run in ours if run["seed"] in seeds]
-    mean: Curve = np.mean(curves, axis=0).tolist()
-    return first_at(mean, ACCURACY, start + SHARE_OF_GAIN * (end - start), is_rising=True)
+    return frozen_levels.rounds_to(levels.get(level, []), levels.get("6", []))
 
 
 def passes_full_over_ours(kept: Results, level: str) -> float | None:

@@ -122,3 +122,8 @@ def frozen_training(settings: Settings) -> Routines:
         "whole": lambda: engine.gradients(theta, last, batch, out, whole=True),
         "full": lambda: engine.gradients(theta, range(layers), batch, out),
     }
+
+
+def frozen_gradients(settings: Settings) -> Routines:
+    """``run``: the looked-up gradient of ``frozen_training`` alone, so that a process can be measured with it."""
+    return {"run": frozen_training(settings)["warm"]}

@@ -30,6 +30,7 @@ KINDS: dict[str, Callable[[Settings], Routines]] = {
     "load_executorch": forward_only.load_executorch,
     "frozen_front": frozen_fronts.frozen_front,
     "frozen_training": frozen_fronts.frozen_training,
+    "frozen_gradients": frozen_fronts.frozen_gradients,
     "gradients": backprop.gradients,
     "micro_batches": backprop.micro_batches,
     "levels": backprop.levels,
