@@ -5,9 +5,9 @@ rounds), all at the learning rate that droppeft.py tuned for full depth and for 
 by themselves. What a step costs, `python -m benchmarks.speed.top_levels --model minilm --tokens 48` measures. Runs are
 kept in a JSON Lines file and never repeated.
 
-`time_full_over_ours`, `accuracy_less` and `memory_ratio` compare full depth with the top level, number of rounds and rate
-whose device is first at 95% of full depth's gain where it keeps the front's activations. Its gradients are those of the
-level (tests/fleet/test_frozen_training.py), so the same runs serve; what they cost is measured once.
+`time_full_over_ours`, `accuracy_less` and `memory_ratio` compare full depth with the top level, number of rounds and
+rate whose device is first at 95% of full depth's gain where it keeps the front's activations. Its gradients are those
+of the level (tests/fleet/test_frozen_training.py), so the same runs serve; what they cost is measured once.
 
     python -m benchmarks.learning.top_levels [--seeds 1,2,3] [--rounds 30]     some minutes a seed on an idle machine
     python -m benchmarks.learning.top_levels --report                           the table of the kept runs
