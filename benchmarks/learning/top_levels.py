@@ -1,8 +1,8 @@
 """What training only the last layers is worth: full depth, layer dropout and top levels on the same rows and seeds.
 
 The jobs are those of droppeft.py with MiniLM (Rotten Tomatoes on 20 devices, divided by movie, 4 of them a round, 30
-rounds), all at the learning rate that droppeft.py tuned for full depth and for half depth; top levels are not tuned
-by themselves. What a step costs, `python -m benchmarks.speed.top_levels --model minilm --tokens 48` measures. Runs are
+rounds), at the learning rate that droppeft.py tuned for full depth and for half depth, or at --rate; with --rows
+validation, rates are compared on the rows on which droppeft.py tunes. What a step costs, `python -m benchmarks.speed.top_levels --model minilm --tokens 48` measures. Runs are
 kept in a JSON Lines file and never repeated.
 
 `time_full_over_ours`, `accuracy_less` and `memory_ratio` compare full depth with the top level, number of rounds and
@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="1,2,3", help="seeds, separated by commas (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=30, help="rounds of a job (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=RATE, help="learning rate (default: %(default)s)")
+    parser.add_argument("--rows", choices=("test", "validation"), default="test", help="(default: %(default)s)")
     parser.add_argument("--levels", default=",".join(map(str, LEVELS)), help="levels (default: %(default)s)")
     parser.add_argument("--workdir", type=Path, default=ROOT / ".covey" / "top_levels", help="bundle and rows")
     parser.add_argument("--report", action="store_true", help="run nothing, print the table of the kept runs")
@@ -58,9 +59,9 @@ def main() -> None:
         asked = args.levels.split(",")
         levels = [level for level in LEVELS if str(level) in asked]
         seeds = [int(seed) for seed in args.seeds.split(",")]
-        run_all(results, args.workdir, levels, seeds, args.rounds, args.rate)
+        run_all(results, args.workdir, levels, seeds, (args.rounds, args.rate, args.rows))
     found = read_results(results)
-    runs = [result for result in found if "rounds" in result]
+    runs = [result for result in found if result.get("rows") == args.rows]
     kept = [run for run in runs if run["rounds"] == args.rounds and run["stld"]["learning_rate"] == args.rate]
     print(table(kept))
     costs = next((result for result in found if "frozen_s" in result), None)
@@ -68,8 +69,17 @@ def main() -> None:
     print(json.dumps({**summary(kept), **ours, **provenance()}))
 
 
-def run_all(results: Path, root: Path, levels: list[Level], seeds: list[int], rounds: int, rate: float) -> None:
-    """Make all runs that are not in the results file yet, a seed after the other, and measure costs."""
+def run_all(results: Path, root: Path, levels: list[Level], seeds: list[int], job: tuple[int, float, str]) -> None:
+    """Make all runs that are not in the results file yet, a seed after the other, and measure costs.
+
+    Args:
+        results: the results file.
+        root: bundle and rows.
+        levels: the levels.
+        seeds: the seeds.
+        job: its rounds, its learning rate, and the rows on which it is evaluated.
+    """
+    rounds, rate, rows = job
     plan = PLANS["minilm"]
     write_rows(plan.setup, root)
     flags = (
@@ -87,7 +97,7 @@ def run_all(results: Path, root: Path, levels: list[Level], seeds: list[int], ro
             key: dict[str, Any] = {
                 "model": "minilm",
                 "division": "movie",
-                "rows": "test",
+                "rows": rows,
                 "seed": seed,
                 "rounds": rounds,
                 "eval_every": plan.setup.eval_every,
