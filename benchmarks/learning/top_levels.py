@@ -2,8 +2,8 @@
 
 The jobs are those of droppeft.py with MiniLM (Rotten Tomatoes on 20 devices, divided by movie, 4 of them a round, 30
 rounds), at the learning rate that droppeft.py tuned for full depth and for half depth, or at --rate; with --rows
-validation, rates are compared on the rows on which droppeft.py tunes. What a step costs, `python -m benchmarks.speed.top_levels --model minilm --tokens 48` measures. Runs are
-kept in a JSON Lines file and never repeated.
+validation, rates are compared on the rows on which droppeft.py tunes. What a step costs, `python -m
+benchmarks.speed.top_levels --model minilm --tokens 48` measures. Runs are kept in a JSON Lines file and never repeated.
 
 `time_full_over_ours`, `accuracy_less` and `memory_ratio` compare full depth with the top level, number of rounds and
 rate whose device is first at 95% of full depth's gain where it keeps the front's activations. Its gradients are those
