@@ -2,9 +2,9 @@
 
     python -m benchmarks.speed.closing [--cohorts 10,50,200] [--parameters 1000000]
 
-A real ledger, blob store and open round; each device's delta is a file, as its upload leaves it. The peak is what Python
-and NumPy hold at once while the round is closed (tracemalloc), above what they held before. The last line is one JSON
-object.
+A real ledger, blob store and open round; each device's delta is a file, as its upload leaves it. The peak is what
+Python and NumPy hold at once while the round is closed (tracemalloc), above what they held before. The last line is one
+JSON object.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from edge_runtime.bundle.adapter import adapter_sha256
 from edge_runtime.bundle.layout import Parameter
 from edge_runtime.protocol.delta import encode_delta
 from edge_runtime.protocol.layer_dropout import Stld
-from edge_runtime.protocol.plans import BlobRef
 from edge_runtime.protocol.reports import DeltaReport
 from server.compose import Stores, enter, open_stores
 from server.job.fitted import FittedJob
@@ -41,6 +40,7 @@ from server.storage.records import RoundPlan
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from edge_runtime.protocol.plans import BlobRef
     from edge_runtime.values import FloatVector
     from server.job.robust import Robust
     from server.rounds.open_round import OpenRound
@@ -147,7 +147,7 @@ def closing_of(cohort: int, parameters: int, robust: Robust | None = None) -> Cl
 
 
 def measure(cohorts: Sequence[int] = (10, 200), parameters: int = 1_000_000) -> dict[str, float]:
-    """Return the peak in MB and the seconds by cohort: ``close_peak_mb_10``, ``close_s_10``, …"""
+    """Return the peak in MB and the seconds by cohort: ``close_peak_mb_10``, ``close_s_10``, and so on."""
     found: dict[str, float] = {}
     for cohort in cohorts:
         took = closing_of(cohort, parameters)
