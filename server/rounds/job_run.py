@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from edge_runtime.network.reconnect_pauses import LONGEST_PAUSE_S
 from edge_runtime.protocol.messages import encode_message
 from edge_runtime.protocol.plans import AdapterRef, SyncPlan
@@ -17,6 +19,7 @@ from server import events
 from server.errors import JobError
 from server.fleet.devices import SILENT, Device, ineligible, resting
 from server.fleet.exclusion import own_refusal
+from server.fleet.mirrors import mirror_for
 from server.planning.feedback import LossMeasured, PlanSent, RoundClosing, RoundResumed
 from server.planning.planner import Planner
 from server.rounds import state_machine
@@ -262,10 +265,16 @@ class JobRun:
 
     def _send_plan(self, opened: OpenRound, name: str) -> None:
         plan = self._plans.training(opened, name, self._reference(name), self.chain.mean_square, self._clock())
-        payload = encode_message(plan)
-        opened.count_bytes(name, down=len(payload))
+        opened.count_bytes(name, down=self._publish(name, plan))
         self._planner.learn(PlanSent(name, self._clock()))
+
+    def _publish(self, name: str, plan: Plan) -> int:
+        """Publish a device's plan, with the mirror where there is one that it knows; return the message's bytes."""
+        device = self._roster.devices.get(name) or Device(name)
+        plan = msgspec.structs.replace(plan, blob_mirror=mirror_for(device.birth, self._services.blob_mirror))
+        payload = encode_message(plan)
         self._services.transport.publish(topic_for(self._roster.fleet, name, "plan"), payload)
+        return len(payload)
 
     def _reference(self, name: str) -> AdapterRef:
         device = self._roster.devices.get(name) or Device(name)
@@ -350,8 +359,7 @@ class JobRun:
         devices = self.devices()
         here = {name for name, device in devices.items() if device.is_here and device.too_old is None}
         for name in self._sync.to_send(here):
-            plan = self._plans.final_sync(len(self.chain.closed), self._reference(name))
-            self._services.transport.publish(topic_for(self._roster.fleet, name, "plan"), encode_message(plan))
+            self._publish(name, self._plans.final_sync(len(self.chain.closed), self._reference(name)))
         proved = {name for name, device in devices.items() if device.adapter_sha256 == self.chain.sha256}
         self.observe(self._sync.progress(proved))
         now = self._clock()
