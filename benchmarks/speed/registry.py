@@ -19,8 +19,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from litestar import Litestar, Router
 from litestar.testing import TestClient
+from sqlalchemy import insert
 
 from benchmarks.harness.provenance import provenance
 from server.api.app import PREFIX
@@ -30,6 +32,7 @@ from server.queue.feed import Feed
 from server.simulation.boards import modelled_profiles
 from server.storage.ledger import Ledger
 from server.storage.ledger_address import LEDGER_FILE, keep_address
+from server.storage.tables import DEVICES, HELD_TAGS, PROFILES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,32 +54,53 @@ FILTERS = {
     "all_filters": "q=7&state=online&tag=arm&version=0.1.1&standing=free",
 }
 """Queries of the API and of the dashboard, by name."""
+_BIRTH = {
+    "machine": "aarch64",
+    "runtimes": {"onnxruntime": "1.20.1"},
+    "methods": ["spzo", "keep_directions", "curvature", "sign_momentum", "frozen-front", "top-levels"],
+    "capability": {"kind": "forward-only"},
+    "rows": 200,
+}
 
 
 def fill(ledger: Ledger, devices: int) -> str:
-    """Enter devices as their messages would: births, states, tags, profiles; return the board of one of them."""
+    """Enter devices with births, states, tags and profiles, as their messages would; return the board of one of them.
+
+    In one transaction: the ledger's own writes, of which each is one, would take an hour.
+    """
     profiles = modelled_profiles()
+    rows, tags, kept = [], [], []
     for number in range(devices):
-        name = f"device-{number:06}"
-        birth = {
-            "device": name,
-            "tags": ["arm", f"room-{number % 1000}"],
-            "covey_version": f"0.1.{number % 3}",
-            "machine": "aarch64",
-            "runtimes": {"onnxruntime": "1.20.1"},
-            "methods": ["spzo", "keep_directions", "curvature", "sign_momentum", "frozen-front", "top-levels"],
-            "capability": {"kind": "forward-only"},
-            "rows": 200,
-        }
-        ledger.device_born(FLEET, name, json.dumps(birth))
-        ineligible = "not charging" if number % 20 == 0 else None
-        ledger.device_state(FLEET, name, ("online", "busy", "lost")[number % 3], ineligible)
-        if number % 100 == 1:
-            ledger.device_reason(FLEET, name, "no space left on device")
-        if number % 5000 == 2:
-            ledger.device_quarantined(FLEET, name, "two machines use its name")
-        if number % 10 == 0:
-            ledger.profile_received(FLEET, name, f"{number:064x}", profiles[number % len(profiles)], [])
+        name, version, own = f"device-{number:06}", f"0.1.{number % 3}", ["arm", f"room-{number % 1000}"]
+        profile = profiles[number % len(profiles)] if number % 10 == 0 else None
+        rows.append(
+            {
+                "fleet": FLEET,
+                "name": name,
+                "state": ("online", "busy", "lost")[number % 3],
+                "birth": json.dumps({**_BIRTH, "device": name, "tags": own, "covey_version": version}),
+                "ineligible": "not charging" if number % 20 == 0 else None,
+                "reason": "no space left on device" if number % 100 == 1 else None,
+                "quarantine": "two machines use its name" if number % 5000 == 2 else None,
+                "covey_version": version,
+                "board": None if profile is None else profile.facts.board,
+            }
+        )
+        tags += [{"fleet": FLEET, "device": name, "tag": tag} for tag in own]
+        if profile is not None:
+            kept.append(
+                {
+                    "fleet": FLEET,
+                    "device": name,
+                    "payload_sha256": f"{number:064x}",
+                    "profile": msgspec.json.encode(profile),
+                    "bundle_sha256": profile.bundle.sha256,
+                    "remarks": "[]",
+                }
+            )
+    with ledger.transaction():
+        for table, entries in ((DEVICES, rows), (HELD_TAGS, tags), (PROFILES, kept)):
+            ledger.database.write_many(insert(table), entries)
     return profiles[0].facts.board
 
 

@@ -261,8 +261,8 @@ def _open_rollouts(stores: Stores, services: Services, coordinator: Coordinator,
         coordinator.devices,
         time.time,
         (lambda _kind, _name, _sha256: None) if security is None else security.releases.take,
-        services.blob_mirror,
     )
+    rollouts.blob_mirror = services.blob_mirror
     coordinator.take_released = rollouts.take
     return rollouts
 

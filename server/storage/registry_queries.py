@@ -111,9 +111,10 @@ def _from(wanted: DeviceFilter, fleet: str, *columns: Any) -> Select[Any]:  # no
     return query.where(*terms)
 
 
-def count_devices(ledger: Ledger, fleet: str, wanted: DeviceFilter) -> int:
-    """Return how many devices of a fleet are asked for."""
-    ((count,),) = tuples(ledger, tuple[int], _from(wanted, fleet, func.count()))
+def count_devices(ledger: Ledger, fleet: str, wanted: DeviceFilter, most: int | None = None) -> int:
+    """Return how many devices of a fleet are asked for; ``most``: nobody needs to know of more."""
+    found = _from(wanted, fleet, _name_in(wanted)).limit(most).subquery()
+    ((count,),) = tuples(ledger, tuple[int], select(func.count()).select_from(found))
     return int(count)
 
 

@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 
 PAGE_ROWS = 50
 """Devices on a page."""
+_MOST_COUNTED = 10_000
+"""Devices that a filter finds and that are counted; where there are more, the page says that there are."""
 
 
 def fleet_page(ledger: Ledger, fleet: str, wanted: DeviceFilter, after: str, before: str) -> dict[str, Any]:
     """Return one page of a fleet's devices, and what they can be filtered by; unknown is None.
+
+    ``count`` is how many devices are asked for; where ``is_counted`` is not, there may be more.
 
     Args:
         ledger: the ledger.
@@ -37,11 +41,18 @@ def fleet_page(ledger: Ledger, fleet: str, wanted: DeviceFilter, after: str, bef
     else:
         rows = devices_after(ledger, fleet, wanted, after, PAGE_ROWS + 1)
         has_previous, has_next, rows = bool(after), len(rows) > PAGE_ROWS, rows[:PAGE_ROWS]
+    if wanted.is_empty:
+        count = known
+    elif not has_previous and not has_next:
+        count = len(rows)
+    else:
+        count = count_devices(ledger, fleet, wanted, _MOST_COUNTED)
     return {
         "fleet": fleet,
         "previous": rows[0].device if rows and has_previous else None,
         "next": rows[-1].device if rows and has_next else None,
-        "count": known if wanted.is_empty else count_devices(ledger, fleet, wanted),
+        "count": count,
+        "is_counted": wanted.is_empty or count < _MOST_COUNTED,
         "devices_known": known,
         "states": states,
         "versions": versions_of(ledger, fleet),
