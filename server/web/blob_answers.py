@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
 
 CHUNK_BYTES = 1 << 18
 """Bytes of a file that are read at once."""
@@ -25,6 +26,15 @@ NEVER_CACHED = "no-store"
 
 class _BlobResponse(FileResponse):
     chunk_size = CHUNK_BYTES
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().__call__({**scope, "headers": self._without_if_range(scope["headers"])}, receive, send)
+
+    def _without_if_range(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """Return a request's headers with a range only if its condition holds: older Starlettes know no other tag."""
+        conditions = [value for name, value in headers if name == b"if-range"]
+        left_out = [b"if-range"] + ([b"range"] if conditions and conditions != [self.headers["etag"].encode()] else [])
+        return [(name, value) for name, value in headers if name not in left_out]
 
 
 def blob_answer(request: Request, sha256: str, path: Path) -> Response:
