@@ -12,6 +12,7 @@ import numpy as np
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}(?!\n)$"
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}(?!\n)$")]
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
+MirrorUrl = Annotated[str, msgspec.Meta(min_length=1, max_length=2000)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 TokenIds = np.ndarray[tuple[Any, ...], np.dtype[np.int64]]
 Tensor = np.ndarray[tuple[Any, ...], np.dtype[Any]]

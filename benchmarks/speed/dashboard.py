@@ -41,7 +41,7 @@ FLEET = "many"
 BOUND_S = 0.3
 PAGES = {
     "fleet": "/ui/",
-    "last_page": "/ui/?page=1000000",
+    "last_page": "/ui/?after=device-09950",
     "search": "/ui/?q=77",
     "state": "/ui/?state=busy",
     "tag": "/ui/?tag=tag-3",

@@ -14,7 +14,7 @@ from edge_runtime.bundle.levels import TOP_LEVELS
 from edge_runtime.bundle.memory_need import level_need, levels_that_fit
 from edge_runtime.engines.least_versions import installed_versions
 from edge_runtime.engines.providers import CPU_ONLY
-from edge_runtime.protocol.presence import FROZEN_FRONT, FROZEN_TRAINING, Birth, Capability
+from edge_runtime.protocol.presence import BLOB_MIRROR, FROZEN_FRONT, FROZEN_TRAINING, Birth, Capability
 from edge_runtime.protocol.step_rule import SWITCHES
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Session:
     epoch: str | None = None
 
 
-METHODS = ["spzo", *SWITCHES, FROZEN_FRONT, TOP_LEVELS, FROZEN_TRAINING]
+METHODS = ["spzo", *SWITCHES, FROZEN_FRONT, TOP_LEVELS, FROZEN_TRAINING, BLOB_MIRROR]
 """What a device can train: the step, with every switch of protocol/step_rule.py; what came later is named by itself."""
 
 

@@ -18,6 +18,7 @@ from edge_runtime.bundle.layout import total_size
 from edge_runtime.engines.choose import Engines
 from edge_runtime.errors import BundleError, ConfigError, CoveyError, NetworkError, as_covey_error, as_exception
 from edge_runtime.network.fetch import Fetcher, blob_base
+from edge_runtime.network.mirror import Mirrors
 from edge_runtime.protocol.messages import encode_message
 from edge_runtime.protocol.side_messages import Release, Released
 from edge_runtime.protocol.topics import topic_for
@@ -90,7 +91,7 @@ class Releases:
     ) -> None:
         self._config, self._store, self._transport = config, store, transport
         self._pause, self._clock, self._contained = pause, clock, contained
-        self._trust = trust_place(config)
+        self._trust, self._mirrors = trust_place(config), Mirrors(config.tls)
         self.covey: ReplacesCovey | None = None
         self._waiting: Release | None = None
         self._again_at = 0.0
@@ -183,7 +184,7 @@ class Releases:
 
     def _fetcher(self, release: Release) -> Fetcher:
         base = blob_base(release.blob_url, self._transport.broker_host, self._config.server_url)
-        return Fetcher(base, self._pause, tls=self._config.tls)
+        return Fetcher(base, self._pause, tls=self._config.tls, mirror=self._mirrors.at(release.blob_mirror))
 
     def _adapter(self, release: Release, bundle: Bundle, fetcher: Fetcher) -> Path:
         size = total_size(bundle.manifest.parameters)

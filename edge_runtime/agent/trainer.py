@@ -21,6 +21,7 @@ from edge_runtime.engines.choose import Engines
 from edge_runtime.errors import BundleError, ConfigError, DataError
 from edge_runtime.files.atomic import write_atomically
 from edge_runtime.network.fetch import Fetcher
+from edge_runtime.network.mirror import Mirrors
 from edge_runtime.protocol.delta import encode_delta
 from edge_runtime.protocol.plans import SyncPlan, TrainPlan
 from edge_runtime.store.adapters import obtain_adapter, obtain_moment
@@ -95,6 +96,7 @@ class Trainer:
         self._loaded: LoadedBundle | None = None
         self._fronts = FrozenFronts(config, store.root)
         self._link_bytes_per_s: float | None = None
+        self._mirrors = Mirrors(config.tls)
         corrections = Path(config.data.corrections) if config.data.corrections else None
         self.rows_watch = RowsWatch(Path(config.data.path), corrections)
         self._rows_read: tuple[object, ...] | None = None  # the stamp of the rows that are loaded
@@ -121,7 +123,8 @@ class Trainer:
         if self._loaded is not None and not self._loaded.bundle.file(MANIFEST_FILE).is_file():
             self._loaded = None  # somebody has removed the state directory
         with self._doubt():
-            return self._get(plan, Fetcher(blob_url, self._pause, tls=self._config.tls))
+            mirror = self._mirrors.at(plan.blob_mirror)
+            return self._get(plan, Fetcher(blob_url, self._pause, tls=self._config.tls, mirror=mirror))
 
     def _get(self, plan: Plan, fetcher: Fetcher) -> Prepared:
         known_rows = None if self._loaded is None else self._loaded.known_rows

@@ -40,6 +40,18 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
     return {name: _view(path.name, data, data_start, name, entry) for name, entry in header.items()}
 
 
+def tensor_offsets(path: Path) -> dict[str, int]:
+    """Return where each tensor of a safetensors file begins in it, in bytes, by name.
+
+    Raises:
+        BundleError: see map_tensors.
+    """
+    data, data_start, header = _open(path)
+    for name, entry in header.items():
+        _view(path.name, data, data_start, name, entry)
+    return {name: data_start + int(entry["data_offsets"][0]) for name, entry in header.items()}
+
+
 def forget_pages(tensors: Iterable[Tensor]) -> None:
     """Take the pages of mapped tensors out of this process's memory; whoever reads them again gets them from the file.
 

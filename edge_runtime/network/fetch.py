@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edge_runtime.network.address import TlsFiles
+    from edge_runtime.network.mirror import Mirror
 
 _LOG = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 18
@@ -35,6 +36,7 @@ class Fetcher:
         sleep: waits between attempts, in seconds; passed in for tests.
         clock: monotonic seconds.
         tls: this member's TLS files; an https server may be signed by their authority, or by one of the system's.
+        mirror: is asked for a blob first, once; whatever it does wrong, the server is asked. None: there is none.
 
     Raises:
         ConfigError: the TLS files cannot be used.
@@ -50,7 +52,9 @@ class Fetcher:
         clock: Callable[[], float] = time.monotonic,
         *,
         tls: TlsFiles | None = None,
+        mirror: Mirror | None = None,
     ) -> None:
+        self._mirror = mirror
         self._blob_url = blob_url.rstrip("/")
         self._https = Https(self._blob_url, tls)
         self._sleep = sleep
@@ -74,10 +78,10 @@ class Fetcher:
         """
         chunks: list[bytes] = []
 
-        def attempt() -> None:
+        def attempt(source: Https) -> None:
             chunks.clear()
             received = 0
-            with self._open(sha256, 0) as response:
+            with _open(source, sha256, 0) as response:
                 while chunk := _read(response):
                     received += len(chunk)
                     self.fetched_bytes += len(chunk)
@@ -130,10 +134,9 @@ class Fetcher:
         """
         partial = path.with_name(path.name + ".part")
 
-        def attempt() -> None:
-            have = partial.stat().st_size if partial.exists() else 0
-            if have < size_bytes:
-                self._append(sha256, partial, have)
+        def attempt(source: Https) -> None:
+            if not partial.exists() or partial.stat().st_size < size_bytes:
+                self._append(source, sha256, size_bytes, partial)
             if partial.stat().st_size != size_bytes or file_sha256(partial) != sha256:
                 if partial.stat().st_size >= size_bytes:
                     partial.unlink()
@@ -149,26 +152,40 @@ class Fetcher:
         except OSError as error:
             raise storage_error(error, path) from error
 
-    def _append(self, sha256: str, partial: Path, have: int) -> None:
-        with self._open(sha256, have) as response, partial.open("ab") as file:
+    def _append(self, source: Https, sha256: str, size_bytes: int, partial: Path) -> None:
+        have = partial.stat().st_size if partial.exists() else 0
+        with _open(source, sha256, have) as response, partial.open("ab") as file:
             if have and response.status != http.client.PARTIAL_CONTENT:
                 file.truncate(0)
+                have = 0
             while chunk := _read(response):
                 file.write(chunk)
+                have += len(chunk)
                 self.fetched_bytes += len(chunk)
+                if have > size_bytes:
+                    return  # it would go on for ever; the caller throws it away
 
-    def _open(self, sha256: str, start: int) -> http.client.HTTPResponse:
-        headers = {"Range": f"bytes={start}-"} if start else {}
-        return self._https.open("GET", f"/{sha256}", headers)
-
-    def _retry(self, attempt: Callable[[], None], sha256: str) -> None:
-        def timed() -> None:
+    def _retry(self, attempt: Callable[[Https], None], sha256: str) -> None:
+        def timed(source: Https) -> None:
             before, started = self.fetched_bytes, self._clock()
-            attempt()
+            attempt(source)
             self._seconds += self._clock() - started
             self._measured_bytes += self.fetched_bytes - before
 
-        try_again(timed, self._sleep, f"fetch {self._blob_url}/{sha256[:12]}…")
+        if self._mirror is not None:
+            try:
+                timed(self._mirror.https)
+            except (BrokenTransferError, NetworkError) as error:
+                self._mirror.failed(sha256, str(error))
+                self._mirror = None
+            else:
+                return
+        try_again(lambda: timed(self._https), self._sleep, f"fetch {self._blob_url}/{sha256[:12]}…")
+
+
+def _open(source: Https, sha256: str, start: int) -> http.client.HTTPResponse:
+    headers = {"Range": f"bytes={start}-"} if start else {}
+    return source.open("GET", f"/{sha256}", headers)
 
 
 def try_again(attempt: Callable[[], None], sleep: Callable[[float], None], what: str) -> None:

@@ -11,7 +11,7 @@ from edge_runtime.protocol.layer_dropout import Stld
 from edge_runtime.protocol.message_base import ProtocolMessage as _Message
 from edge_runtime.protocol.privacy import Privacy
 from edge_runtime.protocol.step_rule import StepRule
-from edge_runtime.values import Count, Name, Sha256
+from edge_runtime.values import Count, MirrorUrl, Name, Sha256
 
 
 class BlobRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,6 +59,8 @@ class TrainPlan(_Message, frozen=True, tag="train", kw_only=True):
         privacy: how scalars are clipped and noised; None: they are not.
         deadline_s: seconds from receipt after which a report is not used.
         blob_url: base address of blobs; without a host (``http://:8080/blobs``) it is on the broker's host.
+        blob_mirror: base address of a cache of the blobs, which is asked first; left out: there is none, or the device
+            does not know the field (presence.BLOB_MIRROR).
     """
 
     job: Name
@@ -75,6 +77,7 @@ class TrainPlan(_Message, frozen=True, tag="train", kw_only=True):
     privacy: Privacy | None
     deadline_s: Annotated[float, msgspec.Meta(gt=0)]
     blob_url: str
+    blob_mirror: MirrorUrl | msgspec.UnsetType = msgspec.UNSET
 
 
 class BackpropPlan(_Message, frozen=True, tag="backprop", kw_only=True):
@@ -100,6 +103,7 @@ class BackpropPlan(_Message, frozen=True, tag="backprop", kw_only=True):
     deadline_s: Annotated[float, msgspec.Meta(gt=0)]
     blob_url: str
     frozen_split: Count | msgspec.UnsetType = msgspec.UNSET
+    blob_mirror: MirrorUrl | msgspec.UnsetType = msgspec.UNSET
 
 
 class SyncPlan(_Message, frozen=True, tag="sync", kw_only=True):
@@ -111,6 +115,7 @@ class SyncPlan(_Message, frozen=True, tag="sync", kw_only=True):
     adapter: AdapterRef
     final: bool
     blob_url: str
+    blob_mirror: MirrorUrl | msgspec.UnsetType = msgspec.UNSET
 
 
 Plan = TrainPlan | BackpropPlan | SyncPlan

@@ -23,6 +23,9 @@ FROZEN_FRONT = "frozen-front"
 FROZEN_TRAINING = "frozen-training"
 """Among a birth's methods: the device knows backprop plans with a frozen front (plans.BackpropPlan.frozen_split)."""
 
+BLOB_MIRROR = "blob-mirror"
+"""Among a birth's methods: the device knows plans and releases that name a mirror of the blobs."""
+
 
 class Capability(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a device can train.
@@ -58,7 +61,8 @@ class Birth(_Message, frozen=True, tag="birth", kw_only=True):
         boot_id: new with every start of the process.
         methods: what it can be asked for that not every version knows: ``spzo``; the switches of the step's rule
             (``keep_directions``, ``curvature``, ``sign_momentum``); ``frozen-front``, see FROZEN_FRONT; ``top-levels``,
-            see levels.TOP_LEVELS; ``frozen-training``, see FROZEN_TRAINING.
+            see levels.TOP_LEVELS; ``frozen-training``, see FROZEN_TRAINING;
+            ``blob-mirror``, see BLOB_MIRROR.
         connection: number of connections to a broker since that start, from 1.
         epoch: of the last hello that the device has heard; None: it has heard none.
         tags: what jobs can name the device by, beside its name.

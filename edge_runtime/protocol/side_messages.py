@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from edge_runtime.protocol.message_base import ProtocolMessage
-from edge_runtime.values import Count, Name, Sha256
+from edge_runtime.values import Count, MirrorUrl, Name, Sha256
 
 LONGEST_LINE = 500
 """Characters of one line of a log."""
@@ -95,6 +95,7 @@ class Release(ProtocolMessage, frozen=True, tag="release", kw_only=True):
         size_bytes: of that file.
         bundle_sha256: the bundle that an adapter belongs to; None for the other kinds.
         blob_url: base address of the server's blobs.
+        blob_mirror: see plans.TrainPlan.
         file_name: the name of a wheel, which pip reads; None for the other kinds.
     """
 
@@ -105,6 +106,7 @@ class Release(ProtocolMessage, frozen=True, tag="release", kw_only=True):
     size_bytes: Count
     bundle_sha256: Sha256 | None
     blob_url: Annotated[str, msgspec.Meta(max_length=2000)]
+    blob_mirror: MirrorUrl | msgspec.UnsetType = msgspec.UNSET
     file_name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,199}\.whl(?!\n)$")] | None
 
 

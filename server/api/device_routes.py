@@ -11,9 +11,10 @@ from litestar.params import Parameter
 from edge_runtime.protocol.predictions import LONGEST_PATIENCE_S
 from edge_runtime.protocol.side_messages import LONGEST_FOLLOW_S, MOST_LINES
 from server.api.asked_by import AskedBy  # noqa: TC001 Litestar reads the handlers' types
-from server.api.schema import DeviceList, DeviceLog, DeviceStatus, LogLineSeen
+from server.api.schema import DeviceList, DeviceLog, LogLineSeen
+from server.storage.registry_queries import DeviceFilter, Standing
 from server.views.device import device_shown
-from server.views.summary import device_list
+from server.views.registry import MOST_ON_A_PAGE, device_page
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from server.queue.operations import Operations
 
+Text = Annotated[str, Parameter(max_length=200)]
+Limit = Annotated[int, Parameter(ge=1, le=MOST_ON_A_PAGE)]
 Patience = Annotated[float, Parameter(gt=0, le=LONGEST_PATIENCE_S)]
 Lines = Annotated[int, Parameter(ge=0, le=MOST_LINES)]
 FollowSeconds = Annotated[float, Parameter(ge=0, le=LONGEST_FOLLOW_S)]
@@ -39,9 +42,22 @@ def device_routes(operations: Operations, refused: Callable[[], Mapping[str, int
 
 def _looking(operations: Operations, refused: Callable[[], Mapping[str, int]]) -> list[HTTPRouteHandler]:
     @get("/devices", sync_to_thread=True)
-    def devices() -> DeviceList:
-        """List all devices that ever announced themselves."""
-        return DeviceList([msgspec.convert(device, DeviceStatus) for device in device_list(operations.ledger)])
+    def devices(  # wide: a parameter for each filter
+        q: Text = "",
+        in_state: Annotated[str, Parameter(query="state", max_length=200)] = "",
+        tag: Text = "",
+        board: Text = "",
+        version: Text = "",
+        standing: Standing = "",
+        after: Annotated[str, Parameter(max_length=200)] = "",
+        limit: Limit = MOST_ON_A_PAGE,
+    ) -> DeviceList:
+        """List the devices that ever announced themselves, page by page: ask again with ``after`` = ``next``.
+
+        ``q`` is part of the name, in any case; ``standing`` is free, ineligible, resting or quarantine.
+        """
+        wanted = DeviceFilter(q, in_state, tag, board, version, standing)
+        return msgspec.convert(device_page(operations.ledger, wanted, after, limit), DeviceList)
 
     @get("/devices/{name:str}", sync_to_thread=True)
     def show(name: str) -> dict[str, Any]:

@@ -106,9 +106,14 @@ class DeviceStatus(msgspec.Struct, frozen=True):
 
 
 class DeviceList(msgspec.Struct, frozen=True):
-    """All devices, by fleet and name."""
+    """One page of the devices, by fleet and name.
+
+    Attributes:
+        next: ``after`` of the next page; None: this is the last one.
+    """
 
     devices: list[DeviceStatus]
+    next: str | None = None
 
 
 class LogLineSeen(msgspec.Struct, frozen=True):

@@ -59,9 +59,9 @@ def known_of(args: argparse.Namespace, bundle_sha256: str) -> Known:
 
 
 def _from_ledger(args: argparse.Namespace, bundle_sha256: str) -> Known:
-    from server.storage.device_queries import devices_of
     from server.storage.ledger import Ledger
     from server.storage.ledger_address import LEDGER_FILE, has_ledger
+    from server.storage.registry_queries import fleets_of
     from server.views.boards import boards_page
     from server.views.summary import job_list
 
@@ -69,7 +69,7 @@ def _from_ledger(args: argparse.Namespace, bundle_sha256: str) -> Known:
     if not has_ledger(path):
         return Known(str(path), [], [])
     with contextlib.closing(Ledger(path, read_only=True)) as ledger:
-        fleets = sorted({device.fleet for device in devices_of(ledger)} if args.fleet is None else {args.fleet})
+        fleets = fleets_of(ledger) if args.fleet is None else [args.fleet]
         boards = [
             board
             for fleet in fleets

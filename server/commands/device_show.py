@@ -50,10 +50,10 @@ def _of_ledger(ledger: Ledger, device: str) -> dict[str, Any]:
     """
     import msgspec
 
-    from server.storage.device_queries import devices_of
+    from server.storage.registry_queries import find_device, fleets_of
     from server.views.device import device_shown
 
-    fleets = [known.fleet for known in devices_of(ledger) if known.device == device]
+    fleets = [fleet for fleet in fleets_of(ledger) if find_device(ledger, fleet, device) is not None]
     if len(fleets) != 1:
         found = f"in several fleets: {', '.join(fleets)}" if fleets else "in no fleet"
         hint = "start the server of the one you mean: covey serve --fleet NAME" if fleets else "see: covey device list"

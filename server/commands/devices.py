@@ -38,6 +38,7 @@ _LIST = (
     "quarantine",
 )
 
+_FILTERS = ("name", "state", "tag", "board", "version", "standing")
 _PENDING = ("fleet", "device", "address", "host", "machine", "system", "covey_version", "key_sha256", "asked_at")
 
 _ANSWER_S = 30.0
@@ -71,7 +72,7 @@ def add_device_commands(commands: Commands[argparse.ArgumentParser]) -> None:
             parser.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
             parser.add_argument("-n", "--lines", type=int, default=200, help="last lines (default: %(default)s)")
         if run is _list:
-            parser.add_argument("--pending", action="store_true", help="only devices that wait for approval")
+            _add_filters(parser)
         if run is _rename:
             parser.add_argument("new_name", metavar="NEW_NAME", help="its new name")
         if run in (_tag, _untag):
@@ -85,19 +86,43 @@ def add_device_commands(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _list(args: argparse.Namespace) -> int:
     """List all devices that ever announced themselves; without a running server, from the ledger."""
+    from server.storage.registry_queries import DeviceFilter
     from server.views.device import held_out_text
-    from server.views.summary import device_list
+    from server.views.registry import device_list
 
     if args.pending:
         waiting = ask(args, "GET", "/joins")
         output.emit(args, waiting, short_table(waiting["joins"], _PENDING))
         return 0
-    found = look(args, "/devices", lambda ledger: {"devices": device_list(ledger)})
+    given = {key: value for key in _FILTERS if (value := getattr(args, key)) is not None}
+    wanted = DeviceFilter(**{"text" if key == "name" else key: value for key, value in given.items()})
+    asked = {"q" if key == "name" else key: value for key, value in given.items()}
+    found = look(args, "/devices", lambda ledger: {"devices": device_list(ledger, wanted), "next": None}, **asked)
+    while found.get("next"):  # only a server answers page by page
+        with open_client(args) as client:
+            page = client.get("/devices", after=found["next"], **asked)
+        found = {"devices": found["devices"] + page["devices"], "next": page["next"]}
+    found = {"devices": found["devices"]}
     rows = [
         {**device, "held_out": device["held_out"] and held_out_text(device["held_out"])} for device in found["devices"]
     ]
     output.emit(args, found, short_table(rows, _LIST))
     return 0
+
+
+def _add_filters(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``list``."""
+    parser.add_argument("--pending", action="store_true", help="only devices that wait for approval")
+    parser.add_argument("--name", metavar="TEXT", help="only those whose name contains this, in any case")
+    parser.add_argument("--state", help="only those in this state: online, busy, offline, lost, silent")
+    parser.add_argument("--tag", help="only those with this tag")
+    parser.add_argument("--board", help="only those on this board, as their profile names it")
+    parser.add_argument("--version", help="only those with this version of Covey")
+    parser.add_argument(
+        "--standing",
+        choices=("free", "ineligible", "resting", "quarantine"),
+        help="only those that nothing keeps from work, or that this keeps from it",
+    )
 
 
 def _approve(args: argparse.Namespace) -> int:

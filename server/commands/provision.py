@@ -200,7 +200,7 @@ def _device(args: argparse.Namespace, fleet: str) -> Mapping[str, Any] | None:
     from server.provision.birth import find_device
 
     with open_client(args) as client:
-        return find_device(client.get("/devices")["devices"], fleet, args.device)
+        return find_device(client.get("/devices", q=args.device)["devices"], fleet, args.device)
 
 
 def _wanted(args: argparse.Namespace, recipe: Recipe, authority: bytes, *, is_known: bool) -> Wanted:
@@ -264,7 +264,7 @@ def _wait(
 
     with open_client(args) as client:
         born = wait_for_birth(
-            lambda: client.get("/devices")["devices"],
+            lambda: client.get("/devices", q=args.device)["devices"],
             lambda devices: find_device(devices, fleet, args.device),
             lambda one: is_born(one, before, version),
             wait,

@@ -66,6 +66,11 @@ def add_addresses(parser: argparse.ArgumentParser) -> None:
         "--public-url",
         help="HTTP address for the devices, e.g. http://server:8080 (default: --http-port on the broker's host)",
     )
+    parser.add_argument(
+        "--blob-mirror",
+        metavar="URL",
+        help="a cache before the blobs, which devices ask first: https://cdn.example/blobs",
+    )
     _add_operators(parser)
     _add_ledger(parser)
     parser.add_argument(
@@ -171,6 +176,7 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
         mqtt_port=default_mqtt_port(args.state_dir) if args.mqtt_port is None else args.mqtt_port,
         http_port=args.http_port,
         public_url=None if args.public_url is None else check_http_url(args.public_url, may_lack_host=True),
+        blob_mirror=None if args.blob_mirror is None else check_http_url(args.blob_mirror),
         threads=args.threads,
         tls=TlsFiles(args.tls_ca, args.tls_cert, args.tls_key),
         api_port=args.api_port,

@@ -10,7 +10,7 @@ from litestar.params import Parameter
 
 from server.dashboard.charts import profile_bars
 from server.dashboard.templates import render
-from server.storage.fleet_queries import DeviceFilter
+from server.storage.registry_queries import DeviceFilter, Standing
 from server.views.device import device_shown
 from server.views.fleet import fleet_page
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from server.queue.operations import Operations
 
 Text = Annotated[str, Parameter(max_length=200)]
-PageNumber = Annotated[int, Parameter(ge=1, le=1_000_000)]
 _HERE = "/ui/"
 
 
@@ -42,13 +41,20 @@ def device_pages(operations: Operations, refused: Callable[[], Mapping[str, int]
         tag: Text = "",
         board: Text = "",
         version: Text = "",
-        page: PageNumber = 1,
+        standing: Standing = "",
+        after: Text = "",
+        before: Text = "",
     ) -> str:
         given = {"q": q.strip(), "state": in_state, "tag": tag.strip(), "board": board.strip(), "version": version}
-        wanted = DeviceFilter(given["q"], in_state, given["tag"], given["board"], version)
-        shown = fleet_page(ledger, name_of_fleet, wanted, page)
+        wanted = DeviceFilter(given["q"], in_state, given["tag"], given["board"], version, standing)
+        shown = fleet_page(ledger, name_of_fleet, wanted, after, before)
+        given["standing"] = standing
         kept = {key: value for key, value in given.items() if value}
-        links = {number: f"?{urlencode({**kept, 'page': number})}" for number in (shown["page"] - 1, shown["page"] + 1)}
+        links = {
+            "first": f"?{urlencode(kept)}",
+            "previous": f"?{urlencode({**kept, 'before': shown['previous'] or ''})}",
+            "next": f"?{urlencode({**kept, 'after': shown['next'] or ''})}",
+        }
         return render("fleet.html.jinja", {"here": _HERE, "given": given, "links": links, **shown})
 
     @get("/devices/{name:str}", media_type=MediaType.HTML, sync_to_thread=True)

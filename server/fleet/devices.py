@@ -87,18 +87,19 @@ class Device:
 
 def resting(devices: Mapping[str, Device], now: float) -> dict[str, str]:
     """Return why devices that are here are offered nothing at the moment, by name; ``now``: server seconds."""
-    return {
+    reasons = {
         name: device.rest.reason
-        for name, device in sorted(devices.items())
-        if device.is_here and device.rest is not None and now < device.rest.until
+        for name, device in devices.items()
+        if device.rest is not None and now < device.rest.until and device.is_here
     }
+    return dict(sorted(reasons.items()))
 
 
 def ineligible(devices: Mapping[str, Device]) -> dict[str, str]:
     """Return why devices that are connected may not train now, by name."""
     reasons = {
-        name: device.quarantine or device.too_old or device.ineligible
-        for name, device in sorted(devices.items())
-        if device.is_here
+        name: reason
+        for name, device in devices.items()
+        if (reason := device.quarantine or device.too_old or device.ineligible) is not None and device.is_here
     }
-    return {name: reason for name, reason in reasons.items() if reason is not None}
+    return dict(sorted(reasons.items()))

@@ -92,8 +92,8 @@ class Planner:
         reason = f"it trains forward-only, which begins with round {stld.forward_from} of the job"
         return {
             name: reason
-            for name, device in sorted(devices.items())
-            if device.is_here and largest_level(self._fitted, device) is None
+            for name in sorted(devices)
+            if devices[name].is_here and largest_level(self._fitted, devices[name]) is None
         }
 
     def draw_up(

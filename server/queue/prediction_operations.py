@@ -11,7 +11,7 @@ import msgspec
 from edge_runtime.errors import ConfigError, DataError, NetworkError, ProtocolError, wall
 from edge_runtime.protocol.predictions import MOST_REQUEST_BYTES, TOO_LARGE
 from server.errors import NoSuchDeviceError, error_of
-from server.storage import fleet_queries
+from server.storage.registry_queries import find_device
 
 if TYPE_CHECKING:
     from server.rounds.coordinator import Coordinator
@@ -90,7 +90,7 @@ class PredictionOperations:
     def _require_answering(self, device: str) -> None:
         known = self._coordinator.devices.get(device)
         if known is None or known.birth is None:
-            row = fleet_queries.find_device(self._ledger, self._fleet, device)
+            row = find_device(self._ledger, self._fleet, device)
             if row is None:
                 raise NoSuchDeviceError(self._fleet, device)
             raise NetworkError(f"{device} is not here: {row.state}", "see: covey device list")

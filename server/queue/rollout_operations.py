@@ -13,7 +13,7 @@ from server.rollouts.described import one_rollout, rollout_list
 from server.rollouts.groups import check_groups, groups_of, takes_everyone
 from server.rollouts.offers import Offers
 from server.rollouts.rollout import Rollout
-from server.storage import device_queries
+from server.storage.registry_queries import device_names
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,8 +103,7 @@ class RolloutOperations:
         return self._offers.find(wanted.kind, wanted.source, wanted.bundle)
 
     def _groups(self, wanted: Wanted, offer: Offer) -> list[list[str]]:
-        known = [device.device for device in device_queries.devices_of(self._ledger) if device.fleet == self._fleet]
-        return groups_of(known, wanted.groups, offer.sha256)
+        return groups_of(device_names(self._ledger, self._fleet), wanted.groups, offer.sha256)
 
     def list(self) -> list[dict[str, Any]]:
         """Return all rollouts of the fleet, the oldest first."""

@@ -9,7 +9,7 @@ import msgspec
 from edge_runtime.errors import StorageError, wall
 from server.errors import RolloutError
 from server.rollouts.rollout import Rollout
-from server.storage import device_queries
+from server.storage.registry_queries import fleets_of
 from server.storage.rollout_queries import rollouts_of
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def described(record: RolloutRecord) -> dict[str, Any]:
 
 def rollout_list(ledger: Ledger, fleet: str | None = None) -> list[dict[str, Any]]:
     """Return the rollouts of a fleet, the oldest first; None: of the only fleet of the ledger's devices."""
-    fleets = [fleet] if fleet is not None else sorted({device.fleet for device in device_queries.devices_of(ledger)})
+    fleets = [fleet] if fleet is not None else fleets_of(ledger)
     return [described(record) for name in fleets for record in rollouts_of(ledger, name)]
 
 

@@ -14,6 +14,7 @@ from edge_runtime.protocol.messages import encode_message
 from edge_runtime.protocol.side_messages import Release
 from edge_runtime.protocol.topics import topic_for
 from server.errors import RolloutError
+from server.fleet.mirrors import mirror_for
 from server.rollouts import rollout as machine
 from server.rollouts.described import rollout_of
 from server.rollouts.rollout import ENDED, Rollout
@@ -44,6 +45,9 @@ class Rollouts:
         devices: the devices that have sent a message, by name.
         now: returns the seconds since 1970 by the server's clock, since a soak goes on over a restart.
         sign: signs what is rolled out, by kind, name and hash, where the fleet has an authority.
+
+    Attributes:
+        blob_mirror: base address of a cache of the blobs that devices ask first; None: there is none.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Rollouts:
         now: Callable[[], float],
         sign: Callable[[ReleaseKind, str, str], None] = lambda _kind, _name, _sha256: None,
     ) -> None:
+        self.blob_mirror: str | None = None
         self._sign = sign
         self._fleet, self._ledger, self._blobs, self._transport = fleet, ledger, blobs, transport
         self._blob_url, self._devices, self._now = blob_url, devices, now
@@ -202,6 +207,7 @@ class Rollouts:
             size_bytes=rollout.size_bytes,
             bundle_sha256=rollout.bundle_sha256,
             blob_url=self._blob_url,
+            blob_mirror=mirror_for(self._devices[name].birth, self.blob_mirror),
             file_name=Path(rollout.path).name if rollout.kind == "wheel" else None,
         )
         self._transport.publish(topic_for(self._fleet, name, "release"), encode_message(release))

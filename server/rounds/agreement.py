@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from edge_runtime.bundle.layout import total_size
 from edge_runtime.forward_only.coefficients import Terms, add_terms, step_coefficients
 from edge_runtime.forward_only.replay import round_terms
 from edge_runtime.perturbation.perturb import BACK, FRONT
@@ -167,7 +168,10 @@ def delta_agreement(parameters: Sequence[Parameter], n_layers: int, deltas: Mapp
         n_layers: L.
         deltas: what the devices sent, by device.
     """
-    lengths = {name: float(np.linalg.norm(deltas[name].movement.astype(np.float64))) for name in sorted(deltas)}
+    everything = slice(0, total_size(parameters))
+    lengths = {
+        name: float(np.linalg.norm(deltas[name].movement[everything].astype(np.float64))) for name in sorted(deltas)
+    }
     names = [name for name, length in lengths.items() if length > 0]
     if len(names) < FEWEST_TO_OUTVOTE:
         return {}
@@ -175,6 +179,13 @@ def delta_agreement(parameters: Sequence[Parameter], n_layers: int, deltas: Mapp
     for group, where in groups_of(parameters).items():
         outside = not 0 <= group < n_layers
         who = [index for index, name in enumerate(names) if outside or group in deltas[name].layers]
-        if len(who) > 1:
-            sums.add(np.stack([deltas[names[index]].movement[where] / lengths[names[index]] for index in who]), who)
+        if len(who) < 2:  # one path agrees with nothing
+            continue
+        width = max(1, _BLOCK_NUMBERS // len(who))
+        for start in range(where.start, where.stop, width):
+            block = slice(start, min(start + width, where.stop))
+            paths = np.empty((len(who), block.stop - block.start), dtype=np.float32)
+            for path, index in zip(paths, who, strict=True):
+                np.divide(deltas[names[index]].movement[block], lengths[names[index]], out=path)
+            sums.add(paths, who)
     return sums.cosines()

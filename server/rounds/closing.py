@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import UNSET
 
-from edge_runtime.protocol.delta import read_delta
-from server.errors import JobError
 from server.rounds.aggregate import aggregate
 from server.rounds.agreement import delta_agreement
 from server.rounds.delta_bounds import scaled_down
+from server.rounds.delta_files import DeltaFiles, lost_delta
 from server.rounds.merge import Delta, forward_part, merge, merged_adapter
 from server.storage.records import ClosedRound, RoundFigures
 
@@ -60,7 +59,7 @@ def close_round(
         closed = _logged(chain, forward)
     else:
         forward_share = math.fsum(_share(job, report.examples) for report in reports.values())
-        parts = _read(fitted, uploaded, deltas)
+        parts = _opened(fitted, uploaded, deltas)
         agreement |= delta_agreement(fitted.manifest.parameters, fitted.manifest.model.layers, parts)
         closed = _merged(fitted, chain, opened, parts, forward, forward_share)
     ledger.close_round(job.name, opened.state.attempt, closed, agreement)
@@ -91,18 +90,16 @@ def _logged(chain: AdapterChain, forward: Aggregate) -> ClosedRound:
     )
 
 
-def _read(fitted: FittedJob, uploaded: BlobStore, deltas: Mapping[str, TakenDelta]) -> dict[str, Delta]:
-    """Read the deltas, by device."""
+def _opened(fitted: FittedJob, uploaded: BlobStore, deltas: Mapping[str, TakenDelta]) -> dict[str, Delta]:
+    """Check the deltas one after the other, and return them by device; their numbers stay in their files."""
+    files = DeltaFiles(fitted.manifest.parameters, fitted.manifest.model.layers)
     parts = {}
     for device, delta in deltas.items():
         path = uploaded.whole(delta.sha256)
         if path is None:
-            raise JobError(
-                f"delta {delta.sha256[:12]} is not in the state directory, or damaged",
-                "restore the folder deltas of --state-dir from a backup",
-            )
-        moved = read_delta(path, fitted.manifest.parameters, delta.layers, fitted.manifest.model.layers)
-        parts[device] = Delta(_share(fitted.job, delta.examples), frozenset(delta.layers), moved)
+            raise lost_delta(delta.sha256)
+        share = _share(fitted.job, delta.examples)
+        parts[device] = Delta(share, frozenset(delta.layers), files.open(path, delta.layers))
     robust = fitted.job.robust
     if robust is None or robust.max_delta_norm_ratio is None:
         return parts

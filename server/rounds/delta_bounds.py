@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edge_runtime.bundle.layout import total_size
 from edge_runtime.errors import ProtocolError
 from edge_runtime.protocol.delta import sent_parameters
+from server.rounds.delta_files import Scaled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,11 +55,12 @@ def scaled_down(
     return {
         name: delta
         if sizes[name] <= bound or bound <= 0
-        else dataclasses.replace(delta, movement=delta.movement * np.float32(bound / sizes[name]))
+        else dataclasses.replace(delta, movement=Scaled(delta.movement, np.float32(bound / sizes[name])))
         for name, delta in deltas.items()
     }
 
 
 def _root_mean_square(delta: Delta, parameters: Sequence[Parameter], n_layers: int) -> float:
     held = sum(p.size for p in sent_parameters(parameters, delta.layers, n_layers))
-    return float(np.linalg.norm(delta.movement.astype(np.float64))) / math.sqrt(max(held, 1))
+    movement = delta.movement[0 : total_size(parameters)]
+    return float(np.linalg.norm(movement.astype(np.float64))) / math.sqrt(max(held, 1))

@@ -6,7 +6,10 @@ A step never waits: several jobs take turns in one thread (coordinator.py).
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from edge_runtime.network.reconnect_pauses import LONGEST_PAUSE_S
 from edge_runtime.protocol.messages import encode_message
@@ -17,6 +20,7 @@ from server import events
 from server.errors import JobError
 from server.fleet.devices import SILENT, Device, ineligible, resting
 from server.fleet.exclusion import own_refusal
+from server.fleet.mirrors import mirror_for
 from server.planning.feedback import LossMeasured, PlanSent, RoundClosing, RoundResumed
 from server.planning.planner import Planner
 from server.rounds import state_machine
@@ -46,6 +50,9 @@ if TYPE_CHECKING:
     from server.storage.ledger import Ledger
 
 _LOG = logging.getLogger(__name__)
+_LONG_LOOK_S, _REST_OF_A_LOOK = 0.05, 4.0
+"""A job that waits for devices looks at the whole fleet. A look that takes longer than this many seconds is followed by
+a rest of this many times its length: the fleet's messages go on meanwhile."""
 _RETURN_S = LONGEST_PAUSE_S + 10.0
 """Seconds that devices may need to come back to a server that has restarted: their pauses grow while it is away."""
 
@@ -93,6 +100,7 @@ class JobRun:
         self._to_evaluate: tuple[int | None, FloatVector] | None = None
         self._is_evaluating = False
         self._should_stop: Callable[[], bool] = lambda: False
+        self._look_again_at = -math.inf
         self._failed_attempts = 0  # of the current round, since this start
         self._planner = Planner(fitted, ledger)
         self._plans = Plans(fitted, services.blob_url)
@@ -228,6 +236,16 @@ class JobRun:
     # -- rounds -------------------------------------------------------------------------------------------------
 
     def _try_to_open(self) -> None:
+        began = self._clock()
+        if began < self._look_again_at:
+            return
+        self._look_and_open()
+        took = self._clock() - began
+        if self.waiting_for is not None and took > _LONG_LOOK_S:
+            self._look_again_at = began + (1 + _REST_OF_A_LOOK) * took
+
+    def _look_and_open(self) -> None:
+        """Look at every device of the fleet, and open a round where there are enough."""
         devices = self.devices()
         index, out = len(self.chain.closed), self._exclusions.reasons
         eligible = [name for name in self._planner.eligible(devices, index, self._clock()) if name not in out]
@@ -262,10 +280,16 @@ class JobRun:
 
     def _send_plan(self, opened: OpenRound, name: str) -> None:
         plan = self._plans.training(opened, name, self._reference(name), self.chain.mean_square, self._clock())
-        payload = encode_message(plan)
-        opened.count_bytes(name, down=len(payload))
+        opened.count_bytes(name, down=self._publish(name, plan))
         self._planner.learn(PlanSent(name, self._clock()))
+
+    def _publish(self, name: str, plan: Plan) -> int:
+        """Publish a device's plan, with the mirror where there is one that it knows; return the message's bytes."""
+        device = self._roster.devices.get(name) or Device(name)
+        plan = msgspec.structs.replace(plan, blob_mirror=mirror_for(device.birth, self._services.blob_mirror))
+        payload = encode_message(plan)
         self._services.transport.publish(topic_for(self._roster.fleet, name, "plan"), payload)
+        return len(payload)
 
     def _reference(self, name: str) -> AdapterRef:
         device = self._roster.devices.get(name) or Device(name)
@@ -350,8 +374,7 @@ class JobRun:
         devices = self.devices()
         here = {name for name, device in devices.items() if device.is_here and device.too_old is None}
         for name in self._sync.to_send(here):
-            plan = self._plans.final_sync(len(self.chain.closed), self._reference(name))
-            self._services.transport.publish(topic_for(self._roster.fleet, name, "plan"), encode_message(plan))
+            self._publish(name, self._plans.final_sync(len(self.chain.closed), self._reference(name)))
         proved = {name for name, device in devices.items() if device.adapter_sha256 == self.chain.sha256}
         self.observe(self._sync.progress(proved))
         now = self._clock()

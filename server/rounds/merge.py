@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.layout import Parameter
     from edge_runtime.protocol.round_log import RoundLog
     from edge_runtime.values import FloatVector
+    from server.rounds.delta_files import Movement
 
 DoubleVector = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
 
@@ -50,12 +51,12 @@ class Delta:
     Attributes:
         share: its weight in the mean: its number of rows, or 1.
         layers: the layers that it sent; parameters outside the layers are always sent.
-        movement: float32, (parameters,).
+        movement: float32, (parameters,); where it stays in its file, each slice is read when it is asked for.
     """
 
     share: float
     layers: Collection[int]
-    movement: FloatVector
+    movement: Movement
 
 
 @dataclass(frozen=True)

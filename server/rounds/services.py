@@ -28,6 +28,7 @@ class Services:
         evaluator: evaluates adapters on the held-out rows.
         clock: returns monotonic seconds.
         blob_url: where devices fetch blobs; plans carry it.
+        blob_mirror: a cache of the blobs that devices ask first; None: there is none.
         new_epoch: returns a text that was never returned before; see presence.Hello.
     """
 
@@ -36,4 +37,5 @@ class Services:
     evaluator: Evaluator
     clock: Callable[[], float]
     blob_url: str
+    blob_mirror: str | None = None
     new_epoch: Callable[[], str] = _random_epoch

@@ -136,7 +136,7 @@ def open_host(
         connection = connect(stack, port, security)
         ports = Ports(connection.mqtt_port, port)
         join_port = stack.enter_context(serve_joining(options, security, stores.ledger, ports))
-        services = _services(connection, stores, _blob_url(options, security, port))
+        services = _services(connection, stores, _blob_url(options, security, port), options.blob_mirror)
         coordinator = compose_coordinator(
             options.fleet, stores.ledger, services, lambda event: observe(None, event), should_stop
         )
@@ -163,13 +163,14 @@ def open_host(
         yield host
 
 
-def _services(connection: Connection, stores: Stores, blob_url: str) -> Services:
+def _services(connection: Connection, stores: Stores, blob_url: str, blob_mirror: str | None) -> Services:
     return Services(
         transport=connection.transport,
         uploads=stores.uploads,
         evaluator=InlineEvaluator(no_evaluation),  # every job brings its own
         clock=time.monotonic,
         blob_url=blob_url,
+        blob_mirror=blob_mirror,
     )
 
 
@@ -261,6 +262,7 @@ def _open_rollouts(stores: Stores, services: Services, coordinator: Coordinator,
         time.time,
         (lambda _kind, _name, _sha256: None) if security is None else security.releases.take,
     )
+    rollouts.blob_mirror = services.blob_mirror
     coordinator.take_released = rollouts.take
     return rollouts
 

@@ -33,6 +33,7 @@ class ServeOptions:
     mqtt_port: int = 1883
     http_port: int = 8080
     public_url: str | None = None
+    blob_mirror: str | None = None
     threads: int = 0
     tls: TlsFiles | None = None
     api_port: int | None = None

@@ -2,53 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
-from sqlalchemy import and_, func, select
+from sqlalchemy import func, select
 
 from edge_runtime.protocol.held_out import HeldOut
 from edge_runtime.protocol.profile import Profile
 from server.storage.asking import records, tuples
 from server.storage.columns import json_text
-from server.storage.records import DeviceRecord, ProfileRecord
-from server.storage.tables import DEVICE_TAGS, DEVICES, OFFERS, PROFILES
+from server.storage.records import ProfileRecord
+from server.storage.registry_queries import DeviceFilter, devices_after, fleets_of, with_reports
+from server.storage.tables import DEVICE_TAGS, DEVICES, PROFILES
 
 if TYPE_CHECKING:
     from server.storage.ledger import Ledger
+    from server.storage.records import DeviceRecord
+
+_AT_ONCE = 500
+"""Devices that are read by one question."""
 
 
-class _Birth(msgspec.Struct):
-    """The fields of a birth message that are looked into."""
-
-    capability: dict[str, Any] = {}
-    tags: list[str] = []
-
-
-def devices_of(ledger: Ledger) -> list[DeviceRecord]:
-    """Return every device that ever announced itself, by fleet and name."""
-    of_device = and_(OFFERS.c.device == DEVICES.c.name, OFFERS.c.state == "reported")
-    columns = [
-        DEVICES.c[name]
-        for name in ("fleet", "state", "ineligible", "reason", "quarantine", "adapter_sha256", "last_seen")
-    ]
-    query = (
-        select(
-            *columns,
-            DEVICES.c.name.label("device"),
-            func.coalesce(DEVICES.c.birth, "{}").label("birth"),
-            func.count(OFFERS.c.job).label("reports"),
-            func.avg(OFFERS.c.seconds).label("mean_seconds"),
-        )
-        .select_from(DEVICES.outerjoin(OFFERS, of_device))
-        .group_by(DEVICES.c.fleet, DEVICES.c.name)
-        .order_by(DEVICES.c.fleet, DEVICES.c.name)
-    )
-    devices = records(ledger, DeviceRecord, query, json={"birth": dict[str, Any]})
-    with ledger.database.reading():
-        for device in devices:
-            msgspec.convert(device.birth, _Birth)
-    return devices
+def devices_of(ledger: Ledger, wanted: DeviceFilter | None = None) -> list[DeviceRecord]:
+    """Return every device that ever announced itself, by fleet and name; ``wanted``: only these of them."""
+    found: list[DeviceRecord] = []
+    for fleet in fleets_of(ledger):
+        after = ""
+        while rows := devices_after(ledger, fleet, wanted or DeviceFilter(), after, _AT_ONCE):
+            found += with_reports(ledger, fleet, rows)
+            after = rows[-1].device
+    return found
 
 
 def quarantined_devices(ledger: Ledger, fleet: str) -> dict[str, str]:

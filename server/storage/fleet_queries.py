@@ -1,61 +1,25 @@
-"""What can be asked of the ledger about a fleet of many devices: one page of them, and what one device did."""
+"""What can be asked of the ledger about the devices of one page, and about what one device did."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import and_, func, select
 
 from edge_runtime.bundle.levels import Level
 from edge_runtime.protocol.profile import BoardFacts, Reading
 from server.bandit.arms import Arm
 from server.bandit.choices import Choice
 from server.storage.asking import records, tuples
-from server.storage.columns import json_text, json_words, text_of_bytes
 from server.storage.level_columns import LEVEL
-from server.storage.tables import CHOICES, DEVICE_TAGS, DEVICES, JOBS, OFFERS, PROFILES, ROUNDS
+from server.storage.tables import CHOICES, DEVICE_TAGS, JOBS, OFFERS, PROFILES, ROUNDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sqlalchemy import ColumnElement
-
     from server.storage.ledger import Ledger
-
-
-@dataclass(frozen=True)
-class DeviceFilter:
-    """Which devices are asked for; an empty text asks for all.
-
-    Attributes:
-        text: part of the name, in any case.
-        state: the state.
-        tag: a tag of edge.toml, or one that the operator gave.
-        board: the board in the newest profile.
-        version: the version of Covey.
-    """
-
-    text: str = ""
-    state: str = ""
-    tag: str = ""
-    board: str = ""
-    version: str = ""
-
-
-@dataclass(frozen=True)
-class FleetRow:
-    """A device as it was last heard; ``birth`` is its birth message as JSON values. Unknown is None."""
-
-    device: str
-    state: str
-    ineligible: str | None
-    reason: str | None
-    quarantine: str | None
-    birth: dict[str, Any]
-    adapter_sha256: str | None
-    last_seen: str
 
 
 class _Readings(msgspec.Struct, frozen=True):
@@ -93,73 +57,6 @@ class DeviceOffer:
     peak_rss_bytes: int | None
     bytes_up: int
     bytes_down: int
-
-
-_BIRTH = func.coalesce(DEVICES.c.birth, "{}")
-_VERSION = json_text(_BIRTH, "covey_version")
-_ROW = [
-    DEVICES.c.name.label("device"),
-    *(DEVICES.c[name] for name in ("state", "ineligible", "reason", "quarantine", "adapter_sha256", "last_seen")),
-    _BIRTH.label("birth"),
-]
-
-
-def _matching(fleet: str, wanted: DeviceFilter) -> ColumnElement[bool]:
-    terms: list[ColumnElement[bool]] = [DEVICES.c.fleet == fleet]
-    if wanted.text:
-        terms.append(DEVICES.c.name.icontains(wanted.text, autoescape=True))
-    if wanted.state:
-        terms.append(DEVICES.c.state == wanted.state)
-    if wanted.version:
-        terms.append(_VERSION.in_([wanted.version]))
-    if wanted.tag:
-        own = json_words(_BIRTH, "tags")
-        given = and_(
-            DEVICE_TAGS.c.fleet == fleet, DEVICE_TAGS.c.device == DEVICES.c.name, DEVICE_TAGS.c.tag == wanted.tag
-        )
-        terms.append(
-            or_(
-                select(own.c.value).where(own.c.value == wanted.tag).correlate(DEVICES).exists(),
-                select(DEVICE_TAGS.c.tag).where(given).correlate(DEVICES).exists(),
-            )
-        )
-    if wanted.board:
-        newest = (
-            select(json_text(text_of_bytes(PROFILES.c.profile), "facts", "board"))
-            .where(PROFILES.c.fleet == fleet, PROFILES.c.device == DEVICES.c.name, PROFILES.c.profile.is_not(None))
-            .order_by(PROFILES.c.id.desc())
-            .limit(1)
-            .correlate(DEVICES)
-            .scalar_subquery()
-        )
-        terms.append(newest.in_([wanted.board]))
-    return and_(*terms)
-
-
-def count_devices(ledger: Ledger, fleet: str, wanted: DeviceFilter) -> int:
-    """Return how many devices of a fleet are asked for."""
-    ((count,),) = tuples(ledger, tuple[int], select(func.count()).select_from(DEVICES).where(_matching(fleet, wanted)))
-    return int(count)
-
-
-def some_devices(ledger: Ledger, fleet: str, wanted: DeviceFilter, limit: int, offset: int) -> list[FleetRow]:
-    """Return at most ``limit`` of the devices that are asked for, by name, after the first ``offset``."""
-    query = select(*_ROW).where(_matching(fleet, wanted)).order_by(DEVICES.c.name).limit(limit).offset(offset)
-    return records(ledger, FleetRow, query, json={"birth": dict[str, Any]})
-
-
-def find_device(ledger: Ledger, fleet: str, device: str) -> FleetRow | None:
-    """Return one device; None: it has never announced itself."""
-    query = select(*_ROW).where(DEVICES.c.fleet == fleet, DEVICES.c.name == device)
-    found = records(ledger, FleetRow, query, json={"birth": dict[str, Any]})
-    return found[0] if found else None
-
-
-def versions_of(ledger: Ledger, fleet: str) -> list[str]:
-    """Return the versions of Covey that a fleet's devices have announced, each once."""
-    version = _VERSION.label("version")
-    query = select(version).distinct().where(DEVICES.c.fleet == fleet, _VERSION.is_not(None)).order_by(version)
-    return [version for (version,) in tuples(ledger, tuple[str], query)]
 
 
 def tags_given(ledger: Ledger, fleet: str, devices: Sequence[str]) -> dict[str, set[str]]:

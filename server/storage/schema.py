@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
     from sqlalchemy import Connection
 
-HEAD = "0011"
+HEAD = "0012"
 """The newest revision in migrations/versions. It is written down here so that a ledger that has it needs no Alembic."""
 _LOG = logging.getLogger(__name__)
 _MIGRATIONS = Path(__file__).parent / "migrations"

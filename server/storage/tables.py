@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import TYPE_CHECKING
 
-from sqlalchemy import Column, Float, ForeignKey, ForeignKeyConstraint, Index, MetaData, Table
+from sqlalchemy import Column, Float, ForeignKey, ForeignKeyConstraint, Index, MetaData, Table, and_
 
 from server.storage.columns import Bytes, Whole, Words
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnElement
 
 METADATA = MetaData()
 
@@ -91,6 +95,7 @@ OFFERS = Table(
     Column("bytes_up", Whole, nullable=False, default=0, server_default="0"),
     Column("bytes_down", Whole, nullable=False, default=0, server_default="0"),
     ForeignKeyConstraint(["job", "round", "attempt"], ["rounds.job", "rounds.round", "rounds.attempt"]),
+    Index("offers_of_devices", "device"),
 )
 """What became of each round's offer to each device, and the device's report.
 
@@ -109,12 +114,34 @@ DEVICES = Table(
     Column("ineligible", Words),
     Column("reason", Words),
     Column("quarantine", Words),
+    Column("covey_version", Words),
+    Column("board", Words),
+    Index("devices_by_state", "fleet", "state", "name"),
+    Index("devices_by_version", "fleet", "covey_version", "name"),
+    Index("devices_by_board", "fleet", "board", "name"),
 )
 """Devices as they were last heard.
 
 ``reason`` says why one is offered nothing at the moment, ``quarantine`` why it is offered nothing until the operator
-decides.
+decides. ``covey_version`` is that of ``birth``, ``board`` that of the newest valid profile: a list is filtered by them.
 """
+
+
+def standings() -> dict[str, ColumnElement[bool]]:
+    """Return what holds for a device in each standing, by its name; an index has the devices of each.
+
+    A device that several things keep from work is in several standings; ``free``: nothing does.
+    """
+    return {
+        "free": and_(*(DEVICES.c[name].is_(None) for name in ("quarantine", "ineligible", "reason"))),
+        "ineligible": DEVICES.c.ineligible.is_not(None),
+        "resting": DEVICES.c.reason.is_not(None),
+        "quarantine": DEVICES.c.quarantine.is_not(None),
+    }
+
+
+for _standing, _holds in standings().items():
+    Index(f"devices_{_standing}", DEVICES.c.fleet, DEVICES.c.name, sqlite_where=_holds, postgresql_where=_holds)
 
 DEVICE_TAGS = Table(
     "device_tags",
@@ -124,6 +151,15 @@ DEVICE_TAGS = Table(
     Column("tag", Words, primary_key=True),
 )
 """Tags that the operator gave; those of edge.toml are in ``devices.birth``."""
+
+HELD_TAGS = Table(
+    "held_tags",
+    METADATA,
+    Column("fleet", Words, primary_key=True),
+    Column("tag", Words, primary_key=True),
+    Column("device", Words, primary_key=True),
+)
+"""The tags that each known device has, whoever gave them: a list is filtered by them."""
 
 CHOICES = Table(
     "choices",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import delete, insert, update
 
-from server.storage.tables import CERTIFICATES, DEVICE_TAGS, DEVICES, JOIN_TOKENS, PROFILES, now_text
+from server.storage.tables import CERTIFICATES, DEVICE_TAGS, DEVICES, HELD_TAGS, JOIN_TOKENS, PROFILES, now_text
 from server.storage.writes import Writes
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ class TrustWrites(Writes):
             for table, column in (
                 (DEVICES, DEVICES.c.name),
                 (DEVICE_TAGS, DEVICE_TAGS.c.device),
+                (HELD_TAGS, HELD_TAGS.c.device),
                 (PROFILES, PROFILES.c.device),
             ):
                 taken = (table.c.fleet == certificate.fleet, column == certificate.device)

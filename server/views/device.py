@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edge_runtime.protocol.profile_text import profile_text
 from server.errors import NoSuchDeviceError
 from server.storage import device_queries, fleet_queries
+from server.storage.registry_queries import find_device
 from server.storage.rollout_queries import rollouts_of
 from server.storage.tables import time_text
 from server.storage.trust_queries import certificates_of
@@ -72,7 +73,7 @@ def device_shown(ledger: Ledger, fleet: str, device: str, refused: Mapping[str, 
     Raises:
         NoSuchDeviceError: it has never announced itself.
     """
-    row = fleet_queries.find_device(ledger, fleet, device)
+    row = find_device(ledger, fleet, device)
     if row is None:
         raise NoSuchDeviceError(fleet, device)
     offers = fleet_queries.offers_to_device(ledger, fleet, device, HISTORY_ROWS)

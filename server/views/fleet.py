@@ -6,39 +6,56 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from edge_runtime.bundle.manifest import Runtime
 from server.storage import device_queries, fleet_queries
+from server.storage.registry_queries import count_devices, devices_after, devices_before, versions_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from server.storage.fleet_queries import BoardSeen, DeviceFilter, FleetRow
+    from server.storage.fleet_queries import BoardSeen
     from server.storage.ledger import Ledger
+    from server.storage.registry_queries import DeviceFilter, FleetRow
 
 PAGE_ROWS = 50
 """Devices on a page."""
+_MOST_COUNTED = 10_000
+"""Devices that a filter finds and that are counted; where there are more, the page says that there are."""
 
 
-def fleet_page(ledger: Ledger, fleet: str, wanted: DeviceFilter, page: int) -> dict[str, Any]:
+def fleet_page(ledger: Ledger, fleet: str, wanted: DeviceFilter, after: str, before: str) -> dict[str, Any]:
     """Return one page of a fleet's devices, and what they can be filtered by; unknown is None.
+
+    ``count`` is how many devices are asked for; where ``is_counted`` is not, there may be more.
 
     Args:
         ledger: the ledger.
         fleet: name of the fleet.
         wanted: which devices are asked for.
-        page: number of the page, from 1; one behind the last is the last.
+        after: the page begins behind this name; "": with the first.
+        before: the page ends before this name; "": it is not said. Only one of the two is given.
     """
-    count = fleet_queries.count_devices(ledger, fleet, wanted)
-    pages = max(1, -(-count // PAGE_ROWS))
-    page = min(page, pages)
-    rows = fleet_queries.some_devices(ledger, fleet, wanted, PAGE_ROWS, (page - 1) * PAGE_ROWS)
     states = device_queries.states_of(ledger, fleet)
+    known = sum(states.values())
+    if before:
+        rows = devices_before(ledger, fleet, wanted, before, PAGE_ROWS + 1)
+        has_previous, has_next, rows = len(rows) > PAGE_ROWS, True, rows[-PAGE_ROWS:]
+    else:
+        rows = devices_after(ledger, fleet, wanted, after, PAGE_ROWS + 1)
+        has_previous, has_next, rows = bool(after), len(rows) > PAGE_ROWS, rows[:PAGE_ROWS]
+    if wanted.is_empty:
+        count = known
+    elif not has_previous and not has_next:
+        count = len(rows)
+    else:
+        count = count_devices(ledger, fleet, wanted, _MOST_COUNTED)
     return {
         "fleet": fleet,
-        "page": page,
-        "pages": pages,
+        "previous": rows[0].device if rows and has_previous else None,
+        "next": rows[-1].device if rows and has_next else None,
         "count": count,
-        "devices_known": sum(states.values()),
+        "is_counted": wanted.is_empty or count < _MOST_COUNTED,
+        "devices_known": known,
         "states": states,
-        "versions": fleet_queries.versions_of(ledger, fleet),
+        "versions": versions_of(ledger, fleet),
         "devices": described(ledger, fleet, rows),
     }
 

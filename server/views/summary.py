@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from server.errors import NoSuchJobError
 from server.fleet.exclusion import excluded, rejections
 from server.job.epsilon import device_epsilon
-from server.storage import device_queries, queries
+from server.storage import queries
 from server.views.against import against_the_others, mean_cosines
 
 if TYPE_CHECKING:
@@ -179,32 +179,3 @@ def job_devices(ledger: Ledger, name: str) -> list[dict[str, Any]]:
             }
         )
     return devices
-
-
-def device_list(ledger: Ledger) -> list[dict[str, Any]]:
-    """Return every device that ever announced itself: its last state, what it announced, and its reports."""
-    devices = device_queries.devices_of(ledger)
-    tags = {fleet: device_queries.tags_of(ledger, fleet) for fleet in {known.fleet for known in devices}}
-    return [
-        {
-            "fleet": known.fleet,
-            "device": known.device,
-            "state": known.state,
-            "ineligible": known.ineligible,
-            "reason": known.reason,
-            "quarantine": known.quarantine,
-            "tags": sorted(tags[known.fleet].get(known.device, set()) | set(known.birth.get("tags", ()))),
-            "adapter_sha256": known.adapter_sha256,
-            "last_seen": known.last_seen,
-            "reports": known.reports,
-            "mean_seconds": known.mean_seconds,
-            "machine": known.birth.get("machine"),
-            "covey_version": known.birth.get("covey_version"),
-            "runtimes": known.birth.get("runtimes"),
-            "execution_providers": (known.birth.get("execution_providers") or ["cpu"]) if known.birth else None,
-            "rows": known.birth.get("rows"),
-            "training": known.birth.get("capability", {}).get("kind"),
-            "held_out": known.birth.get("held_out"),
-        }
-        for known in devices
-    ]

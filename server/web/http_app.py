@@ -14,11 +14,12 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from edge_runtime import __version__
 from edge_runtime.errors import NetworkError
+from server.web.blob_answers import NEVER_CACHED, blob_answer
 from server.web.connections import Limits, guarded
 from server.web.members_only import MEMBER
 
@@ -43,7 +44,7 @@ class Releases(Protocol):
 
 
 def make_app(blobs: BlobStore, uploads: Uploads | None = None, releases: Releases | None = None) -> Starlette:
-    """Return the application: ``GET /blobs/<sha256>`` (with Range) and ``GET /healthz``.
+    """Return the application: ``GET /blobs/<sha256>`` (see blob_answers.py) and ``GET /healthz``.
 
     Releases are below ``/blobs`` too, so that a proxy which passes blobs on passes them on: ``GET
     /blobs/<sha256>/release``, and ``GET /blobs/release-keys``. Without ``releases`` both answer that there is none.
@@ -51,10 +52,11 @@ def make_app(blobs: BlobStore, uploads: Uploads | None = None, releases: Release
     """
 
     async def blob(request: Request) -> Response:
-        path = blobs.path(request.path_params["sha256"])
+        sha256 = request.path_params["sha256"]
+        path = blobs.path(sha256)
         if path is None:
-            raise HTTPException(404, "no such blob")
-        return FileResponse(path, media_type="application/octet-stream", headers={"cache-control": "immutable"})
+            raise HTTPException(404, "no such blob", {"cache-control": NEVER_CACHED})
+        return blob_answer(request, sha256, path)
 
     async def health(_request: Request) -> Response:
         return JSONResponse({"status": "ok", "covey_version": __version__})
@@ -88,8 +90,8 @@ def make_app(blobs: BlobStore, uploads: Uploads | None = None, releases: Release
 
 def _statement(data: bytes | None) -> Response:
     if data is None:
-        raise HTTPException(404, "no such release")
-    return Response(data, media_type="application/octet-stream", headers={"cache-control": "no-store"})
+        raise HTTPException(404, "no such release", {"cache-control": NEVER_CACHED})
+    return Response(data, media_type="application/octet-stream", headers={"cache-control": NEVER_CACHED})
 
 
 @contextlib.contextmanager

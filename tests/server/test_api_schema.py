@@ -11,7 +11,8 @@ from server.api.schema import DeviceStatus, JobStatus
 from server.simulation.run import SimulateOptions, simulate
 from server.storage.ledger import Ledger
 from server.storage.ledger_address import LEDGER_FILE
-from server.views.summary import device_list, job_list
+from server.views.registry import device_list
+from server.views.summary import job_list
 
 if TYPE_CHECKING:
     from pathlib import Path

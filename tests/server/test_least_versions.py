@@ -32,7 +32,7 @@ from server.rounds.services import Services
 from server.storage import device_queries
 from server.storage.ledger import Ledger
 from server.storage.ledger_address import LEDGER_FILE
-from server.views.summary import device_list
+from server.views.registry import device_list
 
 NEEDS = Needs({"onnxruntime": "1.18", "executorch": "1.5.1"}, "0.21.2", 10, {"ai.onnx": 20})
 NEW = {"onnxruntime": "1.23.0", "numpy": "2.0", "tokenizers": "0.22.0"}

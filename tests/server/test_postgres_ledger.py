@@ -19,7 +19,7 @@ from edge_runtime.errors import StorageError
 from server.errors import JobError
 from server.serving.options import ServeOptions
 from server.serving.stores import StoppedError, locked_stores
-from server.storage import columns, fleet_queries
+from server.storage import columns, registry_queries
 from server.storage.ledger import Ledger, Waiting
 from server.storage.ledger_address import LEDGER_FILE, address_beside, keep_address
 from server.storage.postgres_database import PostgresDatabase
@@ -48,7 +48,7 @@ def ledger(state_dir: Path) -> Iterator[Ledger]:
 
 
 def state_of(ledger: Ledger) -> str:
-    found = fleet_queries.find_device(ledger, "f", "pi")
+    found = registry_queries.find_device(ledger, "f", "pi")
     assert found is not None
     return found.state
 
@@ -95,7 +95,7 @@ def test_what_was_to_be_written_together_is_not_written_in_part(ledger: Ledger, 
 
     with pytest.raises(StorageError, match="cannot write the ledger"):
         half()
-    found = fleet_queries.find_device(ledger, "f", "pi")
+    found = registry_queries.find_device(ledger, "f", "pi")
     assert found is not None
     assert found.reason is None
     ledger.device_reason("f", "pi", "later")
@@ -154,13 +154,13 @@ def test_who_comes_back_late_writes_nothing(ledger: Ledger, state_dir: Path, dat
 def test_texts_that_postgres_refuses_are_kept_without_nul(ledger: Ledger) -> None:
     ledger.device_born("f", "pi", '{"covey_version":"1\\u0000x","tags":["a","b"]}')
     ledger.device_state("f", "pi", "online", "a\x00b")
-    found = fleet_queries.find_device(ledger, "f", "pi")
+    found = registry_queries.find_device(ledger, "f", "pi")
     assert found is not None
     assert found.ineligible == "a\N{REPLACEMENT CHARACTER}b"
-    assert fleet_queries.versions_of(ledger, "f") == ["1\N{REPLACEMENT CHARACTER}x"]
-    assert fleet_queries.count_devices(ledger, "f", fleet_queries.DeviceFilter(tag="b")) == 1
-    assert fleet_queries.count_devices(ledger, "f", fleet_queries.DeviceFilter(tag="c")) == 0
-    assert fleet_queries.count_devices(ledger, "f", fleet_queries.DeviceFilter(text="P")) == 1
+    assert registry_queries.versions_of(ledger, "f") == ["1\N{REPLACEMENT CHARACTER}x"]
+    assert registry_queries.count_devices(ledger, "f", registry_queries.DeviceFilter(tag="b")) == 1
+    assert registry_queries.count_devices(ledger, "f", registry_queries.DeviceFilter(tag="c")) == 0
+    assert registry_queries.count_devices(ledger, "f", registry_queries.DeviceFilter(text="P")) == 1
 
 
 @given(st.text(st.sampled_from('\\u0n"\x00x'), max_size=12))
@@ -282,5 +282,5 @@ def test_a_profile_with_nul_breaks_no_filter(ledger: Ledger) -> None:
     profile = msgspec.structs.replace(PROFILE, facts=msgspec.structs.replace(PROFILE.facts, board="a\x00b"))
     ledger.device_born("f", "pi", "{}")
     ledger.profile_received("f", "pi", "0" * 64, profile, [])
-    found = fleet_queries.DeviceFilter(board="a\N{REPLACEMENT CHARACTER}b")
-    assert fleet_queries.count_devices(ledger, "f", found) == 1
+    found = registry_queries.DeviceFilter(board="a\N{REPLACEMENT CHARACTER}b")
+    assert registry_queries.count_devices(ledger, "f", found) == 1

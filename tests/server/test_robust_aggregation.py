@@ -161,12 +161,12 @@ def test_a_large_delta_is_scaled_down_to_the_bound_of_the_round() -> None:
     part = np.zeros(SIZE, np.float32)
     part[:4] = 1.0  # as large as the others where it has something
     deltas["part"] = Delta(1.0, frozenset({0}), part)
-    deltas["large"] = Delta(1.0, whole, -100 * deltas["d0"].movement)
+    deltas["large"] = Delta(1.0, whole, -100 * deltas["d0"].movement[0:SIZE])
     bounded = scaled_down(deltas, PARAMETERS, 2, 2.0)
     for name in ("d0", "d1", "d2", "d3", "part"):
         assert bounded[name] is deltas[name]
-    sizes = sorted(float(np.sqrt(np.mean(np.square(deltas[f"d{index}"].movement)))) for index in range(4))
-    scaled = float(np.sqrt(np.mean(np.square(bounded["large"].movement))))
+    sizes = sorted(float(np.sqrt(np.mean(np.square(deltas[f"d{index}"].movement[0:SIZE])))) for index in range(4))
+    scaled = float(np.sqrt(np.mean(np.square(bounded["large"].movement[0:SIZE]))))
     assert 2 * sizes[0] * 0.99 <= scaled <= 2 * sizes[-1] * 1.01
     zeros = {name: Delta(1.0, whole, np.zeros(SIZE, np.float32)) for name in "ab"}
     assert scaled_down(zeros, PARAMETERS, 2, 2.0) == zeros

@@ -247,11 +247,11 @@ def good_report(plan: TrainPlan, device: str, **changes: Any) -> RoundReport:
 
 @contextlib.contextmanager
 def coordinator(
-    bench: Bench, job: Job, clock: Callable[[], float] = time.monotonic
+    bench: Bench, job: Job, clock: Callable[[], float] = time.monotonic, blob_mirror: str | None = None
 ) -> Iterator[tuple[Composed, Ledger]]:
     ledger = Ledger(bench.root / LEDGER_FILE)
     evaluator = BackgroundEvaluator(lambda _theta: Evaluation(0.5, 0.5))
-    services = Services(bench.hub.join(), bench.uploads, evaluator, clock, bench.url)
+    services = Services(bench.hub.join(), bench.uploads, evaluator, clock, bench.url, blob_mirror)
     fitted = fit_to_bundle(job, bench.bundle.manifest, bench.bundle.sha256)
     stores = Stores(ledger, bench.blobs, bench.uploads)
     yield compose("default", fitted, bench.bundle, stores, lambda: services, lambda _event: None), ledger

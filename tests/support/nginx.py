@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 _PATH = f"{os.environ['PATH']}:/usr/sbin"
 _MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
-SNIPPET = Path(__file__).resolve().parents[2] / "docs" / "brokers" / "nginx.conf"
+_SNIPPETS = Path(__file__).resolve().parents[2] / "docs" / "brokers"
+SNIPPET, BLOBS_SNIPPET = _SNIPPETS / "nginx.conf", _SNIPPETS / "nginx-blobs.conf"
 
 
 def has_nginx() -> bool:

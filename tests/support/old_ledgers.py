@@ -13,7 +13,7 @@ from typing import Any
 
 from repository import ROOT
 
-VERSIONS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
+VERSIONS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
 _DUMPS = ROOT / "tests" / "server" / "ledgers"
 Rows = dict[str, list[dict[str, Any]]]
 
