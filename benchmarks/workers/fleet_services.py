@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import getpass
 import json
 import os
@@ -15,16 +14,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.workers.fleet_sessions import Member
-from edge_runtime.files.atomic import write_atomically
-from edge_runtime.network.address import TlsFiles
-from edge_runtime.trust.keys import certificate_pem, key_pem, key_sha256, new_key, serial_of
-from server.compose import open_stores
-from server.storage.trust_records import CertificateRecord
 from server.trust.folder import open_trust
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from server.trust.folder import Trust
@@ -70,31 +63,6 @@ def covey(state_dir: Path, *arguments: str) -> dict[str, Any]:
         raise RuntimeError(f"covey {' '.join(arguments)} failed:\n{done.stderr}")
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
-
-
-def enter_members(state_dir: Path, folder: Path, names: Sequence[str]) -> list[Member]:
-    """Make a key and a certificate for each device, and enter the certificates in the ledger, as joining does.
-
-    The server must not run: the certificates are written to its ledger directly, since 500 joins are not what is
-    measured.
-    """
-    trust, now = open_trust(state_dir), dt.datetime.now(dt.timezone.utc)
-    authority_file, members = folder / "ca.pem", []
-    folder.mkdir(parents=True)
-    write_atomically(authority_file, certificate_pem(trust.authority.certificate).encode())
-    with contextlib.closing(open_stores(state_dir).ledger) as ledger:
-        for name in names:
-            key = new_key()
-            made = trust.authority.device(name, key.public_key(), now)
-            ends_s = int(made.not_valid_after_utc.timestamp())
-            hashed, pem = key_sha256(key.public_key()), certificate_pem(made)
-            ledger.certificate_issued(CertificateRecord(serial_of(made), trust.fleet, name, hashed, pem, ends_s))
-            own, secret = folder / f"{name}.pem", folder / f"{name}-key.pem"
-            own.write_text(pem)
-            secret.touch(mode=0o600)
-            secret.write_bytes(key_pem(key))
-            members.append(Member(name, TlsFiles(str(authority_file), str(own), str(secret)), key))
-    return members
 
 
 @contextlib.contextmanager
