@@ -21,7 +21,7 @@ from server.rounds.patience import patiently
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from edge_runtime.network.transport import Message
+    from edge_runtime.network.transport import Event, Message
     from server.fleet.devices import Device
     from server.rounds.job_run import JobRun
     from server.rounds.roster import Roster
@@ -91,15 +91,45 @@ class Coordinator:
         Raises:
             StorageError: the ledger or a blob cannot be written.
         """
-        self._say_due_hello()
-        event = self._services.transport.receive(timeout_s)
+        event = self._next(timeout_s)
         if event is None:
             return False
+        self._take(event)
+        return True
+
+    def handle_waiting(self, timeout_s: float, most: int) -> int:
+        """Wait for the next message, and handle it with those that wait behind it; return how many there were.
+
+        They wait for the disk together: what is answered is said once all of them are in the ledger.
+
+        Args:
+            timeout_s: seconds to wait for the first one.
+            most: messages that are handled at once.
+
+        Raises:
+            StorageError: the ledger or a blob cannot be written; nothing was answered.
+        """
+        event = self._next(timeout_s)
+        if event is None:
+            return 0
+        handled = 0
+        with self._services.together():
+            while event is not None:
+                self._take(event)
+                handled += 1
+                event = self._next(0) if handled < most else None
+        return handled
+
+    def _next(self, timeout_s: float) -> Event | None:
+        self._say_due_hello()
+        return self._services.transport.receive(timeout_s)
+
+    def _take(self, event: Event) -> None:
         if isinstance(event, Connected):
             self._begin_epoch()
-            return True
+            return
         if not event.payload:
-            return True  # an empty message: a device asks its broker whether it may publish (network/access.py)
+            return  # an empty message: a device asks its broker whether it may publish (network/access.py)
         try:
             if isinstance(event, GivenUp):
                 self._take_given_up(event)
@@ -111,7 +141,6 @@ class Coordinator:
             raise
         except Exception:  # noqa: BLE001 one message never ends the server
             _LOG.exception("ignored a message on %s by a fault of Covey; please report it", event.topic)
-        return True
 
     def _begin_epoch(self) -> None:
         """Begin an epoch: the broker may have lost messages, or may retain those of devices that are gone."""

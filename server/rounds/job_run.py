@@ -160,8 +160,9 @@ class JobRun:
         opened = self._open = resume_attempt(self._job, self._ledger, self.observe, self._clock())
         if opened is not None:
             self._planner.learn(RoundResumed(opened.state.index, opened.state.attempt))
-            for name in opened.waiting():
-                self._send_plan(opened, name)
+            with self._services.together():
+                for name in opened.waiting():
+                    self._send_plan(opened, name)
 
     # -- what the fleet reports ---------------------------------------------------------------------------------
 
@@ -257,8 +258,9 @@ class JobRun:
         now = self._clock()
         drawn = self._planner.draw_up(devices, eligible, index, attempt, history, now)
         opened = self._open = begin_attempt(self._job, self._ledger, self.observe, drawn, self.chain.base, now)
-        for name in drawn.devices:
-            self._send_plan(opened, name)
+        with self._services.together():
+            for name in drawn.devices:
+                self._send_plan(opened, name)
 
     def _send_plan(self, opened: OpenRound, name: str) -> None:
         plan = self._plans.training(opened, name, self._reference(name), self.chain.mean_square, self._clock())

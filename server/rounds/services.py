@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from edge_runtime.network.transport import Transport
     from server.evaluation import Evaluator
@@ -28,6 +30,8 @@ class Services:
         evaluator: evaluates adapters on the held-out rows.
         clock: returns monotonic seconds.
         blob_url: where devices fetch blobs; plans carry it.
+        together: in its block, writes of the ledger wait for the disk once, at the end, and what is published waits
+            for that too (held.py).
         new_epoch: returns a text that was never returned before; see presence.Hello.
     """
 
@@ -36,4 +40,5 @@ class Services:
     evaluator: Evaluator
     clock: Callable[[], float]
     blob_url: str
+    together: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
     new_epoch: Callable[[], str] = _random_epoch

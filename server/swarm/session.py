@@ -169,8 +169,11 @@ class Session:
         self._loop.call_soon_threadsafe(self._watch, connection)
 
     def _watch(self, connection: Any) -> None:  # noqa: ANN401
-        if connection is self.client.socket():
+        if self._uses(connection):
             self._loop.add_reader(connection, self._read, connection)
+
+    def _uses(self, connection: object) -> bool:
+        return self.client.socket() is connection
 
     def _read(self, connection: Any) -> None:  # noqa: ANN401
         while self.client.loop_read() == MQTTErrorCode.MQTT_ERR_SUCCESS:
@@ -190,7 +193,7 @@ class Session:
             self._loop.call_soon_threadsafe(self._watch_writing, connection)
 
     def _watch_writing(self, connection: Any) -> None:  # noqa: ANN401
-        if connection is self.client.socket():
+        if self._uses(connection):
             self._loop.add_writer(connection, self.client.loop_write)
 
     def _on_unregister_write(self, _client: Any, _data: Any, connection: Any) -> None:  # noqa: ANN401
