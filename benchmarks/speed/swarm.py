@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import signal
@@ -169,6 +170,8 @@ def measure(
     )
     slope = None
     if len(found) > 1:
+        rss = statistics.linear_regression(sizes, [one["server_rss_mb"] for one in found])
+        largest["rss_mb_per_1000"] = round(1000 * rss.slope, 2)
         work = [math.log(one["server_cpu_ms_per_device_and_round"]) for one in found]
         slope = round(statistics.linear_regression([math.log(size) for size in sizes], work).slope, 3)
     return {**{key: largest[key] for key in keys}, "slope": slope, "by_size": found}
@@ -195,9 +198,8 @@ def _measure_size(
                 empty_mb = status_mb("VmRSS", pid)
                 covey(state_dir, "job", "submit", str(job), "--bundle", str(bundle), "--allow-absent")
                 watched = Watched(folder / "server.out", pid)
-                swarm = stack = contextlib.ExitStack()
-                running = swarm.enter_context(_swarm(folder, command))
-                with stack:
+                with contextlib.ExitStack() as stack:
+                    running = stack.enter_context(_swarm(folder, command))
                     _watch(watched, lambda: watched.ended is not None, until, folder)
                     idle = _idle_cpu_share(pid)
                     broker_mb = status_mb("VmRSS", broker_pid)
@@ -230,12 +232,10 @@ def _measure_size(
 
 
 def _figures(watched: Watched, devices: int, cohort: int, rounds: int, empty_mb: float) -> dict[str, Any]:
-    """Return what the rounds took; the last one's time has the final adapter for the whole fleet in it, and is left out."""
-    last = rounds - 1 if rounds > 1 else 1
-    seconds = statistics.median(
-        after - before for before, after in zip(watched.opened_s, watched.opened_s[1 : last + 1])
-    )
-    cpu_s = statistics.median(after - before for before, after in zip(watched.cpu_s, watched.cpu_s[1 : last + 1]))
+    """Return what the rounds took, without the last one: it ends with the final adapter for the whole fleet."""
+    last = max(rounds - 1, 1)
+    seconds = statistics.median(_steps(watched.opened_s)[:last])
+    cpu_s = statistics.median(_steps(watched.cpu_s)[:last])
     rss_mb = max(watched.rss_mb)
     return {
         "devices": devices,
@@ -249,6 +249,10 @@ def _figures(watched: Watched, devices: int, cohort: int, rounds: int, empty_mb:
         "server_rss_mb": rss_mb,
         "rss_mb_per_1000": round(1000 * (rss_mb - empty_mb) / devices, 2),
     }
+
+
+def _steps(values: Sequence[float]) -> list[float]:
+    return [after - before for before, after in itertools.pairwise(values)]
 
 
 def _idle_cpu_share(pid: int) -> float:

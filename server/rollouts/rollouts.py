@@ -142,6 +142,8 @@ class Rollouts:
         Raises:
             StorageError: the ledger cannot be written.
         """
+        if not self._rollouts:
+            return
         here = {
             name
             for name, device in self._devices.items()

@@ -49,9 +49,9 @@ class DeviceWrites(Writes):
         """Update a device's row, or make it, then with the values of ``if_new`` too."""
         values = {**values, "last_seen": now_text()}
         new = {f"new_{column}": value for column, value in values.items()}
-        with self.database.transaction():
-            if not self.database.write(_changed(tuple(values)), {"of_fleet": fleet, "of_name": name, **new}):
-                self.database.write(insert(DEVICES), {"fleet": fleet, "name": name, **if_new, **values})
+        if self.database.write(_changed(tuple(values)), {"of_fleet": fleet, "of_name": name, **new}):
+            return
+        self.database.write(insert(DEVICES), {"fleet": fleet, "name": name, **if_new, **values})
 
     def device_state(self, fleet: str, name: str, state: str, ineligible: str | None = None) -> None:
         """Enter a device's state, and why its owner's rules keep it from training now; None: they do not."""

@@ -65,7 +65,7 @@ class SqliteDatabase(Database):
             raise JobError(f"there is no ledger at {path}", "run a job first, or give its --state-dir")
         super().__init__()
         self.path = path
-        self._can_sync_later = False
+        self._can_sync_later = self._is_dirty = False
         self._log: int | None = None
         self._syncs_later: int | None = None  # the thread in whose block nothing is synced by itself
         try:
@@ -179,13 +179,13 @@ class SqliteDatabase(Database):
         with self._lock, self._writing():
             with begun(self._connection):
                 yield
-            self._sync_for_others()
+            self._wrote()
 
     def write(self, statement: Executable, values: Mapping[str, object] | None = None) -> int:
         """See Database."""
         with self._lock, self._writing():
             changed = int(self._connection.execute(statement, values or {}).rowcount)
-            self._sync_for_others()
+            self._wrote()
             return changed
 
     @contextlib.contextmanager
@@ -198,14 +198,15 @@ class SqliteDatabase(Database):
             return
         with self._lock, self._writing():
             self._run("PRAGMA synchronous = NORMAL")  # of commits none is synced then; checkpoints are
-            self._syncs_later = threading.get_ident()
+            self._syncs_later, self._is_dirty = threading.get_ident(), False
         try:
             yield
         finally:
             with self._lock, self._writing():
                 self._syncs_later = None
                 self._run(f"PRAGMA synchronous = {_SYNCED}")
-                self._sync(log)
+                if self._is_dirty:
+                    self._sync(log)
 
     def _open_log(self) -> int | None:
         """Return a descriptor of the file with the commits, which stays; None: there is none, or no descriptor left."""
@@ -214,14 +215,16 @@ class SqliteDatabase(Database):
                 self._log = os.open(f"{self.path}-wal", os.O_RDONLY)
         return self._log
 
-    def _sync_for_others(self) -> None:
-        """Sync what another thread has written while one syncs later: it promises at once."""
+    def _wrote(self) -> None:
+        """Enter that something was written; sync it if another thread than the one that syncs later has written it."""
+        self._is_dirty = True
         if self._log is not None and self._syncs_later not in (None, threading.get_ident()):
             self._sync(self._log)
 
     def _sync(self, log: int) -> None:
         try:
             os.fsync(log)
+            self._is_dirty = False
         except OSError as error:
             raise storage_error(error, self.path) from error
 
