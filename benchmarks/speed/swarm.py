@@ -121,15 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--timeout-s", type=float, default=900.0, help="longest time of a size (default: %(default)s)")
     args = parser.parse_args(argv)
     sizes = [int(size) for size in args.sizes.split(",")]
-    results = measure(
-        sizes,
-        args.cohort,
-        args.rounds,
-        args.bundle or sample_bundle(),
-        args.timeout_s,
-        plain=args.plain,
-        rate=args.rate,
-    )
+    results = measure(sizes, args.cohort, args.rounds, args.bundle, args.timeout_s, plain=args.plain, rate=args.rate)
     for one in results["by_size"]:
         print(json.dumps(one))
     print(f"slope of the server's CPU time a device and round over sessions: {results['slope']}")
@@ -139,7 +131,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure(
-    sizes: Sequence[int], cohort: int, rounds: int, bundle: Path, timeout_s: float, *, plain: bool, rate: float
+    sizes: Sequence[int] = (1000, 2000),
+    cohort: int = 1000,
+    rounds: int = 3,
+    bundle: Path | None = None,
+    timeout_s: float = 900.0,
+    *,
+    plain: bool = False,
+    rate: float = 300.0,
 ) -> dict[str, Any]:
     """Run each size, and return the figures of all, and those of the largest under the keys of benchmarks.scale.
 
@@ -147,7 +146,7 @@ def measure(
         sizes: numbers of sessions, ascending.
         cohort: reports of a round; of fewer sessions, all of them.
         rounds: rounds of the job.
-        bundle: what it trains.
+        bundle: what it trains; None: MiniLM, exported once.
         timeout_s: seconds after which a size is given up.
         plain: without TLS and signatures.
         rate: logins a second.
@@ -155,8 +154,9 @@ def measure(
     Raises:
         SystemExit: a job did not finish.
     """
+    trained = bundle or sample_bundle()
     found = [
-        _measure_size(size, min(size, cohort), rounds, bundle, timeout_s, plain=plain, rate=rate) for size in sizes
+        _measure_size(size, min(size, cohort), rounds, trained, timeout_s, plain=plain, rate=rate) for size in sizes
     ]
     largest = found[-1]
     keys = (

@@ -18,7 +18,7 @@ from edge_runtime.protocol.messages import decode_message, decode_plan, encode_m
 from edge_runtime.protocol.plans import SyncPlan, TrainPlan
 from edge_runtime.protocol.presence import DeviceState, Hello
 from edge_runtime.protocol.reports import PlanAccepted, PlanRefused, ReportAck, Synced
-from edge_runtime.protocol.topics import hello_topic, topic_for
+from edge_runtime.protocol.topics import Kind, hello_topic, topic_for
 from server.job.selector import SWARM
 from server.swarm import login
 from server.swarm.answers import birth, drawn_scalars, instant_report
@@ -32,12 +32,13 @@ if TYPE_CHECKING:
     from edge_runtime.protocol.messages import AnyMessage
     from edge_runtime.protocol.plans import Plan
     from edge_runtime.protocol.reports import RoundReport
-    from edge_runtime.protocol.topics import Kind
     from server.swarm.counts import Counts
     from server.swarm.entrance import Entrance
     from server.swarm.protection import Protection, Role
 
 KEEP_ALIVE_S = 60
+_RETAINED: tuple[Kind, ...] = ("birth", "state")
+"""What the broker retains of a device."""
 
 
 @dataclass
@@ -109,6 +110,7 @@ class Session:
         self._asked_at = 0.0
         self._waiting: RoundReport | None = None  # a report without its answer: sent again, as devices do
         self._proved: str | None = None
+        self._goodbyes: set[int] = set()  # numbers of the last messages
         self._identity = f"covey-{around.fleet}-{name}"
         client = self.client = make_client(around.address, self._identity, tls, keep_session=False)
         will, topic = DeviceState(state="lost", boot_id=boot_id), self._topic("state")
@@ -118,7 +120,7 @@ class Session:
         client.on_socket_register_write = self._on_register_write
         client.on_socket_unregister_write = self._on_unregister_write
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
-        client.on_message = self._on_message
+        client.on_message, client.on_publish = self._on_message, self._on_publish
 
     # -- coming and going ---------------------------------------------------------------------------------------
 
@@ -133,9 +135,14 @@ class Session:
         if self._is_up:
             if self._epoch is not None:
                 self._state("offline")
-            for kind in ("birth", "state"):
-                self.client.publish(self._topic(kind), b"", qos=1, retain=True)
-            self.client.disconnect()
+            self._goodbyes = {self.client.publish(self._topic(kind), b"", 1, retain=True).mid for kind in _RETAINED}
+
+    def _on_publish(self, client: Any, _data: Any, number: int, _reason: Any, _properties: Any) -> None:  # noqa: ANN401
+        """Disconnect once the broker has the goodbyes: it may not read what is left when a connection is closed."""
+        if number in self._goodbyes:
+            self._goodbyes.discard(number)
+            if not self._goodbyes:
+                client.disconnect()
 
     def end(self) -> None:
         """Count what is open; nothing comes any more."""
@@ -257,9 +264,11 @@ class Session:
         payload = self._sealed(topic, message)
         self._counts.messages_up += 1
         self._counts.bytes_up += len(payload)
-        self.client.publish(topic, payload, qos=1, retain=kind in ("birth", "state"))
+        self.client.publish(topic, payload, qos=1, retain=kind in _RETAINED)
 
     def _on_message(self, _client: Any, _data: Any, message: Any) -> None:  # noqa: ANN401
+        if not message.payload:
+            return  # a server asks its broker whether it may publish (network/access.py)
         counts = self._counts
         counts.messages_down += 1
         counts.bytes_down += len(message.payload)
