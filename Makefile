@@ -14,7 +14,7 @@ EXTRA_executorch := ,executorch
 EXTRA_mixed := ,executorch
 export PYTHON VENV
 
-.PHONY: help install dev demo test test-all test-long explore test-oldest test-newest test-arm check lint files format bench bench-full bench-convergence bench-dashboard bench-decode bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-bandit bench-fleet bench-load board hil hil-cards deb docs clean bench-switches bench-top bench-fronts test-llama bench-base
+.PHONY: help install dev demo test test-all test-long explore test-oldest test-newest test-arm check lint files format bench bench-full bench-convergence bench-dashboard bench-decode bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-bandit bench-fleet bench-load bench-scale board hil hil-cards deb docs clean bench-switches bench-top bench-fronts test-llama bench-base
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -125,6 +125,9 @@ bench-fleet: $(STAMP) ## the bandit with eight device processes and MiniLM, agai
 
 bench-load: $(STAMP) ## 500 real sessions through mosquitto with TLS and signatures, 200 rounds of 200 (15 minutes); the last line is JSON
 	$(BIN)/python -m benchmarks.fleet
+
+bench-scale: $(STAMP) ## thousands of sessions on one server, and what else grows with a fleet; the last line is JSON
+	$(BIN)/python -m benchmarks.scale
 
 bench-rounds: $(STAMP) ## what a round, dead devices and a fleet at rest cost the server; the last line is JSON
 	$(BIN)/python -m benchmarks.speed.rounds

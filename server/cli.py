@@ -54,6 +54,7 @@ def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     from server.commands.shared_options import default_state_dir
     from server.commands.simulate import add_simulate
     from server.commands.stopping import stop_on_signals
+    from server.commands.swarm import add_swarm_command
 
     add_bundle_commands(commands)
     add_serve_commands(commands)
@@ -62,6 +63,7 @@ def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     add_provision_commands(commands)
     add_demo_command(commands)
     add_simulate(commands, lambda: stop_on_signals().is_set)
+    add_swarm_command(commands)
     add_profile_commands(commands, default_state_dir())
     add_advise_command(commands)
     add_job_commands(commands)

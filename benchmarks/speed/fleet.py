@@ -22,7 +22,6 @@ import argparse
 import asyncio
 import itertools
 import json
-import resource
 import statistics
 import tempfile
 import time
@@ -37,23 +36,29 @@ from benchmarks.harness.figures import spread
 from benchmarks.harness.fleet_run import job_toml
 from benchmarks.harness.process_memory import status_mb
 from benchmarks.harness.provenance import ROOT, provenance
-from benchmarks.workers.fleet_services import covey, enter_members, mosquitto_version, services
-from benchmarks.workers.fleet_sessions import Counts, Session, connect_all
+from benchmarks.workers.fleet_services import covey, mosquitto_version, services
 from edge_runtime.bundle.folder import open_bundle
 from edge_runtime.network.address import BrokerAddress
 from edge_runtime.protocol.signed import SERVER
 from edge_runtime.signing.keys import KeyBook
 from server.demo.recipes import RECIPES
+from server.job.selector import SWARM
+from server.swarm.counts import Counts
+from server.swarm.descriptors import allow_sessions
+from server.swarm.entrance import Entrance
+from server.swarm.members import make_members, names_of
+from server.swarm.session import Surroundings
+from server.swarm.worker import live
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from benchmarks.workers.fleet_services import Services
-    from benchmarks.workers.fleet_sessions import Member
+    from server.swarm.members import Member
 
 _JOB = "load"
 _ENDED = ("finished", "failed", "stopped")
-_FILES_PER_DEVICE, _OTHER_FILES = 2, 200
+_LOGINS_PER_S = 500.0
 
 
 @dataclass
@@ -133,15 +138,14 @@ def measure(devices: int, cohort: int, rounds: int, bundle: Path, timeout_s: flo
         bundle: what is trained.
         timeout_s: seconds after which the run is given up; what is missing then counts as lost.
     """
-    _allow_files(_OTHER_FILES + _FILES_PER_DEVICE * devices)
-    names = [f"device-{index:04}" for index in range(devices)]
+    allow_sessions(devices)
     with tempfile.TemporaryDirectory(prefix="covey-load-") as name:
         folder, state_dir = Path(name), Path(name) / "state"
         covey(state_dir, "fleet", "init", "--host", "127.0.0.1")
-        members = enter_members(state_dir, folder / "devices", names)
+        members = make_members(state_dir, folder / "devices", names_of(devices))
         job = _write_job(folder, bundle, devices, cohort, rounds)
         with services(folder, state_dir) as running:
-            covey(state_dir, "job", "submit", str(job), "--bundle", str(bundle))
+            covey(state_dir, "job", "submit", str(job), "--bundle", str(bundle), "--allow-absent")
             counts = Counts()
             watched = asyncio.run(_run(running, members, counts, timeout_s))
             return _results(running, watched, counts, devices, rounds)
@@ -151,8 +155,8 @@ async def _run(running: Services, members: list[Member], counts: Counts, timeout
     watcher, keys, until = Watcher(running, counts), KeyBook(), time.monotonic() + timeout_s
     keys.add(SERVER, running.trust.signing_key.public_key())
     address = BrokerAddress("127.0.0.1", running.broker_port, tls=True, username=None, password=None)
-    fleet = running.trust.fleet
-    sessions = [Session(member, address, fleet, keys, counts, watcher.plan) for member in members]
+    entrance = Entrance(_LOGINS_PER_S)
+    around = Surroundings(address, running.trust.fleet, [], counts, entrance, watcher.plan)
     size, log = 0, running.folder / "server.out"
 
     def is_over() -> bool:
@@ -166,7 +170,7 @@ async def _run(running: Services, members: list[Member], counts: Counts, timeout
         found = [json.loads(line) for line in new.splitlines(keepends=True) if line.endswith("\n")]
         return any(event["event"] == "job" and event["state"] in _ENDED for event in found)
 
-    await connect_all(sessions, is_over)
+    await live(members, keys, around, is_over)
     watcher.read()
     return watcher.watched
 
@@ -193,17 +197,17 @@ def _results(running: Services, watched: Watched, counts: Counts, devices: int, 
         "devices_connected": len({e["device"] for e in by_kind.get("device", []) if e["state"] == "online"}),
         "round_overhead_s": spread(round_s),
         "server_rss_growth_mb": round(watched.rss_mb[last] - watched.rss_mb[first], 2),
-        "lost": len(offers) - len(set(reports) & set(offers)) + len(counts.plans - counts.taken),
+        "lost": len(offers) - len(set(reports) & set(offers)) + counts.lost_reports,
         "rounds_closed": len(closed),
         "rounds_abandoned": len(by_kind.get("round_abandoned", [])),
         "offers_failed": len(by_kind.get("offer_failed", [])),
         "offers": len(offers),
-        "plans_received": len(counts.plans),
+        "plans_received": counts.plans,
         "reports_taken": len(reports),
         "lost_connections": counts.lost_connections,
         "messages_refused_by_devices": counts.refused,
         "final_adapter_sha256": next(iter(final), None),
-        "final_adapter_proved": sum(sha256 in final for sha256 in counts.synced.values()),
+        "final_adapter_proved": sum(counts.proved[sha256] for sha256 in final),
         "growth_from": first,
         "server_rss_mb": {"start": watched.rss_mb[0], "from": watched.rss_mb[first], "end": watched.rss_mb[last]},
         "server_rss_slope_mb_per_100_rounds": _slope(watched.rss_mb[first : last + 1]),
@@ -231,6 +235,7 @@ def _write_job(folder: Path, bundle: Path, devices: int, cohort: int, rounds: in
     fields = {
         "name": _JOB,
         "eval_file": "held-out.jsonl",
+        "devices": f"tag:{SWARM}",
         "rounds": rounds,
         "cohort": cohort,
         "min_reports": cohort,
@@ -248,18 +253,6 @@ def _write_job(folder: Path, bundle: Path, devices: int, cohort: int, rounds: in
 
 def _sample_bundle() -> Path:
     return export_once(sample_model("minilm"), ROOT / ".covey" / "load" / "bundle", *RECIPES["minilm"].export_flags)
-
-
-def _allow_files(wanted: int) -> None:
-    """Let this process, and those that it starts, open so many files.
-
-    Raises:
-        SystemExit: the system does not allow it.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        raise SystemExit(f"{wanted} open files are needed, and the limit is {hard}: ulimit -Hn {wanted}")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 if __name__ == "__main__":

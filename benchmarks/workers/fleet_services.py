@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import getpass
 import json
 import os
@@ -15,16 +14,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.workers.fleet_sessions import Member
-from edge_runtime.files.atomic import write_atomically
-from edge_runtime.network.address import TlsFiles
-from edge_runtime.trust.keys import certificate_pem, key_pem, key_sha256, new_key, serial_of
-from server.compose import open_stores
-from server.storage.trust_records import CertificateRecord
 from server.trust.folder import open_trust
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from server.trust.folder import Trust
@@ -32,6 +25,8 @@ if TYPE_CHECKING:
 _PATH = f"{os.environ['PATH']}:/usr/sbin"
 """Where mosquitto is looked for: Debian keeps it where users do not look."""
 _STARTS_S = 60.0
+_UNLIMITED = "max_queued_messages 0\nmax_inflight_messages 100\n"
+"""Messages wait for slow readers without a limit in number, as ``covey fleet mosquitto`` writes it."""
 
 
 @dataclass(frozen=True)
@@ -72,49 +67,52 @@ def covey(state_dir: Path, *arguments: str) -> dict[str, Any]:
     return answer
 
 
-def enter_members(state_dir: Path, folder: Path, names: Sequence[str]) -> list[Member]:
-    """Make a key and a certificate for each device, and enter the certificates in the ledger, as joining does.
-
-    The server must not run: the certificates are written to its ledger directly, since 500 joins are not what is
-    measured.
-    """
-    trust, now = open_trust(state_dir), dt.datetime.now(dt.timezone.utc)
-    authority_file, members = folder / "ca.pem", []
-    folder.mkdir(parents=True)
-    write_atomically(authority_file, certificate_pem(trust.authority.certificate).encode())
-    with contextlib.closing(open_stores(state_dir).ledger) as ledger:
-        for name in names:
-            key = new_key()
-            made = trust.authority.device(name, key.public_key(), now)
-            ends_s = int(made.not_valid_after_utc.timestamp())
-            hashed, pem = key_sha256(key.public_key()), certificate_pem(made)
-            ledger.certificate_issued(CertificateRecord(serial_of(made), trust.fleet, name, hashed, pem, ends_s))
-            own, secret = folder / f"{name}.pem", folder / f"{name}-key.pem"
-            own.write_text(pem)
-            secret.touch(mode=0o600)
-            secret.write_bytes(key_pem(key))
-            members.append(Member(name, TlsFiles(str(authority_file), str(own), str(secret)), key))
-    return members
-
-
 @contextlib.contextmanager
 def services(folder: Path, state_dir: Path) -> Iterator[Services]:
     """Run mosquitto with the configuration of ``covey fleet mosquitto``, and ``covey serve``, until the block ends."""
+    with broker(folder, state_dir) as (port, broker_pid), server(folder, state_dir, f"mqtts://127.0.0.1:{port}") as pid:
+        yield Services(folder, open_trust(state_dir), port, broker_pid, pid)
+
+
+@contextlib.contextmanager
+def broker(folder: Path, state_dir: Path | None) -> Iterator[tuple[int, int]]:
+    """Run mosquitto until the block ends; yield its port and its process.
+
+    Args:
+        folder: gets its files.
+        state_dir: of a server after ``covey fleet init``, for whose members it is; None: it lets everybody in.
+    """
     port = _free_port()
-    broker = folder / "broker"
-    covey(state_dir, "fleet", "mosquitto", "--out", str(broker), "--host", "127.0.0.1", "--port", str(port))
-    config = broker / "mosquitto.conf"
+    files = folder / "broker"
+    config = files / "mosquitto.conf"
+    if state_dir is None:
+        files.mkdir(parents=True)
+        config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay true\n{_UNLIMITED}")
+    else:
+        covey(state_dir, "fleet", "mosquitto", "--out", str(files), "--host", "127.0.0.1", "--port", str(port))
     with config.open("a") as file:
         file.write(f"user {getpass.getuser()}\n")  # started by root, it would change to a user that may not read this
-    with contextlib.ExitStack() as stack:
-        mosquitto = stack.enter_context(_running([_mosquitto(), "-c", str(config)], folder / "broker"))
-        _wait(lambda: _listens(port), mosquitto, broker.with_suffix(".err"))
-        command = [sys.executable, "-m", "server.cli", "serve", "--state-dir", str(state_dir), "--listen", "127.0.0.1"]
-        command += ["--broker", f"mqtts://127.0.0.1:{port}", "--http-port", "0", "--join-port", "0", "--threads", "1"]
-        server = stack.enter_context(_running([*command, "--format", "json"], folder / "server"))
-        running = Services(folder, open_trust(state_dir), port, mosquitto.pid, server.pid)
-        _wait(lambda: any(event["event"] == "serving" for event in running.events()), server, folder / "server.err")
-        yield running
+    with _running([_mosquitto(), "-c", str(config)], files) as mosquitto:
+        _wait(lambda: _listens(port), mosquitto, files.with_suffix(".err"))
+        yield port, mosquitto.pid
+
+
+@contextlib.contextmanager
+def server(folder: Path, state_dir: Path, address: str, output: str = "server") -> Iterator[int]:
+    """Run ``covey serve`` until the block ends; yield its process once it serves.
+
+    Args:
+        folder: gets ``<output>.out`` with its events, and ``<output>.err``.
+        state_dir: its state directory.
+        address: the broker.
+        output: see ``folder``.
+    """
+    command = [sys.executable, "-m", "server.cli", "serve", "--state-dir", str(state_dir), "--listen", "127.0.0.1"]
+    command += ["--broker", address, "--http-port", "0", "--join-port", "0", "--threads", "1", "--format", "json"]
+    with _running(command, folder / output) as process:
+        said = folder / f"{output}.out"
+        _wait(lambda: '"serving"' in said.read_text(), process, folder / f"{output}.err")
+        yield process.pid
 
 
 def mosquitto_version() -> str:

@@ -15,9 +15,8 @@ from edge_runtime.network.in_process import Hub
 from edge_runtime.network.transport import Message
 from edge_runtime.protocol.messages import decode_message, decode_plan, encode_message
 from edge_runtime.protocol.plans import SyncPlan, TrainPlan
-from edge_runtime.protocol.presence import Birth, Capability, DeviceState, Hello
-from edge_runtime.protocol.reports import PlanAccepted, RoundReport, Synced
-from edge_runtime.protocol.round_log import pack_scalars
+from edge_runtime.protocol.presence import DeviceState, Hello
+from edge_runtime.protocol.reports import PlanAccepted, Synced
 from edge_runtime.protocol.topics import device_of, hello_topic, topic_for
 from server import events
 from server.compose import TICK_S, compose, open_stores
@@ -26,12 +25,14 @@ from server.job.fitted import FittedJob
 from server.job.job import Job
 from server.rounds.services import Services
 from server.simulation.bowl import Bowl
+from server.swarm.answers import birth, instant_report
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from edge_runtime.network.in_process import InProcessTransport
     from edge_runtime.protocol.messages import AnyMessage
+    from edge_runtime.protocol.reports import RoundReport
     from edge_runtime.protocol.topics import Kind
     from edge_runtime.values import FloatVector
     from server.events import Event
@@ -115,47 +116,6 @@ class InstantFleet:
 
     def _send(self, name: str, kind: Kind, message: AnyMessage) -> None:
         self.hub.publish(topic_for(FLEET, name, kind), encode_message(message), retain=False)
-
-
-def birth(name: str, epoch: str) -> Birth:
-    """Return the announcement of a device that trains with forward passes alone."""
-    return Birth(
-        device=name,
-        boot_id="1",
-        connection=1,
-        epoch=epoch,
-        covey_version="0",
-        python_version="3",
-        machine="m",
-        runtimes={},
-        methods=["spzo"],
-        rows=32,
-        bundle_sha256=None,
-        adapter_sha256=None,
-        capability=Capability(kind="forward-only", levels=[], bytes_free=None),
-    )
-
-
-def instant_report(name: str, plan: TrainPlan, scalars: FloatVector) -> RoundReport:
-    """Return the report of a device that has trained in no time."""
-    return RoundReport(
-        job=plan.job,
-        round=plan.round,
-        attempt=plan.attempt,
-        device=name,
-        adapter_sha256=plan.adapter.file.sha256,
-        scalars=pack_scalars(scalars),
-        examples=32,
-        loss=0.5,
-        seconds=1.0,
-        front_passes=2,
-        back_passes=4,
-        front_seconds=0.5,
-        back_seconds=0.5,
-        link_bytes_per_s=None,
-        replay_parameters_per_s=None,
-        blob_bytes=0,
-    )
 
 
 def run_rounds(folder: Path, fleet: InstantFleet, rounds: int, parameters: int, accept_s: float) -> list[float]:

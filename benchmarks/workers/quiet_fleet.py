@@ -18,12 +18,12 @@ from paho.mqtt.client import MQTT_ERR_SUCCESS
 from paho.mqtt.enums import MQTTProtocolVersion
 
 from benchmarks.harness.process_memory import status_mb
-from benchmarks.workers.instant_fleet import birth
 from edge_runtime.network.address import parse_broker
 from edge_runtime.network.mqtt_client import make_client
 from edge_runtime.protocol.messages import decode_message, encode_message
 from edge_runtime.protocol.presence import DeviceState, Hello
 from edge_runtime.protocol.topics import hello_topic, topic_for
+from server.swarm.answers import birth
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 HELLO_AGAIN_S = 2.0
 """Seconds between two hellos that are said because devices answer an older session."""
+_HELLO_LATEST_S = 60.0
+"""Seconds after which a hello that is due is said although messages wait."""
 _MOST_REFUSED = 1000
 """Refused messages after which receive returns without one, so that a flood does not stop its caller."""
 
@@ -32,7 +34,8 @@ class SignedTransport:
     """Signs and checks messages; see Transport. Agent and coordinator know nothing of it.
 
     A device that answers another session than the server's has not heard the last hello, or its message is an old one:
-    the server then says the same hello again, at most every HELLO_AGAIN_S.
+    the server then says the same hello again, at most every HELLO_AGAIN_S, and where no message waits: what a broker
+    retains of a large fleet is read long before the answers to the hello.
 
     Publishing is safe from several threads; receiving belongs to one.
 
@@ -60,7 +63,7 @@ class SignedTransport:
         self.take_outdated: Callable[[str, bytes], None] = lambda _topic, _payload: None
         self._hello: tuple[str, bytes] | None = None
         self._hello_at = 0.0
-        self._hello_is_due = False  # a device has answered another session
+        self._unheard: set[str] = set()  # devices that have answered another session, and not this one
 
     @property
     def refused(self) -> Mapping[tuple[str, Reason], int]:
@@ -120,9 +123,11 @@ class SignedTransport:
         """
         until = None if timeout_s is None else self._clock() + timeout_s
         for _ in range(_MOST_REFUSED):
-            self._say_hello_again()
-            wait_s = None if until is None else max(0.0, until - self._clock())
-            event = self._inner.receive(wait_s)
+            event = self._inner.receive(0)
+            if event is None or self._clock() - self._hello_at >= _HELLO_LATEST_S:
+                self._say_hello_again()
+            if event is None:
+                event = self._inner.receive(None if until is None else max(0.0, until - self._clock()))
             if event is None or isinstance(event, Connected):
                 return event
             if isinstance(event, GivenUp):
@@ -154,18 +159,20 @@ class SignedTransport:
                 return message
         result = self._verifier.check(message.topic, message.payload)
         if not isinstance(result, Refused):
+            self._unheard.discard(result.route.speaker)
             return Message(message.topic, result.body)
         self._refusals.enter(message.topic, result)
         if result.body is not None:
             self.take_outdated(message.topic, result.body)
-        if result.reason is Reason.STALE and result.role == "message" and self._signer.speaker == SERVER:
-            self._hello_is_due = True
+        is_stale = result.reason is Reason.STALE and result.role == "message"
+        if is_stale and result.route is not None and self._signer.speaker == SERVER:
+            self._unheard.add(result.route.speaker)
         return None
 
     def _say_hello_again(self) -> None:
-        if not self._hello_is_due or self._hello is None or self._clock() - self._hello_at < HELLO_AGAIN_S:
+        if not self._unheard or self._hello is None or self._clock() - self._hello_at < HELLO_AGAIN_S:
             return
-        self._hello_is_due = False
+        self._unheard.clear()
         try:
             self.publish(*self._hello, retain=True)
         except CoveyError as error:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 EVERYONE = "all"
+SWARM = "swarm"
+"""The tag of sessions of ``covey swarm``, which train nothing: a job has them only where it names this tag, alone."""
 _TAG = "tag:"
 
 
@@ -30,8 +32,15 @@ class Selector:
     names: frozenset[str] = frozenset()
     tags: frozenset[str] = frozenset()
 
+    @property
+    def is_for_swarm(self) -> bool:
+        """Whether it names the sessions of a swarm, which drawn scalars come from, and nobody else."""
+        return SWARM in self.tags
+
     def fits(self, name: str, tags: Collection[str]) -> bool:
-        """Whether a device with this name and these tags fits."""
+        """Whether a device with this name and these tags fits; one of a swarm fits only a job for the swarm."""
+        if SWARM in tags:
+            return self.is_for_swarm
         return self.everyone or name in self.names or not self.tags.isdisjoint(tags)
 
     def overlaps(self, other: Selector, devices: Mapping[str, Collection[str]]) -> bool:
@@ -41,6 +50,8 @@ class Selector:
             other: the other selector.
             devices: tags of the devices that are known, by name.
         """
+        if self.is_for_swarm or other.is_for_swarm:
+            return self.is_for_swarm and other.is_for_swarm
         if self.everyone or other.everyone:
             return True
         if self.names & other.names or self.tags & other.tags:
@@ -57,6 +68,11 @@ def parse_selector(text: str) -> Selector:
     items = [item.strip() for item in text.split(",") if item.strip()]
     if not items:
         raise ConfigError('devices = "" is nobody', 'give "all", or names and tags: devices = "tag:kitchen, pi-3"')
+    if _TAG + SWARM in items and len(set(items)) > 1:
+        raise ConfigError(
+            f"devices names {_TAG}{SWARM} and others: sessions of covey swarm send drawn numbers, which spoil a model",
+            f'a load test is a job of its own, with devices = "{_TAG}{SWARM}"',
+        )
     if EVERYONE in items:
         return Selector(everyone=True)
     for item in items:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.errors import ConfigError
+from server.job.selector import SWARM
 from server.queue.rollout_wish import LONGEST_SOAK_S
 from server.rollouts import rollout as machine
 from server.rollouts.choices import choices_of
@@ -103,7 +104,8 @@ class RolloutOperations:
         return self._offers.find(wanted.kind, wanted.source, wanted.bundle)
 
     def _groups(self, wanted: Wanted, offer: Offer) -> list[list[str]]:
-        return groups_of(device_names(self._ledger, self._fleet), wanted.groups, offer.sha256)
+        known = device_names(self._ledger, self._fleet, without_tag=SWARM)
+        return groups_of(known, wanted.groups, offer.sha256)
 
     def list(self) -> list[dict[str, Any]]:
         """Return all rollouts of the fleet, the oldest first."""

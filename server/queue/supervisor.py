@@ -42,6 +42,8 @@ PAUSING = "is paused once its open round is over"
 _NOBODY = Selector(everyone=False)
 _MOST_MESSAGES = 1000
 """Messages that are handled between two steps of the jobs, so that a step that took long makes nobody silent."""
+_AT_ONCE = 200
+"""Of these, how many at most wait for the disk together: the first of them is not answered before."""
 
 
 @dataclass(frozen=True)
@@ -123,11 +125,11 @@ class Supervisor:
         for run in list(self.coordinator.runs.values()):
             self._step(run)
         self._take_finished()
-        handled = self.coordinator.handle_next(timeout_s)
-        for _ in range(_MOST_MESSAGES):
-            if not handled:
+        handled = self.coordinator.handle_waiting(timeout_s, _AT_ONCE)
+        for _ in range(_MOST_MESSAGES // _AT_ONCE):
+            if handled < _AT_ONCE:
                 break
-            handled = self.coordinator.handle_next(0)
+            handled = self.coordinator.handle_waiting(0, _AT_ONCE)
 
     def is_at_work(self, name: str) -> bool:
         """Whether a job is being prepared, run or finished."""

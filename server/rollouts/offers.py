@@ -17,6 +17,7 @@ from edge_runtime.errors import ConfigError, storage_error
 from edge_runtime.files.atomic import sync_directory, sync_file
 from edge_runtime.files.hashing import file_sha256
 from server.errors import RolloutError
+from server.job.selector import EVERYONE, parse_selector
 from server.storage import queries
 
 if TYPE_CHECKING:
@@ -76,6 +77,11 @@ class Offers:
     def _adapter(self, source: str, bundle: str | None) -> Offer:
         job = queries.find_job(self._ledger, source)
         if job is not None:
+            if parse_selector(str(job.config.get("devices", EVERYONE))).is_for_swarm:
+                raise RolloutError(
+                    f"the adapter of job {source} was made by sessions of covey swarm, from drawn numbers",
+                    "take a job that devices have trained; see: covey job list",
+                )
             closed = queries.closed_rounds(self._ledger, job.name)
             bundle = bundle or job.bundle_path
             path = self._blobs.whole(closed[-1].result_sha256) if closed else None

@@ -15,6 +15,7 @@ from edge_runtime.protocol.side_messages import Release
 from edge_runtime.protocol.topics import topic_for
 from server.errors import RolloutError
 from server.fleet.mirrors import mirror_for
+from server.job.selector import SWARM
 from server.rollouts import rollout as machine
 from server.rollouts.described import rollout_of
 from server.rollouts.rollout import ENDED, Rollout
@@ -146,7 +147,13 @@ class Rollouts:
         Raises:
             StorageError: the ledger cannot be written.
         """
-        here = {name for name, device in self._devices.items() if device.is_here and device.quarantine is None}
+        if not self._rollouts:
+            return
+        here = {
+            name
+            for name, device in self._devices.items()
+            if device.is_here and device.quarantine is None and not _is_of_swarm(device)
+        }
         for number in self._newest():
             rollout = self._rollouts[number]
             while (after := machine.step(rollout, here, self._now())) != rollout:
@@ -232,3 +239,8 @@ def _slot(rollout: Rollout) -> str:
 
 def _json(rollout: Rollout) -> str:
     return msgspec.json.encode(rollout).decode()
+
+
+def _is_of_swarm(device: Device) -> bool:
+    """Whether a device is a session of ``covey swarm``, which takes no release."""
+    return device.birth is not None and SWARM in device.birth.tags

@@ -21,7 +21,7 @@ from server.rounds.patience import patiently
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from edge_runtime.network.transport import Message
+    from edge_runtime.network.transport import Event, Message
     from server.fleet.devices import Device
     from server.rounds.job_run import JobRun
     from server.rounds.roster import Roster
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _HELLO_PAUSE_S = 1.0
 """Seconds between two hellos under one epoch, however many devices have not heard it: every device gets each."""
+_HELLO_LATEST_S = 60.0
+"""Seconds after which a hello that is due is said although messages wait."""
 
 
 class Coordinator:
@@ -56,7 +58,8 @@ class Coordinator:
         self._services, self._clock = services, services.clock
         self._should_stop = should_stop
         self._runs: dict[str, JobRun] = {}
-        self._hello_is_due, self._hello_may_be_at = False, 0.0
+        self._unheard: set[str] = set()  # devices that have announced themselves without this epoch
+        self._hello_may_be_at = 0.0
         self.predictions = PredictRequests(services.transport, roster.fleet, services.clock)
         for kind in ("birth", "state", "profile", "report", "log", "released", "predicted"):
             services.transport.subscribe(topic_for(roster.fleet, "+", kind))
@@ -91,15 +94,48 @@ class Coordinator:
         Raises:
             StorageError: the ledger or a blob cannot be written.
         """
-        self._say_due_hello()
-        event = self._services.transport.receive(timeout_s)
+        event = self._next(timeout_s)
         if event is None:
             return False
+        self._take(event)
+        return True
+
+    def handle_waiting(self, timeout_s: float, most: int) -> int:
+        """Wait for the next message, and handle it with those that wait behind it; return how many there were.
+
+        They wait for the disk together: what is answered is said once all of them are in the ledger.
+
+        Args:
+            timeout_s: seconds to wait for the first one.
+            most: messages that are handled at once.
+
+        Raises:
+            StorageError: the ledger or a blob cannot be written; nothing was answered.
+        """
+        event = self._next(timeout_s)
+        if event is None:
+            return 0
+        handled = 0
+        with self._services.together():
+            while event is not None:
+                self._take(event)
+                handled += 1
+                event = self._next(0) if handled < most else None
+        return handled
+
+    def _next(self, timeout_s: float) -> Event | None:
+        """Return the next event; a hello that is due is said where none waits: it may be the answer to the last one."""
+        event = self._services.transport.receive(0)
+        if event is None or self._clock() >= self._hello_may_be_at + _HELLO_LATEST_S:
+            self._say_due_hello()
+        return self._services.transport.receive(timeout_s) if event is None else event
+
+    def _take(self, event: Event) -> None:
         if isinstance(event, Connected):
             self._begin_epoch()
-            return True
+            return
         if not event.payload:
-            return True  # an empty message: a device asks its broker whether it may publish (network/access.py)
+            return  # an empty message: a device asks its broker whether it may publish (network/access.py)
         try:
             if isinstance(event, GivenUp):
                 self._take_given_up(event)
@@ -111,7 +147,6 @@ class Coordinator:
             raise
         except Exception:  # noqa: BLE001 one message never ends the server
             _LOG.exception("ignored a message on %s by a fault of Covey; please report it", event.topic)
-        return True
 
     def _begin_epoch(self) -> None:
         """Begin an epoch: the broker may have lost messages, or may retain those of devices that are gone."""
@@ -127,10 +162,20 @@ class Coordinator:
                 run.plan_given_up(self.roster.device(device_of(event.topic)), plan, event.finding)
 
     def _say_due_hello(self) -> None:
-        """Say hello again where devices have not heard it: once for all that have announced themselves meanwhile."""
-        if self._hello_is_due and self._clock() >= self._hello_may_be_at:
-            self._hello_is_due, self._hello_may_be_at = False, self._clock() + _HELLO_PAUSE_S
+        """Say hello again where devices have not heard it: once for all that have announced themselves meanwhile.
+
+        Of a large fleet, the announcements that a broker retains are read long before the answers to the hello: only
+        who has not answered when nothing is left to read counts.
+        """
+        if self._unheard:
+            self._unheard = {name for name in self._unheard if not self._has_heard(name)}
+        if self._unheard and self._clock() >= self._hello_may_be_at:
+            self._unheard, self._hello_may_be_at = set(), self._clock() + _HELLO_PAUSE_S
             self._say_hello()
+
+    def _has_heard(self, name: str) -> bool:
+        device = self.roster.devices.get(name)
+        return device is None or (device.birth is not None and device.birth.epoch == self.roster.epoch)
 
     def _say_hello(self) -> None:
         if self.roster.epoch is not None:
@@ -174,7 +219,7 @@ class Coordinator:
                 return
         elif self.roster.needs_hello(device, self._clock()):
             # It has not heard the hello: a broker need not send what it retains to a session that it knows already.
-            self._hello_is_due = True
+            self._unheard.add(device.name)
         if is_new:
             self.predictions.again(device.name)
             for run in self._runs.values():

@@ -5,6 +5,7 @@ A step never waits: several jobs take turns in one thread (coordinator.py).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from typing import TYPE_CHECKING
@@ -152,7 +153,8 @@ class JobRun:
         if len(self.chain.closed) >= self._job.rounds:
             return not self._is_evaluating and self._finish()
         if not self.is_pausing:
-            self._try_to_open()
+            with self._services.together():
+                self._try_to_open()
         return False
 
     def close(self) -> None:
@@ -168,8 +170,9 @@ class JobRun:
         opened = self._open = resume_attempt(self._job, self._ledger, self.observe, self._clock())
         if opened is not None:
             self._planner.learn(RoundResumed(opened.state.index, opened.state.attempt))
-            for name in opened.waiting():
-                self._send_plan(opened, name)
+            with self._services.together():
+                for name in opened.waiting():
+                    self._send_plan(opened, name)
 
     # -- what the fleet reports ---------------------------------------------------------------------------------
 
@@ -298,12 +301,14 @@ class JobRun:
     def _give_up_the_silent(self, opened: OpenRound) -> None:
         """Stop waiting for devices that have not accepted their plan, or have not answered the last hello, in time."""
         now, accept_s = self._clock(), self._job.accept_s
-        for name, offered_at in opened.unaccepted(now).items():
-            device = self._roster.device(name)
-            reason = f"it did not accept the plan within {accept_s:g} s"
-            if device.heard_at is None or device.heard_at < offered_at:
-                self._roster.keeps_silent(device, reason, now)
-            opened.lose(name, reason)
+        unaccepted = opened.unaccepted(now)
+        with self._services.together() if unaccepted else contextlib.nullcontext():
+            for name, offered_at in unaccepted.items():
+                device = self._roster.device(name)
+                reason = f"it did not accept the plan within {accept_s:g} s"
+                if device.heard_at is None or device.heard_at < offered_at:
+                    self._roster.keeps_silent(device, reason, now)
+                opened.lose(name, reason)
         if now - self._roster.epoch_began_at > accept_s:
             for name in opened.waiting():
                 if self._roster.device(name).state == SILENT:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from edge_runtime.network.transport import Transport
     from server.evaluation import Evaluator
@@ -29,6 +31,8 @@ class Services:
         clock: returns monotonic seconds.
         blob_url: where devices fetch blobs; plans carry it.
         blob_mirror: a cache of the blobs that devices ask first; None: there is none.
+        together: in its block, writes of the ledger wait for the disk once, at the end, and what is published waits
+            for that too (held.py).
         new_epoch: returns a text that was never returned before; see presence.Hello.
     """
 
@@ -38,4 +42,5 @@ class Services:
     clock: Callable[[], float]
     blob_url: str
     blob_mirror: str | None = None
+    together: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
     new_epoch: Callable[[], str] = _random_epoch

@@ -24,6 +24,7 @@ from server.metrics.text import metrics_of
 from server.queue.operations import Operations
 from server.queue.supervisor import Supervisor
 from server.rollouts.rollouts import Rollouts
+from server.rounds.held import HeldTransport
 from server.rounds.services import Services
 from server.serving.joining import Ports, serve_joining
 from server.serving.revocations import keep_revoked
@@ -164,13 +165,15 @@ def open_host(
 
 
 def _services(connection: Connection, stores: Stores, blob_url: str, blob_mirror: str | None) -> Services:
+    transport = HeldTransport(connection.transport)
     return Services(
-        transport=connection.transport,
+        transport=transport,
         uploads=stores.uploads,
         evaluator=InlineEvaluator(no_evaluation),  # every job brings its own
         clock=time.monotonic,
         blob_url=blob_url,
         blob_mirror=blob_mirror,
+        together=lambda: transport.holding(stores.ledger.synced_at_the_end),
     )
 
 

@@ -55,6 +55,15 @@ class Database(abc.ABC):
             StorageError: nothing was written.
         """
 
+    @contextlib.contextmanager
+    def synced_at_the_end(self) -> Iterator[None]:
+        """Let what this thread writes in the block wait for the disk once, at its end, where the database can do that.
+
+        Each write is committed as before: nothing is rolled back with another, and the end of the process loses
+        nothing. A power cut before the end may lose the last of them, so nothing may be promised before.
+        """
+        yield
+
     @abc.abstractmethod
     def write(self, statement: Executable, values: Mapping[str, object] | None = None) -> int:
         """Execute one statement with the values of its parameters; return how many rows it changed.

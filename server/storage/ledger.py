@@ -64,6 +64,14 @@ class Ledger(JobWrites, RoundWrites, DeviceWrites, TrustWrites, RolloutWrites, A
         """
         return self.database.transaction()
 
+    def synced_at_the_end(self) -> AbstractContextManager[None]:
+        """Let what this thread writes in a ``with`` block wait for the disk once, at its end; see Database.
+
+        Raises:
+            StorageError: it cannot be synced; a power cut may lose what the block has written.
+        """
+        return self.database.synced_at_the_end()
+
 
 @dataclass(frozen=True)
 class Waiting:

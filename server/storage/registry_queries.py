@@ -195,7 +195,9 @@ def _each(ledger: Ledger, column: Column[str], *terms: ColumnElement[bool]) -> l
         found.append(rows[0][0])
 
 
-def device_names(ledger: Ledger, fleet: str) -> list[str]:
-    """Return the names of all devices of a fleet, in order."""
-    query = select(DEVICES.c.name).where(DEVICES.c.fleet == fleet).order_by(DEVICES.c.name)
+def device_names(ledger: Ledger, fleet: str, without_tag: str) -> list[str]:
+    """Return the names of a fleet's devices that do not have a tag, in order."""
+    tagged = select(HELD_TAGS.c.device).where(HELD_TAGS.c.fleet == fleet, HELD_TAGS.c.tag == without_tag)
+    here = (DEVICES.c.fleet == fleet, DEVICES.c.name.not_in(tagged))
+    query = select(DEVICES.c.name).where(*here).order_by(DEVICES.c.name)
     return [name for (name,) in tuples(ledger, tuple[str], query)]

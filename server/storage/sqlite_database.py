@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
+import threading
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
@@ -28,6 +30,8 @@ _RESTORE = (
     "restore it from a backup (covey backup restore), or save what is left (sqlite3 {path} .recover | sqlite3 "
     "recovered.sqlite) and put that in its place; a new job needs another --state-dir"
 )
+_SYNCED = "FULL"
+"""SQLite's word for commits that a power cut does not undo."""
 _FULL = (sqlite3.SQLITE_FULL,)
 _READ_ONLY = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -61,6 +65,9 @@ class SqliteDatabase(Database):
             raise JobError(f"there is no ledger at {path}", "run a job first, or give its --state-dir")
         super().__init__()
         self.path = path
+        self._can_sync_later = self._is_dirty = False
+        self._log: int | None = None
+        self._syncs_later: int | None = None  # the thread in whose block nothing is synced by itself
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -92,9 +99,10 @@ class SqliteDatabase(Database):
                 f"{self.path} is of an older Covey", "covey serve upgrades it when it starts, and keeps a copy"
             )
         if not read_only:
-            self._run("PRAGMA journal_mode = WAL")
+            has_wal = self._run("PRAGMA journal_mode = WAL")[0] == "wal"
             # With FULL, a power cut loses nothing that was acknowledged.
-            self._run(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
+            self._run(f"PRAGMA synchronous = {_SYNCED if durable else 'OFF'}")
+            self._can_sync_later = has_wal and durable
             self._check_pages()
         if is_older:
             upgrade(self._connection, self.path)
@@ -131,6 +139,9 @@ class SqliteDatabase(Database):
 
     def close(self) -> None:
         """Close the file."""
+        if self._log is not None:
+            os.close(self._log)
+            self._log = None
         self._connection.close()
         self._engine.dispose()
 
@@ -165,13 +176,57 @@ class SqliteDatabase(Database):
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """See Database."""
-        with self._lock, self._writing(), begun(self._connection):
-            yield
+        with self._lock, self._writing():
+            with begun(self._connection):
+                yield
+            self._wrote()
 
     def write(self, statement: Executable, values: Mapping[str, object] | None = None) -> int:
         """See Database."""
         with self._lock, self._writing():
-            return int(self._connection.execute(statement, values or {}).rowcount)
+            changed = int(self._connection.execute(statement, values or {}).rowcount)
+            self._wrote()
+            return changed
+
+    @contextlib.contextmanager
+    def synced_at_the_end(self) -> Iterator[None]:
+        """See Database. In WAL mode SQLite keeps every commit in order in one file, which is synced at the end."""
+        with self._lock:
+            log = self._open_log()
+        if log is None:
+            yield  # each by itself, as always
+            return
+        with self._lock, self._writing():
+            self._run("PRAGMA synchronous = NORMAL")  # of commits none is synced then; checkpoints are
+            self._syncs_later, self._is_dirty = threading.get_ident(), False
+        try:
+            yield
+        finally:
+            with self._lock, self._writing():
+                self._syncs_later = None
+                self._run(f"PRAGMA synchronous = {_SYNCED}")
+                if self._is_dirty:
+                    self._sync(log)
+
+    def _open_log(self) -> int | None:
+        """Return a descriptor of the file with the commits, which stays; None: there is none, or no descriptor left."""
+        if self._log is None and self._can_sync_later:
+            with contextlib.suppress(OSError):
+                self._log = os.open(f"{self.path}-wal", os.O_RDONLY)
+        return self._log
+
+    def _wrote(self) -> None:
+        """Enter that something was written; sync it if another thread than the one that syncs later has written it."""
+        self._is_dirty = True
+        if self._log is not None and self._syncs_later not in (None, threading.get_ident()):
+            self._sync(self._log)
+
+    def _sync(self, log: int) -> None:
+        try:
+            os.fsync(log)
+            self._is_dirty = False
+        except OSError as error:
+            raise storage_error(error, self.path) from error
 
     def rows(self, query: Executable, values: Mapping[str, object] | None = None) -> list[dict[str, Any]]:
         """See Database."""

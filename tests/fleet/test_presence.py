@@ -280,3 +280,26 @@ def test_hub_is_a_broker_that_may_lose_its_store() -> None:
     member = hub.join()
     member.subscribe("a/+")
     assert [type(member.receive(0)), type(member.receive(0))] == [Connected, Message]
+
+
+def test_a_fleet_whose_answers_wait_behind_what_the_broker_retains_hears_one_hello(bench: Bench) -> None:
+    """A server that starts gets the retained announcements of all devices first; reading them takes it long."""
+    clock = Clock(0.0)
+    watcher = bench.hub.join()
+    watcher.subscribe(hello_topic("default"))
+    with coordinator(bench, JOB, clock) as (made, _):
+        server = made.coordinator
+        for index in range(50):
+            ghost(bench, f"pi-{index}", "of another server")
+        assert server.handle_next(0)  # the connection
+        for index in range(49):
+            ghost(bench, f"pi-{index}", server.roster.epoch)
+        hellos = 0
+        while server.handle_next(0):
+            clock.now += 0.5  # a busy machine
+            while (event := watcher.receive(0)) is not None:
+                hellos += isinstance(event, Message)
+        assert len(server.roster.online()) == 49
+    while (event := watcher.receive(0)) is not None:
+        hellos += isinstance(event, Message)
+    assert hellos == 2  # the first, and one for the device that has not answered when nothing was left to read

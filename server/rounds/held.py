@@ -1,0 +1,73 @@
+"""Holds back what is said until the ledger is on the disk, so that many messages share one wait for the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from edge_runtime.network.transport import Event, Transport
+
+
+class HeldTransport:
+    """A transport around another one, whose messages may be held back; see Transport.
+
+    What other threads publish meanwhile is not held back: it rests on nothing that the block writes.
+
+    Args:
+        inner: the connection to the broker.
+    """
+
+    def __init__(self, inner: Transport) -> None:
+        self._inner = inner
+        self._held: list[tuple[str, bytes, bool]] = []
+        self._holder: int | None = None
+
+    @property
+    def broker_host(self) -> str:
+        """See Transport."""
+        return self._inner.broker_host
+
+    @property
+    def local_address(self) -> str | None:
+        """See Transport."""
+        return self._inner.local_address
+
+    def subscribe(self, topic_filter: str) -> None:
+        """See Transport."""
+        self._inner.subscribe(topic_filter)
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        """Send a message, or hold it back until the block of ``holding`` in this thread ends."""
+        if self._holder == threading.get_ident():
+            self._held.append((topic, payload, retain))
+        else:
+            self._inner.publish(topic, payload, retain=retain)
+
+    def receive(self, timeout_s: float | None) -> Event | None:
+        """See Transport."""
+        return self._inner.receive(timeout_s)
+
+    def close(self) -> None:
+        """See Transport."""
+        self._inner.close()
+
+    @contextlib.contextmanager
+    def holding(self, on_disk: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+        """Hold back what this thread publishes until ``on_disk`` around the block has ended; one block at a time.
+
+        Where the block or ``on_disk`` raises, nothing of it is said: devices send again what was not answered.
+        """
+        self._holder = threading.get_ident()
+        try:
+            with on_disk():
+                yield
+            held, self._held = self._held, []
+        finally:
+            self._holder, self._held = None, []
+        for topic, payload, retain in held:
+            self._inner.publish(topic, payload, retain=retain)

@@ -1,0 +1,70 @@
+"""What a session says of itself, and of training that took no time."""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edge_runtime import __version__
+from edge_runtime.protocol.presence import Birth, Capability
+from edge_runtime.protocol.reports import RoundReport
+from edge_runtime.protocol.round_log import pack_scalars
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edge_runtime.protocol.plans import TrainPlan
+    from edge_runtime.values import FloatVector
+
+_ROWS = 32
+_SCALE = 0.1
+
+
+def birth(name: str, epoch: str, *, boot_id: str = "1", connection: int = 1, tags: Sequence[str] = ()) -> Birth:
+    """Return the announcement of a device that trains with forward passes alone; see presence.Birth."""
+    return Birth(
+        device=name,
+        boot_id=boot_id,
+        connection=connection,
+        epoch=epoch,
+        covey_version=__version__,
+        python_version=platform.python_version(),
+        machine="covey swarm",
+        runtimes={},
+        methods=["spzo"],
+        rows=_ROWS,
+        bundle_sha256=None,
+        adapter_sha256=None,
+        capability=Capability(kind="forward-only", levels=[], bytes_free=None),
+        tags=list(tags),
+    )
+
+
+def drawn_scalars(name: str, plan: TrainPlan) -> FloatVector:
+    """Return the scalars that a session sends for a plan, (steps × scalars per step,); the same for the same round."""
+    rng = np.random.Generator(np.random.PCG64([plan.round, *name.encode()]))
+    return rng.normal(scale=_SCALE, size=plan.steps * plan.rule.scalars_per_step).astype(np.float32)
+
+
+def instant_report(name: str, plan: TrainPlan, scalars: FloatVector) -> RoundReport:
+    """Return the report of a device that has trained in no time."""
+    return RoundReport(
+        job=plan.job,
+        round=plan.round,
+        attempt=plan.attempt,
+        device=name,
+        adapter_sha256=plan.adapter.file.sha256,
+        scalars=pack_scalars(scalars),
+        examples=_ROWS,
+        loss=0.5,
+        seconds=1.0,
+        front_passes=2,
+        back_passes=4,
+        front_seconds=0.5,
+        back_seconds=0.5,
+        link_bytes_per_s=None,
+        replay_parameters_per_s=None,
+        blob_bytes=0,
+    )
