@@ -17,6 +17,7 @@ from server import events
 from server.errors import JobError
 from server.fleet.devices import SILENT, Device, ineligible, resting
 from server.fleet.exclusion import own_refusal
+from server.fleet.looks import look_pause_s
 from server.planning.feedback import LossMeasured, PlanSent, RoundClosing, RoundResumed
 from server.planning.planner import Planner
 from server.rounds import state_machine
@@ -94,6 +95,7 @@ class JobRun:
         self._is_evaluating = False
         self._should_stop: Callable[[], bool] = lambda: False
         self._failed_attempts = 0  # of the current round, since this start
+        self._look_at = 0.0  # when the whole fleet is looked at again, after it was too small or not done
         self._planner = Planner(fitted, ledger)
         self._plans = Plans(fitted, services.blob_url)
         self._exclusions = Exclusions(fitted.job, ledger)
@@ -228,6 +230,8 @@ class JobRun:
     # -- rounds -------------------------------------------------------------------------------------------------
 
     def _try_to_open(self) -> None:
+        if self._clock() < self._look_at:
+            return
         devices = self.devices()
         index, out = len(self.chain.closed), self._exclusions.reasons
         eligible = [name for name in self._planner.eligible(devices, index, self._clock()) if name not in out]
@@ -241,6 +245,7 @@ class JobRun:
                 | {name: out[name] for name in sorted(out) if name in devices},
                 resting=resting(devices, self._clock()),
             )
+            self._look_at = self._clock() + look_pause_s(len(self._roster.devices))
             if self.waiting_for != waiting:
                 self.waiting_for = waiting
                 self.observe(waiting)
@@ -280,7 +285,8 @@ class JobRun:
             if device.heard_at is None or device.heard_at < offered_at:
                 self._roster.keeps_silent(device, reason, now)
             opened.lose(name, reason)
-        if now - self._roster.epoch_began_at > accept_s:
+        if now - self._roster.epoch_began_at > accept_s and opened.swept_epoch != self._roster.epoch:
+            opened.swept_epoch = self._roster.epoch  # once: who answers later is not silent, who begins is not offered
             for name in opened.waiting():
                 if self._roster.device(name).state == SILENT:
                     opened.lose(name, f"it has not answered within {accept_s:g} s of the server's hello")
@@ -347,6 +353,9 @@ class JobRun:
         if self._sync is None:
             took_part = set(queries.last_round_per_device(self._ledger, self._job.name))
             self._sync = FinalSync(self._clock(), took_part)
+        elif self._clock() < self._look_at:
+            return False
+        self._look_at = self._clock() + look_pause_s(len(self._roster.devices))
         devices = self.devices()
         here = {name for name, device in devices.items() if device.is_here and device.too_old is None}
         for name in self._sync.to_send(here):

@@ -34,6 +34,8 @@ class LeastVersions:
 
     def __init__(self, fitted: FittedJob, roster: Roster, transport: Transport) -> None:
         self._fitted, self._roster, self._transport = fitted, roster, transport
+        front = [FROZEN_FRONT] if fitted.job.frozen_rounds else []
+        self._judged = " ".join([fitted.bundle_sha256, *fitted.job.step.switches, *front])
 
     def judge(self, device: Device) -> None:
         """Enter whether a device is too old for the bundle, and tell it, once for each of its announcements.
@@ -41,15 +43,13 @@ class LeastVersions:
         One that has not answered this epoch's hello is judged when it does: it would not hear.
         """
         birth, sha256, rule = device.birth, self._fitted.bundle_sha256, self._fitted.job.step
-        front = [FROZEN_FRONT] if self._fitted.job.frozen_rounds else []
-        judged = " ".join([sha256, *rule.switches, *front])
         if birth is None or not device.is_here:
             return
-        if device.judged is not None and device.judged[0] == judged and device.judged[1] is birth:
+        if device.judged is not None and device.judged[1] is birth and device.judged[0] == self._judged:
             return
         reason = why_too_old(self._fitted.manifest, birth, rule) or _why_no_frozen_front(self._fitted.job, birth)
         self._roster.is_too_old(device, reason)
-        device.judged = (judged, birth)
+        device.judged = (self._judged, birth)
         if reason is not None:
             told = TooOld(job=self._fitted.job.name, bundle_sha256=sha256, reason=reason)
             self._transport.publish(topic_for(self._roster.fleet, device.name, "plan"), encode_message(told))
