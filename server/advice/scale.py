@@ -156,11 +156,8 @@ def needs(costs: Costs, fleet: Fleet) -> Needs:
     cores = round_s / fleet.round_every_s + joins_s
     error = round_error / fleet.round_every_s + joins_error
     missed = max(1.0, online / offers)
-    fetched = min(
-        fleet.adapter_bytes, missed * reports * costs.log_bytes * _directions(costs, fleet) / costs.directions
-    )
-    if fleet.sends_deltas:
-        fetched = fleet.adapter_bytes
+    log_bytes = reports * costs.log_bytes * max(1.0, _directions(costs, fleet) / costs.directions)
+    fetched = fleet.adapter_bytes if fleet.sends_deltas else min(fleet.adapter_bytes, missed * log_bytes)
     rounds_per_day = _DAY_S / fleet.round_every_s
     a_device = costs.online_s.value * fleet.online / fleet.round_every_s
     a_device += costs.announcement_s.value * fleet.joins_per_day / _DAY_S

@@ -17,7 +17,7 @@ from server import events
 from server.errors import JobError
 from server.fleet.devices import SILENT, Device, ineligible, resting
 from server.fleet.exclusion import own_refusal
-from server.fleet.looks import look_pause_s
+from server.fleet.looks import Looks
 from server.planning.feedback import LossMeasured, PlanSent, RoundClosing, RoundResumed
 from server.planning.planner import Planner
 from server.rounds import state_machine
@@ -95,7 +95,7 @@ class JobRun:
         self._is_evaluating = False
         self._should_stop: Callable[[], bool] = lambda: False
         self._failed_attempts = 0  # of the current round, since this start
-        self._look_at = 0.0  # when the whole fleet is looked at again, after it was too small or not done
+        self._looks = Looks()
         self._planner = Planner(fitted, ledger)
         self._plans = Plans(fitted, services.blob_url)
         self._exclusions = Exclusions(fitted.job, ledger)
@@ -230,12 +230,12 @@ class JobRun:
     # -- rounds -------------------------------------------------------------------------------------------------
 
     def _try_to_open(self) -> None:
-        if self._clock() < self._look_at:
+        needed = self._job.devices_to_start if not self.chain.closed else self._job.min_reports
+        if not self._looks.is_due(self._roster.devices, needed, self._clock()):
             return
         devices = self.devices()
         index, out = len(self.chain.closed), self._exclusions.reasons
         eligible = [name for name in self._planner.eligible(devices, index, self._clock()) if name not in out]
-        needed = self._job.devices_to_start if index == 0 else self._job.min_reports
         if len(eligible) < needed:
             waiting = events.Waiting(
                 online=len(eligible),
@@ -245,7 +245,7 @@ class JobRun:
                 | {name: out[name] for name in sorted(out) if name in devices},
                 resting=resting(devices, self._clock()),
             )
-            self._look_at = self._clock() + look_pause_s(len(self._roster.devices))
+            self._looks.was_in_vain(len(self._roster.devices), self._clock())
             if self.waiting_for != waiting:
                 self.waiting_for = waiting
                 self.observe(waiting)
@@ -353,9 +353,9 @@ class JobRun:
         if self._sync is None:
             took_part = set(queries.last_round_per_device(self._ledger, self._job.name))
             self._sync = FinalSync(self._clock(), took_part)
-        elif self._clock() < self._look_at:
+        elif not self._looks.is_due(self._roster.devices, 0, self._clock()):
             return False
-        self._look_at = self._clock() + look_pause_s(len(self._roster.devices))
+        self._looks.was_in_vain(len(self._roster.devices), self._clock())
         devices = self.devices()
         here = {name for name, device in devices.items() if device.is_here and device.too_old is None}
         for name in self._sync.to_send(here):
