@@ -99,7 +99,7 @@ class Counted:
         cohort: reports of each round.
         replayed: parameters × directions that closing a round replays.
         announcements_s: processor seconds for the announcements of all devices.
-        rounds_s: processor seconds of each round, from its first plan to the next round's first.
+        rounds_s: processor seconds of each round but the last, from its first plan to the next round's first.
         round_flow: messages and bytes of one round.
         log_bytes: bytes of one round's replay log.
         rows: rows in the ledger for each round, and for each device.
@@ -109,6 +109,7 @@ class Counted:
 
     online: int
     cohort: int
+    rounds: int
     replayed: int
     announcements_s: float
     rounds_s: list[float]
@@ -121,11 +122,6 @@ class Counted:
     def round_s(self) -> float:
         """The cheapest round's processor seconds: what else the machine does only adds to them."""
         return min(self.rounds_s)
-
-    @property
-    def rounds(self) -> int:
-        """Number of rounds."""
-        return len(self.rounds_s)
 
 
 def count_rounds(folder: Path, online: int, cohort: int, rounds: int, parameters: int) -> Counted:
@@ -187,7 +183,6 @@ def count_rounds(folder: Path, online: int, cohort: int, rounds: int, parameters
         while composed.coordinator.handle_next(0):
             composed.job_run.step()
             turn()
-    mark()
     log_bytes = closed_rounds(stores.ledger, job.name)[-1].log_size_bytes or 0
     composed.job_run.close()
     stores.ledger.close()
@@ -198,6 +193,7 @@ def count_rounds(folder: Path, online: int, cohort: int, rounds: int, parameters
     return Counted(
         online=online,
         cohort=cohort,
+        rounds=rounds,
         replayed=cohort * directions * parameters,
         announcements_s=marks[1][0] - marks[0][0],
         rounds_s=[after[0] - before[0] for before, after in itertools.pairwise(opened)],
