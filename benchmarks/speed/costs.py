@@ -26,7 +26,7 @@ import msgspec
 from benchmarks.harness.fit import Fit, fit, growth
 from benchmarks.harness.provenance import provenance
 from benchmarks.harness.tables import markdown_table
-from benchmarks.workers.counted_rounds import Counted, count_rounds
+from benchmarks.workers.counted_rounds import Counted, count_rounds, memory_per_device
 from server.advice.scale import COSTS_FILE, Cost, Costs
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ _SIZES = (
 )
 """Devices online, reports a round, trained parameters."""
 _GIGA = 1e9
+_MEMORY_DEVICES = 2000
+_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 new folders in it: no disk is waited for
 
 
 def main() -> None:
@@ -54,7 +56,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the model for covey scale")
     args = parser.parse_args()
     counted = [_count(*size, args.rounds) for size in _SIZES]
-    costs, results = model(counted)
+    costs, results = model(counted, _memory_bytes())
     headers = ("online", "reports", "replayed, 10^9", "CPU s a round", "ms a report", "log bytes", "ledger bytes")
     print(markdown_table(headers, [_row(one) for one in counted]))
     for key, value in results.items():
@@ -66,12 +68,11 @@ def main() -> None:
 
 def measure(rounds: int = 6) -> dict[str, Any]:
     """Return the model's coefficients, and the exponents with which a round's cost grows."""
-    return model([_count(*size, rounds) for size in _SIZES])[1]
+    return model([_count(*size, rounds) for size in _SIZES], _memory_bytes())[1]
 
 
 def _count(online: int, cohort: int, parameters: int, rounds: int) -> Counted:
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 a new folder in it: no disk is waited for
-    with tempfile.TemporaryDirectory(prefix="covey-costs-", dir=memory) as folder:
+    with tempfile.TemporaryDirectory(prefix="covey-costs-", dir=_MEMORY) as folder:
         return count_rounds(Path(folder), online, cohort, rounds, parameters)
 
 
@@ -87,8 +88,18 @@ def _row(one: Counted) -> tuple[str, ...]:
     )
 
 
-def model(counted: Sequence[Counted]) -> tuple[Costs, dict[str, Any]]:
-    """Fit the costs; return them, and what the benchmark prints of them."""
+def _memory_bytes() -> float:
+    with tempfile.TemporaryDirectory(prefix="covey-costs-", dir=_MEMORY) as folder:
+        return memory_per_device(Path(folder), _MEMORY_DEVICES)
+
+
+def model(counted: Sequence[Counted], memory_bytes: float) -> tuple[Costs, dict[str, Any]]:
+    """Fit the costs; return them, and what the benchmark prints of them.
+
+    Args:
+        counted: what was counted at several sizes.
+        memory_bytes: live memory of the server for each device.
+    """
     rounds = fit([(1.0, one.cohort, one.online, one.replayed / _GIGA) for one in counted], [o.round_s for o in counted])
     announced = fit([(1.0, one.online) for one in counted], [one.announcements_s for one in counted])
     ledger = fit(
@@ -116,6 +127,9 @@ def model(counted: Sequence[Counted]) -> tuple[Costs, dict[str, Any]]:
         ledger_device_bytes=_cost(ledger, 1),
         ledger_report_rows=one.rows[0] / one.cohort,
         ledger_device_rows=one.rows[1],
+        memory_device_bytes=memory_bytes,
+        most_online=max(made.online for made in counted),
+        most_reports=one.cohort,
     )
     return costs, {
         "server_cost_slope": round(growth([o.cohort for o in whole], [o.round_s for o in whole]), 3),
@@ -132,6 +146,7 @@ def model(counted: Sequence[Counted]) -> tuple[Costs, dict[str, Any]]:
         "ledger_bytes_per_report": round(costs.ledger_report_bytes.value),
         "ledger_rows_per_report": round(costs.ledger_report_rows, 3),
         "ledger_bytes_per_device": round(costs.ledger_device_bytes.value),
+        "server_memory_bytes_per_device": round(memory_bytes),
     }
 
 

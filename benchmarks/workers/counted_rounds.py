@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import sqlite3
 import time
+import tracemalloc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -202,6 +204,38 @@ def count_rounds(folder: Path, online: int, cohort: int, rounds: int, parameters
         rows=((sum(rows.values()) - rows["devices"]) / rounds, rows["devices"] / online),
         ledger_bytes=(folder / LEDGER_FILE).stat().st_size,
     )
+
+
+def memory_per_device(folder: Path, devices: int) -> float:
+    """Return how many bytes of live memory the server keeps for each device that has announced itself.
+
+    Args:
+        folder: the server's state directory.
+        devices: number of devices.
+    """
+    fleet = InstantFleet(devices)
+    task = BigBowl(1200)
+    job = Job(name="job", eval_file="", rounds=1, min_devices=devices + 1)
+    fitted = FittedJob.unchecked(job, task.manifest, task.sha256)
+    stores = open_stores(folder)
+    evaluator = InlineEvaluator(lambda _theta: Evaluation(0.5, 0.5))
+    services = Services(fleet.hub.join(), stores.uploads, evaluator, time.monotonic, "http://nowhere")
+    composed = compose(FLEET, fitted, task, stores, lambda: services, lambda _event: None)
+    composed.job_run.begin(resumed=False)
+    composed.coordinator.handle_next(0)
+    gc.collect()
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    fleet.turn()
+    while composed.coordinator.handle_next(0):
+        pass
+    composed.job_run.step()
+    gc.collect()
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    composed.job_run.close()
+    stores.ledger.close()
+    return (after - before) / devices
 
 
 def _rows(path: Path) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -11,6 +12,8 @@ COSTS_FILE = Path(__file__).with_name("scale_costs.json")
 """The fitted costs; `make bench-costs` measures them."""
 BUSY = 0.5
 """Share of one core up to which one server is taken to keep up: its thread also waits for disks and for the broker."""
+RESTART_S = 60.0
+"""Seconds of its processor within which a server that has restarted is to know all devices that are online."""
 _DAY_S = 86_400.0
 _BYTES_PER_PARAMETER = 4
 _KINDS_OF_PRESENCE = 3
@@ -46,6 +49,9 @@ class Costs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         ledger_device_bytes: growth of the ledger for each device.
         ledger_report_rows: rows for each report.
         ledger_device_rows: rows for each device.
+        memory_device_bytes: live memory of the server's process for each device that has announced itself.
+        most_online: the largest number of devices that was measured.
+        most_reports: the largest round that was measured.
     """
 
     commit: str | None
@@ -66,6 +72,9 @@ class Costs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     ledger_device_bytes: Cost
     ledger_report_rows: float
     ledger_device_rows: float
+    memory_device_bytes: float
+    most_online: int
+    most_reports: int
 
 
 class Fleet(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,7 +125,11 @@ class Needs(msgspec.Struct, frozen=True, kw_only=True):
         ledger_bytes_per_day: bytes that rounds add.
         ledger_device_bytes: bytes that the devices take, once.
         brokers: brokers that hold the connections; None: broker_sessions is not known.
-        most_devices: devices up to which one server does the same rounds; None: the rounds alone are too much.
+        memory_bytes: of the server's process for the devices.
+        is_extrapolated: whether the fleet or the round is larger than any that was measured.
+        most_devices: devices up to which one server does the same rounds, and knows all that are online within
+            RESTART_S after its restart; None: the rounds alone are too much.
+        devices_end_with: what ends first as the fleet grows: ``restart``, or ``rounds`` for the processor.
         most_cohort: reports a round up to which one server keeps up with this fleet; None: presence alone is too much.
     """
 
@@ -136,7 +149,10 @@ class Needs(msgspec.Struct, frozen=True, kw_only=True):
     ledger_bytes_per_day: float
     ledger_device_bytes: float
     brokers: int | None
+    memory_bytes: float
+    is_extrapolated: bool
     most_devices: int | None
+    devices_end_with: Literal["restart", "rounds"]
     most_cohort: int | None
 
 
@@ -164,6 +180,8 @@ def needs(costs: Costs, fleet: Fleet) -> Needs:
     a_report = _sum(_parts(costs, fleet, 1.0, 0.0)[1:])[0] / fleet.round_every_s
     of_round = _sum(_parts(costs, fleet, reports, 0.0))[0] / fleet.round_every_s
     of_fleet = _sum(_parts(costs, fleet, 0.0, online))[0] / fleet.round_every_s + joins_s
+    by_rounds = _most(BUSY - of_round, a_device)
+    by_restart = int(RESTART_S / (costs.announcement_s.value * fleet.online))
     return Needs(
         round_s=round_s,
         round_s_error=round_error,
@@ -183,7 +201,10 @@ def needs(costs: Costs, fleet: Fleet) -> Needs:
         ledger_bytes_per_day=rounds_per_day * offers * costs.ledger_report_bytes.value,
         ledger_device_bytes=fleet.devices * costs.ledger_device_bytes.value,
         brokers=None if fleet.broker_sessions is None else math.ceil(online / fleet.broker_sessions),
-        most_devices=_most(BUSY - of_round, a_device),
+        memory_bytes=fleet.devices * costs.memory_device_bytes,
+        is_extrapolated=online > costs.most_online or reports > costs.most_reports,
+        most_devices=None if by_rounds is None else min(by_rounds, by_restart),
+        devices_end_with="restart" if by_rounds is not None and by_restart < by_rounds else "rounds",
         most_cohort=_most(BUSY - of_fleet, a_report),
     )
 

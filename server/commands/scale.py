@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _MEGA = 1e6
 _UNKNOWN = "not known"
+_ENDS = {
+    "restart": "then it takes a minute of processor after a restart until it knows them",
+    "rounds": "then its processor is too busy",
+}
 
 
 def add_scale_command(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -138,13 +142,17 @@ def _text(costs: Costs, fleet: Fleet, found: Needs, missing: list[str]) -> str:
             _UNKNOWN if found.brokers is None else str(found.brokers),
             "for the connections; --broker-sessions",
         ),
-        ("most devices", _most(found.most_devices), "of one server with these rounds"),
+        ("server's memory", _bytes(found.memory_bytes), "for what it knows of the devices, beside itself"),
+        ("most devices", _most(found.most_devices), f"of one server; {_ENDS[found.devices_end_with]}"),
         ("largest cohort", _most(found.most_cohort), "of one server with this fleet"),
     ]
     lines = [output.table(("", "", "what it is"), rows), ""]
+    lines.append(f"Measured on {costs.machine}, at commit {costs.commit}; R² of a round's seconds: {costs.r2:.4f}.")
     lines.append(
-        f"Measured on {costs.machine}, at commit {costs.commit}; the model explains {costs.r2:.1%} of a round."
+        f"Measured with up to {costs.most_online:,} devices online and {costs.most_reports:,} reports a round."
     )
+    if found.is_extrapolated:
+        lines.append("This fleet or round is larger: the figures assume that costs go on growing in proportion.")
     lines += ["Not in these figures:", *(f"  {entry}" for entry in missing)]
     return "\n".join(lines)
 

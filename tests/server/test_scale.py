@@ -30,6 +30,9 @@ COSTS = Costs(
     ledger_device_bytes=Cost(500.0, 0.0),
     ledger_report_rows=1.0,
     ledger_device_rows=1.0,
+    memory_device_bytes=2000.0,
+    most_online=50_000,
+    most_reports=1000,
 )
 FLEET = Fleet(
     devices=100_000,
@@ -70,14 +73,30 @@ def test_a_device_fetches_the_logs_that_it_missed_or_the_adapter() -> None:
     assert of(sends_deltas=True).up_bytes_per_s > 1000 * 4_000_000 / 3600
 
 
-@pytest.mark.parametrize("limit", ["most_devices", "most_cohort"])
-def test_where_one_server_ends_it_is_just_as_busy_as_it_may_be(limit: str) -> None:
-    found = getattr(of(round_every_s=60.0), limit)
+@pytest.mark.parametrize(("limit", "name"), [("most_devices", "devices"), ("most_cohort", "cohort")])
+def test_where_one_server_ends_it_is_just_as_busy_as_it_may_be(limit: str, name: str) -> None:
+    """Rounds so close that the processor ends first."""
+    often = {"round_every_s": 3.0, "cohort": 100}
+    found = getattr(of(**often), limit)
     assert found is not None
-    name = {"most_devices": "devices", "most_cohort": "cohort"}[limit]
-    at_the_limit = of(round_every_s=60.0, **{name: found})
-    assert at_the_limit.cores == pytest.approx(BUSY, rel=1e-3)
-    assert of(round_every_s=60.0, **{name: 2 * found}).is_within_one_server is False
+    assert of(**often).devices_end_with == "restart" or limit == "most_devices"
+    at_the_limit = of(**often | {name: found})
+    assert at_the_limit.cores == pytest.approx(BUSY, rel=0.01)
+    assert of(**often | {name: 2 * found}).is_within_one_server is False
+
+
+def test_a_large_fleet_ends_with_the_servers_restart() -> None:
+    found = of(round_every_s=86_400.0)
+    assert found.devices_end_with == "restart"
+    assert found.most_devices == pytest.approx(60 / 2e-4 / 0.5, rel=1e-6)
+    assert of(devices=found.most_devices).presence_s == pytest.approx(60.0)
+
+
+def test_what_was_not_measured_is_called_extrapolated() -> None:
+    assert of().is_extrapolated is False
+    assert of(devices=100_002).is_extrapolated is True
+    assert of(cohort=1001).is_extrapolated is True
+    assert of().memory_bytes == 2e8
 
 
 def test_what_is_not_known_or_not_possible_is_none() -> None:
