@@ -49,6 +49,7 @@ def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     from server.commands.profile_commands import add_profile_commands
     from server.commands.provision import add_provision_commands
     from server.commands.rollout import add_rollout_commands
+    from server.commands.scale import add_scale_command
     from server.commands.serve import add_serve_commands
     from server.commands.server import add_server_commands
     from server.commands.shared_options import default_state_dir
@@ -66,6 +67,7 @@ def add_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     add_swarm_command(commands)
     add_profile_commands(commands, default_state_dir())
     add_advise_command(commands)
+    add_scale_command(commands)
     add_job_commands(commands)
     add_device_commands(commands)
     add_rollout_commands(commands)

@@ -27,7 +27,7 @@ from benchmarks.harness.provenance import provenance
 from server.dashboard.app import make_dashboard
 from server.queue.feed import Feed
 from server.simulation.boards import modelled_profiles
-from server.simulation.devices import FLEET as SIMULATED_FLEET
+from server.simulation.presence import FLEET as SIMULATED_FLEET
 from server.simulation.run import JOB_NAME, SimulateOptions, simulate
 from server.storage.ledger import Ledger
 from server.storage.ledger_address import LEDGER_FILE

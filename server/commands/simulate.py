@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from server.commands.shared_options import Commands
 
 _OFF = "off"
+_DAY_H = 24
+_LEAST = {"devices": 1, "rounds": 1, "cohort": 0, "over_selection": 1, "seed": 0, "drift": 0, "min_reports": 1}
 
 
 def add_simulate(commands: Commands[argparse.ArgumentParser], stop: Callable[[], Callable[[], bool]]) -> None:
@@ -38,8 +41,19 @@ def add_simulate(commands: Commands[argparse.ArgumentParser], stop: Callable[[],
         ("throttle", float, 0.2, "share of the devices that get hot and are 1.5 to 3 times slower for a while"),
         ("jitter", float, 0.1, "spread of a round's time: standard deviation of its logarithm"),
         ("deadline-s", float, 600.0, "the job's deadline in virtual seconds"),
+        ("min-reports", int, 1, "reports that a round needs; fewer devices are waited for"),
+        ("work", float, 1.0, "factor on the times of all steps: a larger model, or more steps than are really run"),
+        ("days", float, None, "end after so many virtual days, if the rounds are not done before"),
     ):
-        parser.add_argument(f"--{name}", type=kind, default=default, help=f"{what} (default: %(default)s)")
+        shown = "" if default is None else " (default: %(default)s)"
+        parser.add_argument(f"--{name}", type=kind, default=default, help=what + shown)
+    parser.add_argument(
+        "--nights",
+        type=float,
+        metavar="HOURS",
+        help="devices are on for about eight hours a night, in time zones spread over so many hours, 0 to 24 "
+        "(default: always on)",
+    )
     parser.add_argument(
         "--policy",
         choices=[*get_args(Policy), _OFF],
@@ -70,6 +84,24 @@ def add_simulate(commands: Commands[argparse.ArgumentParser], stop: Callable[[],
     parser.set_defaults(run=_simulate, stop=stop)
 
 
+def _check(args: argparse.Namespace) -> None:
+    for name, least in _LEAST.items():
+        if not getattr(args, name) >= least:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}", "see covey simulate --help")
+    for name in ("drop_out", "throttle"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise ConfigError(f"--{name.replace('_', '-')} is a share: 0 to 1", "see covey simulate --help")
+    if not args.jitter >= 0 or not args.deadline_s > 0:
+        raise ConfigError("--jitter must not be negative, and --deadline-s must be above 0", "leave them out")
+    for name in ("work", "days"):
+        if getattr(args, name) is not None and not 0 < getattr(args, name) < math.inf:
+            raise ConfigError(f"--{name} must be above 0", "see covey simulate --help")
+    if args.nights is not None and not 0 <= args.nights <= _DAY_H:
+        raise ConfigError("--nights is a number of hours, 0 to 24", "see covey simulate --help")
+    if len({args.bundle is None, args.data is None, args.job is None}) > 1:
+        raise ConfigError("--bundle, --data and --job belong together", "give all three, or none")
+
+
 def _simulate(args: argparse.Namespace) -> int:
     """Run a job on simulated devices: real server, protocol and bandit, in virtual time from profiles and traces.
 
@@ -80,16 +112,7 @@ def _simulate(args: argparse.Namespace) -> int:
     from server.simulation.run import SimulateOptions, simulate
     from server.simulation.traces import read_traces
 
-    for name, least in (("devices", 1), ("rounds", 1), ("cohort", 0), ("over_selection", 1), ("seed", 0), ("drift", 0)):
-        if not getattr(args, name) >= least:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}", "see covey simulate --help")
-    for name in ("drop_out", "throttle"):
-        if not 0 <= getattr(args, name) <= 1:
-            raise ConfigError(f"--{name.replace('_', '-')} is a share: 0 to 1", "see covey simulate --help")
-    if not args.jitter >= 0 or not args.deadline_s > 0:
-        raise ConfigError("--jitter must not be negative, and --deadline-s must be above 0", "leave them out")
-    if len({args.bundle is None, args.data is None, args.job is None}) > 1:
-        raise ConfigError("--bundle, --data and --job belong together", "give all three, or none")
+    _check(args)
     options = SimulateOptions(
         devices=args.devices,
         rounds=args.rounds,
@@ -107,6 +130,10 @@ def _simulate(args: argparse.Namespace) -> int:
         throttle=args.throttle,
         jitter=args.jitter,
         deadline_s=args.deadline_s,
+        min_reports=args.min_reports,
+        work=args.work,
+        zones_h=args.nights,
+        days=args.days,
     )
     result = simulate(options, should_stop=args.stop(), state_dir=args.state_dir)
     if result is None:

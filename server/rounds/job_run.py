@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,6 +20,7 @@ from server import events
 from server.errors import JobError
 from server.fleet.devices import SILENT, Device, ineligible, resting
 from server.fleet.exclusion import own_refusal
+from server.fleet.looks import Looks
 from server.fleet.mirrors import mirror_for
 from server.planning.feedback import LossMeasured, PlanSent, RoundClosing, RoundResumed
 from server.planning.planner import Planner
@@ -51,9 +51,6 @@ if TYPE_CHECKING:
     from server.storage.ledger import Ledger
 
 _LOG = logging.getLogger(__name__)
-_LONG_LOOK_S, _REST_OF_A_LOOK = 0.05, 4.0
-"""A job that waits for devices looks at the whole fleet. A look that takes longer than this many seconds is followed by
-a rest of this many times its length: the fleet's messages go on meanwhile."""
 _RETURN_S = LONGEST_PAUSE_S + 10.0
 """Seconds that devices may need to come back to a server that has restarted: their pauses grow while it is away."""
 
@@ -101,8 +98,8 @@ class JobRun:
         self._to_evaluate: tuple[int | None, FloatVector] | None = None
         self._is_evaluating = False
         self._should_stop: Callable[[], bool] = lambda: False
-        self._look_again_at = -math.inf
         self._failed_attempts = 0  # of the current round, since this start
+        self._looks = Looks()
         self._planner = Planner(fitted, ledger)
         self._plans = Plans(fitted, services.blob_url)
         self._exclusions = Exclusions(fitted.job, ledger)
@@ -239,20 +236,12 @@ class JobRun:
     # -- rounds -------------------------------------------------------------------------------------------------
 
     def _try_to_open(self) -> None:
-        began = self._clock()
-        if began < self._look_again_at:
+        needed = self._job.devices_to_start if not self.chain.closed else self._job.min_reports
+        if not self._looks.is_due(self._roster.devices, needed, self._clock()):
             return
-        self._look_and_open()
-        took = self._clock() - began
-        if self.waiting_for is not None and took > _LONG_LOOK_S:
-            self._look_again_at = began + (1 + _REST_OF_A_LOOK) * took
-
-    def _look_and_open(self) -> None:
-        """Look at every device of the fleet, and open a round where there are enough."""
         devices = self.devices()
         index, out = len(self.chain.closed), self._exclusions.reasons
         eligible = [name for name in self._planner.eligible(devices, index, self._clock()) if name not in out]
-        needed = self._job.devices_to_start if index == 0 else self._job.min_reports
         if len(eligible) < needed:
             waiting = events.Waiting(
                 online=len(eligible),
@@ -262,6 +251,7 @@ class JobRun:
                 | {name: out[name] for name in sorted(out) if name in devices},
                 resting=resting(devices, self._clock()),
             )
+            self._looks.was_in_vain(len(self._roster.devices), self._clock())
             if self.waiting_for != waiting:
                 self.waiting_for = waiting
                 self.observe(waiting)
@@ -309,7 +299,8 @@ class JobRun:
                 if device.heard_at is None or device.heard_at < offered_at:
                     self._roster.keeps_silent(device, reason, now)
                 opened.lose(name, reason)
-        if now - self._roster.epoch_began_at > accept_s:
+        if now - self._roster.epoch_began_at > accept_s and opened.swept_epoch != self._roster.epoch:
+            opened.swept_epoch = self._roster.epoch  # once: who answers later is not silent, who begins is not offered
             for name in opened.waiting():
                 if self._roster.device(name).state == SILENT:
                     opened.lose(name, f"it has not answered within {accept_s:g} s of the server's hello")
@@ -376,6 +367,9 @@ class JobRun:
         if self._sync is None:
             took_part = set(queries.last_round_per_device(self._ledger, self._job.name))
             self._sync = FinalSync(self._clock(), took_part)
+        elif not self._looks.is_due(self._roster.devices, 0, self._clock()):
+            return False
+        self._looks.was_in_vain(len(self._roster.devices), self._clock())
         devices = self.devices()
         here = {name for name, device in devices.items() if device.is_here and device.too_old is None}
         for name in self._sync.to_send(here):

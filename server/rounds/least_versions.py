@@ -45,7 +45,7 @@ class LeastVersions:
         birth, sha256, rule = device.birth, self._fitted.bundle_sha256, self._fitted.job.step
         if birth is None or not device.is_here:
             return
-        if device.judged is not None and device.judged[0] == self._judged and device.judged[1] is birth:
+        if device.judged is not None and device.judged[1] is birth and device.judged[0] == self._judged:
             return
         reason = why_too_old(self._fitted.manifest, birth, rule) or why_no_frozen_front(self._fitted.job, birth)
         self._roster.is_too_old(device, reason)

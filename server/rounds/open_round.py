@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,7 @@ class OpenRound:
         plan: what the devices do.
         state: state of each offer.
         rejected: devices whose report was wrong, since this start of the server.
+        swept_epoch: the epoch in which those were left out who had not answered its hello; None: none yet.
     """
 
     def __init__(
@@ -54,7 +56,8 @@ class OpenRound:
         self.plan = plan
         self.state = state
         self.rejected: set[str] = set()
-        self._offered_at = dict.fromkeys(state.offers, offered_at)
+        self.swept_epoch: str | None = None
+        self._offered_at = dict.fromkeys(state.offers, offered_at)  # the earliest offer first
 
     def holds(self, device: str) -> bool:
         """Whether the attempt was offered to the device."""
@@ -81,15 +84,19 @@ class OpenRound:
             self._write(device, OfferState.ACCEPTED)
 
     def unaccepted(self, now: float) -> dict[str, float]:
-        """Return when the offer was made to each device that has let the job's ``accept_s`` pass without an answer."""
-        return {
-            device: self._offered_at[device]
-            for device, state in self.state.offers.items()
-            if state is OfferState.OFFERED and now - self._offered_at[device] > self._job.accept_s
-        }
+        """Return when the offer was made to each device that has let the job's ``accept_s`` pass without an answer.
+
+        It is asked after every message, so it looks at no offer that is younger, and at no answered one twice.
+        """
+        passed = list(itertools.takewhile(lambda made: now - made[1] > self._job.accept_s, self._offered_at.items()))
+        for device, _ in passed:
+            if self.state.offers[device] is not OfferState.OFFERED:
+                del self._offered_at[device]
+        return {device: made_at for device, made_at in passed if device in self._offered_at}
 
     def offer_again(self, device: str, now: float) -> None:
         """Wait again for a lost device that is back."""
+        self._offered_at.pop(device, None)
         self._offered_at[device] = now
         changed = state_machine.offer_again(self.state, device)
         if changed is not self.state:

@@ -11,6 +11,7 @@ A report counts exactly once per (job, round, attempt, device): a duplicate, lat
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 from dataclasses import dataclass
@@ -59,12 +60,12 @@ class Round:
 
     def count(self, *states: OfferState) -> int:
         """Return how many offers are in one of these states."""
-        return sum(map(self._values.count, states))
+        return sum(self.counts[state] for state in states)
 
     @functools.cached_property
-    def _values(self) -> list[OfferState]:
-        """The states as a list, made once: counting in a list is fast."""
-        return list(self.offers.values())
+    def counts(self) -> collections.Counter[OfferState]:
+        """Number of offers in each state; counted once, then carried along with each move."""
+        return collections.Counter(self.offers.values())
 
     @property
     def reported(self) -> list[str]:
@@ -129,4 +130,10 @@ def decide(state: Round, now: float) -> Decision:
 def _move(state: Round, device: str, to: OfferState) -> Round:
     if device not in state.offers:
         return state
-    return dataclasses.replace(state, offers={**state.offers, device: to})
+    offers, counts = dict(state.offers), state.counts.copy()
+    counts[offers[device]] -= 1
+    counts[to] += 1
+    offers[device] = to
+    moved = dataclasses.replace(state, offers=offers)
+    vars(moved)["counts"] = counts  # so that no message counts all offers again
+    return moved

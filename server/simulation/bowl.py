@@ -18,11 +18,15 @@ from server.evaluation import Evaluation
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     from edge_runtime.bundle.levels import Level
     from edge_runtime.values import FloatVector
 
 ROWS = 32
 """Number of rows that each device announces."""
+_APART = 0.1
+"""Standard deviation of the devices' optima around the common one."""
 _A_LAYER = 8
 """Parameters per layer."""
 _TOKENS = 64
@@ -75,16 +79,26 @@ class Bowl:
         self.sha256 = bundle_sha256(encode_manifest(self.manifest))
         self._hessian = np.diag(rng.uniform(0.2, 1.0, size))
         self._optimum = rng.normal(scale=1.0, size=size)
-        self._apart = rng.normal(scale=0.1, size=(devices, size))
-        self._apart -= self._apart.mean(axis=0)
+        self._seed, self._devices = int(rng.integers(2**63)), devices
         self._slices = layer_slices(self.manifest)
         self._held_out = self.engine(None, self.manifest.splits[0])
 
     def engine(self, device: int | None, split: int) -> LayeredQuadraticEngine:
         """Return a device's engine, or (None) the one of the held-out loss."""
-        optimum = self._optimum if device is None else self._optimum + self._apart[device]
+        optimum = self._optimum if device is None else self._optimum + self._apart(device)
         front = front_size(self.manifest.parameters, split)
         return LayeredQuadraticEngine(self._hessian, optimum, front, self._slices, self.manifest.levels)
+
+    def _apart(self, device: int) -> NDArray[np.float64]:
+        """Return how far a device's optimum is from the common one, drawn anew each time.
+
+        Two devices after each other are apart in opposite directions, and a last one without a partner is not, so the
+        common optimum is the mean of all.
+        """
+        if device == self._devices - 1 and device % 2 == 0:
+            return np.zeros_like(self._optimum)
+        rng = np.random.Generator(np.random.PCG64([self._seed, device // 2]))
+        return (-1.0) ** device * rng.normal(scale=_APART, size=self._optimum.size)
 
     def training_engine(self, device: int) -> LayeredQuadraticEngine:
         """See SimulatedTask; gradients do not depend on the split."""

@@ -2,203 +2,122 @@
 
 from __future__ import annotations
 
-import fnmatch
+import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from msgspec import UNSET
 
-from edge_runtime.agent.birth import METHODS
 from edge_runtime.agent.reports import SessionFacts, delta_report, round_report
 from edge_runtime.backprop.importance import LayerStatistics
 from edge_runtime.backprop.round import BackpropSettings, Personal, train_backprop
 from edge_runtime.bundle.adapter import adapter_sha256
 from edge_runtime.bundle.layers import layer_slices
-from edge_runtime.bundle.memory_need import LevelNeed
 from edge_runtime.forward_only.replay import replay
 from edge_runtime.forward_only.round import RoundSettings, train_round
 from edge_runtime.network.transport import Message
 from edge_runtime.protocol.delta import encode_delta
 from edge_runtime.protocol.messages import AnyMessage, decode_message, decode_plan, encode_message
 from edge_runtime.protocol.plans import AdapterRef, BackpropPlan, SyncPlan, TrainPlan
-from edge_runtime.protocol.presence import Birth, Capability, DeviceState, Hello, ProfileMessage
+from edge_runtime.protocol.presence import Hello
 from edge_runtime.protocol.reports import DeltaReport, PlanAccepted, ReportAck, RoundReport, Synced
 from edge_runtime.protocol.round_log import RoundLog, decode_chain
 from edge_runtime.protocol.step_rule import StepRule
-from edge_runtime.protocol.topics import Kind, device_of, hello_topic, topic_for
+from edge_runtime.protocol.topics import device_of, hello_topic, topic_for
 from server.bandit.arms import Arm, PriceBasis, price, price_left
 from server.errors import JobError
+from server.simulation.presence import FLEET
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from edge_runtime.protocol.profile import Profile
     from edge_runtime.values import FloatVector
+    from server.simulation.crowd import Crowd, SimulatedDevice
+    from server.simulation.figures import Traffic
+    from server.simulation.presence import Presence
     from server.simulation.task import SimulatedTask
-    from server.simulation.traces import TraceEvent
     from server.simulation.virtual import VirtualWorld
     from server.storage.blobs import BlobStore
 
-FLEET = "simulated"
 _ANY_RULE = StepRule()  # backprop rounds have no step rule
 _AWAY_S = 300.0
 _LINK_S = 0.5  # duration of a plan, an adapter and a report: a round's cost beside its steps
 
 
-@dataclass
-class SimulatedDevice:
-    """One device.
+@dataclass(frozen=True)
+class Chances:
+    """What happens to devices by chance.
 
     Attributes:
-        name: its name.
-        index: its number.
-        profile: the profile that it announces.
-        speed: constant factor on the durations of its profile.
-        slowdown: further factor on them at the moment, such as from heat.
-        here: whether it is on.
-        starts: number of its starts.
-        report: its last report.
-        delta: the delta of that report, which the server may ask for.
-        kept_rows: rows whose activation of a frozen front it has kept.
+        drop_out: probability that a device vanishes in a round, for five minutes.
+        jitter: standard deviation of the logarithm of a round's duration.
+        rng: source of drop-outs, jitter and noise.
     """
 
-    name: str
-    index: int
-    profile: Profile
-    speed: float = 1.0
-    slowdown: float = 1.0
-    here: bool = True
-    starts: int = 0
-    report: RoundReport | DeltaReport | None = None
-    kept_rows: int = 0
-    delta: bytes = b""
-
-    @property
-    def can_backprop(self) -> bool:
-        """Whether its profile has training graphs."""
-        return any(graph.kind == "train" and graph.latencies for graph in self.profile.graphs)
+    drop_out: float
+    jitter: float
+    rng: np.random.Generator
 
 
 class SimulatedFleet:
-    """All devices of a simulation.
+    """The devices' answers to what the server sends.
 
     Args:
         world: the virtual clock, which delivers events.
         task: what they learn.
-        devices: the devices.
+        crowd: the devices.
+        presence: who of them is here.
         served: the server's blobs: adapters and logs.
         uploaded: receives the devices' deltas.
-        drop_out: probability that a device vanishes in a round.
-        jitter: standard deviation of the logarithm of a round's duration.
-        rng: source of drop-outs, jitter and noise.
+        chances: how often they vanish, and how their times vary.
+        traffic: counts messages and bytes.
     """
 
     def __init__(
         self,
         world: VirtualWorld,
         task: SimulatedTask,
-        devices: Sequence[SimulatedDevice],
+        crowd: Crowd,
+        presence: Presence,
         served: BlobStore,
         uploaded: BlobStore,
-        drop_out: float,
-        jitter: float,
-        rng: np.random.Generator,
+        chances: Chances,
+        traffic: Traffic,
     ) -> None:
         self._world = world
         self._task = task
-        self.devices = {device.name: device for device in devices}
+        self._crowd, self._presence = crowd, presence
         self._served, self._uploaded = served, uploaded
-        self._drop_out, self._jitter, self._rng = drop_out, jitter, rng
+        self._chances, self._rng = chances, chances.rng
+        self._traffic = traffic
         self._slices = layer_slices(task.manifest)
         self._adapters: dict[str, FloatVector] = {task.initial_sha256: task.initial_adapter()}
         self._moments: dict[str, FloatVector] = {}
-        self._epoch: str | None = None
         self.device_rounds = 0
 
-    def follow(self, trace: Sequence[TraceEvent]) -> None:
-        """Schedule the events of a trace."""
-        for event in trace:
-            for name in fnmatch.filter(self.devices, event.device):
-                self._world.at(event.at_s, self._happening(self.devices[name], event))
+    # -- messages from and to devices --------------------------------------------------------------------------------
 
-    def _happening(self, device: SimulatedDevice, event: TraceEvent) -> Callable[[], None]:
-        def happen() -> None:
-            if event.slowdown is not None:
-                device.slowdown = event.slowdown
-            if event.here is True and not device.here:
-                self._join(device)
-            elif event.here is False and device.here:
-                self._leave(device)
-
-        return happen
-
-    # -- messages from devices ---------------------------------------------------------------------------------------
-
-    def _say(self, device: SimulatedDevice, kind: Kind, message: AnyMessage, after_s: float) -> None:
-        payload = Message(topic_for(FLEET, device.name, kind), encode_message(message))
-        self._world.at(self._world.now + after_s, payload)
-
-    def _join(self, device: SimulatedDevice) -> None:
-        device.here, device.starts = True, device.starts + 1
-        self._announce(device)
-
-    def _announce(self, device: SimulatedDevice) -> None:
-        """Send birth, profile and state under the server's epoch."""
-        boot_id, measured = f"{device.name}-{device.starts}", device.profile.measured
-        levels = [LevelNeed(level, 0, 0) for level in self._task.manifest.levels]
-        capability = Capability(
-            kind="backprop" if device.can_backprop else "forward-only",
-            levels=levels if device.can_backprop else [],
-            bytes_free=None,
-        )
-        birth = Birth(
-            device=device.name,
-            boot_id=boot_id,
-            connection=1,
-            epoch=self._epoch,
-            covey_version="simulated",
-            python_version="simulated",
-            machine="simulated",
-            runtimes={},
-            methods=METHODS,
-            rows=len(self._task.rows(device.index)),
-            bundle_sha256=self._task.sha256,
-            adapter_sha256=self._task.initial_sha256,
-            capability=capability,
-            execution_providers=UNSET if measured is None else measured.execution_providers,
-        )
-        self._say(device, "birth", birth, 0.0)
-        self._say(device, "profile", ProfileMessage(device=device.name, profile=device.profile), 0.0)
-        self._say(device, "state", DeviceState(state="online", boot_id=boot_id, epoch=self._epoch), 0.0)
-
-    def _leave(self, device: SimulatedDevice) -> None:
-        device.here, device.report = False, None
-        boot_id = f"{device.name}-{device.starts}"
-        self._say(device, "state", DeviceState(state="lost", boot_id=boot_id), 0.0)
-
-    # -- messages to devices ----------------------------------------------------------------------------------
+    def _report(self, device: SimulatedDevice, message: AnyMessage, after_s: float) -> None:
+        payload = encode_message(message)
+        self._traffic.report_messages += 1
+        self._traffic.report_bytes += len(payload)
+        self._world.at(self._world.now + after_s, Message(topic_for(FLEET, device.name, "report"), payload))
 
     def deliver(self, topic: str, payload: bytes) -> None:
         """Handle a message that the server has published."""
         if topic == hello_topic(FLEET):
-            self._epoch = decode_message(payload, Hello).epoch
-            for device in self.devices.values():
-                if device.here:
-                    self._announce(device)
+            self._presence.answer_hello(decode_message(payload, Hello).epoch)
             return
-        device = self.devices[device_of(topic)]
-        if not device.here:
+        index = self._crowd.index_of(device_of(topic))
+        if not self._crowd.here[index]:
             return
+        traffic, device = self._traffic, self._crowd.device(index)
+        traffic.plan_messages += 1
+        traffic.plan_bytes += len(payload)
         if topic.endswith("/report/ack"):
-            ack = decode_message(payload, ReportAck)
-            if ack.outcome == "upload" and isinstance(device.report, DeltaReport):
-                path = self._uploaded.temporary()
-                path.write_bytes(device.delta)
-                self._uploaded.adopt(path, device.report.delta.sha256)
-                self._say(device, "report", device.report, 0.0)
+            self._take_ack(device, decode_message(payload, ReportAck))
             return
         plan = decode_plan(payload)
+        self._fetch(device, plan.adapter)
         if isinstance(plan, SyncPlan):
             self._theta(plan.adapter)
             synced = Synced(
@@ -208,23 +127,49 @@ class SimulatedFleet:
                 adapter_sha256=plan.adapter.file.sha256,
                 blob_bytes=0,
             )
-            self._say(device, "report", synced, _LINK_S)
+            self._report(device, synced, _LINK_S)
             return
+        if device.last_round is not None and device.last_round != plan.round:
+            traffic.gaps[plan.round - device.last_round] += 1
+        device.last_round = plan.round
         self._begin(device, plan)
+
+    def _take_ack(self, device: SimulatedDevice, ack: ReportAck) -> None:
+        if ack.outcome != "upload":
+            device.report, device.delta = None, b""
+        elif isinstance(device.report, DeltaReport):
+            path = self._uploaded.temporary()
+            path.write_bytes(device.delta)
+            self._uploaded.adopt(path, device.report.delta.sha256)
+            self._traffic.report_bytes += len(device.delta)
+            self._report(device, device.report, 0.0)
+
+    def _fetch(self, device: SimulatedDevice, adapter: AdapterRef) -> None:
+        """Count what a device fetches, the way that a real one does; all of them share what is fetched."""
+        has, wanted = device.adapter_sha256 or self._task.initial_sha256, adapter.file.sha256
+        if has == wanted:
+            return
+        if adapter.log is not None and adapter.log_base_sha256 == has:
+            self._traffic.logs += 1
+            self._traffic.log_bytes += adapter.log.size_bytes
+        else:
+            self._traffic.files += 1
+            self._traffic.file_bytes += adapter.file.size_bytes
+        device.adapter_sha256 = wanted
 
     def _begin(self, device: SimulatedDevice, plan: TrainPlan | BackpropPlan) -> None:
         accepted = PlanAccepted(job=plan.job, round=plan.round, attempt=plan.attempt, device=device.name)
-        self._say(device, "report", accepted, _LINK_S / 2)
-        seconds = self._seconds(device, plan) * float(np.exp(self._jitter * self._rng.standard_normal()))
-        if self._rng.random() < self._drop_out:
+        self._report(device, accepted, _LINK_S / 2)
+        seconds = self._seconds(device, plan) * float(np.exp(self._chances.jitter * self._rng.standard_normal()))
+        if self._rng.random() < self._chances.drop_out:
             gone_s = self._world.now + float(self._rng.random()) * seconds
-            self._world.at(gone_s, lambda: self._leave(device) if device.here else None)
-            self._world.at(gone_s + _AWAY_S, lambda: None if device.here else self._join(device))
+            self._world.at(gone_s, functools.partial(self._presence.leave, device.index))
+            self._world.at(gone_s + _AWAY_S, functools.partial(self._presence.back, device.index))
             return
-        starts = device.starts
+        crowd, starts = self._crowd, int(self._crowd.starts[device.index])
 
         def finish() -> None:
-            if device.here and device.starts == starts:
+            if crowd.here[device.index] and crowd.starts[device.index] == starts:
                 self._finish(device, plan, seconds)
 
         self._world.at(self._world.now + _LINK_S / 2 + seconds, finish)
@@ -252,7 +197,7 @@ class SimulatedFleet:
         if _looks_up(plan):
             hits, misses = self._looked_up(device, plan)
             left = price_left(priced.front_share, misses / (hits + misses))
-        return priced.profile_s * left * device.speed * device.slowdown
+        return priced.profile_s * left * device.speed * self._crowd.slowdown(device.index)
 
     def _looked_up(self, device: SimulatedDevice, plan: TrainPlan | BackpropPlan) -> tuple[int, int]:
         """Return for how many rows of a round's batches a frozen front is looked up, and for how many it is run."""
@@ -312,7 +257,7 @@ class SimulatedFleet:
             device.report = self._forward(device, plan, theta, seconds)
         else:
             device.report = self._backprop(device, plan, theta, seconds)
-        self._say(device, "report", device.report, _LINK_S / 2)
+        self._report(device, device.report, _LINK_S / 2)
 
     def _forward(self, device: SimulatedDevice, plan: TrainPlan, theta: FloatVector, seconds: float) -> RoundReport:
         settings = RoundSettings.of_plan(plan, device.name, self._moment(plan.adapter))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import os
+import resource
 import tempfile
 import time
 from dataclasses import dataclass
@@ -26,9 +26,13 @@ from server.job.fitted import FittedJob, fit_to_bundle
 from server.job.job import Job, JobBandit, JobStld, read_job
 from server.profiles.files import read_profile
 from server.rounds.services import Services
+from server.simulation.availability import DAY_S, Nights
 from server.simulation.boards import common, modelled_profiles
 from server.simulation.bowl import Bowl
-from server.simulation.devices import FLEET, SimulatedDevice, SimulatedFleet
+from server.simulation.crowd import Crowd
+from server.simulation.devices import Chances, SimulatedFleet
+from server.simulation.figures import Counted, Pace, Traffic
+from server.simulation.presence import FLEET, Presence
 from server.simulation.task import BundleTask
 from server.simulation.traces import TraceEvent, throttling
 from server.simulation.virtual import VirtualTransport, VirtualWorld
@@ -70,7 +74,11 @@ class SimulateOptions:
     drift: float = 0.3
     throttle: float = 0.2
     jitter: float = 0.1
+    min_reports: int = 1
     deadline_s: float = 600.0
+    work: float = 1.0
+    zones_h: float | None = None
+    days: float | None = None
 
 
 def _task_and_profiles(
@@ -128,8 +136,8 @@ def _job(options: SimulateOptions, task: SimulatedTask, splits: Sequence[int], l
         seed=options.seed,
         cohort=min(options.cohort, options.devices),
         over_selection=options.over_selection,
-        min_reports=1,
-        min_devices=max(1, options.devices // 2),
+        min_reports=options.min_reports,
+        min_devices=max(options.min_reports, options.devices // 2) if options.zones_h is None else 0,
         deadline_s=options.deadline_s,
         bandit=None if options.policy is None else JobBandit(policy=options.policy),
         adaptive=fitted.job.adaptive if options.policy is None else None,
@@ -173,25 +181,31 @@ def simulate(
         stores = open_stores(root, durable=False)
         stack.callback(stores.ledger.close)
         world = VirtualWorld()
-        fleet = _fleet(options, world, task, profiles, stores, rng)
+        counted = Counted(Traffic(), Pace(world.clock, observe))
+        fleet = _fleet(options, world, task, profiles, stores, rng, counted)
 
         def services() -> Services:
             transport = VirtualTransport(world, fleet.deliver)
             evaluator = InlineEvaluator(task.evaluate)
             return Services(transport, stores.uploads, evaluator, world.clock, blob_url="http://simulated")
 
-        composed = compose(FLEET, fitted, task, stores, services, observe)
+        composed = compose(FLEET, fitted, task, stores, services, counted.pace.observe)
         started, cpu_started = time.perf_counter(), time.process_time()
-        if not composed.run(should_stop):
+        until_s = math.inf if options.days is None else options.days * DAY_S
+        finished = composed.run(lambda: world.now >= until_s or should_stop())
+        if not finished and world.now < until_s:
             return None
-        stores.ledger.end_job(fitted.job.name, "finished", None)
+        stores.ledger.end_job(fitted.job.name, "finished" if finished else "stopped", None)
         return {
             **_result(stores.ledger, fitted.job),
+            **counted.pace.result(),
+            **counted.traffic.result(),
             "virtual_s": world.now,
             "wall_s": time.perf_counter() - started,
             "cpu_s": time.process_time() - cpu_started,
             "device_rounds": fleet.device_rounds,
             "messages": world.delivered,
+            "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
 
 
@@ -207,32 +221,26 @@ def _fleet(
     profiles: Sequence[Profile],
     stores: Stores,
     rng: np.random.Generator,
+    counted: Counted,
 ) -> SimulatedFleet:
     """Return the fleet, which has joined and follows the traces."""
-    devices = _devices(options, profiles, task.sha256, rng)
-    uploaded = stores.uploads.blobs
-    fleet = SimulatedFleet(world, task, devices, stores.blobs, uploaded, options.drop_out, options.jitter, rng)
+    crowd = Crowd(_of_bundle(profiles, task.sha256), options.devices, options.drift, options.work, rng)
+    presence = Presence(world, crowd, task, counted, tells_profiles=options.policy is not None)
+    chances = Chances(options.drop_out, options.jitter, rng)
+    fleet = SimulatedFleet(world, task, crowd, presence, stores.blobs, stores.uploads.blobs, chances, counted.traffic)
     length_s = _SECONDS_PER_ROUND * options.rounds
-    fleet.follow([*options.traces, *throttling([d.name for d in devices], options.throttle, length_s, rng)])
+    presence.follow(options.traces)
+    presence.follow(throttling(crowd.names(), options.throttle, length_s, rng))
+    if options.zones_h is not None:
+        nights = Nights(options.devices, options.zones_h, np.random.Generator(np.random.PCG64([options.seed, 1])))
+        presence.follow_changes(nights.changes())
     return fleet
 
 
-def _devices(
-    options: SimulateOptions, profiles: Sequence[Profile], sha256: str, rng: np.random.Generator
-) -> list[SimulatedDevice]:
-    ours = [
+def _of_bundle(profiles: Sequence[Profile], sha256: str) -> list[Profile]:
+    return [
         msgspec.structs.replace(profile, bundle=msgspec.structs.replace(profile.bundle, sha256=sha256))
         for profile in profiles
-    ]
-    width = len(str(options.devices - 1))
-    return [
-        SimulatedDevice(
-            name=f"{profile.facts.board}-{index:0{width}}"[:63],
-            index=index,
-            profile=profile,
-            speed=math.exp(options.drift * rng.standard_normal()),
-        )
-        for index, profile in zip(range(options.devices), itertools.cycle(ours), strict=False)
     ]
 
 

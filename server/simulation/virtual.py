@@ -24,15 +24,18 @@ class VirtualWorld:
     def __init__(self) -> None:
         self.now = 0.0
         self.delivered = 0
-        self._events: list[tuple[float, int, Message | Callable[[], None]]] = []
+        self._events: list[tuple[float, int, Message | Callable[[], Message | None]]] = []
         self._count = 0
 
     def clock(self) -> float:
         """Return virtual seconds."""
         return self.now
 
-    def at(self, when_s: float, event: Message | Callable[[], None]) -> None:
-        """Schedule a message to the server, or a call; events at the same time happen in the order of scheduling."""
+    def at(self, when_s: float, event: Message | Callable[[], Message | None]) -> None:
+        """Schedule a message to the server, or a call, which may make one.
+
+        Events at the same time happen in the order of scheduling.
+        """
         heapq.heappush(self._events, (max(when_s, self.now), self._count, event))
         self._count += 1
 
@@ -40,10 +43,10 @@ class VirtualWorld:
         """Advance to the next message for the server, at most to a time; None: there is none until then."""
         while self._events and self._events[0][0] <= until_s:
             self.now, _, event = heapq.heappop(self._events)
-            if isinstance(event, Message):
+            message = event if isinstance(event, Message) else event()
+            if message is not None:
                 self.delivered += 1
-                return event
-            event()
+                return message
         self.now = until_s
         return None
 

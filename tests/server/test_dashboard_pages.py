@@ -17,7 +17,7 @@ from litestar.testing import TestClient
 from server.dashboard.app import make_dashboard
 from server.dashboard.templates import STATIC, render
 from server.queue.feed import Feed
-from server.simulation.devices import FLEET
+from server.simulation.presence import FLEET
 from server.simulation.run import JOB_NAME, SimulateOptions, simulate
 from server.storage.ledger import Ledger
 from server.storage.ledger_address import LEDGER_FILE

@@ -17,7 +17,7 @@ from edge_runtime.protocol.held_out import HeldOut
 from server.cli import main
 from server.dashboard.app import make_dashboard
 from server.errors import NoSuchDeviceError
-from server.simulation.devices import FLEET
+from server.simulation.presence import FLEET
 from server.simulation.run import SimulateOptions, simulate
 from server.storage.device_queries import devices_of
 from server.storage.ledger import Ledger

@@ -29,7 +29,7 @@ from server.profiles.received import ProfileStore, profile_history
 from server.rounds.services import Services
 from server.simulation.boards import modelled_profiles
 from server.simulation.bowl import Bowl
-from server.simulation.devices import FLEET
+from server.simulation.presence import FLEET
 from server.simulation.virtual import VirtualTransport, VirtualWorld
 from server.storage.device_writes import PROFILES_KEPT
 from server.storage.ledger import Ledger
