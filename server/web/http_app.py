@@ -51,7 +51,7 @@ def make_app(blobs: BlobStore, uploads: Uploads | None = None, releases: Release
     """
 
     async def blob(request: Request) -> Response:
-        path = blobs.path(request.path_params["sha256"])
+        path = await run_in_threadpool(blobs.path, request.path_params["sha256"])  # it may have to be fetched first
         if path is None:
             raise HTTPException(404, "no such blob")
         return FileResponse(path, media_type="application/octet-stream", headers={"cache-control": "immutable"})
