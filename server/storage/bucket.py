@@ -198,11 +198,7 @@ class Bucket:
         began: float | None = None
         while True:
             try:
-                found = act()
-            except FileNotFoundError as error:
-                if _NO_BUCKET in str(error):
-                    raise self._failed(verb, error) from error
-                raise
+                return self._answered(verb, act, has_waited=began is not None)
             except self._obstore.exceptions.BaseError as error:
                 problem = self._failed(verb, error)
                 now = self._clock()
@@ -210,12 +206,21 @@ class Bucket:
                     raise problem from error
                 if began is None:
                     began = now
-                    _LOG.warning("waiting: %s", problem)
+                    _LOG.warning("waiting: %s", problem.what)
                 self._sleep(_AGAIN_S)
-            else:
-                if began is not None:
-                    _LOG.warning("the blobs %s are back", self.place)
-                return found
+
+    def _answered(self, verb: str, act: Callable[[], T], *, has_waited: bool) -> T:
+        try:
+            found = act()
+        except FileNotFoundError as error:
+            if _NO_BUCKET in str(error):
+                raise self._failed(verb, error) from error
+            if has_waited:
+                _LOG.warning("the blobs %s are back", self.place)
+            raise
+        if has_waited:
+            _LOG.warning("the blobs %s are back", self.place)
+        return found
 
     def _is_away(self, error: Exception) -> bool:
         """Whether an error may end by itself: no answer, or one that says that the service has a trouble."""
@@ -275,4 +280,6 @@ def _said(error: Exception) -> str:
         return f"{code}: {said[1]}" if said is not None else code
     if status is not None:
         return f"it answers with status {status}"
-    return " ".join(text.partition("\n")[0].split())
+    first = " ".join(text.partition("\n")[0].split())
+    sent = re.search(r"Error performing [A-Z]+ (\S+://[^/\s]+)\S* .* - (.*)", first)
+    return first if sent is None else f"no answer from {sent[1]} ({sent[2]})"
