@@ -14,7 +14,7 @@ EXTRA_executorch := ,executorch
 EXTRA_mixed := ,executorch
 export PYTHON VENV
 
-.PHONY: help install dev demo test test-all test-long explore test-oldest test-newest test-arm check lint files format bench bench-full bench-convergence bench-dashboard bench-decode bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-bandit bench-fleet bench-load bench-scale board hil hil-cards deb docs clean bench-switches bench-top bench-fronts test-llama bench-base bench-costs
+.PHONY: $(shell sed -nE 's/^([a-z-]+):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -134,6 +134,9 @@ bench-rounds: $(STAMP) ## what a round, dead devices and a fleet at rest cost th
 
 bench-costs: $(STAMP) ## what a device and a round cost the server, and the model of covey scale; the last line is JSON
 	$(BIN)/python -m benchmarks.speed.costs --write
+
+bench-failover: $(STAMP) ## seconds until a standby goes on after kill -9, and rounds with PostgreSQL against SQLite (some minutes); the last line is JSON
+	$(BIN)/python -m benchmarks.speed.failover
 
 bench-signing: $(STAMP) ## what signatures cost, per message and per round of 1,000 devices; the last line is JSON
 	$(BIN)/python -m benchmarks.speed.signing

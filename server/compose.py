@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,10 @@ from server.rounds.coordinator import Coordinator
 from server.rounds.job_run import JobRun
 from server.rounds.roster import Roster
 from server.storage.adapters import AdapterChain
+from server.storage.blob_address import BLOBS_FOLDER, COPIES_FOLDER, DELTAS_FOLDER
 from server.storage.blobs import BlobStore
+from server.storage.bucket import bucket_of
+from server.storage.bucket_blobs import BucketBlobs
 from server.storage.ledger import Ledger
 from server.storage.ledger_address import LEDGER_FILE
 from server.storage.queries import closed_rounds
@@ -55,14 +59,33 @@ def open_stores(state_dir: Path, *, durable: bool = True, waiting: Waiting | Non
     Args:
         state_dir: the server's state directory.
         durable: whether the ledger survives a power cut.
-        waiting: how a server takes a ledger in PostgreSQL for itself; None: it does not.
+        waiting: how a server takes a ledger in PostgreSQL for itself, and waits for a bucket; None: it does not.
 
     Raises:
-        StorageError: the ledger cannot be opened.
+        StorageError: the ledger cannot be opened, or the bucket not be used.
+        ConfigError: the bucket's settings are none.
         JobError: another server has it.
     """
     ledger = Ledger(state_dir / LEDGER_FILE, durable=durable, waiting=waiting)
-    return Stores(ledger, BlobStore(state_dir / "blobs"), Uploads(BlobStore(state_dir / "deltas")))
+    try:
+        blobs, deltas = _open_blobs(state_dir, time.sleep if waiting is None else waiting.sleep)
+    except BaseException:
+        ledger.close()
+        raise
+    return Stores(ledger, blobs, Uploads(deltas))
+
+
+def _open_blobs(state_dir: Path, sleep: Callable[[float], object]) -> tuple[BlobStore, BlobStore]:
+    """Return the blobs that are served, and those that devices send."""
+    bucket = bucket_of(state_dir, sleep)
+    if bucket is None:
+        return BlobStore(state_dir / BLOBS_FOLDER), BlobStore(state_dir / DELTAS_FOLDER)
+    bucket.check()
+    copies = state_dir / COPIES_FOLDER
+    blobs, deltas = (BucketBlobs(bucket, name, copies / name) for name in (BLOBS_FOLDER, DELTAS_FOLDER))
+    for store in (blobs, deltas):
+        store.drop_old_copies()
+    return blobs, deltas
 
 
 @dataclass(frozen=True)

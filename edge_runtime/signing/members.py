@@ -16,6 +16,8 @@ from edge_runtime.signing.transport import SignedTransport, signed_will
 from edge_runtime.signing.verifier import Verifier
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from edge_runtime.network.transport import Transport, Will
     from edge_runtime.signing.key_files import DeviceKeys, ServerKeys
     from edge_runtime.signing.keys import Keys, PrivateKey
@@ -57,12 +59,16 @@ def device_member(keys: DeviceKeys, fleet: str, name: str, boot_id: str, state_d
     return Member(signer, Verifier(name, fleet, boot_id, book, HelloFile(state_dir / HEARD_HELLO_FILE)))
 
 
-def server_member(keys: ServerKeys, fleet: str, state_dir: Path) -> Member:
-    """Return the server; see device_member."""
-    return member_with(read_private_key(keys.key_file), KeyFolder(keys.device_keys), fleet, state_dir)
+def server_member(
+    keys: ServerKeys, fleet: str, state_dir: Path, shared_clock_s: Callable[[], float] | None = None
+) -> Member:
+    """Return the server; see member_with."""
+    return member_with(read_private_key(keys.key_file), KeyFolder(keys.device_keys), fleet, state_dir, shared_clock_s)
 
 
-def member_with(key: PrivateKey, devices: Keys, fleet: str, state_dir: Path) -> Member:
+def member_with(
+    key: PrivateKey, devices: Keys, fleet: str, state_dir: Path, shared_clock_s: Callable[[], float] | None = None
+) -> Member:
     """Return the server.
 
     Args:
@@ -70,7 +76,11 @@ def member_with(key: PrivateKey, devices: Keys, fleet: str, state_dir: Path) -> 
         devices: the keys of the devices.
         fleet: name of the fleet.
         state_dir: keeps its message numbers.
+        shared_clock_s: seconds since 1970 by a clock that it shares with the machines that may be the server in turn,
+            each with a ``state_dir`` of its own; None: there are none.
     """
     session = secrets.token_hex(8)
     numbers = SequenceStore(state_dir / SEQUENCE_FILE)
+    if shared_clock_s is not None:
+        numbers = SequenceStore(state_dir / SEQUENCE_FILE, lambda: int(shared_clock_s() * 1e6), is_shared=True)
     return Member(Signer(SERVER, fleet, session, key, numbers.take), Verifier(SERVER, fleet, session, devices))

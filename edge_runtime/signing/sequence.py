@@ -55,13 +55,17 @@ class SequenceStore:
     was used before, because no member sends a million messages a second. So a lost file, or a state directory that
     was restored without it, does not make a member repeat itself; its clock matters then alone, and for no check.
 
+    A member that several machines may be in turn, each with a file of its own, begins at ``begin_at`` too, if that is
+    ahead of its file; the machines share its clock.
+
     Args:
         path: the file.
         begin_at: where numbers begin without a file.
+        is_shared: whether the member may have been on another machine meanwhile.
     """
 
-    def __init__(self, path: Path, begin_at: Callable[[], int] = clock_us) -> None:
-        self._path, self._begin_at = path, begin_at
+    def __init__(self, path: Path, begin_at: Callable[[], int] = clock_us, *, is_shared: bool = False) -> None:
+        self._path, self._begin_at, self._is_shared = path, begin_at, is_shared
         self._next: int | None = None
         self._reserved = 0
         self._lock = threading.Lock()
@@ -96,4 +100,4 @@ class SequenceStore:
         except _DamagedError as error:
             set_aside(self._path, f"{self._path}: {error.what}")
             return max(self._begin_at(), 0)
-        return found.reserved
+        return max(found.reserved, self._begin_at()) if self._is_shared else found.reserved

@@ -238,7 +238,7 @@ def make_join_tokens(args: argparse.Namespace, names: list[str], valid_s: float)
         ):
             subject = names[0] if len(names) == 1 else f"{len(names)} names"
             entry = ledger.audit_begun(Asker("local", "socket"), "token", subject, f"for {valid_s:g} s")
-            made = make_tokens(ledger, trust.authority, url, names, valid_s, time.time())
+            made = make_tokens(ledger, trust.authority, url, names, valid_s, ledger.now_s())
             ledger.audit_ended(entry, DONE)
             return made
     found: dict[str, str] = answer["tokens"]

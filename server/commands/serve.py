@@ -108,12 +108,18 @@ def add_addresses(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_ledger(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where the ledger is, and whether the server waits for it."""
+    """Add the options that say where ledger and blobs are, and whether the server waits for them."""
     parser.add_argument(
         "--ledger",
         metavar="URL",
         help="keep the ledger in PostgreSQL: postgresql://user@host/database, password in ~/.pgpass (default: a file "
         "in --state-dir, which remembers the address)",
+    )
+    parser.add_argument(
+        "--blobs",
+        metavar="URL",
+        help="keep adapters, logs and deltas in a bucket: s3://bucket/prefix, with keys, region and endpoint from "
+        "AWS_* or ~/.aws (default: folders in --state-dir, which remembers the address)",
     )
     parser.add_argument(
         "--standby",
@@ -191,6 +197,7 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
         signing=None if args.sign_key is None else ServerKeys(args.sign_key, args.device_keys),
         ledger=args.ledger,
         standby=args.standby,
+        blobs=args.blobs,
     )
 
 

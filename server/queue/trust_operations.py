@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.errors import ConfigError
@@ -72,7 +71,7 @@ class TrustOperations:
             authority = open_trust(self._state_dir).authority
 
             def wish() -> dict[str, str]:
-                return make_tokens(self._ledger, authority, server_url, names, valid_s, time.time())
+                return make_tokens(self._ledger, authority, server_url, names, valid_s, self._ledger.now_s())
 
             return self._acts.turn(number, asker, subject, wish)
 

@@ -56,7 +56,7 @@ def choices_of(ledger: Ledger, blobs: BlobStore, fleet: str) -> list[Choice]:
 def _of_jobs(ledger: Ledger, blobs: BlobStore, fleet: str) -> Iterator[Choice]:
     for job in queries.jobs_of(ledger, fleet)[: -_MOST_JOBS - 1 : -1]:
         closed = queries.closed_rounds(ledger, job.name)
-        if closed and blobs.path(closed[-1].result_sha256) is not None:
+        if closed and blobs.has(closed[-1].result_sha256):
             label = f"adapter of job {job.name}, which is {job.state}, after round {closed[-1].index + 1}"
             yield Choice("adapter", job.name, None, label)
         if job.bundle_path is not None and (Path(job.bundle_path) / MANIFEST_FILE).is_file():

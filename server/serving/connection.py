@@ -49,8 +49,9 @@ class Connection:
     signed: SignedTransport | None = None
 
 
-Connect = Callable[[contextlib.ExitStack, int, "Security | None"], Connection]
-"""Connects a server: gets a stack for clean-up, the HTTP port, and what protects the fleet, if anything does."""
+Connect = Callable[[contextlib.ExitStack, int, "Security | None", "Callable[[], float] | None"], Connection]
+"""Connects a server: gets a stack for clean-up, the HTTP port, what protects the fleet, if anything does, and the clock
+that it shares with the machines that may be the server in turn (Ledger.shared_clock_s)."""
 
 
 def connect_to_broker(options: ServeOptions, should_stop: Callable[[], bool]) -> Connect:
@@ -60,8 +61,14 @@ def connect_to_broker(options: ServeOptions, should_stop: Callable[[], bool]) ->
     before it.
     """
 
-    def connect(stack: contextlib.ExitStack, http_port: int, security: Security | None) -> Connection:
-        member, tls, is_embedded = signing_member(options, security), broker_files(options), _is_own(options)
+    def connect(
+        stack: contextlib.ExitStack,
+        http_port: int,
+        security: Security | None,
+        shared_clock_s: Callable[[], float] | None,
+    ) -> Connection:
+        member = signing_member(options, security, shared_clock_s)
+        tls, is_embedded = broker_files(options), _is_own(options)
         at = (options.listen, options.mqtt_port) if security is None else ("127.0.0.1", 0)
         address = stack.enter_context(open_broker(options.broker, *at, should_stop))
         mqtt_port = address.port

@@ -119,8 +119,7 @@ def open_host(
     Args:
         options: folders and addresses; those of the broker are ``connect``'s.
         stores: what it keeps on disk.
-        connect: connects once the HTTP side listens; gets a stack for clean-up, the HTTP port, and what protects the
-            fleet.
+        connect: connects once the HTTP side listens; see connection.Connect.
         prepare: reads a job's files, in a thread of its own.
         observe: receives events with the job that they are of; None: the fleet's.
         should_stop: asked while something is waited for.
@@ -134,7 +133,7 @@ def open_host(
         security = open_security(options, stores.ledger)
         refresh = keep_revoked(options, security, stores.ledger)
         port = stack.enter_context(_serve_blobs(options, stores, security))
-        connection = connect(stack, port, security)
+        connection = connect(stack, port, security, stores.ledger.shared_clock_s)
         ports = Ports(connection.mqtt_port, port)
         join_port = stack.enter_context(serve_joining(options, security, stores.ledger, ports))
         services = _services(connection, stores, _blob_url(options, security, port), options.blob_mirror)
@@ -262,7 +261,7 @@ def _open_rollouts(stores: Stores, services: Services, coordinator: Coordinator,
         services.transport,
         services.blob_url,
         coordinator.devices,
-        time.time,
+        stores.ledger.now_s,
         (lambda _kind, _name, _sha256: None) if security is None else security.releases.take,
     )
     rollouts.blob_mirror = services.blob_mirror

@@ -60,7 +60,7 @@ def serve_joining(
         security.trust,
         needs_approval=options.approve_joins,
         edge_fields=lambda device: edge_fields(options, device, ports),
-        clock_s=time.time,
+        clock_s=ledger.now_s,
     )
     app = make_join_app(enrolment, RateLimit(time.monotonic))
     tls = server_context(security.trust, needs_certificate=False)

@@ -48,6 +48,7 @@ class ServeOptions:
     signing: ServerKeys | None = None
     ledger: str | None = None
     standby: bool = False
+    blobs: str | None = None
 
 
 def default_listen(state_dir: Path) -> str:

@@ -27,7 +27,7 @@ _AGAIN_S = 30.0
 def revoked_now(ledger: Ledger, fleet: str) -> Revoked:
     """Return whom a broker must not let in, by the ledger."""
     return Revoked(
-        trust_queries.revoked_serials(ledger, fleet, time.time()), trust_queries.revoked_names(ledger, fleet)
+        trust_queries.revoked_serials(ledger, fleet, ledger.now_s()), trust_queries.revoked_names(ledger, fleet)
     )
 
 
@@ -49,7 +49,12 @@ def keep_revoked(options: ServeOptions, security: Security | None, ledger: Ledge
     if not (folder / CONFIG).is_file():
         raise ConfigError(f"there is no {CONFIG} in {folder}", f"covey fleet mosquitto --out {folder}")
     check_writable(folder, "--mosquitto")
-    kept = Kept(lambda revoked: write_revoked(security.trust, folder, revoked, dt.datetime.now(dt.timezone.utc)))
+
+    def write(revoked: Revoked) -> None:
+        now = dt.datetime.fromtimestamp(ledger.now_s(), dt.timezone.utc)
+        write_revoked(security.trust, folder, revoked, now)
+
+    kept = Kept(write)
     kept.refresh(ledger, security.trust.fleet)
 
     def refresh() -> None:

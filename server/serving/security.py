@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +26,7 @@ from server.trust.tls import server_context
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Callable
 
     from edge_runtime.signing.members import Member
     from server.serving.options import ServeOptions
@@ -74,7 +74,8 @@ def open_security(options: ServeOptions, ledger: Ledger) -> Security | None:
             options.listen,
         )
         return None
-    trust = with_server_certificate(open_trust(options.state_dir), dt.datetime.now(dt.timezone.utc))
+    now_s = ledger.now_s()
+    trust = with_server_certificate(open_trust(options.state_dir), dt.datetime.fromtimestamp(now_s, dt.timezone.utc))
     if trust.fleet != options.fleet:
         raise ConfigError(
             f"{trust.folder} is the authority of fleet {trust.fleet}, and the server is started for {options.fleet}",
@@ -85,21 +86,34 @@ def open_security(options: ServeOptions, ledger: Ledger) -> Security | None:
             f"the keys of fleet {trust.fleet} are in {trust.folder}, and --sign-key names others",
             "leave out --sign-key and --device-keys: the fleet's own are used",
         )
-    open_release_keys(trust.folder, trust.fleet, time.time())  # a fleet that is older than its release key gets one
+    open_release_keys(trust.folder, trust.fleet, now_s)  # a fleet that is older than its release key gets one
     return Security(
-        trust, Members(ledger, trust.fleet), server_context(trust, needs_certificate=True), ReleaseBook(trust)
+        trust,
+        Members(ledger, trust.fleet),
+        server_context(trust, needs_certificate=True),
+        ReleaseBook(trust, ledger.now_s, is_shared=ledger.shared_clock_s is not None),
     )
 
 
-def signing_member(options: ServeOptions, security: Security | None) -> Member | None:
+def signing_member(
+    options: ServeOptions, security: Security | None, shared_clock_s: Callable[[], float] | None
+) -> Member | None:
     """Return what signs and checks the server's messages; None: they are not signed.
+
+    Args:
+        options: names the keys of a fleet without an authority.
+        security: has those of one that has it.
+        shared_clock_s: see members.member_with.
 
     Raises:
         ConfigError: a key cannot be used.
     """
     if security is not None:
-        return member_with(security.trust.signing_key, security.members, options.fleet, options.state_dir)
-    return None if options.signing is None else server_member(options.signing, options.fleet, options.state_dir)
+        key, members = security.trust.signing_key, security.members
+        return member_with(key, members, options.fleet, options.state_dir, shared_clock_s)
+    if options.signing is None:
+        return None
+    return server_member(options.signing, options.fleet, options.state_dir, shared_clock_s)
 
 
 def broker_files(options: ServeOptions) -> TlsFiles | None:

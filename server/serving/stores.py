@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from edge_runtime.files.writable import check_writable
 from server.compose import open_stores
 from server.serving.options import only_one
+from server.storage.blob_address import forget_bucket, keep_bucket
+from server.storage.bucket import START_S
 from server.storage.ledger import Waiting
 from server.storage.ledger_address import LEDGER_FILE, address_beside, forget_address, keep_address
 
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _LOOK_S = 0.5
 """Seconds from one look at the lock of a state directory to the next."""
-_START_S = 30.0
-"""Seconds for which a server waits at its start for a database, or for one that has just ended to be gone from it."""
 
 
 class StoppedError(BaseException):  # so that nothing on the way takes it for a fault
@@ -44,31 +44,27 @@ def locked_stores(options: ServeOptions, should_stop: Callable[[], bool]) -> Ite
     Raises:
         JobError: another server uses it, and this one does not wait.
         StoppedError: told to stop while it waited.
-        StorageError: it cannot be written, or the ledger is damaged or cannot be reached.
-        ConfigError: the ledger is another one than that of this directory.
+        StorageError: it cannot be written, the ledger is damaged or cannot be reached, or the bucket cannot be used.
+        ConfigError: the ledger or the bucket is another one than that of this directory.
     """
     check_writable(options.state_dir, "--state-dir")
-    is_new_address = options.ledger is not None and keep_address(options.state_dir, options.ledger)
 
     def pause(seconds: float) -> None:
         if should_stop():
             raise StoppedError
         time.sleep(seconds)
 
-    with contextlib.ExitStack() as open_things:
-        waiting: Waiting | None = None
-        if address_beside(options.state_dir / LEDGER_FILE) is not None:
-            waiting = Waiting(None if options.standby else _START_S, pause)
-        elif options.standby:
-            _LOG.info("standby: this server begins when the one that uses %s has ended", options.state_dir)
-            open_things.enter_context(only_one(options.state_dir, lambda: pause(_LOOK_S)))
-        else:
-            open_things.enter_context(only_one(options.state_dir))
-        try:
-            stores = open_stores(options.state_dir, waiting=waiting)
-        except BaseException:
-            if is_new_address:  # one that has never worked may be mistyped
-                forget_address(options.state_dir)
-            raise
+    with contextlib.ExitStack() as open_things, contextlib.ExitStack() as undo:  # what has never worked may be mistyped
+        if options.ledger is not None and keep_address(options.state_dir, options.ledger):
+            undo.callback(forget_address, options.state_dir)
+        if options.blobs is not None and keep_bucket(options.state_dir, options.blobs):
+            undo.callback(forget_bucket, options.state_dir)
+        if address_beside(options.state_dir / LEDGER_FILE) is None:
+            if options.standby:
+                _LOG.info("standby: this server begins when the one that uses %s has ended", options.state_dir)
+            wait = (lambda: pause(_LOOK_S)) if options.standby else None
+            open_things.enter_context(only_one(options.state_dir, wait))
+        stores = open_stores(options.state_dir, waiting=Waiting(None if options.standby else START_S, pause))
+        undo.pop_all()
         open_things.callback(stores.ledger.close)
         yield stores

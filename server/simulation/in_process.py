@@ -99,7 +99,7 @@ def run_in_process(
     hub = Hub()
     thread = DeviceThread(hub, _agents(hub, bundle, devices, engines))
 
-    def connect(stack: contextlib.ExitStack, _http_port: int, _security: object) -> Connection:
+    def connect(stack: contextlib.ExitStack, _http_port: int, _security: object, _clock_s: object) -> Connection:
         stack.enter_context(thread.serving())
         return Connection(hub.join(), None)
 

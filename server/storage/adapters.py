@@ -109,7 +109,7 @@ class AdapterChain:
         what = "moment" if sha256 == self.moment_sha256 else "adapter"
         return JobError(
             f"{what} {sha256[:12]} is not in the state directory, or damaged",
-            f"restore {self._blobs.root / sha256} from a backup, or from the folder {what}s of a device that has it "
+            f"restore {self._blobs.place(sha256)} from a backup, or from the folder {what}s of a device that has it "
             f"({sha256}.bin); or begin a new job",
         )
 
@@ -195,7 +195,7 @@ class AdapterChain:
                 reached = False
                 continue
             if size >= 4 * self.theta.size or not reached:
-                if self._blobs.path(done.log_sha256) is None:
+                if not self._blobs.has(done.log_sha256):
                     break  # this log and all before it were deleted in earlier rounds
                 self._blobs.remove(done.log_sha256)
             size += done.log_size_bytes

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import delete, func, insert, select, update
 
-from server.storage.tables import AUDIT, now_text
+from server.storage.tables import AUDIT
 from server.storage.writes import Writes
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class AuditWrites(Writes):
             detail: what else belongs to it.
         """
         values = {
-            "at": now_text(),
+            "at": self.database.now_text(),
             "actor": one_line(asker.name),
             "action": action,
             "subject": one_line(subject),

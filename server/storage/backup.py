@@ -7,6 +7,8 @@
     deltas/<sha256>        deltas of open rounds
     jobs/<job>/…           finished adapters
     covey_backup.json      size and hash of every file above; the last member, so a cut archive has none
+
+Blobs in a bucket are copied from there; what is restored has them in folders.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import re
 import shutil
 import tarfile
@@ -30,6 +33,8 @@ from edge_runtime.files.atomic import sync_directory, sync_file
 from edge_runtime.files.hashing import file_sha256
 from server.errors import JobError
 from server.storage import queries
+from server.storage.blob_address import BLOBS_FOLDER, DELTAS_FOLDER
+from server.storage.bucket import bucket_of
 from server.storage.ledger import Ledger
 from server.storage.ledger_address import LEDGER_FILE, address_beside, shown
 from server.storage.sqlite_database import copy_database
@@ -39,7 +44,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "covey_backup.json"
 FORMAT_VERSION = 1
-_FOLDERS = ("blobs", "deltas", "jobs")
+_FOLDERS = (BLOBS_FOLDER, DELTAS_FOLDER, "jobs")
 _ATTEMPTS = 3
 _CHUNK_BYTES = 1 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -140,8 +145,7 @@ def _write(state_dir: Path, partial: Path, copy: Path, progress: Callable[[str, 
     files: list[BackupFile] = []
     with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as archive:
         files.append(_add(archive, copy, LEDGER_FILE, progress))
-        for path in sorted(_listed(state_dir)):
-            name = path.relative_to(state_dir).as_posix()
+        for name, path in itertools.chain(sorted(_listed(state_dir)), _from_bucket(state_dir, copy.parent)):
             try:
                 files.append(_add(archive, path, name, progress))
             except FileNotFoundError:
@@ -168,21 +172,37 @@ def _needs(copy: Path) -> tuple[set[str], list[str]]:
             if job.bundle_path is not None:
                 bundles.add(job.bundle_path)
             closed = queries.closed_rounds(ledger, name)
-            needed |= {f"blobs/{done.result_sha256}" for done in closed[-2:]}  # the one before is for momentum
-            needed |= {f"blobs/{moment}" for done in closed[-1:] if (moment := done.figures.moment_sha256) is not None}
+            needed |= {f"{BLOBS_FOLDER}/{done.result_sha256}" for done in closed[-2:]}  # the one before is for momentum
+            needed |= {
+                f"{BLOBS_FOLDER}/{moment}" for done in closed[-1:] if (moment := done.figures.moment_sha256) is not None
+            }
             opened = queries.open_attempt(ledger, name)
             if opened is not None:
                 deltas = queries.taken_deltas(ledger, name, opened.index, opened.attempt)
-                needed |= {f"deltas/{delta.sha256}" for delta in deltas.values()}
+                needed |= {f"{DELTAS_FOLDER}/{delta.sha256}" for delta in deltas.values()}
     return needed, sorted(bundles)
 
 
-def _listed(state_dir: Path) -> Iterator[Path]:
+def _listed(state_dir: Path) -> Iterator[tuple[str, Path]]:
+    """Yield names in the backup, and paths, of the files of a state directory."""
     for folder in _FOLDERS:
         for path in (state_dir / folder).rglob("*"):
             name = path.relative_to(state_dir).as_posix()
             if path.is_file() and not path.is_symlink() and _is_of_a_backup(name):
-                yield path
+                yield name, path
+
+
+def _from_bucket(state_dir: Path, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the same of blobs in a bucket; each is in the folder until the next one is asked for."""
+    bucket = bucket_of(state_dir)
+    if bucket is None:
+        return
+    for kind in (BLOBS_FOLDER, DELTAS_FOLDER):
+        for sha256 in sorted(bucket.names(kind)):
+            name, path = f"{kind}/{sha256}", folder / sha256
+            if _is_of_a_backup(name) and bucket.fetch(name, path) == sha256:
+                yield name, path
+            path.unlink(missing_ok=True)
 
 
 def _add(archive: tarfile.TarFile, path: Path, name: str, progress: Callable[[str, int], None]) -> BackupFile:
@@ -217,7 +237,7 @@ def _is_of_a_backup(name: str) -> bool:
         return True
     if path.is_absolute() or ".." in path.parts or str(path) != name or len(path.parts) < 2:
         return False
-    if path.parts[0] in ("blobs", "deltas"):
+    if path.parts[0] in (BLOBS_FOLDER, DELTAS_FOLDER):
         return len(path.parts) == 2 and _SHA256.fullmatch(path.parts[1]) is not None
     return path.parts[0] == "jobs"
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class BlobStore:
     """A folder of files named by their hash, and bundles that are served from their own folders.
 
+    bucket_blobs.py has the store whose blobs are in a bucket, and whose folder has copies of them.
+
     Args:
         root: the folder; created when the first blob is added.
     """
@@ -36,6 +38,18 @@ class BlobStore:
     def root(self) -> Path:
         """The folder."""
         return self._root
+
+    def place(self, sha256: str) -> str:
+        """Return where a blob is, or would be, as messages name it."""
+        return str(self._root / sha256)
+
+    def has(self, sha256: str) -> bool:
+        """Whether there is such a blob.
+
+        Raises:
+            StorageError: nobody can say.
+        """
+        return self._here(sha256) is not None
 
     def add(self, data: bytes) -> BlobRef:
         """Store a blob; when this returns, the blob survives a power cut.
@@ -113,7 +127,7 @@ class BlobStore:
         Raises:
             StorageError: it cannot be read, or not be set aside.
         """
-        path = self.path(sha256)
+        path = self._here(sha256)
         if path is None or sha256 in self._elsewhere or self._is_whole(sha256):
             return path
         set_aside(path, f"the content of {path} is not what its name says")
@@ -133,6 +147,10 @@ class BlobStore:
 
     def path(self, sha256: str) -> Path | None:
         """Return a blob's path; None: there is no such blob."""
+        return self._here(sha256)
+
+    def _here(self, sha256: str) -> Path | None:
+        """Return the path that a blob has on this machine; None: it is not here."""
         if sha256 in self._elsewhere:
             return self._elsewhere[sha256]
         path = self._root / sha256

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.exc import DBAPIError
 
 from edge_runtime.errors import CoveyError, StorageError, cause_of
+from server.storage.tables import text_of_s
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,8 @@ class Database(abc.ABC):
     Whatever is wrong with it, or with what it holds, becomes a StorageError that names it.
     """
 
+    is_shared = False
+    """Whether servers on other machines may have it in turn."""
     _raw_errors: tuple[type[Exception], ...] = ()
     """Errors of the driver that can come without SQLAlchemy's around them."""
     _connection: Connection
@@ -38,6 +41,14 @@ class Database(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Close it."""
+
+    @abc.abstractmethod
+    def now_s(self) -> float:
+        """Return the time, in seconds since 1970, by a clock that all servers of the ledger share."""
+
+    def now_text(self) -> str:
+        """Return this time as the ledger writes it."""
+        return text_of_s(self.now_s())
 
     @abc.abstractmethod
     def damaged(self, cause: str) -> StorageError:

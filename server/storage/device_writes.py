@@ -10,7 +10,7 @@ import msgspec
 from sqlalchemy import bindparam, delete, insert, select, update
 
 from server.storage.columns import without_nul
-from server.storage.tables import DEVICE_TAGS, DEVICES, HELD_TAGS, PROFILES, now_text
+from server.storage.tables import DEVICE_TAGS, DEVICES, HELD_TAGS, PROFILES
 from server.storage.writes import Writes
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class DeviceWrites(Writes):
 
     def _enter(self, fleet: str, name: str, values: dict[str, object], if_new: dict[str, object]) -> None:
         """Update a device's row, or make it, then with the values of ``if_new`` too. For use within a transaction."""
-        values = {**values, "last_seen": now_text()}
+        values = {**values, "last_seen": self.database.now_text()}
         new = {f"new_{column}": value for column, value in values.items()}
         if not self.database.write(_changed(tuple(values)), {"of_fleet": fleet, "of_name": name, **new}):
             known = {**if_new, **values, "board": self._board(fleet, name)}
@@ -115,7 +115,7 @@ class DeviceWrites(Writes):
     def device_proved(self, fleet: str, name: str, adapter_sha256: str) -> None:
         """Enter the hash of the adapter that a device has proved to have."""
         key = {"of_fleet": fleet, "of_name": name}
-        self.database.write(_PROVED, {**key, "new_sha256": adapter_sha256, "new_last_seen": now_text()})
+        self.database.write(_PROVED, {**key, "new_sha256": adapter_sha256, "new_last_seen": self.database.now_text()})
 
     def device_reason(self, fleet: str, name: str, reason: str | None) -> None:
         """Enter why a device is offered nothing for a while; None: nothing keeps it from work."""
@@ -184,7 +184,7 @@ class DeviceWrites(Writes):
                     "profile": None if profile is None else _without_nul(msgspec.json.encode(profile)),
                     "bundle_sha256": None if profile is None else profile.bundle.sha256,
                     "remarks": json.dumps(list(remarks)),
-                    "received_at": now_text(),
+                    "received_at": self.database.now_text(),
                 },
             )
             if profile is not None:

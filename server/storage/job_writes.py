@@ -10,7 +10,7 @@ from sqlalchemy import delete, func, insert, select, update
 
 from server.errors import JobError
 from server.job.job import Job
-from server.storage.tables import BANDITS, CHOICES, JOBS, OFFERS, ROUNDS, now_text
+from server.storage.tables import BANDITS, CHOICES, JOBS, OFFERS, ROUNDS
 from server.storage.writes import Writes
 
 if TYPE_CHECKING:
@@ -93,7 +93,9 @@ class JobWrites(Writes):
         found = self.database.rows(select(func.max(JOBS.c.sequence).label("last")))
         with self.database.reading():
             last = msgspec.convert(found[0]["last"], int | None)
-        self.database.write(insert(JOBS), {**values, "sequence": (last or 0) + 1, "created_at": now_text()})
+        self.database.write(
+            insert(JOBS), {**values, "sequence": (last or 0) + 1, "created_at": self.database.now_text()}
+        )
 
     def begin_job(
         self, name: str, fleet: str, bundle_sha256: str, config: Mapping[str, Any], bundle_path: str | None = None
@@ -156,7 +158,7 @@ class JobWrites(Writes):
     def end_job(self, name: str, state: str, result_dir: str | None) -> None:
         """Enter that a job is ``finished`` or ``failed``."""
         ended = update(JOBS).where(JOBS.c.name == name)
-        self.database.write(ended.values(state=state, result_dir=result_dir, finished_at=now_text()))
+        self.database.write(ended.values(state=state, result_dir=result_dir, finished_at=self.database.now_text()))
 
     def delete_job(self, name: str) -> None:
         """Delete a job with its rounds, offers, choices and what its bandit has learned."""

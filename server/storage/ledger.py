@@ -56,6 +56,15 @@ class Ledger(JobWrites, RoundWrites, DeviceWrites, TrustWrites, RolloutWrites, A
         """Close it."""
         self.database.close()
 
+    def now_s(self) -> float:
+        """Return the time, in seconds since 1970, by a clock that all servers of the ledger share."""
+        return self.database.now_s()
+
+    @property
+    def shared_clock_s(self) -> Callable[[], float] | None:
+        """This clock, where servers on other machines may have the ledger in turn; None: it is a file of this one."""
+        return self.now_s if self.database.is_shared else None
+
     def transaction(self) -> AbstractContextManager[None]:
         """Commit all writes of a ``with`` block together, or none of them.
 

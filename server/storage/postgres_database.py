@@ -20,7 +20,7 @@ from server.errors import JobError
 from server.storage.database import Database
 from server.storage.ledger_address import shown
 from server.storage.schema import check_version, create, is_new, upgrade
-from server.storage.tables import METADATA
+from server.storage.tables import CLOCK, METADATA
 from server.storage.transactions import begin
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ _CONNECT_S = 10
 _AGAIN_S = 1.0
 LOST_S = 300.0
 """Seconds for which a server waits for a database that went away, before it ends."""
+_CLOCKS_DIFFER_S = 60.0
+"""Seconds between two clocks from which on it is said."""
 _FULL = ("53100",)
 _NOT_ALLOWED = ("28000", "28P01", "42501", "3D000", "25006")
 _FOR_A_WHILE = ("starting up", "shutting down", "recovery", "too many", "terminating")
@@ -63,6 +65,8 @@ class PostgresDatabase(Database):
         JobError: ``read_only``, and there is no ledger; or another server has it.
     """
 
+    is_shared = True
+
     def __init__(
         self,
         address: str,
@@ -77,7 +81,7 @@ class PostgresDatabase(Database):
         self.place = shown(address)
         self._read_only, self._exclusive = read_only, exclusive
         self._sleep, self._clock = sleep, clock
-        self._depth = 0
+        self._depth, self._ahead_s = 0, 0.0
         self._given_up: StorageError | None = None
         try:
             url = sqlalchemy.make_url(address).set(drivername="postgresql+psycopg")
@@ -113,6 +117,7 @@ class PostgresDatabase(Database):
             try:
                 self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
                 self._require_schema()
+                self._take_time()
                 if self._read_only:
                     self._connection.exec_driver_sql("SET default_transaction_read_only = on")
                 if (
@@ -146,6 +151,25 @@ class PostgresDatabase(Database):
                 f"the schema that the address of the ledger {self.place} names is not there",
                 "make it: psql -c 'CREATE SCHEMA covey'",
             )
+
+    def _take_time(self) -> None:
+        """Ask the database for its time, which goes on here by a clock that nobody sets."""
+        asked = time.monotonic()
+        (its_s,) = self._connection.exec_driver_sql("SELECT extract(epoch FROM clock_timestamp())").one()
+        self._ahead_s = float(its_s) - (asked + time.monotonic()) / 2.0
+        self._connection.info[CLOCK] = self.now_s
+        behind_s = self.now_s() - time.time()
+        if abs(behind_s) > _CLOCKS_DIFFER_S:
+            _LOG.warning(
+                "this machine's clock is %.0f s %s that of %s, which is used for what the ledger has; set it (NTP)",
+                abs(behind_s),
+                "behind" if behind_s > 0 else "ahead of",
+                self.place,
+            )
+
+    def now_s(self) -> float:
+        """See Database: the clock of the database's machine, since each server's own may be another."""
+        return time.monotonic() + self._ahead_s
 
     def _open(self) -> None:
         begins = is_new(self._connection)

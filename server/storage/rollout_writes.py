@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import insert, update
 
-from server.storage.tables import ROLLOUTS, now_text
+from server.storage.tables import ROLLOUTS
 from server.storage.writes import Writes
 
 
@@ -13,10 +13,16 @@ class RolloutWrites(Writes):
 
     def rollout_entered(self, fleet: str, source: str, state: str, document: str) -> None:
         """Enter a new rollout; ``document`` is JSON."""
-        row = {"fleet": fleet, "source": source, "state": state, "document": document, "created_at": now_text()}
+        row = {
+            "fleet": fleet,
+            "source": source,
+            "state": state,
+            "document": document,
+            "created_at": self.database.now_text(),
+        }
         self.database.write(insert(ROLLOUTS), row)
 
     def rollout_changed(self, number: int, state: str, document: str, *, has_ended: bool) -> None:
         """Enter what a rollout is now."""
-        values = {"state": state, "document": document, "ended_at": now_text() if has_ended else None}
+        values = {"state": state, "document": document, "ended_at": self.database.now_text() if has_ended else None}
         self.database.write(update(ROLLOUTS).where(ROLLOUTS.c.id == number).values(**values))

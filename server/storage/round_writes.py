@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy import bindparam, delete, insert, update
 
 from server.storage.level_columns import level_columns
-from server.storage.tables import BANDITS, CHOICES, OFFERS, ROUNDS, now_text
+from server.storage.tables import BANDITS, CHOICES, OFFERS, ROUNDS
 from server.storage.writes import Writes
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class RoundWrites(Writes):
         key = {"job": job, "round": index, "attempt": attempt}
         base = {"plan": plan, "base_sha256": base_sha256, "base_mean_square": mean_square}
         with self.database.transaction():
-            self.database.write(_OPENED, {**key, **base, "state": "open", "opened_at": now_text()})
+            self.database.write(_OPENED, {**key, **base, "state": "open", "opened_at": self.database.now_text()})
             self.database.write_many(
                 _OFFERED,
                 [
@@ -106,7 +106,7 @@ class RoundWrites(Writes):
         figures = msgspec.to_builtins(closed.figures) | {"agreement": dict(agreement or {})}
         result = self._of_round(job, closed.index, attempt).values(
             state="aggregated",
-            closed_at=now_text(),
+            closed_at=self.database.now_text(),
             result_sha256=closed.result_sha256,
             log_sha256=closed.log_sha256,
             log_size_bytes=closed.log_size_bytes,
@@ -118,7 +118,9 @@ class RoundWrites(Writes):
 
     def abandon_round(self, job: str, index: int, attempt: int) -> None:
         """Enter that an attempt had too few reports."""
-        self.database.write(self._of_round(job, index, attempt).values(state="abandoned", closed_at=now_text()))
+        self.database.write(
+            self._of_round(job, index, attempt).values(state="abandoned", closed_at=self.database.now_text())
+        )
 
     def round_evaluated(self, job: str, index: int, loss: float, accuracy: float) -> None:
         """Enter held-out loss and accuracy of a round's adapter."""

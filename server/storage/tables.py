@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import time
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Column, Float, ForeignKey, ForeignKeyConstraint, Index, MetaData, Table, and_
@@ -11,8 +12,11 @@ from server.storage.columns import Bytes, Whole, Words
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement
+    from sqlalchemy.engine.default import DefaultExecutionContext
 
 METADATA = MetaData()
+CLOCK = "covey_clock"
+"""Key of a connection's ``info`` with its database's clock, which returns seconds since 1970."""
 
 
 def time_text(moment: dt.datetime) -> str:
@@ -20,9 +24,13 @@ def time_text(moment: dt.datetime) -> str:
     return moment.strftime("%Y-%m-%d %H:%M:%S")
 
 
-def now_text() -> str:
-    """Return the time now as the ledger writes it."""
-    return time_text(dt.datetime.now(dt.timezone.utc))
+def text_of_s(moment_s: float) -> str:
+    """Return a time, in seconds since 1970, as the ledger writes it."""
+    return time_text(dt.datetime.fromtimestamp(moment_s, dt.timezone.utc))
+
+
+def _now(context: DefaultExecutionContext) -> str:
+    return text_of_s(context.root_connection.info.get(CLOCK, time.time)())
 
 
 JOBS = Table(
@@ -33,7 +41,7 @@ JOBS = Table(
     Column("bundle_sha256", Words, nullable=False),
     Column("config", Words, nullable=False),
     Column("state", Words, nullable=False),
-    Column("created_at", Words, nullable=False, default=now_text),
+    Column("created_at", Words, nullable=False, default=_now),
     Column("finished_at", Words),
     Column("loss_start", Float),
     Column("accuracy_start", Float),
@@ -56,7 +64,7 @@ ROUNDS = Table(
     Column("plan", Words, nullable=False),
     Column("base_sha256", Words, nullable=False),
     Column("base_mean_square", Float),
-    Column("opened_at", Words, nullable=False, default=now_text),
+    Column("opened_at", Words, nullable=False, default=_now),
     Column("closed_at", Words),
     Column("result_sha256", Words),
     Column("log_sha256", Words),
@@ -110,7 +118,7 @@ DEVICES = Table(
     Column("state", Words, nullable=False),
     Column("birth", Words),
     Column("adapter_sha256", Words),
-    Column("last_seen", Words, nullable=False, default=now_text),
+    Column("last_seen", Words, nullable=False, default=_now),
     Column("ineligible", Words),
     Column("reason", Words),
     Column("quarantine", Words),
@@ -190,7 +198,7 @@ PROFILES = Table(
     Column("profile", Bytes),
     Column("bundle_sha256", Words),
     Column("remarks", Words, nullable=False),
-    Column("received_at", Words, nullable=False, default=now_text),
+    Column("received_at", Words, nullable=False, default=_now),
     Index("profiles_of_devices", "fleet", "device", "id"),
 )
 """Profiles that devices published; ``profile`` is null where one was rejected."""
@@ -199,7 +207,7 @@ AUDIT = Table(
     "audit",
     METADATA,
     Column("id", Whole, primary_key=True),
-    Column("at", Words, nullable=False, default=now_text),
+    Column("at", Words, nullable=False, default=_now),
     Column("actor", Words, nullable=False),
     Column("action", Words, nullable=False),
     Column("subject", Words, nullable=False),
@@ -218,7 +226,7 @@ JOIN_TOKENS = Table(
     Column("fleet", Words, nullable=False),
     Column("device", Words, nullable=False),
     Column("secret_sha256", Words, nullable=False),
-    Column("created_at", Words, nullable=False, default=now_text),
+    Column("created_at", Words, nullable=False, default=_now),
     Column("expires_at_s", Whole, nullable=False),
     Column("state", Words, nullable=False),
     Column("key_sha256", Words),
@@ -237,7 +245,7 @@ CERTIFICATES = Table(
     Column("device", Words, nullable=False),
     Column("key_sha256", Words, nullable=False),
     Column("certificate", Words, nullable=False),
-    Column("issued_at", Words, nullable=False, default=now_text),
+    Column("issued_at", Words, nullable=False, default=_now),
     Column("expires_at_s", Whole, nullable=False),
     Column("revoked_at", Words),
     Column("reason", Words),
@@ -251,7 +259,7 @@ ROLLOUTS = Table(
     Column("id", Whole, primary_key=True),
     Column("fleet", Words, nullable=False),
     Column("source", Words, nullable=False),
-    Column("created_at", Words, nullable=False, default=now_text),
+    Column("created_at", Words, nullable=False, default=_now),
     Column("ended_at", Words),
     Column("state", Words, nullable=False),
     Column("document", Words, nullable=False),

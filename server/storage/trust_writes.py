@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import delete, insert, update
 
-from server.storage.tables import CERTIFICATES, DEVICE_TAGS, DEVICES, HELD_TAGS, JOIN_TOKENS, PROFILES, now_text
+from server.storage.tables import CERTIFICATES, DEVICE_TAGS, DEVICES, HELD_TAGS, JOIN_TOKENS, PROFILES
 from server.storage.writes import Writes
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class TrustWrites(Writes):
                 "fleet": token.fleet,
                 "device": token.device,
                 "secret_sha256": token.secret_sha256,
-                "created_at": now_text(),
+                "created_at": self.database.now_text(),
                 "expires_at_s": token.expires_at_s,
                 "state": token.state,
             }
@@ -45,7 +45,12 @@ class TrustWrites(Writes):
         """Enter that a device with this key waits for approval; return whether the token was open."""
         values = {"state": "pending", "key_sha256": key_sha256, "facts": facts, "address": address}
         of_token = (JOIN_TOKENS.c.id == token_id, JOIN_TOKENS.c.state == "open")
-        return self.database.write(update(JOIN_TOKENS).where(*of_token).values(**values, asked_at=now_text())) > 0
+        return (
+            self.database.write(
+                update(JOIN_TOKENS).where(*of_token).values(**values, asked_at=self.database.now_text())
+            )
+            > 0
+        )
 
     def join_decided(self, fleet: str, device: str, state: str) -> int:
         """Enter the operator's decision, ``approved`` or ``rejected``, about all who wait under a name.
@@ -80,7 +85,7 @@ class TrustWrites(Writes):
             "device": certificate.device,
             "key_sha256": certificate.key_sha256,
             "certificate": certificate.certificate,
-            "issued_at": now_text(),
+            "issued_at": self.database.now_text(),
             "expires_at_s": certificate.expires_at_s,
         }
         self.database.write(insert(CERTIFICATES), row)
@@ -89,7 +94,7 @@ class TrustWrites(Writes):
     def revoke_device(self, fleet: str, device: str, reason: str) -> int:
         """Revoke all certificates of a device that are not revoked; return how many."""
         here = (CERTIFICATES.c.fleet == fleet, CERTIFICATES.c.device == device, CERTIFICATES.c.revoked_at.is_(None))
-        change = update(CERTIFICATES).where(*here).values(revoked_at=now_text(), reason=reason)
+        change = update(CERTIFICATES).where(*here).values(revoked_at=self.database.now_text(), reason=reason)
         revoked = self.database.write(change)
         self._certificates_changed()
         return revoked
@@ -106,7 +111,9 @@ class TrustWrites(Writes):
     def revoke_serial(self, serial: str, reason: str) -> None:
         """Revoke one certificate, unless it is revoked."""
         here = (CERTIFICATES.c.serial == serial, CERTIFICATES.c.revoked_at.is_(None))
-        self.database.write(update(CERTIFICATES).where(*here).values(revoked_at=now_text(), reason=reason))
+        self.database.write(
+            update(CERTIFICATES).where(*here).values(revoked_at=self.database.now_text(), reason=reason)
+        )
         self._certificates_changed()
 
     def rename_certificates(self, fleet: str, device: str, new_name: str) -> bool:

@@ -28,8 +28,8 @@ AUTHORITY_DAYS = 20 * 365
 SIGNING_DAYS = 10 * 365
 SERVER_DAYS = 397
 DEVICE_DAYS = 90
-_CLOCKS_DIFFER = dt.timedelta(hours=1)
-"""Certificates begin this long before they are made: the clocks of a fleet are never quite the same."""
+_CLOCKS_DIFFER = dt.timedelta(days=1)
+"""Certificates begin this long before they are made: a member or a second server may be hours behind."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def server_name(fleet: str) -> str:
 def make_authority(fleet: str, key: PrivateKey, now: dt.datetime) -> Authority:
     """Return a new authority for a fleet, which signs leaf certificates only (path length 0)."""
     public, name = key.public_key(), _common_name(f"Covey fleet {fleet}")
-    begin = now - dt.timedelta(days=1)
+    begin = now - _CLOCKS_DIFFER
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)

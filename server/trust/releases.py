@@ -37,7 +37,14 @@ class _Last(Strict, frozen=True):
     sha256: Sha256
 
 
-def sign_release(trust: Trust, kind: Kind, name: str, sha256: str, clock_s: Callable[[], float] = time.time) -> bytes:
+def sign_release(
+    trust: Trust,
+    kind: Kind,
+    name: str,
+    sha256: str,
+    clock_s: Callable[[], float] = time.time,
+    least: int = 1,
+) -> bytes:
     """Return a signed release; it is the newest of its kind and name from then on.
 
     Its serial is that of the last one where the content is the same, else a higher one: at least the clock's seconds,
@@ -49,6 +56,7 @@ def sign_release(trust: Trust, kind: Kind, name: str, sha256: str, clock_s: Call
         name: what has versions; devices compare serials of one kind and name.
         sha256: of a bundle's manifest.json, or of the file.
         clock_s: the time, in seconds since 1970.
+        least: a last serial below this one is not kept, although the content is the same.
 
     Raises:
         ReleaseError: the name cannot be one.
@@ -58,7 +66,7 @@ def sign_release(trust: Trust, kind: Kind, name: str, sha256: str, clock_s: Call
     with _locked(trust.folder):
         serials = _read_serials(trust.folder / SERIALS)
         last = serials.get(f"{kind} {name}")
-        if last is None or last.sha256 != sha256:
+        if last is None or last.sha256 != sha256 or last.serial < least:
             serial = max(1 if last is None else last.serial + 1, int(now_s))
             last = _Last(serial, sha256)
             release = _signed(trust, kind, name, last, now_s)
@@ -75,20 +83,25 @@ class ReleaseBook:
     serial of their name, so that a device which does one job's plan and then another's refuses neither. Keys are read
     when they are used: a rotation acts on a running server.
 
+    Where several machines may be the server in turn, another one may have given the same content a higher serial than
+    this one's folder knows: what is taken gets a serial that is not older than the book, by the clock that they share.
+
     Args:
         trust: the fleet's keys.
         clock_s: the time, in seconds since 1970.
+        is_shared: whether another machine may have been the server meanwhile.
     """
 
-    def __init__(self, trust: Trust, clock_s: Callable[[], float] = time.time) -> None:
+    def __init__(self, trust: Trust, clock_s: Callable[[], float] = time.time, *, is_shared: bool = False) -> None:
         self._trust, self._clock_s = trust, clock_s
+        self._least = int(clock_s()) if is_shared else 1
         self._taken: dict[str, tuple[Kind, str]] = {}
         self._lock = threading.Lock()
 
     def take(self, kind: Kind, name: str, sha256: str) -> None:
         """Release something that the operator has given to the server. Raises as sign_release."""
         with self._lock:
-            sign_release(self._trust, kind, name, sha256, self._clock_s)
+            sign_release(self._trust, kind, name, sha256, self._clock_s, self._least)
             self._taken[sha256] = (kind, name)
 
     def release_of(self, sha256: str) -> bytes | None:
@@ -105,7 +118,7 @@ class ReleaseBook:
             with _locked(self._trust.folder):
                 last = _read_serials(self._trust.folder / SERIALS).get(f"{kind} {name}")
             if last is None:  # the file was lost while the server ran
-                return sign_release(self._trust, kind, name, sha256, self._clock_s)
+                return sign_release(self._trust, kind, name, sha256, self._clock_s, self._least)
             return _signed(self._trust, kind, name, _Last(last.serial, sha256), self._clock_s())
 
     def key_list(self) -> bytes:

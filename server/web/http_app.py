@@ -53,7 +53,7 @@ def make_app(blobs: BlobStore, uploads: Uploads | None = None, releases: Release
 
     async def blob(request: Request) -> Response:
         sha256 = request.path_params["sha256"]
-        path = blobs.path(sha256)
+        path = await run_in_threadpool(blobs.path, sha256)  # it may have to be fetched first
         if path is None:
             raise HTTPException(404, "no such blob", {"cache-control": NEVER_CACHED})
         return blob_answer(request, sha256, path)

@@ -64,11 +64,12 @@ class Uploads:
         """Allow no blob of a job any more, and delete what has arrived: its round is over."""
         with self._lock:
             of_job = {sha256 for sha256, expected in self._expected.items() if expected.job == job}
-            for sha256 in of_job - self._at_work:
-                self.blobs.remove(sha256)
             for sha256 in of_job:
                 del self._expected[sha256]
             self.blobs.drop_partials(except_for=self._at_work | self._expected.keys())
+            unwanted = of_job - self._at_work
+        for sha256 in unwanted:  # a bucket may take a while, and nobody may send them any more
+            self.blobs.remove(sha256)
 
     def _size(self, sha256: str, member: str | None) -> int:
         with self._lock:
@@ -86,7 +87,7 @@ class Uploads:
     async def head(self, sha256: str, member: str | None) -> Response:
         """Answer how many bytes of an expected blob have arrived; 404: it is not expected, or not of this member."""
         size = self._size(sha256, member)
-        have = self._have(sha256, size)
+        have = await asyncio.to_thread(self._have, sha256, size)
         return Response(headers=_HEADERS | {"Upload-Offset": str(have), "Upload-Length": str(size)})
 
     async def patch(self, sha256: str, request: Request, member: str | None) -> Response:
@@ -102,7 +103,7 @@ class Uploads:
                 raise HTTPException(423, "another request sends this blob", _HEADERS)
             self._at_work.add(sha256)
         try:
-            have = self._have(sha256, size)
+            have = await asyncio.to_thread(self._have, sha256, size)
             if request.headers.get("upload-offset") != str(have):
                 raise HTTPException(409, f"the upload goes on at {have}", _HEADERS)
             if have < size:
@@ -127,7 +128,7 @@ class Uploads:
                 if await asyncio.to_thread(file_sha256, partial) != sha256:
                     partial.unlink()
                     raise HTTPException(460, "all bytes are here, and their hash is another one", _HEADERS)
-                self.blobs.adopt(partial, sha256)
+                await asyncio.to_thread(self.blobs.adopt, partial, sha256)
         except ClientDisconnect as error:
             raise HTTPException(400, "the request broke off; what came is kept", _HEADERS) from error
         except OSError as error:

@@ -6,7 +6,6 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from server.storage import queries
-from server.storage.blobs import BlobStore
 from server.storage.discard import discard_job
 from server.storage.ledger import Ledger
 from server.storage.ledger_address import LEDGER_FILE
@@ -15,9 +14,11 @@ from server.storage.records import ClosedRound, RoundFigures
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from kept_blobs import KeptBlobs
 
-def test_moments_go_with_their_job_unless_another_has_the_same(tmp_path: Path) -> None:
-    blobs = BlobStore(tmp_path / "blobs")
+
+def test_moments_go_with_their_job_unless_another_has_the_same(kept_blobs: KeptBlobs, tmp_path: Path) -> None:
+    blobs = kept_blobs.open()
     kinds = ("adapter", "log", "moment")
     made = {(job, kind): blobs.add(f"{job} {kind}".encode()).sha256 for job in ("old", "new") for kind in kinds}
     shared = blobs.add(b"the first round of both").sha256
@@ -31,5 +32,4 @@ def test_moments_go_with_their_job_unless_another_has_the_same(tmp_path: Path) -
                 ledger.close_round(job, 0, ClosedRound(index, "a" * 64, log, adapter, 9, 5, 1.5, figures))
         discard_job(ledger, blobs, tmp_path, "old")
         assert queries.job_names(ledger) == ["new"]
-    kept = {path.name for path in (tmp_path / "blobs").iterdir()}
-    assert kept == {shared, *(made["new", kind] for kind in kinds)}
+    assert kept_blobs.names() == {shared, *(made["new", kind] for kind in kinds)}

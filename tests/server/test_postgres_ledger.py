@@ -19,10 +19,10 @@ from edge_runtime.errors import StorageError
 from server.errors import JobError
 from server.serving.options import ServeOptions
 from server.serving.stores import StoppedError, locked_stores
-from server.storage import columns, registry_queries
+from server.storage import columns, queries, registry_queries, schema
 from server.storage.ledger import Ledger, Waiting
 from server.storage.ledger_address import LEDGER_FILE, address_beside, keep_address
-from server.storage.postgres_database import PostgresDatabase
+from server.storage.postgres_database import LOST_S, PostgresDatabase
 
 NOT_WAITING = Waiting(0.0, time.sleep)
 
@@ -185,6 +185,75 @@ def test_a_newer_schema_and_missing_tables_are_refused(ledger: Ledger, state_dir
     with pytest.raises(StorageError, match="schema version"):
         Ledger(state_dir / LEDGER_FILE, read_only=True)
     ledger.database.write(text("DROP TABLE audit"))
+
+
+def test_an_older_schema_is_upgraded_by_who_holds_the_ledger_alone(ledger: Ledger, state_dir: Path) -> None:
+    ledger.begin_job("job", "f", "0" * 64, {}, None)
+    ledger.database.write(text("ALTER TABLE offers DROP COLUMN level_kind"))
+    ledger.database.write(text("UPDATE alembic_version SET version_num = '0010'"))
+    looks = 0
+
+    def pause(_seconds: float) -> None:
+        nonlocal looks
+        looks += 1
+        for read_only in (True, False):
+            with pytest.raises(StorageError, match="is of an older Covey"):
+                Ledger(state_dir / LEDGER_FILE, read_only=read_only)
+        ledger.close()
+
+    upgraded = Ledger(state_dir / LEDGER_FILE, waiting=Waiting(None, pause))
+    assert looks == 1
+    assert queries.job_names(upgraded) == ["job"]
+    upgraded.open_round("job", 0, 0, "{}", "0" * 64, None, {"pi": None})
+    upgraded.close()
+    Ledger(state_dir / LEDGER_FILE, read_only=True).close()
+
+
+def test_an_upgrade_that_is_cut_off_leaves_the_old_schema(
+    ledger: Ledger, state_dir: Path, database: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.database.write(text("ALTER TABLE offers DROP COLUMN level_kind"))
+    ledger.database.write(text("UPDATE alembic_version SET version_num = '0010'"))
+    ledger.close()
+    with monkeypatch.context() as patched:
+        patched.setattr(schema, "_mark", lambda _connection: database.cut_sessions())
+        with pytest.raises(StorageError):
+            Ledger(state_dir / LEDGER_FILE, waiting=NOT_WAITING)
+    with pytest.raises(StorageError, match="is of an older Covey"):
+        Ledger(state_dir / LEDGER_FILE, read_only=True)
+    Ledger(state_dir / LEDGER_FILE, waiting=NOT_WAITING).close()
+
+
+@pytest.mark.timeout(600)
+def test_a_database_that_stays_away_ends_the_server_and_the_next_start_goes_on(
+    state_dir: Path, database: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 0.0
+
+    def sleep(_seconds: float) -> None:
+        nonlocal now
+        now += 60.0
+
+    ledger = Ledger.__new__(Ledger)
+    ledger.database = PostgresDatabase(
+        database.schema_for(state_dir), read_only=False, exclusive=True, sleep=sleep, clock=lambda: now
+    )
+    ledger.device_state("f", "pi", "online")
+    database.stop("immediate")
+    try:
+        with pytest.raises(StorageError, match="cannot reach the ledger") as raised:
+            ledger.device_state("f", "pi", "busy")
+        assert now == LOST_S
+        assert "waiting: cannot reach the ledger" in caplog.text
+        assert raised.value.exit_code == 8
+        with pytest.raises(StorageError, match="cannot reach the ledger"):
+            ledger.device_state("f", "pi", "busy")  # it has been given up
+        ledger.close()
+    finally:
+        database.start()
+    after = Ledger(state_dir / LEDGER_FILE, waiting=NOT_WAITING)
+    assert state_of(after) == "online"
+    after.close()
 
 
 def test_there_is_no_ledger_for_who_only_reads(state_dir: Path) -> None:
