@@ -18,9 +18,8 @@ from edge_runtime.protocol.topics import hello_topic
 from edge_runtime.releases.statement import Release, decode_signed, decode_statement
 from server.serving.options import ServeOptions
 from server.serving.security import open_security, signing_member
-from server.storage import audit_queries, fleet_queries, queries
+from server.storage import audit_queries, queries, registry_queries
 from server.storage.audit_records import Asker
-from server.storage.fleet_queries import DeviceFilter
 from server.storage.ledger import Ledger, Waiting
 from server.storage.ledger_address import LEDGER_FILE, keep_address
 from server.trust.folder import FOLDER
@@ -69,7 +68,7 @@ def test_what_is_entered_has_the_times_of_one_clock(database: Postgres, tmp_path
         times = [entry.at for entry in entries]
         assert [entry.subject for entry in entries] == [f"job {index}" for index in range(len(IN_TURN))]
         assert times == sorted(times)
-        times += [device.last_seen for device in fleet_queries.some_devices(ledger, "f", DeviceFilter(), 100, 0)]
+        times += [device.last_seen for device in registry_queries.devices_after(ledger, "f", registry_queries.DeviceFilter(), "", 100)]
         assert queries.job_names(ledger) == [f"job-{index}" for index in range(len(IN_TURN))]
     for time_of_it in times:
         entered = dt.datetime.fromisoformat(time_of_it).replace(tzinfo=dt.timezone.utc)
