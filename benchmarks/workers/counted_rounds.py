@@ -22,9 +22,11 @@ from server.storage.ledger_address import LEDGER_FILE
 from server.storage.queries import closed_rounds
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from edge_runtime.network.transport import Event, Transport
+    from server.compose import Composed
 
 _SERVER_S = 3600.0
 
@@ -154,37 +156,14 @@ def count_rounds(folder: Path, online: int, cohort: int, rounds: int, parameters
             mark()
 
     task = BigBowl(parameters)
-    job = Job(
-        name="job",
-        eval_file="",
-        rounds=rounds,
-        cohort=cohort,
-        over_selection=1.0,
-        min_devices=online,
-        min_reports=cohort,
-        eval_every=rounds,
-        accept_s=_SERVER_S,
-        deadline_s=_SERVER_S,
-    )
+    job = _job(online, cohort, rounds)
     fitted = FittedJob.unchecked(job, task.manifest, task.sha256)
     stores = open_stores(folder)
     transport = CountingTransport(fleet.hub.join())
     evaluator = InlineEvaluator(lambda _theta: Evaluation(0.5, 0.5))
     services = Services(transport, stores.uploads, evaluator, time.monotonic, "http://nowhere")
     composed = compose(FLEET, fitted, task, stores, lambda: services, observe)
-    composed.job_run.begin(resumed=False)
-    composed.coordinator.handle_next(0)  # the connection: the server says hello
-    turn()
-    mark()
-    while composed.coordinator.handle_next(0):
-        pass
-    mark()
-    while len(composed.job_run.chain.closed) < rounds:
-        composed.job_run.step()
-        turn()
-        while composed.coordinator.handle_next(0):
-            composed.job_run.step()
-            turn()
+    _run_rounds(composed, turn, mark, rounds)
     log_bytes = closed_rounds(stores.ledger, job.name)[-1].log_size_bytes or 0
     composed.job_run.close()
     stores.ledger.close()
@@ -204,6 +183,39 @@ def count_rounds(folder: Path, online: int, cohort: int, rounds: int, parameters
         rows=((sum(rows.values()) - rows["devices"]) / rounds, rows["devices"] / online),
         ledger_bytes=(folder / LEDGER_FILE).stat().st_size,
     )
+
+
+def _job(online: int, cohort: int, rounds: int) -> Job:
+    """Return a job whose rounds wait for every device, however slow this machine is."""
+    return Job(
+        name="job",
+        eval_file="",
+        rounds=rounds,
+        cohort=cohort,
+        over_selection=1.0,
+        min_devices=online,
+        min_reports=cohort,
+        eval_every=rounds,
+        accept_s=_SERVER_S,
+        deadline_s=_SERVER_S,
+    )
+
+
+def _run_rounds(composed: Composed, turn: Callable[[], None], mark: Callable[[], None], rounds: int) -> None:
+    """Run a job; ``turn`` lets devices answer, ``mark`` is called before and after they have announced themselves."""
+    composed.job_run.begin(resumed=False)
+    composed.coordinator.handle_next(0)  # the connection: the server says hello
+    turn()
+    mark()
+    while composed.coordinator.handle_next(0):
+        pass
+    mark()
+    while len(composed.job_run.chain.closed) < rounds:
+        composed.job_run.step()
+        turn()
+        while composed.coordinator.handle_next(0):
+            composed.job_run.step()
+            turn()
 
 
 def memory_per_device(folder: Path, devices: int) -> float:

@@ -173,9 +173,7 @@ def simulate(
     task, profiles, splits, levels = _task_and_profiles(options, rng)
     fitted = _job(options, task, splits, levels)
     with contextlib.ExitStack() as stack:
-        root = state_dir or Path(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix="covey-simulate-", dir=_in_memory()))
-        )
+        root = state_dir or _folder(stack)
         if (root / LEDGER_FILE).exists():
             raise ConfigError(f"{root} has a ledger already", "give --state-dir a new folder")
         stores = open_stores(root, durable=False)
@@ -209,9 +207,10 @@ def simulate(
         }
 
 
-def _in_memory() -> str | None:
-    """Return a folder in memory, if there is one: a simulation's ledger need not survive a power cut."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 mkdtemp makes a new folder in it
+def _folder(stack: contextlib.ExitStack) -> Path:
+    """Return a new folder that goes with the stack, in memory where that can be: the ledger need not survive."""
+    in_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 mkdtemp makes a new folder in it
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="covey-simulate-", dir=in_memory)))
 
 
 def _fleet(

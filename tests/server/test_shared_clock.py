@@ -68,7 +68,10 @@ def test_what_is_entered_has_the_times_of_one_clock(database: Postgres, tmp_path
         times = [entry.at for entry in entries]
         assert [entry.subject for entry in entries] == [f"job {index}" for index in range(len(IN_TURN))]
         assert times == sorted(times)
-        times += [device.last_seen for device in registry_queries.devices_after(ledger, "f", registry_queries.DeviceFilter(), "", 100)]
+        times += [
+            device.last_seen
+            for device in registry_queries.devices_after(ledger, "f", registry_queries.DeviceFilter(), "", 100)
+        ]
         assert queries.job_names(ledger) == [f"job-{index}" for index in range(len(IN_TURN))]
     for time_of_it in times:
         entered = dt.datetime.fromisoformat(time_of_it).replace(tzinfo=dt.timezone.utc)
