@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from edge_runtime.network.address import BrokerAddress, TlsFiles
-    from edge_runtime.network.cause import Cause
+    from edge_runtime.network.cause import Cause, Place
 
 _TICK_S = 0.05
 _TIMEOUT_S = 5.0
@@ -113,7 +113,7 @@ class Conversation:
     """One connection, driven in this thread.
 
     Attributes:
-        place: the broker.
+        place: the broker; of a cluster, the node that is talked to.
         largest_packet_bytes: what the broker says that it takes at most; None: nothing, or not logged in.
     """
 
@@ -126,7 +126,7 @@ class Conversation:
         timeout_s: float,
     ) -> None:
         self._address, self._identity, self._timeout_s = address, identity, timeout_s
-        self.place = address.place(tls)
+        self._tls = tls
         self._client = make_client(address, identity, tls, protocol=protocol, keep_session=False)
         self._client.connect_timeout = timeout_s
         self._login: Any = None  # the reason code of CONNACK
@@ -136,6 +136,11 @@ class Conversation:
         self._client.on_connect = self._on_connect
         self._client.on_subscribe = self._on_subscribe
         self._client.on_publish = self._on_publish
+
+    @property
+    def place(self) -> Place:
+        """The broker, or the node of a cluster that is talked to."""
+        return self._client.nodes.now.place(self._tls)
 
     def _on_connect(self, _client: Any, _data: Any, _flags: Any, reason: Any, properties: Any) -> None:  # noqa: ANN401
         self._login = reason
