@@ -70,9 +70,10 @@ def check_access(
         asking = Conversation(address, identity, tls, protocol, timeout_s)
         return asking.log_in() or asking
 
-    first = talk(MQTTProtocolVersion.MQTTv311)
-    if not isinstance(first, Conversation):
-        return Access([exact(first, address, tls)], is_publishing_known=False)
+    first = Conversation(address, identity, tls, MQTTProtocolVersion.MQTTv311, timeout_s)
+    cause = first.log_in()
+    if cause is not None:
+        return Access([exact(cause, first.node, tls)], is_publishing_known=False)
     place, user = first.place, address.username
     refused = _refused(first, lambda: talk(MQTTProtocolVersion.MQTTv311), "read", reads)
     causes = [denied(place, "read", topic, user) for topic in refused]
@@ -138,9 +139,14 @@ class Conversation:
         self._client.on_publish = self._on_publish
 
     @property
+    def node(self) -> BrokerAddress:
+        """The broker's address; of a cluster, that of the node that is talked to."""
+        return self._client.nodes.now
+
+    @property
     def place(self) -> Place:
         """The broker, or the node of a cluster that is talked to."""
-        return self._client.nodes.now.place(self._tls)
+        return self.node.place(self._tls)
 
     def _on_connect(self, _client: Any, _data: Any, _flags: Any, reason: Any, properties: Any) -> None:  # noqa: ANN401
         self._login = reason

@@ -65,12 +65,12 @@ class Client(mqtt.Client):
         if self.own_certificate is not None:
             self.own_certificate.take_renewed()
         for _ in range(len(self.nodes) - 1):
-            with contextlib.suppress(OSError):  # it is kept and reported; another node is tried
+            with contextlib.suppress(OSError):  # it is kept and reported
                 return self._connect_to_node()
+            self.nodes.go_on()
         return self._connect_to_node()
 
     def _connect_to_node(self) -> MQTTErrorCode:
-        """Connect to the present node; where that fails, the next one becomes the present one."""
         self._host, self._port = self.nodes.now.host, self.nodes.now.port  # paho's setters are for a new client
         try:
             result = super().reconnect()
@@ -78,7 +78,6 @@ class Client(mqtt.Client):
             self.transport_error = error
             if self.on_no_connection is not None:
                 self.on_no_connection(error)
-            self.nodes.go_on()
             raise
         self._send_at_once()
         return result
