@@ -51,9 +51,7 @@ class Client(mqtt.Client):
     draw_pause_s: Callable[[], float] | None = None
     on_no_connection: Callable[[BaseException], None] | None = None
 
-    def __init__(
-        self, identity: str, nodes: BrokerNodes, protocol: MQTTProtocolVersion, *, keep_session: bool
-    ) -> None:
+    def __init__(self, identity: str, nodes: BrokerNodes, protocol: MQTTProtocolVersion, *, keep_session: bool) -> None:
         clean = None if protocol == MQTTProtocolVersion.MQTTv5 else not keep_session
         super().__init__(CallbackAPIVersion.VERSION2, client_id=identity, protocol=protocol, clean_session=clean)
         self.nodes = nodes
