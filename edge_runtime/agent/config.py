@@ -56,7 +56,8 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         name: the device's name, unique in its fleet.
-        broker: ``mqtt://host[:1883]`` or ``mqtts://host[:8883]``, with ``user:password@`` if needed.
+        broker: ``mqtt://host[:1883]`` or ``mqtts://host[:8883]``, with ``user:password@`` if needed; the nodes of a
+            cluster with commas: ``mqtt://a:1883,b:1883``.
         data: the private rows.
         fleet: name of the fleet.
         tags: what jobs can name the device by, beside its name: ``devices = "tag:kitchen"`` in job.toml.

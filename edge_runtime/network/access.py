@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from edge_runtime.network.address import BrokerAddress, TlsFiles
-    from edge_runtime.network.cause import Cause
+    from edge_runtime.network.cause import Cause, Place
 
 _TICK_S = 0.05
 _TIMEOUT_S = 5.0
@@ -70,9 +70,10 @@ def check_access(
         asking = Conversation(address, identity, tls, protocol, timeout_s)
         return asking.log_in() or asking
 
-    first = talk(MQTTProtocolVersion.MQTTv311)
-    if not isinstance(first, Conversation):
-        return Access([exact(first, address, tls)], is_publishing_known=False)
+    first = Conversation(address, identity, tls, MQTTProtocolVersion.MQTTv311, timeout_s)
+    cause = first.log_in()
+    if cause is not None:
+        return Access([exact(cause, first.node, tls)], is_publishing_known=False)
     place, user = first.place, address.username
     refused = _refused(first, lambda: talk(MQTTProtocolVersion.MQTTv311), "read", reads)
     causes = [denied(place, "read", topic, user) for topic in refused]
@@ -113,7 +114,7 @@ class Conversation:
     """One connection, driven in this thread.
 
     Attributes:
-        place: the broker.
+        place: the broker; of a cluster, the node that is talked to.
         largest_packet_bytes: what the broker says that it takes at most; None: nothing, or not logged in.
     """
 
@@ -126,7 +127,7 @@ class Conversation:
         timeout_s: float,
     ) -> None:
         self._address, self._identity, self._timeout_s = address, identity, timeout_s
-        self.place = address.place(tls)
+        self._tls = tls
         self._client = make_client(address, identity, tls, protocol=protocol, keep_session=False)
         self._client.connect_timeout = timeout_s
         self._login: Any = None  # the reason code of CONNACK
@@ -136,6 +137,16 @@ class Conversation:
         self._client.on_connect = self._on_connect
         self._client.on_subscribe = self._on_subscribe
         self._client.on_publish = self._on_publish
+
+    @property
+    def node(self) -> BrokerAddress:
+        """The broker's address; of a cluster, that of the node that is talked to."""
+        return self._client.nodes.now
+
+    @property
+    def place(self) -> Place:
+        """The broker, or the node of a cluster that is talked to."""
+        return self.node.place(self._tls)
 
     def _on_connect(self, _client: Any, _data: Any, _flags: Any, reason: Any, properties: Any) -> None:  # noqa: ANN401
         self._login = reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -14,13 +15,22 @@ _ESCAPES = "in user and password write @ : / # % ? as %40 %3A %2F %23 %25 %3F"
 
 
 class BrokerAddress(msgspec.Struct, frozen=True):
-    """Where a broker is: from ``mqtt://[user:password@]host[:port]`` or ``mqtts://…``."""
+    """Where a broker is: from ``mqtt://[user:password@]host[:port][,host[:port]…]`` or ``mqtts://…``.
+
+    Attributes:
+        others: further addresses of the same broker, the nodes of a cluster; with the same user and password.
+    """
 
     host: str
     port: int
     tls: bool
     username: str | None
     password: str | None
+    others: tuple[BrokerAddress, ...] = ()
+
+    def nodes(self) -> tuple[BrokerAddress, ...]:
+        """Return every address, each for itself."""
+        return (msgspec.structs.replace(self, others=()), *self.others)
 
     def place(self, tls: TlsFiles | None) -> Place:
         """Return the broker as the other end of a connection, for causes."""
@@ -29,11 +39,34 @@ class BrokerAddress(msgspec.Struct, frozen=True):
 
 
 def parse_broker(url: str) -> BrokerAddress:
-    """Read a broker's address.
+    """Read a broker's address, or several of a cluster's nodes, with a comma between them.
 
     Raises:
-        ConfigError: another scheme, no host, a bad port.
+        ConfigError: another scheme, no host, a bad port; an address is there twice.
     """
+    first, *others = (_parse_node(node) for node in _node_urls(url))
+    nodes = [(node.host, node.port) for node in (first, *others)]
+    for host, port in nodes:
+        if nodes.count((host, port)) > 1:
+            raise ConfigError(
+                f"broker {without_password(url)!r} names {host}:{port} twice",
+                "write each node of the cluster once: mqtt://a:1883,b:1883,c:1883",
+            )
+    return msgspec.structs.replace(first, others=tuple(others))
+
+
+def _node_urls(url: str) -> list[str]:
+    """Return the address of each node, with the scheme and the user of all."""
+    scheme, separator, rest = url.partition("://")
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    user, at, hosts = authority.rpartition("@")
+    if "," not in hosts:
+        return [url]
+    tail = rest[len(authority) :]
+    return [f"{scheme}{separator}{user}{at}{host}{tail}" for host in hosts.split(",")]
+
+
+def _parse_node(url: str) -> BrokerAddress:
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -43,7 +76,8 @@ def parse_broker(url: str) -> BrokerAddress:
     if parts.scheme not in _PORTS or not host or port == 0:
         raise ConfigError(
             f"broker {without_password(url)!r} is not an address",
-            f"write mqtt://host:1883, or mqtts://host:8883 for TLS; an IPv6 address in [ ]; {_ESCAPES}",
+            f"write mqtt://host:1883, or mqtts://host:8883 for TLS; an IPv6 address in [ ]; the nodes of a cluster as "
+            f"mqtt://a:1883,b:1883; {_ESCAPES}",
         )
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ConfigError(

@@ -87,7 +87,10 @@ def words_of(error: BaseException) -> str:
 def closed(error: BaseException | None, place: Place) -> Cause:
     """Return the cause of a place that takes the connection and then closes it."""
     words = f" ({words_of(error)})" if error is not None else ""
-    return Cause("closed", f"{place} closes the connection without an answer{words}", log_remedy(place))
+    remedy = log_remedy(place)
+    if place.who == "broker":
+        remedy += "; perhaps it has as many connections as it takes: raise its limit (mosquitto: max_connections)"
+    return Cause("closed", f"{place} closes the connection without an answer{words}", remedy)
 
 
 def log_remedy(place: Place) -> str:

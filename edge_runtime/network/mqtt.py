@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import paho.mqtt.client as mqtt
 
     from edge_runtime.network.address import BrokerAddress, TlsFiles
-    from edge_runtime.network.cause import Cause
+    from edge_runtime.network.cause import Cause, Place
 
 _LOG = logging.getLogger(__name__)
 _QOS = 1
@@ -43,7 +43,7 @@ class MqttTransport:
     """A connection to a real broker; see Transport.
 
     Args:
-        address: the broker.
+        address: the broker, or the nodes of a cluster: one that is lost, or lets nobody in, is followed by the next.
         identity: client id; a broker lets in one member of each.
         will: published by the broker when this member vanishes.
         tls: files for TLS.
@@ -73,13 +73,12 @@ class MqttTransport:
         ask_why: Callable[[Cause], Cause | None] = lambda _cause: None,
     ) -> None:
         self._address, self._identity, self._tls = address, identity, tls
-        self._place = address.place(tls)
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._filters: list[str] = []
         self._ask_why = ask_why
         self._decided = threading.Event()  # logged in, or no member
         self._cause: Cause | None = None  # of the last attempt to connect
-        self._logged: Cause | None = None
+        self._logged: dict[Place, Cause] = {}  # since the last login
         self._refused = False  # whether the broker has refused the login that is at work
         self._unconfirmed: _Sent[int] = _Sent()  # bytes of the messages
         self._asked: _Sent[str] = _Sent()  # filters of the subscriptions
@@ -87,7 +86,7 @@ class MqttTransport:
         rng = rng or random.Random()  # noqa: S311 pauses are no secret
         self._losses, self._pauses = QuickLosses(rng), ReconnectPauses(rng)
         self._stuck = StuckMessage()
-        self._client = make_client(address, identity, tls, keep_session=keep_session)
+        self._client = make_client(address, identity, tls, keep_session=keep_session, rng=rng)
         self._client.draw_pause_s = self._pauses.draw
         if will is not None:
             self._client.will_set(will.topic, will.payload, qos=_QOS, retain=True)
@@ -110,9 +109,18 @@ class MqttTransport:
         self._leave()
         if is_decided and self._cause is not None:
             raise self._cause.error()
-        prefix = f"no connection to the broker at {self._place} in {timeout_s:g} s: "
-        cause = self._cause or exact(silent(self._place), self._address, self._tls)
+        places = " or ".join(str(node.place(self._tls)) for node in self._address.nodes())
+        prefix = f"no connection to the broker at {places} in {timeout_s:g} s: "
+        cause = self._cause or exact(silent(self._place), self._node, self._tls)
         raise cause.error(prefix)
+
+    @property
+    def _node(self) -> BrokerAddress:
+        return self._client.nodes.now
+
+    @property
+    def _place(self) -> Place:
+        return self._node.place(self._tls)
 
     # -- what paho reports, in its thread -----------------------------------------------------------------------
 
@@ -124,7 +132,7 @@ class MqttTransport:
             if not self._is_no_member(cause):
                 self._note(cause)
             return
-        self._up_since, self._logged, self._cause = time.monotonic(), None, None
+        self._up_since, self._logged, self._cause = time.monotonic(), {}, None
         for topic_filter in self._filters:
             self._ask_for(topic_filter)
         self._inbox.put(Connected())
@@ -136,17 +144,17 @@ class MqttTransport:
     def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:  # noqa: ANN401
         error, self._client.transport_error = self._client.transport_error, None
         was_refused, self._refused = self._refused, False
-        if not reason.is_failure or was_refused:
+        if not reason.is_failure:
             return
         if self._up_since is not None:
             self._note_loss(error, is_silent=reason.value == _KEEP_ALIVE_TIMEOUT)
-            return
-        cause = closed(None, self._place) if error is None else cause_of_error(error, self._place)
-        self._look_and_note(cause)
+        elif not was_refused:
+            self._look_and_note(closed(None, self._place) if error is None else cause_of_error(error, self._place))
+        self._client.nodes.go_on()
 
     def _look_and_note(self, cause: Cause) -> None:
         if not self._is_leaving and not self._is_no_member(cause):
-            self._note(exact(cause, self._address, self._tls))
+            self._note(exact(cause, self._node, self._tls))
 
     def _is_no_member(self, cause: Cause) -> bool:
         """Ask whether that is why an attempt failed; if so, say it, and wait long before the next one."""
@@ -164,10 +172,10 @@ class MqttTransport:
         self._client.loop_stop()
 
     def _note(self, cause: Cause) -> None:
-        """Keep and log why there is no connection; the same cause is logged once."""
+        """Keep and log why there is no connection; the same cause is logged once for each node."""
         self._cause = cause
-        if cause != self._logged:
-            self._logged = cause
+        if cause != self._logged.get(self._place):
+            self._logged[self._place] = cause
             _LOG.warning("no connection to the broker yet: %s; trying again", cause)
 
     def _note_loss(self, error: BaseException | None, *, is_silent: bool) -> None:
@@ -194,7 +202,7 @@ class MqttTransport:
             return
         self._client.forget(head.mid)
         self._unconfirmed.answer(head.mid)
-        limit_bytes = largest_packet_bytes(self._address, f"{self._identity}-check", self._tls)
+        limit_bytes = largest_packet_bytes(self._node, f"{self._identity}-check", self._tls)
         cause = given_up(self._place, len(head.payload), PATIENCE, limit_bytes)
         _LOG.error("gave up a message on %s: %s", head.topic, cause)
         self._inbox.put(GivenUp(head.topic, bytes(head.payload), cause.finding, cause.remedy))
@@ -224,7 +232,7 @@ class MqttTransport:
     @property
     def broker_host(self) -> str:
         """See Transport."""
-        return self._address.host
+        return self._node.host
 
     @property
     def local_address(self) -> str | None:

@@ -12,9 +12,11 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, LogLevel, MessageState, MQTTErrorCode, MQTTProtocolVersion
 
 from edge_runtime.errors import ProtocolError, wall
+from edge_runtime.network.broker_nodes import BrokerNodes
 from edge_runtime.network.tls import OwnCertificate, tls_context
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable
 
     from edge_runtime.network.address import BrokerAddress, TlsFiles
@@ -31,6 +33,7 @@ class Client(mqtt.Client):
 
     Args:
         identity: the client id.
+        nodes: the broker's addresses; each attempt to connect tries one after the other, from the present one on.
         protocol: paho's number of the version of MQTT.
         keep_session: whether the broker keeps messages while this client is away (MQTT 3.1.1 only).
 
@@ -48,16 +51,25 @@ class Client(mqtt.Client):
     draw_pause_s: Callable[[], float] | None = None
     on_no_connection: Callable[[BaseException], None] | None = None
 
-    def __init__(self, identity: str, protocol: MQTTProtocolVersion, *, keep_session: bool) -> None:
+    def __init__(self, identity: str, nodes: BrokerNodes, protocol: MQTTProtocolVersion, *, keep_session: bool) -> None:
         clean = None if protocol == MQTTProtocolVersion.MQTTv5 else not keep_session
         super().__init__(CallbackAPIVersion.VERSION2, client_id=identity, protocol=protocol, clean_session=clean)
+        self.nodes = nodes
         self.on_log = self._keep_logged_error
 
     def reconnect(self) -> MQTTErrorCode:
-        """Connect, as paho does; keep the exception if that fails."""
+        """Connect, as paho does, to the first node that takes the connection; keep the exception if none does."""
         self.transport_error = None
         if self.own_certificate is not None:
             self.own_certificate.take_renewed()
+        for _ in range(len(self.nodes) - 1):
+            with contextlib.suppress(OSError):  # it is kept and reported
+                return self._connect_to_node()
+            self.nodes.go_on()
+        return self._connect_to_node()
+
+    def _connect_to_node(self) -> MQTTErrorCode:
+        self._host, self._port = self.nodes.now.host, self.nodes.now.port  # paho's setters are for a new client
         try:
             result = super().reconnect()
         except OSError as error:
@@ -140,13 +152,16 @@ def make_client(
     *,
     protocol: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv311,
     keep_session: bool = True,
+    rng: random.Random | None = None,
 ) -> Client:
     """Return a client that is ready to connect: with password, TLS and the files of this member.
+
+    ``rng`` draws the order of a cluster's nodes; None: they are tried as they are written.
 
     Raises:
         ConfigError: the TLS files cannot be used.
     """
-    client = Client(identity, protocol, keep_session=keep_session)
+    client = Client(identity, BrokerNodes(address, rng), protocol, keep_session=keep_session)
     if address.username is not None:
         client.username_pw_set(address.username, address.password)
     if tls is not None or address.tls:

@@ -48,7 +48,9 @@ def add_serve_commands(commands: Commands[argparse.ArgumentParser]) -> None:
 def add_addresses(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where a server listens and which broker it uses."""
     parser.add_argument(
-        "--broker", default="embedded", help="embedded (default), mqtt://host:1883 or mqtts://host:8883"
+        "--broker",
+        default="embedded",
+        help="embedded (default), mqtt://host:1883 or mqtts://host:8883; a cluster: mqtt://a:1883,b:1883",
     )
     parser.add_argument("--fleet", default="default", help="name of the fleet (default: %(default)s)")
     parser.add_argument(
