@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from edge_runtime.errors import storage_error
+from edge_runtime.errors import StorageError, storage_error
 from edge_runtime.files.hashing import file_sha256
 
 if TYPE_CHECKING:
@@ -133,4 +133,6 @@ class Uploads:
             raise HTTPException(400, "the request broke off; what came is kept", _HEADERS) from error
         except OSError as error:
             raise HTTPException(507, str(storage_error(error, partial)), _HEADERS) from error
+        except StorageError as error:
+            raise HTTPException(507, str(error), _HEADERS) from error
         return have
