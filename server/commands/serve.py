@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from edge_runtime import output
 from edge_runtime.errors import ConfigError
 from edge_runtime.notify import notifier_of
-from server.commands.shared_options import Commands, add_state_dir
+from server.commands.shared_options import Commands, add_ray, add_state_dir, ray_of
 from server.commands.stopping import stop_on_signals
 from server.commands.tracing import add_traces, traced
 
@@ -68,6 +68,7 @@ def add_addresses(parser: argparse.ArgumentParser) -> None:
     )
     _add_operators(parser)
     _add_ledger(parser)
+    add_ray(parser, "replay large adapters and evaluate")
     parser.add_argument(
         "--join-port",
         type=int,
@@ -185,6 +186,7 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
         signing=None if args.sign_key is None else ServerKeys(args.sign_key, args.device_keys),
         ledger=args.ledger,
         standby=args.standby,
+        ray=ray_of(args),
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, get_args
 
 from edge_runtime import output
 from edge_runtime.errors import ConfigError
+from server.commands.shared_options import add_ray, ray_of
 
 if TYPE_CHECKING:
     import argparse
@@ -66,6 +67,7 @@ def add_simulate(commands: Commands[argparse.ArgumentParser], stop: Callable[[],
     )
     parser.add_argument("--traces", type=Path, metavar="FILE", help="events that happen to devices, as JSON lines")
     parser.add_argument("--state-dir", type=Path, help="folder that keeps the ledger (default: it is deleted)")
+    add_ray(parser, "train the devices and evaluate")
     output.add_format(parser)
     parser.set_defaults(run=_simulate, stop=stop)
 
@@ -74,8 +76,8 @@ def _simulate(args: argparse.Namespace) -> int:
     """Run a job on simulated devices: real server, protocol and bandit, in virtual time from profiles and traces.
 
     Without --bundle the devices learn a layered quadratic bowl instead of a model: the result tells about the server,
-    times and choices, not about accuracy. With --bundle they run the real steps on real rows, one after the other on
-    this machine. The same seed gives the same result.
+    times and choices, not about accuracy. With --bundle they run the real steps on real rows, one after the other
+    or on workers. The same seed gives the same result.
     """
     from server.simulation.run import SimulateOptions, simulate
     from server.simulation.traces import read_traces
@@ -107,6 +109,7 @@ def _simulate(args: argparse.Namespace) -> int:
         throttle=args.throttle,
         jitter=args.jitter,
         deadline_s=args.deadline_s,
+        ray=ray_of(args),
     )
     result = simulate(options, should_stop=args.stop(), state_dir=args.state_dir)
     if result is None:

@@ -11,13 +11,11 @@ from msgspec import UNSET
 
 from edge_runtime.agent.birth import METHODS
 from edge_runtime.agent.reports import SessionFacts, delta_report, round_report
-from edge_runtime.backprop.importance import LayerStatistics
-from edge_runtime.backprop.round import BackpropSettings, Personal, train_backprop
+from edge_runtime.backprop.round import BackpropResult, BackpropSettings
 from edge_runtime.bundle.adapter import adapter_sha256
-from edge_runtime.bundle.layers import layer_slices
 from edge_runtime.bundle.memory_need import LevelNeed
 from edge_runtime.forward_only.replay import replay
-from edge_runtime.forward_only.round import RoundSettings, train_round
+from edge_runtime.forward_only.round import RoundResult, RoundSettings
 from edge_runtime.network.transport import Message
 from edge_runtime.protocol.delta import encode_delta
 from edge_runtime.protocol.messages import AnyMessage, decode_message, decode_plan, encode_message
@@ -29,6 +27,7 @@ from edge_runtime.protocol.step_rule import StepRule
 from edge_runtime.protocol.topics import Kind, device_of, hello_topic, topic_for
 from server.bandit.arms import Arm, PriceBasis, price, price_left
 from server.errors import JobError
+from server.simulation.training import InTurn, Order
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from edge_runtime.values import FloatVector
     from server.simulation.task import SimulatedTask
     from server.simulation.traces import TraceEvent
+    from server.simulation.training import Trained, Trainer
     from server.simulation.virtual import VirtualWorld
     from server.storage.blobs import BlobStore
 
@@ -92,6 +92,11 @@ class SimulatedFleet:
         drop_out: probability that a device vanishes in a round.
         jitter: standard deviation of the logarithm of a round's duration.
         rng: source of drop-outs, jitter and noise.
+
+    Attributes:
+        devices: the devices, by name.
+        trainer: trains their rounds.
+        device_rounds: how many they have trained.
     """
 
     def __init__(
@@ -110,7 +115,7 @@ class SimulatedFleet:
         self.devices = {device.name: device for device in devices}
         self._served, self._uploaded = served, uploaded
         self._drop_out, self._jitter, self._rng = drop_out, jitter, rng
-        self._slices = layer_slices(task.manifest)
+        self.trainer: Trainer = InTurn(task, rng)
         self._adapters: dict[str, FloatVector] = {task.initial_sha256: task.initial_adapter()}
         self._moments: dict[str, FloatVector] = {}
         self._epoch: str | None = None
@@ -221,11 +226,11 @@ class SimulatedFleet:
             self._world.at(gone_s, lambda: self._leave(device) if device.here else None)
             self._world.at(gone_s + _AWAY_S, lambda: None if device.here else self._join(device))
             return
-        starts = device.starts
+        starts, trained = device.starts, self._train(device, plan)
 
         def finish() -> None:
             if device.here and device.starts == starts:
-                self._finish(device, plan, seconds)
+                self._finish(device, plan, seconds, trained())
 
         self._world.at(self._world.now + _LINK_S / 2 + seconds, finish)
 
@@ -303,37 +308,42 @@ class SimulatedFleet:
             self._moments[wanted] = np.frombuffer(raw, dtype="<f4")
         return self._moments[wanted]
 
-    def _finish(self, device: SimulatedDevice, plan: TrainPlan | BackpropPlan, seconds: float) -> None:
-        theta = self._theta(plan.adapter)
-        self.device_rounds += 1
+    def _train(self, device: SimulatedDevice, plan: TrainPlan | BackpropPlan) -> Callable[[], Trained]:
+        """Begin a device's round; return what waits for its result."""
         if isinstance(plan, TrainPlan):
-            device.report = self._forward(device, plan, theta, seconds)
+            settings: RoundSettings | BackpropSettings = RoundSettings.of_plan(
+                plan, device.name, self._moment(plan.adapter)
+            )
+            split = plan.split
         else:
-            device.report = self._backprop(device, plan, theta, seconds)
+            rows_at_once = dict.fromkeys(self._task.manifest.levels, plan.stld.most_rows)
+            settings, split = BackpropSettings.of_plan(plan, device.name, rows_at_once), 0
+        order = Order(device.index, split, settings)
+        return self.trainer.begin(order, plan.adapter.file.sha256, lambda: self._theta(plan.adapter))
+
+    def _finish(
+        self, device: SimulatedDevice, plan: TrainPlan | BackpropPlan, seconds: float, trained: Trained
+    ) -> None:
+        self.device_rounds += 1
+        result = replace(trained, seconds=seconds)
+        if isinstance(plan, TrainPlan):
+            assert isinstance(result, RoundResult)  # noqa: S101 of the plan's kind
+            device.report = self._forward_report(device, plan, result)
+        else:
+            assert isinstance(result, BackpropResult)  # noqa: S101 of the plan's kind
+            device.report = self._backprop_report(device, plan, result)
         self._say(device, "report", device.report, _LINK_S / 2)
 
-    def _forward(self, device: SimulatedDevice, plan: TrainPlan, theta: FloatVector, seconds: float) -> RoundReport:
-        settings = RoundSettings.of_plan(plan, device.name, self._moment(plan.adapter))
-        engine, rows = self._task.engine(device.index, plan.split), self._task.rows(device.index)
-        result = train_round(engine, theta, rows, settings, rng=self._rng, clock=lambda: 0.0)
-        assert result is not None  # noqa: S101 nothing stops it
-        result = replace(result, seconds=seconds)
+    def _forward_report(self, device: SimulatedDevice, plan: TrainPlan, result: RoundResult) -> RoundReport:
         if plan.rule.front_is_frozen:
             hits, misses = self._looked_up(device, plan)
             device.kept_rows += misses
             passes = -(-misses // plan.batch_size)
             result = replace(result, front_hits=hits, front_misses=misses, front_passes=passes)
-        return round_report(plan, result, SessionFacts(device.name, len(rows)))
+        return round_report(plan, result, SessionFacts(device.name, len(self._task.rows(device.index))))
 
-    def _backprop(self, device: SimulatedDevice, plan: BackpropPlan, theta: FloatVector, seconds: float) -> DeltaReport:
+    def _backprop_report(self, device: SimulatedDevice, plan: BackpropPlan, result: BackpropResult) -> DeltaReport:
         manifest = self._task.manifest
-        layers = manifest.model.layers
-        rows_at_once = dict.fromkeys(manifest.levels, plan.stld.most_rows)
-        settings = BackpropSettings.of_plan(plan, device.name, rows_at_once)
-        engine, rows = self._task.training_engine(device.index), self._task.rows(device.index)
-        personal = Personal({}, LayerStatistics.of(layers))
-        result = train_backprop(engine, theta, rows, settings, self._slices, personal)
-        assert result is not None  # noqa: S101 nothing stops it
-        device.delta = encode_delta(result.movement, manifest.parameters, result.sent, layers)
-        facts = SessionFacts(device.name, len(rows))
-        return delta_report(plan, replace(result, seconds=seconds), device.delta, facts)
+        device.delta = encode_delta(result.movement, manifest.parameters, result.sent, manifest.model.layers)
+        facts = SessionFacts(device.name, len(self._task.rows(device.index)))
+        return delta_report(plan, result, device.delta, facts)

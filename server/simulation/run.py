@@ -25,12 +25,15 @@ from server.evaluation import InlineEvaluator
 from server.job.fitted import FittedJob, fit_to_bundle
 from server.job.job import Job, JobBandit, JobStld, read_job
 from server.profiles.files import read_profile
+from server.ray_work.workers import Recipe, Shared, open_workers
 from server.rounds.services import Services
 from server.simulation.boards import common, modelled_profiles
 from server.simulation.bowl import Bowl
 from server.simulation.devices import FLEET, SimulatedDevice, SimulatedFleet
+from server.simulation.on_workers import OnWorkers, evaluated_on
 from server.simulation.task import BundleTask
 from server.simulation.traces import TraceEvent, throttling
+from server.simulation.training import InTurn
 from server.simulation.virtual import VirtualTransport, VirtualWorld
 from server.storage import queries
 from server.storage.ledger_address import LEDGER_FILE
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from server.bandit.options import Policy
     from server.compose import Stores
     from server.events import Observer
+    from server.ray_work.options import RayOptions
     from server.simulation.task import SimulatedTask
     from server.storage.ledger import Ledger
 
@@ -71,6 +75,7 @@ class SimulateOptions:
     throttle: float = 0.2
     jitter: float = 0.1
     deadline_s: float = 600.0
+    ray: RayOptions | None = None
 
 
 def _task_and_profiles(
@@ -98,6 +103,11 @@ def _task_and_profiles(
             "give profiles of this bundle",
         )
     return task, profiles, both, [level for level in levels if level in manifest.levels]
+
+
+def task_of(options: SimulateOptions) -> SimulatedTask:
+    """Return the task of a simulation, as every process makes it from the options."""
+    return _task_and_profiles(options, np.random.Generator(np.random.PCG64(options.seed)))[0]
 
 
 def _job(options: SimulateOptions, task: SimulatedTask, splits: Sequence[int], levels: list[Level]) -> FittedJob:
@@ -160,6 +170,7 @@ def simulate(
         BundleError: the bundle is damaged.
         DataError: the rows are wrong, or too few.
         JobError: a round failed too often.
+        NetworkError: the Ray cluster does not answer, or is lost.
     """
     rng = np.random.Generator(np.random.PCG64(options.seed))
     task, profiles, splits, levels = _task_and_profiles(options, rng)
@@ -174,11 +185,14 @@ def simulate(
         stack.callback(stores.ledger.close)
         world = VirtualWorld()
         fleet = _fleet(options, world, task, profiles, stores, rng)
+        workers = stack.enter_context(open_workers(options.ray))
+        if workers is not None:
+            fleet.trainer = OnWorkers(workers, Recipe(task_of, Shared(options)), InTurn(task, rng))
+        evaluated = evaluated_on(workers, task)
 
         def services() -> Services:
             transport = VirtualTransport(world, fleet.deliver)
-            evaluator = InlineEvaluator(task.evaluate)
-            return Services(transport, stores.uploads, evaluator, world.clock, blob_url="http://simulated")
+            return Services(transport, stores.uploads, InlineEvaluator(evaluated), world.clock, blob_url="http://simulated")
 
         composed = compose(FLEET, fitted, task, stores, services, observe)
         started, cpu_started = time.perf_counter(), time.process_time()
