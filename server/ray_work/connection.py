@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 _LOOPBACK = "127.0.0.1"
 _ANSWER_S = 5.0
-"""Seconds in which a head must accept a connection."""
+"""Seconds in which a head must accept a connection, and say what it speaks."""
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""What a client of HTTP/2 says first, with an empty SETTINGS frame (RFC 9113, 3.4): Ray's head speaks gRPC."""
+_SETTINGS = 4
+"""The type of the frame that answers it, in its fourth byte."""
 _CHECK_S = 300.0
 """Seconds in which every machine of a cluster must have said its versions; a worker starts in a few."""
 _MOST_SILENT = 3
@@ -91,13 +95,17 @@ class Connection:
 
     def _reach(self, host: str, port: int) -> None:
         """Try to connect before Ray does, which tries for minutes."""
+        hint = "ray start --head on the machine that leads it, and ray status there; or leave --ray-address out"
         try:
-            socket.create_connection((host, port), timeout=_ANSWER_S).close()
+            with socket.create_connection((host, port), timeout=_ANSWER_S) as probe:
+                if os.environ.get("RAY_USE_TLS", "0") == "1":
+                    return
+                probe.sendall(_HELLO)
+                answer = probe.recv(9)
         except OSError as error:
-            raise NetworkError(
-                f"no Ray cluster answers at {self._name}: {error.strerror or error}",
-                "ray start --head on the machine that leads it, and ray status there; or leave --ray-address out",
-            ) from error
+            raise NetworkError(f"no Ray cluster answers at {self._name}: {error.strerror or error}", hint) from error
+        if len(answer) < 4 or answer[3] != _SETTINGS:
+            raise NetworkError(f"what listens at {self._name} is no Ray cluster", hint)
 
     def _join(self, **settings: object) -> None:
         with _own_signals():

@@ -59,8 +59,8 @@ class OnWorkers:
         return result
 
 
-def evaluated_on(workers: Workers | None, task: SimulatedTask) -> Callable[[FloatVector], Evaluation]:
-    """Return what evaluates a task's adapters: workers, where there are any and a model does it."""
-    if workers is None or not isinstance(task, BundleTask):
+def evaluated_on(workers: Workers, task: SimulatedTask) -> Callable[[FloatVector], Evaluation]:
+    """Return what evaluates a task's adapters: workers, where a model does it."""
+    if not isinstance(task, BundleTask):
         return task.evaluate
     return evaluate_on(workers, task.bundle, task.held_out, len(task.manifest.task.labels))

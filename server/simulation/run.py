@@ -43,10 +43,13 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle.levels import Level
     from edge_runtime.protocol.profile import Profile
+    from edge_runtime.values import FloatVector
     from server.bandit.options import Policy
     from server.compose import Stores
+    from server.evaluation import Evaluation
     from server.events import Observer
     from server.ray_work.options import RayOptions
+    from server.ray_work.workers import Workers
     from server.simulation.task import SimulatedTask
     from server.storage.ledger import Ledger
 
@@ -185,14 +188,12 @@ def simulate(
         stack.callback(stores.ledger.close)
         world = VirtualWorld()
         fleet = _fleet(options, world, task, profiles, stores, rng)
-        workers = stack.enter_context(open_workers(options.ray))
-        if workers is not None:
-            fleet.trainer = OnWorkers(workers, Recipe(task_of, Shared(options)), InTurn(task, rng))
-        evaluated = evaluated_on(workers, task)
+        evaluated = _with_workers(stack.enter_context(open_workers(options.ray)), options, task, fleet, rng)
 
         def services() -> Services:
             transport = VirtualTransport(world, fleet.deliver)
-            return Services(transport, stores.uploads, InlineEvaluator(evaluated), world.clock, blob_url="http://simulated")
+            evaluator = InlineEvaluator(evaluated)
+            return Services(transport, stores.uploads, evaluator, world.clock, blob_url="http://simulated")
 
         composed = compose(FLEET, fitted, task, stores, services, observe)
         started, cpu_started = time.perf_counter(), time.process_time()
@@ -207,6 +208,20 @@ def simulate(
             "device_rounds": fleet.device_rounds,
             "messages": world.delivered,
         }
+
+
+def _with_workers(
+    workers: Workers | None,
+    options: SimulateOptions,
+    task: SimulatedTask,
+    fleet: SimulatedFleet,
+    rng: np.random.Generator,
+) -> Callable[[FloatVector], Evaluation]:
+    """Have workers train the fleet, where there are any; return what evaluates adapters."""
+    if workers is None:
+        return task.evaluate
+    fleet.trainer = OnWorkers(workers, Recipe(task_of, Shared(options)), InTurn(task, rng))
+    return evaluated_on(workers, task)
 
 
 def _in_memory() -> str | None:
