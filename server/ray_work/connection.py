@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import platform
+import secrets
 import signal
 import socket
 import threading
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from server.ray_work.options import RayOptions
 
-_LOOPBACK = "127.0.0.1"
 _ANSWER_S = 5.0
 """Seconds in which a head must accept a connection, and say what it speaks."""
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -51,6 +51,17 @@ def load_ray() -> Any:  # noqa: ANN401 Ray is imported where it is used, and its
     return ray
 
 
+def demand_token() -> None:
+    """Have the Ray that this process starts refuse everybody without its token, which only its own processes know.
+
+    Ray listens on every interface, and whoever can speak to it can run code. A token that the environment has stays.
+    Ray reads the environment when it is imported: this comes before.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if os.environ["RAY_AUTH_MODE"] == "token" and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
 class Connection:
     """A connection to a cluster, or to workers of this machine that end with it.
 
@@ -67,12 +78,14 @@ class Connection:
     """
 
     def __init__(self, options: RayOptions) -> None:
+        if options.address is None:
+            demand_token()
         self.ray = load_ray()
         self._name = "this machine" if options.address is None else options.address
         if self.ray.is_initialized():
             raise ConfigError("this process uses Ray already", "close the other connection first")
         if options.address is None:
-            self._join(address="local", num_cpus=options.workers, include_dashboard=False, _node_ip_address=_LOOPBACK)
+            self._join(address="local", num_cpus=options.workers, include_dashboard=False)
         else:
             self._reach(*host_and_port(options.address))
             self._join(address=options.address)

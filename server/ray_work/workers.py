@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections import deque
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _RETRIES = 5
 """How often a piece is tried again where its worker has died."""
+_SESSIONS = itertools.count()
+"""Numbers of the connections of this process, so that no reference outlives its own."""
 _LOOK_S = 1.0
 """Seconds without a result after which the cluster is looked at."""
 
@@ -74,14 +77,14 @@ class Workers:
     """
 
     def __init__(self, options: RayOptions) -> None:
-        self._options, self._lock, self._session = options, threading.Lock(), 0
+        self._options, self._lock = options, threading.Lock()
         self._open()
 
     def _open(self) -> None:
         self._connection: Connection | None = None
         connection = Connection(self._options)
         self._remote = connection.ray.remote(num_cpus=1, max_retries=_RETRIES)(run_piece)
-        self._connection, self._session = connection, self._session + 1
+        self._connection, self._session = connection, next(_SESSIONS)
 
     def _opened(self) -> tuple[Connection, int]:
         """Return the connection and its number; one that was lost is made again."""

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from edge_runtime.protocol.round_log import RoundLog
     from edge_runtime.values import FloatVector
 
-pytest.importorskip("ray", reason="needs Ray: pip install 'covey[ray]'")
-
 SIZE, FRONT = 7_531, 2_250
 RULES = {
     "nested": StepRule(front_perturbations=2, back_perturbations=3, leave_one_out=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import signal
 import time
@@ -10,13 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+import pytest
 
 from edge_runtime.errors import ConfigError
 from edge_runtime.forward_only.slices import ReplayTask, Slice, replay_slice
-from server.ray_work.connection import load_ray
+from server.ray_work.connection import demand_token, load_ray
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+if importlib.util.find_spec("ray") is None:
+    pytest.skip("needs Ray: pip install 'covey[ray]'", allow_module_level=True)
+demand_token()  # before Ray is imported: clusters and workers of one test process take the same token
 
 
 @contextlib.contextmanager
