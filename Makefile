@@ -14,7 +14,7 @@ EXTRA_executorch := ,executorch
 EXTRA_mixed := ,executorch
 export PYTHON VENV
 
-.PHONY: help install dev demo test test-all test-long explore test-oldest test-newest test-arm check lint files format bench bench-full bench-convergence bench-dashboard bench-decode bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-bandit bench-fleet bench-load board hil hil-cards deb docs clean bench-switches bench-top bench-fronts test-llama bench-base
+.PHONY: help install dev demo test test-all test-long explore test-oldest test-newest test-arm check lint files format bench bench-full bench-convergence bench-dashboard bench-decode bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-ray bench-bandit bench-fleet bench-load board hil hil-cards deb docs clean bench-switches bench-top bench-fronts test-llama bench-base
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -131,6 +131,9 @@ bench-rounds: $(STAMP) ## what a round, dead devices and a fleet at rest cost th
 
 bench-signing: $(STAMP) ## what signatures cost, per message and per round of 1,000 devices; the last line is JSON
 	$(BIN)/python -m benchmarks.speed.signing
+
+bench-ray: $(STAMP) ## replay and evaluation on two workers of Ray, against one process (MiniLM; some minutes); the last line is JSON
+	$(BIN)/python -m benchmarks.speed.ray_work
 
 bench-dashboard: $(STAMP) ## seconds of the dashboard's pages with 10,000 devices; the last line is JSON
 	$(BIN)/python -m benchmarks.speed.dashboard

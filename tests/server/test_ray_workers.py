@@ -65,7 +65,9 @@ def test_answers_come_in_order_and_errors_as_they_were(pair: Workers) -> None:
     command = [sys.executable, "-c", stranger, ray.get_runtime_context().gcs_address]
     environment = os.environ | {"RAY_AUTH_TOKEN": "0" * 64}
     assert subprocess.run(command, env=environment, capture_output=True, check=False, timeout=300).returncode == 1
-    assert not ray._private.worker._global_node.webui_url
+    node = ray._private.worker._global_node
+    assert node is not None
+    assert not node.webui_url
     from ray._common.usage.usage_lib import usage_stats_enabled
 
     assert not usage_stats_enabled()
