@@ -77,8 +77,8 @@ def measure(parameters: int = 100_000_000, terms: int = 1800, rows: int = 2048, 
         repeats: pairs of a run in one process and a run on two workers.
 
     Returns:
-        ``replay_speedup_2_workers`` and ``evaluate_speedup_2_workers``: spreads of the pairs' ratios of seconds; and the
-        seconds themselves.
+        ``replay_speedup_2_workers`` and ``evaluate_speedup_2_workers``: spreads of the pairs' ratios of seconds; and
+        the seconds themselves.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory(prefix="covey-ray-") as folder, open_workers(RayOptions(WORKERS)) as workers:
