@@ -48,6 +48,7 @@ def test_rows_are_divided_and_nothing_changes(tmp_path: Path, workers: Workers, 
     assert evaluate_on(workers, tiny_bundle, rows, 2)(theta) == alone
 
 
+@pytest.mark.slow
 def test_completions_are_divided_too(tmp_path: Path, workers: Workers, tiny_export: Callable[..., Bundle]) -> None:
     bundle = tiny_export("llama-tied", task="causal-lm")
     texts = [

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fleets import edge_configs, write_job
-from ray_clusters import two_nodes
+from ray_clusters import processes_of_ray, two_nodes
 from tiny_models import reviews, write_rows
 
+from edge_runtime.errors import NetworkError
+from server.events import RoundClosed
 from server.ray_work.options import RayOptions
 from server.ray_work.replaying import replayed_on
 from server.serving.loaded_job import load_job
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from edge_runtime.bundle.folder import Bundle
+    from server.events import Event
 
 SMALL = SimulateOptions(devices=8, rounds=3, cohort=4, drop_out=0.1)
 
@@ -56,7 +59,7 @@ def test_simulated_devices_learn_the_same_on_workers(
         {"step": {"sign_momentum": 0.5}, "server_momentum": 0.3},
         {"step.curvature": {"decay": 0.8}},
         {"front": "frozen"},
-        {"privacy": {"clip": 1.0, "noise_multiplier": 0.5}},
+        {"privacy": {"clip": 1.0, "noise_multiplier": 0.5}, "weighting": "uniform"},
     ],
     ids=["sign", "curvature", "frozen", "private"],
 )
@@ -83,3 +86,31 @@ def test_a_servers_job_ends_the_same_with_workers(
         ended.append(run_in_process(fitted, bundle, root / "server", edge_configs(root, 3), ray=ray))
     assert ended[0]["adapter_sha256"] == ended[1]["adapter_sha256"]
     assert (ended[0]["loss_end"], ended[0]["accuracy_end"]) == (ended[1]["loss_end"], ended[1]["accuracy_end"])
+
+
+@pytest.mark.slow
+def test_a_job_goes_on_after_its_cluster_has_lost_its_head(tmp_path: Path, tiny_bundle: Bundle) -> None:
+    """The command ends with an error; given again, without Ray, it ends on the bits of an undisturbed job."""
+    path = write_job(tmp_path, min_devices=3, eval_every=1, rounds=4)
+    fitted, bundle = load_job(path, tiny_bundle.path)
+    (tmp_path / "calm").mkdir()
+    calm = run_in_process(fitted, bundle, tmp_path / "calm" / "server", edge_configs(tmp_path / "calm", 3))
+    (tmp_path / "lost").mkdir()
+    devices, server = edge_configs(tmp_path / "lost", 3), tmp_path / "lost" / "server"
+    closed: list[object] = []
+    with two_nodes() as cluster:
+
+        def observe(event: Event) -> None:
+            if isinstance(event, RoundClosed):
+                closed.append(event)
+                if len(closed) == 2:
+                    for name in ("gcs_server", "ray::IDLE", "ray::run_piece"):
+                        for process in processes_of_ray(name):
+                            process.kill()
+
+        with pytest.raises(NetworkError, match="is lost"):
+            run_in_process(fitted, bundle, server, devices, observe, ray=RayOptions(address=cluster.address))
+    assert 2 <= len(closed) < 4
+    again = run_in_process(fitted, bundle, server, devices)
+    assert again["adapter_sha256"] == calm["adapter_sha256"]
+    assert again["loss_end"] == calm["loss_end"]

@@ -79,6 +79,7 @@ def test_a_piece_that_kills_every_worker_ends_with_an_error(pair: Workers) -> No
     assert list(pair.in_order(NOTHING, late_ones_first, range(3))) == [0, 1, 2]  # the others go on
 
 
+@pytest.mark.slow
 def test_a_lost_head_is_said_and_the_next_work_begins_again(tmp_path: Path) -> None:
     """The head's process is killed in the middle of a replay: an error, no file; then the same, whole, on a new one."""
     sent_as_code()
@@ -122,6 +123,7 @@ def test_a_node_that_goes_away_in_the_middle_changes_nothing(tmp_path: Path) -> 
     assert found == alone
 
 
+@pytest.mark.slow
 def test_another_version_on_a_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.ray_work.connection.__version__", "9.9.9")
     with two_nodes() as cluster, pytest.raises(ConfigError, match=r"this machine has Covey 9\.9\.9"):
