@@ -141,6 +141,9 @@ bench-failover: $(STAMP) ## seconds until a standby goes on after kill -9, and r
 bench-signing: $(STAMP) ## what signatures cost, per message and per round of 1,000 devices; the last line is JSON
 	$(BIN)/python -m benchmarks.speed.signing
 
+bench-ray: $(STAMP) ## replay and evaluation on two workers of Ray, against one process (MiniLM; some minutes); the last line is JSON
+	$(BIN)/python -m benchmarks.speed.ray_work
+
 bench-dashboard: $(STAMP) ## seconds of the dashboard's pages with 10,000 devices; the last line is JSON
 	$(BIN)/python -m benchmarks.speed.dashboard
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from edge_runtime.forward_only.slices import replay_in_turn
 from server.profiles.received import ProfileStore
 from server.rounds.coordinator import Coordinator
 from server.rounds.job_run import JobRun
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from edge_runtime.forward_only.slices import Replayed
     from server.events import Observer
     from server.fleet.devices import Device
     from server.job.fitted import FittedJob
@@ -146,7 +148,9 @@ def compose_coordinator(
     return Coordinator(Roster(fleet, ProfileStore(fleet, ledger), ledger, observe), services, should_stop)
 
 
-def enter(fleet: str, fitted: FittedJob, start: Start, stores: Stores) -> tuple[AdapterChain, bool]:
+def enter(
+    fleet: str, fitted: FittedJob, start: Start, stores: Stores, replayed: Replayed = replay_in_turn
+) -> tuple[AdapterChain, bool]:
     """Enter a job in the ledger, or resume it; return its adapters and whether the ledger had it already.
 
     Args:
@@ -154,6 +158,7 @@ def enter(fleet: str, fitted: FittedJob, start: Start, stores: Stores) -> tuple[
         fitted: the job and its bundle.
         start: has the adapter that the job starts from.
         stores: what the server keeps on disk.
+        replayed: replays the slices of an adapter.
 
     Raises:
         JobError: the job is finished, was begun with another configuration, or has lost an adapter.
@@ -162,7 +167,7 @@ def enter(fleet: str, fitted: FittedJob, start: Start, stores: Stores) -> tuple[
     job = fitted.job
     resumed = stores.ledger.begin_job(job.name, fleet, fitted.bundle_sha256, msgspec.to_builtins(job))
     closed = closed_rounds(stores.ledger, job.name)
-    return AdapterChain(start, stores.blobs, closed, momentum=job.server_momentum > 0), resumed
+    return AdapterChain(start, stores.blobs, closed, momentum=job.server_momentum > 0, replayed=replayed), resumed
 
 
 def compose_run(

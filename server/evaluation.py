@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.data.rows import EncodedRows
     from edge_runtime.engines.engine import Predictor
+    from edge_runtime.engines.predict import FloatArray
     from edge_runtime.values import FloatVector
 
 Result = tuple["int | None", "Evaluation"]
@@ -39,11 +40,30 @@ def evaluate(
     predictor: Predictor, theta: FloatVector, rows: EncodedRows | EncodedCompletions, n_labels: int
 ) -> Evaluation:
     """Evaluate ``theta``, float32, (parameters,), on all rows; completions do not use ``n_labels``."""
+    return judge(rows, answers(predictor, theta, rows, n_labels))
+
+
+def answers(
+    predictor: Predictor, theta: FloatVector, rows: EncodedRows | EncodedCompletions, n_labels: int
+) -> FloatArray:
+    """Return what the model says of every row, in the order given: all that an evaluation needs of the model.
+
+    Returns:
+        float32, (rows, n_labels), the logits; of completions float64, (rows, 3): sum of the losses in nats, number of
+        tokens, and how many of them are right.
+    """
     if isinstance(rows, EncodedCompletions):
         scores = score_completions(predictor, theta, rows)
-        tokens = float(scores.tokens.sum())
-        return Evaluation(float(scores.loss_sums.sum()) / tokens, float(scores.right.sum()) / tokens)
-    logits = all_logits(predictor, theta, rows.tokens, rows.pad_token_id, n_labels).astype(np.float64)
+        return np.stack([scores.loss_sums, scores.tokens, scores.right], axis=1)
+    return all_logits(predictor, theta, rows.tokens, rows.pad_token_id, n_labels)
+
+
+def judge(rows: EncodedRows | EncodedCompletions, answered: FloatArray) -> Evaluation:
+    """Return the evaluation of rows from what the model says of them; see answers."""
+    if isinstance(rows, EncodedCompletions):
+        loss, tokens, right = (float(np.ascontiguousarray(column).sum()) for column in answered.T)
+        return Evaluation(loss / tokens, right / tokens)
+    logits = answered.astype(np.float64)
     labels = np.asarray(rows.labels)
     losses = log_sum_exp(logits) - logits[np.arange(len(labels)), labels]
     return Evaluation(loss=float(losses.mean()), accuracy=float((logits.argmax(axis=1) == labels).mean()))

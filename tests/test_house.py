@@ -40,6 +40,7 @@ FORBIDDEN = {
         "import edge_runtime.protocol.topics",
     ),
     "The bandit is pure": ("server/bandit/arms.py", "import time"),
+    "Ray lives in ray_work": ("server/simulation/on_workers.py", "import ray"),
     "SQL lives in storage": ("server/views/explain.py", "import sqlite3"),
     "No circle of imports, neither of rooms nor of files, also under TYPE_CHECKING": (
         "edge_runtime/seeds.py",

@@ -6,12 +6,12 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.provenance import provenance
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
 Result = dict[str, Any]
@@ -36,10 +36,27 @@ def matches(result: Result, wanted: dict[str, Any]) -> bool:
     return all(result.get(name) == value for name, value in wanted.items())
 
 
+RunProgram = Callable[[Sequence[str], dict[str, Any]], Result]
+"""Runs a program with settings, here or elsewhere; see run_program."""
+
+
+def run_program(program: Sequence[str], settings: dict[str, Any], folder: Path | None = None) -> Result:
+    """Run a program in a process of its own, and return its result with its provenance.
+
+    Args:
+        program: see find_or_run.
+        settings: all settings, as JSON values.
+        folder: where it runs; None: in this process's folder.
+    """
+    command = [sys.executable, *program, "--one", json.dumps(settings)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=folder).stdout
+    return {**json.loads(output.splitlines()[-1]), **provenance()}
+
+
 def find_or_run(
-    path: Path, program: Sequence[str], key: dict[str, Any], more: dict[str, Any]
+    path: Path, program: Sequence[str], key: dict[str, Any], more: dict[str, Any], run: RunProgram = run_program
 ) -> tuple[Result, float | None]:
-    """Return a run's result, from the file or by running it in a process of its own.
+    """Return a run's result, from the file or by running it.
 
     Args:
         path: the results file; a new result is appended.
@@ -47,6 +64,7 @@ def find_or_run(
             the last line of its output is the result.
         key: the settings that identify the run; they become part of its result.
         more: further settings that the program needs, such as paths.
+        run: runs it.
 
     Returns:
         The result, and the seconds that the run took; None: it was in the file.
@@ -55,9 +73,7 @@ def find_or_run(
         if matches(result, key):
             return result, None
     started = time.monotonic()
-    command = [sys.executable, *program, "--one", json.dumps({**key, **more})]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    result = {**key, **json.loads(output.splitlines()[-1]), **provenance()}
+    result = {**key, **run(program, {**key, **more})}
     add_result(path, result)
     return result, time.monotonic() - started
 

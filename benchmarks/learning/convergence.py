@@ -9,6 +9,7 @@ A second task, 20 newsgroups divided by a skew of labels, takes the learning rat
 on it. Runs are kept in a JSON Lines file and never repeated, so the benchmark can be stopped and started at any time.
 
     python -m benchmarks.learning.convergence --model minilm --jobs 2           all methods, two runs at a time
+    python -m benchmarks.learning.convergence --ray-address HOST:PORT           as many runs as a Ray cluster has CPUs
     python -m benchmarks.learning.convergence --model mpnet --task newsgroups   the second task, after the first
     python -m benchmarks.learning.convergence --model minilm --quick            three methods, one seed, about 5 minutes
     python -m benchmarks.learning.convergence --model minilm --report           table, picture and JSON of the kept runs
@@ -34,16 +35,19 @@ from benchmarks.harness.division import (
     write_held_out,
 )
 from benchmarks.harness.fleet_run import cost_of_process, fleet_run
-from benchmarks.harness.results import find_or_run, matches, print_run, read_results
+from benchmarks.harness.on_ray import run_on
+from benchmarks.harness.results import find_or_run, matches, print_run, read_results, run_program
 from benchmarks.harness.spent import spent_by_round
 from benchmarks.harness.tasks import REVIEWS, TASKS
 from benchmarks.learning.convergence_methods import PLANS, QUICK, methods_of
 from benchmarks.learning.convergence_report import draw, summarize, table
 from benchmarks.learning.convergence_runs import test_runs
+from server.ray_work.options import ray_options
+from server.ray_work.workers import open_workers
 
 if TYPE_CHECKING:
     from benchmarks.harness.comparison import Setup
-    from benchmarks.harness.results import Result
+    from benchmarks.harness.results import Result, RunProgram
     from benchmarks.learning.convergence_methods import Method, MethodPlan
 
 NAME = "convergence"
@@ -61,6 +65,7 @@ def main() -> None:
     parser.add_argument("--task", choices=sorted(TASKS), default=REVIEWS, help="the rows (default: %(default)s)")
     parser.add_argument("--methods", help="only these methods, separated by commas")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, a core each (default: %(default)s)")
+    parser.add_argument("--ray-address", help="HOST:PORT of a Ray cluster that makes the runs, instead of --jobs")
     args = parse(parser)
     if args.one:
         print(json.dumps(run_one(json.loads(args.one))))
@@ -71,8 +76,11 @@ def main() -> None:
     names = args.methods.split(",") if args.methods else list(QUICK if args.quick else methods)
     if not args.summary and not args.report:
         paths = prepare(args.model, args.mode, args.task, setup, args.workdir)
-        comparison = Comparison(args.results, args.model, args.mode, args.task, plan, setup, paths)
-        comparison.run({name: methods[name] for name in names}, args.jobs, tunes=not args.quick)
+        with open_workers(ray_options(None, args.ray_address)) as workers:
+            run = run_program if workers is None else run_on(workers)
+            comparison = Comparison(args.results, args.model, args.mode, args.task, plan, setup, paths, run)
+            jobs = args.jobs if workers is None else workers.number
+            comparison.run({name: methods[name] for name in names}, jobs, tunes=not args.quick)
     runs = test_runs(args.results, args.model, args.mode, args.task, names)
     if args.report and runs:
         suffix = "" if args.task == REVIEWS else f"_{args.task}"
@@ -85,7 +93,7 @@ def main() -> None:
 
 def prepare(model: str, mode: str, task: str, setup: Setup, workdir: Path) -> dict[str, str]:
     """Write the rows, and export the bundle unless it exists; returns the paths that a run needs."""
-    root = workdir / (f"{model}-{mode}" if task == REVIEWS else f"{model}-{mode}-{task}")
+    root = workdir.resolve() / (f"{model}-{mode}" if task == REVIEWS else f"{model}-{mode}-{task}")
     division = TASKS[task].divide(setup)
     write_held_out(division, root)
     write_device_rows(division.devices, root / DEVICE_ROWS)
@@ -107,6 +115,7 @@ class Comparison:
         plan: what is compared with the model.
         setup: the size of the comparison.
         paths: see prepare.
+        make_run: makes one run.
     """
 
     results: Path
@@ -116,6 +125,7 @@ class Comparison:
     plan: MethodPlan
     setup: Setup
     paths: dict[str, str]
+    make_run: RunProgram = run_program
 
     def run(self, methods: dict[str, Method], jobs: int, *, tunes: bool) -> None:
         """Run methods with each seed, at their tuned learning rates; without tuning, at the second rate of the grid.
@@ -192,7 +202,7 @@ class Comparison:
             key["task"] = self.task  # runs of the reviews were kept before there was another task
         more = {**self.paths, "layers": self.setup.layers, "max_tokens": self.setup.max_tokens}
         with turns:
-            result, seconds = find_or_run(self.results, PROGRAM, key, more)
+            result, seconds = find_or_run(self.results, PROGRAM, key, more, self.make_run)
         if seconds is not None:
             label = f"{name:14} rate {rate:<6} seed {seed} {rows:10}"
             print_run(label, result, f"{result['forwards']:.0f} forwards", seconds)

@@ -80,6 +80,14 @@ class EncodedCompletions:
         return pad_predicted(tokens, predicted, self.pad_token_id)
 
 
+def picked(rows: EncodedRows | EncodedCompletions, indices: Sequence[int]) -> EncodedRows | EncodedCompletions:
+    """Return some rows, in the order of the indices."""
+    tokens = [rows.tokens[index] for index in indices]
+    if isinstance(rows, EncodedCompletions):
+        return EncodedCompletions(tokens, [rows.predicted[index] for index in indices], rows.pad_token_id)
+    return EncodedRows(tokens, [rows.labels[index] for index in indices], rows.pad_token_id)
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A file's rows, encoded, and what was found beside them.

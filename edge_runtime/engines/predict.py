@@ -85,9 +85,14 @@ class CompletionScores:
     right: FloatArray
 
 
+def by_length(tokens: Sequence[Sequence[int]]) -> list[int]:
+    """Return the indices of rows in the order in which they run, BATCH_SIZE at a time: the shortest first."""
+    return sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
+
+
 def score_completions(predictor: Predictor, theta: FloatVector, rows: EncodedCompletions) -> CompletionScores:
     """Score every row's completion, in the order given; rows of similar length share a batch."""
-    order = sorted(range(len(rows)), key=lambda index: len(rows.tokens[index]))
+    order = by_length(rows.tokens)
     sums = np.empty((3, len(rows)), dtype=np.float64)
     for start in range(0, len(order), BATCH_SIZE):
         indices = order[start : start + BATCH_SIZE]
@@ -124,7 +129,7 @@ def all_logits(
     Returns:
         float32, (rows, n_labels).
     """
-    order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
+    order = by_length(tokens)
     logits: Logits = np.empty((len(tokens), n_labels), dtype=np.float32)
     for start in range(0, len(order), BATCH_SIZE):
         indices = order[start : start + BATCH_SIZE]

@@ -17,12 +17,13 @@ import numpy as np
 from edge_runtime.bundle.adapter import CHUNK
 from edge_runtime.errors import TrainingError, storage_error
 from edge_runtime.files.hashing import file_sha256
-from edge_runtime.forward_only.replay import Part, replay_part, round_terms
+from edge_runtime.forward_only.slices import Slice, replay_in_turn, replay_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from edge_runtime.forward_only.slices import Replayed
     from edge_runtime.protocol.round_log import RoundLog
     from edge_runtime.values import FloatVector
 
@@ -47,10 +48,12 @@ def write_replayed(
     previous: FloatVector | None = None,
     before_path: Path | None = None,
     moment: MomentFiles | None = None,
+    replayed: Replayed = replay_in_turn,
 ) -> tuple[str, int]:
     """Write the adapter after one or more rounds to a new file, in one pass over the parameters.
 
-    Memory holds one part of 4 MiB at a time.
+    It is cut into slices of CHUNK parameters, 4 MiB. This process holds one of them at a time, or as many as
+    ``replayed`` takes before it returns the first.
 
     Args:
         path: the new file, which is synced; the caller renames it.
@@ -59,6 +62,7 @@ def write_replayed(
         previous: the adapter before ``theta``, needed if the first round has momentum.
         before_path: file for the adapter before the last round; None: it is not kept.
         moment: needed if the rounds' rule keeps a moment.
+        replayed: replays the slices; any way gives the same bits.
 
     Returns:
         The SHA-256 of what was written to ``path``, and the number of terms in all rounds.
@@ -68,34 +72,30 @@ def write_replayed(
         StorageError: the disk is full or not writable; no file is left.
     """
     digest = hashlib.sha256()
-    terms = [round_terms(log) for log in logs]
+    task = replay_task(logs, theta.size)
     try:
         moment_path = None if moment is None else moment.path
         with _new_files(path, before_path, moment_path) as (file, before_file, moment_file):
-            for start in range(0, theta.size, CHUNK):
-                part = slice(start, start + CHUNK)
-                now: FloatVector = np.array(theta[part], dtype=np.float32)
-                before = None if previous is None else np.array(previous[part], dtype=np.float32)
-                kept = None if moment is None else _part_of_moment(moment, part, now)
-                for log, added in zip(logs, terms, strict=True):
-                    after: FloatVector = np.empty_like(now)
-                    replay_part(Part(after, now, before, kept, start, theta.size), log, added)
-                    now, before = after, now
-                if not np.isfinite(now).all():
-                    raise TrainingError(
-                        f"round {logs[-1].round} gives an adapter that is not finite",
-                        "lower learning_rate in the job's [step]",
-                    )
-                data = now.astype("<f4", copy=False).data
+            for part in replayed(task, _slices(theta, previous, moment)):
+                data = part.now.astype("<f4", copy=False).data
                 digest.update(data)
                 file.write(data)
-                if before_file is not None and before is not None:
-                    before_file.write(before.astype("<f4", copy=False).data)
-                if moment_file is not None and kept is not None:
-                    moment_file.write(kept.astype("<f4", copy=False).data)
+                if before_file is not None and part.before is not None:
+                    before_file.write(part.before.astype("<f4", copy=False).data)
+                if moment_file is not None and part.moment is not None:
+                    moment_file.write(part.moment.astype("<f4", copy=False).data)
     except OSError as error:
         raise storage_error(error, path) from error
-    return digest.hexdigest(), sum(len(added) for added in terms)
+    return digest.hexdigest(), task.n_terms
+
+
+def _slices(theta: FloatVector, previous: FloatVector | None, moment: MomentFiles | None) -> Iterator[Slice]:
+    """Read one slice after the other; their borders depend on nothing but the number of parameters."""
+    for start in range(0, theta.size, CHUNK):
+        part = slice(start, start + CHUNK)
+        now: FloatVector = np.array(theta[part], dtype=np.float32)
+        before = None if previous is None else np.array(previous[part], dtype=np.float32)
+        yield Slice(start, now, before, None if moment is None else _part_of_moment(moment, part, now))
 
 
 def _part_of_moment(moment: MomentFiles, part: slice, like: FloatVector) -> FloatVector:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from edge_runtime import output
 from edge_runtime.errors import ConfigError
 from edge_runtime.notify import notifier_of
-from server.commands.shared_options import Commands, add_state_dir
+from server.commands.shared_options import Commands, add_ray, add_state_dir, ray_of
 from server.commands.stopping import stop_on_signals
 from server.commands.tracing import add_traces, traced
 
@@ -68,13 +68,9 @@ def add_addresses(parser: argparse.ArgumentParser) -> None:
         "--public-url",
         help="HTTP address for the devices, e.g. http://server:8080 (default: --http-port on the broker's host)",
     )
-    parser.add_argument(
-        "--blob-mirror",
-        metavar="URL",
-        help="a cache before the blobs, which devices ask first: https://cdn.example/blobs",
-    )
     _add_operators(parser)
     _add_ledger(parser)
+    add_ray(parser, "replay large adapters and evaluate")
     parser.add_argument(
         "--join-port",
         type=int,
@@ -122,6 +118,11 @@ def _add_ledger(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="keep adapters, logs and deltas in a bucket: s3://bucket/prefix, with keys, region and endpoint from "
         "AWS_* or ~/.aws (default: folders in --state-dir, which remembers the address)",
+    )
+    parser.add_argument(
+        "--blob-mirror",
+        metavar="URL",
+        help="a cache before the blobs, which devices ask first: https://cdn.example/blobs",
     )
     parser.add_argument(
         "--standby",
@@ -200,6 +201,7 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
         ledger=args.ledger,
         standby=args.standby,
         blobs=args.blobs,
+        ray=ray_of(args),
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, get_args
 
 from edge_runtime import output
 from edge_runtime.errors import ConfigError
+from server.commands.shared_options import add_ray, ray_of
 
 if TYPE_CHECKING:
     import argparse
@@ -68,6 +69,16 @@ def add_simulate(commands: Commands[argparse.ArgumentParser], stop: Callable[[],
         metavar="PROFILE",
         help="files or boards' folders, all of one model, for the devices in turn (default: three invented classes)",
     )
+    _add_learning(parser)
+    parser.add_argument("--traces", type=Path, metavar="FILE", help="events that happen to devices, as JSON lines")
+    parser.add_argument("--state-dir", type=Path, help="folder that keeps the ledger (default: it is deleted)")
+    add_ray(parser, "train the devices and evaluate")
+    output.add_format(parser)
+    parser.set_defaults(run=_simulate, stop=stop)
+
+
+def _add_learning(parser: argparse.ArgumentParser) -> None:
+    """Add the options of what the devices learn."""
     parser.add_argument(
         "--bundle", type=Path, help="what the devices learn (default: a layered quadratic bowl); needs --data and --job"
     )
@@ -78,10 +89,6 @@ def add_simulate(commands: Commands[argparse.ArgumentParser], stop: Callable[[],
         metavar="job.toml",
         help="with --bundle: steps, batch sizes and rates; the flags give the rest",
     )
-    parser.add_argument("--traces", type=Path, metavar="FILE", help="events that happen to devices, as JSON lines")
-    parser.add_argument("--state-dir", type=Path, help="folder that keeps the ledger (default: it is deleted)")
-    output.add_format(parser)
-    parser.set_defaults(run=_simulate, stop=stop)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -106,8 +113,8 @@ def _simulate(args: argparse.Namespace) -> int:
     """Run a job on simulated devices: real server, protocol and bandit, in virtual time from profiles and traces.
 
     Without --bundle the devices learn a layered quadratic bowl instead of a model: the result tells about the server,
-    times and choices, not about accuracy. With --bundle they run the real steps on real rows, one after the other on
-    this machine. The same seed gives the same result.
+    times and choices, not about accuracy. With --bundle they run the real steps on real rows, one after the other
+    or on workers. The same seed gives the same result.
     """
     from server.simulation.run import SimulateOptions, simulate
     from server.simulation.traces import read_traces
@@ -134,6 +141,7 @@ def _simulate(args: argparse.Namespace) -> int:
         work=args.work,
         zones_h=args.nights,
         days=args.days,
+        ray=ray_of(args),
     )
     result = simulate(options, should_stop=args.stop(), state_dir=args.state_dir)
     if result is None:

@@ -78,6 +78,8 @@ def unit_text(options: ServeOptions, user: str) -> str:
         ("--sign-key", options.signing and options.signing.key_file.resolve(), None),
         ("--device-keys", options.signing and options.signing.device_keys.resolve(), None),
         ("--ledger", options.ledger, None),
+        ("--workers", options.ray and options.ray.workers, None),
+        ("--ray-address", options.ray and options.ray.address, None),
         ("--mosquitto", options.mosquitto and options.mosquitto.resolve(), None),
     ):
         if value != default:

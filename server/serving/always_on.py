@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime.errors import NetworkError
 from server.errors import JobError
+from server.ray_work.workers import open_workers
 from server.serving.connection import connect_to_broker
 from server.serving.host import open_host
 from server.serving.loaded_job import load_submitted, prepare, release
@@ -44,13 +45,13 @@ def serve(
         NetworkError: a port is in use, or there is no broker.
         StorageError: the state directory or the ledger cannot be written.
     """
-    with locked_stores(options, should_stop) as stores:
+    with locked_stores(options, should_stop) as stores, open_workers(options.ray) as workers:
 
         def prepared(host: Host, record: JobRecord) -> Prepared:
             loaded = load_submitted(record, options.threads)
             host.connection.require_size(loaded.fitted.job)
             release(loaded, host.releases)
-            return prepare(loaded, host.coordinator, stores, host.services, options.state_dir, should_stop)
+            return prepare(loaded, host.coordinator, stores, host.services, options.state_dir, should_stop, workers)
 
         with open_host(
             options, stores, connect_to_broker(options, should_stop), prepared, observe, should_stop

@@ -14,6 +14,7 @@ from edge_runtime.bundle.folder import open_bundle, verify_files
 from edge_runtime.data.config import how_rows
 from edge_runtime.data.rows import load_rows
 from edge_runtime.engines.choose import Engines
+from edge_runtime.forward_only.slices import replay_in_turn
 from edge_runtime.fronts.frozen_predictor import FrozenPredictor
 from server.compose import compose_run, enter
 from server.errors import JobError
@@ -21,6 +22,8 @@ from server.evaluation import BackgroundEvaluator, evaluate
 from server.job.fitted import FittedJob, fit_to_bundle
 from server.job.job import Job, read_job
 from server.queue.supervisor import Prepared
+from server.ray_work.evaluating import evaluate_on
+from server.ray_work.replaying import replayed_on
 from server.rounds.patience import patiently
 from server.storage.discard import fronts_folder, job_folder
 from server.storage.result_folder import JOB_FILE, write_finished
@@ -32,9 +35,12 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.data.rows import EncodedCompletions, EncodedRows
     from edge_runtime.engines.engine import Predictor
+    from edge_runtime.values import FloatVector
     from server.compose import Stores
+    from server.evaluation import Evaluation
     from server.events import Event
     from server.fleet.devices import Device
+    from server.ray_work.workers import Workers
     from server.rounds.coordinator import Coordinator
     from server.rounds.job_run import JobRun
     from server.rounds.services import Services
@@ -93,6 +99,17 @@ def _frozen_predictor(loaded: LoadedJob, folder: Path) -> FrozenPredictor | None
     return FrozenPredictor(loaded.bundle, loaded.fitted.split, theta, loaded.engines, folder, rows, loaded.predictor)
 
 
+def _evaluated(
+    loaded: LoadedJob, frozen: FrozenPredictor | None, workers: Workers | None
+) -> Callable[[FloatVector], Evaluation]:
+    """Return what evaluates the job's adapters; where a front is frozen, this process looks its activations up."""
+    n_labels = len(loaded.bundle.manifest.task.labels)
+    if workers is not None and frozen is None:
+        return evaluate_on(workers, loaded.bundle, loaded.rows, n_labels)
+    predictor = frozen or loaded.predictor
+    return lambda theta: evaluate(predictor, theta, loaded.rows, n_labels)
+
+
 def load_submitted(record: JobRecord, threads: int) -> LoadedJob:
     """Read the files of a job that was submitted.
 
@@ -134,6 +151,7 @@ def prepare(
     services: Services,
     state_dir: Path,
     should_stop: Callable[[], bool],
+    workers: Workers | None = None,
 ) -> Prepared:
     """Enter a job in the ledger, or resume it, and return what the supervisor needs to run it.
 
@@ -144,6 +162,7 @@ def prepare(
         services: what the coordinator uses; the job gets an evaluator of its own.
         state_dir: the server's state directory.
         should_stop: asked while the result is written, for want of file descriptors.
+        workers: replay and evaluate for the job; None: this process does.
 
     Raises:
         JobError: the job is finished, was begun with another configuration, or has lost an adapter.
@@ -151,14 +170,14 @@ def prepare(
     """
     fitted, bundle = loaded.fitted, loaded.bundle
     stores.blobs.add_bundle(bundle)
-    chain, resumed = enter(coordinator.roster.fleet, fitted, bundle, stores)
-    n_labels = len(bundle.manifest.task.labels)
+    replayed = replay_in_turn if workers is None else replayed_on(workers)
+    chain, resumed = enter(coordinator.roster.fleet, fitted, bundle, stores, replayed)
     fronts = fronts_folder(state_dir, fitted.job.name)
     frozen = _frozen_predictor(loaded, fronts)
-    predictor = frozen or loaded.predictor
+    evaluated = _evaluated(loaded, frozen, workers)
 
     def composed(observe: Callable[[Event], None], has: Callable[[Device], bool]) -> tuple[JobRun, bool]:
-        evaluator = BackgroundEvaluator(lambda theta: evaluate(predictor, theta, loaded.rows, n_labels))
+        evaluator = BackgroundEvaluator(evaluated)
         own = dataclasses.replace(services, evaluator=evaluator)
         return compose_run(coordinator, fitted, chain, stores, own, observe, has), resumed
 

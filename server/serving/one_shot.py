@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from server.errors import JobError
+from server.ray_work.workers import open_workers
 from server.serving.connection import connect_to_broker
 from server.serving.host import open_host
 from server.serving.loaded_job import load, prepare, release
@@ -65,7 +66,7 @@ def coordinate(
         should_stop: asked between messages.
     """
     job = fitted.job
-    with locked_stores(options, should_stop) as stores:
+    with locked_stores(options, should_stop) as stores, open_workers(options.ray) as workers:
         loaded = load(fitted, bundle, options.threads)
         stores.ledger.begin_job(
             job.name, options.fleet, fitted.bundle_sha256, msgspec.to_builtins(job), str(bundle.path.resolve())
@@ -74,7 +75,7 @@ def coordinate(
         def prepared(host: Host, _record: JobRecord) -> Prepared:
             host.connection.require_size(loaded.fitted.job)
             release(loaded, host.releases)
-            return prepare(loaded, host.coordinator, stores, host.services, options.state_dir, should_stop)
+            return prepare(loaded, host.coordinator, stores, host.services, options.state_dir, should_stop, workers)
 
         def observed(_job: str | None, event: Event) -> None:
             observe(event)

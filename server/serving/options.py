@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edge_runtime.network.address import TlsFiles
     from edge_runtime.signing.key_files import ServerKeys
     from server.access.gate import Proxy
+    from server.ray_work.options import RayOptions
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class ServeOptions:
     ledger: str | None = None
     standby: bool = False
     blobs: str | None = None
+    ray: RayOptions | None = None
 
 
 def default_listen(state_dir: Path) -> str:

@@ -10,12 +10,10 @@ import numpy as np
 from msgspec import UNSET
 
 from edge_runtime.agent.reports import SessionFacts, delta_report, round_report
-from edge_runtime.backprop.importance import LayerStatistics
-from edge_runtime.backprop.round import BackpropSettings, Personal, train_backprop
+from edge_runtime.backprop.round import BackpropResult, BackpropSettings
 from edge_runtime.bundle.adapter import adapter_sha256
-from edge_runtime.bundle.layers import layer_slices
 from edge_runtime.forward_only.replay import replay
-from edge_runtime.forward_only.round import RoundSettings, train_round
+from edge_runtime.forward_only.round import RoundResult, RoundSettings
 from edge_runtime.network.transport import Message
 from edge_runtime.protocol.delta import encode_delta
 from edge_runtime.protocol.messages import AnyMessage, decode_message, decode_plan, encode_message
@@ -28,13 +26,17 @@ from edge_runtime.protocol.topics import device_of, hello_topic, topic_for
 from server.bandit.arms import Arm, PriceBasis, price, price_left
 from server.errors import JobError
 from server.simulation.presence import FLEET
+from server.simulation.training import InTurn, Order
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from edge_runtime.values import FloatVector
     from server.simulation.crowd import Crowd, SimulatedDevice
     from server.simulation.figures import Traffic
     from server.simulation.presence import Presence
     from server.simulation.task import SimulatedTask
+    from server.simulation.training import Trained, Trainer
     from server.simulation.virtual import VirtualWorld
     from server.storage.blobs import BlobStore
 
@@ -70,6 +72,10 @@ class SimulatedFleet:
         uploaded: receives the devices' deltas.
         chances: how often they vanish, and how their times vary.
         traffic: counts messages and bytes.
+
+    Attributes:
+        trainer: trains their rounds.
+        device_rounds: how many they have trained.
     """
 
     def __init__(
@@ -89,7 +95,7 @@ class SimulatedFleet:
         self._served, self._uploaded = served, uploaded
         self._chances, self._rng = chances, chances.rng
         self._traffic = traffic
-        self._slices = layer_slices(task.manifest)
+        self.trainer: Trainer = InTurn(task, chances.rng)
         self._adapters: dict[str, FloatVector] = {task.initial_sha256: task.initial_adapter()}
         self._moments: dict[str, FloatVector] = {}
         self.device_rounds = 0
@@ -166,11 +172,11 @@ class SimulatedFleet:
             self._world.at(gone_s, functools.partial(self._presence.leave, device.index))
             self._world.at(gone_s + _AWAY_S, functools.partial(self._presence.back, device.index))
             return
-        crowd, starts = self._crowd, int(self._crowd.starts[device.index])
+        crowd, starts, trained = self._crowd, int(self._crowd.starts[device.index]), self._train(device, plan)
 
         def finish() -> None:
             if crowd.here[device.index] and crowd.starts[device.index] == starts:
-                self._finish(device, plan, seconds)
+                self._finish(device, plan, seconds, trained())
 
         self._world.at(self._world.now + _LINK_S / 2 + seconds, finish)
 
@@ -250,44 +256,48 @@ class SimulatedFleet:
             self._moments[wanted] = np.frombuffer(raw, dtype="<f4")
         return self._moments[wanted]
 
-    def _finish(self, device: SimulatedDevice, plan: TrainPlan | BackpropPlan, seconds: float) -> None:
-        theta = self._theta(plan.adapter)
-        self.device_rounds += 1
+    def _train(self, device: SimulatedDevice, plan: TrainPlan | BackpropPlan) -> Callable[[], Trained]:
+        """Begin a device's round; return what waits for its result."""
         if isinstance(plan, TrainPlan):
-            device.report = self._forward(device, plan, theta, seconds)
+            settings: RoundSettings | BackpropSettings = RoundSettings.of_plan(
+                plan, device.name, self._moment(plan.adapter)
+            )
+            split = plan.split
         else:
-            device.report = self._backprop(device, plan, theta, seconds)
+            rows_at_once = dict.fromkeys(self._task.manifest.levels, plan.stld.most_rows)
+            settings, split = BackpropSettings.of_plan(plan, device.name, rows_at_once), 0
+        order = Order(device.index, split, settings)
+        return self.trainer.begin(order, plan.adapter.file.sha256, lambda: self._theta(plan.adapter))
+
+    def _finish(
+        self, device: SimulatedDevice, plan: TrainPlan | BackpropPlan, seconds: float, trained: Trained
+    ) -> None:
+        self.device_rounds += 1
+        result = replace(trained, seconds=seconds)
+        if isinstance(plan, TrainPlan):
+            assert isinstance(result, RoundResult)  # noqa: S101 of the plan's kind
+            device.report = self._forward_report(device, plan, result)
+        else:
+            assert isinstance(result, BackpropResult)  # noqa: S101 of the plan's kind
+            device.report = self._backprop_report(device, plan, result)
         self._report(device, device.report, _LINK_S / 2)
 
-    def _forward(self, device: SimulatedDevice, plan: TrainPlan, theta: FloatVector, seconds: float) -> RoundReport:
-        settings = RoundSettings.of_plan(plan, device.name, self._moment(plan.adapter))
-        engine, rows = self._task.engine(device.index, plan.split), self._task.rows(device.index)
-        result = train_round(engine, theta, rows, settings, rng=self._rng, clock=lambda: 0.0)
-        assert result is not None  # noqa: S101 nothing stops it
-        result = replace(result, seconds=seconds)
+    def _forward_report(self, device: SimulatedDevice, plan: TrainPlan, result: RoundResult) -> RoundReport:
         if plan.rule.front_is_frozen:
             hits, misses = self._looked_up(device, plan)
             device.kept_rows += misses
             passes = -(-misses // plan.batch_size)
             result = replace(result, front_hits=hits, front_misses=misses, front_passes=passes)
-        return round_report(plan, result, SessionFacts(device.name, len(rows)))
+        return round_report(plan, result, SessionFacts(device.name, len(self._task.rows(device.index))))
 
-    def _backprop(self, device: SimulatedDevice, plan: BackpropPlan, theta: FloatVector, seconds: float) -> DeltaReport:
+    def _backprop_report(self, device: SimulatedDevice, plan: BackpropPlan, result: BackpropResult) -> DeltaReport:
         manifest = self._task.manifest
-        layers = manifest.model.layers
-        rows_at_once = dict.fromkeys(manifest.levels, plan.stld.most_rows)
-        settings = BackpropSettings.of_plan(plan, device.name, rows_at_once)
-        engine, rows = self._task.training_engine(device.index), self._task.rows(device.index)
-        personal = Personal({}, LayerStatistics.of(layers))
-        result = train_backprop(engine, theta, rows, settings, self._slices, personal)
-        assert result is not None  # noqa: S101 nothing stops it
-        device.delta = encode_delta(result.movement, manifest.parameters, result.sent, layers)
-        facts = SessionFacts(device.name, len(rows))
-        result = replace(result, seconds=seconds)
+        device.delta = encode_delta(result.movement, manifest.parameters, result.sent, manifest.model.layers)
         if _looks_up(plan):
             hits, misses = self._looked_up(device, plan)
             device.kept_rows += misses
             result = replace(result, front_hits=hits, front_misses=misses)
+        facts = SessionFacts(device.name, len(self._task.rows(device.index)))
         return delta_report(plan, result, device.delta, facts)
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from edge_runtime.engines.engine import Engine, MakesEngines, TrainingEngine
     from server.events import Observer
     from server.job.fitted import FittedJob
+    from server.ray_work.options import RayOptions
 
 _IDLE_S = 0.002
 
@@ -76,6 +77,7 @@ def run_in_process(
     observe: Observer = lambda _event: None,
     should_stop: Callable[[], bool] = lambda: False,
     engines: MakesEngines | None = None,
+    ray: RayOptions | None = None,
 ) -> dict[str, Any]:
     """Run a job with its fleet.
 
@@ -88,6 +90,7 @@ def run_in_process(
         should_stop: called between messages; the job stops when it returns True.
         engines: makes the devices' engines; None: each engine is made once per configured runtime, with the number of
             threads of the first device that is configured with it.
+        ray: where the server replays and evaluates; None: in this process.
 
     Returns:
         The job's summary (summary.job_summary).
@@ -106,7 +109,7 @@ def run_in_process(
     # The devices take turns: one accepts its plan when those before it have trained.
     job = msgspec.structs.replace(fitted.job, accept_s=max(fitted.job.accept_s, fitted.job.deadline_s))
     fitted = dataclasses.replace(fitted, job=job)
-    options = ServeOptions(state_dir=state_dir, listen="127.0.0.1", http_port=0, threads=1)
+    options = ServeOptions(state_dir=state_dir, listen="127.0.0.1", http_port=0, threads=1, ray=ray)
     summary = coordinate(fitted, bundle, options, connect, observe, should_stop)
     if summary is None:
         raise JobError("the job was stopped", "start it again to resume it")

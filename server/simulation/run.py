@@ -25,6 +25,7 @@ from server.evaluation import InlineEvaluator
 from server.job.fitted import FittedJob, fit_to_bundle
 from server.job.job import Job, JobBandit, JobStld, read_job
 from server.profiles.files import read_profile
+from server.ray_work.workers import Recipe, Shared, open_workers
 from server.rounds.services import Services
 from server.simulation.availability import DAY_S, Nights
 from server.simulation.boards import common, modelled_profiles
@@ -32,9 +33,11 @@ from server.simulation.bowl import Bowl
 from server.simulation.crowd import Crowd
 from server.simulation.devices import Chances, SimulatedFleet
 from server.simulation.figures import Counted, Pace, Traffic
+from server.simulation.on_workers import OnWorkers, evaluated_on
 from server.simulation.presence import FLEET, Presence
 from server.simulation.task import BundleTask
 from server.simulation.traces import TraceEvent, throttling
+from server.simulation.training import InTurn
 from server.simulation.virtual import VirtualTransport, VirtualWorld
 from server.storage import queries
 from server.storage.ledger_address import LEDGER_FILE
@@ -44,9 +47,13 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle.levels import Level
     from edge_runtime.protocol.profile import Profile
+    from edge_runtime.values import FloatVector
     from server.bandit.options import Policy
     from server.compose import Stores
+    from server.evaluation import Evaluation
     from server.events import Observer
+    from server.ray_work.options import RayOptions
+    from server.ray_work.workers import Workers
     from server.simulation.task import SimulatedTask
     from server.storage.ledger import Ledger
 
@@ -79,6 +86,7 @@ class SimulateOptions:
     work: float = 1.0
     zones_h: float | None = None
     days: float | None = None
+    ray: RayOptions | None = None
 
 
 def _task_and_profiles(
@@ -106,6 +114,11 @@ def _task_and_profiles(
             "give profiles of this bundle",
         )
     return task, profiles, both, [level for level in levels if level in manifest.levels]
+
+
+def task_of(options: SimulateOptions) -> SimulatedTask:
+    """Return the task of a simulation, as every process makes it from the options."""
+    return _task_and_profiles(options, np.random.Generator(np.random.PCG64(options.seed)))[0]
 
 
 def _job(options: SimulateOptions, task: SimulatedTask, splits: Sequence[int], levels: list[Level]) -> FittedJob:
@@ -168,23 +181,23 @@ def simulate(
         BundleError: the bundle is damaged.
         DataError: the rows are wrong, or too few.
         JobError: a round failed too often.
+        NetworkError: the Ray cluster does not answer, or is lost.
     """
     rng = np.random.Generator(np.random.PCG64(options.seed))
     task, profiles, splits, levels = _task_and_profiles(options, rng)
     fitted = _job(options, task, splits, levels)
     with contextlib.ExitStack() as stack:
-        root = state_dir or _folder(stack)
-        if (root / LEDGER_FILE).exists():
-            raise ConfigError(f"{root} has a ledger already", "give --state-dir a new folder")
+        root = _folder(state_dir, stack)
         stores = open_stores(root, durable=False)
         stack.callback(stores.ledger.close)
         world = VirtualWorld()
         counted = Counted(Traffic(), Pace(world.clock, observe))
         fleet = _fleet(options, world, task, profiles, stores, rng, counted)
+        evaluated = _with_workers(stack.enter_context(open_workers(options.ray)), options, task, fleet, rng)
 
         def services() -> Services:
             transport = VirtualTransport(world, fleet.deliver)
-            evaluator = InlineEvaluator(task.evaluate)
+            evaluator = InlineEvaluator(evaluated)
             return Services(transport, stores.uploads, evaluator, world.clock, blob_url="http://simulated")
 
         composed = compose(FLEET, fitted, task, stores, services, counted.pace.observe)
@@ -207,10 +220,28 @@ def simulate(
         }
 
 
-def _folder(stack: contextlib.ExitStack) -> Path:
-    """Return a new folder that goes with the stack, in memory where that can be: the ledger need not survive."""
+def _folder(state_dir: Path | None, stack: contextlib.ExitStack) -> Path:
+    """Return the folder, or without one a new one that goes with the stack: in memory where that can be."""
+    if state_dir is not None:
+        if (state_dir / LEDGER_FILE).exists():
+            raise ConfigError(f"{state_dir} has a ledger already", "give --state-dir a new folder")
+        return state_dir
     in_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 mkdtemp makes a new folder in it
     return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="covey-simulate-", dir=in_memory)))
+
+
+def _with_workers(
+    workers: Workers | None,
+    options: SimulateOptions,
+    task: SimulatedTask,
+    fleet: SimulatedFleet,
+    rng: np.random.Generator,
+) -> Callable[[FloatVector], Evaluation]:
+    """Have workers train the fleet, where there are any; return what evaluates adapters."""
+    if workers is None:
+        return task.evaluate
+    fleet.trainer = OnWorkers(workers, Recipe(task_of, Shared(options)), InTurn(task, rng))
+    return evaluated_on(workers, task)
 
 
 def _fleet(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edge_runtime.data.examples import DataConfig
-from edge_runtime.data.rows import EncodedCompletions, EncodedRows, load_rows
+from edge_runtime.data.rows import load_rows, picked
 from edge_runtime.engines.choose import Engines
 from edge_runtime.errors import DataError
 from server.evaluation import Evaluation, evaluate
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.bundle.manifest import Manifest
-    from edge_runtime.data.rows import Rows
+    from edge_runtime.data.rows import EncodedCompletions, EncodedRows, Rows
     from edge_runtime.engines.engine import Engine, TrainingEngine
     from edge_runtime.values import FloatVector
 
@@ -88,13 +88,17 @@ class BundleTask:
         devices: number of devices.
         rng: source of the distribution of the rows.
 
+    Attributes:
+        bundle: the bundle.
+        held_out: the rows that no device has.
+
     Raises:
         DataError: the rows are wrong, or too few.
     """
 
     def __init__(self, bundle: Bundle, data: Path, devices: int, rng: np.random.Generator) -> None:
         self.manifest, self.sha256, self.initial_sha256 = bundle.manifest, bundle.sha256, bundle.initial_sha256
-        self._bundle = bundle
+        self.bundle = bundle
         self._rows = load_rows(bundle, DataConfig(path=str(data)))
         order = [int(index) for index in rng.permutation(len(self._rows))]
         held_out, private = order[::HELD_OUT], [index for i, index in enumerate(order) if i % HELD_OUT]
@@ -104,21 +108,21 @@ class BundleTask:
         self._parts = [
             [private[(device * size + index) % len(private)] for index in range(size)] for device in range(devices)
         ]
-        self._held_out = _picked(self._rows, held_out)
+        self.held_out = picked(self._rows, held_out)
         engines = Engines(threads=1)
         self._engines, self._predictor = SharedEngines(engines), engines.make_predictor(bundle)
 
     def initial_adapter(self) -> FloatVector:
         """See adapters.Start."""
-        return self._bundle.initial_adapter()
+        return self.bundle.initial_adapter()
 
     def engine(self, device: int, split: int) -> Engine[Any]:  # noqa: ARG002 all devices have the same
         """See SimulatedTask."""
-        return self._engines.make_engine(self._bundle, split)
+        return self._engines.make_engine(self.bundle, split)
 
     def training_engine(self, device: int) -> TrainingEngine:  # noqa: ARG002 all devices have the same
         """See SimulatedTask."""
-        return self._engines.make_training_engine(self._bundle)
+        return self._engines.make_training_engine(self.bundle)
 
     def rows(self, device: int) -> Rows:
         """See SimulatedTask."""
@@ -130,11 +134,4 @@ class BundleTask:
 
     def evaluate(self, theta: FloatVector) -> Evaluation:
         """See SimulatedTask."""
-        return evaluate(self._predictor, theta, self._held_out, len(self.manifest.task.labels))
-
-
-def _picked(rows: EncodedRows | EncodedCompletions, indices: Sequence[int]) -> EncodedRows | EncodedCompletions:
-    tokens = [rows.tokens[index] for index in indices]
-    if isinstance(rows, EncodedCompletions):
-        return EncodedCompletions(tokens, [rows.predicted[index] for index in indices], rows.pad_token_id)
-    return EncodedRows(tokens, [rows.labels[index] for index in indices], rows.pad_token_id)
+        return evaluate(self._predictor, theta, self.held_out, len(self.manifest.task.labels))

@@ -13,6 +13,7 @@ from edge_runtime.bundle.adapter import map_adapter
 from edge_runtime.errors import ShortageError
 from edge_runtime.files.hashing import file_sha256
 from edge_runtime.forward_only.replay_file import MomentFiles, write_replayed
+from edge_runtime.forward_only.slices import replay_in_turn
 from edge_runtime.protocol.plans import AdapterRef, BlobRef
 from edge_runtime.protocol.round_log import decode_chain, encode_chain
 from server.errors import JobError
@@ -20,6 +21,7 @@ from server.errors import JobError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from edge_runtime.forward_only.slices import Replayed
     from edge_runtime.protocol.round_log import RoundLog
     from edge_runtime.values import FloatVector
     from server.storage.blobs import BlobStore
@@ -68,6 +70,7 @@ class AdapterChain:
         blobs: where adapters and logs are kept.
         closed: the closed rounds of a job that is resumed, in order.
         momentum: whether a replay also needs the adapter before a log's base.
+        replayed: replays the slices of an adapter.
 
     Attributes:
         theta: the current adapter, memory-mapped, float32, (parameters,).
@@ -78,8 +81,17 @@ class AdapterChain:
         JobError: an adapter of a resumed job is not in ``blobs``, or damaged.
     """
 
-    def __init__(self, bundle: Start, blobs: BlobStore, closed: Sequence[ClosedRound], *, momentum: bool) -> None:
+    def __init__(
+        self,
+        bundle: Start,
+        blobs: BlobStore,
+        closed: Sequence[ClosedRound],
+        *,
+        momentum: bool,
+        replayed: Replayed = replay_in_turn,
+    ) -> None:
         self._blobs = blobs
+        self._replayed = replayed
         self._momentum = momentum
         self._initial = bundle.initial_adapter()
         self.initial_sha256 = bundle.initial_sha256
@@ -153,7 +165,7 @@ class AdapterChain:
         if log.rule.keeps_moment:
             base = None if self.moment_sha256 is None else self._load(self.moment_sha256)
             moment = MomentFiles(base, self._blobs.temporary())
-        result, terms = write_replayed(path, self.theta, [log], previous, moment=moment)
+        result, terms = write_replayed(path, self.theta, [log], previous, moment=moment, replayed=self._replayed)
         self._blobs.adopt(path, result)
         log = msgspec.structs.replace(log, result_sha256=result)
         if moment is not None:

@@ -119,7 +119,7 @@ def test_runs_take_turns_and_none_begins_after_a_failure(tmp_path: Path, monkeyp
     at_work, most, lock, both = 0, 0, threading.Lock(), threading.Barrier(2, timeout=60)
     tried: list[tuple[str, int]] = []
 
-    def run(_path: Path, _program: object, key: dict[str, Any], _more: object) -> tuple[dict[str, Any], float]:
+    def run(_path: Path, _program: object, key: dict[str, Any], *_: object) -> tuple[dict[str, Any], float]:
         nonlocal at_work, most
         with lock:
             at_work, most = at_work + 1, max(most, at_work + 1)

@@ -1,0 +1,177 @@
+"""Workers of Ray: order, errors, what is said where there is no cluster, and what happens when one goes away."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fleets import free_port
+from ray_clusters import (
+    dies_always,
+    late_ones_first,
+    processes_of_ray,
+    refuses,
+    sent_as_code,
+    two_nodes,
+    waits_for,
+)
+from round_logs import make_log
+
+from edge_runtime.bundle.adapter import CHUNK
+from edge_runtime.errors import ConfigError, NetworkError
+from edge_runtime.forward_only.replay_file import write_replayed
+from edge_runtime.forward_only.slices import replay_in_turn
+from edge_runtime.protocol.step_rule import StepRule
+from server.cli import main
+from server.ray_work.options import RayOptions, ray_options
+from server.ray_work.replaying import as_described, replayed_on
+from server.ray_work.workers import Recipe, Shared, Workers, open_workers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+NOTHING = Recipe(as_described, Shared(None))
+
+
+@pytest.fixture
+def pair() -> Iterator[Workers]:
+    """Two workers of this machine."""
+    sent_as_code()
+    with open_workers(RayOptions(2)) as workers:
+        assert workers is not None
+        yield workers
+
+
+def test_answers_come_in_order_and_errors_as_they_were(pair: Workers) -> None:
+    """And Ray keeps to itself: no dashboard, no statistics, no stranger without the token; SIGTERM stays Covey's."""
+    assert list(pair.in_order(NOTHING, late_ones_first, range(10))) == list(range(10))
+    answers = pair.in_order(NOTHING, refuses, iter(range(10)))
+    assert [next(answers) for _ in range(3)] == [0, 1, 4]
+    with pytest.raises(ConfigError, match="item 3 is wrong") as raised:
+        next(answers)
+    assert raised.value.hint == "leave it out"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    import ray
+
+    stranger = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False)"
+    command = [sys.executable, "-c", stranger, ray.get_runtime_context().gcs_address]
+    environment = os.environ | {"RAY_AUTH_TOKEN": "0" * 64}
+    assert subprocess.run(command, env=environment, capture_output=True, check=False, timeout=300).returncode == 1
+    node = ray._private.worker._global_node
+    assert node is not None
+    assert not node.webui_url
+    from ray._common.usage.usage_lib import usage_stats_enabled
+
+    assert not usage_stats_enabled()
+
+
+def test_a_piece_that_kills_every_worker_ends_with_an_error(pair: Workers) -> None:
+    with pytest.raises(NetworkError, match="where its worker died"):
+        pair.result(pair.submit(NOTHING, dies_always, 0))
+    assert list(pair.in_order(NOTHING, late_ones_first, range(3))) == [0, 1, 2]  # the others go on
+
+
+@pytest.mark.slow
+def test_a_lost_head_is_said_and_the_next_work_begins_again(tmp_path: Path) -> None:
+    """The head's process is killed in the middle of a replay: an error, no file; then the same, whole, on a new one."""
+    sent_as_code()
+    theta, logs = theta_of(), [make_log(StepRule(), 2, front_size=CHUNK)]
+    with open_workers(RayOptions(1)) as workers:
+        assert workers is not None
+        held = workers.submit(NOTHING, waits_for, 0, str(tmp_path / "go"))
+        wait_until((tmp_path / "go.0").exists)
+        (head,) = processes_of_ray("gcs_server")
+        head.kill()
+        before = time.monotonic()
+        with pytest.raises(NetworkError, match="this machine is lost") as raised:
+            write_replayed(tmp_path / "lost", theta, logs, replayed=replayed_on(workers))
+        assert time.monotonic() - before < 60  # seconds; Ray itself takes minutes
+        assert "run the command again" in raised.value.hint
+        assert not (tmp_path / "lost").exists()
+        with pytest.raises(NetworkError, match="lost in the middle"):
+            workers.result(held)
+        found = write_replayed(tmp_path / "again", theta, logs, replayed=replayed_on(workers))
+    assert found == write_replayed(tmp_path / "alone", theta, logs, replayed=replay_in_turn)
+
+
+@pytest.mark.slow
+def test_a_node_that_goes_away_in_the_middle_changes_nothing(tmp_path: Path) -> None:
+    """One of two machines is cut off while both have slices; what it had is computed again on the other."""
+    theta, logs = theta_of(12 * CHUNK), [make_log(StepRule(back_perturbations=16), 8, steps=8, front_size=CHUNK)]
+    alone = write_replayed(tmp_path / "alone", theta, logs)
+    with two_nodes() as cluster, open_workers(RayOptions(address=cluster.address)) as workers:
+        assert workers is not None
+
+        def cut_off(parts: Iterator[Any]) -> Iterator[Any]:
+            for index, part in enumerate(parts):
+                if index == 4:
+                    cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
+                yield part
+
+        replayed = replayed_on(workers)
+        found = write_replayed(
+            tmp_path / "ray", theta, logs, replayed=lambda task, parts: replayed(task, cut_off(parts))
+        )
+    assert found == alone
+
+
+@pytest.mark.slow
+def test_another_version_on_a_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.ray_work.connection.__version__", "9.9.9")
+    with two_nodes() as cluster, pytest.raises(ConfigError, match=r"this machine has Covey 9\.9\.9"):
+        Workers(RayOptions(address=cluster.address))
+    import ray
+
+    assert not ray.is_initialized()
+
+
+def test_what_is_no_cluster_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    simulate = ["simulate", "--devices", "2", "--rounds", "1", "--ray-address"]
+    assert main([*simulate, f"127.0.0.1:{free_port()}"]) == NetworkError.exit_code
+    assert "no Ray cluster answers" in capsys.readouterr().err
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert main([*simulate, f"127.0.0.1:{server.server_port}"]) == NetworkError.exit_code
+        server.shutdown()
+    assert "is no Ray cluster" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("address", ["auto", "ray://host:10001", "host", "host:0", "host:x", ":6379"])
+def test_addresses_of_another_form_are_refused(address: str) -> None:
+    with pytest.raises(ConfigError, match="is not HOST:PORT"):
+        ray_options(None, address)
+
+
+def test_flags_that_do_not_fit_are_refused() -> None:
+    assert ray_options(None, None) is None
+    with pytest.raises(ConfigError, match="exclude each other"):
+        ray_options(2, "host:6379")
+    with pytest.raises(ConfigError, match="below 1"):
+        ray_options(0, None)
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["simulate", "--devices", "2", "--rounds", "1", "--workers", "2"]) == ConfigError.exit_code
+    assert "pip install 'covey[ray]'" in capsys.readouterr().err
+
+
+def theta_of(size: int = 2 * CHUNK) -> Any:
+    import numpy as np
+
+    return np.random.Generator(np.random.PCG64(6)).normal(size=size).astype(np.float32)
+
+
+def wait_until(condition: Any) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
