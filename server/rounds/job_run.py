@@ -6,7 +6,6 @@ A step never waits: several jobs take turns in one thread (coordinator.py).
 from __future__ import annotations
 
 import logging
-import math
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -50,9 +49,6 @@ if TYPE_CHECKING:
     from server.storage.ledger import Ledger
 
 _LOG = logging.getLogger(__name__)
-_LONG_LOOK_S, _REST_OF_A_LOOK = 0.05, 4.0
-"""A job that waits for devices looks at the whole fleet. A look that takes longer than this many seconds is followed by
-a rest of this many times its length: the fleet's messages go on meanwhile."""
 _RETURN_S = LONGEST_PAUSE_S + 10.0
 """Seconds that devices may need to come back to a server that has restarted: their pauses grow while it is away."""
 
@@ -100,7 +96,6 @@ class JobRun:
         self._to_evaluate: tuple[int | None, FloatVector] | None = None
         self._is_evaluating = False
         self._should_stop: Callable[[], bool] = lambda: False
-        self._look_again_at = -math.inf
         self._failed_attempts = 0  # of the current round, since this start
         self._planner = Planner(fitted, ledger)
         self._plans = Plans(fitted, services.blob_url)
@@ -236,16 +231,6 @@ class JobRun:
     # -- rounds -------------------------------------------------------------------------------------------------
 
     def _try_to_open(self) -> None:
-        began = self._clock()
-        if began < self._look_again_at:
-            return
-        self._look_and_open()
-        took = self._clock() - began
-        if self.waiting_for is not None and took > _LONG_LOOK_S:
-            self._look_again_at = began + (1 + _REST_OF_A_LOOK) * took
-
-    def _look_and_open(self) -> None:
-        """Look at every device of the fleet, and open a round where there are enough."""
         devices = self.devices()
         index, out = len(self.chain.closed), self._exclusions.reasons
         eligible = [name for name in self._planner.eligible(devices, index, self._clock()) if name not in out]
