@@ -16,16 +16,17 @@ from edge_runtime.forward_only.directions import step_seeds
 from edge_runtime.forward_only.moment import add_shaped, shape_of
 from edge_runtime.forward_only.noise import privatise, secret_rng
 from edge_runtime.forward_only.step import spzo_step
-from edge_runtime.forward_only.timing import TimedEngine
+from edge_runtime.forward_only.timing import TimedEngine, TimedStack
 from edge_runtime.perturbation.perturb import BACK, FRONT
 from edge_runtime.protocol.step_rule import check_rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from edge_runtime.data.batch import Batch
     from edge_runtime.data.rows import Rows
-    from edge_runtime.engines.engine import Engine
+    from edge_runtime.engines.engine import BackStack, Engine
     from edge_runtime.protocol.plans import TrainPlan
     from edge_runtime.protocol.privacy import Privacy
     from edge_runtime.protocol.step_rule import StepRule
@@ -36,7 +37,12 @@ BoundaryT = TypeVar("BoundaryT")
 
 @dataclass(frozen=True)
 class RoundSettings:
-    """The settings of one device's round; see plans.TrainPlan for the fields."""
+    """The settings of one device's round; see plans.TrainPlan for the fields.
+
+    Attributes:
+        shape: factors of directions and updates, see moment.shape_of.
+        stack: runs the back block for many perturbed adapters in one call, where the device chose to; None: one by one.
+    """
 
     job_seed: int
     round: int
@@ -46,7 +52,8 @@ class RoundSettings:
     batch_size: int
     mean_square: float | None
     privacy: Privacy | None = None
-    shape: FloatVector | None = None  # factors of directions and updates, see moment.shape_of
+    shape: FloatVector | None = None
+    stack: BackStack[Any] | None = None
 
     @classmethod
     def of_plan(cls, plan: TrainPlan, device: str, moment: FloatVector | None = None) -> RoundSettings:
@@ -74,7 +81,7 @@ class RoundResult:
         loss: mean of the steps' losses.
         seconds: duration of the local steps.
         front_passes: runs of the front block; of a front that is run row by row, as many as its rows make batches.
-        back_passes: runs of the back block.
+        back_passes: runs of the back block; one for each adapter, also where a call runs many.
         front_seconds: duration of the front passes alone.
         back_seconds: duration of the back passes alone.
         front_hits: rows of the steps' batches whose front activation was kept; None: the front is not frozen.
@@ -126,13 +133,15 @@ def train_round(
     """
     check_rule(settings.rule)
     started, timed = clock(), TimedEngine(engine, clock)
+    stack = None if settings.stack is None else TimedStack(settings.stack, clock)
     front_size = engine.front_workspace.size
     rng = secret_rng() if rng is None else rng
     shape, copies, mean_square = settings.shape, copy and settings.shape is None, settings.mean_square
     local, pending, results, all_scalars = theta.copy() if copies else theta, Terms(), [], []
     for step in range(settings.steps):
         directions = step_seeds(settings.rule, settings.job_seed, settings.round, settings.device, step)
-        result = spzo_step(timed, local, _step_batch(rows, settings, step), settings.rule, directions, pending, shape)
+        batch = _step_batch(rows, settings, step)
+        result = spzo_step(timed, local, batch, settings.rule, directions, pending, shape, stack)
         scalars = result.scalars if settings.privacy is None else privatise(result.scalars, settings.privacy, rng)
         coefficients, mean_square = step_coefficients(scalars.tolist(), settings.rule, mean_square)
         if copies:
@@ -151,7 +160,7 @@ def train_round(
         front_passes=sum(result.front_passes for result in results),
         back_passes=sum(result.back_passes for result in results),
         front_seconds=timed.front_seconds,
-        back_seconds=timed.back_seconds,
+        back_seconds=timed.back_seconds + (0.0 if stack is None else stack.seconds),
     )
 
 

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
 
     from edge_runtime.data.batch import Batch
-    from edge_runtime.engines.engine import Engine
-    from edge_runtime.values import FloatVector
+    from edge_runtime.engines.engine import BackStack, Engine
+    from edge_runtime.values import FloatRows, FloatVector
 
 BoundaryT = TypeVar("BoundaryT")
 
@@ -63,3 +64,31 @@ class TimedEngine(Generic[BoundaryT]):
         loss = self._engine.back(boundary, batch)
         self.back_seconds += self._clock() - started
         return loss
+
+
+class TimedStack:
+    """Forwards every call to a back block for many adapters and sums up its time.
+
+    Args:
+        stack: the back block.
+        clock: monotonic seconds.
+
+    Attributes:
+        seconds: time of all calls so far.
+    """
+
+    def __init__(self, stack: BackStack[Any], clock: Callable[[], float]) -> None:
+        self._stack, self._clock = stack, clock
+        self.seconds = 0.0
+
+    @property
+    def workspace(self) -> FloatRows:
+        """See BackStack."""
+        return self._stack.workspace
+
+    def losses(self, boundary: Any, batch: Batch, count: int) -> list[float]:  # noqa: ANN401 the engine's own kind
+        """See BackStack."""
+        started = self._clock()
+        found = self._stack.losses(boundary, batch, count)
+        self.seconds += self._clock() - started
+        return found
