@@ -14,7 +14,7 @@ EXTRA_executorch := ,executorch
 EXTRA_mixed := ,executorch
 export PYTHON VENV
 
-.PHONY: help install dev demo test test-all test-long explore test-oldest test-newest test-arm check lint files format bench bench-full bench-convergence bench-dashboard bench-decode bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-bandit bench-fleet bench-load board hil hil-cards deb docs clean bench-switches bench-top bench-fronts test-llama bench-base
+.PHONY: help install dev demo test test-all test-long explore test-oldest test-newest test-arm check lint files format bench bench-full bench-convergence bench-dashboard bench-decode bench-droppeft bench-engines bench-levels bench-memory bench-perturb bench-rounds bench-signing bench-bandit bench-fleet bench-load board hil hil-cards deb docs clean bench-switches bench-top bench-fronts test-llama bench-base bench-stacked
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -101,6 +101,8 @@ bench-decode: $(STAMP) ## tokens a second with a key-value cache, against withou
 	$(BIN)/python -m benchmarks.speed.decode
 bench-fronts: $(STAMP) ## steps with a frozen front: looked up, run for the first time, never kept (MiniLM); the last line is JSON
 	$(BIN)/python -m benchmarks.speed.fronts
+bench-stacked: $(STAMP) ## many directions in one call against one by one, rows × tokens × adapters × threads; the last line is JSON
+	$(BIN)/python -m benchmarks.speed.stacked
 bench-base: $(STAMP) ## memory, speed and loss of a quantised base (MODEL=minilm or smollm2); the last line is JSON
 	$(BIN)/python -m benchmarks.speed.base --model $(MODEL:-hybrid=)
 

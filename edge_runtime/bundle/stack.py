@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from edge_runtime.bundle.layout import front_size, total_size
-from edge_runtime.bundle.manifest import MOST_LAYERS, Activations, Graph
+from edge_runtime.bundle.levels import MOST_LAYERS
+from edge_runtime.bundle.manifest import Activations, Graph
 from edge_runtime.errors import BundleError, unreadable, wall
 from edge_runtime.files.versioned import VersionedFormat
 from edge_runtime.values import Strict

@@ -13,8 +13,10 @@ from edge_runtime.errors import BundleError
 
 if TYPE_CHECKING:
     from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.data.batch import Batch
     from edge_runtime.engines.bundle_engine import Boundary, BundleEngine, GraphOpener
     from edge_runtime.values import FloatRows, FloatVector
+
 
 class BundleBackStack:
     """The back block of a split for up to P adapters at once: see engine.BackStack.
@@ -46,7 +48,7 @@ class BundleBackStack:
         """See BackStack."""
         return self._workspace
 
-    def losses(self, boundary: Boundary, batch: Any, count: int) -> list[float]:  # noqa: ANN401 a batch
+    def losses(self, boundary: Boundary, batch: Batch, count: int) -> list[float]:
         """See BackStack."""
         self._runner.bind({ADAPTERS: self._workspace[:count]})
         found: list[float] = self._runner.to_numpy(self._runner.run(batch, boundary)[LOSSES]).tolist()
@@ -54,7 +56,11 @@ class BundleBackStack:
 
 
 def stacked_losses(
-    engine: BundleEngine, stack: BundleBackStack, theta: FloatVector, other: FloatVector, batch: Any  # noqa: ANN401 a batch
+    engine: BundleEngine,
+    stack: BundleBackStack,
+    theta: FloatVector,
+    other: FloatVector,
+    batch: Batch,
 ) -> tuple[list[float], list[float]]:
     """Return the losses of three adapters in one call, and the same one after the other.
 

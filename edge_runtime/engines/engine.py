@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 BoundaryT = TypeVar("BoundaryT")
-ReadT = TypeVar("ReadT", contravariant=True)
+ReadT_contra = TypeVar("ReadT_contra", contravariant=True)
 
 
 class Engine(Protocol[BoundaryT]):
@@ -52,14 +52,14 @@ class Engine(Protocol[BoundaryT]):
         """Run the back block at its workspace; return the mean loss over the batch's rows, or its completion tokens."""
 
 
-class BackStack(Protocol[ReadT]):
+class BackStack(Protocol[ReadT_contra]):
     """Runs the back block for many adapters in one call, where an Engine runs it for one."""
 
     @property
     def workspace(self) -> FloatRows:
         """Trainable parameters of the back block for each adapter, float32, (most adapters, back size)."""
 
-    def losses(self, boundary: ReadT, batch: Batch, count: int) -> list[float]:
+    def losses(self, boundary: ReadT_contra, batch: Batch, count: int) -> list[float]:
         """Run the back block at the first ``count`` rows of the workspace; return the mean loss of each.
 
         Up to the rounding of float32, they are the losses of Engine.back.

@@ -16,7 +16,7 @@ from edge_runtime.forward_only.directions import step_seeds
 from edge_runtime.forward_only.moment import add_shaped, shape_of
 from edge_runtime.forward_only.noise import privatise, secret_rng
 from edge_runtime.forward_only.step import spzo_step
-from edge_runtime.forward_only.timing import TimedEngine, TimedStack
+from edge_runtime.forward_only.timing import TimedEngine
 from edge_runtime.perturbation.perturb import BACK, FRONT
 from edge_runtime.protocol.step_rule import check_rule
 
@@ -132,8 +132,7 @@ def train_round(
         ConfigError: the rule is contradictory: see check_rule.
     """
     check_rule(settings.rule)
-    started, timed = clock(), TimedEngine(engine, clock)
-    stack = None if settings.stack is None else TimedStack(settings.stack, clock)
+    started, timed = clock(), TimedEngine(engine, clock, settings.stack)
     front_size = engine.front_workspace.size
     rng = secret_rng() if rng is None else rng
     shape, copies, mean_square = settings.shape, copy and settings.shape is None, settings.mean_square
@@ -141,7 +140,7 @@ def train_round(
     for step in range(settings.steps):
         directions = step_seeds(settings.rule, settings.job_seed, settings.round, settings.device, step)
         batch = _step_batch(rows, settings, step)
-        result = spzo_step(timed, local, batch, settings.rule, directions, pending, shape, stack)
+        result = spzo_step(timed, local, batch, settings.rule, directions, pending, shape, timed.stack)
         scalars = result.scalars if settings.privacy is None else privatise(result.scalars, settings.privacy, rng)
         coefficients, mean_square = step_coefficients(scalars.tolist(), settings.rule, mean_square)
         if copies:
@@ -160,7 +159,7 @@ def train_round(
         front_passes=sum(result.front_passes for result in results),
         back_passes=sum(result.back_passes for result in results),
         front_seconds=timed.front_seconds,
-        back_seconds=timed.back_seconds + (0.0 if stack is None else stack.seconds),
+        back_seconds=timed.back_seconds,
     )
 
 

@@ -160,7 +160,7 @@ class _Blocks:
         return self.losses[-1]
 
     def backs(self, boundary: object, perturbed: Sequence[tuple[int, float]]) -> list[float]:
-        """Return the loss of each perturbed back block, given as seed and scale: in one call as many as the stack takes.
+        """Return the loss of each perturbed back block, given as seed and scale: as many in a call as the stack takes.
 
         A call of one is made without the stack.
         """

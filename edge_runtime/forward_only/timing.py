@@ -21,17 +21,26 @@ class TimedEngine(Generic[BoundaryT]):
     Args:
         engine: the engine that runs the blocks.
         clock: monotonic seconds.
+        stack: the back block for many adapters, where there is one.
 
     Attributes:
         front_seconds: time of all front passes so far.
-        back_seconds: time of all back passes so far.
+        stack: the same back block, timed; None: there is none.
     """
 
-    def __init__(self, engine: Engine[BoundaryT], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, engine: Engine[BoundaryT], clock: Callable[[], float], stack: BackStack[Any] | None = None
+    ) -> None:
         self._engine = engine
         self._clock = clock
         self.front_seconds = 0.0
-        self.back_seconds = 0.0
+        self.stack = None if stack is None else TimedStack(stack, clock)
+        self._single_seconds = 0.0
+
+    @property
+    def back_seconds(self) -> float:
+        """Time of all back passes so far, with those of calls for many adapters."""
+        return self._single_seconds + (0.0 if self.stack is None else self.stack.seconds)
 
     @property
     def front_workspace(self) -> FloatVector:
@@ -62,7 +71,7 @@ class TimedEngine(Generic[BoundaryT]):
         """See Engine."""
         started = self._clock()
         loss = self._engine.back(boundary, batch)
-        self.back_seconds += self._clock() - started
+        self._single_seconds += self._clock() - started
         return loss
 
 

@@ -99,7 +99,7 @@ class StackGraphs:
         inputs = back.lifted.inputs
         bounds = {**size_bounds(self._model.task), STACK: (1, MOST_TRACED)}
         dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in bounds.items()}
-        named = [[STACK, size], *(shape_of(item.value, self._dimensions) for item in inputs)]
+        named: list[list[int | str]] = [[STACK, size], *(shape_of(item.value, self._dimensions) for item in inputs)]
         shapes = [{axis: dims[side] for axis, side in enumerate(shape) if isinstance(side, str)} for shape in named]
         first = LiftedInput(ADAPTERS, "batch", ADAPTERS, adapters)
         program = dataclasses.replace(back.lifted, inputs=[first, *inputs])

@@ -194,7 +194,9 @@ class _Stacker:
             single = self._single[node]
             rest = [self._size(single, axis) for axis in range(len(sides))]
             shape = [self._call(operator.mul, self._count, rest[0]), *rest[1:]]
-            spread = self._call(_ATEN.expand.default, self._call(_ATEN.unsqueeze.default, single, 0), [self._count, *rest])
+            spread = self._call(
+                _ATEN.expand.default, self._call(_ATEN.unsqueeze.default, single, 0), [self._count, *rest]
+            )
             made = self._call(_ATEN.reshape.default, spread, shape)
         else:
             made = self._single[node]
