@@ -133,8 +133,7 @@ def train_round(
     """
     check_rule(settings.rule)
     started, timed = clock(), TimedEngine(engine, clock, settings.stack)
-    front_size = engine.front_workspace.size
-    rng = secret_rng() if rng is None else rng
+    front_size, rng = engine.front_workspace.size, secret_rng() if rng is None else rng
     shape, copies, mean_square = settings.shape, copy and settings.shape is None, settings.mean_square
     local, pending, results, all_scalars = theta.copy() if copies else theta, Terms(), [], []
     for step in range(settings.steps):

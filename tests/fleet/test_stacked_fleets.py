@@ -24,13 +24,13 @@ def test_devices_of_both_ways_replay_to_the_servers_bits(tiny_export: Callable[.
     """run_in_process checks that every device ends on the server's hash: replay reads scalars and seeds."""
     path = write_job(tmp_path, rounds=3, cohort=4, min_devices=4)
     bundle_dir = tiny_export("bert", stack=True, splits=(1, 2, 3), train="AB").path
-    configs = edge_configs(tmp_path, 4)
-    mixed = [
-        msgspec.structs.replace(config, forward=ForwardRules(4 if n % 2 else 1)) for n, config in enumerate(configs)
-    ]
     hashes = []
-    for name, devices in (("plain", configs), ("mixed", mixed)):
+    for name, counts in (("plain", (1, 1, 1, 1)), ("mixed", (1, 4, 1, 4))):
         fitted, bundle = load_job(path, bundle_dir)
+        devices = [
+            msgspec.structs.replace(config, state_dir=f"{config.state_dir}-{name}", forward=ForwardRules(count))
+            for config, count in zip(edge_configs(tmp_path, 4), counts, strict=True)
+        ]
         result = run_in_process(fitted, bundle, tmp_path / name, devices)
         theta = np.fromfile(tmp_path / name / "blobs" / result["adapter_sha256"], "<f4")
         assert adapter_sha256(theta) == result["adapter_sha256"] != bundle.initial_sha256
