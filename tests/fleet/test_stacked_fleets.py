@@ -39,9 +39,9 @@ def test_devices_of_both_ways_replay_to_the_servers_bits(
     fitted, bundle = load_job(path, bundle_dir)
     devices = [
         msgspec.structs.replace(config, forward=ForwardRules(count))
-        for config, count in zip(edge_configs(tmp_path, 4), (1, 4, 1, 4), strict=True)
+        for config, count in zip(edge_configs(tmp_path, 4), (1, 2, 1, 2), strict=True)
     ]
     result = run_in_process(fitted, bundle, tmp_path / "server", devices)
     theta = np.fromfile(tmp_path / "server" / "blobs" / result["adapter_sha256"], "<f4")
     assert adapter_sha256(theta) == result["adapter_sha256"] != bundle.initial_sha256
-    assert max(counts, default=0) > 1, "no device took several adapters in a call"
+    assert 2 in counts, "no device took several adapters in a call"  # golden vectors take three
