@@ -101,6 +101,8 @@ bench-decode: $(STAMP) ## tokens a second with a key-value cache, against withou
 	$(BIN)/python -m benchmarks.speed.decode
 bench-fronts: $(STAMP) ## steps with a frozen front: looked up, run for the first time, never kept (MiniLM); the last line is JSON
 	$(BIN)/python -m benchmarks.speed.fronts
+bench-stacked: $(STAMP) ## many directions in one call against one by one, rows × tokens × adapters × threads; the last line is JSON
+	$(BIN)/python -m benchmarks.speed.stacked
 bench-base: $(STAMP) ## memory, speed and loss of a quantised base (MODEL=minilm or smollm2); the last line is JSON
 	$(BIN)/python -m benchmarks.speed.base --model $(MODEL:-hybrid=)
 

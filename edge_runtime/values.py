@@ -16,6 +16,7 @@ MirrorUrl = Annotated[str, msgspec.Meta(min_length=1, max_length=2000)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 TokenIds = np.ndarray[tuple[Any, ...], np.dtype[np.int64]]
 Tensor = np.ndarray[tuple[Any, ...], np.dtype[Any]]
+FloatRows = np.ndarray[tuple[Any, ...], np.dtype[np.float32]]  # (adapters, n): a vector in each row
 FloatVector = np.ndarray[tuple[Any, ...], np.dtype[np.float32]]  # (n,): theta, a gradient, scalars
 Logits = np.ndarray[tuple[Any, ...], np.dtype[np.float32]]  # (rows, labels)
 TokenLosses = np.ndarray[tuple[Any, ...], np.dtype[np.float32]]  # (chunks, chunk), nats

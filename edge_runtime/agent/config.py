@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from edge_runtime.bundle.manifest import Runtime
+from edge_runtime.bundle.stack import MOST_ADAPTERS
 from edge_runtime.data.config import CORRECTIONS, DataConfig
 from edge_runtime.data.transform import beside
 from edge_runtime.device.eligibility import EligibilityRules
@@ -37,6 +38,17 @@ class UpdateRules(Strict, frozen=True):
     own_rows: str | None = None
     largest_accuracy_loss: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.02
     largest_fall: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.05
+
+
+class ForwardRules(Strict, frozen=True):
+    """``[forward]``: how forward-only steps are computed (docs/algorithm.md).
+
+    Attributes:
+        adapters_per_call: perturbed adapters that one call of the back block takes; a direction has two, one of each
+            sign. ``auto``: as many as the device's profile found to be quickest; 1 without a profile.
+    """
+
+    adapters_per_call: Literal["auto"] | Annotated[int, msgspec.Meta(ge=1, le=MOST_ADAPTERS)] = "auto"
 
 
 class FrontRules(Strict, frozen=True):
@@ -75,6 +87,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         updates: what a new version must pass before it is used.
         predict: what answers texts on this device, and takes corrections.
         fronts: what it keeps of jobs that freeze the front.
+        forward: how forward-only steps are computed.
         signing: keys; with them every message is signed, and only signed ones are believed. None: none is.
     """
 
@@ -96,6 +109,7 @@ class EdgeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     updates: UpdateRules = UpdateRules()
     predict: PredictRules = PredictRules()
     fronts: FrontRules = FrontRules()
+    forward: ForwardRules = ForwardRules()
     signing: DeviceKeys | None = None
 
     @property

@@ -13,6 +13,7 @@ from edge_runtime.fronts.frozen_engine import FrozenFront
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from edge_runtime.agent.back_stacks import BackStacks
     from edge_runtime.agent.frozen_fronts import FrozenFronts
     from edge_runtime.agent.loaded_bundle import LoadedBundle
     from edge_runtime.forward_only.round import RoundResult
@@ -26,7 +27,7 @@ def do_forward(
     plan: TrainPlan,
     device: str,
     loaded: LoadedBundle,
-    fronts: FrozenFronts,
+    ways: tuple[FrozenFronts, BackStacks],
     start: tuple[FloatVector, FloatVector | None],
     goes_on: Callable[[int, float], bool],
     clock: Callable[[], float],
@@ -37,7 +38,7 @@ def do_forward(
         plan: the round's plan.
         device: the device's name.
         loaded: bundle, rows and engine.
-        fronts: makes the engines of plans that freeze the front.
+        ways: makes the engines of plans that freeze the front, and chooses how many adapters a call takes.
         start: the adapter, and the moment beside it, float32, (parameters,); None: the plan names none.
         goes_on: called after each step with its index and loss; the device abandons the round when it returns False.
         clock: monotonic seconds.
@@ -50,10 +51,13 @@ def do_forward(
         CoveyError: see train_round.
     """
     check_rows(loaded.bundle.manifest, loaded.engines.runtime, min(plan.batch_size, len(loaded.rows)))
-    theta, moment = start
-    settings = RoundSettings.of_plan(plan, device, moment)
+    (theta, moment), (fronts, stacks) = start, ways
+    rows_of_pass = min(plan.batch_size, len(loaded.rows))
     if not plan.rule.front_is_frozen:
         fronts.close()
+    settings = RoundSettings.of_plan(plan, device, moment)
+    settings = replace(settings, stack=stacks.stack(loaded, plan.split, rows_of_pass))
+    if not plan.rule.front_is_frozen:
         engine = loaded.engine(plan.split)
         return train_round(engine, theta, loaded.rows, settings, goes_on, copy=loaded.copies, clock=clock)
     engine = fronts.engine(loaded, plan.split, theta)
@@ -63,6 +67,5 @@ def do_forward(
         return result
     counts = engine.counts.since(before)
     _LOG.info("the front's activations: %d were kept, %d were not", counts.hits, counts.misses)
-    rows_of_pass = min(plan.batch_size, len(loaded.rows))
     passes = -(-counts.runs // rows_of_pass) if engine.keeps_rows else counts.runs
     return replace(result, front_passes=passes, front_hits=counts.hits, front_misses=counts.misses)

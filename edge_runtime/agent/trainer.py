@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge_runtime.agent.back_stacks import BackStacks
 from edge_runtime.agent.backprop_plan import do_backprop
 from edge_runtime.agent.deaths import begun_of
 from edge_runtime.agent.forward_plan import do_forward
@@ -95,6 +96,7 @@ class Trainer:
         self._engines, self._machine, self._pause, self._contained = engines, machine, pause, contained
         self._loaded: LoadedBundle | None = None
         self._fronts = FrozenFronts(config, store.root)
+        self._stacks = BackStacks(config, store.root, machine.free_bytes)
         self._link_bytes_per_s: float | None = None
         self._mirrors = Mirrors(config.tls)
         corrections = Path(config.data.corrections) if config.data.corrections else None
@@ -132,6 +134,7 @@ class Trainer:
         if self._loaded is None or is_new:
             self._loaded = None
             self._fronts.close()
+            self._stacks.close()
             self.rows_watch.expect(plan.bundle_sha256)
             checked_on = Engines(self._config.engine, self._config.threads, self._config.execution_providers)
             bundle = install_bundle(
@@ -204,9 +207,8 @@ class Trainer:
         self, plan: TrainPlan, prepared: Prepared, goes_on: Callable[[int, float], bool]
     ) -> tuple[Report, None] | None:
         loaded, clock = prepared.loaded, self._machine.clock
-        result = do_forward(
-            plan, self._config.name, loaded, self._fronts, (prepared.theta, prepared.moment), goes_on, clock
-        )
+        ways, start = (self._fronts, self._stacks), (prepared.theta, prepared.moment)
+        result = do_forward(plan, self._config.name, loaded, ways, start, goes_on, clock)
         return None if result is None else (round_report(plan, result, self._facts(prepared)), None)
 
     def _backprop(
@@ -215,6 +217,7 @@ class Trainer:
         """Train a backprop round and write its delta and personal layers, which count once the journal names them."""
         if not self._config.backpropagates:
             raise ConfigError("the plan needs backpropagation, this device is forward-only", 'set training = "auto"')
+        self._stacks.close()
         loaded, bundle = prepared.loaded, prepared.loaded.bundle
         before_sha256 = self._journal.entries.personal_at_start_of(plan.round)
         personal = personal_or_none(self._store, before_sha256, bundle, plan.job)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edge_runtime.bundle.decode import find_decode
+from edge_runtime.bundle.stack import find_stack
+from edge_runtime.engines.back_stack import BundleBackStack
 from edge_runtime.engines.bundle_engine import BundleEngine, BundlePredictor
 from edge_runtime.engines.bundle_training import BundleTrainingEngine
 from edge_runtime.engines.providers import CPU_ONLY
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.decode import Decode, NoDecode
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.bundle.manifest import Runtime
+    from edge_runtime.bundle.stack import NoStack, StackGraph
     from edge_runtime.engines.bundle_engine import GraphOpener
     from edge_runtime.engines.onnx_decode import OnnxDecoder
 
@@ -82,6 +85,23 @@ class Engines:
         from edge_runtime.engines.onnx_decode import OnnxDecoder  # noqa: PLC0415 idle devices stay small
 
         return OnnxDecoder(bundle, decode, self.threads, self.providers)
+
+    def find_stack(self, bundle: Bundle, split: int) -> StackGraph | NoStack:
+        """Return the stack graph of a split of a bundle, or why one adapter is run after the other.
+
+        Raises:
+            BundleError: its description is damaged.
+        """
+        return find_stack(bundle.path, bundle.manifest, split, self.runtime)
+
+    def make_back_stack(self, bundle: Bundle, split: int, adapters: int) -> BundleBackStack:
+        """Return the back block of a split for up to ``adapters`` adapters in one call.
+
+        Raises:
+            BundleError: there is no stack graph, or it cannot be loaded.
+            ConfigError: the runtime is not installed.
+        """
+        return BundleBackStack(bundle, split, adapters, self.opener())
 
     def operator_threads(self) -> int:
         """Return the threads that one operator has, once a graph was opened; 0 was asked for: as many as were given."""

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.levels import Level
     from edge_runtime.bundle.manifest import Runtime
     from edge_runtime.data.batch import Batch, CompletionBatch
-    from edge_runtime.values import FloatVector, Logits, TokenIds, TokenLosses
+    from edge_runtime.values import FloatRows, FloatVector, Logits, TokenIds, TokenLosses
 
 
 BoundaryT = TypeVar("BoundaryT")
+ReadT_contra = TypeVar("ReadT_contra", contravariant=True)
 
 
 class Engine(Protocol[BoundaryT]):
@@ -49,6 +50,20 @@ class Engine(Protocol[BoundaryT]):
 
     def back(self, boundary: BoundaryT, batch: Batch) -> float:
         """Run the back block at its workspace; return the mean loss over the batch's rows, or its completion tokens."""
+
+
+class BackStack(Protocol[ReadT_contra]):
+    """Runs the back block for many adapters in one call, where an Engine runs it for one."""
+
+    @property
+    def workspace(self) -> FloatRows:
+        """Trainable parameters of the back block for each adapter, float32, (most adapters, back size)."""
+
+    def losses(self, boundary: ReadT_contra, batch: Batch, count: int) -> list[float]:
+        """Run the back block at the first ``count`` rows of the workspace; return the mean loss of each.
+
+        Up to the rounding of float32, they are the losses of Engine.back.
+        """
 
 
 class TrainingEngine(Protocol):

@@ -11,7 +11,9 @@ from edge_runtime.bundle.behind import find_behind
 from edge_runtime.bundle.decode import Decode
 from edge_runtime.bundle.levels import kind_of, trained_layers
 from edge_runtime.bundle.manifest import output_names
+from edge_runtime.bundle.stack import StackGraph
 from edge_runtime.data.batch import IGNORED, Batch, CompletionBatch
+from edge_runtime.engines.back_stack import stacked_losses
 from edge_runtime.engines.bundle_engine import BundleFront
 from edge_runtime.engines.choose import ONNX_RUNTIME, Engines
 from edge_runtime.errors import BundleError
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.bundle.levels import Level
     from edge_runtime.bundle.manifest import Golden
+    from edge_runtime.engines.back_stack import BundleBackStack
+    from edge_runtime.engines.bundle_engine import BundleEngine
     from edge_runtime.engines.onnx_decode import OnnxDecoder
     from edge_runtime.values import FloatVector
 
@@ -55,6 +59,8 @@ class Parity:
 
 _SINGLE_TOKENS = 4
 """Tokens of each golden row that the decode graph reads one by one."""
+_STACKED = 3
+"""Adapters of a stack graph's golden vectors: the same first and last, and another one between them."""
 GRADIENT_TOLERANCE = 1e-4
 """Largest difference allowed between gradients, which sum over more terms than a loss."""
 
@@ -92,7 +98,7 @@ def golden_cases(bundle: Bundle) -> Iterator[GoldenCase]:
 def measure_parity(bundle: Bundle, engines: Engines = ONNX_RUNTIME) -> Parity:
     """Run every golden batch through ``predict``, every split's front and back, and the decode graph.
 
-    The first one also runs through the training graphs.
+    Stack graphs take three adapters at once. The first batch also runs through the training graphs.
 
     Raises:
         BundleError: a graph cannot be loaded.
@@ -112,6 +118,8 @@ def measure_parity(bundle: Bundle, engines: Engines = ONNX_RUNTIME) -> Parity:
             np.copyto(engine.back_workspace, theta[engine.front_workspace.size :])
             losses.append(_difference(np.float32(engine.back(boundary, case.batch)), np.float32(case.loss)))
             logits.append(_difference(engine.back_outputs(boundary, case.batch)[output], case.logits))
+        if isinstance(engines.find_stack(bundle, split), StackGraph):
+            losses += _stack_differences(bundle, theta, cases, engine, engines.make_back_stack(bundle, split, _STACKED))
         del engine
     gradients = [0.0]
     if bundle.manifest.levels_for(engines.runtime):
@@ -125,6 +133,18 @@ def measure_parity(bundle: Bundle, engines: Engines = ONNX_RUNTIME) -> Parity:
         decoder = engines.make_decoder(bundle, decode)
         decoded = [_decode_difference(decoder, theta, case) for case in cases]
     return Parity(max(losses), max(logits), max(gradients), max(decoded))
+
+
+def _stack_differences(
+    bundle: Bundle, theta: FloatVector, cases: list[GoldenCase], engine: BundleEngine, stack: BundleBackStack
+) -> list[float]:
+    """Return the differences of stacked losses: from PyTorch's, and of another adapter from those one at a time."""
+    found = []
+    for case in cases:
+        together, singly = stacked_losses(engine, stack, theta, bundle.initial_adapter(), case.batch)
+        expected = [case.loss, singly[1], case.loss]
+        found.append(_difference(np.array(together, dtype=np.float32), np.array(expected, dtype=np.float32)))
+    return found
 
 
 def _decode_difference(decoder: OnnxDecoder, theta: FloatVector, case: GoldenCase) -> float:

@@ -22,10 +22,11 @@ from edge_runtime.protocol.step_rule import check_rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from edge_runtime.data.batch import Batch
     from edge_runtime.data.rows import Rows
-    from edge_runtime.engines.engine import Engine
+    from edge_runtime.engines.engine import BackStack, Engine
     from edge_runtime.protocol.plans import TrainPlan
     from edge_runtime.protocol.privacy import Privacy
     from edge_runtime.protocol.step_rule import StepRule
@@ -36,7 +37,12 @@ BoundaryT = TypeVar("BoundaryT")
 
 @dataclass(frozen=True)
 class RoundSettings:
-    """The settings of one device's round; see plans.TrainPlan for the fields."""
+    """The settings of one device's round; see plans.TrainPlan for the fields.
+
+    Attributes:
+        shape: factors of directions and updates, see moment.shape_of.
+        stack: runs the back block for many perturbed adapters in one call, where the device chose to; None: one by one.
+    """
 
     job_seed: int
     round: int
@@ -46,7 +52,8 @@ class RoundSettings:
     batch_size: int
     mean_square: float | None
     privacy: Privacy | None = None
-    shape: FloatVector | None = None  # factors of directions and updates, see moment.shape_of
+    shape: FloatVector | None = None
+    stack: BackStack[Any] | None = None
 
     @classmethod
     def of_plan(cls, plan: TrainPlan, device: str, moment: FloatVector | None = None) -> RoundSettings:
@@ -74,7 +81,7 @@ class RoundResult:
         loss: mean of the steps' losses.
         seconds: duration of the local steps.
         front_passes: runs of the front block; of a front that is run row by row, as many as its rows make batches.
-        back_passes: runs of the back block.
+        back_passes: runs of the back block; one for each adapter, also where a call runs many.
         front_seconds: duration of the front passes alone.
         back_seconds: duration of the back passes alone.
         front_hits: rows of the steps' batches whose front activation was kept; None: the front is not frozen.
@@ -125,14 +132,14 @@ def train_round(
         ConfigError: the rule is contradictory: see check_rule.
     """
     check_rule(settings.rule)
-    started, timed = clock(), TimedEngine(engine, clock)
-    front_size = engine.front_workspace.size
-    rng = secret_rng() if rng is None else rng
+    started, timed = clock(), TimedEngine(engine, clock, settings.stack)
+    front_size, rng = engine.front_workspace.size, secret_rng() if rng is None else rng
     shape, copies, mean_square = settings.shape, copy and settings.shape is None, settings.mean_square
     local, pending, results, all_scalars = theta.copy() if copies else theta, Terms(), [], []
     for step in range(settings.steps):
         directions = step_seeds(settings.rule, settings.job_seed, settings.round, settings.device, step)
-        result = spzo_step(timed, local, _step_batch(rows, settings, step), settings.rule, directions, pending, shape)
+        batch = _step_batch(rows, settings, step)
+        result = spzo_step(timed, local, batch, settings.rule, directions, pending, shape, timed.stack)
         scalars = result.scalars if settings.privacy is None else privatise(result.scalars, settings.privacy, rng)
         coefficients, mean_square = step_coefficients(scalars.tolist(), settings.rule, mean_square)
         if copies:

@@ -26,8 +26,9 @@ from edge_runtime.errors import ProfileError
 from edge_runtime.host.threads import BLAS_VARIABLES, threads_or_usable
 from edge_runtime.perturbation.kernel import kernel_name
 from edge_runtime.profiling.rates import perturb_parameters_per_s, replay_parameters_per_s
+from edge_runtime.profiling.stacks import StackOrder, run_stack, stack_orders
 from edge_runtime.profiling.worker import MeasureOrder, MeasureResult
-from edge_runtime.protocol.profile import BundleFacts, GraphProfile, Profile, Provenance, Rates
+from edge_runtime.protocol.profile import BundleFacts, GraphProfile, Profile, Provenance, Rates, StackProfile
 from edge_runtime.protocol.profile_check import check_profile
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ class Instruments:
     Attributes:
         board: the machine.
         run: carries out one order.
+        run_stack: times one adapter at a time against many in one call.
         time_rates: times NumPy with a number of threads, between the orders, while the machine is warm.
         wall_clock: returns seconds since the epoch; it may jump, and only dates the profile.
         clock: returns monotonic seconds.
@@ -167,6 +169,7 @@ class Instruments:
 
     board: Board = field(default_factory=Board)
     run: Callable[[MeasureOrder], MeasureResult] = run_order
+    run_stack: Callable[[StackOrder], StackProfile] = run_stack
     time_rates: Callable[[int], Rates] = run_rates
     wall_clock: Callable[[], float] = time.time
     clock: Callable[[], float] = time.perf_counter
@@ -199,6 +202,7 @@ def measure_profile(
     graphs = [graph for result in results for graph in result.graphs]
     if not any(graph.latencies for graph in graphs):
         raise ProfileError(f"no graph could be measured: {graphs[0].note}", "check it: covey-edge bundle verify BUNDLE")
+    stacks = _measure_stacks(bundle, options, tools, progress)
     progress(len(orders), len(orders), "rates and link")
     rates = measure_link(_rates(multiplied, tools.clock))
     measured = Provenance(
@@ -217,7 +221,13 @@ def measure_profile(
     )
     facts = tools.board.facts(options.board)
     profile = Profile(
-        device=options.device, facts=facts, measured=measured, bundle=_bundle_facts(bundle), graphs=graphs, rates=rates
+        device=options.device,
+        facts=facts,
+        measured=measured,
+        bundle=_bundle_facts(bundle),
+        graphs=graphs,
+        rates=rates,
+        stacks=stacks or UNSET,
     )
     check_profile(profile)
     return profile
@@ -238,6 +248,19 @@ def _measure_graphs(
             result = MeasureResult(_not_measured(order, result.error or "its process returned nothing"))
         results.append(result)
     return results, multiplied
+
+
+def _measure_stacks(
+    bundle: Bundle, options: ProfileOptions, tools: Instruments, progress: Callable[[int, int, str], None]
+) -> list[StackProfile]:
+    """Return where many adapters in one call pay, for each split that has a stack graph."""
+    shapes = list(options.shapes) or default_shapes(bundle.manifest.task.max_tokens)
+    orders = stack_orders(bundle, shapes, options.threads, options.seconds, options.providers)
+    found = []
+    for done, order in enumerate(orders):
+        progress(done, len(orders), f"many adapters in one call at split {order.split}")
+        found.append(tools.run_stack(order))
+    return found
 
 
 def _rates(multiplied: list[Rates], clock: Callable[[], float]) -> Rates:

@@ -169,6 +169,42 @@ class GraphProfile(Strict, frozen=True, kw_only=True):
         return graph_name(self.kind, self.split, self.level)
 
 
+class StackTiming(Strict, frozen=True, kw_only=True):
+    """How long the back block takes for each of several adapters, both ways, measured in turn.
+
+    Attributes:
+        batch_size: rows.
+        tokens: tokens a row.
+        adapters: adapters of a call.
+        single_s: seconds an adapter, one after the other (median).
+        stacked_s: seconds an adapter, all in one call (median).
+        count: timed pairs.
+    """
+
+    batch_size: AtLeastOne
+    tokens: AtLeastOne
+    adapters: AtLeastOne
+    single_s: Duration
+    stacked_s: Duration
+    count: AtLeastOne
+
+
+class StackProfile(Strict, frozen=True, kw_only=True):
+    """Where many perturbed adapters in one call pay, at one split.
+
+    Attributes:
+        engine: the runtime.
+        split: the split of the back block.
+        timings: for each shape, one for each number of adapters that there was memory for.
+        note: why something is missing.
+    """
+
+    engine: Text
+    split: Annotated[int, msgspec.Meta(ge=0)]
+    timings: list[StackTiming]
+    note: Text | None = None
+
+
 class Rates(Strict, frozen=True, kw_only=True):
     """What does not depend on a graph.
 
@@ -250,7 +286,10 @@ class Modelling(Strict, frozen=True, kw_only=True):
 
 
 class Profile(Strict, frozen=True, kw_only=True):
-    """A profile. Exactly one of ``measured`` and ``modelled`` is there."""
+    """A profile. Exactly one of ``measured`` and ``modelled`` is there.
+
+    ``stacks`` is left out where the bundle has no stack graphs, as in profiles of before.
+    """
 
     format_version: Literal[1] = PROFILE_VERSION
     device: Text | None = None
@@ -260,6 +299,7 @@ class Profile(Strict, frozen=True, kw_only=True):
     bundle: BundleFacts
     graphs: list[GraphProfile]
     rates: Rates = Rates()
+    stacks: list[StackProfile] | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def slowdown(self) -> float:

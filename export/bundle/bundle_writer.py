@@ -27,6 +27,7 @@ from export.bundle.decode_graph import write_decode
 from export.bundle.golden import write_golden
 from export.bundle.graph_writer import GraphWriter
 from export.bundle.least_versions import least_versions
+from export.bundle.stack_graphs import StackGraphs
 from export.bundle.trainables import WEIGHTS_FILE, choose_trainables
 from export.bundle.training_graphs import TrainingGraphs
 from export.bundle.weight_table import WeightTable
@@ -149,6 +150,9 @@ def _write(folder: ModelFolder, options: ExportOptions, partial: Path, progress:
     parameters, state = trainables.layout(lifted), trainables.state()
     table = WeightTable(trainables.names(), parameters, quantised.blocks if quantised else None)
     graphs = _write_graphs(model, lifted, parameters, table, options, partial, progress)
+    if options.stack:
+        progress("converting the stack graphs")
+        StackGraphs(model, lifted, parameters, state, table).write(options.splits, partial)
     weights = table.close()
     progress("writing weights, adapter and tokenizer")
     trainables.save(parameters, weights, partial)

@@ -40,6 +40,7 @@ class ExportOptions:
         decode: whether a decode graph is written, with which devices continue prompts with a cache; None: for
             causal-lm with a float32 base.
         base: how frozen weights are quantised; None: they stay float32.
+        stack: whether back blocks for many adapters in one call are written.
 
     Raises:
         ExportError: options contradict each other, or one is out of range.
@@ -55,6 +56,7 @@ class ExportOptions:
     rescale: bool = False
     decode: bool | None = None
     base: BaseOptions | None = None
+    stack: bool = False
 
     def __post_init__(self) -> None:
         if self.decode and self.task.kind != CAUSAL_LM:
@@ -63,6 +65,8 @@ class ExportOptions:
             )
         if self.base is not None:
             self._check_base(self.base)
+        if self.stack:
+            self._check_stack()
         if self.levels and self.lora is None:
             raise ExportError(
                 "--levels: with --train full, a gradient would be as large as the model",
@@ -72,6 +76,22 @@ class ExportOptions:
             raise ExportError(
                 f"--max-batch {self.max_batch} is out of range", f"choose from {SMALLEST_MAX_BATCH} to {MAX_BATCH}"
             )
+
+    def _check_stack(self) -> None:
+        """Check that back blocks can take many adapters.
+
+        Raises:
+            ExportError: the task is causal-lm, the base is quantised, or every weight is trained.
+        """
+        reason = None
+        if self.task.kind == CAUSAL_LM:
+            reason = "the loss of causal-lm is summed up in chunks, one adapter at a time"
+        elif self.base is not None:
+            reason = f"with --base {self.base.kind} the runtime would lay out the quantised weights a second time"
+        elif self.lora is None:
+            reason = "with --train full, memory would have to hold as many models as adapters"
+        if reason is not None:
+            raise ExportError(f"--stack: {reason}", "leave out --stack: devices then run one adapter after the other")
 
     def _check_base(self, base: BaseOptions) -> None:
         """Check that a quantised base can be trained on, and run.

@@ -86,6 +86,12 @@ def _add_graph_options(parser: argparse.ArgumentParser) -> None:
         "saves its file and the time to trace it (default: for causal-lm)",
     )
     parser.add_argument(
+        "--stack",
+        action="store_true",
+        help="graphs with which devices measure many directions in one call, where their profile says that it is "
+        "faster; not for causal-lm, a quantised base or --train full (default: none)",
+    )
+    parser.add_argument(
         "--max-tokens", type=int, default=128, help="longer rows are cut to this many tokens (default: %(default)s)"
     )
 
@@ -271,6 +277,7 @@ def _options(args: argparse.Namespace, folder: ModelFolder) -> ExportOptions:
         recompute=args.recompute,
         rescale=args.rescale,
         decode=args.decode,
+        stack=args.stack,
         base=None
         if args.base == "float32"
         else BaseOptions(args.base, args.base_products or "float32", args.base_rows),

@@ -40,6 +40,7 @@ class TinyExport:
     decode: bool | None = None
     base: str = "float32"
     products: str = "float32"
+    stack: bool = False
 
     def task_options(self) -> TaskOptions:
         """Return the options of the task; a masked language model has a prompt with a mask."""
@@ -75,6 +76,7 @@ class TinyExport:
             recompute=self.recompute,
             rescale=self.rescale,
             decode=self.decode,
+            stack=self.stack,
             base=None if self.base == "float32" else BaseOptions(self.base, self.products),
         )
         return export_bundle(folder, options, out).bundle
