@@ -74,6 +74,8 @@ def rounds_to(ours: Results, full: Results) -> float | None:
 def ours_against_full(kept: Results, costs: Result, rounds: int) -> dict[str, Any]:
     """Return the figures of the project's aims: the quickest top level behind a kept front, against full depth.
 
+    Of full depth's rates, the one with the best accuracy counts.
+
     Args:
         kept: all kept runs, of any number of rounds.
         costs: of frozen_costs.
@@ -84,7 +86,7 @@ def ours_against_full(kept: Results, costs: Result, rounds: int) -> dict[str, An
         at the end less ours, by seed; ``memory_ratio``. None for all where no level gets there. A row's own pass
         through the front is not in the time.
     """
-    full = [run for run in kept if run["level"] == full_depth(kept) and run["rounds"] == rounds]
+    full = best_rate([run for run in kept if run["level"] == full_depth(kept) and run["rounds"] == rounds])
     at = rounds_to(full, full)
     best: dict[str, Any] = dict.fromkeys(("ours", "time_full_over_ours", "accuracy_less", "memory_ratio"))
     groups: dict[tuple[str, int, float], Results] = {}
@@ -109,6 +111,16 @@ def ours_against_full(kept: Results, costs: Result, rounds: int) -> dict[str, An
     return best
 
 
-def full_depth(kept: Results) -> int:
-    """Return the level of full depth: the largest dropout level that has runs."""
-    return max(int(run["level"]) for run in kept if kind_of(run["level"]) == "drop")
+def best_rate(runs: Results) -> Results:
+    """Return the runs of the rate with the best mean accuracy, among those with the most seeds."""
+    rates: dict[float, Results] = {}
+    for run in runs:
+        rates.setdefault(run["stld"]["learning_rate"], []).append(run)
+    most = max(map(len, rates.values()), default=0)
+    found = [own for own in rates.values() if len(own) == most]
+    return max(found, key=lambda own: statistics.fmean(run["accuracy_end"] for run in own), default=[])
+
+
+def full_depth(kept: Results) -> int | None:
+    """Return the level of full depth: the largest dropout level that has runs; None: none has."""
+    return max((int(run["level"]) for run in kept if kind_of(run["level"]) == "drop"), default=None)

@@ -1,6 +1,6 @@
 """What training only the last layers is worth: full depth, layer dropout and top levels on the same rows and seeds.
 
-The jobs are those of droppeft.py with MiniLM (Rotten Tomatoes on 20 devices, divided by movie, 4 of them a round, 30
+The jobs are those of droppeft.py with MiniLM (Rotten Tomatoes on 20 devices, divided by movie, 4 of them a round, 12
 rounds), at the learning rate that droppeft.py tuned for full depth and for half depth, or at --rate; with --rows
 validation, rates are compared on the rows on which droppeft.py tunes. What a step costs, `python -m
 benchmarks.speed.top_levels --model minilm --tokens 48` measures. Runs are kept in a JSON Lines file and never repeated.
@@ -9,7 +9,7 @@ benchmarks.speed.top_levels --model minilm --tokens 48` measures. Runs are kept 
 rate whose device is first at 95% of full depth's gain where it keeps the front's activations. Its gradients are those
 of the level (tests/fleet/test_frozen_training.py), so the same runs serve; what they cost is measured once.
 
-    python -m benchmarks.learning.top_levels [--seeds 1,2,3] [--rounds 30]     some minutes a seed on an idle machine
+    python -m benchmarks.learning.top_levels [--seeds 1,2,3] [--rounds 12]     some minutes a seed on an idle machine
     python -m benchmarks.learning.top_levels --report                           the table of the kept runs
 """
 
@@ -48,7 +48,7 @@ def main() -> None:
     results = ROOT / "benchmarks" / "results" / "top_levels.jsonl"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="1,2,3", help="seeds, separated by commas (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=30, help="rounds of a job (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=BASE_ROUNDS, help="rounds of a job (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=RATE, help="learning rate (default: %(default)s)")
     parser.add_argument("--rows", choices=("test", "validation"), default="test", help="(default: %(default)s)")
     parser.add_argument("--levels", default=",".join(map(str, LEVELS)), help="levels (default: %(default)s)")

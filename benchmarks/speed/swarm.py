@@ -79,10 +79,10 @@ class Watched:
 
     def look(self) -> None:
         """Take in what is new."""
-        with self.path.open() as file:
+        with self.path.open("rb") as file:
             file.seek(self._read)
             new = file.read()
-        end = new.rfind("\n") + 1
+        end = new.rfind(b"\n") + 1
         self._read += end
         for line in new[:end].splitlines():
             self._take(json.loads(line))

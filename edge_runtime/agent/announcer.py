@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
+
 from edge_runtime.agent.birth import Session, make_birth
 from edge_runtime.engines.providers import CPU_ONLY
 from edge_runtime.errors import ProfileError, ProtocolError, StorageError, cause_of
@@ -107,7 +109,9 @@ class Announcer:
         path = self._store.root / PROFILE_FILE
         try:
             profile = decode_profile(path.read_bytes())
-            payload = encode_message(ProfileMessage(device=self._config.name, profile=profile))
+            # What was measured of stacks is of no use to a server, and an older one would refuse it.
+            said = msgspec.structs.replace(profile, stacks=msgspec.UNSET)
+            payload = encode_message(ProfileMessage(device=self._config.name, profile=said))
         except FileNotFoundError:
             return
         except (IsADirectoryError, ProfileError) as error:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edge_runtime.bundle.stack import NoStack, adapters_that_fit
+from edge_runtime.bundle.stack import NoStack, adapters_that_fit, call_bytes
 from edge_runtime.engines.bundle_engine import BundleEngine
 from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.providers import CPU_ONLY
@@ -25,6 +26,18 @@ if TYPE_CHECKING:
     from edge_runtime.protocol.profile import Profile
 
 _LOG = logging.getLogger(__name__)
+_WORTH = 2
+"""A graph is loaded anew where this many times its adapters fit into memory."""
+
+
+@dataclass(frozen=True)
+class _Made:
+    """The graph that is loaded: its split, the engine beside it, and the adapters of a call."""
+
+    split: int
+    engine: BundleEngine
+    count: int
+    stack: BundleBackStack
 
 
 class BackStacks:
@@ -43,54 +56,65 @@ class BackStacks:
         self._wanted, self._free_bytes = config.forward.adapters_per_call, free_bytes
         self._profile_file = state_dir / PROFILE_FILE
         self._engines = Engines(config.engine, config.threads, config.execution_providers)
-        self._made: tuple[BundleEngine, int, BundleBackStack] | None = None
+        self._made: _Made | None = None
         self._said: str | None = None
 
-    def stack(self, loaded: LoadedBundle, split: int, rows: int) -> BackStack[Any] | None:
+    def stack(self, loaded: LoadedBundle, split: int, rows: int, most: int) -> BackStack[Any] | None:
         """Return the back block for many adapters; None: one is run after the other.
 
         Args:
             loaded: the bundle, with its rows.
             split: the plan's split.
             rows: rows of a batch.
+            most: the adapters that a step has at one activation: a call takes no more.
 
         Raises:
             CoveyError: see LoadedBundle.engine; or the bundle's stack graph is damaged.
         """
+        if self._made is not None and self._made.split != split:
+            self.close()  # before another engine is made: memory need not hold both
         engine = loaded.engine(split)
-        count = self._count(loaded, split, rows) if isinstance(engine, BundleEngine) else 1
+        count = self._count(loaded, split, rows, most) if isinstance(engine, BundleEngine) else 1
         if count == 1 or not isinstance(engine, BundleEngine):
             self.close()
             return None
-        if self._made is None or self._made[0] is not engine or self._made[1] != count:
+        if self._made is None or (self._made.engine, self._made.count) != (engine, count):
             self.close()
-            self._made = (engine, count, self._engines.make_back_stack(loaded.bundle, split, count))
-        return self._made[2]
+            made = self._engines.make_back_stack(loaded.bundle, split, count)
+            self._made = _Made(split, engine, count, made)
+        return self._made.stack
 
     def close(self) -> None:
         """Forget the graph: other work needs the memory."""
         self._made = None
 
-    def _count(self, loaded: LoadedBundle, split: int, rows: int) -> int:
-        if self._wanted == 1:
+    def _count(self, loaded: LoadedBundle, split: int, rows: int, most: int) -> int:
+        if self._wanted == 1 or most == 1:
             return 1
         found = self._engines.find_stack(loaded.bundle, split)
         if isinstance(found, NoStack):
             if self._wanted != "auto":
                 self._say(f"adapters_per_call = {self._wanted} has no effect: {found.reason}")
             return 1
-        fit = adapters_that_fit(found, rows, self._free_bytes())
+        free_bytes = self._free_bytes()
+        if free_bytes is not None and self._made is not None:
+            free_bytes += call_bytes(found, self._made.count, rows)  # without it, that would be free
+        fit = min(most, adapters_that_fit(found, rows, free_bytes))
         if self._wanted == "auto":
             profile = self._profile(loaded.bundle.sha256)
             longest = max(len(tokens) for tokens in loaded.rows.tokens)
             count = 1 if profile is None else choose_adapters(profile, split, rows, longest, fit)
         else:
-            count = min(self._wanted, fit)
-            if count < self._wanted:
-                self._say(f"adapters_per_call = {self._wanted} is lowered to {count}, for which there is memory")
+            count = self._kept(min(self._wanted, fit))
         if count > 1:
-            self._say(f"a call of the back block at split {split} takes {count} perturbed adapters")
+            fewer = f" (adapters_per_call = {self._wanted})" if self._wanted not in ("auto", count) else ""
+            self._say(f"a call of the back block at split {split} takes {count} perturbed adapters{fewer}")
         return count
+
+    def _kept(self, fit: int) -> int:
+        """Return the number of the graph that is loaded where not much more would fit: loading it anew takes time."""
+        made = None if self._made is None else self._made.count
+        return made if made is not None and made <= fit < _WORTH * made else fit
 
     def _profile(self, bundle_sha256: str) -> Profile | None:
         """Return the saved profile, if it was measured on this bundle, with these threads and providers."""

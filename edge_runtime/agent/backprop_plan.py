@@ -14,9 +14,9 @@ from edge_runtime.bundle.bounds import check_rows, largest_batch
 from edge_runtime.bundle.layers import layer_slices, no_scales
 from edge_runtime.bundle.levels import kind_of
 from edge_runtime.bundle.memory_need import (
+    behind_need,
     check_level,
     check_need,
-    graph_need,
     level_need,
     levels_that_fit,
     rows_that_fit,
@@ -55,8 +55,7 @@ def check_plan(
         bundle: the plan's bundle.
         bytes_free: free memory; None: not known, everything fits.
         runtime: whose training graphs are run.
-        behind: training graphs that begin behind the plan's frozen front, by level: they need less memory. The front's
-            weights, which a row that is not kept needs, are pages of a mapped file that the system may drop.
+        behind: training graphs that begin behind the plan's frozen front, by level: they need less memory.
 
     Returns:
         For each level that fits into memory, the rows of one micro-batch.
@@ -70,7 +69,7 @@ def check_plan(
         raise BundleError("the bundle has no training graphs", "export it with --levels")
     fewest, most = plan.stld.fewest_rows, plan.stld.most_rows
     if plan.level in behind:
-        check_need(graph_need(manifest, behind[plan.level]), fewest, bytes_free)
+        check_need(behind_need(manifest, behind[plan.level]), fewest, bytes_free)
     else:
         check_level(manifest, plan.level, fewest, bytes_free, runtime)
     check_rows(manifest, runtime, fewest)
@@ -82,7 +81,7 @@ def check_plan(
     ):
         raise no_scales()
     needs = {level: level_need(manifest, level, runtime) for level in manifest.levels}
-    needs |= {level: graph_need(manifest, graph) for level, graph in behind.items()}
+    needs |= {level: behind_need(manifest, graph) for level, graph in behind.items()}
     fit = levels_that_fit(list(needs.values()), bytes_free, fewest)
     return {level: rows_that_fit(needs[level], bytes_free, fewest, most) for level in fit}
 

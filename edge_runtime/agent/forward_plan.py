@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edge_runtime.bundle.bounds import check_rows
+from edge_runtime.bundle.layout import front_size
 from edge_runtime.forward_only.round import RoundSettings, train_round
+from edge_runtime.forward_only.step import adapters_at_once
 from edge_runtime.fronts.frozen_engine import FrozenFront
 
 if TYPE_CHECKING:
@@ -56,7 +58,9 @@ def do_forward(
     if not plan.rule.front_is_frozen:
         fronts.close()
     settings = RoundSettings.of_plan(plan, device, moment)
-    settings = replace(settings, stack=stacks.stack(loaded, plan.split, rows_of_pass))
+    has_front = front_size(loaded.bundle.manifest.parameters, plan.split) > 0
+    most = adapters_at_once(plan.rule, has_front=has_front)
+    settings = replace(settings, stack=stacks.stack(loaded, plan.split, rows_of_pass, most))
     if not plan.rule.front_is_frozen:
         engine = loaded.engine(plan.split)
         return train_round(engine, theta, loaded.rows, settings, goes_on, copy=loaded.copies, clock=clock)

@@ -55,6 +55,7 @@ class FrozenFronts:
         Raises:
             CoveyError: see LoadedBundle.engine.
         """
+        self._leave(BundleEngine, split)
         inner = loaded.engine(split)
         if not isinstance(inner, BundleEngine):
             return inner  # a bowl has no rows to look up
@@ -94,6 +95,7 @@ class FrozenFronts:
         Raises:
             CoveyError: see LoadedBundle.training_engine.
         """
+        self._leave(BundleTrainingEngine, split)
         inner = loaded.training_engine()
         if not isinstance(inner, BundleTrainingEngine):
             return inner  # a bowl has no rows to look up
@@ -108,6 +110,11 @@ class FrozenFronts:
             kept = KeptFront(block, front, loaded.bundle.manifest.task, rows, self._precision)
             self._made = _Made(key, inner, kept, rows)
         return FrozenTraining(inner, kept, graphs)
+
+    def _leave(self, kind: type[BundleEngine | BundleTrainingEngine], split: int) -> None:
+        """Close what is kept of another kind or split before an engine is made: memory need not hold both."""
+        if self._made is not None and not (isinstance(self._made.made_of, kind) and self._made.key.split == split):
+            self.close()
 
     def close(self) -> None:
         """Forget the engine, and close its file and the folder: other work needs the memory."""

@@ -150,6 +150,7 @@ class Trainer:
             self._read_rows(self._loaded)
         elif plan.final:
             self._fronts.close()
+            self._stacks.close()
         fetcher.fetched_bytes = 0
         theta = obtain_adapter(self._store, fetcher, self._loaded.bundle, plan.adapter)
         trains = isinstance(plan, TrainPlan)

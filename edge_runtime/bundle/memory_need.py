@@ -17,7 +17,7 @@ from edge_runtime.values import Count
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edge_runtime.bundle.manifest import Graph, Manifest, Runtime
+    from edge_runtime.bundle.manifest import Graph, GraphInput, Manifest, Runtime
 
 _BYTES = {"float32": 4, "int64": 8, "bool": 1, "uint8": 1}
 _ACTIVATIONS = 20
@@ -61,6 +61,18 @@ def graph_need(manifest: Manifest, graph: Graph) -> LevelNeed:
     return LevelNeed(level, bound + row_bytes, row_bytes)
 
 
+def behind_need(manifest: Manifest, graph: Graph) -> LevelNeed:
+    """Estimate the memory of a training graph that begins behind a split, beside the front of that split.
+
+    The front's weights are pages of a mapped file, which the system may drop, but for those that a runtime copies when
+    it loads the graph (role ``constant``, of a quantised base).
+    """
+    need = graph_need(manifest, graph)
+    front = manifest.graph("front", graph.split, graph.runtime)
+    copied = sum(_tensor_bytes(tensor) for tensor in front.inputs if tensor.role == "constant")
+    return msgspec.structs.replace(need, bytes_needed=need.bytes_needed + copied)
+
+
 def predict_bytes(manifest: Manifest, rows: int, runtime: Runtime = "onnxruntime") -> int:
     """Estimate the memory of the whole model's graph, its weights included, for rows of the longest length.
 
@@ -76,11 +88,12 @@ def predict_bytes(manifest: Manifest, rows: int, runtime: Runtime = "onnxruntime
 
 def parameter_bytes(graph: Graph) -> int:
     """Return the bytes of the weights, frozen or trained, that are bound to a graph."""
-    return sum(
-        _BYTES[tensor.dtype] * math.prod(side for side in tensor.shape if isinstance(side, int))
-        for tensor in graph.inputs
-        if tensor.role in ("weight", "constant", "frozen", "trainable")
-    )
+    bound = ("weight", "constant", "frozen", "trainable")
+    return sum(_tensor_bytes(tensor) for tensor in graph.inputs if tensor.role in bound)
+
+
+def _tensor_bytes(tensor: GraphInput) -> int:
+    return _BYTES[tensor.dtype] * math.prod(side for side in tensor.shape if isinstance(side, int))
 
 
 def bytes_for(need: LevelNeed, rows: int) -> int:

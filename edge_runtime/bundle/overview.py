@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from edge_runtime.bundle.decode import DECODE_FILE, DECODE_GRAPH_FILE, Decode, find_decode
+from edge_runtime.bundle.behind import BEHIND_FILE
+from edge_runtime.bundle.decode import DECODE_FILE, Decode, find_decode
 from edge_runtime.bundle.layout import total_size
+from edge_runtime.bundle.stack import STACK_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +33,7 @@ def group_of(path: str, manifest: Manifest) -> str:
         return "adapter"
     if path == manifest.tokenizer_file or path.startswith("tokenizer/"):
         return "tokenizer"
-    if path in {graph.file for graph in manifest.graphs} or path in (DECODE_FILE, DECODE_GRAPH_FILE):
+    if path.startswith("graphs/") or path in (DECODE_FILE, STACK_FILE, BEHIND_FILE):
         return "graphs"
     return "golden vectors" if path == manifest.golden.file else "other files"
 

@@ -213,6 +213,17 @@ def _clean(blocks: _Blocks, rule: StepRule, step_seeds: StepSeeds) -> list[tuple
     return pairs + _back_pairs(blocks, clean, clean, step_seeds.back, eps, clean_loss)
 
 
+def adapters_at_once(rule: StepRule, *, has_front: bool) -> int:
+    """Return how many perturbed back blocks a step measures at one activation.
+
+    Args:
+        rule: the step's rule.
+        has_front: whether the front has trainable parameters.
+    """
+    two_activations = rule.is_nested and has_front
+    return rule.back_perturbations * (1 if two_activations or rule.difference == "forward" else 2)
+
+
 def _back_pairs(
     blocks: _Blocks, plus: object, minus: object, seeds: Sequence[int], eps: float, clean_loss: float | None
 ) -> list[tuple[float, float]]:

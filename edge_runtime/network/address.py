@@ -73,7 +73,7 @@ def _parse_node(url: str) -> BrokerAddress:
     except ValueError:  # its text may quote a piece of the password
         host = port = None
         parts = urlsplit("")
-    if parts.scheme not in _PORTS or not host or port == 0:
+    if parts.scheme not in _PORTS or not host or port == 0 or " " in host:
         raise ConfigError(
             f"broker {without_password(url)!r} is not an address",
             f"write mqtt://host:1883, or mqtts://host:8883 for TLS; an IPv6 address in [ ]; the nodes of a cluster as "

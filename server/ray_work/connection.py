@@ -41,6 +41,8 @@ def load_ray() -> Any:  # noqa: ANN401 Ray is imported where it is used, and its
         ConfigError: it is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Without it, a call after a cluster was lost would begin a new one on this machine, for anybody.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     try:
         import ray  # noqa: PLC0415
     except ImportError as error:
@@ -95,6 +97,12 @@ class Connection:
             if options.address is not None:
                 self._check_versions()
             self.workers = self._count_cpus()
+        except self.ray.exceptions.RayError as error:
+            self.ray.shutdown()
+            raise NetworkError(
+                f"the Ray cluster at {self._name} was lost while it was joined: {cause_of(error)}",
+                "run the command again",
+            ) from error
         except BaseException:
             self.ray.shutdown()
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import threading
 from collections import deque
 from dataclasses import dataclass, field
@@ -23,8 +24,13 @@ _RETRIES = 5
 """How often a piece is tried again where its worker has died."""
 _SESSIONS = itertools.count()
 """Numbers of the connections of this process, so that no reference outlives its own."""
+_LOG = logging.getLogger(__name__)
 _LOOK_S = 1.0
 """Seconds without a result after which the cluster is looked at."""
+_LOOKS_TO_SAY = 60
+"""After so many looks in vain the log says that a piece is waited for."""
+_LOOKS_TO_STOP = 30
+"""So many looks a piece still has once the command is told to stop: most pieces take a second."""
 
 
 @dataclass(eq=False)
@@ -71,13 +77,14 @@ class Workers:
 
     Args:
         options: where they are.
+        should_stop: asked while a piece is waited for.
 
     Raises:
         ConfigError, NetworkError: see Connection.
     """
 
-    def __init__(self, options: RayOptions) -> None:
-        self._options, self._lock = options, threading.Lock()
+    def __init__(self, options: RayOptions, should_stop: Callable[[], bool] = lambda: False) -> None:
+        self._options, self._lock, self._should_stop = options, threading.Lock(), should_stop
         self._open()
 
     def _open(self) -> None:
@@ -128,8 +135,7 @@ class Workers:
         if session != pending.session:
             raise NetworkError("the Ray cluster was lost in the middle", "run the command again")
         try:
-            while not connection.ray.wait([pending.reference], timeout=_LOOK_S)[0]:
-                connection.look()
+            self._wait(connection, pending)
             value = connection.ray.get(pending.reference)
         except NetworkError:
             self._forget(session)
@@ -146,6 +152,20 @@ class Workers:
         if isinstance(value, Refusal):
             raise error_of(value.code, value.what, value.hint)
         return value
+
+    def _wait(self, connection: Connection, pending: Pending) -> None:
+        """Wait for a piece: as long as it takes, but not much longer once the command is told to stop."""
+        looks = looks_since_stop = 0
+        while not connection.ray.wait([pending.reference], timeout=_LOOK_S)[0]:
+            connection.look()
+            looks += 1
+            if looks % _LOOKS_TO_SAY == 0:
+                _LOG.warning("a piece of work has no result yet; are the CPUs of the Ray cluster taken by others?")
+            looks_since_stop += self._should_stop()
+            if looks_since_stop > _LOOKS_TO_STOP:
+                raise NetworkError(
+                    "told to stop while a piece of work waits for a CPU of the Ray cluster", "run the command again"
+                )
 
     def in_order(
         self,
@@ -203,8 +223,10 @@ class Workers:
 
 
 @contextlib.contextmanager
-def open_workers(options: RayOptions | None) -> Iterator[Workers | None]:
-    """Have workers while the block runs; None: without Ray.
+def open_workers(
+    options: RayOptions | None, should_stop: Callable[[], bool] = lambda: False
+) -> Iterator[Workers | None]:
+    """Have workers while the block runs; None: without Ray. ``should_stop``: see Workers.
 
     Raises:
         ConfigError, NetworkError: see Connection.
@@ -212,7 +234,7 @@ def open_workers(options: RayOptions | None) -> Iterator[Workers | None]:
     if options is None:
         yield None
         return
-    workers = Workers(options)
+    workers = Workers(options, should_stop)
     try:
         yield workers
     finally:

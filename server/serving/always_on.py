@@ -45,7 +45,7 @@ def serve(
         NetworkError: a port is in use, or there is no broker.
         StorageError: the state directory or the ledger cannot be written.
     """
-    with locked_stores(options, should_stop) as stores, open_workers(options.ray) as workers:
+    with locked_stores(options, should_stop) as stores, open_workers(options.ray, should_stop) as workers:
 
         def prepared(host: Host, record: JobRecord) -> Prepared:
             loaded = load_submitted(record, options.threads)

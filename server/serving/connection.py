@@ -75,6 +75,10 @@ def connect_to_broker(options: ServeOptions, should_stop: Callable[[], bool]) ->
         if is_embedded and security is not None:
             front = tls_front(security.context, security.members, options.listen, options.mqtt_port, address.port)
             mqtt_port = stack.enter_context(front)
+        if address.others and options.public_url is None:
+            _LOG.warning(
+                "several nodes of a broker, and no --public-url: each device asks the host of its own node for bundles"
+            )
         if not is_embedded:
             for cause in server_access(address, options.fleet, tls).causes:
                 _LOG.warning("%s", cause)

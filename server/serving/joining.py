@@ -7,7 +7,6 @@ import logging
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from edge_runtime.trust.messages import EdgeFields
 from server.serving.announce import announced
@@ -81,6 +80,6 @@ def edge_fields(options: ServeOptions, device: str, ports: Ports) -> EdgeFields:
     if options.broker == EMBEDDED:
         broker = f"mqtts://:{ports.mqtt}"
     else:
-        parts = urlsplit(options.broker)
-        broker = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        scheme, separator, rest = options.broker.partition("://")
+        broker = f"{scheme}{separator}{rest.rpartition('@')[2].rstrip('/')}"
     return EdgeFields(device, options.fleet, broker, options.public_url or f"https://:{ports.http}")

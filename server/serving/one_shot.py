@@ -66,7 +66,7 @@ def coordinate(
         should_stop: asked between messages.
     """
     job = fitted.job
-    with locked_stores(options, should_stop) as stores, open_workers(options.ray) as workers:
+    with locked_stores(options, should_stop) as stores, open_workers(options.ray, should_stop) as workers:
         loaded = load(fitted, bundle, options.threads)
         stores.ledger.begin_job(
             job.name, options.fleet, fitted.bundle_sha256, msgspec.to_builtins(job), str(bundle.path.resolve())

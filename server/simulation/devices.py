@@ -258,16 +258,21 @@ class SimulatedFleet:
 
     def _train(self, device: SimulatedDevice, plan: TrainPlan | BackpropPlan) -> Callable[[], Trained]:
         """Begin a device's round; return what waits for its result."""
+        return self.trainer.begin(
+            lambda: self._order(device.index, device.name, plan),
+            plan.adapter.file.sha256,
+            lambda: self._theta(plan.adapter),
+        )
+
+    def _order(self, index: int, name: str, plan: TrainPlan | BackpropPlan) -> Order:
+        """Return a device's round; with a moment, its settings are as large as the adapter."""
         if isinstance(plan, TrainPlan):
-            settings: RoundSettings | BackpropSettings = RoundSettings.of_plan(
-                plan, device.name, self._moment(plan.adapter)
-            )
+            settings: RoundSettings | BackpropSettings = RoundSettings.of_plan(plan, name, self._moment(plan.adapter))
             split = plan.split
         else:
             rows_at_once = dict.fromkeys(self._task.manifest.levels, plan.stld.most_rows)
-            settings, split = BackpropSettings.of_plan(plan, device.name, rows_at_once), 0
-        order = Order(device.index, split, settings)
-        return self.trainer.begin(order, plan.adapter.file.sha256, lambda: self._theta(plan.adapter))
+            settings, split = BackpropSettings.of_plan(plan, name, rows_at_once), 0
+        return Order(index, split, settings)
 
     def _finish(
         self, device: SimulatedDevice, plan: TrainPlan | BackpropPlan, seconds: float, trained: Trained

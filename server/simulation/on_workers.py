@@ -41,16 +41,17 @@ class OnWorkers:
         self._workers, self._recipe, self._in_turn = workers, recipe, in_turn
         self._shared: dict[str, Shared] = {}
 
-    def begin(self, order: Order, sha256: str, theta: Callable[[], FloatVector]) -> Callable[[], Trained]:
+    def begin(self, order: Callable[[], Order], sha256: str, theta: Callable[[], FloatVector]) -> Callable[[], Trained]:
         """See Trainer."""
-        if isinstance(order.settings, RoundSettings) and order.settings.privacy is not None:
+        made_order = order()
+        if isinstance(made_order.settings, RoundSettings) and made_order.settings.privacy is not None:
             return self._in_turn.begin(order, sha256, theta)
         if sha256 not in self._shared:
             self._shared[sha256] = Shared(np.asarray(theta()))
             for old in list(self._shared)[:-_MOST_KEPT]:
                 del self._shared[old]
         workers = self._workers
-        pending = workers.submit(self._recipe, train_elsewhere, order, self._shared[sha256])
+        pending = workers.submit(self._recipe, train_elsewhere, made_order, self._shared[sha256])
 
         def result() -> Trained:
             made: Trained = workers.result(pending)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import os
 import resource
@@ -17,7 +18,8 @@ import numpy as np
 
 from edge_runtime.bundle.folder import open_bundle, verify_files
 from edge_runtime.bundle.levels import listed
-from edge_runtime.errors import ConfigError
+from edge_runtime.bundle.manifest import MANIFEST_FILE
+from edge_runtime.errors import ConfigError, DataError
 from edge_runtime.protocol.step_rule import StepRule
 from server.compose import compose, open_stores
 from server.errors import JobError
@@ -116,9 +118,28 @@ def _task_and_profiles(
     return task, profiles, both, [level for level in levels if level in manifest.levels]
 
 
-def task_of(options: SimulateOptions) -> SimulatedTask:
-    """Return the task of a simulation, as every process makes it from the options."""
+def task_of(described: tuple[SimulateOptions, str]) -> SimulatedTask:
+    """Return the task of a simulation, as every process makes it from the options and the digest of its files.
+
+    Raises:
+        DataError: a machine has other files than the command.
+    """
+    options, digest = described
+    if files_digest(options) != digest:
+        raise DataError(
+            f"a machine of the Ray cluster has another bundle or other rows in {options.bundle} and {options.data}",
+            "put the same files in the same place on every machine, or use a shared folder",
+        )
     return _task_and_profiles(options, np.random.Generator(np.random.PCG64(options.seed)))[0]
+
+
+def files_digest(options: SimulateOptions) -> str:
+    """Return a digest of what a simulation reads, but for the bundle's files, which its manifest names by theirs."""
+    named = [] if options.bundle is None else [options.bundle / MANIFEST_FILE]
+    found = hashlib.sha256()
+    for path in [*named, *([] if options.data is None else [options.data])]:
+        found.update(hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()
 
 
 def _job(options: SimulateOptions, task: SimulatedTask, splits: Sequence[int], levels: list[Level]) -> FittedJob:
@@ -193,7 +214,9 @@ def simulate(
         world = VirtualWorld()
         counted = Counted(Traffic(), Pace(world.clock, observe))
         fleet = _fleet(options, world, task, profiles, stores, rng, counted)
-        evaluated = _with_workers(stack.enter_context(open_workers(options.ray)), options, task, fleet, rng)
+        evaluated = _with_workers(
+            stack.enter_context(open_workers(options.ray, should_stop)), options, task, fleet, rng
+        )
 
         def services() -> Services:
             transport = VirtualTransport(world, fleet.deliver)
@@ -211,13 +234,20 @@ def simulate(
             **_result(stores.ledger, fitted.job),
             **counted.pace.result(),
             **counted.traffic.result(),
-            "virtual_s": world.now,
-            "wall_s": time.perf_counter() - started,
-            "cpu_s": time.process_time() - cpu_started,
-            "device_rounds": fleet.device_rounds,
-            "messages": world.delivered,
-            "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            **_spent(world, fleet, started, cpu_started),
         }
+
+
+def _spent(world: VirtualWorld, fleet: SimulatedFleet, started_s: float, cpu_started_s: float) -> dict[str, Any]:
+    """Return what a simulation took since these readings of the real clock and of the process's."""
+    return {
+        "virtual_s": world.now,
+        "wall_s": time.perf_counter() - started_s,
+        "cpu_s": time.process_time() - cpu_started_s,
+        "device_rounds": fleet.device_rounds,
+        "messages": world.delivered,
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
 
 
 def _folder(state_dir: Path | None, stack: contextlib.ExitStack) -> Path:
@@ -240,7 +270,7 @@ def _with_workers(
     """Have workers train the fleet, where there are any; return what evaluates adapters."""
     if workers is None:
         return task.evaluate
-    fleet.trainer = OnWorkers(workers, Recipe(task_of, Shared(options)), InTurn(task, rng))
+    fleet.trainer = OnWorkers(workers, Recipe(task_of, Shared((options, files_digest(options)))), InTurn(task, rng))
     return evaluated_on(workers, task)
 
 

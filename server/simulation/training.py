@@ -69,11 +69,11 @@ def train_elsewhere(task: SimulatedTask, order: Order, theta: FloatVector) -> Tr
 class Trainer(Protocol):
     """Trains the rounds of simulated devices."""
 
-    def begin(self, order: Order, sha256: str, theta: Callable[[], FloatVector]) -> Callable[[], Trained]:
+    def begin(self, order: Callable[[], Order], sha256: str, theta: Callable[[], FloatVector]) -> Callable[[], Trained]:
         """Begin a round.
 
         Args:
-            order: the round.
+            order: returns the round, when it is trained.
             sha256: name of the adapter that it starts from.
             theta: returns that adapter.
 
@@ -93,6 +93,6 @@ class InTurn:
     def __init__(self, task: SimulatedTask, rng: np.random.Generator) -> None:
         self._task, self._rng = task, rng
 
-    def begin(self, order: Order, sha256: str, theta: Callable[[], FloatVector]) -> Callable[[], Trained]:  # noqa: ARG002
+    def begin(self, order: Callable[[], Order], sha256: str, theta: Callable[[], FloatVector]) -> Callable[[], Trained]:  # noqa: ARG002
         """See Trainer."""
-        return lambda: train(self._task, order, theta(), self._rng)
+        return lambda: train(self._task, order(), theta(), self._rng)

@@ -51,7 +51,12 @@ def test_the_quickest_job_is_ours() -> None:
     assert found["time_full_over_ours"] == pytest.approx(3.8 * 0.5 / (6 * 0.1), abs=1e-3)
     assert found["accuracy_less"] == {"1": pytest.approx(0.015), "2": pytest.approx(0.005)}
     assert found["memory_ratio"] == 0.3
+    better = [run(6, seed, [0.8, 0.9], 0.006) for seed in (1, 2)]
+    assert ours_against_full([*FULL, *better, *slow], COSTS, 4)["ours"] is None
+    fewer = [run(6, 1, [0.8, 0.9], 0.012)]
+    assert ours_against_full([*FULL, *fewer, *slow], COSTS, 4)["time_full_over_ours"] == found["time_full_over_ours"]
     never = ours_against_full([*FULL, run("top:1", 1, [0.65])], COSTS, 4)
     assert set(never.values()) == {None}
+    assert set(ours_against_full(slow, COSTS, 4).values()) == {None}
     unlike = ours_against_full([*FULL, *quick], COSTS, 4)
     assert unlike["time_full_over_ours"] == pytest.approx(3.8 * 0.6 / (4 * 0.2), abs=1e-3)

@@ -130,18 +130,18 @@ def stacks_of(folder: Path, bundle: Bundle, wanted: Any, free: int | None = GB) 
 
 def test_without_a_profile_one_runs_after_the_other(stacked: Bundle, tmp_path: Path) -> None:
     stacks, loaded = stacks_of(tmp_path, stacked, "auto")
-    assert stacks.stack(loaded, 2, 4) is None
+    assert stacks.stack(loaded, 2, 4, 16) is None
 
 
 def test_the_profile_chooses(stacked: Bundle, profile: Profile, tmp_path: Path) -> None:
     """Only where it was measured on this bundle and with these threads; the graph is kept from round to round."""
     stacks, loaded = stacks_of(tmp_path, stacked, "auto")
     (tmp_path / PROFILE_FILE).write_bytes(encode_profile(pays(profile, 4)))
-    chosen = stacks.stack(loaded, 2, 4)
+    chosen = stacks.stack(loaded, 2, 4, 16)
     assert chosen is not None
     assert len(chosen.workspace) == 4
-    assert stacks.stack(loaded, 2, 4) is chosen
-    assert stacks.stack(loaded, 1, 4) is None, "nothing was measured at split 1"
+    assert stacks.stack(loaded, 2, 4, 16) is chosen
+    assert stacks.stack(loaded, 1, 4, 16) is None, "nothing was measured at split 1"
     assert profile.measured is not None
     other_threads = msgspec.structs.replace(profile.measured, threads=7)
     for other in (
@@ -149,7 +149,7 @@ def test_the_profile_chooses(stacked: Bundle, profile: Profile, tmp_path: Path) 
         msgspec.structs.replace(pays(profile, 4), bundle=msgspec.structs.replace(profile.bundle, sha256="ab" * 32)),
     ):
         (tmp_path / PROFILE_FILE).write_bytes(encode_profile(other))
-        assert stacks.stack(loaded, 2, 4) is None
+        assert stacks.stack(loaded, 2, 4, 16) is None
 
 
 def test_the_quickest_number_that_fits_is_chosen_where_it_pays(profile: Profile) -> None:
@@ -188,12 +188,12 @@ def test_memory_bounds_a_call(stacked: Bundle, tmp_path: Path, caplog: pytest.Lo
     assert adapters_that_fit(graph, 4, 0) == adapters_that_fit(graph, 4, None) == 1
     stacks, loaded = stacks_of(tmp_path, stacked, 16, free=2 * call_bytes(graph, 3, 4) + 2)
     with caplog.at_level(logging.INFO):
-        found = stacks.stack(loaded, 2, 4)
+        found = stacks.stack(loaded, 2, 4, 16)
     assert found is not None
     assert len(found.workspace) == 3
-    assert "adapters_per_call = 16 is lowered to 3" in caplog.text
+    assert "takes 3 perturbed adapters (adapters_per_call = 16)" in caplog.text
     stacks, loaded = stacks_of(tmp_path, stacked, 16, free=None)
-    assert stacks.stack(loaded, 2, 4) is None
+    assert stacks.stack(loaded, 2, 4, 16) is None
 
 
 def test_a_bundle_without_stack_graphs_is_used_as_before(
@@ -201,7 +201,7 @@ def test_a_bundle_without_stack_graphs_is_used_as_before(
 ) -> None:
     stacks, loaded = stacks_of(tmp_path, tiny_bundle, 4)
     with caplog.at_level(logging.INFO):
-        assert stacks.stack(loaded, 2, 4) is None
+        assert stacks.stack(loaded, 2, 4, 16) is None
     assert "adapters_per_call = 4 has no effect: the bundle has no stack graphs" in caplog.text
     with pytest.raises(BundleError, match="no stack graphs"):
         Engines(threads=1).make_back_stack(tiny_bundle, 2, 4)
