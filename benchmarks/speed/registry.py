@@ -26,6 +26,7 @@ from sqlalchemy import insert
 
 from benchmarks.harness.provenance import provenance
 from server.api.app import PREFIX
+from server.api.asked_by import asker_dependencies
 from server.api.device_routes import device_routes
 from server.dashboard.app import make_dashboard
 from server.queue.feed import Feed
@@ -110,7 +111,8 @@ def pages_of(ledger: Ledger) -> TestClient[Litestar]:
         ledger=ledger, fleet=FLEET, supervisor=SimpleNamespace(feed=Feed()), log_lines=lambda _name, _after: []
     )
     routes = Router(PREFIX, route_handlers=device_routes(operations, dict))
-    return TestClient(Litestar([routes, *make_dashboard(operations, PREFIX, dict)], logging_config=None))
+    handlers = [routes, *make_dashboard(operations, PREFIX, dict)]
+    return TestClient(Litestar(handlers, dependencies=asker_dependencies(), logging_config=None))
 
 
 def paths_of(board: str, last: str) -> dict[str, str]:

@@ -68,6 +68,7 @@ class SqliteDatabase(Database):
         self.path = path
         self._can_sync_later = self._is_dirty = False
         self._log: int | None = None
+        self._transactions = 0  # that are open, one within the other
         self._syncs_later: int | None = None  # the thread in whose block nothing is synced by itself
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +184,11 @@ class SqliteDatabase(Database):
         """See Database."""
         with self._lock, self._writing():
             with begun(self._connection):
-                yield
+                self._transactions += 1
+                try:
+                    yield
+                finally:
+                    self._transactions -= 1
             self._wrote()
 
     def write(self, statement: Executable, values: Mapping[str, object] | None = None) -> int:
@@ -223,6 +228,8 @@ class SqliteDatabase(Database):
     def _wrote(self) -> None:
         """Enter that something was written; sync it if another thread than the one that syncs later has written it."""
         self._is_dirty = True
+        if self._transactions:
+            return  # its end is what commits
         if self._log is not None and self._syncs_later not in (None, threading.get_ident()):
             self._sync(self._log)
 

@@ -42,6 +42,12 @@ NOTHING = Recipe(as_described, Shared(None))
 
 
 @pytest.fixture
+def sigterm() -> object:
+    """What this process did about SIGTERM before; a cluster of an earlier test may have set it."""
+    return signal.getsignal(signal.SIGTERM)
+
+
+@pytest.fixture
 def pair() -> Iterator[Workers]:
     """Two workers of this machine."""
     sent_as_code()
@@ -50,7 +56,7 @@ def pair() -> Iterator[Workers]:
         yield workers
 
 
-def test_answers_come_in_order_and_errors_as_they_were(pair: Workers) -> None:
+def test_answers_come_in_order_and_errors_as_they_were(sigterm: object, pair: Workers) -> None:
     """And Ray keeps to itself: no dashboard, no statistics, no stranger without the token; SIGTERM stays Covey's."""
     assert list(pair.in_order(NOTHING, late_ones_first, range(10))) == list(range(10))
     answers = pair.in_order(NOTHING, refuses, iter(range(10)))
@@ -58,7 +64,7 @@ def test_answers_come_in_order_and_errors_as_they_were(pair: Workers) -> None:
     with pytest.raises(ConfigError, match="item 3 is wrong") as raised:
         next(answers)
     assert raised.value.hint == "leave it out"
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is sigterm
     import ray
 
     stranger = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False)"
