@@ -31,7 +31,7 @@ SMALL = SimulateOptions(devices=8, rounds=3, cohort=4, drop_out=0.1)
 def simulated(options: SimulateOptions) -> dict[str, Any]:
     result = simulate(options)
     assert result is not None
-    return {name: value for name, value in result.items() if name not in ("wall_s", "cpu_s")}
+    return {name: value for name, value in result.items() if name not in ("wall_s", "cpu_s", "peak_rss_mb")}
 
 
 def real(folder: Path, bundle: Bundle, step: dict[str, Any] | None = None, **fields: Any) -> SimulateOptions:
