@@ -14,7 +14,7 @@ from sqlalchemy import and_, func, select
 
 from server.storage.asking import records, tuples
 from server.storage.records import DeviceRecord
-from server.storage.tables import DEVICES, HELD_TAGS, OFFERS, standings
+from server.storage.tables import DEVICES, HELD_TAGS, JOBS, OFFERS, standings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -148,7 +148,8 @@ def with_reports(ledger: Ledger, fleet: str, rows: Sequence[FleetRow]) -> list[D
     """Return devices of a fleet with how many reports of each were taken, and with the mean of their seconds."""
     query = (
         select(OFFERS.c.device, func.count().label("reports"), func.avg(OFFERS.c.seconds).label("mean_seconds"))
-        .where(OFFERS.c.device.in_([row.device for row in rows]), OFFERS.c.state == "reported")
+        .join(JOBS, JOBS.c.name == OFFERS.c.job)
+        .where(OFFERS.c.device.in_([row.device for row in rows]), OFFERS.c.state == "reported", JOBS.c.fleet == fleet)
         .group_by(OFFERS.c.device)
     )
     reported = {found.device: found for found in records(ledger, _Reported, query)} if rows else {}

@@ -86,7 +86,7 @@ def make_members(state_dir: Path, folder: Path, names: Sequence[str]) -> list[Me
         for record in made.values():  # at once: a server that runs meanwhile has the same ledger
             ledger.certificate_issued(record)
     for name, record in made.items():  # only now: a device whose certificate is in the folder is a member
-        Path(_tls(folder, name).cert_file or "").write_text(record.certificate)
+        write_atomically(Path(_tls(folder, name).cert_file or ""), record.certificate.encode())
     write_atomically(folder / _ABOUT, msgspec.json.encode(_About(trust.fleet)))
     return [Member(name, _tls(folder, name)) for name in names]
 

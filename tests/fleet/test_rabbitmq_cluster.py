@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 KILLS = int(os.environ.get("COVEY_CLUSTER_KILLS", "3"))
 NAMES = [f"d{number:02}" for number in range(12)]
-ROUNDS = 4 + 12 * KILLS
+ROUNDS = 4 + 8 * KILLS
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(2400),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
+    scope="module", params=[pytest.param(1, marks=pytest.mark.long), 2, pytest.param(3, marks=pytest.mark.long)]
 )
 def workers(request: pytest.FixtureRequest) -> Iterator[Workers]:
     with open_workers(RayOptions(request.param)) as opened:

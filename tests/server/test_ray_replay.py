@@ -40,7 +40,7 @@ RULES = {
     "curvature": StepRule(curvature=Curvature(decay=0.8, floor=0.5)),
     "sign": StepRule(sign_momentum=0.5),
 }
-CLUSTERS = [pytest.param(1, marks=pytest.mark.slow), "two nodes", pytest.param(3, marks=pytest.mark.slow)]
+CLUSTERS = [pytest.param(1, marks=pytest.mark.long), "two nodes", pytest.param(3, marks=pytest.mark.long)]
 
 
 @pytest.fixture(scope="module", params=CLUSTERS, ids=str)

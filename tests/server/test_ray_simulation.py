@@ -41,7 +41,7 @@ def real(folder: Path, bundle: Bundle, step: dict[str, Any] | None = None, **fie
     return dataclasses.replace(SMALL, bundle=bundle.path, data=data, job=job)
 
 
-@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.long), 2, pytest.param(3, marks=pytest.mark.long)])
 def test_simulated_devices_learn_the_same_on_workers(
     tmp_path: Path, tiny_export: Callable[..., Bundle], count: int
 ) -> None:
