@@ -188,6 +188,7 @@ def test_a_server_that_waits_for_its_bucket_can_be_stopped(
     assert asked == 1
 
 
+@pytest.mark.sqlite("a backup copies the file")
 def test_a_backup_has_what_is_in_the_bucket(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in s3.environment().items():
         monkeypatch.setenv(name, value)

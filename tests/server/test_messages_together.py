@@ -47,6 +47,7 @@ def level(ledger: Ledger) -> int:
     return int(database._run("PRAGMA synchronous")[0])
 
 
+@pytest.mark.sqlite("what is synced is the file")
 def test_a_block_is_synced_once_at_its_end(ledger: Ledger, syncs: list[str]) -> None:
     assert level(ledger) == 2
     with ledger.synced_at_the_end():
@@ -61,6 +62,7 @@ def test_a_block_is_synced_once_at_its_end(ledger: Ledger, syncs: list[str]) -> 
     assert len(syncs) == 1  # nothing was written
 
 
+@pytest.mark.sqlite("what is synced is the file")
 def test_a_block_that_raises_keeps_what_it_wrote_and_syncs_it(ledger: Ledger, syncs: list[str]) -> None:
     def fail() -> None:
         with ledger.synced_at_the_end():
@@ -74,6 +76,7 @@ def test_a_block_that_raises_keeps_what_it_wrote_and_syncs_it(ledger: Ledger, sy
     assert ledger.device_quarantined("f", "pi", None)  # the device is there
 
 
+@pytest.mark.sqlite("what is synced is the file")
 def test_another_thread_that_writes_meanwhile_waits_for_the_disk_itself(ledger: Ledger, syncs: list[str]) -> None:
     with ledger.synced_at_the_end():
         ledger.device_state("f", "mine", "online")

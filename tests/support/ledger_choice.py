@@ -17,6 +17,7 @@ ABOUT_FILES = {
     "test_ledger_upgrade": "no ledger in PostgreSQL is of the old versions",
     "test_ledger_address": "it makes both kinds",
     "test_postgres_ledger": "it has a database of its own",
+    "test_shared_clock": "it has a database of its own",
 }
 """Files of tests that are left out, and why."""
 
