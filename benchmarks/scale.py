@@ -12,15 +12,20 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.provenance import provenance
-from benchmarks.speed import swarm
+from benchmarks.speed import closing, costs, failover, ray_work, registry, swarm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 PARTS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "swarm": swarm.measure,
+    "costs": costs.measure,
+    "closing": closing.measure,
+    "registry": registry.measure,
+    "failover": failover.measure,
+    "ray": ray_work.measure,
 }
-"""What is measured, in this order; each returns its keys."""
+"""What is measured, in this order; each returns its keys. ``failover`` needs PostgreSQL, ``ray`` the extra of that name."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
