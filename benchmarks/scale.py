@@ -25,7 +25,7 @@ PARTS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "failover": failover.measure,
     "ray": ray_work.measure,
 }
-"""What is measured, in this order; each returns its keys. ``failover`` needs PostgreSQL, ``ray`` the extra of that name."""
+"""What is measured, in this order; each returns its keys. The last two need PostgreSQL and the extra ``ray``."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
