@@ -42,7 +42,14 @@ def give_back() -> None:
 
 
 def peak_rss_bytes() -> int:
-    """Return the largest resident memory of this process so far."""
+    """Return the largest resident memory of this process so far; since reset_peak, where that was called.
+
+    The kernel's number for the resources of a process begins, in a process that was started by another one, at that
+    one's memory: it counts only where there is no other.
+    """
+    own = peak_since_reset_bytes()
+    if own is not None:
+        return own
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import math
 import os
-import resource
 import tempfile
 import time
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 from edge_runtime.bundle.folder import open_bundle, verify_files
 from edge_runtime.bundle.levels import listed
 from edge_runtime.bundle.manifest import MANIFEST_FILE
+from edge_runtime.device.memory import peak_rss_bytes
 from edge_runtime.errors import ConfigError, DataError
 from edge_runtime.protocol.step_rule import StepRule
 from server.compose import compose, open_stores
@@ -246,7 +246,7 @@ def _spent(world: VirtualWorld, fleet: SimulatedFleet, started_s: float, cpu_sta
         "cpu_s": time.process_time() - cpu_started_s,
         "device_rounds": fleet.device_rounds,
         "messages": world.delivered,
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_rss_mb": peak_rss_bytes() / 2**20,
     }
 
 
