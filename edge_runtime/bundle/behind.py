@@ -14,8 +14,8 @@ import msgspec
 from edge_runtime.bundle.levels import kind_of, trained_layers
 from edge_runtime.bundle.manifest import Graph
 from edge_runtime.bundle.manifest_check import check_training_graphs
-from edge_runtime.errors import BundleError, unreadable, wall
-from edge_runtime.files.versioned import VersionedFormat
+from edge_runtime.bundle.side_file import NewerFile, SideFile
+from edge_runtime.errors import BundleError
 from edge_runtime.values import Strict
 
 if TYPE_CHECKING:
@@ -46,25 +46,12 @@ class Behind(Strict, frozen=True):
     graphs: Annotated[list[Graph], msgspec.Meta(max_length=_MOST_GRAPHS)]
 
 
-class _Version(msgspec.Struct):
-    format_version: int
-
-
-_FORMAT = VersionedFormat(
-    BEHIND_FILE,
-    BEHIND_VERSION,
-    msgspec.json.decode,
-    BundleError,
-    hint=_AGAIN,
-    newer_hint="upgrade Covey on this machine",
-    field="format_version",
-    field_name="format version",
-)
+_BEHIND = SideFile(BEHIND_FILE, BEHIND_VERSION, _AGAIN)
 
 
 def encode_behind(behind: Behind) -> bytes:
     """Return the bytes of ``behind.json``."""
-    return msgspec.json.format(msgspec.json.encode(behind), indent=1) + b"\n"
+    return _BEHIND.encode(behind)
 
 
 def hidden_states(
@@ -104,16 +91,9 @@ def find_behind(folder: Path, manifest: Manifest, split: int, runtime: Runtime =
     listed = {entry.path for entry in manifest.files}
     if BEHIND_FILE not in listed or runtime != "onnxruntime":
         return {}
-    try:
-        data = (folder / BEHIND_FILE).read_bytes()
-    except OSError as error:
-        damaged = BundleError(f"the bundle's file {BEHIND_FILE} cannot be read: {error.strerror}", _AGAIN)
-        raise unreadable(error, damaged) from error
-    with wall(lambda cause: BundleError(f"{BEHIND_FILE} cannot be read: {cause}", _AGAIN)):
-        version = msgspec.json.decode(data, type=_Version).format_version
-    if version > BEHIND_VERSION:
+    behind = _BEHIND.read(folder, Behind)
+    if isinstance(behind, NewerFile):
         return {}
-    behind: Behind = _FORMAT.read(data, Behind)
     for graph in behind.graphs:
         _check(graph, manifest, listed)
     check_training_graphs(manifest, behind.graphs)

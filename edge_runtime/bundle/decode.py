@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from edge_runtime.bundle.manifest import CAUSAL_LM, Graph
-from edge_runtime.errors import BundleError, unreadable, wall
-from edge_runtime.files.versioned import VersionedFormat
+from edge_runtime.bundle.side_file import NewerFile, SideFile
+from edge_runtime.errors import BundleError
 from edge_runtime.values import Strict
 
 if TYPE_CHECKING:
@@ -76,25 +76,12 @@ class NoDecode:
     reason: str
 
 
-class _Version(msgspec.Struct):
-    format_version: int
-
-
-_FORMAT = VersionedFormat(
-    DECODE_FILE,
-    DECODE_VERSION,
-    msgspec.json.decode,
-    BundleError,
-    hint=_AGAIN,
-    newer_hint="upgrade Covey on this machine",
-    field="format_version",
-    field_name="format version",
-)
+_DECODE = SideFile(DECODE_FILE, DECODE_VERSION, _AGAIN)
 
 
 def encode_decode(decode: Decode) -> bytes:
     """Return the bytes of ``decode.json``."""
-    return msgspec.json.format(msgspec.json.encode(decode), indent=1) + b"\n"
+    return _DECODE.encode(decode)
 
 
 def find_decode(folder: Path, manifest: Manifest, runtime: Runtime = "onnxruntime") -> Decode | NoDecode:
@@ -116,16 +103,11 @@ def find_decode(folder: Path, manifest: Manifest, runtime: Runtime = "onnxruntim
         return NoDecode("the bundle has no decode graph (covey export --decode writes one)")
     if runtime != "onnxruntime":
         return NoDecode(f"the bundle has a decode graph for onnxruntime only, and the engine is {runtime}")
-    try:
-        data = (folder / DECODE_FILE).read_bytes()
-    except OSError as error:
-        damaged = BundleError(f"the bundle's file {DECODE_FILE} cannot be read: {error.strerror}", _AGAIN)
-        raise unreadable(error, damaged) from error
-    with wall(lambda cause: BundleError(f"{DECODE_FILE} cannot be read: {cause}", _AGAIN)):
-        version = msgspec.json.decode(data, type=_Version).format_version
-    if version > DECODE_VERSION:
-        return NoDecode(f"the bundle's decode graph has format version {version}, this Covey reads {DECODE_VERSION}")
-    decode: Decode = _FORMAT.read(data, Decode)
+    decode = _DECODE.read(folder, Decode)
+    if isinstance(decode, NewerFile):
+        return NoDecode(
+            f"the bundle's decode graph has format version {decode.version}, this Covey reads {DECODE_VERSION}"
+        )
     _check(decode, listed)
     return decode
 

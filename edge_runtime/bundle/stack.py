@@ -16,8 +16,8 @@ import msgspec
 from edge_runtime.bundle.layout import front_size, total_size
 from edge_runtime.bundle.levels import MOST_LAYERS
 from edge_runtime.bundle.manifest import Activations, Graph
-from edge_runtime.errors import BundleError, unreadable, wall
-from edge_runtime.files.versioned import VersionedFormat
+from edge_runtime.bundle.side_file import NewerFile, SideFile
+from edge_runtime.errors import BundleError
 from edge_runtime.values import Strict
 
 if TYPE_CHECKING:
@@ -67,25 +67,12 @@ class NoStack:
     reason: str
 
 
-class _Version(msgspec.Struct):
-    format_version: int
-
-
-_FORMAT = VersionedFormat(
-    STACK_FILE,
-    STACK_VERSION,
-    msgspec.json.decode,
-    BundleError,
-    hint=_AGAIN,
-    newer_hint="upgrade Covey on this machine",
-    field="format_version",
-    field_name="format version",
-)
+_STACKS = SideFile(STACK_FILE, STACK_VERSION, _AGAIN)
 
 
 def encode_stacks(stacks: Stacks) -> bytes:
     """Return the bytes of ``stack.json``."""
-    return msgspec.json.format(msgspec.json.encode(stacks), indent=1) + b"\n"
+    return _STACKS.encode(stacks)
 
 
 def find_stack(folder: Path, manifest: Manifest, split: int, runtime: Runtime = "onnxruntime") -> StackGraph | NoStack:
@@ -106,16 +93,11 @@ def find_stack(folder: Path, manifest: Manifest, split: int, runtime: Runtime = 
         return NoStack("the bundle has no stack graphs (covey export --stack writes them)")
     if runtime != "onnxruntime":
         return NoStack(f"the bundle has stack graphs for onnxruntime only, and the engine is {runtime}")
-    try:
-        data = (folder / STACK_FILE).read_bytes()
-    except OSError as error:
-        damaged = BundleError(f"the bundle's file {STACK_FILE} cannot be read: {error.strerror}", _AGAIN)
-        raise unreadable(error, damaged) from error
-    with wall(lambda cause: BundleError(f"{STACK_FILE} cannot be read: {cause}", _AGAIN)):
-        version = msgspec.json.decode(data, type=_Version).format_version
-    if version > STACK_VERSION:
-        return NoStack(f"the bundle's stack graphs have format version {version}, this Covey reads {STACK_VERSION}")
-    stacks: Stacks = _FORMAT.read(data, Stacks)
+    stacks = _STACKS.read(folder, Stacks)
+    if isinstance(stacks, NewerFile):
+        return NoStack(
+            f"the bundle's stack graphs have format version {stacks.version}, this Covey reads {STACK_VERSION}"
+        )
     found = [stack for stack in stacks.graphs if stack.graph.split == split]
     if not found:
         return NoStack(f"the bundle has no stack graph at split {split}")
