@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from benchmarks.workers.instant_fleet import FLEET, BigBowl, InstantFleet
-from edge_runtime.network.transport import Message
+from edge_runtime.network.transport import Message, WrappedTransport
 from server import events
 from server.compose import compose, open_stores
 from server.evaluation import Evaluation, InlineEvaluator
@@ -50,7 +50,7 @@ class Flow:
         )
 
 
-class CountingTransport:
+class CountingTransport(WrappedTransport):
     """A transport that counts.
 
     Args:
@@ -58,22 +58,8 @@ class CountingTransport:
     """
 
     def __init__(self, inner: Transport) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self.flow = Flow()
-
-    @property
-    def broker_host(self) -> str:
-        """See Transport."""
-        return self._inner.broker_host
-
-    @property
-    def local_address(self) -> str | None:
-        """See Transport."""
-        return self._inner.local_address
-
-    def subscribe(self, topic_filter: str) -> None:
-        """See Transport."""
-        self._inner.subscribe(topic_filter)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """See Transport."""
@@ -88,10 +74,6 @@ class CountingTransport:
             self.flow.received += 1
             self.flow.received_bytes += len(event.payload)
         return event
-
-    def close(self) -> None:
-        """See Transport."""
-        self._inner.close()
 
 
 @dataclass(frozen=True)

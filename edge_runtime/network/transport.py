@@ -73,3 +73,40 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Send what waits, and leave; the broker does not publish the will."""
+
+
+class WrappedTransport:
+    """A transport that hands everything on to another one: the base of those that do one thing differently.
+
+    Args:
+        inner: does the work.
+    """
+
+    def __init__(self, inner: Transport) -> None:
+        self._inner = inner
+
+    @property
+    def broker_host(self) -> str:
+        """See Transport."""
+        return self._inner.broker_host
+
+    @property
+    def local_address(self) -> str | None:
+        """See Transport."""
+        return self._inner.local_address
+
+    def subscribe(self, topic_filter: str) -> None:
+        """See Transport."""
+        self._inner.subscribe(topic_filter)
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        """See Transport."""
+        self._inner.publish(topic, payload, retain=retain)
+
+    def receive(self, timeout_s: float | None) -> Event | None:
+        """See Transport."""
+        return self._inner.receive(timeout_s)
+
+    def close(self) -> None:
+        """See Transport."""
+        self._inner.close()

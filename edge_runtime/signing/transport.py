@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from edge_runtime.errors import CoveyError, ProtocolError
-from edge_runtime.network.transport import Connected, GivenUp, Message, Will
+from edge_runtime.network.transport import Connected, GivenUp, Message, Will, WrappedTransport
 from edge_runtime.protocol.signed import SERVER, decode_envelope, route_of
 from edge_runtime.signing.refusals import Refusals
 from edge_runtime.signing.verifier import Reason, Refused
@@ -30,7 +30,7 @@ _MOST_REFUSED = 1000
 """Refused messages after which receive returns without one, so that a flood does not stop its caller."""
 
 
-class SignedTransport:
+class SignedTransport(WrappedTransport):
     """Signs and checks messages; see Transport. Agent and coordinator know nothing of it.
 
     A device that answers another session than the server's has not heard the last hello, or its message is an old one:
@@ -57,7 +57,8 @@ class SignedTransport:
         verifier: Verifier,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._inner, self._signer, self._verifier, self._clock = inner, signer, verifier, clock
+        super().__init__(inner)
+        self._signer, self._verifier, self._clock = signer, verifier, clock
         self._refusals = Refusals(clock)
         self._lock = threading.Lock()  # messages are published in the order of their numbers
         self.take_outdated: Callable[[str, bytes], None] = lambda _topic, _payload: None
@@ -69,20 +70,6 @@ class SignedTransport:
     def refused(self) -> Mapping[tuple[str, Reason], int]:
         """How many messages were refused since the start, by device and reason. Safe to read from other threads."""
         return self._refusals.counts
-
-    @property
-    def broker_host(self) -> str:
-        """See Transport."""
-        return self._inner.broker_host
-
-    @property
-    def local_address(self) -> str | None:
-        """See Transport."""
-        return self._inner.local_address
-
-    def subscribe(self, topic_filter: str) -> None:
-        """See Transport."""
-        self._inner.subscribe(topic_filter)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Sign a message and send it; see Transport.
@@ -140,10 +127,6 @@ class SignedTransport:
     def forget(self, speaker: str) -> None:
         """Forget how far a speaker was heard; see Verifier.forget. For the thread that receives."""
         self._verifier.forget(speaker)
-
-    def close(self) -> None:
-        """See Transport."""
-        self._inner.close()
 
     def _opened(self, event: GivenUp) -> GivenUp:
         """Return an own message that the broker does not take, as it was given to publish."""

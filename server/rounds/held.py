@@ -6,14 +6,16 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING
 
+from edge_runtime.network.transport import WrappedTransport
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from edge_runtime.network.transport import Event, Transport
+    from edge_runtime.network.transport import Transport
 
 
-class HeldTransport:
+class HeldTransport(WrappedTransport):
     """A transport around another one, whose messages may be held back; see Transport.
 
     What other threads publish meanwhile is not held back: it rests on nothing that the block writes.
@@ -23,23 +25,9 @@ class HeldTransport:
     """
 
     def __init__(self, inner: Transport) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._held: list[tuple[str, bytes, bool]] = []
         self._holder: int | None = None
-
-    @property
-    def broker_host(self) -> str:
-        """See Transport."""
-        return self._inner.broker_host
-
-    @property
-    def local_address(self) -> str | None:
-        """See Transport."""
-        return self._inner.local_address
-
-    def subscribe(self, topic_filter: str) -> None:
-        """See Transport."""
-        self._inner.subscribe(topic_filter)
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Send a message, or hold it back until the block of ``holding`` in this thread ends."""
@@ -47,14 +35,6 @@ class HeldTransport:
             self._held.append((topic, payload, retain))
         else:
             self._inner.publish(topic, payload, retain=retain)
-
-    def receive(self, timeout_s: float | None) -> Event | None:
-        """See Transport."""
-        return self._inner.receive(timeout_s)
-
-    def close(self) -> None:
-        """See Transport."""
-        self._inner.close()
 
     @contextlib.contextmanager
     def holding(self, on_disk: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
