@@ -17,7 +17,7 @@ from edge_runtime.fronts.frozen_training import FrozenTraining
 from edge_runtime.fronts.kept_front import KeptFront
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from edge_runtime.agent.config import EdgeConfig
@@ -59,15 +59,12 @@ class FrozenFronts:
         inner = loaded.engine(split)
         if not isinstance(inner, BundleEngine):
             return inner  # a bowl has no rows to look up
-        front = theta[: inner.front_workspace.size]
-        key = front_key(loaded.bundle, split, front, self._engines, self._precision)
-        if self._made is not None and (self._made.key, self._made.made_of) == (key, inner):
-            kept = self._made.again(front, len(loaded.rows))
-        else:
-            self.close()
-            rows = self._folder.open(key, len(loaded.rows))
-            kept = FrozenFront(inner, front, loaded.bundle.manifest.task, rows, self._precision)
-            self._made = _Made(key, inner, kept, rows)
+        task = loaded.bundle.manifest.task
+
+        def made(front: FloatVector, rows: FrontRows | None) -> KeptFront:
+            return FrozenFront(inner, front, task, rows, self._precision)
+
+        kept = self._kept(loaded, split, theta, inner, made)
         assert isinstance(kept, FrozenFront)  # noqa: S101 it was made of front and back
         return kept
 
@@ -99,17 +96,32 @@ class FrozenFronts:
         inner = loaded.training_engine()
         if not isinstance(inner, BundleTrainingEngine):
             return inner  # a bowl has no rows to look up
+        bundle = loaded.bundle
+
+        def made(front: FloatVector, rows: FrontRows | None) -> KeptFront:
+            block = BundleFront(bundle, split, self._engines.opener())
+            return KeptFront(block, front, bundle.manifest.task, rows, self._precision)
+
+        return FrozenTraining(inner, self._kept(loaded, split, theta, inner, made), graphs)
+
+    def _kept(
+        self,
+        loaded: LoadedBundle,
+        split: int,
+        theta: FloatVector,
+        inner: BundleEngine | BundleTrainingEngine,
+        made: Callable[[FloatVector, FrontRows | None], KeptFront],
+    ) -> KeptFront:
+        """Return the front of the last round if it serves this one too; else what ``made`` makes of front and file."""
         front = theta[: front_size(loaded.bundle.manifest.parameters, split)]
         key = front_key(loaded.bundle, split, front, self._engines, self._precision)
         if self._made is not None and (self._made.key, self._made.made_of) == (key, inner):
-            kept = self._made.again(front, len(loaded.rows))
-        else:
-            self.close()
-            block = BundleFront(loaded.bundle, split, self._engines.opener())
-            rows = self._folder.open(key, len(loaded.rows))
-            kept = KeptFront(block, front, loaded.bundle.manifest.task, rows, self._precision)
-            self._made = _Made(key, inner, kept, rows)
-        return FrozenTraining(inner, kept, graphs)
+            return self._made.again(front, len(loaded.rows))
+        self.close()
+        rows = self._folder.open(key, len(loaded.rows))
+        kept = made(front, rows)
+        self._made = _Made(key, inner, kept, rows)
+        return kept
 
     def _leave(self, kind: type[BundleEngine | BundleTrainingEngine], split: int) -> None:
         """Close what is kept of another kind or split before an engine is made: memory need not hold both."""
