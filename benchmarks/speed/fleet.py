@@ -31,18 +31,14 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from benchmarks.harness.bundles import export_once, sample_model
 from benchmarks.harness.figures import spread
-from benchmarks.harness.fleet_run import job_toml
+from benchmarks.harness.load_job import load_bundle, write_load_job
 from benchmarks.harness.process_memory import status_mb
-from benchmarks.harness.provenance import ROOT, provenance
+from benchmarks.harness.provenance import provenance
 from benchmarks.workers.fleet_services import covey, mosquitto_version, services
-from edge_runtime.bundle.folder import open_bundle
 from edge_runtime.network.address import BrokerAddress
 from edge_runtime.protocol.signed import SERVER
 from edge_runtime.signing.keys import KeyBook
-from server.demo.recipes import RECIPES
-from server.job.selector import SWARM
 from server.swarm.counts import Counts
 from server.swarm.descriptors import allow_sessions
 from server.swarm.entrance import Entrance
@@ -120,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.devices, args.cohort, args.rounds = 40, 20, 5
     if args.cohort > args.devices:
         parser.error(f"a cohort of {args.cohort} needs as many devices, and there are {args.devices}")
-    results = measure(args.devices, args.cohort, args.rounds, args.bundle or _sample_bundle(), args.timeout_s)
+    results = measure(args.devices, args.cohort, args.rounds, args.bundle or load_bundle(), args.timeout_s)
     for key, value in results.items():
         print(f"{key:32} {value}")
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
@@ -143,7 +139,7 @@ def measure(devices: int, cohort: int, rounds: int, bundle: Path, timeout_s: flo
         folder, state_dir = Path(name), Path(name) / "state"
         covey(state_dir, "fleet", "init", "--host", "127.0.0.1")
         members = make_members(state_dir, folder / "devices", names_of(devices))
-        job = _write_job(folder, bundle, devices, cohort, rounds)
+        job = write_load_job(folder, bundle, devices, cohort, rounds, name=_JOB, accept_s=120.0)
         with services(folder, state_dir) as running:
             covey(state_dir, "job", "submit", str(job), "--bundle", str(bundle), "--allow-absent")
             counts = Counts()
@@ -229,30 +225,6 @@ def _differences(values: Sequence[float]) -> list[float]:
 def _slope(values: Sequence[float]) -> float:
     """Return how much values grow in 100 steps, by least squares."""
     return round(100 * statistics.linear_regression(range(len(values)), values).slope, 2)
-
-
-def _write_job(folder: Path, bundle: Path, devices: int, cohort: int, rounds: int) -> Path:
-    fields = {
-        "name": _JOB,
-        "eval_file": "held-out.jsonl",
-        "devices": f"tag:{SWARM}",
-        "rounds": rounds,
-        "cohort": cohort,
-        "min_reports": cohort,
-        "min_devices": devices,
-        "eval_every": rounds,
-        "deadline_s": 600.0,
-        "accept_s": 120.0,
-    }
-    path = folder / "job.toml"
-    path.write_text(job_toml(fields, {"step": {"learning_rate": 1e-5}}))
-    rows = [{"text": "a film", "label": label} for label in open_bundle(bundle).manifest.task.labels]
-    (folder / "held-out.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    return path
-
-
-def _sample_bundle() -> Path:
-    return export_once(sample_model("minilm"), ROOT / ".covey" / "load" / "bundle", *RECIPES["minilm"].export_flags)
 
 
 if __name__ == "__main__":

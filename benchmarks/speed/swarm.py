@@ -31,14 +31,10 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from benchmarks.harness.bundles import export_once, sample_model
-from benchmarks.harness.fleet_run import job_toml
+from benchmarks.harness.load_job import load_bundle, write_load_job
 from benchmarks.harness.process_memory import status_mb
-from benchmarks.harness.provenance import ROOT, provenance
+from benchmarks.harness.provenance import provenance
 from benchmarks.workers.fleet_services import broker, covey, mosquitto_version, server
-from edge_runtime.bundle.folder import open_bundle
-from server.demo.recipes import RECIPES
-from server.job.selector import SWARM
 from server.swarm.descriptors import allow_sessions
 
 if TYPE_CHECKING:
@@ -154,7 +150,7 @@ def measure(
     Raises:
         SystemExit: a job did not finish.
     """
-    trained = bundle or sample_bundle()
+    trained = bundle or load_bundle()
     found = [
         _measure_size(size, min(size, cohort), rounds, trained, timeout_s, plain=plain, rate=rate) for size in sizes
     ]
@@ -190,7 +186,7 @@ def _measure_size(
             covey(state_dir, "fleet", "init", "--host", "127.0.0.1")
             members = ["--members", str(folder / "members")]
             covey(state_dir, "swarm", "--make-members", "--devices", str(devices), *members)
-        job = _write_job(folder, bundle, devices, cohort, rounds)
+        job = write_load_job(folder, bundle, devices, cohort, rounds, name=_JOB, over_selection=1.0, accept_s=300.0)
         with broker(folder, None if plain else state_dir) as (port, broker_pid):
             address = f"{'mqtt' if plain else 'mqtts'}://127.0.0.1:{port}"
             command = ["--devices", str(devices), "--broker", address, "--rate", str(rate), *members]
@@ -283,32 +279,6 @@ def _watch(watched: Watched, is_over: Callable[[], bool], until: float, folder: 
             said = [(folder / name).read_text()[-1500:] for name in ("swarm.err", "server.err")]
             raise SystemExit(f"given up: {watched.reports} reports, {len(watched.online)} online\n" + "\n".join(said))
         time.sleep(_LOOK_S)
-
-
-def _write_job(folder: Path, bundle: Path, devices: int, cohort: int, rounds: int) -> Path:
-    fields = {
-        "name": _JOB,
-        "eval_file": "held-out.jsonl",
-        "devices": f"tag:{SWARM}",
-        "rounds": rounds,
-        "cohort": cohort,
-        "over_selection": 1.0,
-        "min_reports": cohort,
-        "min_devices": devices,
-        "eval_every": rounds,
-        "deadline_s": 600.0,
-        "accept_s": 300.0,
-    }
-    path = folder / "job.toml"
-    path.write_text(job_toml(fields, {"step": {"learning_rate": 1e-5}}))
-    rows = [{"text": "a film", "label": label} for label in open_bundle(bundle).manifest.task.labels]
-    (folder / "held-out.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    return path
-
-
-def sample_bundle() -> Path:
-    """Return MiniLM's bundle, exported once."""
-    return export_once(sample_model("minilm"), ROOT / ".covey" / "load" / "bundle", *RECIPES["minilm"].export_flags)
 
 
 if __name__ == "__main__":
