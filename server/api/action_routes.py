@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from litestar import MediaType, Request, Response, get, post
 from litestar.concurrency import sync_to_thread
+from litestar.params import FromPath
 
 from edge_runtime.errors import ConfigError, CoveyError, as_covey_error
 from server.access.pages import page, refused_page
@@ -107,11 +108,11 @@ def action_routes(operations: Operations, access: Access) -> list[HTTPRouteHandl
     pages = _Pages(operations, access)
 
     @get("/ui/do/{name:str}", include_in_schema=False)
-    async def confirm(request: Request[Any, Any, Any], name: str) -> Response[str]:
+    async def confirm(request: Request[Any, Any, Any], name: FromPath[str]) -> Response[str]:
         return await sync_to_thread(pages.asked, request, name)
 
     @post("/ui/do/{name:str}", include_in_schema=False, status_code=303)
-    async def do(request: Request[Any, Any, Any], name: str, asker: AskedBy) -> Response[str]:
+    async def do(request: Request[Any, Any, Any], name: FromPath[str], asker: AskedBy) -> Response[str]:
         return await pages.confirmed(request, name, asker)
 
     return [confirm, do]

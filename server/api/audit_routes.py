@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from litestar import get
-from litestar.params import Parameter
+from litestar.params import FromQuery, QueryParameter
 
 from edge_runtime.errors import ConfigError
 from server.api.audit_schema import AuditPage
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from server.queue.operations import Operations
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\d( \d\d:\d\d:\d\d)?", re.ASCII)
-PageSize = Annotated[int, Parameter(ge=1, le=LARGEST_PAGE)]
+PageSize = Annotated[int, QueryParameter(ge=1, le=LARGEST_PAGE)]
 
 
 def audit_routes(operations: Operations) -> list[HTTPRouteHandler]:
@@ -27,7 +27,9 @@ def audit_routes(operations: Operations) -> list[HTTPRouteHandler]:
 
     @get("/audit", sync_to_thread=True)
     def audit(
-        most: PageSize = 100, before: Annotated[int | None, Parameter(ge=1)] = None, since: str | None = None
+        most: PageSize = 100,
+        before: Annotated[int | None, QueryParameter(ge=1)] = None,
+        since: FromQuery[str | None] = None,
     ) -> AuditPage:
         """List what operators asked for, the newest first; ``next_before`` of an answer is ``before`` of the next."""
         if since is not None and _TIME.fullmatch(since) is None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from litestar import get
-from litestar.params import Parameter
+from litestar.params import QueryParameter
 
 from server.api.board_schema import BoardPage
 from server.views.boards import LARGEST_PAGE, boards_page
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from server.queue.operations import Operations
 
-Hash = Annotated[str, Parameter(pattern="^[0-9a-f]{64}$")]
-PageSize = Annotated[int, Parameter(ge=1, le=LARGEST_PAGE)]
-LastName = Annotated[str, Parameter(max_length=63)]
+Hash = Annotated[str, QueryParameter(pattern="^[0-9a-f]{64}$")]
+PageSize = Annotated[int, QueryParameter(ge=1, le=LARGEST_PAGE)]
+LastName = Annotated[str, QueryParameter(max_length=63)]
 
 
 def board_routes(operations: Operations) -> list[HTTPRouteHandler]:

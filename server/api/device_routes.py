@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from litestar import delete, get, post, put
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from edge_runtime.protocol.predictions import LONGEST_PATIENCE_S
 from edge_runtime.protocol.side_messages import LONGEST_FOLLOW_S, MOST_LINES
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
     from server.queue.operations import Operations
 
-Text = Annotated[str, Parameter(max_length=200)]
-Limit = Annotated[int, Parameter(ge=1, le=MOST_ON_A_PAGE)]
-Patience = Annotated[float, Parameter(gt=0, le=LONGEST_PATIENCE_S)]
-Lines = Annotated[int, Parameter(ge=0, le=MOST_LINES)]
-FollowSeconds = Annotated[float, Parameter(ge=0, le=LONGEST_FOLLOW_S)]
+Text = Annotated[str, QueryParameter(max_length=200)]
+Limit = Annotated[int, QueryParameter(ge=1, le=MOST_ON_A_PAGE)]
+Patience = Annotated[float, QueryParameter(gt=0, le=LONGEST_PATIENCE_S)]
+Lines = Annotated[int, QueryParameter(ge=0, le=MOST_LINES)]
+FollowSeconds = Annotated[float, QueryParameter(ge=0, le=LONGEST_FOLLOW_S)]
 
 
 def device_routes(operations: Operations, refused: Callable[[], Mapping[str, int]]) -> list[HTTPRouteHandler]:
@@ -44,12 +44,12 @@ def _looking(operations: Operations, refused: Callable[[], Mapping[str, int]]) -
     @get("/devices", sync_to_thread=True)
     def devices(  # wide: a parameter for each filter
         q: Text = "",
-        in_state: Annotated[str, Parameter(query="state", max_length=200)] = "",
+        in_state: Annotated[str, QueryParameter(name="state", max_length=200)] = "",
         tag: Text = "",
         board: Text = "",
         version: Text = "",
-        standing: Standing = "",
-        after: Annotated[str, Parameter(max_length=200)] = "",
+        standing: FromQuery[Standing] = "",
+        after: Annotated[str, QueryParameter(max_length=200)] = "",
         limit: Limit = MOST_ON_A_PAGE,
     ) -> DeviceList:
         """List the devices that ever announced themselves, page by page: ask again with ``after`` = ``next``.
@@ -60,7 +60,7 @@ def _looking(operations: Operations, refused: Callable[[], Mapping[str, int]]) -
         return msgspec.convert(device_page(operations.ledger, wanted, after, limit), DeviceList)
 
     @get("/devices/{name:str}", sync_to_thread=True)
-    def show(name: str) -> dict[str, Any]:
+    def show(name: FromPath[str]) -> dict[str, Any]:
         """Show all that is known of a device: board, arms, rounds, profile, certificates, releases, refusals."""
         shown: dict[str, Any] = msgspec.to_builtins(device_shown(operations.ledger, operations.fleet, name, refused()))
         return shown
@@ -70,13 +70,13 @@ def _looking(operations: Operations, refused: Callable[[], Mapping[str, int]]) -
 
 def _asking(operations: Operations) -> list[HTTPRouteHandler]:
     @post("/devices/{name:str}/logs", status_code=202, sync_to_thread=True)
-    def ask_for_log(name: str, lines: Lines = 200, follow_s: FollowSeconds = 0.0) -> dict[str, Any]:
+    def ask_for_log(name: FromPath[str], lines: Lines = 200, follow_s: FollowSeconds = 0.0) -> dict[str, Any]:
         """Ask a device for its last lines and, for some seconds, for new ones; GET returns what has arrived."""
         operations.ask_for_log(name, lines, follow_s)
         return {"device": name, "state": "asked"}
 
     @get("/devices/{name:str}/logs", sync_to_thread=True)
-    def log(name: str, after: Annotated[int, Parameter(ge=0)] = 0) -> DeviceLog:
+    def log(name: FromPath[str], after: Annotated[int, QueryParameter(ge=0)] = 0) -> DeviceLog:
         """Show the lines that a device has sent, after a line's number."""
         found = operations.log_lines(name, after)
         return DeviceLog(
@@ -88,7 +88,9 @@ def _asking(operations: Operations) -> list[HTTPRouteHandler]:
         )
 
     @post("/devices/{name:str}/predict", status_code=200)
-    async def predict(name: str, data: dict[str, Any], patience_s: Patience = 60.0) -> dict[str, Any]:
+    async def predict(
+        name: FromPath[str], data: JSONBody[dict[str, Any]], patience_s: Patience = 60.0
+    ) -> dict[str, Any]:
         """Ask a device's model; the body and the answer are those of POST /predict of the device's own endpoint."""
         return await operations.predictions.predict(name, data, patience_s)
 
@@ -97,19 +99,19 @@ def _asking(operations: Operations) -> list[HTTPRouteHandler]:
 
 def _changing(operations: Operations) -> list[HTTPRouteHandler]:
     @put("/devices/{name:str}/tags/{tag:str}", status_code=200, sync_to_thread=True)
-    def tag(name: str, tag: str, asker: AskedBy) -> dict[str, Any]:
+    def tag(name: FromPath[str], tag: FromPath[str], asker: AskedBy) -> dict[str, Any]:
         """Give a device a tag."""
         operations.tag(name, tag, asker)
         return {"device": name, "tag": tag, "state": "tagged"}
 
     @delete("/devices/{name:str}/tags/{tag:str}", status_code=200, sync_to_thread=True)
-    def untag(name: str, tag: str, asker: AskedBy) -> dict[str, Any]:
+    def untag(name: FromPath[str], tag: FromPath[str], asker: AskedBy) -> dict[str, Any]:
         """Take a tag from a device."""
         operations.untag(name, tag, asker)
         return {"device": name, "tag": tag, "state": "untagged"}
 
     @delete("/devices/{name:str}", status_code=200, sync_to_thread=True)
-    def forget(name: str, asker: AskedBy) -> dict[str, Any]:
+    def forget(name: FromPath[str], asker: AskedBy) -> dict[str, Any]:
         """Forget a device that is gone."""
         operations.forget(name, asker)
         return {"device": name, "state": "forgotten"}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from litestar import delete, get, post
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from litestar.response import ServerSentEvent
 from litestar.response.sse import ServerSentEventMessage
 
@@ -51,29 +51,29 @@ def _reading(operations: Operations) -> list[HTTPRouteHandler]:
         return JobList([_status(summary) for summary in job_list(ledger)])
 
     @get("/jobs/{name:str}", sync_to_thread=True)
-    def show(name: str) -> dict[str, Any]:
+    def show(name: FromPath[str]) -> dict[str, Any]:
         """Show a job: its status, every attempt at every round, and what each device did."""
         return job_shown(ledger, name)
 
     @get("/jobs/{name:str}/history", sync_to_thread=True)
-    def history(name: str) -> dict[str, Any]:
+    def history(name: FromPath[str]) -> dict[str, Any]:
         """Show a job with what became of each offer, and the arms that were chosen."""
         return job_history(ledger, name)
 
     @get("/jobs/{name:str}/compare/{other:str}", sync_to_thread=True)
-    def compare(name: str, other: str) -> dict[str, Any]:
+    def compare(name: FromPath[str], other: FromPath[str]) -> dict[str, Any]:
         """Compare two jobs: losses and accuracies by round, time and bytes."""
         return compare_jobs(ledger, name, other)
 
     @get("/jobs/{name:str}/explain", sync_to_thread=True)
     def explained(
-        name: str, round_index: Annotated[int, Parameter(query="round", ge=0)], device: str
+        name: FromPath[str], round_index: Annotated[int, QueryParameter(name="round", ge=0)], device: FromQuery[str]
     ) -> dict[str, Any]:
         """Say why a device was given its arm in a round."""
         return explain(ledger, name, round_index, device)
 
     @get("/jobs/{name:str}/events", media_type="text/event-stream")
-    async def events(name: str, after: Annotated[int, Parameter(ge=0)] = 0) -> ServerSentEvent:
+    async def events(name: FromPath[str], after: Annotated[int, QueryParameter(ge=0)] = 0) -> ServerSentEvent:
         """Follow a job's events, from the oldest that is kept (or after an event's number), until the job has ended.
 
         A comment line every ten seconds shows that a connection without events is alive.
@@ -87,7 +87,7 @@ def _reading(operations: Operations) -> list[HTTPRouteHandler]:
 
 def _acting(operations: Operations) -> list[HTTPRouteHandler]:
     @post("/jobs", status_code=201, sync_to_thread=True)
-    def submit(data: Submission, asker: AskedBy) -> JobStatus:
+    def submit(data: JSONBody[Submission], asker: AskedBy) -> JobStatus:
         """Enter a job in the queue."""
         name = operations.submit(
             data.job, data.bundle, data.after, data.priority, allow_absent=data.allow_absent, asker=asker
@@ -95,24 +95,24 @@ def _acting(operations: Operations) -> list[HTTPRouteHandler]:
         return _status(job_summary(operations.ledger, name))
 
     @post("/jobs/{name:str}/pause", status_code=200, sync_to_thread=True)
-    def pause(name: str, asker: AskedBy) -> JobChange:
+    def pause(name: FromPath[str], asker: AskedBy) -> JobChange:
         """Pause a job once its open round is over."""
         return JobChange(name, operations.pause(name, asker))
 
     @post("/jobs/{name:str}/resume", status_code=200, sync_to_thread=True)
-    def resume(name: str, asker: AskedBy) -> JobChange:
+    def resume(name: FromPath[str], asker: AskedBy) -> JobChange:
         """Queue a job again that was paused or stopped, or has failed."""
         operations.resume(name, asker)
         return JobChange(name, "queued")
 
     @post("/jobs/{name:str}/stop", status_code=200, sync_to_thread=True)
-    def stop(name: str, asker: AskedBy) -> JobChange:
+    def stop(name: FromPath[str], asker: AskedBy) -> JobChange:
         """Stop a job at once; its closed rounds stay."""
         operations.stop(name, asker)
         return JobChange(name, "stopped")
 
     @delete("/jobs/{name:str}", status_code=200, sync_to_thread=True)
-    def discard(name: str, asker: AskedBy) -> JobChange:
+    def discard(name: FromPath[str], asker: AskedBy) -> JobChange:
         """Delete a job that is not at work, with its result."""
         operations.delete(name, asker)
         return JobChange(name, "deleted")

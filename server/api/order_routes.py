@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from litestar import MediaType, Request, Response, get, post
 from litestar.concurrency import sync_to_thread
+from litestar.params import FromPath
 
 from edge_runtime.errors import ConfigError, CoveyError, as_covey_error
 from server.access.pages import page, refused_page
@@ -178,11 +179,11 @@ def order_routes(operations: Operations, access: Access) -> list[HTTPRouteHandle
     pages = _Pages(operations, access)
 
     @get("/ui/new/{name:str}", include_in_schema=False)
-    async def form(request: Request[Any, Any, Any], name: str) -> Response[str]:
+    async def form(request: Request[Any, Any, Any], name: FromPath[str]) -> Response[str]:
         return await sync_to_thread(pages.begun, request, name)
 
     @post("/ui/new/{name:str}", include_in_schema=False, status_code=200)
-    async def send(request: Request[Any, Any, Any], name: str, asker: AskedBy) -> Response[str]:
+    async def send(request: Request[Any, Any, Any], name: FromPath[str], asker: AskedBy) -> Response[str]:
         return await pages.sent(request, name, asker)
 
     return [form, send]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from litestar import get, post
+from litestar.params import FromPath, JSONBody
 
 from server.api.asked_by import AskedBy  # noqa: TC001 Litestar reads the handlers' types
 from server.api.rollout_schema import RolloutChange, RolloutList, RolloutOrder, RolloutStatus
@@ -26,7 +27,7 @@ def rollout_routes(operations: Operations) -> list[HTTPRouteHandler]:
     rollouts = operations.rollouts
 
     @post("/rollouts", status_code=201, sync_to_thread=True)
-    def start(data: RolloutOrder, asker: AskedBy) -> RolloutStatus:
+    def start(data: JSONBody[RolloutOrder], asker: AskedBy) -> RolloutStatus:
         """Begin a rollout."""
         number = rollouts.start(Wanted(**msgspec.structs.asdict(data)), asker)
         return msgspec.convert(rollouts.show(number), RolloutStatus)
@@ -37,22 +38,22 @@ def rollout_routes(operations: Operations) -> list[HTTPRouteHandler]:
         return RolloutList([msgspec.convert(one, RolloutStatus) for one in rollouts.list()])
 
     @get("/rollouts/{number:int}", sync_to_thread=True)
-    def show(number: int) -> RolloutStatus:
+    def show(number: FromPath[int]) -> RolloutStatus:
         """Show one rollout with its devices."""
         return msgspec.convert(rollouts.show(number), RolloutStatus)
 
     @post("/rollouts/{number:int}/pause", status_code=200, sync_to_thread=True)
-    def pause(number: int, asker: AskedBy) -> RolloutChange:
+    def pause(number: FromPath[int], asker: AskedBy) -> RolloutChange:
         """Ask no further device."""
         return RolloutChange(number, rollouts.pause(number, asker))
 
     @post("/rollouts/{number:int}/resume", status_code=200, sync_to_thread=True)
-    def resume(number: int, asker: AskedBy) -> RolloutChange:
+    def resume(number: FromPath[int], asker: AskedBy) -> RolloutChange:
         """Go on after a pause, or let the next group begin."""
         return RolloutChange(number, rollouts.resume(number, asker))
 
     @post("/rollouts/{number:int}/abort", status_code=200, sync_to_thread=True)
-    def abort(number: int, asker: AskedBy) -> RolloutChange:
+    def abort(number: FromPath[int], asker: AskedBy) -> RolloutChange:
         """Take it back from every device."""
         return RolloutChange(number, rollouts.abort(number, asker))
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlencode
 
 from litestar import MediaType, get
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, QueryParameter
 
 from server.dashboard.charts import profile_bars
 from server.dashboard.templates import render
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from server.queue.operations import Operations
 
-Text = Annotated[str, Parameter(max_length=200)]
+Text = Annotated[str, QueryParameter(max_length=200)]
 _HERE = "/ui/"
 
 
@@ -37,11 +37,11 @@ def device_pages(operations: Operations, refused: Callable[[], Mapping[str, int]
     @get("/", media_type=MediaType.HTML, sync_to_thread=True)
     def fleet(  # a parameter for each filter
         q: Text = "",
-        in_state: Annotated[str, Parameter(query="state", max_length=200)] = "",
+        in_state: Annotated[str, QueryParameter(name="state", max_length=200)] = "",
         tag: Text = "",
         board: Text = "",
         version: Text = "",
-        standing: Standing = "",
+        standing: FromQuery[Standing] = "",
         after: Text = "",
         before: Text = "",
     ) -> str:
@@ -58,7 +58,7 @@ def device_pages(operations: Operations, refused: Callable[[], Mapping[str, int]
         return render("fleet.html.jinja", {"here": _HERE, "given": given, "links": links, **shown})
 
     @get("/devices/{name:str}", media_type=MediaType.HTML, sync_to_thread=True)
-    def device(name: str) -> str:
+    def device(name: FromPath[str]) -> str:
         shown = device_shown(ledger, name_of_fleet, name, refused())
         context = {
             "here": _HERE,

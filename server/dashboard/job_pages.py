@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from litestar import MediaType, get
+from litestar.params import FromPath
 
 from server.dashboard.charts import arm_chart, job_charts
 from server.dashboard.templates import render
@@ -46,7 +47,7 @@ def job_pages(operations: Operations, api_prefix: str) -> list[HTTPRouteHandler]
         return render("jobs.html.jinja", {"here": _HERE, "jobs": job_list(ledger)[::-1]})
 
     @get("/jobs/{name:str}", media_type=MediaType.HTML, sync_to_thread=True)
-    def job(name: str) -> str:
+    def job(name: FromPath[str]) -> str:
         seen = operations.supervisor.feed.since(name, 0)  # before the ledger is read: what follows is shown later
         shown = job_shown(ledger, name)
         context = {
@@ -62,7 +63,7 @@ def job_pages(operations: Operations, api_prefix: str) -> list[HTTPRouteHandler]
         return render("job.html.jinja", context)
 
     @get("/jobs/{name:str}/bandit", media_type=MediaType.HTML, sync_to_thread=True)
-    def bandit(name: str) -> str:
+    def bandit(name: FromPath[str]) -> str:
         shown = bandit_shown(ledger, name)
         choices = shown["choice_list"][:_MOST_DEVICES]
         context = {"here": _HERE, "bandit": shown, "charts": [arm_chart(shown)], "choices": choices}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from litestar import MediaType, get
+from litestar.params import FromPath
 
 from server.dashboard.templates import render
 from server.storage import audit_queries
@@ -26,7 +27,7 @@ def other_pages(operations: Operations) -> list[HTTPRouteHandler]:
         return render("rollouts.html.jinja", {"here": "/ui/rollouts", "rollouts": operations.rollouts.list()[::-1]})
 
     @get("/rollouts/{number:int}", media_type=MediaType.HTML, sync_to_thread=True)
-    def rollout(number: int) -> str:
+    def rollout(number: FromPath[int]) -> str:
         return render("rollout.html.jinja", {"here": "/ui/rollouts", "rollout": operations.rollouts.show(number)})
 
     @get("/joins", media_type=MediaType.HTML, sync_to_thread=True)
