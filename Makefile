@@ -34,10 +34,10 @@ demo: $(VENV)/.covey-demo-$(ENGINE) ## 8 devices learn from real reviews (MODEL=
 	@$(BIN)/covey demo --model $(MODEL) --engine $(ENGINE) --division $(DIVISION)
 
 test: $(STAMP) ## the default tests (JOBS=2: files at once)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-all: $(STAMP) ## the slow tests too
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m 'not long and not hil'
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not long and not hil'
 
 test-long: $(STAMP) ## every architecture on every runtime (most of an hour)
 	$(BIN)/python -m pytest -m long

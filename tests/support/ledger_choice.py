@@ -18,6 +18,18 @@ ABOUT_FILES = {
     "test_ledger_address": "it makes both kinds",
     "test_postgres_ledger": "it has a database of its own",
     "test_shared_clock": "it has a database of its own",
+    **dict.fromkeys(
+        (
+            "test_evaluation_threads",
+            "test_flash",
+            "test_flash_jetson",
+            "test_flash_jetson_refused",
+            "test_quantised_advice",
+            "test_ray_evaluation",
+            "test_ray_replay",
+        ),
+        "it takes long and opens no ledger",
+    ),
 }
 """Files of tests that are left out, and why."""
 
