@@ -105,8 +105,8 @@ def shares(sizes: Sizes) -> dict[str, float]:
 def dead_half(sizes: Sizes) -> dict[str, object]:
     """Return how much longer the longest round takes where half of the devices die after their announcement.
 
-    Later rounds are offered to the devices that are left, so the longest round is the first. The last one is not counted:
-    behind it the server waits for proofs of the final adapter, for up to a minute from devices that are dead.
+    Later rounds are offered to the devices that are left, so the longest round is the first. The last one is not
+    counted: behind it the server waits for proofs of the final adapter, for up to a minute from devices that are dead.
     """
     alive, dead = timed(sizes)[:-1], timed(sizes, dead=sizes.devices // 2)[:-1]
     return {

@@ -1,8 +1,8 @@
 """The order of the files of tests: those that wait for processes run beside those that compute.
 
-Tests of tests/fleet, benchmarks and hil mostly wait for each other's processes; the others mostly compute. Files of both
-kinds take turns, and of each kind those with slow tests come first, so that the last minutes are not one long file. The
-order of tests within a file stays.
+Tests of tests/fleet, benchmarks and hil mostly wait for each other's processes; the others mostly compute. Files of
+both kinds take turns, and of each kind those with slow tests come first, so that the last minutes are not one long
+file. The order of tests within a file stays.
 """
 
 from __future__ import annotations
