@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.manifest import Manifest
 
 
-class Weighed(msgspec.Struct, frozen=True):
+class Weighed(msgspec.Struct, frozen=True, kw_only=True):
     """A schedule that was weighed for a job.
 
     Attributes:
@@ -82,21 +82,23 @@ def weighed_kept_front(manifest: Manifest, kept: KeptFront | None, *, all_backpr
     if kept is None:
         what = "the last layers behind a kept front"
         if manifest.task.kind not in KEPT_FRONT_RUNS:
-            return Weighed(what, False, f"not known: it was not measured for {manifest.task.kind}")
-        return Weighed(
-            what, False, "the bundle has no training graphs behind a split; covey export --split 3 --levels top:3 makes one"
-        )
-    run, trained, layers = kept.run, trained_layers(kept.level), manifest.model.layers
-    what = f"{kept.level} behind a kept front, split {kept.split}"
-    share = f"at a share of {run.trained_share:.2f} of the layers ({trained / layers:.2f} here)"
+            return _unknown(what, f"it was not measured for {manifest.task.kind}")
+        lacks = "the bundle has no training graphs behind a split; covey export --split 3 --levels top:3 makes one"
+        return Weighed(what=what, is_chosen=False, because=lacks)
+    run, share = kept.run, trained_layers(kept.level) / manifest.model.layers
     because = (
-        f"{share}, full depth took {run.time_full_over_ours:.1f} times the time to 95% of what it gains in {run.rounds} "
-        f"rounds; accuracy at the end {_signed(-run.accuracy_less, run.accuracy_less_error)} against full depth's, memory "
-        f"{run.memory_ratio:.2f} of full depth's ({KEPT_FRONT_TABLE})"
+        f"with {run.trained_share:.2f} of the layers trained ({share:.2f} here), full depth took "
+        f"{run.time_full_over_ours:.1f} times the time to 95% of what it gains in {run.rounds} rounds; accuracy at the end "
+        f"{_signed(-run.accuracy_less, run.accuracy_less_error)} against full depth's, memory {run.memory_ratio:.2f} of "
+        f"full depth's ({KEPT_FRONT_TABLE})"
     )
     if run.pays and not all_backpropagate:
         because += "; not chosen, because it was not measured beside forward-only devices"
-    return Weighed(what, run.pays and all_backpropagate, because)
+    return Weighed(
+        what=f"{kept.level} behind a kept front, split {kept.split}",
+        is_chosen=run.pays and all_backpropagate,
+        because=because,
+    )
 
 
 def lost_behind(manifest: Manifest, level: Level) -> str:
@@ -117,10 +119,10 @@ def weighed_frozen_front(manifest: Manifest, split: int) -> Weighed:
     what = "a frozen front"
     run = FROZEN_RUNS.get(manifest.task.kind)
     if run is None:
-        return Weighed(what, False, f"not known: it was not measured for {manifest.task.kind}")
+        return _unknown(what, f"it was not measured for {manifest.task.kind}")
     if split != manifest.model.layers or manifest.train != "lora":
-        return Weighed(what, False, "not known: it was measured with LoRA and the split behind the last layer alone")
-    return Weighed(what, run.pays, f"{_against(run)} ({SCHEDULES_TABLE})")
+        return _unknown(what, "it was measured with LoRA and the split behind the last layer alone")
+    return Weighed(what=what, is_chosen=run.pays, because=f"{_against(run)} ({SCHEDULES_TABLE})")
 
 
 def weighed_forward_from(manifest: Manifest, rounds: int) -> tuple[Weighed, int]:
@@ -133,13 +135,18 @@ def weighed_forward_from(manifest: Manifest, rounds: int) -> tuple[Weighed, int]
     Returns:
         What was weighed, and the round from which forward-only devices take part.
     """
+    what = "backprop devices first, forward-only ones later"
     runs = FORWARD_FROM_RUNS.get(manifest.task.kind, ())
     if not runs:
-        return Weighed("backprop devices first", False, f"not known: it was not measured for {manifest.task.kind}"), 0
+        return _unknown(what, f"it was not measured for {manifest.task.kind}"), 0
     best = max(runs, key=lambda run: (run.pays, run.accuracy_more))
-    first = round(best.share * rounds) if best.pays else 0
     because = "; ".join(f"for {run.share:.2f} of the rounds, {_against(run)}" for run in runs)
-    return Weighed("backprop devices first, forward-only ones later", best.pays, f"{because} ({SCHEDULES_TABLE})"), first
+    weighed = Weighed(what=what, is_chosen=best.pays, because=f"{because} ({SCHEDULES_TABLE})")
+    return weighed, round(best.share * rounds) if best.pays else 0
+
+
+def _unknown(what: str, why: str) -> Weighed:
+    return Weighed(what=what, is_chosen=False, because=f"not known: {why}")
 
 
 def _against(run: ScheduleRun) -> str:
