@@ -18,8 +18,8 @@ from server.views.summary import job_devices
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edge_runtime.agent.config import EdgeConfig
     from benchmarks.harness.fleet_run import FleetRun
+    from edge_runtime.agent.config import EdgeConfig
     from edge_runtime.bundle.folder import Bundle
 
 _KINDS = ("backprop", "forward-only")

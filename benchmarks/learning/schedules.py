@@ -1,9 +1,9 @@
 """What schedules over kinds of devices and over the front are worth, on the rows and with the settings of droppeft.py.
 
-Hybrid fleets (5 of 20 devices backpropagate, the others are forward-only, 8 take part in a round, 15 rounds): forward-only
-devices begin in the first round, after half of the rounds, after two thirds, or never. Before they begin, the 5 backprop
-devices train alone. Forward-only fleets (15 devices, 6 a round, split behind the last layer): the front is trained from
-the first round, after a third or half of the rounds, or never.
+Hybrid fleets (5 of 20 devices backpropagate, the others are forward-only, 8 take part in a round, 15 rounds): the
+forward-only devices begin in the first round, after half of the rounds, after two thirds, or never. Before they begin,
+the 5 backprop devices train alone, all in each round. Forward-only fleets (15 devices, 6 a round, split behind the last
+layer): the front is trained from the first round, after a third or half of the rounds, or never.
 
 Learning rates are those of droppeft.py: 0.003 for backpropagation, tuned there on validation rows, and 0.03 for
 forward-only steps; none was tuned for a schedule. Rows, bundle and results file's format are those of top_levels.py.

@@ -35,9 +35,7 @@ class Choice:
     weighed: list[Weighed]
 
 
-def choose(
-    about: About, boards: Sequence[Board], tokens: int, behind: Mapping[int, Collection[Level]]
-) -> Choice:
+def choose(about: About, boards: Sequence[Board], tokens: int, behind: Mapping[int, Collection[Level]]) -> Choice:
     """Choose a job.
 
     Args:

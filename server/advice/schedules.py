@@ -86,11 +86,11 @@ def weighed_kept_front(manifest: Manifest, kept: KeptFront | None, *, all_backpr
         lacks = "the bundle has no training graphs behind a split; covey export --split 3 --levels top:3 makes one"
         return Weighed(what=what, is_chosen=False, because=lacks)
     run, share = kept.run, trained_layers(kept.level) / manifest.model.layers
+    accuracy = _signed(-run.accuracy_less, run.accuracy_less_error)
     because = (
         f"with {run.trained_share:.2f} of the layers trained ({share:.2f} here), full depth took "
-        f"{run.time_full_over_ours:.1f} times the time to 95% of what it gains in {run.rounds} rounds; accuracy at the end "
-        f"{_signed(-run.accuracy_less, run.accuracy_less_error)} against full depth's, memory {run.memory_ratio:.2f} of "
-        f"full depth's ({KEPT_FRONT_TABLE})"
+        f"{run.time_full_over_ours:.1f} times the time to 95% of what it gains in {run.rounds} rounds; "
+        f"accuracy {accuracy} against full depth's at the end, memory {run.memory_ratio:.2f} of its ({KEPT_FRONT_TABLE})"
     )
     if run.pays and not all_backpropagate:
         because += "; not chosen, because it was not measured beside forward-only devices"

@@ -333,7 +333,7 @@ def _check_bandit(path: str, job: Job, bandit: JobBandit) -> None:
 
 
 def _prepared(table: dict[str, Any]) -> dict[str, Any]:
-    """Replace [schedule] by its older spellings, and fill in what the job's method fixes of [step], and its defaults."""
+    """Replace [schedule] by its older spellings, and fill in what the job's method says of [step]."""
     table = spread(table)
     step = table.get("step", {})
     if not isinstance(step, dict):

@@ -15,7 +15,7 @@ from edge_runtime.bundle.levels import trained_layers
 from server.advice.findings import FORWARD_FROM_RUNS, FROZEN_RUNS, KEPT_FRONT_RUNS, ScheduleRun
 
 RESULTS = ROOT / "benchmarks" / "results"
-ALL = [run for run in (*FROZEN_RUNS.values(), *(run for runs in FORWARD_FROM_RUNS.values() for run in runs))]
+ALL = [*FROZEN_RUNS.values(), *(run for runs in FORWARD_FROM_RUNS.values() for run in runs)]
 
 
 def run(name: str, seed: int, accuracy: float, backprop: int, forward: int) -> dict[str, Any]:
@@ -51,7 +51,9 @@ def test_what_is_said_of_schedules_is_what_the_stored_runs_say(found: ScheduleRu
     figures = schedules.summary(runs)[found.name]
     assert figures["seeds"] == 3
     assert entry.base == found.base
-    assert figures["accuracy_end_less_base"] == pytest.approx([found.accuracy_more, found.accuracy_more_error], abs=1e-4)
+    assert figures["accuracy_end_less_base"] == pytest.approx(
+        [found.accuracy_more, found.accuracy_more_error], abs=1e-4
+    )
     assert figures["row_passes_over_base"] == pytest.approx(found.row_passes_over_base, abs=0.005)
     if entry.fleet == "hybrid":
         assert round(found.share * entry.rounds) == entry.forward_from

@@ -76,7 +76,7 @@ def test_boards_that_backpropagate_train_behind_a_kept_front_where_that_was_bett
     (weighed,) = found["schedules"]
     assert weighed["is_chosen"]
     assert "2.0 times the time" in weighed["because"]
-    assert "+0.010 ± 0.005 against full depth's, memory 0.90 of" in weighed["because"]
+    assert "+0.010 ± 0.005 against full depth's at the end, memory 0.90 of" in weighed["because"]
     fitted, _ = load_job(tmp_path / "job.toml", bundle.path)
     assert fitted.job.front == "frozen"
     assert fitted.job.stld is not None
@@ -95,7 +95,11 @@ def test_boards_that_backpropagate_train_behind_a_kept_front_where_that_was_bett
 
 @pytest.mark.parametrize("run", [replace(PAYS, time_full_over_ours=0.9), replace(PAYS, accuracy_less=0.02)])
 def test_a_kept_front_that_was_not_better_is_not_chosen(
-    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, run: KeptFrontRun
+    bundle: Bundle,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    run: KeptFrontRun,
 ) -> None:
     monkeypatch.setitem(KEPT_FRONT_RUNS, HEAD, run)
     found = Advised(tmp_path, bundle, MUCH).said(capsys)

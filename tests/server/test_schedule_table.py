@@ -1,4 +1,4 @@
-"""``[schedule]`` of job.toml: the same job as with the older spellings, and none where the two contradict each other."""
+"""``[schedule]`` of job.toml: the same job as the older spellings make, and none where both contradict."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def test_what_is_said_twice_and_alike_is_taken() -> None:
 
 
 def test_each_round_is_as_the_table_says() -> None:
-    made = job(schedule={"learning_rate": "constant", "forward_from": 2, "train_front_from": 4}, stld={"kinds": ["top"]})
+    made = job(
+        schedule={"learning_rate": "constant", "forward_from": 2, "train_front_from": 4}, stld={"kinds": ["top"]}
+    )
     assert [made.rule_of(index).front_is_frozen for index in range(6)] == [True] * 4 + [False] * 2
     assert {made.rule_of(index).learning_rate for index in range(6)} == {made.step.learning_rate}
     assert made.stld is not None
@@ -61,9 +63,15 @@ def test_a_file_has_the_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"schedule": {"train_front_from": 2}, "front": "frozen"}, 'train_front_from = 2, the job also has front = "fro'),
+        (
+            {"schedule": {"train_front_from": 2}, "front": "frozen"},
+            'train_front_from = 2, the job also has front = "fro',
+        ),
         ({"schedule": {"train_front_from": "never"}, "front": "train"}, '"never", the job also has front = "train"'),
-        ({"schedule": {"forward_from": 2}, "stld": {"forward_from": 3}}, "forward_from = 2, the job also has forward_f"),
+        (
+            {"schedule": {"forward_from": 2}, "stld": {"forward_from": 3}},
+            "forward_from = 2, the job also has forward_f",
+        ),
         ({"schedule": {"forward_from": 2}}, "without \\[stld\\]"),
         ({"schedule": {"forward_from": -1}, "stld": {}}, "\\[schedule\\]: .*>= 0"),
         ({"schedule": {"train_front_from": "later"}}, "\\[schedule\\]: .*later"),
