@@ -151,7 +151,7 @@ KEPT_FRONT_RUNS: dict[TaskKind, KeptFrontRun] = {
     "classify-head": KeptFrontRun("minilm", 3 / 6, 12, 4, 8, 0.006, 1.97, 0.0013, 0.0068, 0.86),
 }
 FROZEN_RUNS: dict[TaskKind, ScheduleRun] = {
-    "classify-head": ScheduleRun("minilm", "frozen", "forward", 1.0, 0.0, 0.0, 1.0),
+    "classify-head": ScheduleRun("minilm", "frozen", "forward", 1.0, -0.0038, 0.0038, 0.2375),
 }
 """Forward-only fleets whose split is behind the last layer: the head alone is trained, and the front frozen."""
 FORWARD_FROM_RUNS: dict[TaskKind, tuple[ScheduleRun, ...]] = {"classify-head": ()}

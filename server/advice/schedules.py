@@ -89,7 +89,7 @@ def weighed_kept_front(manifest: Manifest, kept: KeptFront | None, *, all_backpr
     accuracy = _signed(-run.accuracy_less, run.accuracy_less_error)
     because = (
         f"with {run.trained_share:.2f} of the layers trained ({share:.2f} here), full depth took "
-        f"{run.time_full_over_ours:.1f} times the time to 95% of what it gains in {run.rounds} rounds; "
+        f"{run.time_full_over_ours:.2f} times the time to 95% of what it gains in {run.rounds} rounds; "
         f"accuracy {accuracy} against full depth's at the end, memory {run.memory_ratio:.2f} of its "
         f"({KEPT_FRONT_TABLE})"
     )

@@ -75,7 +75,7 @@ def test_boards_that_backpropagate_train_behind_a_kept_front_where_that_was_bett
     found = advised.said(capsys)
     (weighed,) = found["schedules"]
     assert weighed["is_chosen"]
-    assert "2.0 times the time" in weighed["because"]
+    assert "2.00 times the time" in weighed["because"]
     assert "+0.010 ± 0.005 against full depth's at the end, memory 0.90 of" in weighed["because"]
     fitted, _ = load_job(tmp_path / "job.toml", bundle.path)
     assert fitted.job.front == "frozen"
