@@ -113,6 +113,9 @@ bench-top: $(STAMP) ## the last layers trained alone: speed, memory and accuracy
 	$(BIN)/python -m benchmarks.speed.top_levels --model minilm --tokens 48
 	$(BIN)/python -m benchmarks.learning.top_levels
 
+bench-schedules: $(STAMP) ## schedules over kinds of devices and over the front (MiniLM; an hour, can be stopped and started)
+	$(BIN)/python -m benchmarks.learning.schedules
+
 bench-memory: $(STAMP) ## estimated memory of training graphs against measured peaks, every architecture (some minutes)
 	$(BIN)/python -m benchmarks.speed.memory_need
 

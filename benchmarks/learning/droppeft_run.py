@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.division import device_names, held_out_file, rows_file
 from benchmarks.harness.fleet_run import JOB, cost_of_process, fleet_run
+from benchmarks.harness.spent import spent_by_round
 from benchmarks.learning.droppeft_rows import own_test_file
 from benchmarks.learning.droppeft_variants import BACKPROP_DEVICES, COHORTS
+from edge_runtime.bundle.levels import forward_passes
 from edge_runtime.engines.choose import Engines
 from server.demo.devices import own_accuracy
 from server.views.summary import job_devices
@@ -16,6 +18,7 @@ from server.views.summary import job_devices
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from benchmarks.harness.fleet_run import FleetRun
     from edge_runtime.agent.config import EdgeConfig
     from edge_runtime.bundle.folder import Bundle
 
@@ -23,7 +26,7 @@ _KINDS = ("backprop", "forward-only")
 
 
 def run_one(settings: dict[str, Any]) -> dict[str, Any]:
-    """Run one job: the settings are the run's key in the results file, and the paths."""
+    """Run one job: the settings are the run's key in the results file, and the paths; ``job``: further fields of it."""
     root = Path(settings["root"])
     rows = root / settings["division"]
     members, tables = members_of(settings["fleet"]), tables_of(settings)
@@ -38,16 +41,19 @@ def run_one(settings: dict[str, Any]) -> dict[str, Any]:
         "steps": 4,
         "batch_size": 16,
         "eval_every": settings["eval_every"],
+        **settings.get("job", {}),
     }
     devices = {name: rows_file(rows, name) for name in members}
     with fleet_run(root, root / settings["bundle"], fields, tables, devices) as ran:
         curve = ran.curve(lambda index: index + 1)
         reports = job_devices(ran.ledger, JOB)
         own = own_accuracies(ran.bundle, ran.configs, rows)
+        passes = row_passes(ran, reports)
     return {
         **ran.start_and_end(),
         **own,
         "curve": curve,
+        "row_passes": passes,
         "bytes_up": {kind: _mean_bytes(reports, kind, "bytes_up") for kind in _KINDS},
         "bytes_down": {kind: _mean_bytes(reports, kind, "bytes_down") for kind in _KINDS},
         **cost_of_process(ran.wall_s),
@@ -93,6 +99,23 @@ def own_accuracies(bundle: Bundle, configs: Sequence[EdgeConfig], rows: Path) ->
         "own_accuracy_personal": round(right_own / total, 4) if is_personal else None,
         "own_accuracy": round((right_own if is_personal else right_shared) / total, 4),
     }
+
+
+def row_passes(ran: FleetRun, reports: list[dict[str, Any]]) -> dict[str, int]:
+    """Return the passes of a row through the whole model in all reports, by kind of device.
+
+    A backward pass counts as two, a pass of the front by its share of the layers. Rows whose activation was looked up
+    are not run.
+    """
+    fitted, layers = ran.fitted, ran.fitted.manifest.model.layers
+    spent = spent_by_round(ran.ledger, fitted.split / layers)
+    backprop = 0.0
+    if fitted.job.stld is not None:
+        mine = [row for row in reports if row["kind"] == "backprop"]
+        passes = sum(row["reports"] * forward_passes(row["level"], layers) for row in mine)
+        backprop = fitted.job.stld.steps * fitted.job.stld.batch_size * passes
+    forward = spent[max(spent)].forwards * fitted.job.batch_size
+    return {"backprop": round(backprop), "forward-only": round(forward)}
 
 
 def _mean_bytes(devices: list[dict[str, Any]], kind: str, key: str) -> int | None:

@@ -81,16 +81,7 @@ def run_all(results: Path, root: Path, levels: list[Level], seeds: list[int], jo
     """
     rounds, rate, rows = job
     plan = PLANS["minilm"]
-    write_rows(plan.setup, root)
-    flags = (
-        "--max-tokens",
-        str(plan.setup.max_tokens),
-        *plan.setup.export_flags,
-        "--head-init",
-        str(root / START_ROWS),
-    )
-    flags = (*flags, "--split", "3,4,5,6", "--levels", "drop:1.0,0.5", "top:3,2,1")
-    bundle = export_once(sample_model("minilm"), root / "bundle", *flags)
+    bundle = prepare(root)
     frozen_levels.frozen_costs(plan, bundle, results)
     for seed in seeds:
         for level in levels:
@@ -109,6 +100,16 @@ def run_all(results: Path, root: Path, levels: list[Level], seeds: list[int], jo
             result, seconds = find_or_run(results, PROGRAM, key, {"root": str(root), "bundle": bundle.name})
             if seconds is not None:
                 print_run(f"level {level}, seed {seed}", result, f"own {result['own_accuracy']:.3f}", seconds)
+
+
+def prepare(root: Path) -> Path:
+    """Write the rows of all devices, and export the bundle unless it exists; returns its folder."""
+    plan = PLANS["minilm"]
+    write_rows(plan.setup, root)
+    flags = ("--max-tokens", str(plan.setup.max_tokens), *plan.setup.export_flags)
+    flags = (*flags, "--head-init", str(root / START_ROWS))
+    flags = (*flags, "--split", "3,4,5,6", "--levels", "drop:1.0,0.5", "top:3,2,1")
+    return export_once(sample_model("minilm"), root / "bundle", *flags)
 
 
 def by_level(kept: Results) -> dict[str, Results]:

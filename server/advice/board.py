@@ -12,6 +12,7 @@ from edge_runtime.bundle.memory_need import bytes_for, level_need, levels_that_f
 from server.advice.findings import LEVELS_TABLE, METHODS_TABLE, forward_run, lost_at
 from server.advice.frozen_front import warm_seconds, what_it_trains
 from server.advice.quantised import lacks_of_base
+from server.advice.schedules import lost_behind
 from server.bandit.arms import Arm, PriceBasis, price
 from server.job.job import largest_report_bytes
 
@@ -76,7 +77,7 @@ class BoardAdvice(msgspec.Struct, frozen=True):
         kind: how it trains.
         level: active layers, or the top level; None: forward-only.
         split: of a forward-only step; None: backprop.
-        front_perturbations: P1; None: backprop.
+        front_perturbations: P1, 0 where the front is frozen; None: backprop.
         back_perturbations: P2; None: backprop.
         steps: local steps per round.
         batch_size: rows per step.
@@ -90,7 +91,8 @@ class BoardAdvice(msgspec.Struct, frozen=True):
         because: why this kind and level.
         lacks: what it will not give, and what is not known.
         done: what it has done with this bundle, in each job and at each level: rounds, and mean seconds of one.
-        frozen_front: seconds of a round's local steps with a frozen front; None: backprop.
+        frozen_front: seconds of a round's local steps with a frozen front, once each row was seen; None: backprop in a
+            job that trains the front.
     """
 
     board: str
@@ -128,8 +130,8 @@ def advise(board: Board, settings: Settings, tokens: int) -> BoardAdvice:
     lacks = [] if doubt is None else [doubt]
     lacks += lacks_of_base(fitted.manifest, None if level is not None else fitted.job.step.eps)
     arm = _arm(fitted, level)
-    job, stld = fitted.job, fitted.job.stld
-    basis = PriceBasis(fitted.manifest.model.layers, tokens, job.steps, job.batch_size, job.step, stld)
+    job, stld, rule = fitted.job, fitted.job.stld, fitted.job.rule_of(0)
+    basis = PriceBasis(fitted.manifest.model.layers, tokens, job.steps, job.batch_size, rule, stld)
     seconds = _seconds(arm, basis, profile)
     if level is not None and stld is not None:
         need = level_need(fitted.manifest, level)
@@ -140,11 +142,13 @@ def advise(board: Board, settings: Settings, tokens: int) -> BoardAdvice:
             board.name, "backprop", level, None, None, None, stld.steps, stld.batch_size, rows,
             settings.backprop_source or "", seconds, *_adapter_bytes(fitted.manifest), memory, board.memory,
             because, lacks, board.done,
+            _frozen_front(arm, basis, profile, fitted) if job.frozen_rounds else None,
         )  # fmt: skip
     memory = _forward_memory(profile, fitted.split)
     lacks += _lacks_of_forward(fitted.manifest)
     return BoardAdvice(
-        board.name, "forward-only", None, fitted.split, job.step.front_perturbations, job.step.back_perturbations,
+        board.name, "forward-only", None, fitted.split, 0 if rule.front_is_frozen else rule.front_perturbations,
+        rule.back_perturbations,
         job.steps, job.batch_size, None, settings.forward_source, seconds,
         *_scalar_bytes(fitted), memory, board.memory, because, lacks, board.done,
         _frozen_front(arm, basis, profile, fitted),
@@ -206,7 +210,8 @@ def _why_no_backprop(manifest: Manifest) -> str:
 
 def _arm(fitted: FittedJob, level: Level | None) -> Arm:
     if level is not None:
-        return Arm("backprop", level=level)
+        frozen = fitted.job.frozen_rounds > 0
+        return Arm("backprop", level=level, split=fitted.split if frozen else None, front_is_frozen=frozen)
     return Arm("forward", split=fitted.split, back_perturbations=fitted.job.step.back_perturbations)
 
 
@@ -236,11 +241,11 @@ def _adapter_bytes(manifest: Manifest) -> tuple[Figure, Figure]:
 
 
 def _scalar_bytes(fitted: FittedJob) -> tuple[Figure, Figure]:
-    job = fitted.job
-    scalars = _FLOAT_BYTES * job.steps * job.step.scalars_per_step
+    job, rule = fitted.job, fitted.job.rule_of(0)
+    scalars = _FLOAT_BYTES * job.steps * rule.scalars_per_step
     up = Figure(
         largest_report_bytes(job),
-        f"at most: {job.steps} steps × {job.step.scalars_per_step} scalars of 4 bytes, 512 more",
+        f"at most: {job.steps} steps × {rule.scalars_per_step} scalars of 4 bytes, 512 more",
     )
     if job.stld is not None:
         down = _adapter_bytes(fitted.manifest)[1]
@@ -277,6 +282,8 @@ def _lacks_of_level(fitted: FittedJob, level: Level) -> list[str]:
     if trained_layers(level) == layers:
         most = largest_report_bytes(fitted.job)
         return [f"small reports: a forward-only device of this job would send at most {most:,} bytes (the job)"]
+    if kind_of(level) == "top" and fitted.job.frozen_rounds:
+        return [lost_behind(manifest, level), _elsewhere("minilm")]
     if kind_of(level) == "top":
         trained = trained_layers(level)
         return [f"what training the last {trained} of {layers} layers costs in accuracy was not measured"]

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 METHODS_TABLE = "docs/results.md, Methods against each other"
 LEVELS_TABLE = "docs/results.md, Dropout levels, personal layers and hybrid rounds"
+KEPT_FRONT_TABLE = "docs/results.md, Behind a kept front"
+SCHEDULES_TABLE = "docs/results.md, Schedules over kinds of devices and over the front"
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,70 @@ class BackpropRun:
     learning_rate: float
 
 
+@dataclass(frozen=True)
+class KeptFrontRun:
+    """The top level behind a kept front that was first at 95% of full depth's gain (top_levels.jsonl).
+
+    Attributes:
+        model: the model.
+        trained_share: the trained layers over all layers.
+        rounds: rounds of its jobs, and of full depth's.
+        steps: local steps per round.
+        batch_size: rows per step.
+        learning_rate: its rate.
+        time_full_over_ours: seconds of full depth's gradients until there, over its own.
+        accuracy_less: full depth's accuracy at the end less its own, mean of three seeds.
+        accuracy_less_error: the standard error of that, paired by seed.
+        memory_ratio: its memory over full depth's, the front's first run included.
+    """
+
+    model: Literal["minilm", "smollm2"]
+    trained_share: float
+    rounds: int
+    steps: int
+    batch_size: int
+    learning_rate: float
+    time_full_over_ours: float
+    accuracy_less: float
+    accuracy_less_error: float
+    memory_ratio: float
+
+    @property
+    def pays(self) -> bool:
+        """Whether it was sooner there, and at the end less accurate by no more than the error of the difference."""
+        return self.time_full_over_ours > 1 and self.accuracy_less <= self.accuracy_less_error
+
+
+@dataclass(frozen=True)
+class ScheduleRun:
+    """A schedule's runs against those without it (schedules.jsonl): means of three seeds, paired by seed.
+
+    Attributes:
+        model: the model.
+        name: name of the entry.
+        base: name of the entry without the schedule.
+        share: the share of the rounds after which the schedule changes something; 1: it never does.
+        accuracy_more: its accuracy at the end less that of the base.
+        accuracy_more_error: the standard error of that.
+        row_passes_over_base: passes of a row in all reports of a job, over those of the base.
+    """
+
+    model: Literal["minilm", "smollm2"]
+    name: str
+    base: str
+    share: float
+    accuracy_more: float
+    accuracy_more_error: float
+    row_passes_over_base: float
+
+    @property
+    def pays(self) -> bool:
+        """Whether it was more accurate by more than the error, or took fewer passes and was not less accurate by it."""
+        if self.accuracy_more > self.accuracy_more_error:
+            return True
+        return self.row_passes_over_base < 1 and self.accuracy_more >= -self.accuracy_more_error
+
+
 HEAD = ForwardRun("minilm", "lora", "spzo-head", 1.0, 16, 4, 16, 64, 0.1, 0.7200, 480.0, 0.7800, 320.0)
 MIDDLE = ForwardRun("minilm", "lora", "spzo", 4 / 6, 16, 2, 16, 4, 0.015, 0.6267, 560.0, 0.7800, 240.0)
 PROMPT = ForwardRun("smollm2", "lora", "spzo", 20 / 30, 8, 2, 8, 4, 0.1, 0.7083, 320.0, 0.8250, 160.0)
@@ -79,6 +145,17 @@ LOST_BY_LEVEL: dict[TaskKind, dict[float, float]] = {
     "classify-prompt": {15 / 30: 0.1972},
 }
 """Accuracy below that of full depth, by the share of active layers, with exact draws."""
+
+
+KEPT_FRONT_RUNS: dict[TaskKind, KeptFrontRun] = {
+    "classify-head": KeptFrontRun("minilm", 3 / 6, 12, 4, 8, 0.006, 1.97, 0.0013, 0.0068, 0.86),
+}
+FROZEN_RUNS: dict[TaskKind, ScheduleRun] = {
+    "classify-head": ScheduleRun("minilm", "frozen", "forward", 1.0, -0.0038, 0.0038, 0.2375),
+}
+"""Forward-only fleets whose split is behind the last layer: the head alone is trained, and the front frozen."""
+FORWARD_FROM_RUNS: dict[TaskKind, tuple[ScheduleRun, ...]] = {"classify-head": ()}
+"""Hybrid fleets whose backprop devices train at full depth, and alone in the first rounds."""
 
 
 def forward_run(manifest: Manifest) -> ForwardRun | None:

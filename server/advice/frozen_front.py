@@ -19,7 +19,7 @@ def warm_seconds(arm: Arm, basis: PriceBasis, profile: Profile | None) -> float 
     """Return the seconds of a round's local steps with a frozen front, once each row's activation is kept.
 
     Args:
-        arm: a forward arm.
+        arm: a forward arm, or a level that trains behind a split.
         basis: what its price depends on.
         profile: the board's profile; None: not known.
 
@@ -36,8 +36,9 @@ def what_it_trains(fitted: FittedJob) -> str:
     parameters = fitted.manifest.parameters
     size = total_size(parameters)
     left = size - front_size(parameters, fitted.split)
-    rows = fitted.job.steps * fitted.job.batch_size
+    job = fitted.job if fitted.job.stld is None else fitted.job.stld
+    rows = job.steps * job.batch_size
     return (
-        f'with front = "frozen" in job.toml, once each row was seen (a round sees {rows}); it trains the {left:,} of '
-        f"{size:,} parameters behind split {fitted.split}"
+        f'with train_front_from = "never" in [schedule], once each row was seen (a round sees {rows}); it trains the '
+        f"{left:,} of {size:,} parameters behind split {fitted.split}"
     )

@@ -7,12 +7,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.bundle.levels import kind_of
-from server.advice.findings import BACKPROP_RUNS, LEVELS_TABLE, METHODS_TABLE, forward_run
+from server.advice.findings import (
+    BACKPROP_RUNS,
+    KEPT_FRONT_TABLE,
+    LEVELS_TABLE,
+    METHODS_TABLE,
+    SCHEDULES_TABLE,
+    forward_run,
+)
 from server.job.fitted import fit_to_bundle
 from server.job.job import job_of
 
 if TYPE_CHECKING:
     from edge_runtime.bundle.manifest import Manifest
+    from server.advice.schedules import KeptFront
     from server.job.fitted import FittedJob
 
 _DEFAULTS = "the defaults of job.toml: nothing was measured for such a bundle"
@@ -35,23 +43,50 @@ class Settings:
     backprop_source: str | None
 
 
-def settings_for(
-    manifest: Manifest, bundle_sha256: str, name: str, eval_file: str, cohort: int, *, backprop: bool
-) -> Settings:
-    """Return the settings that fit a bundle.
+@dataclass(frozen=True)
+class About:
+    """What a job is for.
 
-    Args:
+    Attributes:
         manifest: the bundle's.
         bundle_sha256: the bundle's name.
         name: name of the job.
         eval_file: absolute path of the held-out rows.
         cohort: reports per round; 0: one from every device.
+    """
+
+    manifest: Manifest
+    bundle_sha256: str
+    name: str
+    eval_file: str
+    cohort: int
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which kind of job is wanted.
+
+    Attributes:
         backprop: whether devices that can do it train by backpropagation, where the bundle has graphs for that.
+        kept: the top level at which they train behind a kept front; None: the front is trained.
+        forward_from: the round from which forward-only devices take part beside them.
+        is_frozen: whether a forward-only job's front is frozen.
+    """
+
+    backprop: bool
+    kept: KeptFront | None = None
+    forward_from: int = 0
+    is_frozen: bool = False
+
+
+def settings_for(about: About, wanted: Wanted) -> Settings:
+    """Return the settings that fit a bundle.
 
     Raises:
         ConfigError: the name is none for a job.
     """
-    fields: dict[str, Any] = {"name": name, "eval_file": eval_file}
+    manifest = about.manifest
+    fields: dict[str, Any] = {"name": about.name, "eval_file": about.eval_file}
     step: dict[str, Any] = {}
     run, layers = forward_run(manifest), manifest.model.layers
     forward_source = _DEFAULTS
@@ -61,24 +96,35 @@ def settings_for(
         step = {"front_perturbations": 1, "back_perturbations": run.back_perturbations}
         step["learning_rate"] = run.learning_rate
         forward_source = f"{METHODS_TABLE}: {run.name} on {run.model}"
-    if cohort:
-        fields["cohort"] = cohort
+    if about.cohort:
+        fields["cohort"] = about.cohort
     tables: dict[str, Any] = {"step": step} if step else {}
+    if wanted.is_frozen:
+        tables["schedule"] = {"train_front_from": "never"}
+        forward_source += f"; the frozen front: {SCHEDULES_TABLE}"
     backprop_source = None
-    if backprop and manifest.levels and manifest.train == "lora":
-        measured = BACKPROP_RUNS.get(manifest.task.kind)
-        backprop_source, tables["stld"] = _DEFAULTS, _kinds(manifest)
-        if measured is not None:
-            fields["rounds"] = measured.rounds
-            tables["stld"] |= {
-                "steps": measured.steps,
-                "batch_size": measured.batch_size,
-                "learning_rate": measured.learning_rate,
-            }
-            backprop_source = f"{LEVELS_TABLE}: full on {measured.model}"
+    if wanted.kept is not None:
+        backprop_source = f"{KEPT_FRONT_TABLE}, on {wanted.kept.run.model}"
+        tables |= wanted.kept.tables()
+        fields |= {"rounds": wanted.kept.run.rounds, "split": wanted.kept.split}
+    elif wanted.backprop and manifest.levels and manifest.train == "lora":
+        more, tables["stld"], backprop_source = _backprop(manifest)
+        fields |= more
+    if wanted.forward_from:
+        tables["schedule"] = {"forward_from": wanted.forward_from}
+        backprop_source = f"{backprop_source}; alone at first: {SCHEDULES_TABLE}"
     fields |= tables
-    fitted = fit_to_bundle(job_of(fields), manifest, bundle_sha256)
+    fitted = fit_to_bundle(job_of(fields), manifest, about.bundle_sha256)
     return Settings(fields, fitted, forward_source, backprop_source)
+
+
+def _backprop(manifest: Manifest) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Return fields of the job, those of [stld], and where they are from."""
+    measured = BACKPROP_RUNS.get(manifest.task.kind)
+    if measured is None:
+        return {}, _kinds(manifest), _DEFAULTS
+    stld = {"steps": measured.steps, "batch_size": measured.batch_size, "learning_rate": measured.learning_rate}
+    return {"rounds": measured.rounds}, _kinds(manifest) | stld, f"{LEVELS_TABLE}: full on {measured.model}"
 
 
 def _kinds(manifest: Manifest) -> dict[str, Any]:

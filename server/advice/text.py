@@ -10,11 +10,17 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from server.advice.board import BoardAdvice, Done, Figure
+    from server.advice.schedules import Weighed
 
 
 def advice_text(boards: Sequence[BoardAdvice], head: str) -> str:
     """Return all boards' advice, one paragraph each, below a head line."""
     return "\n\n".join([head, *(_board(advice) for advice in boards)])
+
+
+def weighed_text(weighed: Weighed) -> str:
+    """Return a line about a schedule that was weighed for the job."""
+    return f"schedule: {weighed.what}, {'chosen' if weighed.is_chosen else 'not chosen'}: {weighed.because}"
 
 
 def _board(advice: BoardAdvice) -> str:

@@ -58,26 +58,18 @@ def _advise(args: argparse.Namespace) -> int:
     from edge_runtime.data.config import DataConfig
     from edge_runtime.data.rows import load
     from edge_runtime.files.atomic import write_atomically
-    from server.advice.board import advise
-    from server.advice.settings import job_text, settings_for
-    from server.advice.text import advice_text
-    from server.commands.advise_boards import boards_of, known_of
+    from server.advice.choice import choose
+    from server.advice.settings import About, job_text
+    from server.advice.text import advice_text, weighed_text
+    from server.commands.advise_boards import boards_of, known_of, levels_behind
 
     bundle = _bundle(args.model)
     rows = load(bundle, DataConfig(str(args.data)))
     tokens = max(map(len, rows.rows.tokens))
-    about = (bundle.manifest, bundle.sha256, args.name, str(args.data.resolve()), args.cohort)
+    about = About(bundle.manifest, bundle.sha256, args.name, str(args.data.resolve()), args.cohort)
     known = known_of(args, bundle.sha256)
-    boards = boards_of(args, known)
-    settings = settings_for(*about, backprop=True)
-    advices = [advise(board, settings, tokens) for board in boards]
-    if settings.backprop_source is not None and all(advice.level is None for advice in advices):
-        settings = settings_for(*about, backprop=False)  # no board of this fleet can use [stld]
-        reasons = [advice.because for advice in advices]
-        advices = [
-            msgspec.structs.replace(advise(board, settings, tokens), because=reason)
-            for board, reason in zip(boards, reasons, strict=True)
-        ]
+    choice = choose(about, boards_of(args, known), tokens, levels_behind(bundle))
+    settings, advices = choice.settings, choice.advices
     if args.write is not None:
         write_atomically(args.write, job_text(settings, _deadline_s(advices)).encode())
     manifest = bundle.manifest
@@ -85,7 +77,7 @@ def _advise(args: argparse.Namespace) -> int:
         f"{manifest.model.name}, {manifest.model.layers} layers, {manifest.task.kind}; {len(rows.rows)} rows, "
         f"the longest of {tokens} tokens"
     )
-    head = "\n".join([head, *map(_so_far, known.jobs)])
+    head = "\n".join([head, *map(_so_far, known.jobs), *map(weighed_text, choice.weighed)])
     if args.write is not None:
         head += f"\nwritten: {args.write}; start it with covey job submit {args.write} --bundle {args.model}"
     values = {
@@ -96,6 +88,7 @@ def _advise(args: argparse.Namespace) -> int:
         "longest_row_tokens": tokens,
         "jobs": known.jobs,
         "boards": msgspec.to_builtins(advices),
+        "schedules": msgspec.to_builtins(choice.weighed),
         "job": settings.fields,
         "written": None if args.write is None else str(args.write),
     }

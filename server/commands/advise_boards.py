@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
 
+    from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.bundle.levels import Level
     from edge_runtime.protocol.profile import Profile
     from server.advice.board import Board
 
@@ -84,6 +86,17 @@ def _pages(page: Callable[[str], dict[str, Any]]) -> Iterator[dict[str, Any]]:
         found = page(after)
         yield from ({**board, "fleet": found["fleet"]} for board in found["boards"])
         after = found["next_after"]
+
+
+def levels_behind(bundle: Bundle) -> dict[int, list[Level]]:
+    """Return the levels of a bundle's training graphs that begin behind a split, by split.
+
+    Raises:
+        BundleError: the bundle's list of these graphs is missing or not valid.
+    """
+    from edge_runtime.bundle.behind import find_behind
+
+    return {split: list(find_behind(bundle.path, bundle.manifest, split)) for split in bundle.manifest.splits}
 
 
 def _with_bundle(jobs: list[dict[str, Any]], bundle_sha256: str) -> list[dict[str, Any]]:

@@ -23,18 +23,18 @@ from edge_runtime.values import Name
 from server.bandit.options import BanditOptions
 from server.job.methods import expand
 from server.job.robust import Robust, check_robust
+from server.job.schedule import FROZEN_FRONT, TRAIN_LATER, spread
 from server.job.selector import EVERYONE, parse_selector
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-FROZEN_FRONT, _LATER = "frozen", "train-after:"
 _REPORT_OVERHEAD_BYTES = 512
 """Upper bound of a report's size without its scalars."""
 FEWEST_BACK_PERTURBATIONS = 2
 """Smallest P2 from which V2 can be estimated: one back direction shows no spread within its front direction."""
 BackPerturbations = Annotated[int, msgspec.Meta(ge=1, le=MAX_PERTURBATIONS)]
-Front = Annotated[str, msgspec.Meta(pattern=f"^(train|{FROZEN_FRONT}|{_LATER}[0-9]{{1,7}})$")]
+Front = Annotated[str, msgspec.Meta(pattern=f"^(train|{FROZEN_FRONT}|{TRAIN_LATER}[0-9]{{1,7}})$")]
 
 
 class JobPrivacy(Privacy, frozen=True, forbid_unknown_fields=True):
@@ -179,8 +179,8 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def frozen_rounds(self) -> int:
         """Number of rounds, from the first one, in which the front is frozen; ``rounds`` where it always is."""
-        if self.front is not None and self.front.startswith(_LATER):
-            return min(int(self.front.removeprefix(_LATER)), self.rounds)
+        if self.front is not None and self.front.startswith(TRAIN_LATER):
+            return min(int(self.front.removeprefix(TRAIN_LATER)), self.rounds)
         return self.rounds if self.front == FROZEN_FRONT else 0
 
     def counted_examples(self, examples: int) -> int:
@@ -215,7 +215,7 @@ def read_job(path: Path) -> Job:
     Raises:
         ConfigError: the file is missing or not TOML, a field is unknown or wrong, or two fields contradict each other.
     """
-    job = read_toml(path, Job, _with_method)
+    job = read_toml(path, Job, _prepared)
     _check(str(path), job)
     return msgspec.structs.replace(job, eval_file=str(path.resolve().parent / job.eval_file))
 
@@ -228,7 +228,7 @@ def job_of(table: dict[str, Any]) -> Job:
     """
     hint = "correct it; docs/configuration.md lists every field"
     with wall(lambda cause: ConfigError(f"the job: {with_nearest(cause, Job)}", hint)):
-        job = msgspec.convert(_with_method(table), Job)
+        job = msgspec.convert(_prepared(table), Job)
     _check("the job", job)
     return job
 
@@ -332,8 +332,9 @@ def _check_bandit(path: str, job: Job, bandit: JobBandit) -> None:
         )
 
 
-def _with_method(table: dict[str, Any]) -> dict[str, Any]:
-    """Fill in the fields of [step] that the job's method fixes, and its defaults."""
+def _prepared(table: dict[str, Any]) -> dict[str, Any]:
+    """Replace [schedule] by its older spellings, and fill in what the job's method says of [step]."""
+    table = spread(table)
     step = table.get("step", {})
     if not isinstance(step, dict):
         return table  # decoding checks the types next

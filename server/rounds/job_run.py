@@ -242,13 +242,16 @@ class JobRun:
         devices = self.devices()
         index, out = len(self.chain.closed), self._exclusions.reasons
         eligible = [name for name in self._planner.eligible(devices, index, self._clock()) if name not in out]
-        if len(eligible) < needed:
+        early = self._planner.early(devices, index)
+        # Devices that begin in a later round are there as well; only a round's reports must come from the others.
+        online = len(eligible) + len(early.keys() - out.keys())
+        if online >= needed:
+            online, needed = len(eligible), min(needed, self._job.min_reports)
+        if online < needed:
             waiting = events.Waiting(
-                online=len(eligible),
+                online=online,
                 needed=needed,
-                ineligible=self._planner.early(devices, index)
-                | ineligible(devices)
-                | {name: out[name] for name in sorted(out) if name in devices},
+                ineligible=early | ineligible(devices) | {name: out[name] for name in sorted(out) if name in devices},
                 resting=resting(devices, self._clock()),
             )
             self._looks.was_in_vain(len(self._roster.devices), self._clock())

@@ -54,7 +54,8 @@ def test_a_hybrid_fleet_learns_agrees_and_resumes_to_the_same_hash(leveled: Bund
 
 
 def test_backprop_devices_train_alone_before_forward_only_ones_join(leveled: Bundle, tmp_path: Path) -> None:
-    rules: dict[str, Any] = {"stld": {"forward_from": 2}, "min_reports": 2, "min_devices": 2}
+    # All four must be there before the first round, also those that begin later.
+    rules: dict[str, Any] = {"stld": {"forward_from": 2}, "min_reports": 2, "min_devices": 4}
     whole = run_fleet(tmp_path / "whole", leveled, **rules)
     with pytest.raises(JobError, match="was stopped"):
         run_fleet(tmp_path / "stopped", leveled, 5, **rules)

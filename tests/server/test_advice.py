@@ -138,7 +138,7 @@ def test_memory_decides_between_full_depth_fewer_layers_and_forward_passes(
     frozen = found[2]["frozen_front"]
     assert 0 < frozen["value"] < found[2]["seconds"]["value"]  # 1 ms a token and graph: 128 back passes, no front
     assert frozen["value"] == pytest.approx(found[2]["seconds"]["value"] * 128 / 130, rel=1e-3)
-    assert 'front = "frozen"' in frozen["source"]
+    assert 'train_front_from = "never"' in frozen["source"]
     assert found[0]["frozen_front"] is None
     assert any("1.5 times the forward passes" in lack for lack in found[2]["lacks"])
     for board in found:
