@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edge_runtime.bundle.layout import Parameter
+    from edge_runtime.bundle.manifest import TaskKind
     from export.source.folder import ModelFolder
 
 
@@ -42,6 +43,21 @@ def levels_of(shares: Sequence[float], tops: Sequence[int], n_layers: int) -> li
                 f"--levels top:{top}: the model has {n_layers} layers", f"choose from top:1 to top:{n_layers}"
             )
     return ascending([*level_counts(shares, n_layers), *map(top_level, tops)])
+
+
+def default_splits(task: TaskKind, tops: Sequence[int], n_layers: int) -> list[int]:
+    """Return the splits of a bundle for which none were asked: what was best where it was measured (docs/results.md).
+
+    With a head of its own, the head alone is the back block; other tasks begin it after two thirds of the layers. Each
+    top level gets the split below it, so that devices can train it behind a kept front.
+
+    Args:
+        task: the task.
+        tops: numbers of layers that top levels train.
+        n_layers: the model's layers.
+    """
+    back = n_layers if task == "classify-head" else max(1, round(n_layers * 2 / 3))
+    return sorted({back, *(n_layers - top for top in tops if 1 <= top < n_layers)})
 
 
 def check_alike(folder: ModelFolder, parameters: Sequence[Parameter], difference: str | None) -> None:

@@ -57,8 +57,8 @@ def _add_task_options(parser: argparse.ArgumentParser) -> None:
 def _add_graph_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split",
-        required=True,
-        help="layers at which the back block begins, e.g. 5 or 3,4,5; with the number of layers it is the head alone",
+        help="layers at which the back block begins, e.g. 5 or 3,4,5; with the number of layers it is the head alone "
+        "(default: that for classify-head, two thirds of the layers for other tasks; and below each top level)",
     )
     parser.add_argument(
         "--levels",
@@ -236,14 +236,14 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise ConfigError(f"--lora-init {args.lora_init[0]!r}: unknown", "as in --lora-init activations rows.jsonl")
     if args.lora_init and args.train == "full":
         raise ConfigError("--lora-init is about LoRA, and --train full has none", "leave one of them out")
-    numbers("--split", args.split)
+    numbers("--split", args.split or "1")
     numbers("--lora-layers", args.lora_layers or "0")
     levels("--levels", args.levels or ["1.0"])
 
 
 def _options(args: argparse.Namespace, folder: ModelFolder) -> ExportOptions:
     """Return the options that the flags ask for."""
-    from export.bundle.level_checks import levels_of
+    from export.bundle.level_checks import default_splits, levels_of
     from export.bundle.options import ExportOptions
     from export.model.lora import DEFAULT_TARGETS
     from export.model.options import BaseOptions, LoraOptions, TaskOptions
@@ -267,13 +267,15 @@ def _options(args: argparse.Namespace, folder: ModelFolder) -> ExportOptions:
         seed=args.seed,
         activations=Path(args.lora_init[1]) if args.lora_init else None,
     )
+    shares, tops = levels("--levels", args.levels) if args.levels else ([], [])
+    split = numbers("--split", args.split) if args.split else default_splits(args.task, tops, folder.layers)
     return ExportOptions(
         task,
         lora if args.train == "lora" else None,
-        splits=sorted(set(numbers("--split", args.split))),
+        splits=sorted(set(split)),
         runtimes=["onnxruntime", "executorch"] if "executorch" in args.runtime else ["onnxruntime"],
         max_batch=args.max_batch,
-        levels=levels_of(*levels("--levels", args.levels), folder.layers) if args.levels else [],
+        levels=levels_of(shares, tops, folder.layers) if args.levels else [],
         recompute=args.recompute,
         rescale=args.rescale,
         decode=args.decode,

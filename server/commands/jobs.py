@@ -109,19 +109,24 @@ def _submit(args: argparse.Namespace) -> int:
 
     job.toml's eval_file and the bundle are read by the server: they must stay where they are.
     """
-    from msgspec import to_builtins
+    from server.advice.left_open import leaves_open
+    from server.job.job import read_job_table
 
-    from server.job.job import read_job
-
+    table = read_job_table(args.job)
     body = {
-        "job": to_builtins(read_job(args.job)),
+        "job": table,
         "bundle": str(args.bundle.resolve()),
         "after": args.after,
         "priority": args.priority,
         "allow_absent": args.allow_absent,
     }
     answer = ask(args, "POST", "/jobs", body)
-    output.emit(args, answer, f"job {answer['job']} is {answer['state']}; follow it: covey job watch {answer['job']}")
+    text = f"job {answer['job']} is {answer['state']}; follow it: covey job watch {answer['job']}"
+    if leaves_open(table):
+        text += (
+            "\n  it leaves open how devices train: where that was measured for such a bundle, the server's log has it"
+        )
+    output.emit(args, answer, text)
     return 0
 
 

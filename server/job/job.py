@@ -220,6 +220,17 @@ def read_job(path: Path) -> Job:
     return msgspec.structs.replace(job, eval_file=str(path.resolve().parent / job.eval_file))
 
 
+def read_job_table(path: Path) -> dict[str, Any]:
+    """Read the content of ``job.toml``, as it was written; ``eval_file`` becomes an absolute path.
+
+    Raises:
+        ConfigError: as read_job.
+    """
+    job = read_job(path)
+    table: dict[str, Any] = msgspec.toml.decode(path.read_bytes())
+    return table | {"eval_file": job.eval_file}
+
+
 def job_of(table: dict[str, Any]) -> Job:
     """Read a job from the content of job.toml, whose ``eval_file`` is an absolute path.
 

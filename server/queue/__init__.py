@@ -2,7 +2,7 @@
 
 Decides in one thread, which also reads the devices' messages; others hand their wishes in.
 
-May import: rounds, rollouts, fleet, views, trust, storage, job, events, errors; of edge_runtime: bundle, protocol,
-values, errors.
+May import: advice, rounds, rollouts, fleet, views, trust, storage, job, events, errors; of edge_runtime: bundle,
+    protocol, values, errors.
 Must never come in: HTTP, SQL, the making of engines and transports.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,12 @@ from edge_runtime.data.rows import load_rows
 from edge_runtime.engines.choose import Engines
 from edge_runtime.forward_only.slices import replay_in_turn
 from edge_runtime.fronts.frozen_predictor import FrozenPredictor
+from server.advice.left_open import filled, sources
 from server.compose import compose_run, enter
 from server.errors import JobError
 from server.evaluation import BackgroundEvaluator, evaluate
 from server.job.fitted import FittedJob, fit_to_bundle
-from server.job.job import Job, read_job
+from server.job.job import Job, job_of, read_job, read_job_table
 from server.queue.supervisor import Prepared
 from server.ray_work.evaluating import evaluate_on
 from server.ray_work.replaying import replayed_on
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from server.storage.records import JobRecord
     from server.trust.releases import ReleaseBook
 
+_LOG = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class LoadedJob:
@@ -68,7 +72,7 @@ class LoadedJob:
 
 
 def load_job(path: Path, bundle_path: Path) -> tuple[FittedJob, Bundle]:
-    """Read a job and its bundle, and check that they fit.
+    """Read a job and its bundle, and check that they fit; measured settings are filled in where the job has none.
 
     Raises:
         ConfigError: the job is wrong or does not fit the bundle; the message names the field.
@@ -76,7 +80,12 @@ def load_job(path: Path, bundle_path: Path) -> tuple[FittedJob, Bundle]:
     """
     bundle = open_bundle(bundle_path)
     verify_files(bundle)
-    return fit_to_bundle(read_job(path), bundle.manifest, bundle.sha256), bundle
+    job, table = read_job(path), read_job_table(path)
+    table, measured = filled(table, bundle)
+    if measured is not None:
+        job = job_of(table)
+        _LOG.info("job %s: %s", job.name, sources(measured))
+    return fit_to_bundle(job, bundle.manifest, bundle.sha256), bundle
 
 
 def load(fitted: FittedJob, bundle: Bundle, threads: int) -> LoadedJob:

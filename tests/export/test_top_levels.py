@@ -23,7 +23,7 @@ from edge_runtime.engines.golden import check_golden
 from edge_runtime.errors import BundleError, ConfigError, TrainingError
 from edge_runtime.profiling.measure import ProfileOptions, measure_orders
 from edge_runtime.profiling.worker import measure
-from export.bundle.level_checks import levels_of
+from export.bundle.level_checks import default_splits, levels_of
 from export.commands.lists import levels as levels_in
 from export.errors import ExportError
 from server.cli import main
@@ -222,3 +222,10 @@ def test_executorch_agrees(tiny_export: Callable[..., Bundle], kind: str, task: 
         assert (there == ~np.isnan(outs[1])).all()
         assert np.abs(outs[0][there]).max() > 1e-3
         assert np.abs(outs[0] - outs[1])[there].max() <= 1e-4 * max(0.1, np.abs(outs[0][there]).max())
+
+
+def test_without_a_split_the_back_block_is_what_was_best_and_each_top_level_has_its_own() -> None:
+    assert default_splits("classify-head", [], 6) == [6]
+    assert default_splits("classify-head", [3, 6], 6) == [3, 6]
+    assert default_splits("classify-prompt", [], 30) == [20]
+    assert default_splits("causal-lm", [7], 1) == [1]
