@@ -34,7 +34,7 @@ ONE_OF_EACH: dict[str, Any] = {
     "adaptive": {},
     "bandit": {},
     "privacy": {"clip": 1.0, "noise_multiplier": 1.0},
-    "robust": {"max_examples": 5},
+    "robust": {"quarantine_after": 3},
 }
 
 
@@ -49,9 +49,9 @@ def test_every_field_of_a_job_is_of_one_kind() -> None:
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_job_that_says_how_stays_as_it_is(at_head: Bundle, name: str) -> None:
-    table = PLAIN | {"weighting": "uniform", name: ONE_OF_EACH[name]}
+    table = PLAIN | {name: ONE_OF_EACH[name]}
     assert filled(table, at_head) == (table, None)
-    assert job_of(table) is not None  # the example is a job
+    assert job_of(table | {"weighting": "uniform"}) is not None  # the example is a job
 
 
 def test_a_head_gets_what_was_measured_for_heads(at_head: Bundle) -> None:
