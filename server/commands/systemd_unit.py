@@ -80,6 +80,7 @@ def unit_text(options: ServeOptions, user: str) -> str:
         ("--ledger", options.ledger, None),
         ("--workers", options.ray and options.ray.workers, None),
         ("--ray-address", options.ray and options.ray.address, None),
+        ("--report-connections", options.report_connections, 1),
         ("--mosquitto", options.mosquitto and options.mosquitto.resolve(), None),
     ):
         if value != default:

@@ -56,6 +56,10 @@ class Relay:
         """Pass on what comes over new connections; the silent ones stay silent."""
         self._is_silent = False
 
+    def lead_to(self, target: int) -> None:
+        """Pass new connections on to another port of this machine."""
+        self._target = target
+
     def cut(self) -> None:
         """End all connections; new ones are passed on."""
         pairs, self._pairs = self._pairs, []
