@@ -4,8 +4,8 @@
 
 mosquitto is a process of its own, with the limits that ``covey fleet mosquitto`` writes. A member publishes reports to
 it at once; the server's connections go through a link that delays each direction by ``--delay-ms`` (0: by nothing). The
-time is that from the first report which arrives to the last one; ``cpu_ms`` is the CPU time of this process, with publisher,
-link and server's connections, for a report. The runs of all numbers of connections take turns; medians count.
+time is that from the first report which arrives to the last one; ``cpu_ms`` is the CPU time of this process for a
+report: publisher, link and the server's connections. All numbers of connections take turns; medians count.
 """
 
 from __future__ import annotations
@@ -91,7 +91,6 @@ def measure(numbers: Sequence[int], reports: int, delay_s: float, runs: int = 1)
 
 def _run(near: BrokerAddress, far: BrokerAddress, number: int, reports: int, token: str) -> tuple[float, float]:
     """Return the reports a second of one run, and its CPU seconds."""
-
     came: set[int] = set()  # connections that have brought a message
 
     def connect(index: int, hand_to: Callable[[Event], None]) -> MqttTransport:

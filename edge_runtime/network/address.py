@@ -35,7 +35,7 @@ class BrokerAddress(msgspec.Struct, frozen=True):
         return (msgspec.structs.replace(self, others=()), *self.others)
 
     def begun_at(self, number: int) -> BrokerAddress:
-        """Return the same nodes in a fixed order that begins at one of them: so several connections spread over them."""
+        """Return the same nodes in a fixed order that begins at one of them, so that several connections spread."""
         nodes = self.nodes()
         first, *others = nodes[number % len(nodes) :] + nodes[: number % len(nodes)]
         return msgspec.structs.replace(first, others=tuple(others), in_order=True)

@@ -113,8 +113,8 @@ class ReportGroup(WrappedTransport):
 
 def _say_that_it_lacks_groups() -> None:
     _LOG.warning(
-        "this broker does not hand messages to groups of subscribers (shared subscriptions): all reports come through one "
-        "connection, and nothing is lost; use a broker that has them, as mosquitto, EMQX and HiveMQ do, or start without "
+        "this broker does not hand messages to groups of subscribers (shared subscriptions): all reports come through "
+        "one connection, and nothing is lost; use a broker that has them, as mosquitto and EMQX do, or start without "
         "--report-connections"
     )
 

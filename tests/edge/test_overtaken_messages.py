@@ -82,7 +82,7 @@ def test_a_state_that_overtakes_a_report_and_one_connection_change_nothing() -> 
 
 
 @pytest.mark.parametrize("is_forgotten", [False, True])
-def test_a_speaker_that_was_forgotten_is_not_believed_again(is_forgotten: bool) -> None:  # noqa: FBT001 pytest
+def test_a_speaker_that_was_forgotten_is_not_believed_again(is_forgotten: bool) -> None:
     """After its release from quarantine a name's old reports could be replayed beneath the first new one."""
     fleet = fleet_of("pi")
     signer, verifier = fleet.signer("pi", "boot"), server_of(fleet)

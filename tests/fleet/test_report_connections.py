@@ -11,6 +11,10 @@ from fleets import Fleet, has_mosquitto, mosquitto, wait_for, write_job
 from relay import relay_to
 from trusted import TrustedFleet, broker
 
+from server.storage.ledger import Ledger
+from server.storage.ledger_address import LEDGER_FILE
+from server.storage.queries import attempts_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -50,7 +54,18 @@ def submit(fleet: Fleet, rounds: int) -> None:
 
 
 def swarm(fleet: Fleet, address: str, *flags: str) -> Process:
-    arguments = ["swarm", "--broker", address, "--devices", str(DEVICES), "--processes", "1", *flags, "--format", "json"]
+    arguments = [
+        "swarm",
+        "--broker",
+        address,
+        "--devices",
+        str(DEVICES),
+        "--processes",
+        "1",
+        *flags,
+        "--format",
+        "json",
+    ]
     return fleet._start("server.cli", arguments, "swarm")
 
 
@@ -90,8 +105,9 @@ def test_rounds_lose_nothing_though_connections_are_cut_and_the_server_is_killed
         found = result(running)
         assert further(fleet.root / "broker" / "mosquitto.log") == {"1", "2"}
         assert "does not hand messages" not in server.stderr.read_text() + again.stderr.read_text()
-    rounds = fleet.covey("job", "show", "load")["rounds"]
-    assert [one["reports"] for one in rounds] == [DEVICES] * ROUNDS, "none lost, none counted twice"
+    with contextlib.closing(Ledger(fleet.state_dir / LEDGER_FILE, read_only=True)) as ledger:
+        closed = [attempt for attempt in attempts_of(ledger, "load") if attempt.state == "aggregated"]
+    assert [(one.index, one.reports) for one in closed] == [(index, DEVICES) for index in range(ROUNDS)]
     assert found["lost_reports"] == found["lost_connections"] == found["messages_refused"] == 0
     assert found["reports"]["taken"] >= DEVICES * (ROUNDS - 1)
     assert set(found["reports"]) <= {"taken", "duplicate", "late"}
@@ -114,16 +130,3 @@ def test_members_report_through_mosquitto_with_the_access_list_that_is_written(t
         assert "does not hand messages" not in server.stderr.read_text()
     assert found["reports"] == {"taken": DEVICES * ROUNDS}
     assert found["lost_reports"] == found["messages_refused"] == 0
-
-
-def test_the_servers_own_broker_has_no_groups_and_the_job_runs_all_the_same(
-    trusted: TrustedFleet,
-) -> None:
-    server = trusted.open("--report-connections", "2")
-    members = ("--members", str(trusted.root / "members"))
-    trusted.covey("swarm", "--make-members", "--devices", str(DEVICES), *members)
-    submit(trusted, 2)
-    running = swarm(trusted, f"mqtts://127.0.0.1:{trusted.said['mqtt_port']}", *members)
-    wait_for(lambda: ended(server), "end of the job")
-    assert result(running)["reports"] == {"taken": 2 * DEVICES}
-    assert server.stderr.read_text().count("does not hand messages to groups") == 1
