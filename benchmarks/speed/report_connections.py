@@ -1,25 +1,30 @@
 """How many reports a second reach a server over one connection to its broker, and over several that share them.
 
-    python -m benchmarks.speed.report_connections [--connections 1,2,4] [--reports 3000] [--delay-ms 50] [--runs 3]
+    python -m benchmarks.speed.report_connections [--broker embedded] [--connections 1,3] [--reports 3000]
+        [--delay-ms 100] [--runs 3]
 
-mosquitto is a process of its own, with the limits that ``covey fleet mosquitto`` writes. A member publishes reports to
-it at once; the server's connections go through a link that delays each direction by ``--delay-ms`` (0: by nothing). The
-time is that from the first report which arrives to the last one; ``cpu_ms`` is the CPU time of this process for a
-report: publisher, link and the server's connections. All numbers of connections take turns; medians count.
+The broker is a process of its own: Covey's own, which keeps to 100 messages under way on a connection, or mosquitto,
+with the limits that ``covey fleet mosquitto`` writes. A member publishes reports to it at once; the server's
+connections go through a link that delays each direction by ``--delay-ms`` (0: by nothing). The time is that from the
+first report which arrives to the last one; ``cpu_ms`` is the CPU time of this process for a report: publisher, link and
+the server's connections. All numbers of connections take turns; medians count.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.provenance import provenance
-from benchmarks.workers.fleet_services import broker, mosquitto_version
+from benchmarks.workers.fleet_services import broker as mosquitto
+from benchmarks.workers.fleet_services import mosquitto_version
 from benchmarks.workers.slow_link import slow_link
 from edge_runtime.network.address import parse_broker
 from edge_runtime.network.mqtt import MqttTransport
@@ -27,9 +32,10 @@ from edge_runtime.network.transport import Message
 from edge_runtime.protocol.topics import topic_for
 from server.serving.broker_access import hands_reports_to_groups
 from server.serving.report_group import ReportGroup
+from server.web.broker import EMBEDDED, open_broker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from edge_runtime.network.address import BrokerAddress
     from edge_runtime.network.transport import Event
@@ -42,19 +48,34 @@ _LOOK_S, _QUIET_S, _SILENT_S = 0.05, 2.0, 60.0
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the benchmark from the command line; None: this process's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--connections", default="1,2,4", help="numbers of connections (default: %(default)s)")
+    parser.add_argument("--broker", choices=("embedded", "mosquitto"), default="embedded", help="(%(default)s)")
+    parser.add_argument("--connections", default="1,3", help="numbers of connections (default: %(default)s)")
     parser.add_argument("--reports", type=int, default=3000, help="reports of a run (default: %(default)s)")
-    parser.add_argument("--delay-ms", type=float, default=50.0, help="delay of each direction (default: %(default)s)")
+    parser.add_argument("--delay-ms", type=float, default=100.0, help="delay of each direction (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=3, help="runs of each number (default: %(default)s)")
     args = parser.parse_args(argv)
     numbers = [int(number) for number in args.connections.split(",")]
-    results = measure(numbers, args.reports, args.delay_ms / 1000, args.runs)
+    results = measure(numbers, args.reports, args.delay_ms / 1000, args.runs, broker=args.broker)
     for one in results:
         print(json.dumps(one))
-    print(json.dumps({"by_connections": results, **provenance(**vars(args), broker=mosquitto_version())}))
+    settings = vars(args) | {"version": mosquitto_version() if args.broker == "mosquitto" else version("iotcore")}
+    print(json.dumps({"by_connections": results, **provenance(**settings)}))
 
 
-def measure(numbers: Sequence[int], reports: int, delay_s: float, runs: int = 1) -> list[dict[str, Any]]:
+@contextlib.contextmanager
+def _broker(kind: str) -> Iterator[int]:
+    """Run a broker until the block ends; yield its port."""
+    if kind == EMBEDDED:
+        with open_broker(EMBEDDED, "127.0.0.1", 0) as address:
+            yield address.port
+        return
+    with tempfile.TemporaryDirectory(prefix="covey-reports-") as folder, mosquitto(Path(folder), None) as (port, _):
+        yield port
+
+
+def measure(
+    numbers: Sequence[int], reports: int, delay_s: float, runs: int = 1, *, broker: str = EMBEDDED
+) -> list[dict[str, Any]]:
     """Return the medians of each number of connections, and the ratio of its rate to that of the first.
 
     Args:
@@ -62,16 +83,13 @@ def measure(numbers: Sequence[int], reports: int, delay_s: float, runs: int = 1)
         reports: reports of a run.
         delay_s: seconds that a byte takes between broker and server, in each direction.
         runs: runs of each number.
+        broker: ``embedded`` or ``mosquitto``.
 
     Raises:
         SystemExit: reports did not arrive, or arrived twice.
     """
     found: dict[int, list[tuple[float, float]]] = {number: [] for number in numbers}
-    with (
-        tempfile.TemporaryDirectory(prefix="covey-reports-") as folder,
-        broker(Path(folder), None) as (port, _),
-        slow_link(port, delay_s) as slow,
-    ):
+    with _broker(broker) as port, slow_link(port, delay_s) as slow:
         near, far = (parse_broker(f"mqtt://127.0.0.1:{one}") for one in (port, slow))
         for run in range(runs):
             for number in numbers:

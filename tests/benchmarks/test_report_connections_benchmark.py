@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from fleets import has_mosquitto
 
 from benchmarks.speed.report_connections import measure
 
 
-@pytest.mark.mosquitto
 @pytest.mark.timeout(300)
-@pytest.mark.skipif(not has_mosquitto(), reason="mosquitto is not installed: apt-get install mosquitto")
 def test_a_broker_that_is_far_away_hands_more_to_three_connections_than_to_one() -> None:
     """At most 100 messages are under way on a connection: 600 take 5 round trips of 200 ms at least over one."""
     one, three = measure([1, 3], 600, 0.1)

@@ -94,8 +94,8 @@ def test_rounds_lose_nothing_though_connections_are_cut_and_the_server_is_killed
         server.wait_event("serving")
         submit(fleet, ROUNDS)
         running = swarm(fleet, f"mqtt://127.0.0.1:{port}")
-        for closed, way in enumerate(ways, 1):  # in turn: the main connection is behind one of them
-            server.wait_event("round_closed", closed)
+        for number, way in enumerate(ways, 1):  # in turn: the main connection is behind one of them
+            server.wait_event("round_closed", number)
             way.cut()
         server.wait_event("round_closed", 4)
         server.popen.kill()
