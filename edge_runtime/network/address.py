@@ -19,6 +19,7 @@ class BrokerAddress(msgspec.Struct, frozen=True):
 
     Attributes:
         others: further addresses of the same broker, the nodes of a cluster; with the same user and password.
+        in_order: whether a member tries them in this order; else each draws its own.
     """
 
     host: str
@@ -27,10 +28,17 @@ class BrokerAddress(msgspec.Struct, frozen=True):
     username: str | None
     password: str | None
     others: tuple[BrokerAddress, ...] = ()
+    in_order: bool = False
 
     def nodes(self) -> tuple[BrokerAddress, ...]:
         """Return every address, each for itself."""
         return (msgspec.structs.replace(self, others=()), *self.others)
+
+    def begun_at(self, number: int) -> BrokerAddress:
+        """Return the same nodes in a fixed order that begins at one of them, so that several connections spread."""
+        nodes = self.nodes()
+        first, *others = nodes[number % len(nodes) :] + nodes[: number % len(nodes)]
+        return msgspec.structs.replace(first, others=tuple(others), in_order=True)
 
     def place(self, tls: TlsFiles | None) -> Place:
         """Return the broker as the other end of a connection, for causes."""

@@ -15,7 +15,8 @@ class BrokerNodes:
 
     Args:
         address: the broker, with its other addresses.
-        rng: draws the order, so that a fleet spreads over the nodes; None: the order is that of the address.
+        rng: draws the order, so that a fleet spreads over the nodes; None, or an address that is in order: the order is
+            that of the address.
 
     Attributes:
         now: the address that is used, or that is tried next.
@@ -23,7 +24,7 @@ class BrokerNodes:
 
     def __init__(self, address: BrokerAddress, rng: random.Random | None = None) -> None:
         self._nodes = list(address.nodes())
-        if rng is not None and len(self._nodes) > 1:
+        if rng is not None and not address.in_order and len(self._nodes) > 1:
             rng.shuffle(self._nodes)
         self.now = self._nodes[0]
 

@@ -1,5 +1,7 @@
 """Asks a broker whether messages really arrive: one that comes back to its sender, and one that the broker keeps.
 
+And whether it hands messages to groups of subscribers: a broker that does not may take such a subscription for a topic.
+
 A broker confirms a subscription and a message that its access list drops; what arrives is the proof.
 """
 
@@ -20,6 +22,8 @@ _TIMEOUT_S = 3.0
 class _Hearing(Conversation):
     """A conversation that keeps the messages which arrive."""
 
+    is_logged_in = False
+
     def __init__(self, address: BrokerAddress, identity: str, tls: TlsFiles | None, timeout_s: float) -> None:
         super().__init__(address, identity, tls, MQTTProtocolVersion.MQTTv311, timeout_s)
         self._heard: dict[str, bytes] = {}
@@ -28,11 +32,15 @@ class _Hearing(Conversation):
     def _on_message(self, _client: Any, _data: Any, message: Any) -> None:  # noqa: ANN401
         self._heard[message.topic] = bytes(message.payload)
 
-    def hear(self, topic: str, said: bytes | None) -> bytes | None:
-        """Subscribe to a topic, publish ``said`` there (None: nothing), and return the first message that arrives."""
+    def hear(self, topic: str, said: bytes | None, topic_filter: str | None = None) -> bytes | None:
+        """Subscribe to a topic, publish ``said`` there (None: nothing), and return the first message that arrives.
+
+        ``topic_filter`` is what is subscribed to; None: the topic.
+        """
         if self.log_in() is not None:
             return None
-        number = self._send("read", topic)
+        self.is_logged_in = True
+        number = self._send("read", topic_filter or topic)
         is_up = self._turn(lambda: number in self._answers)
         if is_up and self._answers.get(number) is False:
             if said is not None:
@@ -68,3 +76,28 @@ def kept_message(
     See comes_back.
     """
     return _Hearing(address, identity, tls, timeout_s).hear(topic, None) or None
+
+
+def hands_to_groups(
+    address: BrokerAddress,
+    identity: str,
+    tls: TlsFiles | None,
+    topic: str,
+    topic_filter: str,
+    timeout_s: float = _TIMEOUT_S,
+) -> bool | None:
+    """Return whether a message reaches a group of subscribers; None: the broker could not be asked.
+
+    See comes_back.
+
+    Args:
+        address: see comes_back.
+        identity: see comes_back.
+        tls: see comes_back.
+        topic: gets an empty message.
+        topic_filter: the group's filter, which the topic fits.
+        timeout_s: see comes_back.
+    """
+    hearing = _Hearing(address, identity, tls, timeout_s)
+    is_heard = hearing.hear(topic, b"", topic_filter) is not None
+    return is_heard if hearing.is_logged_in else None

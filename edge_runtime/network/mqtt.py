@@ -34,6 +34,8 @@ _ATTEMPT_S = 5.0
 _GOODBYE_S = 10.0
 _KEEP_ALIVE_TIMEOUT = 141
 _NO_MEMBER = "no-member"
+CONNECT_S = 60.0
+"""Seconds that a member's first connection may take."""
 NO_MEMBER_PAUSE_S = 1800.0
 """Seconds between two attempts of a device that was told that it is no member."""
 ThingT = TypeVar("ThingT")
@@ -53,6 +55,7 @@ class MqttTransport:
         ask_why: gets the cause of an attempt that failed, in paho's thread, and returns one that is known from
             elsewhere: that this is no member any more. It is believed, and the next attempt comes late; None: nothing
             is known.
+        hand_to: gets each event in place of ``receive``, in paho's thread; None: ``receive`` returns them.
 
     Raises:
         EnrolmentError: ``ask_why`` says that this is no member.
@@ -60,20 +63,22 @@ class MqttTransport:
         ConfigError: the TLS files cannot be used.
     """
 
-    def __init__(
+    def __init__(  # wide: members differ in all of it
         self,
         address: BrokerAddress,
         identity: str,
         *,
         will: Will | None = None,
         tls: TlsFiles | None = None,
-        connect_timeout_s: float = 60.0,
+        connect_timeout_s: float = CONNECT_S,
         keep_session: bool = True,
         rng: random.Random | None = None,
         ask_why: Callable[[Cause], Cause | None] = lambda _cause: None,
+        hand_to: Callable[[Event], None] | None = None,
     ) -> None:
         self._address, self._identity, self._tls = address, identity, tls
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._hand_on = self._inbox.put if hand_to is None else hand_to
         self._filters: list[str] = []
         self._ask_why = ask_why
         self._decided = threading.Event()  # logged in, or no member
@@ -135,7 +140,7 @@ class MqttTransport:
         self._up_since, self._logged, self._cause = time.monotonic(), {}, None
         for topic_filter in self._filters:
             self._ask_for(topic_filter)
-        self._inbox.put(Connected())
+        self._hand_on(Connected())
         self._decided.set()
 
     def _on_no_connection(self, error: BaseException) -> None:
@@ -205,7 +210,7 @@ class MqttTransport:
         limit_bytes = largest_packet_bytes(self._node, f"{self._identity}-check", self._tls)
         cause = given_up(self._place, len(head.payload), PATIENCE, limit_bytes)
         _LOG.error("gave up a message on %s: %s", head.topic, cause)
-        self._inbox.put(GivenUp(head.topic, bytes(head.payload), cause.finding, cause.remedy))
+        self._hand_on(GivenUp(head.topic, bytes(head.payload), cause.finding, cause.remedy))
 
     def _on_subscribe(self, _client: Any, _data: Any, number: int, reasons: Any, _properties: Any) -> None:  # noqa: ANN401
         is_refused = any(reason.is_failure for reason in reasons)
@@ -225,7 +230,7 @@ class MqttTransport:
         except UnicodeDecodeError:  # an error here would end paho's thread, or this connection again and again
             _LOG.warning("the broker sent a message on a topic that is no UTF-8; it is dropped")
             return
-        self._inbox.put(Message(topic, bytes(message.payload)))
+        self._hand_on(Message(topic, bytes(message.payload)))
 
     # -- Transport ----------------------------------------------------------------------------------------------
 
@@ -243,6 +248,11 @@ class MqttTransport:
         """See Transport."""
         self._filters.append(topic_filter)
         self._ask_for(topic_filter)
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        """End a subscription, also for later connections; what the broker has sent already still arrives."""
+        self._filters.remove(topic_filter)
+        self._client.unsubscribe(topic_filter)
 
     def _ask_for(self, topic_filter: str) -> None:
         if self._asked.enter(self._client.subscribe(topic_filter, qos=_QOS)[1], topic_filter):

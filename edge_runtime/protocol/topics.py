@@ -63,6 +63,11 @@ def servers_topic(fleet: str) -> str:
     return f"{TOPIC_ROOT}/{fleet}/servers"
 
 
+def shared_filter(group: str, topic_filter: str) -> str:
+    """Return the filter by which the members of a group subscribe: a broker hands each message to one of them."""
+    return f"$share/{group}/{topic_filter}"
+
+
 def device_of(topic_name: str) -> str:
     """Return the device in a topic.
 

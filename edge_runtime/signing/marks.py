@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import logging
-from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -36,17 +36,29 @@ class Mark:
         session: the session of the last one.
         will_taken: whether the last will was accepted after it.
         recent: the last numbers that were accepted, ascending.
+        floor: numbers up to this one may have been accepted, and are remembered no more.
     """
 
     key_id: bytes
     sequence: int
     session: str | None
     will_taken: bool = False
-    recent: deque[int] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    recent: list[int] = field(default_factory=list)
+    floor: int = -1
 
     def is_repeated(self, sequence: int) -> bool:
         """Whether a number below the highest was accepted before, or is too old to tell."""
         return not self.recent or sequence < self.recent[0] or sequence in self.recent
+
+    def is_unheard(self, sequence: int) -> bool:
+        """Whether a number was certainly not accepted before, whatever was accepted after it."""
+        return sequence > self.floor and sequence not in self.recent
+
+    def remember(self, sequence: int) -> None:
+        """Enter that a number was accepted."""
+        bisect.insort(self.recent, sequence)
+        if len(self.recent) > _REMEMBERED:
+            self.floor = self.recent.pop(0)
 
 
 class HeardHello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

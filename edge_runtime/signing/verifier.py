@@ -83,7 +83,8 @@ class Verifier:
     - the topic is one of the fleet's, and its payload is an envelope;
     - a key of the topic's speaker has signed fleet, topic, session, answers, number and body;
     - it answers this listener's session. A hello answers none: it is for all, and retained;
-    - its number is higher than that of the last accepted message on this topic.
+    - its number is higher than that of the last accepted message on this topic; or its kind is in ``overtaken``, and it
+      is of the same start of its speaker and was not accepted before.
 
     A last will is signed before the connection and sent by the broker at any time: its number is low, and it answers
     nobody. It is believed if it belongs to the session of the speaker's last accepted state, once after each state.
@@ -94,6 +95,9 @@ class Verifier:
         session: this process's; see signer.Signer.
         keys: who may sign with which key.
         hello_file: keeps the last hello's number over restarts; None: it is not kept (the server hears no hello).
+
+    Attributes:
+        overtaken: kinds of messages that come over several connections, so that one may overtake another.
     """
 
     def __init__(
@@ -103,6 +107,8 @@ class Verifier:
         self._keys, self._hello_file = keys, hello_file
         self._marks: dict[str, Mark] = {}  # by topic: each has one speaker
         self._sessions: dict[str, Mark] = {}  # by speaker: its newest message on any topic
+        self._forgotten: set[str] = set()  # speakers of whom more was accepted than their marks know
+        self.overtaken: frozenset[str] = frozenset()
         if hello_file is not None and hello_file.heard is not None:
             heard = hello_file.heard
             # One below: the same hello is accepted once more, since this process has not heard it yet.
@@ -116,6 +122,7 @@ class Verifier:
     def forget(self, speaker: str) -> None:
         """Forget how far a speaker was heard: another of its machines is to be heard. For the checking thread."""
         self._sessions.pop(speaker, None)
+        self._forgotten.add(speaker)
         for topic in [topic for topic in self._marks if self._speaker_of(topic) == speaker]:
             del self._marks[topic]
 
@@ -167,13 +174,18 @@ class Verifier:
             detail = f"it answers the session {envelope.answers}, and this one is {self.session}"
             return Refused(Reason.STALE, detail, route, envelope.role)
         mark = self._valid(route, self._marks.get(topic))
-        if mark is None or envelope.sequence > mark.sequence:
+        if mark is None or envelope.sequence > mark.sequence or self._was_overtaken(route, envelope, mark):
             return None
         detail = f"its number is {envelope.sequence}, and {mark.sequence} was accepted"
         if mark.recent and envelope.sequence == mark.sequence:
             return Refused(Reason.DUPLICATE, detail, route, envelope.role)
         reason = Reason.REPLAYED if mark.is_repeated(envelope.sequence) else Reason.REORDERED
         return Refused(reason, detail, route, envelope.role, envelope.body)
+
+    def _was_overtaken(self, route: Route, envelope: Envelope, mark: Mark) -> bool:
+        """Whether a message is late because another connection brought a later one first."""
+        is_of_this_start = envelope.session == mark.session
+        return route.kind in self.overtaken and is_of_this_start and mark.is_unheard(envelope.sequence)
 
     def _check_will(self, topic: str, route: Route, envelope: Envelope) -> Refused | None:
         if route.kind != "state":
@@ -199,9 +211,11 @@ class Verifier:
             return
         if mark is None:
             mark = self._marks[topic] = Mark(envelope.key_id, envelope.sequence, envelope.session)
-        mark.key_id, mark.sequence, mark.session = envelope.key_id, envelope.sequence, envelope.session
-        mark.will_taken = False
-        mark.recent.append(envelope.sequence)
+            mark.floor = envelope.sequence if route.speaker in self._forgotten else mark.floor
+        if envelope.sequence >= mark.sequence:  # else it was overtaken
+            mark.key_id, mark.sequence, mark.session = envelope.key_id, envelope.sequence, envelope.session
+            mark.will_taken = False
+        mark.remember(envelope.sequence)
         newest = self._valid(route, self._sessions.get(route.speaker))
         if newest is None or envelope.sequence > newest.sequence:
             self._sessions[route.speaker] = Mark(envelope.key_id, envelope.sequence, envelope.session)

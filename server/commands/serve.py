@@ -52,6 +52,7 @@ def add_addresses(parser: argparse.ArgumentParser) -> None:
         default="embedded",
         help="embedded (default), mqtt://host:1883 or mqtts://host:8883; a cluster: mqtt://a:1883,b:1883",
     )
+    _add_report_connections(parser)
     parser.add_argument("--fleet", default="default", help="name of the fleet (default: %(default)s)")
     parser.add_argument(
         "--listen",
@@ -102,6 +103,17 @@ def add_addresses(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="with --sign-key: believe only devices that have a file NAME.pem there (public key or certificate)",
+    )
+
+
+def _add_report_connections(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--report-connections",
+        type=int,
+        default=1,
+        metavar="N",
+        help="connections to the broker that share the reports, where it has shared subscriptions: for clusters, and "
+        "for brokers that are far away (default: %(default)s, for everything)",
     )
 
 
@@ -202,7 +214,19 @@ def options_of(args: argparse.Namespace) -> ServeOptions:
         standby=args.standby,
         blobs=args.blobs,
         ray=ray_of(args),
+        report_connections=_report_connections(args.report_connections),
     )
+
+
+def _report_connections(count: int) -> int:
+    from server.serving.report_group import MOST
+
+    if not 1 <= count <= MOST:
+        raise ConfigError(
+            f"--report-connections {count} cannot be",
+            f"give a number from 1, which is one connection for everything, to {MOST}",
+        )
+    return count
 
 
 def _origin(url: str) -> str:

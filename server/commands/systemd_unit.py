@@ -60,6 +60,7 @@ def unit_text(options: ServeOptions, user: str) -> str:
     for flag, value, default in (
         ("--fleet", options.fleet, "default"),
         ("--broker", options.broker, EMBEDDED),
+        ("--report-connections", options.report_connections, 1),
         ("--listen", options.listen, default_listen(options.state_dir)),
         ("--mqtt-port", options.mqtt_port, default_mqtt_port(options.state_dir)),
         ("--http-port", options.http_port, 8080),

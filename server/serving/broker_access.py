@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from typing import TYPE_CHECKING
 
 from edge_runtime.network.access import check_access
-from edge_runtime.network.echo import comes_back
+from edge_runtime.network.echo import comes_back, hands_to_groups
 from edge_runtime.network.message_size import check_size
-from edge_runtime.protocol.topics import hello_topic, servers_topic, topic_for
+from edge_runtime.protocol.topics import hello_topic, servers_topic, shared_filter, topic_for
 from server.job.largest_message import largest_message_bytes
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _READS: Sequence[Kind] = ("birth", "state", "profile", "report", "log", "released", "predicted")
 _WRITES: Sequence[Kind] = ("plan", "report/ack", "log/get", "release", "predict")
+_GROUP_S = 5.0
+"""Seconds for login, subscription and message, each, when a broker is asked whether it hands messages to groups."""
 _NOBODY = "covey-check"
 """Stands for a device in what the server tries to publish."""
 
@@ -57,6 +60,19 @@ def hears_itself(address: BrokerAddress, fleet: str, tls: TlsFiles | None) -> bo
         ConfigError: the TLS files are wrong.
     """
     return comes_back(address, f"covey-server-{fleet}-echo", tls, servers_topic(fleet))
+
+
+def hands_reports_to_groups(address: BrokerAddress, fleet: str, tls: TlsFiles | None) -> bool | None:
+    """Return whether the broker hands reports to a group of subscribers; None: it could not be asked.
+
+    It is asked with an empty report of no device, and with a group of one member, which nobody else is in.
+
+    Raises:
+        ConfigError: the TLS files are wrong.
+    """
+    identity = f"covey-server-{fleet}-group-{secrets.token_hex(8)}"
+    topic, topic_filter = topic_for(fleet, _NOBODY, "report"), shared_filter(identity, topic_for(fleet, "+", "report"))
+    return hands_to_groups(address, identity, tls, topic, topic_filter, _GROUP_S)
 
 
 def require_size(address: BrokerAddress, fleet: str, tls: TlsFiles | None, job: Job) -> None:

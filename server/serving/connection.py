@@ -10,9 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edge_runtime.network.mqtt import MqttTransport
+from edge_runtime.network.mqtt import CONNECT_S, MqttTransport
+from edge_runtime.protocol.topics import topic_for
 from server.fleet.other_servers import ANSWER_S, Myself, OtherServers
-from server.serving.broker_access import require_size, server_access
+from server.serving.broker_access import hands_reports_to_groups, require_size, server_access
+from server.serving.report_group import ReportGroup
 from server.serving.security import broker_files, signing_member
 from server.web.broker import EMBEDDED, open_broker
 from server.web.tls_front import tls_front
@@ -21,13 +23,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from edge_runtime.network.address import BrokerAddress, TlsFiles
-    from edge_runtime.network.transport import Transport
+    from edge_runtime.network.transport import Event, Transport
     from edge_runtime.signing.transport import SignedTransport
     from server.job.job import Job
     from server.serving.options import ServeOptions
     from server.serving.security import Security
 
 _LOG = logging.getLogger(__name__)
+_FURTHER_S = 10.0
+"""Seconds that each further connection for reports may take: without it the server serves, too."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +88,11 @@ def connect_to_broker(options: ServeOptions, should_stop: Callable[[], bool]) ->
                 _LOG.warning("%s", cause)
         server_id = secrets.token_hex(8)
         others = stack.enter_context(_only_server(address, options, tls, server_id))
-        # No session is kept: with each connection the hello makes the devices answer, and send again what is open.
-        identity = f"covey-server-{options.fleet}-{server_id}"
-        transport = MqttTransport(address, identity, tls=tls, keep_session=False)
+        transport = _connected(address, options, tls, f"covey-server-{options.fleet}-{server_id}")
         stack.callback(transport.close)
         _LOG.info("devices connect to port %d; bundles and adapters on port %d", mqtt_port, http_port)
+        if member is not None and options.report_connections > 1:
+            member.verifier.overtaken = frozenset({"report"})
         signed = None if member is None else member.around(transport)
         return Connection(
             signed or transport,
@@ -99,6 +103,37 @@ def connect_to_broker(options: ServeOptions, should_stop: Callable[[], bool]) ->
         )
 
     return connect
+
+
+def _connected(
+    address: BrokerAddress, options: ServeOptions, tls: TlsFiles | None, identity: str
+) -> MqttTransport | ReportGroup:
+    """Connect the server, over one connection or several that share the reports.
+
+    No session is kept: with each connection the hello makes the devices answer, and send again what is open. Each start
+    has a group of its own: a server that was killed, a standby, or another server takes no report away.
+    """
+    if options.report_connections == 1:
+        return MqttTransport(address, identity, tls=tls, keep_session=False)
+    begins_at = secrets.randbelow(len(address.nodes()))
+
+    def connect(number: int, hand_to: Callable[[Event], None]) -> MqttTransport:
+        return MqttTransport(
+            address.begun_at(begins_at + number),
+            f"{identity}-{number}" if number else identity,
+            tls=tls,
+            connect_timeout_s=_FURTHER_S if number else CONNECT_S,
+            keep_session=False,
+            hand_to=hand_to,
+        )
+
+    return ReportGroup(
+        connect,
+        options.report_connections,
+        topic_for(options.fleet, "+", "report"),
+        f"covey-{options.fleet}-{secrets.token_hex(8)}",
+        lambda: hands_reports_to_groups(address, options.fleet, tls),
+    )
 
 
 def _is_own(options: ServeOptions) -> bool:

@@ -51,6 +51,7 @@ class ServeOptions:
     standby: bool = False
     blobs: str | None = None
     ray: RayOptions | None = None
+    report_connections: int = 1
 
 
 def default_listen(state_dir: Path) -> str:

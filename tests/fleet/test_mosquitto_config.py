@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from fleets import free_port, has_mosquitto, mosquitto, wait_for
+from fleets import free_port, has_mosquitto, wait_for
 from joining import joined, joining_site
-from trusted import TrustedFleet
+from trusted import TrustedFleet, broker
 
 from edge_runtime.errors import ConfigError, EnrolmentError, StorageError
 from edge_runtime.network.access import check_access
@@ -35,16 +34,6 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(not has_mosquitto(), reason="mosquitto is not installed: apt-get install mosquitto"),
 ]
-
-
-@contextlib.contextmanager
-def broker(fleet: TrustedFleet) -> Iterator[dict[str, Any]]:
-    """Write the configuration anew and run mosquitto with it."""
-    folder = fleet.root / "broker"
-    said = fleet.covey("fleet", "mosquitto", "--out", str(folder), "--host", "127.0.0.1", "--port", str(fleet.port))
-    text = (folder / "mosquitto.conf").read_text().replace("{", "{{").replace("}", "}}")
-    with mosquitto(fleet.root / "run", text.replace(f"listener {fleet.port}", "listener {port}")) as port:
-        yield {**said, "port": port}
 
 
 def access(fleet: TrustedFleet, port: int, name: str, tls: TlsFiles, reads: list[str], writes: list[str]) -> list[str]:

@@ -212,8 +212,10 @@ def test_a_job_through_rabbitmq_and_who_may_do_what(rabbitmq: tuple[TrustedFleet
     fleet, broker = rabbitmq
     port = broker.port
     broker.users("default", "a", "b")
-    server = fleet.stay("--broker", f"mqtts://127.0.0.1:{port}", "--join-port", "0")
+    several = ("--report-connections", "2")  # which RabbitMQ has no groups for
+    server = fleet.stay("--broker", f"mqtts://127.0.0.1:{port}", "--join-port", "0", *several)
     fleet.said = server.wait_event("serving")
+    assert server.stderr.read_text().count("does not hand messages to groups") == 1
     for seed, name in enumerate("ab"):
         fleet.join(name, seed)
         fleet.start(name)

@@ -29,6 +29,7 @@ def test_a_unit_has_the_options_that_differ_from_the_defaults(tmp_path: Path) ->
         broker="mqtts://broker:8883",
         mqtt_port=1884,
         api_port=8090,
+        report_connections=3,
         tls=TlsFiles("ca.pem", "server.pem", "server.key"),
     )
     text = unit_text(options, "covey")
@@ -37,6 +38,7 @@ def test_a_unit_has_the_options_that_differ_from_the_defaults(tmp_path: Path) ->
     assert words[words.index("--fleet") + 1] == "barn"
     assert words[words.index("--broker") + 1] == "mqtts://broker:8883"
     assert words[words.index("--mqtt-port") + 1] == "1884"
+    assert words[words.index("--report-connections") + 1] == "3"
     assert (line(text, "User"), line(text, "Restart")) == ("covey", "on-failure")
 
 

@@ -33,6 +33,8 @@ class Relay:
         connections: how many have come so far.
         vanished_bytes: how many were not passed on.
         passed_parts: how many pieces of the streams were passed on, in both directions together.
+        lacks_groups: whether it makes the broker behind it one without shared subscriptions: it takes such a
+            subscription for one to a topic of that name, as RabbitMQ does.
     """
 
     def __init__(self, target: int) -> None:
@@ -42,6 +44,7 @@ class Relay:
         self.connections = 0
         self.vanished_bytes = 0
         self.passed_parts = 0
+        self.lacks_groups = False
         self._is_silent = False
         self._pairs: list[_Pair] = []
         threading.Thread(target=self._accept, daemon=True).start()
@@ -89,7 +92,7 @@ class Relay:
                 if pair.is_silent:
                     self.vanished_bytes += len(part)
                 else:
-                    sink.sendall(part)
+                    sink.sendall(part.replace(b"$share/", b"_share/") if self.lacks_groups else part)
                     self.passed_parts += 1
         if not pair.is_silent:
             _shut(sink)

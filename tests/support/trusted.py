@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
-from fleets import Fleet, free_port, write_job
+from fleets import Fleet, free_port, mosquitto, write_job
 from tiny_models import reviews, write_rows
 
 from edge_runtime.network.address import TlsFiles
@@ -14,6 +15,7 @@ from edge_runtime.network.tls import tls_context
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Iterator
     from pathlib import Path
 
     from fleets import Process
@@ -77,3 +79,13 @@ class TrustedFleet(Fleet):
 
     def states(self) -> dict[str, str]:
         return {one["device"]: one["state"] for one in self.covey("device", "list")["devices"]}
+
+
+@contextlib.contextmanager
+def broker(fleet: TrustedFleet) -> Iterator[dict[str, Any]]:
+    """Write mosquitto's configuration anew and run it; yields what the command said, with the port that it got."""
+    folder = fleet.root / "broker"
+    said = fleet.covey("fleet", "mosquitto", "--out", str(folder), "--host", "127.0.0.1", "--port", str(fleet.port))
+    text = (folder / "mosquitto.conf").read_text().replace("{", "{{").replace("}", "}}")
+    with mosquitto(fleet.root / "run", text.replace(f"listener {fleet.port}", "listener {port}")) as port:
+        yield {**said, "port": port}
