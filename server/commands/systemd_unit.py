@@ -65,6 +65,8 @@ def unit_text(options: ServeOptions, user: str) -> str:
         ("--mqtt-port", options.mqtt_port, default_mqtt_port(options.state_dir)),
         ("--http-port", options.http_port, 8080),
         ("--public-url", options.public_url, None),
+        ("--blob-mirror", options.blob_mirror, None),
+        ("--blobs", options.blobs, None),
         ("--api-port", options.api_port, None),
         ("--api-listen", options.api_listen, "127.0.0.1"),
         ("--api-url", options.api_url, None),

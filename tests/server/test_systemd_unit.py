@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import shutil
 import subprocess
@@ -11,6 +12,8 @@ import pytest
 
 from edge_runtime.errors import ConfigError
 from edge_runtime.network.address import TlsFiles
+from server.commands.serve import add_addresses, options_of
+from server.commands.shared_options import add_state_dir
 from server.commands.systemd_unit import unit_text
 from server.serving.options import ServeOptions
 
@@ -40,6 +43,56 @@ def test_a_unit_has_the_options_that_differ_from_the_defaults(tmp_path: Path) ->
     assert words[words.index("--mqtt-port") + 1] == "1884"
     assert words[words.index("--report-connections") + 1] == "3"
     assert (line(text, "User"), line(text, "Restart")) == ("covey", "on-failure")
+
+
+SOMETHING = {
+    "--broker": "mqtt://broker:1883",
+    "--report-connections": "2",
+    "--fleet": "barn",
+    "--listen": "192.0.2.1",
+    "--mqtt-port": "1884",
+    "--http-port": "8081",
+    "--public-url": "https://covey.example",
+    "--blob-mirror": "https://mirror.example",
+    "--blobs": "s3://bucket/covey",
+    "--threads": "3",
+    "--tls-ca": "ca.pem",
+    "--tls-cert": "server.pem",
+    "--tls-key": "server.key",
+    "--api-port": "8090",
+    "--api-listen": "192.0.2.4",
+    "--api-url": "https://pages.example",
+    "--operators": "/etc/covey/operators.toml",
+    "--operator-header": "X-Operator",
+    "--operator-proxy": "192.0.2.2",
+    "--join-port": "8444",
+    "--approve-joins": "",
+    "--announce": "",
+    "--mosquitto": "/etc/mosquitto/covey",
+    "--sign-key": "/keys/server",
+    "--device-keys": "/keys/devices",
+    "--ledger": "postgresql://database/covey",
+    "--standby": "",
+    "--workers": "2",
+    "--ray-address": "192.0.2.3:6379",
+}
+"""A value of every flag that is not its default."""
+
+
+def test_a_unit_has_every_flag(tmp_path: Path) -> None:
+    """What ``covey server unit`` is given, the unit gives ``covey serve``."""
+    parser = argparse.ArgumentParser()
+    add_addresses(parser)
+    flags = {flag for action in parser._actions for flag in action.option_strings} - {"-h", "--help"}
+    assert flags == SOMETHING.keys()
+    add_state_dir(parser)
+    either = ["--workers", "--ray-address"]
+    for left_out in either:
+        given = [word for flag, value in SOMETHING.items() if flag != left_out for word in (flag, value) if word]
+        options = options_of(parser.parse_args([*given, "--state-dir", str(tmp_path)]))
+        words = shlex.split(line(unit_text(options, "covey"), "ExecStart"))
+        assert words[1:4] == ["-m", "server.cli", "serve"]
+        assert options_of(parser.parse_args(words[4:])) == options
 
 
 def test_a_password_is_not_written_where_everybody_can_read_it(tmp_path: Path) -> None:
