@@ -10,7 +10,7 @@ import msgspec
 from edge_runtime.bundle.folder import open_bundle
 from edge_runtime.errors import ConfigError
 from server.errors import JobError, NoSuchJobError
-from server.job.fitted import fit_to_bundle
+from server.job.behind_needs import fit_opened
 from server.job.job import job_of
 from server.job.selector import check_there, parse_selector
 from server.queue.acts import Acts
@@ -242,5 +242,4 @@ def _fitted(table: dict[str, Any], path: str) -> FittedJob:
         raise ConfigError(
             f"there is no file {job.eval_file} on the server's machine", "put the held-out rows there (eval_file)"
         )
-    bundle = open_bundle(Path(path))
-    return fit_to_bundle(job, bundle.manifest, bundle.sha256)
+    return fit_opened(job, open_bundle(Path(path)))

@@ -19,7 +19,7 @@ from edge_runtime.fronts.frozen_predictor import FrozenPredictor
 from server.compose import compose_run, enter
 from server.errors import JobError
 from server.evaluation import BackgroundEvaluator, evaluate
-from server.job.fitted import FittedJob, fit_to_bundle
+from server.job.behind_needs import fit_opened
 from server.job.job import Job, read_job
 from server.queue.supervisor import Prepared
 from server.ray_work.evaluating import evaluate_on
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from server.evaluation import Evaluation
     from server.events import Event
     from server.fleet.devices import Device
+    from server.job.fitted import FittedJob
     from server.ray_work.workers import Workers
     from server.rounds.coordinator import Coordinator
     from server.rounds.job_run import JobRun
@@ -76,7 +77,7 @@ def load_job(path: Path, bundle_path: Path) -> tuple[FittedJob, Bundle]:
     """
     bundle = open_bundle(bundle_path)
     verify_files(bundle)
-    return fit_to_bundle(read_job(path), bundle.manifest, bundle.sha256), bundle
+    return fit_opened(read_job(path), bundle), bundle
 
 
 def load(fitted: FittedJob, bundle: Bundle, threads: int) -> LoadedJob:
@@ -130,7 +131,7 @@ def load_submitted(record: JobRecord, threads: int) -> LoadedJob:
             "put the job's own bundle back there, and then: covey job resume",
         )
     job = msgspec.convert(record.config, Job)
-    return load(fit_to_bundle(job, bundle.manifest, bundle.sha256), bundle, threads)
+    return load(fit_opened(job, bundle), bundle, threads)
 
 
 def release(loaded: LoadedJob, releases: ReleaseBook | None) -> None:
