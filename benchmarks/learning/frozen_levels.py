@@ -88,11 +88,11 @@ def _memory(plan: VariantPlan, bundle: Path) -> Result:
     full, levels = _settings(plan, bundle)
     found: dict[str, dict[str, Any]] = {"frozen_memory_mb": {}, "later_memory_mb": {}}
     for level, own in levels.items():
-        found["frozen_memory_mb"][str(level)] = spread(memory_mb("frozen_gradients", own))
+        found["frozen_memory_mb"][str(level)] = spread(memory_mb("frozen_gradients", own, "frozen_libraries"))
         with tempfile.TemporaryDirectory() as fronts:
             later = own | {"fronts": fronts}
             memory_after("frozen_gradients", later, processes=1)
-            found["later_memory_mb"][str(level)] = spread(memory_mb("frozen_gradients", later))
+            found["later_memory_mb"][str(level)] = spread(memory_mb("frozen_gradients", later, "frozen_libraries"))
     return {**found, "full_memory_mb": spread(memory_mb("gradients", full))}
 
 

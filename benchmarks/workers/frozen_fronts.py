@@ -131,6 +131,16 @@ def frozen_gradients(settings: Settings) -> Routines:
     return {"run": lambda: frozen.gradients(theta, last, batch, out, whole=True)}
 
 
+def frozen_libraries(settings: Settings) -> Routines:
+    """``run``: nothing, in a process that has loaded the libraries that ``frozen_gradients`` needs."""
+    from edge_runtime.bundle import behind
+    from edge_runtime.engines import onnx_engine
+    from edge_runtime.fronts import front_folder, front_key, frozen_training, kept_front
+
+    ragged_batch(settings)
+    return {"run": lambda: (behind, onnx_engine, front_folder, front_key, frozen_training, kept_front)}
+
+
 def _behind(
     settings: Settings, bundle: Bundle, root: Path
 ) -> tuple[BundleTrainingEngine, FrozenTraining, dict[Level, Graph]]:

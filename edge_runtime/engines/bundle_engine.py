@@ -36,8 +36,13 @@ class Runner(Protocol):
     def bind(self, trainable: Mapping[str, Tensor]) -> None:
         """Bind the trainable inputs to other arrays, by the names of the layout."""
 
-    def run(self, batch: Batch, boundary: Boundary | None) -> Boundary:
+    def run(self, batch: Batch, boundary: Boundary | None, *, gives_back: bool = False) -> Boundary:
         """Run the graph; return its outputs by name. They stay valid until they are dropped.
+
+        Args:
+            batch: the rows.
+            boundary: what crosses the cut; None: the graph takes nothing of it.
+            gives_back: whether the runtime gives back what it would keep for the next run: memory counts, not time.
 
         Raises:
             TrainingError: the runtime failed on this batch.
@@ -154,9 +159,12 @@ class BundleFront:
         return self.open_front().run(batch, None)
 
     def front_arrays(self, batch: Batch) -> dict[str, Any]:
-        """Run the front block at its workspace; return what crosses the cut as arrays, by name."""
+        """Run the front block at its workspace; return what crosses the cut as arrays, by name.
+
+        The runtime keeps no memory for the next run.
+        """
         runner = self.open_front()
-        return {name: runner.to_numpy(value) for name, value in runner.run(batch, None).items()}
+        return {name: runner.to_numpy(value) for name, value in runner.run(batch, None, gives_back=True).items()}
 
 
 class BundleEngine(BundleFront):

@@ -64,7 +64,10 @@ def test_the_quickest_job_is_ours() -> None:
 
 
 def test_the_last_measurement_of_times_and_of_memory_count() -> None:
-    times, memory = {"frozen_s": {"top:1": 1}, "frozen_memory_mb": "old"}, {"frozen_memory_mb": "m", "later_memory_mb": "l"}
+    times, memory = (
+        {"frozen_s": {"top:1": 1}, "frozen_memory_mb": "old"},
+        {"frozen_memory_mb": "m", "later_memory_mb": "l"},
+    )
     assert kept_costs([times]) == {}
     assert kept_costs([memory]) == {}
     assert kept_costs([{"frozen_s": {}}, times, {"level": 6}, memory])["frozen_s"] == {"top:1": 1}

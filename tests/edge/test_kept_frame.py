@@ -1,4 +1,4 @@
-"""A frozen front that is not loaded: the frame beside the rows, when it is believed, and when the graph is let go of."""
+"""A frozen front that is not loaded: the frame beside the rows, when that is believed, and when the graph goes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ class Device:
 
     def __init__(self, root: Path, bundle: Bundle, start: str | None, most_bytes: int = 10**8, **engines: Any) -> None:
         made, split = Engines(threads=1, **engines), 1
-        self.inner, self.theta = made.make_engine(bundle, split), golden_adapter(bundle.initial_adapter(), bundle.manifest.golden)
+        self.inner, self.theta = (
+            made.make_engine(bundle, split),
+            golden_adapter(bundle.initial_adapter(), bundle.manifest.golden),
+        )
         self.rows = EncodedRows(RAGGED, [0, 1, 0, 1, 1], bundle.manifest.task.pad_token_id)
         front = self.theta[: front_size(bundle.manifest.parameters, split)]
         folder = FrontFolder(root, most_bytes)
@@ -102,7 +105,9 @@ def test_bytes_that_are_no_frame_are_none(data: bytes) -> None:
 
 
 def opened(root: Path, most_bytes: int = 10**6, key: FrontKey = KEY) -> FrontRows:
-    rows = FrontFolder(root, most_bytes).open(key, 4)
+    folder = FrontFolder(root, most_bytes)
+    rows = folder.open(key, 4)
+    folder.close()
     assert rows is not None
     return rows
 

@@ -120,7 +120,9 @@ def fleet_device(free: int, fitted: FittedJob, runtime: str = "onnxruntime", *, 
     """A device as the server knows it, that has announced what fits with the graphs of the whole model."""
     needs = [level_need(fitted.manifest, level) for level in fitted.manifest.levels]
     fit = [need for need in needs if need.bytes_needed <= free] if has_bundle else None
-    birth = birth_of("pi", Capability("backprop", fit, free), bundle_sha256=fitted.bundle_sha256 if has_bundle else None)
+    birth = birth_of(
+        "pi", Capability("backprop", fit, free), bundle_sha256=fitted.bundle_sha256 if has_bundle else None
+    )
     return Device("pi", birth=msgspec.structs.replace(birth, runtimes={runtime: "1.23"}))
 
 
