@@ -68,25 +68,37 @@ def do_forward(
         engine = loaded.engine(plan.split)
         if isinstance(engine, BundleEngine):
             engine.open_front()  # now: it is not of the first step's time
-        return train_round(engine, theta, loaded.rows, settings, goes_on, copy=loaded.copies, clock=clock)
-    engine = fronts.engine(loaded, plan.split, theta)
-    before, started = engine.counts if isinstance(engine, FrozenFront) else None, clock()
-    if isinstance(engine, FrozenFront):
-        wanted = rows_of_round(len(loaded.rows), settings)
-        if not engine.fill(loaded.rows, wanted, lambda: goes_on(-1, math.nan)):
-            return None
+    else:
+        engine = fronts.engine(loaded, plan.split, theta)
+        if isinstance(engine, FrozenFront):
+            return _behind_front(engine, theta, loaded, settings, goes_on, clock)
+    return train_round(engine, theta, loaded.rows, settings, goes_on, copy=loaded.copies, clock=clock)
+
+
+def _behind_front(
+    engine: FrozenFront,
+    theta: FloatVector,
+    loaded: LoadedBundle,
+    settings: RoundSettings,
+    goes_on: Callable[[int, float], bool],
+    clock: Callable[[], float],
+) -> RoundResult | None:
+    """Run the front for the rows of a round that are missing, and then the round: see do_forward."""
+    before, started, rows = engine.counts, clock(), loaded.rows
+    if not engine.fill(rows, rows_of_round(len(rows), settings), lambda: goes_on(-1, math.nan)):
+        return None
     filled_s = clock() - started
-    result = train_round(engine, theta, loaded.rows, settings, goes_on, copy=loaded.copies, clock=clock)
-    if result is None or not isinstance(engine, FrozenFront) or before is None:
-        return result
+    result = train_round(engine, theta, rows, settings, goes_on, copy=loaded.copies, clock=clock)
+    if result is None:
+        return None
     counts = engine.counts.since(before)
     _LOG.info("the front's activations: %d were kept, %d were not", counts.hits, counts.misses)
-    passes = -(-counts.runs // rows_of_pass) if engine.keeps_rows else counts.runs
+    rows_of_pass = min(settings.batch_size, len(rows))
     return replace(
         result,
         seconds=result.seconds + filled_s,
         front_seconds=result.front_seconds + filled_s,
-        front_passes=passes,
+        front_passes=-(-counts.runs // rows_of_pass) if engine.keeps_rows else counts.runs,
         front_hits=counts.hits,
         front_misses=counts.misses,
     )

@@ -18,7 +18,7 @@ from edge_runtime.errors import BundleError
 from edge_runtime.files.tensor_file import map_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.bundle.layout import Parameter
@@ -121,7 +121,9 @@ class BundleFront:
         self._outputs = graph.outputs
         views = block_views(workspace, parameters)
         # A mapping of its own, which goes when the graph does, and with it the pages of the front's weights.
-        self._open = lambda: opener.open(bundle, graph, bind_inputs(graph, frozen_tensors(bundle), views))
+        self._open: Callable[[], Runner] = lambda: opener.open(
+            bundle, graph, bind_inputs(graph, frozen_tensors(bundle), views)
+        )
         self._front: Runner | None = None
 
     @property
