@@ -6,6 +6,7 @@ import atexit
 import shutil
 import tempfile
 import time
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.manifest import Graph
     from edge_runtime.data.batch import Batch
     from edge_runtime.engines.bundle_training import BundleTrainingEngine
+    from edge_runtime.engines.choose import Engines
+    from edge_runtime.fronts.front_folder import FrontRows
+    from edge_runtime.fronts.front_key import Precision
     from edge_runtime.fronts.frozen_training import FrozenTraining
+    from edge_runtime.values import FloatVector
 
 
 def ragged_rows(settings: Settings) -> EncodedRows:
@@ -41,6 +46,12 @@ def ragged_batch(settings: Settings) -> Batch:
     """Return all rows of ragged_rows in one batch."""
     rows = ragged_rows(settings)
     return rows.batch(range(len(rows)))
+
+
+def precision_of(settings: Settings) -> Precision:
+    """Return in which floating-point numbers activations are kept; float32 where the settings do not say it."""
+    precision: Precision = settings.get("precision", "float32")
+    return precision
 
 
 def own_folder() -> Path:
@@ -67,7 +78,7 @@ def frozen_front(settings: Settings) -> Routines:
     engines, theta = Engines(threads=settings["threads"]), bundle.initial_adapter()
     engine = engines.make_engine(bundle, settings["split"])
     front, task = theta[: engine.front_workspace.size], bundle.manifest.task
-    key = front_key(bundle, settings["split"], front, engines, settings.get("precision", "float32"))
+    key = front_key(bundle, settings["split"], front, engines, precision_of(settings))
     root = own_folder()
     kept = FrontFolder(root / "warm", 10**9).open(key, settings["rows"])
     emptied = FrontFolder(root / "cold", 10**9).open(key, settings["rows"])
@@ -106,7 +117,7 @@ def frozen_training(settings: Settings) -> Routines:
     model. ``full``: gradients of all layers.
     """
     bundle, batch, level = bundle_of(settings), ragged_batch(settings), settings["level"]
-    engine, frozen, graphs = _behind(settings, bundle, own_folder())
+    engine, frozen, graphs = _behind(settings, bundle)
     theta, last, layers = bundle.initial_adapter(), _last(bundle, level), range(bundle.manifest.model.layers)
     out, boundary = np.zeros_like(theta), frozen.front.arrays(batch)
     return {
@@ -124,46 +135,79 @@ def frozen_gradients(settings: Settings) -> Routines:
     folder ``fronts`` of the settings, or in one of the process's own: then none is there when it starts.
     """
     bundle, rows = bundle_of(settings), ragged_rows(settings)
-    _, frozen, _ = _behind(settings, bundle, Path(settings["fronts"]) if "fronts" in settings else own_folder())
+    _, frozen, _ = _behind(settings, bundle)
     theta, last, batch = bundle.initial_adapter(), _last(bundle, settings["level"]), rows.batch(range(len(rows)))
     out = np.zeros_like(theta)
     frozen.fill(rows, range(len(rows)), lambda: True)
     return {"run": lambda: frozen.gradients(theta, last, batch, out, whole=True)}
 
 
+def frozen_steps(settings: Settings) -> Routines:
+    """``run``: a forward-only step behind a frozen front, in a process that does what a device does.
+
+    See ``frozen_gradients``.
+    """
+    from edge_runtime.engines.choose import Engines
+    from edge_runtime.fronts.frozen_engine import FrozenFront
+
+    bundle, rows, rule = bundle_of(settings), ragged_rows(settings), rule_of(settings)
+    frozen_rule, theta, counter = msgspec.structs.replace(rule, front="frozen"), bundle.initial_adapter(), count()
+    engines = Engines(threads=settings["threads"])
+    engine = engines.make_engine(bundle, settings["split"])
+    front = theta[: engine.front_workspace.size]
+    kept, start = _opened(settings, bundle, engines, front)
+    frozen = FrozenFront(engine, front, bundle.manifest.task, kept, precision_of(settings), start)
+    batch = rows.batch(range(len(rows)))
+    frozen.fill(rows, range(len(rows)), lambda: True)
+    return {
+        "run": lambda: spzo_step(frozen, theta, batch, frozen_rule, step_seeds(frozen_rule, 0, 0, "d", next(counter)))
+    }
+
+
 def frozen_libraries(settings: Settings) -> Routines:
-    """``run``: nothing, in a process that has loaded the libraries that ``frozen_gradients`` needs."""
+    """``run``: nothing, in a process that has loaded what ``frozen_gradients`` and ``frozen_steps`` need."""
     from edge_runtime.bundle import behind
     from edge_runtime.engines import onnx_engine
-    from edge_runtime.fronts import front_folder, front_key, frozen_training, kept_front
+    from edge_runtime.fronts import front_folder, front_key, frozen_engine, frozen_training
 
     ragged_batch(settings)
-    return {"run": lambda: (behind, onnx_engine, front_folder, front_key, frozen_training, kept_front)}
+    return {"run": lambda: (behind, onnx_engine, front_folder, front_key, frozen_engine, frozen_training)}
 
 
-def _behind(
-    settings: Settings, bundle: Bundle, root: Path
-) -> tuple[BundleTrainingEngine, FrozenTraining, dict[Level, Graph]]:
-    """Return the training engine, its gradients behind the split with activations kept in ``root``, and the graphs."""
+def _behind(settings: Settings, bundle: Bundle) -> tuple[BundleTrainingEngine, FrozenTraining, dict[Level, Graph]]:
+    """Return the training engine, its gradients behind the split, and the graphs there by level."""
     from edge_runtime.bundle.behind import find_behind
     from edge_runtime.bundle.layout import front_size
     from edge_runtime.engines.bundle_engine import BundleFront
     from edge_runtime.engines.choose import Engines
-    from edge_runtime.fronts.front_folder import FrontFolder
-    from edge_runtime.fronts.front_key import front_key
     from edge_runtime.fronts.frozen_training import FrozenTraining
     from edge_runtime.fronts.kept_front import KeptFront
-    from edge_runtime.host.sysfs import read_text
 
     engines, split, task = Engines(threads=settings["threads"]), settings["split"], bundle.manifest.task
     engine = engines.make_training_engine(bundle)
     front = bundle.initial_adapter()[: front_size(bundle.manifest.parameters, split)]
-    key = front_key(bundle, split, front, engines, settings.get("precision", "float32"))
-    start = read_text(Path("/proc/sys/kernel/random/boot_id"))
-    kept = FrontFolder(root, 10**9).open(key, settings["rows"])
+    kept, start = _opened(settings, bundle, engines, front)
     block = BundleFront(bundle, split, engines.opener())
     graphs = find_behind(bundle.path, bundle.manifest, split)
-    return engine, FrozenTraining(engine, KeptFront(block, front, task, kept, key.precision, start), graphs), graphs
+    return (
+        engine,
+        FrozenTraining(engine, KeptFront(block, front, task, kept, precision_of(settings), start), graphs),
+        graphs,
+    )
+
+
+def _opened(
+    settings: Settings, bundle: Bundle, engines: Engines, front: FloatVector
+) -> tuple[FrontRows | None, str | None]:
+    """Return the file of activations in the folder ``fronts`` of the settings, or in a new one; and this start's ID."""
+    from edge_runtime.fronts.front_folder import FrontFolder
+    from edge_runtime.fronts.front_key import front_key
+    from edge_runtime.host.sysfs import read_text
+
+    root = Path(settings["fronts"]) if "fronts" in settings else own_folder()
+    key = front_key(bundle, settings["split"], front, engines, precision_of(settings))
+    start = read_text(Path("/proc/sys/kernel/random/boot_id"))
+    return FrontFolder(root, 10**9).open(key, settings["rows"]), start
 
 
 def _last(bundle: Bundle, level: Level) -> range:

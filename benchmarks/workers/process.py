@@ -32,6 +32,7 @@ KINDS: dict[str, Callable[[Settings], Routines]] = {
     "frozen_front": frozen_fronts.frozen_front,
     "frozen_training": frozen_fronts.frozen_training,
     "frozen_gradients": frozen_fronts.frozen_gradients,
+    "frozen_steps": frozen_fronts.frozen_steps,
     "frozen_libraries": frozen_fronts.frozen_libraries,
     "gradients": backprop.gradients,
     "micro_batches": backprop.micro_batches,
