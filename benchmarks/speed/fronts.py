@@ -26,7 +26,7 @@ SPLITS, COUNTS = (6, 5), (4, 16)
 WARM_OVER_BACK, COLD_OVER_TRAINED = 1.1, 1.0
 LEVELS = {5: "top:1", 3: "top:3"}
 """By split, the level that trains all layers behind it."""
-_ROUTINES = ("warm", "cold", "nowhere", "trained", "back", "lookup")
+_ROUTINES = ("warm", "cold", "nowhere", "trained", "back", "lookup", "row", "loaded_row")
 _OF_TRAINING = ("warm", "bare", "whole", "full")
 
 
@@ -88,7 +88,7 @@ def main() -> None:
 def _measured(settings: dict[str, Any], repeats: int, suffix: str) -> Spreads:
     kind = "frozen_front"
     found = alternating([(kind, name) for name in _ROUTINES], settings, repeats, clock="cpu_s")
-    warm, cold, nowhere, trained, back, lookup = (found[kind, name] for name in _ROUTINES)
+    warm, cold, nowhere, trained, back, lookup, row, loaded = (found[kind, name] for name in _ROUTINES)
     return {
         f"warm_over_back_{suffix}": ratios(warm, back),
         f"lookup_over_back_{suffix}": ratios(lookup, back),
@@ -96,6 +96,7 @@ def _measured(settings: dict[str, Any], repeats: int, suffix: str) -> Spreads:
         f"warm_over_trained_{suffix}": ratios(warm, trained),
         f"cold_over_trained_{suffix}": ratios(cold, trained),
         f"cold_over_nowhere_{suffix}": ratios(cold, nowhere),
+        f"loaded_row_over_row_{suffix}": ratios(loaded, row),
         f"warm_s_{suffix}": spread(warm),
     }
 

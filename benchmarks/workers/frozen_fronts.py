@@ -66,7 +66,8 @@ def frozen_front(settings: Settings) -> Routines:
 
     ``warm``: a step whose activations are kept; ``lookup``: its lookups alone. ``cold``: the first one, which runs the
     front and keeps what it gives. ``nowhere``: a step without a file. ``trained``: today's step, with the front's
-    directions. ``back``: the step's back passes alone, with nothing perturbed.
+    directions. ``back``: the step's back passes alone, with nothing perturbed. ``row``: the front on the longest row;
+    ``loaded_row``: the same with the front's graph loaded for it.
     """
     from edge_runtime.engines.choose import Engines
     from edge_runtime.fronts.front_folder import FrontFolder
@@ -83,7 +84,7 @@ def frozen_front(settings: Settings) -> Routines:
     kept = FrontFolder(root / "warm", 10**9).open(key, settings["rows"])
     emptied = FrontFolder(root / "cold", 10**9).open(key, settings["rows"])
     warm, nowhere, cold = (FrozenFront(engine, front, task, rows, key.precision) for rows in (kept, None, emptied))
-    boundary = engine.front(batch)
+    boundary, row = engine.front(batch), ragged_rows(settings).batch([0])
     counter = iter(range(10**9))
 
     def step_of(made: FrozenFront) -> None:
@@ -100,7 +101,13 @@ def frozen_front(settings: Settings) -> Routines:
         for _ in range(2 * rule.back_perturbations):
             engine.back(boundary, batch)
 
+    def loaded_row() -> None:
+        engine.close_front()
+        engine.front_arrays(row)
+
     return {
+        "row": lambda: engine.front_arrays(row),
+        "loaded_row": loaded_row,
         "warm": lambda: step_of(warm),
         "cold": first_step,
         "nowhere": lambda: step_of(nowhere),
