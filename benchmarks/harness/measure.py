@@ -23,6 +23,9 @@ class Worker:
         kind: the kind of worker; benchmarks/workers/process.py lists all.
         settings: the settings of its routines, as JSON values; ``threads`` must be among them. ``kernel`` chooses the
             perturbation kernel, as the environment variable ``COVEY_KERNEL`` does.
+
+    Attributes:
+        made: the process's memory when its routines were made, and before any was run: see own_memory_mb.
     """
 
     def __init__(self, kind: str, settings: dict[str, Any]) -> None:
@@ -35,7 +38,7 @@ class Worker:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
-        self._answer()
+        self.made = self._answer()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None  # noqa: S101
@@ -126,17 +129,30 @@ def alternating_peaks_mb(
     return peaks
 
 
-def memory_mb(kind: str, settings: dict[str, Any]) -> list[float]:
+def memory_mb(kind: str, settings: dict[str, Any], libraries: str = "libraries") -> list[float]:
     """Return the peak memory that the work of fresh processes takes: anonymous pages and pages of mapped weights.
 
     This is the peak resident memory without the pages of code, and without the anonymous memory of a process that has
-    only loaded the libraries.
+    only loaded the libraries. What was done before the first run has its own peak, with the code of that moment.
+
+    Args:
+        kind: the kind of worker, with the routine ``run``.
+        settings: see Worker; with ``rows`` and ``tokens``.
+        libraries: the kind of worker that has loaded the same libraries and does nothing.
     """
-    libraries_mb = _libraries_mb(settings["rows"], settings["tokens"], settings["threads"])
-    return [answer["peak_rss_mb"] - answer["code_mb"] - libraries_mb for answer in memory_after(kind, settings)]
+    libraries_mb = _libraries_mb(libraries, settings["rows"], settings["tokens"], settings["threads"])
+    found = []
+    for _ in range(3):
+        worker = Worker(kind, settings)
+        answers = [worker.made, *(worker.ask() for _ in range(3))]
+        worker.close()
+        found.append(
+            max(answer["peak_rss_mb"] - answer["code_mb"] for answer in (answers[0], answers[-1])) - libraries_mb
+        )
+    return found
 
 
 @functools.cache
-def _libraries_mb(rows: int, tokens: int, threads: int) -> float:
+def _libraries_mb(kind: str, rows: int, tokens: int, threads: int) -> float:
     settings = {"rows": rows, "tokens": tokens, "threads": threads}
-    return min(float(answer["anonymous_mb"]) for answer in memory_after("libraries", settings))
+    return min(float(answer["anonymous_mb"]) for answer in memory_after(kind, settings))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.harness.curves import ACCURACY, first_at
 from benchmarks.harness.figures import spread
-from benchmarks.harness.measure import alternating, memory_mb
+from benchmarks.harness.measure import alternating, memory_after, memory_mb
 from benchmarks.harness.provenance import provenance
 from benchmarks.harness.results import add_result, read_results
 from edge_runtime.bundle.levels import kind_of, trained_layers
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from benchmarks.harness.curves import Curve
     from benchmarks.harness.results import Result, Results
     from benchmarks.learning.droppeft_variants import VariantPlan
+    from edge_runtime.bundle.levels import Level
 
 SHARE_OF_GAIN = 0.95
 """Time is counted to this share of what full depth's accuracy gains, in the mean over the same seeds."""
@@ -33,28 +35,65 @@ def frozen_costs(plan: VariantPlan, bundle: Path, results: Path) -> Result:
     Returns:
         ``frozen_s``: for each top level, CPU seconds of loss and gradients with the layers below looked up, for a full
         batch of rows of several lengths. ``full_s``: for each, those of full depth in the same run.
-        ``frozen_memory_mb``, ``full_memory_mb``: the memory of a process that does nothing else, its first run of the
-        front included; see harness.measure.memory_mb.
+        ``frozen_memory_mb``: for each, the memory of a process that does nothing else, the front's run for each row
+        included; ``later_memory_mb``: of a process that finds all rows kept; ``full_memory_mb``: of full depth. See
+        harness.measure.memory_mb.
     """
-    for result in read_results(results):
-        if "frozen_s" in result:
-            return result
+    kept = read_results(results)
+    if not any(is_times(result) for result in kept):
+        add_result(results, _times(plan, bundle) | provenance())
+    if not any(is_memory(result) for result in kept):
+        add_result(results, _memory(plan, bundle) | provenance())
+    return kept_costs(read_results(results))
+
+
+def is_times(result: Result) -> bool:
+    """Whether a kept result has the times of gradients."""
+    return "frozen_s" in result
+
+
+def is_memory(result: Result) -> bool:
+    """Whether a kept result has the memory of gradients."""
+    return "later_memory_mb" in result
+
+
+def kept_costs(kept: Results) -> Result:
+    """Return what is known of ``frozen_costs``: the last measurement of each; empty: times or memory are missing."""
+    times = next(filter(is_times, reversed(kept)), None)
+    memory = next(filter(is_memory, reversed(kept)), None)
+    return {} if times is None or memory is None else times | memory
+
+
+def _settings(plan: VariantPlan, bundle: Path) -> tuple[dict[str, Any], dict[Level, dict[str, Any]]]:
+    """Return the settings of workers for full depth, and for each top level of a bundle."""
     manifest = read_manifest(bundle)[0]
     layers = manifest.model.layers
+    full = {"bundle": str(bundle.resolve()), "threads": 1, "rows": plan.stld["batch_size"]}
+    full |= {"tokens": plan.setup.max_tokens, "level": layers, "half": layers}
     levels = [level for level in manifest.levels if kind_of(level) == "top" and trained_layers(level) < layers]
-    settings = {"bundle": str(bundle.resolve()), "threads": 1, "rows": plan.stld["batch_size"]}
-    settings |= {"tokens": plan.setup.max_tokens, "level": layers, "half": layers}
-    found: dict[str, dict[str, Any]] = {"frozen_s": {}, "full_s": {}, "frozen_memory_mb": {}}
-    for level in levels:
-        own = settings | {"level": level, "split": layers - trained_layers(level)}
+    return full, {level: full | {"level": level, "split": layers - trained_layers(level)} for level in levels}
+
+
+def _times(plan: VariantPlan, bundle: Path) -> Result:
+    found: dict[str, dict[str, Any]] = {"frozen_s": {}, "full_s": {}}
+    for level, own in _settings(plan, bundle)[1].items():
         kind = "frozen_training"
         seconds = alternating([(kind, "warm"), (kind, "full")], own, _REPEATS, "cpu_s")
         found["frozen_s"][str(level)] = spread(seconds[kind, "warm"])
         found["full_s"][str(level)] = spread(seconds[kind, "full"])
-        found["frozen_memory_mb"][str(level)] = spread(memory_mb("frozen_gradients", own))
-    measured = {**found, "full_memory_mb": spread(memory_mb("gradients", settings)), **provenance()}
-    add_result(results, measured)
-    return measured
+    return found
+
+
+def _memory(plan: VariantPlan, bundle: Path) -> Result:
+    full, levels = _settings(plan, bundle)
+    found: dict[str, dict[str, Any]] = {"frozen_memory_mb": {}, "later_memory_mb": {}}
+    for level, own in levels.items():
+        found["frozen_memory_mb"][str(level)] = spread(memory_mb("frozen_gradients", own, "frozen_libraries"))
+        with tempfile.TemporaryDirectory() as fronts:
+            later = own | {"fronts": fronts}
+            memory_after("frozen_gradients", later, processes=1)
+            found["later_memory_mb"][str(level)] = spread(memory_mb("frozen_gradients", later, "frozen_libraries"))
+    return {**found, "full_memory_mb": spread(memory_mb("gradients", full))}
 
 
 def rounds_to(ours: Results, full: Results) -> float | None:
@@ -83,12 +122,13 @@ def ours_against_full(kept: Results, costs: Result, rounds: int) -> dict[str, An
 
     Returns:
         ``ours``: its level, rounds and learning rate; ``time_full_over_ours``; ``accuracy_less``: full depth's accuracy
-        at the end less ours, by seed; ``memory_ratio``. None for all where no level gets there. A row's own pass
-        through the front is not in the time.
+        at the end less ours, by seed; ``memory_ratio``, and ``memory_ratio_later`` once all rows are kept. None for all
+        where no level gets there. A row's own pass through the front is not in the time.
     """
     full = best_rate([run for run in kept if run["level"] == full_depth(kept) and run["rounds"] == rounds])
     at = rounds_to(full, full)
-    best: dict[str, Any] = dict.fromkeys(("ours", "time_full_over_ours", "accuracy_less", "memory_ratio"))
+    names = ("ours", "time_full_over_ours", "accuracy_less", "memory_ratio", "memory_ratio_later")
+    best: dict[str, Any] = dict.fromkeys(names)
     groups: dict[tuple[str, int, float], Results] = {}
     for run in kept:
         if str(run["level"]) in costs["frozen_s"]:
@@ -101,12 +141,16 @@ def ours_against_full(kept: Results, costs: Result, rounds: int) -> dict[str, An
         if best["time_full_over_ours"] is None or times > best["time_full_over_ours"]:
             end = {run["seed"]: run["accuracy_end"] for run in full}
             lost = {run["seed"]: end[run["seed"]] - run["accuracy_end"] for run in runs if run["seed"] in end}
-            memory = costs["frozen_memory_mb"][level]["median"] / costs["full_memory_mb"]["median"]
+            memory, later = (
+                costs[key][level]["median"] / costs["full_memory_mb"]["median"]
+                for key in ("frozen_memory_mb", "later_memory_mb")
+            )
             best = {
                 "ours": {"level": level, "rounds": own_rounds, "learning_rate": rate, "rounds_to_95": reached},
                 "time_full_over_ours": round(times, 3),
                 "accuracy_less": {str(seed): round(value, 4) for seed, value in sorted(lost.items())},
                 "memory_ratio": round(memory, 3),
+                "memory_ratio_later": round(later, 3),
             }
     return best
 

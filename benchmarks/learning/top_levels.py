@@ -64,8 +64,8 @@ def main() -> None:
     runs = [result for result in found if result.get("rows") == args.rows]
     kept = [run for run in runs if run["rounds"] == args.rounds and run["stld"]["learning_rate"] == args.rate]
     print(table(kept))
-    costs = next((result for result in found if "frozen_s" in result), None)
-    ours = {} if costs is None else frozen_levels.ours_against_full(runs, costs, BASE_ROUNDS)
+    costs = frozen_levels.kept_costs(found)
+    ours = frozen_levels.ours_against_full(runs, costs, BASE_ROUNDS) if costs else {}
     print(json.dumps({**summary(kept), **ours, **provenance()}))
 
 

@@ -1,7 +1,8 @@
 """The program of a worker process: `python -m benchmarks.workers.process KIND SETTINGS`; see harness.measure.Worker.
 
-It makes the routines of its kind from the settings (JSON), runs each once, and writes an empty line of JSON. From then
-on it reads the name of a routine from each line of its input, runs it, and writes time and memory as one line of JSON.
+It makes the routines of its kind from the settings (JSON), runs each once, and writes the memory that it had before
+these runs as a line of JSON. From then on it reads the name of a routine from each line of its input, runs it, and
+writes time and memory as one line of JSON.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ KINDS: dict[str, Callable[[Settings], Routines]] = {
     "frozen_front": frozen_fronts.frozen_front,
     "frozen_training": frozen_fronts.frozen_training,
     "frozen_gradients": frozen_fronts.frozen_gradients,
+    "frozen_steps": frozen_fronts.frozen_steps,
+    "frozen_libraries": frozen_fronts.frozen_libraries,
     "gradients": backprop.gradients,
     "micro_batches": backprop.micro_batches,
     "levels": backprop.levels,
@@ -47,9 +50,10 @@ KINDS: dict[str, Callable[[Settings], Routines]] = {
 def main() -> None:
     """Make the routines and run each once, then serve requests until the input ends."""
     routines = KINDS[sys.argv[1]](json.loads(sys.argv[2]))
+    made = own_memory_mb()
     for routine in routines.values():
         routine()
-    print("{}", flush=True)
+    print(json.dumps(made), flush=True)
     for line in sys.stdin:
         started, cpu_started = time.perf_counter(), time.process_time()
         result = routines[line.strip()]()

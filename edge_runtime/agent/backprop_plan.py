@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from msgspec import UNSET
 
-from edge_runtime.backprop.round import BackpropSettings, train_backprop
+from edge_runtime.backprop.round import BackpropSettings, rows_of_round, train_backprop
 from edge_runtime.bundle.bounds import check_rows, largest_batch
 from edge_runtime.bundle.layers import layer_slices, no_scales
 from edge_runtime.bundle.levels import kind_of
@@ -21,9 +22,9 @@ from edge_runtime.bundle.memory_need import (
     levels_that_fit,
     rows_that_fit,
 )
-from edge_runtime.device.memory import give_back
 from edge_runtime.errors import BundleError
 from edge_runtime.fronts.frozen_training import FrozenTraining
+from edge_runtime.host.heap import give_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -105,7 +106,8 @@ def do_backprop(
         fronts: makes the engines of plans that freeze the front.
         start: the shared adapter, float32, (parameters,), and the device's personal layers before the round.
         bytes_free: free memory; None: not known.
-        goes_on: called after each step with its index and loss; the device abandons the round when it returns False.
+        goes_on: called after each step with its index and loss, and before them, with -1 and NaN, for each row for
+            which a frozen front is run; the device abandons the round when it returns False.
         clock: monotonic seconds.
 
     Returns:
@@ -125,8 +127,13 @@ def do_backprop(
     else:
         fronts.close()
         engine = loaded.training_engine()
-    before = engine.front.counts if isinstance(engine, FrozenTraining) else None
     settings, slices = BackpropSettings.of_plan(plan, device, rows_at_once), layer_slices(loaded.bundle.manifest)
+    before, started = engine.front.counts if isinstance(engine, FrozenTraining) else None, clock()
+    if isinstance(engine, FrozenTraining):
+        wanted = rows_of_round(len(loaded.rows), settings)
+        if not engine.fill(loaded.rows, wanted, lambda: goes_on(-1, math.nan)):
+            return None
+    filled_s = clock() - started
     result = train_backprop(engine, theta, loaded.rows, settings, slices, personal, goes_on, clock)
     if result is None:
         return None
@@ -135,4 +142,5 @@ def do_backprop(
         return result
     counts = engine.front.counts.since(before)
     _LOG.info("the front's activations: %d were kept, %d were not", counts.hits, counts.misses)
-    return replace(result, front_hits=counts.hits, front_misses=counts.misses)
+    seconds = result.seconds + filled_s
+    return replace(result, seconds=seconds, front_hits=counts.hits, front_misses=counts.misses)

@@ -55,7 +55,8 @@ class FrontRules(Strict, frozen=True):
     """``[fronts]``: what the device keeps of jobs that freeze the front (docs/algorithm.md).
 
     Attributes:
-        cache_mb: bound of the rows' activations on disk, in millions of bytes; 0: each is computed anew.
+        cache_mb: bound of the rows' activations on disk, in millions of bytes; 0: each is computed anew. Where those of
+            a round do not fit, the front stays in memory while the round trains.
         precision: in which they are kept; float16 needs half the space, and rounds them.
     """
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edge_runtime.bundle.bounds import check_rows
 from edge_runtime.bundle.layout import front_size
-from edge_runtime.forward_only.round import RoundSettings, train_round
+from edge_runtime.engines.bundle_engine import BundleEngine
+from edge_runtime.forward_only.round import RoundSettings, rows_of_round, train_round
 from edge_runtime.forward_only.step import adapters_at_once
 from edge_runtime.fronts.frozen_engine import FrozenFront
 
@@ -42,7 +44,8 @@ def do_forward(
         loaded: bundle, rows and engine.
         ways: makes the engines of plans that freeze the front, and chooses how many adapters a call takes.
         start: the adapter, and the moment beside it, float32, (parameters,); None: the plan names none.
-        goes_on: called after each step with its index and loss; the device abandons the round when it returns False.
+        goes_on: called after each step with its index and loss, and before them, with -1 and NaN, for each row for
+            which a frozen front is run; the device abandons the round when it returns False.
         clock: monotonic seconds.
 
     Returns:
@@ -63,13 +66,39 @@ def do_forward(
     settings = replace(settings, stack=stacks.stack(loaded, plan.split, rows_of_pass, most))
     if not plan.rule.front_is_frozen:
         engine = loaded.engine(plan.split)
-        return train_round(engine, theta, loaded.rows, settings, goes_on, copy=loaded.copies, clock=clock)
-    engine = fronts.engine(loaded, plan.split, theta)
-    before = engine.counts if isinstance(engine, FrozenFront) else None
-    result = train_round(engine, theta, loaded.rows, settings, goes_on, copy=loaded.copies, clock=clock)
-    if result is None or not isinstance(engine, FrozenFront) or before is None:
-        return result
+        if isinstance(engine, BundleEngine):
+            engine.open_front()  # now: it is not of the first step's time
+    else:
+        engine = fronts.engine(loaded, plan.split, theta)
+        if isinstance(engine, FrozenFront):
+            return _behind_front(engine, theta, loaded, settings, goes_on, clock)
+    return train_round(engine, theta, loaded.rows, settings, goes_on, copy=loaded.copies, clock=clock)
+
+
+def _behind_front(
+    engine: FrozenFront,
+    theta: FloatVector,
+    loaded: LoadedBundle,
+    settings: RoundSettings,
+    goes_on: Callable[[int, float], bool],
+    clock: Callable[[], float],
+) -> RoundResult | None:
+    """Run the front for the rows of a round that are missing, and then the round: see do_forward."""
+    before, started, rows = engine.counts, clock(), loaded.rows
+    if not engine.fill(rows, rows_of_round(len(rows), settings), lambda: goes_on(-1, math.nan)):
+        return None
+    filled_s = clock() - started
+    result = train_round(engine, theta, rows, settings, goes_on, copy=loaded.copies, clock=clock)
+    if result is None:
+        return None
     counts = engine.counts.since(before)
     _LOG.info("the front's activations: %d were kept, %d were not", counts.hits, counts.misses)
-    passes = -(-counts.runs // rows_of_pass) if engine.keeps_rows else counts.runs
-    return replace(result, front_passes=passes, front_hits=counts.hits, front_misses=counts.misses)
+    rows_of_pass = min(settings.batch_size, len(rows))
+    return replace(
+        result,
+        seconds=result.seconds + filled_s,
+        front_seconds=result.front_seconds + filled_s,
+        front_passes=-(-counts.runs // rows_of_pass) if engine.keeps_rows else counts.runs,
+        front_hits=counts.hits,
+        front_misses=counts.misses,
+    )

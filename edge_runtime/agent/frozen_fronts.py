@@ -36,9 +36,11 @@ class FrozenFronts:
     Args:
         config: the device's configuration.
         state_dir: the device's state directory; the files are in its folder ``fronts``.
+        boot_id: names the start of the machine: see KeptFront.
     """
 
-    def __init__(self, config: EdgeConfig, state_dir: Path) -> None:
+    def __init__(self, config: EdgeConfig, state_dir: Path, boot_id: str | None = None) -> None:
+        self._boot_id = boot_id
         self._folder = FrontFolder(state_dir / "fronts", config.fronts.cache_mb * MB)
         self._precision = config.fronts.precision
         self._engines = Engines(config.engine, config.threads, config.execution_providers)
@@ -62,7 +64,7 @@ class FrozenFronts:
         task = loaded.bundle.manifest.task
 
         def made(front: FloatVector, rows: FrontRows | None) -> KeptFront:
-            return FrozenFront(inner, front, task, rows, self._precision)
+            return FrozenFront(inner, front, task, rows, self._precision, self._boot_id)
 
         kept = self._kept(loaded, split, theta, inner, made)
         assert isinstance(kept, FrozenFront)  # noqa: S101 it was made of front and back
@@ -100,7 +102,7 @@ class FrozenFronts:
 
         def made(front: FloatVector, rows: FrontRows | None) -> KeptFront:
             block = BundleFront(bundle, split, self._engines.opener())
-            return KeptFront(block, front, bundle.manifest.task, rows, self._precision)
+            return KeptFront(block, front, bundle.manifest.task, rows, self._precision, self._boot_id)
 
         return FrozenTraining(inner, self._kept(loaded, split, theta, inner, made), graphs)
 

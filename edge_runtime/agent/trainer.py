@@ -95,7 +95,7 @@ class Trainer:
         self._config, self._store, self._journal = config, store, journal
         self._engines, self._machine, self._pause, self._contained = engines, machine, pause, contained
         self._loaded: LoadedBundle | None = None
-        self._fronts = FrozenFronts(config, store.root)
+        self._fronts = FrozenFronts(config, store.root, machine.boot_id)
         self._stacks = BackStacks(config, store.root, machine.free_bytes)
         self._link_bytes_per_s: float | None = None
         self._mirrors = Mirrors(config.tls)

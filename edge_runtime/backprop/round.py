@@ -157,14 +157,24 @@ def _draw(settings: BackpropSettings, step: int, n_layers: int) -> ActiveLayers:
     return active_layers(rng, settings.stld, n_layers, settings.level, settings.rows_at_once)
 
 
-def _micro_batches(rows: Rows, settings: BackpropSettings, step: int, rows_at_once: int) -> list[Batch]:
-    """Return the rows of a local step in micro-batches of at most ``rows_at_once`` rows."""
-    indices = batch_indices(
-        len(rows),
+def rows_of_round(n_rows: int, settings: BackpropSettings) -> list[int]:
+    """Return the indices of the rows that a round's steps use, each once, in the order of their first use."""
+    steps = range(settings.stld.steps)
+    return list(dict.fromkeys(row for step in steps for row in _rows_of_step(n_rows, settings, step)))
+
+
+def _rows_of_step(n_rows: int, settings: BackpropSettings, step: int) -> list[int]:
+    return batch_indices(
+        n_rows,
         settings.stld.batch_size,
         settings.round * settings.stld.steps + step,
         lambda epoch: seeds.epoch_seed(settings.job_seed, settings.device, epoch),
     )
+
+
+def _micro_batches(rows: Rows, settings: BackpropSettings, step: int, rows_at_once: int) -> list[Batch]:
+    """Return the rows of a local step in micro-batches of at most ``rows_at_once`` rows."""
+    indices = _rows_of_step(len(rows), settings, step)
     return [rows.batch(indices[start : start + rows_at_once]) for start in range(0, len(indices), rows_at_once)]
 
 

@@ -64,8 +64,9 @@ def graph_need(manifest: Manifest, graph: Graph) -> LevelNeed:
 def behind_need(manifest: Manifest, graph: Graph) -> LevelNeed:
     """Estimate the memory of a training graph that begins behind a split, beside the front of that split.
 
-    The front's weights are pages of a mapped file, which the system may drop, but for those that a runtime copies when
-    it loads the graph (role ``constant``, of a quantised base).
+    The front stays loaded where a round's rows do not fit into the file of activations. Its weights are pages of a
+    mapped file, which the system may drop, but for those that a runtime copies when it loads the graph (role
+    ``constant``, of a quantised base).
     """
     need = graph_need(manifest, graph)
     front = manifest.graph("front", graph.split, graph.runtime)

@@ -6,7 +6,6 @@ What a bundle needs for training is estimated in ``bundle/memory_need.py``.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import resource
 import sys
 from pathlib import Path
@@ -29,16 +28,6 @@ def free_bytes(files: Sysfs | None = None) -> int | None:
     files = files or Sysfs()
     found = (read_kilobytes(files.text("proc/meminfo"), "MemAvailable"), memory_free_bytes(files))
     return min((free for free in found if free is not None), default=None)
-
-
-def give_back() -> None:
-    """Return freed memory to the system: glibc keeps what many small tensors held.
-
-    After a full-depth step of RoBERTa-base that was 200 MB. Does nothing where the C library has no ``malloc_trim``.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def peak_rss_bytes() -> int:

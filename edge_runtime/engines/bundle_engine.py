@@ -18,7 +18,7 @@ from edge_runtime.errors import BundleError
 from edge_runtime.files.tensor_file import map_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from edge_runtime.bundle.folder import Bundle
     from edge_runtime.bundle.layout import Parameter
@@ -36,8 +36,13 @@ class Runner(Protocol):
     def bind(self, trainable: Mapping[str, Tensor]) -> None:
         """Bind the trainable inputs to other arrays, by the names of the layout."""
 
-    def run(self, batch: Batch, boundary: Boundary | None) -> Boundary:
+    def run(self, batch: Batch, boundary: Boundary | None, *, gives_back: bool = False) -> Boundary:
         """Run the graph; return its outputs by name. They stay valid until they are dropped.
+
+        Args:
+            batch: the rows.
+            boundary: what crosses the cut; None: the graph takes nothing of it.
+            gives_back: whether the runtime gives back what it would keep for the next run: memory counts, not time.
 
         Raises:
             TrainingError: the runtime failed on this batch.
@@ -93,7 +98,7 @@ class GraphOpener(Protocol):
 
 
 class BundleFront:
-    """The front block of a bundle at one split.
+    """The front block of a bundle at one split. Its graph is loaded when it is first run, and again after close_front.
 
     Args:
         bundle: an opened bundle.
@@ -102,7 +107,7 @@ class BundleFront:
         workspace: the front's trainable parameters, float32, (front size,); None: memory of its own.
 
     Raises:
-        BundleError: the bundle has no such split, or the graph does not match the files.
+        BundleError: the bundle has no such split; or, where the graph is loaded, the graph does not match the files.
     """
 
     def __init__(self, bundle: Bundle, split: int, opener: GraphOpener, workspace: FloatVector | None = None) -> None:
@@ -115,7 +120,11 @@ class BundleFront:
         self._reads = functools.partial(read_slices, parameters, rows_read(graph.inputs))
         self._outputs = graph.outputs
         views = block_views(workspace, parameters)
-        self._runner = opener.open(bundle, graph, bind_inputs(graph, frozen_tensors(bundle), views))
+        # A mapping of its own, which goes when the graph does, and with it the pages of the front's weights.
+        self._open: Callable[[], Runner] = lambda: opener.open(
+            bundle, graph, bind_inputs(graph, frozen_tensors(bundle), views)
+        )
+        self._front: Runner | None = None
 
     @property
     def front_workspace(self) -> FloatVector:
@@ -131,13 +140,33 @@ class BundleFront:
         """What crosses the cut: names, types and shapes."""
         return self._outputs
 
+    def open_front(self) -> Runner:
+        """Return the front's graph; load it if it is not loaded.
+
+        Raises:
+            BundleError: the graph cannot be loaded, or does not match the files.
+        """
+        if self._front is None:
+            self._front = self._open()
+        return self._front
+
+    def close_front(self) -> bool:
+        """Let go of the front's graph, and of the pages of its weights; return whether it was loaded."""
+        was_open = self._front is not None
+        self._front = None
+        return was_open
+
     def front(self, batch: Batch) -> Boundary:
         """See Engine."""
-        return self._runner.run(batch, None)
+        return self.open_front().run(batch, None)
 
     def front_arrays(self, batch: Batch) -> dict[str, Any]:
-        """Run the front block at its workspace; return what crosses the cut as arrays, by name."""
-        return {name: self._runner.to_numpy(value) for name, value in self._runner.run(batch, None).items()}
+        """Run the front block at its workspace; return what crosses the cut as arrays, by name.
+
+        The runtime keeps no memory for the next run.
+        """
+        runner = self.open_front()
+        return {name: runner.to_numpy(value) for name, value in runner.run(batch, None, gives_back=True).items()}
 
 
 class BundleEngine(BundleFront):

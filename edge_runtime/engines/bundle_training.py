@@ -15,6 +15,7 @@ from edge_runtime.bundle.layers import check_last, check_layers, no_scales, sour
 from edge_runtime.bundle.layout import views
 from edge_runtime.bundle.levels import top_level
 from edge_runtime.engines.bundle_engine import bind_inputs, frozen_tensors
+from edge_runtime.files.tensor_file import forget_pages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -114,6 +115,10 @@ class BundleTrainingEngine:
         for output, value in zip(graph.outputs[1:], values, strict=True):
             targets[source_of(output, slots)][...] = value
         return float(loss)
+
+    def forget_pages(self) -> None:
+        """Take the pages of the weights out of this process's memory: the next run reads them again."""
+        forget_pages(self._frozen.values())
 
     def bound(self, layers: Sequence[int]) -> list[str]:
         """Return the names of the weights that a run with these layers alone reads."""

@@ -54,7 +54,7 @@ class _GraphRunner:
         for index, source in self._trainable_inputs:
             self._file.bind(index, trainable[source])
 
-    def run(self, batch: Batch, boundary: Boundary | None) -> Boundary:
+    def run(self, batch: Batch, boundary: Boundary | None, *, gives_back: bool = False) -> Boundary:  # noqa: ARG002 its memory is planned: it is the graph's
         """Run the graph."""
         check_bounds(sizes_of(batch), self._bounds)
         values = batch_values(batch, self._bounds)

@@ -131,7 +131,7 @@ class _GraphRunner:
         for name, source in self._trainable_inputs:
             self._bound[name] = ort.OrtValue.ortvalue_from_numpy(trainable[source])
 
-    def run(self, batch: Batch, boundary: Boundary | None) -> Boundary:
+    def run(self, batch: Batch, boundary: Boundary | None, *, gives_back: bool = False) -> Boundary:
         """Run the graph; the outputs are ONNX Runtime's own tensors, not copied."""
         feeds = dict(self._bound)
         for name, source in self._batch_inputs:
@@ -139,7 +139,7 @@ class _GraphRunner:
         for name, source in self._boundary_inputs:
             feeds[name] = (boundary or {})[source]
         try:
-            values = self._session.run_with_ort_values(self._outputs, feeds)
+            values = self._session.run_with_ort_values(self._outputs, feeds, shrinking() if gives_back else None)
         except Exception as error:  # ONNX Runtime's exceptions have no common base but Exception
             raise TrainingError(
                 f"ONNX Runtime failed on a batch of {batch.rows} × {batch.input_ids.shape[1]} tokens: {error}",

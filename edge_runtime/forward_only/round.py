@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from edge_runtime.data.batch import Batch
     from edge_runtime.data.rows import Rows
     from edge_runtime.engines.engine import BackStack, Engine
     from edge_runtime.protocol.plans import TrainPlan
@@ -138,7 +137,7 @@ def train_round(
     local, pending, results, all_scalars = theta.copy() if copies else theta, Terms(), [], []
     for step in range(settings.steps):
         directions = step_seeds(settings.rule, settings.job_seed, settings.round, settings.device, step)
-        batch = _step_batch(rows, settings, step)
+        batch = rows.batch(_rows_of_step(len(rows), settings, step))
         result = spzo_step(timed, local, batch, settings.rule, directions, pending, shape, timed.stack)
         scalars = result.scalars if settings.privacy is None else privatise(result.scalars, settings.privacy, rng)
         coefficients, mean_square = step_coefficients(scalars.tolist(), settings.rule, mean_square)
@@ -173,12 +172,16 @@ def _shaped(theta: FloatVector, front_size: int, terms: Terms, shape: FloatVecto
     return local
 
 
-def _step_batch(rows: Rows, settings: RoundSettings, step: int) -> Batch:
+def rows_of_round(n_rows: int, settings: RoundSettings) -> list[int]:
+    """Return the indices of the rows that a round's steps use, each once, in the order of their first use."""
+    return list(dict.fromkeys(row for step in range(settings.steps) for row in _rows_of_step(n_rows, settings, step)))
+
+
+def _rows_of_step(n_rows: int, settings: RoundSettings, step: int) -> list[int]:
     """Return the rows of a local step: a job's steps go through the shuffled rows, epoch after epoch."""
-    indices = batch_indices(
-        len(rows),
+    return batch_indices(
+        n_rows,
         settings.batch_size,
         settings.round * settings.steps + step,
         lambda epoch: seeds.epoch_seed(settings.job_seed, settings.device, epoch),
     )
-    return rows.batch(indices)

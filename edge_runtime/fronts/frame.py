@@ -39,7 +39,7 @@ def batch_of(lengths: Sequence[int], tokens: int, token_id: int) -> Batch:
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """One boundary tensor: its runs without and with padding, and its axes.
 
     Attributes:
@@ -89,14 +89,17 @@ class Frame:
 
     Args:
         parts: by name.
+
+    Attributes:
+        parts: the same.
     """
 
-    def __init__(self, parts: Mapping[str, _Part]) -> None:
-        self._parts = parts
+    def __init__(self, parts: Mapping[str, Part]) -> None:
+        self.parts = parts
 
     def tensors(self, lengths: Sequence[int], tokens: int) -> dict[str, Tensor]:
         """Return these tensors of a batch of rows of the given lengths, padded to ``tokens``, by name."""
-        return {name: part.of(lengths, tokens) for name, part in self._parts.items()}
+        return {name: part.of(lengths, tokens) for name, part in self.parts.items()}
 
 
 def learn_frame(
@@ -118,13 +121,13 @@ def learn_frame(
     """
     token = 1 if pad_token_id != 1 else 2
     full, short = (run(batch_of([length], most_tokens, token)) for length in (most_tokens, 1))
-    made: dict[str, _Part] = {}
+    made: dict[str, Part] = {}
     for output in outputs:
         if is_row_tensor(output):
             continue
         axes = tuple(axis for axis, size in enumerate(output.shape) if size == "tokens")
         has_batch = output.shape[:1] == ["batch"]
-        made[output.name] = _Part(full[output.name], short[output.name], axes, has_batch)
+        made[output.name] = Part(full[output.name], short[output.name], axes, has_batch)
     few = min(most_tokens, 7)
     tries = [
         batch_of(sorted({few, max(1, few // 2), 1}), few, token),
@@ -140,11 +143,11 @@ def learn_frame(
     return Frame(made) if alone else None
 
 
-def _masked(part: _Part) -> _Part:
-    return _Part(part.full, part.short, part.token_axes, part.has_batch, is_masked=True)
+def _masked(part: Part) -> Part:
+    return Part(part.full, part.short, part.token_axes, part.has_batch, is_masked=True)
 
 
-def _fits(part: _Part, name: str, batch: Batch, seen: Mapping[str, Tensor]) -> bool:
+def _fits(part: Part, name: str, batch: Batch, seen: Mapping[str, Tensor]) -> bool:
     made = part.of(batch.attention_mask.sum(axis=1).tolist(), batch.input_ids.shape[1])
     return made.shape == seen[name].shape and made.tobytes() == np.ascontiguousarray(seen[name]).tobytes()
 

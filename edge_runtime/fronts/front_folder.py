@@ -95,7 +95,8 @@ class FrontFolder:
 
 def _drop_stale(file: RowFile, over: int, live_rows: int) -> bool:
     """Drop rows that are out of use, oldest first, if that frees ``over`` bytes and is worth a copy of the file."""
-    stale = [row for row in file.rows.items() if row[1].used + _EPOCHS * live_rows < file.lookups]
+    out_of_use = file.lookups - _EPOCHS * live_rows
+    stale = [entry for entry in file.rows.items() if entry[1].tokens and entry[1].used < out_of_use]
     dead = file.size - sum(record_bytes(row.size) for row in file.rows.values())
     wanted = max(over, file.size // _LEAST_GAIN)
     dropped: set[bytes] = set()
@@ -153,17 +154,40 @@ class FrontRows:
             self._stop(f"{self.file.path}: {error.strerror or error}")
             return None
 
-    def add(self, digest: bytes, tokens: int, precision: int, data: bytes) -> None:
-        """Keep a row, if there is room for it: rows that are in use are not thrown out for others."""
-        if self.file.lookups < self._tries_at:
-            return
+    @property
+    def is_full(self) -> bool:
+        """Whether no row is kept for now: there was no room, or the disk has failed, less than an epoch ago."""
+        return self.file.lookups < self._tries_at
+
+    def has(self, digest: bytes) -> bool:
+        """Whether a row is there, which is about to be looked up: it is in use from now on."""
+        row = self.file.rows.get(digest)
+        if row is not None:
+            row.used = self.file.lookups
+        return row is not None
+
+    def add(self, digest: bytes, tokens: int, precision: int, data: bytes) -> bool:
+        """Keep a row, if there is room for it: rows that are in use are not thrown out for others.
+
+        Args:
+            digest: see RowFile.add.
+            tokens: their number; 0: this is no row, but belongs to all rows, and is never thrown out.
+            precision: see RowFile.add.
+            data: see RowFile.add.
+
+        Returns:
+            Whether it is kept.
+        """
+        if self.is_full:
+            return False
         try:
             if self._folder.make_room(self.file, record_bytes(len(data)), self.live_rows):
                 self.file.add(digest, tokens, precision, data)
-            else:  # once an epoch is often enough to look for rows out of use
-                self._tries_at = self.file.lookups + self.live_rows
+                return True
+            self._tries_at = self.file.lookups + self.live_rows  # once an epoch is often enough to look for such rows
         except OSError as error:
             self._stop(f"{self.file.path}: {error.strerror or error}")
+        return False
 
     def clear(self) -> None:
         """Remove every row."""

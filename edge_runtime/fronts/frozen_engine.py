@@ -26,6 +26,7 @@ class FrozenFront(KeptFront):
         task: see KeptFront.
         rows: see KeptFront.
         precision: see KeptFront.
+        start: see KeptFront.
     """
 
     def __init__(
@@ -35,8 +36,9 @@ class FrozenFront(KeptFront):
         task: Task,
         rows: FrontRows | None = None,
         precision: Precision = "float32",
+        start: str | None = None,
     ) -> None:
-        super().__init__(engine, front, task, rows, precision)
+        super().__init__(engine, front, task, rows, precision, start)
         self._engine = engine
 
     @property

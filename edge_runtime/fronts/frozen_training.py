@@ -8,11 +8,12 @@ from edge_runtime.bundle.levels import top_level
 from edge_runtime.errors import BundleError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from edge_runtime.bundle.levels import Level
     from edge_runtime.bundle.manifest import Graph
     from edge_runtime.data.batch import Batch
+    from edge_runtime.data.rows import Rows
     from edge_runtime.engines.bundle_training import BundleTrainingEngine
     from edge_runtime.fronts.kept_front import KeptFront
     from edge_runtime.values import FloatVector
@@ -35,6 +36,10 @@ class FrozenTraining:
         """See TrainingEngine."""
         return tuple(self._graphs)
 
+    def fill(self, rows: Rows, indices: Iterable[int], goes_on: Callable[[], bool]) -> bool:
+        """Run the front for the rows of a round that are missing: see KeptFront.fill."""
+        return self.front.fill(rows, indices, goes_on, self._engine.forget_pages)
+
     def gradients(
         self,
         theta: FloatVector,
@@ -56,4 +61,5 @@ class FrozenTraining:
                 f"the bundle has no training graph of {len(layers)} layers behind the frozen front",
                 "choose another level, or export the bundle again with --levels top:K and --split",
             )
-        return self._engine.gradients_behind(graph, theta, layers, batch, self.front.arrays(batch), out)
+        boundary = self.front.arrays(batch, hidden_states_only=True)
+        return self._engine.gradients_behind(graph, theta, layers, batch, boundary, out)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from edge_runtime.bundle.levels import Level, kind_of, rank, trained_layers
-from edge_runtime.bundle.memory_need import bytes_for, level_need, levels_that_fit, rows_that_fit
+from edge_runtime.bundle.memory_need import bytes_for, levels_that_fit, rows_that_fit
 from server.advice.findings import LEVELS_TABLE, METHODS_TABLE, forward_run, lost_at
 from server.advice.frozen_front import warm_seconds, what_it_trains
 from server.advice.quantised import lacks_of_base
@@ -134,7 +134,7 @@ def advise(board: Board, settings: Settings, tokens: int) -> BoardAdvice:
     basis = PriceBasis(fitted.manifest.model.layers, tokens, job.steps, job.batch_size, rule, stld)
     seconds = _seconds(arm, basis, profile)
     if level is not None and stld is not None:
-        need = level_need(fitted.manifest, level)
+        need = fitted.need(level)
         rows = rows_that_fit(need, _whole(board.memory), stld.fewest_rows, stld.most_rows)
         memory = Figure(bytes_for(need, rows), "the bundle's manifest: weights and values of the training graph, × 1.4")
         lacks += _lacks_of_level(fitted, level)
@@ -185,7 +185,7 @@ def _level(board: Board, fitted: FittedJob) -> tuple[Level | None, str]:
     if board.only_forward is not None:
         return None, board.only_forward
     known = _whole(board.memory)
-    needs = [level_need(manifest, level) for level in fitted.levels]
+    needs = [fitted.need(level) for level in fitted.levels]
     fit = levels_that_fit(needs, known, stld.fewest_rows)
     if not fit:
         least = min(bytes_for(need, stld.fewest_rows) for need in needs)

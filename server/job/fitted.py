@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from edge_runtime.bundle.layout import front_size, total_size
 from edge_runtime.bundle.levels import kind_of, listed, top_level, trained_layers
+from edge_runtime.bundle.memory_need import level_need
 from edge_runtime.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from edge_runtime.bundle.levels import Level, LevelKind
     from edge_runtime.bundle.manifest import Manifest
+    from edge_runtime.bundle.memory_need import LevelNeed
     from server.job.job import Job
 
 
@@ -29,6 +31,8 @@ class FittedJob:
         levels: levels that backprop devices may get, ascending or as the job lists them; empty without [stld].
         bundle_sha256: the bundle's name.
         manifest: the bundle's manifest.
+        behind: what levels need with training graphs that begin behind the split (see behind_needs.fit_opened); empty:
+            the job trains the front, or the bundle has no such graphs.
     """
 
     job: Job
@@ -36,6 +40,11 @@ class FittedJob:
     levels: list[Level]
     bundle_sha256: str
     manifest: Manifest
+    behind: Mapping[Level, LevelNeed] = field(default_factory=dict)
+
+    def need(self, level: Level) -> LevelNeed:
+        """Return the memory that a device needs to train at a level on ONNX Runtime."""
+        return self.behind.get(level) or level_need(self.manifest, level)
 
     @classmethod
     def unchecked(cls, job: Job, manifest: Manifest, bundle_sha256: str) -> FittedJob:

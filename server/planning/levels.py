@@ -8,7 +8,11 @@ from edge_runtime.bundle.levels import rank
 from edge_runtime.bundle.memory_need import level_need, levels_that_fit
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from edge_runtime.bundle.levels import Level
+    from edge_runtime.bundle.memory_need import LevelNeed
+    from edge_runtime.protocol.presence import Birth
     from server.fleet.devices import Device
     from server.job.fitted import FittedJob
     from server.job.job import Job
@@ -25,7 +29,7 @@ def level_reasons(fitted: FittedJob, device: Device) -> dict[Level, str | None] 
 
     A device whose level the job's ``device_levels`` names can train at that level alone. Another device can train at
     the levels that fit into the free memory that it announced and are below the smallest level that it refused (see
-    levels.rank).
+    levels.rank). Behind a frozen front, what fits is the graph that begins there, where the bundle has one.
 
     Returns:
         A reason per level, None for a level that the device can train at; None instead of all of them: the device
@@ -41,11 +45,7 @@ def level_reasons(fitted: FittedJob, device: Device) -> dict[Level, str | None] 
     can = device.birth.capability
     if can.kind == "forward-only":
         return None
-    if can.levels is not None and device.birth.bundle_sha256 == fitted.bundle_sha256:
-        needs = can.levels
-    else:
-        needs = [level_need(fitted.manifest, level) for level in fitted.manifest.levels]
-    fit = levels_that_fit(needs, can.bytes_free, stld.fewest_rows)
+    fit = levels_that_fit(_needs(fitted, device.birth), can.bytes_free, stld.fewest_rows)
     reasons: dict[Level, str | None] = {}
     for level in fitted.levels:
         if level not in fit:
@@ -55,6 +55,18 @@ def level_reasons(fitted: FittedJob, device: Device) -> dict[Level, str | None] 
         else:
             reasons[level] = None
     return reasons
+
+
+def _needs(fitted: FittedJob, birth: Birth) -> Sequence[LevelNeed]:
+    """Return what a device needs at the levels that it may have; one that it left out of its birth does not fit."""
+    can = birth.capability
+    if can.levels is not None and birth.bundle_sha256 == fitted.bundle_sha256:
+        needs = {need.level: need for need in can.levels}
+    else:
+        needs = {level: level_need(fitted.manifest, level) for level in fitted.manifest.levels}
+    if "executorch" not in birth.runtimes:  # it has no graphs that begin behind a split
+        needs |= fitted.behind
+    return list(needs.values())
 
 
 def takes_part(job: Job, level: Level | None) -> bool:

@@ -12,7 +12,7 @@ from edge_runtime.bundle.folder import open_bundle
 from edge_runtime.errors import ConfigError
 from server.advice.left_open import filled, sources
 from server.errors import JobError, NoSuchJobError
-from server.job.fitted import fit_to_bundle
+from server.job.behind_needs import fit_opened
 from server.job.job import job_of
 from server.job.selector import check_there, parse_selector
 from server.queue.acts import Acts
@@ -251,4 +251,4 @@ def _fitted(table: dict[str, Any], path: str) -> FittedJob:
     if measured is not None:
         job = job_of(table)
         _LOG.info("job %s: %s", job.name, sources(measured))
-    return fit_to_bundle(job, bundle.manifest, bundle.sha256)
+    return fit_opened(job, bundle)

@@ -21,7 +21,7 @@ from server.advice.left_open import filled, sources
 from server.compose import compose_run, enter
 from server.errors import JobError
 from server.evaluation import BackgroundEvaluator, evaluate
-from server.job.fitted import FittedJob, fit_to_bundle
+from server.job.behind_needs import fit_opened
 from server.job.job import Job, job_of, read_job, read_job_table
 from server.queue.supervisor import Prepared
 from server.ray_work.evaluating import evaluate_on
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from server.evaluation import Evaluation
     from server.events import Event
     from server.fleet.devices import Device
+    from server.job.fitted import FittedJob
     from server.ray_work.workers import Workers
     from server.rounds.coordinator import Coordinator
     from server.rounds.job_run import JobRun
@@ -85,7 +86,7 @@ def load_job(path: Path, bundle_path: Path) -> tuple[FittedJob, Bundle]:
     if measured is not None:
         job = job_of(table)
         _LOG.info("job %s: %s", job.name, sources(measured))
-    return fit_to_bundle(job, bundle.manifest, bundle.sha256), bundle
+    return fit_opened(job, bundle), bundle
 
 
 def load(fitted: FittedJob, bundle: Bundle, threads: int) -> LoadedJob:
@@ -139,7 +140,7 @@ def load_submitted(record: JobRecord, threads: int) -> LoadedJob:
             "put the job's own bundle back there, and then: covey job resume",
         )
     job = msgspec.convert(record.config, Job)
-    return load(fit_to_bundle(job, bundle.manifest, bundle.sha256), bundle, threads)
+    return load(fit_opened(job, bundle), bundle, threads)
 
 
 def release(loaded: LoadedJob, releases: ReleaseBook | None) -> None:

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks.learning.frozen_levels import ours_against_full, rounds_to
+from benchmarks.learning.frozen_levels import kept_costs, ours_against_full, rounds_to
 
 COSTS: dict[str, Any] = {
     "frozen_s": {"top:1": {"median": 0.1}, "top:2": {"median": 0.2}},
     "full_s": {"top:1": {"median": 0.5}, "top:2": {"median": 0.6}},
     "frozen_memory_mb": {"top:1": {"median": 30.0}, "top:2": {"median": 40.0}},
+    "later_memory_mb": {"top:1": {"median": 20.0}, "top:2": {"median": 25.0}},
     "full_memory_mb": {"median": 100.0},
 }
 
@@ -50,7 +51,7 @@ def test_the_quickest_job_is_ours() -> None:
     assert found["ours"] == {"level": "top:1", "rounds": 6, "learning_rate": 0.003, "rounds_to_95": pytest.approx(6)}
     assert found["time_full_over_ours"] == pytest.approx(3.8 * 0.5 / (6 * 0.1), abs=1e-3)
     assert found["accuracy_less"] == {"1": pytest.approx(0.015), "2": pytest.approx(0.005)}
-    assert found["memory_ratio"] == 0.3
+    assert (found["memory_ratio"], found["memory_ratio_later"]) == (0.3, 0.2)
     better = [run(6, seed, [0.8, 0.9], 0.006) for seed in (1, 2)]
     assert ours_against_full([*FULL, *better, *slow], COSTS, 4)["ours"] is None
     fewer = [run(6, 1, [0.8, 0.9], 0.012)]
@@ -60,3 +61,14 @@ def test_the_quickest_job_is_ours() -> None:
     assert set(ours_against_full(slow, COSTS, 4).values()) == {None}
     unlike = ours_against_full([*FULL, *quick], COSTS, 4)
     assert unlike["time_full_over_ours"] == pytest.approx(3.8 * 0.6 / (4 * 0.2), abs=1e-3)
+
+
+def test_the_last_measurement_of_times_and_of_memory_count() -> None:
+    times, memory = (
+        {"frozen_s": {"top:1": 1}, "frozen_memory_mb": "old"},
+        {"frozen_memory_mb": "m", "later_memory_mb": "l"},
+    )
+    assert kept_costs([times]) == {}
+    assert kept_costs([memory]) == {}
+    assert kept_costs([{"frozen_s": {}}, times, {"level": 6}, memory])["frozen_s"] == {"top:1": 1}
+    assert kept_costs([times, memory])["frozen_memory_mb"] == "m"

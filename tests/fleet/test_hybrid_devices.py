@@ -248,7 +248,7 @@ def test_freed_memory_goes_back_to_the_system() -> None:
     """Small blocks below one that is still held: the allocator keeps them all."""
     code = """
 import sys
-from edge_runtime.device.memory import give_back
+from edge_runtime.host.heap import give_back
 def held():
     lines = open("/proc/self/status").read().splitlines()
     return int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
