@@ -9,7 +9,7 @@ from repository import ROOT
 
 from benchmarks.harness.results import Results, read_results
 from benchmarks.learning import schedules
-from benchmarks.learning.frozen_levels import best_rate, full_depth, ours_against_full
+from benchmarks.learning.frozen_levels import best_rate, full_depth, kept_costs, ours_against_full
 from benchmarks.learning.top_levels import BASE_ROUNDS
 from edge_runtime.bundle.levels import trained_layers
 from server.advice.findings import FORWARD_FROM_RUNS, FROZEN_RUNS, KEPT_FRONT_RUNS, ScheduleRun
@@ -66,7 +66,8 @@ def test_what_is_said_of_a_kept_front_is_what_the_stored_runs_say() -> None:
     found = KEPT_FRONT_RUNS["classify-head"]
     stored = _kept("top_levels")
     runs = [one for one in stored if one.get("rows") == "test"]
-    costs = next(one for one in stored if "frozen_s" in one)
+    costs = kept_costs(stored)
+    assert costs
     ours = ours_against_full(runs, costs, BASE_ROUNDS)
     level, layers = ours["ours"]["level"], full_depth(runs)
     assert layers is not None
