@@ -191,7 +191,7 @@ class Comparison:
             "seed": seed,
             "min_devices": DEVICES,
             "min_reports": COHORT,
-            "eval_every": self.setup.eval_every,
+            "eval_every": method.eval_every.get(rows, self.setup.eval_every),
             "method": method.method,
             **method.job,
             "split": method.split or self.plan.split,
@@ -249,7 +249,7 @@ def run_one(settings: dict[str, Any]) -> dict[str, Any]:
     fields = {"eval_file": str(test), **settings["job"]}
     with fleet_run(root, Path(settings["bundle"]), fields, {"step": settings["step"]}, devices) as ran:
         summary = ran.summary
-        spent = spent_by_round(ran.ledger, ran.fitted.split / settings["layers"])
+        spent = spent_by_round(ran.ledger, ran.fitted.job, ran.fitted.split / settings["layers"])
         evaluated = [spent[index] for index in ran.evaluated_rounds()]
         curve = ran.curve(lambda index: spent[index].forwards)
     return {
