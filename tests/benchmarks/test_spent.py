@@ -1,0 +1,88 @@
+"""What a run had spent: passes that devices really made, counted beside what their reports say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import reviews, write_rows
+
+from benchmarks.harness.fleet_run import fleet_run
+from benchmarks.harness.spent import FRAME_ROWS, spent_by_round
+from edge_runtime.bundle.folder import Bundle
+from edge_runtime.data.batch import Batch
+from edge_runtime.data.config import DataConfig
+from edge_runtime.data.rows import EncodedRows, load_rows
+from edge_runtime.engines.bundle_engine import BundleFront
+
+LAYERS, SPLIT, ROWS, BATCH, STEPS, P2 = 3, 2, 12, 4, 3, 5
+DEVICES = ("device-a", "device-b")
+EPOCH = ROWS // BATCH
+"""Batches of all rows: a round's steps see each row once."""
+
+
+def spent_of(tmp_path: Path, bundle: Bundle, **fields: Any) -> list[float]:
+    """Return the forward equivalents of each round of a job of three rounds on two devices, each round alone."""
+    devices = {}
+    for seed, name in enumerate(DEVICES):
+        devices[name] = tmp_path / f"{name}.jsonl"
+        write_rows(reviews(ROWS, seed), devices[name])
+    write_rows(reviews(8, 9), tmp_path / "test.jsonl")
+    job = {"eval_file": str(tmp_path / "test.jsonl"), "rounds": 3, "steps": STEPS, "batch_size": BATCH, "split": SPLIT}
+    step = {"back_perturbations": P2, "learning_rate": 0.05}
+    with fleet_run(tmp_path, bundle, {**job, "min_devices": 2, "seed": 1, **fields}, {"step": step}, devices) as ran:
+        spent = spent_by_round(ran.ledger, ran.fitted.job, SPLIT / LAYERS)
+    until = [0.0, *(at.forwards for at in spent.values())]
+    return [after - before for before, after in zip(until, until[1:], strict=False)]
+
+
+BACKS = 2 * P2 * STEPS * len(DEVICES) * (1 - SPLIT / LAYERS)
+FRONTS = len(DEVICES) * SPLIT / LAYERS
+"""What one front pass of every device costs."""
+FRAME = FRAME_ROWS / BATCH
+
+
+@pytest.mark.parametrize(
+    ("front", "fronts"),
+    [
+        ("train", [2 * STEPS, 2 * STEPS, 2 * STEPS]),
+        ("frozen", [EPOCH + FRAME, 0, 0]),
+        ("train-after:1", [EPOCH + FRAME, 2 * STEPS, 2 * STEPS]),
+    ],
+)
+def test_rows_that_were_kept_cost_no_front_pass(
+    tmp_path: Path, tiny_bundle: Bundle, front: str, fronts: list[int]
+) -> None:
+    found = spent_of(tmp_path, tiny_bundle, front=front)
+    assert found == pytest.approx([passes * FRONTS + BACKS for passes in fronts])
+
+
+def test_the_rows_that_were_run_are_those_that_are_counted(
+    tmp_path: Path, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every front that devices and server run is noted: a device's row alone, once in all rounds; a frame's tokens."""
+    alone: Counter[tuple[int, ...]] = Counter()
+    others: list[Batch] = []
+    run = BundleFront.front_arrays
+
+    def noted(self: BundleFront, batch: Batch) -> dict[str, Any]:
+        if len(batch.input_ids) == 1 and len(set(batch.input_ids[0])) > 1:
+            alone[tuple(batch.input_ids[0].tolist())] += 1
+        else:
+            others.append(batch)
+        return run(self, batch)
+
+    monkeypatch.setattr(BundleFront, "front_arrays", noted)
+    spent_of(tmp_path, tiny_bundle, front="frozen")
+    wanted: Counter[tuple[int, ...]] = Counter()
+    for name in DEVICES:
+        rows = load_rows(tiny_bundle, DataConfig(str(tmp_path / f"{name}.jsonl")))
+        assert isinstance(rows, EncodedRows)
+        wanted.update({tuple(tokens) for tokens in rows.tokens})
+    assert wanted.total() == ROWS * len(DEVICES)
+    assert {row: alone[row] for row in wanted} == dict(wanted)
+    learners = len(DEVICES) + 1  # the server keeps its held-out rows, too
+    tokens = sum(batch.input_ids.size for batch in others)
+    assert 0 < tokens <= learners * FRAME_ROWS * tiny_bundle.manifest.task.max_tokens
