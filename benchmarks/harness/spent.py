@@ -9,13 +9,7 @@ from benchmarks.harness.fleet_run import JOB
 from server.storage.queries import attempts_of, passes_per_round, seconds_per_round, taken_examples
 
 if TYPE_CHECKING:
-    from server.job.job import Job
-    from server.storage.ledger import Ledger
-
-
-FRAME_ROWS = 6
-"""What a device runs once before it keeps a front's activations, to learn the rest of what crosses the cut (see
-edge_runtime.fronts.frame): at most the tokens of so many rows of the greatest length. Reports do not count it."""
+    from benchmarks.harness.fleet_run import FleetRun
 
 
 @dataclass(frozen=True)
@@ -34,16 +28,15 @@ class Spent:
     bytes_moved: int
 
 
-def spent_by_round(ledger: Ledger, job: Job, front_share: float) -> dict[int, Spent]:
-    """Return what was spent until each round (from 0) had closed, in order.
+def spent_by_round(ran: FleetRun, layers: float) -> dict[int, Spent]:
+    """Return what a job had spent until each round (from 0) had closed, in order.
 
     Args:
-        ledger: the job's ledger.
-        job: the job.
-        front_share: the front block's share of the layers.
+        ran: the job's run.
+        layers: layers of its model; an output that costs as much as some of them counts as such.
     """
-    passes, seconds = passes_per_round(ledger, JOB), seconds_per_round(ledger, JOB)
-    frames = _passes_for_frames(ledger, job)
+    ledger, front_share = ran.ledger, ran.fitted.split / layers
+    passes, seconds, frames = passes_per_round(ledger, JOB), seconds_per_round(ledger, JOB), _passes_for_frames(ran)
     spent: dict[int, Spent] = {}
     last = Spent(0.0, 0.0, 0)
     moved = dict.fromkeys(passes, 0)
@@ -60,13 +53,26 @@ def spent_by_round(ledger: Ledger, job: Job, front_share: float) -> dict[int, Sp
     return spent
 
 
-def _passes_for_frames(ledger: Ledger, job: Job) -> dict[int, float]:
-    """Return, for each round, the front passes of devices whose front is frozen for the first time."""
+def _passes_for_frames(ran: FleetRun) -> dict[int, float]:
+    """Return, for each round, what devices ran to learn frames in it, in front passes of whole batches."""
     seen: set[str] = set()
     passes: dict[int, float] = {}
-    for attempt in attempts_of(ledger, JOB):
-        if attempt.index < job.frozen_rounds:
-            new = taken_examples(ledger, JOB, attempt.index, attempt.attempt).keys() - seen
-            passes[attempt.index] = passes.get(attempt.index, 0.0) + len(new) * FRAME_ROWS / job.batch_size
+    rows = frame_tokens(most := ran.bundle.manifest.task.max_tokens) / most
+    for attempt in attempts_of(ran.ledger, JOB):
+        if attempt.index < ran.fitted.job.frozen_rounds:
+            new = taken_examples(ran.ledger, JOB, attempt.index, attempt.attempt).keys() - seen
+            passes[attempt.index] = passes.get(attempt.index, 0.0) + len(new) * rows / ran.fitted.job.batch_size
             seen |= new
     return passes
+
+
+def frame_tokens(most_tokens: int) -> int:
+    """Return how many tokens a device runs once, before its first step behind a frozen front.
+
+    They teach it what crosses the cut beside the rows' own activations (edge_runtime.fronts.frame): a longest and a
+    shortest row, two batches with padding, and each row of these alone. No report counts them.
+
+    Args:
+        most_tokens: tokens of the longest row, at least 8.
+    """
+    return 4 * most_tokens + most_tokens // 3 + 30

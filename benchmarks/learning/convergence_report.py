@@ -114,15 +114,15 @@ def _draw_method(axes: Axes, runs: Results, label: str, name: str, index: int) -
     axes.plot(mean[:, 0], mean[:, 1], style, color=colour, marker=marker, label=f"{name} ({len(runs)})")
 
 
-def summarize(path: Path, model: str, mode: str, task: str, names: list[str], seeds: int) -> str:
-    """Return what was not run, and one line of JSON with the savings.
+def summarize(path: Path, model: str, mode: str, task: str, names: list[str], seeds: int, tuned: str) -> str:
+    """Return what was not run, and one line of JSON with the savings; ``tuned`` is the model that rates were tuned on.
 
     Our method in it is the one that needed the fewest forward passes to MeZO's final loss on the validation rows of the
     reviews. A saving in seconds is of durations that the devices measured, beside whatever else the machine did.
     """
     everything = runs_of(path, model, mode, task, names)
     results = [run for run in everything if run["rows"] == "test"]
-    tuning = runs_of(path, model, mode, REVIEWS, names)
+    tuning = runs_of(path, tuned, mode, REVIEWS, names)
     ours = chosen_of_ours(tuning, names)
     line: dict[str, Any] = {"model": model, "mode": mode, "task": task, "ours": ours}
     for rival in RIVALS:

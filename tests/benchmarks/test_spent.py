@@ -10,7 +10,7 @@ import pytest
 from tiny_models import reviews, write_rows
 
 from benchmarks.harness.fleet_run import fleet_run
-from benchmarks.harness.spent import FRAME_ROWS, spent_by_round
+from benchmarks.harness.spent import frame_tokens, spent_by_round
 from edge_runtime.bundle.folder import Bundle
 from edge_runtime.data.batch import Batch
 from edge_runtime.data.config import DataConfig
@@ -33,7 +33,7 @@ def spent_of(tmp_path: Path, bundle: Bundle, **fields: Any) -> list[float]:
     job = {"eval_file": str(tmp_path / "test.jsonl"), "rounds": 3, "steps": STEPS, "batch_size": BATCH, "split": SPLIT}
     step = {"back_perturbations": P2, "learning_rate": 0.05}
     with fleet_run(tmp_path, bundle, {**job, "min_devices": 2, "seed": 1, **fields}, {"step": step}, devices) as ran:
-        spent = spent_by_round(ran.ledger, ran.fitted.job, SPLIT / LAYERS)
+        spent = spent_by_round(ran, LAYERS)
     until = [0.0, *(at.forwards for at in spent.values())]
     return [after - before for before, after in zip(until, until[1:], strict=False)]
 
@@ -41,7 +41,8 @@ def spent_of(tmp_path: Path, bundle: Bundle, **fields: Any) -> list[float]:
 BACKS = 2 * P2 * STEPS * len(DEVICES) * (1 - SPLIT / LAYERS)
 FRONTS = len(DEVICES) * SPLIT / LAYERS
 """What one front pass of every device costs."""
-FRAME = FRAME_ROWS / BATCH
+MOST_TOKENS = 32
+FRAME = frame_tokens(MOST_TOKENS) / MOST_TOKENS / BATCH
 
 
 @pytest.mark.parametrize(
@@ -84,5 +85,5 @@ def test_the_rows_that_were_run_are_those_that_are_counted(
     assert wanted.total() == ROWS * len(DEVICES)
     assert {row: alone[row] for row in wanted} == dict(wanted)
     learners = len(DEVICES) + 1  # the server keeps its held-out rows, too
-    tokens = sum(batch.input_ids.size for batch in others)
-    assert 0 < tokens <= learners * FRAME_ROWS * tiny_bundle.manifest.task.max_tokens
+    assert tiny_bundle.manifest.task.max_tokens == MOST_TOKENS
+    assert sum(batch.input_ids.size for batch in others) == learners * frame_tokens(MOST_TOKENS)
