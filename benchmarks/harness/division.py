@@ -42,9 +42,7 @@ def divide_by_movie(setup: Setup) -> Division:
     )
 
 
-def write_held_out(
-    division: Division, root: Path, row_of: Callable[[Review], dict[str, str]] = labelled
-) -> None:
+def write_held_out(division: Division, root: Path, row_of: Callable[[Review], dict[str, str]] = labelled) -> None:
     """Write validation rows (the first half of the held-out rows), test rows (the second half) and start rows."""
     half = len(division.test) // 2
     write_jsonl(division.test[:half], held_out_file(root, "validation"), row_of)

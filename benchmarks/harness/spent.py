@@ -70,9 +70,9 @@ def frame_tokens(most_tokens: int) -> int:
     """Return how many tokens a device runs once, before its first step behind a frozen front.
 
     They teach it what crosses the cut beside the rows' own activations (edge_runtime.fronts.frame): a longest and a
-    shortest row, two batches with padding, and each row of these alone. No report counts them.
+    shortest row at the greatest length, two batches with padding, and each row of these alone. No report counts them.
 
     Args:
         most_tokens: tokens of the longest row, at least 8.
     """
-    return 4 * most_tokens + most_tokens // 3 + 30
+    return 5 * most_tokens + most_tokens // 3 + 29

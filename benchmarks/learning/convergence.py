@@ -43,9 +43,9 @@ from benchmarks.harness.tasks import REVIEWS, TASKS
 from benchmarks.learning.convergence_methods import PLANS, QUICK, methods_of
 from benchmarks.learning.convergence_report import draw, summarize, table
 from benchmarks.learning.convergence_runs import test_runs
-from server.samples.reviews import completion, labelled
 from server.ray_work.options import ray_options
 from server.ray_work.workers import open_workers
+from server.samples.reviews import completion, labelled
 
 if TYPE_CHECKING:
     from benchmarks.harness.comparison import Setup
@@ -81,7 +81,9 @@ def main() -> None:
         paths = prepare(args.model, args.mode, args.task, setup, args.workdir)
         with open_workers(ray_options(None, args.ray_address)) as workers:
             run = run_program if workers is None else run_on(workers)
-            comparison = Comparison(args.results, args.model, args.mode, args.task, plan, setup, paths, run, args.rates_of)
+            comparison = Comparison(
+                args.results, args.model, args.mode, args.task, plan, setup, paths, run, args.rates_of
+            )
             jobs = args.jobs if workers is None else workers.number
             comparison.run({name: methods[name] for name in names}, jobs, tunes=not args.quick)
     runs = test_runs(args.results, args.model, args.mode, args.task, names)

@@ -74,9 +74,7 @@ COMMON = {
     "backprop": Method("backprop", 2, {}, (0.0003, 0.001, 0.003)),
     "mezo": Method("mezo", 4, {"front_perturbations": 1, "normalize": "rms"}, RMS, eval_every=RIVAL),
     "mezo-plain": Method("mezo", 4, {"front_perturbations": 1}, PLAIN),
-    "decomfl": Method(
-        "decomfl", 2, {"front_perturbations": 3, "normalize": "rms", "eps": 0.01}, RMS, eval_every=RIVAL
-    ),
+    "decomfl": Method("decomfl", 2, {"front_perturbations": 3, "normalize": "rms", "eps": 0.01}, RMS, eval_every=RIVAL),
     "fedkseed": Method("fedkseed", 4, {"front_perturbations": 1, "normalize": "rms"}, RMS),
     "fzoo": Method("fzoo", 1, {"front_perturbations": 7}, STD),
     "spzo": Method("spzo", 2, {"back_perturbations": 4}, RMS),
@@ -97,9 +95,16 @@ LORA_ONLY = ("backprop", "probe", "mezo-plain", "spzo-plain")
 
 # Larger rates, for few parameters behind a late split and many directions in each step.
 LATE_RMS = (0.03, 0.1, 0.3)
+PROMPT_RMS = (0.1, 0.3, 1.0)
 
 
-def frozen(split: int | None, steps: int, back_perturbations: int, front: str = "frozen") -> Method:
+def frozen(
+    split: int | None,
+    steps: int,
+    back_perturbations: int,
+    rates: tuple[float, ...] = LATE_RMS,
+    front: str = "frozen",
+) -> Method:
     """Return a method that keeps each row's front activation: a row's front is run once, in its first step.
 
     Steps are such that a round costs at most what it costs the other methods, rows that are new included.
@@ -108,7 +113,7 @@ def frozen(split: int | None, steps: int, back_perturbations: int, front: str = 
         "spzo",
         steps,
         {"back_perturbations": back_perturbations},
-        RMS if split is None else LATE_RMS,
+        rates,
         split=split,
         job={"front": front},
         eval_every=EACH_ROUND,
@@ -126,11 +131,11 @@ def with_head(layers: int, late: Method) -> dict[str, Method]:
     """
     return {
         **COMMON,
-        "spzo-frozen": frozen(None, 2, 4),
+        "spzo-frozen": frozen(None, 2, 4, RMS),
         "spzo-late": late,
         "spzo-head": Method("spzo", 4, {"back_perturbations": 64}, RMS, split=layers),
         "spzo-frozen-head": frozen(layers, 4, 64),
-        "spzo-thaw": frozen(layers, 4, 64, "train-after:4"),
+        "spzo-thaw": frozen(layers, 4, 64, front="train-after:4"),
     }
 
 
@@ -171,9 +176,9 @@ PLANS = {
         batch_size=8,
         methods={
             **{name: method for name, method in COMMON.items() if name != "probe"},  # a prompt has no head
-            "spzo-frozen": frozen(None, 2, 4),
-            "spzo-late": frozen(28, 1, 16),
-            "spzo-last": frozen(29, 1, 32),
+            "spzo-frozen": frozen(None, 2, 4, RMS),
+            "spzo-late": frozen(28, 1, 16, PROMPT_RMS),
+            "spzo-last": frozen(29, 1, 32, PROMPT_RMS),
         },
     ),
     # Next-token prediction of the rows' texts, each behind its label. The output embedding has 49,152 × 576 weights, a
@@ -190,7 +195,7 @@ PLANS = {
         batch_size=8,
         methods={
             **{name: method for name, method in COMMON.items() if name not in CLASSIFIERS},
-            "spzo-last": frozen(29, 2, 6),
+            "spzo-last": frozen(29, 2, 6, PROMPT_RMS),
         },
         output_layers=8.0,
         is_causal=True,

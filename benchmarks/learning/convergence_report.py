@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from benchmarks.harness.results import Result, Results
+    from benchmarks.harness.results import Results
 
 HEAD = (
     "method",

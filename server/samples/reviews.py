@@ -129,9 +129,7 @@ def completion(review: Review) -> dict[str, str]:
     return {"prompt": f"{review.label}:", "completion": f" {review.text}"}
 
 
-def write_jsonl(
-    reviews: Sequence[Review], path: Path, row_of: Callable[[Review], dict[str, str]] = labelled
-) -> None:
+def write_jsonl(reviews: Sequence[Review], path: Path, row_of: Callable[[Review], dict[str, str]] = labelled) -> None:
     """Write reviews as JSON Lines, each as ``row_of`` says."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,11 @@ def spent_of(tmp_path: Path, bundle: Bundle, **fields: Any) -> list[float]:
     write_rows(reviews(8, 9), tmp_path / "test.jsonl")
     job = {"eval_file": str(tmp_path / "test.jsonl"), "rounds": 3, "steps": STEPS, "batch_size": BATCH, "split": SPLIT}
     step = {"back_perturbations": P2, "learning_rate": 0.05}
-    with fleet_run(tmp_path, bundle, {**job, "min_devices": 2, "seed": 1, **fields}, {"step": step}, devices) as ran:
+    job = {**job, "min_devices": len(DEVICES), "seed": 1, **fields}
+    with fleet_run(tmp_path, bundle.path, job, {"step": step}, devices) as ran:
         spent = spent_by_round(ran, LAYERS)
     until = [0.0, *(at.forwards for at in spent.values())]
-    return [after - before for before, after in zip(until, until[1:], strict=False)]
+    return [after - before for before, after in itertools.pairwise(until)]
 
 
 BACKS = 2 * P2 * STEPS * len(DEVICES) * (1 - SPLIT / LAYERS)
