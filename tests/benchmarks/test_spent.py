@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_models import reviews, write_rows
 
+from benchmarks.harness.division import write_device_rows, write_held_out
 from benchmarks.harness.fleet_run import fleet_run
 from benchmarks.harness.spent import frame_tokens, spent_by_round
+from benchmarks.learning import convergence
 from edge_runtime.bundle.folder import Bundle
 from edge_runtime.data.batch import Batch
 from edge_runtime.data.config import DataConfig
 from edge_runtime.data.rows import EncodedRows, load_rows
 from edge_runtime.engines.bundle_engine import BundleFront
+from server.samples.reviews import Division, Review, completion
 
 LAYERS, SPLIT, ROWS, BATCH, STEPS, P2 = 3, 2, 12, 4, 3, 5
 DEVICES = ("device-a", "device-b")
@@ -89,3 +93,29 @@ def test_the_rows_that_were_run_are_those_that_are_counted(
     learners = len(DEVICES) + 1  # the server keeps its held-out rows, too
     assert tiny_bundle.manifest.task.max_tokens == MOST_TOKENS
     assert sum(batch.input_ids.size for batch in others) == learners * frame_tokens(MOST_TOKENS)
+
+
+def test_a_causal_model_pays_for_its_output_behind_every_split(
+    tmp_path: Path, tiny_export: Callable[..., Bundle]
+) -> None:
+    """The comparison's own run of next-token prediction: an output that costs as much as five layers is in the back."""
+    bundle = tiny_export("llama", task="causal-lm")
+    texts = [[Review(row["text"], row["label"]) for row in reviews(8, seed)] for seed in range(21)]
+    write_held_out(Division(texts[:20], texts[20]), tmp_path, completion)
+    write_device_rows(texts[:20], tmp_path / convergence.DEVICE_ROWS, row_of=completion)
+    cohort, layers = 5, LAYERS + 5
+    job = {"method": "spzo", "rounds": 1, "steps": 1, "batch_size": BATCH, "cohort": cohort, "min_devices": 20}
+    settings = {
+        "root": str(tmp_path),
+        "bundle": str(bundle.path),
+        "rows": "validation",
+        "layers": layers,
+        "job": {**job, "min_reports": cohort, "eval_every": 1, "seed": 1, "split": SPLIT, "front": "frozen"},
+        "step": {"back_perturbations": P2, "learning_rate": 0.5},
+    }
+    found = convergence.run_one(settings)
+    share = SPLIT / layers
+    assert found["forwards"] == pytest.approx(cohort * ((1 + FRAME) * share + 2 * P2 * (1 - share)), abs=0.05)
+    assert found["loss_end"] != found["loss_start"] > 1
+    assert [len(found[key]) for key in ("curve", "seconds", "bytes")] == [1, 1, 1]
+    assert found["bytes"][0] > cohort * 4 * P2
