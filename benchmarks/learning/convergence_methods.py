@@ -95,7 +95,7 @@ LORA_ONLY = ("backprop", "probe", "mezo-plain", "spzo-plain")
 
 # Larger rates, for few parameters behind a late split and many directions in each step.
 LATE_RMS = (0.03, 0.1, 0.3)
-PROMPT_RMS = (0.1, 0.3, 1.0)
+PROMPT_RMS = (0.3, 1.0, 3.0)
 
 
 def frozen(
