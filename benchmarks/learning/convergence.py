@@ -11,6 +11,7 @@ on it. Runs are kept in a JSON Lines file and never repeated, so the benchmark c
     python -m benchmarks.learning.convergence --model minilm --jobs 2           all methods, two runs at a time
     python -m benchmarks.learning.convergence --ray-address HOST:PORT           as many runs as a Ray cluster has CPUs
     python -m benchmarks.learning.convergence --model mpnet --task newsgroups   the second task, after the first
+    python -m benchmarks.learning.convergence --model smollm2-lm                next-token prediction of the reviews
     python -m benchmarks.learning.convergence --model minilm --quick            three methods, one seed, about 5 minutes
     python -m benchmarks.learning.convergence --model minilm --report           table, picture and JSON of the kept runs
 """
@@ -44,6 +45,7 @@ from benchmarks.learning.convergence_report import draw, summarize, table
 from benchmarks.learning.convergence_runs import test_runs
 from server.ray_work.options import ray_options
 from server.ray_work.workers import open_workers
+from server.samples.reviews import completion, labelled
 
 if TYPE_CHECKING:
     from benchmarks.harness.comparison import Setup
@@ -63,6 +65,7 @@ def main() -> None:
     parser = parser_of(__doc__, NAME, PLANS)
     parser.add_argument("--mode", choices=("lora", "full"), default="lora", help="what is trained (default: lora)")
     parser.add_argument("--task", choices=sorted(TASKS), default=REVIEWS, help="the rows (default: %(default)s)")
+    parser.add_argument("--rates-of", metavar="MODEL", help="take the learning rates of another model, tune none")
     parser.add_argument("--methods", help="only these methods, separated by commas")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, a core each (default: %(default)s)")
     parser.add_argument("--ray-address", help="HOST:PORT of a Ray cluster that makes the runs, instead of --jobs")
@@ -78,7 +81,9 @@ def main() -> None:
         paths = prepare(args.model, args.mode, args.task, setup, args.workdir)
         with open_workers(ray_options(None, args.ray_address)) as workers:
             run = run_program if workers is None else run_on(workers)
-            comparison = Comparison(args.results, args.model, args.mode, args.task, plan, setup, paths, run)
+            comparison = Comparison(
+                args.results, args.model, args.mode, args.task, plan, setup, paths, run, args.rates_of
+            )
             jobs = args.jobs if workers is None else workers.number
             comparison.run({name: methods[name] for name in names}, jobs, tunes=not args.quick)
     runs = test_runs(args.results, args.model, args.mode, args.task, names)
@@ -88,15 +93,17 @@ def main() -> None:
             runs, names, f"{args.model}, {args.mode}, {args.task}", picture(f"{NAME}_{args.model}_{args.mode}{suffix}")
         )
     print(table(runs, names))
-    print(summarize(args.results, args.model, args.mode, args.task, names, len(setup.seeds)))
+    tuned = args.rates_of or args.model
+    print(summarize(args.results, args.model, args.mode, args.task, names, len(setup.seeds), tuned))
 
 
 def prepare(model: str, mode: str, task: str, setup: Setup, workdir: Path) -> dict[str, str]:
     """Write the rows, and export the bundle unless it exists; returns the paths that a run needs."""
     root = workdir.resolve() / (f"{model}-{mode}" if task == REVIEWS else f"{model}-{mode}-{task}")
     division = TASKS[task].divide(setup)
-    write_held_out(division, root)
-    write_device_rows(division.devices, root / DEVICE_ROWS)
+    row_of = completion if PLANS[model].is_causal else labelled
+    write_held_out(division, root, row_of)
+    write_device_rows(division.devices, root / DEVICE_ROWS, row_of=row_of)
     model_dir = sample_model(model)
     flags = ("--max-tokens", str(setup.max_tokens), *setup.export_flags, "--train", mode)
     bundle = export_once(model_dir, root / "bundle", *flags, labels=TASKS[task].labels)
@@ -116,6 +123,7 @@ class Comparison:
         setup: the size of the comparison.
         paths: see prepare.
         make_run: makes one run.
+        rates_of: the model whose learning rates are taken; None: they are tuned.
     """
 
     results: Path
@@ -126,6 +134,7 @@ class Comparison:
     setup: Setup
     paths: dict[str, str]
     make_run: RunProgram = run_program
+    rates_of: str | None = None
 
     def run(self, methods: dict[str, Method], jobs: int, *, tunes: bool) -> None:
         """Run methods with each seed, at their tuned learning rates; without tuning, at the second rate of the grid.
@@ -156,12 +165,13 @@ class Comparison:
         """Return the tuned learning rate; on another task than the reviews, the one that was best on the reviews."""
         if len(method.rates) == 1:
             return method.rates[0]
-        if self.task == REVIEWS:
+        if self.task == REVIEWS and self.rates_of is None:
             return self._tune(name, method, turns)
-        wanted = {"model": self.model, "mode": self.mode, "name": name, "rows": "validation"}
+        model = self.rates_of or self.model
+        wanted = {"model": model, "mode": self.mode, "name": name, "rows": "validation"}
         runs = [run for run in read_results(self.results) if matches(run, wanted) and "task" not in run]
         if not runs:
-            raise SystemExit(f"{name} has no learning rate yet: run it with --task {REVIEWS} first")
+            raise SystemExit(f"{name} has no learning rate yet: run it with --model {model} --task {REVIEWS} first")
         return float(min(runs, key=lambda run: float(run["loss_end"]))["step"]["learning_rate"])
 
     def _tune(self, name: str, method: Method, turns: Turns) -> float:
@@ -191,7 +201,7 @@ class Comparison:
             "seed": seed,
             "min_devices": DEVICES,
             "min_reports": COHORT,
-            "eval_every": self.setup.eval_every,
+            "eval_every": method.eval_every.get(rows, self.setup.eval_every),
             "method": method.method,
             **method.job,
             "split": method.split or self.plan.split,
@@ -200,7 +210,8 @@ class Comparison:
         key = {"model": self.model, "mode": self.mode, "name": name, "rows": rows, "job": job, "step": step}
         if self.task != REVIEWS:
             key["task"] = self.task  # runs of the reviews were kept before there was another task
-        more = {**self.paths, "layers": self.setup.layers, "max_tokens": self.setup.max_tokens}
+        layers = self.setup.layers + self.plan.output_layers
+        more = {**self.paths, "layers": layers, "max_tokens": self.setup.max_tokens}
         with turns:
             result, seconds = find_or_run(self.results, PROGRAM, key, more, self.make_run)
         if seconds is not None:
@@ -249,7 +260,7 @@ def run_one(settings: dict[str, Any]) -> dict[str, Any]:
     fields = {"eval_file": str(test), **settings["job"]}
     with fleet_run(root, Path(settings["bundle"]), fields, {"step": settings["step"]}, devices) as ran:
         summary = ran.summary
-        spent = spent_by_round(ran.ledger, ran.fitted.split / settings["layers"])
+        spent = spent_by_round(ran, settings["layers"])
         evaluated = [spent[index] for index in ran.evaluated_rounds()]
         curve = ran.curve(lambda index: spent[index].forwards)
     return {

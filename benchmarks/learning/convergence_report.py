@@ -14,13 +14,18 @@ from benchmarks.harness.provenance import provenance
 from benchmarks.harness.tables import markdown_table, mean_and_deviation
 from benchmarks.harness.tasks import REVIEWS
 from benchmarks.learning.convergence_runs import (
+    AXES,
+    BYTES,
+    FORWARDS,
+    SECONDS,
+    by_seed,
     chosen_of_ours,
     core_hours,
     mean_loss,
     not_run,
-    of_method,
     runs_of,
     saving,
+    spent_of,
 )
 
 if TYPE_CHECKING:
@@ -28,7 +33,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from benchmarks.harness.results import Result, Results
+    from benchmarks.harness.results import Results
 
 HEAD = (
     "method",
@@ -44,14 +49,15 @@ HEAD = (
     "peak MB",
 )
 RIVALS = ("mezo", "decomfl")
-AXES = ("forward equivalents", "seconds of training", "bytes moved")
+SHORT = {FORWARDS: "compute", SECONDS: "seconds", BYTES: "bytes"}
+"""What a saving is called in the line of JSON."""
 
 
 def table(results: Results, names: list[str]) -> str:
     """Return a Markdown table with a row per method: losses and accuracies are mean ± standard deviation over seeds."""
     rows = []
     for name in names:
-        runs = of_method(results, name)
+        runs = list(by_seed(results, name).values())
         if not runs:
             continue
         first = runs[0]
@@ -63,7 +69,7 @@ def table(results: Results, names: list[str]) -> str:
                 mean_and_deviation(runs, "loss_end"),
                 mean_and_deviation(runs, "accuracy_end"),
                 f"{statistics.fmean(map(mean_loss, runs)):.3f}",
-                f"{first['forwards']:.0f}",
+                f"{statistics.fmean(run['forwards'] for run in runs):.0f}",
                 first["bytes_up_per_device_round"],
                 first["bytes_down_per_device_round"],
                 f"{statistics.fmean(run['wall_s'] for run in runs):.0f}",
@@ -82,7 +88,7 @@ def draw(results: Results, names: list[str], title: str, path: Path) -> None:
     figure, panels = new_panels(1, 3 if has_all else 1, (18, 5) if has_all else (8, 5), share_y=True)
     for axes, label in zip(panels, AXES, strict=False):
         for index, name in enumerate(names):
-            runs = [run for run in of_method(results, name) if spent_of(run, label) is not None]
+            runs = [run for run in by_seed(results, name).values() if spent_of(run, label) is not None]
             if runs:
                 _draw_method(axes, runs, label, name, index)
         axes.set_xlabel(f"{label}, all devices together")
@@ -90,13 +96,6 @@ def draw(results: Results, names: list[str], title: str, path: Path) -> None:
     panels[0].set_title(title)
     panels[0].legend(fontsize=8)
     save(figure, path, 120)
-
-
-def spent_of(run: Result, label: str) -> list[float] | None:
-    """Return what a run had spent at each point of its curve, on one of AXES; None: the run did not measure it."""
-    if label == AXES[0]:
-        return [p[0] for p in run["curve"]]
-    return run.get("seconds" if label == AXES[1] else "bytes")
 
 
 def _draw_method(axes: Axes, runs: Results, label: str, name: str, index: int) -> None:
@@ -109,25 +108,28 @@ def _draw_method(axes: Axes, runs: Results, label: str, name: str, index: int) -
         ]
         axes.plot(*zip(*curve, strict=True), color=colour, alpha=0.15)
         curves.append(curve)
-    mean = np.mean(curves, axis=0)
+    # Seeds that were run before a method was evaluated more often have fewer points.
+    mean = np.mean([curve for curve in curves if len(curve) == len(curves[-1])], axis=0)
     marker = "o" if len(mean) == 2 else None
     axes.plot(mean[:, 0], mean[:, 1], style, color=colour, marker=marker, label=f"{name} ({len(runs)})")
 
 
-def summarize(path: Path, model: str, mode: str, task: str, names: list[str], seeds: int) -> str:
-    """Return what was not run, and one line of JSON with the savings.
+def summarize(path: Path, model: str, mode: str, task: str, names: list[str], seeds: int, tuned: str) -> str:
+    """Return what was not run, and one line of JSON with the savings; ``tuned`` is the model that rates were tuned on.
 
-    Our method in it is the one that was best on the validation rows of the reviews.
+    Our method in it is the one that needed the fewest forward passes to MeZO's final loss on the validation rows of the
+    reviews. A saving in seconds is of durations that the devices measured, beside whatever else the machine did.
     """
     everything = runs_of(path, model, mode, task, names)
     results = [run for run in everything if run["rows"] == "test"]
-    tuning = runs_of(path, model, mode, REVIEWS, names)
+    tuning = runs_of(path, tuned, mode, REVIEWS, names)
     ours = chosen_of_ours(tuning, names)
     line: dict[str, Any] = {"model": model, "mode": mode, "task": task, "ours": ours}
     for rival in RIVALS:
         line[f"forwards_{rival}_over_spzo"] = saving(results, rival, "spzo")
-        found = saving(results, rival, ours, "mezo") if ours else None
-        line[f"compute_{rival}_over_ours"] = found and found["min"]
+        for axis in AXES:
+            found = saving(results, rival, ours, "mezo", axis) if ours else None
+            line[f"{SHORT[axis]}_{rival}_over_ours"] = found and found["min"]
     line["core_hours"] = round(core_hours(everything), 2)
     missing = [f"not run: {text}" for text in not_run(results, names, seeds)]
     return "\n".join([*missing, json.dumps({**line, **provenance()})])

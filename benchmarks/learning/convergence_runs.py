@@ -13,7 +13,11 @@ from benchmarks.harness.tasks import REVIEWS
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from benchmarks.harness.curves import Curve
     from benchmarks.harness.results import Result, Results
+
+FORWARDS, SECONDS, BYTES = AXES = ("forward equivalents", "seconds of training", "bytes moved")
+"""What is spent, by all devices together."""
 
 
 def runs_of(path: Path, model: str, mode: str, task: str, names: list[str]) -> Results:
@@ -37,8 +41,15 @@ def of_method(results: Results, name: str) -> Results:
 
 
 def by_seed(results: Results, name: str) -> dict[int, Result]:
-    """Return the first run of each seed of one method."""
-    return {run["job"]["seed"]: run for run in reversed(of_method(results, name))}
+    """Return the newest run of each seed of one method; an older one may be of other settings."""
+    return {run["job"]["seed"]: run for run in of_method(results, name)}
+
+
+def spent_of(run: Result, axis: str) -> list[float] | None:
+    """Return what a run had spent at each point of its curve, on one of AXES; None: the run did not measure it."""
+    if axis == FORWARDS:
+        return [p[0] for p in run["curve"]]
+    return run.get("seconds" if axis == SECONDS else "bytes")
 
 
 def mean_loss(run: Result) -> float:
@@ -49,41 +60,71 @@ def mean_loss(run: Result) -> float:
     return float(area / points[-1][0])
 
 
-def saving(results: Results, rival: str, ours: str, goal: str | None = None) -> dict[str, Any] | None:
-    """Return the forward passes that a rival needs to a loss over those that our method needs, seed by seed.
+def saving(
+    results: Results, rival: str, ours: str, goal: str | None = None, axis: str = FORWARDS
+) -> dict[str, Any] | None:
+    """Return what a rival spends to a loss over what our method spends, seed by seed.
+
+    Both are read off the evaluations in the same way: linear between two of them; where the first one has already
+    reached the loss, all that was spent until then counts.
 
     Args:
         results: runs on the test rows.
         rival: name of the rival.
         ours: name of our method.
         goal: the method whose final loss is the one to reach; None: the rival itself.
+        axis: one of AXES.
 
     Returns:
         ``median``, ``min`` and ``max`` over the seeds that all have, and ``each`` seed's ratio; None: there is no such
         seed. A seed where our method never reaches the loss is None in ``each`` and counts as 0 in the rest. A rival
-        that never reaches it counts with all that it spent: the ratio is then a lower bound.
+        that never reaches it counts with all that it spent: the ratio is then a lower bound. Without a goal the rival
+        counts with all that it spent, too.
     """
     our_runs, rival_runs, goals = by_seed(results, ours), by_seed(results, rival), by_seed(results, goal or rival)
     each: list[float | None] = []
     for seed in sorted(our_runs.keys() & rival_runs.keys() & goals.keys()):
-        wanted, theirs = goals[seed]["loss_end"], rival_runs[seed]
-        needed = first_at(our_runs[seed]["curve"], LOSS, wanted)
-        rivals_needed = theirs["forwards"] if goal is None else first_at(theirs["curve"], LOSS, wanted)
-        each.append(None if needed is None else round((rivals_needed or theirs["forwards"]) / needed, 3))
+        wanted = goals[seed]["loss_end"]
+        our_curve, rival_curve = losses_on(our_runs[seed], axis), losses_on(rival_runs[seed], axis)
+        if our_curve is None or rival_curve is None:
+            continue
+        needed, all_of_it = first_at(our_curve, LOSS, wanted), rival_curve[-1][0]
+        rivals_needed = None if goal is None else first_at(rival_curve, LOSS, wanted)
+        each.append(None if needed is None else round((rivals_needed or all_of_it) / needed, 3))
     values = [value or 0.0 for value in each]
     if not values:
         return None
     return {"median": round(statistics.median(values), 3), "min": min(values), "max": max(values), "each": each}
 
 
-def chosen_of_ours(tuning: Results, names: list[str]) -> str | None:
-    """Return that of our methods which had the lowest loss on the validation rows; None: none was tuned.
+def losses_on(run: Result, axis: str) -> Curve | None:
+    """Return a run's losses against what it had spent on one of AXES; None: the run did not measure it."""
+    spent = spent_of(run, axis)
+    return None if spent is None else [[x, p[LOSS]] for x, p in zip(spent, run["curve"], strict=True)]
 
-    The test rows have no part in the choice.
+
+def chosen_of_ours(tuning: Results, names: list[str], rival: str = "mezo") -> str | None:
+    """Return that of our methods which reached a rival's final loss for the fewest forward passes; None: none did.
+
+    All of it on the validation rows, each method at its best learning rate; the test rows have no part in the choice.
+    Where the rival was not tuned, that of our methods with the lowest loss.
     """
-    ours = {name for name in names if name.startswith("spzo")}
-    losses = [(run["loss_end"], run["name"]) for run in tuning if run["name"] in ours and run["rows"] == "validation"]
-    return min(losses)[1] if losses else None
+    best = {name: min(runs, key=_loss_end) for name in names if (runs := _tuned(tuning, name))}
+    ours = {name: run for name, run in best.items() if name.startswith("spzo")}
+    if rival not in best:
+        return min(ours, key=lambda name: _loss_end(ours[name])) if ours else None
+    goal = _loss_end(best[rival])
+    needed = {name: first_at(run["curve"], LOSS, goal) for name, run in ours.items()}
+    reached = {name: forwards for name, forwards in needed.items() if forwards is not None}
+    return min(reached, key=lambda name: reached[name]) if reached else None
+
+
+def _tuned(tuning: Results, name: str) -> Results:
+    return [run for run in of_method(tuning, name) if run["rows"] == "validation"]
+
+
+def _loss_end(run: Result) -> float:
+    return float(run["loss_end"])
 
 
 def core_hours(results: Results) -> float:

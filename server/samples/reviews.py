@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 LABELS = ("rotten", "fresh")
@@ -119,11 +119,21 @@ def divide_by_label(division: Division, alpha: float, seed: int = _SPLIT_SEED) -
     return Division(devices, division.test, division.start)
 
 
-def write_jsonl(reviews: Sequence[Review], path: Path) -> None:
-    """Write reviews as JSON Lines with ``text`` and ``label``."""
+def labelled(review: Review) -> dict[str, str]:
+    """Return a review as a row of a classifier."""
+    return {"text": review.text, "label": review.label}
+
+
+def completion(review: Review) -> dict[str, str]:
+    """Return a review as a row of a causal language model: its label, and the text that follows."""
+    return {"prompt": f"{review.label}:", "completion": f" {review.text}"}
+
+
+def write_jsonl(reviews: Sequence[Review], path: Path, row_of: Callable[[Review], dict[str, str]] = labelled) -> None:
+    """Write reviews as JSON Lines, each as ``row_of`` says."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps({"text": r.text, "label": r.label}) + "\n" for r in reviews)
+        file.writelines(json.dumps(row_of(review)) + "\n" for review in reviews)
 
 
 def majority_accuracy(test: Sequence[Review]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,12 +13,13 @@ from typing import Any
 import pytest
 from repository import ROOT
 
+from benchmarks.harness.division import DEVICES, write_device_rows, write_held_out
 from benchmarks.harness.tasks import REVIEWS
 from benchmarks.learning import convergence, convergence_report, convergence_runs
 from benchmarks.learning.convergence import Comparison, Turns
 from benchmarks.learning.convergence_methods import PLANS, Method
 from server.samples.newsgroups import GROUPS, divide_newsgroups, read_newsgroups
-from server.samples.reviews import Review
+from server.samples.reviews import Division, Review, completion
 
 
 def kept(name: str, seed: int, losses: list[float], rows: str = "test", **more: Any) -> dict[str, Any]:
@@ -63,14 +65,40 @@ def test_a_saving_is_the_rivals_passes_to_a_loss_over_ours() -> None:
     assert convergence_runs.saving(late, "mezo", "spzo") == {"median": 0.0, "min": 0.0, "max": 0.0, "each": [None]}
 
 
+def test_a_saving_is_read_off_seconds_and_bytes_in_the_same_way() -> None:
+    measured = [
+        {**kept("mezo", 1, [0.7, 0.6]), "seconds": [4.0, 8.0], "bytes": [100, 200]},
+        {**kept("spzo", 1, [0.7, 0.5]), "seconds": [1.0, 3.0], "bytes": [900, 1000]},
+    ]
+    for axis, ratio in ((convergence_runs.SECONDS, 4.0), (convergence_runs.BYTES, round(200 / 950, 3))):
+        found = convergence_runs.saving(measured, "mezo", "spzo", "mezo", axis)
+        assert found is not None
+        assert found["each"] == [ratio]
+    assert convergence_runs.saving(RUNS, "mezo", "spzo", "mezo", convergence_runs.BYTES) is None, "nobody measured it"
+
+
+def test_the_newest_run_of_a_seed_counts() -> None:
+    finer = {**RUNS[0], "curve": [[5.0, 0.65, 0.5], [10.0, 0.6, 0.5], [20.0, 0.6, 0.5]]}
+    assert convergence_runs.by_seed([*RUNS, finer], "mezo")[1] == finer
+    found = convergence_runs.saving([*RUNS, finer], "mezo", "spzo", "mezo")
+    assert found is not None
+    assert found["each"][0] == 1.0, "its rival was at the loss after 10 forwards"
+    assert "| mezo | 0.01 | 2 |" in convergence_report.table([*RUNS, finer], ["mezo"])
+
+
 def test_the_mean_loss_on_the_way_is_the_area_under_the_curve() -> None:
     assert convergence_runs.mean_loss(kept("a", 1, [0.6, 0.6])) == pytest.approx((0.7 + 0.6) / 2)
 
 
 def test_our_method_is_chosen_on_validation_rows_alone() -> None:
-    tuning = [kept("spzo", 0, [0.6], "validation"), kept("spzo-loo", 0, [0.5], "validation"), kept("spzo-x", 0, [0.1])]
-    assert convergence_runs.chosen_of_ours(tuning, ["mezo", "spzo", "spzo-loo", "spzo-x"]) == "spzo-loo"
-    assert convergence_runs.chosen_of_ours(tuning[2:], ["spzo-x"]) is None
+    slow, quick = kept("spzo", 0, [0.7, 0.6, 0.5], "validation"), kept("spzo-loo", 0, [0.6, 0.55], "validation")
+    tuning = [slow, quick, kept("spzo-loo", 0, [0.9], "validation"), kept("spzo-x", 0, [0.1])]
+    names = ["mezo", "spzo", "spzo-loo", "spzo-x"]
+    assert convergence_runs.chosen_of_ours(tuning, names) == "spzo", "without MeZO, that with the lowest loss"
+    mezo = [kept("mezo", 0, [0.8], "validation"), kept("mezo", 0, [0.6], "validation")]
+    assert convergence_runs.chosen_of_ours([*tuning, *mezo], names) == "spzo-loo"
+    assert convergence_runs.chosen_of_ours([*tuning, kept("mezo", 0, [0.2], "validation")], names) is None
+    assert convergence_runs.chosen_of_ours(tuning[3:], ["spzo-x"]) is None
 
 
 def write_runs(path: Path, runs: list[dict[str, Any]]) -> Path:
@@ -83,7 +111,7 @@ def test_the_summary_says_what_was_not_run_and_keeps_tasks_apart(tmp_path: Path)
     other = kept("spzo", 3, [0.2, 0.1], task="newsgroups")
     file = write_runs(tmp_path / "runs.jsonl", [*RUNS, tuning, other])
     names = ["mezo", "decomfl", "spzo", "fzoo"]
-    *missing, line = convergence_report.summarize(file, "minilm", "lora", REVIEWS, names, 2).splitlines()
+    *missing, line = convergence_report.summarize(file, "minilm", "lora", REVIEWS, names, 2, "minilm").splitlines()
     assert missing == ["not run: fzoo: 0 of 2 seeds"]
     found = json.loads(line)
     assert found["ours"] == "spzo"
@@ -142,6 +170,34 @@ def test_runs_take_turns_and_none_begins_after_a_failure(tmp_path: Path, monkeyp
     assert len(tried) < 4
 
 
+def test_ratios_are_read_off_evaluations_of_each_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours is evaluated each round, the rivals on the test rows; what is not compared keeps the setup's evaluations."""
+    asked: dict[tuple[str, str], int] = {}
+
+    def run(_path: Path, _program: object, key: dict[str, Any], *_: object) -> tuple[dict[str, Any], float]:
+        asked[key["name"], key["rows"]] = key["job"]["eval_every"]
+        return kept(key["name"], key["job"]["seed"], [0.5]) | {"accuracy_start": 0.1}, 1.0
+
+    monkeypatch.setattr(convergence, "find_or_run", run)
+    methods = PLANS["minilm"].methods
+    names = ("mezo", "decomfl", "spzo", "spzo-frozen-head")
+    comparison(tmp_path).run({name: methods[name] for name in names}, 1, tunes=True)
+    each_round = {key for key, rounds in asked.items() if rounds == 1}
+    assert each_round == {(name, "test") for name in (*names[:2], names[3])} | {(names[3], "validation")}
+    assert asked["spzo", "test"] == PLANS["minilm"].setup.eval_every
+
+
+def test_a_causal_models_rows_are_texts_behind_their_labels(tmp_path: Path) -> None:
+    division = Division([[Review("a film", "fresh")]] * DEVICES, [Review("one", "rotten"), Review("two", "fresh")])
+    write_held_out(division, tmp_path, completion)
+    write_device_rows(division.devices, tmp_path, row_of=completion)
+    assert json.loads((tmp_path / "00.jsonl").read_text()) == {"prompt": "fresh:", "completion": " a film"}
+    assert json.loads((tmp_path / "validation.jsonl").read_text()) == {"prompt": "rotten:", "completion": " one"}
+    plan = PLANS["smollm2-lm"]
+    assert plan.is_causal
+    assert not plan.methods.keys() & {"backprop", "probe"}, "they need labels"
+
+
 def test_the_second_task_takes_the_rates_of_the_first(tmp_path: Path) -> None:
     tuned = [
         kept("spzo", 0, [loss], "validation", step={"learning_rate": rate}) for rate, loss in ((0.1, 0.5), (0.2, 0.4))
@@ -151,8 +207,10 @@ def test_the_second_task_takes_the_rates_of_the_first(tmp_path: Path) -> None:
     turns = Turns(threading.Semaphore(1), threading.Event())
     other = comparison(tmp_path, "newsgroups")
     assert other._rate("spzo", method, turns) == 0.2
-    with pytest.raises(SystemExit, match="run it with --task reviews first"):
+    with pytest.raises(SystemExit, match="run it with --model minilm --task reviews first"):
         other._rate("mezo", method, turns)
+    larger = dataclasses.replace(comparison(tmp_path), model="mpnet", rates_of="minilm")
+    assert larger._rate("spzo", method, turns) == 0.2, "so does another model, where it is told to"
 
 
 def test_newsgroups_are_read_and_divided_with_a_skew(tmp_path: Path) -> None:
