@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _MOST_IN_FLIGHT = 20
 """Messages that may wait for their acknowledgement at once: paho's own number."""
+KEEP_ALIVE_TIMEOUT = 141
+"""The reason that paho gives where a broker has said nothing for longer than the keep-alive."""
 
 
 class Client(mqtt.Client):

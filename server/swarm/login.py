@@ -16,6 +16,8 @@ FATAL = frozenset(
     | {"client-certificate-missing", "client-certificate-refused", "client-certificate-expired", "name-unknown"}
 )
 """Kinds of causes that waiting does not mend: a swarm of which no session gets in stops at once."""
+SILENCE = TimeoutError("operation timed out")
+"""Stands for a broker that has taken a connection and has not answered the login: causes.cause_of_error knows it."""
 
 
 def answered(code: int, words: str, place: Place, user: str | None, identity: str) -> Cause:
