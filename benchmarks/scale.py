@@ -2,8 +2,8 @@
 
     python -m benchmarks.scale [--parts swarm,…] [--quick]
 
-`make bench-scale` runs it. The last line is one JSON object with the keys of all parts. With ``--quick`` every part runs
-with small sizes, to see in some minutes that all of them work and have their keys: its figures say nothing.
+`make bench-scale` runs it. The last line is one JSON object with the keys of all parts. With ``--quick`` every part
+runs with small sizes, to see in some minutes that all of them work and have their keys: its figures say nothing.
 """
 
 from __future__ import annotations

@@ -45,7 +45,9 @@ def add_swarm_command(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--ca-file", type=Path, help="without --members: who signed the broker's certificate (PEM)")
     parser.add_argument("--tags", default="", metavar="TAG,…", help="further tags of the devices, beside swarm")
     parser.add_argument("--bundle", type=Path, metavar="DIR", help="train this bundle (default: train nothing)")
-    parser.add_argument("--rows", type=Path, metavar="FILE", help="with --bundle: rows to train on (default: drawn ones)")
+    parser.add_argument(
+        "--rows", type=Path, metavar="FILE", help="with --bundle: rows to train on (default: drawn ones)"
+    )
     parser.add_argument("--processes", type=int, default=2, help="processes that share them (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=200.0, help="logins a second (default: %(default)s)")
     parser.add_argument("--for", dest="for_s", metavar="TIME", help="90s, 30m, 1h (default: until it is interrupted)")
@@ -63,8 +65,8 @@ def _swarm(args: argparse.Namespace) -> int:
     They are called swarm-00001 and so on, and have the tag swarm. A job gives them work only if its devices are
     "tag:swarm", so they never spoil another job's model. Each session has an MQTT connection, TLS and signatures as a
     device has them. With --bundle each process runs real steps for its sessions, one round after the other, on rows
-    that all of them share. The command says every two seconds, on stderr, what it sees, and ends with a summary. It ends
-    with exit code 7 where not all sessions were let in.
+    that all of them share. The command says every two seconds, on stderr, what it sees, and ends with a summary; its
+    exit code is 7 where not all sessions were let in.
     """
     _check(args)
     if args.make_members:

@@ -32,7 +32,7 @@ _LOG = logging.getLogger(__name__)
 _HELLO_PAUSE_S = 1.0
 """Seconds between two hellos under one epoch, however many devices have not heard it: every device gets each."""
 _HELLO_LATEST_S = 60.0
-"""Seconds after which a hello is said although messages wait: since a device announced itself without having heard it."""
+"""Seconds after which a hello is said although messages wait: since a device has announced itself without its epoch."""
 
 
 class Coordinator:

@@ -1,4 +1,4 @@
-"""What a session does with the server's plans: it trains them, or says that it has, and reports until it is answered."""
+"""What a session does with the server's plans: it trains, or says that it has, and reports until it is answered."""
 
 from __future__ import annotations
 
@@ -107,9 +107,7 @@ class PlanAnswers:
         self._asked = None  # a round that is being trained is over
         if self._around.training is None:
             sha256 = plan.adapter.file.sha256
-            self._has(
-                Synced(job=plan.job, round=plan.round, device=self._name, adapter_sha256=sha256, blob_bytes=0)
-            )
+            self._has(Synced(job=plan.job, round=plan.round, device=self._name, adapter_sha256=sha256, blob_bytes=0))
         else:
             self._begin(plan, lambda: True, functools.partial(self._synced, plan))
 
@@ -153,9 +151,7 @@ class PlanAnswers:
                 functools.partial(self._trained, plan, asked),
             )
 
-    def _trained(
-        self, plan: TrainPlan, asked: tuple[str, int, int], answer: Answer
-    ) -> None:
+    def _trained(self, plan: TrainPlan, asked: tuple[str, int, int], answer: Answer) -> None:
         if self._in_training == asked:
             self._in_training = None
         if isinstance(answer, CoveyError):

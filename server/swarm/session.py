@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from server.swarm.surroundings import Surroundings
 
 KEEP_ALIVE_S = 60
+_ANSWERS_S = 20.0
+"""Seconds that a broker may take to answer a login."""
 _RETAINED: tuple[Kind, ...] = ("birth", "state")
 """What the broker retains of a device."""
 
@@ -56,7 +58,8 @@ class Session:
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         rng = random.Random(f"{name} {boot_id}")  # noqa: S311 no secret
         self._pauses = ReconnectPauses(rng)
-        self._connections, self._is_up, self._is_answered, self._is_leaving = 0, False, False, False
+        self._connections, self._is_up, self._is_leaving = 0, False, False
+        self._is_answered, self._is_unheard = False, False  # whether this login has its answer, or was left without one
         self._epoch: str | None = None
         self._plans = PlanAnswers(name, around, self)
         self._goodbyes: set[int] = set()  # numbers of the last messages
@@ -101,12 +104,20 @@ class Session:
         """Make the connection, in a thread: TCP's and TLS's handshakes wait for the broker."""
         if self._is_leaving:
             return
-        self._is_answered = False
+        self._is_answered = self._is_unheard = False
         address = self._around.address
         try:
             self.client.connect(address.host, address.port, keepalive=KEEP_ALIVE_S)
         except (OSError, ConfigError) as error:
             self._loop.call_soon_threadsafe(self._not_connected, error)
+        else:
+            self._loop.call_soon_threadsafe(self._loop.call_later, _ANSWERS_S, self._give_up, self.client.socket())
+
+    def _give_up(self, connection: object) -> None:
+        """Leave a broker that has taken the connection and not answered the login on it."""
+        if self._uses(connection) and not self._is_answered:
+            self._is_unheard = True
+            self.client.disconnect()
 
     @property
     def _place(self) -> Place:
@@ -124,7 +135,7 @@ class Session:
 
     # -- paho's socket in the event loop ------------------------------------------------------------------------
 
-    def _in_loop(self, call: Callable[..., None], *values: object) -> None:
+    def _in_loop(self, call: Callable[..., object], *values: object) -> None:
         """Call in the event loop's thread: paho may report something in the one in which a connection is made."""
         if threading.get_ident() == self._thread:
             call(*values)
@@ -167,7 +178,7 @@ class Session:
             self._in_loop(self._loop.remove_writer, number)
 
     def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:  # noqa: ANN401
-        is_silent = reason.value == KEEP_ALIVE_TIMEOUT
+        is_silent = reason.value == KEEP_ALIVE_TIMEOUT or self._is_unheard
         self._in_loop(self._ended, login.SILENCE if is_silent else self.client.transport_error)
 
     def _ended(self, error: BaseException | None) -> None:
@@ -193,7 +204,8 @@ class Session:
         self._is_answered = True
         if reason.is_failure:
             user = self._around.address.username
-            self._failed(login.answered(reason.value, str(reason), self._place, user, self._identity))
+            connected = self._around.connected
+            self._failed(login.answered(reason.value, str(reason), self._place, user, self._identity, connected))
             return
         self._is_up = True
         self._around.came()

@@ -54,7 +54,6 @@ def result_of(seen: Seen) -> dict[str, Any]:
         ],
         "hellos": counts.hellos,
         "plans": counts.plans,
-        "plans_refused": counts.plans_refused,
         "refusal": seen.refusal,
         "rounds_trained": counts.trained,
         "rounds_given_up": counts.abandoned,
@@ -95,8 +94,8 @@ def summary_text(result: dict[str, Any]) -> str:
     ]
     if result["left_open"] or result["processes_killed"]:
         lines.append(
-            f"{result['left_open']} sessions were still connected at the end: the broker did not take their goodbyes in "
-            f"time, and publishes their last wills; {result['processes_killed']} processes had to be killed"
+            f"{result['left_open']} sessions were still connected at the end: the broker did not take their goodbyes "
+            f"in time, and publishes their last wills; {result['processes_killed']} processes had to be killed"
         )
     for cause in result["causes"]:
         count = result["refused_logins"].get(cause["kind"], 0)

@@ -1,4 +1,4 @@
-"""Trains the rounds of a process's sessions with a device's own code: one bundle, one set of rows and one engine for all.
+"""Trains the rounds of a process's sessions with a device's own code: one bundle, one set of rows, one engine.
 
 The rounds are trained one after the other, in a thread, so that messages are answered meanwhile. An engine is a
 function of its inputs, and the sessions' adapters are equal between rounds: a thousand sessions take little more memory

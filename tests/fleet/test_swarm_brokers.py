@@ -115,24 +115,26 @@ def test_what_paho_reports_in_another_thread_is_taken_in_in_the_loops(tmp_path: 
         around = Surroundings(parse_broker(f"mqtt://127.0.0.1:{port}"), "default", [], counts, entrance)
         door = asyncio.create_task(entrance.run())
         session = Session("swarm-00001", None, Plain("default"), "1", around)
-        session.enter()
-        while not around.connected:
-            await asyncio.sleep(0.01)
+        came, went, is_here = around.came, around.went, asyncio.Event()
         own = threading.get_ident()
-        went = around.went
+
+        def arrived() -> None:
+            came()
+            is_here.set()
 
         def watched() -> None:
             found.append("loop" if threading.get_ident() == own else "another thread")
             went()
 
-        around.went = watched  # type: ignore[method-assign]
+        around.came, around.went = arrived, watched  # type: ignore[method-assign]
+        session.enter()
+        await is_here.wait()
         client: Any = session.client
         await asyncio.to_thread(client.loop_read)  # nothing waits: it only shows that the thread may
         connection = client.socket()
         connection.shutdown(2)
         await asyncio.to_thread(client.loop_read)  # the end of the connection is seen in that thread
-        while around.connected:
-            await asyncio.sleep(0.01)
+        await around.is_empty.wait()
         session.leave()
         door.cancel()
         await asyncio.to_thread(entrance.close)
