@@ -48,7 +48,6 @@ def test_sessions_train_and_their_reports_are_taken(fleet: Fleet) -> None:
     assert found["training_s"] > 0
     assert list(found["proved"].values()) == [6]
     assert found["lost_reports"] == found["left_open"] == found["processes_killed"] == 0
-    assert "18 rounds trained" in running.stderr.read_text() or found["seconds"] < 4
 
 
 def test_a_session_trains_what_a_device_of_its_name_would_on_the_same_rows(tmp_path: Path, tiny_bundle: Bundle) -> None:
@@ -84,9 +83,9 @@ def test_a_plan_of_another_bundle_is_refused_with_what_to_give(
     other = tiny_export("bert", train="full")
     server = fleet.stay()
     server.wait_event("serving")
-    submit(fleet, "load", rounds=1, min_devices=1, min_reports=1, max_attempts=1)
+    submit(fleet, "load", rounds=1, min_devices=1, min_reports=1)
     running = swarm(fleet, "--devices", "1", "--bundle", str(other.path))
-    assert wait_for(lambda: ended(server, "load"), "end of the job") == "failed"
+    wait_for(lambda: "plans refused: this swarm trains bundle" in running.stderr.read_text(), "the refusal")
     running.popen.send_signal(signal.SIGINT)
     found = result(running)
     assert found["plans_refused"] >= 1
