@@ -149,8 +149,6 @@ def _options(args: argparse.Namespace) -> SwarmOptions:
 def _training(args: argparse.Namespace) -> TrainingOptions | None:
     if args.bundle is None:
         return None
-    from edge_runtime.host.threads import usable_threads
     from server.swarm.training import TrainingOptions
 
-    processes = min(args.processes, args.devices)
-    return TrainingOptions(args.bundle, args.rows, threads=max(1, usable_threads().count // processes))
+    return TrainingOptions(args.bundle, args.rows, min(args.processes, args.devices))

@@ -11,7 +11,7 @@ the swarm (server/job/selector.py).
 of a process, on rows that may be ``drawn_rows.py``. ``counts.py`` has what all have seen, ``summary.py`` how it is
 told, ``members.py`` the devices' keys, ``descriptors.py`` the limit of open files.
 
-May import: storage, trust, job, errors; of edge_runtime: agent, store, engines, data, trust, signing, network,
-    protocol, bundle, files, values, errors.
+May import: storage, trust, job, errors; of edge_runtime: agent, store, engines, data, host, trust, signing,
+    network, protocol, bundle, files, values, errors.
 Must never come in: rules of the server, printing, a step of training of its own.
 """

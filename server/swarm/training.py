@@ -29,6 +29,7 @@ from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import check_golden
 from edge_runtime.engines.least_versions import check_versions, installed_versions
 from edge_runtime.errors import ConfigError, as_covey_error
+from edge_runtime.host.threads import usable_threads
 from edge_runtime.network.fetch import Fetcher
 from edge_runtime.network.mirror import Mirrors
 from edge_runtime.protocol.plans import SyncPlan, TrainPlan
@@ -59,12 +60,12 @@ class TrainingOptions:
     Attributes:
         bundle: the bundle's folder.
         rows: the rows that every session has, a file as in ``[data]`` of edge.toml; None: drawn ones.
-        threads: threads of one operator.
+        processes: that share the machine's cores.
     """
 
     bundle: Path
     rows: Path | None
-    threads: int
+    processes: int
 
 
 class Training:
@@ -82,7 +83,8 @@ class Training:
     """
 
     def __init__(self, options: TrainingOptions, folder: Path, tls: TlsFiles | None) -> None:
-        bundle, engines = open_bundle(options.bundle), Engines(_RUNTIME, options.threads)
+        threads = max(1, usable_threads().count // options.processes)
+        bundle, engines = open_bundle(options.bundle), Engines(_RUNTIME, threads)
         verify_files(bundle)
         check_versions(bundle.manifest, _RUNTIME)
         check_golden(bundle, engines)
@@ -90,7 +92,7 @@ class Training:
         rng = np.random.Generator(np.random.PCG64(_SEED))
         rows = options.rows or write_drawn_rows(drawn, bundle.manifest.task, rng)
         data = DataConfig(path=str(rows))
-        config = EdgeConfig(name="swarm", broker="", data=data, state_dir=str(folder), threads=options.threads)
+        config = EdgeConfig(name="swarm", broker="", data=data, state_dir=str(folder), threads=threads)
         self._loaded = LoadedBundle(bundle, data, engines)
         self._ways = (FrozenFronts(config, folder), BackStacks(config, folder, lambda: None))
         self._store, self._tls, self._mirrors = Store(folder), tls, Mirrors(tls)

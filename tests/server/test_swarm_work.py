@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def training(bundle: Bundle, folder: Path) -> Iterator[tuple[Training, queue.Queue[Answer]]]:
-    made = Training(TrainingOptions(bundle.path, None, threads=1), folder, None)
+    made = Training(TrainingOptions(bundle.path, None, processes=2), folder, None)
     try:
         yield made, queue.Queue()
     finally:
