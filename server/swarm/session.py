@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from paho.mqtt.enums import MQTTErrorCode
 
 from edge_runtime.errors import ConfigError, ProtocolError
+from edge_runtime.network.address import TlsFiles
 from edge_runtime.network.mqtt_client import KEEP_ALIVE_TIMEOUT, make_client
 from edge_runtime.network.reconnect_pauses import LEAST_PAUSE_S, ReconnectPauses
 from edge_runtime.protocol.messages import decode_message, decode_plan, encode_message
@@ -20,12 +21,12 @@ from server.job.selector import SWARM
 from server.swarm import login
 from server.swarm.answers import INSTANT, birth
 from server.swarm.plan_answers import PlanAnswers
+from server.swarm.shared_tls import MemberTls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Literal
 
-    from edge_runtime.network.address import TlsFiles
     from edge_runtime.network.cause import Cause, Place
     from edge_runtime.protocol.messages import AnyMessage
     from server.swarm.protection import Protection, Role
@@ -64,7 +65,10 @@ class Session:
         self._plans = PlanAnswers(name, around, self)
         self._goodbyes: set[int] = set()  # numbers of the last messages
         self._identity = f"covey-{around.fleet}-{name}"
-        client = self.client = make_client(around.address, self._identity, tls, keep_session=False, rng=rng)
+        wraps = None if around.tls is None else MemberTls(around.tls, tls or TlsFiles())
+        client = self.client = make_client(
+            around.address, self._identity, tls, keep_session=False, rng=rng, wraps=wraps
+        )
         will, topic = DeviceState(state="lost", boot_id=boot_id), self._topic("state")
         client.will_set(topic, self._sealed(topic, will, role="will"), qos=1, retain=True)
         client.on_socket_open = self._on_socket_open

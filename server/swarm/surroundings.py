@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edge_runtime.network.cause import Cause
     from server.swarm.counts import Counts
     from server.swarm.entrance import Entrance
+    from server.swarm.shared_tls import SharedTls
     from server.swarm.training import Training
 
 
@@ -31,6 +32,7 @@ class Surroundings:
         causes: why logins failed, the last cause of each kind.
         is_empty: set while no session is connected.
         training: trains their rounds; None: they train in no time.
+        tls: makes their connections with TLS; None: they have none.
         refusal: why a plan was refused last; None: none was.
     """
 
@@ -44,6 +46,7 @@ class Surroundings:
     causes: dict[str, Cause] = field(default_factory=dict)
     is_empty: asyncio.Event = field(default_factory=asyncio.Event)
     training: Training | None = None
+    tls: SharedTls | None = None
     refusal: str | None = None
 
     def __post_init__(self) -> None:

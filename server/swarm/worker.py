@@ -18,6 +18,7 @@ from server.swarm.counts import Counts
 from server.swarm.entrance import Entrance
 from server.swarm.protection import Plain, Signing
 from server.swarm.session import KEEP_ALIVE_S, Session
+from server.swarm.shared_tls import SharedTls
 from server.swarm.surroundings import Surroundings
 
 if TYPE_CHECKING:
@@ -100,7 +101,9 @@ def run_worker(pipe: Connection, orders: Orders) -> None:
 async def _work(pipe: Connection, orders: Orders, counts: Counts) -> None:
     entrance = Entrance(orders.rate)
     with _training(orders) as training:
-        around = Surroundings(orders.address, orders.fleet, orders.tags, counts, entrance, training=training)
+        files = orders.members[0].tls
+        tls = SharedTls(None if files is None else files.ca_file) if orders.address.tls else None
+        around = Surroundings(orders.address, orders.fleet, orders.tags, counts, entrance, training=training, tls=tls)
         keys = KeyBook()
         if orders.server_key_file is not None:
             for key in read_public_keys(orders.server_key_file):
