@@ -8,6 +8,7 @@ than one. An adapter is fetched once for a process, not once for each session.
 from __future__ import annotations
 
 import concurrent.futures
+import logging
 import threading
 import time
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from edge_runtime.data.config import DataConfig
 from edge_runtime.engines.choose import Engines
 from edge_runtime.engines.golden import check_golden
 from edge_runtime.engines.least_versions import check_versions, installed_versions
-from edge_runtime.errors import ConfigError, as_covey_error
+from edge_runtime.errors import ConfigError, FaultError, as_covey_error
 from edge_runtime.host.threads import usable_threads
 from edge_runtime.network.fetch import Fetcher
 from edge_runtime.network.mirror import Mirrors
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from edge_runtime.values import FloatVector
     from server.swarm.asked import Answer, Asked
 
+_LOG = logging.getLogger(__name__)
 _RUNTIME: Runtime = "onnxruntime"
 _SEED = 0
 
@@ -116,6 +118,8 @@ class Training:
                 answer: Answer = self._answer(asked)
             except Exception as error:  # noqa: BLE001 nothing that happens in one round ends the others
                 answer = as_covey_error(error)
+                if isinstance(answer, FaultError):
+                    _LOG.exception("round %d of job %s: %s", asked.plan.round, asked.plan.job, answer)
             if not self._ending.is_set():
                 done(answer)
 
