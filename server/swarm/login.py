@@ -58,16 +58,18 @@ def unanswered(error: BaseException | None, place: Place, connected: int) -> Cau
     """
     cause = cause_of_error(error or ConnectionResetError(), place)
     if connected > 0 and cause.kind == "silent":
-        return _full(f"{place} takes further connections and never answers them, while others stay")
+        return _full(
+            f"{place} takes further connections and never answers them, while others stay", ", or too much to do"
+        )
     if connected > 0 and (error is None or isinstance(error, CUT)):
         return _full(f"{place} closes further connections without an answer, while others stay")
     return cause
 
 
-def _full(finding: str) -> Cause:
+def _full(finding: str, otherwise: str = "") -> Cause:
     return Cause(
         "unavailable",
-        f"{finding}: it has as many as it may take",
+        f"{finding}: it has as many as it may take{otherwise}",
         f"raise its limit of connections ({CONNECTION_LIMITS}) and its process's limit of open files ({FILE_LIMITS}), "
         "or take fewer --devices; its log says which limit it was",
     )

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from server.swarm.surroundings import Surroundings
 
 KEEP_ALIVE_S = 60
-_ANSWERS_S = 20.0
+_ANSWERS_S = 30.0
 """Seconds that a broker may take to answer a login."""
 _RETAINED: tuple[Kind, ...] = ("birth", "state")
 """What the broker retains of a device."""
