@@ -30,7 +30,7 @@ PARTS: Mapping[str, Callable[..., dict[str, Any]]] = {
 
 QUICK: Mapping[str, Mapping[str, Any]] = {
     "swarm": {"sizes": (50, 100), "cohort": 50, "rounds": 2},
-    "costs": {"rounds": 2},
+    "costs": {"rounds": 2, "sizes": costs.SIZES[:5]},
     "closing": {"parameters": 50_000},
     "registry": {"devices": 5_000, "repeats": 1},
     "failover": {"kills": 1, "rounds": 20, "devices": 10, "repeats": 1},
