@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _PARAMETERS = 147_456
-_SIZES = (
+SIZES = (
     (50, 50, _PARAMETERS),
     (200, 50, _PARAMETERS),
     (200, 200, _PARAMETERS),
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6, help="rounds of each size (default: %(default)s)")
     parser.add_argument("--write", action="store_true", help="write the model for covey scale")
     args = parser.parse_args()
-    counted = [_count(*size, args.rounds) for size in _SIZES]
+    counted = [_count(*size, args.rounds) for size in SIZES]
     costs, results = model(counted, _memory_bytes())
     headers = ("online", "reports", "replayed, 10^9", "CPU s a round", "ms a report", "log bytes", "ledger bytes")
     print(markdown_table(headers, [_row(one) for one in counted]))
@@ -66,9 +66,14 @@ def main() -> None:
     print(json.dumps({**results, **provenance(**vars(args))}))
 
 
-def measure(rounds: int = 6) -> dict[str, Any]:
-    """Return the model's coefficients, and the exponents with which a round's cost grows."""
-    return model([_count(*size, rounds) for size in _SIZES], _memory_bytes())[1]
+def measure(rounds: int = 6, sizes: Sequence[tuple[int, int, int]] = SIZES) -> dict[str, Any]:
+    """Return the model's coefficients, and the exponents with which a round's cost grows.
+
+    Args:
+        rounds: of each size; two or more.
+        sizes: see SIZES; five or more.
+    """
+    return model([_count(*size, rounds) for size in sizes], _memory_bytes())[1]
 
 
 def _count(online: int, cohort: int, parameters: int, rounds: int) -> Counted:

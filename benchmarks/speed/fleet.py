@@ -43,7 +43,7 @@ from server.swarm.counts import Counts
 from server.swarm.descriptors import allow_sessions
 from server.swarm.entrance import Entrance
 from server.swarm.members import make_members, names_of
-from server.swarm.session import Surroundings
+from server.swarm.surroundings import Surroundings
 from server.swarm.worker import live
 
 if TYPE_CHECKING:

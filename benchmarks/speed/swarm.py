@@ -199,6 +199,7 @@ def _measure_size(
                     _watch(watched, lambda: watched.ended is not None, until, folder)
                     idle = _idle_cpu_share(pid)
                     broker_mb = status_mb("VmRSS", broker_pid)
+                    swarm_mb = _swarm_mb(running.pid)
                     held = stack.pop_all()
             with held:
                 began = time.monotonic()
@@ -219,6 +220,7 @@ def _measure_size(
         "server_cpu_s_of_restart": round(again.cpu_s[-1], 2),
         "server_cpu_share_at_rest": idle,
         "broker_rss_mb": broker_mb,
+        "swarm_rss_mb": swarm_mb,
         "lost": seen["lost_reports"] + watched.offers_failed + rounds * cohort - watched.reports,
         "lost_connections": seen["lost_connections"],
         "round_trip_s": seen["round_trip_s"],
@@ -256,6 +258,12 @@ def _idle_cpu_share(pid: int) -> float:
     process = psutil.Process(pid)
     process.cpu_percent()
     return round(process.cpu_percent(interval=3.0) / 100, 3)
+
+
+def _swarm_mb(pid: int) -> float:
+    """Return the resident memory of a swarm's processes, in MB."""
+    children = psutil.Process(pid).children(recursive=True)
+    return round(sum(status_mb("VmRSS", one) for one in (pid, *(child.pid for child in children))), 1)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edge_runtime.network.cause import Cause, Place, closed, log_remedy, words_of
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 
 CUT = (ConnectionResetError, BrokenPipeError, ConnectionAbortedError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 """What is raised where the other end closes the connection."""
+CONNECTION_LIMITS = (
+    "mosquitto: max_connections; RabbitMQ: rabbitmqctl set_vhost_limits and set_user_limits, max-connections"
+)
+"""Where brokers are told how many connections they may take."""
+FILE_LIMITS = "LimitNOFILE in its systemd unit; RabbitMQ: sockets_limit in rabbitmqctl status"
+"""Where a broker's limit of open files is seen: it takes no more connections than that."""
 _UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.ETIMEDOUT)
 _UNREACHABLE_REMEDY = (
     "check the address, that the machine runs and is in this network, and that no firewall drops the port"
@@ -114,7 +121,8 @@ def silent(place: Place) -> Cause:
     return Cause(
         "silent",
         f"{place} takes the connection and never answers",
-        "check that this is the broker's port, and restart the broker: it may hang, or a proxy has none behind it",
+        "check that this is the broker's port; if it is, the broker has as many connections as its limit of open files "
+        f"allows ({FILE_LIMITS}): raise it; or it hangs: restart it; or a proxy has no broker behind it",
     )
 
 
@@ -130,7 +138,7 @@ def local_only(place: Place) -> Cause:
 
 # -- MQTT -----------------------------------------------------------------------------------------------------------
 
-_BAD_VERSION, _BAD_CLIENT_ID, _BAD_PASSWORD, _NOT_AUTHORISED, _BANNED, _BAD_METHOD = 132, 133, 134, 135, 138, 140
+_BAD_VERSION, _BAD_CLIENT_ID, _BAD_PASSWORD, NOT_AUTHORISED, _BANNED, _BAD_METHOD = 132, 133, 134, 135, 138, 140
 _BUSY = (136, 137, 151, 159)
 
 
@@ -144,8 +152,9 @@ def refusal_cause(code: int, words: str, place: Place, *, user: str | None, iden
         user: the user name that was sent; None: none.
         identity: the client id that was sent.
     """
-    if code in (_BAD_PASSWORD, _NOT_AUTHORISED, _BANNED, _BAD_METHOD):
-        return _password_cause(place, user, words)
+    if code in (_BAD_PASSWORD, NOT_AUTHORISED, _BANNED, _BAD_METHOD):
+        cause = _password_cause(place, user, words)
+        return with_limit(cause) if code == NOT_AUTHORISED else cause
     if code == _BAD_CLIENT_ID:
         return Cause(
             "client-id",
@@ -162,9 +171,18 @@ def refusal_cause(code: int, words: str, place: Place, *, user: str | None, iden
         return Cause(
             "unavailable",
             f"{place} takes no more connections now ({words})",
-            "wait; if it lasts, raise the broker's limit (mosquitto: max_connections)",
+            f"wait; if it lasts, raise the broker's limit ({CONNECTION_LIMITS})",
         )
     return Cause("other", f"{place} refuses the login ({words}, code {code})", log_remedy(place))
+
+
+def with_limit(cause: Cause) -> Cause:
+    """Return a cause whose remedy says what else "not authorised" may mean: RabbitMQ says it at its limit, too."""
+    return replace(
+        cause,
+        remedy=f"{cause.remedy}; where all this was right before, the broker may be at its limit of connections, "
+        f"for which RabbitMQ has no other answer: raise it ({CONNECTION_LIMITS})",
+    )
 
 
 def _password_cause(place: Place, user: str | None, words: str) -> Cause:

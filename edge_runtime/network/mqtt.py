@@ -13,7 +13,7 @@ from edge_runtime.network.cause import closed
 from edge_runtime.network.causes import CUT, cause_of_error, denied, given_up, loss_cause, refusal_cause, silent
 from edge_runtime.network.diagnose import exact
 from edge_runtime.network.message_size import largest_packet_bytes
-from edge_runtime.network.mqtt_client import make_client
+from edge_runtime.network.mqtt_client import KEEP_ALIVE_TIMEOUT, make_client
 from edge_runtime.network.quick_losses import SOON_S, QuickLosses
 from edge_runtime.network.reconnect_pauses import ReconnectPauses
 from edge_runtime.network.stuck_message import PATIENCE, StuckMessage
@@ -32,7 +32,6 @@ _QOS = 1
 _KEEP_ALIVE_S = 20
 _ATTEMPT_S = 5.0
 _GOODBYE_S = 10.0
-_KEEP_ALIVE_TIMEOUT = 141
 _NO_MEMBER = "no-member"
 CONNECT_S = 60.0
 """Seconds that a member's first connection may take."""
@@ -152,7 +151,7 @@ class MqttTransport:
         if not reason.is_failure:
             return
         if self._up_since is not None:
-            self._note_loss(error, is_silent=reason.value == _KEEP_ALIVE_TIMEOUT)
+            self._note_loss(error, is_silent=reason.value == KEEP_ALIVE_TIMEOUT)
         elif not was_refused:
             self._look_and_note(closed(None, self._place) if error is None else cause_of_error(error, self._place))
         self._client.nodes.go_on()

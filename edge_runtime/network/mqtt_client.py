@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _MOST_IN_FLIGHT = 20
 """Messages that may wait for their acknowledgement at once: paho's own number."""
+KEEP_ALIVE_TIMEOUT = 141
+"""The reason that paho gives where a broker has said nothing for longer than the keep-alive."""
 
 
 class Client(mqtt.Client):
@@ -153,10 +155,12 @@ def make_client(
     protocol: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv311,
     keep_session: bool = True,
     rng: random.Random | None = None,
+    wraps: Any = None,  # noqa: ANN401 see below
 ) -> Client:
     """Return a client that is ready to connect: with password, TLS and the files of this member.
 
-    ``rng`` draws the order of a cluster's nodes; None: they are tried as they are written.
+    ``rng`` draws the order of a cluster's nodes; None: they are tried as they are written. ``wraps`` stands for the
+    context of an address with TLS, in a process that has many members (covey swarm); None: one is made of its files.
 
     Raises:
         ConfigError: the TLS files cannot be used.
@@ -164,7 +168,9 @@ def make_client(
     client = Client(identity, BrokerNodes(address, rng), protocol, keep_session=keep_session)
     if address.username is not None:
         client.username_pw_set(address.username, address.password)
-    if tls is not None or address.tls:
+    if wraps is not None:
+        client.tls_set_context(wraps)
+    elif tls is not None or address.tls:
         context = tls_context(tls)  # also for a plain broker: files that cannot be used are an error now
         if address.tls:
             client.tls_set_context(context)

@@ -35,7 +35,7 @@ def tls_context(files: TlsFiles | None, *, and_system: bool = False) -> ssl.SSLC
     if files.ca_file is not None:
         _load_authority(context, files.ca_file)
     if files.cert_file is not None:
-        _load_own(context, files.cert_file, files.key_file)
+        load_own(context, files.cert_file, files.key_file)
     elif files.key_file is not None:
         raise ConfigError("[tls] key_file is set without cert_file", "set cert_file too, or remove key_file")
     return context
@@ -52,7 +52,12 @@ def _load_authority(context: ssl.SSLContext, ca_file: str) -> None:
         ) from error
 
 
-def _load_own(context: ssl.SSLContext, cert_file: str, key_file: str | None) -> None:
+def load_own(context: ssl.SSLContext, cert_file: str, key_file: str | None) -> None:
+    """Have a context show a member's certificate on the connections that are made from now on.
+
+    Raises:
+        ConfigError: a file is missing, is not PEM, or the key does not belong to the certificate; names the file.
+    """
     _check_readable("cert_file", cert_file)
     if key_file is not None:
         _check_readable("key_file", key_file)

@@ -1,4 +1,4 @@
-"""``covey swarm``: many sessions that answer as devices do and train nothing, to load a broker and a server."""
+"""``covey swarm``: many sessions that answer as devices do, to load a broker and a server."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from server.commands.shared_options import add_state_dir
 if TYPE_CHECKING:
     from server.commands.shared_options import Commands
     from server.swarm.swarm import Seen, SwarmOptions
+    from server.swarm.training import TrainingOptions
 
 _EXAMPLES = """\
 examples:
   covey swarm --devices 1000 --broker mqtt://broker:1883 --for 5m
   covey swarm --make-members --devices 1000 --members swarm       # on the server, after covey fleet init
   covey swarm --devices 1000 --members swarm --broker mqtts://broker:8883 --processes 2 --format json
+  covey swarm --devices 50 --broker mqtt://broker:1883 --bundle bundle --rows rows.jsonl  # real steps, real scalars
 
 Jobs have these devices only with devices = "tag:swarm" in job.toml. docs/swarm.md says how a broker is sized.
 """
@@ -42,6 +44,10 @@ def add_swarm_command(commands: Commands[argparse.ArgumentParser]) -> None:
     parser.add_argument("--members", type=Path, metavar="DIR", help="the devices' keys and certificates")
     parser.add_argument("--ca-file", type=Path, help="without --members: who signed the broker's certificate (PEM)")
     parser.add_argument("--tags", default="", metavar="TAG,…", help="further tags of the devices, beside swarm")
+    parser.add_argument("--bundle", type=Path, metavar="DIR", help="train this bundle (default: train nothing)")
+    parser.add_argument(
+        "--rows", type=Path, metavar="FILE", help="with --bundle: rows to train on (default: drawn ones)"
+    )
     parser.add_argument("--processes", type=int, default=2, help="processes that share them (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=200.0, help="logins a second (default: %(default)s)")
     parser.add_argument("--for", dest="for_s", metavar="TIME", help="90s, 30m, 1h (default: until it is interrupted)")
@@ -58,8 +64,9 @@ def _swarm(args: argparse.Namespace) -> int:
 
     They are called swarm-00001 and so on, and have the tag swarm. A job gives them work only if its devices are
     "tag:swarm", so they never spoil another job's model. Each session has an MQTT connection, TLS and signatures as a
-    device has them. The command says every two seconds, on stderr, what it sees, and ends with a summary. It ends
-    with exit code 7 where not all sessions were let in.
+    device has them. With --bundle each process runs real steps for its sessions, one round after the other, on rows
+    that all of them share. The command says every two seconds, on stderr, what it sees, and ends with a summary; its
+    exit code is 7 where not all sessions were let in.
     """
     _check(args)
     if args.make_members:
@@ -87,6 +94,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("--processes must be at least 1, and --rate above 0", see)
     if args.make_members and args.members is None:
         raise ConfigError("--make-members needs a folder for the devices' files", "give --members DIR")
+    if args.rows is not None and args.bundle is None:
+        raise ConfigError("--rows are rows to train on, and no bundle is given", "give --bundle DIR too")
     if not args.make_members and args.broker is None:
         raise ConfigError("no broker is given", "give --broker mqtt://host:1883, or mqtts://host:8883")
 
@@ -133,4 +142,13 @@ def _options(args: argparse.Namespace) -> SwarmOptions:
         processes=args.processes,
         rate=args.rate,
         for_s=None if args.for_s is None else duration_s(args.for_s),
+        training=_training(args),
     )
+
+
+def _training(args: argparse.Namespace) -> TrainingOptions | None:
+    if args.bundle is None:
+        return None
+    from server.swarm.training import TrainingOptions
+
+    return TrainingOptions(args.bundle, args.rows, min(args.processes, args.devices))

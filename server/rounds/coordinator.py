@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING
 
 from edge_runtime import __version__
@@ -31,7 +32,7 @@ _LOG = logging.getLogger(__name__)
 _HELLO_PAUSE_S = 1.0
 """Seconds between two hellos under one epoch, however many devices have not heard it: every device gets each."""
 _HELLO_LATEST_S = 60.0
-"""Seconds after which a hello that is due is said although messages wait."""
+"""Seconds after which a hello is said although messages wait: since a device has announced itself without its epoch."""
 
 
 class Coordinator:
@@ -59,6 +60,7 @@ class Coordinator:
         self._should_stop = should_stop
         self._runs: dict[str, JobRun] = {}
         self._unheard: set[str] = set()  # devices that have announced themselves without this epoch
+        self._unheard_since = math.inf  # when the first of them did
         self._hello_may_be_at = 0.0
         self.predictions = PredictRequests(services.transport, roster.fleet, services.clock)
         for kind in ("birth", "state", "profile", "report", "log", "released", "predicted"):
@@ -124,9 +126,12 @@ class Coordinator:
         return handled
 
     def _next(self, timeout_s: float) -> Event | None:
-        """Return the next event; a hello that is due is said where none waits: it may be the answer to the last one."""
+        """Return the next event; a hello that is due is said where none waits: it may be the answer to the last one.
+
+        Where messages always wait, it is said after _HELLO_LATEST_S.
+        """
         event = self._services.transport.receive(0)
-        if event is None or self._clock() >= self._hello_may_be_at + _HELLO_LATEST_S:
+        if event is None or self._clock() >= self._unheard_since + _HELLO_LATEST_S:
             self._say_due_hello()
         return self._services.transport.receive(timeout_s) if event is None else event
 
@@ -169,8 +174,10 @@ class Coordinator:
         """
         if self._unheard:
             self._unheard = {name for name in self._unheard if not self._has_heard(name)}
+            self._unheard_since = self._unheard_since if self._unheard else math.inf
         if self._unheard and self._clock() >= self._hello_may_be_at:
-            self._unheard, self._hello_may_be_at = set(), self._clock() + _HELLO_PAUSE_S
+            self._unheard, self._unheard_since = set(), math.inf
+            self._hello_may_be_at = self._clock() + _HELLO_PAUSE_S
             self._say_hello()
 
     def _has_heard(self, name: str) -> bool:
@@ -219,6 +226,7 @@ class Coordinator:
                 return
         elif self.roster.needs_hello(device, self._clock()):
             # It has not heard the hello: a broker need not send what it retains to a session that it knows already.
+            self._unheard_since = min(self._unheard_since, self._clock())
             self._unheard.add(device.name)
         if is_new:
             self.predictions.again(device.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from edge_runtime.protocol.reports import RoundReport
 from edge_runtime.protocol.round_log import pack_scalars
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from edge_runtime.protocol.plans import TrainPlan
     from edge_runtime.values import FloatVector
@@ -22,7 +23,34 @@ _ROWS = 32
 _SCALE = 0.1
 
 
-def birth(name: str, epoch: str, *, boot_id: str = "1", connection: int = 1, tags: Sequence[str] = ()) -> Birth:
+@dataclass(frozen=True)
+class Trains:
+    """What a session says that it trains; see presence.Birth for the fields.
+
+    Attributes:
+        runtimes: versions of the libraries that training uses; empty: nothing is trained.
+    """
+
+    methods: Sequence[str]
+    rows: int
+    runtimes: Mapping[str, str]
+    bundle_sha256: str | None
+
+
+INSTANT = Trains(("spzo",), _ROWS, {}, None)
+"""A session that trains in no time."""
+
+
+def birth(
+    name: str,
+    epoch: str,
+    *,
+    boot_id: str = "1",
+    connection: int = 1,
+    tags: Sequence[str] = (),
+    trains: Trains = INSTANT,
+    adapter_sha256: str | None = None,
+) -> Birth:
     """Return the announcement of a device that trains with forward passes alone; see presence.Birth."""
     return Birth(
         device=name,
@@ -32,11 +60,11 @@ def birth(name: str, epoch: str, *, boot_id: str = "1", connection: int = 1, tag
         covey_version=__version__,
         python_version=platform.python_version(),
         machine="covey swarm",
-        runtimes={},
-        methods=["spzo"],
-        rows=_ROWS,
-        bundle_sha256=None,
-        adapter_sha256=None,
+        runtimes=dict(trains.runtimes),
+        methods=list(trains.methods),
+        rows=trains.rows,
+        bundle_sha256=trains.bundle_sha256,
+        adapter_sha256=adapter_sha256,
         capability=Capability(kind="forward-only", levels=[], bytes_free=None),
         tags=list(tags),
     )

@@ -33,7 +33,10 @@ class Counts:
         sign_s: CPU seconds of signing.
         hellos: hellos of the server that sessions have answered.
         plans: attempts at rounds that sessions were asked for.
-        plans_refused: plans of kinds that a session does not train.
+        plans_refused: plans that sessions could not do.
+        trained: rounds that sessions have trained.
+        training_s: seconds of their local steps.
+        abandoned: rounds that were given up in training, or before it: too late, or another plan had come.
         reports: answers to reports by outcome (protocol.reports.ReportAck); a repeated one counts once.
         lost_reports: reports that the server has not answered until the next plan came, or until the end.
         proved: sessions that have proved to have an adapter, by its hash.
@@ -56,6 +59,9 @@ class Counts:
     hellos: int = 0
     plans: int = 0
     plans_refused: int = 0
+    trained: int = 0
+    training_s: float = 0.0
+    abandoned: int = 0
     reports: Counter[str] = field(default_factory=Counter)
     lost_reports: int = 0
     proved: Counter[str] = field(default_factory=Counter)

@@ -5,84 +5,38 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from paho.mqtt.enums import MQTTErrorCode
 
 from edge_runtime.errors import ConfigError, ProtocolError
-from edge_runtime.network.mqtt_client import make_client
+from edge_runtime.network.address import TlsFiles
+from edge_runtime.network.mqtt_client import KEEP_ALIVE_TIMEOUT, make_client
 from edge_runtime.network.reconnect_pauses import LEAST_PAUSE_S, ReconnectPauses
 from edge_runtime.protocol.messages import decode_message, decode_plan, encode_message
-from edge_runtime.protocol.plans import SyncPlan, TrainPlan
 from edge_runtime.protocol.presence import DeviceState, Hello
-from edge_runtime.protocol.reports import PlanAccepted, PlanRefused, ReportAck, Synced
+from edge_runtime.protocol.reports import ReportAck
 from edge_runtime.protocol.topics import Kind, hello_topic, topic_for
 from server.job.selector import SWARM
 from server.swarm import login
-from server.swarm.answers import birth, drawn_scalars, instant_report
+from server.swarm.answers import INSTANT, birth
+from server.swarm.plan_answers import PlanAnswers
+from server.swarm.shared_tls import MemberTls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from typing import Any
+    from collections.abc import Callable
+    from typing import Any, Literal
 
-    from edge_runtime.network.address import BrokerAddress, TlsFiles
-    from edge_runtime.network.cause import Cause
+    from edge_runtime.network.cause import Cause, Place
     from edge_runtime.protocol.messages import AnyMessage
-    from edge_runtime.protocol.plans import Plan
-    from edge_runtime.protocol.reports import RoundReport
-    from server.swarm.counts import Counts
-    from server.swarm.entrance import Entrance
     from server.swarm.protection import Protection, Role
+    from server.swarm.surroundings import Surroundings
 
 KEEP_ALIVE_S = 60
+_ANSWERS_S = 30.0
+"""Seconds that a broker may take to answer a login."""
 _RETAINED: tuple[Kind, ...] = ("birth", "state")
 """What the broker retains of a device."""
-
-
-@dataclass
-class Surroundings:
-    """What the sessions of a process share.
-
-    Attributes:
-        address: the broker.
-        fleet: the fleet's name.
-        tags: what jobs can name the sessions by, beside the tag of every swarm.
-        counts: what they have seen; added to.
-        entrance: through which they connect.
-        on_plan: called with the index of a round when its plan arrives.
-        connected: sessions that are connected.
-        causes: why logins failed, the last cause of each kind.
-        is_empty: set while no session is connected.
-    """
-
-    address: BrokerAddress
-    fleet: str
-    tags: Sequence[str]
-    counts: Counts
-    entrance: Entrance
-    on_plan: Callable[[int], None] = lambda _round: None
-    connected: int = 0
-    causes: dict[str, Cause] = field(default_factory=dict)
-    is_empty: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def __post_init__(self) -> None:
-        """Nobody is connected yet."""
-        self.is_empty.set()
-
-    def came(self) -> None:
-        """Count a session that is connected."""
-        self.connected += 1
-        self.counts.connects += 1
-        self.is_empty.clear()
-
-    def went(self) -> None:
-        """Count a session that is connected no more."""
-        self.connected -= 1
-        self.counts.disconnects += 1
-        if self.connected == 0:
-            self.is_empty.set()
 
 
 class Session:
@@ -101,18 +55,20 @@ class Session:
     ) -> None:
         self.name, self._protection, self._boot_id, self._around = name, protection, boot_id, around
         self._counts = around.counts
-        self._place = around.address.place(tls)
+        self._tls = tls
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
-        self._pauses = ReconnectPauses(random.Random(f"{name} {boot_id}"))  # noqa: S311 no secret
-        self._connections, self._is_up, self._is_answered, self._is_leaving = 0, False, False, False
+        rng = random.Random(f"{name} {boot_id}")  # noqa: S311 no secret
+        self._pauses = ReconnectPauses(rng)
+        self._connections, self._is_up, self._is_leaving = 0, False, False
+        self._is_answered, self._is_unheard = False, False  # whether this login has its answer, or was left without one
         self._epoch: str | None = None
-        self._asked: tuple[str, int, int] | None = None  # job, round and attempt of the last plan
-        self._asked_at = 0.0
-        self._waiting: RoundReport | None = None  # a report without its answer: sent again, as devices do
-        self._proved: str | None = None
+        self._plans = PlanAnswers(name, around, self)
         self._goodbyes: set[int] = set()  # numbers of the last messages
         self._identity = f"covey-{around.fleet}-{name}"
-        client = self.client = make_client(around.address, self._identity, tls, keep_session=False)
+        wraps = None if around.tls is None else MemberTls(around.tls, tls or TlsFiles())
+        client = self.client = make_client(
+            around.address, self._identity, tls, keep_session=False, rng=rng, wraps=wraps
+        )
         will, topic = DeviceState(state="lost", boot_id=boot_id), self._topic("state")
         client.will_set(topic, self._sealed(topic, will, role="will"), qos=1, retain=True)
         client.on_socket_open = self._on_socket_open
@@ -134,7 +90,7 @@ class Session:
         self._is_leaving = True
         if self._is_up:
             if self._epoch is not None:
-                self._state("offline")
+                self.state("offline")
             self._goodbyes = {self.client.publish(self._topic(kind), b"", 1, retain=True).mid for kind in _RETAINED}
 
     def _on_publish(self, client: Any, _data: Any, number: int, _reason: Any, _properties: Any) -> None:  # noqa: ANN401
@@ -146,19 +102,30 @@ class Session:
 
     def end(self) -> None:
         """Count what is open; nothing comes any more."""
-        if self._waiting is not None:
-            self._counts.lost_reports += 1
+        self._plans.end()
 
     def _connect(self) -> None:
         """Make the connection, in a thread: TCP's and TLS's handshakes wait for the broker."""
         if self._is_leaving:
             return
-        self._is_answered = False
+        self._is_answered = self._is_unheard = False
         address = self._around.address
         try:
             self.client.connect(address.host, address.port, keepalive=KEEP_ALIVE_S)
         except (OSError, ConfigError) as error:
             self._loop.call_soon_threadsafe(self._not_connected, error)
+        else:
+            self._loop.call_soon_threadsafe(self._loop.call_later, _ANSWERS_S, self._give_up, self.client.socket())
+
+    def _give_up(self, connection: object) -> None:
+        """Leave a broker that has taken the connection and not answered the login on it."""
+        if self._uses(connection) and not self._is_answered:
+            self._is_unheard = True
+            self.client.disconnect()
+
+    @property
+    def _place(self) -> Place:
+        return self.client.nodes.now.place(self._tls)
 
     def _not_connected(self, error: BaseException | None) -> None:
         """Enter that the login has failed without the broker's answer, and try again after a while."""
@@ -172,8 +139,15 @@ class Session:
 
     # -- paho's socket in the event loop ------------------------------------------------------------------------
 
+    def _in_loop(self, call: Callable[..., object], *values: object) -> None:
+        """Call in the event loop's thread: paho may report something in the one in which a connection is made."""
+        if threading.get_ident() == self._thread:
+            call(*values)
+        else:
+            self._loop.call_soon_threadsafe(call, *values)
+
     def _on_socket_open(self, _client: Any, _data: Any, connection: Any) -> None:  # noqa: ANN401
-        self._loop.call_soon_threadsafe(self._watch, connection)
+        self._in_loop(self._watch, connection)
 
     def _watch(self, connection: Any) -> None:  # noqa: ANN401
         if self._uses(connection):
@@ -189,24 +163,30 @@ class Session:
                 return
 
     def _on_socket_close(self, _client: Any, _data: Any, connection: Any) -> None:  # noqa: ANN401
-        if connection.fileno() >= 0:
-            self._loop.remove_reader(connection)
-            self._loop.remove_writer(connection)
+        if (number := connection.fileno()) >= 0:  # it is closed next, and a later connection may get its number
+            self._in_loop(self._unwatch, number)
+
+    def _unwatch(self, number: int) -> None:
+        self._loop.remove_reader(number)
+        self._loop.remove_writer(number)
 
     def _on_register_write(self, _client: Any, _data: Any, connection: Any) -> None:  # noqa: ANN401
-        if threading.get_ident() == self._thread:
-            self._watch_writing(connection)
-        else:  # the first packet of a connection, which a thread of the entrance has made
-            self._loop.call_soon_threadsafe(self._watch_writing, connection)
+        self._in_loop(self._watch_writing, connection)
 
     def _watch_writing(self, connection: Any) -> None:  # noqa: ANN401
         if self._uses(connection):
             self._loop.add_writer(connection, self.client.loop_write)
 
     def _on_unregister_write(self, _client: Any, _data: Any, connection: Any) -> None:  # noqa: ANN401
-        self._loop.remove_writer(connection)
+        if (number := connection.fileno()) >= 0:
+            self._in_loop(self._loop.remove_writer, number)
 
-    def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, _reason: Any, _properties: Any) -> None:  # noqa: ANN401
+    def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:  # noqa: ANN401
+        is_silent = reason.value == KEEP_ALIVE_TIMEOUT or self._is_unheard
+        self._in_loop(self._ended, login.SILENCE if is_silent else self.client.transport_error)
+
+    def _ended(self, error: BaseException | None) -> None:
+        """Take in that the connection has ended; unless the session leaves, it tries the next node after a while."""
         if self._is_up:
             self._is_up = False
             self._around.went()
@@ -215,22 +195,28 @@ class Session:
                 self._pauses.lost(LEAST_PAUSE_S)
                 self._loop.call_later(self._pauses.draw(), self.enter)
         elif not self._is_answered:
-            self._not_connected(self.client.transport_error)
+            self._not_connected(error)
+        self.client.nodes.go_on()
 
     # -- the device ---------------------------------------------------------------------------------------------
 
-    def _on_connect(self, client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:  # noqa: ANN401
+    def _on_connect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:  # noqa: ANN401
+        self._in_loop(self._logged_in, reason)
+
+    def _logged_in(self, reason: Any) -> None:  # noqa: ANN401
+        """Take in the broker's answer to the login."""
         self._is_answered = True
         if reason.is_failure:
             user = self._around.address.username
-            self._failed(login.answered(reason.value, str(reason), self._place, user, self._identity))
+            connected = self._around.connected
+            self._failed(login.answered(reason.value, str(reason), self._place, user, self._identity, connected))
             return
         self._is_up = True
         self._around.came()
         self._counts.devices_connected += self._connections == 0
         self._connections += 1
         topics = (hello_topic(self._around.fleet), self._topic("plan"), self._topic("report/ack"))
-        client.subscribe([(topic, 1) for topic in topics])
+        self.client.subscribe([(topic, 1) for topic in topics])
         if self._is_leaving:
             self.leave()
         elif self._epoch is not None:
@@ -244,22 +230,41 @@ class Session:
 
     def _announce(self) -> None:
         assert self._epoch is not None  # noqa: S101 set by the hello
+        training = self._around.training
         own = birth(
             self.name,
             self._epoch,
             boot_id=self._boot_id,
             connection=self._connections,
             tags=[SWARM, *self._around.tags],
+            trains=INSTANT if training is None else training.trains,
+            adapter_sha256=self._plans.adapter_sha256,
         )
-        self._send("birth", own)
-        self._state("online")
-        if self._waiting is not None:
-            self._send("report", self._waiting)
+        self.send("birth", own)
+        self.state(self._plans.doing)
+        self._plans.again()
 
-    def _state(self, state: Any) -> None:  # noqa: ANN401
-        self._send("state", DeviceState(state=state, boot_id=self._boot_id, epoch=self._epoch))
+    # -- what the answers to plans need: see plan_answers.Speaks -------------------------------------------------
 
-    def _send(self, kind: Kind, message: AnyMessage) -> None:
+    @property
+    def broker_host(self) -> str:
+        """The broker that it is connected to, or that it tries next."""
+        return self.client.nodes.now.host
+
+    def later(self, call: Callable[[], None]) -> None:
+        """Have something called in the event loop's thread; callable from any thread."""
+        self._loop.call_soon_threadsafe(self._unless_leaving, call)
+
+    def _unless_leaving(self, call: Callable[[], None]) -> None:
+        if not self._is_leaving:  # what it says after its goodbye, the broker would retain
+            call()
+
+    def state(self, state: Literal["online", "busy", "offline"]) -> None:
+        """Say what the device is doing."""
+        self.send("state", DeviceState(state=state, boot_id=self._boot_id, epoch=self._epoch))
+
+    def send(self, kind: Kind, message: AnyMessage) -> None:
+        """Publish a message."""
         topic = self._topic(kind)
         payload = self._sealed(topic, message)
         self._counts.messages_up += 1
@@ -281,9 +286,9 @@ class Session:
             if kind == "hello":
                 self._take_hello(decode_message(body, Hello))
             elif kind == "report/ack":
-                self._take_answer(decode_message(body, ReportAck))
-            else:
-                self._take_plan(decode_plan(body))
+                self._plans.take_answer(decode_message(body, ReportAck))
+            elif not self._is_leaving:
+                self._plans.take_plan(decode_plan(body))
         except ProtocolError:
             counts.refused += 1
 
@@ -292,51 +297,3 @@ class Session:
             self._epoch = hello.epoch
             self._counts.hellos += 1
             self._announce()
-
-    def _take_answer(self, answer: ReportAck) -> None:
-        if self._waiting is None or self._asked != (answer.job, answer.round, answer.attempt):
-            return  # to a report that was sent twice
-        self._waiting = None
-        self._counts.reports[answer.outcome] += 1
-        self._counts.round_trips_s.append(time.monotonic() - self._asked_at)
-
-    def _take_plan(self, plan: Plan) -> None:
-        if isinstance(plan, SyncPlan):
-            sha256 = plan.adapter.file.sha256
-            self._counts.proved[sha256] += self._proved != sha256
-            self._proved = sha256
-            self._send(
-                "report",
-                Synced(job=plan.job, round=plan.round, device=self.name, adapter_sha256=sha256, blob_bytes=0),
-            )
-        elif isinstance(plan, TrainPlan):
-            self._train(plan)
-        else:
-            self._counts.plans_refused += 1
-            self._refuse(plan)
-
-    def _train(self, plan: TrainPlan) -> None:
-        self._around.on_plan(plan.round)
-        asked = (plan.job, plan.round, plan.attempt)
-        if asked != self._asked:
-            self._counts.plans += 1
-            self._counts.lost_reports += self._waiting is not None
-            self._asked, self._asked_at = asked, time.monotonic()
-        self._state("busy")
-        self._send("report", PlanAccepted(job=plan.job, round=plan.round, attempt=plan.attempt, device=self.name))
-        self._waiting = instant_report(self.name, plan, drawn_scalars(self.name, plan))
-        self._send("report", self._waiting)
-        self._state("online")
-
-    def _refuse(self, plan: Any) -> None:  # noqa: ANN401 every plan that is no TrainPlan and no SyncPlan
-        self._send(
-            "report",
-            PlanRefused(
-                job=plan.job,
-                round=plan.round,
-                attempt=plan.attempt,
-                device=self.name,
-                code=ConfigError.exit_code,
-                message="a session of covey swarm answers plans of forward passes alone",
-            ),
-        )

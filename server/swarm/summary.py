@@ -21,6 +21,10 @@ def progress_line(seen: Seen) -> str:
         f"{counts.acknowledged} answered",
         f"{counts.lost_reports} lost",
     ]
+    if counts.trained or counts.abandoned:
+        parts.append(f"{counts.trained} rounds trained, {counts.abandoned} given up")
+    if counts.plans_refused:
+        parts.append(f"{counts.plans_refused} plans refused: {seen.refusal}")
     if counts.lost_connections:
         parts.append(f"{counts.lost_connections} connections broke")
     if counts.refused_logins and counts.connected < seen.devices:
@@ -50,6 +54,10 @@ def result_of(seen: Seen) -> dict[str, Any]:
         ],
         "hellos": counts.hellos,
         "plans": counts.plans,
+        "refusal": seen.refusal,
+        "rounds_trained": counts.trained,
+        "rounds_given_up": counts.abandoned,
+        "training_s": _rounded(counts.training_s / counts.trained) if counts.trained else None,
         "plans_refused": counts.plans_refused,
         "reports": dict(counts.reports),
         "lost_reports": counts.lost_reports,
@@ -62,6 +70,8 @@ def result_of(seen: Seen) -> dict[str, Any]:
         "bytes_up": counts.bytes_up,
         "bytes_down": counts.bytes_down,
         "messages_refused": counts.refused,
+        "left_open": counts.connected,
+        "processes_killed": seen.killed,
     }
 
 
@@ -76,15 +86,33 @@ def summary_text(result: dict[str, Any]) -> str:
         else f"{result['devices_connected']} of {result['devices']} sessions were connected, never all of them at once",
         f"connections that broke: {result['lost_connections']}",
         f"plans: {result['plans']}; reports: {reports or 'none'}; lost: {result['lost_reports']}",
+        *_told_training(result),
         f"reports a second: {result['reports_per_s']}, at most {result['most_reports_per_s']}",
         f"seconds from plan to answered report: {trip or 'none'}",
         f"up: {result['messages_up']} messages, {result['bytes_up']} bytes",
         f"down: {result['messages_down']} messages, {result['bytes_down']} bytes, {result['messages_refused']} refused",
     ]
+    if result["left_open"] or result["processes_killed"]:
+        lines.append(
+            f"{result['left_open']} sessions were still connected at the end: the broker did not take their goodbyes "
+            f"in time, and publishes their last wills; {result['processes_killed']} processes had to be killed"
+        )
     for cause in result["causes"]:
         count = result["refused_logins"].get(cause["kind"], 0)
         lines += [f"not let in {count} times: {cause['finding']}", f"  what to do: {cause['remedy']}"]
     return "\n".join(lines)
+
+
+def _told_training(result: dict[str, Any]) -> list[str]:
+    lines = []
+    if result["rounds_trained"] or result["rounds_given_up"]:
+        lines.append(
+            f"rounds trained: {result['rounds_trained']}, of {result['training_s']} s each; "
+            f"given up, too late or no longer wanted: {result['rounds_given_up']}"
+        )
+    if result["plans_refused"]:
+        lines.append(f"plans refused: {result['plans_refused']}, the last one because {result['refusal']}")
+    return lines
 
 
 def _rounded(value: float | None) -> float | None:

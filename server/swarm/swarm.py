@@ -13,7 +13,7 @@ from server.errors import JobError, error_of
 from server.swarm.counts import Counts
 from server.swarm.descriptors import allow_sessions
 from server.swarm.login import FATAL
-from server.swarm.worker import Orders, Tick, run_worker
+from server.swarm.worker import LEAVES_S, Orders, Tick, run_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from edge_runtime.network.address import BrokerAddress
     from edge_runtime.network.cause import Cause
     from server.swarm.members import Member
+    from server.swarm.training import TrainingOptions
 
 _LOOK_S = 0.25
-_ENDS_S = 60.0
-"""Seconds that a process may take to leave, until it is killed."""
+_ENDS_S = 40.0
+"""Seconds that a process may take, beside those that its sessions may take to say goodbye, until it is killed."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class SwarmOptions:
         rate: logins a second, of all processes together.
         for_s: seconds until it leaves; None: it stays until it is told to stop.
         every_s: seconds between two calls of ``observe``.
+        training: what the sessions train; None: they train in no time.
+        leaves_s: seconds that the sessions may take to say goodbye.
     """
 
     address: BrokerAddress
@@ -54,6 +57,8 @@ class SwarmOptions:
     rate: float = 200.0
     for_s: float | None = None
     every_s: float = 2.0
+    training: TrainingOptions | None = None
+    leaves_s: float = LEAVES_S
 
 
 @dataclass
@@ -64,23 +69,27 @@ class Seen:
         devices: sessions that it should have.
         counts: what they have seen.
         causes: why logins failed, the last cause of each kind.
+        refusal: why a session refused a plan last; None: none did.
         seconds: since the start.
         all_connected_s: seconds from the start until all sessions were connected; None: they never were.
         reports_per_s: answers to reports a second, since the last call of ``observe``.
         most_reports_per_s: the largest of these.
         first_report_s: when the first answers to reports were seen, seconds after the start.
         last_report_s: when the last were.
+        killed: processes that did not end when they were told to, and were killed.
     """
 
     devices: int
     counts: Counts = field(default_factory=Counts)
     causes: dict[str, Cause] = field(default_factory=dict)
+    refusal: str | None = None
     seconds: float = 0.0
     all_connected_s: float | None = None
     reports_per_s: float = 0.0
     most_reports_per_s: float = 0.0
     first_report_s: float | None = None
     last_report_s: float | None = None
+    killed: int = 0
 
 
 def run_swarm(options: SwarmOptions, should_stop: Callable[[], bool], observe: Callable[[Seen], None]) -> Seen:
@@ -115,7 +124,7 @@ def run_swarm(options: SwarmOptions, should_stop: Callable[[], bool], observe: C
                 observe(seen)
             if options.for_s is not None and seen.seconds >= options.for_s:
                 break
-        _end(pipes, seen)
+        _end(pipes, seen, options.leaves_s + _ENDS_S)
     return seen
 
 
@@ -134,6 +143,8 @@ def _workers(options: SwarmOptions, count: int) -> Iterator[dict[Connection, Spa
                 options.server_key_file,
                 options.tags,
                 options.rate / count,
+                options.training,
+                options.leaves_s,
             )
             process = context.Process(target=run_worker, args=(theirs, orders), daemon=True)
             process.start()
@@ -177,6 +188,7 @@ def _death(code: int | None) -> str:
 def _take(tick: Tick, seen: Seen) -> None:
     seen.counts.add(tick.counts)
     seen.causes |= tick.causes
+    seen.refusal = tick.refusal or seen.refusal
     if tick.error is not None:
         raise error_of(*tick.error)
 
@@ -188,11 +200,12 @@ def _stop_if_refused(seen: Seen) -> None:
                 raise cause.error()
 
 
-def _end(pipes: dict[Connection, SpawnProcess], seen: Seen) -> None:
-    """Tell all processes to leave, and wait for what they have to say."""
-    until = time.monotonic() + _ENDS_S
+def _end(pipes: dict[Connection, SpawnProcess], seen: Seen, patience_s: float) -> None:
+    """Tell all processes to leave, and wait for what they have to say; those that are left are counted, and killed."""
+    until = time.monotonic() + patience_s
     for pipe in pipes:
         with contextlib.suppress(BrokenPipeError):
             pipe.send("leave")
     while pipes and time.monotonic() < until:
         _collect(pipes, seen, _LOOK_S)
+    seen.killed = len(pipes)

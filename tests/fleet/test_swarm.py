@@ -6,10 +6,11 @@ import json
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from fleets import Fleet, free_port, has_mosquitto, mosquitto, start_mosquitto, wait_for, write_job
+from fleets import Fleet, free_port, has_mosquitto, mosquitto, start_mosquitto, wait_for
+from swarms import ended, result, submit, swarm
 from trusted import TrustedFleet
 
 from edge_runtime.errors import ConfigError, NetworkError
@@ -42,33 +43,8 @@ def fleet(tmp_path: Path, tiny_bundle: Bundle) -> Iterator[Fleet]:
         made.stop()
 
 
-def swarm(fleet: Fleet, *flags: str, broker: str | None = None) -> Process:
-    arguments = ["swarm", "--broker", broker or f"mqtt://127.0.0.1:{fleet.port}", *flags, "--format", "json"]
-    return fleet._start("server.cli", arguments, "swarm")
-
-
-def result(process: Process, code: int = 0) -> dict[str, Any]:
-    """Wait for a swarm's end; return its one object."""
-    assert process.popen.wait(300) == code, process.stderr.read_text()
-    (line,) = process.stdout.read_text().splitlines()
-    found: dict[str, Any] = json.loads(line)
-    return found
-
-
-def submit(fleet: Fleet, name: str, devices: str = "tag:swarm", **fields: Any) -> None:
-    folder = fleet.root / "jobs" / name
-    folder.mkdir(parents=True)
-    job = write_job(folder, name=name, devices=devices, **fields)
-    fleet.covey("job", "submit", str(job), "--bundle", str(fleet.bundle.path), "--allow-absent")
-
-
 def online(server: Process) -> set[str]:
     return {e["device"] for e in server.events() if e.get("event") == "device" and e["state"] == "online"}
-
-
-def ended(server: Process, job: str) -> str | None:
-    states = [e["state"] for e in server.events() if e.get("event") == "job" and e["job"] == job]
-    return states[-1] if states and states[-1] in ("finished", "failed", "stopped") else None
 
 
 @needs_mosquitto

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from fleets import free_port, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 BINARIES = Path("/usr/lib/rabbitmq/bin")
 PATIENCE_S = 400.0
@@ -32,17 +32,28 @@ cluster_formation.peer_discovery_backend = classic_config
 class RabbitNode:
     """One Erlang node: its files are in a folder of its own, and it comes back with them.
 
+    Args:
+        folder: of the cluster.
+        number: of the node, from 0.
+        names: of all nodes.
+        epmd: port of the name server.
+        settings: further lines of its rabbitmq.conf.
+        prefix: words before its command.
+
     Attributes:
         port: its MQTT port on 127.0.0.1.
     """
 
-    def __init__(self, folder: Path, number: int, names: list[str], epmd: int) -> None:
+    def __init__(
+        self, folder: Path, number: int, names: list[str], epmd: int, settings: str = "", prefix: Sequence[str] = ()
+    ) -> None:
         self.port, self.name = free_port(), names[number]
         own = folder / f"node-{number}"
         own.mkdir()
         members = "".join(f"cluster_formation.classic_config.nodes.{n + 1} = {name}\n" for n, name in enumerate(names))
-        (own / "rabbitmq.conf").write_text(_CONFIG.format(amqp=free_port(), mqtt=self.port) + members)
+        (own / "rabbitmq.conf").write_text(_CONFIG.format(amqp=free_port(), mqtt=self.port) + members + settings)
         (own / "plugins").write_text("[rabbitmq_mqtt].")
+        self._command = [*prefix, str(BINARIES / "rabbitmq-server")]
         self._log = own / "log"
         self._env = os.environ | {
             "PATH": f"{BINARIES}:{os.environ['PATH']}",
@@ -65,9 +76,8 @@ class RabbitNode:
 
     def start(self) -> None:
         """Start it, for the first time or again; see wait_until_up."""
-        server = str(BINARIES / "rabbitmq-server")
         with (self._folder / "out").open("ab") as out:  # and dumps of a node that breaks go into its folder
-            self._process = subprocess.Popen([server], env=self._env, cwd=self._folder, stdout=out, stderr=out)
+            self._process = subprocess.Popen(self._command, env=self._env, cwd=self._folder, stdout=out, stderr=out)
 
     def wait_until_up(self) -> None:
         """Return when it takes MQTT connections."""
@@ -146,6 +156,21 @@ def rabbitmq_cluster(folder: Path) -> Iterator[RabbitCluster]:
         yield cluster
     finally:
         cluster.stop()
+
+
+@contextlib.contextmanager
+def rabbitmq_node(folder: Path, settings: str = "", prefix: Sequence[str] = ()) -> Iterator[RabbitNode]:
+    """Run one node; see RabbitNode."""
+    folder.mkdir()
+    epmd = free_port()
+    node = RabbitNode(folder, 0, [f"covey{epmd}n0@localhost"], epmd, settings, prefix)
+    try:
+        node.start()
+        node.wait_until_up()
+        yield node
+    finally:
+        node.kill()
+        node.end_epmd()
 
 
 def has_rabbitmq() -> bool:
