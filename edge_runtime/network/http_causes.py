@@ -78,9 +78,7 @@ def answer_cause(answer: Answer, place: Place) -> Cause:
         return Cause("no-member", asked, "join with a new token: covey fleet token NAME")
     if answer.is_own:
         is_busy = answer.code == HTTPStatus.SERVICE_UNAVAILABLE
-        why = (
-            "it has no blobs now, and says in its log why" if is_busy else "it has begun another round, or another job"
-        )
+        why = "its blobs cannot be reached" if is_busy else "it has begun another round, or another job"
         return Cause("http", asked, f"read the log of covey serve: {why}")
     if "HTTPS port" in answer.body:
         return Cause("tls-wanted", f"{asked}: the port speaks HTTPS", f"write https:// in {_ADDRESS}")

@@ -212,7 +212,7 @@ def _made(kind: type[http.client.HTTPConnection], paced: Paced) -> Any:  # noqa:
 
     def answer(*args: Any, **named: Any) -> http.client.HTTPResponse:  # noqa: ANN401 of http.client
         made = http.client.HTTPResponse(*args, **named)
-        made.fp = io.BufferedReader(paced(cast("io.BufferedReader", made.fp).detach()))
+        made.fp = io.BufferedReader(paced(cast("io.RawIOBase", made.fp.detach())))
         return made
 
     def make(host: str, **named: Any) -> http.client.HTTPConnection:  # noqa: ANN401 of urllib

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,7 +58,7 @@ class PacedReader(io.RawIOBase):
         """Return True."""
         return True
 
-    def readinto(self, buffer: memoryview) -> int | None:  # type: ignore[override] typeshed's buffer is wider
+    def readinto(self, buffer: Any) -> int | None:  # noqa: ANN401 whatever has bytes that can be written
         """Read once.
 
         Raises:

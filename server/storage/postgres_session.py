@@ -58,7 +58,7 @@ def prepare(connection: Any) -> None:  # noqa: ANN401 psycopg's connection
 
 
 def guard(connection: Connection) -> None:
-    """Let PostgreSQL end the session of a server that is gone or cut off, where TCP does not tell, and with it the lock.
+    """Let PostgreSQL end the session, and with it the lock, of a server that is gone or cut off, unseen by TCP.
 
     Not before an upgrade, which may take as long as it takes.
 

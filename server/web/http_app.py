@@ -44,7 +44,12 @@ class Releases(Protocol):
         """Return the signed list of release keys."""
 
 
-def make_app(blobs: BlobStore, uploads: Uploads | None = None, releases: Releases | None = None) -> Starlette:
+def make_app(
+    blobs: BlobStore,
+    uploads: Uploads | None = None,
+    releases: Releases | None = None,
+    waits: BlobWaits | None = None,
+) -> Starlette:
     """Return the application: ``GET /blobs/<sha256>`` (see blob_answers.py) and ``GET /healthz``.
 
     Where the blobs are in a bucket that does not answer, devices are told to come again (503, see blob_waits.py).
@@ -57,7 +62,7 @@ def make_app(blobs: BlobStore, uploads: Uploads | None = None, releases: Release
 
     async def blob(request: Request) -> Response:
         sha256 = request.path_params["sha256"]
-        path = await waits.path(blobs, sha256)
+        path = await own_waits.path(blobs, sha256)
         if path is None:
             raise HTTPException(404, "no such blob", {"cache-control": NEVER_CACHED})
         return blob_answer(request, sha256, path)

@@ -19,6 +19,7 @@ from edge_runtime.protocol.plans import BlobRef
 from server.storage.aws_settings import AwsSettings
 from server.storage.bucket import Bucket
 from server.storage.bucket_blobs import BucketBlobs
+from server.web.blob_waits import BlobWaits
 from server.web.http_app import make_app, serve_http
 from server.web.uploads import Uploads
 
@@ -91,7 +92,7 @@ def test_a_bucket_that_hangs_is_not_waited_for(s3: S3, tmp_path: Path) -> None:
     """It takes connections and says nothing: a request's own time limit is a minute."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         store = store_of(s3, s3.new_bucket(), tmp_path, silent.getsockname()[1])
-        app = make_app(store)
+        app = make_app(store, waits=BlobWaits(1.0))
         with serve_http(app, "127.0.0.1", 0) as port, ThreadPoolExecutor(20) as pool:
             names = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(20)]
             answers = [one.result()[0] for one in [pool.submit(ask, port, f"/blobs/{name}") for name in names]]
@@ -135,8 +136,7 @@ def test_an_upload_is_stored_when_the_bucket_is_back_and_sent_once(away: S3, tmp
         address_of_blobs = f"http://127.0.0.1:{port}/blobs"
         uploads.blobs.partial(SHA).write_bytes(DATA[:10])
         away.stop()
-        sent = upload(address_of_blobs, SHA, path, pause)
-    assert sent == len(DATA) - 10
+        upload(address_of_blobs, SHA, path, pause)
     assert pauses == [5.0, 5.0]
     assert away.objects(address) == {f"blobs/{SHA}": DATA}
     assert uploads.find(SHA) is not None
