@@ -8,7 +8,7 @@ import io
 import time
 import urllib.error
 import urllib.request
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from edge_runtime.errors import NetworkError, without_user
@@ -212,7 +212,7 @@ def _made(kind: type[http.client.HTTPConnection], paced: Paced) -> Any:  # noqa:
 
     def answer(*args: Any, **named: Any) -> http.client.HTTPResponse:  # noqa: ANN401 of http.client
         made = http.client.HTTPResponse(*args, **named)
-        made.fp = io.BufferedReader(paced(cast("io.RawIOBase", made.fp.detach())))
+        made.fp = io.BufferedReader(paced(made.fp.detach()))
         return made
 
     def make(host: str, **named: Any) -> http.client.HTTPConnection:  # noqa: ANN401 of urllib

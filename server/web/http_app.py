@@ -57,8 +57,14 @@ def make_app(
     Releases are below ``/blobs`` too, so that a proxy which passes blobs on passes them on: ``GET
     /blobs/<sha256>/release``, and ``GET /blobs/release-keys``. Without ``releases`` both answer that there is none.
     With ``uploads`` also ``HEAD`` and ``PATCH /blobs/<sha256>/upload``.
+
+    Args:
+        blobs: what is served.
+        uploads: what devices may send; None: nothing.
+        releases: what the server has signed; None: nothing.
+        waits: how long a request waits for a blob from a bucket; None: as long as is usual.
     """
-    waits = BlobWaits()
+    own_waits = waits or BlobWaits()
 
     async def blob(request: Request) -> Response:
         sha256 = request.path_params["sha256"]
