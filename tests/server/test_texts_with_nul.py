@@ -75,7 +75,7 @@ def test_any_words_of_a_device_are_kept(ledger: Ledger, words: str) -> None:
     ledger.device_state("f", "pi", state.state, state.ineligible)
     ledger.device_reason("f", "pi", words)
     ledger.device_quarantined("f", "pi", words)
-    profile = msgspec.structs.replace(PROFILE, facts=msgspec.structs.replace(PROFILE.facts, board=words))
+    profile = msgspec.structs.replace(PROFILE, facts=msgspec.structs.replace(PROFILE.facts, model=words, os=words))
     ledger.profile_received("f", "pi", json.dumps(words), profile, [words])
     found = registry_queries.find_device(ledger, "f", "pi")
     assert found is not None
