@@ -158,17 +158,8 @@ class BlobStore:
         except OSError as error:
             raise system_error(error) from error
 
-    def path(self, sha256: str, *, at_once: bool = False) -> Path | None:
-        """Return a blob's path; None: there is no such blob.
-
-        Args:
-            sha256: its hash.
-            at_once: see adopt.
-
-        Raises:
-            BlobsAwayError: what has the blobs stays away; a folder never is.
-        """
-        del at_once  # of other stores
+    def path(self, sha256: str) -> Path | None:
+        """Return a blob's path; None: there is no such blob."""
         return self.here(sha256)
 
     def sought(self, sha256: str) -> Future[Found] | None:

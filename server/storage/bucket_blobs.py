@@ -96,14 +96,14 @@ class BucketBlobs(BlobStore):
         """See BlobStore."""
         return super().has(sha256) or (self._may_be_there(sha256) and self._bucket.has(self._key(sha256)))
 
-    def path(self, sha256: str, *, at_once: bool = False) -> Path | None:
+    def path(self, sha256: str) -> Path | None:
         """Return the path of a copy, which is made where there is none; None: the bucket has no such blob.
 
         Raises:
             BlobsAwayError: the bucket stays away.
             StorageError: it refuses, or the copy cannot be written.
         """
-        return self.here(sha256) or self._copied(sha256, AT_ONCE_S if at_once else LOST_S)
+        return self.here(sha256) or self._copied(sha256, LOST_S)
 
     def sought(self, sha256: str) -> Future[Found] | None:
         """See BlobStore."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import threading
 from dataclasses import dataclass
@@ -25,14 +24,12 @@ from server.web.blob_waits import BlobWaits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from starlette.requests import Request
 
     from edge_runtime.protocol.plans import BlobRef
     from server.storage.blobs import BlobStore
 
-_LOG = logging.getLogger(__name__)
 _MOST_FINISHED = 4
 """Blobs that are checked and stored at once; each needs a thread, perhaps until a bucket has answered."""
 _HEADERS = {"Tus-Resumable": "1.0.0", "Cache-Control": "no-store"}
@@ -90,20 +87,6 @@ class Uploads:
             if expected is None or (member is not None and member not in expected.devices):
                 raise HTTPException(404, "no open plan expects this blob", _HEADERS)
             return expected.size_bytes
-
-    def find(self, sha256: str) -> Path | None:
-        """Return the path of a blob; None: there is none, or the bucket that may have it does not answer.
-
-        Who sends it again then is told to come again until the bucket answers, and sends nothing if it has it.
-
-        Raises:
-            StorageError: the bucket refuses, or a copy cannot be written.
-        """
-        try:
-            return self.blobs.path(sha256, at_once=True)
-        except BlobsAwayError as error:
-            _LOG.warning("a delta is asked for again: %s", error.what)
-            return None
 
     def _received(self, sha256: str) -> int | None:
         """Return how many bytes of a blob lie here in a file that is no blob yet; None: there is no such file."""

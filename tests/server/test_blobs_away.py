@@ -124,7 +124,6 @@ def test_an_upload_is_stored_when_the_bucket_is_back_and_sent_once(away: S3, tmp
     uploads.expect(BlobRef(SHA, len(DATA)), "job", "pi")
     path = tmp_path / "delta"
     path.write_bytes(DATA)
-    assert uploads.find(SHA) is None
     pauses: list[float] = []
 
     def pause(seconds: float) -> None:
@@ -139,14 +138,24 @@ def test_an_upload_is_stored_when_the_bucket_is_back_and_sent_once(away: S3, tmp
         upload(address_of_blobs, SHA, path, pause)
     assert pauses == [5.0, 5.0]
     assert away.objects(address) == {f"blobs/{SHA}": DATA}
-    assert uploads.find(SHA) is not None
+    assert uploads.blobs.here(SHA) is not None
+
+
+def test_a_delta_that_another_server_has_taken_is_not_sent_again(s3: S3, tmp_path: Path) -> None:
+    address, path = s3.new_bucket(), tmp_path / "delta"
+    store_of(s3, address, tmp_path / "first").add(DATA)
+    path.write_bytes(DATA)
+    uploads = Uploads(store_of(s3, address, tmp_path / "second"))
+    uploads.expect(BlobRef(SHA, len(DATA)), "job", "pi")
+    with serve_http(make_app(uploads.blobs, uploads), "127.0.0.1", 0) as port:
+        assert upload(f"http://127.0.0.1:{port}/blobs", SHA, path) == 0
+    assert uploads.blobs.here(SHA) is not None
 
 
 def test_who_asks_for_a_delta_while_the_bucket_is_away_is_not_held_up(away: S3, tmp_path: Path) -> None:
     uploads = Uploads(store_of(away, away.new_bucket(), tmp_path))
     uploads.expect(BlobRef(SHA, len(DATA)), "job", "pi")
     away.stop()
-    assert uploads.find(SHA) is None  # it would wait five minutes
     with serve_http(make_app(uploads.blobs, uploads), "127.0.0.1", 0) as port:
         status, headers, _ = ask(port, f"/blobs/{SHA}/upload", "HEAD")
     assert (status, headers["retry-after"]) == (503, "5")
