@@ -110,7 +110,7 @@ class Uploads:
         """
         size = self._size(sha256, member)
         have = await self._have(sha256)
-        if have is not None and have >= size:  # an earlier attempt to store it has failed
+        if have and have >= size:  # an earlier attempt to store it has failed
             with self._alone(sha256):
                 await self._finish(sha256)
         offset = size if have is None else have
@@ -132,7 +132,7 @@ class Uploads:
                 raise HTTPException(409, f"the upload goes on at {offset}", _HEADERS)
             if offset < size:
                 offset = await self._append(sha256, offset, size, request)
-            elif have is not None:
+            elif have:
                 await self._finish(sha256)
         return Response(status_code=204, headers=_HEADERS | {"Upload-Offset": str(offset)})
 
