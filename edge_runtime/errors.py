@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _LONGEST_CAUSE = 300
 """Characters of a foreign exception's text that a message quotes."""
+_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:/{0,2})[^\s/][^\s]*@")
 _DISK_HINTS = {
     errno.ENOSPC: "free some space and start again; nothing was lost",
     errno.EDQUOT: "free some of this user's space, or have its quota raised; nothing was lost",
@@ -198,10 +200,18 @@ def cause_of(error: Exception) -> str:
         return "it nests too deeply"
     if isinstance(error, MemoryError):
         return "it needs more memory than is free"
-    text = " ".join(str(error).split())
+    text = without_user(" ".join(str(error)[: 10 * _LONGEST_CAUSE].split()))
     if not text:
         return type(error).__name__
     return text if len(text) <= _LONGEST_CAUSE else f"{text[:_LONGEST_CAUSE]}…"
+
+
+def without_user(text: str) -> str:
+    """Return a text with … for what stands before the host in addresses: it may be a password.
+
+    A password may have any character but a space, so everything up to the last @ of the word is left out.
+    """
+    return _USER.sub(r"\1…@", text)
 
 
 @contextlib.contextmanager

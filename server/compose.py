@@ -21,6 +21,7 @@ from server.storage.bucket_blobs import BucketBlobs
 from server.storage.ledger import Ledger
 from server.storage.ledger_address import LEDGER_FILE
 from server.storage.queries import closed_rounds
+from server.storage.wanted_blobs import wanted_blobs, wanted_deltas
 from server.web.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 TICK_S = 0.5
 """Seconds that a server waits for a message before it looks at deadlines."""
 
+_REMOVALS_S = 5.0
+"""Seconds that a server waits at its end for the removal of blobs in a bucket; the next one goes on with it."""
+
 
 @dataclass(frozen=True)
 class Stores:
@@ -53,6 +57,12 @@ class Stores:
     ledger: Ledger
     blobs: BlobStore
     uploads: Uploads
+
+    def close(self) -> None:
+        """Close the ledger, after what is to be removed from a bucket."""
+        for store in (self.blobs, self.uploads.blobs):
+            store.close(_REMOVALS_S)
+        self.ledger.close()
 
 
 def open_stores(state_dir: Path, *, durable: bool = True, waiting: Waiting | None = None) -> Stores:
@@ -70,23 +80,23 @@ def open_stores(state_dir: Path, *, durable: bool = True, waiting: Waiting | Non
     """
     ledger = Ledger(state_dir / LEDGER_FILE, durable=durable, waiting=waiting)
     try:
-        blobs, deltas = _open_blobs(state_dir, time.sleep if waiting is None else waiting.sleep)
+        blobs, deltas = _open_blobs(state_dir, ledger, time.sleep if waiting is None else waiting.sleep)
     except BaseException:
         ledger.close()
         raise
     return Stores(ledger, blobs, Uploads(deltas))
 
 
-def _open_blobs(state_dir: Path, sleep: Callable[[float], object]) -> tuple[BlobStore, BlobStore]:
+def _open_blobs(state_dir: Path, ledger: Ledger, sleep: Callable[[float], object]) -> tuple[BlobStore, BlobStore]:
     """Return the blobs that are served, and those that devices send."""
     bucket = bucket_of(state_dir, sleep)
     if bucket is None:
         return BlobStore(state_dir / BLOBS_FOLDER), BlobStore(state_dir / DELTAS_FOLDER)
     bucket.check()
     copies = state_dir / COPIES_FOLDER
-    blobs, deltas = (BucketBlobs(bucket, name, copies / name) for name in (BLOBS_FOLDER, DELTAS_FOLDER))
-    for store in (blobs, deltas):
-        store.drop_old_copies()
+    blobs, deltas = (BucketBlobs(bucket, name, copies / name, ledger.is_ours) for name in (BLOBS_FOLDER, DELTAS_FOLDER))
+    blobs.begin(lambda: wanted_blobs(ledger))
+    deltas.begin(lambda: wanted_deltas(ledger))
     return blobs, deltas
 
 

@@ -2,6 +2,7 @@
 
 CoveyError
 ├── JobError       exit code 11   a job that cannot start or continue, or does not exist; so RolloutError for rollouts
+├── BlobsAwayError            8   a StorageError that may end by itself
 └── RemoteFaultError         70   a fault of Covey in another process, which has answered with it
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edge_runtime.errors import ConfigError, CoveyError, FaultError
+from edge_runtime.errors import ConfigError, CoveyError, FaultError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,6 +47,10 @@ class JobEndedError(JobError):
         goes_on = "" if ended["state"] == "deleted" else f"; covey job resume {ended['job']} goes on with it"
         super().__init__(f"job {ended['job']} is {ended['state']}{reason}", look + goes_on)
         self.details = ended
+
+
+class BlobsAwayError(StorageError):
+    """What has the blobs does not answer, or says that it has a trouble: it may do what it is asked for later."""
 
 
 class RolloutError(JobError):

@@ -26,6 +26,9 @@ _LOG = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 18
 _ATTEMPTS = 6
 _BYTES_TO_MEASURE = 1 << 16
+_LONGEST_WAIT_S = 300.0
+"""Seconds that a server which asks for it is waited for in all: as long as it waits for a bucket or a database."""
+_SHORTEST_WAIT_S = 1.0
 
 
 class Fetcher:
@@ -56,7 +59,7 @@ class Fetcher:
     ) -> None:
         self._mirror = mirror
         self._blob_url = blob_url.rstrip("/")
-        self._https = Https(self._blob_url, tls)
+        self._https = Https(self._blob_url, tls, clock=clock)
         self._sleep = sleep
         self._clock = clock
         self._seconds = 0.0
@@ -191,6 +194,8 @@ def _open(source: Https, sha256: str, start: int) -> http.client.HTTPResponse:
 def try_again(attempt: Callable[[], None], sleep: Callable[[float], None], what: str) -> None:
     """Try a transfer until it succeeds, with growing pauses.
 
+    A server that says when to come again (``Retry-After``) is asked then, and such an attempt does not count.
+
     Args:
         attempt: raises BrokenTransferError where another try may help.
         sleep: waits, in seconds.
@@ -199,14 +204,21 @@ def try_again(attempt: Callable[[], None], sleep: Callable[[float], None], what:
     Raises:
         NetworkError: no attempt succeeded.
     """
-    for number in range(_ATTEMPTS):
+    failed, waited_s = 0, 0.0
+    while True:
         try:
             attempt()
         except BrokenTransferError as error:
-            if number == _ATTEMPTS - 1:
-                raise NetworkError(f"cannot {what}: {error}", error.remedy) from error
+            if error.again_after_s is not None and waited_s < _LONGEST_WAIT_S:
+                pause_s = max(error.again_after_s, _SHORTEST_WAIT_S)
+                waited_s += pause_s
+            else:
+                failed += 1
+                if failed == _ATTEMPTS:
+                    raise NetworkError(f"cannot {what}: {error}", error.remedy) from error
+                pause_s = 2.0**failed / 4
             _LOG.warning("cannot %s yet (%s); trying again", what, error)
-            sleep(2.0**number / 2)
+            sleep(pause_s)
         else:
             return
 

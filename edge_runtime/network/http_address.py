@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
-from edge_runtime.errors import ConfigError, wall
+from edge_runtime.errors import ConfigError, wall, without_user
 
 _HOST_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _PATH = re.compile(r"[A-Za-z0-9/._~!$&'()*+,;=:@%-]*")
@@ -28,7 +28,7 @@ def check_http_url(url: str, *, may_lack_host: bool = False) -> str:
     """
 
     def wrong(reason: str) -> ConfigError:
-        return ConfigError(f"{url!r} is not an http address: {reason}", _HINT)
+        return ConfigError(f"{without_user(url)!r} is not an http address: {reason}", _HINT)
 
     if not url.isprintable() or " " in url:
         raise wrong("it has a space or a control character")

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from edge_runtime.errors import without_user
 from edge_runtime.network.cause import Cause, Place
 
-OWN_WORDS = ("no such blob", "no such release", "no open plan expects this blob", "more than the announced")
-"""How the bodies of covey serve's own 404 and 413 begin; a proxy and other servers write something else."""
+COME_AGAIN = "the blobs cannot be reached now; ask again later"
+"""What covey serve says with 503 where the bucket that has its blobs does not answer."""
+OWN_WORDS = ("no such blob", "no such release", "no open plan expects this blob", "more than the announced", COME_AGAIN)
+"""How the bodies of covey serve's own 404, 413 and 503 begin; a proxy and other servers write something else."""
 NO_MEMBER = "the certificate was revoked, or was not issued to a device of this fleet"
 """What covey serve says to who is no member, as the error of a JSON body."""
 _ADDRESS = "covey serve --public-url (or server_url in edge.toml)"
@@ -30,6 +33,7 @@ class Answer:
         location: where it redirects to; None: nowhere.
         sent_bytes: size of the request's body.
         is_of_uploads: whether it has the header of covey serve's uploads (an answer to HEAD has no body to tell).
+        again_after_s: seconds after which to ask again; None: it does not say.
     """
 
     code: int
@@ -39,6 +43,7 @@ class Answer:
     location: str | None = None
     sent_bytes: int = 0
     is_of_uploads: bool = False
+    again_after_s: float | None = None
 
     @property
     def is_own(self) -> bool:
@@ -72,14 +77,18 @@ def answer_cause(answer: Answer, place: Place) -> Cause:
     if answer.is_to_no_member:
         return Cause("no-member", asked, "join with a new token: covey fleet token NAME")
     if answer.is_own:
-        return Cause("http", asked, "read the log of covey serve: it has begun another round, or another job")
+        is_busy = answer.code == HTTPStatus.SERVICE_UNAVAILABLE
+        why = "its blobs cannot be reached" if is_busy else "it has begun another round, or another job"
+        return Cause("http", asked, f"read the log of covey serve: {why}")
     if "HTTPS port" in answer.body:
         return Cause("tls-wanted", f"{asked}: the port speaks HTTPS", f"write https:// in {_ADDRESS}")
     if "SSL certificate was sent" in answer.body:  # nginx's words
         own = "set cert_file and key_file in [tls] of edge.toml, or let the proxy ask for no client certificate"
         return Cause("client-certificate-missing", f"{asked}: it asks for a client certificate", own)
     if answer.location is not None:
-        return Cause("http", f"{asked}: a redirect to {answer.location}", f"set {_ADDRESS} to where it redirects")
+        return Cause(
+            "http", f"{asked}: a redirect to {without_user(answer.location)}", f"set {_ADDRESS} to where it redirects"
+        )
     finding, remedy = _TABLE.get(answer.code, ("", f"read the server's log; check {_ADDRESS}"))
     return Cause("http", asked + finding, remedy.replace("{MB}", f"{max(1, -(-answer.sent_bytes // 2**20)) + 1} MB"))
 

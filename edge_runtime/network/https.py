@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
+import time
 import urllib.error
 import urllib.request
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from edge_runtime.errors import NetworkError
+from edge_runtime.errors import NetworkError, without_user
 from edge_runtime.network.cause import Place
 from edge_runtime.network.causes import CUT, cause_of_error
 from edge_runtime.network.http_causes import Answer, answer_cause, not_covey
+from edge_runtime.network.pace import LeastSpeed, PacedReader
 from edge_runtime.network.tls import tls_context
 
 if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable
+
     from edge_runtime.network.address import TlsFiles
     from edge_runtime.network.cause import Cause
 
+    Paced = Callable[[io.RawIOBase], PacedReader]
+
 _TIMEOUT_S = 30.0
+_LEAST = LeastSpeed(1 << 13, 2 * _TIMEOUT_S)
+"""What a server must send: a slow modem's speed, of which no transfer gets done within a round."""
+_LONGEST_AGAIN_S = 300.0
+"""The longest ``Retry-After`` that is believed, in seconds."""
 _EARLY_S = 3.0
 _PORTS = {"http": 80, "https": 443}
 _BODY_BYTES = 500
@@ -33,11 +45,12 @@ class BrokenTransferError(Exception):
     Args:
         words: what happened.
         remedy: what a person can do if no attempt succeeds.
+        again_after_s: seconds after which the server asks for the next attempt; None: it does not say.
     """
 
-    def __init__(self, words: str, remedy: str = _REMEDY) -> None:
+    def __init__(self, words: str, remedy: str = _REMEDY, again_after_s: float | None = None) -> None:
         super().__init__(words)
-        self.remedy = remedy
+        self.remedy, self.again_after_s = remedy, again_after_s
 
 
 class AnswerError(NetworkError):
@@ -61,20 +74,31 @@ class Https:
         tls: this member's TLS files. The server's certificate may be signed by their authority, or by one that the
             system trusts.
         timeout_s: how long the server may be silent.
+        least: how fast an answer must come.
+        clock: monotonic seconds.
 
     Raises:
         NetworkError: it is not an http or https address.
         ConfigError: the TLS files cannot be used.
     """
 
-    def __init__(self, base_url: str, tls: TlsFiles | None, timeout_s: float = _TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        tls: TlsFiles | None,
+        timeout_s: float = _TIMEOUT_S,
+        least: LeastSpeed = _LEAST,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._base_url, self._timeout_s = base_url, timeout_s
+        self._paced = lambda inner: PacedReader(inner, least, clock)
         self._own_certificate = None if tls is None else tls.cert_file
         try:
             self.place = self._place_of(base_url)
         except (ValueError, KeyError) as error:
             raise NetworkError(
-                f"{base_url!r} is not an http address", "set server_url in edge.toml, or covey serve --public-url"
+                f"{without_user(base_url)!r} is not an http address",
+                "set server_url in edge.toml, or covey serve --public-url",
             ) from error
         is_secure = base_url.startswith("https:")  # where it is not, an answer may redirect to where it is
         self._context = tls_context(tls, and_system=True) if is_secure or tls is not None else None
@@ -95,7 +119,8 @@ class Https:
         url = self._base_url + resource
         request = urllib.request.Request(url, data, headers or {}, method=method)  # noqa: S310 see __init__
         redirects = _Redirects()
-        opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=self._context), redirects)
+        handlers = _PacedHttp(self._paced), _PacedHttps(self._paced, self._context)
+        opener = urllib.request.build_opener(*handlers, redirects)
         try:
             answer: http.client.HTTPResponse = opener.open(request, timeout=self._timeout_s)
         except urllib.error.HTTPError as error:
@@ -121,7 +146,7 @@ class Https:
         cause = answer_cause(refused, self.place)
         if refused.code < http.client.INTERNAL_SERVER_ERROR and refused.code not in _TRY_AGAIN:
             return AnswerError(cause, is_own=refused.is_own)
-        return BrokenTransferError(cause.finding, cause.remedy)
+        return BrokenTransferError(cause.finding, cause.remedy, refused.again_after_s)
 
     def announce(
         self, method: str, resource: str, n_bytes: int, headers: dict[str, str] | None = None
@@ -158,8 +183,44 @@ class Https:
         except (ValueError, KeyError):
             place = self.place
         cause = cause_of_error(error, place)
-        by = "" if target is None else f" ({self.place} answered with a redirect to {target})"
+        by = "" if target is None else f" ({self.place} answered with a redirect to {without_user(target)})"
         return BrokenTransferError(cause.finding + by, cause.remedy)
+
+
+class _PacedHttp(urllib.request.HTTPHandler):
+    def __init__(self, paced: Paced) -> None:
+        super().__init__()
+        self._paced = paced
+
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        """Open a request."""
+        return self.do_open(_made(http.client.HTTPConnection, self._paced), req)
+
+
+class _PacedHttps(urllib.request.HTTPSHandler):
+    def __init__(self, paced: Paced, context: ssl.SSLContext | None) -> None:
+        super().__init__(context=context)
+        self._paced, self._given = paced, context
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        """Open a request."""
+        return self.do_open(_made(http.client.HTTPSConnection, self._paced), req, context=self._given)
+
+
+def _made(kind: type[http.client.HTTPConnection], paced: Paced) -> Any:  # noqa: ANN401 as urllib takes it
+    """Return what makes connections of a kind, whose answers must come fast enough."""
+
+    def answer(*args: Any, **named: Any) -> http.client.HTTPResponse:  # noqa: ANN401 of http.client
+        made = http.client.HTTPResponse(*args, **named)
+        made.fp = io.BufferedReader(paced(made.fp.detach()))
+        return made
+
+    def make(host: str, **named: Any) -> http.client.HTTPConnection:  # noqa: ANN401 of urllib
+        connection = kind(host, **named)
+        connection.response_class = answer  # type: ignore[assignment] # called only
+        return connection
+
+    return make
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -189,4 +250,7 @@ def _answer_of(
     except (OSError, http.client.HTTPException):
         body = ""  # the status alone says enough
     is_of_uploads = "Tus-Resumable" in answer.headers
-    return Answer(code, method, url, body, answer.headers.get("Location"), sent_bytes, is_of_uploads)
+    again = answer.headers.get("Retry-After") or ""
+    again_after_s = min(float(again), _LONGEST_AGAIN_S) if again.isascii() and again.isdigit() else None
+    location = answer.headers.get("Location")
+    return Answer(code, method, url, body, location, sent_bytes, is_of_uploads, again_after_s)

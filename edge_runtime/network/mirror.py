@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from edge_runtime.errors import NetworkError
 from edge_runtime.network.https import Https
+from edge_runtime.network.pace import LeastSpeed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +25,8 @@ _REST_S = 600.0
 """Seconds for which a mirror that failed is not asked; ours."""
 _TIMEOUT_S = 10.0
 """Seconds that a mirror may be silent: the server can answer too."""
+_LEAST = LeastSpeed(80 << 10, 2 * _TIMEOUT_S)
+"""What a mirror must send: 4 KiB a second. Who has so slow a link loses nothing at the server, which has all of it."""
 
 
 @dataclass
@@ -44,7 +47,7 @@ class Mirrors:
         if not isinstance(url, str) or self.clock() < self._rests_until.get(url, 0.0):
             return None
         try:
-            return Mirror(url, Https(url.rstrip("/"), self.tls, _TIMEOUT_S), self)
+            return Mirror(url, Https(url.rstrip("/"), self.tls, _TIMEOUT_S, _LEAST, self.clock), self)
         except NetworkError as error:
             _LOG.warning("the server names a mirror that cannot be asked: %s", error.what)
             return None

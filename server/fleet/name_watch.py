@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
 _KEPT_STARTS = 8
 """Starts that are remembered for a name; older ones are forgotten."""
-_KEPT_NAMES = 10_000
+MOST_NAMES = 100_000
+"""Names that are remembered, as many as a server's registry is made for: where all devices of a larger fleet announce
+themselves in turn, each would be forgotten before it speaks again, and no doubled name be found."""
 LASTS_S = 300.0
 """A name counts as doubled until the other start has not spoken for so long."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Start:
     """One start of a device's process, as its announcement tells it; None: not known."""
 
@@ -58,9 +60,13 @@ class NameWatch:
     """Watches the announcements of a fleet's devices.
 
     Takes only announcements that answer the server's current hello: a broker may hand out older ones again.
+
+    Args:
+        most_names: names that are remembered.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_names: int = MOST_NAMES) -> None:
+        self._most_names = most_names
         self._starts: collections.OrderedDict[str, list[Start]] = collections.OrderedDict()
         self._doubled: dict[str, tuple[DoubledName, float]] = {}
 
@@ -76,8 +82,8 @@ class NameWatch:
         start = Start(birth.boot_id, birth.hostname, birth.address)
         starts = self._starts.setdefault(birth.device, [])
         self._starts.move_to_end(birth.device)
-        while len(self._starts) > _KEPT_NAMES:
-            self.forget(next(iter(self._starts)))
+        while len(self._starts) > self._most_names:
+            self._starts.popitem(last=False)  # who spoke last longest ago; a name that was found doubled stays so
         if starts and starts[-1].boot_id == start.boot_id:
             starts[-1] = start
             return None
@@ -91,7 +97,8 @@ class NameWatch:
         known = self.doubled(now).get(found.device)
         pair = {found.first.boot_id, found.second.boot_id}
         is_known = known is not None and {known.first.boot_id, known.second.boot_id} == pair
-        self._doubled[found.device] = (found, now)
+        lately = {name: known for name, known in self._doubled.items() if now - known[1] < LASTS_S}
+        self._doubled = {**lately, found.device: (found, now)}
         return None if is_known else found
 
     def doubled(self, now: float) -> dict[str, DoubledName]:

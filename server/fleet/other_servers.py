@@ -62,10 +62,20 @@ class OtherServers:
         myself: this server.
         transport: a connection of its own, which nobody else receives from; it stays open until ``close``.
         clock: returns monotonic seconds.
+        is_lost: whether this server has lost its ledger. Then it answers nobody, so that a standby which has the
+            ledger now can begin; once it has the ledger again, it asks who is here.
     """
 
-    def __init__(self, myself: Myself, transport: Transport, clock: Callable[[], float] = time.monotonic) -> None:
-        self._myself, self._transport, self._clock = myself, transport, clock
+    def __init__(
+        self,
+        myself: Myself,
+        transport: Transport,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        is_lost: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._myself, self._transport, self._clock, self._is_lost = myself, transport, clock, is_lost
+        self._was_lost = False
         self._topic = servers_topic(myself.fleet)
         self._began_at = clock()
         self._found: JobError | None = None
@@ -110,9 +120,16 @@ class OtherServers:
         while not self._ended.is_set():
             try:
                 self._take(self._transport.receive(_TICK_S))
+                self._look_at_ledger()
             except Exception:  # noqa: BLE001 one message never ends the watch
                 _LOG.exception("could not take a message on %s by a fault of Covey; please report it", self._topic)
                 self._ended.wait(_TICK_S)
+
+    def _look_at_ledger(self) -> None:
+        """Ask who is here, where this server did not answer for a while and does now."""
+        was_lost, self._was_lost = self._was_lost, self._is_lost()
+        if was_lost and not self._was_lost:
+            self._say(asks=True)
 
     def _say(self, *, asks: bool) -> None:
         present = ServerPresent(
@@ -125,7 +142,7 @@ class OtherServers:
 
     def _take(self, event: Event | None) -> None:
         """Answer a server that asks; enter one that this server gives way to."""
-        if isinstance(event, Connected):
+        if isinstance(event, Connected) and not self._is_lost():
             self._say(asks=True)  # a broker that was divided or is another one may have brought a server with it
         if not isinstance(event, Message):
             return
@@ -135,6 +152,8 @@ class OtherServers:
             _LOG.warning("ignored a message on %s: %s", event.topic, error)
             return
         if other is None or other.server_id == self._myself.server_id:
+            return
+        if self._is_lost():
             return
         if other.asks:
             self._say(asks=False)

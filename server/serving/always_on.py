@@ -53,9 +53,8 @@ def serve(
             release(loaded, host.releases)
             return prepare(loaded, host.coordinator, stores, host.services, options.state_dir, should_stop, workers)
 
-        with open_host(
-            options, stores, connect_to_broker(options, should_stop), prepared, observe, should_stop
-        ) as host:
+        connect = connect_to_broker(options, should_stop, stores.ledger.is_lost)
+        with open_host(options, stores, connect, prepared, observe, should_stop) as host:
             is_ready(host)
             while not should_stop():
                 host.turn()

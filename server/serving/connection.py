@@ -58,11 +58,18 @@ Connect = Callable[[contextlib.ExitStack, int, "Security | None", "Callable[[], 
 that it shares with the machines that may be the server in turn (Ledger.shared_clock_s)."""
 
 
-def connect_to_broker(options: ServeOptions, should_stop: Callable[[], bool]) -> Connect:
+def connect_to_broker(
+    options: ServeOptions, should_stop: Callable[[], bool], is_lost: Callable[[], bool] = lambda: False
+) -> Connect:
     """Return a function that starts the embedded broker, or uses the given one, and connects to it; see open_host.
 
     Of a fleet with an authority, the embedded broker listens on this machine only; devices connect to the TLS side
     before it.
+
+    Args:
+        options: addresses.
+        should_stop: asked while the embedded broker starts.
+        is_lost: see OtherServers.
     """
 
     def connect(
@@ -87,7 +94,7 @@ def connect_to_broker(options: ServeOptions, should_stop: Callable[[], bool]) ->
             for cause in server_access(address, options.fleet, tls).causes:
                 _LOG.warning("%s", cause)
         server_id = secrets.token_hex(8)
-        others = stack.enter_context(_only_server(address, options, tls, server_id))
+        others = stack.enter_context(_only_server(address, options, tls, server_id, is_lost))
         transport = _connected(address, options, tls, f"covey-server-{options.fleet}-{server_id}")
         stack.callback(transport.close)
         _LOG.info("devices connect to port %d; bundles and adapters on port %d", mqtt_port, http_port)
@@ -142,7 +149,11 @@ def _is_own(options: ServeOptions) -> bool:
 
 @contextlib.contextmanager
 def _only_server(
-    address: BrokerAddress, options: ServeOptions, tls: TlsFiles | None, server_id: str
+    address: BrokerAddress,
+    options: ServeOptions,
+    tls: TlsFiles | None,
+    server_id: str,
+    is_lost: Callable[[], bool],
 ) -> Iterator[OtherServers]:
     """See that no other server of the fleet is on the broker, and go on watching until the block ends.
 
@@ -151,7 +162,7 @@ def _only_server(
     """
     identity = f"covey-server-{options.fleet}-{server_id}-watch"
     transport = MqttTransport(address, identity, tls=tls, keep_session=False)
-    watch = OtherServers(Myself(options.fleet, server_id, socket.gethostname()), transport)
+    watch = OtherServers(Myself(options.fleet, server_id, socket.gethostname()), transport, is_lost=is_lost)
     try:
         watch.begin(0 if _is_own(options) else ANSWER_S)  # nobody is on a broker that has just been made
         yield watch

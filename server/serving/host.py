@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edge_runtime import __version__
+from edge_runtime.network.address import without_password
 from server.access.gate import Access
 from server.access.operators import OneToken, OperatorFile
 from server.api.app import API_VERSION, make_api
@@ -96,7 +97,8 @@ class Host:
     def described(self) -> dict[str, str | int]:
         """Return where devices and commands find the server."""
         options = self.options
-        found: dict[str, str | int] = {"fleet": options.fleet, "broker": options.broker, "http_port": self.http_port}
+        broker = without_password(options.broker)
+        found: dict[str, str | int] = {"fleet": options.fleet, "broker": broker, "http_port": self.http_port}
         if self.connection.mqtt_port is not None:
             found["mqtt_port"] = self.connection.mqtt_port
         if self.join_port is not None:
@@ -205,7 +207,7 @@ def _open_api(stack: contextlib.ExitStack, host: Host, security: Security | None
             api_version=API_VERSION,
             covey_version=__version__,
             fleet=options.fleet,
-            broker=options.broker,
+            broker=without_password(options.broker),
             mqtt_port=host.connection.mqtt_port,
             http_port=host.http_port,
             epoch=roster.epoch,

@@ -66,5 +66,5 @@ def locked_stores(options: ServeOptions, should_stop: Callable[[], bool]) -> Ite
             open_things.enter_context(only_one(options.state_dir, wait))
         stores = open_stores(options.state_dir, waiting=Waiting(None if options.standby else START_S, pause))
         undo.pop_all()
-        open_things.callback(stores.ledger.close)
+        open_things.callback(stores.close)
         yield stores

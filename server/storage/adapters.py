@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from server.storage.records import ClosedRound
 
 _LOG = logging.getLogger(__name__)
-_KEPT_FILES = 3
+KEPT_FILES = 3
 """Adapter files kept: the current one, the one before it (momentum), and one that a device may still be fetching."""
 
 
@@ -193,9 +193,9 @@ class AdapterChain:
         for merged in self._merged.values():
             self._blobs.remove(merged.sha256)
         self._merged.clear()
-        needed = {done.result_sha256 for done in self.closed[-_KEPT_FILES:]}
-        moments = {done.figures.moment_sha256 for done in self.closed[-_KEPT_FILES:]}
-        for done in self.closed[-2 * _KEPT_FILES : -_KEPT_FILES]:
+        needed = {done.result_sha256 for done in self.closed[-KEPT_FILES:]}
+        moments = {done.figures.moment_sha256 for done in self.closed[-KEPT_FILES:]}
+        for done in self.closed[-2 * KEPT_FILES : -KEPT_FILES]:
             if done.result_sha256 not in needed:
                 self._blobs.remove(done.result_sha256)
             moment = done.figures.moment_sha256

@@ -46,7 +46,8 @@ def aws_settings(environment: Mapping[str, str], home: Path) -> AwsSettings:
         home: the user's home folder.
 
     Raises:
-        ConfigError: a file cannot be read, the profile is in none of them, or a key has no secret.
+        ConfigError: a file cannot be read, the profile is in none of them, a key has no secret, or the endpoint has a
+            user.
         StorageError: a file cannot be opened.
     """
     profile = environment.get("AWS_PROFILE") or environment.get("AWS_DEFAULT_PROFILE")
@@ -73,9 +74,15 @@ def aws_settings(environment: Mapping[str, str], home: Path) -> AwsSettings:
         raise ConfigError(
             "the access key of the bucket has no secret", "set AWS_SECRET_ACCESS_KEY beside AWS_ACCESS_KEY_ID"
         )
+    endpoint = setting("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", key="endpoint_url")
+    if endpoint is not None and "@" in endpoint:
+        raise ConfigError(
+            f"AWS_ENDPOINT_URL (or endpoint_url in {config}) has a user or a password",
+            "write https://host[:port] alone; keys belong into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        )
     return AwsSettings(
         region=setting("AWS_REGION", "AWS_DEFAULT_REGION", key="region") or _DEFAULT_REGION,
-        endpoint=setting("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", key="endpoint_url"),
+        endpoint=endpoint,
         access_key_id=key_id or None,
         secret_access_key=secret or None,
         session_token=token or None,

@@ -13,12 +13,15 @@ from edge_runtime.files.aside import remove, set_aside
 from edge_runtime.files.atomic import sync_directory, write_atomically
 from edge_runtime.files.hashing import file_sha256
 from edge_runtime.protocol.plans import BlobRef
+from server.storage.fetches import found_now
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+    from concurrent.futures import Future
     from pathlib import Path
 
     from edge_runtime.bundle.folder import Bundle
+    from server.storage.fetches import Found
 
 
 class BlobStore:
@@ -49,7 +52,7 @@ class BlobStore:
         Raises:
             StorageError: nobody can say.
         """
-        return self._here(sha256) is not None
+        return self.here(sha256) is not None
 
     def add(self, data: bytes) -> BlobRef:
         """Store a blob; when this returns, the blob survives a power cut.
@@ -92,12 +95,19 @@ class BlobStore:
                 with contextlib.suppress(OSError):
                     remove(path)
 
-    def adopt(self, path: Path, sha256: str) -> BlobRef:
+    def adopt(self, path: Path, sha256: str, *, at_once: bool = False) -> BlobRef:
         """Turn a complete, synced file into a blob.
 
+        Args:
+            path: the file.
+            sha256: its hash.
+            at_once: whether nobody waits for a place of the blobs that is away; a folder never is.
+
         Raises:
+            BlobsAwayError: it is away; the file stays as it is.
             StorageError: the file cannot be renamed.
         """
+        del at_once  # of other stores
         target = self._root / sha256
         try:
             if target.is_dir():
@@ -107,6 +117,9 @@ class BlobStore:
             return BlobRef(sha256, target.stat().st_size)
         except OSError as error:
             raise storage_error(error, path) from error
+
+    def close(self, limit_s: float) -> None:
+        """End what goes on in the background; wait at most so many seconds for it."""
 
     def remove(self, sha256: str) -> None:
         """Delete a blob; a bundle's files are never deleted."""
@@ -127,7 +140,7 @@ class BlobStore:
         Raises:
             StorageError: it cannot be read, or not be set aside.
         """
-        path = self._here(sha256)
+        path = self.here(sha256)
         if path is None or sha256 in self._elsewhere or self._is_whole(sha256):
             return path
         set_aside(path, f"the content of {path} is not what its name says")
@@ -147,9 +160,16 @@ class BlobStore:
 
     def path(self, sha256: str) -> Path | None:
         """Return a blob's path; None: there is no such blob."""
-        return self._here(sha256)
+        return self.here(sha256)
 
-    def _here(self, sha256: str) -> Path | None:
+    def sought(self, sha256: str) -> Future[Found] | None:
+        """Look for a blob that is not here in the background; None: too many are looked for, it is to be asked later.
+
+        A folder has nothing but what is here.
+        """
+        return found_now(self.here(sha256))
+
+    def here(self, sha256: str) -> Path | None:
         """Return the path that a blob has on this machine; None: it is not here."""
         if sha256 in self._elsewhere:
             return self._elsewhere[sha256]

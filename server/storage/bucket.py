@@ -15,15 +15,16 @@ import re
 import time
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from edge_runtime.errors import StorageError, storage_error
+from edge_runtime.errors import StorageError, storage_error, without_user
+from server.errors import BlobsAwayError
 from server.storage.aws_settings import aws_settings
 from server.storage.blob_address import bucket_and_prefix, bucket_beside
 from server.storage.postgres_database import LOST_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from server.storage.aws_settings import AwsSettings
 
@@ -32,6 +33,12 @@ T = TypeVar("T")
 _CHUNK_BYTES = 8 << 20
 """Bytes that one request fetches: each has its own time limit."""
 _CONNECT_S, _ANSWER_S, _TRIED_S = 5, 60, 10
+_SHORT_ANSWER_S = 15
+"""Seconds that a request without content may take."""
+MOST_AT_ONCE = 1000
+"""Objects that S3 removes by one request (DeleteObjects)."""
+AT_ONCE_S = 0.0
+"""The limit of who does not wait for a bucket that is away."""
 _AGAIN_S = 1.0
 START_S = 30.0
 """Seconds for which a server waits at its start for a bucket or a database, or for one that ended to be gone there."""
@@ -76,19 +83,23 @@ class Bucket:
             if (value := getattr(settings, name)) is not None
         }
         self._obstore = obstore
-        try:
-            self._store = S3Store(
+
+        def store(answer_s: int) -> Any:  # noqa: ANN401 a class of an extra
+            return S3Store(
                 bucket,
                 prefix=prefix or None,
                 region=settings.region,
                 client_options={
                     "allow_http": (settings.endpoint or "").startswith("http://"),
                     "connect_timeout": dt.timedelta(seconds=_CONNECT_S),
-                    "timeout": dt.timedelta(seconds=_ANSWER_S),
+                    "timeout": dt.timedelta(seconds=answer_s),
                 },
                 retry_config={"max_retries": 2, "retry_timeout": dt.timedelta(seconds=_TRIED_S)},
                 **keys,
             )
+
+        try:
+            self._store, self._quick = store(_ANSWER_S), store(_SHORT_ANSWER_S)
         except (obstore.exceptions.BaseError, ValueError) as error:
             raise self._failed("use", error) from error
 
@@ -106,34 +117,42 @@ class Bucket:
         finally:
             self._again("delete from", lambda: self._obstore.delete(self._store, key), START_S)
 
-    def put(self, key: str, data: bytes | Path) -> None:
+    def put(self, key: str, data: bytes | Path, limit_s: float = LOST_S) -> None:
         """Write an object; an older one is replaced. When this returns, it is there and whole.
 
         Args:
             key: its name below the prefix.
             data: its content, or the file that has it.
+            limit_s: seconds to wait for a bucket that is away.
 
         Raises:
-            StorageError: the bucket stays away or refuses it.
+            BlobsAwayError: the bucket stays away.
+            StorageError: it refuses it, or the file cannot be read.
         """
         try:
-            self._again("write to", lambda: self._obstore.put(self._store, key, data))
+            self._again("write to", lambda: self._obstore.put(self._store, key, data), limit_s)
         except OSError as error:  # of the file
             raise storage_error(error, data if isinstance(data, Path) else key) from error
 
-    def fetch(self, key: str, target: Path) -> str | None:
+    def fetch(self, key: str, target: Path, limit_s: float = LOST_S) -> str | None:
         """Write an object's content to a file, synced; return its sha256, in hex. None: there is no such object.
 
+        Args:
+            key: its name below the prefix.
+            target: the file.
+            limit_s: seconds to wait for a bucket that is away, with each part.
+
         Raises:
-            StorageError: the bucket stays away or refuses it, or the file cannot be written.
+            BlobsAwayError: the bucket stays away.
+            StorageError: it refuses it, or the file cannot be written.
         """
         digest, is_whole = hashlib.sha256(), False
         try:
-            size = self._again("read", lambda: self._obstore.head(self._store, key))["size"]
+            size = self._again("read", lambda: self._obstore.head(self._quick, key), limit_s)["size"]
             with target.open("wb") as file:
                 for start in range(0, size, _CHUNK_BYTES):
                     end = min(start + _CHUNK_BYTES, size)
-                    part = self._again("read", lambda: self._part(key, start, end))  # noqa: B023 called at once
+                    part = self._again("read", lambda: self._part(key, start, end), limit_s)  # noqa: B023 called at once
                     digest.update(part)
                     file.write(part)
                 file.flush()
@@ -159,7 +178,7 @@ class Bucket:
             StorageError: the bucket stays away or refuses to say.
         """
         try:
-            self._again("read", lambda: self._obstore.head(self._store, key))
+            self._again("read", lambda: self._obstore.head(self._quick, key))
         except FileNotFoundError:
             return False
         return True
@@ -182,14 +201,18 @@ class Bucket:
         with contextlib.suppress(FileNotFoundError):  # a first attempt may have done it without an answer
             self._again("write to", lambda: self._obstore.rename(self._store, key, to))
 
-    def try_to_remove(self, key: str) -> bool:
-        """Remove an object if the bucket answers at once; return whether it is gone."""
+    def try_to_remove(self, keys: Sequence[str]) -> bool:
+        """Remove objects by one request, if the bucket answers at once; return whether they are gone.
+
+        Args:
+            keys: at most MOST_AT_ONCE names below the prefix; one that is not there is gone.
+        """
         try:
-            self._again("delete from", lambda: self._obstore.delete(self._store, key), 0.0)
+            self._again("delete from", lambda: self._obstore.delete(self._quick, list(keys)), AT_ONCE_S)
         except FileNotFoundError:
             return True
         except StorageError as error:
-            _LOG.warning("%s is not removed yet: %s", key, error)
+            _LOG.warning("%d objects are not removed yet, %s first: %s", len(keys), keys[0], error)
             return False
         return True
 
@@ -235,7 +258,7 @@ class Bucket:
     def _failed(self, verb: str, error: Exception) -> StorageError:
         """Return the error of an action; only what the service has said is in it, and no setting."""
         code, status = _code_of(error), _status_of(error)
-        what = f"cannot {verb} the blobs {self.place}: {_said(error)}"
+        what = f"cannot {verb} the blobs {self.place}: {without_user(_said(error))}"
         if code == _NO_BUCKET:
             return StorageError(what, "make the bucket, or correct --blobs, AWS_REGION and AWS_ENDPOINT_URL")
         if code == "RequestTimeTooSkewed":
@@ -244,7 +267,8 @@ class Bucket:
             return StorageError(
                 what, "the keys need GetObject, PutObject, DeleteObject and ListBucket there; see docs/operating.md"
             )
-        return StorageError(what, "check AWS_ENDPOINT_URL, and that the service runs and has space; nothing was lost")
+        kind = BlobsAwayError if self._is_away(error) else StorageError
+        return kind(what, "check AWS_ENDPOINT_URL, and that the service runs and has space; nothing was lost")
 
 
 def bucket_of(state_dir: Path, sleep: Callable[[float], object] = time.sleep) -> Bucket | None:

@@ -46,6 +46,15 @@ class Database(abc.ABC):
     def now_s(self) -> float:
         """Return the time, in seconds since 1970, by a clock that all servers of the ledger share."""
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether this server cannot write now, and another one may be taking its place; a file is never lost."""
+        return False
+
+    def is_ours(self) -> bool:
+        """Whether nobody else can have written since this server did; asks the database."""
+        return True
+
     def now_text(self) -> str:
         """Return this time as the ledger writes it."""
         return text_of_s(self.now_s())

@@ -60,6 +60,14 @@ class Ledger(JobWrites, RoundWrites, DeviceWrites, TrustWrites, RolloutWrites, A
         """Return the time, in seconds since 1970, by a clock that all servers of the ledger share."""
         return self.database.now_s()
 
+    def is_lost(self) -> bool:
+        """Whether this server cannot write now, and another one may be about to take its place."""
+        return self.database.is_lost
+
+    def is_ours(self) -> bool:
+        """Whether nobody else can have written since this server did."""
+        return self.database.is_ours()
+
     @property
     def shared_clock_s(self) -> Callable[[], float] | None:
         """This clock, where servers on other machines may have the ledger in turn; None: it is a file of this one."""

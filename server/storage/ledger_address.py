@@ -5,7 +5,7 @@ from __future__ import annotations
 import urllib.parse
 from typing import TYPE_CHECKING
 
-from edge_runtime.errors import ConfigError, StorageError, storage_error
+from edge_runtime.errors import ConfigError, StorageError, storage_error, without_user
 from edge_runtime.files.atomic import write_atomically
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def keep_address(state_dir: Path, address: str) -> bool:
         found = urllib.parse.urlsplit(address)
     except ValueError:
         found = urllib.parse.urlsplit("")
-    if found.scheme not in _SCHEMES:
+    if found.scheme not in _SCHEMES or "://" not in address:
         raise ConfigError(
             f"--ledger {shown(address)} is no address of a PostgreSQL database",
             "write postgresql://user@host/database; without --ledger the ledger is a file in --state-dir",
@@ -95,6 +95,8 @@ def forget_address(state_dir: Path) -> None:
 
 def shown(address: str) -> str:
     """Return an address as messages show it: without a password and without options."""
+    if "://" not in address:
+        return without_user(address).partition("?")[0]
     try:
         found = urllib.parse.urlsplit(address)
         host = found.hostname or ""
@@ -102,4 +104,5 @@ def shown(address: str) -> str:
     except ValueError:
         return "postgresql://…"
     user = f"{found.username}@" if found.username else ""
-    return f"{found.scheme}://{user}{host}{port}{found.path}"
+    address = f"{found.scheme}://{user}{host}{port}{found.path}"
+    return without_user(address) if "@" in found.path else address

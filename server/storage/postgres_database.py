@@ -1,7 +1,8 @@
 """The ledger in PostgreSQL: one connection, which comes back where it was lost, and never writes beside another server.
 
 A server holds PostgreSQL's advisory lock for as long as its connection lives, and writes over this connection alone.
-So whoever takes the lock over can be sure that the server before it writes nothing more.
+So whoever takes the lock over can be sure that the server before it writes nothing more. A connection over which no
+answer comes is given up: see answer_watch.py and postgres_session.py.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from sqlalchemy.pool import NullPool
 
 from edge_runtime.errors import CoveyError, StorageError
 from server.errors import JobError
+from server.storage.answer_watch import AnswerWatch, Heartbeat
 from server.storage.database import Database
 from server.storage.ledger_address import shown
+from server.storage.postgres_errors import cannot_use, damaged, failed, is_refusal
+from server.storage.postgres_session import ANSWER_S, BEAT_S, CONNECT_ARGS, GONE_S, guard, prepare
 from server.storage.schema import check_version, create, is_new, upgrade
 from server.storage.tables import CLOCK, METADATA
 from server.storage.transactions import begin
@@ -32,18 +36,11 @@ _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _LOCK = "hashtextextended('covey ledger ' || current_schema(), 0)"
-_GONE_S = 15
-"""Seconds after which either side takes a connection without an answer for lost."""
-_CONNECT_S = 10
 _AGAIN_S = 1.0
 LOST_S = 300.0
 """Seconds for which a server waits for a database that went away, before it ends."""
 _CLOCKS_DIFFER_S = 60.0
 """Seconds between two clocks from which on it is said."""
-_FULL = ("53100",)
-_NOT_ALLOWED = ("28000", "28P01", "42501", "3D000", "25006")
-_FOR_A_WHILE = ("starting up", "shutting down", "recovery", "too many", "terminating")
-"""Words of refusals that end by themselves."""
 _TAKEN_OVER = "another server has taken the ledger {place} over"
 _UNDONE = "nothing of what was to be written together was written; start the server again"
 _LEAVE = "nothing was written; the other server goes on, and this one can wait for its turn (covey serve --standby)"
@@ -59,6 +56,7 @@ class PostgresDatabase(Database):
         wait_s: seconds to wait for another server that has it, and for a database that is not there; None: for ever.
         sleep: waits; gets seconds. May raise to end the waiting.
         clock: seconds of a monotonic clock.
+        answer_s: seconds that an answer may take, beyond which the connection is given up.
 
     Raises:
         StorageError: the database cannot be reached or used, or the ledger has a newer schema.
@@ -76,23 +74,30 @@ class PostgresDatabase(Database):
         wait_s: float | None = 0.0,
         sleep: Callable[[float], object] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
+        answer_s: float = ANSWER_S,
     ) -> None:
         super().__init__()
         self.place = shown(address)
+        self._watch = AnswerWatch(self.place, answer_s, min(answer_s, GONE_S))
+        self._descriptor, self._has_lost_it, self._is_closed = -1, False, False
+        self._heartbeat: Heartbeat | None = None
         self._read_only, self._exclusive = read_only, exclusive
         self._sleep, self._clock = sleep, clock
         self._depth, self._ahead_s = 0, 0.0
         self._given_up: StorageError | None = None
         try:
             url = sqlalchemy.make_url(address).set(drivername="postgresql+psycopg")
-            self._engine = sqlalchemy.create_engine(url, poolclass=NullPool, connect_args=_CONNECT_ARGS)
+            self._engine = sqlalchemy.create_engine(url, poolclass=NullPool, connect_args=CONNECT_ARGS)
         except (sqlalchemy.exc.ArgumentError, ValueError, ImportError) as error:
-            raise _cannot_use(self.place, error) from error
-        sqlalchemy.event.listen(self._engine, "connect", _prepare)
+            raise cannot_use(self.place, error) from error
+        sqlalchemy.event.listen(self._engine, "connect", self._prepare)
         try:
             with self.reading():
                 self._connect(wait_s, wait_s)
                 self._open()
+                if exclusive:
+                    guard(self._connection)
+                    self._heartbeat = Heartbeat(self._beat, BEAT_S)
         except BaseException:
             self.close()
             raise
@@ -115,15 +120,7 @@ class PostgresDatabase(Database):
         problem: CoveyError
         while True:
             try:
-                self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-                self._require_schema()
-                self._take_time()
-                if self._read_only:
-                    self._connection.exec_driver_sql("SET default_transaction_read_only = on")
-                if (
-                    not self._exclusive
-                    or self._connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({_LOCK})").scalar_one()
-                ):
+                if self._has_connected():
                     return
                 limit_s, problem = (
                     held_s,
@@ -135,14 +132,33 @@ class PostgresDatabase(Database):
                 self._connection.close()
             except DBAPIError as error:
                 limit_s, problem = absent_s, self.failed(error.orig, "reach")
-                if is_new and _is_refusal(error.orig):
+                if is_new and is_refusal(error.orig):
                     raise problem from error
+            finally:
+                self._watch.end()
             if limit_s is not None and self._clock() - began >= limit_s:
                 raise problem
             if not has_said:
                 _LOG.warning("waiting: %s", problem)
                 has_said = True
             self._sleep(_AGAIN_S)
+
+    def _has_connected(self) -> bool:
+        """Connect; return whether the lock is had too, where this is the server."""
+        self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        self._require_schema()
+        self._take_time()
+        if self._read_only:
+            self._connection.exec_driver_sql("SET default_transaction_read_only = on")
+        if not self._exclusive:
+            return True
+        return bool(self._connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({_LOCK})").scalar_one())
+
+    def _prepare(self, connection: Any, _record: object) -> None:  # noqa: ANN401 psycopg's connection
+        """Set a new session up; from here on until it is used its answers are watched."""
+        self._descriptor = connection.fileno()
+        self._watch.begin(self._descriptor)
+        prepare(connection)
 
     def _require_schema(self) -> None:
         """Check that the schema of the address is there: PostgreSQL takes the name of one that is not."""
@@ -189,10 +205,19 @@ class PostgresDatabase(Database):
 
     def close(self) -> None:
         """Close the connection."""
-        if hasattr(self, "_connection"):
-            with contextlib.suppress(DBAPIError):
-                self._connection.close()
-        self._engine.dispose()
+        self._is_closed = True
+        if self._heartbeat is not None:
+            self._heartbeat.close()
+        is_alone = self._lock.acquire(timeout=GONE_S)  # the last beat may be at work
+        try:
+            if hasattr(self, "_connection"):
+                with contextlib.suppress(DBAPIError):
+                    self._connection.close()
+            self._watch.close()
+            self._engine.dispose()
+        finally:
+            if is_alone:
+                self._lock.release()
 
     def _come_back(self) -> None:
         """Connect anew after the connection was lost.
@@ -201,17 +226,73 @@ class PostgresDatabase(Database):
             StorageError: the database stays away, or another server has taken the ledger over meanwhile.
         """
         _LOG.warning("the connection to the ledger %s was lost", self.place)
+        self._has_lost_it = True
         with contextlib.suppress(DBAPIError):
             self._connection.close()
         try:
-            self._connect(LOST_S, 2.0 * _GONE_S, is_new=False)
+            self._connect(LOST_S, 2.0 * GONE_S, is_new=False)
         except JobError as error:
             self._given_up = StorageError(_TAKEN_OVER.format(place=self.place), _LEAVE)
             raise self._given_up from error
         except StorageError as error:
             self._given_up = error
             raise
+        self._is_back()
+
+    def _is_back(self) -> None:
+        if self._exclusive:
+            self._watched(lambda: guard(self._connection))
+        self._has_lost_it = False
         _LOG.warning("the connection to the ledger %s is back", self.place)
+
+    @property
+    def is_lost(self) -> bool:
+        """See Database."""
+        return self._has_lost_it or self._given_up is not None or self._watch.is_late
+
+    def is_ours(self) -> bool:
+        """See Database. The lock is had for as long as the connection gives answers."""
+        if self.is_lost or not self._lock.acquire(timeout=GONE_S):
+            return False
+        try:
+            return self._answers()
+        finally:
+            self._lock.release()
+
+    def _answers(self) -> bool:
+        """Whether the connection is there; with the lock held."""
+        if self._has_lost_it or self._connection.invalidated or self._connection.closed:
+            return False
+        try:
+            self._watched(lambda: self._connection.exec_driver_sql("SELECT 1").scalar_one())
+        except DBAPIError:
+            return False
+        return True
+
+    def _beat(self) -> None:
+        """See whether the connection is there, where nobody uses it; where it is not, look once for the database."""
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            if self._is_closed or self._depth or self._given_up is not None or self._answers():
+                return
+            if not self._has_lost_it:
+                _LOG.warning("the connection to the ledger %s was lost", self.place)
+            self._has_lost_it = True
+            with contextlib.suppress(DBAPIError):
+                self._connection.close()
+            with contextlib.suppress(CoveyError, DBAPIError):  # whoever writes next waits for it, and says why
+                self._connect(0.0, 0.0, is_new=False)
+                self._is_back()
+        finally:
+            self._lock.release()
+
+    def _watched(self, act: Callable[[], T]) -> T:
+        self._watch.begin(self._descriptor)
+        try:
+            return act()
+        finally:
+            self._watch.end()
 
     def _again_if_lost(self, act: Callable[[], T]) -> T:
         """Do something that a lost connection undoes; where it was lost, connect anew and do it once more.
@@ -220,37 +301,30 @@ class PostgresDatabase(Database):
         """
         if self._given_up is not None:
             raise self._given_up
-        if self._connection.invalidated:  # SQLAlchemy's own way back would not take the lock
+        if self._has_lost_it or self._connection.invalidated:  # SQLAlchemy's own way back would not take the lock
             if self._depth:
                 raise StorageError(f"the connection to the ledger {self.place} was lost", _UNDONE)
             self._come_back()
         try:
-            return act()
+            return self._watched(act)
         except DBAPIError as error:
             if self._depth or not error.connection_invalidated:
                 raise
             self._come_back()
-            return act()
+            return self._watched(act)
+
+    def _commit(self) -> None:
+        self._watched(lambda: self._connection.exec_driver_sql("COMMIT"))
 
     # -- errors -----------------------------------------------------------------------------------------------------
 
     def damaged(self, cause: str) -> StorageError:
         """See Database."""
-        return StorageError(
-            f"the ledger {self.place} is damaged: {cause}", "restore it from a copy (pg_restore), or use another one"
-        )
+        return damaged(self.place, cause)
 
     def failed(self, error: BaseException | None, verb: str) -> StorageError:
         """See Database."""
-        code, text = _code(error), " ".join(str(error).split())
-        what = f"cannot {verb} the ledger {self.place}: {text}"
-        if code in _FULL:
-            return StorageError(what, "free some space on the database's machine and start again; nothing was lost")
-        if _is_refusal(error):
-            return StorageError(what, "check user, password (~/.pgpass), name of the database, and its permissions")
-        if code is None or code[:2] in ("08", "57"):
-            return StorageError(what, "check that the database runs and can be reached; nothing was lost")
-        return self.damaged(text)
+        return failed(self.place, error, verb)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -274,7 +348,7 @@ class PostgresDatabase(Database):
                 raise
             finally:
                 self._depth -= 1
-            self._connection.exec_driver_sql("COMMIT")
+            self._commit()
 
     def write(self, statement: Executable, values: Mapping[str, object] | None = None) -> int:
         """See Database. Outside of a transaction it is one of its own, so that it can be done again."""
@@ -294,7 +368,7 @@ class PostgresDatabase(Database):
             except DBAPIError:
                 self._roll_back()
                 raise
-            self._connection.exec_driver_sql("COMMIT")
+            self._commit()
             return changed
 
     def write_many(self, statement: Executable, rows: Sequence[Mapping[str, object]]) -> None:
@@ -305,65 +379,9 @@ class PostgresDatabase(Database):
     def _roll_back(self) -> None:
         if not self._connection.invalidated:
             with contextlib.suppress(DBAPIError):  # it may be lost now
-                self._connection.exec_driver_sql("ROLLBACK")
+                self._watched(lambda: self._connection.exec_driver_sql("ROLLBACK"))
 
     def rows(self, query: Executable, values: Mapping[str, object] | None = None) -> list[dict[str, Any]]:
         """See Database."""
         with self._lock, self.reading():
             return self._again_if_lost(lambda: self._asked(query, values))
-
-
-_CONNECT_ARGS = {
-    "application_name": "covey",
-    "connect_timeout": _CONNECT_S,
-    "keepalives_idle": 5,
-    "keepalives_interval": 2,
-    "keepalives_count": 4,
-    "tcp_user_timeout": 1000 * _GONE_S,
-}
-
-
-def _prepare(connection: Any, _record: object) -> None:  # noqa: ANN401 psycopg's connection
-    """Let the server side notice a lost client as soon as the client side does, and read sums as numbers."""
-    from psycopg.adapt import Loader  # noqa: PLC0415 only where there is such a ledger
-
-    class Number(Loader):
-        """PostgreSQL's sums and means: int, or float where there is a fraction."""
-
-        def load(self, data: bytes | bytearray | memoryview) -> int | float:
-            text = bytes(data).decode()
-            return int(text) if text.lstrip("-").isdigit() else float(text)
-
-    connection.adapters.register_loader("numeric", Number)
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        for name, value in (
-            ("tcp_keepalives_idle", "5"),
-            ("tcp_keepalives_interval", "2"),
-            ("tcp_keepalives_count", "4"),
-            ("tcp_user_timeout", f"{1000 * _GONE_S}"),
-        ):
-            cursor.execute(f"SET {name} = {value}")
-    connection.autocommit = False
-
-
-def _is_refusal(error: BaseException | None) -> bool:
-    """Whether the database has answered that it does not let this user in; a connection's error has no code."""
-    code, text = _code(error), str(error)
-    if code is not None:
-        return code in _NOT_ALLOWED
-    return "FATAL" in text and not any(word in text for word in _FOR_A_WHILE)
-
-
-def _code(error: BaseException | None) -> str | None:
-    """Return PostgreSQL's code of an error; None: the database has not answered."""
-    code = getattr(error, "sqlstate", None)
-    return None if code is None else str(code)
-
-
-def _cannot_use(place: str, error: Exception) -> StorageError:
-    if isinstance(error, ImportError):
-        return StorageError(
-            f"the ledger {place} needs psycopg, which is not installed", "pip install 'covey[postgres]'"
-        )
-    return StorageError(f"{place} is no address of a PostgreSQL database", "postgresql://user@host/database")

@@ -2,6 +2,6 @@
 
 Serves bytes by SHA-256; knows no message and no page.
 
-May import: storage; of edge_runtime: network, protocol, files, errors.
+May import: storage, errors; of edge_runtime: network, protocol, files, errors.
 Must never come in: rounds, jobs, SQL.
 """

@@ -20,6 +20,7 @@ from starlette.routing import Route
 from edge_runtime import __version__
 from edge_runtime.errors import NetworkError
 from server.web.blob_answers import NEVER_CACHED, blob_answer
+from server.web.blob_waits import BlobWaits
 from server.web.connections import Limits, guarded
 from server.web.members_only import MEMBER
 
@@ -43,17 +44,31 @@ class Releases(Protocol):
         """Return the signed list of release keys."""
 
 
-def make_app(blobs: BlobStore, uploads: Uploads | None = None, releases: Releases | None = None) -> Starlette:
+def make_app(
+    blobs: BlobStore,
+    uploads: Uploads | None = None,
+    releases: Releases | None = None,
+    waits: BlobWaits | None = None,
+) -> Starlette:
     """Return the application: ``GET /blobs/<sha256>`` (see blob_answers.py) and ``GET /healthz``.
+
+    Where the blobs are in a bucket that does not answer, devices are told to come again (503, see blob_waits.py).
 
     Releases are below ``/blobs`` too, so that a proxy which passes blobs on passes them on: ``GET
     /blobs/<sha256>/release``, and ``GET /blobs/release-keys``. Without ``releases`` both answer that there is none.
     With ``uploads`` also ``HEAD`` and ``PATCH /blobs/<sha256>/upload``.
+
+    Args:
+        blobs: what is served.
+        uploads: what devices may send; None: nothing.
+        releases: what the server has signed; None: nothing.
+        waits: how long a request waits for a blob from a bucket; None: as long as is usual.
     """
+    own_waits = waits or BlobWaits()
 
     async def blob(request: Request) -> Response:
         sha256 = request.path_params["sha256"]
-        path = await run_in_threadpool(blobs.path, sha256)  # it may have to be fetched first
+        path = await own_waits.path(blobs, sha256)
         if path is None:
             raise HTTPException(404, "no such blob", {"cache-control": NEVER_CACHED})
         return blob_answer(request, sha256, path)

@@ -133,30 +133,15 @@ def test_what_is_written_while_it_is_away_is_there_whole_when_it_is_back(s3: S3,
     assert s3.objects(address) == {f"blobs/{blob.sha256}": data}
 
 
-def test_what_cannot_be_removed_is_removed_with_a_later_one_unless_it_was_added_again(s3: S3, tmp_path: Path) -> None:
-    address, clock = s3.new_bucket(), Clock()
-    store = BucketBlobs(bucket_with(s3, address, clock), "blobs", tmp_path / "copies")
-    first, second, third = (store.add(data).sha256 for data in (b"1", b"2", b"3"))
-    s3.stop()
-    try:
-        store.remove(first)
-        store.remove(second)
-        assert clock.now == 0.0  # nobody waits for it
-    finally:
-        s3.start()
-    store.add(b"2")
-    store.remove(third)
-    assert set(s3.objects(address)) == {f"blobs/{second}"}
-
-
 def test_a_copy_of_what_is_gone_and_an_unfinished_file_go_at_the_next_start(s3: S3, tmp_path: Path) -> None:
     address, clock = s3.new_bucket(), Clock()
     mine, others = (BucketBlobs(bucket_with(s3, address, clock), "blobs", tmp_path / name) for name in ("a", "b"))
     gone, kept = mine.add(b"1").sha256, mine.add(b"2").sha256
     others.remove(gone)
+    others.close(120.0)
     mine.temporary().write_bytes(b"half")
     mine.partial(gone).write_bytes(b"half")
-    mine.drop_old_copies()
+    mine.begin(set)
     assert {path.name for path in mine.root.iterdir()} == {kept, f"{gone}.part"}
 
 
@@ -229,6 +214,13 @@ def test_no_message_and_no_log_has_a_key(s3: S3, tmp_path: Path, caplog: pytest.
         aws_settings({"AWS_SHARED_CREDENTIALS_FILE": str(credentials)}, tmp_path)
     for raised in (refused.value, lost.value, unreadable.value):
         texts += [str(raised), raised.what, str(raised.hint)]
+    with pytest.raises(ConfigError, match="has a user or a password") as user:
+        aws_settings({"AWS_ENDPOINT_URL": f"https://me:{secret}@s3.example"}, tmp_path)
+    own = AwsSettings("eu-central-1", f"http://me:{secret}@127.0.0.1:1", KEY, secret)
+    with pytest.raises(StorageError) as named:
+        Bucket("s3://bucket/x", own, sleep=clock.sleep, clock=lambda: clock.now).check()
+    for raised in (user.value, named.value):
+        texts += [raised.what, str(raised.hint)]
     texts += [record.getMessage() for record in caplog.records if record.name.startswith(("server", "edge_runtime"))]
     assert any("waiting" in text for text in texts)
     assert not [text for text in texts if secret in text or "a-token" in text]

@@ -9,7 +9,7 @@ from bench import FORWARD_ONLY, birth_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.fleet.name_watch import _KEPT_NAMES, LASTS_S, NameWatch
+from server.fleet.name_watch import LASTS_S, MOST_NAMES, NameWatch
 
 
 def birth(boot_id: str, device: str = "pi", **changes: Any) -> Any:
@@ -56,10 +56,24 @@ def test_it_is_said_exactly_where_an_old_start_speaks_again(order: list[str]) ->
 
 
 def test_other_names_do_not_matter_and_memory_is_bounded() -> None:
-    watch = NameWatch()
+    watch = NameWatch(most_names=100)
     assert [watch.take(birth(boot_id, device), 0.0) for boot_id, device in ("Aa", "Bb", "Ac", "Ab")] == [None] * 4
-    for number in range(_KEPT_NAMES + 5):
+    assert [watch.take(birth(boot_id), 0.0) is not None for boot_id in "ABA"] == [False, False, True]
+    for number in range(105):
         watch.take(birth("A", f"device-{number}"), 0.0)
-    assert len(watch._starts) == _KEPT_NAMES
+    assert len(watch._starts) == 100
+    assert list(watch.doubled(1.0)) == ["pi"]  # though it has not spoken for long
     watch.forget("device-9")
     assert watch.take(birth("B", "device-9"), 0.0) is None
+
+
+def test_a_doubled_name_is_found_though_all_devices_of_a_large_fleet_speak_in_turn() -> None:
+    """As after each hello of a server that starts."""
+    assert MOST_NAMES >= 100_000, "a server's registry is made for so many"
+    for most_names, is_found in ((1000, True), (999, False)):
+        watch, made = NameWatch(most_names), birth("A")
+        said = []
+        for boot_id in "ABA":
+            said += [watch.take(msgspec.structs.replace(made, device=f"other-{n}"), 0.0) for n in range(999)]
+            said.append(watch.take(birth(boot_id), 0.0))
+        assert any(said) == is_found

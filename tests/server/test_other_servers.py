@@ -105,6 +105,25 @@ def test_one_that_runs_gives_way_to_an_older_one_that_comes_back() -> None:
             made.check()
 
 
+def test_who_has_lost_its_ledger_answers_nobody_and_asks_once_it_has_it_again() -> None:
+    hub, is_lost = Hub(), True
+    old = OtherServers(Myself("lab", "old", "host-old"), hub.join(), lambda: 0.0, is_lost=lambda: is_lost)
+    old.begin(0.0)
+    try:
+        with server(hub, "new", answer_s=1.0) as (new, _):  # the standby, which has the ledger now
+            new.check()
+        listener = hub.join()
+        listener.subscribe(servers_topic("lab"))
+        is_lost = False
+        said = wait_for(lambda: listener.receive(0.1), "question")
+        while not isinstance(said, Message):
+            said = wait_for(lambda: listener.receive(0.1), "question")
+        assert decode_message(said.payload, ServerPresent).asks
+        old.check()
+    finally:
+        old.close()
+
+
 @pytest.mark.parametrize("payload", [b"", b"\x00", b"\x82\xa1v\x05\xa4type\xa6server", b"\x91" * 5000])
 def test_what_is_no_such_message_is_passed_over(payload: bytes) -> None:
     hub = Hub()

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from old_ledgers import as_version_11
 from postgres import Postgres, running_postgres
 from profiles import PROFILE
 from sqlalchemy import text
@@ -185,17 +186,6 @@ def test_a_newer_schema_and_missing_tables_are_refused(ledger: Ledger, state_dir
     with pytest.raises(StorageError, match="schema version"):
         Ledger(state_dir / LEDGER_FILE, read_only=True)
     ledger.database.write(text("DROP TABLE audit"))
-
-
-def as_version_11(ledger: Ledger) -> None:
-    """Take back what migration 0012 has added."""
-    ledger.database.write(text("DROP TABLE held_tags"))
-    for column in ("covey_version", "board"):  # their indexes go with them
-        ledger.database.write(text(f"ALTER TABLE devices DROP COLUMN {column}"))
-    for index in ("devices_by_state", "devices_free", "devices_ineligible", "devices_resting", "devices_quarantine"):
-        ledger.database.write(text(f"DROP INDEX {index}"))
-    ledger.database.write(text("DROP INDEX offers_of_devices"))
-    ledger.database.write(text("UPDATE alembic_version SET version_num = '0011'"))
 
 
 def test_an_older_schema_is_upgraded_by_who_holds_the_ledger_alone(ledger: Ledger, state_dir: Path) -> None:

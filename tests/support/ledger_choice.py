@@ -16,8 +16,10 @@ ABOUT_FILES = {
     "test_damaged_ledger": "it damages the file",
     "test_ledger_upgrade": "no ledger in PostgreSQL is of the old versions",
     "test_ledger_address": "it makes both kinds",
+    "test_postgres_hangs": "it has a database of its own",
     "test_postgres_ledger": "it has a database of its own",
     "test_shared_clock": "it has a database of its own",
+    "test_texts_with_nul": "it makes both kinds",
     **dict.fromkeys(
         (
             "test_evaluation_threads",

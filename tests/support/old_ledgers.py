@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from repository import ROOT
+from sqlalchemy import text
+
+from server.storage.ledger import Ledger
 
 VERSIONS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
 _DUMPS = ROOT / "tests" / "server" / "ledgers"
@@ -85,3 +88,14 @@ def _affinity(kind: str) -> str:
     if any(word in upper for word in ("CHAR", "CLOB", "TEXT")):
         return "text"
     return "blob" if "BLOB" in upper or not upper else "real"
+
+
+def as_version_11(ledger: Ledger) -> None:
+    """Take back what migration 0012 has added."""
+    ledger.database.write(text("DROP TABLE held_tags"))
+    for column in ("covey_version", "board"):  # their indexes go with them
+        ledger.database.write(text(f"ALTER TABLE devices DROP COLUMN {column}"))
+    for index in ("devices_by_state", "devices_free", "devices_ineligible", "devices_resting", "devices_quarantine"):
+        ledger.database.write(text(f"DROP INDEX {index}"))
+    ledger.database.write(text("DROP INDEX offers_of_devices"))
+    ledger.database.write(text("UPDATE alembic_version SET version_num = '0011'"))

@@ -40,9 +40,10 @@ def _fill() -> None:
     held = set()
     for fleet, name, birth in db.execute(sa.text("SELECT fleet, name, birth FROM devices")).fetchall():
         said = _read(birth)
-        held |= {(fleet, tag, name) for tag in said.get("tags") or () if isinstance(tag, str)}
+        tags = [_text(db, tag) for tag in said.get("tags") or ()]
+        held |= {(fleet, tag, name) for tag in tags if tag is not None}
         version, board = said.get("covey_version"), _board(db, fleet, name)
-        values = {"fleet": fleet, "name": name, "version": version if isinstance(version, str) else None}
+        values = {"fleet": fleet, "name": name, "version": _text(db, version)}
         change = "UPDATE devices SET covey_version = :version, board = :board WHERE fleet = :fleet AND name = :name"
         db.execute(sa.text(change), {**values, "board": board})
     given = (
@@ -62,7 +63,14 @@ def _board(db: sa.Connection, fleet: str, device: str) -> str | None:
     )
     found = db.execute(sa.text(newest), {"fleet": fleet, "device": device}).scalar()
     board = (_read(found).get("facts") or {}).get("board")
-    return board if isinstance(board, str) else None
+    return _text(db, board)
+
+
+def _text(db: sa.Connection, value: object) -> str | None:
+    """Return a text as the database takes it: PostgreSQL has no NUL in texts. None: it is none."""
+    if not isinstance(value, str):
+        return None
+    return value.replace("\x00", "\N{REPLACEMENT CHARACTER}") if db.dialect.name == "postgresql" else value
 
 
 def _read(document: str | bytes | memoryview | None) -> dict[str, Any]:
