@@ -8,11 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from edge_runtime.bundle.levels import kind_of, trained_layers
+
 if TYPE_CHECKING:
     from edge_runtime.bundle.levels import Level
     from edge_runtime.bundle.manifest import Manifest, TaskKind
 
 METHODS_TABLE = "docs/results.md, Methods against each other"
+TOP_TABLE = "docs/results.md, The last layers alone"
 LEVELS_TABLE = "docs/results.md, Dropout levels, personal layers and hybrid rounds"
 KEPT_FRONT_TABLE = "docs/results.md, Behind a kept front"
 SCHEDULES_TABLE = "docs/results.md, Schedules over kinds of devices and over the front"
@@ -145,6 +148,10 @@ LOST_BY_LEVEL: dict[TaskKind, dict[float, float]] = {
     "classify-prompt": {15 / 30: 0.1972},
 }
 """Accuracy below that of full depth, by the share of active layers, with exact draws."""
+LOST_BY_TOP_LEVEL: dict[TaskKind, dict[float, float]] = {
+    "classify-head": {3 / 6: 0.0115, 2 / 6: 0.0244, 1 / 6: 0.0244},
+}
+"""The same by the share of trained layers, the last ones, with a front that is not frozen; after 12 rounds."""
 
 
 KEPT_FRONT_RUNS: dict[TaskKind, KeptFrontRun] = {
@@ -170,9 +177,9 @@ def forward_run(manifest: Manifest) -> ForwardRun | None:
 
 
 def lost_at(task: TaskKind, level: Level, layers: int) -> tuple[float, float] | None:
-    """Return the nearest measured share of active layers and the accuracy lost at it; None: nothing was measured."""
-    known = LOST_BY_LEVEL.get(task)
-    if not known or isinstance(level, str):
+    """Return the nearest measured share of trained layers and the accuracy lost at it; None: nothing was measured."""
+    known = (LOST_BY_TOP_LEVEL if kind_of(level) == "top" else LOST_BY_LEVEL).get(task)
+    if not known:
         return None
-    share = min(known, key=lambda measured: abs(measured - level / layers))
+    share = min(known, key=lambda measured: abs(measured - trained_layers(level) / layers))
     return share, known[share]

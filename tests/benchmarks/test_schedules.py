@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 import pytest
@@ -10,9 +11,15 @@ from repository import ROOT
 from benchmarks.harness.results import Results, read_results
 from benchmarks.learning import schedules
 from benchmarks.learning.frozen_levels import best_rate, full_depth, ours_against_full
-from benchmarks.learning.top_levels import BASE_ROUNDS
+from benchmarks.learning.top_levels import BASE_ROUNDS, RATE, less
 from edge_runtime.bundle.levels import trained_layers
-from server.advice.findings import FORWARD_FROM_RUNS, FROZEN_RUNS, KEPT_FRONT_RUNS, ScheduleRun
+from server.advice.findings import (
+    FORWARD_FROM_RUNS,
+    FROZEN_RUNS,
+    KEPT_FRONT_RUNS,
+    LOST_BY_TOP_LEVEL,
+    ScheduleRun,
+)
 
 RESULTS = ROOT / "benchmarks" / "results"
 ALL = [*FROZEN_RUNS.values(), *(run for runs in FORWARD_FROM_RUNS.values() for run in runs)]
@@ -81,6 +88,15 @@ def test_what_is_said_of_a_kept_front_is_what_the_stored_runs_say() -> None:
     assert less == pytest.approx((found.accuracy_less, found.accuracy_less_error), abs=1e-4)
     stld = same[0]["stld"]
     assert (stld["steps"], stld["batch_size"]) == (found.steps, found.batch_size)
+
+
+def test_what_is_said_of_the_last_layers_is_what_the_stored_runs_say() -> None:
+    runs = [one for one in _kept("top_levels") if one.get("rows") == "test" and one["rounds"] == BASE_ROUNDS]
+    runs = [one for one in runs if one["stld"]["learning_rate"] == RATE]
+    layers = full_depth(runs)
+    assert layers is not None
+    for share, lost in LOST_BY_TOP_LEVEL["classify-head"].items():
+        assert statistics.fmean(less(runs, f"top:{round(share * layers)}")) == pytest.approx(lost, abs=1e-4)
 
 
 def _kept(name: str) -> Results:
