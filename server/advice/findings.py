@@ -162,7 +162,7 @@ FROZEN_RUNS: dict[TaskKind, ScheduleRun] = {
 }
 """Forward-only fleets whose split is behind the last layer: the head alone is trained, and the front frozen."""
 FORWARD_FROM_RUNS: dict[TaskKind, tuple[ScheduleRun, ...]] = {"classify-head": ()}
-"""Hybrid fleets whose backprop devices train at full depth, and alone in the first rounds."""
+"""Hybrid fleets whose backprop devices train at half depth, and alone in the first rounds; 1: in all."""
 
 
 def forward_run(manifest: Manifest) -> ForwardRun | None:

@@ -141,7 +141,8 @@ def weighed_forward_from(manifest: Manifest, rounds: int) -> tuple[Weighed, int]
     if not runs:
         return _unknown(what, f"it was not measured for {manifest.task.kind}"), 0
     best = max(runs, key=lambda run: (run.pays, run.accuracy_more))
-    because = "; ".join(f"for {run.share:.2f} of the rounds, {_against(run)}" for run in runs)
+    measured = "; ".join(f"for {run.share:.2f} of the rounds, {_against(run)}" for run in runs)
+    because = f"with backprop devices at half depth: {measured}"
     weighed = Weighed(what=what, is_chosen=best.pays, because=f"{because} ({SCHEDULES_TABLE})")
     return weighed, round(best.share * rounds) if best.pays else 0
 

@@ -46,9 +46,11 @@ def test_a_schedule_is_compared_with_its_base_by_seed() -> None:
     assert "150, 50" in text
 
 
-def test_the_forward_fleet_of_droppeft_has_passes_by_its_settings() -> None:
-    (kept,) = schedules.kept([], [{"model": "minilm", "name": "forward", "division": "movie", "rows": "test"}]).values()
-    assert schedules.row_passes({**kept[0], "fleet": "forward", "rounds": 15})["forward-only"] == 15 * 6 * 4 * 16 * 2
+def test_fleets_of_droppeft_have_the_passes_that_their_settings_give() -> None:
+    kept = {"rounds": 15, "level": 3, "stld": {"steps": 4, "batch_size": 8}}
+    forward, backprop = 15 * 6 * 4 * 16 * 2, 15 * 2 * 4 * 8 * 1.5
+    for fleet, passes in (("forward", (0, forward)), ("few-backprop", (backprop, 0)), ("hybrid", (backprop, forward))):
+        assert tuple(schedules.row_passes({**kept, "fleet": fleet}).values()) == passes
 
 
 @pytest.mark.parametrize("found", ALL, ids=lambda found: found.name)
