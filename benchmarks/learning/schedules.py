@@ -155,8 +155,8 @@ def base_of(name: str) -> str | None:
 def row_passes(run: Result) -> dict[str, float]:
     """Return the passes of a row through the whole model, by kind of device; a backward pass counts as two.
 
-    A run of droppeft.py that did not count them gets what its settings give: of a hybrid round's devices 2 backpropagate on
-    average, and 6 are forward-only: as many as in a round of either fleet alone.
+    A run of droppeft.py that did not count them gets what its settings give: a hybrid round has as many devices
+    of a kind, on average, as in a round of that kind alone.
     """
     if "row_passes" in run:
         return {kind: float(passes) for kind, passes in run["row_passes"].items()}

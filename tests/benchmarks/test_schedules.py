@@ -57,7 +57,9 @@ def test_fleets_of_droppeft_have_the_passes_that_their_settings_give() -> None:
 def test_what_is_said_of_schedules_is_what_the_stored_runs_say(found: ScheduleRun) -> None:
     entry = schedules.ENTRIES[found.name]
     runs = schedules.kept(_kept("schedules"), _kept("droppeft"))
-    figures = schedules.summary(runs)[found.name]
+    summary = schedules.summary(runs)
+    figures = summary[found.name]
+    assert figures["loss"] / summary[found.base]["loss"] == pytest.approx(found.loss_ratio, abs=5e-4)
     assert figures["seeds"] == 3
     assert entry.base == found.base
     assert figures["accuracy_end_less_base"] == pytest.approx(
