@@ -154,8 +154,8 @@ def _unknown(what: str, why: str) -> Weighed:
 def _against(run: ScheduleRun) -> str:
     more = _signed(run.accuracy_more, run.accuracy_more_error)
     return (
-        f"accuracy {more} against without it, {run.loss_ratio:.3f} times its loss, for {run.row_passes_over_base:.2f} of "
-        "the passes of a row"
+        f"accuracy {more} against without it, {run.loss_ratio:.3f} times its loss, "
+        f"for {run.row_passes_over_base:.2f} of the passes of a row"
     )
 
 
