@@ -90,8 +90,8 @@ def weighed_kept_front(manifest: Manifest, kept: KeptFront | None, *, all_backpr
     because = (
         f"with {run.trained_share:.2f} of the layers trained ({share:.2f} here), full depth took "
         f"{run.time_full_over_ours:.2f} times the time to 95% of what it gains in {run.rounds} rounds; "
-        f"accuracy {accuracy} against full depth's at the end, memory {run.memory_ratio:.2f} of its "
-        f"({KEPT_FRONT_TABLE})"
+        f"accuracy {accuracy} against full depth's at the end, {run.loss_ratio:.3f} times its loss, "
+        f"memory {run.memory_ratio:.2f} of its ({KEPT_FRONT_TABLE})"
     )
     if run.pays and not all_backpropagate:
         because += "; not chosen, because it was not measured beside forward-only devices"

@@ -90,6 +90,8 @@ def test_what_is_said_of_a_kept_front_is_what_the_stored_runs_say() -> None:
     full = best_rate([one for one in runs if one["level"] == layers and one["rounds"] == BASE_ROUNDS])
     less = schedules.difference(full, same, "accuracy_end")
     assert less == pytest.approx((found.accuracy_less, found.accuracy_less_error), abs=1e-4)
+    ends = [statistics.fmean(one["loss_end"] for one in some) for some in (same, full)]
+    assert ends[0] / ends[1] == pytest.approx(found.loss_ratio, abs=5e-4)
     stld = same[0]["stld"]
     assert (stld["steps"], stld["batch_size"]) == (found.steps, found.batch_size)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.folder import Bundle
 
 HEAD = "classify-head"
-PAYS = KeptFrontRun("minilm", 3 / 6, 12, 4, 8, 0.006, 2.0, -0.01, 0.005, 0.9)
+PAYS = KeptFrontRun("minilm", 3 / 6, 12, 4, 8, 0.006, 2.0, -0.01, 0.005, 1.0, 0.9)
 BETTER = ScheduleRun("minilm", "better", "base", 0.5, 0.02, 0.01, 1.0, 1.1)
 WORSE = ScheduleRun("minilm", "worse", "base", 2 / 3, -0.02, 0.01, 1.0, 0.5)
 MUCH, LITTLE = 1 << 33, 1
@@ -76,7 +76,7 @@ def test_boards_that_backpropagate_train_behind_a_kept_front_where_that_was_bett
     (weighed,) = found["schedules"]
     assert weighed["is_chosen"]
     assert "2.00 times the time" in weighed["because"]
-    assert "+0.010 ± 0.005 against full depth's at the end, memory 0.90 of" in weighed["because"]
+    assert "+0.010 ± 0.005 against full depth's at the end, 1.000 times its loss, memory 0.90 of" in weighed["because"]
     fitted, _ = load_job(tmp_path / "job.toml", bundle.path)
     assert fitted.job.front == "frozen"
     assert fitted.job.stld is not None
@@ -93,7 +93,9 @@ def test_boards_that_backpropagate_train_behind_a_kept_front_where_that_was_bett
     assert "front frozen" in text
 
 
-@pytest.mark.parametrize("run", [replace(PAYS, time_full_over_ours=0.9), replace(PAYS, accuracy_less=0.02)])
+@pytest.mark.parametrize(
+    "run", [replace(PAYS, time_full_over_ours=0.9), replace(PAYS, accuracy_less=0.02), replace(PAYS, loss_ratio=1.03)]
+)
 def test_a_kept_front_that_was_not_better_is_not_chosen(
     bundle: Bundle,
     tmp_path: Path,
