@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from edge_runtime.agent.config import EdgeConfig
     from edge_runtime.bundle.folder import Bundle
 
-_KINDS = ("backprop", "forward-only")
+KINDS = ("backprop", "forward-only")
+FORWARD_STEPS, FORWARD_ROWS = 4, 16
+"""Local steps of a forward-only device per round, and rows of each."""
 
 
 def run_one(settings: dict[str, Any]) -> dict[str, Any]:
@@ -38,8 +40,8 @@ def run_one(settings: dict[str, Any]) -> dict[str, Any]:
         "cohort": cohort,
         "min_reports": cohort,
         "min_devices": len(members),
-        "steps": 4,
-        "batch_size": 16,
+        "steps": FORWARD_STEPS,
+        "batch_size": FORWARD_ROWS,
         "eval_every": settings["eval_every"],
         **settings.get("job", {}),
     }
@@ -54,8 +56,8 @@ def run_one(settings: dict[str, Any]) -> dict[str, Any]:
         **own,
         "curve": curve,
         "row_passes": passes,
-        "bytes_up": {kind: _mean_bytes(reports, kind, "bytes_up") for kind in _KINDS},
-        "bytes_down": {kind: _mean_bytes(reports, kind, "bytes_down") for kind in _KINDS},
+        "bytes_up": {kind: _mean_bytes(reports, kind, "bytes_up") for kind in KINDS},
+        "bytes_down": {kind: _mean_bytes(reports, kind, "bytes_down") for kind in KINDS},
         **cost_of_process(ran.wall_s),
     }
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +26,10 @@ from benchmarks.harness.provenance import ROOT, provenance
 from benchmarks.harness.results import find_or_run, matches, print_run, read_results
 from benchmarks.harness.tables import markdown_table, mean_and_deviation
 from benchmarks.learning.droppeft_report import difference
+from benchmarks.learning.droppeft_run import FORWARD_ROWS, FORWARD_STEPS, KINDS
 from benchmarks.learning.droppeft_variants import BACKPROP_DEVICES, COHORTS, PLANS
 from benchmarks.learning.top_levels import RATE, prepare
+from edge_runtime.bundle.levels import forward_passes
 
 if TYPE_CHECKING:
     from benchmarks.harness.results import Result, Results
@@ -40,6 +41,8 @@ ROUNDS = 15
 EVAL_EVERY = 5
 FULL, HALF = 6, 3
 """Levels of the backprop devices: layers of MiniLM that are active."""
+_SIGNS = 2
+"""Front passes in a step of droppeft.py's forward-only devices; a back pass runs no layer."""
 HEAD = ("entry", "seeds", "held-out loss", "accuracy", "accuracy less that of", "row passes, backprop and forward-only")
 
 
@@ -152,14 +155,19 @@ def base_of(name: str) -> str | None:
 def row_passes(run: Result) -> dict[str, float]:
     """Return the passes of a row through the whole model, by kind of device; a backward pass counts as two.
 
-    Where a run of droppeft.py did not count them: those of its forward-only fleet, which trains the front in each step.
+    A run of droppeft.py that did not count them gets what its settings give: a hybrid round has as many devices
+    of a kind, on average, as in a round of that kind alone.
     """
     if "row_passes" in run:
         return {kind: float(passes) for kind, passes in run["row_passes"].items()}
-    if run["fleet"] != "forward":
-        return {}
-    steps, rows, signs = 4, 16, 2
-    return {"backprop": 0.0, "forward-only": float(run["rounds"] * COHORTS["forward"] * steps * rows * signs)}
+    stld, fleet, layers = run["stld"], run["fleet"], PLANS[MODEL].setup.layers
+    backprop = 0 if fleet == "forward" else run["rounds"] * COHORTS["few-backprop"]
+    forward = 0 if fleet == "few-backprop" else run["rounds"] * COHORTS["forward"]
+    row_cost = forward_passes(run["level"], layers)
+    return {
+        "backprop": backprop * stld["steps"] * stld["batch_size"] * row_cost,
+        "forward-only": float(forward * FORWARD_STEPS * FORWARD_ROWS * _SIGNS),
+    }
 
 
 def table(runs: dict[str, Results]) -> str:
@@ -168,7 +176,6 @@ def table(runs: dict[str, Results]) -> str:
     for name, own in runs.items():
         base = base_of(name)
         less = None if base is None else difference(own, runs.get(base, []), "accuracy_end")
-        passes = row_passes(own[0])
         rows.append(
             [
                 f"`{name}`",
@@ -176,7 +183,7 @@ def table(runs: dict[str, Results]) -> str:
                 mean_and_deviation(own, "loss_end"),
                 mean_and_deviation(own, "accuracy_end"),
                 "–" if less is None else f"`{base}`: {less[0]:+.3f}" + ("" if less[1] is None else f" ± {less[1]:.3f}"),
-                ", ".join(f"{_mean_passes(own, kind):,.0f}" for kind in passes) or "–",
+                ", ".join(f"{_mean_passes(own, kind):,.0f}" for kind in KINDS),
             ]
         )
     return markdown_table(HEAD, rows)
@@ -196,14 +203,13 @@ def _figures(own: Results, base: Results) -> dict[str, Any]:
     for key in ("accuracy_end", "loss_end"):
         less = difference(own, base, key)
         found[f"{key}_less_base"] = None if less is None else [_rounded(value) for value in less]
-    total = sum(_mean_passes(own, kind) for kind in row_passes(own[0]))
-    of_base = sum(_mean_passes(base, kind) for kind in row_passes(base[0])) if base else 0.0
+    total, of_base = (sum(_mean_passes(runs, kind) for kind in KINDS) if runs else None for runs in (own, base))
     found["row_passes_over_base"] = round(total / of_base, 4) if total and of_base else None
     return found
 
 
 def _mean_passes(runs: Results, kind: str) -> float:
-    return statistics.fmean(row_passes(run).get(kind, math.nan) for run in runs)
+    return statistics.fmean(row_passes(run)[kind] for run in runs)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -9,7 +9,7 @@ import msgspec
 
 from edge_runtime.bundle.levels import Level, kind_of, rank, trained_layers
 from edge_runtime.bundle.memory_need import bytes_for, levels_that_fit, rows_that_fit
-from server.advice.findings import LEVELS_TABLE, METHODS_TABLE, forward_run, lost_at
+from server.advice.findings import LEVELS_TABLE, METHODS_TABLE, TOP_TABLE, forward_run, lost_at
 from server.advice.frozen_front import warm_seconds, what_it_trains
 from server.advice.quantised import lacks_of_base
 from server.advice.schedules import lost_behind
@@ -282,16 +282,15 @@ def _lacks_of_level(fitted: FittedJob, level: Level) -> list[str]:
     if trained_layers(level) == layers:
         most = largest_report_bytes(fitted.job)
         return [f"small reports: a forward-only device of this job would send at most {most:,} bytes (the job)"]
-    if kind_of(level) == "top" and fitted.job.frozen_rounds:
+    if fitted.job.frozen_rounds:
         return [lost_behind(manifest, level), _elsewhere("minilm")]
-    if kind_of(level) == "top":
-        trained = trained_layers(level)
-        return [f"what training the last {trained} of {layers} layers costs in accuracy was not measured"]
+    what = f"{level} of {layers} layers"
     if found is None:
-        return [f"what {level} of {layers} layers cost in accuracy was not measured for {manifest.task.kind}"]
+        return [f"what {what} cost in accuracy was not measured for {manifest.task.kind}"]
     share, lost = found
-    lacks = f"{level} of {layers} layers: at a share of {share:.2f}, accuracy ended {lost:.3f} below full depth"
-    return [f"{lacks} ({LEVELS_TABLE})", _elsewhere("minilm" if manifest.task.kind == "classify-head" else "smollm2")]
+    lacks = f"{what}: at a share of {share:.2f}, accuracy ended {lost:.3f} below full depth"
+    table = TOP_TABLE if kind_of(level) == "top" else LEVELS_TABLE
+    return [f"{lacks} ({table})", _elsewhere("minilm" if manifest.task.kind == "classify-head" else "smollm2")]
 
 
 def _elsewhere(model: str) -> str:

@@ -8,14 +8,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from edge_runtime.bundle.levels import kind_of, trained_layers
+
 if TYPE_CHECKING:
     from edge_runtime.bundle.levels import Level
     from edge_runtime.bundle.manifest import Manifest, TaskKind
 
 METHODS_TABLE = "docs/results.md, Methods against each other"
+TOP_TABLE = "docs/results.md, The last layers alone"
 LEVELS_TABLE = "docs/results.md, Dropout levels, personal layers and hybrid rounds"
 KEPT_FRONT_TABLE = "docs/results.md, Behind a kept front"
 SCHEDULES_TABLE = "docs/results.md, Schedules over kinds of devices and over the front"
+
+
+LOSS_ALLOWED = 1.02
+"""The most by which a cheaper schedule may raise the held-out loss."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,7 @@ class KeptFrontRun:
         time_full_over_ours: seconds of full depth's gradients until there, over its own.
         accuracy_less: full depth's accuracy at the end less its own, mean of three seeds.
         accuracy_less_error: the standard error of that, paired by seed.
+        loss_ratio: its held-out loss at the end over full depth's.
         memory_ratio: its memory over full depth's, the front's first run included.
     """
 
@@ -90,12 +98,17 @@ class KeptFrontRun:
     time_full_over_ours: float
     accuracy_less: float
     accuracy_less_error: float
+    loss_ratio: float
     memory_ratio: float
 
     @property
     def pays(self) -> bool:
-        """Whether it was sooner there, and at the end less accurate by no more than the error of the difference."""
-        return self.time_full_over_ours > 1 and self.accuracy_less <= self.accuracy_less_error
+        """Whether it was sooner there, and at the end less accurate by no more than the error of the difference.
+
+        A loss that was higher by more than LOSS_ALLOWED does not pay.
+        """
+        is_as_good = self.accuracy_less <= self.accuracy_less_error and self.loss_ratio <= LOSS_ALLOWED
+        return self.time_full_over_ours > 1 and is_as_good
 
 
 @dataclass(frozen=True)
@@ -109,6 +122,7 @@ class ScheduleRun:
         share: the share of the rounds after which the schedule changes something; 1: it never does.
         accuracy_more: its accuracy at the end less that of the base.
         accuracy_more_error: the standard error of that.
+        loss_ratio: held-out loss at the end, over that of the base.
         row_passes_over_base: passes of a row in all reports of a job, over those of the base.
     """
 
@@ -118,11 +132,17 @@ class ScheduleRun:
     share: float
     accuracy_more: float
     accuracy_more_error: float
+    loss_ratio: float
     row_passes_over_base: float
 
     @property
     def pays(self) -> bool:
-        """Whether it was more accurate by more than the error, or took fewer passes and was not less accurate by it."""
+        """Whether it was more accurate by more than the error, or took fewer passes and was not less accurate by it.
+
+        A loss that was higher by more than LOSS_ALLOWED does not pay.
+        """
+        if self.loss_ratio > LOSS_ALLOWED:
+            return False
         if self.accuracy_more > self.accuracy_more_error:
             return True
         return self.row_passes_over_base < 1 and self.accuracy_more >= -self.accuracy_more_error
@@ -145,17 +165,35 @@ LOST_BY_LEVEL: dict[TaskKind, dict[float, float]] = {
     "classify-prompt": {15 / 30: 0.1972},
 }
 """Accuracy below that of full depth, by the share of active layers, with exact draws."""
+LOST_BY_TOP_LEVEL: dict[TaskKind, dict[float, float]] = {
+    "classify-head": {3 / 6: 0.0115, 2 / 6: 0.0244, 1 / 6: 0.0244},
+}
+"""The same by the share of trained layers, the last ones, with a front that is not frozen; after 12 rounds."""
 
 
 KEPT_FRONT_RUNS: dict[TaskKind, KeptFrontRun] = {
-    "classify-head": KeptFrontRun("minilm", 3 / 6, 12, 4, 8, 0.006, 1.97, 0.0013, 0.0068, 0.58),
+    "classify-head": KeptFrontRun("minilm", 3 / 6, 12, 4, 8, 0.006, 1.97, 0.0013, 0.0068, 1.015, 0.58),
 }
 FROZEN_RUNS: dict[TaskKind, ScheduleRun] = {
-    "classify-head": ScheduleRun("minilm", "frozen", "forward", 1.0, -0.0038, 0.0038, 0.2375),
+    "classify-head": ScheduleRun("minilm", "frozen", "forward", 1.0, -0.0038, 0.0038, 1.002, 0.2375),
 }
 """Forward-only fleets whose split is behind the last layer: the head alone is trained, and the front frozen."""
-FORWARD_FROM_RUNS: dict[TaskKind, tuple[ScheduleRun, ...]] = {"classify-head": ()}
-"""Hybrid fleets whose backprop devices train at full depth, and alone in the first rounds."""
+FORWARD_FROM_RUNS: dict[TaskKind, tuple[ScheduleRun, ...]] = {
+    "classify-head": (
+        ScheduleRun(
+            "minilm",
+            "half-depth-backprop-two-thirds",
+            "hybrid-by-examples",
+            10 / 15,
+            -0.0026,
+            0.0092,
+            1.031,
+            0.5144,
+        ),
+        ScheduleRun("minilm", "half-depth-backprop-alone", "hybrid-by-examples", 1.0, -0.0295, 0.0112, 1.060, 0.2778),
+    )
+}
+"""Hybrid fleets whose backprop devices train at half depth, and alone in the first rounds; 1: in all."""
 
 
 def forward_run(manifest: Manifest) -> ForwardRun | None:
@@ -170,9 +208,9 @@ def forward_run(manifest: Manifest) -> ForwardRun | None:
 
 
 def lost_at(task: TaskKind, level: Level, layers: int) -> tuple[float, float] | None:
-    """Return the nearest measured share of active layers and the accuracy lost at it; None: nothing was measured."""
-    known = LOST_BY_LEVEL.get(task)
-    if not known or isinstance(level, str):
+    """Return the nearest measured share of trained layers and the accuracy lost at it; None: nothing was measured."""
+    known = (LOST_BY_TOP_LEVEL if kind_of(level) == "top" else LOST_BY_LEVEL).get(task)
+    if not known:
         return None
-    share = min(known, key=lambda measured: abs(measured - level / layers))
+    share = min(known, key=lambda measured: abs(measured - trained_layers(level) / layers))
     return share, known[share]

@@ -90,8 +90,8 @@ def weighed_kept_front(manifest: Manifest, kept: KeptFront | None, *, all_backpr
     because = (
         f"with {run.trained_share:.2f} of the layers trained ({share:.2f} here), full depth took "
         f"{run.time_full_over_ours:.2f} times the time to 95% of what it gains in {run.rounds} rounds; "
-        f"accuracy {accuracy} against full depth's at the end, memory {run.memory_ratio:.2f} of its "
-        f"({KEPT_FRONT_TABLE})"
+        f"accuracy {accuracy} against full depth's at the end, {run.loss_ratio:.3f} times its loss, "
+        f"memory {run.memory_ratio:.2f} of its ({KEPT_FRONT_TABLE})"
     )
     if run.pays and not all_backpropagate:
         because += "; not chosen, because it was not measured beside forward-only devices"
@@ -141,7 +141,8 @@ def weighed_forward_from(manifest: Manifest, rounds: int) -> tuple[Weighed, int]
     if not runs:
         return _unknown(what, f"it was not measured for {manifest.task.kind}"), 0
     best = max(runs, key=lambda run: (run.pays, run.accuracy_more))
-    because = "; ".join(f"for {run.share:.2f} of the rounds, {_against(run)}" for run in runs)
+    measured = "; ".join(f"for {run.share:.2f} of the rounds, {_against(run)}" for run in runs)
+    because = f"with backprop devices at half depth: {measured}"
     weighed = Weighed(what=what, is_chosen=best.pays, because=f"{because} ({SCHEDULES_TABLE})")
     return weighed, round(best.share * rounds) if best.pays else 0
 
@@ -152,7 +153,10 @@ def _unknown(what: str, why: str) -> Weighed:
 
 def _against(run: ScheduleRun) -> str:
     more = _signed(run.accuracy_more, run.accuracy_more_error)
-    return f"accuracy {more} against without it, for {run.row_passes_over_base:.2f} of the passes of a row"
+    return (
+        f"accuracy {more} against without it, {run.loss_ratio:.3f} times its loss, "
+        f"for {run.row_passes_over_base:.2f} of the passes of a row"
+    )
 
 
 def _signed(value: float, error: float) -> str:

@@ -47,6 +47,7 @@ def add_advise_command(commands: Commands[argparse.ArgumentParser]) -> None:
 def _advise(args: argparse.Namespace) -> int:
     """Say what each board would do with a bundle: backpropagation or forward passes alone, and what a round costs it.
 
+    Schedules (backprop devices first, a frozen front) are chosen where the measured runs were better with them.
     Every number comes with its source; what is not known says which command measures it. Nothing is run or sent.
 
     covey advise --model bundle --data test.jsonl --profile raspberry-pi-5 --profile jetson-orin-nano

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 import pytest
@@ -10,9 +11,15 @@ from repository import ROOT
 from benchmarks.harness.results import Results, read_results
 from benchmarks.learning import schedules
 from benchmarks.learning.frozen_levels import best_rate, full_depth, kept_costs, ours_against_full
-from benchmarks.learning.top_levels import BASE_ROUNDS
+from benchmarks.learning.top_levels import BASE_ROUNDS, RATE, less
 from edge_runtime.bundle.levels import trained_layers
-from server.advice.findings import FORWARD_FROM_RUNS, FROZEN_RUNS, KEPT_FRONT_RUNS, ScheduleRun
+from server.advice.findings import (
+    FORWARD_FROM_RUNS,
+    FROZEN_RUNS,
+    KEPT_FRONT_RUNS,
+    LOST_BY_TOP_LEVEL,
+    ScheduleRun,
+)
 
 RESULTS = ROOT / "benchmarks" / "results"
 ALL = [*FROZEN_RUNS.values(), *(run for runs in FORWARD_FROM_RUNS.values() for run in runs)]
@@ -39,16 +46,20 @@ def test_a_schedule_is_compared_with_its_base_by_seed() -> None:
     assert "150, 50" in text
 
 
-def test_the_forward_fleet_of_droppeft_has_passes_by_its_settings() -> None:
-    (kept,) = schedules.kept([], [{"model": "minilm", "name": "forward", "division": "movie", "rows": "test"}]).values()
-    assert schedules.row_passes({**kept[0], "fleet": "forward", "rounds": 15})["forward-only"] == 15 * 6 * 4 * 16 * 2
+def test_fleets_of_droppeft_have_the_passes_that_their_settings_give() -> None:
+    kept = {"rounds": 15, "level": 3, "stld": {"steps": 4, "batch_size": 8}}
+    forward, backprop = 15 * 6 * 4 * 16 * 2, 15 * 2 * 4 * 8 * 1.5
+    for fleet, passes in (("forward", (0, forward)), ("few-backprop", (backprop, 0)), ("hybrid", (backprop, forward))):
+        assert tuple(schedules.row_passes({**kept, "fleet": fleet}).values()) == passes
 
 
 @pytest.mark.parametrize("found", ALL, ids=lambda found: found.name)
 def test_what_is_said_of_schedules_is_what_the_stored_runs_say(found: ScheduleRun) -> None:
     entry = schedules.ENTRIES[found.name]
     runs = schedules.kept(_kept("schedules"), _kept("droppeft"))
-    figures = schedules.summary(runs)[found.name]
+    summary = schedules.summary(runs)
+    figures = summary[found.name]
+    assert figures["loss"] / summary[found.base]["loss"] == pytest.approx(found.loss_ratio, abs=5e-4)
     assert figures["seeds"] == 3
     assert entry.base == found.base
     assert figures["accuracy_end_less_base"] == pytest.approx(
@@ -80,8 +91,19 @@ def test_what_is_said_of_a_kept_front_is_what_the_stored_runs_say() -> None:
     full = best_rate([one for one in runs if one["level"] == layers and one["rounds"] == BASE_ROUNDS])
     less = schedules.difference(full, same, "accuracy_end")
     assert less == pytest.approx((found.accuracy_less, found.accuracy_less_error), abs=1e-4)
+    ends = [statistics.fmean(one["loss_end"] for one in some) for some in (same, full)]
+    assert ends[0] / ends[1] == pytest.approx(found.loss_ratio, abs=5e-4)
     stld = same[0]["stld"]
     assert (stld["steps"], stld["batch_size"]) == (found.steps, found.batch_size)
+
+
+def test_what_is_said_of_the_last_layers_is_what_the_stored_runs_say() -> None:
+    runs = [one for one in _kept("top_levels") if one.get("rows") == "test" and one["rounds"] == BASE_ROUNDS]
+    runs = [one for one in runs if one["stld"]["learning_rate"] == RATE]
+    layers = full_depth(runs)
+    assert layers is not None
+    for share, lost in LOST_BY_TOP_LEVEL["classify-head"].items():
+        assert statistics.fmean(less(runs, f"top:{round(share * layers)}")) == pytest.approx(lost, abs=1e-4)
 
 
 def _kept(name: str) -> Results:

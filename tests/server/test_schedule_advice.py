@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from edge_runtime.bundle.folder import Bundle
 
 HEAD = "classify-head"
-PAYS = KeptFrontRun("minilm", 3 / 6, 12, 4, 8, 0.006, 2.0, -0.01, 0.005, 0.9)
-BETTER = ScheduleRun("minilm", "better", "base", 0.5, 0.02, 0.01, 1.1)
-WORSE = ScheduleRun("minilm", "worse", "base", 2 / 3, -0.02, 0.01, 0.5)
+PAYS = KeptFrontRun("minilm", 3 / 6, 12, 4, 8, 0.006, 2.0, -0.01, 0.005, 1.0, 0.9)
+BETTER = ScheduleRun("minilm", "better", "base", 0.5, 0.02, 0.01, 1.0, 1.1)
+WORSE = ScheduleRun("minilm", "worse", "base", 2 / 3, -0.02, 0.01, 1.0, 0.5)
 MUCH, LITTLE = 1 << 33, 1
 
 
@@ -76,7 +76,7 @@ def test_boards_that_backpropagate_train_behind_a_kept_front_where_that_was_bett
     (weighed,) = found["schedules"]
     assert weighed["is_chosen"]
     assert "2.00 times the time" in weighed["because"]
-    assert "+0.010 ± 0.005 against full depth's at the end, memory 0.90 of" in weighed["because"]
+    assert "+0.010 ± 0.005 against full depth's at the end, 1.000 times its loss, memory 0.90 of" in weighed["because"]
     fitted, _ = load_job(tmp_path / "job.toml", bundle.path)
     assert fitted.job.front == "frozen"
     assert fitted.job.stld is not None
@@ -93,7 +93,9 @@ def test_boards_that_backpropagate_train_behind_a_kept_front_where_that_was_bett
     assert "front frozen" in text
 
 
-@pytest.mark.parametrize("run", [replace(PAYS, time_full_over_ours=0.9), replace(PAYS, accuracy_less=0.02)])
+@pytest.mark.parametrize(
+    "run", [replace(PAYS, time_full_over_ours=0.9), replace(PAYS, accuracy_less=0.02), replace(PAYS, loss_ratio=1.03)]
+)
 def test_a_kept_front_that_was_not_better_is_not_chosen(
     bundle: Bundle,
     tmp_path: Path,
@@ -118,7 +120,7 @@ def test_a_mixed_fleet_lets_backprop_devices_begin_where_that_was_better(
     kept, first = found["schedules"]
     assert (kept["is_chosen"], first["is_chosen"]) == (False, True)
     assert "not measured beside forward-only devices" in kept["because"]
-    assert "+0.020 ± 0.010 against without it, for 1.10 of the passes" in first["because"]
+    assert "+0.020 ± 0.010 against without it, 1.000 times its loss, for 1.10 of the passes" in first["because"]
     job = load_job(tmp_path / "job.toml", bundle.path)[0].job
     assert job.stld is not None
     assert job.stld.forward_from == job.rounds / 2
@@ -155,6 +157,7 @@ def test_cheaper_and_no_worse_pays_and_so_does_better_than_the_error() -> None:
     assert not WORSE.pays
     assert replace(WORSE, accuracy_more=-0.01).pays
     assert not replace(BETTER, accuracy_more=0.01).pays
+    assert not replace(BETTER, loss_ratio=1.03).pays
 
 
 def test_what_was_not_measured_is_not_known(bundle: Bundle, at_head: Bundle) -> None:
