@@ -89,8 +89,11 @@ def test_a_servers_job_ends_the_same_with_workers(
 
 
 @pytest.mark.slow
-def test_a_job_goes_on_after_its_cluster_has_lost_its_head(tmp_path: Path, tiny_bundle: Bundle) -> None:
-    """The command ends with an error; given again, without Ray, it ends on the bits of an undisturbed job."""
+def test_a_job_goes_on_after_its_cluster_has_lost_its_head(
+    tmp_path: Path, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster stays away: an error; given again, without Ray, the job ends on the bits of an undisturbed one."""
+    monkeypatch.setattr("server.ray_work.joining_again.PAUSES_S", (0.0, 0.2))
     path = write_job(tmp_path, min_devices=3, eval_every=1, rounds=4)
     fitted, bundle = load_job(path, tiny_bundle.path)
     (tmp_path / "calm").mkdir()

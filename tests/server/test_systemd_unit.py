@@ -38,6 +38,7 @@ def test_a_unit_has_the_options_that_differ_from_the_defaults(tmp_path: Path) ->
     assert words[words.index("--broker") + 1] == "mqtts://broker:8883"
     assert words[words.index("--mqtt-port") + 1] == "1884"
     assert (line(text, "User"), line(text, "Restart")) == ("covey", "on-failure")
+    assert line(text, "KillMode") == "mixed"
 
 
 def test_a_password_is_not_written_where_everybody_can_read_it(tmp_path: Path) -> None:
