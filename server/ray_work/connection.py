@@ -137,9 +137,7 @@ class Connection:
                 self.ray.shutdown()
                 text = cause_of(error)
                 if "ersion mismatch" in text:
-                    raise ConfigError(
-                        f"{self._name} is another one: {text}", _SAME_VERSIONS
-                    ) from error
+                    raise ConfigError(f"{self._name} is another one: {text}", _SAME_VERSIONS) from error
                 raise NetworkError(
                     f"cannot join {self._name}: {text}",
                     "this machine must be one of its nodes: ray start --address HOST:PORT; ray status shows them",
@@ -179,11 +177,11 @@ class Connection:
                     _SAME_VERSIONS,
                 )
 
-    def look(self) -> None:
-        """Look whether the cluster is still there; called while nothing comes back.
+    def reach_head(self) -> None:
+        """Look whether the head accepts a connection; called again and again, by one thread, whatever the others do.
 
         Raises:
-            NetworkError: the head is gone, or has dropped this machine.
+            NetworkError: it did not, several times in a row.
         """
         try:
             socket.create_connection(self._head, timeout=_ANSWER_S).close()
@@ -193,6 +191,13 @@ class Connection:
                 raise self.lost(error.strerror or str(error)) from error
             return
         self._silent = 0
+
+    def look(self) -> None:
+        """Look whether the head knows this machine; called while nothing comes back.
+
+        Raises:
+            NetworkError: it has dropped it.
+        """
         if not any(node["NodeID"] == self._node and node["Alive"] for node in self.ray.nodes()):
             raise self.lost("its head does not know this machine any more")
 

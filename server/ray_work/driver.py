@@ -10,7 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from edge_runtime.errors import FaultError
+from edge_runtime.errors import NetworkError
 from server.ray_work.messages import Answer, Ask, Cancel, Drop, Ended, Keep, Kept, Ready
 from server.ray_work.parcels import pack, receive, send
 from server.ray_work.piece import as_refusal
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from server.ray_work.options import RayOptions
 
 _LOOK_S = 1.0
-"""Seconds without a message or a result after which the cluster is looked at."""
+"""Seconds between two looks at the head; and without a message or a result, until it is asked for this machine."""
 _LEAVES_S = 15.0
 """Seconds that it may take to leave Ray once the command has gone."""
 
@@ -39,14 +39,15 @@ def run_driver(questions: Connection, answers: Connection, options: RayOptions) 
         signal.signal(number, _leave_it_to_the_command)
     heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(questions, heard), daemon=True).start()
-    session = None
+    session, voice = None, _Voice(answers)
     try:
         session = Session(options)
-        send(answers, pack(Ready(session.workers)))
-        _Driver(session, heard, answers).run()
+        voice.say(Ready(session.workers))
+        threading.Thread(target=_watch, args=(session, voice), daemon=True).start()
+        _Driver(session, heard, voice).run()
     except Exception as error:  # noqa: BLE001 the outermost wall of this process
         with contextlib.suppress(OSError):  # the command has gone
-            send(answers, pack(Ended(as_refusal(error))))
+            voice.say(Ended(as_refusal(error)))
     finally:
         if session is not None:
             session.close()
@@ -66,17 +67,41 @@ def _listen(questions: Connection, heard: queue.SimpleQueue[Any]) -> None:
     os._exit(1)
 
 
+class _Voice:
+    """Says something to the command; threads share it."""
+
+    def __init__(self, answers: Connection) -> None:
+        self._answers, self._lock = answers, threading.Lock()
+
+    def say(self, message: Ready | Answer | Ended) -> None:
+        """Say it; raises OSError where the command has gone."""
+        parcel = pack(message)
+        with self._lock:
+            send(self._answers, parcel)
+
+
+def _watch(session: Session, voice: _Voice) -> None:
+    """Say that Ray is lost once its head is: the other thread may wait for an answer of it, for a minute and longer."""
+    try:
+        while True:
+            session.reach_head()
+            time.sleep(_LOOK_S)
+    except NetworkError as error:
+        with contextlib.suppress(OSError):
+            voice.say(Ended(as_refusal(error)))
+
+
 class _Driver:
     """Does what the command asks, in one thread.
 
     Args:
         session: the time with Ray.
         heard: the command's messages, and numbers of pieces that are done; None: the command has gone.
-        answers: takes the answers.
+        voice: takes the answers.
     """
 
-    def __init__(self, session: Session, heard: queue.SimpleQueue[Any], answers: Connection) -> None:
-        self._session, self._heard, self._answers = session, heard, answers
+    def __init__(self, session: Session, heard: queue.SimpleQueue[Any], voice: _Voice) -> None:
+        self._session, self._heard, self._voice = session, heard, voice
         self._kept: dict[int, Any] = {}
         self._begun: dict[int, Any] = {}
 
@@ -114,7 +139,8 @@ class _Driver:
     def _answer(self, number: int) -> None:
         value = self._session.value(self._begun.pop(number))
         try:
-            parcel = pack(Answer(number, value))
+            self._voice.say(Answer(number, value))
+        except OSError:
+            raise  # the command has gone
         except Exception as error:  # noqa: BLE001 a value that cannot be sent is the piece's fault, not the driver's
-            parcel = pack(Answer(number, as_refusal(FaultError(error))))
-        send(self._answers, parcel)
+            self._voice.say(Answer(number, as_refusal(error)))

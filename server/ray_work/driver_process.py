@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import queue
 import threading
@@ -19,11 +20,11 @@ from server.ray_work.parcels import pack, receive, send
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from multiprocessing.connection import Connection
 
     from server.ray_work.options import RayOptions
     from server.ray_work.parcels import Parcel
 
+_LOG = logging.getLogger(__name__)
 _LOOK_S = 0.5
 _BEGINS_S = 600.0
 """Seconds in which the driver must have joined: Ray itself has shorter limits, so this is a driver that hangs."""
@@ -68,6 +69,7 @@ class DriverProcess:
             raise
         self._lock = threading.Lock()
         self._lost: DriverLostError | None = None
+        self._is_closing = False
         self._kept: set[int] = set()
         self._waiting: dict[int, Future[Any]] = {}
         self._parcels: queue.SimpleQueue[Parcel | None] = queue.SimpleQueue()
@@ -118,6 +120,7 @@ class DriverProcess:
 
     def close(self) -> None:
         """Have the driver leave Ray and end; at once where it is lost."""
+        self._is_closing = True
         self._parcels.put(None)
         if self._lost is None:
             self._process.join(_ENDS_S)
@@ -138,6 +141,9 @@ class DriverProcess:
             lost = self._answered()
         with self._lock:
             self._lost, waiting = lost, list(self._waiting.values())
+        self._process.kill()  # it may wait for Ray
+        if not waiting and not self._is_closing:
+            _LOG.warning("%s; the next piece of work joins it again", lost.what)
         for future in waiting:
             future.set_exception(lost)
 

@@ -95,5 +95,5 @@ def receive(pipe: Connection) -> Any:  # noqa: ANN401 of the sender
 
 def _new_memory() -> IO[bytes]:
     if hasattr(os, "memfd_create"):
-        return open(os.memfd_create("covey"), "w+b")  # noqa: PTH123, SIM115 a descriptor; the sender closes it
-    return tempfile.TemporaryFile()  # noqa: SIM115 as above
+        return open(os.memfd_create("covey"), "w+b")  # noqa: PTH123 a descriptor; the sender closes it
+    return tempfile.TemporaryFile()

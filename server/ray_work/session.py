@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from edge_runtime.errors import NetworkError, TrainingError, cause_of
 from server.ray_work.connection import RETRIES, Connection
-from server.ray_work.piece import Refusal, as_refusal, run_piece
+from server.ray_work.piece import as_refusal, run_piece
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from server.ray_work.options import RayOptions
 
-_MEMORY = re.compile(r"\(IP: (?P<machine>[^,]+),.* was (?P<used>\S+) / (?P<total>\S+) ")
+_MEMORY = re.compile(r"\(IP: (?P<machine>[^,]+),.* was (?P<used>\S+)(?: used)? / (?P<total>\S+) ")
 """Where Ray's text of an OutOfMemoryError has the machine and its memory."""
 
 
 class Session:
-    """What the driver's process does with Ray; only one thread calls it.
+    """What the driver's process does with Ray; only one thread calls it, but for reach_head.
 
     Args:
         options: where the workers are.
@@ -97,9 +97,13 @@ class Session:
         self._ray.cancel(reference)
 
     def look(self) -> None:
-        """Look whether the cluster is there."""
+        """Look whether the head knows this machine."""
         with self._or_lost():
             self._connection.look()
+
+    def reach_head(self) -> None:
+        """See Connection.reach_head; the only method that another thread may call."""
+        self._connection.reach_head()
 
     def close(self) -> None:
         """Leave the cluster; workers of this machine end."""
