@@ -177,11 +177,11 @@ class Connection:
                     _SAME_VERSIONS,
                 )
 
-    def reach_head(self) -> None:
-        """Look whether the head accepts a connection; called again and again, by one thread, whatever the others do.
+    def look(self) -> None:
+        """Look whether the cluster is there; called again and again, by one thread, whatever the others do.
 
         Raises:
-            NetworkError: it did not, several times in a row.
+            NetworkError: the head is gone, or has dropped this machine: its raylet has ended.
         """
         try:
             socket.create_connection(self._head, timeout=_ANSWER_S).close()
@@ -191,13 +191,6 @@ class Connection:
                 raise self.lost(error.strerror or str(error)) from error
             return
         self._silent = 0
-
-    def look(self) -> None:
-        """Look whether the head knows this machine; called while nothing comes back.
-
-        Raises:
-            NetworkError: it has dropped it.
-        """
         if not any(node["NodeID"] == self._node and node["Alive"] for node in self.ray.nodes()):
             raise self.lost("its head does not know this machine any more")
 

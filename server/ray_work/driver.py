@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from server.ray_work.options import RayOptions
 
 _LOOK_S = 1.0
-"""Seconds between two looks at the head; and without a message or a result, until it is asked for this machine."""
+"""Seconds between two looks at the cluster."""
 _LEAVES_S = 15.0
 """Seconds that it may take to leave Ray once the command has gone."""
 
@@ -35,6 +35,7 @@ def run_driver(questions: Connection, answers: Connection, options: RayOptions) 
         answers: takes Ready, Answer and Ended.
         options: where the workers are.
     """
+    os.dup2(2, 1)  # Ray prints what it finds; the command's output is not for that
     for number in (signal.SIGINT, signal.SIGTERM):  # of the whole group: the command decides when this process ends
         signal.signal(number, _leave_it_to_the_command)
     heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -81,10 +82,10 @@ class _Voice:
 
 
 def _watch(session: Session, voice: _Voice) -> None:
-    """Say that Ray is lost once its head is: the other thread may wait for an answer of it, for a minute and longer."""
+    """Say that Ray is lost once it is: the other thread may wait for an answer of its head, for a minute and longer."""
     try:
         while True:
-            session.reach_head()
+            session.look()
             time.sleep(_LOOK_S)
     except NetworkError as error:
         with contextlib.suppress(OSError):
@@ -108,11 +109,7 @@ class _Driver:
     def run(self) -> None:
         """Serve until the command has gone; raises NetworkError where Ray is lost."""
         while True:
-            try:
-                message = self._heard.get(timeout=_LOOK_S if self._begun else None)
-            except queue.Empty:
-                self._session.look()
-                continue
+            message = self._heard.get()
             if message is None:
                 return
             if isinstance(message, int):

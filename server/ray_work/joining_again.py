@@ -74,13 +74,13 @@ class JoiningAgain:
             else:
                 _LOG.warning("%s was joined again, and its work goes on", self._options.name)
                 return driver
-        error = NetworkError(
+        failed = NetworkError(
             f"{lost.what}; it could not be joined again in {len(PAUSES_S)} attempts: {last.what}",
             "ray status shows its nodes; start it again (ray start --head, and ray start --address HOST:PORT on the "
             "other machines), then covey job resume, or the same command again: what was finished is kept",
         )
-        self._in_vain.append(error)
-        raise error
+        self._in_vain.append(failed)
+        raise failed
 
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds

@@ -20,7 +20,7 @@ _MEMORY = re.compile(r"\(IP: (?P<machine>[^,]+),.* was (?P<used>\S+)(?: used)? /
 
 
 class Session:
-    """What the driver's process does with Ray; only one thread calls it, but for reach_head.
+    """What the driver's process does with Ray; only one thread calls it, but for look.
 
     Args:
         options: where the workers are.
@@ -97,13 +97,9 @@ class Session:
         self._ray.cancel(reference)
 
     def look(self) -> None:
-        """Look whether the head knows this machine."""
+        """Look whether the cluster is there; another thread may call it."""
         with self._or_lost():
             self._connection.look()
-
-    def reach_head(self) -> None:
-        """See Connection.reach_head; the only method that another thread may call."""
-        self._connection.reach_head()
 
     def close(self) -> None:
         """Leave the cluster; workers of this machine end."""

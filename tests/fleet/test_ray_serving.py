@@ -71,13 +71,13 @@ def test_what_ray_has_started_ends_with_its_server(fleet: Fleet) -> None:
     server = started(fleet, "--workers", "1")
     fleet.device("pi-1", 0, stays=True)
     (raylet,) = processes_of_ray("raylet/raylet", server.popen.pid)
-    first = family_of(psutil.Process(server.popen.pid))
+    first = family_of(driver_of(server))
     raylet.kill()
-    wait_for(lambda: all_have_ended(first[1:]), "the end of the first Ray")
+    wait_for(lambda: all_have_ended(first), "the end of the first Ray")
     finish(fleet, server, "job")
     family = family_of(psutil.Process(server.popen.pid))
     assert any("raylet/raylet" in " ".join(process.cmdline()) for process in family)
-    for process in family[:2]:  # the server and its driver
+    for process in (driver_of(server), server.popen):
         process.send_signal(signal.SIGINT)
     assert server.popen.wait(120) == 0
     wait_for(lambda: all_have_ended(family), "the end of all that the server has started")

@@ -87,7 +87,7 @@ def test_this_machines_raylet_is_killed_while_it_has_slices(written: Any) -> Non
 
         def kill_ours() -> None:
             (ours,) = [node for node in cluster.list_all_nodes() if node.head]
-            ours.kill_raylet(allow_graceful=False)
+            ours.kill_raylet()
 
         found = written(workers, kill_ours)
     assert found == written(None, lambda: None)
