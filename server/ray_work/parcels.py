@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _LARGE = 1 << 16
 """Bytes from which an array is not sent through the pipe."""
+_FLAGS = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)  # all pages at once: one by one they cost twice as much
 _ALIGNED = 64
 """Every array begins at a multiple of it."""
 
@@ -83,7 +84,7 @@ def receive(pipe: Connection) -> Any:  # noqa: ANN401 of the sender
         if not sizes:
             return pickle.loads(body)  # noqa: S301
         with open(recv_handle(pipe), "rb") as memory:  # noqa: PTH123 a descriptor
-            whole = memoryview(mmap.mmap(memory.fileno(), 0, access=mmap.ACCESS_READ))
+            whole = memoryview(mmap.mmap(memory.fileno(), 0, _FLAGS, mmap.PROT_READ))
     except (OSError, RuntimeError) as error:  # a pipe that ends before the descriptor is there gives a RuntimeError
         raise EOFError(str(error)) from error
     buffers, at = [], 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 from fleets import free_port, wait_for, write_job
-from ray_clusters import family_of, processes_of_ray, started_head
+from ray_clusters import driver_of, family_of, kill, processes_of_ray, started_head
 
 if TYPE_CHECKING:
     from fleets import Fleet, Process
@@ -21,11 +21,6 @@ def started(fleet: Fleet, *flags: str) -> Process:
     server = fleet.stay("--mqtt-port", str(fleet.port), *flags)
     server.wait_event("serving")
     return server
-
-
-def driver_of(server: Process) -> psutil.Process:
-    (driver,) = processes_of_ray("spawn_main", server.popen.pid)
-    return driver
 
 
 def has_ended(process: psutil.Process) -> bool:
@@ -54,9 +49,8 @@ def test_an_idle_server_lives_where_its_cluster_ends_and_uses_the_next_one(fleet
         server = started(fleet, "--ray-address", f"127.0.0.1:{port}")
         fleet.device("pi-1", 0, stays=True)
         finish(fleet, server, "before")
-        driver = driver_of(server)
-        for process in processes_of_ray("gcs_server"):
-            process.kill()
+        driver = driver_of(server.popen.pid)
+        kill(processes_of_ray("gcs_server"))
         wait_for(lambda: has_ended(driver), "the driver's end")
     assert server.popen.poll() is None
     with started_head(port):
@@ -71,13 +65,13 @@ def test_what_ray_has_started_ends_with_its_server(fleet: Fleet) -> None:
     server = started(fleet, "--workers", "1")
     fleet.device("pi-1", 0, stays=True)
     (raylet,) = processes_of_ray("raylet/raylet", server.popen.pid)
-    first = family_of(driver_of(server))
+    first = family_of(driver_of(server.popen.pid))
     raylet.kill()
     wait_for(lambda: all_have_ended(first), "the end of the first Ray")
     finish(fleet, server, "job")
     family = family_of(psutil.Process(server.popen.pid))
     assert any("raylet/raylet" in " ".join(process.cmdline()) for process in family)
-    for process in (driver_of(server), server.popen):
+    for process in (driver_of(server.popen.pid), server.popen):
         process.send_signal(signal.SIGINT)
     assert server.popen.wait(120) == 0
     wait_for(lambda: all_have_ended(family), "the end of all that the server has started")

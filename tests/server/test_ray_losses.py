@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from fleets import free_port, wait_for
-from ray_clusters import family_of, processes_of_ray, started_head, two_nodes
+from ray_clusters import driver_of, family_of, kill, processes_of_ray, started_head, two_nodes
 from ray_pieces import late_ones_first, waits_for
 from round_logs import make_log
 
@@ -25,8 +25,6 @@ from server.ray_work.workers import Recipe, Shared, Workers, open_workers
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-
-    import psutil
 
 NOTHING = Recipe(as_described, Shared(None))
 pytestmark = pytest.mark.timeout(900)
@@ -60,24 +58,14 @@ def written(tmp_path: Path) -> Callable[[Workers | None, Callable[[], object]], 
     return write
 
 
-def kill(processes: list[psutil.Process]) -> None:
-    assert processes
-    for process in processes:
-        process.kill()
-
-
 @pytest.mark.parametrize("victim", ["raylet/raylet", "gcs_server", pytest.param("spawn_main", marks=pytest.mark.long)])
 def test_a_replay_goes_on_where_ray_is_lost_in_the_middle(written: Any, victim: str) -> None:
     """This machine's raylet, its head or the driver itself is killed: Ray is started anew, with the same bits."""
     with open_workers(RayOptions(2)) as workers:
         found = written(workers, lambda: kill(processes_of_ray(victim)))
-        family = family_of_all()
+        family = family_of(driver_of())
     assert found == written(None, lambda: None)
     wait_for(lambda: not any(process.is_running() for process in family), "end of everything that Ray has started")
-
-
-def family_of_all() -> list[psutil.Process]:
-    return [one for driver in processes_of_ray("spawn_main") for one in family_of(driver)]
 
 
 @pytest.mark.slow

@@ -49,16 +49,12 @@ def started_head(port: int, cpus: int = 2) -> Iterator[psutil.Process]:
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
     popen = subprocess.Popen([*ray, *head, *quiet], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     started = psutil.Process(popen.pid)
-    family: list[psutil.Process] = []
     try:
         wait_for(lambda: any("raylet/raylet" in " ".join(one.cmdline()) for one in family_of(started)), "raylet")
         wait_for(lambda: answers(port), "head")
         yield started
     finally:
-        family = family_of(started)
-        for process in family:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+        kill([started, *family_of(started)])
         popen.wait()
 
 
@@ -67,6 +63,20 @@ def answers(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
     return False
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    """Kill processes, at least one; some may end at this moment by themselves."""
+    assert processes
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def driver_of(command: int | None = None) -> psutil.Process:
+    """Ray's driver of this process, or of another one."""
+    (driver,) = [one for one in psutil.Process(command).children() if "spawn_main" in " ".join(one.cmdline())]
+    return driver
 
 
 def family_of(process: psutil.Process) -> list[psutil.Process]:
