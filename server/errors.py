@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edge_runtime.errors import ConfigError, CoveyError, FaultError, StorageError
+from edge_runtime.errors import ConfigError, CoveyError, FaultError, NetworkError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,6 +71,10 @@ class NoSuchDeviceError(ConfigError):
 
     def __init__(self, fleet: str, name: str) -> None:
         super().__init__(f"fleet {fleet} has no device {name}", "see: covey device list")
+
+
+class ToldToStopError(NetworkError):
+    """The command is told to stop while it waits for other processes: what it was doing has not failed."""
 
 
 class RemoteFaultError(CoveyError):

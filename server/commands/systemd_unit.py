@@ -29,6 +29,8 @@ Restart=on-failure
 RestartSec=5
 # A stop waits for the round that is being merged; a job that is cut off goes on with the next start.
 TimeoutStopSec=120
+# Only the server is told to stop: workers of Ray may be at that round, and end with it.
+KillMode=mixed
 LimitNOFILE=65536
 NoNewPrivileges=yes
 ProtectSystem=full

@@ -15,7 +15,7 @@ import msgspec
 
 from edge_runtime.errors import CoveyError, ShortageError, StorageError, as_covey_error, wall
 from server import events
-from server.errors import JobError
+from server.errors import JobError, ToldToStopError
 from server.job.job import Job
 from server.job.selector import Selector, parse_selector
 from server.queue.feed import Feed
@@ -245,6 +245,8 @@ class Supervisor:
             self._end(name, "finished", None)
 
     def _fail(self, name: str, caught: Exception) -> None:
+        if isinstance(caught, ToldToStopError):
+            return  # the next server goes on with the job
         error, self.errors[name] = as_covey_error(caught), caught
         _LOG.error("job %s failed: %s", name, error, exc_info=None if isinstance(caught, CoveyError) else caught)
         self._release(name)

@@ -9,7 +9,6 @@ import platform
 import secrets
 import signal
 import socket
-import threading
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime import __version__
@@ -31,6 +30,8 @@ _CHECK_S = 300.0
 """Seconds in which every machine of a cluster must have said its versions; a worker starts in a few."""
 _MOST_SILENT = 3
 """How many looks in a row must find no head, until it counts as lost."""
+RETRIES = 5
+"""How often a piece is tried again where its worker has died, or was killed for want of memory."""
 _SAME_VERSIONS = "install the same versions of Covey, Python and Ray on every machine of the cluster"
 
 
@@ -43,6 +44,8 @@ def load_ray() -> Any:  # noqa: ANN401 Ray is imported where it is used, and its
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Without it, a call after a cluster was lost would begin a new one on this machine, for anybody.
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+    # Ray's own number is without end: a piece that never fits would be tried for ever.
+    os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))
     try:
         import ray  # noqa: PLC0415
     except ImportError as error:
@@ -83,9 +86,7 @@ class Connection:
         if options.address is None:
             demand_token()
         self.ray = load_ray()
-        self._name = "this machine" if options.address is None else options.address
-        if self.ray.is_initialized():
-            raise ConfigError("this process uses Ray already", "close the other connection first")
+        self._name = options.name
         if options.address is None:
             self._join(address="local", num_cpus=options.workers, include_dashboard=False)
         else:
@@ -100,7 +101,7 @@ class Connection:
         except self.ray.exceptions.RayError as error:
             self.ray.shutdown()
             raise NetworkError(
-                f"the Ray cluster at {self._name} was lost while it was joined: {cause_of(error)}",
+                f"{self._name} was lost while it was joined: {cause_of(error)}",
                 "run the command again",
             ) from error
         except BaseException:
@@ -111,7 +112,7 @@ class Connection:
     def _count_cpus(self) -> int:
         found = int(self.ray.cluster_resources().get("CPU", 0))
         if found < 1:
-            raise ConfigError(f"the Ray cluster at {self._name} has no CPU", "ray start --num-cpus N on a machine")
+            raise ConfigError(f"{self._name} has no CPU", "ray start --num-cpus N on a machine")
         return found
 
     def _reach(self, host: str, port: int) -> None:
@@ -136,11 +137,9 @@ class Connection:
                 self.ray.shutdown()
                 text = cause_of(error)
                 if "ersion mismatch" in text:
-                    raise ConfigError(
-                        f"the Ray cluster at {self._name} is another one: {text}", _SAME_VERSIONS
-                    ) from error
+                    raise ConfigError(f"{self._name} is another one: {text}", _SAME_VERSIONS) from error
                 raise NetworkError(
-                    f"cannot join the Ray cluster at {self._name}: {text}",
+                    f"cannot join {self._name}: {text}",
                     "this machine must be one of its nodes: ray start --address HOST:PORT; ray status shows them",
                 ) from error
 
@@ -168,7 +167,7 @@ class Connection:
         }
         answered, silent = self.ray.wait(list(asked), num_returns=len(asked), timeout=_CHECK_S)
         if silent:
-            raise NetworkError(f"{asked[silent[0]]} of the Ray cluster does not answer", "ray status shows its nodes")
+            raise NetworkError(f"{asked[silent[0]]} of {self._name} does not answer", "ray status shows its nodes")
         for reference in answered:
             found = tuple(self.ray.get(reference))
             if found != expected:
@@ -179,10 +178,10 @@ class Connection:
                 )
 
     def look(self) -> None:
-        """Look whether the cluster is still there; called while nothing comes back.
+        """Look whether the cluster is there; called again and again, by one thread, whatever the others do.
 
         Raises:
-            NetworkError: the head is gone, or has dropped this machine.
+            NetworkError: the head is gone, or has dropped this machine: its raylet has ended.
         """
         try:
             socket.create_connection(self._head, timeout=_ANSWER_S).close()
@@ -198,8 +197,8 @@ class Connection:
     def lost(self, why: str) -> NetworkError:
         """Return the error of a cluster that is gone."""
         return NetworkError(
-            f"the Ray cluster at {self._name} is lost: {why}",
-            "start it again (ray start --head), and run the command again: what was finished is kept",
+            f"{self._name} is lost: {why}",
+            "start it again (ray start --head): what was finished is kept",
         )
 
     def close(self) -> None:
@@ -211,9 +210,6 @@ class Connection:
 @contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
     """Keep this process's handler of SIGTERM: Ray takes it for itself."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield

@@ -21,6 +21,11 @@ class RayOptions:
     workers: int | None = None
     address: str | None = None
 
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return "the Ray of this machine" if self.address is None else f"the Ray cluster at {self.address}"
+
 
 def ray_options(workers: int | None, address: str | None) -> RayOptions | None:
     """Return the options of a command's two flags; None: neither is given, and Ray is not used.

@@ -31,6 +31,12 @@ class Refusal:
     hint: str
 
 
+def as_refusal(error: Exception) -> Refusal:
+    """Return any exception as a value: see errors.as_covey_error."""
+    known = as_covey_error(error)
+    return Refusal(known.exit_code, known.what, known.hint)
+
+
 def run_piece(
     make: Callable[[Any], Any],
     described: Sequence[Any],
@@ -55,8 +61,7 @@ def run_piece(
     except ray.exceptions.RayError:
         raise  # a machine is gone: Ray tries the piece again
     except Exception as error:  # noqa: BLE001 the process that asked raises it
-        known = as_covey_error(error)
-        return Refusal(known.exit_code, known.what, known.hint)
+        return as_refusal(error)
 
 
 def _made(make: Callable[[Any], Any], reference: Any, get: Callable[[Any], Any]) -> Any:  # noqa: ANN401

@@ -1,32 +1,36 @@
-"""Workers: processes of Ray that compute pieces of work. Where one dies, another one computes its piece again."""
+"""Workers: processes of Ray that compute pieces of work. Where one dies, or Ray, the piece is computed again."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import itertools
 import logging
 import threading
+import weakref
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from edge_runtime.errors import NetworkError, TrainingError, cause_of
-from server.errors import error_of
-from server.ray_work.connection import Connection
-from server.ray_work.piece import Refusal, run_piece
+from edge_runtime.errors import NetworkError
+from server.errors import ToldToStopError, error_of
+from server.ray_work.driver_process import DriverLostError, DriverProcess
+from server.ray_work.joining_again import JoiningAgain
+from server.ray_work.messages import Ask, Kept
+from server.ray_work.piece import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from server.ray_work.options import RayOptions
 
-_RETRIES = 5
-"""How often a piece is tried again where its worker has died."""
-_SESSIONS = itertools.count()
-"""Numbers of the connections of this process, so that no reference outlives its own."""
+_MOST_LOSSES = 5
+"""How often Ray may be lost while a piece waits, until the piece may be the reason."""
+_NUMBERS = itertools.count()
+"""Numbers of shared values and pieces: no two of a process are alike."""
 _LOG = logging.getLogger(__name__)
 _LOOK_S = 1.0
-"""Seconds without a result after which the cluster is looked at."""
+"""Seconds without a result after which a waiting thread looks at whether to stop."""
 _LOOKS_TO_SAY = 60
 """After so many looks in vain the log says that a piece is waited for."""
 _LOOKS_TO_STOP = 30
@@ -39,16 +43,11 @@ class Shared:
 
     Attributes:
         value: the value.
+        number: names it.
     """
 
     value: Any
-    _places: dict[int, Any] = field(default_factory=dict)
-
-    def reference(self, session: int, put: Callable[[Any], Any]) -> Any:  # noqa: ANN401 Ray's
-        """Return its reference in one connection to Ray, by the connection's number."""
-        if session not in self._places:
-            self._places = {session: put(self.value)}
-        return self._places[session]
+    number: int = field(default_factory=_NUMBERS.__next__)
 
 
 @dataclass(frozen=True)
@@ -64,47 +63,51 @@ class Recipe:
     described: Shared
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Pending:
-    """A piece that was handed out: Ray's reference of its result, and the number of the connection."""
+    """A piece that was handed out.
 
-    reference: Any
-    session: int
+    Attributes:
+        recipe: see Workers.submit.
+        function: see Workers.submit.
+        arguments: see Workers.submit.
+        answer: where the driver that has it now puts its value.
+        losses: how often Ray was lost while it waited.
+        number: names it.
+    """
+
+    recipe: Recipe
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    answer: concurrent.futures.Future[Any]
+    losses: int = 0
+    number: int = field(default_factory=_NUMBERS.__next__)
 
 
 class Workers:
     """The workers of a command; threads may share them.
 
+    Ray's driver is a process of its own: Ray ends it where it is lost, and the command goes on with another one.
+
     Args:
         options: where they are.
-        should_stop: asked while a piece is waited for.
+        should_stop: asked while something is waited for.
 
     Raises:
-        ConfigError, NetworkError: see Connection.
+        ConfigError, NetworkError: see connection.Connection.
     """
 
     def __init__(self, options: RayOptions, should_stop: Callable[[], bool] = lambda: False) -> None:
-        self._options, self._lock, self._should_stop = options, threading.Lock(), should_stop
-        self._open()
-
-    def _open(self) -> None:
-        self._connection: Connection | None = None
-        connection = Connection(self._options)
-        self._remote = connection.ray.remote(num_cpus=1, max_retries=_RETRIES)(run_piece)
-        self._connection, self._session = connection, next(_SESSIONS)
-
-    def _opened(self) -> tuple[Connection, int]:
-        """Return the connection and its number; one that was lost is made again."""
-        with self._lock:
-            if self._connection is None:
-                self._open()
-            assert self._connection is not None  # noqa: S101 it is open now
-            return self._connection, self._session
+        self._should_stop = should_stop
+        self._lock = threading.Lock()
+        self._pieces: weakref.WeakSet[Pending] = weakref.WeakSet()
+        self._driver = DriverProcess(options, should_stop)
+        self._joining_again = JoiningAgain(options, should_stop)
 
     @property
     def number(self) -> int:
         """How many pieces are computed at once."""
-        return self._opened()[0].workers
+        return self._driver.workers
 
     def submit(self, recipe: Recipe, function: Callable[..., Any], *arguments: Any) -> Pending:  # noqa: ANN401
         """Hand a piece out.
@@ -113,59 +116,79 @@ class Workers:
             recipe: what it needs beside its arguments.
             function: gets what the recipe makes, and the arguments; a function at the top of a module, without effects.
             arguments: arrays in them are read-only for the function; of Shared ones it gets the value.
-
-        Raises:
-            ConfigError, NetworkError: a lost cluster cannot be joined again.
         """
-        connection, session = self._opened()
-        put = connection.ray.put
-        given = [one.reference(session, put) if isinstance(one, Shared) else one for one in arguments]
-        described = [recipe.described.reference(session, put)]
-        return Pending(self._remote.remote(recipe.make, described, function, *given), session)
+        pending = Pending(recipe, function, arguments, concurrent.futures.Future())
+        with self._lock:
+            self._ask(pending)
+            self._pieces.add(pending)
+        return pending
+
+    def _ask(self, pending: Pending) -> None:
+        """Ask the driver for a piece."""
+        described = pending.recipe.described
+        for shared in (described, *pending.arguments):
+            if isinstance(shared, Shared):
+                self._driver.keep(shared.number, shared.value, shared)
+        given = tuple(Kept(one.number) if isinstance(one, Shared) else one for one in pending.arguments)
+        pending.answer = self._driver.ask(
+            Ask(pending.number, pending.recipe.make, described.number, pending.function, given)
+        )
 
     def result(self, pending: Pending) -> Any:  # noqa: ANN401 of the piece's function
-        """Wait for a piece.
+        """Wait for a piece; where Ray is lost meanwhile, join it again and go on.
 
         Raises:
             CoveyError: the function has raised it.
-            NetworkError: the cluster is lost, or the piece's workers died again and again.
+            NetworkError: Ray is lost and cannot be joined again, or the piece's workers died again and again.
             TrainingError: they have too little memory.
+            ToldToStopError: the command is told to stop.
         """
-        connection, session = self._opened()
-        if session != pending.session:
-            raise NetworkError("the Ray cluster was lost in the middle", "run the command again")
-        try:
-            self._wait(connection, pending)
-            value = connection.ray.get(pending.reference)
-        except NetworkError:
-            self._forget(session)
-            raise
-        except connection.ray.exceptions.OutOfMemoryError as error:
-            raise TrainingError(
-                f"the workers of Ray have too little memory: {cause_of(error)}", "use fewer workers, or more machines"
-            ) from error
-        except connection.ray.exceptions.RayError as error:
-            raise NetworkError(
-                f"a piece of work has failed on Ray, {_RETRIES} times where its worker died: {cause_of(error)}",
-                "look into Ray's logs on its machine (/tmp/ray/session_latest/logs); what was finished is kept",
-            ) from error
-        if isinstance(value, Refusal):
-            raise error_of(value.code, value.what, value.hint)
-        return value
+        while True:
+            answer = pending.answer
+            try:
+                value = self._awaited(answer)
+            except DriverLostError as lost:
+                self._begin_again(pending, answer, lost)
+                continue
+            with self._lock:
+                self._pieces.discard(pending)
+            if isinstance(value, Refusal):
+                raise error_of(value.code, value.what, value.hint)
+            return value
 
-    def _wait(self, connection: Connection, pending: Pending) -> None:
-        """Wait for a piece: as long as it takes, but not much longer once the command is told to stop."""
+    def _awaited(self, answer: concurrent.futures.Future[Any]) -> Any:  # noqa: ANN401 of the piece's function
+        """Wait for a value: as long as it takes, but not much longer once the command is told to stop."""
         looks = looks_since_stop = 0
-        while not connection.ray.wait([pending.reference], timeout=_LOOK_S)[0]:
-            connection.look()
+        while not concurrent.futures.wait([answer], _LOOK_S).done:
             looks += 1
             if looks % _LOOKS_TO_SAY == 0:
                 _LOG.warning("a piece of work has no result yet; are the CPUs of the Ray cluster taken by others?")
             looks_since_stop += self._should_stop()
             if looks_since_stop > _LOOKS_TO_STOP:
-                raise NetworkError(
+                raise ToldToStopError(
                     "told to stop while a piece of work waits for a CPU of the Ray cluster", "run the command again"
                 )
+        return answer.result()
+
+    def _begin_again(self, pending: Pending, answer: concurrent.futures.Future[Any], lost: DriverLostError) -> None:
+        """Get another driver, and ask it for all that has no value yet."""
+        if pending.losses == _MOST_LOSSES:
+            raise NetworkError(
+                f"Ray was lost {1 + pending.losses} times while it computed the same piece of work: {lost.what}",
+                "look into Ray's logs (/tmp/ray/session_latest/logs): the piece may need too much memory for the "
+                "machine; use fewer workers. What was finished is kept",
+            )
+        with self._joining_again.one_at_a_time():
+            if pending.answer is not answer:
+                return  # another thread has done it
+            self._driver.close()
+            driver = self._joining_again.driver(lost)
+            with self._lock:
+                self._driver = driver
+                for piece in sorted(self._pieces, key=lambda piece: piece.number):
+                    if isinstance(piece.answer.exception(), DriverLostError):
+                        piece.losses += 1
+                        self._ask(piece)
 
     def in_order(
         self,
@@ -201,25 +224,13 @@ class Workers:
     def cancel(self, pieces: Iterable[Pending]) -> None:
         """Say that nobody waits for pieces any more; those that have begun are finished."""
         with self._lock:
-            connection, session = self._connection, self._session
-        if connection is not None:
             for pending in pieces:
-                if pending.session == session:
-                    connection.ray.cancel(pending.reference)
-
-    def _forget(self, session: int) -> None:
-        """Close a connection that was lost; the next piece makes another one."""
-        with self._lock:
-            if self._connection is not None and self._session == session:
-                lost, self._connection = self._connection, None
-                lost.close()
+                self._pieces.discard(pending)
+                self._driver.cancel(pending.number)
 
     def close(self) -> None:
         """Leave the cluster; workers of this machine end."""
-        with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+        self._driver.close()
 
 
 @contextlib.contextmanager
@@ -229,7 +240,7 @@ def open_workers(
     """Have workers while the block runs; None: without Ray. ``should_stop``: see Workers.
 
     Raises:
-        ConfigError, NetworkError: see Connection.
+        ConfigError, NetworkError: see connection.Connection.
     """
     if options is None:
         yield None

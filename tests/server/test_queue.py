@@ -13,7 +13,7 @@ from edge_runtime.errors import ConfigError
 from edge_runtime.files.nearest import with_nearest
 from server import events
 from server.compose import compose_coordinator, open_stores
-from server.errors import JobError
+from server.errors import JobError, ToldToStopError
 from server.evaluation import Evaluation, InlineEvaluator
 from server.job.job import Job, job_of
 from server.job.selector import Selector, check_there, parse_selector
@@ -26,11 +26,16 @@ from server.simulation.virtual import VirtualTransport, VirtualWorld
 from server.storage import queries
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from server.compose import Stores
     from server.queue.supervisor import Prepared
     from server.storage.records import JobRecord
 
+    Prepare = Callable[[JobRecord], Prepared]
+
+GOOD: dict[str, Any] = {"name": "good", "eval_file": "/x", "rounds": 1}
 NAMES = ("pi-1", "pi-2", "pi-3")
 TAGS = ("kitchen", "attic")
 FLEETS = st.dictionaries(st.sampled_from(NAMES), st.frozensets(st.sampled_from(TAGS)))
@@ -162,15 +167,40 @@ def test_the_feed_keeps_the_last_events_of_each_job() -> None:
     assert feed.since("a", 0) == []
 
 
-def test_a_job_of_another_version_fails_with_the_reason_and_the_others_go_on(tmp_path: Path) -> None:
+def supervised(tmp_path: Path, jobs: list[dict[str, Any]], prepare: Prepare) -> tuple[Supervisor, Stores]:
+    """A supervisor of a fleet without devices, to which jobs were submitted."""
     stores, world = open_stores(tmp_path), VirtualWorld()
-    good: dict[str, Any] = {"name": "good", "eval_file": "/x", "rounds": 1}
-    for config in ({**good, "name": "old", "a_field_of_before": 1}, good):
+    for config in jobs:
         stores.ledger.submit_job(config["name"], "default", "a" * 64, "/nowhere", config)
     transport = VirtualTransport(world, lambda _topic, _payload: None)
     evaluator = InlineEvaluator(lambda _theta: Evaluation(0.5, 0.5))
     services = Services(transport, stores.uploads, evaluator, world.clock, "http://nowhere")
     coordinator = compose_coordinator("default", stores.ledger, services, lambda _event: None)
+    return Supervisor(
+        coordinator, stores.ledger, prepare, world.clock, lambda _job, _event: None, lambda: False
+    ), stores
+
+
+def test_a_job_that_is_cut_off_by_the_servers_stop_has_not_failed(tmp_path: Path) -> None:
+    asked = threading.Event()
+
+    def prepare(_record: JobRecord) -> Prepared:
+        asked.set()
+        raise ToldToStopError("told to stop while it waits", "")
+
+    supervisor, stores = supervised(tmp_path, [GOOD], prepare)
+    supervisor.turn(0)
+    assert asked.wait(60)
+    supervisor.close()  # waits for the preparation
+    supervisor.turn(0)
+    record = queries.find_job(stores.ledger, "good")
+    assert record is not None
+    assert (record.state, record.reason) == ("queued", None)
+    assert not supervisor.errors
+    stores.ledger.close()
+
+
+def test_a_job_of_another_version_fails_with_the_reason_and_the_others_go_on(tmp_path: Path) -> None:
     asked = threading.Event()
 
     def prepare(record: JobRecord) -> Prepared:
@@ -178,7 +208,7 @@ def test_a_job_of_another_version_fails_with_the_reason_and_the_others_go_on(tmp
         asked.set()
         raise JobError("there is nothing to prepare here", "")
 
-    supervisor = Supervisor(coordinator, stores.ledger, prepare, world.clock, lambda _job, _event: None, lambda: False)
+    supervisor, stores = supervised(tmp_path, [{**GOOD, "name": "old", "a_field_of_before": 1}, GOOD], prepare)
     supervisor.turn(0)
     assert asked.wait(60)
     failed = queries.find_job(stores.ledger, "old")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 import pytest
-from ray_clusters import dies_once, sent_as_code, two_nodes
+from ray_clusters import two_nodes
+from ray_pieces import dies_once
 from round_logs import chain_of, make_log
 
 from edge_runtime.bundle.adapter import CHUNK
@@ -46,7 +47,6 @@ CLUSTERS = [pytest.param(1, marks=pytest.mark.long), "two nodes", pytest.param(3
 @pytest.fixture(scope="module", params=CLUSTERS, ids=str)
 def workers(request: pytest.FixtureRequest) -> Iterator[Workers]:
     """One worker, one on each of two nodes, or three."""
-    sent_as_code()
     if request.param == "two nodes":
         with two_nodes() as cluster, open_workers(RayOptions(address=cluster.address)) as opened:
             assert opened is not None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fleets import edge_configs, write_job
-from ray_clusters import processes_of_ray, two_nodes
+from ray_clusters import kill, processes_of_ray, two_nodes
 from tiny_models import reviews, write_rows
 
 from edge_runtime.errors import NetworkError
@@ -89,9 +89,13 @@ def test_a_servers_job_ends_the_same_with_workers(
 
 
 @pytest.mark.slow
-def test_a_job_goes_on_after_its_cluster_has_lost_its_head(tmp_path: Path, tiny_bundle: Bundle) -> None:
-    """The command ends with an error; given again, without Ray, it ends on the bits of an undisturbed job."""
-    path = write_job(tmp_path, min_devices=3, eval_every=1, rounds=4)
+def test_a_job_goes_on_after_its_cluster_has_lost_its_head(
+    tmp_path: Path, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster stays away: an error; given again, without Ray, the job ends on the bits of an undisturbed one."""
+    monkeypatch.setattr("server.ray_work.joining_again.PAUSES_S", (0.0, 0.2))
+    everyone = {"min_devices": 3, "min_reports": 3, "max_attempts": 1000}  # also where they come back one by one
+    path = write_job(tmp_path, eval_every=1, rounds=4, **everyone)
     fitted, bundle = load_job(path, tiny_bundle.path)
     (tmp_path / "calm").mkdir()
     calm = run_in_process(fitted, bundle, tmp_path / "calm" / "server", edge_configs(tmp_path / "calm", 3))
@@ -104,9 +108,8 @@ def test_a_job_goes_on_after_its_cluster_has_lost_its_head(tmp_path: Path, tiny_
             if isinstance(event, RoundClosed):
                 closed.append(event)
                 if len(closed) == 2:
-                    for name in ("gcs_server", "ray::IDLE", "ray::run_piece"):
-                        for process in processes_of_ray(name):
-                            process.kill()
+                    names = ("gcs_server", "ray::IDLE", "ray::run_piece")
+                    kill([process for name in names for process in processes_of_ray(name)])
 
         with pytest.raises(NetworkError, match="is lost"):
             run_in_process(fitted, bundle, server, devices, observe, ray=RayOptions(address=cluster.address))

@@ -43,6 +43,7 @@ def test_a_unit_has_the_options_that_differ_from_the_defaults(tmp_path: Path) ->
     assert words[words.index("--mqtt-port") + 1] == "1884"
     assert words[words.index("--report-connections") + 1] == "3"
     assert (line(text, "User"), line(text, "Restart")) == ("covey", "on-failure")
+    assert line(text, "KillMode") == "mixed"
 
 
 SOMETHING = {

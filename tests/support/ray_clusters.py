@@ -1,20 +1,20 @@
-"""Ray for tests: a cluster of two nodes on this machine, and pieces of work that go wrong."""
+"""Ray for tests: clusters on this machine, and their processes."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
 import os
-import signal
-import time
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from fleets import wait_for
 
-from edge_runtime.errors import ConfigError
-from edge_runtime.forward_only.slices import ReplayTask, Slice, replay_slice
 from server.ray_work.connection import demand_token, load_ray
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 if importlib.util.find_spec("ray") is None:
     pytest.skip("needs Ray: pip install 'covey[ray]'", allow_module_level=True)
 demand_token()  # before Ray is imported: clusters and workers of one test process take the same token
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+"""Workers import ray_pieces.py by its name."""
 
 
 @contextlib.contextmanager
@@ -39,52 +41,56 @@ def two_nodes() -> Iterator[Any]:
         cluster.shutdown()
 
 
-def sent_as_code() -> None:
-    """Have the functions of this file sent to workers as code: they cannot import it."""
-    import ray_clusters
-    from ray import cloudpickle
+@contextlib.contextmanager
+def started_head(port: int, cpus: int = 2) -> Iterator[psutil.Process]:
+    """A cluster of one machine that ``ray start --head`` has begun at a port; what is left of it is killed."""
+    head = ["start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--port", str(port)]
+    quiet = ["--num-cpus", str(cpus), "--include-dashboard=false", "--disable-usage-stats"]
+    ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    popen = subprocess.Popen([*ray, *head, *quiet], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    started = psutil.Process(popen.pid)
+    try:
+        wait_for(lambda: any("raylet/raylet" in " ".join(one.cmdline()) for one in family_of(started)), "raylet")
+        wait_for(lambda: answers(port), "head")
+        yield started
+    finally:
+        kill([started, *family_of(started)])
+        popen.wait()
 
-    cloudpickle.register_pickle_by_value(ray_clusters)
+
+def answers(port: int) -> bool:
+    """Whether somebody listens."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
 
 
-def processes_of_ray(name: str) -> list[psutil.Process]:
-    """The processes of Ray that this process has started, by a part of their command line."""
+def kill(processes: list[psutil.Process]) -> None:
+    """Kill processes, at least one; some may end at this moment by themselves."""
+    assert processes
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def driver_of(command: int | None = None) -> psutil.Process:
+    """Ray's driver of this process, or of another one."""
+    (driver,) = [one for one in psutil.Process(command).children() if "spawn_main" in " ".join(one.cmdline())]
+    return driver
+
+
+def family_of(process: psutil.Process) -> list[psutil.Process]:
+    """A process and all that it has started, and they."""
+    with contextlib.suppress(psutil.Error):
+        return [process, *process.children(recursive=True)]
+    return []
+
+
+def processes_of_ray(name: str, ancestor: int | None = None) -> list[psutil.Process]:
+    """The processes of Ray that this process, or another one, has started, by a part of their command line."""
     found = []
-    for process in psutil.Process().children(recursive=True):
+    for process in psutil.Process(ancestor).children(recursive=True):
         with contextlib.suppress(psutil.Error):
             if name in " ".join(process.cmdline()):
                 found.append(process)
     return found
-
-
-def dies_once(task: ReplayTask, part: Slice, marker: str) -> Slice:
-    """Replay a slice; the first worker that gets the third one is killed in the middle."""
-    replayed = replay_slice(task, part)
-    if part.start == 2000:
-        with contextlib.suppress(FileExistsError):
-            Path(marker).touch(exist_ok=False)
-            os.kill(os.getpid(), signal.SIGKILL)
-    return replayed
-
-
-def dies_always(_made: object, _item: object) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def refuses(_made: object, item: int) -> int:
-    if item == 3:
-        raise ConfigError("item 3 is wrong", "leave it out")
-    return item * item
-
-
-def late_ones_first(_made: object, item: int) -> int:
-    time.sleep(0.05 * (10 - item))
-    return item
-
-
-def waits_for(_made: object, item: int, path: str) -> int:
-    """Answer when a file is there."""
-    Path(f"{path}.{item}").touch()
-    while not Path(path).exists():
-        time.sleep(0.02)
-    return item
