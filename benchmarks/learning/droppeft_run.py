@@ -110,7 +110,7 @@ def row_passes(ran: FleetRun, reports: list[dict[str, Any]]) -> dict[str, int]:
     are not run.
     """
     fitted, layers = ran.fitted, ran.fitted.manifest.model.layers
-    spent = spent_by_round(ran.ledger, fitted.split / layers)
+    spent = spent_by_round(ran, layers)
     backprop = 0.0
     if fitted.job.stld is not None:
         mine = [row for row in reports if row["kind"] == "backprop"]
