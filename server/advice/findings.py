@@ -153,7 +153,8 @@ MIDDLE = ForwardRun("minilm", "lora", "spzo", 4 / 6, 16, 2, 16, 4, 0.015, 0.6267
 PROMPT = ForwardRun("smollm2", "lora", "spzo", 20 / 30, 8, 2, 8, 4, 0.1, 0.7083, 320.0, 0.8250, 160.0)
 FULL_HEAD = ForwardRun("minilm", "full", "spzo-head", 1.0, 16, 4, 16, 64, 0.009, 0.7600, 640.0)
 FULL_MIDDLE = ForwardRun("minilm", "full", "spzo", 4 / 6, 16, 2, 16, 4, 0.009, 0.6467, 640.0)
-FORWARD_RUNS = (HEAD, MIDDLE, PROMPT, FULL_HEAD, FULL_MIDDLE)
+FROZEN_HEAD = ForwardRun("minilm", "lora", "spzo-frozen-head", 1.0, 16, 4, 16, 64, 0.03, 0.7378, 130.3, 0.7800, 320.0)
+FORWARD_RUNS = (HEAD, MIDDLE, PROMPT, FULL_HEAD, FULL_MIDDLE, FROZEN_HEAD)
 
 BACKPROP_RUNS: dict[TaskKind, BackpropRun] = {
     "classify-head": BackpropRun("minilm", 30, 4, 8, 0.003),
@@ -196,13 +197,20 @@ FORWARD_FROM_RUNS: dict[TaskKind, tuple[ScheduleRun, ...]] = {
 """Hybrid fleets whose backprop devices train at half depth, and alone in the first rounds; 1: in all."""
 
 
-def forward_run(manifest: Manifest) -> ForwardRun | None:
-    """Return the best forward-only runs of a task like the bundle's, at a split that it has; None: there are none."""
+def forward_run(manifest: Manifest, *, is_frozen: bool = False) -> ForwardRun | None:
+    """Return the best forward-only runs of a task like the bundle's, at a split that it has; None: there are none.
+
+    Args:
+        manifest: the bundle's.
+        is_frozen: whether the front is to be frozen; runs with a frozen front are there for a head alone.
+    """
     task, full = manifest.task.kind, manifest.train == "full"
     if task == "classify-head":
         at_head = manifest.model.layers in manifest.splits
         if full:
             return FULL_HEAD if at_head else FULL_MIDDLE
+        if at_head and is_frozen:
+            return FROZEN_HEAD
         return HEAD if at_head else MIDDLE
     return PROMPT if task == "classify-prompt" and not full else None
 

@@ -88,7 +88,7 @@ def settings_for(about: About, wanted: Wanted) -> Settings:
     manifest = about.manifest
     fields: dict[str, Any] = {"name": about.name, "eval_file": about.eval_file}
     step: dict[str, Any] = {}
-    run, layers = forward_run(manifest), manifest.model.layers
+    run, layers = forward_run(manifest, is_frozen=wanted.is_frozen), manifest.model.layers
     forward_source = _DEFAULTS
     if run is not None:
         split = min(manifest.splits, key=lambda have: abs(have / layers - run.split_share))

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from fleets import reviews, toml, write_rows
 
-from server.advice.findings import HEAD
+from server.advice.findings import FROZEN_HEAD
 from server.advice.left_open import ABOUT_ELSE, filled, leaves_open
 from server.job.job import Job, job_of
 from server.serving.loaded_job import load_job
@@ -59,10 +59,13 @@ def test_a_head_gets_what_was_measured_for_heads(at_head: Bundle) -> None:
     job = job_of(table)
     assert settings is not None
     assert (job.rounds, job.cohort) == (7, 2)
-    assert (job.steps, job.batch_size, job.split) == (HEAD.steps, HEAD.batch_size, 3)
-    assert (job.step.back_perturbations, job.step.learning_rate) == (HEAD.back_perturbations, HEAD.learning_rate)
+    assert (job.steps, job.batch_size, job.split) == (FROZEN_HEAD.steps, FROZEN_HEAD.batch_size, 3)
+    assert (job.step.back_perturbations, job.step.learning_rate) == (
+        FROZEN_HEAD.back_perturbations,
+        FROZEN_HEAD.learning_rate,
+    )
     assert job.stld is None
-    assert job.front == settings.fitted.job.front
+    assert job.front == "frozen"
 
 
 def test_where_the_bundle_has_levels_devices_may_backpropagate(tiny_export: Callable[..., Bundle]) -> None:
@@ -90,7 +93,7 @@ def test_a_job_of_a_file_is_filled_and_the_log_says_so(
     (tmp_path / "job.toml").write_text(toml({"name": "job", "eval_file": "rows.jsonl"}))
     caplog.set_level(logging.INFO)
     fitted, _ = load_job(tmp_path / "job.toml", at_head.path)
-    assert fitted.job.step.back_perturbations == HEAD.back_perturbations
+    assert fitted.job.step.back_perturbations == FROZEN_HEAD.back_perturbations
     assert "it leaves open how devices train" in caplog.text
-    assert HEAD.name in caplog.text
+    assert FROZEN_HEAD.name in caplog.text
     assert msgspec.convert(msgspec.to_builtins(fitted.job), Job) == fitted.job
