@@ -125,7 +125,8 @@ class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         cohort: reports per round; 0: one from every device that is online.
         over_selection: the round is offered to cohort × over_selection devices, and ends with ``cohort`` reports.
         min_reports: with fewer reports at the deadline, the attempt is abandoned.
-        min_devices: devices that must be online before the first round; 0: ``min_reports``.
+        min_devices: devices that must be online before the first round, and that the first one after a restart of the
+            server waits for, for ``accept_s`` seconds; 0: ``min_reports``.
         deadline_s: seconds from the offer to the last report that counts.
         accept_s: seconds that a device may take to accept a plan; a round does not wait longer for one that is silent.
         max_attempts: attempts at one round before the job fails.

@@ -99,6 +99,7 @@ class JobRun:
         self._is_evaluating = False
         self._should_stop: Callable[[], bool] = lambda: False
         self._failed_attempts = 0  # of the current round, since this start
+        self._all_until: float | None = None  # until then the first round since this start waits for min_devices
         self._looks = Looks()
         self._planner = Planner(fitted, ledger)
         self._plans = Plans(fitted, services.blob_url)
@@ -129,6 +130,7 @@ class JobRun:
             should_stop: asked while something is tried again, for want of file descriptors.
         """
         self._should_stop = should_stop
+        self._all_until = self._clock() + self._job.accept_s
         if resumed:
             self._resume()
         entered = queries.find_job(self._ledger, self._job.name)
@@ -236,7 +238,8 @@ class JobRun:
     # -- rounds -------------------------------------------------------------------------------------------------
 
     def _try_to_open(self) -> None:
-        needed = self._job.devices_to_start if not self.chain.closed else self._job.min_reports
+        come_back = self._all_until is not None and self._clock() < self._all_until  # after a restart of the server
+        needed = self._job.devices_to_start if come_back or not self.chain.closed else self._job.min_reports
         if not self._looks.is_due(self._roster.devices, needed, self._clock()):
             return
         devices = self.devices()
@@ -259,7 +262,7 @@ class JobRun:
                 self.waiting_for = waiting
                 self.observe(waiting)
             return
-        self.waiting_for = None
+        self.waiting_for = self._all_until = None
         attempt = queries.count_attempts(self._ledger, self._job.name, index)
         if self._failed_attempts >= self._job.max_attempts:
             self._ledger.end_job(self._job.name, "failed", None)

@@ -139,7 +139,7 @@ def test_no_token_has_a_vocabulary_of_logits_but_those_of_a_chunk(
     engine = Engines(threads=1).make_engine(bundle, 1)
     engine.back(engine.front(batch), batch)
     del engine  # a session writes its profile when it is closed
-    _front, back = sorted(tmp_path.glob("*.json"))
+    back, _front = sorted(tmp_path.glob("*.json"))  # the front is loaded when it is first run
     profile = json.loads(back.read_text())
     made = [
         (event["args"]["op_name"], tuple(shape))

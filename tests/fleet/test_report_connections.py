@@ -110,7 +110,8 @@ def test_rounds_lose_nothing_though_connections_are_cut_and_the_server_is_killed
     assert [(one.index, one.reports) for one in closed] == [(index, DEVICES) for index in range(ROUNDS)]
     assert found["lost_reports"] == found["lost_connections"] == found["messages_refused"] == 0
     assert found["reports"]["taken"] >= DEVICES * (ROUNDS - 1)
-    assert set(found["reports"]) <= {"taken", "duplicate", "late"}
+    # Unknown: to a server that has started again, and has not loaded the job yet. Its round is trained again.
+    assert set(found["reports"]) <= {"taken", "duplicate", "late", "unknown"}
     assert list(found["proved"].values()) == [DEVICES]
 
 
