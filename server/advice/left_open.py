@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from server.advice.choice import choose
 from server.advice.findings import BACKPROP_RUNS, forward_run
 from server.advice.settings import About, Wanted, settings_for
+from server.job.job import job_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from edge_runtime.bundle.folder import Bundle
+    from edge_runtime.bundle.manifest import Manifest
     from server.advice.settings import Settings
+    from server.job.job import Job
+
+_LOG = logging.getLogger(__name__)
 
 ABOUT_ELSE = frozenset(
     {
@@ -28,38 +33,37 @@ def leaves_open(table: Mapping[str, Any]) -> bool:
     return {"name", "eval_file"} <= table.keys() <= ABOUT_ELSE
 
 
-def filled(table: dict[str, Any], bundle: Bundle) -> tuple[dict[str, Any], Settings | None]:
-    """Return the content of job.toml with measured settings, where it leaves them open and there are some.
+def completed(job: Job, table: dict[str, Any], manifest: Manifest, bundle_sha256: str) -> Job:
+    """Return a job with measured settings, where its file leaves them open and there are some; the log says which.
 
     Which devices will come is not known: those that can backpropagate do so where the bundle has graphs for it, and the
     others run forward passes.
 
     Args:
+        job: what ``table`` says, with defaults.
         table: the content of job.toml, with an absolute ``eval_file``.
-        bundle: the job's bundle.
-
-    Returns:
-        The content, and where the settings are from; None: the content is as it was.
-
-    Raises:
-        ConfigError: the job is wrong.
+        manifest: the bundle's.
+        bundle_sha256: the bundle's name.
     """
-    manifest = bundle.manifest
-    kind = manifest.task.kind
-    if not leaves_open(table) or table.get("train", manifest.train) != manifest.train:
-        return table, None
-    can_backpropagate = bool(manifest.levels) and kind in BACKPROP_RUNS
-    if forward_run(manifest) is None and not can_backpropagate:
-        return table, None
-    about = About(manifest, bundle.sha256, table["name"], table["eval_file"], cohort=0)
-    settings = settings_for(about, Wanted(backprop=True)) if can_backpropagate else choose(about, [], 0, {}).settings
-    return {**settings.fields, **table}, settings
-
-
-def sources(settings: Settings) -> str:
-    """Return, in words, which settings a job got and where they are from."""
+    settings = _measured(table, manifest, bundle_sha256) if leaves_open(table) else None
+    if settings is None:
+        return job
     given = ", ".join(f"{name} = {value}" for name, value in settings.fields.items() if name not in ABOUT_ELSE)
     measured = [f"forward-only devices: {settings.forward_source}"]
     if settings.backprop_source is not None:
         measured.append(f"backprop devices: {settings.backprop_source}")
-    return f"it leaves open how devices train, so it has what was measured ({'; '.join(measured)}): {given}"
+    what = "job %s leaves open how devices train, so it has what was measured (%s): %s"
+    _LOG.info(what, job.name, "; ".join(measured), given)
+    return job_of({**settings.fields, **table})
+
+
+def _measured(table: dict[str, Any], manifest: Manifest, bundle_sha256: str) -> Settings | None:
+    """Return the settings that were measured for a task like a bundle's; None: there are none."""
+    kind = manifest.task.kind
+    can_backpropagate = bool(manifest.levels) and kind in BACKPROP_RUNS
+    if forward_run(manifest) is None and not can_backpropagate:
+        return None
+    about = About(manifest, bundle_sha256, table["name"], table["eval_file"], cohort=0)
+    if can_backpropagate:
+        return settings_for(about, Wanted(backprop=True))
+    return choose(about, [], 0, {}).settings

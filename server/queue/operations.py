@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import msgspec
 
 from edge_runtime.bundle.folder import open_bundle
 from edge_runtime.errors import ConfigError
-from server.advice.left_open import filled, sources
+from server.advice.left_open import completed
 from server.errors import JobError, NoSuchJobError
 from server.job.behind_needs import fit_opened
 from server.job.job import job_of
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from server.storage.blobs import BlobStore
     from server.storage.ledger import Ledger
     from server.storage.records import JobRecord
-
-_LOG = logging.getLogger(__name__)
 
 
 class Operations:
@@ -247,8 +244,4 @@ def _fitted(table: dict[str, Any], path: str) -> FittedJob:
             f"there is no file {job.eval_file} on the server's machine", "put the held-out rows there (eval_file)"
         )
     bundle = open_bundle(Path(path))
-    table, measured = filled(table, bundle)
-    if measured is not None:
-        job = job_of(table)
-        _LOG.info("job %s: %s", job.name, sources(measured))
-    return fit_opened(job, bundle)
+    return fit_opened(completed(job, table, bundle.manifest, bundle.sha256), bundle)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,12 @@ from edge_runtime.data.rows import load_rows
 from edge_runtime.engines.choose import Engines
 from edge_runtime.forward_only.slices import replay_in_turn
 from edge_runtime.fronts.frozen_predictor import FrozenPredictor
-from server.advice.left_open import filled, sources
+from server.advice.left_open import completed
 from server.compose import compose_run, enter
 from server.errors import JobError
 from server.evaluation import BackgroundEvaluator, evaluate
 from server.job.behind_needs import fit_opened
-from server.job.job import Job, job_of, read_job, read_job_table
+from server.job.job import Job, read_job, read_job_table
 from server.queue.supervisor import Prepared
 from server.ray_work.evaluating import evaluate_on
 from server.ray_work.replaying import replayed_on
@@ -49,8 +48,6 @@ if TYPE_CHECKING:
     from server.rounds.services import Services
     from server.storage.records import JobRecord
     from server.trust.releases import ReleaseBook
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,11 +78,7 @@ def load_job(path: Path, bundle_path: Path) -> tuple[FittedJob, Bundle]:
     """
     bundle = open_bundle(bundle_path)
     verify_files(bundle)
-    job, table = read_job(path), read_job_table(path)
-    table, measured = filled(table, bundle)
-    if measured is not None:
-        job = job_of(table)
-        _LOG.info("job %s: %s", job.name, sources(measured))
+    job = completed(read_job(path), read_job_table(path), bundle.manifest, bundle.sha256)
     return fit_opened(job, bundle), bundle
 
 

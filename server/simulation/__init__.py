@@ -2,7 +2,7 @@
 
 Replaces the machine, never the server's logic.
 
-May import: serving, compose, ray_work, rounds, profiles, storage, evaluation, job, bandit, events, errors; of
+May import: serving, advice, compose, ray_work, rounds, profiles, storage, evaluation, job, bandit, events, errors; of
     edge_runtime: agent, store, forward_only, backprop, engines, device, data, network, protocol, bundle, values,
     errors.
 Must never come in: a second version of a rule that the server has.

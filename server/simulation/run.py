@@ -21,11 +21,12 @@ from edge_runtime.bundle.manifest import MANIFEST_FILE
 from edge_runtime.device.memory import peak_rss_bytes
 from edge_runtime.errors import ConfigError, DataError
 from edge_runtime.protocol.step_rule import StepRule
+from server.advice.left_open import completed
 from server.compose import compose, open_stores
 from server.errors import JobError
 from server.evaluation import InlineEvaluator
 from server.job.fitted import FittedJob, fit_to_bundle
-from server.job.job import Job, JobBandit, JobStld, read_job
+from server.job.job import Job, JobBandit, JobStld, read_job, read_job_table
 from server.profiles.files import read_profile
 from server.ray_work.workers import Recipe, Shared, open_workers
 from server.rounds.services import Services
@@ -143,9 +144,12 @@ def files_digest(options: SimulateOptions) -> str:
 
 
 def _job(options: SimulateOptions, task: SimulatedTask, splits: Sequence[int], levels: list[Level]) -> FittedJob:
-    """Return the job: its steps as in job.toml (or defaults), all else from the options."""
+    """Return the job: its steps as in job.toml (or defaults; measured ones for a bundle), all else from the options."""
     if options.job is not None:
-        fitted = fit_to_bundle(read_job(options.job), task.manifest, task.sha256)
+        given = read_job(options.job)
+        if options.bundle is not None:
+            given = completed(given, read_job_table(options.job), task.manifest, task.sha256)
+        fitted = fit_to_bundle(given, task.manifest, task.sha256)
     else:
         base = Job(
             name=JOB_NAME,

@@ -10,7 +10,7 @@ import pytest
 from fleets import reviews, toml, write_rows
 
 from server.advice.findings import FROZEN_HEAD
-from server.advice.left_open import ABOUT_ELSE, filled, leaves_open
+from server.advice.left_open import ABOUT_ELSE, completed, leaves_open
 from server.job.job import Job, job_of
 from server.serving.loaded_job import load_job
 
@@ -43,21 +43,23 @@ def at_head(tiny_export: Callable[..., Bundle]) -> Bundle:
     return tiny_export("bert", splits=(1, 2, 3))
 
 
+def job_for(table: dict[str, Any], bundle: Bundle) -> Job:
+    return completed(job_of(table), table, bundle.manifest, bundle.sha256)
+
+
 def test_every_field_of_a_job_is_of_one_kind() -> None:
     assert set(Job.__struct_fields__) == ABOUT_ELSE | ONE_OF_EACH.keys()
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_job_that_says_how_stays_as_it_is(at_head: Bundle, name: str) -> None:
-    table = PLAIN | {name: ONE_OF_EACH[name]}
-    assert filled(table, at_head) == (table, None)
-    assert job_of(table | {"weighting": "uniform"}) is not None  # the example is a job
+    table = PLAIN | {"weighting": "uniform", name: ONE_OF_EACH[name]}
+    assert not leaves_open(table)
+    assert job_for(table, at_head) == job_of(table)
 
 
 def test_a_head_gets_what_was_measured_for_heads(at_head: Bundle) -> None:
-    table, settings = filled({**PLAIN, "rounds": 7, "cohort": 2}, at_head)
-    job = job_of(table)
-    assert settings is not None
+    job = job_for({**PLAIN, "rounds": 7, "cohort": 2}, at_head)
     assert (job.rounds, job.cohort) == (7, 2)
     assert (job.steps, job.batch_size, job.split) == (FROZEN_HEAD.steps, FROZEN_HEAD.batch_size, 3)
     assert (job.step.back_perturbations, job.step.learning_rate) == (
@@ -69,8 +71,7 @@ def test_a_head_gets_what_was_measured_for_heads(at_head: Bundle) -> None:
 
 
 def test_where_the_bundle_has_levels_devices_may_backpropagate(tiny_export: Callable[..., Bundle]) -> None:
-    table, _ = filled(PLAIN, tiny_export("bert", splits=(1, 2, 3), levels=(1, 2, 3)))
-    job = job_of(table)
+    job = job_for(PLAIN, tiny_export("bert", splits=(1, 2, 3), levels=(1, 2, 3)))
     assert job.stld is not None
     assert job.stld.forward_only
     assert job.frozen_rounds == 0
@@ -78,12 +79,12 @@ def test_where_the_bundle_has_levels_devices_may_backpropagate(tiny_export: Call
 
 def test_what_nobody_measured_has_the_defaults(tiny_export: Callable[..., Bundle]) -> None:
     bundle = tiny_export("llama", task="causal-lm", splits=(1,))
-    assert filled(PLAIN, bundle) == (PLAIN, None)
+    assert leaves_open(PLAIN)
+    assert job_for(PLAIN, bundle) == job_of(PLAIN)
 
 
-def test_a_table_without_a_name_is_for_the_job_to_refuse(at_head: Bundle) -> None:
+def test_a_table_without_rows_is_for_the_job_to_refuse() -> None:
     assert not leaves_open({"name": "job"})
-    assert filled({"name": "job"}, at_head) == ({"name": "job"}, None)
 
 
 def test_a_job_of_a_file_is_filled_and_the_log_says_so(
@@ -94,6 +95,6 @@ def test_a_job_of_a_file_is_filled_and_the_log_says_so(
     caplog.set_level(logging.INFO)
     fitted, _ = load_job(tmp_path / "job.toml", at_head.path)
     assert fitted.job.step.back_perturbations == FROZEN_HEAD.back_perturbations
-    assert "it leaves open how devices train" in caplog.text
+    assert "leaves open how devices train" in caplog.text
     assert FROZEN_HEAD.name in caplog.text
     assert msgspec.convert(msgspec.to_builtins(fitted.job), Job) == fitted.job
