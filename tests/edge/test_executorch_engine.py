@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from executorch_cases import BOTH, CAUSAL, HEAD, PROMPT, batch_of
 from fleets import write_job
-from repository import ROOT
 from tiny_models import reviews, write_rows
+from wheels import copied_sources
 
 from edge_runtime.agent.config import EdgeConfig
 from edge_runtime.bundle.folder import open_bundle
@@ -240,7 +240,8 @@ def test_without_a_compiler_the_error_says_what_to_install(tmp_path: Path) -> No
 def test_a_bare_environment_has_a_working_engine(bundle: Bundle, tmp_path: Path) -> None:
     """As on a board: covey's wheel, and executorch's without its Python dependencies. No torch anywhere."""
     pip = [sys.executable, "-m", "pip"]
-    subprocess.run([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)], check=True)
+    source = copied_sources(tmp_path)
+    subprocess.run([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(source)], check=True)
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     (wheel,) = tmp_path.glob("covey-*.whl")

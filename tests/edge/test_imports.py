@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from repository import ROOT
+from wheels import copied_sources
 
 HEAVY = ("torch", "transformers", "peft", "onnx", "safetensors", "starlette", "rich", "iotcore", "server", "export")
 MODULES = sorted(
@@ -69,7 +70,17 @@ def test_nothing_is_pickled() -> None:
 def test_a_bare_environment_has_a_working_device(tmp_path: Path) -> None:
     """Install the wheel as a board does, without extras, and use both commands."""
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--wheel-dir",
+            tmp_path,
+            copied_sources(tmp_path),
+        ],
         check=True,
     )
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)

@@ -19,14 +19,23 @@ _SOURCES = ("edge_runtime", "server", "export")
 _FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
 
 
-def build_wheel(folder: Path) -> Path:
-    """Build Covey's wheel with pip, from a copy of the sources, without the compiled kernel and without a network."""
+def copied_sources(folder: Path, *left_out: str) -> Path:
+    """Copy what Covey's wheel is built of into a folder, and return its place.
+
+    A build in the checkout itself rewrites what says there which packages Covey needs, while other tests read it.
+    """
     copy = folder / "source"
-    ignored = shutil.ignore_patterns("__pycache__", "*.so", "native")
+    ignored = shutil.ignore_patterns("__pycache__", "*.so", *left_out)
     for name in _SOURCES:
         shutil.copytree(ROOT / name, copy / name, ignore=ignored)
     for name in _FILES:
         shutil.copy2(ROOT / name, copy / name)
+    return copy
+
+
+def build_wheel(folder: Path) -> Path:
+    """Build Covey's wheel with pip, from a copy of the sources, without the compiled kernel and without a network."""
+    copy = copied_sources(folder, "native")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     environment = os.environ | {"COVEY_KERNEL": "numpy"}
     subprocess.run([*command, "--wheel-dir", str(folder), str(copy)], check=True, env=environment)
