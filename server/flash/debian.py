@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from edge_runtime import __version__
 from edge_runtime.errors import storage_error
 from edge_runtime.update.launcher_file import launcher_bytes
-from server.flash.environment import make_environment, shortcomings
+from server.flash.environment import make_environment, shortcomings, unpack_environment
 from server.flash.payload import MAKE_USER, edge_unit
 from server.flash.places import BEGIN, BEGIN_SCRIPT, FIRST, FOLDER, HOME, LAUNCHER, RUNNING, SLOTS
 from server.flash.tools import require_tools, run_tool
@@ -151,8 +150,7 @@ def _stage(root: Path, archive: Path, python: str) -> None:
     """Lay out the package's files."""
     opt = root / FOLDER.lstrip("/")
     opt.mkdir(parents=True)
-    with tarfile.open(archive) as tar:
-        tar.extractall(opt, filter="tar")
+    unpack_environment(archive, opt)
     (opt / FIRST).rename(root / PACKAGE.lstrip("/"))
     (root / LAUNCHER.lstrip("/")).write_bytes(launcher_bytes())
     (root / BEGIN.lstrip("/")).write_text(BEGIN_SCRIPT)

@@ -13,7 +13,7 @@ import pytest
 from card_images import write_wheels
 
 from server.flash.device_wheel import requirements
-from server.flash.environment import Environment, Sources, make_environment
+from server.flash.environment import Environment, Sources, make_environment, unpack_environment
 from server.flash.first_boot import Found, Settings
 from server.flash.payload import SERVICES, SETUP, UNITS, Payload, edge_unit, root_files
 from server.flash.places import LAUNCHER
@@ -76,8 +76,7 @@ def test_systemd_reads_the_unit(tmp_path: Path) -> None:
 def test_caches_of_python_are_valid_on_the_board(tmp_path: Path) -> None:
     wheels = write_wheels(tmp_path / "wheels", [*requirements(), "pip"])
     made = make_environment(PYTHON, Sources(wheels), tmp_path / "env.tar", compiled=True)
-    with tarfile.open(made.archive) as tar:
-        tar.extractall(tmp_path / "board", filter="tar")
+    unpack_environment(made.archive, tmp_path / "board")
     caches = sorted((tmp_path / "board").rglob("*.pyc"))
     assert len(caches) > 50
     before = {path: (path.read_bytes(), path.stat().st_mtime) for path in caches}

@@ -21,6 +21,7 @@ from edge_runtime.errors import ConfigError, CoveyError, NetworkError
 from edge_runtime.forward_only.replay_file import write_replayed
 from edge_runtime.protocol.step_rule import StepRule
 from server.cli import main
+from server.ray_work.connection import Connection
 from server.ray_work.options import RayOptions, ray_options
 from server.ray_work.replaying import as_described, replayed_on
 from server.ray_work.workers import Recipe, Shared, Workers, open_workers
@@ -100,10 +101,10 @@ def test_a_node_that_goes_away_in_the_middle_changes_nothing(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_another_version_on_a_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the driver finds when it joins; here without a process of its own, which would have the right version."""
     monkeypatch.setattr("server.ray_work.connection.__version__", "9.9.9")
     with two_nodes() as cluster, pytest.raises(ConfigError, match=r"this machine has Covey 9\.9\.9"):
-        Workers(RayOptions(address=cluster.address))
-    assert not processes_of_ray("spawn_main")
+        Connection(RayOptions(address=cluster.address))
 
 
 def test_what_is_no_cluster_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

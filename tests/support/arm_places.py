@@ -11,13 +11,12 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.flash.environment import Machine, Sources, make_environment
+from server.flash.environment import Machine, Sources, make_environment, unpack_environment
 
 RELEASES = {"3.11": "bookworm", "3.13": "trixie"}
 """Debian's releases by their Python. No arm64 interpreter of 3.10 is to be had from Debian, PyPI or npm."""
@@ -143,8 +142,7 @@ def device_site(python: str, folder: Path, machine: Machine = "aarch64") -> Path
     """Make the environment that a card carries, unpack it as a board does, and return its packages' folder."""
     made = make_environment(python, Sources(), folder / "env.tar", machine)
     assert made.has_kernel
-    with tarfile.open(made.archive) as tar:
-        tar.extractall(folder, filter="tar")
+    unpack_environment(made.archive, folder)
     made.archive.unlink()
     return folder / "env-a" / "lib" / f"python{python}" / "site-packages"
 
