@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from edge_runtime.network.cause import Cause, Kind, Place, closed, log_remedy, words_of
@@ -80,7 +81,13 @@ _NO_CERTIFICATE: tuple[Kind, str, str] = (
 # How OpenSSL's reasons end, whether an own certificate must be missing (None: either), and the cause.
 _ALERTS: Sequence[tuple[Sequence[str], bool | None, tuple[Kind, str, str]]] = (
     (
-        ("UNSUPPORTED_PROTOCOL", "ALERT_PROTOCOL_VERSION", "NO_PROTOCOLS_AVAILABLE", "VERSION_TOO_LOW"),
+        (
+            "UNSUPPORTED_PROTOCOL",
+            "ALERT_PROTOCOL_VERSION",
+            "NO_PROTOCOLS_AVAILABLE",
+            "VERSION_TOO_LOW",
+            "LEGACY_SIGALG_DISALLOWED_OR_UNSUPPORTED",  # SHA-1 and MD5 together, which TLS below 1.2 signs with
+        ),
         None,
         (
             "tls-version",
@@ -149,7 +156,7 @@ def certificate_cause(error: ssl.SSLCertVerificationError, place: Place) -> Caus
 
 def tls_cause(error: ssl.SSLError, place: Place) -> Cause:
     """Return the cause of a TLS handshake that failed, or of an alert that arrived later."""
-    reason = (getattr(error, "reason", None) or "").upper()
+    reason = _reason_of(error)
     if "EOF" in reason:
         return closed(error, place)
     if reason.endswith(_NO_TLS):
@@ -158,6 +165,14 @@ def tls_cause(error: ssl.SSLError, place: Place) -> Cause:
         if reason.endswith(tuple(endings)) and is_missing in (None, place.own_certificate is None):
             return _filled(kind, finding, remedy, place, words_of(error))
     return Cause("tls-failed", f"{place} broke off the TLS handshake ({words_of(error)})", log_remedy(place))
+
+
+def _reason_of(error: ssl.SSLError) -> str:
+    """Return OpenSSL's reason in capitals; a Python that is older than it has no name for it, and gives its words."""
+    if reason := getattr(error, "reason", None):
+        return str(reason).upper()
+    found = re.search(r"\] (?:[^:]*: )?(.+?) \(_ssl\.c:\d+\)$", str(error))
+    return "" if found is None else re.sub(r"\W+", "_", found[1]).upper()
 
 
 def _filled(kind: Kind, finding: str, remedy: str, place: Place, said: str) -> Cause:

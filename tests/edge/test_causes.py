@@ -65,6 +65,10 @@ def verify_error(code: int) -> ssl.SSLCertVerificationError:
         (tls_error("RECORD_LAYER_FAILURE"), BROKER, "tls-unwanted"),
         (tls_error("TLSV1_ALERT_PROTOCOL_VERSION"), BROKER, "tls-version"),
         (tls_error("UNSUPPORTED_PROTOCOL"), BROKER, "tls-version"),
+        (tls_error("LEGACY_SIGALG_DISALLOWED_OR_UNSUPPORTED"), BROKER, "tls-version"),
+        # Debian 12's Python 3.11.2 has no name for it.
+        (ssl.SSLError(1, "[SSL] legacy sigalg disallowed or unsupported (_ssl.c:992)"), BROKER, "tls-version"),
+        (ssl.SSLError(1, "words of a later OpenSSL"), BROKER, "tls-failed"),
         (tls_error("SSLV3_ALERT_HANDSHAKE_FAILURE"), BROKER, "client-certificate-missing"),
         (tls_error("SSLV3_ALERT_HANDSHAKE_FAILURE"), OWN, "tls-version"),
         (tls_error("TLSV13_ALERT_CERTIFICATE_REQUIRED"), BROKER, "client-certificate-missing"),
