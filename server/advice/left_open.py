@@ -33,27 +33,29 @@ def leaves_open(table: Mapping[str, Any]) -> bool:
     return {"name", "eval_file"} <= table.keys() <= ABOUT_ELSE
 
 
-def completed(job: Job, table: dict[str, Any], manifest: Manifest, bundle_sha256: str) -> Job:
-    """Return a job with measured settings, where its file leaves them open and there are some; the log says which.
+def completed(table: dict[str, Any], manifest: Manifest, bundle_sha256: str) -> Job:
+    """Return a file's job, with measured settings where it leaves them open and there are some; the log says which.
 
     Which devices will come is not known: those that can backpropagate do so where the bundle has graphs for it, and the
     others run forward passes.
 
     Args:
-        job: what ``table`` says, with defaults.
         table: the content of job.toml, with an absolute ``eval_file``.
         manifest: the bundle's.
         bundle_sha256: the bundle's name.
+
+    Raises:
+        ConfigError: see job_of.
     """
     settings = _measured(table, manifest, bundle_sha256) if leaves_open(table) else None
     if settings is None:
-        return job
+        return job_of(table)
     given = ", ".join(f"{name} = {value}" for name, value in settings.fields.items() if name not in ABOUT_ELSE)
     measured = [f"forward-only devices: {settings.forward_source}"]
     if settings.backprop_source is not None:
         measured.append(f"backprop devices: {settings.backprop_source}")
     what = "job %s leaves open how devices train, so it has what was measured (%s): %s"
-    _LOG.info(what, job.name, "; ".join(measured), given)
+    _LOG.info(what, table["name"], "; ".join(measured), given)
     return job_of({**settings.fields, **table})
 
 

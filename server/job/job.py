@@ -216,20 +216,24 @@ def read_job(path: Path) -> Job:
     Raises:
         ConfigError: the file is missing or not TOML, a field is unknown or wrong, or two fields contradict each other.
     """
-    job = read_toml(path, Job, _prepared)
-    _check(str(path), job)
-    return msgspec.structs.replace(job, eval_file=str(path.resolve().parent / job.eval_file))
+    return job_of(read_job_table(path))
 
 
 def read_job_table(path: Path) -> dict[str, Any]:
-    """Read the content of ``job.toml``, as it was written; ``eval_file`` becomes an absolute path.
+    """Read the content of ``job.toml``, as it was written, and check it; ``eval_file`` becomes an absolute path.
 
     Raises:
         ConfigError: as read_job.
     """
-    job = read_job(path)
-    table: dict[str, Any] = msgspec.toml.decode(path.read_bytes())
-    return table | {"eval_file": job.eval_file}
+    written: dict[str, Any] = {}
+
+    def prepared(table: dict[str, Any]) -> dict[str, Any]:
+        written.update(table)
+        return _prepared(table)
+
+    job = read_toml(path, Job, prepared)
+    _check(str(path), job)
+    return written | {"eval_file": str(path.resolve().parent / job.eval_file)}
 
 
 def job_of(table: dict[str, Any]) -> Job:

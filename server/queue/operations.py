@@ -244,4 +244,4 @@ def _fitted(table: dict[str, Any], path: str) -> FittedJob:
             f"there is no file {job.eval_file} on the server's machine", "put the held-out rows there (eval_file)"
         )
     bundle = open_bundle(Path(path))
-    return fit_opened(completed(job, table, bundle.manifest, bundle.sha256), bundle)
+    return fit_opened(completed(table, bundle.manifest, bundle.sha256), bundle)

@@ -21,7 +21,7 @@ from server.compose import compose_run, enter
 from server.errors import JobError
 from server.evaluation import BackgroundEvaluator, evaluate
 from server.job.behind_needs import fit_opened
-from server.job.job import Job, read_job, read_job_table
+from server.job.job import Job, read_job_table
 from server.queue.supervisor import Prepared
 from server.ray_work.evaluating import evaluate_on
 from server.ray_work.replaying import replayed_on
@@ -78,8 +78,7 @@ def load_job(path: Path, bundle_path: Path) -> tuple[FittedJob, Bundle]:
     """
     bundle = open_bundle(bundle_path)
     verify_files(bundle)
-    job = completed(read_job(path), read_job_table(path), bundle.manifest, bundle.sha256)
-    return fit_opened(job, bundle), bundle
+    return fit_opened(completed(read_job_table(path), bundle.manifest, bundle.sha256), bundle), bundle
 
 
 def load(fitted: FittedJob, bundle: Bundle, threads: int) -> LoadedJob:

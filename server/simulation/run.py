@@ -146,9 +146,10 @@ def files_digest(options: SimulateOptions) -> str:
 def _job(options: SimulateOptions, task: SimulatedTask, splits: Sequence[int], levels: list[Level]) -> FittedJob:
     """Return the job: its steps as in job.toml (or defaults; measured ones for a bundle), all else from the options."""
     if options.job is not None:
-        given = read_job(options.job)
-        if options.bundle is not None:
-            given = completed(given, read_job_table(options.job), task.manifest, task.sha256)
+        if options.bundle is None:
+            given = read_job(options.job)
+        else:
+            given = completed(read_job_table(options.job), task.manifest, task.sha256)
         fitted = fit_to_bundle(given, task.manifest, task.sha256)
     else:
         base = Job(

@@ -44,7 +44,7 @@ def at_head(tiny_export: Callable[..., Bundle]) -> Bundle:
 
 
 def job_for(table: dict[str, Any], bundle: Bundle) -> Job:
-    return completed(job_of(table), table, bundle.manifest, bundle.sha256)
+    return completed(table, bundle.manifest, bundle.sha256)
 
 
 def test_every_field_of_a_job_is_of_one_kind() -> None:
