@@ -12,7 +12,6 @@ from sqlalchemy.sql.functions import FunctionElement
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Dialect
     from sqlalchemy.sql.compiler import SQLCompiler
-    from sqlalchemy.sql.selectable import TableValuedAlias
     from sqlalchemy.types import TypeEngine
 
 _NUL = "\x00"
@@ -66,20 +65,6 @@ class _JsonPart(FunctionElement[Any]):
     name = "covey_json_part"
 
 
-class _JsonWords(FunctionElement[Any]):
-    """The texts of an array within a JSON document, as rows with one column."""
-
-    inherit_cache = True
-    name = "covey_json_words"
-
-
-class _TextOfBytes(FunctionElement[Any]):
-    """UTF-8 bytes as text."""
-
-    inherit_cache = True
-    name = "covey_text_of_bytes"
-
-
 def json_text(document: ColumnElement[Any], *names: str) -> ColumnElement[Any]:
     """Return the value at names within a JSON document, as text; objects are written as JSON. NULL: there is none.
 
@@ -90,16 +75,6 @@ def json_text(document: ColumnElement[Any], *names: str) -> ColumnElement[Any]:
     return _JsonPart(document, *map(_constant, names))
 
 
-def json_words(document: ColumnElement[Any], name: str) -> TableValuedAlias:
-    """Return the texts of an array within a JSON document, as a table with the column ``value``; see json_text."""
-    return _JsonWords(document, _constant(name)).table_valued("value")
-
-
-def text_of_bytes(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    """Return UTF-8 bytes as text."""
-    return _TextOfBytes(column)
-
-
 def _constant(name: str) -> ColumnElement[str]:
     """Return a name as part of a statement: what SQLAlchemy keeps of a statement then has the name in it."""
     if not name.isidentifier():
@@ -108,33 +83,13 @@ def _constant(name: str) -> ColumnElement[str]:
 
 
 @compiles(_JsonPart, "sqlite")
-@compiles(_JsonWords, "sqlite")
-def _in_sqlite(element: _JsonPart | _JsonWords, compiler: SQLCompiler, **kw: object) -> str:
+def _part_in_sqlite(element: _JsonPart, compiler: SQLCompiler, **kw: object) -> str:
     document, *names = (compiler.process(clause, **kw) for clause in element.clauses)
     path = ".".join(name.strip("'") for name in names)
-    function = "json_each" if isinstance(element, _JsonWords) else "json_extract"
-    return f"{function}({document}, '$.{path}')"
+    return f"json_extract({document}, '$.{path}')"
 
 
 @compiles(_JsonPart, "postgresql")
 def _part_in_postgres(element: _JsonPart, compiler: SQLCompiler, **kw: object) -> str:
     document, *names = (compiler.process(clause, **kw) for clause in element.clauses)
     return f"json_extract_path_text(CAST({document} AS JSON), {', '.join(names)})"
-
-
-@compiles(_JsonWords, "postgresql")
-def _words_in_postgres(element: _JsonWords, compiler: SQLCompiler, **kw: object) -> str:
-    document, name = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"json_array_elements_text(CAST({document} AS JSON) -> {name})"
-
-
-@compiles(_TextOfBytes, "sqlite")
-def _text_in_sqlite(element: _TextOfBytes, compiler: SQLCompiler, **kw: object) -> str:
-    (column,) = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"CAST({column} AS TEXT)"
-
-
-@compiles(_TextOfBytes, "postgresql")
-def _text_in_postgres(element: _TextOfBytes, compiler: SQLCompiler, **kw: object) -> str:
-    (column,) = (compiler.process(clause, **kw) for clause in element.clauses)
-    return f"convert_from({column}, 'UTF8')"
