@@ -19,7 +19,7 @@ from edge_runtime.bundle.folder import Bundle, open_bundle
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytest_plugins = ["blob_choice", "file_order", "ledger_choice", "native_fixtures"]
+pytest_plugins = ["blob_choice", "file_order", "ledger_choice", "native_fixtures", "postgres_fixtures"]
 settings.register_profile("same", derandomize=True)
 settings.register_profile("explore", derandomize=False)
 settings.load_profile("same")

@@ -11,6 +11,7 @@ import pytest
 from bench import birth_of
 from fleets import edge_configs, write_job
 from tiny_models import LAYERS
+from top_plans import top_plan
 
 from edge_runtime.agent.backprop_plan import do_backprop
 from edge_runtime.agent.frozen_fronts import FrozenFronts
@@ -22,8 +23,6 @@ from edge_runtime.bundle.folder import Bundle
 from edge_runtime.bundle.levels import Level
 from edge_runtime.bundle.memory_need import bytes_for, level_need
 from edge_runtime.engines.choose import Engines
-from edge_runtime.protocol.layer_dropout import Stld
-from edge_runtime.protocol.plans import AdapterRef, BackpropPlan, BlobRef
 from edge_runtime.protocol.presence import Capability
 from server.fleet.devices import Device
 from server.job.behind_needs import fit_opened
@@ -60,20 +59,7 @@ class Trained:
 
     def round(self, index: int = 0, most_runs: int = 100) -> BackpropResult | None:
         theta = self.loaded.bundle.initial_adapter()
-        reference = BlobRef("0" * 64, 4 * theta.size)
-        plan = BackpropPlan(
-            job="job",
-            job_seed=0,
-            round=index,
-            attempt=0,
-            bundle_sha256=self.loaded.bundle.sha256,
-            adapter=AdapterRef(reference, None, None),
-            stld=Stld(steps=4, batch_size=8, learning_rate=0.05),
-            level="top:1",
-            deadline_s=60.0,
-            blob_url="http://unused",
-            frozen_split=2,
-        )
+        plan = top_plan(self.loaded.bundle, round=index, frozen_split=2)
         self.mapped.clear()
         runs = 0
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from fleets import Fleet, Process, free_port, has_mosquitto, mosquitto, wait_for, write_job
-from postgres import Postgres, running_postgres
+from hybrid_job import FIELDS, NAMES
+from postgres import Postgres
 from relay import relay_to
 
 from edge_runtime.bundle.folder import Bundle
@@ -20,7 +21,6 @@ from server.storage.queries import attempts_of
 from server.storage.records import AttemptRecord
 
 ROUNDS = 12
-NAMES = ("a", "b", "c")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.long,
@@ -28,12 +28,6 @@ pytestmark = [
     pytest.mark.mosquitto,
     pytest.mark.skipif(not has_mosquitto(), reason="mosquitto is not installed"),
 ]
-
-
-@pytest.fixture(scope="module")
-def database() -> Iterator[Postgres]:
-    with running_postgres() as server:
-        yield server
 
 
 class Pair(Fleet):
@@ -51,9 +45,7 @@ class Pair(Fleet):
     def begin(self) -> None:
         for seed, name in enumerate(NAMES):
             self.device(name, seed, stays=True)
-        rules = {"min_devices": 3, "min_reports": 3, "max_attempts": 1000, "deadline_s": 60.0}
-        stld = {"steps": 4, "batch_size": 4, "personal_share": 0.34, "device_levels": {"b": 2, "c": 0}}
-        job = write_job(self.root, rounds=ROUNDS, steps=4, stld=stld, **rules)
+        job = write_job(self.root, rounds=ROUNDS, **FIELDS)
         self.covey("job", "submit", str(job), "--bundle", str(self.bundle.path))
 
     def closed(self) -> list[AttemptRecord]:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from fleets import Fleet, Process, free_port, has_mosquitto, mosquitto, wait_for, write_job
-from postgres import Postgres, running_postgres
+from hybrid_job import FIELDS, NAMES
+from postgres import Postgres
 
 from edge_runtime.bundle.folder import Bundle
 from server.storage.ledger import Ledger
@@ -20,7 +21,6 @@ from server.storage.ledger_address import LEDGER_FILE
 from server.storage.queries import attempts_of
 
 KILLS = int(os.environ.get("COVEY_FAILOVER_KILLS", "20"))
-NAMES = ("a", "b", "c")
 FAR_FROM_USUAL_S = 120.0
 """A standby takes over within 15 s, most of which it needs to load its libraries; a slow machine needs more."""
 pytestmark = [
@@ -29,12 +29,6 @@ pytestmark = [
     pytest.mark.mosquitto,
     pytest.mark.skipif(not has_mosquitto(), reason="mosquitto is not installed"),
 ]
-
-
-@pytest.fixture(scope="module")
-def database() -> Iterator[Postgres]:
-    with running_postgres() as server:
-        yield server
 
 
 class Pair(Fleet):
@@ -54,9 +48,7 @@ class Pair(Fleet):
             self.device(name, seed, stays=True)
 
     def submit(self) -> None:
-        rules = {"min_devices": 3, "min_reports": 3, "max_attempts": 1000, "deadline_s": 60.0}
-        stld = {"steps": 4, "batch_size": 4, "personal_share": 0.34, "device_levels": {"b": 2, "c": 0}}
-        job = write_job(self.root, rounds=6, steps=4, stld=stld, **rules)
+        job = write_job(self.root, rounds=6, **FIELDS)
         self.covey("job", "submit", str(job), "--bundle", str(self.bundle.path))
 
     def state(self) -> str | None:

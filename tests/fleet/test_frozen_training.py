@@ -11,6 +11,7 @@ import pytest
 from bench import birth_of
 from fleets import edge_configs, write_job
 from tiny_models import LAYERS
+from top_plans import top_plan
 
 from edge_runtime.agent.backprop_plan import check_plan, do_backprop
 from edge_runtime.agent.birth import METHODS
@@ -28,7 +29,6 @@ from edge_runtime.bundle.memory_need import bytes_for, graph_need, level_need
 from edge_runtime.engines.choose import Engines
 from edge_runtime.errors import ConfigError, TrainingError
 from edge_runtime.protocol.layer_dropout import Stld
-from edge_runtime.protocol.plans import AdapterRef, BackpropPlan, BlobRef
 from edge_runtime.protocol.presence import FROZEN_TRAINING, Capability
 from server.bandit.arms import PriceBasis, backprop_arms, price, price_left
 from server.job.fitted import FittedJob, fit_to_bundle
@@ -67,20 +67,7 @@ class Device:
         self.theta = bundle.initial_adapter()
 
     def train(self, **changes: Any) -> BackpropResult:
-        reference = BlobRef("0" * 64, 4 * self.theta.size)
-        plan = BackpropPlan(
-            job="job",
-            job_seed=0,
-            round=changes.pop("round", 0),
-            attempt=0,
-            bundle_sha256=self.loaded.bundle.sha256,
-            adapter=AdapterRef(reference, None, None),
-            stld=Stld(steps=4, batch_size=8, learning_rate=0.05),
-            level="top:1",
-            deadline_s=60.0,
-            blob_url="http://unused",
-        )
-        plan = msgspec.structs.replace(plan, **changes)
+        plan = top_plan(self.loaded.bundle, **changes)
         personal = Personal({}, LayerStatistics.of(LAYERS))
         start = (self.theta, personal)
         result = do_backprop(plan, "pi", self.loaded, self.fronts, start, None, lambda *_: True, time.monotonic)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from fleets import Fleet, Process, free_port, wait_for, write_job
-from postgres import Postgres, running_postgres
+from hybrid_job import FIELDS, NAMES
+from postgres import Postgres
 from s3 import S3
 
 from edge_runtime.bundle.folder import Bundle
@@ -21,15 +22,8 @@ from server.storage.ledger_address import LEDGER_FILE, keep_address
 from server.storage.queries import attempts_of
 
 OUTAGES = int(os.environ.get("COVEY_OUTAGES", "6"))
-NAMES = ("a", "b", "c")
 ROUNDS = 20
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
-
-
-@pytest.fixture(scope="module")
-def database() -> Iterator[Postgres]:
-    with running_postgres() as server:
-        yield server
 
 
 class Kept(Fleet):
@@ -46,9 +40,7 @@ class Kept(Fleet):
         wait_for(lambda: any("api" in line for line in self.server.events()), "server")
         for seed, name in enumerate(NAMES):
             self.device(name, seed, stays=True)
-        rules = {"min_devices": 3, "min_reports": 3, "max_attempts": 1000, "deadline_s": 60.0}
-        stld = {"steps": 4, "batch_size": 4, "personal_share": 0.34, "device_levels": {"b": 2, "c": 0}}
-        job = write_job(self.root, rounds=ROUNDS, steps=4, stld=stld, **rules)
+        job = write_job(self.root, rounds=ROUNDS, **FIELDS)
         self.covey("job", "submit", str(job), "--bundle", str(bundle.path))
 
     def keep_up(self) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from fleets import Process, free_port, wait_for
-from postgres import Postgres, running_postgres
+from hybrid_job import FIELDS, NAMES
+from postgres import Postgres
 from s3 import S3
 from shifted_clock import words_of_a_shifted_clock
 from trusted import TrustedFleet
@@ -25,15 +26,8 @@ from server.storage.queries import attempts_of
 from server.trust.folder import FOLDER
 
 KILLS = int(os.environ.get("COVEY_FAILOVER_KILLS", "4"))
-NAMES = ("a", "b", "c")
 ROUNDS = 6
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
-
-
-@pytest.fixture(scope="module")
-def database() -> Iterator[Postgres]:
-    with running_postgres() as server:
-        yield server
 
 
 class Apart(TrustedFleet):
@@ -81,9 +75,7 @@ class Apart(TrustedFleet):
         return str(closed[-1].result_sha256)
 
     def submit_job(self) -> None:
-        rules = {"min_devices": 3, "min_reports": 3, "max_attempts": 1000, "deadline_s": 60.0}
-        stld = {"steps": 4, "batch_size": 4, "personal_share": 0.34, "device_levels": {"b": 2, "c": 0}}
-        self.submit("job", rounds=ROUNDS, steps=4, stld=stld, **rules)
+        self.submit("job", rounds=ROUNDS, **FIELDS)
 
 
 def is_serving(server: Process) -> bool:

@@ -20,7 +20,6 @@ from edge_runtime.network.transport import Message
 from edge_runtime.protocol.topics import topic_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from fleets import Process
@@ -32,15 +31,6 @@ needs_mosquitto = pytest.mark.skipif(
     not has_mosquitto(), reason="mosquitto is not installed: apt-get install mosquitto"
 )
 DEVICES = 50
-
-
-@pytest.fixture
-def fleet(tmp_path: Path, tiny_bundle: Bundle) -> Iterator[Fleet]:
-    made = Fleet(tmp_path, tiny_bundle, free_port(), external=False)
-    try:
-        yield made
-    finally:
-        made.stop()
 
 
 def online(server: Process) -> set[str]:

@@ -13,21 +13,12 @@ from tiny_models import reviews, write_rows
 from edge_runtime.errors import BundleError, ConfigError, DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from edge_runtime.bundle.folder import Bundle
 
 pytestmark = pytest.mark.timeout(600)
-
-
-@pytest.fixture
-def fleet(tmp_path: Path, tiny_bundle: Bundle) -> Iterator[Fleet]:
-    made = Fleet(tmp_path, tiny_bundle, free_port(), external=False)
-    try:
-        yield made
-    finally:
-        made.stop()
 
 
 def final_adapter(fleet: Fleet, name: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from fleets import wait_for
-from postgres import Postgres, running_postgres
+from postgres import Postgres
 from relay import Relay, relay_to
 
 from edge_runtime.errors import StorageError
@@ -23,12 +23,6 @@ from server.storage.postgres_database import PostgresDatabase
 NOT_WAITING = Waiting(0.0, time.sleep)
 ENOUGH_S = 120.0
 pytestmark = pytest.mark.timeout(600)
-
-
-@pytest.fixture(scope="module")
-def database() -> Iterator[Postgres]:
-    with running_postgres() as server:
-        yield server
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from old_ledgers import as_version_11
-from postgres import Postgres, running_postgres
+from postgres import Postgres
 from profiles import PROFILE
 from sqlalchemy import text
 
@@ -26,12 +26,6 @@ from server.storage.ledger_address import LEDGER_FILE, address_beside, keep_addr
 from server.storage.postgres_database import LOST_S, PostgresDatabase
 
 NOT_WAITING = Waiting(0.0, time.sleep)
-
-
-@pytest.fixture(scope="module")
-def database() -> Iterator[Postgres]:
-    with running_postgres() as server:
-        yield server
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from postgres import Postgres, running_postgres
+from postgres import Postgres
 from releasing import new_trust, sha
 
 from edge_runtime.protocol.signed import decode_envelope
@@ -27,12 +27,6 @@ from server.trust.folder import FOLDER
 HOURS_S = [0.0, -5 * 3600.0, 5 * 3600.0]
 """How far each of three servers' clocks is off."""
 real_time = time.time
-
-
-@pytest.fixture(scope="module")
-def database() -> Iterator[Postgres]:
-    with running_postgres() as server:
-        yield server
 
 
 @contextmanager
