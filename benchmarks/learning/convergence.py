@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 NAME = "convergence"
 PROGRAM = ("-m", "benchmarks.learning.convergence")
 DEVICE_ROWS = "devices"
+BUNDLE = "bundle"
 COHORT = 5
 TUNING_SEED = 0
 MOST_EXTENSIONS = 3
@@ -79,6 +80,10 @@ def main() -> None:
     names = args.methods.split(",") if args.methods else list(QUICK if args.quick else methods)
     if not args.summary and not args.report:
         paths = prepare(args.model, args.mode, args.task, setup, args.workdir)
+        for name in names:
+            if own := methods[name].export_flags:
+                folder = Path(paths["root"]) / own_bundle(name)
+                paths[own_bundle(name)] = export(args.model, args.mode, args.task, setup, folder, own)
         with open_workers(ray_options(None, args.ray_address)) as workers:
             run = run_program if workers is None else run_on(workers)
             comparison = Comparison(
@@ -104,10 +109,22 @@ def prepare(model: str, mode: str, task: str, setup: Setup, workdir: Path) -> di
     row_of = completion if PLANS[model].is_causal else labelled
     write_held_out(division, root, row_of)
     write_device_rows(division.devices, root / DEVICE_ROWS, row_of=row_of)
-    model_dir = sample_model(model)
-    flags = ("--max-tokens", str(setup.max_tokens), *setup.export_flags, "--train", mode)
-    bundle = export_once(model_dir, root / "bundle", *flags, labels=TASKS[task].labels)
-    return {"root": str(root), "bundle": str(bundle), "model_dir": str(model_dir)}
+    return {
+        "root": str(root),
+        BUNDLE: export(model, mode, task, setup, root / BUNDLE),
+        "model_dir": str(sample_model(model)),
+    }
+
+
+def own_bundle(name: str) -> str:
+    """Return the name of a method's own bundle."""
+    return f"{BUNDLE}-{name}"
+
+
+def export(model: str, mode: str, task: str, setup: Setup, bundle: Path, more: tuple[str, ...] = ()) -> str:
+    """Export a bundle unless it exists; return its folder. ``more`` are flags beside the setup's."""
+    flags = ("--max-tokens", str(setup.max_tokens), *setup.export_flags, *more, "--train", mode)
+    return str(export_once(sample_model(model), bundle, *flags, labels=TASKS[task].labels))
 
 
 @dataclass(frozen=True)
@@ -211,7 +228,8 @@ class Comparison:
         if self.task != REVIEWS:
             key["task"] = self.task  # runs of the reviews were kept before there was another task
         layers = self.setup.layers + self.plan.output_layers
-        more = {**self.paths, "layers": layers, "max_tokens": self.setup.max_tokens}
+        bundle = self.paths[own_bundle(name) if method.export_flags else BUNDLE]
+        more = {**self.paths, BUNDLE: bundle, "layers": layers, "max_tokens": self.setup.max_tokens}
         with turns:
             result, seconds = find_or_run(self.results, PROGRAM, key, more, self.make_run)
         if seconds is not None:

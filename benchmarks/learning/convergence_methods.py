@@ -24,6 +24,8 @@ class Method:
         depends_on_seed: whether seeds make a difference; otherwise there is one run.
         eval_every: rounds from one evaluation to the next on ``validation`` and on ``test`` rows; where it does not
             name the rows: the setup's. What a method spent until it reached a loss is read off its evaluations.
+        export_flags: of ``covey export``, after the setup's: the method has a bundle of its own. Empty: it has that of
+            the others.
     """
 
     method: str
@@ -34,6 +36,7 @@ class Method:
     job: dict[str, Any] = field(default_factory=dict)
     depends_on_seed: bool = True
     eval_every: dict[str, int] = field(default_factory=dict)
+    export_flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,8 @@ PLANS = {
             "spzo-frozen": frozen(None, 2, 4, RMS),
             "spzo-late": frozen(28, 1, 16, PROMPT_RMS),
             "spzo-last": frozen(29, 1, 32, PROMPT_RMS),
+            # The final norm is to a prompt what a head is to an encoder: 576 weights, and next to no computing.
+            "spzo-norm": dataclasses.replace(frozen(30, 4, 64), export_flags=("--train-norm", "--split", "30")),
         },
     ),
     # Next-token prediction of the rows' texts, each behind its label. The output embedding has 49,152 × 576 weights, a

@@ -81,7 +81,7 @@ class ExportOptions:
         """Check that back blocks can take many adapters.
 
         Raises:
-            ExportError: the task is causal-lm, the base is quantised, or every weight is trained.
+            ExportError: the task is causal-lm, the base is quantised, or every weight or the final norm is trained.
         """
         reason = None
         if self.task.kind == CAUSAL_LM:
@@ -90,6 +90,8 @@ class ExportOptions:
             reason = f"with --base {self.base.kind} the runtime would lay out the quantised weights a second time"
         elif self.lora is None:
             reason = "with --train full, memory would have to hold as many models as adapters"
+        elif self.lora.norm:
+            reason = "many adapters run as products of matrices, and the final norm of --train-norm is none"
         if reason is not None:
             raise ExportError(f"--stack: {reason}", "leave out --stack: devices then run one adapter after the other")
 

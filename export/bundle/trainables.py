@@ -102,7 +102,9 @@ class LoraTrainables:
 
     def _layout(self) -> list[Parameter]:
         elsewhere = self.model.adapter.elsewhere if self.model.adapter else {}
-        return lora.make_layout(self.model.peft_model, self.model.folder, self.options.trained, elsewhere)
+        return lora.make_layout(
+            self.model.peft_model, self.model.folder, self.options.trained, elsewhere, self.model.norm
+        )
 
     def _difference(self, parameters: list[Parameter]) -> str | None:
         trained = [parameter.name for parameter in parameters]

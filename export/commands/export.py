@@ -130,6 +130,12 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
         default="B",
         help="matrices to train; B alone has half the noise and averages exactly (default: %(default)s)",
     )
+    parser.add_argument(
+        "--train-norm",
+        action="store_true",
+        help="also train the final norm, whose output the label words or tokens are compared with; with the number of "
+        "layers as --split it is trained alone; for classify-prompt and causal-lm (default: frozen)",
+    )
 
 
 def _add_base_options(parser: argparse.ArgumentParser) -> None:
@@ -236,6 +242,8 @@ def _check_flags(args: argparse.Namespace) -> None:
         raise ConfigError(f"--lora-init {args.lora_init[0]!r}: unknown", "as in --lora-init activations rows.jsonl")
     if args.lora_init and args.train == "full":
         raise ConfigError("--lora-init is about LoRA, and --train full has none", "leave one of them out")
+    if args.train_norm and args.train == "full":
+        raise ConfigError("--train full trains the final norm as every weight", "leave out --train-norm")
     numbers("--split", args.split or "1")
     numbers("--lora-layers", args.lora_layers or "0")
     levels("--levels", args.levels or ["1.0"])
@@ -266,6 +274,7 @@ def _options(args: argparse.Namespace, folder: ModelFolder) -> ExportOptions:
         trained=list(args.lora_train),
         seed=args.seed,
         activations=Path(args.lora_init[1]) if args.lora_init else None,
+        norm=args.train_norm,
     )
     shares, tops = levels("--levels", args.levels) if args.levels else ([], [])
     split = numbers("--split", args.split) if args.split else default_splits(args.task, tops, folder.layers)

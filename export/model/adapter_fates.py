@@ -23,7 +23,7 @@ _BEFORE, _UNUSED = "before the first layer", "the task does not compute with it"
 
 
 def fates(
-    peft_model: Any, names: Iterable[str], trained: list[str], elsewhere: Mapping[str, str]
+    peft_model: Any, names: Iterable[str], trained: list[str], elsewhere: Mapping[str, str], norm: str | None
 ) -> dict[str, tuple[Fate, str]]:
     """Return the fate of each of an adapter's tensors, and the reason.
 
@@ -34,10 +34,13 @@ def fates(
         names: the tensors' names in PEFT's file.
         trained: the trained matrices, ``A`` and ``B`` or ``B`` alone; a head is always trained.
         elsewhere: reasons why modules with LoRA are not trained, by their name: see modules_elsewhere.
+        norm: name of the final norm where it is trained: see final_norm.
     """
     heads = _head_modules(peft_model)
 
     def judge(name: str) -> tuple[Fate, str]:
+        if norm is not None and name.startswith(f"base_model.model.{norm}."):
+            return "trained", "the final norm"
         if any(name.startswith(f"{head}.") for head in heads):
             return "trained", "the task's head"
         reason = next((why for module, why in elsewhere.items() if name.startswith(f"{module}.")), None)

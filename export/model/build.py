@@ -12,6 +12,7 @@ from export.model import lora
 from export.model.adapter_fates import fates, modules_elsewhere
 from export.model.adapter_table import rows_of
 from export.model.completion import CompletionLoss
+from export.model.final_norm import final_norm
 from export.model.full import untie
 from export.model.head_init import fit_head
 from export.model.lora_init import public_texts, start_from_activations
@@ -62,6 +63,7 @@ class ExportModel:
         rebuild: the content of ``covey_task.json``, from which finished.py builds the same module again.
         notes: what differs from what was asked for, a sentence each.
         adapter: what is known about the folder's adapter; None where the adapter is new or there is none.
+        norm: name of the final norm where it is trained: see final_norm.final_norm.
     """
 
     folder: ModelFolder
@@ -73,6 +75,7 @@ class ExportModel:
     rebuild: Rebuild
     notes: list[str]
     adapter: FoundAdapter | None = None
+    norm: str | None = None
 
 
 def build(folder: ModelFolder, options: TaskOptions, lora_options: LoraOptions | None) -> ExportModel:
@@ -91,6 +94,11 @@ def build(folder: ModelFolder, options: TaskOptions, lora_options: LoraOptions |
         _check_adapter_keeps_its_start(folder, lora_options)
         options = continue_with(options, folder.adapter)
     check_task_options(folder, options)
+    trains_norm = lora_options is not None and lora_options.norm
+    if trains_norm and options.kind == "classify-head":
+        raise ExportError(
+            "--train-norm: classify-head trains its head, which stands behind the final norm", "leave out --train-norm"
+        )
     tokenizer = load_tokenizer(folder)
     notes = fit_tokenizer(folder, options, tokenizer)
     task = _task(folder, options, tokenizer)
@@ -101,7 +109,8 @@ def build(folder: ModelFolder, options: TaskOptions, lora_options: LoraOptions |
         _initialise_head(base, tokenizer, task, options.head_init)
     if rebuild["task"] == "classify-head" and rebuild["pooling"] is None:
         _check_padding(base, task)
-    peft_model, left_out = _with_adapter(base, head_modules, folder, lora_options)
+    norm = final_norm(TaskModel(base, task.label_token_ids, task.mask_token_id)) if trains_norm else None
+    peft_model, left_out = _with_adapter(base, head_modules, folder, lora_options, norm)
     # The module is only traced and evaluated: a scan over tensors with gradients would trace its own gradient.
     peft_model.requires_grad_(False)
     task_model = TaskModel(peft_model, task.label_token_ids, task.mask_token_id).eval()
@@ -111,15 +120,19 @@ def build(folder: ModelFolder, options: TaskOptions, lora_options: LoraOptions |
     loss_model = CompletionLoss(peft_model) if task.kind == CAUSAL_LM else LossModel(task_model)
     adapter = None
     if folder.adapter is not None and lora_options is not None:
-        adapter = _describe_adapter(task_model, lora_options, left_out)
-    return ExportModel(folder, peft_model, task_model, loss_model.eval(), tokenizer, task, rebuild, notes, adapter)
+        adapter = _describe_adapter(task_model, lora_options, left_out, norm)
+    return ExportModel(
+        folder, peft_model, task_model, loss_model.eval(), tokenizer, task, rebuild, notes, adapter, norm
+    )
 
 
-def _describe_adapter(task_model: TaskModel, lora_options: LoraOptions, left_out: list[AdapterRow]) -> FoundAdapter:
+def _describe_adapter(
+    task_model: TaskModel, lora_options: LoraOptions, left_out: list[AdapterRow], norm: str | None
+) -> FoundAdapter:
     peft_model = task_model.model
     elsewhere = modules_elsewhere(task_model, peft_model)
     state = lora.adapter_state(peft_model)
-    judged = fates(peft_model, state, lora_options.trained, elsewhere)
+    judged = fates(peft_model, state, lora_options.trained, elsewhere, norm)
     return FoundAdapter([*rows_of(state, state, judged.__getitem__), *left_out], elsewhere)
 
 
@@ -213,7 +226,7 @@ def _initialise_head(model: PooledClassifier, tokenizer: Any, task: Task, exampl
 
 
 def _with_adapter(
-    base: Any, head_modules: list[str], folder: ModelFolder, lora_options: LoraOptions | None
+    base: Any, head_modules: list[str], folder: ModelFolder, lora_options: LoraOptions | None, norm: str | None
 ) -> tuple[Any, list[AdapterRow]]:
     """Return the base wrapped with the folder's adapter or with a new one; in full mode the base itself, untied.
 
@@ -225,8 +238,8 @@ def _with_adapter(
     if folder.adapter is not None:
         hint = "give an adapter that was trained on this model"
         with reading(f"cannot load the adapter in {folder.adapter}", hint):
-            return lora.load_lora(base, folder, head_modules if isinstance(base, PooledClassifier) else [])
-    return lora.add_lora(base, lora_options, head_modules, folder.layers), []
+            return lora.load_lora(base, folder, head_modules if isinstance(base, PooledClassifier) else [], norm)
+    return lora.add_lora(base, lora_options, [*head_modules, *filter(None, [norm])], folder.layers), []
 
 
 def _check_padding(classifier: Any, task: Task) -> None:

@@ -39,7 +39,7 @@ def add_lora(model: Any, options: LoraOptions, head_modules: list[str], n_layers
     Args:
         model: the base model.
         options: rank, scale, targets, layers and seed of the adapter.
-        head_modules: modules of a head, which are trained and saved with the adapter.
+        head_modules: modules of a head, and a norm, which are trained and saved with the adapter.
         n_layers: number of the model's transformer layers.
 
     Raises:
@@ -74,13 +74,16 @@ def add_lora(model: Any, options: LoraOptions, head_modules: list[str], n_layers
         ) from error
 
 
-def load_lora(model: Any, folder: ModelFolder, head_modules: list[str]) -> tuple[Any, list[AdapterRow]]:
+def load_lora(
+    model: Any, folder: ModelFolder, head_modules: list[str], norm: str | None = None
+) -> tuple[Any, list[AdapterRow]]:
     """Wrap a model with the PEFT adapter of its folder.
 
     Args:
         model: the base model.
         folder: the folder with the adapter.
         head_modules: modules that the adapter must hold, because the base model's are untrained.
+        norm: name of the final norm, which the adapter must hold where it is to be trained; None: it is not.
 
     Returns:
         The wrapped model; a row for each tensor of the file that is left out because the model has it.
@@ -114,6 +117,11 @@ def load_lora(model: Any, folder: ModelFolder, head_modules: list[str]) -> tuple
                 f"the adapter in {adapter} has no head {head!r}, and the model has none that was trained",
                 "start a new adapter: remove adapter_config.json and adapter_model.safetensors",
             )
+    if norm is not None and not any(name.startswith(f"base_model.model.{norm}.") for name in state):
+        raise ExportError(
+            f"--train-norm: the adapter in {adapter} was trained without the final norm {norm!r}",
+            "leave out --train-norm, or start a new adapter: remove the folder's adapter files",
+        )
     return peft_model, left_out
 
 
@@ -154,7 +162,11 @@ def adapter_names(peft_model: Any) -> dict[Address, str]:
 
 
 def make_layout(
-    peft_model: Any, folder: ModelFolder, trained: list[str], elsewhere: Mapping[str, str] | None = None
+    peft_model: Any,
+    folder: ModelFolder,
+    trained: list[str],
+    elsewhere: Mapping[str, str] | None = None,
+    norm: str | None = None,
 ) -> list[Parameter]:
     """Return the layout of the trained tensors, ordered by depth, then by name.
 
@@ -163,6 +175,7 @@ def make_layout(
         folder: the model's folder, for its depth.
         trained: the trained matrices, ``A`` and ``B`` or ``B`` alone; a head is always trained.
         elsewhere: modules with LoRA that are not trained: see adapter_fates.modules_elsewhere.
+        norm: name of the final norm where it is trained: see final_norm.final_norm.
     """
 
     def layer(name: str) -> int:
@@ -171,5 +184,5 @@ def make_layout(
         return folder.layers if inside is None else inside
 
     state = adapter_state(peft_model)
-    judged = fates(peft_model, state, trained, elsewhere or {})
+    judged = fates(peft_model, state, trained, elsewhere or {}, norm)
     return lay_out({name: state[name].shape for name, (fate, _) in judged.items() if fate == "trained"}, layer)

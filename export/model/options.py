@@ -65,6 +65,7 @@ class LoraOptions:
         trained: the matrices that are trained: B, or A and B.
         seed: seed of a new adapter's A matrices.
         activations: file of public rows, from whose activations a new adapter's A matrices start; None: from the seed.
+        norm: whether the final norm's weights are trained too, those between the last layer and the output embedding.
     """
 
     r: int
@@ -74,3 +75,4 @@ class LoraOptions:
     trained: list[str]
     seed: int
     activations: Path | None = None
+    norm: bool = False

@@ -41,6 +41,7 @@ class TinyExport:
     base: str = "float32"
     products: str = "float32"
     stack: bool = False
+    norm: bool = False
 
     def task_options(self) -> TaskOptions:
         """Return the options of the task; a masked language model has a prompt with a mask."""
@@ -65,7 +66,7 @@ class TinyExport:
             make_model(self.kind, models / self.kind)
         folder = look_at(models / self.kind)
         layers = None if self.layers is None else list(self.layers)
-        lora = LoraOptions(4, 8.0, DEFAULT_TARGETS[folder.model_type], layers, list(self.train), seed=1)
+        lora = LoraOptions(4, 8.0, DEFAULT_TARGETS[folder.model_type], layers, list(self.train), seed=1, norm=self.norm)
         options = ExportOptions(
             self.task_options(),
             None if self.train == "full" else lora,
