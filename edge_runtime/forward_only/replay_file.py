@@ -9,36 +9,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from edge_runtime.bundle.adapter import CHUNK
 from edge_runtime.errors import TrainingError, storage_error
 from edge_runtime.files.hashing import file_sha256
-from edge_runtime.forward_only.slices import Slice, replay_in_turn, replay_task
+from edge_runtime.forward_only.slices import ReplayFiles, replay_in_turn, replay_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from edge_runtime.forward_only.slices import Replayed
+    from edge_runtime.forward_only.slices import MomentFiles, Replayed
     from edge_runtime.protocol.round_log import RoundLog
     from edge_runtime.values import FloatVector
-
-
-@dataclass(frozen=True)
-class MomentFiles:
-    """Where the moment of a chain of rounds comes from and goes to; see moment.py.
-
-    Attributes:
-        base: the moment before the first round, float32, (parameters,); None: zeros, as before a job's first round.
-        path: the new file, for the moment after the last round.
-    """
-
-    base: FloatVector | None
-    path: Path
 
 
 def write_replayed(
@@ -76,9 +60,11 @@ def write_replayed(
     try:
         moment_path = None if moment is None else moment.path
         with _new_files(path, before_path, moment_path) as (file, before_file, moment_file):
-            for part in replayed(task, _slices(theta, previous, moment)):
+            for part in replayed(task, ReplayFiles(theta, previous, moment, path, before_path, CHUNK)):
                 data = part.now.astype("<f4", copy=False).data
                 digest.update(data)
+                if part.is_written:
+                    continue
                 file.write(data)
                 if before_file is not None and part.before is not None:
                     before_file.write(part.before.astype("<f4", copy=False).data)
@@ -87,19 +73,6 @@ def write_replayed(
     except OSError as error:
         raise storage_error(error, path) from error
     return digest.hexdigest(), task.n_terms
-
-
-def _slices(theta: FloatVector, previous: FloatVector | None, moment: MomentFiles | None) -> Iterator[Slice]:
-    """Read one slice after the other; their borders depend on nothing but the number of parameters."""
-    for start in range(0, theta.size, CHUNK):
-        part = slice(start, start + CHUNK)
-        now: FloatVector = np.array(theta[part], dtype=np.float32)
-        before = None if previous is None else np.array(previous[part], dtype=np.float32)
-        yield Slice(start, now, before, None if moment is None else _part_of_moment(moment, part, now))
-
-
-def _part_of_moment(moment: MomentFiles, part: slice, like: FloatVector) -> FloatVector:
-    return np.zeros_like(like) if moment.base is None else np.array(moment.base[part], dtype=np.float32)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from edge_runtime.forward_only.replay import Part, replay_part, round_terms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from edge_runtime.forward_only.coefficients import Terms
     from edge_runtime.protocol.round_log import RoundLog
@@ -53,16 +54,72 @@ class Slice:
         now: float32, (n,), the adapter.
         before: the same part of the adapter before it; None: it is not known, or not needed.
         moment: the same part of the moment; None: the rounds' rule keeps none.
+        is_written: whether it is in the new files already, and its arrays are maps of them.
     """
 
     start: int
     now: FloatVector
     before: FloatVector | None
     moment: FloatVector | None
+    is_written: bool = False
 
 
-Replayed = Callable[[ReplayTask, Iterator[Slice]], Iterator[Slice]]
-"""Replays the slices of a task, and returns them in the same order."""
+@dataclass(frozen=True)
+class MomentFiles:
+    """Where the moment of a chain of rounds comes from and goes to; see moment.py.
+
+    Attributes:
+        base: the moment before the first round, float32, (parameters,); None: zeros, as before a job's first round.
+        path: the new file, for the moment after the last round.
+    """
+
+    base: FloatVector | None
+    path: Path
+
+
+@dataclass(frozen=True)
+class ReplayFiles:
+    """What a replay reads, and the new files that it writes; these are open, and empty.
+
+    Attributes:
+        theta: the adapter before the first round, float32, (parameters,); may be mapped.
+        previous: the adapter before ``theta``; None: it is not known, or not needed.
+        moment: where the moment comes from and goes to; None: the rounds' rule keeps none.
+        path: for the adapter after the last round.
+        before_path: for the adapter before the last round; None: it is not kept.
+        slice_size: parameters of a slice; the last one may be shorter.
+    """
+
+    theta: FloatVector
+    previous: FloatVector | None
+    moment: MomentFiles | None
+    path: Path
+    before_path: Path | None
+    slice_size: int
+
+    def borders(self) -> Iterator[tuple[int, int]]:
+        """Yield where each slice starts and stops; this depends on nothing but the number of parameters."""
+        for start in range(0, self.theta.size, self.slice_size):
+            yield start, min(start + self.slice_size, self.theta.size)
+
+    def slices(self) -> Iterator[Slice]:
+        """Read one slice after the other."""
+        for start, stop in self.borders():
+            part = slice(start, stop)
+            now: FloatVector = np.array(self.theta[part], dtype=np.float32)
+            before = None if self.previous is None else np.array(self.previous[part], dtype=np.float32)
+            yield Slice(start, now, before, None if self.moment is None else part_of_moment(self.moment.base, part))
+
+
+def part_of_moment(base: FloatVector | None, part: slice) -> FloatVector:
+    """Read a part of the moment before the first round: zeros where a job's first round has none."""
+    if base is None:
+        return np.zeros(part.stop - part.start, dtype=np.float32)
+    return np.array(base[part], dtype=np.float32)
+
+
+Replayed = Callable[[ReplayTask, ReplayFiles], Iterator[Slice]]
+"""Replays the slices of a task, and returns them in their order."""
 
 
 def replay_task(logs: Sequence[RoundLog], size: int) -> ReplayTask:
@@ -99,6 +156,6 @@ def replay_slice(task: ReplayTask, part: Slice) -> Slice:
     return Slice(part.start, now, before, moment)
 
 
-def replay_in_turn(task: ReplayTask, parts: Iterator[Slice]) -> Iterator[Slice]:
+def replay_in_turn(task: ReplayTask, files: ReplayFiles) -> Iterator[Slice]:
     """Replay one slice after the other in this process: see Replayed."""
-    return (replay_slice(task, part) for part in parts)
+    return (replay_slice(task, part) for part in files.slices())

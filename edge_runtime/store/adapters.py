@@ -12,7 +12,8 @@ from edge_runtime.bundle.adapter import check_adapter, check_finite, map_adapter
 from edge_runtime.bundle.layout import total_size
 from edge_runtime.errors import BundleError, NetworkError, ProtocolError, TrainingError
 from edge_runtime.files.aside import set_aside
-from edge_runtime.forward_only.replay_file import MomentFiles, follow_logs
+from edge_runtime.forward_only.replay_file import follow_logs
+from edge_runtime.forward_only.slices import MomentFiles
 from edge_runtime.protocol.round_log import decode_chain
 
 if TYPE_CHECKING:

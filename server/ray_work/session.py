@@ -77,10 +77,16 @@ class Session:
         return reference
 
     def value(self, reference: Any) -> Any:  # noqa: ANN401 of the piece's function
-        """Return what a piece that is done has given, or a Refusal."""
+        """Return what a piece that is done has given, or a Refusal.
+
+        Raises:
+            NetworkError: this machine's raylet has ended, and Ray with it, which ends the driver only a moment later.
+        """
         errors = self._ray.exceptions
         try:
             return self._ray.get(reference)
+        except errors.LocalRayletDiedError as error:
+            raise self._connection.lost(cause_of(error)) from error
         except errors.OutOfMemoryError as error:
             return as_refusal(_too_little_memory(error))
         except errors.RayError as error:

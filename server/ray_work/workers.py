@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edge_runtime.errors import NetworkError
 from server.errors import ToldToStopError, error_of
@@ -29,6 +29,7 @@ _MOST_LOSSES = 5
 _NUMBERS = itertools.count()
 """Numbers of shared values and pieces: no two of a process are alike."""
 _LOG = logging.getLogger(__name__)
+ValueT = TypeVar("ValueT")
 _LOOK_S = 1.0
 """Seconds without a result after which a waiting thread looks at whether to stop."""
 _LOOKS_TO_SAY = 60
@@ -63,6 +64,11 @@ class Recipe:
     described: Shared
 
 
+def as_described(value: ValueT) -> ValueT:
+    """Return a description as it is: see Recipe.make."""
+    return value
+
+
 @dataclass(eq=False)
 class Pending:
     """A piece that was handed out.
@@ -93,12 +99,16 @@ class Workers:
         options: where they are.
         should_stop: asked while something is waited for.
 
+    Attributes:
+        are_here: whether all of them are processes of this machine, so that they see its files.
+
     Raises:
         ConfigError, NetworkError: see connection.Connection.
     """
 
     def __init__(self, options: RayOptions, should_stop: Callable[[], bool] = lambda: False) -> None:
         self._should_stop = should_stop
+        self.are_here = options.address is None
         self._lock = threading.Lock()
         self._pieces: weakref.WeakSet[Pending] = weakref.WeakSet()
         self._driver = DriverProcess(options, should_stop)

@@ -12,8 +12,8 @@ from msgspec import UNSET
 from edge_runtime.bundle.adapter import map_adapter
 from edge_runtime.errors import ShortageError
 from edge_runtime.files.hashing import file_sha256
-from edge_runtime.forward_only.replay_file import MomentFiles, write_replayed
-from edge_runtime.forward_only.slices import replay_in_turn
+from edge_runtime.forward_only.replay_file import write_replayed
+from edge_runtime.forward_only.slices import MomentFiles, replay_in_turn
 from edge_runtime.protocol.plans import AdapterRef, BlobRef
 from edge_runtime.protocol.round_log import decode_chain, encode_chain
 from server.errors import JobError

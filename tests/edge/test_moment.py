@@ -19,8 +19,9 @@ from edge_runtime.errors import ConfigError, TrainingError
 from edge_runtime.forward_only.directions import step_seeds
 from edge_runtime.forward_only.moment import shape_of
 from edge_runtime.forward_only.replay import Part, compact, replay, replay_part, round_terms
-from edge_runtime.forward_only.replay_file import MomentFiles, follow_logs
+from edge_runtime.forward_only.replay_file import follow_logs
 from edge_runtime.forward_only.round import RoundSettings, train_round
+from edge_runtime.forward_only.slices import MomentFiles
 from edge_runtime.forward_only.step import spzo_step
 from edge_runtime.perturbation.perturb import BACK, FRONT, rademacher
 from edge_runtime.protocol.round_log import DeviceScalars, RoundLog, decode_chain, encode_chain, pack_scalars

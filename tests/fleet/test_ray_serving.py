@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 from fleets import free_port, wait_for, write_job
-from ray_clusters import driver_of, family_of, kill, processes_of_ray, started_head
+from ray_clusters import driver_of, family_of, has_ended, kill, processes_of_ray, started_head
 
 if TYPE_CHECKING:
     from fleets import Fleet, Process
@@ -21,10 +21,6 @@ def started(fleet: Fleet, *flags: str) -> Process:
     server = fleet.stay("--mqtt-port", str(fleet.port), *flags)
     server.wait_event("serving")
     return server
-
-
-def has_ended(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def all_have_ended(processes: list[psutil.Process]) -> bool:

@@ -19,12 +19,14 @@ from edge_runtime.forward_only.replay_file import write_replayed
 from edge_runtime.protocol.step_rule import StepRule
 from server.errors import ToldToStopError
 from server.ray_work.options import RayOptions
-from server.ray_work.replaying import as_described, replayed_on
-from server.ray_work.workers import Recipe, Shared, Workers, open_workers
+from server.ray_work.replaying import replayed_on
+from server.ray_work.workers import Recipe, Shared, Workers, as_described, open_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from edge_runtime.forward_only.slices import ReplayFiles, ReplayTask, Slice
 
 NOTHING = Recipe(as_described, Shared(None))
 pytestmark = pytest.mark.timeout(900)
@@ -36,24 +38,23 @@ def theta_of(size: int) -> Any:
 
 @pytest.fixture
 def written(tmp_path: Path) -> Callable[[Workers | None, Callable[[], object]], tuple[str, int]]:
-    """Replays 12 slices on workers, or alone, and does something in the middle."""
+    """Replays 12 slices of a mapped adapter on workers, or alone, and does something in the middle."""
 
     def write(workers: Workers | None, in_the_middle: Callable[[], object]) -> tuple[str, int]:
-        theta = theta_of(12 * CHUNK)
+        theta_of(12 * CHUNK).tofile(tmp_path / "theta")
+        theta = np.memmap(tmp_path / "theta", dtype="<f4", mode="r")
         logs = [make_log(StepRule(back_perturbations=16), 8, steps=8, front_size=CHUNK)]
         if workers is None:
             return write_replayed(tmp_path / "alone", theta, logs)
         replayed = replayed_on(workers)
 
-        def disturbed(parts: Iterator[Any]) -> Iterator[Any]:
-            for index, part in enumerate(parts):
-                if index == 4:
+        def disturbed(task: ReplayTask, files: ReplayFiles) -> Iterator[Slice]:
+            for index, part in enumerate(replayed(task, files)):
+                if index == 2:
                     in_the_middle()
                 yield part
 
-        return write_replayed(
-            tmp_path / "ray", theta, logs, replayed=lambda task, parts: replayed(task, disturbed(parts))
-        )
+        return write_replayed(tmp_path / "ray", theta, logs, replayed=disturbed)
 
     return write
 

@@ -16,17 +16,17 @@ from round_logs import chain_of, make_log
 from edge_runtime.bundle.adapter import CHUNK
 from edge_runtime.errors import TrainingError
 from edge_runtime.files.hashing import file_sha256
-from edge_runtime.forward_only.replay_file import MomentFiles, write_replayed
-from edge_runtime.forward_only.slices import replay_in_turn
+from edge_runtime.forward_only.replay_file import write_replayed
+from edge_runtime.forward_only.slices import MomentFiles, replay_in_turn
 from edge_runtime.protocol.step_rule import Curvature, StepRule
 from server.ray_work.options import RayOptions
-from server.ray_work.replaying import as_described, replayed_on
-from server.ray_work.workers import Recipe, Shared, Workers, open_workers
+from server.ray_work.replaying import replayed_on
+from server.ray_work.workers import Recipe, Shared, Workers, as_described, open_workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from edge_runtime.forward_only.slices import Replayed, ReplayTask, Slice
+    from edge_runtime.forward_only.slices import Replayed, ReplayFiles, ReplayTask, Slice
     from edge_runtime.protocol.round_log import RoundLog
     from edge_runtime.values import FloatVector
 
@@ -41,12 +41,12 @@ RULES = {
     "curvature": StepRule(curvature=Curvature(decay=0.8, floor=0.5)),
     "sign": StepRule(sign_momentum=0.5),
 }
-CLUSTERS = [pytest.param(1, marks=pytest.mark.long), "two nodes", pytest.param(3, marks=pytest.mark.long)]
+CLUSTERS = [pytest.param(1, marks=pytest.mark.long), 2, "two nodes", pytest.param(3, marks=pytest.mark.long)]
 
 
 @pytest.fixture(scope="module", params=CLUSTERS, ids=str)
 def workers(request: pytest.FixtureRequest) -> Iterator[Workers]:
-    """One worker, one on each of two nodes, or three."""
+    """One worker, two, one on each of two nodes, or three."""
     if request.param == "two nodes":
         with two_nodes() as cluster, open_workers(RayOptions(address=cluster.address)) as opened:
             assert opened is not None
@@ -76,13 +76,18 @@ def chain(rule: StepRule, momentum: float) -> list[RoundLog]:
 
 
 def written(folder: Path, logs: list[RoundLog], replayed: Replayed, theta: FloatVector) -> list[str]:
-    """The hashes of the adapter, of the one before the last round, and of the moment."""
+    """The hashes of the adapter, of the one before the last round, and of the moment; what is read is mapped."""
     folder.mkdir()
+
+    def mapped(name: str, values: FloatVector) -> FloatVector:
+        path = folder.with_name(f"{folder.name}-{name}")
+        values.tofile(path)
+        return np.memmap(path, dtype="<f4", mode="r")
+
     needs_moment = logs[0].rule.keeps_moment
-    moment = MomentFiles(np.abs(theta), folder / "moment") if needs_moment else None
-    sha256, _ = write_replayed(
-        folder / "adapter", theta, logs, theta[::-1].copy(), folder / "before", moment, replayed=replayed
-    )
+    moment = MomentFiles(mapped("moment", np.abs(theta)), folder / "moment") if needs_moment else None
+    base, previous = mapped("theta", theta), mapped("previous", theta[::-1])
+    sha256, _ = write_replayed(folder / "adapter", base, logs, previous, folder / "before", moment, replayed=replayed)
     assert sha256 == file_sha256(folder / "adapter")
     return [file_sha256(path) for path in sorted(folder.iterdir())]
 
@@ -106,6 +111,8 @@ def test_a_large_adapter_is_divided_and_a_small_one_is_not(tmp_path: Path, worke
     logs = [make_log(StepRule(), 2, front_size=CHUNK + 5)]
     alone = written(tmp_path / "alone", logs, replay_in_turn, theta)
     assert written(tmp_path / "ray", logs, replayed_on(workers), theta) == alone
+    in_memory, _ = write_replayed(tmp_path / "in-memory", theta, logs, replayed=replayed_on(workers))
+    assert in_memory == file_sha256(tmp_path / "alone" / "adapter")
     handed: list[Any] = []
     watched = Watched(workers, handed)
     small = theta[:CHUNK]
@@ -130,8 +137,8 @@ class Watched:
 def test_a_worker_that_is_killed_in_the_middle_changes_nothing(tmp_path: Path, workers: Workers) -> None:
     logs, marker = chain(RULES["curvature"], 0.0), tmp_path / "killed"
 
-    def replayed(task: ReplayTask, parts: Iterator[Slice]) -> Iterator[Slice]:
-        return workers.in_order(Recipe(as_described, Shared(task)), dies_once, parts, str(marker))
+    def replayed(task: ReplayTask, files: ReplayFiles) -> Iterator[Slice]:
+        return workers.in_order(Recipe(as_described, Shared(task)), dies_once, files.slices(), str(marker))
 
     alone = written(tmp_path / "alone", logs, replay_in_turn, theta_of(SIZE))
     assert written(tmp_path / "ray", logs, replayed, theta_of(SIZE)) == alone

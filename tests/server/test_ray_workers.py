@@ -23,12 +23,14 @@ from edge_runtime.protocol.step_rule import StepRule
 from server.cli import main
 from server.ray_work.connection import Connection
 from server.ray_work.options import RayOptions, ray_options
-from server.ray_work.replaying import as_described, replayed_on
-from server.ray_work.workers import Recipe, Shared, Workers, open_workers
+from server.ray_work.replaying import replayed_on
+from server.ray_work.workers import Recipe, Shared, Workers, as_described, open_workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from edge_runtime.forward_only.slices import ReplayFiles, ReplayTask, Slice
 
 NOTHING = Recipe(as_described, Shared(None))
 
@@ -86,16 +88,15 @@ def test_a_node_that_goes_away_in_the_middle_changes_nothing(tmp_path: Path) -> 
     with two_nodes() as cluster, open_workers(RayOptions(address=cluster.address)) as workers:
         assert workers is not None
 
-        def cut_off(parts: Iterator[Any]) -> Iterator[Any]:
-            for index, part in enumerate(parts):
-                if index == 4:
+        replayed = replayed_on(workers)
+
+        def cut_off(task: ReplayTask, files: ReplayFiles) -> Iterator[Slice]:
+            for index, part in enumerate(replayed(task, files)):
+                if index == 2:
                     cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
                 yield part
 
-        replayed = replayed_on(workers)
-        found = write_replayed(
-            tmp_path / "ray", theta, logs, replayed=lambda task, parts: replayed(task, cut_off(parts))
-        )
+        found = write_replayed(tmp_path / "ray", theta, logs, replayed=cut_off)
     assert found == alone
 
 

@@ -73,6 +73,11 @@ def kill(processes: list[psutil.Process]) -> None:
             process.kill()
 
 
+def has_ended(process: psutil.Process) -> bool:
+    """Whether a process is gone, or only waits for whoever has started it."""
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
 def driver_of(command: int | None = None) -> psutil.Process:
     """Ray's driver of this process, or of another one."""
     (driver,) = [one for one in psutil.Process(command).children() if "spawn_main" in " ".join(one.cmdline())]
