@@ -38,7 +38,7 @@ def write_gguf_lora(adapter: Path, model_dir: Path, out: Path) -> int:
         out: the folder to make.
 
     Raises:
-        ExportError: see load_finished; or every weight was trained, a head was trained, or GGUF's form of the
+        ExportError: see load_finished; or every weight was trained, a head or a norm was trained, or GGUF's form of the
             architecture is not known here.
         StorageError: see new_folder.
     """
@@ -52,7 +52,10 @@ def write_gguf_lora(adapter: Path, model_dir: Path, out: Path) -> int:
         raise ExportError("every weight was trained, so there is no LoRA adapter", "use --to merged")
     settings = model.peft_config["default"]
     if settings.modules_to_save:
-        raise ExportError("a head was trained, for which a GGUF adapter has no place", "use --to peft or --to merged")
+        raise ExportError(
+            f"{', '.join(settings.modules_to_save)} was trained as a whole, for which a GGUF adapter has no place",
+            "use --to gguf for a language model, else --to peft or --to merged",
+        )
     names = gguf.get_tensor_name_map(architecture, folder.layers)
     with new_folder(out) as partial:
         writer = gguf.GGUFWriter(partial / ADAPTER_FILE, gguf.MODEL_ARCH_NAMES[architecture])

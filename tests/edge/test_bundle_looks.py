@@ -56,6 +56,7 @@ def test_show_says_what_a_bundle_is(tiny_bundle: Bundle, capsys: pytest.CaptureF
         assert word in text
 
 
+@pytest.mark.slow
 def test_show_knows_training_graphs_and_other_tasks(
     tiny_export: Callable[..., Bundle], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,7 +64,8 @@ class Device:
         return result
 
 
-KINDS = ["bert", "roberta", "deberta", "distilbert", "mpnet", "opt", "llama", "qwen2-sliding", "qwen3"]
+OTHERS = ["roberta", "deberta", "distilbert", "mpnet", "opt", "qwen2-sliding", "qwen3"]
+KINDS = ["bert", "llama", *[pytest.param(kind, marks=pytest.mark.slow) for kind in OTHERS]]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -38,11 +38,10 @@ POSITIONS = 64
 """Positions of the tiny models; their sliding windows have 8 tokens."""
 CASES = [
     ("qwen3-sliding", "B"),
-    ("opt", "AB"),
-    ("qwen2-sliding", "full"),
     *[
         pytest.param(kind, train, marks=pytest.mark.slow)
         for kind, train in (
+            *(("opt", "AB"), ("qwen2-sliding", "full")),
             *((kind, "B") for kind in ("llama", "llama-wide", "qwen2", "qwen2-tied", "qwen3", "opt-narrow")),
             *((kind, "full") for kind in ("llama-tied", "opt", "qwen3")),
         )
@@ -166,6 +165,7 @@ def test_a_decode_graph_that_computes_something_else_is_found(bundle: Bundle, tm
         check_golden(copy)
 
 
+@pytest.mark.slow
 def test_export_says_what_it_costs_and_leaves_it_out(
     bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -86,6 +86,7 @@ def finished(bundle: Bundle, folder: Path) -> Path:
     return finished_folder(bundle, bundle.initial_adapter(), folder)
 
 
+@pytest.mark.slow
 def test_every_weight_trained(tmp_path: Path) -> None:
     asked = TinyExport("llama-tied", "causal-lm", splits=(1,), train="full")
     bundle = asked.write(tmp_path / "models", tmp_path / "bundle")

@@ -61,7 +61,11 @@ def test_the_rows_of_a_are_the_top_singular_vectors_of_the_inputs(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("kind", "flags"), [("bert", HEAD), ("llama", (*PROMPT, *TEMPLATE, "--label-words", " bad, good"))]
+    ("kind", "flags"),
+    [
+        ("bert", HEAD),
+        pytest.param("llama", (*PROMPT, *TEMPLATE, "--label-words", " bad, good"), marks=pytest.mark.slow),
+    ],
 )
 def test_the_bundle_s_start_adapter_has_it(tmp_path: Path, kind: str, flags: tuple[str, ...]) -> None:
     folder = make_model(kind, tmp_path / "model")

@@ -138,6 +138,7 @@ def test_the_manifest_says_what_quantising_changed(bundle: Bundle, capsys: pytes
     assert json.loads(capsys.readouterr().out)["base"]["loss_float32"] == base.loss_float32
 
 
+@pytest.mark.slow
 def test_estimates_count_blocks(tiny_export: Callable[..., Bundle]) -> None:
     """A tiny BERT's layers are most of what a training graph binds: at 4 bits and a scale per 32, less than a third."""
     whole, blocks = (tiny_export("bert", levels=(1, 3), base=base).manifest for base in ("float32", "int4"))
@@ -149,6 +150,7 @@ def test_estimates_count_blocks(tiny_export: Callable[..., Bundle]) -> None:
     assert needed.first_row > 2 * 4 * 64 * 32 + needed.further_row // 2
 
 
+@pytest.mark.slow
 def test_products_in_int8_are_near_and_say_so(tiny_export: Callable[..., Bundle]) -> None:
     bundle = tiny_export("bert", base="int4", products="int8")
     assert bundle.manifest.base is not None

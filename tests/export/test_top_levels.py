@@ -83,6 +83,7 @@ def bundle(tiny_export: Callable[..., Bundle]) -> Bundle:
     return tiny_export("bert", splits=(2,), train="AB", max_tokens=POSITIONS, levels=MIXED)
 
 
+@pytest.mark.slow
 def test_all_layers_at_the_top_are_all_layers(tiny_export: Callable[..., Bundle], bundle: Bundle) -> None:
     plain = tiny_export("bert", splits=(2,), train="AB", max_tokens=POSITIONS, levels=(1, 2, 3), recompute=True)
     theta, batch = start(bundle), batches(bundle)[0]
@@ -192,6 +193,7 @@ def test_a_folder_behind_the_flag_is_no_level(tmp_path: Path, capsys: pytest.Cap
     assert f"{tmp_path} is a folder: MODEL_DIR stands before --levels" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("executorch") is None, reason="needs the executorch package: pip install covey[executorch]"
 )

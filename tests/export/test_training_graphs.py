@@ -75,6 +75,7 @@ def test_gradients_agree_with_pytorch(
             assert np.isnan(out[slices.layers[layer]]).all() == (layer not in layers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "task", "recompute"),
     [
@@ -245,6 +246,7 @@ def test_shares_become_counts() -> None:
             level_counts([share], 6)
 
 
+@pytest.mark.slow
 def test_layers_that_are_not_alike_are_refused(tiny_export: Callable[..., Bundle]) -> None:
     with pytest.raises(ExportError, match="layer 0 is not trained like the others"):
         tiny_export("bert", splits=(2,), layers=(1, 2), levels=(2,))

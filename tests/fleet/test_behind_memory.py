@@ -82,6 +82,7 @@ def mappings(bundle: Bundle) -> int:
     return sum(line.endswith(name) for line in Path("/proc/self/maps").read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_while_a_round_trains_the_front_is_not_mapped(bundle: Bundle, tmp_path: Path) -> None:
     before = mappings(bundle)
     device = Trained(bundle, tmp_path)

@@ -27,6 +27,7 @@ def talks(n_rows: int, seed: int) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_fleet_trains_on_conversations(tmp_path: Path) -> None:
     folder = make_model("llama", tmp_path / "models" / "llama")

@@ -58,6 +58,7 @@ def of_the_device(config: Path, *arguments: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_the_answer_is_that_of_the_device_and_no_text_is_logged(fleet: TrustedFleet, tiny_bundle: Bundle) -> None:
     config = answering(fleet, "a")
     leave_model(config.with_name("covey-state"), tiny_bundle)

@@ -75,6 +75,7 @@ def at(fleet: TrustedFleet, name: str, url: str) -> None:
     config.write_text("\n".join(lines) + "\n")
 
 
+@pytest.mark.slow
 def test_a_fleet_behind_the_embedded_broker_is_healthy_until_a_device_is_revoked(fleet: TrustedFleet) -> None:
     fleet.open()
     fleet.join("a")

@@ -76,6 +76,7 @@ def agent_on(config: EdgeConfig, sensors: Sensors) -> Iterator[list[Finished | N
         transport.close(agent.goodbye())
 
 
+@pytest.mark.slow
 def test_a_hot_device_gets_no_offer_until_it_is_cool_again(tmp_path: Path, tiny_bundle: Bundle) -> None:
     port = free_port()
     fleet = Fleet(tmp_path, tiny_bundle, port, external=False)

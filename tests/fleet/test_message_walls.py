@@ -66,6 +66,7 @@ def test_a_fault_in_taking_a_message_is_logged_and_the_job_goes_on(
     assert "KeyError" in log
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(messages=st.lists(st.tuples(st.sampled_from(TO_SERVER), st.binary(max_size=80)), max_size=20))
 def test_random_bytes_do_not_end_a_server(

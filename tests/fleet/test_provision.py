@@ -53,6 +53,7 @@ def rows(tmp_path: Path) -> Path:
     return tmp_path / "mine.jsonl"
 
 
+@pytest.mark.slow
 def test_what_a_board_cannot_be_is_refused_before_anything_is_changed(
     fleet: TrustedFleet, board: Board, tmp_path: Path
 ) -> None:
@@ -87,6 +88,7 @@ def test_what_a_board_cannot_be_is_refused_before_anything_is_changed(
     assert board.shell("ls -d /opt/covey /var/lib/covey /opt/.covey-incoming 2>/dev/null || true") == ""
 
 
+@pytest.mark.slow
 def test_a_board_of_another_fleet_is_known_before_it_is_touched(
     fleet: TrustedFleet, board: Board, tmp_path: Path
 ) -> None:

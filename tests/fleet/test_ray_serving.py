@@ -56,6 +56,7 @@ def test_an_idle_server_lives_where_its_cluster_ends_and_uses_the_next_one(fleet
         assert server.popen.wait(120) == 0
 
 
+@pytest.mark.slow
 def test_what_ray_has_started_ends_with_its_server(fleet: Fleet) -> None:
     """Ended by Ctrl-C to all of its processes, as a terminal sends it; killed with -9, and its raylet before it."""
     server = started(fleet, "--workers", "1")

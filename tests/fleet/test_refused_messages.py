@@ -68,6 +68,7 @@ def test_the_embedded_broker_takes_what_covey_sends() -> None:
         assert tried(address.port, 512 * 1024) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.mosquitto
 @pytest.mark.skipif(not has_mosquitto(), reason="install the Debian package mosquitto")
 def test_a_message_that_is_not_taken_is_given_up_and_later_ones_arrive(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def further(log: Path) -> set[str]:
     return {one.rsplit("-", 1)[-1] for one in ids} & {"1", "2", "3"}
 
 
+@pytest.mark.slow
 def test_rounds_lose_nothing_though_connections_are_cut_and_the_server_is_killed(fleet: Fleet) -> None:
     with contextlib.ExitStack() as stack:
         port = stack.enter_context(mosquitto(fleet.root / "broker"))

@@ -204,6 +204,7 @@ def test_a_broker_without_groups_gets_one_plain_subscription_and_it_is_said_once
     assert caplog.text.count("does not hand messages to groups") == 1
 
 
+@pytest.mark.slow
 def test_a_broker_that_is_replaced_by_one_without_groups_is_noticed_before_the_hello(
     device: tuple[int, MqttTransport], caplog: pytest.LogCaptureFixture
 ) -> None:

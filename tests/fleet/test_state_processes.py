@@ -106,6 +106,7 @@ def limit_descriptors(process: Process, count: int | None) -> None:
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard if count is None else count, hard))
 
 
+@pytest.mark.slow
 def test_a_device_without_descriptors_refuses_and_comes_back(fleet: Fleet) -> None:
     """The server cannot end while it is refused: no round closes without this device."""
     server = fleet.serve(write_job(fleet.root, rounds=20, min_devices=1, min_reports=1))

@@ -152,6 +152,7 @@ def test_a_broker_at_its_limit_is_told_from_a_wrong_password(tmp_path: Path, tin
         fleet.stop()
 
 
+@pytest.mark.slow
 @needs_mosquitto
 def test_a_swarm_comes_back_to_a_broker_that_restarts(tmp_path: Path, tiny_bundle: Bundle) -> None:
     fleet = Fleet(tmp_path, tiny_bundle, free_port(), external=True)

@@ -133,6 +133,7 @@ def test_strangers_are_not_heard(fleet: TrustedFleet, tmp_path: Path, tiny_bundl
     assert "a" not in fleet.states()
 
 
+@pytest.mark.slow
 def test_a_copied_card_is_put_in_quarantine(fleet: TrustedFleet, tmp_path: Path) -> None:
     server = fleet.open()
     fleet.join("a")

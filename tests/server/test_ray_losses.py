@@ -59,6 +59,7 @@ def written(tmp_path: Path) -> Callable[[Workers | None, Callable[[], object]], 
     return write
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["raylet/raylet", "gcs_server", pytest.param("spawn_main", marks=pytest.mark.long)])
 def test_a_replay_goes_on_where_ray_is_lost_in_the_middle(written: Any, victim: str) -> None:
     """This machine's raylet, its head or the driver itself is killed: Ray is started anew, with the same bits."""
@@ -108,6 +109,7 @@ def test_a_cluster_that_stays_away_is_said_and_can_be_asked_again(
             workers.result(workers.submit(NOTHING, late_ones_first, 0))
 
 
+@pytest.mark.slow
 def test_a_piece_that_never_fits_ends_with_the_machines_memory(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:

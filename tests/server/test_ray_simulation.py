@@ -41,6 +41,7 @@ def real(folder: Path, bundle: Bundle, step: dict[str, Any] | None = None, **fie
     return dataclasses.replace(SMALL, bundle=bundle.path, data=data, job=job)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.long), 2, pytest.param(3, marks=pytest.mark.long)])
 def test_simulated_devices_learn_the_same_on_workers(
     tmp_path: Path, tiny_export: Callable[..., Bundle], count: int
@@ -72,6 +73,7 @@ def test_every_rule_is_simulated_the_same_on_two_machines(
         assert simulated(dataclasses.replace(options, ray=RayOptions(address=cluster.address))) == alone
 
 
+@pytest.mark.slow
 def test_a_servers_job_ends_the_same_with_workers(
     tmp_path: Path, tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:

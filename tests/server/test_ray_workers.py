@@ -49,6 +49,7 @@ def pair() -> Iterator[Workers]:
         yield workers
 
 
+@pytest.mark.slow
 def test_answers_come_in_order_and_errors_as_they_were(sigterm: object, pair: Workers) -> None:
     """And Ray keeps to itself: no dashboard, no statistics, no stranger without the token; SIGTERM stays Covey's."""
     assert list(pair.in_order(NOTHING, late_ones_first, range(10))) == list(range(10))
@@ -68,12 +69,14 @@ def test_answers_come_in_order_and_errors_as_they_were(sigterm: object, pair: Wo
     assert processes_of_ray("gcs_server")
 
 
+@pytest.mark.slow
 def test_a_piece_that_kills_every_worker_ends_with_an_error(pair: Workers) -> None:
     with pytest.raises(NetworkError, match="where its worker died"):
         pair.result(pair.submit(NOTHING, dies_always, 0))
     assert list(pair.in_order(NOTHING, late_ones_first, range(3))) == [0, 1, 2]  # the others go on
 
 
+@pytest.mark.slow
 def test_a_value_that_cannot_be_sent_is_the_pieces_fault(pair: Workers) -> None:
     with pytest.raises(CoveyError, match="pickle"):
         pair.result(pair.submit(NOTHING, unpicklable, 0))
