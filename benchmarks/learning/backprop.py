@@ -52,9 +52,10 @@ def run_backprop(settings: dict[str, Any], devices: dict[str, Path], test: Path)
     bundle, job = open_bundle(Path(settings["bundle"])), settings["job"]
     model = load_finished(bundle.path / "adapter", Path(settings["model_dir"]))
     parameters = train_as_bundle(model, bundle)
-    # Transformers checkpoints layers in training mode only.
+    # Transformers checkpoints layers in training mode only, and MPNet's not at all.
     transformer = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
-    transformer.gradient_checkpointing_enable({"use_reentrant": False})
+    if transformer.supports_gradient_checkpointing:
+        transformer.gradient_checkpointing_enable({"use_reentrant": False})
     training = Training(model, parameters, job, settings["step"]["learning_rate"])
     rows = {name: load(bundle, path) for name, path in devices.items()}
     held_out = load(bundle, test)
