@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.provenance import ROOT
 from benchmarks.harness.results import run_program
-from server.ray_work.replaying import as_described
-from server.ray_work.workers import Recipe, Shared
+from server.ray_work.workers import Recipe, Shared, as_described
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -42,7 +42,7 @@ from benchmarks.harness.spent import spent_by_round
 from benchmarks.harness.tasks import REVIEWS, TASKS
 from benchmarks.learning.convergence_methods import PLANS, QUICK, methods_of
 from benchmarks.learning.convergence_report import draw, summarize, table
-from benchmarks.learning.convergence_runs import test_runs
+from benchmarks.learning.convergence_runs import runs_of, soonest_rate, test_runs
 from server.ray_work.options import ray_options
 from server.ray_work.workers import open_workers
 from server.samples.reviews import completion, labelled
@@ -182,6 +182,8 @@ class Comparison:
         """Return the tuned learning rate; on another task than the reviews, the one that was best on the reviews."""
         if len(method.rates) == 1:
             return method.rates[0]
+        if method.soonest_of is not None:
+            return self._soonest(name, method.soonest_of)
         if self.task == REVIEWS and self.rates_of is None:
             return self._tune(name, method, turns)
         model = self.rates_of or self.model
@@ -190,6 +192,14 @@ class Comparison:
         if not runs:
             raise SystemExit(f"{name} has no learning rate yet: run it with --model {model} --task {REVIEWS} first")
         return float(min(runs, key=lambda run: float(run["loss_end"]))["step"]["learning_rate"])
+
+    def _soonest(self, name: str, tuned: str) -> float:
+        """Return the learning rate with which a method reached MeZO's loss for the fewest forward passes."""
+        model = self.rates_of or self.model
+        rate = soonest_rate(runs_of(self.results, model, self.mode, REVIEWS, [tuned, "mezo"]), tuned)
+        if rate is None:
+            raise SystemExit(f"{name} has no learning rate yet: run mezo and {tuned} with --model {model} first")
+        return rate
 
     def _tune(self, name: str, method: Method, turns: Turns) -> float:
         """Return the learning rate with the smallest loss on the validation rows."""

@@ -26,6 +26,8 @@ class Method:
             name the rows: the setup's. What a method spent until it reached a loss is read off its evaluations.
         export_flags: of ``covey export``, after the setup's: the method has a bundle of its own. Empty: it has that of
             the others.
+        soonest_of: the method whose tuning runs give the learning rate: that with which it reached MeZO's loss for the
+            fewest forward passes. None: the method is tuned for the loss at its end.
     """
 
     method: str
@@ -37,6 +39,7 @@ class Method:
     depends_on_seed: bool = True
     eval_every: dict[str, int] = field(default_factory=dict)
     export_flags: tuple[str, ...] = ()
+    soonest_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,9 @@ def with_head(layers: int, late: Method) -> dict[str, Method]:
     }
 
 
+NORM = dataclasses.replace(frozen(30, 4, 64), export_flags=("--train-norm", "--split", "30"))
+"""Trains SmolLM2's final norm, to a prompt what a head is to an encoder: 576 weights, and next to no computing."""
+
 PLANS = {
     "minilm": MethodPlan(
         Setup(
@@ -182,8 +188,9 @@ PLANS = {
             "spzo-frozen": frozen(None, 2, 4, RMS),
             "spzo-late": frozen(28, 1, 16, PROMPT_RMS),
             "spzo-last": frozen(29, 1, 32, PROMPT_RMS),
-            # The final norm is to a prompt what a head is to an encoder: 576 weights, and next to no computing.
-            "spzo-norm": dataclasses.replace(frozen(30, 4, 64), export_flags=("--train-norm", "--split", "30")),
+            "spzo-norm": NORM,
+            "spzo-norm-soon": dataclasses.replace(NORM, soonest_of="spzo-norm"),
+            "decomfl-soon": dataclasses.replace(COMMON["decomfl"], soonest_of="decomfl"),
         },
     ),
     # Next-token prediction of the rows' texts, each behind its label. The output embedding has 49,152 × 576 weights, a

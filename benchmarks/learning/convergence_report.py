@@ -119,6 +119,7 @@ def summarize(path: Path, model: str, mode: str, task: str, names: list[str], se
 
     Our method in it is the one that needed the fewest forward passes to MeZO's final loss on the validation rows of the
     reviews. A saving in seconds is of durations that the devices measured, beside whatever else the machine did.
+    Where methods have rows ``…-soon``, with the learning rate that reached MeZO's loss first, savings follow for them.
     """
     everything = runs_of(path, model, mode, task, names)
     results = [run for run in everything if run["rows"] == "test"]
@@ -130,6 +131,17 @@ def summarize(path: Path, model: str, mode: str, task: str, names: list[str], se
         for axis in AXES:
             found = saving(results, rival, ours, "mezo", axis) if ours else None
             line[f"{SHORT[axis]}_{rival}_over_ours"] = found and found["min"]
+    line.update(_soonest(results, ours))
     line["core_hours"] = round(core_hours(everything), 2)
     missing = [f"not run: {text}" for text in not_run(results, names, seeds)]
     return "\n".join([*missing, json.dumps({**line, **provenance()})])
+
+
+def _soonest(results: Results, ours: str | None) -> dict[str, Any]:
+    """Return what rivals spend to MeZO's final loss over what our method spends, each at its rate that is soonest."""
+    soonest, line = f"{ours}-soon", {}
+    for rival in RIVALS:
+        tuned = rival if rival == "mezo" else f"{rival}-soon"
+        if found := saving(results, tuned, soonest, "mezo"):
+            line[f"compute_{rival}_over_ours_soonest"] = found["min"]
+    return line

@@ -119,6 +119,28 @@ def chosen_of_ours(tuning: Results, names: list[str], rival: str = "mezo") -> st
     return min(reached, key=lambda name: reached[name]) if reached else None
 
 
+def soonest_rate(tuning: Results, name: str, rival: str = "mezo") -> float | None:
+    """Return the learning rate with which a method reached a rival's best final loss for the fewest forward passes.
+
+    All of it on the validation rows. Of rates that reached it after equally many, that with the lowest loss at the end.
+
+    Args:
+        tuning: runs of tuning.
+        name: the method.
+        rival: the rival.
+
+    Returns:
+        None: one of the two was not tuned, or the method never reached the loss.
+    """
+    rivals, runs = _tuned(tuning, rival), _tuned(tuning, name)
+    goal = min(map(_loss_end, rivals), default=None)
+    if goal is None:
+        return None
+    needed = [(first_at(run["curve"], LOSS, goal), _loss_end(run), run) for run in runs]
+    reached = [(forwards, loss, run) for forwards, loss, run in needed if forwards is not None]
+    return float(min(reached, key=lambda one: one[:2])[2]["step"]["learning_rate"]) if reached else None
+
+
 def _tuned(tuning: Results, name: str) -> Results:
     return [run for run in of_method(tuning, name) if run["rows"] == "validation"]
 

@@ -16,7 +16,7 @@ from repository import ROOT
 from benchmarks.harness.division import DEVICES, write_device_rows, write_held_out
 from benchmarks.harness.tasks import REVIEWS
 from benchmarks.learning import convergence, convergence_report, convergence_runs
-from benchmarks.learning.convergence import Comparison, Turns
+from benchmarks.learning.convergence import BUNDLE, Comparison, Turns
 from benchmarks.learning.convergence_methods import PLANS, Method
 from server.samples.newsgroups import GROUPS, divide_newsgroups, read_newsgroups
 from server.samples.reviews import Division, Review, completion
@@ -101,6 +101,32 @@ def test_our_method_is_chosen_on_validation_rows_alone() -> None:
     assert convergence_runs.chosen_of_ours(tuning[3:], ["spzo-x"]) is None
 
 
+def test_the_soonest_rate_is_that_of_the_fewest_passes_to_mezos_loss() -> None:
+    def tuned(name: str, rate: float, losses: list[float]) -> dict[str, Any]:
+        return kept(name, 0, losses, "validation", step={"learning_rate": rate})
+
+    ends_best, is_soonest = tuned("spzo", 3.0, [0.9, 0.7, 0.4]), tuned("spzo", 0.3, [0.55, 0.5, 0.5])
+    never, ties = tuned("spzo", 0.1, [0.7, 0.65]), tuned("spzo", 0.2, [0.55, 0.52, 0.52])
+    mezo = [tuned("mezo", 1.0, [0.9]), tuned("mezo", 0.01, [0.7, 0.6])]
+    runs = [ends_best, is_soonest, never, ties, *mezo, kept("spzo", 1, [0.1])]
+    assert convergence_runs.soonest_rate(runs, "spzo") == 0.3
+    assert convergence_runs.soonest_rate([never, *mezo], "spzo") is None
+    assert convergence_runs.soonest_rate(runs[:4], "spzo") is None, "MeZO was not tuned"
+
+
+def test_savings_of_the_soonest_rates_are_in_the_line(tmp_path: Path) -> None:
+    tuning = [kept("mezo", 0, [0.7, 0.6], "validation"), kept("spzo", 0, [0.6], "validation")]
+    soon = [kept("spzo-soon", seed, [0.55]) for seed in (1, 2)] + [kept("decomfl-soon", 1, [0.7, 0.6])]
+    file = write_runs(tmp_path / "runs.jsonl", [*RUNS, *tuning, *soon])
+    names = ["mezo", "decomfl", "spzo", "decomfl-soon", "spzo-soon"]
+    found = json.loads(
+        convergence_report.summarize(file, "minilm", "lora", REVIEWS, names, 2, "minilm").splitlines()[-1]
+    )
+    assert found["compute_mezo_over_ours_soonest"] == 2.0
+    assert found["compute_decomfl_over_ours_soonest"] == 2.0
+    assert found["compute_mezo_over_ours"] == 2.0
+
+
 def write_runs(path: Path, runs: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(run) + "\n" for run in runs))
     return path
@@ -140,7 +166,7 @@ def test_a_picture_has_an_axis_for_each_thing_that_runs_measured(tmp_path: Path)
 
 def comparison(tmp_path: Path, task: str = REVIEWS) -> Comparison:
     plan = PLANS["minilm"]
-    return Comparison(tmp_path / "runs.jsonl", "minilm", "lora", task, plan, plan.setup, {})
+    return Comparison(tmp_path / "runs.jsonl", "minilm", "lora", task, plan, plan.setup, {BUNDLE: "bundle"})
 
 
 def test_runs_take_turns_and_none_begins_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,6 +235,9 @@ def test_the_second_task_takes_the_rates_of_the_first(tmp_path: Path) -> None:
     assert other._rate("spzo", method, turns) == 0.2
     with pytest.raises(SystemExit, match="run it with --model minilm --task reviews first"):
         other._rate("mezo", method, turns)
+    soon = dataclasses.replace(method, soonest_of="spzo")
+    with pytest.raises(SystemExit, match="run mezo and spzo with --model minilm first"):
+        other._rate("spzo-soon", soon, turns)
     larger = dataclasses.replace(comparison(tmp_path), model="mpnet", rates_of="minilm")
     assert larger._rate("spzo", method, turns) == 0.2, "so does another model, where it is told to"
 
