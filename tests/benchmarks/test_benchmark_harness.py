@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 
 from benchmarks.harness import comparison
 from benchmarks.harness.fleet_run import job_toml
@@ -18,6 +19,7 @@ from edge_runtime.data.batch import Batch
 from edge_runtime.files.toml_file import read_toml
 
 
+@pytest.mark.slow
 def test_the_profiled_products_multiply_and_begin_with_the_batch(tiny_export: Callable[..., Bundle]) -> None:
     bundle = tiny_export("bert")
     batch = Batch(np.ones((3, 5), np.int64), np.ones((3, 5), np.int64), np.zeros(3, np.int64))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from ray_clusters import two_nodes
 
 from benchmarks.harness.on_ray import run_on
@@ -26,6 +27,7 @@ print(json.dumps({"twice": 2 * settings["seed"], "cwd": os.getcwd()}))
 """
 
 
+@pytest.mark.slow
 def test_runs_are_made_by_workers_and_kept_by_the_driver(tmp_path: Path) -> None:
     """The worker of one run is killed with the run: another worker makes it again."""
     script, file = tmp_path / "script.py", tmp_path / "results.jsonl"

@@ -95,6 +95,7 @@ def test_the_rows_that_were_run_are_those_that_are_counted(
     assert sum(batch.input_ids.size for batch in others) == learners * frame_tokens(MOST_TOKENS)
 
 
+@pytest.mark.slow
 def test_a_causal_model_pays_for_its_output_behind_every_split(
     tmp_path: Path, tiny_export: Callable[..., Bundle]
 ) -> None:

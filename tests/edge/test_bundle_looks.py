@@ -100,6 +100,7 @@ def test_changed_files_are_named_by_what_they_are_for(
     assert "task.labels: " in text
 
 
+@pytest.mark.slow
 def test_another_export_differs_in_fields_and_graphs(
     tiny_bundle: Bundle, tiny_export: Callable[..., Bundle], capsys: pytest.CaptureFixture[str]
 ) -> None:

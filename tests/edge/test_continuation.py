@@ -55,6 +55,7 @@ def tokens_of(bundle: Bundle, generation: Generation, prompt: str = PROMPT) -> l
 # -- where it ends --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_stops_at_the_end_of_the_text_with_and_without_a_cache(bundle: Bundle) -> None:
     tokens = tokens_of(bundle, Generation(12))
     assert len(tokens) == 12

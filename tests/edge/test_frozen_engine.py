@@ -115,9 +115,10 @@ def test_scalars_are_the_same_bits_with_kept_activations_without_and_after_a_res
 
 QUANTISED = [
     ("bert", "int4", "float32"),
-    ("llama", "int8", "float32"),
-    ("bert", "int8", "int8"),
-    ("llama", "int4", "int8"),
+    *[
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in (("llama", "int8", "float32"), ("bert", "int8", "int8"), ("llama", "int4", "int8"))
+    ],
 ]
 
 

@@ -30,16 +30,10 @@ if TYPE_CHECKING:
     from edge_runtime.data.batch import Batch
 
 HEAD, PROMPT = "classify-head", "classify-prompt"
-FAST = [
-    ("deberta", HEAD),
-    ("distilbert", HEAD),
-    ("mpnet", HEAD),
-    ("roberta-mlm", PROMPT),
-    ("opt", PROMPT),
-    ("qwen2-tied", PROMPT),
-    ("qwen2-sliding", PROMPT),
-]
+FAST = [("deberta", HEAD), ("qwen2-sliding", PROMPT)]
 SLOW = [
+    *[(kind, HEAD) for kind in ("distilbert", "mpnet")],
+    *[(kind, PROMPT) for kind in ("roberta-mlm", "opt", "qwen2-tied")],
     *[(f"{kind}-classifier", HEAD) for kind in ("deberta", "distilbert", "mpnet")],
     *[(f"{kind}-mlm", PROMPT) for kind in ("bert", "deberta", "distilbert", "mpnet")],
     *[(kind, HEAD) for kind in ("opt", "qwen2", "qwen3")],

@@ -146,6 +146,7 @@ def test_errors_of_the_command(
     assert "covey[chat]" in text
 
 
+@pytest.mark.slow
 def test_a_template_that_is_missing_or_altered_is_named(
     chat_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,7 +62,7 @@ def short(template: str) -> str:
 TEMPLATES = {"turns": short(TURNS), "tagged": short(TAGGED)}
 
 
-@pytest.fixture(scope="module", params=["turns", "tagged"])
+@pytest.fixture(scope="module", params=["tagged", pytest.param("turns", marks=pytest.mark.slow)])
 def chat_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Return the bundle of a tiny chat model, whose template marks the assistant's part, or does not."""
     root = tmp_path_factory.mktemp(request.param)
@@ -126,6 +126,7 @@ def test_data_check_counts_answers(chat_bundle: Bundle, tmp_path: Path, capsys: 
     assert "5 conversations: 7 answers to learn" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_bundle_without_a_template_refuses_conversations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain = TinyExport("llama", "causal-lm", splits=(1,)).write(tmp_path / "models", tmp_path / "plain")
     data = written(tmp_path, ROWS)

@@ -113,6 +113,7 @@ def bundle(tiny_export: Callable[..., Bundle]) -> Bundle:
     return tiny_export("opt", task=TASK, train="AB")
 
 
+@pytest.mark.slow
 def test_another_adapter_gives_other_logits(bundle: Bundle) -> None:
     """The adapter is an input of the graph: a decoder that is loaded once follows what training does."""
     decoder, theta = decoder_of(bundle), adapter_of(bundle)

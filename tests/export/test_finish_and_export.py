@@ -35,10 +35,15 @@ CASES = [
 
 # In a merged folder, a head of Covey's own is beside the encoder, which is what is exported: see docs/finish.md.
 FORMS = [(*case, form) for case in CASES for form in ("peft", "merged") if (case[0], form) != ("bert", "merged")]
+FAST = (("bert", "peft"), ("llama", "merged"))
 
 
 @pytest.mark.parametrize(
-    ("kind", "task", "options", "form"), FORMS, ids=[f"{kind}-{form}" for kind, _, _, form in FORMS]
+    ("kind", "task", "options", "form"),
+    [
+        pytest.param(*case, id=f"{case[0]}-{case[3]}", marks=[] if (case[0], case[3]) in FAST else pytest.mark.slow)
+        for case in FORMS
+    ],
 )
 def test_the_next_bundle_starts_where_training_ended(  # wide: a case, and pytest's fixtures
     tiny_export: Callable[..., Bundle], tmp_path: Path, kind: str, task: str, options: list[str], form: str

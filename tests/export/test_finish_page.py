@@ -41,6 +41,7 @@ def test_the_page_has_commands() -> None:
     assert len(COMMANDS) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_page_runs(folder: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if "--to pte" in command:

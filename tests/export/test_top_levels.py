@@ -136,6 +136,7 @@ def test_its_time_and_memory_are_measured(bundle: Bundle) -> None:
     assert found.parameter_bytes == parameter_bytes(bundle.manifest.training_graph("top:2"))
 
 
+@pytest.mark.slow
 def test_a_bundle_with_top_levels_has_a_version_of_its_own(bundle: Bundle, tiny_export: Callable[..., Bundle]) -> None:
     """Covey of before says that it is too old; what it can read is written as it was."""
     assert bundle.manifest.format_version == FORMAT_VERSION

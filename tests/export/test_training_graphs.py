@@ -145,6 +145,7 @@ def test_only_active_layers_are_bound(bundle: Bundle, level: int) -> None:
     assert sum(4 * math.prod(map(int, t.shape)) for t in frozen) == outside + level * per_layer
 
 
+@pytest.mark.slow
 def test_recomputing_keeps_hidden_states_alone(tiny_export: Callable[..., Bundle], bundle: Bundle) -> None:
     """Of a layer's forward pass, the backward pass reads only hidden states and values computed from them alone."""
     import onnx

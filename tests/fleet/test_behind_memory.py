@@ -94,6 +94,7 @@ def test_while_a_round_trains_the_front_is_not_mapped(bundle: Bundle, tmp_path: 
         assert (result.front_hits, result.front_misses) == ((24, 8), (32, 0))[index]
 
 
+@pytest.mark.slow
 def test_a_round_that_is_abandoned_before_its_first_step_goes_on_later(bundle: Bundle, tmp_path: Path) -> None:
     device = Trained(bundle, tmp_path)
     assert device.round(most_runs=3) is None

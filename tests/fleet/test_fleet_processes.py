@@ -92,6 +92,7 @@ def test_other_methods_with_momentum_end_on_the_same_bits(embedded_fleet: Fleet,
     assert result["epsilon"] is None
 
 
+@pytest.mark.slow
 def test_a_private_adaptive_job(embedded_fleet: Fleet) -> None:
     fleet = embedded_fleet
     job = write_job(
@@ -191,6 +192,7 @@ def test_a_server_killed_with_9_resumes_to_the_same_adapter(embedded_fleet: Flee
     assert hashes[0] == hashes[1]
 
 
+@pytest.mark.slow
 @pytest.mark.mosquitto
 @NEEDS_MOSQUITTO
 def test_a_duplicate_report_changes_nothing(tmp_path: Path, tiny_bundle: Bundle) -> None:

@@ -47,9 +47,9 @@ if TYPE_CHECKING:
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("bert", {}),
-    ("llama-tied", {"task": "classify-prompt"}),
 ]
 SLOW: list[tuple[str, dict[str, Any]]] = [
+    ("llama-tied", {"task": "classify-prompt"}),
     ("roberta-mlm", {"task": "classify-prompt"}),
     ("deberta", {}),
     ("mpnet-classifier", {}),
@@ -235,6 +235,7 @@ def test_mode_and_bundle_must_fit(tiny_export: Callable[..., Bundle], tmp_path: 
         export_bundle(look_at(folder), ExportOptions(options, None, [1]), tmp_path / "bundle")
 
 
+@pytest.mark.slow
 def test_completions_train_every_weight_too(tiny_export: Callable[..., Bundle]) -> None:
     bundle = tiny_export("llama-tied", task="causal-lm", train="full")
     assert bundle.manifest.train == "full"

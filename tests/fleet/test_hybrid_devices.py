@@ -266,6 +266,7 @@ print(kept - before, held() - before)
     assert left_kib < 20_000
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up_to_the_batch(graphs: Bundle) -> None:
     engine, theta = Engines(threads=1).make_training_engine(graphs), graphs.initial_adapter()
     rows = EncodedRows([[2, 5 + n, 7, 3][: 2 + n % 3] for n in range(7)], [n % 2 for n in range(7)], 0)
