@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from edge_runtime.bundle.levels import Level, ascending, top_level
 from export.errors import ExportError
 from export.model.adapter_config import merge_hint
+from export.source.architectures import has_final_norm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,18 +46,27 @@ def levels_of(shares: Sequence[float], tops: Sequence[int], n_layers: int) -> li
     return ascending([*level_counts(shares, n_layers), *map(top_level, tops)])
 
 
-def default_splits(task: TaskKind, tops: Sequence[int], n_layers: int) -> list[int]:
+def trains_norm_alone(task: TaskKind, folder: ModelFolder) -> bool:
+    """Return whether the final norm is the back block where nothing else is asked for: what was best for a prompt.
+
+    An adapter to continue with stays what it is, and some models have no final norm.
+    """
+    return task == "classify-prompt" and folder.adapter is None and has_final_norm(folder.config)
+
+
+def default_splits(task: TaskKind, tops: Sequence[int], n_layers: int, *, norm_alone: bool) -> list[int]:
     """Return the splits of a bundle for which none were asked: what was best where it was measured (docs/results.md).
 
-    With a head of its own, the head alone is the back block; other tasks begin it after two thirds of the layers. Each
-    top level gets the split below it, so that devices can train it behind a kept front.
+    With a head of its own, the head alone is the back block, and so is a prompt's final norm; otherwise it begins after
+    two thirds of the layers. Each top level gets the split below it, so that devices can train it behind a kept front.
 
     Args:
         task: the task.
         tops: numbers of layers that top levels train.
         n_layers: the model's layers.
+        norm_alone: see trains_norm_alone.
     """
-    back = n_layers if task == "classify-head" else max(1, round(n_layers * 2 / 3))
+    back = n_layers if task == "classify-head" or norm_alone else max(1, round(n_layers * 2 / 3))
     return sorted({back, *(n_layers - top for top in tops if 1 <= top < n_layers)})
 
 

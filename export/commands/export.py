@@ -58,7 +58,8 @@ def _add_graph_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split",
         help="layers at which the back block begins, e.g. 5 or 3,4,5; with the number of layers it is the head alone "
-        "(default: that for classify-head, two thirds of the layers for other tasks; and below each top level)",
+        "or the final norm (default: that for classify-head and classify-prompt, two thirds of the layers where "
+        "neither head nor norm is trained alone; and below each top level)",
     )
     parser.add_argument(
         "--levels",
@@ -132,9 +133,10 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--train-norm",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
         help="also train the final norm, whose output the label words or tokens are compared with; with the number of "
-        "layers as --split it is trained alone; for classify-prompt and causal-lm (default: frozen)",
+        "layers as --split it is trained alone; for classify-prompt and causal-lm (default: for classify-prompt with a "
+        "new adapter and neither --split nor --levels)",
     )
 
 
@@ -251,7 +253,7 @@ def _check_flags(args: argparse.Namespace) -> None:
 
 def _options(args: argparse.Namespace, folder: ModelFolder) -> ExportOptions:
     """Return the options that the flags ask for."""
-    from export.bundle.level_checks import default_splits, levels_of
+    from export.bundle.level_checks import default_splits, levels_of, trains_norm_alone
     from export.bundle.options import ExportOptions
     from export.model.lora import DEFAULT_TARGETS
     from export.model.options import BaseOptions, LoraOptions, TaskOptions
@@ -266,6 +268,8 @@ def _options(args: argparse.Namespace, folder: ModelFolder) -> ExportOptions:
         logit_scale=args.logit_scale,
         head_init=args.head_init,
     )
+    alone = args.train_norm is not False and not (args.split or args.levels or args.stack or args.train == "full")
+    alone = alone and trains_norm_alone(args.task, folder)
     lora = LoraOptions(
         r=args.lora_r,
         alpha=args.lora_alpha,
@@ -274,10 +278,14 @@ def _options(args: argparse.Namespace, folder: ModelFolder) -> ExportOptions:
         trained=list(args.lora_train),
         seed=args.seed,
         activations=Path(args.lora_init[1]) if args.lora_init else None,
-        norm=args.train_norm,
+        norm=alone if args.train_norm is None else args.train_norm,
     )
     shares, tops = levels("--levels", args.levels) if args.levels else ([], [])
-    split = numbers("--split", args.split) if args.split else default_splits(args.task, tops, folder.layers)
+    split = (
+        numbers("--split", args.split)
+        if args.split
+        else default_splits(args.task, tops, folder.layers, norm_alone=alone)
+    )
     return ExportOptions(
         task,
         lora if args.train == "lora" else None,

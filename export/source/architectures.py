@@ -51,6 +51,13 @@ def longest_row(config: Any) -> int:
     return longest
 
 
+def has_final_norm(config: Any) -> bool:
+    """Return whether a language model has a norm between its last layer and its output: OPT-350M has none."""
+    if config.model_type != "opt":
+        return True
+    return bool(config.do_layer_norm_before) and not getattr(config, "_remove_final_layer_norm", False)
+
+
 def hidden_width(config: Any) -> int:
     """Return the width of a model's last hidden state; OPT-350M projects it to the width of its embedding."""
     return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)

@@ -9,7 +9,15 @@ import msgspec
 
 from edge_runtime.bundle.levels import Level, kind_of, rank, trained_layers
 from edge_runtime.bundle.memory_need import bytes_for, levels_that_fit, rows_that_fit
-from server.advice.findings import LEVELS_TABLE, METHODS_TABLE, TOP_TABLE, forward_run, lost_at
+from server.advice.findings import (
+    LEVELS_TABLE,
+    METHODS_TABLE,
+    PROMPT_NORM,
+    TOP_TABLE,
+    forward_run,
+    lost_at,
+    trains_norm,
+)
 from server.advice.frozen_front import warm_seconds, what_it_trains
 from server.advice.quantised import lacks_of_base
 from server.advice.schedules import lost_behind
@@ -272,6 +280,13 @@ def _lacks_of_forward(manifest: Manifest) -> list[str]:
         lacks.append(
             "the bundle has no split behind the last layer, which saved a factor of 8 in forward passes against "
             f"MeZO ({METHODS_TABLE}); covey export --split {manifest.model.layers} makes it"
+        )
+    if manifest.task.kind == "classify-prompt" and not trains_norm(manifest):
+        norm = PROMPT_NORM
+        lacks.append(
+            f"the bundle does not train the final norm alone, which was at accuracy {norm.accuracy:.3f} after "
+            f"{norm.forwards_to_it:.0f} forward passes ({METHODS_TABLE}: {norm.name} on {norm.model}); covey export "
+            f"--train-norm --split {manifest.model.layers} makes it"
         )
     return [*lacks, _elsewhere(run.model)]
 

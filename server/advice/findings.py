@@ -154,7 +154,8 @@ PROMPT = ForwardRun("smollm2", "lora", "spzo", 20 / 30, 8, 2, 8, 4, 0.1, 0.7083,
 FULL_HEAD = ForwardRun("minilm", "full", "spzo-head", 1.0, 16, 4, 16, 64, 0.009, 0.7600, 640.0)
 FULL_MIDDLE = ForwardRun("minilm", "full", "spzo", 4 / 6, 16, 2, 16, 4, 0.009, 0.6467, 640.0)
 FROZEN_HEAD = ForwardRun("minilm", "lora", "spzo-frozen-head", 1.0, 16, 4, 16, 64, 0.03, 0.7378, 130.3, 0.7800, 320.0)
-FORWARD_RUNS = (HEAD, MIDDLE, PROMPT, FULL_HEAD, FULL_MIDDLE, FROZEN_HEAD)
+PROMPT_NORM = ForwardRun("smollm2", "lora", "NAME", 1.0, 8, 4, 8, 64, 3.0, 0.7306, 0.0, 0.8250, 0.0)
+FORWARD_RUNS = (HEAD, MIDDLE, PROMPT, FULL_HEAD, FULL_MIDDLE, FROZEN_HEAD, PROMPT_NORM)
 
 BACKPROP_RUNS: dict[TaskKind, BackpropRun] = {
     "classify-head": BackpropRun("minilm", 30, 4, 8, 0.003),
@@ -202,7 +203,8 @@ def forward_run(manifest: Manifest, *, is_frozen: bool = False) -> ForwardRun | 
 
     Args:
         manifest: the bundle's.
-        is_frozen: whether the front is to be frozen; runs with a frozen front are there for a head alone.
+        is_frozen: whether the front is to be frozen; runs with a frozen front are there for a head, or a final norm,
+            alone.
     """
     task, full = manifest.task.kind, manifest.train == "full"
     if task == "classify-head":
@@ -212,7 +214,16 @@ def forward_run(manifest: Manifest, *, is_frozen: bool = False) -> ForwardRun | 
         if at_head and is_frozen:
             return FROZEN_HEAD
         return HEAD if at_head else MIDDLE
-    return PROMPT if task == "classify-prompt" and not full else None
+    if task != "classify-prompt" or full:
+        return None
+    return PROMPT_NORM if is_frozen and trains_norm(manifest) else PROMPT
+
+
+def trains_norm(manifest: Manifest) -> bool:
+    """Return whether a bundle trains the final norm of a language model, alone behind one of its splits."""
+    layers = manifest.model.layers
+    behind = [parameter.name for parameter in manifest.parameters if parameter.layer == layers]
+    return layers in manifest.splits and bool(behind) and not any("lora_" in name for name in behind)
 
 
 def lost_at(task: TaskKind, level: Level, layers: int) -> tuple[float, float] | None:

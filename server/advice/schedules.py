@@ -12,9 +12,13 @@ from server.advice.findings import (
     FROZEN_RUNS,
     KEPT_FRONT_RUNS,
     KEPT_FRONT_TABLE,
+    METHODS_TABLE,
+    PROMPT,
+    PROMPT_NORM,
     SCHEDULES_TABLE,
     KeptFrontRun,
     ScheduleRun,
+    forward_run,
 )
 
 if TYPE_CHECKING:
@@ -118,6 +122,8 @@ def lost_behind(manifest: Manifest, level: Level) -> str:
 def weighed_frozen_front(manifest: Manifest, split: int) -> Weighed:
     """Weigh a frozen front on forward-only boards, at the split of the job."""
     what = "a frozen front"
+    if forward_run(manifest, is_frozen=True) is PROMPT_NORM:
+        return Weighed(what=what, is_chosen=True, because=_norm_against_layers())
     run = FROZEN_RUNS.get(manifest.task.kind)
     if run is None:
         return _unknown(what, f"it was not measured for {manifest.task.kind}")
@@ -145,6 +151,15 @@ def weighed_forward_from(manifest: Manifest, rounds: int) -> tuple[Weighed, int]
     because = f"with backprop devices at half depth: {measured}"
     weighed = Weighed(what=what, is_chosen=best.pays, because=f"{because} ({SCHEDULES_TABLE})")
     return weighed, round(best.share * rounds) if best.pays else 0
+
+
+def _norm_against_layers() -> str:
+    ours, other = PROMPT_NORM, PROMPT
+    return (
+        f"the final norm alone was at accuracy {ours.accuracy:.3f} after {ours.forwards_to_it:.0f} forward passes, the "
+        f"last third of the layers at {other.accuracy:.3f} after {other.forwards_to_it:.0f} "
+        f"({METHODS_TABLE}: {ours.name} and {other.name} on {ours.model})"
+    )
 
 
 def _unknown(what: str, why: str) -> Weighed:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edge_runtime.bundle.levels import kind_of
 from server.advice.findings import (
     BACKPROP_RUNS,
+    FROZEN_RUNS,
     KEPT_FRONT_TABLE,
     LEVELS_TABLE,
     METHODS_TABLE,
@@ -101,7 +102,8 @@ def settings_for(about: About, wanted: Wanted) -> Settings:
     tables: dict[str, Any] = {"step": step} if step else {}
     if wanted.is_frozen:
         tables["schedule"] = {"train_front_from": "never"}
-        forward_source += f"; the frozen front: {SCHEDULES_TABLE}"
+        if manifest.task.kind in FROZEN_RUNS:
+            forward_source += f"; the frozen front: {SCHEDULES_TABLE}"
     backprop_source = None
     if wanted.kept is not None:
         backprop_source = f"{KEPT_FRONT_TABLE}, on {wanted.kept.run.model}"

@@ -228,7 +228,8 @@ def test_executorch_agrees(tiny_export: Callable[..., Bundle], kind: str, task: 
 
 
 def test_without_a_split_the_back_block_is_what_was_best_and_each_top_level_has_its_own() -> None:
-    assert default_splits("classify-head", [], 6) == [6]
-    assert default_splits("classify-head", [3, 6], 6) == [3, 6]
-    assert default_splits("classify-prompt", [], 30) == [20]
-    assert default_splits("causal-lm", [7], 1) == [1]
+    assert default_splits("classify-head", [], 6, norm_alone=False) == [6]
+    assert default_splits("classify-head", [3, 6], 6, norm_alone=False) == [3, 6]
+    assert default_splits("classify-prompt", [], 30, norm_alone=True) == [30]
+    assert default_splits("classify-prompt", [], 30, norm_alone=False) == [20]
+    assert default_splits("causal-lm", [7], 1, norm_alone=False) == [1]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from exports import export, generic_adapter, model_dir_of
+from exports import TEMPLATE, export, generic_adapter, model_dir_of
 from masks import with_masks
 from parity import assert_parity, batches, finished_folder
 from peft import PeftModel
@@ -18,9 +18,11 @@ from tiny_models import make_model
 from transformers import AutoModelForCausalLM
 
 from edge_runtime.bundle.decode import find_decode
+from edge_runtime.bundle.folder import open_bundle
 from edge_runtime.bundle.layout import front_size
 from edge_runtime.engines.choose import Engines
 from edge_runtime.errors import ConfigError
+from export.bundle.level_checks import trains_norm_alone
 from export.bundle.options import ExportOptions
 from export.errors import ExportError
 from export.finished import load_finished
@@ -149,3 +151,40 @@ def test_every_weight_includes_the_norm(tmp_path: Path, capsys: pytest.CaptureFi
     flags = ("--task", "causal-lm", "--train", "full", "--train-norm")
     assert export(tmp_path, tmp_path / "out", *flags) == ConfigError.exit_code
     assert "trains the final norm as every weight" in capsys.readouterr().err
+
+
+PROMPT_FLAGS = ("--task", "classify-prompt", "--labels", "bad,good", *TEMPLATE, "--label-words", " terrible, great")
+
+
+def made(kind: str, tmp_path: Path, *flags: str) -> tuple[list[int], bool]:
+    """The splits of a bundle, and whether it trains something behind the layers."""
+    model, out = tmp_path / kind, tmp_path / "bundle"
+    if not model.exists():
+        make_model(kind, model)
+    assert export(model, out, *PROMPT_FLAGS, "--force", *flags) == 0
+    manifest = open_bundle(out).manifest
+    return manifest.splits, manifest.parameters[-1].layer == manifest.model.layers
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "expected"),
+    [
+        ("llama", (), ([3], True)),
+        pytest.param("llama", ("--no-train-norm",), ([2], False), marks=pytest.mark.slow),
+        pytest.param("llama", ("--split", "1"), ([1], False), marks=pytest.mark.slow),
+        pytest.param("llama", ("--split", "1", "--train-norm"), ([1], True), marks=pytest.mark.slow),
+        pytest.param("llama", ("--train", "full"), ([2], True), marks=pytest.mark.slow),
+        pytest.param("opt-narrow", (), ([2], False), marks=pytest.mark.slow),
+    ],
+)
+def test_without_a_split_a_prompts_norm_is_trained_alone(
+    kind: str, flags: tuple[str, ...], expected: tuple[list[int], bool], tmp_path: Path
+) -> None:
+    assert made(kind, tmp_path, *flags) == expected
+
+
+def test_an_adapter_that_is_continued_keeps_what_it_trains(tmp_path: Path) -> None:
+    adapter = look_at(write_adapter("qwen2", tmp_path / "base", tmp_path / "adapter", {"target_modules": ["q_proj"]}))
+    assert not trains_norm_alone("classify-prompt", adapter)
+    assert trains_norm_alone("classify-prompt", look_at(tmp_path / "base"))
+    assert not trains_norm_alone("causal-lm", look_at(tmp_path / "base"))

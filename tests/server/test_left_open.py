@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from fleets import reviews, toml, write_rows
 
-from server.advice.findings import FROZEN_HEAD
+from server.advice.findings import FROZEN_HEAD, PROMPT, PROMPT_NORM
 from server.advice.left_open import ABOUT_ELSE, completed, leaves_open
 from server.job.job import Job, job_of
 from server.serving.loaded_job import load_job
@@ -68,6 +68,16 @@ def test_a_head_gets_what_was_measured_for_heads(at_head: Bundle) -> None:
     )
     assert job.stld is None
     assert job.front == "frozen"
+
+
+def test_a_prompts_norm_gets_what_was_measured_for_it(tiny_export: Callable[..., Bundle]) -> None:
+    job = job_for(PLAIN, tiny_export("llama", task="classify-prompt", norm=True, splits=(2, 3)))
+    assert (job.rounds, job.steps, job.batch_size, job.split) == (PROMPT_NORM.rounds, 4, 8, 3)
+    assert (job.step.back_perturbations, job.step.learning_rate) == (64, PROMPT_NORM.learning_rate)
+    assert job.front == "frozen"
+    plain = job_for(PLAIN, tiny_export("llama", task="classify-prompt"))
+    assert plain.frozen_rounds == 0
+    assert plain.step.learning_rate == PROMPT.learning_rate
 
 
 def test_where_the_bundle_has_levels_devices_may_backpropagate(tiny_export: Callable[..., Bundle]) -> None:

@@ -175,3 +175,21 @@ def test_what_was_not_measured_is_not_known(bundle: Bundle, at_head: Bundle) -> 
         assert "not known: it was" in weighed.because
     weighed = weighed_kept_front(at_head.manifest, kept_front(at_head.manifest, {3: []}), all_backpropagate=True)
     assert "the bundle has no training graphs behind a split; covey export" in weighed.because
+
+
+@pytest.mark.parametrize(("norm", "front"), [(True, "frozen"), (False, None)])
+def test_a_prompts_final_norm_is_trained_alone_where_the_bundle_can(
+    tiny_export: Callable[..., Bundle],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    norm: bool,
+    front: str | None,
+) -> None:
+    prompt = tiny_export("llama", task="classify-prompt", **({"norm": True, "splits": (2, 3)} if norm else {}))
+    found = Advised(tmp_path, prompt, LITTLE).said(capsys)
+    (weighed,), (board,) = found["schedules"], found["boards"]
+    assert weighed["is_chosen"] == norm
+    assert ("the final norm alone was at accuracy" in weighed["because"]) == norm
+    assert any("--train-norm --split 3 makes it" in lack for lack in board["lacks"]) == (not norm)
+    job = load_job(tmp_path / "job.toml", prompt.path)[0].job
+    assert (job.front, job.split) == (front, 3 if norm else 2)
