@@ -153,7 +153,7 @@ def advise(board: Board, settings: Settings, tokens: int) -> BoardAdvice:
             _frozen_front(arm, basis, profile, fitted) if job.frozen_rounds else None,
         )  # fmt: skip
     memory = _forward_memory(profile, fitted.split)
-    lacks += _lacks_of_forward(fitted.manifest)
+    lacks += _lacks_of_forward(fitted.manifest, is_frozen=fitted.job.frozen_rounds > 0)
     return BoardAdvice(
         board.name, "forward-only", None, fitted.split, 0 if rule.front_is_frozen else rule.front_perturbations,
         rule.back_perturbations,
@@ -264,8 +264,8 @@ def _scalar_bytes(fitted: FittedJob) -> tuple[Figure, Figure]:
     return up, Figure(None, f"{scalars} bytes of scalars for each report of a round; give --cohort")
 
 
-def _lacks_of_forward(manifest: Manifest) -> list[str]:
-    run = forward_run(manifest)
+def _lacks_of_forward(manifest: Manifest, *, is_frozen: bool) -> list[str]:
+    run = forward_run(manifest, is_frozen=is_frozen)
     if run is None:
         return [f"nothing was measured for a bundle that does {manifest.task.kind} and trains {manifest.train}"]
     lacks = []

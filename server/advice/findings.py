@@ -38,7 +38,7 @@ class ForwardRun:
         steps: local steps per round.
         batch_size: rows per step.
         back_perturbations: P2; P1 was 1.
-        learning_rate: the best on validation rows.
+        learning_rate: the best on validation rows; of spzo-norm-soon, that which was soonest at MeZO's loss there.
         accuracy: held-out accuracy at the end, 0 … 1.
         forwards_to_it: forward equivalents after which the mean accuracy reached ``accuracy``.
         rival_accuracy: backprop's at the end; None: not run.
@@ -154,7 +154,7 @@ PROMPT = ForwardRun("smollm2", "lora", "spzo", 20 / 30, 8, 2, 8, 4, 0.1, 0.7083,
 FULL_HEAD = ForwardRun("minilm", "full", "spzo-head", 1.0, 16, 4, 16, 64, 0.009, 0.7600, 640.0)
 FULL_MIDDLE = ForwardRun("minilm", "full", "spzo", 4 / 6, 16, 2, 16, 4, 0.009, 0.6467, 640.0)
 FROZEN_HEAD = ForwardRun("minilm", "lora", "spzo-frozen-head", 1.0, 16, 4, 16, 64, 0.03, 0.7378, 130.3, 0.7800, 320.0)
-PROMPT_NORM = ForwardRun("smollm2", "lora", "NAME", 1.0, 8, 4, 8, 64, 3.0, 0.7306, 0.0, 0.8250, 0.0)
+PROMPT_NORM = ForwardRun("smollm2", "lora", "spzo-norm-soon", 1.0, 8, 4, 8, 64, 0.9, 0.7722, 111.1, 0.8250, 240.0)
 FORWARD_RUNS = (HEAD, MIDDLE, PROMPT, FULL_HEAD, FULL_MIDDLE, FROZEN_HEAD, PROMPT_NORM)
 
 BACKPROP_RUNS: dict[TaskKind, BackpropRun] = {
