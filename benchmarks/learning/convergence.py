@@ -82,8 +82,9 @@ def main() -> None:
         paths = prepare(args.model, args.mode, args.task, setup, args.workdir)
         for name in names:
             if own := methods[name].export_flags:
-                folder = Path(paths["root"]) / own_bundle(name)
-                paths[own_bundle(name)] = export(args.model, args.mode, args.task, setup, folder, own)
+                key = own_bundle(name, methods[name])
+                folder = Path(paths["root"]) / key
+                paths[key] = export(args.model, args.mode, args.task, setup, folder, own)
         with open_workers(ray_options(None, args.ray_address)) as workers:
             run = run_program if workers is None else run_on(workers)
             comparison = Comparison(
@@ -116,9 +117,9 @@ def prepare(model: str, mode: str, task: str, setup: Setup, workdir: Path) -> di
     }
 
 
-def own_bundle(name: str) -> str:
-    """Return the name of a method's own bundle."""
-    return f"{BUNDLE}-{name}"
+def own_bundle(name: str, method: Method) -> str:
+    """Return the name of a method's own bundle; a row ``…-soon`` has that of the row without."""
+    return f"{BUNDLE}-{method.soonest_of or name}"
 
 
 def export(model: str, mode: str, task: str, setup: Setup, bundle: Path, more: tuple[str, ...] = ()) -> str:
@@ -238,7 +239,7 @@ class Comparison:
         if self.task != REVIEWS:
             key["task"] = self.task  # runs of the reviews were kept before there was another task
         layers = self.setup.layers + self.plan.output_layers
-        bundle = self.paths[own_bundle(name) if method.export_flags else BUNDLE]
+        bundle = self.paths[own_bundle(name, method) if method.export_flags else BUNDLE]
         more = {**self.paths, BUNDLE: bundle, "layers": layers, "max_tokens": self.setup.max_tokens}
         with turns:
             result, seconds = find_or_run(self.results, PROGRAM, key, more, self.make_run)

@@ -5,7 +5,7 @@ It reads the manifest and, where there is a decode graph, decode.json.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -36,6 +36,14 @@ def group_of(path: str, manifest: Manifest) -> str:
     if path.startswith("graphs/") or path in (DECODE_FILE, STACK_FILE, BEHIND_FILE):
         return "graphs"
     return "golden vectors" if path == manifest.golden.file else "other files"
+
+
+def trained_behind_layers(manifest: Manifest) -> Literal["head", "final norm"] | None:
+    """Return what a bundle trains behind the last layer beside LoRA; None: nothing, or it trains every weight."""
+    behind = [p.name for p in manifest.parameters if p.layer == manifest.model.layers and "lora_" not in p.name]
+    if manifest.train == "full" or not behind:
+        return None
+    return "head" if manifest.task.kind == "classify-head" else "final norm"
 
 
 def decode_overview(bundle: Bundle) -> dict[str, Any] | None:
@@ -70,6 +78,7 @@ def overview(bundle: Bundle) -> dict[str, Any]:
         "task": msgspec.to_builtins(manifest.task),
         "train": manifest.train,
         "lora": msgspec.to_builtins(manifest.lora),
+        "trained_behind_layers": trained_behind_layers(manifest),
         "trainable_parameters": total_size(manifest.parameters),
         "vocab_size": manifest.vocab_size,
         "splits": list(manifest.splits),

@@ -61,7 +61,9 @@ def _show(args: argparse.Namespace) -> int:
 
 def _overview_text(path: Path, values: Mapping[str, Any]) -> str:
     model, task, lora = values["model"], values["task"], values["lora"]
-    trained = "every weight" if lora is None else f"LoRA r={lora['r']} on {', '.join(lora['targets'])}, and the head"
+    trained = "every weight" if lora is None else f"LoRA r={lora['r']} on {', '.join(lora['targets'])}"
+    if behind := values["trained_behind_layers"]:
+        trained += f", and the {behind}"
     needs = values["needs"]
     versions = {} if needs is None else needs["runtimes"] | {"tokenizers": needs["tokenizers"]}
     lines = [

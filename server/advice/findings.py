@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from edge_runtime.bundle.levels import kind_of, trained_layers
+from edge_runtime.bundle.overview import trained_behind_layers
 
 if TYPE_CHECKING:
     from edge_runtime.bundle.levels import Level
@@ -221,9 +222,7 @@ def forward_run(manifest: Manifest, *, is_frozen: bool = False) -> ForwardRun | 
 
 def trains_norm(manifest: Manifest) -> bool:
     """Return whether a bundle trains the final norm of a language model, alone behind one of its splits."""
-    layers = manifest.model.layers
-    behind = [parameter.name for parameter in manifest.parameters if parameter.layer == layers]
-    return layers in manifest.splits and bool(behind) and not any("lora_" in name for name in behind)
+    return manifest.model.layers in manifest.splits and trained_behind_layers(manifest) == "final norm"
 
 
 def lost_at(task: TaskKind, level: Level, layers: int) -> tuple[float, float] | None:

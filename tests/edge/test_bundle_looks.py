@@ -52,8 +52,20 @@ def test_show_says_what_a_bundle_is(tiny_bundle: Bundle, capsys: pytest.CaptureF
         *manifest.task.labels,
         manifest.graphs[0].file,
         "onnxruntime",
+        "on query, value, and the head: ",
     ):
         assert word in text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"norm": True, "splits": (2, 3)}, "on q_proj, v_proj, and the final norm: "), ({}, "on q_proj, v_proj: ")],
+)
+def test_show_says_what_a_prompts_bundle_trains(
+    tiny_export: Callable[..., Bundle], capsys: pytest.CaptureFixture[str], options: dict[str, Any], said: str
+) -> None:
+    assert edge_cli.main(["bundle", "show", str(tiny_export("llama", task="classify-prompt", **options).path)]) == 0
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.slow
