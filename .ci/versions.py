@@ -115,7 +115,7 @@ def resolve(title: str, end: str, extras_wanted: list[str], python: str, folder:
     extras = [flag for extra in extras_wanted for flag in ("--extra", extra)]
     command = [str(uv / "bin" / "uv"), "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--python", python]
     command += ["--resolution", RESOLUTIONS[end], *extras, "pyproject.toml"]
-    found = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout
     named = named_packages(extras_wanted)
     lines = [line for line in found.splitlines() if line.partition("==")[0] in named]
     print(f"{title}: {' '.join(lines)}", flush=True)
