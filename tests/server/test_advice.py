@@ -38,7 +38,7 @@ def _kept(name: str) -> list[dict[str, Any]]:
 
 
 def _mean(model: str, mode: str, name: str) -> tuple[list[dict[str, Any]], float, list[tuple[float, float]]]:
-    kept = _kept("convergence.jsonl")
+    kept = [run for run in _kept("convergence.jsonl") if "task" not in run]  # without one: the reviews
     runs = [run for run in kept if (run["model"], run["mode"], run["name"]) == (model, mode, name)]
     curves = zip(*(run["curve"] for run in runs), strict=True)
     mean = [(points[0][0], statistics.fmean(point[2] for point in points)) for points in curves]
