@@ -33,7 +33,6 @@ print(json.dumps([platform.python_version(), {name: metadata.version(name) for n
 """
 
 
-@pytest.mark.slow
 def test_an_old_and_a_new_device_train_together(tmp_path: Path, tiny_bundle: Bundle) -> None:
     assert DEVICE_PYTHON is not None
     asked = subprocess.run([DEVICE_PYTHON, "-c", _VERSIONS], check=True, capture_output=True, text=True).stdout
