@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -60,6 +61,16 @@ def test_it_goes_on_after_a_restart_and_shows_no_event_twice(fleet: Fleet, tmp_p
     assert opened["arms"]["pi-1"].startswith("split 2 x ")
 
 
+def _pressed(watching: subprocess.Popen[bytes]) -> int:
+    """Press Ctrl-C, again where nothing happens, as a user does: Python loses an interrupt within a destructor."""
+    for _ in range(2):
+        watching.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return watching.wait(60)
+    watching.send_signal(signal.SIGINT)
+    return watching.wait(60)
+
+
 def test_on_a_terminal_it_draws_rounds_and_devices_and_ctrl_c_leaves_the_job_running(fleet: Fleet) -> None:
     fleet.stay().wait_event("serving")
     _submit(fleet, 5000)
@@ -82,8 +93,7 @@ def test_on_a_terminal_it_draws_rounds_and_devices_and_ctrl_c_leaves_the_job_run
     try:
         for part in (b"held-out loss", b"pi-1", b"split 2 x ", b"waits for ", b" left"):
             wait_for(lambda part=part: part in seen, f"{part!r} on the terminal")
-        watching.send_signal(signal.SIGINT)
-        assert watching.wait(60) == 130
+        assert _pressed(watching) == 130
     finally:
         watching.kill()
         watching.wait()
