@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import TYPE_CHECKING, Any
 
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 
 from export.model.names import layer_of
+from export.model.one_row import run_one_row
 from export.model.tasks import PooledClassifier
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from export.model.adapter_table import Fate
     from export.model.tasks import TaskModel
@@ -94,23 +95,13 @@ def modules_elsewhere(task_model: TaskModel, peft_model: Any) -> dict[str, str]:
     first_layer = [module for name, module in peft_model.named_modules() if layer_of(name) == 0]
     found = dict.fromkeys(wrapped, _UNUSED)
     inside: list[bool] = []
-    hooks = [module.register_forward_pre_hook(lambda *_: inside.append(True)) for module in first_layer]
 
-    def note(name: str) -> Any:
-        def ran(*_: Any) -> None:
-            if inside:
-                found.pop(name, None)
-            else:
-                found[name] = _BEFORE
+    def note(name: str) -> None:
+        if inside:
+            found.pop(name, None)
+        else:
+            found[name] = _BEFORE
 
-        return ran
-
-    hooks += [module.register_forward_pre_hook(note(name)) for name, module in wrapped.items()]
-    tokens = [1, 1 if task_model.mask_token_id is None else task_model.mask_token_id, 1]
-    try:
-        with torch.no_grad():
-            task_model(torch.tensor([tokens]), torch.ones(1, len(tokens), dtype=torch.int64))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    before: dict[Any, Callable[[], object]] = {module: lambda: inside.append(True) for module in first_layer}
+    run_one_row(task_model, before | {module: functools.partial(note, name) for name, module in wrapped.items()})
     return found

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from export.errors import ExportError
 from export.model.names import layer_of
+from export.model.one_row import run_one_row
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from export.model.tasks import TaskModel
 
 
@@ -26,26 +28,13 @@ def final_norm(task_model: TaskModel) -> str:
         ExportError: the model has none, as OPT-350M.
     """
     found: list[str] = []
-    hooks = []
-
-    def note(name: str, module: Any) -> Any:
-        def ran(*_: Any) -> None:
-            if layer_of(name) is not None:
-                found.clear()
-            elif getattr(module, "weight", None) is not None and module.weight.ndim == 1:
-                found.append(name)
-
-        return ran
-
+    before: dict[Any, Callable[[], object]] = {}
     for name, module in task_model.model.named_modules():
-        hooks.append(module.register_forward_pre_hook(note(name, module)))
-    tokens = [1, 1 if task_model.mask_token_id is None else task_model.mask_token_id, 1]
-    try:
-        with torch.no_grad():
-            task_model(torch.tensor([tokens]), torch.ones(1, len(tokens), dtype=torch.int64))
-    finally:
-        for hook in hooks:
-            hook.remove()
+        if layer_of(name) is not None:
+            before[module] = found.clear
+        elif getattr(module, "weight", None) is not None and module.weight.ndim == 1:
+            before[module] = functools.partial(found.append, name)
+    run_one_row(task_model, before)
     if not found:
         raise ExportError(
             f"--train-norm: {type(task_model.model).__name__} has no norm between its last layer and its output "
